@@ -1,0 +1,100 @@
+//! One byte budget for everything that requests hold in memory: bodies, inflated bytes, parts.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+/// The process-wide bound on bytes held by requests. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Inner { limit, used: AtomicUsize::new(0) }))
+    }
+
+    /// The bound, in bytes.
+    pub fn limit(&self) -> usize {
+        self.0.limit
+    }
+
+    /// Bytes taken now.
+    pub fn used(&self) -> usize {
+        self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// An empty permit that can grow.
+    pub fn permit(&self) -> Permit {
+        Permit { budget: self.clone(), bytes: 0 }
+    }
+
+    /// Takes `bytes`, or nothing when there is no room.
+    pub fn take(&self, bytes: usize) -> Option<Permit> {
+        let mut permit = self.permit();
+        permit.grow(bytes).then_some(permit)
+    }
+
+    fn try_add(&self, bytes: usize) -> bool {
+        self.0
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= self.0.limit)
+            })
+            .is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A share of the budget, given back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    budget: Budget,
+    bytes: usize,
+}
+
+impl Permit {
+    /// Takes `more` bytes on top; on `false` nothing changed.
+    #[must_use]
+    pub fn grow(&mut self, more: usize) -> bool {
+        let grown = more == 0 || self.budget.try_add(more);
+        if grown {
+            self.bytes += more;
+        }
+        grown
+    }
+
+    /// Gives back all but `keep` bytes.
+    pub fn shrink_to(&mut self, keep: usize) {
+        if let Some(extra) = self.bytes.checked_sub(keep) {
+            self.bytes = keep;
+            self.budget.give_back(extra);
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Moves what `other` holds into this permit.
+    pub fn absorb(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}

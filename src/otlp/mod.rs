@@ -1,0 +1,10 @@
+//! The vocabulary of OTLP: signals, levels, wire format, framed messages, outcomes. Depends on nothing of ours.
+
+pub mod framed;
+pub mod outcome;
+pub mod signal;
+pub mod wire;
+
+pub use framed::Framed;
+pub use outcome::{Outcome, Reason, Refusal};
+pub use signal::{Level, RecordFields, Signal};

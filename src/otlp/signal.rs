@@ -1,0 +1,88 @@
+//! Signals, and how each nests its records.
+
+/// One of OTLP's signals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Signal {
+    /// Spans.
+    Traces,
+    /// Metrics.
+    Metrics,
+    /// Log records.
+    Logs,
+    /// Profiles (in development in OTLP).
+    Profiles,
+}
+
+impl Signal {
+    /// Every signal.
+    pub const ALL: [Self; 4] = [Self::Traces, Self::Metrics, Self::Logs, Self::Profiles];
+
+    /// The name in configuration, metric labels and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Traces => "traces",
+            Self::Metrics => "metrics",
+            Self::Logs => "logs",
+            Self::Profiles => "profiles",
+        }
+    }
+
+    /// The path of the signal's gRPC method.
+    pub fn grpc_path(self) -> &'static str {
+        match self {
+            Self::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Self::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+            Self::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+            Self::Profiles => "/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export",
+        }
+    }
+
+    /// The signal of a gRPC path.
+    pub fn from_grpc_path(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|signal| signal.grpc_path() == path)
+    }
+
+    /// A small number for tables indexed by signal.
+    pub fn index(self) -> usize {
+        match self {
+            Self::Traces => 0,
+            Self::Metrics => 1,
+            Self::Logs => 2,
+            Self::Profiles => 3,
+        }
+    }
+}
+
+/// One level of nesting on the way from a request to its records: which fields of a message hold its children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    /// Field numbers of the children; every other field is the message's envelope.
+    pub children: &'static [u32],
+}
+
+/// Which of a record's own fields the router is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordFields {
+    /// Field number of the record's trace ID (bytes), 0 when it has none.
+    pub id: u32,
+    /// Field number of the record's start time (`fixed64`, nanoseconds since 1970), 0 when it has none.
+    pub start: u32,
+}
+
+impl Signal {
+    /// The levels from the request down to the record.
+    ///
+    /// Field numbers are those of opentelemetry-proto 1.11: `Export*ServiceRequest` 1 → `Resource*` 2 → `Scope*` 2.
+    pub fn levels(self) -> &'static [Level] {
+        &[Level { children: &[1] }, Level { children: &[2] }, Level { children: &[2] }]
+    }
+
+    /// The fields of a record that routing looks at: `Span` 1 and 7, `LogRecord` 9 and 1 (opentelemetry-proto 1.11).
+    pub fn record_fields(self) -> RecordFields {
+        match self {
+            Self::Traces => RecordFields { id: 1, start: 7 },
+            Self::Logs => RecordFields { id: 9, start: 1 },
+            Self::Metrics | Self::Profiles => RecordFields { id: 0, start: 0 },
+        }
+    }
+}
