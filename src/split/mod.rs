@@ -1,1 +1,235 @@
-//! (room: split)
+//! The cut: one export request in, the part of each target out. Pure bytes → bytes: no I/O, no clock, no backend known.
+//!
+//! [`plan`] walks the wire format once. A table of levels says which fields lead down to the records; a [`Router`] is
+//! asked for the targets of each record; all else is envelope. What it finds is written down as ranges of bytes, so
+//! that [`Plan::total_len`] is exact before any part is built. [`Plan::build`] then writes each part: the envelopes of
+//! the messages that hold its records, verbatim, and each run of neighbouring records with one copy.
+//!
+//! What it promises of a part: records are byte for byte what they were and in their order; each message that holds
+//! one of them has all its other fields, in their order, in front of its children; children keep their field number.
+//! Messages that hold no record are not in any part (OTLP lets forwarders drop them). Records and attributes are never
+//! decoded, so unknown fields, groups, invalid UTF-8 and any nesting depth pass through. Of a record only the
+//! top-level fields are walked, to their end, so that a broken one is found here and not in a call shared with others.
+//!
+//! Stricter than protobuf in one point: where the wire type of a child, an ID or a start time is not what OTLP says,
+//! the request is malformed. Protobuf would treat such a field as unknown; Collectors refuse it.
+//!
+//! Reading order: this page, `walk`, `scratch`, `measure`, `pieces`. Called by the pipeline and, for [`by_size`], by dispatch.
+
+mod measure;
+mod pieces;
+mod scratch;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+
+pub use self::{pieces::by_size, scratch::Scratch};
+use crate::otlp::{
+    Framed, Level, RecordFields, Signal,
+    framed::PREFIX_LEN,
+    wire::{Malformed, WireError},
+};
+
+/// Where a record goes: a number that means something to the router only. Any value will do; few of them occur.
+pub type Target = u32;
+
+/// The targets of one record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Targets {
+    /// Nobody: the record is counted as unrouted and is in no part.
+    #[default]
+    None,
+    /// One, as nearly always.
+    One(Target),
+    /// Several, each of which gets the record.
+    Many(Several),
+}
+
+/// Up to three different targets, which is what an open hand-off window can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Several {
+    targets: [Target; 3],
+    len: u8,
+}
+
+impl Targets {
+    /// Adds a target, if it is not among them; `false` when there are three others already.
+    #[must_use]
+    pub fn add(&mut self, target: Target) -> bool {
+        *self = match *self {
+            Self::None => Self::One(target),
+            Self::One(first) if first == target => return true,
+            Self::One(first) => Self::Many(Several { targets: [first, target, 0], len: 2 }),
+            Self::Many(several) if several.as_slice().contains(&target) => return true,
+            Self::Many(Several { targets: [first, second, _], len: 2 }) => {
+                Self::Many(Several { targets: [first, second, target], len: 3 })
+            }
+            Self::Many(_) => return false,
+        };
+        true
+    }
+}
+
+impl Several {
+    /// The targets, each once.
+    pub fn as_slice(&self) -> &[Target] {
+        self.targets.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+/// What a router is shown of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// The record's own fields, without the tag and length in front.
+    pub bytes: &'a [u8],
+    /// The last occurrence of its ID field, as protobuf counts; empty when there is none.
+    pub id: &'a [u8],
+    /// The last occurrence of its start time; 0 when there is none.
+    pub start: u64,
+}
+
+/// Says where records go. Every closure of this shape is one.
+pub trait Router {
+    /// The targets of one record. Asked once for each record, in their order.
+    fn route(&mut self, record: &Record<'_>) -> Targets;
+}
+
+impl<F: FnMut(&Record<'_>) -> Targets> Router for F {
+    fn route(&mut self, record: &Record<'_>) -> Targets {
+        self(record)
+    }
+}
+
+/// What one target gets of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The target.
+    pub target: Target,
+    /// How many records.
+    pub records: u32,
+    /// Length of its part, without gRPC's prefix.
+    pub len: usize,
+}
+
+/// How a message nests its records.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// From the request down to the message that holds the records.
+    pub(crate) levels: &'static [Level],
+    /// What is read of a record.
+    pub(crate) fields: RecordFields,
+}
+
+impl From<Signal> for Shape {
+    fn from(signal: Signal) -> Self {
+        Self { levels: signal.levels(), fields: signal.record_fields() }
+    }
+}
+
+/// Finds out what each target gets of a request, and how long that will be. Builds nothing yet.
+pub fn plan<'a, R: Router>(
+    signal: Signal,
+    payload: &'a [u8],
+    router: &mut R,
+    scratch: &'a mut Scratch,
+) -> Result<Plan<'a>, WireError> {
+    plan_shape(signal.into(), payload, router, scratch)
+}
+
+/// [`plan`] for any table of levels.
+pub(crate) fn plan_shape<'a, R: Router>(
+    shape: Shape,
+    payload: &'a [u8],
+    router: &mut R,
+    scratch: &'a mut Scratch,
+) -> Result<Plan<'a>, WireError> {
+    Plan::new(shape, payload, &mut walk::Routed(router), scratch)
+}
+
+/// What each target gets of one request. Dropping it hands the scratch back.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    payload: &'a [u8],
+    scratch: &'a mut Scratch,
+    counts: walk::Counts,
+    total_len: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new<C: walk::Choose>(
+        shape: Shape,
+        payload: &'a [u8],
+        choose: &mut C,
+        scratch: &'a mut Scratch,
+    ) -> Result<Self, WireError> {
+        scratch.clear();
+        match walk::walk(shape, payload, choose, scratch) {
+            Ok(counts) => {
+                let total_len = scratch.measure(shape.levels.len());
+                Ok(Self { payload, scratch, counts, total_len })
+            }
+            Err(error) => {
+                scratch.retain_little();
+                Err(error)
+            }
+        }
+    }
+
+    /// Records seen.
+    pub fn records(&self) -> u64 {
+        self.counts.records
+    }
+
+    /// Records that the router had no target for.
+    pub fn unrouted(&self) -> u64 {
+        self.counts.unrouted
+    }
+
+    /// The one target that owns every record, if there is one: the request goes there as it came, not rebuilt.
+    pub fn whole(&self) -> Option<Target> {
+        match self.scratch.tallies() {
+            [tally] if u64::from(tally.records) == self.counts.records => Some(tally.target),
+            _ => None,
+        }
+    }
+
+    /// The targets in the order of their first record, and what each gets.
+    pub fn shares(&self) -> impl Iterator<Item = Share> {
+        self.scratch.tallies().iter().map(scratch::Tally::share)
+    }
+
+    /// Bytes that [`Plan::build`] will take: all parts and their prefixes.
+    pub fn total_len(&self) -> usize {
+        self.total_len
+    }
+
+    /// Builds all parts, in the order of [`Plan::shares`], in one buffer of exactly [`Plan::total_len`] bytes.
+    pub fn build(self) -> Vec<(Share, Framed)> {
+        let mut buffer = Vec::with_capacity(self.total_len);
+        for tally in self.scratch.tallies() {
+            self.scratch.write(tally, self.payload, &mut buffer);
+        }
+        debug_assert_eq!(buffer.len(), self.total_len, "parts are as long as measured");
+        let mut rest = Bytes::from(buffer);
+        self.shares()
+            .map(|share| {
+                let bytes = rest.split_to(rest.len().min(PREFIX_LEN + share.len));
+                (share, Framed::from_prefixed(bytes).unwrap_or_default())
+            })
+            .collect()
+    }
+}
+
+impl Drop for Plan<'_> {
+    fn drop(&mut self) {
+        self.scratch.retain_little();
+    }
+}
+
+/// The offset as the scratch keeps it; a message is no longer than gRPC's 32-bit length.
+fn checked_len(payload: &[u8]) -> Result<u32, WireError> {
+    u32::try_from(payload.len()).map_err(|_too_long| WireError { offset: 0, kind: Malformed::TooLong })
+}

@@ -1,0 +1,119 @@
+//! From runs to parts: the exact length of every message of a part, then its bytes.
+//!
+//! The cost is that of the runs and messages that a part has; messages that it does not have are never looked at.
+
+use super::scratch::{Entry, NONE, Run, Scratch, Tally};
+use crate::otlp::{
+    framed::{PREFIX_LEN, prefix_of},
+    wire::{len_tag, put_varint, varint_len},
+};
+
+impl Scratch {
+    /// Finds the messages of every part and their lengths; returns what all parts take, prefixes included.
+    ///
+    /// No sum can overflow: a part is no longer than its request, since it has a subset of its bytes and lengths in
+    /// their shortest form.
+    pub(super) fn measure(&mut self, depth: usize) -> usize {
+        let mut tallies = std::mem::take(&mut self.tallies);
+        let mut path = std::mem::take(&mut self.path);
+        let mut total = 0;
+        for tally in &mut tallies {
+            let first = self.entries.len();
+            tally.len = self.measure_part(tally.first_run, depth, &mut path);
+            tally.entries = (super::walk::offset(first), super::walk::offset(self.entries.len()));
+            total += PREFIX_LEN + tally.len as usize;
+        }
+        self.tallies = tallies;
+        self.path = path;
+        total
+    }
+
+    /// Lists the messages that hold these runs, in the order in which they begin, and returns the outermost one's length.
+    fn measure_part(&mut self, first_run: u32, depth: usize, path: &mut Path) -> u32 {
+        let root = self.entries.len();
+        let mut next = first_run;
+        while let Some(run) = self.runs.get(next as usize).copied() {
+            if path.open.len() < depth || path.open.last().is_some_and(|open| open.1 != run.node) {
+                self.enter(run.node, depth, path);
+            }
+            self.grow(path.open.last().map_or(NONE, |open| open.0), run.end - run.start);
+            next = run.next;
+        }
+        self.close(0, path);
+        self.entries.get(root).map_or(0, |entry| entry.len)
+    }
+
+    /// Closes the messages that do not hold `leaf` and opens those that do.
+    fn enter(&mut self, leaf: u32, depth: usize, path: &mut Path) {
+        let (mut keep, mut node) = (depth, leaf);
+        while keep > 0 && path.open.get(keep - 1).is_none_or(|open| open.1 != node) {
+            path.entered.push(node);
+            node = self.nodes.get(node as usize).map_or(0, |node| node.parent);
+            keep -= 1;
+        }
+        self.close(keep, path);
+        while let Some(node) = path.entered.pop() {
+            let len = self.nodes.get(node as usize).map_or(0, |node| node.envelope_len);
+            path.open.push((super::walk::offset(self.entries.len()), node));
+            self.entries.push(Entry { node, len });
+        }
+    }
+
+    /// Closes all but `keep` messages: each then counts in its parent.
+    fn close(&mut self, keep: usize, path: &mut Path) {
+        while path.open.len() > keep {
+            let Some((entry, node)) = path.open.pop() else { return };
+            let len = self.entries.get(entry as usize).map_or(0, |entry| entry.len);
+            let field = self.nodes.get(node as usize).map_or(0, |node| node.field);
+            if let Some((parent, _)) = path.open.last() {
+                self.grow(*parent, varint_len(len_tag(field)) + varint_len(len) + len);
+            }
+        }
+    }
+
+    fn grow(&mut self, entry: u32, by: u32) {
+        if let Some(entry) = self.entries.get_mut(entry as usize) {
+            entry.len += by;
+        }
+    }
+
+    /// Writes one part behind its gRPC prefix.
+    pub(super) fn write(&self, tally: &Tally, payload: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(&prefix_of(tally.len));
+        let (first, end) = tally.entries;
+        let mut run = self.run(tally.first_run);
+        for entry in self.entries.get(first as usize..end as usize).unwrap_or_default() {
+            let Some(node) = self.nodes.get(entry.node as usize) else { continue };
+            if node.field != 0 {
+                put_varint(out, len_tag(node.field));
+                put_varint(out, entry.len);
+            }
+            let mut next = node.first_segment;
+            while let Some(segment) = self.segments.get(next as usize) {
+                copy(payload, segment.start, segment.end, out);
+                next = segment.next;
+            }
+            while let Some(Run { start, end, next, .. }) = run.filter(|run| run.node == entry.node) {
+                copy(payload, *start, *end, out);
+                run = self.run(*next);
+            }
+        }
+    }
+
+    fn run(&self, number: u32) -> Option<&Run> {
+        self.runs.get(number as usize)
+    }
+}
+
+/// The messages that are open while a part is measured, outermost first.
+#[derive(Debug, Default)]
+pub(super) struct Path {
+    /// Number of the entry, number of the message.
+    open: Vec<(u32, u32)>,
+    entered: Vec<u32>,
+}
+
+#[inline]
+fn copy(payload: &[u8], start: u32, end: u32, out: &mut Vec<u8>) {
+    out.extend_from_slice(payload.get(start as usize..end as usize).unwrap_or_default());
+}

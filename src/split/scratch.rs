@@ -1,0 +1,250 @@
+//! What the walk writes down: messages, their envelopes, and the runs of records of each target. Ranges only, no bytes.
+//!
+//! All of it lies in a few vectors that the next request takes over, so that the cut allocates nothing for a span.
+//! Entries are chained by index: a run knows the next run of its target, a segment the next one of its message.
+
+use super::{
+    Share, Target,
+    measure::Path,
+    walk::{Open, offset},
+};
+use crate::otlp::wire::Malformed;
+
+/// Entries that a vector keeps for the next request. 8,192 spans need 24,000 at most; this is 1.3 MiB at most.
+const RETAINED: usize = 1 << 16;
+
+/// Messages, segments and runs that a request may fall into, so that small records cannot grow the scratch without
+/// bound (16 to 44 bytes each). 64 MiB of one-span resources with nothing but two IDs and times have 3.3 million.
+const MAX_PIECES: usize = 1 << 22;
+
+/// The end of a chain.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// An envelope message that holds records: the request itself (number 0), a resource, a scope and so on, in the order
+/// in which they begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Node {
+    pub(super) parent: u32,
+    /// Its field number in its parent; 0 for the request.
+    pub(super) field: u32,
+    /// All its bytes but the children's.
+    pub(super) envelope_len: u32,
+    pub(super) first_segment: u32,
+    last_segment: u32,
+}
+
+/// Neighbouring fields of one message that are no children.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) next: u32,
+}
+
+/// Neighbouring records of one message that go to the same target, tags and lengths included.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) node: u32,
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) next: u32,
+}
+
+/// One target's runs, and later its part's messages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tally {
+    pub(super) target: Target,
+    pub(super) records: u32,
+    pub(super) first_run: u32,
+    last_run: u32,
+    /// Its messages in `Scratch::entries`.
+    pub(super) entries: (u32, u32),
+    /// Length of its part.
+    pub(super) len: u32,
+}
+
+impl Tally {
+    pub(super) fn share(&self) -> Share {
+        Share { target: self.target, records: self.records, len: self.len as usize }
+    }
+}
+
+/// A message of one part.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) node: u32,
+    /// Length of its body in that part.
+    pub(super) len: u32,
+}
+
+/// Buffers of the cut, for one request after the other. One for each thread will do; what a large request left behind
+/// is given back.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    pub(super) stack: Vec<Open>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) segments: Vec<Segment>,
+    pub(super) runs: Vec<Run>,
+    pub(super) tallies: Vec<Tally>,
+    pub(super) entries: Vec<Entry>,
+    pub(super) path: Path,
+    /// Target → index in `tallies` plus one: open addressing, a power of two in length, at most half full.
+    index: Vec<u32>,
+    /// The tally that was found last: neighbours often go to the same target.
+    latest: u32,
+}
+
+impl Scratch {
+    /// Forgets the request before.
+    pub(super) fn clear(&mut self) {
+        self.stack.clear();
+        self.nodes.clear();
+        self.segments.clear();
+        self.runs.clear();
+        self.tallies.clear();
+        self.entries.clear();
+        self.index.clear();
+        self.latest = 0;
+    }
+
+    /// Gives back what an unusually large request has taken.
+    pub(super) fn retain_little(&mut self) {
+        retain(&mut self.nodes);
+        retain(&mut self.segments);
+        retain(&mut self.runs);
+        retain(&mut self.tallies);
+        retain(&mut self.entries);
+        retain(&mut self.index);
+    }
+
+    pub(super) fn tallies(&self) -> &[Tally] {
+        &self.tallies
+    }
+
+    /// How many segments and runs there are.
+    pub(super) fn marks(&self) -> (usize, usize) {
+        (self.segments.len(), self.runs.len())
+    }
+
+    pub(super) fn add_node(&mut self, parent: u32, field: u32) -> Result<u32, Malformed> {
+        self.check_room()?;
+        let node = offset(self.nodes.len());
+        self.nodes.push(Node { parent, field, envelope_len: 0, first_segment: NONE, last_segment: NONE });
+        Ok(node)
+    }
+
+    /// Takes back the last message if no run was added since `runs` of them were there.
+    pub(super) fn forget_if_empty(&mut self, node: u32, segments: usize, runs: usize) {
+        if self.runs.len() == runs {
+            self.nodes.truncate(node as usize);
+            self.segments.truncate(segments);
+        }
+    }
+
+    /// Adds a field to a message's envelope.
+    pub(super) fn add_envelope(&mut self, node: u32, start: usize, end: usize) -> Result<(), Malformed> {
+        let (start, end) = (offset(start), offset(end));
+        let added = offset(self.segments.len());
+        let Some(node) = self.nodes.get_mut(node as usize) else { return Ok(()) };
+        node.envelope_len += end - start;
+        match self.segments.get_mut(node.last_segment as usize) {
+            Some(last) if last.end == start => {
+                last.end = end;
+                return Ok(());
+            }
+            Some(last) => last.next = added,
+            None => node.first_segment = added,
+        }
+        node.last_segment = added;
+        self.segments.push(Segment { start, end, next: NONE });
+        self.check_room()
+    }
+
+    /// Adds a record to what a target gets.
+    #[inline]
+    pub(super) fn add_record(&mut self, target: Target, node: u32, start: u32, end: u32) -> Result<(), Malformed> {
+        let tally = match self.tallies.get(self.latest as usize) {
+            Some(tally) if tally.target == target => self.latest,
+            _ => self.tally(target),
+        };
+        self.latest = tally;
+        let added = offset(self.runs.len());
+        let Some(tally) = self.tallies.get_mut(tally as usize) else { return Ok(()) };
+        tally.records += 1;
+        match self.runs.get_mut(tally.last_run as usize) {
+            Some(last) if last.end == start && last.node == node => {
+                last.end = end;
+                return Ok(());
+            }
+            Some(last) => last.next = added,
+            None => tally.first_run = added,
+        }
+        tally.last_run = added;
+        self.runs.push(Run { node, start, end, next: NONE });
+        self.check_room()
+    }
+
+    #[inline]
+    fn check_room(&self) -> Result<(), Malformed> {
+        if self.nodes.len() + self.segments.len() + self.runs.len() > MAX_PIECES {
+            return Err(Malformed::Pieces(MAX_PIECES));
+        }
+        Ok(())
+    }
+
+    /// The number of a target's tally, which is made if there is none.
+    fn tally(&mut self, target: Target) -> u32 {
+        if self.index.len() < 2 * (self.tallies.len() + 1) {
+            self.grow_index();
+        }
+        let mut slot = home(target, self.index.len());
+        loop {
+            let Some(found) = self.index.get_mut(slot) else { return NONE };
+            if *found == 0 {
+                let added = offset(self.tallies.len());
+                *found = added + 1;
+                self.tallies.push(Tally {
+                    target,
+                    records: 0,
+                    first_run: NONE,
+                    last_run: NONE,
+                    entries: (0, 0),
+                    len: 0,
+                });
+                return added;
+            }
+            if self.tallies.get(*found as usize - 1).is_some_and(|tally| tally.target == target) {
+                return *found - 1;
+            }
+            slot = (slot + 1) & (self.index.len() - 1);
+        }
+    }
+
+    fn grow_index(&mut self) {
+        let len = (2 * self.index.len()).max(64);
+        self.index.clear();
+        self.index.resize(len, 0);
+        for (number, tally) in (1..).zip(&self.tallies) {
+            let mut slot = home(tally.target, len);
+            while self.index.get(slot).is_some_and(|found| *found != 0) {
+                slot = (slot + 1) & (len - 1);
+            }
+            if let Some(free) = self.index.get_mut(slot) {
+                *free = number;
+            }
+        }
+    }
+}
+
+/// Where the search for a target begins. Targets are numbers of our own making, so that a multiplication (by 2^32 over
+/// the golden ratio) spreads them well enough.
+fn home(target: Target, len: usize) -> usize {
+    let spread = target.wrapping_mul(0x9e37_79b9);
+    (spread ^ spread >> 16) as usize & (len.wrapping_sub(1))
+}
+
+fn retain<T>(entries: &mut Vec<T>) {
+    if entries.capacity() > RETAINED {
+        *entries = Vec::new();
+    }
+}

@@ -1,0 +1,1 @@
+//! What the cut keeps, changes and refuses.
