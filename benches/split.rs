@@ -4,6 +4,8 @@
 //! by its hash and a table of its size. The prost way is what a program without a cut of its own does: decode, move
 //! each span to its backend, clone each envelope once for each part, encode. `items/s` are spans.
 
+#![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a bench that fails may say so by a panic")]
+
 use std::hint::black_box;
 
 use bytes::Bytes;

@@ -159,6 +159,15 @@ impl<'a> Reader<'a> {
     /// The next field; `None` at the end of the message. After an error the cursor stands at the field that it is about.
     #[inline(always)]
     pub fn field(&mut self) -> Result<Option<Field<'a>>, Malformed> {
+        // Nearly every field: length-delimited, number and length below 16 and 128. One comparison for both bytes.
+        if let [tag, len, rest @ ..] = self.rest
+            && u16::from_be_bytes([*tag, *len]) & 0x8780 == 0x0200
+            && *tag > 0x07
+            && let Some((value, rest)) = rest.split_at_checked(usize::from(*len))
+        {
+            self.rest = rest;
+            return Ok(Some(Field { number: u32::from(*tag >> 3), value: Value::Len(value) }));
+        }
         let Some((&first, rest)) = self.rest.split_first() else { return Ok(None) };
         let (tag, rest) = if first < 0x80 { (u32::from(first), rest) } else { long_tag(self.rest)? };
         let number = tag >> 3;

@@ -1,0 +1,120 @@
+//! Cutting by size.
+
+use proptest::prelude::*;
+
+use super::{messy::Messy, *};
+
+fn pieces(payload: &[u8], max: usize) -> Vec<(u32, Vec<u8>)> {
+    let message = Framed::copy_from_payload(payload).unwrap();
+    let pieces = by_size(Signal::Traces, &message, max).unwrap();
+    pieces.into_iter().map(|(records, piece)| (records, piece.payload().to_vec())).collect()
+}
+
+/// A span of `size` bytes in its scope, with a number for an ID.
+fn span_of(number: u32, size: usize) -> Vec<u8> {
+    let id = len(1, number.to_be_bytes());
+    let room = (0..5).map(|head| size - id.len() - 2 - head).find_map(|body| {
+        let span = len(2, [&id[..], &len(5, vec![b'n'; body])].concat());
+        (span.len() <= size).then_some(span)
+    });
+    room.unwrap()
+}
+
+/// Resources of `scopes` scopes of `spans` spans, with envelopes behind their records.
+fn large(resources: u32, scopes: u32, spans: u32, size: usize) -> Vec<u8> {
+    let mut numbers = 0..;
+    let mut scope = || {
+        let spans: Vec<_> = numbers.by_ref().take(spans as usize).flat_map(|number| span_of(number, size)).collect();
+        len(2, all([len(1, b"scope"), spans, len(3, b"url of the scope")]))
+    };
+    let mut resource = || {
+        let scopes: Vec<_> = (0..scopes).flat_map(|_| scope()).collect();
+        len(1, all([len(1, vec![b'r'; 1000]), scopes, len(3, b"url of the resource")]))
+    };
+    (0..resources).flat_map(|_| resource()).collect()
+}
+
+#[test]
+fn twelve_mebibytes_become_pieces_of_at_most_four() {
+    const MIB: usize = 1 << 20;
+    for (resources, scopes, spans) in [(1, 1, 30_000), (30, 10, 100), (3_000, 2, 5)] {
+        let payload = large(resources, scopes, spans, 420);
+        assert!(payload.len() > 12 * MIB);
+        let pieces = pieces(&payload, 4 * MIB);
+        assert!(pieces.iter().all(|(_, piece)| piece.len() <= 4 * MIB));
+        assert_eq!(pieces.iter().map(|(records, _)| records).sum::<u32>(), resources * scopes * spans);
+        assert_eq!(pieces.len(), payload.len().div_ceil(4 * MIB), "as few as can be");
+        let (_, full) = pieces.split_last().unwrap();
+        assert!(full.iter().all(|(_, piece)| piece.len() > 4 * MIB - 2_000), "filled");
+        assert_eq!(pieces.iter().flat_map(|(_, piece)| ids(piece)).collect::<Vec<_>>(), ids(&payload), "in order");
+    }
+}
+
+#[test]
+fn a_message_that_fits_is_returned_as_it_is() {
+    let payload = all([len(1, b""), request([span([1]), span([2])])]);
+    assert_eq!(pieces(&payload, payload.len()), [(2, payload.clone())]);
+    assert_eq!(pieces(&[], 10), [(0, vec![])]);
+    assert_eq!(pieces(&len(9, [1; 20]), 10), [(0, len(9, [1; 20]))]);
+}
+
+#[test]
+fn a_record_above_the_limit_goes_alone() {
+    let [small, huge] = [span([1]), len(2, all([len(1, [2]), len(5, [b'n'; 100])]))];
+    let payload = request([small.clone(), huge.clone(), small.clone(), small.clone()]);
+    assert_eq!(
+        pieces(&payload, 20),
+        [(1, request([small.clone()])), (1, request([huge])), (2, request([small.clone(), small]))]
+    );
+}
+
+#[test]
+fn envelopes_count_and_pieces_are_filled_to_the_byte() {
+    let payload = len(1, all([len(2, all([span([1]), span([2]), span([3]), len(3, b"scope")])), len(3, b"resource")]));
+    let piece = |spans: Vec<u8>| len(1, all([len(3, b"resource"), len(2, all([len(3, b"scope"), spans]))]));
+    let two = piece(all([span([1]), span([2])]));
+    assert_eq!(pieces(&payload, two.len()), [(2, two.clone()), (1, piece(span([3])))]);
+    assert_eq!(pieces(&payload, two.len() - 1), [1, 2, 3].map(|id| (1, piece(span([id])))));
+}
+
+#[test]
+fn envelopes_as_large_as_the_limit_do_not_multiply_the_message() {
+    let spans: Vec<_> = (0..1000).flat_map(|number| span_of(number, 100)).collect();
+    let payload = len(1, all([len(1, vec![0; 200_000]), len(2, spans)]));
+    assert_eq!(pieces(&payload, 150_000), [(1000, payload.clone())], "a thousand times 200 kB otherwise");
+    assert_eq!(pieces(&payload, 200_200), [(1000, payload.clone())]);
+    let cut = pieces(&payload, 240_000);
+    assert_eq!(cut.iter().map(|(records, _)| *records).collect::<Vec<_>>(), [399, 399, 202]);
+}
+
+#[test]
+fn a_malformed_message_is_an_error() {
+    let message = Framed::copy_from_payload(&[0x0a, 99]).unwrap();
+    assert_eq!(by_size(Signal::Traces, &message, 1).unwrap_err().kind, Malformed::Length(99));
+}
+
+proptest! {
+    #[test]
+    fn pieces_have_every_record_once_and_in_order(seed: u64, max in 1..2_000_usize) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let payload = Messy::new(|bound| random.usize(..bound)).request();
+        let pieces = pieces(&payload, max);
+        let records: Vec<_> = pieces.iter().map(|(_, piece)| records_of(piece)).collect();
+        for ((count, piece), records) in pieces.iter().zip(&records) {
+            prop_assert_eq!(*count as usize, records.len());
+            prop_assert!(piece.len() <= max || *count <= 1 || pieces.len() == 1);
+        }
+        prop_assert_eq!(records.concat(), records_of(&payload));
+        prop_assert!(pieces.iter().map(|(_, piece)| piece.len()).sum::<usize>() <= 4 * payload.len());
+    }
+}
+
+fn records_of(payload: &[u8]) -> Vec<Vec<u8>> {
+    let mut seen = Vec::new();
+    cut(Signal::Traces.into(), payload, |record: &Record<'_>| {
+        seen.push(record.bytes.to_vec());
+        Targets::One(0)
+    })
+    .unwrap();
+    seen
+}

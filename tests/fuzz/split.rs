@@ -1,0 +1,95 @@
+//! The cut and the cut by size.
+
+use std::time::Duration;
+
+use bolero::check;
+use spanring::{
+    otlp::{Framed, Signal},
+    split::{Record, Scratch, Targets, by_size, plan},
+};
+
+use crate::messy::Messy;
+
+/// How long each target runs under `cargo test`.
+const SHORT: Duration = Duration::from_secs(4);
+
+/// Any target, any number of them, by what the record looks like.
+fn anywhere(record: &Record<'_>) -> Targets {
+    let mut targets = Targets::None;
+    let seed = record.bytes.iter().fold(record.start as u32, |sum, byte| sum.wrapping_mul(31) ^ u32::from(*byte));
+    for shift in 0..seed % 5 {
+        let _full = targets.add(seed >> (8 * shift) & 7);
+    }
+    targets
+}
+
+fn everything_adds_up(payload: &[u8], max: usize) {
+    for signal in Signal::ALL {
+        let mut scratch = Scratch::default();
+        let (mut routed, mut shown) = (0, 0);
+        let mut router = |record: &Record<'_>| {
+            let targets = anywhere(record);
+            shown += 1;
+            routed += match &targets {
+                Targets::None => 0,
+                Targets::One(_) => 1,
+                Targets::Many(several) => several.as_slice().len(),
+            };
+            targets
+        };
+        let Ok(plan) = plan(signal, payload, &mut router, &mut scratch) else { continue };
+        let (records, total, shares) = (plan.records(), plan.total_len(), plan.shares().collect::<Vec<_>>());
+        let parts = plan.build();
+        assert_eq!(records, shown);
+        assert_eq!(parts.iter().map(|(share, _)| share.records as usize).sum::<usize>(), routed);
+        assert_eq!(parts.iter().map(|(_, part)| part.as_bytes().len()).sum::<usize>(), total);
+        assert!(parts.iter().map(|(share, _)| share).eq(&shares));
+        for (share, part) in &parts {
+            assert_eq!(count(signal, part.payload()), u64::from(share.records));
+        }
+        pieces_add_up(signal, payload, max, records);
+    }
+}
+
+fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {
+    let message = Framed::copy_from_payload(payload).expect("short");
+    let pieces = by_size(signal, &message, max).expect("it was cut just now");
+    assert_eq!(pieces.iter().map(|(records, _)| u64::from(*records)).sum::<u64>(), records);
+    for (records, piece) in &pieces {
+        assert_eq!(count(signal, piece.payload()), u64::from(*records));
+        assert!(piece.payload_len() <= max || *records <= 1 || pieces.len() == 1);
+    }
+}
+
+/// Records in a message; what the cut built, it can read.
+fn count(signal: Signal, payload: &[u8]) -> u64 {
+    let mut scratch = Scratch::default();
+    plan(signal, payload, &mut |_: &Record<'_>| Targets::One(0), &mut scratch).expect("built by the cut").records()
+}
+
+#[test]
+fn any_bytes_are_cut_or_refused() {
+    check!()
+        .with_max_len(512)
+        .with_test_time(SHORT)
+        .for_each(|input: &[u8]| everything_adds_up(input, input.len() / 2));
+}
+
+/// Bytes as instructions: what comes out is valid, or nearly.
+#[test]
+fn requests_with_a_few_wrong_bytes_are_cut_or_refused() {
+    check!().with_max_len(4096).with_test_time(SHORT).for_each(|input: &[u8]| {
+        let (changes, instructions) = input.split_at(input.len().min(8));
+        let mut instructions = instructions.iter();
+        let mut payload =
+            Messy::new(|bound| instructions.next().map_or(0, |byte| usize::from(*byte) % bound)).request();
+        for change in changes.chunks_exact(4) {
+            let [high, low, byte, rarely] = change else { continue };
+            let at = usize::from(u16::from_be_bytes([*high, *low])) % payload.len().max(1);
+            if let Some(place) = payload.get_mut(at).filter(|_| rarely % 2 == 0) {
+                *place = *byte;
+            }
+        }
+        everything_adds_up(&payload, payload.len() / 3);
+    });
+}
