@@ -30,10 +30,10 @@ impl<F: FnMut(usize) -> usize> Messy<F> {
     fn varint(&mut self, mut value: usize) -> Vec<u8> {
         let mut out = Vec::new();
         while value >= 0x80 {
-            out.push((value & 0x7f) as u8 | 0x80);
+            out.push(value.to_le_bytes()[0] | 0x80);
             value >>= 7;
         }
-        out.push(value as u8);
+        out.push(value.to_le_bytes()[0]);
         if self.rarely(12) {
             let padding = self.below(11 - out.len());
             for _ in 0..padding {

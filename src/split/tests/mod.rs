@@ -76,7 +76,7 @@ fn ids(payload: &[u8]) -> Vec<Vec<u8>> {
 fn every_envelope_goes_verbatim_to_each_part_that_needs_it() {
     let resource = len(1, b"\xff not looked into");
     let scope = len(1, [0x08]);
-    let head = all([resource.clone(), len(99, b"unknown")]);
+    let head = all([resource, len(99, b"unknown")]);
     let payload = all([
         len(7, b"of the request"),
         len(1, all([head.clone(), len(2, all([scope.clone(), span([1]), span([2]), span([1])])), len(3, b"url")])),
@@ -278,12 +278,9 @@ fn a_scratch_that_was_used_before_changes_nothing() {
 
 #[test]
 fn a_request_of_more_pieces_than_are_kept_track_of_is_refused() {
-    let mut payload = Vec::new();
-    for number in 0..900_000_u32 {
-        payload.extend_from_slice(&request([span(&number.to_le_bytes()[..3]), varint(9, 1)]));
-    }
+    let mut payload = request([span([1]), varint(9, 1)]).repeat(900_000);
     let mut scratch = Scratch::default();
-    let mut router = |record: &Record<'_>| Targets::One(u32::from(record.id[0]));
+    let mut router = by_first_byte;
     assert!(plan(Signal::Traces, &payload, &mut router, &mut scratch).is_ok(), "3.6 million pieces");
     payload.extend_from_within(..payload.len() / 4);
     let error = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap_err();
