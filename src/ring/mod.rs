@@ -1,1 +1,119 @@
 //! Placement: slots, their owners and what changes them for a while. Pure: no I/O, no clock, no tasks.
+//!
+//! A ring is a slot function and a slot table: [`Algorithm::slot_of`] and `owners[slot]`. From the bottom up:
+//! - `slots_v1` fills the slots from a consistent-hash ring under a bound ([`slots_v1`]);
+//! - [`Base`] is a membership with its owners, a pure function of it;
+//! - [`Overlay`] lists the slots that go elsewhere while their owner is away;
+//! - [`Table`] is one immutable snapshot of both, with the addresses to dial. Requests see nothing else.
+//!
+//! **Invariant:** the same membership gives the same owners in every replica, platform and release. Byte order, hash seed,
+//! names and numbers in [`slots_v1`] never change; `tests/golden/slots_v1.csv` pins what comes of them.
+
+use std::sync::Arc;
+
+pub mod slots_v1;
+
+mod base;
+mod fingerprint;
+mod overlay;
+mod table;
+
+pub use base::Base;
+pub use overlay::Overlay;
+pub use slots_v1::slot_of;
+pub use table::{Table, members_of};
+
+/// What an operator chooses of a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// How slots are placed.
+    pub algorithm: Algorithm,
+}
+
+/// A way to place slots: it names the slot function, the number of slots and who owns each.
+///
+/// Its numbers are no settings, so that its name says all: two replicas with the same name and members agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// 131,072 slots, 1,024 points a backend, nobody above 1.05 of its fair share. See [`slots_v1`].
+    #[default]
+    SlotsV1,
+}
+
+/// One backend as placement sees it: nothing that is dialled, only what is hashed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    /// What is hashed.
+    pub identity: Arc<str>,
+    /// Share of the slots relative to others.
+    pub weight: u32,
+}
+
+/// Why a membership has no placement.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RingError {
+    /// There is nobody to own a slot.
+    #[error("a ring needs at least one backend")]
+    Empty,
+    /// A weight of zero would own nothing and still count as a member.
+    #[error("backend {identity:?} has weight 0; leave it out or give it at least 1")]
+    Weightless {
+        /// The backend.
+        identity: Arc<str>,
+    },
+    /// One identity came with two weights.
+    #[error("backend {identity:?} is listed with two weights; list it once")]
+    Duplicate {
+        /// The backend.
+        identity: Arc<str>,
+    },
+    /// The slots would be too few for even shares, and the points too many to sort.
+    #[error("the backends' weights add up to {total}, more than {most}; use fewer backends or smaller weights")]
+    TooHeavy {
+        /// The sum of all weights.
+        total: u64,
+        /// What it may be at most.
+        most: u64,
+    },
+}
+
+// === impl Algorithm ===
+
+impl Algorithm {
+    /// The name used in configuration files, fingerprints and the admin pages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SlotsV1 => "slots_v1",
+        }
+    }
+
+    /// The algorithm of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::SlotsV1].into_iter().find(|algorithm| algorithm.name() == name)
+    }
+
+    /// The number of slots.
+    pub const fn slots(self) -> u32 {
+        match self {
+            Self::SlotsV1 => slots_v1::SLOTS,
+        }
+    }
+
+    /// The slot of a routing key, below [`Algorithm::slots`].
+    #[inline]
+    pub fn slot_of(self, key: &[u8]) -> u32 {
+        match self {
+            Self::SlotsV1 => slot_of(key),
+        }
+    }
+
+    /// The numbers that take part in placement, for the fingerprint.
+    fn parameters(self) -> [u64; 4] {
+        match self {
+            Self::SlotsV1 => slots_v1::PARAMETERS,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

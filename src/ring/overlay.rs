@@ -1,0 +1,68 @@
+//! The overlay: where the slots of backends that are away go for now. Nobody else's slot is in it.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Algorithm, Base, slots_v1};
+
+/// The slots that go elsewhere: a pure function of base and the set of backends that are away.
+///
+/// A slot's substitute is what the ring without those backends answers to the probe that the slot held. The bound does not
+/// apply: it would push other slots round. This is also where the base puts nearly all of them once the backend has left
+/// the membership, so that a death and its discovery are one move. Cloning shares.
+#[derive(Clone, Debug, Default)]
+pub struct Overlay {
+    away: BTreeSet<u16>,
+    substitutes: Arc<[(u32, u16)]>,
+}
+
+impl Base {
+    /// Finds substitutes for every slot of the backends in `away`, which are indexes into [`Base::members`].
+    ///
+    /// When nobody is left there are none: then every backend keeps its slots and is tried again. For a blocking thread.
+    pub fn overlay(&self, away: &BTreeSet<u16>) -> Overlay {
+        let away: BTreeSet<u16> =
+            away.iter().copied().filter(|backend| usize::from(*backend) < self.members().len()).collect();
+        if away.is_empty() {
+            return Overlay::default();
+        }
+        let substitutes = match self.algorithm() {
+            Algorithm::SlotsV1 => self.substitutes_v1(&away),
+        };
+        Overlay { away, substitutes }
+    }
+
+    fn substitutes_v1(&self, away: &BTreeSet<u16>) -> Arc<[(u32, u16)]> {
+        let ring = slots_v1::Ring::new(self.members(), |backend| !away.contains(&backend));
+        let slots = (0..).zip(self.owners()).zip(self.probes());
+        slots
+            .filter(|((_, owner), _)| away.contains(owner))
+            .filter_map(|((slot, _), probe)| Some((slot, ring.get(slot, *probe)?)))
+            .collect()
+    }
+}
+
+impl Overlay {
+    /// The backends that are away, as indexes into the base's members.
+    pub fn away(&self) -> &BTreeSet<u16> {
+        &self.away
+    }
+
+    /// The slots that go elsewhere, ascending, each with its substitute.
+    pub fn substitutes(&self) -> &[(u32, u16)] {
+        &self.substitutes
+    }
+
+    /// The owners of `base` with the substitutes put in.
+    pub(super) fn applied_to(&self, base: &Base) -> Arc<[u16]> {
+        let mut owners = base.shared_owners();
+        if !self.substitutes.is_empty() {
+            let copy = Arc::make_mut(&mut owners);
+            for (slot, substitute) in self.substitutes.iter() {
+                if let Some(owner) = copy.get_mut(*slot as usize) {
+                    *owner = *substitute;
+                }
+            }
+        }
+        owners
+    }
+}

@@ -1,0 +1,237 @@
+//! `slots_v1`: who owns each of 131,072 slots. Every byte that is hashed is stated here, since all replicas must agree on it.
+//!
+//! | what | bytes under xxh3-64, seed 0 |
+//! | --- | --- |
+//! | a routing key's slot | the key as it came; the top 17 bits of the hash are the slot |
+//! | a point of the ring | the identity's UTF-8 bytes, then the virtual node (0 .. 1,024 × weight) as u32, little-endian |
+//! | a slot's probe | the slot as u32, then the probe as u32, both little-endian |
+//! | a backend's rank of a slot | xxh3-64 of the identity as u64, then the slot as u32, both little-endian |
+//!
+//! (A point and a probe could be the same bytes only for an identity of four bytes that spell a number below 131,072,
+//! which has a zero byte in it.)
+//!
+//! A slot asks for the backend at `get((slot, 0))` of the ring, then `get((slot, 1))` and so on. A backend that is asked by more
+//! slots than it may hold keeps those of the lowest rank and refuses the rest, which ask on. This is deferred acceptance:
+//! since a backend's order of preference does not depend on who asks first, the outcome does not either.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+
+use hashring::HashRing;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::Member;
+
+/// The number of slots. With half as many, moves would reach 1.41 of the ideal near 200 backends.
+pub const SLOTS: u32 = 1 << SLOT_BITS;
+
+/// Points on the ring for each unit of weight. At 1,024, up to 10 backends stay within 1.04 of their share unaided.
+pub const POINTS_PER_WEIGHT: u32 = 1024;
+
+/// The most that all weights may add up to: at 32 slots a unit, 5 % above the fair share still is one whole slot more.
+pub const MAX_TOTAL_WEIGHT: u64 = 4096;
+
+const SLOT_BITS: u32 = 17;
+
+/// The bound on a backend's slots, in percent of its fair share.
+const BOUND_PERCENT: u64 = 105;
+
+/// Probes of one slot after which it takes any backend with room. With 3 % or more of all room free, as the weights' bound
+/// ensures, the chance to get here is nil; the number makes it plain that the work ends.
+const MAX_PROBES: u16 = 16_384;
+
+/// What the fingerprint says of this algorithm beside its name.
+pub(super) const PARAMETERS: [u64; 4] = [SLOTS as u64, POINTS_PER_WEIGHT as u64, BOUND_PERCENT, 0];
+
+/// The slot of a routing key.
+#[inline]
+pub fn slot_of(key: &[u8]) -> u32 {
+    (xxh3_64(key) >> (u64::BITS - SLOT_BITS)) as u32
+}
+
+/// The owners of all slots and the probe that each slot was accepted with.
+pub(super) struct Placement {
+    pub(super) owners: Vec<u16>,
+    pub(super) probes: Vec<u16>,
+}
+
+/// Points of members on a consistent-hash ring, sorted and without duplicates.
+pub(super) struct Ring<'a>(HashRing<Point<'a>, OneShot>);
+
+/// One virtual node of a backend.
+struct Point<'a> {
+    identity: &'a str,
+    node: u32,
+    backend: u16,
+}
+
+/// What a slot asks with.
+struct Probe {
+    slot: u32,
+    probe: u16,
+}
+
+/// Hashes what was written in one piece, with xxh3-64 and seed 0.
+///
+/// `std`'s own `Hash` of strings, slices and tuples writes several pieces, among them lengths as wide as the platform's
+/// words; the types here write their bytes once.
+#[derive(Clone, Copy, Default)]
+struct OneShot(u64);
+
+/// The slots that ask for each backend, while places are settled.
+struct Asking<'a> {
+    by_backend: Vec<Vec<u32>>,
+    rooms: &'a [usize],
+    identities: Vec<u64>,
+    probes: Vec<u16>,
+    /// Slots that ask no more.
+    stranded: Vec<u32>,
+}
+
+/// Places all slots on `members`: sorted by identity, each once, weights within bounds.
+pub(super) fn place(members: &[Member]) -> Placement {
+    let ring = Ring::new(members, |_| true);
+    let rooms = rooms(members);
+    let mut asking = Asking::new(members, &rooms);
+    let mut refused: Vec<u32> = (0..SLOTS).collect();
+    while !refused.is_empty() {
+        for slot in refused.drain(..) {
+            asking.ask(&ring, slot);
+        }
+        asking.refuse(&mut refused);
+    }
+    asking.settled()
+}
+
+/// What each backend may hold: `floor(1.05 × fair share)`, and at least what makes all shares sum up.
+fn rooms(members: &[Member]) -> Vec<usize> {
+    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
+    let room = |member: &Member| {
+        let slots = u64::from(SLOTS) * u64::from(member.weight);
+        let bound = slots * BOUND_PERCENT / (100 * total);
+        usize::try_from(bound.max(slots.div_ceil(total))).unwrap_or(usize::MAX)
+    };
+    members.iter().map(room).collect()
+}
+
+// === impl Ring ===
+
+impl<'a> Ring<'a> {
+    /// A ring of those `members` that `includes` admits by index; their points carry the index among all.
+    pub(super) fn new(members: &'a [Member], includes: impl Fn(u16) -> bool) -> Self {
+        let points = (0..).zip(members).filter(|(backend, _)| includes(*backend)).flat_map(|(backend, member)| {
+            let identity = &*member.identity;
+            (0..POINTS_PER_WEIGHT * member.weight).map(move |node| Point { identity, node, backend })
+        });
+        let mut ring = HashRing::with_hasher(OneShot::default());
+        ring.batch_add(points.collect());
+        Self(ring)
+    }
+
+    /// The backend that `slot` asks with its `probe`; `None` on an empty ring.
+    pub(super) fn get(&self, slot: u32, probe: u16) -> Option<u16> {
+        self.0.get(&Probe { slot, probe }).map(|point| point.backend)
+    }
+}
+
+// === impl Point, Probe ===
+
+impl Hash for Point<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(&[self.identity.as_bytes(), &self.node.to_le_bytes()].concat());
+    }
+}
+
+impl Hash for Probe {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let pair = u64::from(self.slot) | u64::from(self.probe) << 32;
+        state.write(&pair.to_le_bytes());
+    }
+}
+
+// === impl OneShot ===
+
+impl Hasher for OneShot {
+    fn write(&mut self, bytes: &[u8]) {
+        debug_assert_eq!(self.0, 0, "bytes must be written once");
+        self.0 = xxh3_64(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl BuildHasher for OneShot {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        Self(0)
+    }
+}
+
+// === impl Asking ===
+
+impl<'a> Asking<'a> {
+    fn new(members: &[Member], rooms: &'a [usize]) -> Self {
+        Self {
+            by_backend: vec![Vec::new(); members.len()],
+            rooms,
+            identities: members.iter().map(|member| xxh3_64(member.identity.as_bytes())).collect(),
+            probes: vec![0; SLOTS as usize],
+            stranded: Vec::new(),
+        }
+    }
+
+    /// Lets a slot ask with its current probe.
+    fn ask(&mut self, ring: &Ring<'_>, slot: u32) {
+        let probe = self.probes.get(slot as usize).copied().unwrap_or_default();
+        let backend = if probe < MAX_PROBES { ring.get(slot, probe) } else { None };
+        match backend.and_then(|backend| self.by_backend.get_mut(usize::from(backend))) {
+            Some(slots) => slots.push(slot),
+            None => self.stranded.push(slot),
+        }
+    }
+
+    /// Takes from each overfull backend the slots that it likes least, and raises their probes.
+    fn refuse(&mut self, refused: &mut Vec<u32>) {
+        let Self { by_backend, rooms, identities, probes, .. } = self;
+        for ((slots, room), identity) in by_backend.iter_mut().zip(*rooms).zip(identities) {
+            if slots.len() > *room {
+                slots.select_nth_unstable_by_key(*room, |slot| (rank(*identity, *slot), *slot));
+                refused.extend(slots.drain(*room..));
+            }
+        }
+        for slot in refused {
+            if let Some(probe) = probes.get_mut(*slot as usize) {
+                *probe += 1;
+            }
+        }
+    }
+
+    fn settled(mut self) -> Placement {
+        self.stranded.sort_unstable();
+        for (slots, room) in self.by_backend.iter_mut().zip(self.rooms) {
+            let free = room.saturating_sub(slots.len()).min(self.stranded.len());
+            slots.extend(self.stranded.drain(..free));
+        }
+        let mut owners = vec![0; SLOTS as usize];
+        for (backend, slots) in (0..).zip(self.by_backend) {
+            for slot in slots {
+                if let Some(owner) = owners.get_mut(slot as usize) {
+                    *owner = backend;
+                }
+            }
+        }
+        Placement { owners, probes: self.probes }
+    }
+}
+
+/// A backend's order of the slots that ask for it; the lowest is kept first. It depends on no other backend, so that a change
+/// of the membership leaves it as it is.
+fn rank(identity: u64, slot: u32) -> u64 {
+    let mut bytes = [0; 12];
+    let (of_identity, of_slot) = bytes.split_at_mut(8);
+    of_identity.copy_from_slice(&identity.to_le_bytes());
+    of_slot.copy_from_slice(&slot.to_le_bytes());
+    xxh3_64(&bytes)
+}

@@ -1,0 +1,152 @@
+//! The table: one immutable snapshot of who owns what, and where each backend is dialled. Replaced whole, never changed.
+
+use std::{fmt, sync::Arc};
+
+use super::{Algorithm, Base, Member, Overlay, RingError, fingerprint};
+use crate::discovery::{Endpoint, Endpoints};
+
+/// Base + overlay + addresses. (Hand-off windows, when they come, are a further part beside the overlay.)
+pub struct Table {
+    /// By slot, the index of its owner in `backends`, the overlay applied. First, since it is all that a lookup reads.
+    owners: Arc<[u16]>,
+    algorithm: Algorithm,
+    /// Counts the tables that this process published for the pool.
+    pub generation: u64,
+    base: Arc<Base>,
+    overlay: Overlay,
+    backends: Endpoints,
+    placement: u64,
+}
+
+impl Table {
+    /// A snapshot of `base` under `overlay`, which was made of it; `endpoints` say where the members are dialled.
+    ///
+    /// A member that `endpoints` do not list has no address; an endpoint that is no member owns nothing and is left out.
+    pub fn new(generation: u64, base: Arc<Base>, overlay: Overlay, endpoints: Endpoints) -> Self {
+        let owners = overlay.applied_to(&base);
+        let backends = aligned(base.members(), endpoints);
+        let placement = fingerprint::of_placement(base.algorithm(), base.members(), &owners);
+        Self { owners, algorithm: base.algorithm(), generation, base, overlay, backends, placement }
+    }
+
+    /// A table of `endpoints`, all of them there: what tools and tests want.
+    pub fn of(generation: u64, algorithm: Algorithm, endpoints: &Endpoints) -> Result<Self, RingError> {
+        let base = Base::build_with(algorithm, &members_of(endpoints))?;
+        Ok(Self::new(generation, Arc::new(base), Overlay::default(), Arc::clone(endpoints)))
+    }
+
+    /// The owner of a routing key, as an index into [`Table::backends`]. One hash, one index.
+    #[inline]
+    pub fn owner(&self, key: &[u8]) -> u32 {
+        self.owner_of_slot(self.algorithm.slot_of(key))
+    }
+
+    /// The owner of a slot, as an index into [`Table::backends`]; slots are below [`Table::slots`].
+    #[inline]
+    pub fn owner_of_slot(&self, slot: u32) -> u32 {
+        debug_assert!(slot < self.slots(), "slot {slot} is none of this algorithm");
+        self.owners.get(slot as usize).copied().map_or(0, u32::from)
+    }
+
+    /// The slot of a routing key.
+    #[inline]
+    pub fn slot_of(&self, key: &[u8]) -> u32 {
+        self.algorithm.slot_of(key)
+    }
+
+    /// The number of slots.
+    pub fn slots(&self) -> u32 {
+        self.algorithm.slots()
+    }
+
+    /// The backends, sorted by identity; never empty.
+    pub fn backends(&self) -> &[Endpoint] {
+        &self.backends
+    }
+
+    /// Slots → owners as the membership alone has it.
+    pub fn base(&self) -> &Arc<Base> {
+        &self.base
+    }
+
+    /// The slots that go elsewhere for now.
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    /// 48 bits over sorted identities, weights, algorithm and its numbers: equal in all replicas that agree on who is there.
+    pub fn membership_fingerprint(&self) -> u64 {
+        self.base.fingerprint()
+    }
+
+    /// 48 bits over what the table says now: equal in all replicas that send every key to the same backend.
+    pub fn placement_fingerprint(&self) -> u64 {
+        self.placement
+    }
+
+    /// By backend, its share of all slots. The shares add up to 1.
+    pub fn ownership(&self) -> Vec<f64> {
+        let mut counts = vec![0_u32; self.backends.len()];
+        for owner in self.owners.iter() {
+            if let Some(count) = counts.get_mut(usize::from(*owner)) {
+                *count += 1;
+            }
+        }
+        counts.into_iter().map(|count| f64::from(count) / f64::from(self.slots())).collect()
+    }
+
+    /// The share of slots that have another owner, by identity, than in `older`; 1 if the slots are not comparable.
+    pub fn moved_share(&self, older: &Self) -> f64 {
+        if self.algorithm != older.algorithm {
+            return 1.0;
+        }
+        let now: Vec<Option<u16>> = older.backends.iter().map(|backend| self.position(&backend.identity)).collect();
+        let stayed = |(new, old): &(&u16, &u16)| now.get(usize::from(**old)).copied().flatten() == Some(**new);
+        let moved = self.owners.iter().zip(older.owners.iter()).filter(|pair| !stayed(pair)).count();
+        moved as f64 / f64::from(self.slots())
+    }
+
+    /// Where a backend stands in [`Table::backends`].
+    pub fn position(&self, identity: &str) -> Option<u16> {
+        let found = self.backends.binary_search_by(|backend| (*backend.identity).cmp(identity)).ok()?;
+        u16::try_from(found).ok()
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table")
+            .field("generation", &self.generation)
+            .field("algorithm", &self.algorithm.name())
+            .field("backends", &self.backends)
+            .field("away", self.overlay.away())
+            .field("membership", &format_args!("{:012x}", self.membership_fingerprint()))
+            .field("placement", &format_args!("{:012x}", self.placement))
+            .finish_non_exhaustive()
+    }
+}
+
+/// What placement sees of endpoints.
+pub fn members_of(endpoints: &[Endpoint]) -> Vec<Member> {
+    let member = |endpoint: &Endpoint| Member { identity: Arc::clone(&endpoint.identity), weight: endpoint.weight };
+    endpoints.iter().map(member).collect()
+}
+
+/// The endpoints in the members' order, which owners' indexes refer to.
+fn aligned(members: &[Member], endpoints: Endpoints) -> Endpoints {
+    let same = |(member, endpoint): (&Member, &Endpoint)| {
+        member.identity == endpoint.identity && member.weight == endpoint.weight
+    };
+    if members.len() == endpoints.len() && members.iter().zip(endpoints.iter()).all(same) {
+        return endpoints;
+    }
+    let backend = |member: &Member| {
+        let listed = endpoints.iter().find(|endpoint| endpoint.identity == member.identity);
+        Endpoint {
+            identity: Arc::clone(&member.identity),
+            address: listed.and_then(|endpoint| endpoint.address),
+            weight: member.weight,
+        }
+    };
+    members.iter().map(backend).collect()
+}
