@@ -1,1 +1,149 @@
-//! (room: receive)
+//! OTLP in: listeners, connections, bodies, replies. Everything between a client's socket and a whole, inflated message.
+//!
+//! The way through the room: [`accept`] takes connections (for every listener of the process) and `connection` drives each;
+//! `grpc` turns a request's head into a signal, a codec and a deadline; `body` reads the message, `inflate` inflates it,
+//! both within the limit and the byte budget; [`crate::pipeline::Export`] delivers it; [`reply`] says what became of it.
+//!
+//! **Invariant:** a peer that announces much and sends little costs little: memory is taken as bytes arrive.
+//! **Invariant:** what a peer has to wait for is bounded by a deadline, a limit or the drain's hard end.
+
+pub mod accept;
+mod body;
+mod connection;
+mod grpc;
+mod inflate;
+pub mod metrics;
+pub mod reply;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+pub use grpc::OtlpGrpc;
+
+use crate::{budget::Budget, lifecycle::Tasks, pipeline::Export};
+
+/// What the operator asked of the receivers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// OTLP/gRPC, unless it is off.
+    pub grpc: Option<GrpcConfig>,
+}
+
+/// OTLP/gRPC: `receivers.otlp.protocols.grpc`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrpcConfig {
+    /// Where to listen.
+    pub endpoint: SocketAddr,
+    /// Bound on a message, compressed and inflated, in bytes.
+    pub max_recv_msg_size: usize,
+    /// Requests in flight on one connection (`SETTINGS_MAX_CONCURRENT_STREAMS`).
+    pub max_concurrent_streams: u32,
+    /// Bound on a request's headers, in bytes (`SETTINGS_MAX_HEADER_LIST_SIZE`).
+    pub max_header_list_size: u32,
+    /// A connection that has not sent its first request's headers by then is closed.
+    pub header_timeout: Duration,
+    /// Connections at a time; further ones are closed as soon as they are accepted.
+    pub max_connections: usize,
+    /// When a request is answered at the latest, before the margin is taken off; `grpc-timeout` can only shorten it.
+    pub deadline: Duration,
+}
+
+/// Receivers whose ports are taken but which do not accept yet.
+#[derive(Debug)]
+pub struct Bound {
+    grpc: Option<(accept::Bound, GrpcConfig)>,
+}
+
+/// Where the receivers listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listeners {
+    /// OTLP/gRPC, with the port that the system chose when 0 was asked for.
+    pub grpc: Option<SocketAddr>,
+}
+
+/// Why the receivers could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// A port could not be taken.
+    #[error("cannot start the OTLP/gRPC receiver (receivers.otlp.protocols.grpc.endpoint)")]
+    Grpc(#[source] accept::BindError),
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { grpc: Some(GrpcConfig::default()) }
+    }
+}
+
+impl Default for GrpcConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: SocketAddr::from((Ipv4Addr::LOCALHOST, 4317)),
+            // OTLP's recommendation (opentelemetry-proto 1.11, docs/specification.md, "OTLP/gRPC Request").
+            max_recv_msg_size: 64 << 20,
+            max_concurrent_streams: 100,
+            max_header_list_size: 16 << 10,
+            header_timeout: Duration::from_secs(10),
+            max_connections: 10_000,
+            // SDKs give up at 10 s: they are to hear from us before.
+            deadline: Duration::from_secs(8),
+        }
+    }
+}
+
+/// Takes the ports, so that the process can say that it is ready only when every listener is there.
+pub fn bind(config: &Config) -> Result<Bound, ReceiveError> {
+    let grpc = match &config.grpc {
+        None => None,
+        Some(grpc) => {
+            let bound = accept::bind("otlp_grpc", grpc.endpoint).map_err(ReceiveError::Grpc)?;
+            Some((bound, grpc.clone()))
+        }
+    };
+    Ok(Bound { grpc })
+}
+
+/// Takes the ports and serves: [`bind`] and [`Bound::serve`] in one.
+pub fn start<E: Export>(
+    config: &Config,
+    export: Arc<E>,
+    budget: Budget,
+    tasks: &Tasks,
+) -> Result<Listeners, ReceiveError> {
+    Ok(bind(config)?.serve(export, budget, tasks))
+}
+
+// === impl Bound ===
+
+impl Bound {
+    /// Where the receivers will serve.
+    pub fn listeners(&self) -> Listeners {
+        Listeners { grpc: self.grpc.as_ref().map(|(bound, _)| bound.address()) }
+    }
+
+    /// Accepts connections until the drain begins and hands each request to `export`.
+    ///
+    /// Metric handles are resolved here, so the recorder has to be installed before.
+    pub fn serve<E: Export>(self, export: Arc<E>, budget: Budget, tasks: &Tasks) -> Listeners {
+        let listeners = self.listeners();
+        metrics::report_budget(budget.clone(), tasks);
+        if let Some((bound, config)) = self.grpc {
+            let service = OtlpGrpc::new(export, budget, &config);
+            let limits = accept::Limits {
+                protocol: accept::Protocol::Http2,
+                max_connections: config.max_connections,
+                header_timeout: config.header_timeout,
+                max_concurrent_streams: config.max_concurrent_streams,
+                max_header_list_size: config.max_header_list_size,
+            };
+            bound.serve(limits, accept::Plain, move |_peer| service.for_connection(), tasks);
+        }
+        listeners
+    }
+}

@@ -1,0 +1,353 @@
+//! The one accept loop of the process: every listener, OTLP or admin, plain or TLS, is bound and served here.
+
+use std::{convert::Infallible, error::Error, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, service::Service};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{
+    connection::{self, Spawner},
+    metrics::ListenerMetrics,
+};
+use crate::lifecycle::Tasks;
+
+/// Connections that the kernel keeps for us while we are busy: tokio's own choice, and Linux' usual cap is 4096.
+const BACKLOG: u32 = 1024;
+/// Idle time before TCP asks whether the peer is still there, and the time between its three questions: a dead peer is
+/// found within 90 s, and NAT tables that forget after a minute are kept alive.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(45);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 3;
+/// First pause when no descriptor or memory is left for a connection; it doubles up to 64 times this.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: u32 = 64;
+/// The same trouble is logged at most this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A listener whose port is taken; it does not accept yet.
+#[derive(Debug)]
+pub struct Bound {
+    name: &'static str,
+    address: SocketAddr,
+    socket: TcpListener,
+}
+
+/// Why a port could not be taken.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {advice}")]
+pub struct BindError {
+    address: SocketAddr,
+    advice: &'static str,
+    source: io::Error,
+}
+
+/// What a listener allows.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Which HTTP its clients speak.
+    pub protocol: Protocol,
+    /// Connections at a time; further ones are closed as soon as they are accepted.
+    pub max_connections: usize,
+    /// Bound on handshakes and on the wait for a connection's first request.
+    pub header_timeout: Duration,
+    /// Requests at a time on an HTTP/2 connection.
+    pub max_concurrent_streams: u32,
+    /// Bound on an HTTP/2 request's headers, in bytes.
+    pub max_header_list_size: u32,
+}
+
+/// Which HTTP a listener's clients speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 with prior knowledge: gRPC.
+    Http2,
+    /// HTTP/1 or HTTP/2, as the first bytes say.
+    Any,
+}
+
+/// Makes the stream that HTTP runs on from an accepted connection: the place of TLS.
+pub trait Connector: Send + Sync + 'static {
+    /// What HTTP runs on.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Shakes hands; bounded by [`Limits::header_timeout`].
+    fn connect(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// No TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain;
+
+impl Connector for Plain {
+    type Stream = TcpStream;
+
+    async fn connect(&self, stream: TcpStream) -> io::Result<TcpStream> {
+        Ok(stream)
+    }
+}
+
+/// Takes a port. `name` is the metric label `listener`.
+///
+/// `[::]` serves IPv4 too where the system has it so (Linux does).
+pub fn bind(name: &'static str, address: SocketAddr) -> Result<Bound, BindError> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A restarted process is not to wait for its predecessor's connections to time out.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let socket = socket.listen(BACKLOG)?;
+        let address = socket.local_addr()?;
+        Ok(Bound { name, address, socket })
+    };
+    listen().map_err(|source: io::Error| BindError { address, advice: advice(&source), source })
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another process has this port: stop it, or choose another endpoint",
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address: use one of its own, 0.0.0.0 or [::]",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one",
+        _ => "choose another endpoint",
+    }
+}
+
+// === impl Bound ===
+
+impl Bound {
+    /// Where it listens, with the port that the system chose when 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts connections until the drain begins; `make_service` makes the service of each.
+    pub fn serve<C, M, S, B>(self, limits: Limits, connector: C, make_service: M, tasks: &Tasks)
+    where
+        C: Connector,
+        M: Fn(SocketAddr) -> S + Send + Sync + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+        S::Future: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let listener = Arc::new(Listener {
+            builder: connection::builder(&limits, tasks),
+            metrics: ListenerMetrics::new(self.name),
+            header_timeout: limits.header_timeout,
+            connector,
+            make_service,
+            tasks: tasks.clone(),
+        });
+        drop(tasks.spawn(accept(self, limits.max_connections, listener)));
+    }
+}
+
+/// What the connections of a listener share.
+struct Listener<C, M> {
+    builder: hyper_util::server::conn::auto::Builder<Spawner>,
+    metrics: ListenerMetrics,
+    header_timeout: Duration,
+    connector: C,
+    make_service: M,
+    tasks: Tasks,
+}
+
+async fn accept<C, M, S, B>(bound: Bound, max_connections: usize, listener: Arc<Listener<C, M>>)
+where
+    C: Connector,
+    M: Fn(SocketAddr) -> S + Send + Sync + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+    let mut trouble = Trouble::new(bound.name);
+    loop {
+        let accepted = tokio::select! {
+            // Draining first: from then on clients are to go elsewhere.
+            biased;
+            () = listener.tasks.drained() => return,
+            accepted = bound.socket.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                listener.metrics.failed();
+                if let Some(pause) = trouble.with_accept(&error) {
+                    tokio::select! {
+                        () = listener.tasks.drained() => return,
+                        () = sleep(pause) => {}
+                    }
+                }
+                continue;
+            }
+        };
+        trouble.over();
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            listener.metrics.refused();
+            trouble.with_room(max_connections);
+            continue;
+        };
+        let shared = Arc::clone(&listener);
+        let service = (listener.make_service)(peer);
+        drop(listener.tasks.spawn(async move {
+            shared.connection(stream, service).await;
+            drop(place);
+        }));
+    }
+}
+
+// === impl Listener ===
+
+impl<C: Connector, M> Listener<C, M> {
+    async fn connection<S, B>(&self, stream: TcpStream, service: S)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S::Future: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let open = self.metrics.accepted();
+        let first_request_by = Instant::now() + self.header_timeout;
+        if let Err(error) = set_options(&stream) {
+            tracing::debug!(%error, "cannot set the options of a connection");
+        }
+        let connected = tokio::select! {
+            () = self.tasks.stopped() => return,
+            connected = timeout_at(first_request_by, self.connector.connect(stream)) => connected,
+        };
+        match connected {
+            Ok(Ok(stream)) => {
+                connection::serve(&self.builder, stream, service, first_request_by, &self.tasks).await;
+            }
+            Ok(Err(error)) => {
+                self.metrics.failed();
+                tracing::debug!(%error, "handshake failed");
+            }
+            Err(_elapsed) => {
+                self.metrics.failed();
+                tracing::debug!("handshake took too long");
+            }
+        }
+        drop(open);
+    }
+}
+
+fn set_options(stream: &TcpStream) -> io::Result<()> {
+    // Replies are small and complete when they are written: waiting for more only delays them.
+    stream.set_nodelay(true)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// What goes wrong with accepting: how long to pause, and when to say so.
+struct Trouble {
+    listener: &'static str,
+    /// The last pause as a multiple of the first; 0 while all is well.
+    factor: u32,
+    logged: Option<Instant>,
+    unlogged: u64,
+}
+
+impl Trouble {
+    fn new(listener: &'static str) -> Self {
+        Self { listener, factor: 0, logged: None, unlogged: 0 }
+    }
+
+    fn over(&mut self) {
+        self.factor = 0;
+    }
+
+    /// The pause after a failed accept: none when only that one connection was lost.
+    fn with_accept(&mut self, error: &io::Error) -> Option<Duration> {
+        if is_of_one_connection(error) {
+            return None;
+        }
+        self.factor = self.factor.saturating_mul(2).clamp(1, LONGEST_PAUSE);
+        if let Some(unlogged) = self.to_log() {
+            tracing::error!(
+                listener = self.listener,
+                %error,
+                unlogged,
+                "cannot accept connections, those that are open live on; raise the limit of open files (ulimit -n)"
+            );
+        }
+        Some(FIRST_PAUSE * self.factor)
+    }
+
+    fn with_room(&mut self, max_connections: usize) {
+        if let Some(unlogged) = self.to_log() {
+            tracing::warn!(
+                listener = self.listener,
+                max_connections,
+                unlogged,
+                "connection refused: as many are open as may be"
+            );
+        }
+    }
+
+    /// How many times nothing was logged since the last time, if it is time to log again.
+    fn to_log(&mut self) -> Option<u64> {
+        let now = Instant::now();
+        if self.logged.is_some_and(|at| now.saturating_duration_since(at) < LOG_INTERVAL) {
+            self.unlogged += 1;
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.unlogged))
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `EMFILE` on Linux.
+    const NO_DESCRIPTORS: i32 = 24;
+
+    #[test]
+    fn pauses_double_while_descriptors_are_missing_and_start_again_after() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut trouble = Trouble::new("test");
+            let error = io::Error::from_raw_os_error(NO_DESCRIPTORS);
+            let pauses: Vec<u128> =
+                (0..9).filter_map(|_| trouble.with_accept(&error)).map(|pause| pause.as_millis()).collect();
+            assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 640, 640]);
+            assert_eq!(trouble.unlogged, 8, "one line must do for all of them");
+            trouble.over();
+            assert_eq!(trouble.with_accept(&error), Some(FIRST_PAUSE));
+            assert_eq!(trouble.with_accept(&io::ErrorKind::ConnectionAborted.into()), None);
+        });
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named_with_what_to_do() {
+        let taken = bind("test", SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let error = bind("test", taken.address()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot listen on {}", taken.address())), "{error}");
+        assert!(error.ends_with("another process has this port: stop it, or choose another endpoint"), "{error}");
+    }
+}

@@ -1,0 +1,298 @@
+//! Reads one length-prefixed message from a request's frames into one contiguous buffer, within the limit and the budget.
+
+use std::pin::Pin;
+
+use bytes::{Buf, Bytes};
+use http_body::Body;
+use http_body_util::BodyExt;
+
+use crate::{budget::Permit, otlp::framed::PREFIX_LEN};
+
+/// What an announced size is believed up to. Beyond it the buffer grows as bytes arrive, so that a peer which announces
+/// the limit on many streams makes us hold no more than this for each (design 3, Receive).
+const BELIEVED: usize = 256 << 10;
+
+/// A message below this is copied although it came in one frame: a frame is a slice of HTTP/2's read buffer (8 KiB in
+/// h2 0.4) and would keep all of that from being used again, which the budget would not see.
+const COPY_BELOW: usize = 8 << 10;
+
+/// Reads one message. Bytes that it holds are in its permit.
+#[derive(Debug)]
+pub(super) struct Reader {
+    limit: usize,
+    permit: Permit,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The prefix is not complete.
+    Prefix { have: [u8; PREFIX_LEN], len: usize },
+    /// `total` bytes are to come, prefix included.
+    Filling { buffer: Buffer, total: usize },
+    /// Prefix and message.
+    Whole(Bytes),
+}
+
+/// A message as it came.
+#[derive(Debug)]
+pub(super) struct Received {
+    /// Prefix and message.
+    pub(super) bytes: Bytes,
+    /// What the message holds of the budget.
+    pub(super) permit: Permit,
+}
+
+/// A buffer whose capacity is taken from the budget before it is allocated.
+#[derive(Debug, Default)]
+pub(super) struct Buffer {
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Why a body could not be read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum BodyError {
+    /// The message is larger than the limit.
+    TooLarge,
+    /// The budget has no room.
+    Budget,
+    /// The compression flag is neither 0 nor 1.
+    Flag,
+    /// The body ended inside a message.
+    Truncated,
+    /// The body ended before a message.
+    Missing,
+    /// More than one message, or bytes after it.
+    Excess,
+    /// The connection or the stream broke: nobody is left to answer.
+    Gone,
+}
+
+/// Reads a body to its end.
+///
+/// Cancel safety: what was read is lost; its share of the budget is given back.
+pub(super) async fn read<B>(mut body: Pin<&mut B>, limit: usize, permit: Permit) -> Result<Received, BodyError>
+where
+    B: Body<Data = Bytes>,
+{
+    let mut reader = Reader::new(limit, permit);
+    while let Some(frame) = body.frame().await {
+        // A frame that is not data is the trailers; requests of OTLP have none to look at.
+        if let Ok(data) = frame.map_err(|_| BodyError::Gone)?.into_data() {
+            reader.push(data)?;
+        }
+    }
+    reader.finish()
+}
+
+// === impl Reader ===
+
+impl Reader {
+    pub(super) fn new(limit: usize, permit: Permit) -> Self {
+        Self { limit, permit, state: State::Prefix { have: [0; PREFIX_LEN], len: 0 } }
+    }
+
+    /// Takes the data of one frame.
+    pub(super) fn push(&mut self, mut data: Bytes) -> Result<(), BodyError> {
+        match &mut self.state {
+            State::Prefix { have, len } => {
+                // The usual case: the prefix is not torn, and the frame may hold the whole message.
+                if *len == 0
+                    && let Some(prefix) = data.first_chunk::<PREFIX_LEN>()
+                {
+                    let total = announced(*prefix, self.limit)?;
+                    return self.begin(total, data);
+                }
+                while let Some(slot) = have.get_mut(*len)
+                    && data.has_remaining()
+                {
+                    *slot = data.get_u8();
+                    *len += 1;
+                }
+                if *len < PREFIX_LEN {
+                    return Ok(());
+                }
+                let prefix = *have;
+                let total = announced(prefix, self.limit)?;
+                self.begin(total, Bytes::new())?;
+                self.fill(&prefix)?;
+                self.fill(&data)
+            }
+            State::Filling { .. } | State::Whole(_) => self.fill(&data),
+        }
+    }
+
+    /// Ends the body.
+    pub(super) fn finish(self) -> Result<Received, BodyError> {
+        match self.state {
+            State::Whole(bytes) => Ok(Received { bytes, permit: self.permit }),
+            State::Prefix { len: 0, .. } => Err(BodyError::Missing),
+            State::Prefix { .. } | State::Filling { .. } => Err(BodyError::Truncated),
+        }
+    }
+
+    /// Starts a message of `total` bytes with what came first of it, prefix included.
+    fn begin(&mut self, total: usize, first: Bytes) -> Result<(), BodyError> {
+        if first.len() > total {
+            return Err(BodyError::Excess);
+        }
+        if first.len() == total && total >= COPY_BELOW {
+            if !self.permit.grow(total) {
+                return Err(BodyError::Budget);
+            }
+            self.state = State::Whole(first);
+            return Ok(());
+        }
+        let mut buffer = Buffer::default();
+        buffer.reach(total.min(BELIEVED), &mut self.permit)?;
+        self.state = State::Filling { buffer, total };
+        self.fill(&first)
+    }
+
+    fn fill(&mut self, data: &[u8]) -> Result<(), BodyError> {
+        match &mut self.state {
+            State::Filling { buffer, total } => {
+                let len = buffer.bytes.len() + data.len();
+                if len > *total {
+                    return Err(BodyError::Excess);
+                }
+                if len > buffer.bytes.capacity() {
+                    let doubled = buffer.bytes.capacity().saturating_mul(2).min(*total);
+                    buffer.reach(doubled.max(len), &mut self.permit)?;
+                }
+                buffer.bytes.extend_from_slice(data);
+                if len == *total {
+                    self.state = State::Whole(Bytes::from(std::mem::take(&mut buffer.bytes)));
+                }
+                Ok(())
+            }
+            // Empty frames after the message are legal: some clients end the stream with one.
+            State::Prefix { .. } | State::Whole(_) if data.is_empty() => Ok(()),
+            State::Prefix { .. } | State::Whole(_) => Err(BodyError::Excess),
+        }
+    }
+}
+
+/// Length of the message that a prefix announces, with the prefix.
+fn announced(prefix: [u8; PREFIX_LEN], limit: usize) -> Result<usize, BodyError> {
+    let [flag, a, b, c, d] = prefix;
+    if flag > 1 {
+        return Err(BodyError::Flag);
+    }
+    match usize::try_from(u32::from_be_bytes([a, b, c, d])) {
+        Ok(len) if len <= limit => len.checked_add(PREFIX_LEN).ok_or(BodyError::TooLarge),
+        Ok(_) | Err(_) => Err(BodyError::TooLarge),
+    }
+}
+
+// === impl Buffer ===
+
+impl Buffer {
+    /// Grows to a capacity of `capacity` bytes.
+    pub(super) fn reach(&mut self, capacity: usize, permit: &mut Permit) -> Result<(), BodyError> {
+        let more = capacity.saturating_sub(self.bytes.capacity());
+        if !permit.grow(more) {
+            return Err(BodyError::Budget);
+        }
+        let additional = capacity.saturating_sub(self.bytes.len());
+        self.bytes.try_reserve_exact(additional).map_err(|_| BodyError::Budget)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    fn message(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_be_bytes());
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    fn read_in_pieces(bytes: &[u8], piece: usize, limit: usize) -> Result<Vec<u8>, BodyError> {
+        let budget = Budget::new(1 << 30);
+        let mut reader = Reader::new(limit, budget.permit());
+        for piece in bytes.chunks(piece.max(1)) {
+            reader.push(Bytes::copy_from_slice(piece))?;
+        }
+        let received = reader.finish()?;
+        assert_eq!(budget.used(), received.permit.bytes());
+        assert!(received.permit.bytes() >= received.bytes.len(), "the permit must cover the bytes");
+        Ok(received.bytes.to_vec())
+    }
+
+    #[test]
+    fn a_message_is_the_same_however_it_is_cut() {
+        for len in [0, 1, 4, 5, 6, 100, COPY_BELOW, BELIEVED - 5, BELIEVED, 3 * BELIEVED + 17] {
+            let payload: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
+            let bytes = message(&payload);
+            for piece in [1, 2, 3, 4, 5, 6, 7, 1000, 16_384, bytes.len()] {
+                if bytes.len() / piece < 200_000 {
+                    assert_eq!(read_in_pieces(&bytes, piece, usize::MAX), Ok(bytes.clone()), "{len} in {piece}s");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_message_in_one_frame_is_not_copied() {
+        let bytes = Bytes::from(message(&vec![7; COPY_BELOW]));
+        let mut reader = Reader::new(usize::MAX, Budget::new(1 << 20).permit());
+        reader.push(bytes.clone()).unwrap();
+        assert_eq!(reader.finish().unwrap().bytes.as_ptr(), bytes.as_ptr());
+    }
+
+    #[test]
+    fn a_small_message_in_one_frame_does_not_keep_the_read_buffer() {
+        let bytes = Bytes::from(message(b"small"));
+        let mut reader = Reader::new(usize::MAX, Budget::new(1 << 20).permit());
+        reader.push(bytes.clone()).unwrap();
+        assert_ne!(reader.finish().unwrap().bytes.as_ptr(), bytes.as_ptr());
+    }
+
+    #[test]
+    fn an_announced_size_above_the_limit_is_refused_at_once() {
+        let mut reader = Reader::new(1000, Budget::new(1 << 20).permit());
+        assert_eq!(reader.push(Bytes::from_static(&[0, 0, 0, 0x03, 0xe9])), Err(BodyError::TooLarge));
+        let mut reader = Reader::new(1000, Budget::new(1 << 20).permit());
+        assert_eq!(reader.push(Bytes::from_static(&[0, 0, 0, 0x03, 0xe8])), Ok(()));
+        let mut reader = Reader::new(64 << 20, Budget::new(1 << 20).permit());
+        assert_eq!(reader.push(Bytes::from_static(&[1, 0xff, 0xff, 0xff, 0xff])), Err(BodyError::TooLarge));
+    }
+
+    #[test]
+    fn an_announced_size_is_believed_only_so_far() {
+        let budget = Budget::new(1 << 30);
+        let mut reader = Reader::new(64 << 20, budget.permit());
+        reader.push(Bytes::from_static(&[0, 0x04, 0, 0, 0, 1, 2, 3])).unwrap();
+        assert_eq!(budget.used(), BELIEVED);
+        drop(reader);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn a_full_budget_ends_the_reading_and_is_given_back() {
+        let budget = Budget::new(BELIEVED + 10);
+        let mut reader = Reader::new(64 << 20, budget.permit());
+        let mut bytes = message(&vec![1; 2 * BELIEVED]);
+        bytes.truncate(BELIEVED + 1);
+        assert_eq!(reader.push(Bytes::from(bytes)), Err(BodyError::Budget));
+        drop(reader);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn what_is_not_one_message_is_refused() {
+        let whole = message(b"abc");
+        assert_eq!(read_in_pieces(&[], 1, 10), Err(BodyError::Missing));
+        assert_eq!(read_in_pieces(&whole[..3], 1, 10), Err(BodyError::Truncated));
+        assert_eq!(read_in_pieces(&whole[..7], 9, 10), Err(BodyError::Truncated));
+        assert_eq!(read_in_pieces(&[&whole[..], b"x"].concat(), 99, 10), Err(BodyError::Excess));
+        assert_eq!(read_in_pieces(&[&whole[..], b"x"].concat(), 1, 10), Err(BodyError::Excess));
+        assert_eq!(read_in_pieces(&[&whole[..], &whole[..]].concat(), 8, 10), Err(BodyError::Excess));
+        assert_eq!(read_in_pieces(&[2, 0, 0, 0, 0], 5, 10), Err(BodyError::Flag));
+        assert_eq!(read_in_pieces(&[2, 0, 0, 0, 0], 1, 10), Err(BodyError::Flag));
+    }
+}

@@ -1,0 +1,396 @@
+//! OTLP/gRPC: a request's head checked, its message read and inflated, delivered, and its outcome answered.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE, request::Parts};
+use http_body::Body;
+use hyper::service::service_fn;
+use tokio::time::{Instant, timeout_at};
+use tonic::Code;
+
+use super::{
+    GrpcConfig,
+    body::{self, BodyError, Received},
+    inflate::{Codec, InflateError, inflate},
+    metrics::ReceiverMetrics,
+    reply::{self, ReplyBody, retry_delay},
+};
+use crate::{
+    budget::{Budget, Permit},
+    otlp::{Framed, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN},
+    pipeline::{ClientConnection, Export, Request},
+};
+
+/// What is taken off a deadline so that the answer still arrives in time: 5 %, at least this (design 3, Receive).
+const LEAST_MARGIN: Duration = Duration::from_millis(100);
+
+/// The OTLP/gRPC service of one client connection, or of a test. Cloning shares it.
+pub struct OtlpGrpc<E> {
+    shared: Arc<Shared<E>>,
+    connection: Arc<ClientConnection>,
+}
+
+struct Shared<E> {
+    export: Arc<E>,
+    budget: Budget,
+    metrics: ReceiverMetrics,
+    max_recv_msg_size: usize,
+    deadline: Duration,
+}
+
+/// What a request's headers say.
+struct Head {
+    encoding: Option<Codec>,
+    reply_encoding: Option<Codec>,
+    deadline: Instant,
+}
+
+/// A request that is not gRPC, or names no method of ours.
+enum NotOurs {
+    Grpc(Refusal),
+    Http(StatusCode, Refusal),
+}
+
+// === impl OtlpGrpc ===
+
+impl<E> Clone for OtlpGrpc<E> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), connection: Arc::clone(&self.connection) }
+    }
+}
+
+impl<E: Export> OtlpGrpc<E> {
+    /// A service that delivers to `export` and takes memory from `budget`.
+    pub fn new(export: Arc<E>, budget: Budget, config: &GrpcConfig) -> Self {
+        let shared = Shared {
+            export,
+            budget,
+            metrics: ReceiverMetrics::new(),
+            max_recv_msg_size: config.max_recv_msg_size,
+            deadline: config.deadline,
+        };
+        Self { shared: Arc::new(shared), connection: Arc::default() }
+    }
+
+    /// The service of a new client connection.
+    ///
+    /// Its futures are not boxed, which is why this is not the [`tower::Service`] that composes with others.
+    pub fn for_connection<B>(
+        &self,
+    ) -> impl hyper::service::Service<
+        http::Request<B>,
+        Response = Response<ReplyBody>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Send
+    + use<E, B>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+    {
+        let service = Self { shared: Arc::clone(&self.shared), connection: Arc::default() };
+        service_fn(move |request| {
+            let service = service.clone();
+            async move { Ok(service.answer(request).await) }
+        })
+    }
+
+    /// Answers one request.
+    ///
+    /// Cancel safety: dropping the future is how HTTP/2 says that the client is gone; the export future goes with it.
+    pub async fn answer<B>(self, request: http::Request<B>) -> Response<ReplyBody>
+    where
+        B: Body<Data = Bytes> + Send,
+    {
+        let Self { shared, connection } = self;
+        let started = Instant::now();
+        let (parts, body) = request.into_parts();
+        let signal = match signal_of(&parts) {
+            Ok(signal) => signal,
+            Err(NotOurs::Grpc(refusal)) => {
+                shared.metrics.refused_unrouted(refusal.reason);
+                return reply::grpc(Outcome::Refused(refusal), None);
+            }
+            Err(NotOurs::Http(status, refusal)) => {
+                shared.metrics.refused_unrouted(refusal.reason);
+                return reply::not_grpc(status, refusal);
+            }
+        };
+        let in_flight = shared.metrics.of(signal).begin(started);
+        let head = Head::parse(&parts.headers, started, shared.deadline);
+        drop(parts);
+        let (outcome, codec) = match head {
+            Ok(head) => {
+                let delivery = shared.deliver(signal, head.encoding, head.deadline, body, connection);
+                (CatchPanic(pin!(delivery)).await, head.reply_encoding)
+            }
+            Err(refusal) => (Some(Outcome::Refused(refusal)), None),
+        };
+        let Some(outcome) = outcome else {
+            // The client is gone in the middle of its body: whatever is answered goes nowhere.
+            drop(in_flight);
+            return reply::grpc(Outcome::Refused(refusal_of_body(BodyError::Gone, shared.max_recv_msg_size)), None);
+        };
+        in_flight.answered(&outcome);
+        reply::grpc(outcome, codec)
+    }
+}
+
+impl<E: Export, B> tower::Service<http::Request<B>> for OtlpGrpc<E>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+{
+    type Response = Response<ReplyBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move { Ok(service.answer(request).await) })
+    }
+}
+
+// === impl Shared ===
+
+impl<E: Export> Shared<E> {
+    /// Reads, inflates and exports one request; `None` when its client broke off while it was read.
+    async fn deliver<B>(
+        &self,
+        signal: Signal,
+        encoding: Option<Codec>,
+        deadline: Instant,
+        body: B,
+        connection: Arc<ClientConnection>,
+    ) -> Option<Outcome>
+    where
+        B: Body<Data = Bytes> + Send,
+    {
+        let limit = self.max_recv_msg_size;
+        let received = match self.read(body, deadline).await {
+            Ok(Ok(received)) => received,
+            Ok(Err(BodyError::Gone)) => return None,
+            Ok(Err(error)) => return Some(Outcome::Refused(refusal_of_body(error, limit))),
+            Err(refusal) => return Some(Outcome::Refused(refusal)),
+        };
+        let wire = received.bytes.len();
+        let (message, permit) = match unpack(received, encoding, limit) {
+            Ok(unpacked) => unpacked,
+            Err(refusal) => return Some(Outcome::Refused(refusal)),
+        };
+        self.metrics.of(signal).read(wire, message.payload_len());
+        Some(self.export.export(Request { signal, message, permit, deadline, connection }).await)
+    }
+
+    /// Reads the message. A timer is set only if the body is not here yet: usually it came with the headers.
+    async fn read<B>(&self, body: B, deadline: Instant) -> Result<Result<Received, BodyError>, Refusal>
+    where
+        B: Body<Data = Bytes> + Send,
+    {
+        let mut reading = pin!(async {
+            let body = pin!(body);
+            body::read(body, self.max_recv_msg_size, self.budget.permit()).await
+        });
+        let at_once = std::future::poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await;
+        if let Poll::Ready(received) = at_once {
+            return Ok(received);
+        }
+        timeout_at(deadline, reading).await.map_err(|_| {
+            Refusal::retryable(Reason::Deadline, retry_delay(), "the request did not arrive within its deadline")
+        })
+    }
+}
+
+/// The framed, inflated message of what was received.
+fn unpack(received: Received, encoding: Option<Codec>, limit: usize) -> Result<(Framed, Permit), Refusal> {
+    let Received { bytes, mut permit } = received;
+    if bytes.first() != Some(&1) {
+        return match Framed::from_prefixed(bytes) {
+            Some(message) => Ok((message, permit)),
+            None => Err(refusal_of_body(BodyError::Truncated, limit)),
+        };
+    }
+    let Some(codec) = encoding else {
+        return Err(framing("message is marked as compressed, but grpc-encoding names no compression"));
+    };
+    let compressed = bytes.get(PREFIX_LEN..).unwrap_or_default();
+    match inflate(codec, compressed, limit, &mut permit) {
+        Ok((message, held)) => {
+            drop(bytes);
+            permit.shrink_to(held);
+            Ok((message, permit))
+        }
+        Err(InflateError::TooLarge) => Err(refusal_of_body(BodyError::TooLarge, limit)),
+        Err(InflateError::Budget) => Err(refusal_of_body(BodyError::Budget, limit)),
+        Err(InflateError::Corrupt(what)) => Err(framing(what)),
+    }
+}
+
+/// gRPC's own code for a message that is not framed or compressed as its headers say is `INTERNAL`.
+fn framing(what: &'static str) -> Refusal {
+    Refusal::permanent(Code::Internal, Reason::Framing, what)
+}
+
+fn refusal_of_body(error: BodyError, limit: usize) -> Refusal {
+    match error {
+        BodyError::TooLarge => Refusal::permanent(
+            Code::ResourceExhausted,
+            Reason::TooLarge,
+            format!("message is larger than {limit} bytes; send smaller batches or raise max_recv_msg_size_mib"),
+        ),
+        BodyError::Budget => Refusal::retryable(Reason::Budget, retry_delay(), "memory budget is used up; retry later"),
+        BodyError::Flag => framing("message prefix has an unknown flag"),
+        BodyError::Truncated => framing("body ends inside a message"),
+        // The code of gRPC's specification for a wrong number of messages (doc/statuscodes.md).
+        BodyError::Missing => {
+            Refusal::permanent(Code::Unimplemented, Reason::Framing, "body holds no message where one is needed")
+        }
+        BodyError::Excess => {
+            Refusal::permanent(Code::Unimplemented, Reason::Framing, "body holds more than one message")
+        }
+        BodyError::Gone => Refusal::permanent(Code::Cancelled, Reason::Framing, "the request was cancelled"),
+    }
+}
+
+fn signal_of(parts: &Parts) -> Result<Signal, NotOurs> {
+    if parts.method != Method::POST {
+        let refusal = Refusal::permanent(Code::Internal, Reason::Framing, "gRPC requests have the method POST");
+        return Err(NotOurs::Http(StatusCode::METHOD_NOT_ALLOWED, refusal));
+    }
+    if !parts.headers.get(CONTENT_TYPE).is_some_and(is_grpc) {
+        let message = "not a gRPC request: content-type has to be application/grpc; OTLP/HTTP has a port of its own";
+        let refusal = Refusal::permanent(Code::InvalidArgument, Reason::Framing, message);
+        return Err(NotOurs::Http(StatusCode::UNSUPPORTED_MEDIA_TYPE, refusal));
+    }
+    Signal::from_grpc_path(parts.uri.path()).ok_or_else(|| {
+        let message = "unknown method; Export is served by opentelemetry.proto.collector.{trace.v1.TraceService, \
+                       metrics.v1.MetricsService, logs.v1.LogsService, profiles.v1development.ProfilesService}";
+        NotOurs::Grpc(Refusal::permanent(Code::Unimplemented, Reason::Unimplemented, message))
+    })
+}
+
+/// Whether a content type is `application/grpc`, of protobuf as far as it says.
+fn is_grpc(value: &HeaderValue) -> bool {
+    let value = value.as_bytes();
+    let Some((name, rest)) = value.split_at_checked(b"application/grpc".len()) else {
+        return false;
+    };
+    let subtype = rest.split(|byte| *byte == b';').next().unwrap_or_default();
+    name.eq_ignore_ascii_case(b"application/grpc") && (subtype.is_empty() || subtype.eq_ignore_ascii_case(b"+proto"))
+}
+
+// === impl Head ===
+
+impl Head {
+    fn parse(headers: &HeaderMap, now: Instant, configured: Duration) -> Result<Self, Refusal> {
+        let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+            None | Some(b"identity") => None,
+            Some(b"gzip") => Some(Codec::Gzip),
+            Some(b"zstd") => Some(Codec::Zstd),
+            Some(_) => {
+                return Err(Refusal::permanent(
+                    Code::Unimplemented,
+                    Reason::Unimplemented,
+                    "unknown grpc-encoding; identity, gzip and zstd are understood",
+                ));
+            }
+        };
+        let reply_encoding = encoding.filter(|codec| accepts(headers, *codec));
+        let timeout = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.as_bytes()));
+        let time = timeout.map_or(configured, |timeout| timeout.min(configured));
+        Ok(Self { encoding, reply_encoding, deadline: now + less_margin(time) })
+    }
+}
+
+fn accepts(headers: &HeaderMap, codec: Codec) -> bool {
+    let Some(accepted) = headers.get("grpc-accept-encoding").and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
+    accepted.split(',').any(|name| name.trim() == codec.as_str())
+}
+
+/// A deadline less its margin, which is never more than half of it: a short one is still to be of use.
+fn less_margin(time: Duration) -> Duration {
+    time - (time / 20).max(LEAST_MARGIN).min(time / 2)
+}
+
+/// `grpc-timeout`: one to eight digits and a unit. One that says nothing is as good as none.
+fn parse_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count = digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    Some(match unit {
+        b'H' => Duration::from_secs(count * 3600),
+        b'M' => Duration::from_secs(count * 60),
+        b'S' => Duration::from_secs(count),
+        b'm' => Duration::from_millis(count),
+        b'u' => Duration::from_micros(count),
+        b'n' => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+/// Turns a panic of a delivery into a refusal that its client may retry: the process and its other requests live on.
+struct CatchPanic<'a, F>(Pin<&'a mut F>);
+
+impl<F: Future<Output = Option<Outcome>>> Future for CatchPanic<'_, F> {
+    type Output = Option<Outcome>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // A future that panicked is not polled again, so what it left half done is not seen by anyone.
+        catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))).unwrap_or_else(|_| {
+            let message = "internal error of the proxy; the request may be sent again";
+            Poll::Ready(Some(Outcome::Refused(Refusal::retryable(Reason::Internal, retry_delay(), message))))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(parse_timeout(b"1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(parse_timeout(b"2M"), Some(Duration::from_secs(120)));
+        assert_eq!(parse_timeout(b"10S"), Some(Duration::from_secs(10)));
+        assert_eq!(parse_timeout(b"99999999m"), Some(Duration::from_millis(99_999_999)));
+        assert_eq!(parse_timeout(b"5u"), Some(Duration::from_micros(5)));
+        assert_eq!(parse_timeout(b"00000000n"), Some(Duration::ZERO));
+        for broken in [&b""[..], b"S", b"123456789m", b"-1S", b"1", b"1s", b"1.5S", b" 1S"] {
+            assert_eq!(parse_timeout(broken), None, "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn a_margin_is_taken_off_every_deadline() {
+        assert_eq!(less_margin(Duration::from_secs(8)), Duration::from_millis(7_600));
+        assert_eq!(less_margin(Duration::from_secs(1)), Duration::from_millis(900));
+        assert_eq!(less_margin(Duration::from_millis(100)), Duration::from_millis(50));
+        assert_eq!(less_margin(Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn only_grpc_of_protobuf_is_grpc() {
+        for yes in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8", "Application/gRPC"]
+        {
+            assert!(is_grpc(&HeaderValue::from_static(yes)), "{yes}");
+        }
+        for no in ["application/grpc+json", "application/grpc-web", "application/grpcx", "application/json", ""] {
+            assert!(!is_grpc(&HeaderValue::from_static(no)), "{no}");
+        }
+    }
+}

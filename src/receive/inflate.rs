@@ -1,0 +1,378 @@
+//! Inflates gzip and zstd with the output bounded while it is made: by the size limit and by the budget.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use flate2::{Crc, Decompress, FlushDecompress, Status};
+use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
+
+use super::body::{BodyError, Buffer};
+use crate::{
+    budget::Permit,
+    otlp::{
+        Framed,
+        framed::{PREFIX_LEN, prefix_of},
+    },
+};
+
+/// Largest zstd window that a client may use, as a power of two: 8 MiB, which RFC 8878 (3.1.1.1.2) asks of decoders
+/// and no usual level exceeds. A thread's decoder keeps no more than this.
+const ZSTD_WINDOW_LOG: u32 = 23;
+
+/// Members of one gzip stream. Real clients send one; each costs a reset of the decoder.
+const GZIP_MEMBERS: usize = 256;
+
+/// What a stream's own statement of its inflated size is believed up to, whatever it says ...
+const BELIEVED: usize = 256 << 10;
+/// ... or up to this many times its compressed size, which its sender had to send.
+const BELIEVED_RATIO: usize = 8;
+
+/// A compression that OTLP clients use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Codec {
+    Gzip,
+    Zstd,
+}
+
+/// Why a message could not be inflated.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum InflateError {
+    /// Inflated, it is larger than the limit.
+    TooLarge,
+    /// The budget has no room.
+    Budget,
+    /// It is not what its encoding says.
+    Corrupt(&'static str),
+}
+
+thread_local! {
+    // Decoders are kept per thread: making one costs more than inflating a small batch.
+    static GZIP: RefCell<Decompress> = RefCell::new(Decompress::new(false));
+    static ZSTD: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
+}
+
+/// Inflates `input` to a framed message of at most `limit` bytes.
+///
+/// The permit grows by what the output takes while the input is still held; the caller shrinks it once that is dropped:
+/// the second value is what to shrink it to.
+pub(super) fn inflate(
+    codec: Codec,
+    input: &[u8],
+    limit: usize,
+    permit: &mut Permit,
+) -> Result<(Framed, usize), InflateError> {
+    let mut output = Output::new(limit, permit);
+    match codec {
+        Codec::Gzip => GZIP.with_borrow_mut(|decoder| gunzip(decoder, input, &mut output))?,
+        Codec::Zstd => ZSTD.with_borrow_mut(|decoder| unzstd(decoder, input, &mut output))?,
+    }
+    output.seal()
+}
+
+fn gunzip(decoder: &mut Decompress, mut input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
+    // The last four bytes state the inflated size modulo 2^32 (RFC 1952, 2.3.1, ISIZE).
+    let stated = input.last_chunk().map_or(0, |size| u32::from_le_bytes(*size));
+    output.start(u64::from(stated), input.len())?;
+    for _ in 0..GZIP_MEMBERS {
+        input = gunzip_member(decoder, skip_gzip_header(input)?, output)?;
+        if input.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(InflateError::Corrupt("gzip stream of too many members"))
+}
+
+/// Inflates one member whose header was skipped and returns what follows it.
+fn gunzip_member<'a>(
+    decoder: &mut Decompress,
+    mut input: &'a [u8],
+    output: &mut Output<'_>,
+) -> Result<&'a [u8], InflateError> {
+    let start = output.buffer.bytes.len();
+    decoder.reset(false);
+    loop {
+        output.make_room()?;
+        let (taken, made) = (decoder.total_in(), decoder.total_out());
+        let status = decoder
+            .decompress_vec(input, &mut output.buffer.bytes, FlushDecompress::Finish)
+            .map_err(|_| InflateError::Corrupt("broken deflate data"))?;
+        let taken = usize::try_from(decoder.total_in() - taken).unwrap_or(usize::MAX);
+        input = input.get(taken..).unwrap_or_default();
+        match status {
+            Status::StreamEnd => break,
+            Status::Ok | Status::BufError if taken == 0 && decoder.total_out() == made => {
+                return Err(InflateError::Corrupt("truncated gzip data"));
+            }
+            Status::Ok | Status::BufError => {}
+        }
+    }
+    let Some((trailer, rest)) = input.split_first_chunk::<8>() else {
+        return Err(InflateError::Corrupt("truncated gzip data"));
+    };
+    let mut crc = Crc::new();
+    crc.update(output.buffer.bytes.get(start..).unwrap_or_default());
+    let [a, b, c, d, e, f, g, h] = *trailer;
+    if u32::from_le_bytes([a, b, c, d]) != crc.sum() || u32::from_le_bytes([e, f, g, h]) != crc.amount() {
+        return Err(InflateError::Corrupt("gzip checksum does not match"));
+    }
+    Ok(rest)
+}
+
+/// Skips a member's header (RFC 1952, 2.3). Names and comments are not looked at.
+fn skip_gzip_header(input: &[u8]) -> Result<&[u8], InflateError> {
+    const BROKEN: InflateError = InflateError::Corrupt("not a gzip header");
+    const HCRC: u8 = 1 << 1;
+    const EXTRA: u8 = 1 << 2;
+    const NAME: u8 = 1 << 3;
+    const COMMENT: u8 = 1 << 4;
+    const RESERVED: u8 = 0b1110_0000;
+
+    let Some((&[0x1f, 0x8b, 8, flags, ..], mut rest)) = input.split_first_chunk::<10>() else {
+        return Err(BROKEN);
+    };
+    if flags & RESERVED != 0 {
+        return Err(BROKEN);
+    }
+    if flags & EXTRA != 0 {
+        let (len, after) = rest.split_first_chunk::<2>().ok_or(BROKEN)?;
+        rest = after.get(usize::from(u16::from_le_bytes(*len))..).ok_or(BROKEN)?;
+    }
+    for text in [NAME, COMMENT] {
+        if flags & text != 0 {
+            let end = rest.iter().position(|byte| *byte == 0).ok_or(BROKEN)?;
+            rest = rest.get(end + 1..).ok_or(BROKEN)?;
+        }
+    }
+    if flags & HCRC != 0 {
+        rest = rest.get(2..).ok_or(BROKEN)?;
+    }
+    Ok(rest)
+}
+
+fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
+    const BROKEN: InflateError = InflateError::Corrupt("broken zstd data, or a window above 8 MiB");
+    let decoder = match kept {
+        Some(decoder) => decoder,
+        None => kept.insert(new_zstd_decoder().ok_or(InflateError::Budget)?),
+    };
+    decoder.reset(ResetDirective::SessionOnly).map_err(|_| BROKEN)?;
+    // Without a stated size, a guess that suits telemetry.
+    let stated = zstd_safe::get_frame_content_size(input).map_err(|_| BROKEN)?;
+    output.start(stated.unwrap_or(input.len() as u64 * 4), input.len())?;
+    let mut source = InBuffer::around(input);
+    loop {
+        output.make_room()?;
+        let (taken, made) = (source.pos(), output.buffer.bytes.len());
+        let mut target = OutBuffer::around_pos(&mut output.buffer.bytes, made);
+        let left = decoder.decompress_stream(&mut target, &mut source).map_err(|_| BROKEN)?;
+        let all_read = source.pos() == input.len();
+        if left == 0 && all_read {
+            return Ok(());
+        }
+        let stalled = source.pos() == taken && output.buffer.bytes.len() == made;
+        if stalled || (all_read && output.has_room()) {
+            return Err(InflateError::Corrupt("truncated zstd data"));
+        }
+    }
+}
+
+fn new_zstd_decoder() -> Option<DCtx<'static>> {
+    let mut decoder = DCtx::try_create()?;
+    decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).ok()?;
+    Some(decoder)
+}
+
+/// The inflated message in the making, with room for its prefix in front.
+struct Output<'a> {
+    buffer: Buffer,
+    permit: &'a mut Permit,
+    limit: usize,
+}
+
+impl<'a> Output<'a> {
+    fn new(limit: usize, permit: &'a mut Permit) -> Self {
+        Self { buffer: Buffer::default(), permit, limit }
+    }
+
+    /// Allocates for a message that is stated to have `stated` bytes, as far as that can be believed.
+    fn start(&mut self, stated: u64, compressed: usize) -> Result<(), InflateError> {
+        let believed = compressed.saturating_mul(BELIEVED_RATIO).max(BELIEVED).min(self.limit);
+        let size = usize::try_from(stated).unwrap_or(usize::MAX).min(believed);
+        // One byte more than stated, so that a decoder that still has to read its end does not ask for more room.
+        self.buffer.reach(PREFIX_LEN + size + 1, self.permit).map_err(InflateError::from)?;
+        self.buffer.bytes.extend_from_slice(&[0; PREFIX_LEN]);
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        self.buffer.bytes.len() < self.buffer.bytes.capacity()
+    }
+
+    /// Doubles a full buffer, up to one byte above the limit: the byte that shows that the limit is passed.
+    fn make_room(&mut self) -> Result<(), InflateError> {
+        if self.has_room() {
+            return Ok(());
+        }
+        let most = self.limit.saturating_add(PREFIX_LEN + 1);
+        if self.buffer.bytes.len() >= most {
+            return Err(InflateError::TooLarge);
+        }
+        let doubled = self.buffer.bytes.capacity().saturating_mul(2).min(most);
+        self.buffer.reach(doubled, self.permit).map_err(InflateError::from)
+    }
+
+    fn seal(self) -> Result<(Framed, usize), InflateError> {
+        let mut bytes = self.buffer.bytes;
+        let held = bytes.capacity();
+        let len = bytes.len().saturating_sub(PREFIX_LEN);
+        let prefix = u32::try_from(len).ok().filter(|_| len <= self.limit).map(prefix_of);
+        match (prefix, bytes.first_chunk_mut::<PREFIX_LEN>()) {
+            (Some(prefix), Some(spare)) => *spare = prefix,
+            (None, _) | (_, None) => return Err(InflateError::TooLarge),
+        }
+        let framed = Framed::from_prefixed(Bytes::from(bytes)).ok_or(InflateError::TooLarge)?;
+        Ok((framed, held))
+    }
+}
+
+impl From<BodyError> for InflateError {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::TooLarge => Self::TooLarge,
+            BodyError::Budget => Self::Budget,
+            BodyError::Flag | BodyError::Truncated | BodyError::Missing | BodyError::Excess | BodyError::Gone => {
+                Self::Corrupt("unreadable body")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::budget::Budget;
+
+    const MIB: usize = 1 << 20;
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(data: &[u8]) -> Vec<u8> {
+        zstd::encode_all(data, 1).unwrap()
+    }
+
+    fn text(len: usize) -> Vec<u8> {
+        (0..len).map(|i| u8::try_from((i * i / 7) % 64).unwrap()).collect()
+    }
+
+    fn run(codec: Codec, input: &[u8], limit: usize, budget: usize) -> Result<Vec<u8>, InflateError> {
+        let budget = Budget::new(budget);
+        let mut permit = budget.take(input.len()).expect("the budget must hold the input");
+        let (framed, held) = inflate(codec, input, limit, &mut permit)?;
+        assert!(budget.used() >= input.len() + framed.payload_len(), "both must be in the budget while both live");
+        permit.shrink_to(held);
+        assert_eq!(budget.used(), held);
+        assert!(held >= framed.as_bytes().len());
+        Ok(framed.payload().to_vec())
+    }
+
+    #[test]
+    fn what_was_deflated_comes_back() {
+        for len in [0, 1, 100, 4096, BELIEVED, 5 * MIB + 3] {
+            let data = text(len);
+            assert_eq!(run(Codec::Gzip, &gzip(&data), len, 64 * MIB), Ok(data.clone()), "gzip of {len}");
+            assert_eq!(run(Codec::Zstd, &zstd(&data), len, 64 * MIB), Ok(data.clone()), "zstd of {len}");
+        }
+    }
+
+    #[test]
+    fn one_byte_above_the_limit_is_too_large() {
+        let data = text(10_000);
+        for (codec, input) in [(Codec::Gzip, gzip(&data)), (Codec::Zstd, zstd(&data))] {
+            assert_eq!(run(codec, &input, 9_999, MIB), Err(InflateError::TooLarge), "{codec:?}");
+        }
+    }
+
+    #[test]
+    fn a_bomb_never_holds_more_than_the_limit() {
+        let bombs = [(Codec::Gzip, gzip(&vec![0; 256 * MIB])), (Codec::Zstd, zstd(&vec![0; 256 * MIB]))];
+        for (codec, bomb) in bombs {
+            assert!(bomb.len() < MIB, "{codec:?}");
+            assert_eq!(run(codec, &bomb, 4 * MIB, 512 * MIB), Err(InflateError::TooLarge), "{codec:?}");
+            // The budget says no before the limit does.
+            assert_eq!(run(codec, &bomb, 64 * MIB, 2 * MIB), Err(InflateError::Budget), "{codec:?}");
+        }
+    }
+
+    #[test]
+    fn several_members_are_one_message_and_garbage_after_them_is_not() {
+        let two = [gzip(b"one, "), gzip(b"two")].concat();
+        assert_eq!(run(Codec::Gzip, &two, 100, MIB), Ok(b"one, two".to_vec()));
+        let two = [zstd(b"one, "), zstd(b"two")].concat();
+        assert_eq!(run(Codec::Zstd, &two, 100, MIB), Ok(b"one, two".to_vec()));
+        for (codec, good) in [(Codec::Gzip, gzip(b"good")), (Codec::Zstd, zstd(b"good"))] {
+            for garbage in [&b"\0"[..], b"garbage, and more of it", &good[..good.len() - 1]] {
+                let input = [&good[..], garbage].concat();
+                assert!(matches!(run(codec, &input, 100, MIB), Err(InflateError::Corrupt(_))), "{codec:?} {garbage:?}");
+            }
+        }
+        let many: Vec<u8> = std::iter::repeat_n(gzip(b""), GZIP_MEMBERS + 1).flatten().collect();
+        assert!(matches!(run(Codec::Gzip, &many, 100, MIB), Err(InflateError::Corrupt(_))));
+    }
+
+    #[test]
+    fn every_truncation_and_every_broken_byte_is_an_error_or_the_same_data() {
+        let data = text(600);
+        for (codec, good) in [(Codec::Gzip, gzip(&data)), (Codec::Zstd, zstd(&data))] {
+            for len in 0..good.len() {
+                assert!(
+                    matches!(run(codec, &good[..len], 1000, MIB), Err(InflateError::Corrupt(_))),
+                    "{codec:?} {len}"
+                );
+            }
+            for at in 0..good.len() {
+                let mut broken = good.clone();
+                broken[at] ^= 0x55;
+                if let Ok(inflated) = run(codec, &broken, 1000, MIB) {
+                    // Only bytes without a meaning for the data may change: a time stamp, an operating system.
+                    assert!(inflated == data || codec == Codec::Zstd, "{codec:?} at {at}");
+                }
+            }
+        }
+        assert_eq!(run(Codec::Gzip, &gzip(&data), 1000, MIB), Ok(data), "a decoder must survive broken input");
+    }
+
+    #[test]
+    fn gzip_headers_with_every_field_are_skipped() {
+        let plain = gzip(b"named");
+        let mut input = plain[..10].to_vec();
+        input[3] = 0b1_1110;
+        input.extend_from_slice(b"\x03\0abc");
+        input.extend_from_slice(b"name\0comment\0\x12\x34");
+        input.extend_from_slice(&plain[10..]);
+        assert_eq!(run(Codec::Gzip, &input, 100, MIB), Ok(b"named".to_vec()));
+    }
+
+    #[test]
+    fn a_zstd_window_above_the_cap_is_refused() {
+        let data = text(10_000);
+        let deflate = |window_log| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.include_contentsize(false).unwrap();
+            encoder.window_log(window_log).unwrap();
+            // Written in pieces, so that the frame states its window and not its size.
+            for piece in data.chunks(1000) {
+                encoder.write_all(piece).unwrap();
+                encoder.flush().unwrap();
+            }
+            encoder.finish().unwrap()
+        };
+        assert_eq!(run(Codec::Zstd, &deflate(23), MIB, 64 * MIB), Ok(data.clone()));
+        assert!(matches!(run(Codec::Zstd, &deflate(24), MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
+    }
+}

@@ -1,0 +1,240 @@
+//! The receivers' metrics: their names, and the handles that are resolved once.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use tokio::time::{Instant, MissedTickBehavior};
+use tonic::Code;
+
+use crate::{
+    budget::Budget,
+    lifecycle::Tasks,
+    otlp::{Outcome, Reason, Signal},
+};
+
+/// Requests answered: `signal`, `code`.
+pub const RECEIVER_REQUESTS_TOTAL: &str = "spanring_receiver_requests_total";
+/// Bytes of messages, inflated: `signal`.
+pub const RECEIVER_BYTES_TOTAL: &str = "spanring_receiver_bytes_total";
+/// Bytes of bodies as they came: `signal`.
+pub const RECEIVER_WIRE_BYTES_TOTAL: &str = "spanring_receiver_wire_bytes_total";
+/// Requests refused: `signal` (`none` for those that name no signal), `reason`.
+pub const RECEIVER_REFUSED_REQUESTS_TOTAL: &str = "spanring_receiver_refused_requests_total";
+/// Requests whose client went away before it was answered: `signal`.
+pub const RECEIVER_ABANDONED_REQUESTS_TOTAL: &str = "spanring_receiver_abandoned_requests_total";
+/// Requests being read or delivered: `signal`.
+pub const RECEIVER_IN_FLIGHT_REQUESTS: &str = "spanring_receiver_in_flight_requests";
+/// From a request's headers to its reply: `signal`.
+pub const RECEIVER_REQUEST_DURATION_SECONDS: &str = "spanring_receiver_request_duration_seconds";
+/// Connections open: `listener`.
+pub const RECEIVER_CONNECTIONS: &str = "spanring_receiver_connections";
+/// Connections that came: `listener`, `result` = `accepted`, `refused` (above the bound), `failed` (no descriptors, no handshake).
+pub const RECEIVER_CONNECTIONS_TOTAL: &str = "spanring_receiver_connections_total";
+/// The byte budget.
+pub const MEMORY_BUDGET_LIMIT_BYTES: &str = "spanring_memory_budget_limit_bytes";
+/// What requests hold of it.
+pub const MEMORY_BUDGET_USED_BYTES: &str = "spanring_memory_budget_used_bytes";
+
+/// How often the budget's gauge is written: finer than any scrape interval in use.
+const BUDGET_INTERVAL: Duration = Duration::from_secs(1);
+
+/// gRPC's codes by number, as label values.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// The handles of all signals.
+pub(super) struct ReceiverMetrics {
+    signals: [SignalMetrics; 4],
+    unrouted: [Counter; Reason::ALL.len()],
+}
+
+/// The handles of one signal.
+pub(super) struct SignalMetrics {
+    requests: [Counter; CODES.len()],
+    refused: [Counter; Reason::ALL.len()],
+    bytes: Counter,
+    wire_bytes: Counter,
+    abandoned: Counter,
+    in_flight: Gauge,
+    duration: Histogram,
+}
+
+/// A request from its headers to its reply; dropped without one, it counts as abandoned.
+pub(super) struct InFlight<'a> {
+    metrics: &'a SignalMetrics,
+    started: Instant,
+    answered: bool,
+}
+
+/// The handles of one listener.
+#[derive(Clone)]
+pub(super) struct ListenerMetrics {
+    open: Gauge,
+    accepted: Counter,
+    refused: Counter,
+    failed: Counter,
+}
+
+/// An open connection, counted until it is dropped.
+pub(super) struct OpenConnection(Gauge);
+
+/// Writes the budget's gauges until the process stops.
+pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 bytes are more than a machine has")]
+    let as_gauge = |bytes: usize| bytes as f64;
+    gauge!(MEMORY_BUDGET_LIMIT_BYTES).set(as_gauge(budget.limit()));
+    let used = gauge!(MEMORY_BUDGET_USED_BYTES);
+    let watch = tasks.clone();
+    drop(tasks.spawn(async move {
+        let mut ticks = tokio::time::interval(BUDGET_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = watch.stopped() => break,
+                _ = ticks.tick() => used.set(as_gauge(budget.used())),
+            }
+        }
+    }));
+}
+
+fn refusals(signal: &'static str) -> [Counter; Reason::ALL.len()] {
+    Reason::ALL.map(|reason| counter!(RECEIVER_REFUSED_REQUESTS_TOTAL, "signal" => signal, "reason" => reason.as_str()))
+}
+
+fn count_refusal(counters: &[Counter; Reason::ALL.len()], reason: Reason) {
+    if let Some(position) = Reason::ALL.iter().position(|known| *known == reason)
+        && let Some(counter) = counters.get(position)
+    {
+        counter.increment(1);
+    }
+}
+
+// === impl ReceiverMetrics ===
+
+impl ReceiverMetrics {
+    pub(super) fn new() -> Self {
+        Self { signals: Signal::ALL.map(SignalMetrics::new), unrouted: refusals("none") }
+    }
+
+    pub(super) fn of(&self, signal: Signal) -> &SignalMetrics {
+        let [traces, metrics, logs, profiles] = &self.signals;
+        match signal {
+            Signal::Traces => traces,
+            Signal::Metrics => metrics,
+            Signal::Logs => logs,
+            Signal::Profiles => profiles,
+        }
+    }
+
+    /// Counts a refused request that named no signal.
+    pub(super) fn refused_unrouted(&self, reason: Reason) {
+        count_refusal(&self.unrouted, reason);
+    }
+}
+
+// === impl SignalMetrics ===
+
+impl SignalMetrics {
+    fn new(signal: Signal) -> Self {
+        let signal = signal.as_str();
+        Self {
+            requests: CODES.map(|code| counter!(RECEIVER_REQUESTS_TOTAL, "signal" => signal, "code" => code)),
+            refused: refusals(signal),
+            bytes: counter!(RECEIVER_BYTES_TOTAL, "signal" => signal),
+            wire_bytes: counter!(RECEIVER_WIRE_BYTES_TOTAL, "signal" => signal),
+            abandoned: counter!(RECEIVER_ABANDONED_REQUESTS_TOTAL, "signal" => signal),
+            in_flight: gauge!(RECEIVER_IN_FLIGHT_REQUESTS, "signal" => signal),
+            duration: histogram!(RECEIVER_REQUEST_DURATION_SECONDS, "signal" => signal),
+        }
+    }
+
+    pub(super) fn begin(&self, started: Instant) -> InFlight<'_> {
+        self.in_flight.increment(1.0);
+        InFlight { metrics: self, started, answered: false }
+    }
+
+    pub(super) fn read(&self, wire: usize, inflated: usize) {
+        self.wire_bytes.increment(wire as u64);
+        self.bytes.increment(inflated as u64);
+    }
+}
+
+// === impl InFlight ===
+
+impl InFlight<'_> {
+    pub(super) fn answered(mut self, outcome: &Outcome) {
+        self.answered = true;
+        let code = match outcome {
+            Outcome::Accepted { .. } => Code::Ok,
+            Outcome::Refused(refusal) => {
+                count_refusal(&self.metrics.refused, refusal.reason);
+                refusal.code
+            }
+        };
+        if let Some(counter) = self.metrics.requests.get(code as usize) {
+            counter.increment(1);
+        }
+        self.metrics.duration.record(self.started.elapsed().as_secs_f64());
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.metrics.in_flight.decrement(1.0);
+        if !self.answered {
+            self.metrics.abandoned.increment(1);
+        }
+    }
+}
+
+// === impl ListenerMetrics ===
+
+impl ListenerMetrics {
+    pub(super) fn new(listener: &'static str) -> Self {
+        let came =
+            |result: &'static str| counter!(RECEIVER_CONNECTIONS_TOTAL, "listener" => listener, "result" => result);
+        Self {
+            open: gauge!(RECEIVER_CONNECTIONS, "listener" => listener),
+            accepted: came("accepted"),
+            refused: came("refused"),
+            failed: came("failed"),
+        }
+    }
+
+    pub(super) fn accepted(&self) -> OpenConnection {
+        self.accepted.increment(1);
+        self.open.increment(1.0);
+        OpenConnection(self.open.clone())
+    }
+
+    pub(super) fn refused(&self) {
+        self.refused.increment(1);
+    }
+
+    pub(super) fn failed(&self) {
+        self.failed.increment(1);
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}

@@ -1,0 +1,270 @@
+//! One table: what became of a request → what its client is answered, in gRPC and (for OTLP/HTTP) as an HTTP status.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http_body::{Body, Frame};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
+use prost::Message;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::inflate::Codec;
+use crate::otlp::{
+    Framed, Outcome, Reason, Refusal,
+    framed::{PREFIX_LEN, prefix_of},
+};
+
+/// Longest message of a status or a partial success: it may quote what a peer sent, and headers are to stay small.
+const MAX_MESSAGE: usize = 256;
+
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
+/// The encodings that requests may use.
+pub(super) const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip,zstd");
+
+/// An empty `Export*ServiceResponse` behind its prefix: full success, for every signal.
+static EMPTY_RESPONSE: Bytes = Bytes::from_static(&[0; PREFIX_LEN]);
+
+/// A reply's body: nothing (the status went with the headers), or one message and the trailers.
+#[derive(Debug, Default)]
+pub enum ReplyBody {
+    /// Nothing is left to send.
+    #[default]
+    Done,
+    /// A message, then `grpc-status: 0`.
+    Message(Bytes),
+    /// `grpc-status: 0`.
+    Trailers,
+}
+
+/// The gRPC reply to an export request. A partial success goes in the client's `codec`, if it asked for one.
+pub(super) fn grpc(outcome: Outcome, codec: Option<Codec>) -> Response<ReplyBody> {
+    match outcome {
+        Outcome::Accepted { rejected: 0, message: None } => with_message(EMPTY_RESPONSE.clone()),
+        Outcome::Accepted { rejected, message } => partial_success(rejected, message.unwrap_or_default(), codec),
+        Outcome::Refused(refusal) => refused(refusal),
+    }
+}
+
+/// A reply to a request that is not gRPC: as grpc-go does, an HTTP status with the gRPC one beside it.
+pub(super) fn not_grpc(http: StatusCode, refusal: Refusal) -> Response<ReplyBody> {
+    let mut response = refused(refusal);
+    *response.status_mut() = http;
+    response
+}
+
+/// The HTTP status of a refusal, as the Collector's OTLP/HTTP receiver has it, save that what is too large is `413`.
+///
+/// OTLP/HTTP clients repeat 429, 502, 503 and 504 only: a refusal with `retry_after` has to become one of them and
+/// one that is permanent must not.
+pub fn http_status(refusal: &Refusal) -> StatusCode {
+    match (refusal.code, refusal.reason) {
+        (Code::ResourceExhausted, _) if refusal.retry_after.is_some() => StatusCode::TOO_MANY_REQUESTS,
+        (Code::ResourceExhausted, _) => StatusCode::PAYLOAD_TOO_LARGE,
+        (
+            Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unavailable
+            | Code::DataLoss,
+            _,
+        ) => StatusCode::SERVICE_UNAVAILABLE,
+        (_, Reason::Framing) | (Code::InvalidArgument, _) => StatusCode::BAD_REQUEST,
+        (Code::Unauthenticated, _) => StatusCode::UNAUTHORIZED,
+        (Code::PermissionDenied, _) => StatusCode::FORBIDDEN,
+        (Code::Unimplemented, _) => StatusCode::NOT_FOUND,
+        (
+            Code::Ok | Code::Unknown | Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition | Code::Internal,
+            _,
+        ) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// A delay for clients to wait: 1 to 5 s, spread so that those who were refused together do not return together.
+pub fn retry_delay() -> Duration {
+    Duration::from_millis(fastrand::u64(1_000..=5_000))
+}
+
+fn with_message(message: Bytes) -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::Message(message));
+    response.headers_mut().insert(CONTENT_TYPE, GRPC);
+    response
+}
+
+fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Response<ReplyBody> {
+    // The responses of all signals have the same fields under the same numbers.
+    let response = ExportTraceServiceResponse {
+        partial_success: Some(ExportTracePartialSuccess {
+            rejected_spans: i64::try_from(rejected).unwrap_or(i64::MAX),
+            error_message: shortened(message),
+        }),
+    }
+    .encode_to_vec();
+    let deflated = codec.and_then(|codec| Some((deflate(codec, &response)?, codec)));
+    match (deflated, Framed::copy_from_payload(&response)) {
+        (Some((deflated, codec)), _) => {
+            let mut response = with_message(deflated);
+            response.headers_mut().insert(GRPC_ENCODING, HeaderValue::from_static(codec.as_str()));
+            response
+        }
+        (None, framed) => with_message(framed.unwrap_or_default().as_bytes().clone()),
+    }
+}
+
+/// A compressed, framed message.
+fn deflate(codec: Codec, payload: &[u8]) -> Option<Bytes> {
+    let mut bytes = vec![0; PREFIX_LEN];
+    match codec {
+        Codec::Gzip => {
+            let mut encoder = flate2::write::GzEncoder::new(&mut bytes, flate2::Compression::fast());
+            std::io::Write::write_all(&mut encoder, payload).ok()?;
+            encoder.finish().ok()?;
+        }
+        Codec::Zstd => zstd::stream::copy_encode(payload, &mut bytes, 1).ok()?,
+    }
+    let [_, length @ ..] = prefix_of(u32::try_from(bytes.len().checked_sub(PREFIX_LEN)?).ok()?);
+    let (flag, rest) = bytes.split_first_mut()?;
+    *flag = 1;
+    rest.first_chunk_mut()?.clone_from(&length);
+    Some(Bytes::from(bytes))
+}
+
+fn refused(refusal: Refusal) -> Response<ReplyBody> {
+    let message = shortened(refusal.message);
+    let status = match refusal.retry_after {
+        Some(delay) => Status::with_error_details(refusal.code, message, ErrorDetails::with_retry_info(Some(delay))),
+        None => Status::new(refusal.code, message),
+    };
+    let mut response = status.into_http();
+    if refusal.reason == Reason::Unimplemented {
+        response.headers_mut().insert(GRPC_ACCEPT_ENCODING, ACCEPTED_ENCODINGS);
+    }
+    response
+}
+
+fn shortened(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        let mut end = MAX_MESSAGE;
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+    }
+    message
+}
+
+// === impl Codec ===
+
+impl Codec {
+    /// The name in `grpc-encoding`.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+// === impl ReplyBody ===
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(match std::mem::take(&mut *self) {
+            Self::Done => None,
+            Self::Message(message) => {
+                *self = Self::Trailers;
+                Some(Ok(Frame::data(message)))
+            }
+            Self::Trailers => {
+                let mut trailers = HeaderMap::with_capacity(1);
+                trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
+                Some(Ok(Frame::trailers(trailers)))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::collector::{
+        logs::v1::ExportLogsServiceResponse, metrics::v1::ExportMetricsServiceResponse,
+        profiles::v1development::ExportProfilesServiceResponse,
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_http_status_says_whether_to_retry_as_the_code_does() {
+        let status = |code, reason| http_status(&Refusal::permanent(code, reason, "")).as_u16();
+        for code in [
+            Code::Cancelled,
+            Code::DeadlineExceeded,
+            Code::Aborted,
+            Code::OutOfRange,
+            Code::Unavailable,
+            Code::DataLoss,
+        ] {
+            assert_eq!(status(code, Reason::Backend), 503, "{code:?}");
+        }
+        assert_eq!(status(Code::ResourceExhausted, Reason::TooLarge), 413);
+        assert_eq!(status(Code::InvalidArgument, Reason::Malformed), 400);
+        assert_eq!(status(Code::Internal, Reason::Framing), 400);
+        assert_eq!(status(Code::Internal, Reason::Backend), 500);
+        assert_eq!(status(Code::Unauthenticated, Reason::Backend), 401);
+        assert_eq!(status(Code::PermissionDenied, Reason::Backend), 403);
+        assert_eq!(status(Code::Unimplemented, Reason::Unimplemented), 404);
+        assert_eq!(status(Code::Unknown, Reason::Backend), 500);
+        let mut refusal = Refusal::retryable(Reason::Backend, Duration::from_secs(1), "");
+        assert_eq!(http_status(&refusal).as_u16(), 503);
+        refusal.code = Code::ResourceExhausted;
+        assert_eq!(http_status(&refusal).as_u16(), 429);
+    }
+
+    #[test]
+    fn one_partial_success_is_that_of_every_signal() {
+        let ReplyBody::Message(framed) = partial_success(7, "seven".into(), None).into_body() else {
+            panic!("a partial success must have a message");
+        };
+        let payload = &framed[PREFIX_LEN..];
+        let metrics = ExportMetricsServiceResponse::decode(payload).unwrap().partial_success.unwrap();
+        assert_eq!((metrics.rejected_data_points, metrics.error_message.as_str()), (7, "seven"));
+        let logs = ExportLogsServiceResponse::decode(payload).unwrap().partial_success.unwrap();
+        assert_eq!((logs.rejected_log_records, logs.error_message.as_str()), (7, "seven"));
+        let profiles = ExportProfilesServiceResponse::decode(payload).unwrap().partial_success.unwrap();
+        assert_eq!((profiles.rejected_profiles, profiles.error_message.as_str()), (7, "seven"));
+    }
+
+    #[test]
+    fn long_messages_are_cut_between_characters() {
+        assert_eq!(shortened("é".repeat(200)), "é".repeat(128));
+        assert_eq!(shortened(format!("x{}", "é".repeat(200))).len(), 255);
+    }
+
+    #[test]
+    fn retry_delays_are_spread_over_one_to_five_seconds() {
+        let delays: Vec<_> = (0..100).map(|_| retry_delay()).collect();
+        assert!(delays.iter().all(|delay| (1_000..=5_000).contains(&delay.as_millis())));
+        assert!(delays.windows(2).any(|pair| pair[0] != pair[1]));
+    }
+}
