@@ -276,7 +276,7 @@ impl Trouble {
             return None;
         }
         self.factor = self.factor.saturating_mul(2).clamp(1, LONGEST_PAUSE);
-        if let Some(unlogged) = self.to_log() {
+        if let Some(unlogged) = self.log_now() {
             tracing::error!(
                 listener = self.listener,
                 %error,
@@ -288,7 +288,7 @@ impl Trouble {
     }
 
     fn with_room(&mut self, max_connections: usize) {
-        if let Some(unlogged) = self.to_log() {
+        if let Some(unlogged) = self.log_now() {
             tracing::warn!(
                 listener = self.listener,
                 max_connections,
@@ -299,7 +299,7 @@ impl Trouble {
     }
 
     /// How many times nothing was logged since the last time, if it is time to log again.
-    fn to_log(&mut self) -> Option<u64> {
+    fn log_now(&mut self) -> Option<u64> {
         let now = Instant::now();
         if self.logged.is_some_and(|at| now.saturating_duration_since(at) < LOG_INTERVAL) {
             self.unlogged += 1;

@@ -1,1 +1,182 @@
-//! Tests.
+//! The receivers against real clients, with a stand-in for the pipeline.
+
+mod connections;
+mod exports;
+mod limits;
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use http::{HeaderMap, Request as HttpRequest, Response};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Config, GrpcConfig, accept, connection, grpc::OtlpGrpc};
+use crate::{
+    budget::Budget,
+    lifecycle::Tasks,
+    otlp::{Outcome, Signal},
+    pipeline::{Export, Request},
+};
+
+type Answer = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// A pipeline that keeps what it is given and answers as it is told.
+struct StandIn {
+    requests: Mutex<Vec<Request>>,
+    answer: Box<dyn Fn() -> Answer + Send + Sync>,
+}
+
+impl StandIn {
+    fn new<F>(answer: impl Fn() -> F + Send + Sync + 'static) -> Arc<Self>
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        Arc::new(Self { requests: Mutex::default(), answer: Box::new(move || Box::pin(answer())) })
+    }
+
+    fn ok() -> Arc<Self> {
+        Self::new(|| async { Outcome::OK })
+    }
+
+    fn take(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.requests.lock().unwrap())
+    }
+}
+
+impl Export for StandIn {
+    async fn export(&self, request: Request) -> Outcome {
+        self.requests.lock().unwrap().push(request);
+        (self.answer)().await
+    }
+}
+
+/// A started receiver.
+struct Receiver {
+    address: SocketAddr,
+    budget: Budget,
+    tasks: Tasks,
+    export: Arc<StandIn>,
+}
+
+impl Receiver {
+    fn start(export: Arc<StandIn>) -> Self {
+        Self::with(export, GrpcConfig::default(), Budget::new(1 << 30))
+    }
+
+    fn with(export: Arc<StandIn>, config: GrpcConfig, budget: Budget) -> Self {
+        let tasks = Tasks::new();
+        let config = GrpcConfig { endpoint: SocketAddr::from(([127, 0, 0, 1], 0)), ..config };
+        let listeners =
+            super::start(&Config { grpc: Some(config) }, Arc::clone(&export), budget.clone(), &tasks).unwrap();
+        Self { address: listeners.grpc.unwrap(), budget, tasks, export }
+    }
+
+    async fn client(&self) -> TraceServiceClient<Channel> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        TraceServiceClient::new(endpoint.connect().await.unwrap())
+    }
+
+    async fn h2(&self) -> SendRequest<Bytes> {
+        h2_over(tokio::net::TcpStream::connect(self.address).await.unwrap(), &self.tasks).await
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+/// A plain HTTP/2 client, to send what no gRPC client would.
+async fn h2_over<I>(stream: I, tasks: &Tasks) -> SendRequest<Bytes>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    drop(tasks.spawn(async move {
+        // Its end is what tests look at through their streams.
+        connection.await.ok();
+    }));
+    client
+}
+
+/// A connection in memory, served as an accepted one: for tests with a paused clock.
+fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> tokio::io::DuplexStream {
+    let limits = accept::Limits {
+        protocol: accept::Protocol::Http2,
+        max_connections: 1,
+        header_timeout: config.header_timeout,
+        max_concurrent_streams: config.max_concurrent_streams,
+        max_header_list_size: config.max_header_list_size,
+    };
+    let service = OtlpGrpc::new(export, Budget::new(1 << 30), config);
+    let (client, server) = tokio::io::duplex(1 << 20);
+    let first_request_by = tokio::time::Instant::now() + config.header_timeout;
+    let watched = tasks.clone();
+    drop(tasks.spawn(async move {
+        let builder = connection::builder(&limits, &watched);
+        connection::serve(&builder, server, service.for_connection(), first_request_by, &watched).await;
+    }));
+    client
+}
+
+fn head(path: &str) -> HttpRequest<()> {
+    HttpRequest::post(format!("http://localhost{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap()
+}
+
+fn traces() -> HttpRequest<()> {
+    head(Signal::Traces.grpc_path())
+}
+
+/// A response with its body and trailers read; a trailers-only one has them among its headers.
+async fn finish(response: ResponseFuture) -> (Response<()>, Vec<u8>, HeaderMap) {
+    let (parts, mut body) = response.await.unwrap().into_parts();
+    let mut bytes = Vec::new();
+    while let Some(data) = body.data().await {
+        bytes.extend_from_slice(&data.unwrap());
+    }
+    let trailers = body.trailers().await.unwrap().unwrap_or_else(|| parts.headers.clone());
+    (Response::from_parts(parts, ()), bytes, trailers)
+}
+
+fn grpc_status(trailers: &HeaderMap) -> tonic::Status {
+    tonic::Status::from_header_map(trailers).expect("there must be a grpc-status")
+}
+
+/// Waits for a state, looking again and again; fails after a time that no healthy machine needs.
+async fn until(what: &str, mut state: impl FnMut() -> bool) {
+    let looking = async {
+        while !state() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), looking).await.is_ok(), "never happened: {what}");
+}
+
+/// A request of some spans with names of `name_len` bytes.
+fn request(spans: usize, name_len: usize) -> ExportTraceServiceRequest {
+    let span = |i: usize| Span {
+        trace_id: vec![u8::try_from(i % 200 + 1).unwrap(); 16],
+        span_id: vec![1; 8],
+        name: "n".repeat(name_len),
+        ..Span::default()
+    };
+    let scope_spans = vec![ScopeSpans { spans: (0..spans).map(span).collect(), ..ScopeSpans::default() }];
+    ExportTraceServiceRequest { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] }
+}

@@ -1,0 +1,172 @@
+//! Connections: their bounds, the drain, and clients that go away.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Semaphore,
+};
+use tonic::Code;
+
+use super::*;
+
+/// A stand-in whose answers wait for permits, and the number of its futures that are alive.
+fn waiting() -> (Arc<StandIn>, Arc<Semaphore>, Arc<AtomicUsize>) {
+    struct Alive(Arc<AtomicUsize>);
+    impl Drop for Alive {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let gate = Arc::new(Semaphore::new(0));
+    let alive = Arc::new(AtomicUsize::new(0));
+    let (waits, counts) = (Arc::clone(&gate), Arc::clone(&alive));
+    let export = StandIn::new(move || {
+        let gate = Arc::clone(&waits);
+        counts.fetch_add(1, Ordering::SeqCst);
+        let alive = Alive(Arc::clone(&counts));
+        async move {
+            gate.acquire().await.unwrap().forget();
+            drop(alive);
+            Outcome::OK
+        }
+    });
+    (export, gate, alive)
+}
+
+fn empty_message(client: &mut SendRequest<Bytes>) -> ResponseFuture {
+    let (response, mut body) = client.send_request(traces(), false).unwrap();
+    body.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+    response
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_preface_is_closed_in_time() {
+    let tasks = Tasks::new();
+    let mut stream = serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks);
+    let started = tokio::time::Instant::now();
+    // It says something, but never enough.
+    stream.write_all(b"PRI * HTTP/2").await.unwrap();
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    let waited = started.elapsed().as_millis();
+    assert!((10_000..=10_002).contains(&waited), "{waited} ms");
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_request_is_closed_and_one_with_a_request_is_not() {
+    let tasks = Tasks::new();
+    let idle = h2_over(serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks), &tasks).await;
+    let mut used = h2_over(serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks), &tasks).await;
+    let reply = finish(empty_message(&mut used)).await;
+    assert_eq!(grpc_status(&reply.2).code(), Code::Ok);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert!(idle.ready().await.is_err(), "the idle one must be closed");
+    let mut used = used.ready().await.unwrap();
+    assert_eq!(grpc_status(&finish(empty_message(&mut used)).await.2).code(), Code::Ok);
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn connections_above_the_bound_are_closed_and_the_others_live() {
+    let config = GrpcConfig { max_connections: 1, ..GrpcConfig::default() };
+    let receiver = Receiver::with(StandIn::ok(), config, Budget::new(1 << 30));
+    let mut first = receiver.h2().await;
+    finish(empty_message(&mut first)).await;
+    let mut second = TcpStream::connect(receiver.address).await.unwrap();
+    assert_eq!(second.read(&mut [0; 64]).await.unwrap_or(0), 0, "the second must be closed");
+    let mut first = first.ready().await.unwrap();
+    finish(empty_message(&mut first)).await;
+    drop(first);
+    // Its place is free again once it is gone.
+    let connected = async {
+        loop {
+            let stream = TcpStream::connect(receiver.address).await.unwrap();
+            let Ok((mut client, connection)) = h2::client::handshake(stream).await else { continue };
+            drop(receiver.tasks.spawn(async move { connection.await.ok() }));
+            let Ok((response, mut body)) = client.send_request(traces(), false) else { continue };
+            body.send_data(Bytes::from_static(&[0; 5]), true).ok();
+            if response.await.is_ok() {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), connected).await.expect("a place must become free");
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
+    let (export, gate, alive) = waiting();
+    let receiver = Receiver::start(export);
+    let mut client = receiver.h2().await;
+    let response = empty_message(&mut client);
+    until("the request is in flight", || alive.load(Ordering::SeqCst) == 1).await;
+    receiver.tasks.drain();
+    // GOAWAY: the client may send no further request on this connection.
+    let refused = async {
+        while let Ok(ready) = client.clone().ready().await {
+            drop(ready);
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), refused).await.expect("GOAWAY must come");
+    let connects = || std::net::TcpStream::connect(receiver.address).is_ok();
+    until("the listener is closed", || !connects()).await;
+    gate.add_permits(1);
+    assert_eq!(grpc_status(&finish(response).await.2).code(), Code::Ok);
+    drop(client);
+    let tasks = receiver.tasks.clone();
+    until("every connection has ended", || tasks.len() <= 1).await;
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn stopping_ends_what_would_never_end() {
+    let (export, _gate, alive) = waiting();
+    let receiver = Receiver::start(export);
+    // One that never finishes its preface, one whose request is never answered.
+    let mut silent = TcpStream::connect(receiver.address).await.unwrap();
+    silent.write_all(b"PRI").await.unwrap();
+    let clients = Tasks::new();
+    let mut client = h2_over(TcpStream::connect(receiver.address).await.unwrap(), &clients).await;
+    let response = empty_message(&mut client);
+    until("the request is in flight", || alive.load(Ordering::SeqCst) == 1).await;
+    receiver.tasks.drain();
+    receiver.tasks.stop();
+    tokio::time::timeout(Duration::from_secs(20), receiver.tasks.wait()).await.expect("every task must end");
+    assert_eq!(alive.load(Ordering::SeqCst), 0);
+    assert!(response.await.is_err());
+    // Ended or reset: in either case there is nothing left to read.
+    silent.read_to_end(&mut Vec::new()).await.ok();
+}
+
+#[tokio::test]
+async fn the_export_of_a_client_that_is_gone_is_dropped() {
+    let (export, _gate, alive) = waiting();
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let receiver = metrics::with_local_recorder(&recorder, || Receiver::start(export));
+    let mut client = receiver.h2().await;
+    let response = empty_message(&mut client);
+    until("the request is in flight", || alive.load(Ordering::SeqCst) == 1).await;
+    // A reset of the stream ...
+    drop(response);
+    until("its export is dropped", || alive.load(Ordering::SeqCst) == 0).await;
+    // ... and the end of the whole connection.
+    let clients = Tasks::new();
+    let (mut other, connection) =
+        h2::client::handshake(TcpStream::connect(receiver.address).await.unwrap()).await.unwrap();
+    let driver = clients.spawn(async move { connection.await.ok() });
+    let _response = empty_message(&mut other);
+    until("the request is in flight", || alive.load(Ordering::SeqCst) == 1).await;
+    driver.abort();
+    until("its export is dropped", || alive.load(Ordering::SeqCst) == 0).await;
+    let line = "spanring_receiver_abandoned_requests_total{signal=\"traces\"} 2";
+    until(line, || handle.render().lines().any(|found| found == line)).await;
+}
