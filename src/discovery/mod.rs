@@ -1,6 +1,33 @@
 //! Who the backends are: a resolver's whole interface is a watch channel of full sets.
+//!
+//! A resolver is asked again at every interval, never while a request waits. Whatever the answer, a set that was
+//! once good is only ever replaced by another good one: an empty or failed answer changes nothing but the metrics
+//! and, once per change of state, the log.
+//!
+//! [`start`] is called by the proxy for each pool, [`resolve_once`] by the tools.
 
-use std::{net::SocketAddr, sync::Arc};
+mod address;
+mod answer;
+mod dns;
+mod fixed;
+mod known;
+pub mod metrics;
+mod system;
+mod trouble;
+
+#[cfg(test)]
+mod tests;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+pub use self::address::{AddressError, DEFAULT_PORT, HostPort};
+use self::{dns::Dns, fixed::Fixed, metrics::Meters, system::System};
+use crate::lifecycle::Tasks;
 
 /// One backend as discovery reports it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,4 +44,265 @@ pub struct Endpoint {
 pub type Endpoints = Arc<[Endpoint]>;
 
 /// What a resolver publishes: `None` until the first good answer.
-pub type EndpointsReceiver = tokio::sync::watch::Receiver<Option<Endpoints>>;
+///
+/// A new set can have the old identities in it and only other addresses.
+pub type EndpointsReceiver = watch::Receiver<Option<Endpoints>>;
+
+/// Time between two rounds of questions; the Collector's DNS resolver has the same.
+pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Time for one question to a name server and its fallbacks; the Collector's DNS resolver has the same.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The shortest interval: below it a typing error would be load on the cluster's name servers.
+pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The most backends that a pool can have: owners of slots are 16-bit indices, and one value stays free.
+pub const MAX_ENDPOINTS: usize = 65_535;
+
+/// Where a pool's backends come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Config {
+    /// Backends by name or address, all of them members whether their names resolve or not.
+    Static {
+        /// `name`, `name:port`, `1.2.3.4:port` or `[::1]:port`; the port is 4317 where none is written.
+        hostnames: Vec<String>,
+        /// Time between two resolutions of the names, ± 10 %.
+        interval: Duration,
+        /// Time for one question.
+        timeout: Duration,
+    },
+    /// One name whose A and AAAA records are the backends.
+    Dns {
+        /// The name; with a dot at its end the search list is not used.
+        hostname: String,
+        /// The port of all backends.
+        port: u16,
+        /// Time between two rounds of questions, ± 10 %; TTLs are not looked at.
+        interval: Duration,
+        /// Time for one question.
+        timeout: Duration,
+        /// Which records count.
+        ip_family: IpFamily,
+    },
+}
+
+/// Which records of a name count as backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IpFamily {
+    /// A records if there are any, else AAAA: a pod with two addresses is one backend.
+    #[default]
+    Auto,
+    /// A records.
+    Ipv4,
+    /// AAAA records.
+    Ipv6,
+    /// All of them, each a backend.
+    Both,
+}
+
+/// Why discovery cannot start, or (from [`resolve_once`]) has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoveryError {
+    /// A static resolver without entries.
+    #[error("a static resolver needs at least one entry in hostnames")]
+    NoHostnames,
+    /// More entries than a ring can hold.
+    #[error("{count} hostnames are more than the {MAX_ENDPOINTS} that a pool can have")]
+    TooManyHostnames {
+        /// Distinct entries.
+        count: usize,
+    },
+    /// An entry or hostname that is no address and no name.
+    #[error("bad hostname {written:?}")]
+    Hostname {
+        /// As it was configured.
+        written: String,
+        /// What is wrong with it.
+        source: AddressError,
+    },
+    /// A DNS resolver for an address.
+    #[error("{written:?} is an address, which the dns resolver cannot look up; use the static resolver")]
+    NotAName {
+        /// As it was configured.
+        written: String,
+    },
+    /// Port 0, which cannot be dialled.
+    #[error("port 0 cannot be dialled")]
+    Port,
+    /// An interval that would flood the name servers.
+    #[error("interval {0:?} is shorter than {MIN_INTERVAL:?}")]
+    Interval(Duration),
+    /// A timeout in which nothing can be answered.
+    #[error("timeout must be longer than 0s")]
+    Timeout,
+    /// The name servers gave nothing usable.
+    #[error("cannot resolve {hostname:?}: {reason}")]
+    Unresolved {
+        /// What was asked for.
+        hostname: String,
+        /// What the name servers said.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// A static resolver with the default interval and timeout.
+    pub fn fixed<I, S>(hostnames: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        let hostnames = hostnames.into_iter().map(Into::into).collect();
+        Self::Static { hostnames, interval: DEFAULT_INTERVAL, timeout: DEFAULT_TIMEOUT }
+    }
+
+    /// A DNS resolver with the default port, interval, timeout and family.
+    pub fn dns(hostname: impl Into<String>) -> Self {
+        Self::Dns {
+            hostname: hostname.into(),
+            port: DEFAULT_PORT,
+            interval: DEFAULT_INTERVAL,
+            timeout: DEFAULT_TIMEOUT,
+            ip_family: IpFamily::Auto,
+        }
+    }
+
+    /// Says what [`start`] would refuse, without asking anybody.
+    pub fn check(&self) -> Result<(), DiscoveryError> {
+        match self {
+            Self::Static { hostnames, interval, timeout } => {
+                check_times(*interval, *timeout)?;
+                fixed::parse(hostnames).map(drop)
+            }
+            Self::Dns { hostname, port, interval, timeout, .. } => {
+                check_times(*interval, *timeout)?;
+                dns::check(hostname, *port)
+            }
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        match self {
+            Self::Static { interval, .. } | Self::Dns { interval, .. } => *interval,
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        match self {
+            Self::Static { timeout, .. } | Self::Dns { timeout, .. } => *timeout,
+        }
+    }
+}
+
+impl Default for Config {
+    /// A static resolver that still lacks its hostnames.
+    fn default() -> Self {
+        Self::fixed([""; 0])
+    }
+}
+
+fn check_times(interval: Duration, timeout: Duration) -> Result<(), DiscoveryError> {
+    if interval < MIN_INTERVAL {
+        return Err(DiscoveryError::Interval(interval));
+    }
+    if timeout.is_zero() {
+        return Err(DiscoveryError::Timeout);
+    }
+    Ok(())
+}
+
+/// Starts a pool's resolver.
+///
+/// A static one has published its set when this returns, a DNS one publishes when it was answered. Its task ends
+/// with `tasks`, or when nobody holds the receiver any more.
+pub fn start(pool: &str, config: &Config, tasks: &Tasks) -> Result<EndpointsReceiver, DiscoveryError> {
+    start_on(System::new(config.timeout()), pool, config, tasks)
+}
+
+/// Asks once, for at most `limit`, and answers with what a proxy that starts now would use.
+///
+/// Stricter than a proxy, which goes on with half an answer: whoever looks at a ring wants to know.
+/// Static entries whose names were not resolved have no address, as in a proxy.
+pub async fn resolve_once(config: &Config, limit: Duration) -> Result<Endpoints, DiscoveryError> {
+    resolve_once_on(System::new(config.timeout().min(limit)), config, limit).await
+}
+
+fn start_on(system: System, pool: &str, config: &Config, tasks: &Tasks) -> Result<EndpointsReceiver, DiscoveryError> {
+    let source = Source::new(system, Meters::new(pool, config), pool, config)?;
+    let (sender, receiver) = watch::channel(source.at_once());
+    tasks.spawn(run(source, sender, config.interval(), tasks.clone()));
+    Ok(receiver)
+}
+
+async fn resolve_once_on(system: System, config: &Config, limit: Duration) -> Result<Endpoints, DiscoveryError> {
+    match Source::new(system, Meters::silent(), "", config)? {
+        Source::Fixed(mut fixed) => {
+            let resolved = timeout(limit, fixed.poll_once()).await;
+            Ok(resolved.ok().flatten().unwrap_or_else(|| fixed.endpoints()))
+        }
+        Source::Dns(mut dns) => match timeout(limit, dns.ask_once()).await {
+            Ok(answer) => answer,
+            Err(_) => Err(dns.unresolved(format!("no answer within {limit:?}"))),
+        },
+    }
+}
+
+/// The two kinds of resolvers, behind one loop.
+enum Source {
+    Fixed(Box<Fixed>),
+    Dns(Box<Dns>),
+}
+
+impl Source {
+    fn new(system: System, meters: Meters, pool: &str, config: &Config) -> Result<Self, DiscoveryError> {
+        config.check()?;
+        Ok(match config {
+            Config::Static { hostnames, .. } => {
+                Self::Fixed(Box::new(Fixed::new(fixed::parse(hostnames)?, system, meters, pool)))
+            }
+            Config::Dns { hostname, port, ip_family, .. } => {
+                Self::Dns(Box::new(Dns::new(hostname, *port, *ip_family, system, meters, pool)))
+            }
+        })
+    }
+
+    /// What is known before anybody was asked.
+    fn at_once(&self) -> Option<Endpoints> {
+        match self {
+            Self::Fixed(fixed) => Some(fixed.endpoints()),
+            Self::Dns(_) => None,
+        }
+    }
+
+    /// One round of questions; the new set if it changed.
+    async fn poll_once(&mut self) -> Option<Endpoints> {
+        match self {
+            Self::Fixed(fixed) => fixed.poll_once().await,
+            Self::Dns(dns) => dns.poll_once().await,
+        }
+    }
+}
+
+/// A resolver's task: owned by its pool, ended by [`Tasks::stop`] or the last receiver; nothing is in hand then.
+async fn run(mut source: Source, sender: watch::Sender<Option<Endpoints>>, interval: Duration, tasks: Tasks) {
+    let rounds = async {
+        loop {
+            if let Some(endpoints) = source.poll_once().await {
+                sender.send_replace(Some(endpoints));
+            }
+            sleep(jittered(interval)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = tasks.stopped() => {}
+        () = sender.closed() => {}
+        () = rounds => {}
+    }
+}
+
+/// `interval` ± 10 %, so that replicas that started together do not ask together for ever.
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(0.9 + 0.2 * fastrand::f64())
+}

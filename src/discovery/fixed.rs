@@ -1,0 +1,120 @@
+//! The `static` resolver: every entry is a member for ever; only the addresses behind names are looked up.
+
+use std::{
+    collections::{BTreeSet, btree_map::BTreeMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use futures_util::{StreamExt, stream};
+
+use super::{
+    DiscoveryError, Endpoint, Endpoints, IpFamily, MAX_ENDPOINTS,
+    address::HostPort,
+    answer::Answers,
+    known::Known,
+    metrics::Meters,
+    system::System,
+    trouble::{Trouble, Voice},
+};
+
+/// Names that are asked for at a time: half of what hickory has in flight on a connection.
+const AT_A_TIME: usize = 16;
+
+/// The entries, by identity.
+pub(super) type Entries = BTreeMap<Arc<str>, HostPort>;
+
+/// What the resolver of one pool knows.
+pub(super) struct Fixed {
+    pool: String,
+    entries: Vec<Entry>,
+    system: System,
+    meters: Meters,
+}
+
+/// One backend.
+struct Entry {
+    endpoint: Endpoint,
+    host: HostPort,
+    known: Known,
+    trouble: Trouble,
+}
+
+/// Reads the entries: canonical, sorted by identity, each once.
+pub(super) fn parse(hostnames: &[String]) -> Result<Entries, DiscoveryError> {
+    let mut entries = Entries::new();
+    for written in hostnames {
+        let entry =
+            HostPort::parse(written).map_err(|source| DiscoveryError::Hostname { written: written.clone(), source })?;
+        entries.insert(entry.identity().into(), entry);
+    }
+    match entries.len() {
+        0 => Err(DiscoveryError::NoHostnames),
+        count if count > MAX_ENDPOINTS => Err(DiscoveryError::TooManyHostnames { count }),
+        _ => Ok(entries),
+    }
+}
+
+impl Fixed {
+    pub(super) fn new(entries: Entries, system: System, meters: Meters, pool: &str) -> Self {
+        let entry = |(identity, host): (_, HostPort)| Entry {
+            endpoint: Endpoint { identity, address: host.address(), weight: 1 },
+            host,
+            known: Known::default(),
+            trouble: Trouble::default(),
+        };
+        meters.endpoints(entries.len());
+        Self { pool: pool.to_owned(), entries: entries.into_iter().map(entry).collect(), system, meters }
+    }
+
+    /// All entries, with the addresses that are known.
+    pub(super) fn endpoints(&self) -> Endpoints {
+        self.entries.iter().map(|entry| entry.endpoint.clone()).collect()
+    }
+
+    /// One round of questions about all names; the set if an address in it is another than before.
+    pub(super) async fn poll_once(&mut self) -> Option<Endpoints> {
+        let (mut changed, mut all_good) = (false, true);
+        for (index, answers) in self.ask().await {
+            let Some(entry) = self.entries.get_mut(index) else { continue };
+            self.meters.count_fixed(&answers);
+            let before = entry.endpoint.address;
+            all_good &= entry.absorb(&self.pool, answers);
+            changed |= entry.endpoint.address != before;
+        }
+        if all_good {
+            self.meters.succeeded();
+        }
+        changed.then(|| self.endpoints())
+    }
+
+    async fn ask(&mut self) -> Vec<(usize, Answers)> {
+        let names: Vec<(usize, String)> = (self.entries.iter().enumerate())
+            .filter_map(|(index, entry)| Some((index, entry.host.name()?.to_owned())))
+            .collect();
+        if names.is_empty() {
+            return Vec::new();
+        }
+        self.system.refresh();
+        let system = &self.system;
+        let ask = async |(index, name): (usize, String)| (index, system.resolve(&name, IpFamily::Auto).await);
+        stream::iter(names).map(ask).buffer_unordered(AT_A_TIME).collect().await
+    }
+}
+
+impl Entry {
+    /// Takes in the answers about its name; whether they were good.
+    fn absorb(&mut self, pool: &str, mut answers: Answers) -> bool {
+        let voice = Voice { pool, hostname: self.host.name().unwrap_or_default() };
+        self.trouble.note_dropped(voice, answers.drop_unusable());
+        let good = self.known.absorb(IpFamily::Auto, &answers);
+        let addresses: BTreeSet<IpAddr> = self.known.addresses(IpFamily::Auto).collect();
+        self.trouble.note(voice, good, &answers, addresses.len());
+        // A name behind which there are several is dialled where it was dialled before, while that is an answer.
+        let current = self.endpoint.address.map(|address| address.ip()).filter(|ip| addresses.contains(ip));
+        if let Some(ip) = current.or_else(|| addresses.first().copied()) {
+            self.endpoint.address = Some(SocketAddr::new(ip, self.host.port()));
+        }
+        good
+    }
+}

@@ -1,0 +1,171 @@
+//! The last good addresses of one name, kept per family: what an answer may change, and what it may not. Pure.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{
+    IpFamily,
+    answer::{Answer, Answers},
+};
+
+/// Rounds in a row after which "the name has no record of this family" is believed while the other family answers:
+/// the one change that a rule of keeping would hide for ever, and by which replicas that started before and after it
+/// would disagree. A minute at the default interval: longer than the hiccups of a name server that is being restarted.
+pub(super) const EMPTY_BELIEVED_AFTER: u32 = 12;
+
+/// What is known about a name.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    v4: Kept,
+    v6: Kept,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    addresses: BTreeSet<IpAddr>,
+    /// Rounds in a row in which this family was empty while the other one had addresses.
+    empty_rounds: u32,
+}
+
+impl Known {
+    /// Takes in a round of answers; says whether all of it was good, so that what is known now is fresh.
+    pub(super) fn absorb(&mut self, family: IpFamily, answers: &Answers) -> bool {
+        let v4_answered = matches!(answers.v4, Some(Answer::Addresses(_)));
+        let v6_answered = matches!(answers.v6, Some(Answer::Addresses(_)));
+        let v4_good = answers.v4.as_ref().is_none_or(|answer| self.v4.absorb(answer, v6_answered));
+        let v6_good = answers.v6.as_ref().is_none_or(|answer| self.v6.absorb(answer, v4_answered));
+        // With `auto`, nobody looks at AAAA where there are A records.
+        let v6_idle = family == IpFamily::Auto && v4_answered;
+        v4_good && (v6_good || v6_idle) && (v4_answered || v6_answered)
+    }
+
+    /// The addresses to use now; empty until the first good answer.
+    pub(super) fn addresses(&self, family: IpFamily) -> impl Iterator<Item = IpAddr> {
+        let v6_idle = family == IpFamily::Auto && !self.v4.addresses.is_empty();
+        let v6 = (!v6_idle).then_some(&self.v6.addresses);
+        self.v4.addresses.iter().chain(v6.into_iter().flatten()).copied()
+    }
+}
+
+impl Kept {
+    fn absorb(&mut self, answer: &Answer, other_answered: bool) -> bool {
+        match answer {
+            Answer::Addresses(addresses) => {
+                self.addresses.clone_from(addresses);
+                self.empty_rounds = 0;
+                true
+            }
+            Answer::Empty if other_answered => {
+                self.empty_rounds = self.empty_rounds.saturating_add(1);
+                if self.empty_rounds >= EMPTY_BELIEVED_AFTER {
+                    self.addresses.clear();
+                }
+                self.addresses.is_empty()
+            }
+            Answer::Empty | Answer::NoSuchName => {
+                self.empty_rounds = 0;
+                self.addresses.is_empty()
+            }
+            Answer::Failed(_) => {
+                self.empty_rounds = 0;
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::answer::Failure;
+
+    const SERVFAIL: Answer = Answer::Failed(Failure::ServFail);
+
+    fn addresses(written: &[&str]) -> Answer {
+        Answer::Addresses(written.iter().map(|ip| ip.parse().unwrap()).collect())
+    }
+
+    /// Absorbs an answer per family that is wanted; what is known then, and whether it was a good round.
+    fn round(known: &mut Known, family: IpFamily, v4: &Answer, v6: &Answer) -> (String, bool) {
+        let answers = Answers {
+            asked: "test.".to_owned(),
+            v4: family.wants_v4().then(|| v4.clone()),
+            v6: family.wants_v6().then(|| v6.clone()),
+        };
+        let good = known.absorb(family, &answers);
+        let addresses: Vec<String> = known.addresses(family).map(|ip| ip.to_string()).collect();
+        (addresses.join(" "), good)
+    }
+
+    fn is(addresses: &str, good: bool) -> (String, bool) {
+        (addresses.to_owned(), good)
+    }
+
+    #[test]
+    fn each_family_keeps_its_own_last_good_set() {
+        let known = &mut Known::default();
+        let family = IpFamily::Both;
+        assert_eq!(round(known, family, &addresses(&["10.0.0.1"]), &addresses(&["fd::1"])), is("10.0.0.1 fd::1", true));
+        assert_eq!(round(known, family, &addresses(&["10.0.0.2"]), &SERVFAIL), is("10.0.0.2 fd::1", false));
+        assert_eq!(round(known, family, &SERVFAIL, &addresses(&["fd::2"])), is("10.0.0.2 fd::2", false));
+        assert_eq!(round(known, family, &Answer::Empty, &addresses(&["fd::2"])), is("10.0.0.2 fd::2", false));
+        assert_eq!(round(known, family, &Answer::NoSuchName, &Answer::NoSuchName), is("10.0.0.2 fd::2", false));
+        assert_eq!(round(known, family, &addresses(&["10.0.0.3"]), &addresses(&["fd::3"])), is("10.0.0.3 fd::3", true));
+    }
+
+    #[test]
+    fn a_family_that_never_answered_blocks_nothing() {
+        for family in [IpFamily::Auto, IpFamily::Both] {
+            let known = &mut Known::default();
+            assert_eq!(round(known, family, &SERVFAIL, &addresses(&["fd::1"])), is("fd::1", false));
+            let known = &mut Known::default();
+            assert_eq!(round(known, family, &Answer::Empty, &addresses(&["fd::1"])), is("fd::1", true));
+        }
+    }
+
+    #[test]
+    fn auto_takes_a_records_and_only_without_them_aaaa() {
+        let known = &mut Known::default();
+        let family = IpFamily::Auto;
+        assert_eq!(round(known, family, &Answer::Empty, &addresses(&["fd::1"])), is("fd::1", true));
+        assert_eq!(round(known, family, &addresses(&["10.0.0.1"]), &addresses(&["fd::1"])), is("10.0.0.1", true));
+        assert_eq!(round(known, family, &addresses(&["10.0.0.2"]), &SERVFAIL), is("10.0.0.2", true), "AAAA is idle");
+        assert_eq!(round(known, family, &SERVFAIL, &addresses(&["fd::1"])), is("10.0.0.2", false));
+    }
+
+    #[test]
+    fn a_single_family_ignores_the_other_and_is_never_emptied() {
+        let known = &mut Known::default();
+        let family = IpFamily::Ipv4;
+        assert_eq!(round(known, family, &addresses(&["10.0.0.1"]), &addresses(&["fd::1"])), is("10.0.0.1", true));
+        for bad in [Answer::Empty, Answer::NoSuchName, SERVFAIL] {
+            for _ in 0..=EMPTY_BELIEVED_AFTER {
+                assert_eq!(round(known, family, &bad, &SERVFAIL), is("10.0.0.1", false));
+            }
+        }
+    }
+
+    #[test]
+    fn a_family_that_has_left_for_good_is_let_go_while_the_other_answers() {
+        for family in [IpFamily::Auto, IpFamily::Both] {
+            let known = &mut Known::default();
+            let v6 = addresses(&["fd::1"]);
+            round(known, family, &addresses(&["10.0.0.1"]), &v6);
+            for _ in 1..EMPTY_BELIEVED_AFTER {
+                assert!(round(known, family, &Answer::Empty, &v6).0.starts_with("10.0.0.1"));
+            }
+            assert!(!round(known, family, &SERVFAIL, &v6).1, "a failure in between starts the count again");
+            for _ in 1..EMPTY_BELIEVED_AFTER {
+                assert!(round(known, family, &Answer::Empty, &v6).0.starts_with("10.0.0.1"));
+            }
+            assert_eq!(round(known, family, &Answer::Empty, &v6), is("fd::1", true), "{family:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_known_and_nothing_answered_is_no_good_round() {
+        for family in [IpFamily::Auto, IpFamily::Ipv4, IpFamily::Ipv6, IpFamily::Both] {
+            let known = &mut Known::default();
+            assert_eq!(round(known, family, &Answer::Empty, &Answer::NoSuchName), is("", false), "{family:?}");
+        }
+    }
+}

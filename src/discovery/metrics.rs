@@ -1,0 +1,105 @@
+//! Discovery's metrics: names, and handles that are resolved once a pool.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use metrics::{Counter, Gauge, counter, gauge};
+
+use super::{
+    Config,
+    answer::{Answer, Answers},
+};
+
+/// When a pool's resolver last got a good answer, in seconds since 1970; label `pool`.
+pub const DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS: &str = "spanring_discovery_last_success_timestamp_seconds";
+
+/// Questions answered or not; labels `pool`, `family` (ipv4, ipv6, static) and `result`.
+pub const DISCOVERY_LOOKUPS_TOTAL: &str = "spanring_discovery_lookups_total";
+
+/// Backends that discovery reports now; label `pool`.
+pub const DISCOVERY_ENDPOINTS: &str = "spanring_discovery_endpoints";
+
+/// The handles of one pool.
+#[derive(Debug)]
+pub(super) struct Meters {
+    last_success: Gauge,
+    endpoints: Gauge,
+    v4: Lookups,
+    v6: Lookups,
+    fixed: Lookups,
+}
+
+/// Counters by result.
+#[derive(Debug, Default)]
+struct Lookups(Vec<(&'static str, Counter)>);
+
+impl Meters {
+    /// Registers what this kind of resolver can count, at 0.
+    pub(super) fn new(pool: &str, config: &Config) -> Self {
+        let lookups = |family: &'static str, wanted: bool| match wanted {
+            true => Lookups::new(pool, family),
+            false => Lookups::default(),
+        };
+        let dns = match config {
+            Config::Static { .. } => None,
+            Config::Dns { ip_family, .. } => Some(*ip_family),
+        };
+        Self {
+            last_success: gauge!(DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS, "pool" => pool.to_owned()),
+            endpoints: gauge!(DISCOVERY_ENDPOINTS, "pool" => pool.to_owned()),
+            v4: lookups("ipv4", dns.is_some_and(super::IpFamily::wants_v4)),
+            v6: lookups("ipv6", dns.is_some_and(super::IpFamily::wants_v6)),
+            fixed: lookups("static", dns.is_none()),
+        }
+    }
+
+    /// Counts for nobody.
+    pub(super) fn silent() -> Self {
+        Self {
+            last_success: Gauge::noop(),
+            endpoints: Gauge::noop(),
+            v4: Lookups::default(),
+            v6: Lookups::default(),
+            fixed: Lookups::default(),
+        }
+    }
+
+    /// Counts the answers about the name of a DNS resolver.
+    pub(super) fn count(&self, answers: &Answers) {
+        for (lookups, answer) in [(&self.v4, &answers.v4), (&self.v6, &answers.v6)] {
+            lookups.count(answer.as_ref().map(Answer::result));
+        }
+    }
+
+    /// Counts the answers about the name of a static entry as one.
+    pub(super) fn count_fixed(&self, answers: &Answers) {
+        self.fixed.count(Some(answers.best()));
+    }
+
+    /// A whole round was good.
+    pub(super) fn succeeded(&self) {
+        // The wall clock is only shown, never calculated with.
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_success.set(since_1970.as_secs_f64());
+    }
+
+    /// That many backends are reported now.
+    pub(super) fn endpoints(&self, count: usize) {
+        self.endpoints.set(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+}
+
+impl Lookups {
+    fn new(pool: &str, family: &'static str) -> Self {
+        let counter = |result| {
+            let labels = [("pool", pool.to_owned()), ("family", family.to_owned()), ("result", String::from(result))];
+            (result, counter!(DISCOVERY_LOOKUPS_TOTAL, &labels))
+        };
+        Self(Answer::RESULTS.into_iter().map(counter).collect())
+    }
+
+    fn count(&self, result: Option<&'static str>) {
+        if let Some((_, counter)) = self.0.iter().find(|(known, _)| Some(*known) == result) {
+            counter.increment(1);
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! The `dns` resolver: what each kind of answer does to the set.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use super::server::{Machine, NXDOMAIN, REFUSED, SERVFAIL, Say, Server, addresses};
+use crate::discovery::{Config, DiscoveryError, Endpoints, IpFamily, dns::Dns, metrics::Meters, resolve_once_on};
+
+const NAME: &str = "tail.test.";
+
+/// Short, for questions that nobody answers.
+const SHORT: Duration = Duration::from_millis(300);
+
+fn dns(machine: &Machine, hostname: &str, family: IpFamily) -> Dns {
+    Dns::new(hostname, 4317, family, machine.system(), Meters::silent(), "tail")
+}
+
+fn identities(endpoints: &Endpoints) -> Vec<&str> {
+    endpoints.iter().map(|endpoint| &*endpoint.identity).collect()
+}
+
+/// One round, and the identities if the set changed.
+async fn poll(dns: &mut Dns) -> Option<String> {
+    dns.poll_once().await.map(|endpoints| identities(&endpoints).join(" "))
+}
+
+fn some(identities: &str) -> Option<String> {
+    Some(identities.to_owned())
+}
+
+#[tokio::test]
+async fn records_become_backends_sorted_by_identity() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, addresses(&["10.0.0.9", "10.0.0.10", "10.0.0.9"]));
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    let endpoints = dns.poll_once().await.unwrap();
+    assert_eq!(identities(&endpoints), ["10.0.0.10:4317", "10.0.0.9:4317"]);
+    for endpoint in &*endpoints {
+        assert_eq!(endpoint.address, endpoint.identity.parse().ok(), "what is hashed is what is dialled");
+        assert_eq!(endpoint.weight, 1);
+    }
+}
+
+#[tokio::test]
+async fn another_order_of_the_same_records_is_no_change() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, addresses(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]));
+    let mut dns = dns(&machine, NAME, IpFamily::Auto);
+    assert!(poll(&mut dns).await.is_some());
+    machine.server.v4(NAME, addresses(&["10.0.0.3", "10.0.0.1", "10.0.0.2"]));
+    assert_eq!(poll(&mut dns).await, None);
+    machine.server.v4(NAME, addresses(&["10.0.0.3", "10.0.0.1"]));
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317 10.0.0.3:4317"));
+}
+
+#[tokio::test]
+async fn fault_14_15_no_bad_answer_changes_the_set_and_the_next_good_one_does() {
+    let machine = Machine::start().await;
+    let unknown = Say::Code(hickory_resolver::proto::op::ResponseCode::NotImp);
+    let strangers = Say::Strangers(vec!["10.6.6.6".parse().unwrap()]);
+    for bad in [NXDOMAIN, Say::NoData, SERVFAIL, REFUSED, unknown, strangers] {
+        machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+        let mut dns = dns(&machine, NAME, IpFamily::Auto);
+        assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+        machine.server.v4(NAME, bad.clone());
+        for _ in 0..3 {
+            assert_eq!(poll(&mut dns).await, None, "{bad:?}");
+            assert!(dns.is_failing(), "{bad:?}");
+        }
+        machine.server.v4(NAME, addresses(&["10.0.0.2"]));
+        assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"), "{bad:?}");
+        assert!(!dns.is_failing());
+    }
+}
+
+#[tokio::test]
+async fn fault_14_silence_ends_with_our_timeout_and_keeps_the_set() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    let system = machine.system_with(SHORT);
+    let mut dns = Dns::new(NAME, 4317, IpFamily::Ipv4, system, Meters::silent(), "tail");
+    while poll(&mut dns).await.is_none() {}
+    machine.server.v4(NAME, Say::Silence);
+    let before = tokio::time::Instant::now();
+    assert_eq!(poll(&mut dns).await, None);
+    assert!(dns.is_failing());
+    assert!(before.elapsed() >= SHORT && before.elapsed() < SHORT * 10, "one timeout, not one a retry");
+}
+
+#[tokio::test]
+async fn fault_16_a_truncated_answer_is_asked_for_over_tcp() {
+    let machine = Machine::start().await;
+    let many = (0..250).map(|last| Ipv4Addr::new(10, 0, 0, last).into()).collect();
+    machine.server.v4(NAME, Say::OverTcp(many));
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    assert_eq!(dns.poll_once().await.unwrap().len(), 250);
+    assert_eq!(machine.server.asked(), ["tail.test. A", "tail.test. A tcp"]);
+    assert_eq!(poll(&mut dns).await, None);
+    assert!(!dns.is_failing());
+}
+
+#[tokio::test]
+async fn fault_17_every_round_asks_once_whatever_the_ttl() {
+    let machine = Machine::start().await;
+    for ttl in [0, u32::MAX] {
+        machine.server.v4(NAME, Say::Addresses(vec!["10.0.0.1".parse().unwrap()], ttl));
+        let mut dns = dns(&machine, NAME, IpFamily::Auto);
+        for _ in 0..3 {
+            poll(&mut dns).await;
+            assert_eq!(machine.server.asked(), ["tail.test. A", "tail.test. AAAA"], "ttl {ttl}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn fault_19_each_family_fails_alone() {
+    let machine = Machine::start().await;
+    let server = &machine.server;
+    server.v4(NAME, addresses(&["10.0.0.1"]));
+    server.v6(NAME, addresses(&["fd00::1"]));
+    let mut both = dns(&machine, NAME, IpFamily::Both);
+    let mut auto = dns(&machine, NAME, IpFamily::Auto);
+    let mut six = dns(&machine, NAME, IpFamily::Ipv6);
+    assert_eq!(poll(&mut both).await, some("10.0.0.1:4317 [fd00::1]:4317"));
+    assert_eq!(poll(&mut auto).await, some("10.0.0.1:4317"));
+    assert_eq!(poll(&mut six).await, some("[fd00::1]:4317"));
+
+    server.v4(NAME, addresses(&["10.0.0.2"]));
+    server.v6(NAME, SERVFAIL);
+    assert_eq!(poll(&mut both).await, some("10.0.0.2:4317 [fd00::1]:4317"), "the last AAAA set stays");
+    assert_eq!(poll(&mut auto).await, some("10.0.0.2:4317"));
+    assert_eq!(poll(&mut six).await, None);
+    assert!(both.is_failing() && six.is_failing() && !auto.is_failing(), "auto has A records and wants no others");
+
+    server.v4(NAME, REFUSED);
+    server.v6(NAME, addresses(&["fd00::2"]));
+    assert_eq!(poll(&mut both).await, some("10.0.0.2:4317 [fd00::2]:4317"), "the last A set stays");
+    assert_eq!(poll(&mut auto).await, None, "the last A set stays, AAAA or not");
+    assert_eq!(poll(&mut six).await, some("[fd00::2]:4317"));
+    assert!(both.is_failing() && auto.is_failing() && !six.is_failing());
+}
+
+#[tokio::test]
+async fn a_family_that_never_answered_blocks_nothing() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, Say::Silence);
+    machine.server.v6(NAME, addresses(&["fd00::1"]));
+    for family in [IpFamily::Auto, IpFamily::Both] {
+        let system = machine.system_with(Duration::from_secs(2));
+        let mut dns = Dns::new(NAME, 4317, family, system, Meters::silent(), "tail");
+        assert_eq!(poll(&mut dns).await, some("[fd00::1]:4317"), "{family:?}");
+        assert!(dns.is_failing(), "{family:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_wanted_families_are_asked_for() {
+    let machine = Machine::start().await;
+    poll(&mut dns(&machine, NAME, IpFamily::Ipv4)).await;
+    assert_eq!(machine.server.asked(), ["tail.test. A"]);
+    poll(&mut dns(&machine, NAME, IpFamily::Ipv6)).await;
+    assert_eq!(machine.server.asked(), ["tail.test. AAAA"]);
+}
+
+#[tokio::test]
+async fn ipv6_identities_are_canonical_and_one_backend_has_one() {
+    let machine = Machine::start().await;
+    machine.server.v6(NAME, addresses(&["2001:db8:0:0:1:0:0:1", "::ffff:10.0.0.1", "fd00::1"]));
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    let mut dns = dns(&machine, NAME, IpFamily::Both);
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317 [2001:db8::1:0:0:1]:4317 [fd00::1]:4317"));
+}
+
+#[tokio::test]
+async fn fault_20_what_cannot_be_dialled_or_was_not_asked_for_is_no_backend() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, addresses(&["0.0.0.0", "10.0.0.1", "224.0.0.1", "255.255.255.255"]));
+    let mut dns = dns(&machine, NAME, IpFamily::Auto);
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+    machine.server.v4(NAME, addresses(&["0.0.0.0"]));
+    assert_eq!(poll(&mut dns).await, None, "nothing usable is as good as nothing");
+    assert!(dns.is_failing());
+}
+
+#[tokio::test]
+async fn fault_20_aliases_are_followed_in_any_order_and_loops_end() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, Say::Alias("real.test.", vec!["10.0.0.1".parse().unwrap()]));
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+    machine.server.v4(NAME, Say::Alias(NAME, vec![]));
+    assert_eq!(poll(&mut dns).await, None);
+    assert!(dns.is_failing());
+}
+
+const KUBERNETES: &str = "nameserver 127.0.0.1\n\
+    search default.svc.cluster.local svc.cluster.local cluster.local\n\
+    options ndots:5\n";
+
+#[tokio::test]
+async fn the_search_list_goes_on_after_nxdomain_only() {
+    let machine = Machine::start().await;
+    machine.resolv_conf(KUBERNETES);
+    machine.server.v4("tail.obs.svc.cluster.local.", addresses(&["10.0.0.1"]));
+    machine.server.v6("tail.obs.svc.cluster.local.", Say::NoData);
+    machine.server.v4("tail.obs.", addresses(&["10.6.6.6"]));
+    let mut dns = dns(&machine, "tail.obs", IpFamily::Ipv4);
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+    let asked = ["tail.obs.default.svc.cluster.local. A", "tail.obs.svc.cluster.local. A"];
+    assert_eq!(machine.server.asked(), asked);
+
+    machine.server.v4("tail.obs.svc.cluster.local.", SERVFAIL);
+    assert_eq!(poll(&mut dns).await, None, "the failure is not hidden by the next name");
+    assert!(dns.is_failing());
+    assert_eq!(machine.server.asked(), asked);
+
+    machine.server.v4("tail.obs.svc.cluster.local.", Say::NoData);
+    assert_eq!(poll(&mut dns).await, None, "nor is an empty answer");
+    assert_eq!(machine.server.asked(), asked);
+}
+
+#[tokio::test]
+async fn one_family_without_records_does_not_lead_the_other_to_another_name() {
+    let machine = Machine::start().await;
+    machine.resolv_conf(KUBERNETES);
+    machine.server.v4("tail.default.svc.cluster.local.", addresses(&["10.0.0.1"]));
+    machine.server.v6("tail.svc.cluster.local.", addresses(&["fd00::bad"]));
+    assert_eq!(poll(&mut dns(&machine, "tail", IpFamily::Both)).await, some("10.0.0.1:4317"));
+}
+
+#[tokio::test]
+async fn names_with_enough_dots_are_asked_for_as_they_are_first() {
+    let machine = Machine::start().await;
+    machine.resolv_conf("nameserver 127.0.0.1\nsearch cluster.local\noptions ndots:1\n");
+    poll(&mut dns(&machine, "tail", IpFamily::Ipv4)).await;
+    // The order is the same as in the list that was answered; the log is sorted.
+    assert_eq!(machine.server.asked(), ["tail. A", "tail.cluster.local. A"]);
+    machine.server.v4("tail.obs.", addresses(&["10.0.0.1"]));
+    machine.server.v4("tail.obs.cluster.local.", addresses(&["10.6.6.6"]));
+    assert_eq!(poll(&mut dns(&machine, "tail.obs", IpFamily::Ipv4)).await, some("10.0.0.1:4317"));
+    assert_eq!(machine.server.asked(), ["tail.obs. A"]);
+}
+
+#[tokio::test]
+async fn a_dot_at_the_end_means_that_name_and_no_other() {
+    let machine = Machine::start().await;
+    machine.resolv_conf(KUBERNETES);
+    machine.server.v4("tail.obs.default.svc.cluster.local.", addresses(&["10.6.6.6"]));
+    machine.server.v4("tail.obs.", addresses(&["10.0.0.1"]));
+    assert_eq!(poll(&mut dns(&machine, "tail.obs.", IpFamily::Ipv4)).await, some("10.0.0.1:4317"));
+    assert_eq!(machine.server.asked(), ["tail.obs. A"]);
+}
+
+#[tokio::test]
+async fn a_name_that_appears_later_is_found_then() {
+    let machine = Machine::start().await;
+    let mut dns = dns(&machine, NAME, IpFamily::Auto);
+    for _ in 0..3 {
+        assert_eq!(poll(&mut dns).await, None);
+        assert!(dns.is_failing());
+    }
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+    assert!(!dns.is_failing());
+}
+
+#[tokio::test]
+async fn fault_21_a_replaced_resolv_conf_is_taken_over_and_a_lost_one_is_not() {
+    let machine = Machine::start().await;
+    let other = Server::start(Ipv4Addr::new(127, 0, 0, 2), machine.server.at.port()).await;
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    other.v4(NAME, addresses(&["10.0.0.2"]));
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+    machine.resolv_conf("nameserver 127.0.0.2\n");
+    assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"));
+    for lost in ["", "search cluster.local\n", "\u{0}\u{ff}nonsense"] {
+        machine.resolv_conf(lost);
+        other.v4(NAME, addresses(&["10.0.0.3"]));
+        poll(&mut dns).await;
+        assert!(!dns.is_failing(), "{lost:?}");
+    }
+    std::fs::remove_file(machine.files.path().join("resolv.conf")).unwrap();
+    other.v4(NAME, addresses(&["10.0.0.4"]));
+    assert_eq!(poll(&mut dns).await, some("10.0.0.4:4317"));
+}
+
+#[tokio::test]
+async fn a_server_that_fails_or_is_silent_is_helped_by_the_next() {
+    let machine = Machine::start().await;
+    let other = Server::start(Ipv4Addr::new(127, 0, 0, 2), machine.server.at.port()).await;
+    machine.resolv_conf("nameserver 127.0.0.1\nnameserver 127.0.0.2\n");
+    other.v4(NAME, addresses(&["10.0.0.2"]));
+    for bad in [SERVFAIL, REFUSED, Say::Silence] {
+        machine.server.v4(NAME, bad.clone());
+        let system = machine.system_with(Duration::from_secs(2));
+        let mut dns = Dns::new(NAME, 4317, IpFamily::Ipv4, system, Meters::silent(), "tail");
+        assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"), "{bad:?}");
+        assert!(!dns.is_failing());
+    }
+    other.v4(NAME, SERVFAIL);
+    machine.server.v4(NAME, NXDOMAIN);
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    other.asked();
+    assert_eq!(poll(&mut dns).await, None);
+    assert!(other.asked().is_empty(), "an answer is an answer, NXDOMAIN too");
+}
+
+#[tokio::test]
+async fn the_hosts_file_comes_first_and_is_read_again() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    machine.server.v6(NAME, addresses(&["fd00::1"]));
+    machine.hosts("127.0.0.7 Tail.test other # comment\n127.0.0.8 tail.test\n");
+    let mut dns = dns(&machine, NAME, IpFamily::Both);
+    assert_eq!(poll(&mut dns).await, some("127.0.0.7:4317 127.0.0.8:4317"), "and is all there is about the name");
+    assert!(machine.server.asked().is_empty());
+    machine.hosts("");
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317 [fd00::1]:4317"));
+}
+
+#[tokio::test]
+async fn asking_once_gives_a_whole_answer_or_the_reason() {
+    let machine = Machine::start().await;
+    let limit = Duration::from_secs(60);
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    let endpoints = resolve_once_on(machine.system(), &Config::dns(NAME), limit).await.unwrap();
+    assert_eq!(identities(&endpoints), ["10.0.0.1:4317"]);
+
+    machine.server.v4(NAME, SERVFAIL);
+    machine.server.v6(NAME, addresses(&["fd00::1"]));
+    let error = resolve_once_on(machine.system(), &Config::dns(NAME), limit).await.unwrap_err();
+    let expected = "cannot resolve \"tail.test.\": A: failure of the name server (SERVFAIL), AAAA: 1 addresses, \
+                    asked for tail.test.";
+    assert_eq!(error.to_string(), expected);
+
+    machine.server.v4(NAME, Say::Silence);
+    let error = resolve_once_on(machine.system(), &Config::dns(NAME), SHORT).await.unwrap_err();
+    assert!(matches!(error, DiscoveryError::Unresolved { .. }));
+}

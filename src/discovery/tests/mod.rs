@@ -1,0 +1,6 @@
+//! Resolvers against a real name server in the same process, round by round, without sleeping.
+
+mod dns;
+mod fixed;
+mod server;
+mod task;

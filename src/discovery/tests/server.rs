@@ -1,0 +1,208 @@
+//! A name server in the test's process, over UDP and TCP, that answers what it is told to.
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use hickory_resolver::proto::{
+    op::{Message, OpCode, ResponseCode},
+    rr::{Name, RData, Record, RecordType, rdata::CNAME},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+};
+
+use crate::{
+    discovery::system::{Paths, System},
+    lifecycle::Tasks,
+};
+
+/// What is said about a name and type.
+#[derive(Clone, Debug)]
+pub(super) enum Say {
+    Addresses(Vec<IpAddr>, u32),
+    Alias(&'static str, Vec<IpAddr>),
+    NoData,
+    Code(ResponseCode),
+    Silence,
+    /// One record and the bit over UDP, all of them over TCP.
+    OverTcp(Vec<IpAddr>),
+    /// Records, but of another name than was asked for.
+    Strangers(Vec<IpAddr>),
+}
+
+pub(super) const NXDOMAIN: Say = Say::Code(ResponseCode::NXDomain);
+pub(super) const SERVFAIL: Say = Say::Code(ResponseCode::ServFail);
+pub(super) const REFUSED: Say = Say::Code(ResponseCode::Refused);
+
+pub(super) fn addresses(written: &[&str]) -> Say {
+    Say::Addresses(written.iter().map(|ip| ip.parse().unwrap()).collect(), 5)
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    answers: HashMap<(String, RecordType), Say>,
+    asked: Vec<String>,
+}
+
+/// The server; unknown names do not exist.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) at: SocketAddr,
+    book: Arc<Mutex<Book>>,
+    tasks: Tasks,
+}
+
+impl Server {
+    pub(super) async fn start(ip: Ipv4Addr, port: u16) -> Self {
+        let (udp, tcp) = loop {
+            let udp = UdpSocket::bind((ip, port)).await.unwrap();
+            // The same port of the other protocol is nearly always free.
+            if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+                break (udp, tcp);
+            }
+        };
+        let server = Self { at: udp.local_addr().unwrap(), book: Arc::default(), tasks: Tasks::new() };
+        server.tasks.spawn(server.tasks.clone().until_stopped(serve_udp(udp, server.book.clone())));
+        let (book, tasks) = (server.book.clone(), server.tasks.clone());
+        server.tasks.spawn(server.tasks.clone().until_stopped(async move {
+            while let Ok((stream, _)) = tcp.accept().await {
+                tasks.spawn(tasks.clone().until_stopped(serve_tcp(stream, book.clone())));
+            }
+        }));
+        server
+    }
+
+    /// From now on, about the A records of `name` (absolute).
+    pub(super) fn v4(&self, name: &str, say: Say) {
+        self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::A), say);
+    }
+
+    /// From now on, about the AAAA records of `name` (absolute).
+    pub(super) fn v6(&self, name: &str, say: Say) {
+        self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::AAAA), say);
+    }
+
+    /// The questions since the last call, as `name type` or, over TCP, `name type tcp`.
+    pub(super) fn asked(&self) -> Vec<String> {
+        let mut asked = std::mem::take(&mut self.book.lock().unwrap().asked);
+        asked.sort();
+        asked
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+impl Tasks {
+    async fn until_stopped(self, work: impl Future<Output = ()>) {
+        tokio::select! { () = self.stopped() => {}, () = work => {} }
+    }
+}
+
+/// A machine: its name servers, `resolv.conf` and hosts file.
+pub(super) struct Machine {
+    pub(super) server: Server,
+    pub(super) files: TempDir,
+}
+
+impl Machine {
+    pub(super) async fn start() -> Self {
+        let server = Server::start(Ipv4Addr::LOCALHOST, 0).await;
+        let machine = Self { server, files: TempDir::new().unwrap() };
+        machine.resolv_conf("nameserver 127.0.0.1\n");
+        machine
+    }
+
+    pub(super) fn resolv_conf(&self, text: &str) {
+        fs::write(self.files.path().join("resolv.conf"), text).unwrap();
+    }
+
+    pub(super) fn hosts(&self, text: &str) {
+        fs::write(self.files.path().join("hosts"), text).unwrap();
+    }
+
+    pub(super) fn system(&self) -> System {
+        // Answers come at once; the bound is for a machine under load.
+        self.system_with(Duration::from_secs(20))
+    }
+
+    pub(super) fn system_with(&self, timeout: Duration) -> System {
+        let (dir, port) = (self.files.path(), self.server.at.port());
+        System::at(Paths { resolv_conf: dir.join("resolv.conf"), hosts: dir.join("hosts"), port }, timeout)
+    }
+}
+
+async fn serve_udp(socket: UdpSocket, book: Arc<Mutex<Book>>) {
+    let mut buffer = vec![0; 4096];
+    while let Ok((len, peer)) = socket.recv_from(&mut buffer).await {
+        if let Some(reply) = reply(&buffer[..len], &book, false) {
+            socket.send_to(&reply, peer).await.unwrap();
+        }
+    }
+}
+
+async fn serve_tcp(mut stream: TcpStream, book: Arc<Mutex<Book>>) {
+    while let Ok(len) = stream.read_u16().await {
+        let mut question = vec![0; usize::from(len)];
+        if stream.read_exact(&mut question).await.is_err() {
+            return;
+        }
+        if let Some(reply) = reply(&question, &book, true) {
+            let mut framed = u16::try_from(reply.len()).unwrap().to_be_bytes().to_vec();
+            framed.extend(reply);
+            if stream.write_all(&framed).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
+    let question = Message::from_vec(question).unwrap();
+    let query = question.queries[0].clone();
+    let (name, kind) = (query.name().clone(), query.query_type());
+    let say = {
+        let mut book = book.lock().unwrap();
+        book.asked.push(format!("{name} {kind}{}", if tcp { " tcp" } else { "" }));
+        book.answers.get(&(name.to_string(), kind)).cloned().unwrap_or(NXDOMAIN)
+    };
+    let mut message = Message::response(question.metadata.id, OpCode::Query);
+    message.metadata.recursion_available = true;
+    message.add_query(query);
+    let records =
+        |name: &Name, ips: &[IpAddr], ttl| -> Vec<Record> { ips.iter().map(|ip| record(name, *ip, ttl)).collect() };
+    match say {
+        Say::Addresses(ips, ttl) => drop(message.add_answers(records(&name, &ips, ttl))),
+        Say::Alias(target, ips) => {
+            let target: Name = target.parse().unwrap();
+            message.add_answers(records(&target, &ips, 5));
+            message.add_answers([Record::from_rdata(name, 5, RData::CNAME(CNAME(target)))]);
+        }
+        Say::NoData => {}
+        Say::Code(code) => message.metadata.response_code = code,
+        Say::Silence => return None,
+        Say::OverTcp(ips) if tcp => drop(message.add_answers(records(&name, &ips, 5))),
+        Say::OverTcp(ips) => {
+            message.metadata.truncation = true;
+            message.add_answers(records(&name, &ips[..1], 5));
+        }
+        Say::Strangers(ips) => {
+            message.add_answers(records(&"stranger.test.".parse().unwrap(), &ips, 5));
+        }
+    }
+    Some(message.to_vec().unwrap())
+}
+
+fn record(name: &Name, ip: IpAddr, ttl: u32) -> Record {
+    Record::from_rdata(name.clone(), ttl, RData::from(ip))
+}

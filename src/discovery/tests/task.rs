@@ -1,0 +1,145 @@
+//! The task round a resolver: what it publishes, when it ends, what it counts and says.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+
+use super::server::{Machine, NXDOMAIN, SERVFAIL, addresses};
+use crate::{
+    discovery::{
+        Config, DEFAULT_INTERVAL, IpFamily, MIN_INTERVAL,
+        answer::{Answer, Answers},
+        dns::Dns,
+        jittered,
+        metrics::Meters,
+        start_on,
+        trouble::{Trouble, Voice},
+    },
+    lifecycle::Tasks,
+};
+
+const NAME: &str = "tail.test.";
+
+fn often(hostname: &str) -> Config {
+    let timeout = Duration::from_secs(20);
+    Config::Dns {
+        hostname: hostname.to_owned(),
+        port: 4317,
+        interval: MIN_INTERVAL,
+        timeout,
+        ip_family: IpFamily::Auto,
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_published_until_the_name_resolves_and_then_every_change() {
+    let (machine, tasks) = (Machine::start().await, Tasks::new());
+    let mut endpoints = start_on(machine.system(), "tail", &often(NAME), &tasks).unwrap();
+    assert!(endpoints.borrow().is_none());
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    endpoints.changed().await.unwrap();
+    assert_eq!(&*endpoints.borrow().as_ref().unwrap()[0].identity, "10.0.0.1:4317");
+    machine.server.v4(NAME, addresses(&["10.0.0.2"]));
+    endpoints.changed().await.unwrap();
+    assert_eq!(&*endpoints.borrow().as_ref().unwrap()[0].identity, "10.0.0.2:4317");
+    tasks.stop();
+    tasks.wait().await;
+    assert!(endpoints.changed().await.is_err(), "the task is gone");
+    assert!(endpoints.borrow().is_some(), "what it said last stays");
+}
+
+#[tokio::test]
+async fn a_static_set_is_there_at_once_and_its_task_ends_with_the_last_receiver() {
+    let (machine, tasks) = (Machine::start().await, Tasks::new());
+    let config = Config::fixed(["lost.test", "10.0.0.1:9"]);
+    let endpoints = start_on(machine.system(), "tail", &config, &tasks).unwrap();
+    let identities: Vec<_> = endpoints.borrow().iter().flat_map(|set| set.to_vec()).map(|one| one.identity).collect();
+    assert_eq!(identities, ["10.0.0.1:9".into(), Arc::<str>::from("lost.test:4317")]);
+    assert_eq!(tasks.len(), 1);
+    drop(endpoints);
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn a_bad_configuration_starts_nothing() {
+    let tasks = Tasks::new();
+    assert!(crate::discovery::start("tail", &Config::default(), &tasks).is_err());
+    assert!(tasks.is_empty());
+}
+
+#[test]
+fn the_interval_varies_by_a_tenth() {
+    for _ in 0..1000 {
+        let jittered = jittered(DEFAULT_INTERVAL).as_secs_f64();
+        assert!((4.5..=5.5).contains(&jittered), "{jittered}");
+    }
+}
+
+#[tokio::test]
+async fn every_question_is_counted_by_its_result() {
+    let machine = Machine::start().await;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let meters = metrics::with_local_recorder(&recorder, || Meters::new("tail", &Config::dns(NAME)));
+    let rendered = || recorder.handle().render();
+    let count = |family: &str, result: &str| {
+        let series =
+            format!("spanring_discovery_lookups_total{{pool=\"tail\",family=\"{family}\",result=\"{result}\"}} ");
+        let rendered = rendered();
+        let line = rendered.lines().find_map(|line| line.strip_prefix(&series).map(str::to_owned));
+        line.unwrap_or_else(|| panic!("no {series} in {rendered}"))
+    };
+    assert_eq!(count("ipv6", "timeout"), "0", "series are there from the first scrape");
+    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, machine.system(), meters, "tail");
+    dns.poll_once().await;
+    assert!(rendered().contains("spanring_discovery_last_success_timestamp_seconds{pool=\"tail\"} 0\n"));
+    machine.server.v4(NAME, addresses(&["10.0.0.1", "10.0.0.2"]));
+    machine.server.v6(NAME, SERVFAIL);
+    dns.poll_once().await;
+    dns.poll_once().await;
+    machine.server.v4(NAME, NXDOMAIN);
+    dns.poll_once().await;
+    assert_eq!((count("ipv4", "success"), count("ipv4", "nxdomain")), ("2".to_owned(), "2".to_owned()));
+    assert_eq!((count("ipv6", "servfail"), count("ipv6", "nxdomain")), ("3".to_owned(), "1".to_owned()));
+    assert!(rendered().contains("spanring_discovery_endpoints{pool=\"tail\"} 2\n"));
+    assert!(!rendered().contains("spanring_discovery_last_success_timestamp_seconds{pool=\"tail\"} 0\n"));
+}
+
+#[test]
+fn the_log_has_one_line_for_each_change_of_state() {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let mut trouble = Trouble::default();
+        let voice = Voice { pool: "tail", hostname: "tail.test" };
+        let answers = Answers::each("tail.test.", IpFamily::Auto, &Answer::NoSuchName);
+        for good in [true, false, false, false, true, true, false] {
+            trouble.note(voice, good, &answers, 3);
+        }
+    });
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let fails = " WARN discovery fails; the last good set stays pool=\"tail\" hostname=\"tail.test\" \
+                 reason=A: no such name (NXDOMAIN), AAAA: no such name (NXDOMAIN), asked for tail.test. known=3\n";
+    let recovered = " INFO discovery recovered pool=\"tail\" hostname=\"tail.test\" known=3\n";
+    assert_eq!(log, format!("{fails}{recovered}{fails}"));
+}
