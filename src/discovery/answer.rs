@@ -113,9 +113,17 @@ impl Answers {
         Self { asked: asked.to_owned(), v4: wanted(family.wants_v4()), v6: wanted(family.wants_v6()) }
     }
 
-    /// Whether the search list may go on: nobody knows the name, and nobody failed to say so.
+    /// Whether the search list may go on: nobody knows the name, and nobody who matters failed to say so.
+    ///
+    /// NXDOMAIN is about a name and not about a type. Said about A records it settles the matter, so that a server
+    /// that drops questions about AAAA does not end every search; said about AAAA it does not, since some servers
+    /// say it where there are A records (RFC 4074, 4.2).
     pub(super) fn is_no_such_name(&self) -> bool {
-        self.both().all(|answer| *answer == Answer::NoSuchName)
+        use Answer::{Failed, NoSuchName};
+        matches!(
+            (&self.v4, &self.v6),
+            (Some(NoSuchName), None | Some(NoSuchName | Failed(_))) | (None, Some(NoSuchName))
+        )
     }
 
     /// The answers to what was asked.

@@ -48,7 +48,8 @@ pub(super) fn addresses(written: &[&str]) -> Say {
 #[derive(Debug, Default)]
 struct Book {
     answers: HashMap<(String, RecordType), Say>,
-    asked: Vec<String>,
+    /// With their numbers: a question that is sent again, for want of an answer in time, has the same.
+    asked: Vec<(u16, String)>,
 }
 
 /// The server; unknown names do not exist.
@@ -69,11 +70,11 @@ impl Server {
             }
         };
         let server = Self { at: udp.local_addr().unwrap(), book: Arc::default(), tasks: Tasks::new() };
-        server.tasks.spawn(server.tasks.clone().until_stopped(serve_udp(udp, server.book.clone())));
         let (book, tasks) = (server.book.clone(), server.tasks.clone());
-        server.tasks.spawn(server.tasks.clone().until_stopped(async move {
+        tasks.spawn(until_stopped(tasks.clone(), serve_udp(udp, book.clone())));
+        server.tasks.spawn(until_stopped(tasks.clone(), async move {
             while let Ok((stream, _)) = tcp.accept().await {
-                tasks.spawn(tasks.clone().until_stopped(serve_tcp(stream, book.clone())));
+                tasks.spawn(until_stopped(tasks.clone(), serve_tcp(stream, book.clone())));
             }
         }));
         server
@@ -91,9 +92,9 @@ impl Server {
 
     /// The questions since the last call, as `name type` or, over TCP, `name type tcp`.
     pub(super) fn asked(&self) -> Vec<String> {
-        let mut asked = std::mem::take(&mut self.book.lock().unwrap().asked);
-        asked.sort();
-        asked
+        let asked = std::mem::take(&mut self.book.lock().unwrap().asked);
+        let again = |at: usize| asked[..at].contains(&asked[at]);
+        (0..asked.len()).filter(|at| !again(*at)).map(|at| asked[at].1.clone()).collect()
     }
 }
 
@@ -103,10 +104,8 @@ impl Drop for Server {
     }
 }
 
-impl Tasks {
-    async fn until_stopped(self, work: impl Future<Output = ()>) {
-        tokio::select! { () = self.stopped() => {}, () = work => {} }
-    }
+async fn until_stopped(tasks: Tasks, work: impl Future<Output = ()>) {
+    tokio::select! { () = tasks.stopped() => {}, () = work => {} }
 }
 
 /// A machine: its name servers, `resolv.conf` and hosts file.
@@ -173,7 +172,8 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
     let (name, kind) = (query.name().clone(), query.query_type());
     let say = {
         let mut book = book.lock().unwrap();
-        book.asked.push(format!("{name} {kind}{}", if tcp { " tcp" } else { "" }));
+        let over = if tcp { " tcp" } else { "" };
+        book.asked.push((question.metadata.id, format!("{name} {kind}{over}")));
         book.answers.get(&(name.to_string(), kind)).cloned().unwrap_or(NXDOMAIN)
     };
     let mut message = Message::response(question.metadata.id, OpCode::Query);
