@@ -1,0 +1,55 @@
+//! What a span costs in Spanring, nginx and HAProxy, end to end, in one run: `cargo bench --bench proxies`.
+//!
+//! The three pass the same requests to the same sinks; only Spanring cuts them by trace. Each measurement is the
+//! processor time of the proxy's processes over the spans that were acknowledged meanwhile; turns of the three follow
+//! each other (A B C A B C …), and the median is taken. `-- --quick` measures a fraction of a second, to see that it works.
+//!
+//! `SPANRING_BIN` names another binary to measure; nginx and HAProxy are looked for in `$SPANRING_PEERS/bin` and `PATH`
+//! (`tests/peers/proxies.sh` installs them). Generator and sinks are `spanring load` and `spanring sink`.
+
+mod measure;
+mod process;
+mod proxy;
+mod tables;
+
+use std::{io::Write, process::ExitCode, time::Duration};
+
+use anyhow::Result;
+
+use measure::Bench;
+use proxy::Programs;
+
+const HELP: &str = "cargo bench --bench proxies -- [--quick] [cost] [backends] [latency]
+
+  cost      processor time of a span, and memory, beside nginx and HAProxy
+  backends  processor time of a span at 100 backends and at 4
+  latency   what the proxy adds to slow backends, and to a lone request
+
+Without a name all three are measured: about 10 minutes.
+";
+
+fn main() -> Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    // Cargo adds --bench of its own.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let is_quick = arguments.iter().any(|argument| argument == "--quick");
+    let chosen: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| *argument != "--quick").collect();
+    if chosen.iter().any(|name| !["cost", "backends", "latency"].contains(name)) {
+        write!(out, "{HELP}")?;
+        return Ok(ExitCode::from(2));
+    }
+    let (turns, turn) = if is_quick { (1, Duration::from_millis(300)) } else { (5, Duration::from_secs(4)) };
+    let bench = Bench::new(Programs::find(), turns, turn)?;
+    writeln!(out, "{}", bench.describe())?;
+    let wants = |name: &str| chosen.is_empty() || chosen.contains(&name);
+    if wants("cost") {
+        tables::cost(&bench, &mut out)?;
+    }
+    if wants("backends") {
+        tables::backends(&bench, &mut out)?;
+    }
+    if wants("latency") {
+        tables::latency(&bench, &mut out)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
