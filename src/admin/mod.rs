@@ -1,1 +1,200 @@
-//! (room: admin)
+//! Where an operator asks: `/` (links), `/metrics`, `/livez`, `/readyz`. One listener, reading only.
+//!
+//! [`respond`] is the whole of it, from a request's head to a whole answer; [`serve`] puts it on a listener. A new page is
+//! a row of [`ROUTES`].
+
+mod readiness;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tracing::debug;
+
+pub use self::readiness::{Condition, Flag, Readiness};
+use crate::{lifecycle::Tasks, telemetry::Recorder};
+
+/// Bound on connections: scrapers, probes and a person or two. Further ones are closed at once.
+const MAX_CONNECTIONS: usize = 64;
+
+/// How long a client has to send a request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait when the system has no descriptor for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const HTML: &str = "text/html; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+/// Prometheus' text format.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Where it listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The address.
+    pub endpoint: SocketAddr,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        // The port of the Collector's own metrics; local, since the pages are open to whoever reaches them.
+        Self { endpoint: (Ipv4Addr::LOCALHOST, 8888).into() }
+    }
+}
+
+/// What the pages are made of.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// The metrics.
+    pub recorder: Recorder,
+    /// Whether clients should send here.
+    pub readiness: Readiness,
+}
+
+/// A page.
+struct Route {
+    path: &'static str,
+    about: &'static str,
+    page: fn(&State, query: Option<&str>) -> Answer,
+}
+
+/// What a page says.
+struct Answer {
+    status: StatusCode,
+    content_type: &'static str,
+    body: String,
+}
+
+/// Every page.
+const ROUTES: &[Route] = &[
+    Route { path: "/", about: "this page", page: index },
+    Route { path: "/metrics", about: "metrics in Prometheus' text format", page: metrics },
+    Route { path: "/livez", about: "whether the process answers", page: livez },
+    Route { path: "/readyz", about: "whether clients should send here, and why not; ?verbose says all", page: readyz },
+];
+
+impl Answer {
+    fn text(status: StatusCode, body: impl Into<String>) -> Self {
+        Self { status, content_type: TEXT, body: body.into() }
+    }
+}
+
+fn index(_: &State, _: Option<&str>) -> Answer {
+    let rows: String =
+        ROUTES.iter().map(|Route { path, about, .. }| format!("<li><a href=\"{path}\">{path}</a>: {about}</li>\n")).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    let body = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>spanring</title></head>\n\
+         <body><h1>spanring {version}</h1>\n<ul>\n{rows}</ul></body></html>\n"
+    );
+    Answer { status: StatusCode::OK, content_type: HTML, body }
+}
+
+fn metrics(state: &State, _: Option<&str>) -> Answer {
+    Answer { status: StatusCode::OK, content_type: METRICS, body: state.recorder.render() }
+}
+
+fn livez(_: &State, _: Option<&str>) -> Answer {
+    Answer::text(StatusCode::OK, "alive\n")
+}
+
+fn readyz(state: &State, query: Option<&str>) -> Answer {
+    let conditions = state.readiness.conditions();
+    let ready = conditions.iter().all(|condition| condition.unmet.is_none());
+    let verbose = query.is_some_and(|query| query.split('&').any(|word| word == "verbose" || word.starts_with("verbose=")));
+    let mut body = String::from(if ready { "ready\n" } else { "not ready\n" });
+    for Condition { name, unmet } in &conditions {
+        match unmet {
+            Some(reason) => body.push_str(&format!("[-] {name}: {reason}\n")),
+            None if verbose => body.push_str(&format!("[+] {name}: ok\n")),
+            None => {}
+        }
+    }
+    Answer::text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+}
+
+fn not_found() -> Answer {
+    let pages: String = ROUTES.iter().map(|Route { path, about, .. }| format!("{path}: {about}\n")).collect();
+    Answer::text(StatusCode::NOT_FOUND, format!("no such page; there are:\n{pages}"))
+}
+
+/// Answers one request. Its body, if any, is not read.
+pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
+    let reading = matches!(*request.method(), Method::GET | Method::HEAD);
+    let Answer { status, content_type, body } = match ROUTES.iter().find(|route| route.path == request.uri().path()) {
+        Some(_) if !reading => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n"),
+        Some(route) => (route.page)(state, request.uri().query()),
+        None => not_found(),
+    };
+    let length = body.len();
+    let body = if *request.method() == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+/// Serves until tasks are told to stop: while the process drains, probes still have to hear of it.
+pub fn serve(listener: TcpListener, state: State, tasks: &Tasks) {
+    let state = Arc::new(state);
+    let spawner = tasks.clone();
+    tasks.spawn(async move {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let stream = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = spawner.stopped() => return,
+            };
+            let stream = match stream {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    debug!(%error, "cannot accept a connection to the admin pages");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = places.clone().try_acquire_owned() else { continue };
+            let (state, stop) = (state.clone(), spawner.clone());
+            spawner.spawn(async move {
+                let _place = place;
+                tokio::select! {
+                    () = connection(TokioIo::new(stream), state) => {}
+                    () = stop.stopped() => {}
+                }
+            });
+        }
+    });
+}
+
+async fn connection(stream: TokioIo<tokio::net::TcpStream>, state: Arc<State>) {
+    let service = hyper::service::service_fn(move |request| {
+        let response = respond(&state, &request);
+        async move { Ok::<_, std::convert::Infallible>(response) }
+    });
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    server.http2().timer(TokioTimer::new()).max_concurrent_streams(16);
+    if let Err(error) = server.serve_connection(stream, service).await {
+        debug!(%error, "a connection to the admin pages failed");
+    }
+}
+
+#[cfg(test)]
+mod tests;

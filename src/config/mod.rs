@@ -1,1 +1,236 @@
-//! (room: config)
+//! What the operator asked for, read and checked once, before any port is bound.
+//!
+//! A file goes through five steps, each a file here: `tree` reads YAML and keeps every value's place, `expand` puts
+//! environment variables in, `de` reads the `layout` out of the tree, `check` looks at what one value can't know of
+//! another, `rooms` turns the whole into what each room is configured by. Rooms never import this one.
+
+mod check;
+mod de;
+mod defaults;
+mod expand;
+pub mod layout;
+mod memory;
+pub mod rooms;
+mod tree;
+pub mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+pub use self::tree::Place;
+use self::{
+    layout::{DnsResolver, Layout, Pool, Resolver, Route, SignalName, StaticResolver},
+    tree::{Node, Step},
+    values::{Backend, HostPort, OTLP_GRPC_PORT, ValueError},
+};
+use crate::{admin, otlp::Signal, telemetry::logs};
+
+/// The pool's name when backends are given on the command line.
+const COMMAND_LINE_POOL: &str = "default";
+
+/// A checked configuration: each room's own settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where OTLP comes in.
+    pub receive: rooms::receive::Config,
+    /// How requests are treated.
+    pub pipeline: rooms::pipeline::Config,
+    /// Sets of backends, by name.
+    pub pools: Vec<PoolConfig>,
+    /// Which signals go where. A signal stands in one route at most.
+    pub routes: Vec<RouteConfig>,
+    /// Where metrics and probes are served.
+    pub admin: admin::Config,
+    /// Bytes that requests may hold in memory.
+    pub memory_limit: usize,
+    /// Threads of the runtime.
+    pub worker_threads: usize,
+    /// How the process ends.
+    pub shutdown: rooms::Shutdown,
+    /// How it logs.
+    pub logs: logs::Config,
+    /// What is allowed and yet worth a line in the log at start.
+    pub warnings: Vec<String>,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolConfig {
+    /// Its name, in labels and logs.
+    pub name: String,
+    /// Who its backends are.
+    pub discovery: rooms::discovery::Config,
+    /// How traces are placed.
+    pub ring: rooms::ring::Config,
+    /// How parts reach them.
+    pub dispatch: rooms::dispatch::Config,
+}
+
+/// A route, by trace ID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteConfig {
+    /// What takes it.
+    pub signals: Vec<Signal>,
+    /// Where it leads: an index into [`Config::pools`].
+    pub pool: usize,
+}
+
+/// A complaint about one value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    place: Option<Place>,
+    path: Vec<Step>,
+    message: String,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file can't be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It was read, and does not hold: one line for each complaint.
+    #[error("{}", Complaints(name, problems))]
+    Invalid {
+        /// The file's name.
+        name: String,
+        /// What is wrong.
+        problems: Vec<ConfigError>,
+    },
+    /// It can't be printed.
+    #[error("cannot print the configuration: {0}")]
+    Print(String),
+}
+
+/// A file, or the command line in a file's stead, that was read and not yet checked.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    name: String,
+    tree: Option<Node>,
+    /// What it says; the command line may override.
+    pub layout: Layout,
+}
+
+/// Backends as they are given on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backends {
+    /// `static://host:port,host:port`
+    Static(Vec<Backend>),
+    /// `dns://name[:port]`
+    Dns(HostPort),
+}
+
+impl Draft {
+    /// Reads a file, with the environment's variables.
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+        Self::parse(&path.display().to_string(), &text, &|name| std::env::var(name).ok())
+    }
+
+    /// Reads a text; `lookup` answers for environment variables.
+    pub fn parse(name: &str, text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, LoadError> {
+        let invalid = |problem| LoadError::Invalid { name: name.to_owned(), problems: vec![problem] };
+        let mut tree = Node::parse(text).map_err(invalid)?;
+        expand::expand(&mut tree, lookup).map_err(invalid)?;
+        let layout = tree.read().map_err(invalid)?;
+        Ok(Self { name: name.to_owned(), tree: Some(tree), layout })
+    }
+
+    /// What `--backends` stands for: one pool, and traces by trace ID to it.
+    pub fn of_backends(backends: Backends) -> Self {
+        let resolver = match backends {
+            Backends::Static(hostnames) => {
+                Resolver { r#static: Some(StaticResolver { hostnames, ..StaticResolver::default() }), dns: None }
+            }
+            Backends::Dns(HostPort { host, port }) => {
+                Resolver { r#static: None, dns: Some(DnsResolver { hostname: host, port, ..DnsResolver::default() }) }
+            }
+        };
+        let route = Route { signals: vec![SignalName::Traces], pool: COMMAND_LINE_POOL.into(), ..Route::default() };
+        let pool = Pool { resolver, ..Pool::default() };
+        let layout = Layout {
+            pools: [(COMMAND_LINE_POOL.to_owned(), pool)].into(),
+            routes: vec![route],
+            ..Layout::default()
+        };
+        Self { name: "command line".into(), tree: None, layout }
+    }
+
+    /// Checks the whole, all complaints at once.
+    pub fn check(&self) -> Result<Config, LoadError> {
+        check::check(&self.layout, Path::new("/")).map_err(|problems| LoadError::Invalid {
+            name: self.name.clone(),
+            problems: problems.into_iter().map(|problem| self.placed(problem)).collect(),
+        })
+    }
+
+    /// The whole file, defaults filled in, references replaced.
+    pub fn print(&self) -> Result<String, LoadError> {
+        serde_saphyr::to_string(&self.layout).map_err(|error| LoadError::Print(error.to_string()))
+    }
+
+    fn placed(&self, problem: ConfigError) -> ConfigError {
+        let place = self.tree.as_ref().map(|tree| tree.place_of(&problem.path));
+        ConfigError { place: problem.place.or(place), ..problem }
+    }
+}
+
+impl std::str::FromStr for Backends {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if let Some(name) = text.strip_prefix("dns://") {
+            return HostPort::parse(name, Some(OTLP_GRPC_PORT)).map(Self::Dns);
+        }
+        let list = text.strip_prefix("static://").ok_or_else(|| ValueError::Backends(text.to_owned()))?;
+        list.split(',').map(|one| one.trim().parse()).collect::<Result<_, _>>().map(Self::Static)
+    }
+}
+
+/// One line for each complaint: `file:line:column: path: message`.
+struct Complaints<'a>(&'a str, &'a [ConfigError]);
+
+impl fmt::Display for Complaints<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(name, problems) = self;
+        for (index, problem) in problems.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            f.write_str(name)?;
+            if let Some(place) = problem.place {
+                write!(f, ":{}:{}", place.line, place.column)?;
+            }
+            write!(f, ": {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, step) in self.path.iter().enumerate() {
+            match step {
+                Step::Key(key) if index == 0 => f.write_str(key)?,
+                Step::Key(key) => write!(f, ".{key}")?,
+                Step::Index(index) => write!(f, "[{index}]")?,
+            }
+        }
+        if !self.path.is_empty() {
+            f.write_str(": ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}

@@ -1,0 +1,108 @@
+//! Pages without a network, and one with.
+
+use http_body_util::BodyExt;
+
+use super::*;
+
+fn with_state<T>(body: impl FnOnce(&State) -> T) -> T {
+    Recorder::scoped(|recorder| body(&State { recorder: recorder.clone(), readiness: Readiness::new() })).expect("a recorder")
+}
+
+fn ask(state: &State, method: Method, uri: &str) -> (Response<()>, String) {
+    let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
+    let (parts, body) = respond(state, &request).into_parts();
+    let body = futures_util::FutureExt::now_or_never(body.collect()).expect("a whole body").expect("a body");
+    (Response::from_parts(parts, ()), String::from_utf8(body.to_bytes().to_vec()).expect("text"))
+}
+
+fn get(state: &State, uri: &str) -> (u16, String) {
+    let (head, body) = ask(state, Method::GET, uri);
+    (head.status().as_u16(), body)
+}
+
+#[test]
+fn the_first_page_links_to_every_other() {
+    with_state(|state| {
+        let (status, body) = get(state, "/");
+        assert_eq!(status, 200);
+        for route in ROUTES {
+            assert!(body.contains(&format!("<a href=\"{}\">", route.path)), "{}", route.path);
+            assert_eq!(get(state, route.path).0, 200, "{}", route.path);
+        }
+    });
+}
+
+#[test]
+fn metrics_are_in_prometheus_text_format() {
+    with_state(|state| {
+        let (head, body) = ask(state, Method::GET, "/metrics");
+        assert_eq!(head.headers()[header::CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
+        assert!(body.contains("# TYPE spanring_build_info gauge\n"), "{body}");
+        assert!(body.ends_with('\n'));
+    });
+}
+
+#[test]
+fn readiness_says_what_is_missing() {
+    with_state(|state| {
+        let listeners = state.readiness.flag("listeners", "not bound yet");
+        let table = state.readiness.flag("pool tail", "no backends yet: discovery has not answered");
+        let expected = "not ready\n[-] listeners: not bound yet\n\
+                        [-] pool tail: no backends yet: discovery has not answered\n";
+        assert_eq!(get(state, "/readyz"), (503, expected.to_owned()));
+        listeners.set();
+        let expected = "not ready\n[+] listeners: ok\n[-] pool tail: no backends yet: discovery has not answered\n";
+        assert_eq!(get(state, "/readyz?verbose"), (503, expected.to_owned()));
+        table.set();
+        assert_eq!(get(state, "/readyz"), (200, "ready\n".to_owned()));
+        assert_eq!(get(state, "/readyz?verbose=1"), (200, "ready\n[+] listeners: ok\n[+] pool tail: ok\n".to_owned()));
+        listeners.clear();
+        assert_eq!(get(state, "/livez"), (200, "alive\n".to_owned()));
+        assert_eq!(get(state, "/readyz").0, 503);
+    });
+}
+
+#[test]
+fn pages_are_only_read() {
+    with_state(|state| {
+        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
+            let (head, _) = ask(state, method, "/metrics");
+            assert_eq!((head.status().as_u16(), &head.headers()[header::ALLOW]), (405, &HeaderValue::from_static("GET, HEAD")));
+        }
+        let (head, body) = ask(state, Method::HEAD, "/livez");
+        assert_eq!((head.status().as_u16(), body.as_str()), (200, ""));
+        assert_eq!(head.headers()[header::CONTENT_LENGTH], "6");
+    });
+}
+
+#[test]
+fn an_unknown_page_lists_those_there_are() {
+    with_state(|state| {
+        let (status, body) = get(state, "/health");
+        assert_eq!(status, 404);
+        assert!(ROUTES.iter().all(|route| body.contains(&format!("\n{}: ", route.path))), "{body}");
+        assert_eq!(get(state, "/metrics/").0, 404);
+    });
+}
+
+#[tokio::test]
+async fn pages_are_served_until_tasks_stop() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let tasks = Tasks::new();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    with_state(|state| serve(listener, state.clone(), &tasks));
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    let request = b"GET /livez HTTP/1.1\r\nhost: spanring\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nalive\n"), "{answer}");
+
+    let _open = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    tasks.drain();
+    assert!(tokio::net::TcpStream::connect(address).await.is_ok(), "probes must be answered while draining");
+    tasks.stop();
+    tasks.wait().await;
+}

@@ -1,0 +1,272 @@
+//! What one value can't know of another: bounds, references, addresses. All complaints are found in one go.
+
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, ToSocketAddrs},
+    path::Path,
+    time::Duration,
+};
+
+use super::{
+    Config, ConfigError, PoolConfig, RouteConfig, de, memory, rooms,
+    layout::{Codec, Layout, Pool, Route, RoutingKey, SignalName},
+    tree::Step,
+    values::{HostPort, MIB, WorkerThreads},
+};
+use crate::{admin, otlp::Signal};
+
+/// Bound on messages in MiB: lengths in gRPC's prefix and in protobuf end at 2 GiB.
+const MAX_MESSAGE_MIB: usize = 2047;
+
+/// The shortest interval between look-ups: below it a resolver is asked, not watched.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Bound on connections and shards, of which every backend gets some: a slip of the finger is not to open thousands.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Checks the whole; `root` is where the machine's files are looked for.
+pub(super) fn check(layout: &Layout, root: &Path) -> Result<Config, Vec<ConfigError>> {
+    let mut check = Check::default();
+    check.receivers(layout);
+    let pools = check.pools(layout);
+    let routes = check.routes(layout);
+    let memory_limit = check.memory(layout, root);
+    let grpc = check.address(&["receivers", "otlp", "protocols", "grpc", "endpoint"], &layout.receivers.otlp.protocols.grpc.endpoint);
+    let admin = check.address(&["admin", "endpoint"], &layout.admin.endpoint);
+    if let (true, Some(grpc), Some(admin), Some(memory_limit)) = (check.problems.is_empty(), grpc, admin, memory_limit) {
+        let mut config = Config {
+            receive: rooms::receive(layout, grpc),
+            pipeline: rooms::pipeline(layout),
+            pools,
+            routes,
+            admin: admin::Config { endpoint: admin },
+            memory_limit,
+            worker_threads: worker_threads(layout.worker_threads),
+            shutdown: rooms::Shutdown { delay: layout.shutdown.delay.0, timeout: layout.shutdown.timeout.0 },
+            logs: layout.telemetry.logs.clone(),
+            warnings: Vec::new(),
+        };
+        fit_messages_to_memory(&mut config);
+        return Ok(config);
+    }
+    Err(check.problems)
+}
+
+/// A message that can never fit would be refused as "try again", for ever.
+fn fit_messages_to_memory(config: &mut Config) {
+    let limit = config.memory_limit;
+    if let Some(grpc) = config.receive.grpc.as_mut().filter(|grpc| grpc.max_recv_msg_size > limit) {
+        config.warnings.push(format!(
+            "max_recv_msg_size_mib is {} MiB, but memory_limiter leaves {} MiB: the smaller of them holds",
+            grpc.max_recv_msg_size / MIB,
+            limit / MIB,
+        ));
+        grpc.max_recv_msg_size = limit;
+    }
+}
+
+fn worker_threads(threads: WorkerThreads) -> usize {
+    match threads {
+        WorkerThreads::Count(count) => count.get(),
+        // It minds affinity and the quota of the cgroup.
+        WorkerThreads::Auto => std::thread::available_parallelism().map_or(1, Into::into),
+    }
+}
+
+#[derive(Default)]
+struct Check {
+    problems: Vec<ConfigError>,
+}
+
+impl Check {
+    fn complain(&mut self, path: &[&str], message: impl Into<String>) {
+        // Routes are the only list whose members are complained about one by one; a pool may be named "0".
+        let in_list = path.first() == Some(&"routes");
+        let step = |name: &&str| match name.parse() {
+            Ok(index) if in_list => Step::Index(index),
+            _ => Step::Key((*name).to_owned()),
+        };
+        self.problems.push(ConfigError { place: None, path: path.iter().map(step).collect(), message: message.into() });
+    }
+
+    fn within<T: PartialOrd + std::fmt::Display>(&mut self, path: &[&str], value: T, least: T, most: T) {
+        if !(least <= value && value <= most) {
+            self.complain(path, format!("{value} is out of range; it must be from {least} to {most}"));
+        }
+    }
+
+    fn positive(&mut self, path: &[&str], duration: Duration) {
+        if duration.is_zero() {
+            self.complain(path, "must be longer than 0s");
+        }
+    }
+
+    fn interval(&mut self, path: &[&str], interval: Duration) {
+        if interval < MIN_INTERVAL {
+            self.complain(path, format!("must be at least {}ms", MIN_INTERVAL.as_millis()));
+        }
+    }
+
+    /// Looks a listener's address up; IPv4 is preferred, as Go does for `localhost`.
+    fn address(&mut self, path: &[&str], endpoint: &HostPort) -> Option<SocketAddr> {
+        let found = (endpoint.host.as_str(), endpoint.port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+        match found {
+            Ok(found) => {
+                let address = found.iter().find(|address| address.is_ipv4()).or(found.first()).copied();
+                if address.is_none() {
+                    self.complain(path, format!("\"{}\" has no address", endpoint.host));
+                }
+                address
+            }
+            Err(error) => {
+                self.complain(path, format!("cannot look up \"{}\": {error}", endpoint.host));
+                None
+            }
+        }
+    }
+
+    fn receivers(&mut self, layout: &Layout) {
+        let otlp = &layout.receivers.otlp;
+        self.positive(&["receivers", "otlp", "deadline"], otlp.deadline.0);
+        let path = |key| ["receivers", "otlp", "protocols", "grpc", key];
+        let grpc = &otlp.protocols.grpc;
+        self.within(&path("max_recv_msg_size_mib"), grpc.max_recv_msg_size_mib, 1, MAX_MESSAGE_MIB);
+        self.within(&path("max_concurrent_streams"), grpc.max_concurrent_streams, 1, u32::MAX);
+        self.within(&path("max_header_list_size"), grpc.max_header_list_size.0, 1 << 10, MIB);
+        self.within(&path("max_connections"), grpc.max_connections, 1, usize::MAX);
+        self.positive(&path("read_header_timeout"), grpc.read_header_timeout.0);
+    }
+
+    fn memory(&mut self, layout: &Layout, root: &Path) -> Option<usize> {
+        let limiter = &layout.memory_limiter;
+        if let Some(limit) = limiter.limit_mib {
+            self.within(&["memory_limiter", "limit_mib"], limit, 1, usize::MAX / MIB);
+            return Some(limit.saturating_mul(MIB));
+        }
+        self.within(&["memory_limiter", "limit_percentage"], limiter.limit_percentage, 1, 100);
+        let Some(memory) = memory::available(root) else {
+            self.complain(&["memory_limiter"], "this machine does not say how much memory it has; set limit_mib");
+            return None;
+        };
+        usize::try_from(memory / 100 * u64::from(limiter.limit_percentage)).ok()
+    }
+
+    fn pools(&mut self, layout: &Layout) -> Vec<PoolConfig> {
+        if layout.pools.is_empty() {
+            self.complain(
+                &["pools"],
+                "no pool is named; write pools: { NAME: { resolver: { dns: { hostname: collectors.example } } } }",
+            );
+        }
+        layout.pools.iter().filter_map(|(name, pool)| self.pool(name, pool)).collect()
+    }
+
+    fn pool(&mut self, name: &str, pool: &Pool) -> Option<PoolConfig> {
+        if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            self.complain(&["pools", name], "a pool's name has no spaces and is not empty");
+        }
+        self.resolver(name, pool);
+        let path = |key| ["pools", name, key];
+        self.positive(&path("timeout"), pool.timeout.0);
+        self.within(&path("max_request_size_mib"), pool.max_request_size_mib, 1, MAX_MESSAGE_MIB);
+        self.within(&path("connections"), pool.connections, 1, MAX_CONNECTIONS);
+        self.within(&path("shards"), pool.shards, 1, MAX_CONNECTIONS);
+        let level = ["pools", name, "compression_params", "level"];
+        match pool.compression {
+            Codec::None => {}
+            Codec::Gzip => self.within(&level, pool.compression_params.level, 1, 9),
+            Codec::Zstd => self.within(&level, pool.compression_params.level, 1, 22),
+        }
+        if pool.sending_queue.queue_size.0 < pool.max_request_size_mib.saturating_mul(MIB) {
+            self.complain(
+                &["pools", name, "sending_queue", "queue_size"],
+                format!("{} is less than one call may hold (max_request_size_mib: {})", pool.sending_queue.queue_size, pool.max_request_size_mib),
+            );
+        }
+        let path = |key| ["pools", name, "retry_on_failure", key];
+        let retry = &pool.retry_on_failure;
+        self.positive(&path("initial_interval"), retry.initial_interval.0);
+        if retry.max_interval < retry.initial_interval {
+            self.complain(&path("max_interval"), format!("{} is less than initial_interval, {}", retry.max_interval, retry.initial_interval));
+        }
+        self.within(&path("multiplier"), retry.multiplier, 1.0, 10.0);
+        self.within(&path("randomization_factor"), retry.randomization_factor, 0.0, 1.0);
+        Some(PoolConfig {
+            name: name.to_owned(),
+            discovery: rooms::discovery(&pool.resolver)?,
+            ring: rooms::ring(pool),
+            dispatch: rooms::dispatch(pool),
+        })
+    }
+
+    fn resolver(&mut self, name: &str, pool: &Pool) {
+        let path = |section, key| ["pools", name, "resolver", section, key];
+        match (&pool.resolver.r#static, &pool.resolver.dns) {
+            (Some(list), None) => {
+                if list.hostnames.is_empty() {
+                    self.complain(&path("static", "hostnames"), "names no backend; write hostnames: [\"collector-0:4317\"]");
+                }
+                let mut seen = BTreeSet::new();
+                for backend in list.hostnames.iter().filter(|backend| !seen.insert(*backend)) {
+                    self.complain(&path("static", "hostnames"), format!("{backend} stands there twice"));
+                }
+                self.interval(&path("static", "interval"), list.interval.0);
+                self.positive(&path("static", "timeout"), list.timeout.0);
+            }
+            (None, Some(dns)) => {
+                if dns.hostname.is_empty() {
+                    self.complain(&path("dns", "hostname"), "is missing; write hostname: collectors.example");
+                } else if dns.hostname.contains([':', '/', ' ']) {
+                    self.complain(&path("dns", "hostname"), format!("\"{}\" is no name; the port goes to port", dns.hostname));
+                }
+                self.within(&path("dns", "port"), dns.port, 1, u16::MAX);
+                self.interval(&path("dns", "interval"), dns.interval.0);
+                self.positive(&path("dns", "timeout"), dns.timeout.0);
+            }
+            (None, None) => self.complain(&["pools", name, "resolver"], "is missing; write static or dns"),
+            (Some(_), Some(_)) => {
+                self.complain(&["pools", name, "resolver"], "has both static and dns; a pool has one resolver");
+            }
+        }
+    }
+
+    fn routes(&mut self, layout: &Layout) -> Vec<RouteConfig> {
+        if layout.routes.is_empty() {
+            self.complain(&["routes"], "there is none; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]");
+        }
+        let mut routed = BTreeSet::new();
+        layout.routes.iter().enumerate().map(|(index, route)| self.route(layout, index, route, &mut routed)).collect()
+    }
+
+    fn route(&mut self, layout: &Layout, index: usize, route: &Route, routed: &mut BTreeSet<Signal>) -> RouteConfig {
+        let index = index.to_string();
+        if route.routing_key != RoutingKey::TraceId {
+            self.complain(&["routes", &index, "routing_key"], "is not supported yet; trace_id is");
+        }
+        let known: Vec<&str> = layout.pools.keys().map(String::as_str).collect();
+        let pool = known.iter().position(|name| *name == route.pool).unwrap_or_else(|| {
+            self.complain(&["routes", &index, "pool"], de::unknown("pool", &route.pool, &known));
+            0
+        });
+        if route.signals.is_empty() {
+            self.complain(&["routes", &index, "signals"], "names none; write signals: [traces]");
+        }
+        let signals = route.signals.iter().map(|name| match name {
+            SignalName::Traces => Signal::Traces,
+            SignalName::Logs => Signal::Logs,
+            SignalName::Metrics => Signal::Metrics,
+            SignalName::Profiles => Signal::Profiles,
+        });
+        let signals: Vec<Signal> = signals.collect();
+        for signal in &signals {
+            if signal.record_fields().id == 0 {
+                let message = format!("{} have no trace ID; routing them is not supported yet", signal.as_str());
+                self.complain(&["routes", &index, "signals"], message);
+            }
+            if !routed.insert(*signal) {
+                self.complain(&["routes", &index, "signals"], format!("{} are routed already", signal.as_str()));
+            }
+        }
+        RouteConfig { signals, pool }
+    }
+}

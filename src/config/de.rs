@@ -1,0 +1,243 @@
+//! Serde over a [`Node`]: it gives every complaint its place, its path and, for a wrong name, the nearest right one.
+
+use std::fmt::{self, Display};
+
+use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, Visitor};
+
+use super::{
+    ConfigError,
+    tree::{Entry, Node, Place, Step, Value},
+};
+
+/// Names closer than this (Jaro-Winkler, 1 is equal) are suggested: it takes `endpiont` and `hostnames`, not `tls` for `dns`.
+const SUGGEST_ABOVE: f64 = 0.75;
+
+/// Keys that are planned; whoever writes one has read of it and is to learn that it is not there yet.
+const NOT_YET: [&str; 11] = [
+    "http", "tls", "handoff", "kubernetes", "k8s", "health_check", "headers", "include_metadata", "health", "srv",
+    "protocol",
+];
+
+impl Node {
+    /// Reads a `T` out of the tree.
+    pub(super) fn read<'de, T: de::Deserialize<'de>>(&'de self) -> Result<T, ConfigError> {
+        T::deserialize(NodeDeserializer(self))
+    }
+}
+
+impl ConfigError {
+    /// Fills in the place, unless a deeper one is known.
+    fn at(mut self, place: Place) -> Self {
+        self.place.get_or_insert(place);
+        self
+    }
+
+    fn below(mut self, step: Step) -> Self {
+        self.path.insert(0, step);
+        self
+    }
+}
+
+impl de::Error for ConfigError {
+    fn custom<T: Display>(message: T) -> Self {
+        Self { place: None, path: Vec::new(), message: message.to_string() }
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::custom(format_args!("expected {}, found {}", plain(expected), Found(found)))
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::custom(format_args!("{} is not possible, expected {}", Found(found), plain(expected)))
+    }
+
+    fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
+        Self::custom(unknown("value", found, known))
+    }
+
+    fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
+        if NOT_YET.contains(&found) {
+            return Self::custom(format_args!("\"{found}\" is not supported yet; known keys: {}", known.join(", ")));
+        }
+        Self::custom(unknown("key", found, known))
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self::custom(format_args!("\"{field}\" is missing"))
+    }
+}
+
+/// Says that a name is not known, which one may have been meant, and which there are.
+pub(super) fn unknown(what: &str, found: &str, known: &[&str]) -> String {
+    let known: Vec<&str> = known.iter().copied().filter(|name| !name.is_empty()).collect();
+    let list = known.join(", ");
+    match nearest(found, &known) {
+        Some(near) => format!("unknown {what} \"{found}\", did you mean \"{near}\"? known {what}s: {list}"),
+        None => format!("unknown {what} \"{found}\"; known {what}s: {list}"),
+    }
+}
+
+fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|name| (strsim::jaro_winkler(&found.to_lowercase(), &name.to_lowercase()), *name))
+        .filter(|(likeness, _)| *likeness > SUGGEST_ABOVE)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+/// What was expected, for people who don't write Rust.
+fn plain(expected: &dyn Expected) -> String {
+    match expected.to_string().as_str() {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number".to_owned(),
+        "f64" => "a number".to_owned(),
+        "a string" => "text".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a section of keys".to_owned(),
+        other if other.starts_with("struct ") => "a section of keys".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// What was found, likewise.
+struct Found<'a>(Unexpected<'a>);
+
+impl Display for Found<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Unexpected::Str(text) => write!(f, "\"{text}\""),
+            Unexpected::Unsigned(number) => write!(f, "{number}"),
+            Unexpected::Signed(number) => write!(f, "{number}"),
+            Unexpected::Float(number) => write!(f, "{number}"),
+            Unexpected::Bool(value) => write!(f, "{value}"),
+            Unexpected::Unit => f.write_str("nothing"),
+            Unexpected::Seq => f.write_str("a list"),
+            Unexpected::Map => f.write_str("a section of keys"),
+            other => write!(f, "{other}"),
+        }
+    }
+}
+
+struct NodeDeserializer<'de>(&'de Node);
+
+impl<'de> NodeDeserializer<'de> {
+    fn visit<V: Visitor<'de>>(value: &'de Value, visitor: V) -> Result<V::Value, ConfigError> {
+        match value {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::Unsigned(number) => visitor.visit_u64(*number),
+            Value::Signed(number) => visitor.visit_i64(*number),
+            Value::Float(number) => visitor.visit_f64(*number),
+            Value::Text(text) => visitor.visit_str(text),
+            Value::Expanded(_, typed) => Self::visit(typed, visitor),
+            Value::List(items) => visitor.visit_seq(Items(items.iter().enumerate())),
+            Value::Map(entries) => visitor.visit_map(Entries { rest: entries.iter(), current: None }),
+        }
+    }
+
+    fn as_text<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+        let at = self.0.place;
+        match &self.0.value {
+            Value::Expanded(text, _) => visitor.visit_str(text),
+            other => Self::visit(other, visitor),
+        }
+        .map_err(|error| error.at(at))
+    }
+
+    /// An empty section (`grpc:`) holds its defaults, as in the Collector.
+    fn as_section<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+        match &self.0.value {
+            Value::Null => visitor.visit_map(Entries { rest: [].iter(), current: None }),
+            other => Self::visit(other, visitor),
+        }
+        .map_err(|error| error.at(self.0.place))
+    }
+}
+
+impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
+    type Error = ConfigError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+        Self::visit(&self.0.value, visitor).map_err(|error| error.at(self.0.place))
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+        match &self.0.value {
+            Value::Null => visitor.visit_none(),
+            Value::Expanded(_, typed) if **typed == Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+        self.as_text(visitor)
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+        self.as_text(visitor)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, ConfigError> {
+        let at = self.0.place;
+        match &self.0.value {
+            Value::Text(text) | Value::Expanded(text, _) => visitor.visit_enum(text.as_str().into_deserializer()),
+            other => Self::visit(other, visitor),
+        }
+        .map_err(|error| error.at(at))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, ConfigError> {
+        self.as_section(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+        self.as_section(visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct newtype_struct seq
+        tuple tuple_struct identifier ignored_any
+    }
+}
+
+struct Items<'de>(std::iter::Enumerate<std::slice::Iter<'de, Node>>);
+
+impl<'de> de::SeqAccess<'de> for Items<'de> {
+    type Error = ConfigError;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, ConfigError> {
+        let Some((index, node)) = self.0.next() else { return Ok(None) };
+        seed.deserialize(NodeDeserializer(node)).map(Some).map_err(|error| error.below(Step::Index(index)))
+    }
+}
+
+struct Entries<'de> {
+    rest: std::slice::Iter<'de, Entry>,
+    current: Option<&'de Entry>,
+}
+
+impl<'de> de::MapAccess<'de> for Entries<'de> {
+    type Error = ConfigError;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ConfigError> {
+        let Some(entry) = self.rest.next() else { return Ok(None) };
+        self.current = Some(entry);
+        let key: de::value::StrDeserializer<'_, ConfigError> = entry.key.as_str().into_deserializer();
+        seed.deserialize(key).map(Some).map_err(|error| error.at(entry.place))
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ConfigError> {
+        let entry = self.current.take().ok_or_else(|| de::Error::custom("a value was asked for before its key"))?;
+        seed.deserialize(NodeDeserializer(&entry.node)).map_err(|error| error.below(Step::Key(entry.key.clone())))
+    }
+}

@@ -1,0 +1,122 @@
+//! The layout's defaults. Where a room has a setting, its own default is the one that holds.
+
+use std::time::Duration;
+
+use super::{
+    layout::{
+        AddressFamily, Admin, Codec, CompressionParams, DnsResolver, Grpc, Keepalive, MemoryLimiter, Otlp, Pool,
+        Protocols, Resolver, Retry, Ring, SendingQueue, Shutdown, Sizer, StaticResolver,
+    },
+    rooms,
+    values::{ByteSize, GoDuration, HostPort, MIB, OTLP_GRPC_PORT},
+};
+
+impl Default for Otlp {
+    fn default() -> Self {
+        Self {
+            protocols: Protocols::default(),
+            deadline: GoDuration(rooms::receive::GrpcConfig::default().deadline),
+        }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        let room = rooms::receive::GrpcConfig::default();
+        Self {
+            endpoint: local(room.endpoint.port()),
+            max_recv_msg_size_mib: room.max_recv_msg_size / MIB,
+            max_concurrent_streams: room.max_concurrent_streams,
+            max_header_list_size: ByteSize(usize::try_from(room.max_header_list_size).unwrap_or(usize::MAX)),
+            read_header_timeout: GoDuration(room.header_timeout),
+            max_connections: room.max_connections,
+            keepalive: Keepalive::default(),
+        }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        let room = rooms::dispatch::Config::default();
+        Self {
+            resolver: Resolver::default(),
+            compression: Codec::default(),
+            compression_params: CompressionParams::default(),
+            timeout: GoDuration(room.timeout),
+            max_request_size_mib: room.max_request_size / MIB,
+            connections: room.connections,
+            shards: room.shards,
+            sending_queue: SendingQueue { sizer: Sizer::Bytes, queue_size: ByteSize(room.queue_size) },
+            retry_on_failure: Retry::default(),
+            ring: Ring::default(),
+        }
+    }
+}
+
+impl Default for SendingQueue {
+    fn default() -> Self {
+        Pool::default().sending_queue
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        let room = rooms::dispatch::Config::default().retry;
+        Self {
+            initial_interval: GoDuration(room.initial_interval),
+            max_interval: GoDuration(room.max_interval),
+            multiplier: room.multiplier,
+            randomization_factor: room.jitter,
+        }
+    }
+}
+
+impl Default for CompressionParams {
+    fn default() -> Self {
+        // The fastest level of both codecs: telemetry is repetitive, and the proxy's CPU is dearer than the last 10 %.
+        Self { level: 1 }
+    }
+}
+
+impl Default for StaticResolver {
+    fn default() -> Self {
+        let dns = DnsResolver::default();
+        Self { hostnames: Vec::new(), interval: dns.interval, timeout: dns.timeout }
+    }
+}
+
+impl Default for DnsResolver {
+    fn default() -> Self {
+        Self {
+            hostname: String::new(),
+            port: OTLP_GRPC_PORT,
+            // Both as in the Collector's DNS resolver.
+            interval: GoDuration(Duration::from_secs(5)),
+            timeout: GoDuration(Duration::from_secs(1)),
+            ip_family: AddressFamily::Auto,
+        }
+    }
+}
+
+impl Default for MemoryLimiter {
+    fn default() -> Self {
+        Self { limit_mib: None, limit_percentage: 75 }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { endpoint: local(crate::admin::Config::default().endpoint.port()) }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        let room = rooms::Shutdown::default();
+        Self { delay: GoDuration(room.delay), timeout: GoDuration(room.timeout) }
+    }
+}
+
+fn local(port: u16) -> HostPort {
+    HostPort { host: "127.0.0.1".into(), port }
+}

@@ -1,0 +1,178 @@
+//! A configuration file as a tree whose every node knows where it stands, so that any later complaint can say so.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, de};
+use serde_saphyr::Spanned;
+
+use super::ConfigError;
+
+/// Where something stands in a file, both counted from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The line.
+    pub line: u64,
+    /// The column, in characters.
+    pub column: u64,
+}
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Node {
+    pub(super) place: Place,
+    pub(super) value: Value,
+}
+
+/// What a file can hold.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(String),
+    /// What environment variables made of a text: the text, for whoever wants text, and what YAML reads in it.
+    Expanded(String, Box<Self>),
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+/// A key and its value.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) place: Place,
+    pub(super) node: Node,
+}
+
+/// One step from a node to one of its children.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Key(String),
+    Index(usize),
+}
+
+impl Node {
+    /// Reads YAML.
+    pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
+        // An empty file is an empty configuration; that it lacks what it needs is said later, by name.
+        if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
+            return Ok(Self { place: Place { line: 1, column: 1 }, value: Value::Map(Vec::new()) });
+        }
+        let node: Spanned<Value> = serde_saphyr::from_str(text).map_err(|error| {
+            let place = error.location().map(|at| Place { line: at.line(), column: at.column() });
+            ConfigError { place, path: Vec::new(), message: plain_message(&error) }
+        })?;
+        Ok(node.into())
+    }
+
+    /// Where `path` stands, or the nearest of its parents that is in the file.
+    pub(super) fn place_of(&self, path: &[Step]) -> Place {
+        let mut at = self.place;
+        let mut node = self;
+        for step in path {
+            let child = match (step, &node.value) {
+                (Step::Key(key), Value::Map(entries)) => entries.iter().find(|entry| entry.key == *key),
+                (Step::Index(index), Value::List(items)) => {
+                    let Some(item) = items.get(*index) else { break };
+                    at = item.place;
+                    node = item;
+                    continue;
+                }
+                _ => None,
+            };
+            let Some(entry) = child else { break };
+            // A scalar is itself what is wrong; a section is best found by its key.
+            at = if entry.node.is_scalar() { entry.node.place } else { entry.place };
+            node = &entry.node;
+        }
+        at
+    }
+
+    fn is_scalar(&self) -> bool {
+        !matches!(self.value, Value::List(_) | Value::Map(_) | Value::Null)
+    }
+}
+
+/// The message alone: where it happened is said in our own way.
+fn plain_message(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let text = text.split(" at line ").next().unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+impl From<Spanned<Value>> for Node {
+    fn from(spanned: Spanned<Value>) -> Self {
+        Self { place: place(&spanned.referenced), value: spanned.value }
+    }
+}
+
+fn place(at: &serde_saphyr::Location) -> Place {
+    Place { line: at.line(), column: at.column() }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> de::Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        Value::deserialize(deserializer)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Unsigned(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(u64::try_from(value).map_or(Value::Signed(value), Value::Unsigned))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element::<Spanned<Value>>()? {
+            list.push(item.into());
+        }
+        Ok(Value::List(list))
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Vec::new();
+        while let Some(key) = entries.next_key::<Spanned<String>>()? {
+            let node = entries.next_value::<Spanned<Value>>()?.into();
+            map.push(Entry { place: place(&key.referenced), key: key.value, node });
+        }
+        Ok(Value::Map(map))
+    }
+}

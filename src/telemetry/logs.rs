@@ -1,0 +1,91 @@
+//! Logs: one subscriber, text or JSON, on stderr.
+
+use std::io::IsTerminal;
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::{EnvFilter, fmt};
+
+/// How the process logs. Keys and values are those of the Collector's `service.telemetry.logs`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The least level that is written.
+    pub level: Level,
+    /// How a line looks.
+    pub encoding: Encoding,
+}
+
+/// The least level that is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Nothing.
+    Off,
+    /// Data was lost, or an operator must act.
+    Error,
+    /// Something went wrong and was mended.
+    Warn,
+    /// Life of the process, changes of membership.
+    #[default]
+    Info,
+    /// Single requests.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// For people.
+    #[default]
+    #[serde(alias = "console")]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Level {
+    /// Below info only our own lines are wanted: HTTP/2 logs every frame at debug.
+    fn directives(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "info,spanring=debug",
+            Self::Trace => "debug,spanring=trace",
+        }
+    }
+}
+
+/// Why logs could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up logs: {0}")]
+pub struct InitError(#[source] Box<dyn std::error::Error + Send + Sync>);
+
+/// Makes the subscriber, for the whole process and once.
+pub fn init(config: Config) -> Result<(), InitError> {
+    let builder = fmt()
+        .with_env_filter(EnvFilter::new(config.level.directives()))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match config.encoding {
+        Encoding::Text => builder.try_init(),
+        Encoding::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
+    }
+    .map_err(InitError)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_is_a_filter() {
+        for level in [Level::Off, Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace] {
+            assert!(level.directives().parse::<EnvFilter>().is_ok(), "{level:?}");
+        }
+    }
+}

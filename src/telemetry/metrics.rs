@@ -1,0 +1,219 @@
+//! Every metric on one page. A room takes its names from here and its handles once, when it starts.
+//!
+//! Rules: names start with `spanring_` (those of the process excepted, which every Prometheus client names alike), base
+//! units, `_total` on counters; label values come from the configuration or from a list that stands here, never from a
+//! client. README's table repeats this page and a test compares the two.
+
+use metrics::Unit;
+
+/// A metric's behaviour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+    /// A distribution; its buckets are in [`super::recorder`].
+    Histogram,
+}
+
+impl Kind {
+    /// The name in Prometheus' text format.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// A metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metric {
+    /// The whole name.
+    pub name: &'static str,
+    /// Its behaviour.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it counts, in a sentence; the values of labels that have a list.
+    pub help: &'static str,
+}
+
+impl Metric {
+    /// The unit that the name ends with.
+    pub fn unit(&self) -> Option<Unit> {
+        let name = self.name.trim_end_matches("_total");
+        if name.ends_with("_seconds") {
+            Some(Unit::Seconds)
+        } else if name.ends_with("_bytes") {
+            Some(Unit::Bytes)
+        } else {
+            None
+        }
+    }
+}
+
+/// Tells the current recorder what each metric means.
+pub fn describe_all() {
+    for Metric { name, kind, help, .. } in ALL.iter().copied() {
+        match kind {
+            Kind::Counter => metrics::describe_counter!(name, help),
+            Kind::Gauge => metrics::describe_gauge!(name, help),
+            Kind::Histogram => metrics::describe_histogram!(name, help),
+        }
+    }
+}
+
+/// A constant for each name, and [`ALL`].
+macro_rules! page {
+    ($($constant:ident = $name:literal, $kind:ident, [$($label:literal),*], $help:literal;)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+
+        /// Every metric, in the order of the data's way.
+        pub const ALL: &[Metric] = &[
+            $(Metric { name: $constant, kind: Kind::$kind, labels: &[$($label),*], help: $help },)*
+        ];
+    };
+}
+
+page! {
+    RECEIVER_REQUESTS_TOTAL = "spanring_receiver_requests_total", Counter, ["signal", "code"],
+        "Requests answered, by the gRPC status code of the answer.";
+    RECEIVER_RECORDS_TOTAL = "spanring_receiver_records_total", Counter, ["signal", "outcome"],
+        "Records of answered requests: accepted, rejected (for good, said in partial_success) or refused (to be sent again).";
+    RECEIVER_BYTES_TOTAL = "spanring_receiver_bytes_total", Counter, ["signal"],
+        "Bytes of requests, inflated.";
+    RECEIVER_WIRE_BYTES_TOTAL = "spanring_receiver_wire_bytes_total", Counter, ["signal"],
+        "Bytes of requests as they came.";
+    RECEIVER_REFUSED_REQUESTS_TOTAL = "spanring_receiver_refused_requests_total", Counter, ["signal", "reason"],
+        "Requests that were refused whole, by reason.";
+    RECEIVER_ABANDONED_REQUESTS_TOTAL = "spanring_receiver_abandoned_requests_total", Counter, ["signal"],
+        "Requests whose client went away before the answer.";
+    RECEIVER_IN_FLIGHT_REQUESTS = "spanring_receiver_in_flight_requests", Gauge, ["signal"],
+        "Requests that are not answered yet.";
+    RECEIVER_REQUEST_DURATION_SECONDS = "spanring_receiver_request_duration_seconds", Histogram, ["signal"],
+        "Time from a request's headers to its answer.";
+    RECEIVER_CONNECTIONS = "spanring_receiver_connections", Gauge, ["listener"],
+        "Connections that are open.";
+    RECEIVER_CONNECTIONS_TOTAL = "spanring_receiver_connections_total", Counter, ["listener", "result"],
+        "Connections that came: accepted, refused (too many) or failed.";
+
+    MEMORY_BUDGET_LIMIT_BYTES = "spanring_memory_budget_limit_bytes", Gauge, [],
+        "Bytes that requests may hold in memory (memory_limiter).";
+    MEMORY_BUDGET_USED_BYTES = "spanring_memory_budget_used_bytes", Gauge, [],
+        "Bytes that requests hold in memory.";
+
+    SPLIT_REQUESTS_TOTAL = "spanring_split_requests_total", Counter, ["signal", "kind"],
+        "Requests cut: whole (one backend owns all, nothing was copied), cut or empty.";
+    SPLIT_RECORDS_TOTAL = "spanring_split_records_total", Counter, ["signal"],
+        "Records seen by the cut.";
+    SPLIT_PARTS_TOTAL = "spanring_split_parts_total", Counter, ["signal"],
+        "Parts that the cut made.";
+    SPLIT_INVALID_IDS_TOTAL = "spanring_split_invalid_ids_total", Counter, ["signal", "kind"],
+        "Records whose trace ID is empty, zero or of a wrong length.";
+
+    RING_MEMBERS = "spanring_ring_members", Gauge, ["pool", "state"],
+        "Backends by state: active, draining, ejected or unresolved.";
+    RING_GENERATION = "spanring_ring_generation", Gauge, ["pool"],
+        "Number of tables that this process has published.";
+    RING_FINGERPRINT = "spanring_ring_fingerprint", Gauge, ["pool"],
+        "48 bits over the membership as a number: replicas that agree have the same.";
+    RING_PLACEMENT_FINGERPRINT = "spanring_ring_placement_fingerprint", Gauge, ["pool"],
+        "48 bits over what the table says now, failed backends included.";
+    RING_OWNERSHIP_RATIO = "spanring_ring_ownership_ratio", Gauge, ["pool", "backend"],
+        "Share of the ring's slots that the backend owns.";
+    RING_MOVED_RATIO = "spanring_ring_moved_ratio", Gauge, ["pool"],
+        "Share of the ring's slots that the last change moved.";
+    RING_BUILD_DURATION_SECONDS = "spanring_ring_build_duration_seconds", Gauge, ["pool"],
+        "Time that the last build of the ring took.";
+    RING_CHANGES_TOTAL = "spanring_ring_changes_total", Counter, ["pool"],
+        "Changes of the table after the first.";
+
+    DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS = "spanring_discovery_last_success_timestamp_seconds", Gauge, ["pool"],
+        "When discovery last had a good answer, in Unix time.";
+    DISCOVERY_LOOKUPS_TOTAL = "spanring_discovery_lookups_total", Counter, ["pool", "family", "result"],
+        "Look-ups by family (ipv4, ipv6, static) and result (success, empty, nxdomain, refused, servfail, timeout, error).";
+    DISCOVERY_ENDPOINTS = "spanring_discovery_endpoints", Gauge, ["pool"],
+        "Backends that discovery reports.";
+
+    DISPATCH_CALLS_TOTAL = "spanring_dispatch_calls_total", Counter, ["pool", "backend", "outcome"],
+        "Calls to backends: accepted, partial, rejected, retryable, transport or timeout.";
+    DISPATCH_CALL_DURATION_SECONDS = "spanring_dispatch_call_duration_seconds", Histogram, ["pool"],
+        "Time that a call took.";
+    DISPATCH_CALL_PARTS = "spanring_dispatch_call_parts", Histogram, ["pool"],
+        "Parts that were merged in a call.";
+    DISPATCH_RECORDS_TOTAL = "spanring_dispatch_records_total", Counter, ["pool", "backend", "signal", "outcome"],
+        "Records that a backend accepted or rejected.";
+    DISPATCH_BYTES_TOTAL = "spanring_dispatch_bytes_total", Counter, ["pool", "backend"],
+        "Bytes of calls, inflated.";
+    DISPATCH_QUEUE_BYTES = "spanring_dispatch_queue_bytes", Gauge, ["pool", "backend"],
+        "Bytes that wait for the backend.";
+    DISPATCH_QUEUE_LIMIT_BYTES = "spanring_dispatch_queue_limit_bytes", Gauge, ["pool"],
+        "Bytes that may wait for one backend (sending_queue.queue_size).";
+    DISPATCH_IN_FLIGHT_CALLS = "spanring_dispatch_in_flight_calls", Gauge, ["pool", "backend"],
+        "Calls that the backend has not answered yet.";
+    DISPATCH_CONNECTIONS = "spanring_dispatch_connections", Gauge, ["pool", "backend"],
+        "Connections to the backend.";
+    DISPATCH_CONNECTS_TOTAL = "spanring_dispatch_connects_total", Counter, ["pool", "backend", "result"],
+        "Attempts to connect: ok, refused, timeout or error.";
+    DISPATCH_RETRIED_PARTS_TOTAL = "spanring_dispatch_retried_parts_total", Counter, ["pool", "signal"],
+        "Parts that were tried again.";
+    DISPATCH_REPLACED_PARTS_TOTAL = "spanring_dispatch_replaced_parts_total", Counter, ["pool", "signal"],
+        "Parts that were cut again by a newer table.";
+    DISPATCH_DROPPED_PARTS_TOTAL = "spanring_dispatch_dropped_parts_total", Counter, ["pool", "reason"],
+        "Parts dropped before they were sent: abandoned (the client is gone), deadline or stopped.";
+    DISPATCH_POSSIBLE_DUPLICATE_RECORDS_TOTAL = "spanring_dispatch_possible_duplicate_records_total", Counter, ["pool"],
+        "Records sent again although a backend may have them.";
+    DISPATCH_TAKEN_APART_TOTAL = "spanring_dispatch_taken_apart_total", Counter, ["pool"],
+        "Merged calls that were refused and sent again part by part.";
+    DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL = "spanring_dispatch_unattributed_rejections_total", Counter, ["pool"],
+        "Records that backends rejected in merged calls, so that no client was told a count.";
+
+    BUILD_INFO = "spanring_build_info", Gauge, ["version"],
+        "Always 1; the version is the label.";
+    PROCESS_START_TIME_SECONDS = "process_start_time_seconds", Gauge, [],
+        "When the process started, in Unix time.";
+    PROCESS_CPU_SECONDS_TOTAL = "process_cpu_seconds_total", Counter, [],
+        "CPU time of the process, user and system.";
+    PROCESS_RESIDENT_MEMORY_BYTES = "process_resident_memory_bytes", Gauge, [],
+        "Resident memory of the process.";
+    PROCESS_OPEN_FDS = "process_open_fds", Gauge, [],
+        "File descriptors that are open.";
+    PROCESS_MAX_FDS = "process_max_fds", Gauge, [],
+        "File descriptors that may be open.";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_follow_the_rules_of_prometheus() {
+        let mut seen = BTreeSet::new();
+        for metric in ALL {
+            let name = metric.name;
+            assert!(seen.insert(name), "{name} stands there twice");
+            assert!(name.starts_with("spanring_") || name.starts_with("process_"), "{name}");
+            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}: counters end with _total");
+            assert!(name.bytes().all(|b| b == b'_' || b.is_ascii_lowercase()), "{name}");
+            assert!(!name.contains("milli") && !name.contains("_ms"), "{name}: base units");
+            for label in metric.labels {
+                let subject = name.trim_end_matches("_total");
+                assert!(!subject.ends_with(&format!("_by_{label}")), "{name}: labels are no part of names");
+            }
+            assert!(metric.help.ends_with('.'), "{name}: help is a sentence");
+        }
+    }
+
+    #[test]
+    fn units_are_read_off_names() {
+        let unit = |name| ALL.iter().find(|metric| metric.name == name).and_then(Metric::unit);
+        assert_eq!(unit(PROCESS_CPU_SECONDS_TOTAL), Some(Unit::Seconds));
+        assert_eq!(unit(RECEIVER_BYTES_TOTAL), Some(Unit::Bytes));
+        assert_eq!(unit(RING_GENERATION), None);
+    }
+}

@@ -1,0 +1,96 @@
+use std::{
+    fmt::Write as _,
+    fs,
+    sync::OnceLock,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::metrics::{self as page, ALL, Metric};
+
+/// Clock ticks a second in `/proc/self/stat`: `USER_HZ`, which is 100 on every architecture that Rust has for Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Writes the process's metrics in Prometheus' text format. They don't go through the recorder: its counters are whole
+/// numbers, and seconds of CPU time are not.
+pub(super) fn write(out: &mut String) {
+    for metric in ALL.iter().filter(|metric| metric.name.starts_with("process_")) {
+        if let Some(value) = observe(metric) {
+            let Metric { name, kind, help, .. } = metric;
+            // Writing to a string does not fail.
+            let _: Result<(), std::fmt::Error> =
+                write!(out, "# HELP {name} {help}\n# TYPE {name} {}\n{name} {value}\n\n", kind.as_str());
+        }
+    }
+}
+
+/// Notes the start where `/proc` does not tell it. To be called early.
+pub(super) fn note_start() -> f64 {
+    static STARTED: OnceLock<f64> = OnceLock::new();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
+    *STARTED.get_or_init(|| start_time().unwrap_or_else(now))
+}
+
+fn observe(metric: &Metric) -> Option<f64> {
+    match metric.name {
+        page::PROCESS_START_TIME_SECONDS => Some(note_start()),
+        page::PROCESS_CPU_SECONDS_TOTAL => cpu_seconds(),
+        page::PROCESS_RESIDENT_MEMORY_BYTES => resident_bytes(),
+        page::PROCESS_OPEN_FDS => open_fds(),
+        page::PROCESS_MAX_FDS => max_fds(),
+        _ => None,
+    }
+}
+
+/// Fields of `/proc/self/stat` after the command's name, which may hold anything and ends at the last parenthesis; the
+/// first is field 3 of proc_pid_stat(5).
+fn stat_field(number: usize) -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+}
+
+fn cpu_seconds() -> Option<f64> {
+    Some((stat_field(14)? + stat_field(15)?) / TICKS_PER_SECOND)
+}
+
+fn start_time() -> Option<f64> {
+    let since_boot = stat_field(22)? / TICKS_PER_SECOND;
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let boot: f64 = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(boot + since_boot)
+}
+
+/// Without the one that reads the directory.
+fn open_fds() -> Option<f64> {
+    let count = fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
+    u32::try_from(count).ok().map(f64::from)
+}
+
+fn resident_bytes() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024.0)
+}
+
+fn max_fds() -> Option<f64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linux_tells_what_the_process_uses() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
+        let started = start_time().expect("a start time");
+        assert!(started <= now + 1.0 && started > now - 86_400.0, "{started} against {now}");
+        assert!(cpu_seconds().is_some());
+        assert!(open_fds().is_some_and(|count| count >= 3.0));
+        assert!(resident_bytes().is_some_and(|bytes| bytes > 1e6));
+        assert!(max_fds().is_some_and(|limit| limit > 0.0));
+    }
+}
