@@ -1,0 +1,197 @@
+//! The demo's account: what was acknowledged against what the backends have.
+
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+};
+
+use serde::Serialize;
+
+use super::Args;
+use crate::tools::{grouped, ids::TraceKey, load::LoadRun, ratio, sink::Sink};
+
+/// What the demo found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DemoReport {
+    /// Proxies that ran.
+    pub proxies: u64,
+    /// Requests that were sent.
+    pub requests: u64,
+    /// Requests that were not acknowledged.
+    pub requests_failed: u64,
+    /// Traces of which a span was acknowledged or arrived.
+    pub traces: u64,
+    /// Traces of which one backend has every acknowledged span and no other has any.
+    pub traces_whole: u64,
+    /// Traces of which several backends have spans.
+    pub traces_split: u64,
+    /// Through how many proxies the spans of a trace entered, on average.
+    pub proxies_per_trace: f64,
+    /// Spans that were acknowledged.
+    pub spans_acknowledged: u64,
+    /// Acknowledged spans that no backend has.
+    pub spans_missing: u64,
+    /// Spans that arrived more than once.
+    pub spans_duplicate: u64,
+    /// Spans acknowledged a second.
+    pub spans_per_second: f64,
+    /// How long the load ran.
+    pub seconds: f64,
+    /// Half of the requests were answered within this, in milliseconds.
+    pub latency_p50_ms: f64,
+    /// 99 of 100 requests were answered within this, in milliseconds.
+    pub latency_p99_ms: f64,
+    /// The spans of the backend with most, as a multiple of the mean.
+    pub busiest_to_mean: f64,
+    /// What each backend got.
+    pub backends: Vec<BackendShare>,
+}
+
+/// What a backend got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackendShare {
+    /// Its address.
+    pub id: String,
+    /// Spans, those that came again included.
+    pub spans: u64,
+    /// Traces.
+    pub traces: u64,
+}
+
+/// One trace, as all backends together saw it.
+#[derive(Clone, Copy, Default)]
+struct Whereabouts {
+    acknowledged: u64,
+    delivered: u64,
+    twice: u64,
+    backends: u32,
+    proxies: u64,
+}
+
+impl DemoReport {
+    /// Compares what the load was told with what the sinks have.
+    pub(super) fn of(args: &Args, run: &LoadRun, sinks: &[Sink]) -> Self {
+        let traces = whereabouts(run, sinks, u64::from(args.proxies));
+        let count = |is: &dyn Fn(&Whereabouts) -> bool| traces.values().filter(|trace| is(trace)).count() as u64;
+        let bits =
+            |of: &dyn Fn(&Whereabouts) -> u64| traces.values().map(|trace| u64::from(of(trace).count_ones())).sum();
+        let backends = sinks.iter().map(share).collect::<Vec<_>>();
+        let within: u64 = sinks.iter().filter_map(|sink| sink.report().tracked).map(|tracked| tracked.duplicates).sum();
+        let entered: u64 = bits(&|trace| trace.proxies);
+        let across: u64 = bits(&|trace| trace.twice);
+        Self {
+            proxies: u64::from(args.proxies),
+            requests: run.report.requests,
+            requests_failed: run.report.failed.values().sum(),
+            traces: traces.len() as u64,
+            traces_whole: count(&|trace| trace.backends == 1 && trace.acknowledged & !trace.delivered == 0),
+            traces_split: count(&|trace| trace.backends > 1),
+            proxies_per_trace: ratio(entered, traces.len() as u64),
+            spans_acknowledged: run.report.spans_acknowledged,
+            spans_missing: bits(&|trace| trace.acknowledged & !trace.delivered),
+            spans_duplicate: within + across,
+            spans_per_second: run.report.spans_per_second,
+            seconds: run.report.seconds,
+            latency_p50_ms: run.report.latency_ms.p50,
+            latency_p99_ms: run.report.latency_ms.p99,
+            busiest_to_mean: busiest_to_mean(&backends),
+            backends,
+        }
+    }
+
+    /// Whether every trace is whole and every acknowledged span is there.
+    pub fn is_good(&self) -> bool {
+        self.traces_whole == self.traces && self.traces_split == 0 && self.spans_missing == 0 && self.traces > 0
+    }
+
+    /// Writes it for people.
+    pub fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(
+            out,
+            "{} proxies in front of {} backends, in this one process, for {:.1} s.",
+            self.proxies,
+            self.backends.len(),
+            self.seconds
+        )?;
+        writeln!(
+            out,
+            "The spans of each trace came in several requests, through {:.1} of the proxies on average.\n",
+            self.proxies_per_trace
+        )?;
+        let share = 100.0 * ratio(self.traces_whole, self.traces);
+        writeln!(out, "  traces              {:>12}", grouped(self.traces))?;
+        writeln!(out, "  whole on a backend  {:>12}   {share:.3} %", grouped(self.traces_whole))?;
+        writeln!(out, "  split               {:>12}", grouped(self.traces_split))?;
+        writeln!(out, "  spans acknowledged  {:>12}", grouped(self.spans_acknowledged))?;
+        writeln!(out, "  of these missing    {:>12}", grouped(self.spans_missing))?;
+        writeln!(out, "  arrived twice       {:>12}", grouped(self.spans_duplicate))?;
+        if self.requests_failed > 0 {
+            writeln!(out, "  requests failed     {:>12}", grouped(self.requests_failed))?;
+        }
+        writeln!(out, "  spans a second      {:>12.0}", self.spans_per_second)?;
+        writeln!(
+            out,
+            "  answered within     {:>9.1} ms (half), {:.1} ms (99 %)\n",
+            self.latency_p50_ms, self.latency_p99_ms
+        )?;
+        self.write_backends(out)?;
+        writeln!(out, "\n{}", self.meaning())
+    }
+
+    fn write_backends(&self, out: &mut dyn Write) -> io::Result<()> {
+        const WIDTH: u64 = 30;
+        let most = self.backends.iter().map(|backend| backend.spans).max().unwrap_or(0).max(1);
+        writeln!(out, "  {:<22} {:>12} {:>10}", "backend", "spans", "traces")?;
+        for backend in &self.backends {
+            let bar = "#".repeat(usize::try_from(backend.spans * WIDTH / most).unwrap_or(0));
+            let (spans, traces) = (grouped(backend.spans), grouped(backend.traces));
+            writeln!(out, "  {:<22} {spans:>12} {traces:>10}  {bar}", backend.id)?;
+        }
+        writeln!(out, "  the busiest has {:.2} times the mean", self.busiest_to_mean)
+    }
+
+    fn meaning(&self) -> &'static str {
+        if self.is_good() {
+            "Every trace is whole: the proxies, which never spoke with each other, sent all its spans to one backend.\n\
+             A tail sampler there would have seen all of it. Next: `spanring demo --backends 10 --proxies 5`, or put one\n\
+             in front of your collectors: `spanring --backends dns://collectors.example:4317`."
+        } else if self.spans_missing > 0 {
+            "Spans that were acknowledged are missing: this is a defect; please report it with the seed."
+        } else {
+            "Traces were split over several backends: the proxies did not agree, or a backend failed meanwhile.\n\
+             With all backends healthy this is a defect; please report it with the seed."
+        }
+    }
+}
+
+fn whereabouts(run: &LoadRun, sinks: &[Sink], proxies: u64) -> HashMap<TraceKey, Whereabouts> {
+    let mut traces: HashMap<TraceKey, Whereabouts> = HashMap::new();
+    for accepted in run.accepted.iter().filter(|accepted| accepted.rejected == 0) {
+        for (key, place) in run.bodies.spans(accepted.ticket) {
+            let trace = traces.entry(key).or_default();
+            trace.acknowledged |= place.bit();
+            trace.proxies |= 1 << (accepted.ticket % proxies.max(1)).min(63);
+        }
+    }
+    for sink in sinks {
+        for (key, seen) in sink.own_traces() {
+            let trace = traces.entry(key).or_default();
+            trace.twice |= trace.delivered & seen.bits;
+            trace.delivered |= seen.bits;
+            trace.backends += 1;
+        }
+    }
+    traces
+}
+
+fn share(sink: &Sink) -> BackendShare {
+    let report = sink.report();
+    let traces = report.tracked.map_or(0, |tracked| tracked.traces);
+    BackendShare { id: report.address, spans: report.spans, traces }
+}
+
+fn busiest_to_mean(backends: &[BackendShare]) -> f64 {
+    let all: u64 = backends.iter().map(|backend| backend.spans).sum();
+    let most = backends.iter().map(|backend| backend.spans).max().unwrap_or(0);
+    ratio(most * backends.len() as u64, all)
+}

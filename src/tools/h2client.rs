@@ -1,0 +1,189 @@
+//! The smallest gRPC client that a load generator needs: one HTTP/2 connection that is opened again when it is lost.
+
+use std::{fmt, time::Duration};
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::client::SendRequest;
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use prost::Message;
+use tokio::{net::TcpStream, sync::Mutex};
+use tonic::Status;
+
+use super::codec::Compression;
+use crate::{lifecycle::Tasks, otlp::framed::PREFIX_LEN};
+
+/// Largest reply that is read: replies are a few bytes.
+const MAX_REPLY: usize = 64 * 1024;
+
+/// How a call ended.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Acknowledged, less so many records.
+    Accepted { rejected: u64 },
+    /// The server's own status.
+    Status(Box<Status>),
+    /// No connection could be made.
+    NoConnection(String),
+    /// The connection or stream ended without an answer.
+    Lost(String),
+    /// Nothing came in time.
+    TimedOut,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accepted { rejected } => write!(f, "accepted, {rejected} rejected"),
+            Self::Status(status) => write!(f, "{}: {}", status.code(), status.message()),
+            Self::NoConnection(error) => f.write_str(error),
+            Self::Lost(error) => write!(f, "connection lost: {error}"),
+            Self::TimedOut => f.write_str("no answer in time"),
+        }
+    }
+}
+
+/// An address that calls go to.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    authority: String,
+    uri: Uri,
+    headers: HeaderMap,
+    timeout: Duration,
+    tasks: Tasks,
+    sender: Mutex<Option<SendRequest<Bytes>>>,
+}
+
+impl Channel {
+    /// A channel to `host:port` (a leading `http://` is dropped). Connects when first used.
+    pub(crate) fn new(
+        endpoint: &str,
+        path: &str,
+        compression: Compression,
+        timeout: Duration,
+        tasks: &Tasks,
+    ) -> Result<Self, http::Error> {
+        let authority = endpoint.strip_prefix("http://").unwrap_or(endpoint).trim_end_matches('/').to_owned();
+        let uri = Uri::builder().scheme("http").authority(authority.as_str()).path_and_query(path).build()?;
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+        headers.insert("te", HeaderValue::from_static("trailers"));
+        headers.insert("user-agent", HeaderValue::from_static(concat!("spanring-load/", env!("CARGO_PKG_VERSION"))));
+        headers
+            .insert("grpc-timeout", HeaderValue::try_from(format!("{}m", timeout.as_millis().clamp(1, 99_999_999)))?);
+        if let Some(encoding) = compression.encoding() {
+            headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
+        }
+        Ok(Self { authority, uri, headers, timeout, tasks: tasks.clone(), sender: Mutex::new(None) })
+    }
+
+    /// Opens the connection, so that a wrong address is found before the load begins.
+    pub(crate) async fn connect(&self) -> Result<(), String> {
+        self.sender().await.map(drop)
+    }
+
+    /// Sends one framed message and waits for its answer.
+    pub(crate) async fn call(&self, message: Bytes) -> Answer {
+        match tokio::time::timeout(self.timeout, self.attempt(message)).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => Answer::TimedOut,
+        }
+    }
+
+    async fn attempt(&self, message: Bytes) -> Answer {
+        let mut sender = match self.sender().await {
+            Ok(sender) => sender,
+            Err(error) => return Answer::NoConnection(error),
+        };
+        match self.exchange(&mut sender, message).await {
+            Ok(answer) => answer,
+            Err(error) => Answer::Lost(error.to_string()),
+        }
+    }
+
+    async fn exchange(&self, sender: &mut SendRequest<Bytes>, message: Bytes) -> Result<Answer, h2::Error> {
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        let (response, mut body) = sender.send_request(request, false)?;
+        // h2 holds what the window has no room for; the message is in memory already.
+        body.send_data(message, true)?;
+        let (head, mut reply) = response.await?.into_parts();
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = reply.data().await {
+            let piece = piece?;
+            reply.flow_control().release_capacity(piece.len())?;
+            if bytes.len() + piece.len() <= MAX_REPLY {
+                bytes.extend_from_slice(&piece);
+            }
+        }
+        let trailers = reply.trailers().await?;
+        let status_in = trailers.as_ref().unwrap_or(&head.headers);
+        if status_in.get("grpc-status").is_some_and(|code| code == "0") {
+            return Ok(Answer::Accepted { rejected: rejected(&head.headers, bytes.freeze()) });
+        }
+        let status = Status::from_header_map(status_in)
+            .unwrap_or_else(|| Status::unknown(format!("no grpc-status, http status {}", head.status)));
+        Ok(Answer::Status(Box::new(status)))
+    }
+
+    async fn sender(&self) -> Result<SendRequest<Bytes>, String> {
+        let mut held = self.sender.lock().await;
+        if let Some(sender) = held.take()
+            // A fresh clone waits for nothing; it only learns whether the connection still stands.
+            && let Ok(ready) = sender.clone().ready().await
+        {
+            *held = Some(sender);
+            return Ok(ready);
+        }
+        let opened = self.open().await?;
+        *held = Some(opened.clone());
+        Ok(opened)
+    }
+
+    async fn open(&self) -> Result<SendRequest<Bytes>, String> {
+        let failed = |error: &dyn fmt::Display| format!("cannot connect to {}: {error}", self.authority);
+        let stream = TcpStream::connect(self.authority.as_str()).await.map_err(|error| failed(&error))?;
+        stream.set_nodelay(true).map_err(|error| failed(&error))?;
+        let (sender, connection) = h2::client::Builder::new()
+            .max_concurrent_reset_streams(1024)
+            .handshake(stream)
+            .await
+            .map_err(|error| failed(&error))?;
+        let tasks = self.tasks.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                result = connection => if let Err(error) = result { tracing::debug!(%error, "connection lost") },
+                () = tasks.stopped() => {}
+            }
+        });
+        Ok(sender)
+    }
+}
+
+/// Records that an OK reply takes back. A reply that cannot be read takes back none.
+fn rejected(headers: &HeaderMap, mut reply: Bytes) -> u64 {
+    if reply.len() <= PREFIX_LEN {
+        return 0;
+    }
+    let is_compressed = reply.get_u8() == 1;
+    let _len = reply.get_u32();
+    let encoding = headers.get("grpc-encoding").map(HeaderValue::as_bytes);
+    let codec = if is_compressed { Compression::from_encoding(encoding) } else { Some(Compression::None) };
+    let mut message = Vec::new();
+    let inflated = codec.is_some_and(|codec| {
+        codec
+            .inflate(&reply, |piece| {
+                if message.len() + piece.len() > MAX_REPLY {
+                    return Err(std::io::ErrorKind::InvalidData.into());
+                }
+                message.extend_from_slice(piece);
+                Ok(())
+            })
+            .is_ok()
+    });
+    let decoded = inflated.then(|| ExportTraceServiceResponse::decode(message.as_slice()).ok()).flatten();
+    let rejected = decoded.and_then(|reply| reply.partial_success).map_or(0, |partial| partial.rejected_spans);
+    u64::try_from(rejected).unwrap_or(0)
+}

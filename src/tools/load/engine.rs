@@ -1,0 +1,230 @@
+//! Sends what [`Bodies`] wrote at the pace that was asked for, and keeps account of every answer.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use indicatif::ProgressBar;
+use tokio::time::Instant;
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use super::{
+    LoadConfig, LoadError, LoadRun,
+    pace::{Ticket, Tickets},
+    report::Stats,
+};
+use crate::{
+    lifecycle::Tasks,
+    otlp::Signal,
+    tools::{
+        h2client::{Answer, Channel},
+        otlp_body::Bodies,
+    },
+};
+
+/// An SDK's retry: five attempts, from 1 s to 5 s apart, half as long again each time
+/// (OTLP's exporter in the Java SDK; others differ a little).
+const ATTEMPTS: u64 = 5;
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// A pause after a refused connection, so that a closed loop does not spin.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+
+struct Shared {
+    config: LoadConfig,
+    bodies: Arc<Bodies>,
+    channels: Vec<Channel>,
+    tickets: Mutex<Tickets>,
+    stats: Mutex<Stats>,
+    accepted: Mutex<Vec<Accepted>>,
+    measured_from: Instant,
+    tasks: Tasks,
+}
+
+/// A request that was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Which.
+    pub ticket: u64,
+    /// How many of its spans `partial_success` took back.
+    pub rejected: u64,
+    /// How many attempts it took.
+    pub attempts: u64,
+}
+
+/// Runs load until it is over, or until `tasks` drain.
+pub async fn run(config: LoadConfig, progress: &ProgressBar, tasks: &Tasks) -> Result<LoadRun, LoadError> {
+    config.check()?;
+    let spec = config.body;
+    let bodies = tokio::task::spawn_blocking(move || Bodies::generate(spec)).await??;
+    let bodies = Arc::new(bodies);
+    let channels = connect(&config, tasks).await?;
+    let start = Instant::now();
+    let shared = Arc::new(Shared {
+        tickets: Mutex::new(Tickets::new(config.pace, config.until, spec.spread as u64, start)),
+        stats: Mutex::new(Stats::new(&spec, bodies.len())?),
+        accepted: Mutex::default(),
+        measured_from: start + config.warmup,
+        bodies: Arc::clone(&bodies),
+        channels,
+        tasks: tasks.clone(),
+        config,
+    });
+    let workers: Vec<_> = (0..shared.config.in_flight).map(|_| tasks.spawn(work(Arc::clone(&shared)))).collect();
+    for worker in workers {
+        watch(worker, &shared, progress, start).await?;
+    }
+    progress.finish_and_clear();
+    let report = lock(&shared.stats).finish(shared.measured_from.elapsed());
+    let accepted = std::mem::take(&mut *lock(&shared.accepted));
+    let sent = lock(&shared.tickets).taken();
+    Ok(LoadRun { report, bodies, accepted, sent })
+}
+
+async fn connect(config: &LoadConfig, tasks: &Tasks) -> Result<Vec<Channel>, LoadError> {
+    let mut channels = Vec::new();
+    for endpoint in config.endpoints.iter().cycle().take(config.connections.max(config.endpoints.len())) {
+        let path = Signal::Traces.grpc_path();
+        let channel = Channel::new(endpoint, path, config.body.compression, config.timeout, tasks)
+            .map_err(|source| LoadError::Endpoint { endpoint: endpoint.clone(), source })?;
+        channel.connect().await.map_err(LoadError::Connect)?;
+        channels.push(channel);
+    }
+    Ok(channels)
+}
+
+/// Waits for a worker and shows how far the run is meanwhile.
+async fn watch(
+    mut worker: tokio::task::JoinHandle<()>,
+    shared: &Shared,
+    progress: &ProgressBar,
+    start: Instant,
+) -> Result<(), LoadError> {
+    loop {
+        match tokio::time::timeout(Duration::from_millis(200), &mut worker).await {
+            Ok(joined) => return joined.map_err(LoadError::from),
+            Err(_elapsed) => {
+                let seconds = start.elapsed();
+                progress.set_position(u64::try_from(seconds.as_millis()).unwrap_or(u64::MAX));
+                progress.set_message(format!("{} spans", super::grouped(lock(&shared.stats).spans_acknowledged())));
+            }
+        }
+    }
+}
+
+async fn work(shared: Arc<Shared>) {
+    while let Some(ticket) = shared.next() {
+        if ticket.due > Instant::now() {
+            tokio::select! {
+                () = tokio::time::sleep_until(ticket.due) => {}
+                () = shared.tasks.drained() => return,
+            }
+        }
+        shared.send(ticket).await;
+    }
+}
+
+impl Shared {
+    fn next(&self) -> Option<Ticket> {
+        let mut tickets = lock(&self.tickets);
+        if self.tasks.is_draining() {
+            tickets.end();
+        }
+        tickets.take(Instant::now())
+    }
+
+    async fn send(&self, ticket: Ticket) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+        let body = self.bodies.compose(ticket.number, now);
+        let mut attempts = 1;
+        let answer = loop {
+            // Consecutive tickets go over different connections, so a trace's batches do too.
+            let n = ticket.number % (self.channels.len().max(1) as u64);
+            let Some(channel) = usize::try_from(n).ok().and_then(|n| self.channels.get(n)) else {
+                return;
+            };
+            let answer = channel.call(body.clone()).await;
+            match self.config.retry.then(|| backoff(&answer, attempts)).flatten() {
+                Some(backoff) if attempts < ATTEMPTS => tokio::time::sleep(backoff).await,
+                _ => break answer,
+            }
+            attempts += 1;
+        };
+        self.record(ticket, &answer, attempts);
+        if matches!(answer, Answer::NoConnection(_)) {
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+        }
+    }
+
+    fn record(&self, ticket: Ticket, answer: &Answer, attempts: u64) {
+        if ticket.due >= self.measured_from {
+            lock(&self.stats).record(answer, attempts - 1, ticket.due.elapsed());
+        }
+        if let Answer::Accepted { rejected } = answer {
+            if self.config.keep_accepted {
+                lock(&self.accepted).push(Accepted { ticket: ticket.number, rejected: *rejected, attempts });
+            }
+        } else {
+            tracing::debug!(ticket = ticket.number, %answer, "request failed");
+        }
+    }
+}
+
+/// How long an SDK waits before it tries again; `None` when it gives up.
+fn backoff(answer: &Answer, attempt: u64) -> Option<Duration> {
+    let after = match answer {
+        Answer::Accepted { .. } => return None,
+        Answer::Status(status) => {
+            let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            if !is_retryable(status.code(), after.is_some()) {
+                return None;
+            }
+            after
+        }
+        Answer::NoConnection(_) | Answer::Lost(_) | Answer::TimedOut => None,
+    };
+    let grown = FIRST_BACKOFF.mul_f64(1.5_f64.powi(i32::try_from(attempt.saturating_sub(1)).unwrap_or(0)));
+    Some(after.unwrap_or_else(|| grown.min(MAX_BACKOFF).mul_f64(0.8 + 0.4 * fastrand::f64())))
+}
+
+/// OTLP 1.x, "OTLP/gRPC response": the retryable codes.
+fn is_retryable(code: Code, has_retry_info: bool) -> bool {
+    match code {
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DataLoss => true,
+        Code::ResourceExhausted => has_retry_info,
+        _ => false,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn an_sdk_retries_what_otlp_calls_retryable() {
+        let status = |status: Status| Answer::Status(Box::new(status));
+        assert!(backoff(&status(Status::unavailable("")), 1).is_some());
+        assert!(backoff(&status(Status::invalid_argument("")), 1).is_none());
+        assert!(backoff(&status(Status::resource_exhausted("")), 1).is_none());
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(3)));
+        let hinted = Status::with_error_details(Code::ResourceExhausted, "", details);
+        assert_eq!(backoff(&status(hinted), 1), Some(Duration::from_secs(3)));
+        assert!(backoff(&Answer::TimedOut, 1).unwrap() >= Duration::from_millis(800));
+        assert!(backoff(&Answer::TimedOut, 40).unwrap() <= Duration::from_secs(6));
+    }
+}

@@ -1,0 +1,108 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::tools::sink::{Behaviour, FailureCode, Sink, SinkConfig, SinksReport};
+
+async fn sinks(n: usize, behaviour: Behaviour, tasks: &Tasks) -> Vec<Sink> {
+    let mut sinks = Vec::new();
+    for _ in 0..n {
+        let config = SinkConfig { behaviour: behaviour.clone(), ..SinkConfig::default() };
+        sinks.push(Sink::start(config, tasks).await.unwrap());
+    }
+    sinks
+}
+
+fn config_for(sinks: &[Sink], requests: u64) -> LoadConfig {
+    LoadConfig {
+        endpoints: sinks.iter().map(|sink| sink.addr.to_string()).collect(),
+        body: BodySpec { bodies: 8, unique: true, ..BodySpec::default() },
+        until: Until { requests: Some(requests), elapsed: None },
+        keep_accepted: true,
+        ..LoadConfig::default()
+    }
+}
+
+#[tokio::test]
+async fn a_sink_counts_what_load_sent_and_load_knows_each_span_of_it() {
+    let tasks = Tasks::new();
+    let sinks = sinks(1, Behaviour::default(), &tasks).await;
+    let run = run_load(config_for(&sinks, 40), &ProgressBar::hidden(), &tasks).await.unwrap();
+    assert_eq!((run.report.requests, run.report.spans_acknowledged, run.sent), (40, 4000, 40));
+    let report = sinks[0].report();
+    let tracked = report.tracked.unwrap();
+    assert_eq!((report.requests, report.spans, report.wire_bytes > 1_000_000), (40, 4000, true));
+    assert_eq!((tracked.traces, tracked.traces_partial, tracked.duplicates), (120, 0, 0));
+    let mut acknowledged: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (key, place) in run.acknowledged() {
+        acknowledged.entry(key.to_bytes()).or_default().push(key.span_id(place));
+    }
+    let mut seen = sinks[0].seen();
+    seen.values_mut().chain(acknowledged.values_mut()).for_each(|spans| spans.sort_unstable());
+    assert_eq!(acknowledged, seen);
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn the_spans_of_a_trace_go_to_different_endpoints() {
+    let tasks = Tasks::new();
+    let sinks = sinks(3, Behaviour::default(), &tasks).await;
+    let run = run_load(config_for(&sinks, 24), &ProgressBar::hidden(), &tasks).await.unwrap();
+    assert_eq!(run.report.spans_acknowledged, 2400);
+    let report = SinksReport::of(&sinks);
+    assert_eq!((report.traces_split, report.traces_whole), (Some(72), Some(0)), "unsplit load meets no whole trace");
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn failures_and_rejections_are_counted_off() {
+    let tasks = Tasks::new();
+    let behaviour = Behaviour {
+        failure_rate: 0.3,
+        failure_code: FailureCode::InvalidArgument,
+        reject_rate: 0.1,
+        ..Behaviour::default()
+    };
+    let sinks = sinks(1, behaviour, &tasks).await;
+    let run = run_load(config_for(&sinks, 40), &ProgressBar::hidden(), &tasks).await.unwrap();
+    let (load, sink) = (&run.report, sinks[0].report());
+    assert_eq!(load.failed, BTreeMap::from([("invalid_argument".to_owned(), sink.failed_requests)]));
+    assert_eq!((load.spans_acknowledged, load.spans_rejected), (sink.spans, sink.rejected_spans));
+    assert_eq!(load.spans_acknowledged + load.spans_rejected + load.spans_failed, 4000);
+    assert!(sink.failed_requests > 0 && sink.rejected_spans > 0);
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_without_a_receiver_is_said_at_once() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let config = LoadConfig { endpoints: vec![endpoint], ..LoadConfig::default() };
+    let error = run_load(config, &ProgressBar::hidden(), &Tasks::new()).await.unwrap_err();
+    assert!(error.to_string().contains("is the receiver running?"), "{error}");
+}
+
+#[tokio::test]
+async fn draining_ends_a_run_that_has_no_end() {
+    let tasks = Tasks::new();
+    let of_sinks = Tasks::new();
+    let sinks = sinks(1, Behaviour::default(), &of_sinks).await;
+    let config = LoadConfig { until: Until::default(), ..config_for(&sinks, 0) };
+    let progress = ProgressBar::hidden();
+    let (run, ()) = tokio::join!(run_load(config, &progress, &tasks), async {
+        while sinks[0].report().requests < 20 {
+            tokio::task::yield_now().await;
+        }
+        tasks.drain();
+    });
+    let run = run.unwrap();
+    assert_eq!(run.sent % 4, 0, "whole groups");
+    assert_eq!(sinks[0].report().tracked.unwrap().traces_partial, 0);
+    for tasks in [tasks, of_sinks] {
+        tasks.stop();
+        tasks.wait().await;
+    }
+}

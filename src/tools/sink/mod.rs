@@ -1,0 +1,290 @@
+//! A backend that counts: OTLP/gRPC in, nothing out. It is cheap, since it shares a machine with what is measured.
+//!
+//! It knows which traces came whole, since the IDs of our generator say so ([`super::ids`]), and can be told to be slow,
+//! to fail and to reject.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    net::SocketAddr,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+mod behaviour;
+mod count;
+mod page;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use self::{behaviour::Sequence, count::Tally};
+pub use self::{
+    behaviour::{Behaviour, FailureCode},
+    count::{Report, SeenTrace, SpanId, TraceId, TrackedReport},
+};
+use super::{grouped, ids::TraceKey, parse_duration, parse_share};
+use crate::lifecycle::Tasks;
+
+/// A counting OTLP backend.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  spanring sink --grpc 127.0.0.1:15001 --grpc 127.0.0.1:15002    two backends in one process, a report on Ctrl-C
+  spanring sink --delay 20ms --failure-rate 0.1 --http 127.0.0.1:15080    slow and failing; curl 127.0.0.1:15080/report
+  spanring sink --count-only --json    as cheap as it gets, for measurements")]
+pub struct Args {
+    /// Where to take OTLP/gRPC; may be repeated: each is a backend with counters of its own
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317")]
+    pub grpc: Vec<SocketAddr>,
+    /// Serve GET /report (JSON), GET /spans and PUT /behaviour here
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// Count spans without reading their IDs: no traces, no duplicates
+    #[arg(long)]
+    pub count_only: bool,
+    /// Traces that are remembered at most, each about 24 bytes; spans of others are only counted
+    #[arg(long, value_name = "N", default_value_t = 20_000_000)]
+    pub max_tracked_traces: usize,
+    /// Answer each request this much later
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+    pub delay: Duration,
+    /// Share of requests to refuse, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
+    pub failure_rate: f64,
+    /// The code to refuse them with
+    #[arg(long, value_name = "CODE", value_enum, default_value = "unavailable")]
+    pub failure_code: FailureCode,
+    /// RetryInfo to send with a refusal
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub failure_retry_after: Option<Duration>,
+    /// Share of spans to reject by partial_success, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
+    pub reject_rate: f64,
+    /// Seed of refusals and rejections
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Largest inflated message, as the Collector's setting of that name
+    #[arg(long, value_name = "MIB", default_value_t = 4)]
+    pub max_recv_msg_size_mib: usize,
+    /// HTTP/2 frame size to ask for (16384 as grpc-go does)
+    #[arg(long, value_name = "BYTES", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16_384..=16_777_215))]
+    pub max_frame_size: u32,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What one sink is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SinkConfig {
+    /// Where it listens; port 0 takes a free one.
+    pub grpc: SocketAddr,
+    /// How many traces it remembers; `None` to only count spans.
+    pub max_tracked_traces: Option<usize>,
+    /// Largest message, inflated, in bytes.
+    pub max_recv_msg_size: usize,
+    /// HTTP/2's `SETTINGS_MAX_FRAME_SIZE`.
+    pub max_frame_size: u32,
+    /// HTTP/2's `SETTINGS_MAX_CONCURRENT_STREAMS`.
+    pub max_concurrent_streams: u32,
+    /// How it behaves at first.
+    pub behaviour: Behaviour,
+}
+
+impl Default for SinkConfig {
+    /// A free port of 127.0.0.1, tracking on, a Collector's limits.
+    fn default() -> Self {
+        Self {
+            grpc: SocketAddr::from(([127, 0, 0, 1], 0)),
+            max_tracked_traces: Some(20_000_000),
+            max_recv_msg_size: 4 << 20,
+            max_frame_size: 16_384,
+            max_concurrent_streams: 10_000,
+            behaviour: Behaviour::default(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: SinkConfig,
+    behaviour: ArcSwap<Behaviour>,
+    sequence: Sequence,
+    tally: Tally,
+}
+
+/// A running sink. Cloning shares it; it ends with the tasks that it was started in.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    inner: Arc<Inner>,
+}
+
+impl Sink {
+    /// Binds and serves. Draining `tasks` closes the listener and sends GOAWAY; stopping them cuts connections.
+    pub async fn start(config: SinkConfig, tasks: &Tasks) -> io::Result<Self> {
+        let listener = TcpListener::bind(config.grpc).await?;
+        let addr = listener.local_addr()?;
+        let inner = Arc::new(Inner {
+            behaviour: ArcSwap::from_pointee(config.behaviour.clone()),
+            sequence: Sequence::default(),
+            tally: Tally::new(config.max_tracked_traces),
+            config,
+        });
+        tasks.spawn(serve::accept(listener, Arc::clone(&inner), tasks.clone()));
+        Ok(Self { addr, inner })
+    }
+
+    /// What it saw so far.
+    pub fn report(&self) -> Report {
+        self.inner.tally.report(self.addr.to_string())
+    }
+
+    /// Every span that it took, by trace; empty unless it tracks.
+    pub fn seen(&self) -> BTreeMap<TraceId, Vec<SpanId>> {
+        self.inner.tally.seen()
+    }
+
+    /// The traces of our generator that it saw, in no order; empty unless it tracks.
+    pub fn own_traces(&self) -> Vec<(TraceKey, SeenTrace)> {
+        self.inner.tally.own_traces()
+    }
+
+    /// How it behaves now.
+    pub fn behaviour(&self) -> Arc<Behaviour> {
+        self.inner.behaviour.load_full()
+    }
+
+    /// Changes how it behaves from the next request on.
+    pub fn set_behaviour(&self, behaviour: Behaviour) {
+        self.inner.behaviour.store(Arc::new(behaviour));
+    }
+}
+
+/// The report of a process with one sink or several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SinksReport {
+    /// Each sink's own.
+    pub sinks: Vec<Report>,
+    /// Traces of which every span came to one sink and none to another; only when all track.
+    pub traces_whole: Option<u64>,
+    /// Traces of which spans came to more than one sink; only when all track.
+    pub traces_split: Option<u64>,
+}
+
+impl SinksReport {
+    /// Reads what the sinks know.
+    pub fn of(sinks: &[Sink]) -> Self {
+        let reports: Vec<Report> = sinks.iter().map(Sink::report).collect();
+        let is_tracking = reports.iter().all(|report| report.tracked.is_some());
+        let placement = is_tracking.then(|| placement(sinks));
+        Self {
+            traces_whole: placement.map(|(whole, _)| whole),
+            traces_split: placement.map(|(_, split)| split),
+            sinks: reports,
+        }
+    }
+
+    fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        for report in &self.sinks {
+            writeln!(out, "sink {}", report.address)?;
+            let mut line = |name: &str, count: u64| writeln!(out, "  {name:<18} {:>15}", grouped(count));
+            line("spans", report.spans)?;
+            line("requests", report.requests)?;
+            line("connections", report.connections)?;
+            if let Some(tracked) = report.tracked {
+                line("traces", tracked.traces)?;
+                line("traces in part", tracked.traces_partial)?;
+                line("duplicates", tracked.duplicates)?;
+            }
+            let exceptions = [
+                ("requests failed", report.failed_requests),
+                ("requests invalid", report.invalid_requests),
+                ("requests broken", report.broken_requests),
+                ("spans rejected", report.rejected_spans),
+                ("invalid IDs", report.invalid_ids),
+                ("foreign spans", report.foreign_spans),
+                ("spans untracked", report.tracked.map_or(0, |tracked| tracked.untracked_spans)),
+            ];
+            for (name, count) in exceptions.into_iter().filter(|(_, count)| *count > 0) {
+                line(name, count)?;
+            }
+        }
+        if let (Some(whole), Some(split)) = (self.traces_whole, self.traces_split)
+            && self.sinks.len() > 1
+        {
+            writeln!(out, "traces whole on one sink {}, split over several {}", grouped(whole), grouped(split))?;
+        }
+        Ok(())
+    }
+}
+
+/// How many traces came whole to one sink, and how many came to several.
+fn placement(sinks: &[Sink]) -> (u64, u64) {
+    let mut seen: BTreeMap<TraceKey, (u32, bool)> = BTreeMap::new();
+    for sink in sinks {
+        for (key, trace) in sink.own_traces() {
+            let entry = seen.entry(key).or_default();
+            *entry = (entry.0 + 1, trace.is_whole());
+        }
+    }
+    let whole = seen.values().filter(|(on, is_whole)| *on == 1 && *is_whole).count();
+    let split = seen.values().filter(|(on, _)| *on > 1).count();
+    (whole as u64, split as u64)
+}
+
+/// `spanring sink`: serves until SIGINT or SIGTERM, then prints its report.
+pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
+    let tasks = Tasks::new();
+    let mut sinks = Vec::new();
+    for (n, grpc) in args.grpc.iter().enumerate() {
+        let sink = Sink::start(config(&args, *grpc, n as u64), &tasks)
+            .await
+            .with_context(|| format!("cannot listen on {grpc}; is another process there?"))?;
+        tracing::info!(address = %sink.addr, "sink is listening");
+        sinks.push(sink);
+    }
+    let sinks: Arc<[Sink]> = sinks.into();
+    if let Some(http) = args.http {
+        let listener = TcpListener::bind(http).await.with_context(|| format!("cannot listen on {http}"))?;
+        tasks.spawn(page::serve(listener, Arc::clone(&sinks), tasks.clone()));
+    }
+    super::interrupted().await.context("cannot wait for signals")?;
+    let report = SinksReport::of(&sinks);
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        writeln!(out)?;
+    } else {
+        report.write_text(out)?;
+    }
+    tasks.stop();
+    tasks.wait().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn config(args: &Args, grpc: SocketAddr, n: u64) -> SinkConfig {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    SinkConfig {
+        grpc,
+        max_tracked_traces: (!args.count_only).then_some(args.max_tracked_traces),
+        max_recv_msg_size: args.max_recv_msg_size_mib << 20,
+        max_frame_size: args.max_frame_size,
+        behaviour: Behaviour {
+            delay_ms: millis(args.delay),
+            failure_rate: args.failure_rate,
+            failure_code: args.failure_code,
+            failure_retry_after_ms: args.failure_retry_after.map(millis),
+            reject_rate: args.reject_rate,
+            seed: args.seed.wrapping_add(n),
+            ..Behaviour::default()
+        },
+        ..SinkConfig::default()
+    }
+}

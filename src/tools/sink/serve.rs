@@ -1,0 +1,306 @@
+//! A sink's side of the wire: HTTP/2 by the `h2` crate, one task a connection, bodies walked frame by frame.
+
+use std::{
+    io,
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
+use prost::Message;
+use tokio::net::{TcpListener, TcpStream};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::{
+    Inner,
+    behaviour::Behaviour,
+    count::{Batch, Detail},
+};
+use crate::{
+    lifecycle::Tasks,
+    otlp::{
+        Signal,
+        framed::{PREFIX_LEN, prefix_of},
+    },
+    tools::{codec::Compression, walk::Walker},
+};
+
+/// Windows that never make a client wait: a whole message of the usual limit on each stream, and 16 of them at once.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
+
+/// Takes connections until `tasks` drain.
+pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>, tasks: Tasks) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = tasks.drained() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                inner.tally.connections.fetch_add(1, Relaxed);
+                let (inner, of_connection) = (Arc::clone(&inner), tasks.clone());
+                tasks.spawn(async move {
+                    if let Err(error) = connection(stream, &inner, &of_connection).await {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept; trying again in 100 ms");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, inner: &Inner, tasks: &Tasks) -> Result<(), h2::Error> {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(inner.config.max_frame_size)
+        .max_concurrent_streams(inner.config.max_concurrent_streams);
+    let mut connection = builder.handshake::<_, Bytes>(stream).await?;
+    let mut calls = FuturesUnordered::new();
+    let (mut drained, mut stopped) = (pin!(tasks.drained()), pin!(tasks.stopped()));
+    let mut is_draining = false;
+    loop {
+        tokio::select! {
+            biased;
+            accepted = connection.accept() => match accepted {
+                Some(call) => {
+                    let (request, respond) = call?;
+                    calls.push(answer(request, respond, inner));
+                }
+                None => return Ok(()),
+            },
+            Some(()) = calls.next(), if !calls.is_empty() => {}
+            () = &mut drained, if !is_draining => {
+                is_draining = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut stopped => return Ok(()),
+        }
+    }
+}
+
+async fn answer(request: Request<RecvStream>, respond: SendResponse<Bytes>, inner: &Inner) {
+    inner.tally.requests.fetch_add(1, Relaxed);
+    let behaviour = inner.behaviour.load();
+    let fails = behaviour.fails(inner.sequence.next());
+    let result = match receive(request, &behaviour, inner).await {
+        Ok(batch) => {
+            if !behaviour.delay().is_zero() {
+                tokio::time::sleep(behaviour.delay()).await;
+            }
+            if fails {
+                inner.tally.failed.fetch_add(1, Relaxed);
+            }
+            if !fails || behaviour.failure_keeps_spans {
+                inner.tally.commit(&batch);
+            }
+            if fails { Err(failure(&behaviour)) } else { Ok(batch.rejected()) }
+        }
+        Err(Broken::Gone) => {
+            inner.tally.broken.fetch_add(1, Relaxed);
+            return;
+        }
+        Err(Broken::Invalid(status)) => {
+            inner.tally.invalid_requests.fetch_add(1, Relaxed);
+            Err(*status)
+        }
+    };
+    if let Err(error) = reply(respond, result) {
+        tracing::debug!(%error, "reply not sent");
+    }
+}
+
+enum Broken {
+    /// The client's stream or connection ended.
+    Gone,
+    /// It is to be told what was wrong.
+    Invalid(Box<Status>),
+}
+
+impl From<h2::Error> for Broken {
+    fn from(_: h2::Error) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<Status> for Broken {
+    fn from(status: Status) -> Self {
+        Self::Invalid(Box::new(status))
+    }
+}
+
+async fn receive(request: Request<RecvStream>, behaviour: &Behaviour, inner: &Inner) -> Result<Batch, Broken> {
+    let (head, mut body) = request.into_parts();
+    if Signal::from_grpc_path(head.uri.path()) != Some(Signal::Traces) {
+        return Err(Status::unimplemented(format!("no such method: {}", head.uri.path())).into());
+    }
+    let mut reader = Reader::new(&head.headers, behaviour, inner);
+    while let Some(piece) = body.data().await {
+        let piece = piece?;
+        inner.tally.wire_bytes.fetch_add(piece.len() as u64, Relaxed);
+        body.flow_control().release_capacity(piece.len())?;
+        reader.take(piece)?;
+    }
+    body.trailers().await?;
+    reader.finish().map_err(Into::into)
+}
+
+/// Takes a body's frames: walks a plain message at once, gathers a compressed one.
+struct Reader<'a> {
+    behaviour: &'a Behaviour,
+    codec: Option<Compression>,
+    max_message: usize,
+    prefix: BytesMut,
+    /// Flag and bytes still to come, once the prefix is whole.
+    message: Option<(bool, usize)>,
+    packed: BytesMut,
+    walker: Walker,
+    batch: Batch,
+}
+
+impl<'a> Reader<'a> {
+    fn new(headers: &HeaderMap, behaviour: &'a Behaviour, inner: &Inner) -> Self {
+        let detail = inner.tally.detail(behaviour.reject_rate > 0.0);
+        Self {
+            behaviour,
+            codec: Compression::from_encoding(headers.get("grpc-encoding").map(HeaderValue::as_bytes)),
+            max_message: inner.config.max_recv_msg_size,
+            prefix: BytesMut::new(),
+            message: None,
+            packed: BytesMut::new(),
+            walker: Walker::new(detail != Detail::Count),
+            batch: Batch::new(detail),
+        }
+    }
+
+    fn take(&mut self, mut piece: Bytes) -> Result<(), Status> {
+        if self.message.is_none() {
+            let missing = PREFIX_LEN.saturating_sub(self.prefix.len()).min(piece.len());
+            self.prefix.extend_from_slice(&piece.split_to(missing));
+            if self.prefix.len() < PREFIX_LEN {
+                return Ok(());
+            }
+            let flag = self.prefix.get_u8();
+            let len = self.prefix.get_u32() as usize;
+            self.check_size(len)?;
+            self.message = Some((flag == 1, len));
+        }
+        let Some((is_compressed, left)) = &mut self.message else { return Ok(()) };
+        *left = left.checked_sub(piece.len()).ok_or_else(|| Status::internal("more than one message in a call"))?;
+        if *is_compressed {
+            self.packed.extend_from_slice(&piece);
+            return Ok(());
+        }
+        self.walk(&piece)
+    }
+
+    fn walk(&mut self, piece: &[u8]) -> Result<(), Status> {
+        let Self { walker, batch, behaviour, .. } = self;
+        walker
+            .feed(piece, |ids| batch.add(ids, |span| behaviour.rejects(span)))
+            .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
+    }
+
+    fn check_size(&self, len: usize) -> Result<(), Status> {
+        if len <= self.max_message {
+            return Ok(());
+        }
+        let message = format!("grpc: received message larger than max ({len} vs. {})", self.max_message);
+        Err(Status::resource_exhausted(message))
+    }
+
+    fn finish(mut self) -> Result<Batch, Status> {
+        match self.message {
+            Some((_, 0)) => {}
+            _ => return Err(Status::internal("the message ended early")),
+        }
+        if !self.packed.is_empty() {
+            self.inflate()?;
+        }
+        self.walker
+            .finish()
+            .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
+        Ok(self.batch)
+    }
+
+    fn inflate(&mut self) -> Result<(), Status> {
+        let codec =
+            self.codec.ok_or_else(|| Status::unimplemented("no decompressor installed for this grpc-encoding"))?;
+        let packed = self.packed.split().freeze();
+        let (mut inflated, mut status) = (0, None);
+        let result = codec.inflate(&packed, |piece| {
+            inflated += piece.len();
+            let taken = self.check_size(inflated).and_then(|()| self.walk(piece));
+            taken.map_err(|error| {
+                status = Some(error);
+                io::ErrorKind::InvalidData.into()
+            })
+        });
+        match (result, status) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Some(status)) => Err(status),
+            (Err(error), None) => {
+                Err(Status::internal(format!("grpc: failed to decompress the received message: {error}")))
+            }
+        }
+    }
+}
+
+fn failure(behaviour: &Behaviour) -> Status {
+    let (code, message) = (Code::from(behaviour.failure_code), "the sink was told to fail");
+    match behaviour.failure_retry_after_ms {
+        Some(after) => {
+            let after = std::time::Duration::from_millis(after);
+            Status::with_error_details(code, message, ErrorDetails::with_retry_info(Some(after)))
+        }
+        None => Status::new(code, message),
+    }
+}
+
+fn reply(mut respond: SendResponse<Bytes>, result: Result<u64, Status>) -> Result<(), h2::Error> {
+    let mut response = Response::new(());
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    let rejected = match result {
+        Ok(rejected) => rejected,
+        Err(status) => {
+            if let Err(error) = status.add_header(response.headers_mut()) {
+                tracing::debug!(%error, "status without its message");
+            }
+            return respond.send_response(response, true).map(drop);
+        }
+    };
+    let mut stream = respond.send_response(response, false)?;
+    stream.send_data(message(rejected), false)?;
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    stream.send_trailers(trailers)
+}
+
+fn message(rejected: u64) -> Bytes {
+    if rejected == 0 {
+        return Bytes::from_static(&[0; PREFIX_LEN]);
+    }
+    let partial_success = Some(ExportTracePartialSuccess {
+        rejected_spans: i64::try_from(rejected).unwrap_or(i64::MAX),
+        error_message: "the sink was told to reject these".to_owned(),
+    });
+    let message = ExportTraceServiceResponse { partial_success }.encode_to_vec();
+    let mut framed = BytesMut::with_capacity(PREFIX_LEN + message.len());
+    framed.put_slice(&prefix_of(u32::try_from(message.len()).unwrap_or(0)));
+    framed.put_slice(&message);
+    framed.freeze()
+}

@@ -1,0 +1,310 @@
+//! Finds the IDs of every span in an export request that arrives in pieces, and keeps none of its bytes.
+//!
+//! It shares no code with the split, which it is used to check. It owns nothing but where it stands; HTTP/2's frames go
+//! in as they come and are never joined.
+
+/// Depth of a span: request → `ResourceSpans` → `ScopeSpans` → `Span`.
+const SPAN: usize = 3;
+
+/// Field numbers of the children at each depth (opentelemetry-proto 1.11).
+const CHILDREN: [u64; SPAN] = [1, 2, 2];
+
+/// Longest tag and varint of a protobuf field, together.
+const MAX_HEADER: usize = 20;
+
+/// Up to 16 bytes of an ID, and how long it really was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Id {
+    bytes: [u8; 16],
+    held: usize,
+    len: u64,
+}
+
+impl Id {
+    /// The ID, if it has exactly `N` bytes.
+    pub(crate) fn exactly<const N: usize>(&self) -> Option<[u8; N]> {
+        if self.len != N as u64 {
+            return None;
+        }
+        self.bytes.get(..N)?.try_into().ok()
+    }
+
+    fn extend(&mut self, piece: &[u8]) {
+        let room = self.bytes.get_mut(self.held..).unwrap_or_default();
+        let n = room.len().min(piece.len());
+        for (to, from) in room.iter_mut().zip(piece) {
+            *to = *from;
+        }
+        self.held += n;
+    }
+}
+
+/// What a span said of itself; the last of repeated fields counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SpanIds {
+    /// Field 1.
+    pub(crate) trace: Id,
+    /// Field 2.
+    pub(crate) span: Id,
+}
+
+/// The bytes are no export request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed protobuf near byte {0}")]
+pub(crate) struct Malformed(u64);
+
+/// Where the walk stands.
+#[derive(Debug)]
+pub(crate) struct Walker {
+    read_ids: bool,
+    pos: u64,
+    ends: [u64; SPAN + 1],
+    depth: usize,
+    groups: u32,
+    /// Bytes of the current field's value still to come.
+    pending: u64,
+    capture: Capture,
+    ids: SpanIds,
+    carry: [u8; MAX_HEADER],
+    carried: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Capture {
+    Nothing,
+    Trace,
+    Span,
+}
+
+struct Header {
+    field: u64,
+    wire: u64,
+    value: u64,
+    size: usize,
+}
+
+impl Walker {
+    /// A walk that finds IDs, or (much cheaper) only counts spans.
+    pub(crate) fn new(read_ids: bool) -> Self {
+        Self {
+            read_ids,
+            pos: 0,
+            ends: [u64::MAX; SPAN + 1],
+            depth: 0,
+            groups: 0,
+            pending: 0,
+            capture: Capture::Nothing,
+            ids: SpanIds::default(),
+            carry: [0; MAX_HEADER],
+            carried: 0,
+        }
+    }
+
+    /// Takes the next piece; `found` is called for every span that ends in it.
+    pub(crate) fn feed(&mut self, mut piece: &[u8], mut found: impl FnMut(&SpanIds)) -> Result<(), Malformed> {
+        loop {
+            if self.pending > 0 {
+                piece = self.consume(piece);
+                if self.pending > 0 {
+                    return Ok(());
+                }
+            }
+            self.close(&mut found)?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            let Some(header) = self.header(&mut piece)? else {
+                return Ok(());
+            };
+            self.enter(&header, &mut found)?;
+        }
+    }
+
+    /// Says whether the request ended where a field ends.
+    pub(crate) fn finish(&self) -> Result<(), Malformed> {
+        let whole = self.depth == 0 && self.pending == 0 && self.carried == 0 && self.groups == 0;
+        if whole { Ok(()) } else { Err(Malformed(self.pos)) }
+    }
+
+    fn consume<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        let n = usize::try_from(self.pending).unwrap_or(usize::MAX).min(piece.len());
+        let (value, rest) = piece.split_at(n);
+        match self.capture {
+            Capture::Nothing => {}
+            Capture::Trace => self.ids.trace.extend(value),
+            Capture::Span => self.ids.span.extend(value),
+        }
+        self.pending -= n as u64;
+        self.pos += n as u64;
+        rest
+    }
+
+    fn end(&self) -> u64 {
+        self.ends.get(self.depth).copied().unwrap_or(0)
+    }
+
+    fn close(&mut self, found: &mut impl FnMut(&SpanIds)) -> Result<(), Malformed> {
+        while self.depth > 0 && self.carried == 0 && self.pos >= self.end() {
+            if self.groups > 0 {
+                return Err(Malformed(self.pos));
+            }
+            if self.depth == SPAN {
+                found(&self.ids);
+            }
+            self.depth -= 1;
+        }
+        Ok(())
+    }
+
+    /// Reads a tag and its varint, or keeps what there is of them for the next piece.
+    fn header(&mut self, piece: &mut &[u8]) -> Result<Option<Header>, Malformed> {
+        if self.carried == 0
+            && let Some(header) = read_header(piece, self.pos)?
+        {
+            *piece = piece.get(header.size..).unwrap_or_default();
+            return Ok(Some(header));
+        }
+        while let Some((byte, rest)) = piece.split_first() {
+            let slot = self.carry.get_mut(self.carried).ok_or(Malformed(self.pos))?;
+            *slot = *byte;
+            self.carried += 1;
+            *piece = rest;
+            if let Some(header) = read_header(self.carry.get(..self.carried).unwrap_or_default(), self.pos)? {
+                self.carried = 0;
+                return Ok(Some(header));
+            }
+        }
+        Ok(None)
+    }
+
+    fn enter(&mut self, header: &Header, found: &mut impl FnMut(&SpanIds)) -> Result<(), Malformed> {
+        self.pos += header.size as u64;
+        self.capture = Capture::Nothing;
+        self.pending = match header.wire {
+            1 => 8,
+            2 => header.value,
+            5 => 4,
+            _ => 0,
+        };
+        match header.wire {
+            3 => self.groups += 1,
+            4 => self.groups = self.groups.checked_sub(1).ok_or(Malformed(self.pos))?,
+            _ => {}
+        }
+        let value_end = self.pos.checked_add(self.pending).ok_or(Malformed(self.pos))?;
+        if value_end > self.end() {
+            return Err(Malformed(self.pos));
+        }
+        if header.wire == 2 && self.groups == 0 {
+            self.descend(header, value_end, found);
+        }
+        Ok(())
+    }
+
+    fn descend(&mut self, header: &Header, value_end: u64, found: &mut impl FnMut(&SpanIds)) {
+        if CHILDREN.get(self.depth) == Some(&header.field) {
+            if self.depth + 1 == SPAN && !self.read_ids {
+                found(&SpanIds::default());
+                return;
+            }
+            self.depth += 1;
+            self.pending = 0;
+            self.ids = SpanIds::default();
+            if let Some(end) = self.ends.get_mut(self.depth) {
+                *end = value_end;
+            }
+        } else if self.depth == SPAN {
+            let fresh = Id { len: header.value, ..Id::default() };
+            match header.field {
+                1 => (self.capture, self.ids.trace) = (Capture::Trace, fresh),
+                2 => (self.capture, self.ids.span) = (Capture::Span, fresh),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn read_header(bytes: &[u8], pos: u64) -> Result<Option<Header>, Malformed> {
+    let Some((tag, tag_len)) = varint(bytes, pos)? else {
+        return Ok(None);
+    };
+    let header = Header { field: tag >> 3, wire: tag & 7, value: 0, size: tag_len };
+    match header.wire {
+        _ if header.field == 0 => Err(Malformed(pos)),
+        0 | 2 => Ok(varint(bytes.get(tag_len..).unwrap_or_default(), pos)?.map(|(value, len)| Header {
+            value,
+            size: tag_len + len,
+            ..header
+        })),
+        1 | 3 | 4 | 5 => Ok(Some(header)),
+        _ => Err(Malformed(pos)),
+    }
+}
+
+/// A varint and its length; `None` when the bytes end before it does.
+fn varint(bytes: &[u8], pos: u64) -> Result<Option<(u64, usize)>, Malformed> {
+    let mut value = 0;
+    for (i, byte) in bytes.iter().take(10).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * i);
+        if byte & 0x80 == 0 {
+            return Ok(Some((value, i + 1)));
+        }
+    }
+    if bytes.len() >= 10 { Err(Malformed(pos)) } else { Ok(None) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tools::otlp_body::{Bodies, BodySpec};
+
+    fn walk(pieces: &[&[u8]]) -> Result<Vec<SpanIds>, Malformed> {
+        let mut spans = Vec::new();
+        let mut walker = Walker::new(true);
+        for piece in pieces {
+            walker.feed(piece, |ids| spans.push(*ids))?;
+        }
+        walker.finish()?;
+        Ok(spans)
+    }
+
+    #[test]
+    fn the_same_spans_are_found_wherever_the_bytes_are_cut() {
+        let spec = BodySpec { spans: 6, traces: 4, bodies: 4, ..BodySpec::default() };
+        let message = Bodies::generate(spec).unwrap().compose(0, None);
+        let payload = &message[5..];
+        let whole = walk(&[payload]).unwrap();
+        assert_eq!(whole.len(), 6);
+        for at in 0..payload.len() {
+            let (head, tail) = payload.split_at(at);
+            assert_eq!(walk(&[head, tail]).unwrap(), whole, "cut at {at}");
+        }
+        let bytes: Vec<&[u8]> = payload.chunks(1).collect();
+        assert_eq!(walk(&bytes).unwrap(), whole);
+    }
+
+    #[test]
+    fn the_last_id_counts_and_groups_hide_what_is_in_them() {
+        // Span: group 7 { field 1: "x" }, trace ID of 2 bytes, then one of 16, then a span ID of 8.
+        let mut span = vec![0x3b, 0x0a, 1, b'x', 0x3c, 0x0a, 2, 1, 1, 0x0a, 16];
+        span.extend([9; 16]);
+        span.extend([0x12, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+        let nest = |inner: &[u8], tag: u8| [&[tag, u8::try_from(inner.len()).unwrap()], inner].concat();
+        let request = nest(&nest(&nest(&span, 0x12), 0x12), 0x0a);
+        let spans = walk(&[&request]).unwrap();
+        assert_eq!(spans.len(), 1);
+        assert_eq!(spans[0].trace.exactly::<16>(), Some([9; 16]));
+        assert_eq!(spans[0].span.exactly::<8>(), Some([1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(spans[0].trace.exactly::<8>(), None);
+    }
+
+    #[test]
+    fn what_is_cut_short_or_overruns_is_malformed() {
+        assert!(walk(&[&[0x0a, 5, 0x12]]).is_err(), "ends early");
+        assert!(walk(&[&[0x0a, 2, 0x12, 5, 0, 0, 0, 0, 0]]).is_err(), "a child longer than its parent");
+        assert!(walk(&[&[0x0f]]).is_err(), "no such wire type");
+        assert!(walk(&[&[0x80; 12]]).is_err(), "an endless varint");
+        assert!(walk(&[&[0x3c]]).is_err(), "a group that never began");
+        assert!(walk(&[&[0x0a, 0]]).unwrap().is_empty());
+    }
+}
