@@ -264,9 +264,25 @@ fn thousands_of_targets_keep_apart() {
 }
 
 #[test]
+fn the_size_of_all_parts_is_known_before_any_is_built() {
+    let spans: Vec<_> = (0..200).flat_map(|id| span([id])).collect();
+    let payload = len(1, all([len(1, vec![0; 30 << 20]), len(2, spans)]));
+    let (mut scratch, mut router) = (Scratch::default(), by_first_byte);
+    let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
+    assert_eq!(plan.shares().count(), 200);
+    // Resource, scope and span with their tags and lengths, behind gRPC's prefix.
+    assert_eq!(plan.total_len(), 200 * (5 + (1 + 4) + (1 + 4) + (30 << 20) + 2 + 5));
+}
+
+#[test]
 fn a_scratch_that_was_used_before_changes_nothing() {
     let mut scratch = Scratch::default();
     let mut router = by_first_byte;
+    for id in 0..=255 {
+        let payload = request([span([id]), span([!id])]);
+        let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
+        assert_eq!(plan.shares().map(|share| share.target).collect::<Vec<_>>(), [u32::from(id), u32::from(!id)]);
+    }
     let payloads = [request([span([1]), span([2])]), vec![0x0a, 99], vec![], request([span([2]), span([9])])];
     for payload in payloads.iter().chain(&payloads) {
         let again = plan(Signal::Traces, payload, &mut router, &mut scratch).map(|plan| {
@@ -278,17 +294,15 @@ fn a_scratch_that_was_used_before_changes_nothing() {
 
 #[test]
 fn a_request_of_more_pieces_than_are_kept_track_of_is_refused() {
-    let mut payload = request([span([1]), varint(9, 1)]).repeat(900_000);
+    // Each falls into four: resource, scope, the scope's other field, run.
+    let unit = request([span([1]), varint(9, 1)]);
+    let mut payload = unit.repeat((1 << 20) + 1);
     let mut scratch = Scratch::default();
     let mut router = by_first_byte;
-    assert!(plan(Signal::Traces, &payload, &mut router, &mut scratch).is_ok(), "3.6 million pieces");
-    payload.extend_from_within(..payload.len() / 4);
     let error = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap_err();
     assert!(matches!(error.kind, Malformed::Pieces(_)), "{error}");
-    payload.fill(0x0a);
-    for message in payload.chunks_exact_mut(2) {
-        message[1] = 0;
-    }
+    assert!(scratch.runs.capacity() + scratch.nodes.capacity() < 1 << 17, "what it took is given back");
+    payload = [0x0a, 0x00].repeat((1 << 22) + 1);
     let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
     assert_eq!(plan.records(), 0, "millions of empty resources take no room");
 }
