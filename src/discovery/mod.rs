@@ -57,6 +57,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest interval: below it a typing error would be load on the cluster's name servers.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The longest interval and timeout: more is a typing error, or a static address.
+pub const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The most backends that a pool can have: owners of slots are 16-bit indices, and one value stays free.
 pub const MAX_ENDPOINTS: usize = 65_535;
 
@@ -130,12 +133,12 @@ pub enum DiscoveryError {
     /// Port 0, which cannot be dialled.
     #[error("port 0 cannot be dialled")]
     Port,
-    /// An interval that would flood the name servers.
-    #[error("interval {0:?} is shorter than {MIN_INTERVAL:?}")]
+    /// An interval that would flood the name servers, or that nobody lives to see.
+    #[error("interval {0:?} is not between {MIN_INTERVAL:?} and {MAX_TIME:?}")]
     Interval(Duration),
-    /// A timeout in which nothing can be answered.
-    #[error("timeout must be longer than 0s")]
-    Timeout,
+    /// A timeout in which nothing can be answered, or that never ends.
+    #[error("timeout {0:?} is not above 0s and up to {MAX_TIME:?}")]
+    Timeout(Duration),
     /// The name servers gave nothing usable.
     #[error("cannot resolve {hostname:?}: {reason}")]
     Unresolved {
@@ -203,11 +206,11 @@ impl Default for Config {
 }
 
 fn check_times(interval: Duration, timeout: Duration) -> Result<(), DiscoveryError> {
-    if interval < MIN_INTERVAL {
+    if !(MIN_INTERVAL..=MAX_TIME).contains(&interval) {
         return Err(DiscoveryError::Interval(interval));
     }
-    if timeout.is_zero() {
-        return Err(DiscoveryError::Timeout);
+    if timeout.is_zero() || timeout > MAX_TIME {
+        return Err(DiscoveryError::Timeout(timeout));
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ impl Default for Paths {
 pub(super) struct System {
     paths: Paths,
     timeout: Duration,
-    /// What `resolv.conf` held when it was last taken over.
+    /// What `resolv.conf` held when it was last looked at, usable or not.
     resolv_conf: Option<Vec<u8>>,
     servers: Vec<TokioResolver>,
     search: Vec<Name>,
@@ -88,7 +88,7 @@ impl System {
             return;
         }
         match parse_resolv_conf(&text).and_then(|(config, options)| self.take_over(&config, options.ndots)) {
-            Ok(()) => self.resolv_conf = Some(text),
+            Ok(()) => tracing::debug!(servers = self.servers.len(), "resolv.conf taken over"),
             Err(error) if self.servers.is_empty() => {
                 tracing::debug!(%error, "no usable resolv.conf; asking the name server on this machine");
                 let local = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -99,6 +99,7 @@ impl System {
             }
             Err(error) => tracing::debug!(%error, "no usable resolv.conf; the last good one stays in force"),
         }
+        self.resolv_conf = Some(text);
     }
 
     fn take_over(&mut self, config: &ResolverConfig, ndots: usize) -> Result<(), NetError> {

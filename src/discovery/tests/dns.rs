@@ -56,7 +56,7 @@ async fn another_order_of_the_same_records_is_no_change() {
 async fn fault_14_15_no_bad_answer_changes_the_set_and_the_next_good_one_does() {
     let machine = Machine::start().await;
     let unknown = Say::Code(hickory_resolver::proto::op::ResponseCode::NotImp);
-    let strangers = Say::Strangers(vec!["10.6.6.6".parse().unwrap()]);
+    let strangers = Say::Mixed(vec![], vec!["10.6.6.6".parse().unwrap()]);
     for bad in [NXDOMAIN, Say::NoData, SERVFAIL, REFUSED, unknown, strangers] {
         machine.server.v4(NAME, addresses(&["10.0.0.1"]));
         let mut dns = dns(&machine, NAME, IpFamily::Auto);
@@ -178,6 +178,8 @@ async fn fault_20_what_cannot_be_dialled_or_was_not_asked_for_is_no_backend() {
     machine.server.v4(NAME, addresses(&["0.0.0.0", "10.0.0.1", "224.0.0.1", "255.255.255.255"]));
     let mut dns = dns(&machine, NAME, IpFamily::Auto);
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+    machine.server.v4(NAME, Say::Mixed(vec!["10.0.0.2".parse().unwrap()], vec!["10.6.6.6".parse().unwrap()]));
+    assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"));
     machine.server.v4(NAME, addresses(&["0.0.0.0"]));
     assert_eq!(poll(&mut dns).await, None, "nothing usable is as good as nothing");
     assert!(dns.is_failing());

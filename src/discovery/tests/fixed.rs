@@ -83,7 +83,10 @@ fn what_cannot_be_a_pool_is_refused_with_its_reason() {
     assert!(config(port, interval, timeout).check().is_ok());
     assert!(matches!(config(0, interval, timeout).check(), Err(DiscoveryError::Port)));
     assert!(matches!(config(port, zero, timeout).check(), Err(DiscoveryError::Interval(_))));
-    assert!(matches!(config(port, interval, zero).check(), Err(DiscoveryError::Timeout)));
+    assert!(matches!(config(port, interval, zero).check(), Err(DiscoveryError::Timeout(_))));
+    let ever = std::time::Duration::MAX;
+    assert!(matches!(config(port, ever, timeout).check(), Err(DiscoveryError::Interval(_))));
+    assert!(matches!(config(port, interval, ever).check(), Err(DiscoveryError::Timeout(_))));
     let many = (0..=65_535).map(|n| format!("10.{}.{}.{}", n / 65_536, n / 256 % 256, n % 256));
     assert!(matches!(Config::fixed(many.clone()).check(), Err(DiscoveryError::TooManyHostnames { count: 65_536 })));
     assert!(Config::fixed(many.skip(1)).check().is_ok());

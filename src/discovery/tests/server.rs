@@ -33,8 +33,8 @@ pub(super) enum Say {
     Silence,
     /// One record and the bit over UDP, all of them over TCP.
     OverTcp(Vec<IpAddr>),
-    /// Records, but of another name than was asked for.
-    Strangers(Vec<IpAddr>),
+    /// Records of the name that was asked for, and of another one.
+    Mixed(Vec<IpAddr>, Vec<IpAddr>),
 }
 
 pub(super) const NXDOMAIN: Say = Say::Code(ResponseCode::NXDomain);
@@ -196,8 +196,9 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
             message.metadata.truncation = true;
             message.add_answers(records(&name, &ips[..1], 5));
         }
-        Say::Strangers(ips) => {
-            message.add_answers(records(&"stranger.test.".parse().unwrap(), &ips, 5));
+        Say::Mixed(own, strange) => {
+            message.add_answers(records(&name, &own, 5));
+            message.add_answers(records(&"stranger.test.".parse().unwrap(), &strange, 5));
         }
     }
     Some(message.to_vec().unwrap())
