@@ -1,4 +1,4 @@
-//! Discovery's metrics: names, and handles that are resolved once a pool.
+//! Discovery's metrics: handles that are resolved once a pool.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,15 +8,9 @@ use super::{
     Config,
     answer::{Answer, Answers},
 };
-
-/// When a pool's resolver last got a good answer, in seconds since 1970; label `pool`.
-pub const DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS: &str = "spanring_discovery_last_success_timestamp_seconds";
-
-/// Questions answered or not; labels `pool`, `family` (ipv4, ipv6, static) and `result`.
-pub const DISCOVERY_LOOKUPS_TOTAL: &str = "spanring_discovery_lookups_total";
-
-/// Backends that discovery reports now; label `pool`.
-pub const DISCOVERY_ENDPOINTS: &str = "spanring_discovery_endpoints";
+use crate::telemetry::metrics::{
+    DISCOVERY_ENDPOINTS, DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS, DISCOVERY_LOOKUPS_TOTAL,
+};
 
 /// The handles of one pool.
 #[derive(Debug)]

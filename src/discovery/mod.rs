@@ -11,7 +11,7 @@ mod answer;
 mod dns;
 mod fixed;
 mod known;
-pub mod metrics;
+mod metrics;
 mod system;
 mod trouble;
 
