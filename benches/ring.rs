@@ -1,6 +1,8 @@
 //! The ring's costs: `cargo bench --bench ring`; and its quality at every size from 2 to 200 backends:
 //! `cargo bench --bench ring -- --quality [ipv4|name|ipv6]`, which ends non-zero when a goal is missed.
 
+#![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a bench may end with a panic")]
+
 use std::{
     collections::BTreeSet,
     io::{self, Write},

@@ -154,6 +154,11 @@ mod tests {
         table.expect("a table was waited for")
     }
 
+    /// The paused clock moves only once nothing else can, blocking threads included.
+    async fn settle() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+
     #[tokio::test]
     async fn tables_follow_discovery_and_end_with_the_process() {
         let tasks = Tasks::new();
@@ -180,18 +185,19 @@ mod tests {
         tasks.wait().await;
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn neither_an_empty_nor_an_unplaceable_set_replaces_a_table() {
         let tasks = Tasks::new();
         let (discovery, receiver) = watch::channel(endpoints(&["a", "b"]));
         let mut tables = start("tail", ring::Config::default(), receiver, &tasks);
         published(&mut tables, 1).await;
         discovery.send_replace(endpoints(&[]));
-        tokio::task::yield_now().await;
+        settle().await;
         let mut weightless = endpoints(&["a", "c"]).expect("there are some").to_vec();
         weightless[0].weight = 0;
         discovery.send_replace(Some(weightless.into()));
-        tokio::task::yield_now().await;
+        settle().await;
+        assert_eq!(tables.borrow().as_ref().map(|table| table.generation), Some(1));
         discovery.send_replace(endpoints(&["a", "b", "d"]));
         let table = published(&mut tables, 2).await;
         assert_eq!((table.generation, table.backends().len()), (2, 3));
