@@ -16,8 +16,10 @@ pub mod ring;
 pub mod split;
 // Side rooms.
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod discovery;
 pub mod membership;
+pub mod signals;
 pub mod telemetry;
 pub mod tools;

@@ -90,8 +90,10 @@ impl Answer {
 }
 
 fn index(_: &State, _: Option<&str>) -> Answer {
-    let rows: String =
-        ROUTES.iter().map(|Route { path, about, .. }| format!("<li><a href=\"{path}\">{path}</a>: {about}</li>\n")).collect();
+    let rows: String = ROUTES
+        .iter()
+        .map(|Route { path, about, .. }| format!("<li><a href=\"{path}\">{path}</a>: {about}</li>\n"))
+        .collect();
     let version = env!("CARGO_PKG_VERSION");
     let body = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>spanring</title></head>\n\
@@ -111,7 +113,8 @@ fn livez(_: &State, _: Option<&str>) -> Answer {
 fn readyz(state: &State, query: Option<&str>) -> Answer {
     let conditions = state.readiness.conditions();
     let ready = conditions.iter().all(|condition| condition.unmet.is_none());
-    let verbose = query.is_some_and(|query| query.split('&').any(|word| word == "verbose" || word.starts_with("verbose=")));
+    let verbose =
+        query.is_some_and(|query| query.split('&').any(|word| word == "verbose" || word.starts_with("verbose=")));
     let mut body = String::from(if ready { "ready\n" } else { "not ready\n" });
     for Condition { name, unmet } in &conditions {
         match unmet {

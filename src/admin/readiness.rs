@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use tokio::sync::watch;
+
 /// What a condition says: nothing when it is met, else why it is not.
 type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
@@ -16,7 +18,13 @@ type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
 /// Never among them: the backends' health. A proxy that is taken out of service because its backends fail moves the
 /// load to others that have the same backends.
 #[derive(Clone, Default)]
-pub struct Readiness(Arc<RwLock<Vec<(String, Check)>>>);
+pub struct Readiness(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    conditions: RwLock<Vec<(String, Check)>>,
+    draining: AtomicBool,
+}
 
 /// A condition at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +47,7 @@ impl Readiness {
 
     /// Adds a condition; `check` answers why it is not met, and must neither wait nor read a file.
     pub fn require(&self, name: impl Into<String>, check: impl Fn() -> Option<String> + Send + Sync + 'static) {
-        let mut conditions = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut conditions = self.0.conditions.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         conditions.push((name.into(), Box::new(check)));
     }
 
@@ -51,9 +59,23 @@ impl Readiness {
         flag
     }
 
+    /// Adds the condition that a pool has a table; what the channel holds is not looked at.
+    pub fn require_table<T: Send + Sync + 'static>(&self, pool: &str, tables: watch::Receiver<Option<T>>) {
+        self.require(format!("pool {pool}"), move || {
+            tables.borrow().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
+        });
+    }
+
+    /// Not ready any more, for good.
+    pub fn drain(&self) {
+        if !self.0.draining.swap(true, Ordering::AcqRel) {
+            self.require("draining", || Some("the process is ending".to_owned()));
+        }
+    }
+
     /// Every condition, as it is now.
     pub fn conditions(&self) -> Vec<Condition> {
-        let conditions = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let conditions = self.0.conditions.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         conditions.iter().map(|(name, check)| Condition { name: name.clone(), unmet: check() }).collect()
     }
 

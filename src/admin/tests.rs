@@ -5,7 +5,8 @@ use http_body_util::BodyExt;
 use super::*;
 
 fn with_state<T>(body: impl FnOnce(&State) -> T) -> T {
-    Recorder::scoped(|recorder| body(&State { recorder: recorder.clone(), readiness: Readiness::new() })).expect("a recorder")
+    Recorder::scoped(|recorder| body(&State { recorder: recorder.clone(), readiness: Readiness::new() }))
+        .expect("a recorder")
 }
 
 fn ask(state: &State, method: Method, uri: &str) -> (Response<()>, String) {
@@ -46,19 +47,25 @@ fn metrics_are_in_prometheus_text_format() {
 fn readiness_says_what_is_missing() {
     with_state(|state| {
         let listeners = state.readiness.flag("listeners", "not bound yet");
-        let table = state.readiness.flag("pool tail", "no backends yet: discovery has not answered");
+        let (publish, tables) = tokio::sync::watch::channel(None);
+        state.readiness.require_table("tail", tables);
         let expected = "not ready\n[-] listeners: not bound yet\n\
                         [-] pool tail: no backends yet: discovery has not answered\n";
         assert_eq!(get(state, "/readyz"), (503, expected.to_owned()));
         listeners.set();
         let expected = "not ready\n[+] listeners: ok\n[-] pool tail: no backends yet: discovery has not answered\n";
         assert_eq!(get(state, "/readyz?verbose"), (503, expected.to_owned()));
-        table.set();
+        publish.send_replace(Some(()));
         assert_eq!(get(state, "/readyz"), (200, "ready\n".to_owned()));
         assert_eq!(get(state, "/readyz?verbose=1"), (200, "ready\n[+] listeners: ok\n[+] pool tail: ok\n".to_owned()));
         listeners.clear();
-        assert_eq!(get(state, "/livez"), (200, "alive\n".to_owned()));
         assert_eq!(get(state, "/readyz").0, 503);
+        listeners.set();
+        state.readiness.drain();
+        state.readiness.drain();
+        assert_eq!(get(state, "/livez"), (200, "alive\n".to_owned()));
+        assert_eq!(get(state, "/readyz"), (503, "not ready\n[-] draining: the process is ending\n".to_owned()));
+        assert!(!state.readiness.is_ready());
     });
 }
 
@@ -67,7 +74,10 @@ fn pages_are_only_read() {
     with_state(|state| {
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
             let (head, _) = ask(state, method, "/metrics");
-            assert_eq!((head.status().as_u16(), &head.headers()[header::ALLOW]), (405, &HeaderValue::from_static("GET, HEAD")));
+            assert_eq!(
+                (head.status().as_u16(), &head.headers()[header::ALLOW]),
+                (405, &HeaderValue::from_static("GET, HEAD"))
+            );
         }
         let (head, body) = ask(state, Method::HEAD, "/livez");
         assert_eq!((head.status().as_u16(), body.as_str()), (200, ""));

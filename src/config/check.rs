@@ -8,8 +8,9 @@ use std::{
 };
 
 use super::{
-    Config, ConfigError, PoolConfig, RouteConfig, de, memory, rooms,
+    Config, ConfigError, PoolConfig, RouteConfig, de,
     layout::{Codec, Layout, Pool, Route, RoutingKey, SignalName},
+    memory, rooms,
     tree::Step,
     values::{HostPort, MIB, WorkerThreads},
 };
@@ -18,7 +19,7 @@ use crate::{admin, otlp::Signal};
 /// Bound on messages in MiB: lengths in gRPC's prefix and in protobuf end at 2 GiB.
 const MAX_MESSAGE_MIB: usize = 2047;
 
-/// The shortest interval between look-ups: below it a resolver is asked, not watched.
+/// The shortest interval between look-ups, as discovery has it: below it name servers are flooded.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Bound on connections and shards, of which every backend gets some: a slip of the finger is not to open thousands.
@@ -31,22 +32,32 @@ pub(super) fn check(layout: &Layout, root: &Path) -> Result<Config, Vec<ConfigEr
     let pools = check.pools(layout);
     let routes = check.routes(layout);
     let memory_limit = check.memory(layout, root);
-    let grpc = check.address(&["receivers", "otlp", "protocols", "grpc", "endpoint"], &layout.receivers.otlp.protocols.grpc.endpoint);
+    let grpc = check.address(
+        &["receivers", "otlp", "protocols", "grpc", "endpoint"],
+        &layout.receivers.otlp.protocols.grpc.endpoint,
+    );
     let admin = check.address(&["admin", "endpoint"], &layout.admin.endpoint);
-    if let (true, Some(grpc), Some(admin), Some(memory_limit)) = (check.problems.is_empty(), grpc, admin, memory_limit) {
+    if let (true, Some(grpc), Some(admin), Some(memory_limit)) = (check.problems.is_empty(), grpc, admin, memory_limit)
+    {
         let mut config = Config {
             receive: rooms::receive(layout, grpc),
             pipeline: rooms::pipeline(layout),
             pools,
             routes,
-            admin: admin::Config { endpoint: admin },
+            admin: Some(admin::Config { endpoint: admin }),
             memory_limit,
             worker_threads: worker_threads(layout.worker_threads),
             shutdown: rooms::Shutdown { delay: layout.shutdown.delay.0, timeout: layout.shutdown.timeout.0 },
-            logs: layout.telemetry.logs.clone(),
+            logs: layout.telemetry.logs,
             warnings: Vec::new(),
         };
         fit_messages_to_memory(&mut config);
+        let ages = &layout.receivers.otlp.protocols.grpc.keepalive.server_parameters;
+        if !ages.max_connection_age.0.is_zero() {
+            config
+                .warnings
+                .push("max_connection_age has no effect in this version: connections are not aged yet".into());
+        }
         return Ok(config);
     }
     Err(check.problems)
@@ -180,14 +191,20 @@ impl Check {
         if pool.sending_queue.queue_size.0 < pool.max_request_size_mib.saturating_mul(MIB) {
             self.complain(
                 &["pools", name, "sending_queue", "queue_size"],
-                format!("{} is less than one call may hold (max_request_size_mib: {})", pool.sending_queue.queue_size, pool.max_request_size_mib),
+                format!(
+                    "{} is less than one call may hold (max_request_size_mib: {})",
+                    pool.sending_queue.queue_size, pool.max_request_size_mib
+                ),
             );
         }
         let path = |key| ["pools", name, "retry_on_failure", key];
         let retry = &pool.retry_on_failure;
         self.positive(&path("initial_interval"), retry.initial_interval.0);
         if retry.max_interval < retry.initial_interval {
-            self.complain(&path("max_interval"), format!("{} is less than initial_interval, {}", retry.max_interval, retry.initial_interval));
+            self.complain(
+                &path("max_interval"),
+                format!("{} is less than initial_interval, {}", retry.max_interval, retry.initial_interval),
+            );
         }
         self.within(&path("multiplier"), retry.multiplier, 1.0, 10.0);
         self.within(&path("randomization_factor"), retry.randomization_factor, 0.0, 1.0);
@@ -204,7 +221,10 @@ impl Check {
         match (&pool.resolver.r#static, &pool.resolver.dns) {
             (Some(list), None) => {
                 if list.hostnames.is_empty() {
-                    self.complain(&path("static", "hostnames"), "names no backend; write hostnames: [\"collector-0:4317\"]");
+                    self.complain(
+                        &path("static", "hostnames"),
+                        "names no backend; write hostnames: [\"collector-0:4317\"]",
+                    );
                 }
                 let mut seen = BTreeSet::new();
                 for backend in list.hostnames.iter().filter(|backend| !seen.insert(*backend)) {
@@ -217,7 +237,10 @@ impl Check {
                 if dns.hostname.is_empty() {
                     self.complain(&path("dns", "hostname"), "is missing; write hostname: collectors.example");
                 } else if dns.hostname.contains([':', '/', ' ']) {
-                    self.complain(&path("dns", "hostname"), format!("\"{}\" is no name; the port goes to port", dns.hostname));
+                    self.complain(
+                        &path("dns", "hostname"),
+                        format!("\"{}\" is no name; the port goes to port", dns.hostname),
+                    );
                 }
                 self.within(&path("dns", "port"), dns.port, 1, u16::MAX);
                 self.interval(&path("dns", "interval"), dns.interval.0);
@@ -232,7 +255,10 @@ impl Check {
 
     fn routes(&mut self, layout: &Layout) -> Vec<RouteConfig> {
         if layout.routes.is_empty() {
-            self.complain(&["routes"], "there is none; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]");
+            self.complain(
+                &["routes"],
+                "there is none; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]",
+            );
         }
         let mut routed = BTreeSet::new();
         layout.routes.iter().enumerate().map(|(index, route)| self.route(layout, index, route, &mut routed)).collect()
@@ -244,10 +270,11 @@ impl Check {
             self.complain(&["routes", &index, "routing_key"], "is not supported yet; trace_id is");
         }
         let known: Vec<&str> = layout.pools.keys().map(String::as_str).collect();
-        let pool = known.iter().position(|name| *name == route.pool).unwrap_or_else(|| {
+        if route.pool.is_empty() {
+            self.complain(&["routes", &index], format!("\"pool\" is missing; known pools: {}", known.join(", ")));
+        } else if !layout.pools.contains_key(&route.pool) {
             self.complain(&["routes", &index, "pool"], de::unknown("pool", &route.pool, &known));
-            0
-        });
+        }
         if route.signals.is_empty() {
             self.complain(&["routes", &index, "signals"], "names none; write signals: [traces]");
         }
@@ -267,6 +294,6 @@ impl Check {
                 self.complain(&["routes", &index, "signals"], format!("{} are routed already", signal.as_str()));
             }
         }
-        RouteConfig { signals, pool }
+        RouteConfig { signals, pool: route.pool.clone() }
     }
 }

@@ -14,7 +14,16 @@ const SUGGEST_ABOVE: f64 = 0.75;
 
 /// Keys that are planned; whoever writes one has read of it and is to learn that it is not there yet.
 const NOT_YET: [&str; 11] = [
-    "http", "tls", "handoff", "kubernetes", "k8s", "health_check", "headers", "include_metadata", "health", "srv",
+    "http",
+    "tls",
+    "handoff",
+    "kubernetes",
+    "k8s",
+    "health_check",
+    "headers",
+    "include_metadata",
+    "health",
+    "srv",
     "protocol",
 ];
 
@@ -135,7 +144,7 @@ impl<'de> NodeDeserializer<'de> {
         }
     }
 
-    fn as_text<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+    fn text<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         let at = self.0.place;
         match &self.0.value {
             Value::Expanded(text, _) => visitor.visit_str(text),
@@ -145,9 +154,11 @@ impl<'de> NodeDeserializer<'de> {
     }
 
     /// An empty section (`grpc:`) holds its defaults, as in the Collector.
-    fn as_section<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+    fn section<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         match &self.0.value {
             Value::Null => visitor.visit_map(Entries { rest: [].iter(), current: None }),
+            // Serde's structs take lists too, field by field.
+            Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
             other => Self::visit(other, visitor),
         }
         .map_err(|error| error.at(self.0.place))
@@ -170,11 +181,11 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
-        self.as_text(visitor)
+        self.text(visitor)
     }
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
-        self.as_text(visitor)
+        self.text(visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -197,11 +208,11 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
         _fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ConfigError> {
-        self.as_section(visitor)
+        self.section(visitor)
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
-        self.as_section(visitor)
+        self.section(visitor)
     }
 
     serde::forward_to_deserialize_any! {

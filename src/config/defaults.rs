@@ -13,10 +13,7 @@ use super::{
 
 impl Default for Otlp {
     fn default() -> Self {
-        Self {
-            protocols: Protocols::default(),
-            deadline: GoDuration(rooms::receive::GrpcConfig::default().deadline),
-        }
+        Self { protocols: Protocols::default(), deadline: GoDuration(rooms::receive::GrpcConfig::default().deadline) }
     }
 }
 

@@ -82,8 +82,8 @@ fn expand_text(text: &str, lookup: Lookup<'_>, depth: usize) -> Result<Expansion
             out.push('$');
             rest = after;
         } else if let Some(after) = after.strip_prefix('{') {
-            let (reference, after) =
-                split_at_closing(after).ok_or_else(|| format!("\"{text}\" has a ${{ without its }}; write $$ for a dollar"))?;
+            let (reference, after) = split_at_closing(after)
+                .ok_or_else(|| format!("\"{text}\" has a ${{ without its }}; write $$ for a dollar"))?;
             out.push_str(&value_of(reference, lookup, depth)?);
             references += 1;
             rest = after;
@@ -125,18 +125,21 @@ fn value_of(reference: &str, lookup: Lookup<'_>, depth: usize) -> Result<String,
         Some((scheme, _)) => return Err(format!("\"${{{scheme}:…}}\" is not known; write ${{env:NAME}}")),
         None => name,
     };
-    let is_name = name.bytes().enumerate().all(|(i, b)| b == b'_' || b.is_ascii_alphabetic() || i > 0 && b.is_ascii_digit());
+    let is_name =
+        name.bytes().enumerate().all(|(i, b)| b == b'_' || b.is_ascii_alphabetic() || i > 0 && b.is_ascii_digit());
     if name.is_empty() || !is_name {
-        return Err(format!("\"{name}\" is no name of an environment variable; write ${{env:NAME}}, or $$ for a dollar"));
+        return Err(format!(
+            "\"{name}\" is no name of an environment variable; write ${{env:NAME}}, or $$ for a dollar"
+        ));
     }
     match (lookup(name), default) {
         (Some(value), _) => Ok(value),
         (None, Some(default)) => expand_text(default, lookup, depth + 1).map(|expansion| match expansion {
             Expansion::Whole(text) | Expansion::Text(text) => text,
         }),
-        (None, None) => Err(format!(
-            "environment variable {name} is not set; set it, or give a default: ${{env:{name}:-default}}"
-        )),
+        (None, None) => {
+            Err(format!("environment variable {name} is not set; set it, or give a default: ${{env:{name}:-default}}"))
+        }
     }
 }
 

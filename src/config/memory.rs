@@ -74,8 +74,11 @@ mod tests {
 
     #[test]
     fn a_container_sees_its_own_group_at_the_root() {
-        let root =
-            tree(&[MEMINFO, ("proc/self/cgroup", "0::/../../host/path\n"), ("sys/fs/cgroup/memory.max", "134217728\n")]);
+        let root = tree(&[
+            MEMINFO,
+            ("proc/self/cgroup", "0::/../../host/path\n"),
+            ("sys/fs/cgroup/memory.max", "134217728\n"),
+        ]);
         assert_eq!(available(root.path()), Some(134_217_728));
     }
 
@@ -100,6 +103,9 @@ mod tests {
     #[test]
     fn nothing_known_is_said_to_be_unknown() {
         assert_eq!(available(tree(&[]).path()), None);
-        assert_eq!(available(tree(&[("proc/meminfo", "MemTotal: lots\n"), ("proc/self/cgroup", "::\nx\n")]).path()), None);
+        assert_eq!(
+            available(tree(&[("proc/meminfo", "MemTotal: lots\n"), ("proc/self/cgroup", "::\nx\n")]).path()),
+            None
+        );
     }
 }

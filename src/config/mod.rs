@@ -44,8 +44,8 @@ pub struct Config {
     pub pools: Vec<PoolConfig>,
     /// Which signals go where. A signal stands in one route at most.
     pub routes: Vec<RouteConfig>,
-    /// Where metrics and probes are served.
-    pub admin: admin::Config,
+    /// Where metrics and probes are served, if they are.
+    pub admin: Option<admin::Config>,
     /// Bytes that requests may hold in memory.
     pub memory_limit: usize,
     /// Threads of the runtime.
@@ -76,8 +76,8 @@ pub struct PoolConfig {
 pub struct RouteConfig {
     /// What takes it.
     pub signals: Vec<Signal>,
-    /// Where it leads: an index into [`Config::pools`].
-    pub pool: usize,
+    /// Where it leads: the name of one of [`Config::pools`].
+    pub pool: String,
 }
 
 /// A complaint about one value.
@@ -158,11 +158,8 @@ impl Draft {
         };
         let route = Route { signals: vec![SignalName::Traces], pool: COMMAND_LINE_POOL.into(), ..Route::default() };
         let pool = Pool { resolver, ..Pool::default() };
-        let layout = Layout {
-            pools: [(COMMAND_LINE_POOL.to_owned(), pool)].into(),
-            routes: vec![route],
-            ..Layout::default()
-        };
+        let layout =
+            Layout { pools: [(COMMAND_LINE_POOL.to_owned(), pool)].into(), routes: vec![route], ..Layout::default() };
         Self { name: "command line".into(), tree: None, layout }
     }
 

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::layout::{AddressFamily, Codec, InvalidIds, Layout, Pool, Resolver};
-use super::values::{GoDuration, MIB};
+use super::values::MIB;
 
 /// Settings of the receivers.
 pub mod receive {
@@ -14,10 +14,16 @@ pub mod receive {
     };
 
     /// Which protocols are served.
-    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Config {
         /// OTLP/gRPC.
         pub grpc: Option<GrpcConfig>,
+    }
+
+    impl Default for Config {
+        fn default() -> Self {
+            Self { grpc: Some(GrpcConfig::default()) }
+        }
     }
 
     /// OTLP/gRPC.
@@ -37,10 +43,6 @@ pub mod receive {
         pub max_connections: usize,
         /// When a request without a nearer deadline of its own is to be answered.
         pub deadline: Duration,
-        /// Age at which a connection is told to go.
-        pub max_connection_age: Option<Duration>,
-        /// How long it then has.
-        pub max_connection_age_grace: Option<Duration>,
     }
 
     impl Default for GrpcConfig {
@@ -53,8 +55,6 @@ pub mod receive {
                 header_timeout: Duration::from_secs(10),
                 max_connections: 10_000,
                 deadline: Duration::from_secs(8),
-                max_connection_age: None,
-                max_connection_age_grace: None,
             }
         }
     }
@@ -167,8 +167,8 @@ pub mod dispatch {
     }
 
     /// How failed parts are tried again.
-    #[derive(Clone, Debug, PartialEq)]
-    pub struct Retry {
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct RetryConfig {
         /// The first wait.
         pub initial_interval: Duration,
         /// The longest wait.
@@ -201,7 +201,7 @@ pub mod dispatch {
         /// Wait at which a further place opens.
         pub open_place_after: Duration,
         /// How failed parts are tried again.
-        pub retry: Retry,
+        pub retry: RetryConfig,
     }
 
     impl Default for Config {
@@ -216,7 +216,7 @@ pub mod dispatch {
                 places: 8,
                 open_place_bytes: 64 << 10,
                 open_place_after: Duration::from_millis(2),
-                retry: Retry {
+                retry: RetryConfig {
                     initial_interval: Duration::from_millis(50),
                     max_interval: Duration::from_secs(1),
                     multiplier: 1.5,
@@ -246,7 +246,6 @@ impl Default for Shutdown {
 pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config {
     let otlp = &layout.receivers.otlp;
     let grpc = &otlp.protocols.grpc;
-    let server = &grpc.keepalive.server_parameters;
     receive::Config {
         grpc: Some(receive::GrpcConfig {
             endpoint,
@@ -256,8 +255,6 @@ pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config 
             header_timeout: grpc.read_header_timeout.0,
             max_connections: grpc.max_connections,
             deadline: otlp.deadline.0,
-            max_connection_age: unless_zero(server.max_connection_age),
-            max_connection_age_grace: unless_zero(server.max_connection_age_grace),
         }),
     }
 }
@@ -314,7 +311,7 @@ pub(super) fn dispatch(pool: &Pool) -> dispatch::Config {
         shards: pool.shards,
         max_request_size: pool.max_request_size_mib.saturating_mul(MIB),
         queue_size: pool.sending_queue.queue_size.0,
-        retry: dispatch::Retry {
+        retry: dispatch::RetryConfig {
             initial_interval: pool.retry_on_failure.initial_interval.0,
             max_interval: pool.retry_on_failure.max_interval.0,
             multiplier: pool.retry_on_failure.multiplier,
@@ -322,8 +319,4 @@ pub(super) fn dispatch(pool: &Pool) -> dispatch::Config {
         },
         ..dispatch::Config::default()
     }
-}
-
-fn unless_zero(duration: GoDuration) -> Option<Duration> {
-    (!duration.0.is_zero()).then_some(duration.0)
 }

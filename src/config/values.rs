@@ -15,8 +15,15 @@ const DURATION_UNITS: [(&str, f64); 8] =
     [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("μs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
 
 /// Units of sizes, with their bytes.
-const SIZE_UNITS: [(&str, usize); 7] =
-    [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000), ("B", 1)];
+const SIZE_UNITS: [(&str, usize); 7] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("B", 1),
+];
 
 /// A duration in Go's spelling: `1m30s`, `200ms`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,8 +107,10 @@ impl FromStr for GoDuration {
             let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
             let (number, after) = rest.split_at(digits);
             let number: f64 = number.parse().map_err(|_| bad())?;
-            let (unit, after) =
-                DURATION_UNITS.iter().find_map(|(name, unit)| Some((unit, after.strip_prefix(name)?))).ok_or_else(bad)?;
+            let (unit, after) = DURATION_UNITS
+                .iter()
+                .find_map(|(name, unit)| Some((unit, after.strip_prefix(name)?)))
+                .ok_or_else(bad)?;
             nanos += number * unit;
             rest = after;
         }
@@ -128,9 +137,14 @@ impl fmt::Display for GoDuration {
             return f.write_str("0s");
         }
         let mut rest = nanos;
-        for (unit, size) in
-            [("h", 3_600_000_000_000), ("m", 60_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000), ("ns", 1)]
-        {
+        for (unit, size) in [
+            ("h", 3_600_000_000_000),
+            ("m", 60_000_000_000),
+            ("s", 1_000_000_000),
+            ("ms", 1_000_000),
+            ("us", 1_000),
+            ("ns", 1),
+        ] {
             let count = rest / size;
             rest %= size;
             if count > 0 {
@@ -145,10 +159,8 @@ impl FromStr for ByteSize {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let (number, unit) = SIZE_UNITS
-            .iter()
-            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
-            .unwrap_or((text, 1));
+        let (number, unit) =
+            SIZE_UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text, 1));
         let number: Option<usize> = number.trim_end().parse().ok();
         number.and_then(|number| number.checked_mul(unit)).map(Self).ok_or_else(|| ValueError::Size(text.to_owned()))
     }

@@ -1,5 +1,4 @@
 use std::{
-    fmt::Write as _,
     fs,
     sync::OnceLock,
     time::{SystemTime, UNIX_EPOCH},
@@ -16,9 +15,14 @@ pub(super) fn write(out: &mut String) {
     for metric in ALL.iter().filter(|metric| metric.name.starts_with("process_")) {
         if let Some(value) = observe(metric) {
             let Metric { name, kind, help, .. } = metric;
-            // Writing to a string does not fail.
-            let _: Result<(), std::fmt::Error> =
-                write!(out, "# HELP {name} {help}\n# TYPE {name} {}\n{name} {value}\n\n", kind.as_str());
+            let kind = kind.as_str();
+            out.push_str(&format!(
+                "# HELP {name} {help}
+# TYPE {name} {kind}
+{name} {value}
+
+"
+            ));
         }
     }
 }

@@ -1,6 +1,9 @@
 //! The recorder behind `/metrics`: one for the process, installed before any room takes a handle.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,7 +14,8 @@ use crate::lifecycle::Tasks;
 /// Seconds. A lone request takes the backend's time and about a millisecond, a loaded one tens of them; deadlines are 5 s
 /// (an attempt), 8 s (a request) and 10 s (SDKs), so there is an edge at each. Below half a millisecond nothing is told
 /// apart on a network.
-const DURATION_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 8.0, 10.0];
+const DURATION_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 8.0, 10.0];
 
 /// Parts in a call: 1 is a call that was not merged; doublings above it.
 const PARTS_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
@@ -29,18 +33,23 @@ pub enum RecorderError {
     /// The buckets are wrong.
     #[error("cannot build the metrics recorder: {0}")]
     Build(#[from] BuildError),
-    /// There is one already.
-    #[error("cannot install the metrics recorder: there is one already")]
-    Installed,
+    /// The process has one that is not ours.
+    #[error("cannot install the metrics recorder: there is another already")]
+    Foreign,
 }
 
 impl Recorder {
-    /// Makes the recorder of the whole process. Once.
+    /// The recorder of the whole process: made at the first call, the same at every other.
     pub fn install() -> Result<Self, RecorderError> {
+        static INSTALLED: Mutex<Option<Recorder>> = Mutex::new(None);
+        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recorder) = &*installed {
+            return Ok(recorder.clone());
+        }
         let recorder = build()?;
         let handle = recorder.handle();
-        metrics::set_global_recorder(recorder).map_err(|_| RecorderError::Installed)?;
-        Ok(Self::describe(handle))
+        metrics::set_global_recorder(recorder).map_err(|_| RecorderError::Foreign)?;
+        Ok(installed.insert(Self::describe(handle)).clone())
     }
 
     /// Runs `body` with a recorder of its own, for this thread alone: what a test needs.
@@ -117,7 +126,10 @@ mod tests {
             assert!(text.contains(&format!("# HELP {} {}\n", metric.name, metric.help)), "{}", metric.name);
             assert!(text.contains(&format!("# TYPE {} {}\n", metric.name, metric.kind.as_str())), "{}", metric.name);
         }
-        assert!(text.contains("spanring_receiver_request_duration_seconds_bucket{signal=\"x\",le=\"0.005\"} 1\n"), "{text}");
+        assert!(
+            text.contains("spanring_receiver_request_duration_seconds_bucket{signal=\"x\",le=\"0.005\"} 1\n"),
+            "{text}"
+        );
         assert!(text.contains("spanring_dispatch_call_parts_bucket{pool=\"x\",le=\"256\"} 1\n"), "{text}");
     }
 

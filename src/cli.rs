@@ -1,0 +1,205 @@
+//! The command line: what can be asked of the binary, and how it answers with an exit code.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand};
+
+use crate::{
+    config::{Backends, Draft, LoadError, values::HostPort},
+    telemetry::logs::{Encoding, Level},
+};
+
+/// Ended as it should: drained after a signal, or did what was asked.
+pub const EXIT_OK: u8 = 0;
+/// Failed while running: a port is taken, a demo's trace was split.
+pub const EXIT_FAILURE: u8 = 1;
+/// Never ran: the command line or the configuration is wrong.
+pub const EXIT_USAGE: u8 = 2;
+
+/// Shown below `--help`; a test parses every line that starts with `spanring`.
+const EXAMPLES: &str = "\
+Examples:
+  spanring demo
+  spanring --config spanring.yaml
+  spanring --backends dns://collectors.observability.svc:4317 --otlp-grpc 0.0.0.0:4317
+  spanring --backends static://10.0.0.1:4317,10.0.0.2:4317 --log-format json
+  spanring validate --config spanring.yaml
+  spanring print-config --backends dns://collectors.test
+
+Exit codes:
+  0    did what was asked; after a signal: drained
+  1    failed while running
+  2    the command line or the configuration is wrong
+  130  SIGINT came a second time: ended at once (143: SIGTERM)";
+
+/// Puts every trace, whole, on one collector: a proxy for OpenTelemetry that cuts batches by trace ID.
+#[derive(Debug, Parser)]
+#[command(
+    name = "spanring",
+    version,
+    about,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What is asked for.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the proxy (also without this word)
+    Run(RunArgs),
+    /// Check a configuration, and run nothing
+    Validate(RunArgs),
+    /// Print a configuration complete: defaults filled in, references replaced
+    PrintConfig(RunArgs),
+    /// Run a counting OTLP backend
+    Sink(stand_in::Args),
+    /// Generate OTLP load
+    Load(stand_in::Args),
+    /// Run backends, proxies and load in one process, and tell how many traces stayed whole
+    Demo(stand_in::Args),
+}
+
+/// Places of the tools until they are here.
+pub mod stand_in {
+    /// No arguments.
+    #[derive(Debug, clap::Args)]
+    pub struct Args {}
+}
+
+/// Where a configuration comes from: a file or `--backends`, and what stands above it.
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("source").args(["config", "backends"]).required(true))]
+pub struct RunArgs {
+    /// Configuration file (YAML)
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Run without a file: static://HOST:PORT,… or dns://NAME[:4317]
+    #[arg(short, long, value_name = "BACKENDS")]
+    backends: Option<Backends>,
+    /// Where OTLP/gRPC comes in [default: 127.0.0.1:4317]
+    #[arg(long, value_name = "ADDR")]
+    otlp_grpc: Option<HostPort>,
+    /// Where metrics and probes are served [default: 127.0.0.1:8888]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<HostPort>,
+    /// How a line of the log looks [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<Encoding>,
+    /// The least level that is logged [default: info]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    log_level: Option<Level>,
+}
+
+impl Cli {
+    /// What is asked for; `run` where no word says it.
+    pub fn into_command(self) -> Command {
+        self.command.unwrap_or(Command::Run(self.run))
+    }
+}
+
+impl RunArgs {
+    /// Reads the file, or takes the backends in its stead, and puts the other flags above it.
+    pub fn draft(self) -> Result<Draft, LoadError> {
+        let mut draft = match (self.config, self.backends) {
+            (Some(path), _) => Draft::read(&path)?,
+            (None, backends) => Draft::of_backends(backends.unwrap_or_else(|| Backends::Static(Vec::new()))),
+        };
+        let layout = &mut draft.layout;
+        override_with(&mut layout.receivers.otlp.protocols.grpc.endpoint, self.otlp_grpc);
+        override_with(&mut layout.admin.endpoint, self.admin);
+        override_with(&mut layout.telemetry.logs.encoding, self.log_format);
+        override_with(&mut layout.telemetry.logs.level, self.log_level);
+        Ok(draft)
+    }
+}
+
+fn override_with<T>(value: &mut T, flag: Option<T>) {
+    if let Some(flag) = flag {
+        *value = flag;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace()).map(Cli::into_command)
+    }
+
+    fn layout(line: &str) -> crate::config::layout::Layout {
+        match parse(line).expect(line) {
+            Command::Run(args) | Command::Validate(args) | Command::PrintConfig(args) => {
+                args.draft().expect(line).layout
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_example_of_the_help_is_understood() {
+        let examples: Vec<&str> = EXAMPLES.lines().map(str::trim).filter(|line| line.starts_with("spanring")).collect();
+        assert_eq!(examples.len(), 6);
+        for line in examples {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn run_is_what_is_asked_for_without_a_word() {
+        let flags = "--backends dns://collectors.test --otlp-grpc [::1]:1 --admin localhost:0 --log-level debug";
+        let bare = layout(&format!("spanring {flags}"));
+        assert_eq!(bare, layout(&format!("spanring run {flags}")));
+        assert_eq!(bare.receivers.otlp.protocols.grpc.endpoint.to_string(), "[::1]:1");
+        assert_eq!(bare.admin.endpoint.to_string(), "localhost:0");
+        assert_eq!(bare.telemetry.logs.level, Level::Debug);
+        let dns = bare.pools["default"].resolver.dns.as_ref().expect("dns");
+        assert_eq!((dns.hostname.as_str(), dns.port), ("collectors.test", 4317));
+    }
+
+    #[test]
+    fn backends_are_taken_as_a_list() {
+        let list = layout("spanring --backends static://a:1,b,[::1]:2").pools["default"].resolver.r#static.clone();
+        let written: Vec<String> = list.expect("a list").hostnames.iter().map(ToString::to_string).collect();
+        assert_eq!(written, ["a:1", "b:4317", "[::1]:2"]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_as_usage() {
+        for line in [
+            "spanring",
+            "spanring run",
+            "spanring --config a.yaml --backends dns://b",
+            "spanring --backends collectors.test",
+            "spanring --backends static://",
+            "spanring --backends dns://",
+            "spanring --backends dns://a --admin :8888",
+            "spanring --backends dns://a --log-format xml",
+            "spanring --backends dns://a demo",
+            "spanring validate",
+            "spanring ringg",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), i32::from(EXIT_USAGE), "{line}");
+        }
+        for line in ["spanring --help", "spanring --version", "spanring run --help"] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), i32::from(EXIT_OK), "{line}");
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! Files as operators write them: what they mean, what is said of bad ones, and what README says of both.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::Value as Json;
+
+use super::{
+    layout::{Layout, SignalName},
+    *,
+};
+
+/// The file of the first page of README, as it must always work.
+const STATIC: &str = r#"receivers:
+  otlp: { protocols: { grpc: { endpoint: 127.0.0.1:14317 } } }
+pools:
+  tail:
+    resolver: { static: { hostnames: ["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"] } }
+    compression: none
+routes:
+  - { signals: [traces], routing_key: trace_id, pool: tail }
+admin: { endpoint: 127.0.0.1:18888 }
+"#;
+
+fn environment(name: &str) -> Option<String> {
+    let value = match name {
+        "PORT" => "5317",
+        "LEVEL" => "debug",
+        "WORD" => "word",
+        _ => return None,
+    };
+    Some(value.to_owned())
+}
+
+fn draft(text: &str) -> Result<Draft, String> {
+    Draft::parse("spanring.yaml", text, &environment).map_err(|error| error.to_string())
+}
+
+fn config(text: &str) -> Result<Config, String> {
+    draft(text)?.check().map_err(|error| error.to_string())
+}
+
+/// The complaint about `STATIC` with one line's text replaced.
+fn complaint(from: &str, to: &str) -> String {
+    assert!(STATIC.contains(from), "{from}");
+    config(&STATIC.replacen(from, to, 1)).expect_err(to)
+}
+
+#[test]
+fn the_static_example_is_a_whole_configuration() {
+    let config = config(STATIC).expect("valid");
+    let grpc = config.receive.grpc.expect("gRPC");
+    assert_eq!(
+        grpc,
+        rooms::receive::GrpcConfig { endpoint: "127.0.0.1:14317".parse().expect("ok"), ..Default::default() }
+    );
+    assert_eq!(config.admin, Some(admin::Config { endpoint: "127.0.0.1:18888".parse().expect("ok") }));
+    assert_eq!(config.routes, [RouteConfig { signals: vec![Signal::Traces], pool: "tail".into() }]);
+    let [pool] = config.pools.as_slice() else { panic!("one pool") };
+    assert_eq!(pool.name, "tail");
+    assert_eq!(pool.dispatch, rooms::dispatch::Config::default());
+    let rooms::discovery::Config::Static { hostnames, .. } = &pool.discovery else { panic!("static") };
+    assert_eq!(hostnames, &["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"]);
+    assert_eq!(config.pipeline, rooms::pipeline::Config::default());
+    assert_eq!(config.shutdown, rooms::Shutdown { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) });
+    assert!(config.memory_limit > 0 && config.worker_threads > 0);
+    assert_eq!(config.logs, logs::Config::default());
+}
+
+#[test]
+fn the_dns_example_is_too() {
+    let text = STATIC.replace(
+        r#"{ static: { hostnames: ["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"] } }"#,
+        "{ dns: { hostname: collectors.test, port: 4317, interval: 5s, timeout: 1s } }",
+    );
+    let config = config(&text).expect("valid");
+    let expected = rooms::discovery::Config::Dns {
+        hostname: "collectors.test".into(),
+        port: 4317,
+        interval: Duration::from_secs(5),
+        timeout: Duration::from_secs(1),
+        ip_family: rooms::discovery::IpFamily::Auto,
+    };
+    assert_eq!(config.pools[0].discovery, expected);
+}
+
+#[test]
+fn every_key_reaches_its_room() {
+    let config = config(EVERYTHING).expect("valid");
+    let grpc = config.receive.grpc.expect("gRPC");
+    assert_eq!(grpc.endpoint, "127.0.0.1:5317".parse().expect("ok"));
+    assert_eq!((grpc.max_recv_msg_size, grpc.max_concurrent_streams), (32 << 20, 50));
+    assert_eq!((grpc.max_header_list_size, grpc.max_connections), (8 << 10, 500));
+    assert_eq!((grpc.header_timeout, grpc.deadline), (Duration::from_secs(3), Duration::from_secs(7)));
+    let pool = config.pools.iter().find(|pool| pool.name == "tail").expect("tail");
+    assert_eq!(pool.dispatch.compression, rooms::dispatch::Compression::Zstd { level: 3 });
+    assert_eq!((pool.dispatch.timeout, pool.dispatch.max_request_size), (Duration::from_secs(4), 8 << 20));
+    assert_eq!((pool.dispatch.connections, pool.dispatch.shards, pool.dispatch.queue_size), (2, 3, 32 << 20));
+    let retry = &pool.dispatch.retry;
+    assert_eq!((retry.initial_interval, retry.max_interval), (Duration::from_millis(20), Duration::from_millis(500)));
+    assert!((retry.multiplier, retry.jitter) == (2.0, 0.25));
+    assert_eq!(config.routes[0].signals, [Signal::Traces, Signal::Logs]);
+    assert_eq!(config.pipeline.invalid_trace_id, rooms::pipeline::InvalidTraceId::Reject);
+    assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
+    assert_eq!(config.shutdown, rooms::Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
+    assert_eq!(config.logs, logs::Config { level: logs::Level::Debug, encoding: logs::Encoding::Json });
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+}
+
+#[test]
+fn what_is_left_out_or_left_empty_has_its_default() {
+    let text = "receivers:\n  otlp:\n    protocols:\n      grpc:\npools:\n  tail:\n    resolver:\n      dns: { hostname: c }\n\
+                routes:\n  - signals: [traces]\n    pool: tail\nadmin:\n";
+    let config = config(text).expect("valid");
+    assert_eq!(config.receive, rooms::receive::Config::default());
+    assert_eq!(config.admin, Some(admin::Config::default()));
+}
+
+#[test]
+fn the_collectors_spellings_are_taken() {
+    let text = STATIC
+        .replace("routing_key: trace_id", "routing_key: traceID")
+        .replace("compression: none", "compression: \"\"");
+    assert!(config(&format!("{text}telemetry: {{ logs: {{ encoding: console }} }}\n")).is_ok());
+}
+
+#[test]
+fn several_pools_have_their_routes() {
+    let text = "pools:\n  a: { resolver: { dns: { hostname: a } } }\n  b: { resolver: { dns: { hostname: b } } }\n\
+                routes:\n  - { signals: [logs], pool: b }\n  - { signals: [traces], pool: a }\n";
+    let config = config(text).expect("valid");
+    let routes: Vec<_> = config.routes.iter().map(|route| (route.signals[0], route.pool.as_str())).collect();
+    assert_eq!(routes, [(Signal::Logs, "b"), (Signal::Traces, "a")]);
+}
+
+#[test]
+fn a_wrong_key_is_found_with_its_place_and_the_nearest_right_one() {
+    assert_eq!(
+        complaint("endpoint: 127.0.0.1:14317", "endpiont: 127.0.0.1:14317"),
+        "spanring.yaml:2:32: receivers.otlp.protocols.grpc: unknown key \"endpiont\", did you mean \"endpoint\"? known keys: \
+         endpoint, max_recv_msg_size_mib, max_concurrent_streams, max_header_list_size, read_header_timeout, \
+         max_connections, keepalive"
+    );
+    assert_eq!(
+        complaint("    compression: none", "    compresion: none"),
+        "spanring.yaml:6:5: pools.tail: unknown key \"compresion\", did you mean \"compression\"? known keys: resolver, \
+         compression, compression_params, timeout, max_request_size_mib, connections, shards, sending_queue, \
+         retry_on_failure, ring"
+    );
+    assert_eq!(
+        complaint("admin:", "zzz:"),
+        "spanring.yaml:9:1: unknown key \"zzz\"; known keys: receivers, pools, routes, invalid_trace_id, memory_limiter, \
+         worker_threads, admin, shutdown, telemetry"
+    );
+    assert_eq!(
+        complaint("    compression: none", "    tls: { insecure: true }").split(';').next(),
+        Some("spanring.yaml:6:5: pools.tail: \"tls\" is not supported yet")
+    );
+}
+
+#[test]
+fn a_wrong_value_is_found_with_its_place() {
+    let with = |line: &str| complaint("    compression: none", &format!("    {line}"));
+    assert_eq!(with("timeout: 5"), "spanring.yaml:6:14: pools.tail.timeout: \"5\" has no unit; write 5s or 5ms");
+    assert_eq!(
+        with("timeout: soon"),
+        "spanring.yaml:6:14: pools.tail.timeout: \"soon\" is no duration; write 200ms, 5s or 1m30s"
+    );
+    assert_eq!(
+        with("connections: many"),
+        "spanring.yaml:6:18: pools.tail.connections: expected a whole number, found \"many\""
+    );
+    assert_eq!(
+        with("connections: -1"),
+        "spanring.yaml:6:18: pools.tail.connections: -1 is not possible, expected a whole number"
+    );
+    assert_eq!(
+        with("connections: 0"),
+        "spanring.yaml:6:18: pools.tail.connections: 0 is out of range; it must be from 1 to 64"
+    );
+    assert_eq!(
+        with("compression: snappy"),
+        "spanring.yaml:6:18: pools.tail.compression: unknown value \"snappy\"; known values: none, gzip, zstd"
+    );
+    assert_eq!(
+        with("compression: gzp"),
+        "spanring.yaml:6:18: pools.tail.compression: unknown value \"gzp\", did you mean \"gzip\"? known values: none, gzip, zstd"
+    );
+    assert_eq!(
+        with("sending_queue: { queue_size: 1000 }"),
+        "spanring.yaml:6:34: pools.tail.sending_queue.queue_size: 1000B is less than one call may hold (max_request_size_mib: 4)"
+    );
+    assert_eq!(with("ring: []"), "spanring.yaml:6:11: pools.tail.ring: expected a section of keys, found a list");
+    assert_eq!(
+        complaint("127.0.0.1:14317", "127.0.0.1"),
+        "spanring.yaml:2:42: receivers.otlp.protocols.grpc.endpoint: \"127.0.0.1\" has no port; write 127.0.0.1:4317"
+    );
+    assert_eq!(
+        complaint("[traces]", "[traces, trace]"),
+        "spanring.yaml:8:25: routes[0].signals[1]: unknown value \"trace\", did you mean \"traces\"? known values: traces, \
+         metrics, logs, profiles"
+    );
+}
+
+#[test]
+fn what_does_not_fit_together_is_found_with_its_place() {
+    assert_eq!(
+        complaint("pool: tail }", "pool: tial }"),
+        "spanring.yaml:8:55: routes[0].pool: unknown pool \"tial\", did you mean \"tail\"? known pools: tail"
+    );
+    assert_eq!(
+        complaint("routing_key: trace_id", "routing_key: service"),
+        "spanring.yaml:8:39: routes[0].routing_key: is not supported yet; trace_id is"
+    );
+    assert_eq!(
+        complaint("[traces]", "[metrics]"),
+        "spanring.yaml:8:7: routes[0].signals: metrics have no trace ID; routing them is not supported yet"
+    );
+    assert_eq!(
+        complaint("\"127.0.0.1:15002\"", "\"127.0.0.1:15001\""),
+        "spanring.yaml:5:27: pools.tail.resolver.static.hostnames: 127.0.0.1:15001 stands there twice"
+    );
+    assert_eq!(
+        complaint("{ static:", "{ dns: { hostname: a }, static:"),
+        "spanring.yaml:5:5: pools.tail.resolver: has both static and dns; a pool has one resolver"
+    );
+}
+
+#[test]
+fn all_that_does_not_fit_is_said_at_once() {
+    let text = "receivers:\n  otlp: { deadline: 0s }\npools:\n  a:\n    timeout: 0s\n";
+    assert_eq!(
+        config(text).expect_err("invalid"),
+        "spanring.yaml:2:21: receivers.otlp.deadline: must be longer than 0s\n\
+         spanring.yaml:4:3: pools.a.resolver: is missing; write static or dns\n\
+         spanring.yaml:5:14: pools.a.timeout: must be longer than 0s\n\
+         spanring.yaml:1:1: routes: there is none; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]"
+    );
+}
+
+#[test]
+fn what_is_no_yaml_is_found_with_its_place() {
+    let message = complaint("admin: { endpoint: 127.0.0.1:18888 }", "pools: {}");
+    assert!(message.starts_with("spanring.yaml:9:1: ") && message.contains("duplicate"), "{message}");
+    let message = complaint("[traces]", "[traces");
+    assert!(message.starts_with("spanring.yaml:8:"), "{message}");
+    assert!(!message.contains('\n'), "{message}");
+}
+
+#[test]
+fn an_empty_file_says_what_is_needed() {
+    for text in ["", "# nothing\n\n", "{}"] {
+        let message = config(text).expect_err("invalid");
+        assert!(
+            message.contains(": pools: no pool is named") && message.contains(": routes: there is none"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn variables_keep_types_and_places() {
+    let with = |line: &str| config(&STATIC.replacen("    compression: none", &format!("    {line}"), 1));
+    assert!(with("connections: ${env:CONNECTIONS:-2}").is_ok_and(|config| config.pools[0].dispatch.connections == 2));
+    assert!(with("timeout: ${env:TIMEOUT:-3s}").is_ok());
+    assert_eq!(
+        with("connections: ${env:WORD}").expect_err("a word"),
+        "spanring.yaml:6:18: pools.tail.connections: expected a whole number, found \"word\""
+    );
+    assert_eq!(
+        with("timeout: ${env:UNSET}s").expect_err("unset"),
+        "spanring.yaml:6:14: pools.tail.timeout: environment variable UNSET is not set; set it, or give a default: \
+         ${env:UNSET:-default}"
+    );
+}
+
+#[test]
+fn a_small_memory_limit_bounds_messages() {
+    let config = config(&format!("{STATIC}memory_limiter: {{ limit_mib: 40 }}\n")).expect("valid");
+    assert_eq!(config.receive.grpc.expect("gRPC").max_recv_msg_size, 40 << 20);
+    assert_eq!(
+        config.warnings,
+        ["max_recv_msg_size_mib is 64 MiB, but memory_limiter leaves 40 MiB: the smaller of them holds"]
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Draft::read(Path::new("/nowhere/spanring.yaml")).expect_err("no file");
+    assert!(error.to_string().starts_with("cannot read /nowhere/spanring.yaml: "), "{error}");
+}
+
+#[test]
+fn what_is_printed_is_the_same_configuration() {
+    for text in [STATIC, EVERYTHING] {
+        let first = draft(text).expect("valid");
+        let printed = first.print().expect("printed");
+        assert_eq!(draft(&printed).map(|draft| draft.layout), Ok(first.layout), "{printed}");
+    }
+    let printed = draft(STATIC).and_then(|draft| draft.print().map_err(|e| e.to_string())).expect("printed");
+    for line in [
+        "max_recv_msg_size_mib: 64",
+        "deadline: 8s",
+        "queue_size: 16MiB",
+        "worker_threads: auto",
+        "limit_percentage: 75",
+    ] {
+        assert!(printed.contains(line), "{line} in\n{printed}");
+    }
+}
+
+#[test]
+fn the_command_line_stands_for_a_file() {
+    let draft = Draft::of_backends("static://a:1,b".parse().expect("backends"));
+    let config = draft.check().expect("valid");
+    assert_eq!(config.receive, rooms::receive::Config::default());
+    assert_eq!((config.pools[0].name.as_str(), config.routes[0].pool.as_str()), ("default", "default"));
+    assert_eq!(draft.layout.routes[0].signals, [SignalName::Traces]);
+}
+
+/// A file with every key, none at its default.
+const EVERYTHING: &str = include_str!("everything.yaml");
+
+/// Leaves of a layout by path: `pools.NAME` for any pool, `routes[]` for any route.
+fn leaves(layout: &Layout) -> BTreeMap<String, Json> {
+    fn walk(path: &str, value: Json, out: &mut BTreeMap<String, Json>) {
+        match value {
+            Json::Object(map) => {
+                for (key, value) in map {
+                    let key = if path == "pools" { "NAME" } else { &key };
+                    walk(&if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }, value, out);
+                }
+            }
+            Json::Array(items) if items.iter().any(Json::is_object) => {
+                items.into_iter().for_each(|item| walk(&format!("{path}[]"), item, out));
+            }
+            leaf => {
+                out.insert(path.to_owned(), leaf);
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk("", serde_json::to_value(layout).expect("a value"), &mut out);
+    out
+}
+
+/// Rows of the first table below README's heading `heading`: cells without code marks.
+fn readme_table(heading: &str) -> Vec<Vec<String>> {
+    let section =
+        README.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_else(|| panic!("README has no {heading}"));
+    let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    rows.skip(2)
+        .map(|row| row.trim_matches('|').split(" | ").map(|cell| cell.trim().replace('`', "")).collect())
+        .collect()
+}
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn readme_has_every_key_and_its_default() {
+    let rows: BTreeMap<String, String> =
+        readme_table("Configuration reference").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+    let everything = draft(EVERYTHING).expect("valid").layout;
+    let defaults =
+        leaves(&draft("pools: { a: {}, b: { resolver: { static: {}, dns: {} } } }\nroutes: [{}]").expect("ok").layout);
+    let keys: Vec<String> = leaves(&everything).into_keys().collect();
+    assert_eq!(rows.keys().cloned().collect::<Vec<_>>(), keys, "README's keys against the layout's");
+    for (key, written) in rows {
+        let default = match &defaults[&key] {
+            Json::Null => String::new(),
+            Json::String(text) => text.clone(),
+            Json::Array(items) if items.is_empty() => String::new(),
+            other => other.to_string(),
+        };
+        assert_eq!(written, default, "the default of {key}");
+    }
+}
+
+#[test]
+fn the_file_with_every_key_has_none_at_its_default() {
+    let everything = leaves(&draft(EVERYTHING).expect("valid").layout);
+    let defaults =
+        leaves(&draft("pools: { a: {}, b: { resolver: { static: {}, dns: {} } } }\nroutes: [{}]").expect("ok").layout);
+    assert_eq!(everything.keys().collect::<Vec<_>>(), defaults.keys().collect::<Vec<_>>());
+    // These have one value only, so far.
+    let only = ["pools.NAME.ring.algorithm", "pools.NAME.sending_queue.sizer", "routes[].routing_key"];
+    for (key, value) in everything.iter().filter(|(key, _)| !only.contains(&key.as_str())) {
+        assert_ne!(value, &defaults[key], "{key}");
+    }
+}
+
+#[test]
+fn readme_has_every_metric() {
+    let kept: Vec<Vec<String>> = readme_table("Metrics");
+    let page: Vec<Vec<String>> = crate::telemetry::metrics::ALL
+        .iter()
+        .map(|metric| {
+            vec![
+                metric.name.to_owned(),
+                metric.kind.as_str().to_owned(),
+                metric.labels.join(", "),
+                metric.help.to_owned(),
+            ]
+        })
+        .collect();
+    assert_eq!(kept, page);
+}
+
+#[test]
+fn readme_has_every_flag() {
+    use clap::CommandFactory;
+
+    let command = crate::cli::Cli::command();
+    let own = |argument: &&clap::Arg| !matches!(argument.get_id().as_str(), "help" | "version");
+    let flags: Vec<Vec<String>> = command
+        .get_arguments()
+        .filter(own)
+        .map(|argument| {
+            let value =
+                argument.get_value_names().and_then(<[_]>::first).map(|name| format!(" {name}")).unwrap_or_default();
+            let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+            vec![format!("--{}{value}", argument.get_long().expect("a long name")), help]
+        })
+        .collect();
+    assert_eq!(readme_table("Command line"), flags);
+    for sub in command.get_subcommands() {
+        assert!(README.contains(&format!("spanring {}", sub.get_name())), "README does not show {}", sub.get_name());
+    }
+}
