@@ -98,7 +98,9 @@ fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
 /// What was expected, for people who don't write Rust.
 fn plain(expected: &dyn Expected) -> String {
     match expected.to_string().as_str() {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number".to_owned(),
+        "u8" => "a whole number up to 255".to_owned(),
+        "u16" => "a whole number up to 65535".to_owned(),
+        "u32" | "u64" | "usize" => "a whole number".to_owned(),
         "f64" => "a number".to_owned(),
         "a string" => "text".to_owned(),
         "a sequence" => "a list".to_owned(),

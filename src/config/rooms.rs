@@ -227,6 +227,8 @@ pub mod dispatch {
     }
 }
 
+pub use pipeline::InvalidTraceId;
+
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
@@ -263,8 +265,8 @@ pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config 
 pub(super) fn pipeline(layout: &Layout) -> pipeline::Config {
     pipeline::Config {
         invalid_trace_id: match layout.invalid_trace_id {
-            InvalidIds::Forward => pipeline::InvalidTraceId::Forward,
-            InvalidIds::Reject => pipeline::InvalidTraceId::Reject,
+            InvalidIds::Forward => InvalidTraceId::Forward,
+            InvalidIds::Reject => InvalidTraceId::Reject,
         },
     }
 }

@@ -99,7 +99,7 @@ fn every_key_reaches_its_room() {
     assert_eq!((retry.initial_interval, retry.max_interval), (Duration::from_millis(20), Duration::from_millis(500)));
     assert!((retry.multiplier, retry.jitter) == (2.0, 0.25));
     assert_eq!(config.routes[0].signals, [Signal::Traces, Signal::Logs]);
-    assert_eq!(config.pipeline.invalid_trace_id, rooms::pipeline::InvalidTraceId::Reject);
+    assert_eq!(config.pipeline.invalid_trace_id, rooms::InvalidTraceId::Reject);
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
     assert_eq!(config.shutdown, rooms::Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
     assert_eq!(config.logs, logs::Config { level: logs::Level::Debug, encoding: logs::Encoding::Json });
@@ -240,7 +240,9 @@ fn all_that_does_not_fit_is_said_at_once() {
 #[test]
 fn what_is_no_yaml_is_found_with_its_place() {
     let message = complaint("admin: { endpoint: 127.0.0.1:18888 }", "pools: {}");
-    assert!(message.starts_with("spanring.yaml:9:1: ") && message.contains("duplicate"), "{message}");
+    assert_eq!(message, "spanring.yaml:9:1: the key \"pools\" stands here twice");
+    let message = config(&format!("{STATIC}---\na: 1\n")).expect_err("two documents");
+    assert_eq!(message, "spanring.yaml:11:1: a second document begins; a configuration is one");
     let message = complaint("[traces]", "[traces");
     assert!(message.starts_with("spanring.yaml:8:"), "{message}");
     assert!(!message.contains('\n'), "{message}");
@@ -286,7 +288,7 @@ fn a_small_memory_limit_bounds_messages() {
 #[test]
 fn a_file_that_is_not_there_is_named() {
     let error = Draft::read(Path::new("/nowhere/spanring.yaml")).expect_err("no file");
-    assert!(error.to_string().starts_with("cannot read /nowhere/spanring.yaml: "), "{error}");
+    assert_eq!(error.to_string(), "cannot read /nowhere/spanring.yaml");
 }
 
 #[test]

@@ -97,7 +97,17 @@ impl Node {
 
 /// The message alone: where it happened is said in our own way.
 fn plain_message(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().to_string();
+    let error = error.without_snippet();
+    match error {
+        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+            return format!("the key \"{key}\" stands here twice");
+        }
+        serde_saphyr::Error::MultipleDocuments { .. } => {
+            return "a second document begins; a configuration is one".to_owned();
+        }
+        _ => {}
+    }
+    let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or_default();
     text.lines().next().unwrap_or_default().to_owned()
 }

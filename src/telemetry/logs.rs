@@ -62,7 +62,7 @@ impl Level {
 
 /// Why logs could not be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot set up logs: {0}")]
+#[error("cannot set up logs")]
 pub struct InitError(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 /// Makes the subscriber, for the whole process and once.

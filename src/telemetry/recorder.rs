@@ -31,7 +31,7 @@ pub struct Recorder(PrometheusHandle);
 #[derive(Debug, thiserror::Error)]
 pub enum RecorderError {
     /// The buckets are wrong.
-    #[error("cannot build the metrics recorder: {0}")]
+    #[error("cannot build the metrics recorder")]
     Build(#[from] BuildError),
     /// The process has one that is not ours.
     #[error("cannot install the metrics recorder: there is another already")]
