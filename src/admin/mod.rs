@@ -1,7 +1,7 @@
 //! Where an operator asks: `/` (links), `/metrics`, `/livez`, `/readyz`. One listener, reading only.
 //!
 //! [`respond`] is the whole of it, from a request's head to a whole answer; [`serve`] puts it on a listener. A new page is
-//! a row of [`ROUTES`].
+//! a row of `ROUTES`.
 
 mod readiness;
 
