@@ -67,7 +67,7 @@ pub async fn run<F>(args: Args, start_proxy: F, out: &mut (dyn Write + Send)) ->
 where
     F: AsyncFn(&[SocketAddr]) -> anyhow::Result<RunningProxy>,
 {
-    let report = play(&args, start_proxy).await?;
+    let report = play(&args, MIN_TRACES, start_proxy).await?;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &report)?;
         writeln!(out)?;
@@ -77,12 +77,13 @@ where
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs the demo and returns its account.
-pub async fn play<F>(args: &Args, start_proxy: F) -> anyhow::Result<DemoReport>
+/// Runs the demo until its time is over and `min_traces` were sent, and returns its account.
+pub async fn play<F>(args: &Args, min_traces: u64, start_proxy: F) -> anyhow::Result<DemoReport>
 where
     F: AsyncFn(&[SocketAddr]) -> anyhow::Result<RunningProxy>,
 {
-    let tasks = Tasks::new();
+    // The load has tasks of its own: an interrupted demo drains it while the backends go on.
+    let (tasks, of_load) = (Tasks::new(), Tasks::new());
     let mut sinks = Vec::new();
     for _ in 0..args.backends {
         sinks.push(Sink::start(SinkConfig::default(), &tasks).await.context("cannot start a backend")?);
@@ -93,21 +94,20 @@ where
         proxies.push(start_proxy(&backends).await.context("cannot start a proxy")?);
     }
     let endpoints = proxies.iter().map(|proxy| proxy.grpc.to_string()).collect();
-    let config = load_config(args, endpoints);
+    let config = load_config(args, min_traces, endpoints);
     let progress = progress_bar(config.until.elapsed);
-    let load = run_load(config, &progress, &tasks);
+    let load = run_load(config, &progress, &of_load);
     tokio::pin!(load);
     let finished = tokio::select! {
         finished = &mut load => finished,
         _ = interrupted() => {
-            tasks.drain();
+            of_load.drain();
             load.await
         }
     };
-    for proxy in &proxies {
-        proxy.tasks.drain();
-        proxy.tasks.stop();
-        proxy.tasks.wait().await;
+    for tasks in std::iter::once(&of_load).chain(proxies.iter().map(|proxy| &proxy.tasks)) {
+        tasks.stop();
+        tasks.wait().await;
     }
     let run = finished?;
     ensure!(run.sent > 0, "nothing was sent");
@@ -117,7 +117,7 @@ where
     Ok(report)
 }
 
-fn load_config(args: &Args, endpoints: Vec<String>) -> LoadConfig {
+fn load_config(args: &Args, min_traces: u64, endpoints: Vec<String>) -> LoadConfig {
     let traces = default_traces(args.spans_per_batch);
     let body = BodySpec {
         seed: args.seed,
@@ -129,7 +129,7 @@ fn load_config(args: &Args, endpoints: Vec<String>) -> LoadConfig {
         unique: true,
         ..BodySpec::default()
     };
-    let requests = MIN_TRACES.div_ceil(traces.max(1) as u64) * body.spread as u64;
+    let requests = min_traces.div_ceil(traces.max(1) as u64) * body.spread as u64;
     LoadConfig {
         connections: endpoints.len(),
         endpoints,
@@ -156,9 +156,9 @@ mod tests {
 
     #[tokio::test]
     async fn one_backend_gets_every_trace_whole() {
-        let report = play(&args(1, 2), async |backends| straight_to(backends[0])).await.unwrap();
+        let report = play(&args(1, 2), 500, async |backends| straight_to(backends[0])).await.unwrap();
         assert!(report.is_good());
-        assert!(report.traces >= MIN_TRACES);
+        assert!(report.traces >= 500);
         assert_eq!((report.traces_whole, report.spans_missing, report.spans_duplicate), (report.traces, 0, 0));
         assert_eq!(report.backends[0].spans, report.spans_acknowledged);
     }
@@ -171,7 +171,7 @@ mod tests {
             straight_to(backends[turn.get() - 1])
         };
         let mut out = Vec::new();
-        let report = play(&args(2, 2), next).await.unwrap();
+        let report = play(&args(2, 2), 500, next).await.unwrap();
         assert!(!report.is_good());
         assert_eq!((report.traces_whole, report.spans_missing), (0, 0));
         assert_eq!(report.traces_split, report.traces);

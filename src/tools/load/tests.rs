@@ -1,3 +1,5 @@
+//! Load against sinks on real sockets.
+
 use std::collections::BTreeMap;
 
 use super::*;

@@ -4,7 +4,7 @@
 //! to fail and to reject.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::{self, Write},
     net::SocketAddr,
     process::ExitCode,
@@ -228,7 +228,7 @@ impl SinksReport {
 
 /// How many traces came whole to one sink, and how many came to several.
 fn placement(sinks: &[Sink]) -> (u64, u64) {
-    let mut seen: BTreeMap<TraceKey, (u32, bool)> = BTreeMap::new();
+    let mut seen: HashMap<TraceKey, (u32, bool)> = HashMap::new();
     for sink in sinks {
         for (key, trace) in sink.own_traces() {
             let entry = seen.entry(key).or_default();

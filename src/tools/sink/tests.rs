@@ -1,3 +1,5 @@
+//! A sink on a real socket, against our own client.
+
 use std::time::Duration;
 
 use bytes::Bytes;
