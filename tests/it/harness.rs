@@ -1,0 +1,211 @@
+//! What every test of processes needs: children that end with the test, waiting for a condition, ports, temporary files.
+//!
+//! Nothing here waits for a time: [`until`] looks again and again whether something holds, up to a deadline. When a test
+//! fails, what its children printed is shown.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::time::Instant;
+
+/// How long anything may take on a machine that does much else; what is waited for comes far sooner.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// Lines of a child's output that are kept to be shown.
+const KEPT_LINES: usize = 400;
+
+/// How often a start is tried when another process takes the port that was free a moment ago.
+const STARTS: usize = 3;
+
+/// A child that is killed when it is dropped.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    log: Arc<Mutex<VecDeque<String>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// A Spanring that takes requests.
+pub(crate) struct Proxy {
+    /// Its OTLP/gRPC receiver.
+    pub(crate) grpc: SocketAddr,
+    /// `/metrics`, `/livez`, `/readyz`.
+    pub(crate) admin: SocketAddr,
+    pub(crate) process: Process,
+    _dir: tempfile::TempDir,
+}
+
+impl Process {
+    /// Starts a command; its output is kept.
+    pub(crate) fn start(name: &str, command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let log = Arc::new(Mutex::new(VecDeque::new()));
+        let outputs = [
+            child.stdout.take().map(|pipe| keep_lines(pipe, &log)),
+            child.stderr.take().map(|pipe| keep_lines(pipe, &log)),
+        ];
+        Ok(Self { name: name.to_owned(), child, log, readers: outputs.into_iter().flatten().collect() })
+    }
+
+    /// What it printed, as far as it was kept.
+    pub(crate) fn log(&self) -> String {
+        let lines = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().map(|line| format!("{}: {line}\n", self.name)).collect()
+    }
+
+    /// Its status, if it ended.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
+        let (name, child) = (&self.name, &mut self.child);
+        let status = until(&format!("{name} ends"), || Ok(child.try_wait()?))?;
+        for reader in self.readers.drain(..) {
+            ensure!(reader.join().is_ok(), "the reader of an output panicked");
+        }
+        Ok(status)
+    }
+
+    /// Sends a signal by its name: `TERM`, `HUP`, `STOP`, `KILL`.
+    pub(crate) fn signal(&self, signal: &str) -> Result<()> {
+        let kill = format!("kill -{signal} {}", self.child.id());
+        ensure!(Command::new("sh").args(["-c", &kill]).status()?.success(), "{kill} failed");
+        Ok(())
+    }
+
+    /// Asks it to end and waits until it did.
+    pub(crate) fn stop(&mut self) -> Result<ExitStatus> {
+        self.signal("TERM")?;
+        self.wait()
+    }
+}
+
+impl Drop for Process {
+    #[expect(clippy::print_stderr, reason = "the test's own output, which is shown only when it failed")]
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        eprint!("{}", self.log());
+    }
+}
+
+impl Proxy {
+    /// Starts Spanring with the configuration that `config` writes for its two addresses, and waits until it is ready.
+    pub(crate) fn start(name: &str, config: impl Fn(SocketAddr, SocketAddr) -> String) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("spanring.yaml");
+        let (process, [grpc, admin]) = on_free_ports(|[grpc, admin]| {
+            fs::write(&file, config(grpc, admin))?;
+            let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
+            let process = Process::start(name, command.arg("run").arg("--config").arg(&file))?;
+            Ok((process, format!("http://{admin}/readyz")))
+        })?;
+        Ok(Self { grpc, admin, process, _dir: dir })
+    }
+}
+
+/// Starts a process on ports that were free a moment ago and waits until the page that `start` names answers 200. When the
+/// process ends instead, another one may have taken a port meanwhile: it is started again on others.
+pub(crate) fn on_free_ports<const N: usize>(
+    start: impl Fn([SocketAddr; N]) -> Result<(Process, String)>,
+) -> Result<(Process, [SocketAddr; N])> {
+    let mut logs = String::new();
+    for _ in 0..STARTS {
+        let addresses = free_addresses()?;
+        let (mut process, page) = start(addresses)?;
+        let is_ready = until(&format!("{page} answers 200"), || {
+            if process.ended()?.is_some() {
+                return Ok(Some(false));
+            }
+            Ok(http_get(&page).ok().and_then(|(status, _)| (status == 200).then_some(true)))
+        });
+        match is_ready {
+            Ok(true) => return Ok((process, addresses)),
+            Ok(false) => logs = format!("ended with {:?}:\n", process.ended()?) + &process.log(),
+            Err(error) => return Err(error.context(process.log())),
+        }
+    }
+    bail!("{STARTS} starts failed; the last {logs}")
+}
+
+/// Looks again and again until `look` finds what it looks for. `what` completes the sentence "it never came to pass that …".
+pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < end, "it never came to pass that {what}");
+        std::thread::sleep(GLANCE);
+    }
+}
+
+/// Addresses that were free a moment ago, all different.
+pub(crate) fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
+    let listeners: Vec<TcpListener> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let addresses: Vec<SocketAddr> = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+    addresses.try_into().ok().context("as many addresses as were asked for")
+}
+
+/// The sum of a metric's series whose labels all hold these texts, as a process with that admin address shows it now.
+pub(crate) fn metric(admin: SocketAddr, name: &str, labels: &[&str]) -> Result<f64> {
+    let (status, page) = http_get(&format!("http://{admin}/metrics"))?;
+    ensure!(status == 200, "/metrics answered {status}");
+    let series = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} "));
+    let chosen = series.filter(|(found, _)| labels.iter().all(|label| found.contains(label)));
+    chosen.map(|(_, value)| value.parse::<f64>().with_context(|| format!("{name} is {value}"))).sum()
+}
+
+/// Status and body of `http://ADDRESS/PATH`.
+pub(crate) fn http_get(url: &str) -> Result<(u16, String)> {
+    let (address, path) =
+        url.strip_prefix("http://").and_then(|rest| rest.split_once('/')).context("no URL of ours")?;
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET /{path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    let (head, body) = reply.split_once("\r\n\r\n").context("no HTTP reply")?;
+    let status = head.split_whitespace().nth(1).context("no status line")?.parse()?;
+    Ok((status, body.to_owned()))
+}
+
+/// A program of `SPANRING_PEERS`; `None`, and a visible line, when it is not there.
+pub(crate) fn peer(name: &str) -> Result<Option<PathBuf>> {
+    let path = std::env::var_os("SPANRING_PEERS").map(|dir| PathBuf::from(dir).join("bin").join(name));
+    if let Some(path) = path.filter(|path| path.is_file()) {
+        return Ok(Some(path));
+    }
+    // Written past the capture of test output, so that nobody takes a test that was skipped for one that passed.
+    writeln!(std::io::stderr(), "skipped: {name} is not in SPANRING_PEERS; tests/peers/ has scripts that install it")?;
+    Ok(None)
+}
+
+fn keep_lines(pipe: impl Read + Send + 'static, log: &Arc<Mutex<VecDeque<String>>>) -> JoinHandle<()> {
+    let log = Arc::clone(log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            if log.len() == KEPT_LINES {
+                log.pop_front();
+            }
+            log.push_back(line);
+        }
+    })
+}
