@@ -1,1 +1,193 @@
-//! (room: dispatch)
+//! Delivers parts to backends: queues with room for all or none, calls that carry many parts, HTTP/2 connections, outcomes.
+//!
+//! Called by the pipeline: [`Dispatch::view`] gives one table with its queues, [`View::submit`] queues a request's parts in
+//! all their owners' queues or in none, and [`Join::next`] says what became of them. It never places a part itself: what
+//! can be tried again is handed back with the reason.
+//!
+//! From the outside in: `reconcile` follows the tables and keeps a `backend` (queue and connections) for each endpoint;
+//! `queue` decides when a call opens and what it carries; `line` holds one connection slot, `driver` the task of one
+//! connection with all its calls; `call` is one RPC, `body` and `codec` what it sends, `reply` what it hears; `settle`
+//! tells each part what became of it.
+//!
+//! **Invariant:** no lock is held over an await, and none is taken while another of this room is held.
+
+mod backend;
+mod backoff;
+mod body;
+mod call;
+mod client;
+mod codec;
+mod driver;
+mod health;
+mod hub;
+mod join;
+mod line;
+mod metrics;
+mod opener;
+mod outcome;
+mod piece;
+mod queue;
+mod reconcile;
+mod reply;
+mod settle;
+mod submit;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::broadcast;
+
+use self::{backend::Shared, reconcile::Reconciler};
+pub use self::{
+    backoff::Backoff,
+    health::{HealthEvent, HealthKind},
+    join::Join,
+    outcome::{Cause, Failure, PartOutcome},
+    submit::{Full, View},
+};
+use crate::{
+    lifecycle::Tasks,
+    membership::Tables,
+    otlp::{Framed, Signal},
+};
+
+/// What an operator may choose about deliveries to one pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// How calls are compressed.
+    pub compression: Compression,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// HTTP/2 connections per backend and shard.
+    pub connections: usize,
+    /// Sets of queues and connections; a thread keeps to one of them.
+    pub shards: usize,
+    /// Payload bytes of one call, at most. Collectors take 4 MiB unless told otherwise. A single record above it goes alone.
+    pub max_request_size: usize,
+    /// Bytes that may wait for one backend (and shard).
+    pub queue_size: usize,
+    /// Calls that may run at once to one backend (and shard), at most 48.
+    pub places: usize,
+    /// Waiting bytes that open a further place at once.
+    pub open_place_bytes: usize,
+    /// How long a part waits before it opens a further place.
+    pub open_place_after: Duration,
+    /// How retries space themselves.
+    pub retry: RetryConfig,
+}
+
+/// The compression of calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// `grpc-encoding: gzip`.
+    Gzip {
+        /// 1 to 9.
+        level: u32,
+    },
+    /// None.
+    #[default]
+    None,
+    /// `grpc-encoding: zstd`.
+    Zstd {
+        /// −7 to 22; levels below 0 are the fast ones.
+        level: i32,
+    },
+}
+
+/// Exponential growth with jitter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryConfig {
+    /// The first pause.
+    pub initial_interval: Duration,
+    /// The longest pause.
+    pub max_interval: Duration,
+    /// The growth from one pause to the next.
+    pub multiplier: f64,
+    /// A pause of `p` becomes one between `p × (1 − jitter)` and `p × (1 + jitter)`.
+    pub jitter: f64,
+}
+
+/// The piece of a request for one backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The message; what waits is counted by its length.
+    pub message: Framed,
+    /// Records in it.
+    pub records: u32,
+    /// Its signal.
+    pub signal: Signal,
+    /// Index of its owner in the table's backends.
+    pub backend: u32,
+    /// Whether it goes in a call of its own: a refusal is expected.
+    pub alone: bool,
+    /// The caller's tag, given back with the outcome.
+    pub index: u32,
+}
+
+/// Delivers the parts of one pool.
+#[derive(Debug)]
+pub struct Dispatch {
+    view: Arc<ArcSwapOption<View>>,
+    shared: Arc<Shared>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            compression: Compression::None,
+            timeout: Duration::from_secs(5),
+            connections: 1,
+            shards: 1,
+            max_request_size: 4 << 20,
+            queue_size: 16 << 20,
+            places: 8,
+            open_place_bytes: 64 << 10,
+            open_place_after: Duration::from_millis(2),
+            retry: RetryConfig::default(),
+        }
+    }
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self {
+            initial_interval: Duration::from_millis(50),
+            max_interval: Duration::from_secs(1),
+            multiplier: 1.5,
+            jitter: 0.5,
+        }
+    }
+}
+
+impl Dispatch {
+    /// Starts delivering to the backends of `tables`; connections are made when something is to be sent.
+    ///
+    /// Ends when `tasks` are stopped: what waits then is handed back with [`Cause::Stopped`].
+    pub fn start(pool: &str, config: Config, tables: Tables, tasks: &Tasks) -> Arc<Self> {
+        let shared = Shared::new(pool, config, tasks);
+        let view = Arc::new(ArcSwapOption::empty());
+        let mut reconciler = Reconciler::new(Arc::clone(&shared), Arc::clone(&view), tables);
+        reconciler.follow();
+        tasks.spawn(opener::run(Arc::clone(&shared)));
+        tasks.spawn(reconciler.run());
+        Arc::new(Self { view, shared })
+    }
+
+    /// The table of the moment with its queues; `None` until the first table.
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.view.load_full()
+    }
+
+    /// A new subscription to what deliveries say about the health of backends.
+    pub fn health_events(&self) -> broadcast::Receiver<HealthEvent> {
+        self.shared.health.subscribe()
+    }
+
+    /// The configuration that this was started with.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+}

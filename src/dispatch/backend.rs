@@ -1,0 +1,478 @@
+//! One backend (of one shard): its queue, its room, its connection slots. Decides who is woken and what is handed back.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use super::{
+    Backoff, Cause, Config, Failure,
+    client::Templates,
+    health::{Health, Pulse},
+    hub::{Hub, QUEUE},
+    line,
+    metrics::{BackendMetrics, PoolMetrics},
+    opener::Opener,
+    piece::{Fate, Queued},
+    queue::{Batch, Queue, Rules},
+};
+use crate::{discovery::Endpoint, lifecycle::Tasks};
+
+/// How long counts are kept exact after a `partial_success` that could not be attributed, and how long a client's data goes
+/// alone after it was refused (design 3, Dispatch).
+pub(super) const UNMERGED_FOR: Duration = Duration::from_secs(60);
+
+/// When a part for a backend without an address may be tried again: a static name is resolved in the background.
+const UNRESOLVED_FOR: Duration = Duration::from_secs(1);
+
+/// What all backends of a pool share.
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) tasks: Tasks,
+    pub(super) health: Health,
+    pub(super) metrics: PoolMetrics,
+    pub(super) opener: Opener,
+    /// Every backend that may hold something: those of the table and those that left it.
+    pub(super) all: ArcSwap<Vec<Arc<Backend>>>,
+}
+
+/// One backend.
+pub(super) struct Backend {
+    pub(super) identity: Arc<str>,
+    pub(super) address: Option<SocketAddr>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) metrics: BackendMetrics,
+    pub(super) templates: Templates,
+    pulse: Pulse,
+    /// Bytes that wait.
+    room: AtomicUsize,
+    /// It left the table: what it has is finished, then its connections close.
+    closing: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    queue: Queue,
+    lines: Box<[Line]>,
+    backoff: Backoff,
+    /// No connect before it.
+    retry_at: Option<Instant>,
+    unmerged_until: Option<Instant>,
+    /// The last connection got GOAWAY before it had answered anything.
+    turned_away: bool,
+    stopped: bool,
+}
+
+/// A connection slot.
+#[derive(Debug, Default)]
+struct Line {
+    phase: Phase,
+    /// Calls of its connection.
+    running: usize,
+}
+
+#[derive(Debug, Default)]
+enum Phase {
+    #[default]
+    Down,
+    Connecting,
+    Up(Arc<Hub>),
+}
+
+/// What has to be done once the lock is released.
+enum Nudge {
+    Connect { line: usize, wake: Option<Arc<Hub>> },
+    GiveBack { entries: Vec<Queued>, after: Option<Duration>, cause: Cause },
+    Nothing,
+    Wait,
+    Wake(Arc<Hub>),
+}
+
+impl Shared {
+    pub(super) fn new(pool: &str, config: Config, tasks: &Tasks) -> Arc<Self> {
+        let metrics = PoolMetrics::new(pool, config.queue_size);
+        Arc::new(Self {
+            config,
+            tasks: tasks.clone(),
+            health: Health::new(),
+            metrics,
+            opener: Opener::default(),
+            all: ArcSwap::default(),
+        })
+    }
+}
+
+impl Backend {
+    pub(super) fn new(endpoint: &Endpoint, shared: &Arc<Shared>) -> Arc<Self> {
+        let config = &shared.config;
+        let lines = (0..config.connections.max(1)).map(|_| Line::default()).collect();
+        Arc::new(Self {
+            identity: Arc::clone(&endpoint.identity),
+            address: endpoint.address,
+            shared: Arc::clone(shared),
+            metrics: shared.metrics.of_backend(&endpoint.identity),
+            templates: Templates::new(&endpoint.identity, endpoint.address, config),
+            pulse: Pulse::default(),
+            room: AtomicUsize::new(0),
+            closing: AtomicBool::new(false),
+            state: Mutex::new(State {
+                queue: Queue::new(Rules::new(config)),
+                lines,
+                backoff: Backoff::new(config.retry),
+                retry_at: None,
+                unmerged_until: None,
+                turned_away: false,
+                stopped: false,
+            }),
+        })
+    }
+
+    /// Takes room for `bytes`, or nothing. Something larger than the whole queue fits an empty one.
+    pub(super) fn admit(&self, bytes: usize) -> bool {
+        if self.try_admit(bytes) {
+            return true;
+        }
+        let dead = self.lock().queue.purge(Instant::now());
+        if dead.is_empty() {
+            return false;
+        }
+        self.drop_dead(dead, Instant::now());
+        self.try_admit(bytes)
+    }
+
+    fn try_admit(&self, bytes: usize) -> bool {
+        let limit = self.shared.config.queue_size;
+        self.room
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| used == 0 || *sum <= limit)
+            })
+            .is_ok()
+    }
+
+    /// Takes room, whether there is any or not: for what was admitted before in another shape.
+    pub(super) fn occupy(&self, bytes: usize) {
+        self.room.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Gives back room.
+    pub(super) fn release(&self, bytes: usize) {
+        self.room.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Queues what was admitted.
+    pub(super) fn push(self: &Arc<Self>, entries: impl Iterator<Item = Queued>, now: Instant) {
+        let nudge = {
+            let mut state = self.lock();
+            entries.for_each(|entry| state.queue.push(entry));
+            state.nudge(now, self.address.is_some())
+        };
+        self.act(nudge);
+    }
+
+    /// Puts entries back in front, in their order: they go out again at once.
+    pub(super) fn push_back_in_front(self: &Arc<Self>, entries: Vec<Queued>, now: Instant) {
+        self.occupy(entries.iter().map(Queued::cost).sum());
+        let nudge = {
+            let mut state = self.lock();
+            entries.into_iter().rev().for_each(|entry| state.queue.push_front(entry));
+            state.nudge(now, self.address.is_some())
+        };
+        self.act(nudge);
+    }
+
+    /// Opens a place if one may open by now; whether anything waits.
+    pub(super) fn poke(self: &Arc<Self>, now: Instant) -> bool {
+        if self.is_empty() {
+            return false;
+        }
+        let (nudge, waits) = {
+            let mut state = self.lock();
+            (state.nudge(now, self.address.is_some()), !state.queue.is_empty())
+        };
+        match nudge {
+            Nudge::Wait => {}
+            nudge => self.act(nudge),
+        }
+        waits
+    }
+
+    /// Takes what one call carries, for the connection in slot `line`.
+    pub(super) fn take(&self, line: usize, now: Instant) -> Option<Batch> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut dead = Vec::new();
+        let (batch, waits) = {
+            let mut state = self.lock();
+            let merge = state.unmerged_until.is_none_or(|until| now >= until);
+            let batch = state.queue.take(now, merge, &mut dead);
+            if let (Some(_), Some(line)) = (&batch, state.lines.get_mut(line)) {
+                line.running += 1;
+            }
+            (batch, !state.queue.is_empty())
+        };
+        if let Some(batch) = &batch {
+            self.release(batch.parts.iter().map(Queued::cost).sum());
+        }
+        self.drop_dead(dead, now);
+        if waits {
+            self.shared.opener.arm();
+        }
+        batch
+    }
+
+    /// Gives back the place of one call of the connection in slot `line`; `None` if the connection has left its slot.
+    pub(super) fn done(&self, line: Option<usize>) {
+        let mut state = self.lock();
+        state.queue.done();
+        if let Some(line) = line.and_then(|line| state.lines.get_mut(line)) {
+            line.running = line.running.saturating_sub(1);
+        }
+    }
+
+    /// The connection in slot `line` takes calls.
+    pub(super) fn connected(&self, line: usize, hub: &Arc<Hub>) {
+        let mut state = self.lock();
+        state.retry_at = None;
+        if let Some(line) = state.lines.get_mut(line) {
+            *line = Line { phase: Phase::Up(Arc::clone(hub)), running: 0 };
+        }
+    }
+
+    /// An answer came: the backend lives.
+    pub(super) fn answered(&self) {
+        if let Some(address) = self.address {
+            self.pulse.answered(&self.shared.health, &self.identity, address);
+        }
+    }
+
+    /// Our transport failed.
+    pub(super) fn failed(&self, failure: Failure) {
+        if let Some(address) = self.address {
+            self.pulse.failed(&self.shared.health, &self.identity, address, failure);
+        }
+    }
+
+    /// Slot `line` could not connect, or its connection died before it answered anything: no other attempt for a while, and
+    /// unless another connection is up what waits is handed back.
+    pub(super) fn unreachable(self: &Arc<Self>, line: usize, failure: Failure) {
+        self.failed(failure);
+        let nudge = {
+            let mut state = self.lock();
+            if let Some(line) = state.lines.get_mut(line) {
+                *line = Line::default();
+            }
+            let pause = state.backoff.pause();
+            state.retry_at = Some(Instant::now() + pause);
+            if state.lines.iter().all(|line| matches!(line.phase, Phase::Down)) {
+                let entries = state.queue.drain();
+                Nudge::GiveBack { entries, after: Some(pause), cause: Cause::Transport(failure) }
+            } else {
+                Nudge::Nothing
+            }
+        };
+        self.act(nudge);
+    }
+
+    /// The connection in slot `line` takes no more calls: what waits needs another.
+    pub(super) fn left(self: &Arc<Self>, line: usize) {
+        let nudge = {
+            let mut state = self.lock();
+            if let Some(line) = state.lines.get_mut(line) {
+                *line = Line::default();
+            }
+            state.nudge(Instant::now(), self.address.is_some())
+        };
+        self.act(nudge);
+    }
+
+    /// The peer of slot `line` sent GOAWAY before it had answered anything. Once that is bad luck and another connection is
+    /// made at once; a peer that keeps doing so is left alone for a while.
+    pub(super) fn turned_away(self: &Arc<Self>, line: usize) {
+        {
+            let mut state = self.lock();
+            if state.turned_away {
+                let pause = state.backoff.pause();
+                state.retry_at = Some(Instant::now() + pause);
+            }
+            state.turned_away = true;
+        }
+        self.left(line);
+    }
+
+    /// A connection answered: the next failure starts with the shortest pause.
+    pub(super) fn proved(&self) {
+        let mut state = self.lock();
+        state.backoff.reset();
+        state.turned_away = false;
+    }
+
+    /// Sends parts unmerged for a while, so that counts of rejected records are exact.
+    pub(super) fn keep_unmerged(&self, now: Instant) {
+        self.lock().unmerged_until = Some(now + UNMERGED_FOR);
+    }
+
+    /// The backend left the table.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Whether the backend left the table and nothing waits for it.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closing.load(Ordering::Acquire) && self.is_empty()
+    }
+
+    /// Whether nothing waits, runs or is connected.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        self.is_empty()
+            && state.queue.running() == 0
+            && state.lines.iter().all(|line| matches!(line.phase, Phase::Down))
+    }
+
+    /// Hands back what waits, and what comes from now on.
+    pub(super) fn stop(self: &Arc<Self>) {
+        let nudge = {
+            let mut state = self.lock();
+            state.stopped = true;
+            state.nudge(Instant::now(), self.address.is_some())
+        };
+        self.act(nudge);
+    }
+
+    /// Bytes that wait, calls that run.
+    pub(super) fn load(&self) -> (usize, usize) {
+        (self.room.load(Ordering::Relaxed), self.lock().queue.running())
+    }
+
+    /// Whether anything waits.
+    pub(super) fn waits(&self) -> bool {
+        !self.is_empty()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.room.load(Ordering::Relaxed) == 0
+    }
+
+    fn wake_all(&self) {
+        let hubs: Vec<_> = self.lock().lines.iter().filter_map(Line::hub).collect();
+        hubs.iter().for_each(|hub| hub.wake(QUEUE));
+    }
+
+    fn act(self: &Arc<Self>, nudge: Nudge) {
+        match nudge {
+            Nudge::Connect { line, wake } => {
+                self.shared.tasks.spawn(line::run(Arc::clone(self), line));
+                if let Some(hub) = wake {
+                    hub.wake(QUEUE);
+                }
+            }
+            Nudge::GiveBack { entries, after, cause } => {
+                self.release(entries.iter().map(Queued::cost).sum());
+                for entry in entries {
+                    if cause == Cause::Stopped {
+                        self.shared.metrics.dropped_stopped.increment(1);
+                    }
+                    entry.complete(Fate::Owed { after, reached: false, cause });
+                }
+            }
+            Nudge::Nothing => {}
+            Nudge::Wait => self.shared.opener.arm(),
+            Nudge::Wake(hub) => hub.wake(QUEUE),
+        }
+    }
+
+    fn drop_dead(&self, dead: Vec<Queued>, now: Instant) {
+        if dead.is_empty() {
+            return;
+        }
+        self.release(dead.iter().map(Queued::cost).sum());
+        for entry in dead {
+            let late = !entry.inbox().is_abandoned() && entry.inbox().deadline <= now;
+            let (cause, counter) = if late {
+                (Cause::Deadline, &self.shared.metrics.dropped_deadline)
+            } else {
+                (Cause::Abandoned, &self.shared.metrics.dropped_abandoned)
+            };
+            counter.increment(1);
+            entry.complete(Fate::Owed { after: None, reached: false, cause });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held, save for a lack of memory.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend")
+            .field("identity", &self.identity)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    fn hub(&self) -> Option<Arc<Hub>> {
+        match &self.phase {
+            Phase::Up(hub) => Some(Arc::clone(hub)),
+            Phase::Connecting | Phase::Down => None,
+        }
+    }
+}
+
+impl State {
+    /// What is to be done about what waits.
+    fn nudge(&mut self, now: Instant, resolved: bool) -> Nudge {
+        if self.queue.is_empty() {
+            return Nudge::Nothing;
+        }
+        if self.stopped {
+            return self.give_back(None, Cause::Stopped);
+        }
+        if !resolved {
+            return self.give_back(Some(UNRESOLVED_FOR), Cause::Unresolved);
+        }
+        let down = self.lines.iter().position(|line| matches!(line.phase, Phase::Down));
+        let least = self.lines.iter().filter_map(|line| Some((line.running, line.hub()?))).min_by_key(|(n, _)| *n);
+        let pause = self.retry_at.map(|at| at.saturating_duration_since(now)).filter(|pause| !pause.is_zero());
+        match (least, down, pause) {
+            (Some(_), _, _) if !self.queue.opens(now) => Nudge::Wait,
+            // All that are up are busy and another may be made.
+            (Some((running, hub)), Some(line), None) if running > 0 => self.connect(line, Some(hub)),
+            (Some((_, hub)), _, _) => Nudge::Wake(hub),
+            (None, _, _) if self.lines.iter().any(|line| matches!(line.phase, Phase::Connecting)) => Nudge::Nothing,
+            (None, _, Some(pause)) => self.give_back(Some(pause), Cause::Transport(Failure::ConnectError)),
+            (None, Some(line), None) => self.connect(line, None),
+            (None, None, None) => Nudge::Nothing,
+        }
+    }
+
+    fn connect(&mut self, at: usize, wake: Option<Arc<Hub>>) -> Nudge {
+        if let Some(line) = self.lines.get_mut(at) {
+            line.phase = Phase::Connecting;
+        }
+        Nudge::Connect { line: at, wake }
+    }
+
+    fn give_back(&mut self, after: Option<Duration>, cause: Cause) -> Nudge {
+        Nudge::GiveBack { entries: self.queue.drain(), after, cause }
+    }
+}

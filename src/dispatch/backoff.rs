@@ -1,0 +1,63 @@
+//! Pauses between attempts: exponential, with jitter, bounded.
+
+use std::time::Duration;
+
+use super::RetryConfig;
+
+/// A growing pause. Used between connects here and between a request's attempts by the pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    config: RetryConfig,
+    failures: u32,
+}
+
+impl Backoff {
+    /// Begins with the first pause.
+    pub fn new(config: RetryConfig) -> Self {
+        Self { config, failures: 0 }
+    }
+
+    /// The next pause.
+    pub fn pause(&mut self) -> Duration {
+        let RetryConfig { initial_interval, max_interval, multiplier, jitter } = self.config;
+        // Beyond 64 steps every sensible multiplier has met the bound.
+        let exponent = i32::try_from(self.failures.min(64)).unwrap_or(64);
+        self.failures = self.failures.saturating_add(1);
+        let grown = initial_interval.as_secs_f64() * multiplier.max(1.0).powi(exponent);
+        let bounded = grown.min(max_interval.as_secs_f64()).max(0.0);
+        let spread = jitter.clamp(0.0, 1.0) * (2.0 * fastrand::f64() - 1.0);
+        Duration::try_from_secs_f64(bounded * (1.0 + spread)).unwrap_or(max_interval)
+    }
+
+    /// Starts over after a success.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_bound_and_start_over() {
+        let config = RetryConfig { jitter: 0.0, ..RetryConfig::default() };
+        let mut backoff = Backoff::new(config);
+        assert_eq!(backoff.pause(), Duration::from_millis(50));
+        assert_eq!(backoff.pause(), Duration::from_millis(75));
+        for _ in 0..1000 {
+            assert!(backoff.pause() <= config.max_interval);
+        }
+        assert_eq!(backoff.pause(), config.max_interval, "must stay at the bound");
+        backoff.reset();
+        assert_eq!(backoff.pause(), Duration::from_millis(50));
+    }
+
+    #[test]
+    fn jitter_stays_within_its_share() {
+        for _ in 0..1000 {
+            let pause = Backoff::new(RetryConfig::default()).pause();
+            assert!((Duration::from_millis(25)..=Duration::from_millis(75)).contains(&pause), "{pause:?}");
+        }
+    }
+}

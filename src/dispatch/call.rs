@@ -1,0 +1,79 @@
+//! One RPC: its header and body go to HTTP/2 whole, then its reply is awaited.
+
+use std::{
+    io,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::time::Instant;
+
+use super::{backend::Backend, body, outcome::Verdict, piece::Queued, queue::Batch, reply::Reply};
+
+/// A call that waits for its reply. Dropping it resets its stream.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) batch: Batch,
+    pub(super) started: Instant,
+    pub(super) deadline: Instant,
+    reply: Reply,
+}
+
+/// A call that could not begin.
+pub(super) struct NotBegun {
+    pub(super) batch: Batch,
+    pub(super) verdict: Verdict,
+}
+
+impl Call {
+    /// Sends a batch.
+    ///
+    /// The whole body is handed to h2 at once: its bytes are in memory anyway, and h2 sends them as windows allow.
+    pub(super) fn begin(
+        batch: Batch,
+        backend: &Backend,
+        sender: &mut SendRequest<Bytes>,
+        chunks: &mut Vec<Bytes>,
+        now: Instant,
+    ) -> Result<Self, NotBegun> {
+        let deadline = deadline_of(&batch.parts, now + backend.shared.config.timeout);
+        match send(&batch, backend, sender, chunks, deadline.saturating_duration_since(now)) {
+            Ok(reply) => Ok(Self { batch, started: now, deadline, reply }),
+            Err(error) => {
+                tracing::debug!(backend = %backend.identity, %error, "cannot begin a call");
+                // Its header was never written, or its connection is over.
+                Err(NotBegun { batch, verdict: Verdict::Unprocessed })
+            }
+        }
+    }
+
+    /// Hears what came.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
+        self.reply.poll(cx)
+    }
+}
+
+fn send(
+    batch: &Batch,
+    backend: &Backend,
+    sender: &mut SendRequest<Bytes>,
+    chunks: &mut Vec<Bytes>,
+    timeout: std::time::Duration,
+) -> io::Result<Reply> {
+    let signal = batch.parts.first().map(|part| part.signal).ok_or(io::ErrorKind::InvalidInput)?;
+    let request = backend.templates.request(signal, timeout).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    body::build(batch, backend.shared.config.compression, chunks)?;
+    let (response, mut stream) = sender.send_request(request, false).map_err(io::Error::other)?;
+    let last = chunks.len().saturating_sub(1);
+    for (at, chunk) in chunks.drain(..).enumerate() {
+        stream.send_data(chunk, at == last).map_err(io::Error::other)?;
+    }
+    backend.metrics.bytes.increment(u64::try_from(batch.bytes).unwrap_or(u64::MAX));
+    Ok(Reply::Head(response))
+}
+
+/// One attempt's timeout, or the latest deadline of its parts.
+fn deadline_of(parts: &[Queued], timeout: Instant) -> Instant {
+    parts.iter().map(|part| part.inbox().deadline).max().map_or(timeout, |latest| latest.min(timeout))
+}

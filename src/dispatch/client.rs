@@ -1,0 +1,182 @@
+//! How a backend is dialled and what HTTP/2 is told there; what each call's header looks like.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, SendRequest};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Uri, Version,
+    header::{CONTENT_TYPE, HeaderName, TE, USER_AGENT},
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::{
+    Compression, Config, Failure,
+    wire::{Outlet, Wire, gather},
+};
+use crate::otlp::Signal;
+
+/// How long a connect may take: one lost SYN (repeated after 1 s) is borne.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long what was written may stay unacknowledged by the peer's kernel before the connection is given up. Covers a cut
+/// cable in both states, idle (with keep-alive) and busy.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Idle time before TCP's own keep-alive, which unlike PING offends no gRPC server.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Window for one reply and for all: replies are a few bytes, at most a message of 4 MiB that is read at once.
+const REPLY_WINDOW: u32 = 64 << 10;
+
+/// A reply's headers and trailers, at most; a Collector's longest status message fits.
+const MAX_HEADER_LIST: u32 = 16 << 10;
+
+/// A stream that may still hear something after it was reset, at most. Timeouts are the only resets we send.
+const MAX_RESET_STREAMS: usize = 64;
+
+/// A fresh connection.
+pub(super) struct Connected {
+    pub(super) sender: SendRequest<Bytes>,
+    pub(super) connection: Connection<Wire<TcpStream>, Bytes>,
+    pub(super) outlet: Outlet<TcpStream>,
+}
+
+/// What the requests to one backend look like, one for each signal.
+#[derive(Debug)]
+pub(super) struct Templates {
+    requests: Option<[Request<()>; Signal::ALL.len()]>,
+    timeout: Duration,
+}
+
+/// Connects and begins HTTP/2. The peer's SETTINGS are not waited for.
+pub(super) async fn connect(address: SocketAddr) -> Result<Connected, Failure> {
+    let stream = match tokio::time::timeout(CONNECT_TIMEOUT, dial(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(Failure::ConnectRefused),
+        Ok(Err(error)) => {
+            tracing::debug!(%address, %error, "cannot connect");
+            return Err(Failure::ConnectError);
+        }
+        Err(_elapsed) => return Err(Failure::ConnectTimeout),
+    };
+    let (wire, outlet) = gather(stream);
+    let (sender, connection) = Builder::new()
+        .enable_push(false)
+        .initial_window_size(REPLY_WINDOW)
+        .initial_connection_window_size(1 << 20)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        // Until the peer has said what it takes, one call: more might be refused.
+        .initial_max_send_streams(1)
+        .handshake(wire)
+        .await
+        .map_err(|_| Failure::Protocol)?;
+    Ok(Connected { sender, connection, outlet })
+}
+
+async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    let reference = SockRef::from(&socket);
+    reference.set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE))?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    reference.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+    socket.connect(address).await
+}
+
+impl Templates {
+    /// The requests to the backend of that identity: it is the authority if it can be one, else the address is.
+    pub(super) fn new(identity: &str, address: Option<SocketAddr>, config: &Config) -> Self {
+        let authority = Authority::try_from(identity)
+            .ok()
+            .filter(|authority| authority.port().is_some())
+            .or_else(|| Authority::try_from(address?.to_string()).ok());
+        let headers = headers_of(config);
+        let request = |signal: Signal| {
+            let mut uri = http::uri::Parts::default();
+            uri.scheme = Some(Scheme::HTTP);
+            uri.authority.clone_from(&authority);
+            uri.path_and_query = Some(PathAndQuery::from_static(signal.grpc_path()));
+            let mut request = Request::new(());
+            *request.method_mut() = Method::POST;
+            *request.version_mut() = Version::HTTP_2;
+            *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+            *request.headers_mut() = headers.clone();
+            request
+        };
+        Self { requests: authority.is_some().then(|| Signal::ALL.map(request)), timeout: config.timeout }
+    }
+
+    /// The request of one call that may take `timeout`.
+    pub(super) fn request(&self, signal: Signal, timeout: Duration) -> Option<Request<()>> {
+        let mut request = self.requests.as_ref()?.get(signal.index())?.clone();
+        if timeout < self.timeout {
+            request.headers_mut().insert(GRPC_TIMEOUT, timeout_value(timeout));
+        }
+        Some(request)
+    }
+}
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+fn headers_of(config: &Config) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("spanring/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(GRPC_TIMEOUT, timeout_value(config.timeout));
+    // grpc-go answers in the codec of the request, whatever is accepted.
+    headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip,zstd"));
+    let encoding = match config.compression {
+        Compression::Gzip { .. } => Some("gzip"),
+        Compression::None => None,
+        Compression::Zstd { .. } => Some("zstd"),
+    };
+    if let Some(encoding) = encoding {
+        headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
+    }
+    headers
+}
+
+/// gRPC's `Timeout` in milliseconds: at most eight digits.
+fn timeout_value(timeout: Duration) -> HeaderValue {
+    let mut left = timeout.as_millis().clamp(1, 99_999_999);
+    let mut text = [b'm'; 9];
+    let mut start = text.len() - 1;
+    while left > 0 && start > 0 {
+        start -= 1;
+        if let Some(digit) = text.get_mut(start) {
+            *digit = b'0' + u8::try_from(left % 10).unwrap_or(0);
+        }
+        left /= 10;
+    }
+    HeaderValue::from_bytes(text.get(start..).unwrap_or_default())
+        .unwrap_or_else(|_| HeaderValue::from_static("99999999m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_written_in_milliseconds() {
+        assert_eq!(timeout_value(Duration::from_secs(5)), "5000m");
+        assert_eq!(timeout_value(Duration::ZERO), "1m");
+        assert_eq!(timeout_value(Duration::MAX), "99999999m");
+    }
+
+    #[test]
+    fn an_identity_that_is_no_authority_is_replaced_by_the_address() {
+        let address = Some("[::1]:4317".parse().unwrap());
+        let uri = |identity| {
+            let templates = Templates::new(identity, address, &Config::default());
+            templates.request(Signal::Traces, Duration::MAX).unwrap().uri().authority().unwrap().to_string()
+        };
+        assert_eq!(uri("collector-0.obs:4317"), "collector-0.obs:4317");
+        assert_eq!(uri("collector-0"), "[::1]:4317");
+        assert_eq!(uri("what ever:1"), "[::1]:4317");
+    }
+}

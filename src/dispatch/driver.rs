@@ -1,0 +1,419 @@
+//! The task of one connection: begins calls as places open, hears their replies, drives HTTP/2, notices when it is over.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{
+    Ping, PingPong,
+    client::{Connection, SendRequest},
+};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, Sleep},
+};
+
+use super::{
+    Failure,
+    backend::Backend,
+    call::{Call, NotBegun},
+    client::Connected,
+    hub::{Hub, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER},
+    outcome::{Scope, Verdict},
+    queue::Rules,
+    wire::{Outlet, Wire},
+};
+
+/// Times that a poll looks again at what came meanwhile before other tasks get their turn.
+const MAX_ROUNDS: usize = 8;
+
+/// Silence with a call unanswered before a PING, and after it before the connection is given up. grpc-go resents pings that
+/// come more often than every 5 minutes, unless there are calls.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How often silence is looked for while calls are unanswered.
+const CHECK_EVERY: Duration = Duration::from_millis(2500);
+
+/// How long a connection that is no longer needed may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Bits of the calls.
+const CALLS: u64 = (1 << MAX_PLACES) - 1;
+
+/// One connection with its calls.
+pub(super) struct Driver {
+    backend: Arc<Backend>,
+    /// Its slot; `None` once it takes no more calls.
+    line: Option<usize>,
+    hub: Arc<Hub>,
+    /// What is to be looked at.
+    bits: u64,
+    socket: Waker,
+    calls: Box<[Slot]>,
+    running: usize,
+    /// `None` once it takes no more calls: HTTP/2 then ends with the last of them.
+    sender: Option<SendRequest<Bytes>>,
+    connection: Connection<Wire<TcpStream>, Bytes>,
+    outlet: Outlet<TcpStream>,
+    chunks: Vec<Bytes>,
+    /// Whether the peer answered a call.
+    answered: bool,
+    clock: Clock,
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// A place of the connection.
+struct Slot {
+    call: Option<Call>,
+    waker: Waker,
+}
+
+/// One timer for all deadlines of a connection: they are seconds away and seldom met, so it is set anew only when it fires
+/// or something comes before it.
+struct Clock {
+    sleep: Pin<Box<Sleep>>,
+    at: Option<Instant>,
+    waker: Waker,
+    /// Nothing was read since, although a call was unanswered.
+    silent_since: Instant,
+    pinger: Option<PingPong>,
+    pinged_at: Option<Instant>,
+    /// A connection that is no longer needed is over by then.
+    goodbye_by: Option<Instant>,
+}
+
+impl Driver {
+    /// Takes over a fresh connection in slot `line`.
+    pub(super) fn new(backend: Arc<Backend>, line: usize, connected: Connected) -> Self {
+        let Connected { sender, mut connection, outlet } = connected;
+        let hub = Arc::new(Hub::default());
+        let places = Rules::new(&backend.shared.config).places();
+        let calls = (0..places).map(|slot| Slot { call: None, waker: hub.waker(1 << slot) }).collect();
+        let now = Instant::now();
+        let clock = Clock {
+            sleep: Box::pin(tokio::time::sleep_until(now)),
+            at: None,
+            waker: hub.waker(TIMER),
+            silent_since: now,
+            pinger: connection.ping_pong(),
+            pinged_at: None,
+            goodbye_by: None,
+        };
+        let tasks = backend.shared.tasks.clone();
+        backend.metrics.open();
+        backend.connected(line, &hub);
+        Self {
+            line: Some(line),
+            bits: SOCKET | QUEUE | STOP,
+            socket: hub.waker(SOCKET),
+            calls,
+            running: 0,
+            sender: Some(sender),
+            connection,
+            outlet,
+            chunks: Vec::new(),
+            answered: false,
+            clock,
+            stopped: Box::pin(async move { tasks.stopped().await }),
+            backend,
+            hub,
+        }
+    }
+
+    /// Looks at everything that has its bit set.
+    fn round(&mut self) -> Poll<()> {
+        if self.takes(STOP) {
+            let waker = self.hub.waker(STOP);
+            if self.stopped.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+                self.stop();
+                return Poll::Ready(());
+            }
+        }
+        if self.takes(TIMER)
+            && let Err(failure) = self.tick()
+        {
+            self.end(failure);
+            return Poll::Ready(());
+        }
+        self.takes(QUEUE);
+        let mut begun = false;
+        loop {
+            self.hear();
+            if !self.begin() {
+                break;
+            }
+            begun = true;
+        }
+        // What was just begun has set the socket's bit: it is polled here and not once more.
+        self.bits |= self.hub.again();
+        if (self.takes(SOCKET) || begun)
+            && let Err(failure) = self.drive()
+        {
+            self.end(failure);
+            return Poll::Ready(());
+        }
+        if self.running == 0 && self.backend.is_closed() {
+            self.leave();
+        }
+        Poll::Pending
+    }
+
+    fn takes(&mut self, bit: u64) -> bool {
+        let set = self.bits & bit != 0;
+        self.bits &= !bit;
+        set
+    }
+
+    /// Begins calls while places are open; whether any began.
+    fn begin(&mut self) -> bool {
+        let (Some(line), Some(sender)) = (self.line, &mut self.sender) else { return false };
+        let mut begun = false;
+        while self.backend.waits()
+            && self.running < self.calls.len()
+            && self.running < sender.current_max_send_streams()
+        {
+            let now = Instant::now();
+            let Some(at) = self.calls.iter().position(|slot| slot.call.is_none()) else { break };
+            let Some(batch) = self.backend.take(line, now) else { break };
+            match Call::begin(batch, &self.backend, sender, &mut self.chunks, now) {
+                Ok(call) => {
+                    if self.running == 0 {
+                        self.clock.silent_since = now;
+                    }
+                    self.running += 1;
+                    self.clock.set(call.deadline.min(now + CHECK_EVERY));
+                    if let Some(slot) = self.calls.get_mut(at) {
+                        slot.call = Some(call);
+                    }
+                    // It registers its waker when it is first polled.
+                    self.bits |= 1 << at;
+                    begun = true;
+                }
+                Err(NotBegun { batch, verdict }) => {
+                    self.backend.done(Some(line));
+                    self.backend.settle(batch.parts, verdict, now);
+                    self.bits |= SOCKET;
+                    break;
+                }
+            }
+        }
+        begun
+    }
+
+    /// Polls the calls that have something to hear.
+    fn hear(&mut self) {
+        let mut bits = self.bits & CALLS;
+        self.bits &= !CALLS;
+        while bits != 0 {
+            let at = usize::try_from(bits.trailing_zeros()).unwrap_or(MAX_PLACES);
+            bits &= bits - 1;
+            let Some(Slot { call: Some(call), waker }) = self.calls.get_mut(at) else { continue };
+            if let Poll::Ready(verdict) = call.poll(&mut Context::from_waker(waker)) {
+                self.finish(at, verdict);
+            }
+        }
+    }
+
+    fn finish(&mut self, at: usize, verdict: Verdict) {
+        let Some(call) = self.calls.get_mut(at).and_then(|slot| slot.call.take()) else { return };
+        self.running -= 1;
+        self.backend.done(self.line);
+        if matches!(verdict, Verdict::Accepted(_) | Verdict::Busy { .. } | Verdict::Refused { .. }) {
+            if !self.answered {
+                self.answered = true;
+                self.backend.proved();
+            }
+            self.backend.answered();
+        }
+        let now = Instant::now();
+        let metrics = &self.backend.shared.metrics;
+        metrics.call_duration.record(now.saturating_duration_since(call.started));
+        metrics.call_parts.record(f64::from(u32::try_from(call.batch.parts.len()).unwrap_or(u32::MAX)));
+        self.backend.settle(call.batch.parts, verdict, now);
+    }
+
+    /// Drives HTTP/2: reads, writes, notices its end (`Err`) and GOAWAY.
+    fn drive(&mut self) -> Result<(), Option<Failure>> {
+        let cx = &mut Context::from_waker(&self.socket);
+        match Pin::new(&mut self.connection).poll(cx) {
+            Poll::Ready(Ok(())) => return Err(None),
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(backend = %self.backend.identity, %error, "connection failed");
+                return Err(Some(match Verdict::of_h2(&error) {
+                    Verdict::Failed { failure, .. } => failure,
+                    _ => Failure::Reset,
+                }));
+            }
+            Poll::Pending => {}
+        }
+        if let Poll::Ready(Err(error)) = self.outlet.poll_flush(cx) {
+            tracing::debug!(backend = %self.backend.identity, %error, "cannot write to a connection");
+            return Err(Some(Failure::Reset));
+        }
+        // h2 says so of a connection that got GOAWAY, while its calls go on.
+        if let Some(sender) = &mut self.sender
+            && let Poll::Ready(Err(error)) = sender.poll_ready(cx)
+        {
+            tracing::debug!(backend = %self.backend.identity, %error, "connection takes no more calls");
+            self.leave();
+        }
+        Ok(())
+    }
+
+    /// Takes no more calls: what waits goes to another connection.
+    fn leave(&mut self) {
+        self.sender = None;
+        self.bits |= SOCKET;
+        let by = *self.clock.goodbye_by.get_or_insert_with(|| Instant::now() + GOODBYE);
+        if self.running == 0 {
+            self.clock.set(by);
+        }
+        if let Some(line) = self.line.take() {
+            if self.answered || self.backend.is_closed() {
+                self.backend.left(line);
+            } else {
+                self.backend.turned_away(line);
+            }
+        }
+    }
+
+    /// Looks at the clock: calls that took too long, silence.
+    fn tick(&mut self) -> Result<(), Option<Failure>> {
+        if self.clock.sleep.as_mut().poll(&mut Context::from_waker(&self.clock.waker)).is_pending() {
+            return Ok(());
+        }
+        self.clock.at = None;
+        let now = Instant::now();
+        for at in 0..self.calls.len() {
+            let late = |slot: &Slot| slot.call.as_ref().is_some_and(|call| call.deadline <= now);
+            if self.calls.get(at).is_some_and(late) {
+                let failure = Failure::Timeout;
+                self.finish(at, Verdict::Failed { failure, reached: true, scope: Scope::Stream });
+            }
+        }
+        // Calls that took too long are reset: h2 has that to write.
+        self.bits |= SOCKET;
+        if self.running == 0 {
+            return match self.clock.goodbye_by {
+                Some(by) if by <= now => Err(None),
+                Some(by) => {
+                    self.clock.set(by);
+                    Ok(())
+                }
+                None => Ok(()),
+            };
+        }
+        self.clock.listen(now, self.outlet.heard())?;
+        let deadlines = self.calls.iter().filter_map(|slot| Some(slot.call.as_ref()?.deadline));
+        let next = deadlines.fold(now + CHECK_EVERY, Instant::min);
+        self.clock.set(next);
+        Ok(())
+    }
+
+    /// The connection is over: its calls hear so, and if it was still in use its failure is counted, once.
+    fn end(&mut self, failure: Option<Failure>) {
+        let mut lost = false;
+        for at in 0..self.calls.len() {
+            let Some(Slot { call: Some(call), waker }) = self.calls.get_mut(at) else { continue };
+            let verdict = match call.poll(&mut Context::from_waker(waker)) {
+                Poll::Ready(verdict) => verdict,
+                Poll::Pending => {
+                    let failure = failure.unwrap_or(Failure::Reset);
+                    Verdict::Failed { failure, reached: true, scope: Scope::Connection }
+                }
+            };
+            lost |= matches!(verdict, Verdict::Failed { scope: Scope::Connection, .. });
+            self.finish(at, verdict);
+        }
+        let failure = failure.unwrap_or(Failure::Reset);
+        match self.line.take() {
+            Some(line) if self.answered || self.backend.is_closed() => {
+                if lost {
+                    self.backend.failed(failure);
+                }
+                self.backend.left(line);
+            }
+            Some(line) => self.backend.unreachable(line, failure),
+            None if lost => self.backend.failed(failure),
+            None => {}
+        }
+    }
+
+    /// Everything ends.
+    fn stop(&mut self) {
+        for at in 0..self.calls.len() {
+            self.finish(at, Verdict::Stopped);
+        }
+        self.backend.stop();
+    }
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.bits |= this.hub.begin(cx);
+        for _ in 0..MAX_ROUNDS {
+            if this.round().is_ready() {
+                return Poll::Ready(());
+            }
+            if this.bits == 0 && this.hub.rest() {
+                return Poll::Pending;
+            }
+            this.bits |= this.hub.again();
+        }
+        this.hub.give_way(cx);
+        Poll::Pending
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.backend.metrics.closed();
+    }
+}
+
+impl Clock {
+    /// Makes sure that it fires by `at`.
+    fn set(&mut self, at: Instant) {
+        if self.at.is_some_and(|set| set <= at) {
+            return;
+        }
+        self.at = Some(at);
+        self.sleep.as_mut().reset(at);
+        if self.sleep.as_mut().poll(&mut Context::from_waker(&self.waker)).is_ready() {
+            self.waker.wake_by_ref();
+        }
+    }
+
+    /// Notes silence: a PING after a while of it, the end after a while more.
+    fn listen(&mut self, now: Instant, heard: bool) -> Result<(), Option<Failure>> {
+        if heard {
+            self.silent_since = now;
+            self.pinged_at = None;
+        }
+        // An answered PING makes way for the next.
+        if let Some(pinger) = &mut self.pinger {
+            drop(pinger.poll_pong(&mut Context::from_waker(Waker::noop())));
+        }
+        match self.pinged_at {
+            Some(at) if now.saturating_duration_since(at) >= SILENCE => Err(Some(Failure::Ping)),
+            Some(_) => Ok(()),
+            None if now.saturating_duration_since(self.silent_since) < SILENCE => Ok(()),
+            None => {
+                self.pinged_at = Some(now);
+                // One may still be on its way: its answer will do.
+                if let Some(pinger) = &mut self.pinger {
+                    drop(pinger.send_ping(Ping::opaque()));
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Wakers of one connection's task: which of its calls has something to hear, whether its socket does, whether parts wait.
+//!
+//! A connection and its calls are one task, so that a request costs two wake-ups here (parts queued, answer read) instead of
+//! two for each call on top. The hub says what a wake-up was for, so that only that is polled, and swallows those that come
+//! from inside a poll.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Wake, Waker},
+};
+
+use futures_util::task::AtomicWaker;
+
+/// Places of one connection: the bits below those that mean something else.
+pub(super) const MAX_PLACES: usize = 48;
+/// The socket, or something to write to it.
+pub(super) const SOCKET: u64 = 1 << 63;
+/// Parts wait, or the backend is closing.
+pub(super) const QUEUE: u64 = 1 << 62;
+/// The timer.
+pub(super) const TIMER: u64 = 1 << 61;
+/// The end of all tasks.
+pub(super) const STOP: u64 = 1 << 60;
+/// The task is running: it will look again before it rests.
+const RUNNING: u64 = 1 << 59;
+
+/// What there is to look at.
+#[derive(Debug, Default)]
+pub(super) struct Hub {
+    bits: AtomicU64,
+    task: AtomicWaker,
+}
+
+/// A waker for one of the hub's bits.
+struct Bit {
+    hub: Arc<Hub>,
+    bit: u64,
+}
+
+impl Hub {
+    /// A waker that sets `bit`.
+    pub(super) fn waker(self: &Arc<Self>, bit: u64) -> Waker {
+        Waker::from(Arc::new(Bit { hub: Arc::clone(self), bit }))
+    }
+
+    /// Sets `bit` and wakes the task, unless it is running or has been woken.
+    pub(super) fn wake(&self, bit: u64) {
+        if self.bits.fetch_or(bit, Ordering::AcqRel) == 0 {
+            self.task.wake();
+        }
+    }
+
+    /// Begins a poll: takes what there is to look at.
+    pub(super) fn begin(&self, cx: &Context<'_>) -> u64 {
+        self.task.register(cx.waker());
+        self.again()
+    }
+
+    /// Takes what came since.
+    pub(super) fn again(&self) -> u64 {
+        self.bits.swap(RUNNING, Ordering::AcqRel) & !RUNNING
+    }
+
+    /// Ends a poll, unless something came since.
+    pub(super) fn rest(&self) -> bool {
+        self.bits.compare_exchange(RUNNING, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Ends a poll although something came: the task lets others run first.
+    pub(super) fn give_way(&self, cx: &Context<'_>) {
+        self.bits.fetch_and(!RUNNING, Ordering::AcqRel);
+        cx.waker().wake_by_ref();
+    }
+}
+
+impl Wake for Bit {
+    fn wake(self: Arc<Self>) {
+        self.hub.wake(self.bit);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.hub.wake(self.bit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wake_from_inside_a_poll_is_seen_before_rest() {
+        let hub = Arc::new(Hub::default());
+        let waker = Waker::noop();
+        let cx = Context::from_waker(waker);
+        hub.waker(QUEUE).wake();
+        assert_eq!(hub.begin(&cx), QUEUE);
+        hub.waker(1).wake();
+        assert!(!hub.rest(), "must not rest with a call to hear");
+        assert_eq!(hub.again(), 1);
+        assert!(hub.rest());
+    }
+}

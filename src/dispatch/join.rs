@@ -1,0 +1,179 @@
+//! One request's mailbox: its parts' outcomes arrive here, and what is queued learns here that nobody waits any longer.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Poll, Waker},
+};
+
+use tokio::time::Instant;
+
+use super::PartOutcome;
+use crate::{budget::Permit, pipeline::ClientConnection};
+
+/// One request's mailbox. Dropping it abandons the request: what waits is dropped and counted, what was sent is awaited.
+pub struct Join(Arc<Inbox>);
+
+/// What queued parts hold of their request.
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    abandoned: AtomicBool,
+    /// Parts are not sent after it.
+    pub(super) deadline: Instant,
+    /// The connection whose data this is.
+    pub(super) connection: Arc<ClientConnection>,
+}
+
+#[derive(Default)]
+struct State {
+    outcomes: Vec<(u32, PartOutcome)>,
+    outstanding: usize,
+    /// Something arrived that the request has to act on before the rest is there.
+    urgent: bool,
+    waker: Option<Waker>,
+    permit: Option<Permit>,
+}
+
+impl Join {
+    /// A mailbox for a request whose client is to have an answer by `deadline`.
+    pub fn new(deadline: Instant, connection: Arc<ClientConnection>) -> Self {
+        Self(Arc::new(Inbox { state: Mutex::default(), abandoned: AtomicBool::new(false), deadline, connection }))
+    }
+
+    /// Keeps a share of the memory budget until the last part of the request is gone, even when the request is gone before.
+    pub fn hold(&self, permit: Permit) {
+        let mut state = self.0.lock();
+        match &mut state.permit {
+            Some(held) => held.absorb(permit),
+            none => *none = Some(permit),
+        }
+    }
+
+    /// Waits until a part has to be placed again, or until every submitted part has its outcome, and takes what arrived,
+    /// as `(index, outcome)`. Resolves at once, with nothing, when nothing is outstanding.
+    ///
+    /// Outcomes that need no action wake nobody before the last: one wake-up for a request whose parts were all accepted.
+    /// Cancel safety: outcomes stay for the next call.
+    pub async fn next(&self) -> Vec<(u32, PartOutcome)> {
+        poll_fn(|cx| {
+            let mut state = self.0.lock();
+            if state.urgent || state.outstanding == 0 {
+                state.urgent = false;
+                return Poll::Ready(std::mem::take(&mut state.outcomes));
+            }
+            match &mut state.waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    pub(super) fn inbox(&self) -> &Arc<Inbox> {
+        &self.0
+    }
+}
+
+impl Drop for Join {
+    fn drop(&mut self) {
+        self.0.abandoned.store(true, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Join").field("deadline", &self.0.deadline).finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    /// Announces `parts` outcomes.
+    pub(super) fn expect(&self, parts: usize) {
+        self.lock().outstanding += parts;
+    }
+
+    /// Delivers one outcome.
+    pub(super) fn push(&self, index: u32, outcome: PartOutcome) {
+        let waker = {
+            let mut state = self.lock();
+            state.outstanding = state.outstanding.saturating_sub(1);
+            state.urgent |= matches!(outcome, PartOutcome::Retry { .. });
+            state.outcomes.push((index, outcome));
+            if state.urgent || state.outstanding == 0 { state.waker.take() } else { None }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether nobody waits any longer.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole between any two statements that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::Future,
+        pin::pin,
+        task::{Context, Wake},
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Flag(AtomicBool);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn join() -> Join {
+        Join::new(Instant::now(), Arc::default())
+    }
+
+    fn accepted() -> PartOutcome {
+        PartOutcome::Accepted { rejected: 0, message: None }
+    }
+
+    #[test]
+    fn accepted_parts_wake_nobody_before_the_last() {
+        let join = join();
+        join.inbox().expect(2);
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(Arc::clone(&flag));
+        let mut cx = Context::from_waker(&waker);
+        let mut next = pin!(join.next());
+        assert!(next.as_mut().poll(&mut cx).is_pending());
+        join.inbox().push(0, accepted());
+        assert!(!flag.0.load(Ordering::Relaxed), "the first of two must not wake");
+        join.inbox().push(1, accepted());
+        assert!(flag.0.load(Ordering::Relaxed), "the last must wake");
+        let Poll::Ready(outcomes) = next.as_mut().poll(&mut cx) else { panic!("must be ready") };
+        assert_eq!(outcomes.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn nothing_outstanding_resolves_at_once() {
+        assert!(join().next().await.is_empty());
+    }
+}

@@ -1,0 +1,159 @@
+//! Metric handles of dispatch, resolved once per pool and once per backend.
+
+use std::sync::Arc;
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use super::{Failure, backend::Backend, outcome::Verdict};
+use crate::{otlp::Signal, telemetry::metrics as names};
+
+/// Handles without a backend.
+pub(super) struct PoolMetrics {
+    pool: Arc<str>,
+    pub(super) call_duration: Histogram,
+    pub(super) call_parts: Histogram,
+    pub(super) dropped_abandoned: Counter,
+    pub(super) dropped_deadline: Counter,
+    pub(super) dropped_stopped: Counter,
+    pub(super) taken_apart: Counter,
+    pub(super) unattributed: Counter,
+}
+
+/// Handles of one backend.
+pub(super) struct BackendMetrics {
+    accepted: Counter,
+    partial: Counter,
+    rejected: Counter,
+    retryable: Counter,
+    transport: Counter,
+    timeout: Counter,
+    records_accepted: [Counter; Signal::ALL.len()],
+    records_rejected: [Counter; Signal::ALL.len()],
+    pub(super) bytes: Counter,
+    queue_bytes: Gauge,
+    in_flight: Gauge,
+    connections: Gauge,
+    connects_ok: Counter,
+    connects_refused: Counter,
+    connects_timeout: Counter,
+    connects_error: Counter,
+}
+
+impl PoolMetrics {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; queue sizes are far below 2^52")]
+    pub(super) fn new(pool: &str, queue_size: usize) -> Self {
+        let pool: Arc<str> = pool.into();
+        let label = || Arc::clone(&pool);
+        let dropped = |reason: &'static str| counter!(names::DISPATCH_DROPPED_PARTS_TOTAL, "pool" => label(), "reason" => reason);
+        gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label()).set(queue_size as f64);
+        Self {
+            call_duration: histogram!(names::DISPATCH_CALL_DURATION_SECONDS, "pool" => label()),
+            call_parts: histogram!(names::DISPATCH_CALL_PARTS, "pool" => label()),
+            dropped_abandoned: dropped("abandoned"),
+            dropped_deadline: dropped("deadline"),
+            dropped_stopped: dropped("stopped"),
+            taken_apart: counter!(names::DISPATCH_TAKEN_APART_TOTAL, "pool" => label()),
+            unattributed: counter!(names::DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL, "pool" => label()),
+            pool,
+        }
+    }
+
+    /// Handles of one backend, created at 0.
+    pub(super) fn of_backend(&self, identity: &Arc<str>) -> BackendMetrics {
+        let pool = || Arc::clone(&self.pool);
+        let backend = || Arc::clone(identity);
+        let calls = |outcome: &'static str| {
+            counter!(names::DISPATCH_CALLS_TOTAL,
+                "pool" => pool(), "backend" => backend(), "outcome" => outcome)
+        };
+        let records = |outcome: &'static str| {
+            Signal::ALL.map(|signal| {
+                counter!(names::DISPATCH_RECORDS_TOTAL, "pool" => pool(), "backend" => backend(),
+                    "signal" => signal.as_str(), "outcome" => outcome)
+            })
+        };
+        let connects = |result: &'static str| {
+            counter!(names::DISPATCH_CONNECTS_TOTAL,
+                "pool" => pool(), "backend" => backend(), "result" => result)
+        };
+        BackendMetrics {
+            accepted: calls("accepted"),
+            partial: calls("partial"),
+            rejected: calls("rejected"),
+            retryable: calls("retryable"),
+            transport: calls("transport"),
+            timeout: calls("timeout"),
+            records_accepted: records("accepted"),
+            records_rejected: records("rejected"),
+            bytes: counter!(names::DISPATCH_BYTES_TOTAL, "pool" => pool(), "backend" => backend()),
+            queue_bytes: gauge!(names::DISPATCH_QUEUE_BYTES, "pool" => pool(), "backend" => backend()),
+            in_flight: gauge!(names::DISPATCH_IN_FLIGHT_CALLS, "pool" => pool(), "backend" => backend()),
+            connections: gauge!(names::DISPATCH_CONNECTIONS, "pool" => pool(), "backend" => backend()),
+            connects_ok: connects("ok"),
+            connects_refused: connects("refused"),
+            connects_timeout: connects("timeout"),
+            connects_error: connects("error"),
+        }
+    }
+}
+
+impl BackendMetrics {
+    /// Counts a call by what became of it.
+    pub(super) fn call(&self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Accepted(None) => &self.accepted,
+            Verdict::Accepted(Some(_)) => &self.partial,
+            Verdict::Busy { .. } | Verdict::Unprocessed => &self.retryable,
+            Verdict::Failed { failure: Failure::Timeout, .. } => &self.timeout,
+            Verdict::Failed { .. } | Verdict::Stopped => &self.transport,
+            Verdict::Refused { .. } => &self.rejected,
+        }
+        .increment(1);
+    }
+
+    /// Counts records that the backend has answered for.
+    pub(super) fn records(&self, signal: Signal, accepted: u64, rejected: u64) {
+        if let Some(counter) = self.records_accepted.get(signal.index()) {
+            counter.increment(accepted);
+        }
+        if rejected > 0
+            && let Some(counter) = self.records_rejected.get(signal.index())
+        {
+            counter.increment(rejected);
+        }
+    }
+
+    /// Counts a connect.
+    pub(super) fn connect(&self, result: Result<(), Failure>) {
+        match result {
+            Ok(()) => &self.connects_ok,
+            Err(Failure::ConnectRefused) => &self.connects_refused,
+            Err(Failure::ConnectTimeout) => &self.connects_timeout,
+            Err(_) => &self.connects_error,
+        }
+        .increment(1);
+    }
+
+    /// A connection is open until the guard is dropped.
+    pub(super) fn open(&self) {
+        self.connections.increment(1.0);
+    }
+
+    /// A connection closed.
+    pub(super) fn closed(&self) {
+        self.connections.decrement(1.0);
+    }
+
+    /// Sets the gauges from one backend.
+    pub(super) fn sample(&self, backend: &Backend) {
+        let (bytes, calls) = backend.load();
+        self.set(bytes, calls);
+    }
+
+    /// Sets the gauges.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; both are far below 2^52")]
+    pub(super) fn set(&self, bytes: usize, calls: usize) {
+        self.queue_bytes.set(bytes as f64);
+        self.in_flight.set(calls as f64);
+    }
+}

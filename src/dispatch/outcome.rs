@@ -1,0 +1,221 @@
+//! What became of a call and of a part: by whose word (the backend's own, or our transport's) and whether a repeat can help.
+
+use std::{borrow::Cow, time::Duration};
+
+use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use super::Part;
+
+/// Length of a backend's message that is passed on, at most. A Collector puts attacker-shaped text of several KiB into it.
+const MAX_MESSAGE: usize = 256;
+
+/// What became of one part.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PartOutcome {
+    /// Its backend has it, less `rejected`.
+    Accepted {
+        /// Records that the backend refused for good.
+        rejected: u64,
+        /// What the backend had to say.
+        message: Option<String>,
+    },
+    /// Its backend refused it for good.
+    Rejected {
+        /// The backend's own code.
+        code: Code,
+        /// The backend's own words.
+        message: String,
+    },
+    /// It is still owed.
+    Retry {
+        /// The pause that the backend asked for, or that is left until it is tried again.
+        after: Option<Duration>,
+        /// Whether its bytes may have reached the backend, so that a repeat may arrive twice.
+        reached: bool,
+        /// What happened.
+        cause: Cause,
+        /// Records that were refused for good on the way and are no longer in `part`.
+        rejected: u64,
+        /// What was said about those.
+        message: Option<String>,
+        /// What is to be placed again.
+        part: Part,
+    },
+}
+
+/// Why a part is still owed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Nobody waits for it any longer.
+    Abandoned,
+    /// Its request's deadline passed while it waited.
+    Deadline,
+    /// The backend itself answered with this retryable code: it is alive.
+    Status(Code),
+    /// The process is stopping.
+    Stopped,
+    /// Our transport failed.
+    Transport(Failure),
+    /// The backend has no address yet.
+    Unresolved,
+}
+
+/// A failure of the way to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// Connecting failed otherwise: no route, no descriptor left.
+    ConnectError,
+    /// Nobody listens.
+    ConnectRefused,
+    /// No answer to the connect.
+    ConnectTimeout,
+    /// No answer to a PING.
+    Ping,
+    /// The peer does not speak HTTP/2 or gRPC as it should.
+    Protocol,
+    /// The connection or the stream was reset or closed before the answer.
+    Reset,
+    /// No answer within the attempt's timeout.
+    Timeout,
+}
+
+/// What became of one call.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Verdict {
+    /// Status OK, with what its reply said.
+    Accepted(Option<Partial>),
+    /// The backend's own retryable status.
+    Busy { code: Code, after: Option<Duration> },
+    /// Our transport failed.
+    Failed { failure: Failure, reached: bool, scope: Scope },
+    /// The backend's own permanent status.
+    Refused { code: Code, message: String },
+    /// We are stopping.
+    Stopped,
+    /// The backend said that it never looked at the call.
+    Unprocessed,
+}
+
+/// `partial_success` of a reply.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Partial {
+    pub(super) rejected: u64,
+    pub(super) message: String,
+}
+
+/// What a transport failure took with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// The connection with all its calls; it is counted against the backend once, by the driver.
+    Connection,
+    /// This call alone.
+    Stream,
+}
+
+impl Failure {
+    /// The name in logs and metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectError => "connect_error",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Ping => "ping",
+            Self::Protocol => "protocol",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+impl Verdict {
+    /// Classifies an error of the HTTP/2 layer.
+    ///
+    /// `REFUSED_STREAM` promises that nothing was processed (RFC 9113, 8.7), and h2 gives GOAWAY's error only to streams
+    /// above the last one that the peer processed.
+    pub(super) fn of_h2(error: &h2::Error) -> Self {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        if error.is_remote() && (refused || error.is_go_away()) {
+            return Self::Unprocessed;
+        }
+        let scope = if error.is_reset() { Scope::Stream } else { Scope::Connection };
+        Self::Failed { failure: failure_of(error), reached: true, scope }
+    }
+
+    /// Classifies the backend's own status: `grpc-status` and its details.
+    pub(super) fn of_status(headers: &HeaderMap) -> Option<Self> {
+        if headers.get("grpc-status")?.as_bytes() == b"0" {
+            return Some(Self::Accepted(None));
+        }
+        let status = Status::from_header_map(headers)?;
+        let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let code = status.code();
+        Some(if is_retryable(code, after.is_some()) {
+            Self::Busy { code, after }
+        } else {
+            Self::Refused { code, message: shorten(status.message()).into_owned() }
+        })
+    }
+
+    /// Classifies an answer that is no gRPC, by its HTTP status (grpc's `http-grpc-status-mapping.md`); `None` if it is gRPC.
+    pub(super) fn of_http(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
+        let content_type = headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let is_grpc = content_type.as_ref().is_some_and(|value| value.starts_with("application/grpc"));
+        if status == StatusCode::OK && (is_grpc || headers.contains_key("grpc-status")) {
+            return None;
+        }
+        if let Some(verdict) = Self::of_status(headers).filter(|verdict| !matches!(verdict, Self::Accepted(_))) {
+            return Some(verdict);
+        }
+        let code = match status.as_u16() {
+            400 => Code::Internal,
+            401 => Code::Unauthenticated,
+            403 => Code::PermissionDenied,
+            404 => Code::Unimplemented,
+            429 | 502 | 503 | 504 => return Some(Self::Busy { code: Code::Unavailable, after: retry_after(headers) }),
+            _ => Code::Unknown,
+        };
+        let kind = content_type.unwrap_or(Cow::Borrowed("no content type"));
+        let message = format!("the backend answered HTTP {} with {kind}: is it an OTLP/gRPC port?", status.as_u16());
+        Some(Self::Refused { code, message: shorten(&message).into_owned() })
+    }
+}
+
+/// OTLP's table of retryable codes; `RESOURCE_EXHAUSTED` only with `RetryInfo`.
+fn is_retryable(code: Code, has_retry_info: bool) -> bool {
+    match code {
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DataLoss => true,
+        Code::ResourceExhausted => has_retry_info,
+        _ => false,
+    }
+}
+
+/// Whether a backend that answered this retryable code may have taken the records all the same.
+pub(super) fn may_have_taken(code: Code) -> bool {
+    !matches!(code, Code::Unavailable | Code::ResourceExhausted)
+}
+
+/// `Retry-After` in seconds; its date form is rare and not worth a clock.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn failure_of(error: &h2::Error) -> Failure {
+    if error.is_io() || (error.is_remote() && error.is_reset()) { Failure::Reset } else { Failure::Protocol }
+}
+
+/// Cuts a message of a backend to a length that is passed on.
+pub(super) fn shorten(message: &str) -> Cow<'_, str> {
+    if message.len() <= MAX_MESSAGE {
+        return Cow::Borrowed(message);
+    }
+    let end = message.floor_char_boundary(MAX_MESSAGE - '…'.len_utf8());
+    Cow::Owned(format!("{}…", message.get(..end).unwrap_or_default()))
+}

@@ -1,0 +1,119 @@
+//! Follows the tables: keeps what stays, adds what is new, lets what left finish.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use tokio::time::MissedTickBehavior;
+
+use super::{
+    backend::{Backend, Shared},
+    submit::View,
+};
+use crate::{membership::Tables, ring::Table};
+
+/// How often gauges are set; nothing on the way of the data touches them.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+
+/// Owns the backends of a pool.
+pub(super) struct Reconciler {
+    shared: Arc<Shared>,
+    view: Arc<ArcSwapOption<View>>,
+    tables: Tables,
+    /// Left the table and not idle yet.
+    leaving: Vec<Arc<Backend>>,
+}
+
+impl Reconciler {
+    pub(super) fn new(shared: Arc<Shared>, view: Arc<ArcSwapOption<View>>, tables: Tables) -> Self {
+        Self { shared, view, tables, leaving: Vec::new() }
+    }
+
+    /// Runs until the tasks are stopped, then hands back what waits.
+    pub(super) async fn run(mut self) {
+        let tasks = self.shared.tasks.clone();
+        let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut followed = true;
+        loop {
+            tokio::select! {
+                // The end comes first: nothing is begun after it.
+                biased;
+                () = tasks.stopped() => break,
+                changed = self.tables.changed(), if followed => match changed {
+                    Ok(()) => self.follow(),
+                    // Membership is gone: the last table stays.
+                    Err(_) => followed = false,
+                },
+                _ = ticks.tick() => self.sample(),
+            }
+        }
+        self.shared.all.load().iter().for_each(|backend| backend.stop());
+    }
+
+    /// Publishes a view of the newest table.
+    pub(super) fn follow(&mut self) {
+        let Some(table) = self.tables.borrow_and_update().clone() else { return };
+        let old = self.view.load_full();
+        if old.as_ref().is_some_and(|old| Arc::ptr_eq(old.table(), &table)) {
+            return;
+        }
+        let (view, gone) = next_view(&self.shared, old.as_deref(), table);
+        self.leaving.extend(gone.iter().cloned());
+        self.publish(view);
+        gone.iter().for_each(|backend| backend.close());
+    }
+
+    fn publish(&self, view: View) {
+        let view = Arc::new(view);
+        self.set_all(&view);
+        self.view.store(Some(view));
+    }
+
+    fn set_all(&self, view: &View) {
+        let all = view.backends().chain(&self.leaving).cloned().collect();
+        self.shared.all.store(Arc::new(all));
+    }
+
+    /// Sets the gauges and forgets those that left and are done.
+    fn sample(&mut self) {
+        let left = self.leaving.len();
+        self.leaving.retain(|backend| {
+            backend.metrics.sample(backend);
+            !backend.is_idle()
+        });
+        let Some(view) = self.view.load_full() else { return };
+        if self.leaving.len() != left {
+            self.set_all(&view);
+        }
+        // Shards of one backend share their series: sums are set.
+        let mut sums: HashMap<&str, (&Backend, usize, usize)> = HashMap::new();
+        for backend in view.backends() {
+            let (bytes, calls) = backend.load();
+            let sum = sums.entry(&backend.identity).or_insert((backend, 0, 0));
+            sum.1 += bytes;
+            sum.2 += calls;
+        }
+        for (backend, bytes, calls) in sums.into_values() {
+            backend.metrics.set(bytes, calls);
+        }
+    }
+}
+
+/// The view of `table`, with the backends of `old` that stay, and those that don't.
+fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (View, Vec<Arc<Backend>>) {
+    let shards = shared.config.shards.max(1);
+    let mut kept: HashMap<(Arc<str>, Option<SocketAddr>), Vec<Arc<Backend>>> = HashMap::new();
+    for backend in old.into_iter().flat_map(View::backends) {
+        kept.entry((Arc::clone(&backend.identity), backend.address)).or_default().push(Arc::clone(backend));
+    }
+    let mut by_shard: Vec<Vec<Arc<Backend>>> = vec![Vec::with_capacity(table.backends().len()); shards];
+    for endpoint in table.backends() {
+        let mut mine = kept.remove(&(Arc::clone(&endpoint.identity), endpoint.address)).unwrap_or_default();
+        for shard in &mut by_shard {
+            shard.push(mine.pop().unwrap_or_else(|| Backend::new(endpoint, shared)));
+        }
+    }
+    let shards = by_shard.into_iter().map(Vec::into_boxed_slice).collect();
+    let view = View::new(table, shards, shared.config.max_request_size);
+    (view, kept.into_values().flatten().collect())
+}

@@ -1,0 +1,105 @@
+//! Room for all parts of a request, or for none; then each into its owner's queue.
+
+use std::{
+    cell::Cell,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::time::Instant;
+
+use super::{Join, Part, backend::Backend, piece::Queued};
+use crate::ring::Table;
+
+/// One table and the queues of its backends. Parts are submitted to the view of the table that they were cut by.
+pub struct View {
+    table: Arc<Table>,
+    /// By shard, then by backend index.
+    shards: Box<[Box<[Arc<Backend>]>]>,
+    max_request_size: usize,
+}
+
+/// A queue had no room: nothing was queued.
+#[derive(Debug, thiserror::Error)]
+#[error("the queue of a backend is full")]
+pub struct Full {
+    /// Index of the backend.
+    pub backend: u32,
+    /// The parts, given back in their order.
+    pub parts: Vec<Part>,
+}
+
+impl View {
+    pub(super) fn new(table: Arc<Table>, shards: Box<[Box<[Arc<Backend>]>]>, max_request_size: usize) -> Self {
+        Self { table, shards, max_request_size }
+    }
+
+    /// The table.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.shards.iter().flatten()
+    }
+
+    /// Queues all parts, or none when one of their owners' queues has no room. Their outcomes arrive at `join`.
+    ///
+    /// A part that is larger than a whole queue is taken when that queue is empty.
+    pub fn submit(&self, parts: Vec<Part>, join: &Join) -> Result<(), Full> {
+        let Some(shard) = self.shards.get(shard_of_thread() % self.shards.len().max(1)) else {
+            return Err(Full { backend: 0, parts });
+        };
+        let owner = |part: &Part| shard.get(usize::try_from(part.backend).unwrap_or(usize::MAX));
+        let admits = |part: &Part| owner(part).is_some_and(|backend| backend.admit(part.message.as_bytes().len()));
+        if let Some(at) = parts.iter().position(|part| !admits(part)) {
+            for part in parts.iter().take(at) {
+                if let Some(backend) = owner(part) {
+                    backend.release(part.message.as_bytes().len());
+                }
+            }
+            let backend = parts.get(at).map_or(0, |part| part.backend);
+            return Err(Full { backend, parts });
+        }
+        let inbox = join.inbox();
+        inbox.expect(parts.len());
+        let now = Instant::now();
+        for part in parts {
+            // Room was made by its owner, so there is one.
+            let Some(backend) = owner(&part) else { continue };
+            if part.message.payload_len() <= self.max_request_size {
+                backend.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
+            } else {
+                let admitted = part.message.as_bytes().len();
+                let entries = Queued::cut(part, inbox, self.max_request_size, now);
+                // Pieces repeat their envelopes: the difference is theirs to wait for, but no reason to refuse.
+                backend.occupy(entries.iter().map(Queued::cost).sum());
+                backend.release(admitted);
+                backend.push(entries.into_iter(), now);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("shards", &self.shards.len()).finish_non_exhaustive()
+    }
+}
+
+/// A number that a thread keeps: threads take turns.
+fn shard_of_thread() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static SHARD: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+    SHARD.get().unwrap_or_else(|| {
+        let shard = NEXT.fetch_add(1, Ordering::Relaxed);
+        SHARD.set(Some(shard));
+        shard
+    })
+}

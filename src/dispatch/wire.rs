@@ -1,0 +1,142 @@
+//! A connection's stream as h2 sees it: writes are gathered, reads are noted.
+//!
+//! h2 hands over each DATA frame by itself and flushes after it: at 16 KiB a frame that is 64 writes for a MiB. Here frames
+//! gather until the driver has polled everything, or until [`GATHER`] bytes are there.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that are gathered before they are written: four frames of the usual 16 KiB, one segment of the loopback's size.
+const GATHER: usize = 64 << 10;
+
+/// Capacity that is kept while nothing waits to be written.
+const KEPT: usize = 4 << 10;
+
+/// The half that h2 owns.
+pub(super) struct Wire<S>(Arc<Shared<S>>);
+
+/// The half that the driver keeps.
+pub(super) struct Outlet<S>(Arc<Shared<S>>);
+
+struct Shared<S> {
+    inner: Mutex<Inner<S>>,
+    heard: AtomicBool,
+}
+
+struct Inner<S> {
+    stream: S,
+    out: BytesMut,
+}
+
+/// Both halves of a stream.
+pub(super) fn gather<S>(stream: S) -> (Wire<S>, Outlet<S>) {
+    let inner = Mutex::new(Inner { stream, out: BytesMut::new() });
+    let shared = Arc::new(Shared { inner, heard: AtomicBool::new(false) });
+    (Wire(Arc::clone(&shared)), Outlet(shared))
+}
+
+impl<S: AsyncWrite + Unpin> Outlet<S> {
+    /// Writes what was gathered.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.0.lock();
+        ready!(inner.poll_drain(cx))?;
+        Pin::new(&mut inner.stream).poll_flush(cx)
+    }
+
+    /// Whether anything was read since this was asked last.
+    pub(super) fn heard(&self) -> bool {
+        self.0.heard.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl<S> Shared<S> {
+    fn lock(&self) -> MutexGuard<'_, Inner<S>> {
+        // One task uses both halves: it is never contended, and a panic of the stream ends that task.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Inner<S> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.out.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.out.advance(written),
+            }
+        }
+        if self.out.capacity() > KEPT {
+            self.out = BytesMut::new();
+        } else {
+            self.out.clear();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Makes room when enough was gathered.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.len() < GATHER { Poll::Ready(Ok(())) } else { self.poll_drain(cx) }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.0.lock().stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.0.heard.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let mut inner = self.0.lock();
+        ready!(inner.poll_room(cx))?;
+        inner.out.extend_from_slice(data);
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut inner = self.0.lock();
+        ready!(inner.poll_room(cx))?;
+        let len = slices.iter().map(|slice| slice.len()).sum();
+        inner.out.reserve(len);
+        for slice in slices {
+            inner.out.extend_from_slice(slice);
+        }
+        Poll::Ready(Ok(len))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Nothing: the driver flushes once it has polled everything.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.0.lock();
+        ready!(inner.poll_drain(cx))?;
+        Pin::new(&mut inner.stream).poll_shutdown(cx)
+    }
+}
