@@ -244,10 +244,11 @@ impl Driver {
             Poll::Ready(Ok(())) => return Err(None),
             Poll::Ready(Err(error)) => {
                 tracing::debug!(backend = %self.backend.identity, %error, "connection failed");
-                return Err(Some(match Verdict::of_h2(&error) {
-                    Verdict::Failed { failure, .. } => failure,
-                    _ => Failure::Reset,
-                }));
+                return Err(match Verdict::of_h2(&error) {
+                    Verdict::Failed { failure, .. } => Some(failure),
+                    // GOAWAY: what it left unprocessed goes out again.
+                    _ => None,
+                });
             }
             Poll::Pending => {}
         }
@@ -330,17 +331,20 @@ impl Driver {
             lost |= matches!(verdict, Verdict::Failed { scope: Scope::Connection, .. });
             self.finish(at, verdict);
         }
-        let failure = failure.unwrap_or(Failure::Reset);
-        match self.line.take() {
-            Some(line) if self.answered || self.backend.is_closed() => {
-                if lost {
+        let failed = failure.or(lost.then_some(Failure::Reset));
+        match (self.line.take(), failed) {
+            (Some(line), Some(failure)) if !self.answered && !self.backend.is_closed() => {
+                self.backend.unreachable(line, failure);
+            }
+            (Some(line), None) if !self.answered && !self.backend.is_closed() => self.backend.turned_away(line),
+            (line, failed) => {
+                if let Some(failure) = failed.filter(|_| lost) {
                     self.backend.failed(failure);
                 }
-                self.backend.left(line);
+                if let Some(line) = line {
+                    self.backend.left(line);
+                }
             }
-            Some(line) => self.backend.unreachable(line, failure),
-            None if lost => self.backend.failed(failure),
-            None => {}
         }
     }
 

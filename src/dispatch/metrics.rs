@@ -44,7 +44,8 @@ impl PoolMetrics {
     pub(super) fn new(pool: &str, queue_size: usize) -> Self {
         let pool: Arc<str> = pool.into();
         let label = || Arc::clone(&pool);
-        let dropped = |reason: &'static str| counter!(names::DISPATCH_DROPPED_PARTS_TOTAL, "pool" => label(), "reason" => reason);
+        let dropped =
+            |reason: &'static str| counter!(names::DISPATCH_DROPPED_PARTS_TOTAL, "pool" => label(), "reason" => reason);
         gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label()).set(queue_size as f64);
         Self {
             call_duration: histogram!(names::DISPATCH_CALL_DURATION_SECONDS, "pool" => label()),

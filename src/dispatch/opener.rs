@@ -63,5 +63,5 @@ async fn tick(shared: &Shared) {
 /// Looks at every backend once; whether anything waits.
 fn poke_all(shared: &Shared) -> bool {
     let now = Instant::now();
-    shared.all.load().iter().fold(false, |waits, backend| backend.poke(now) || waits)
+    shared.all.load().iter().filter(|backend| backend.poke(now)).count() > 0
 }

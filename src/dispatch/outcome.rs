@@ -216,6 +216,7 @@ pub(super) fn shorten(message: &str) -> Cow<'_, str> {
     if message.len() <= MAX_MESSAGE {
         return Cow::Borrowed(message);
     }
-    let end = message.floor_char_boundary(MAX_MESSAGE - '…'.len_utf8());
+    let most = MAX_MESSAGE - '…'.len_utf8();
+    let end = (0..=most).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
     Cow::Owned(format!("{}…", message.get(..end).unwrap_or_default()))
 }

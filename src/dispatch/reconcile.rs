@@ -14,6 +14,9 @@ use crate::{membership::Tables, ring::Table};
 /// How often gauges are set; nothing on the way of the data touches them.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
+/// A backend stays while both are the same.
+type Key = (Arc<str>, Option<SocketAddr>);
+
 /// Owns the backends of a pool.
 pub(super) struct Reconciler {
     shared: Arc<Shared>,
@@ -102,7 +105,7 @@ impl Reconciler {
 /// The view of `table`, with the backends of `old` that stay, and those that don't.
 fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (View, Vec<Arc<Backend>>) {
     let shards = shared.config.shards.max(1);
-    let mut kept: HashMap<(Arc<str>, Option<SocketAddr>), Vec<Arc<Backend>>> = HashMap::new();
+    let mut kept: HashMap<Key, Vec<Arc<Backend>>> = HashMap::new();
     for backend in old.into_iter().flat_map(View::backends) {
         kept.entry((Arc::clone(&backend.identity), backend.address)).or_default().push(Arc::clone(backend));
     }

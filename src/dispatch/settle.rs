@@ -92,7 +92,6 @@ impl Backend {
             self.push_back_in_front(again, now);
         }
     }
-
 }
 
 /// Gives parts back that are still owed.

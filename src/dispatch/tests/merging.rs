@@ -1,0 +1,192 @@
+//! What leaves together, and who is told what about it.
+
+use std::{sync::Arc, time::Duration};
+
+use tonic::{Code, Status};
+
+use super::support::*;
+use crate::dispatch::{Cause, Compression, Config, PartOutcome};
+
+/// One place: what arrives while a call runs waits for its answer.
+fn one_place() -> Config {
+    Config { places: 1, ..Config::default() }
+}
+
+#[tokio::test]
+async fn a_lone_part_leaves_at_once_and_what_came_meanwhile_leaves_together() {
+    let rig_tasks = crate::lifecycle::Tasks::new();
+    let mut backend = Script::start(&rig_tasks, None, 100).await;
+    let rig = Rig::start_with(one_place(), &[backend.address], rig_tasks);
+    let first = rig.submit(vec![part(&["a", "b"], 0)]);
+    let call = backend.call().await;
+    assert_eq!(call.spans, ["a", "b"]);
+    assert_eq!(call.metadata.get("grpc-timeout").unwrap(), "5000m");
+    assert!(call.metadata.get("user-agent").unwrap().to_str().unwrap().starts_with("spanring/"));
+    let rest: Vec<_> = ["c", "d", "e"].map(|name| rig.submit(vec![part(&[name], 0)])).into();
+    assert!(backend.is_quiet(), "there is one place");
+    call.accept();
+    assert_eq!(outcome(&first).await, accepted());
+    let call = backend.call().await;
+    assert_eq!(call.spans, ["c", "d", "e"], "the merged message must be the union of its parts, in their order");
+    call.accept();
+    for join in &rest {
+        assert_eq!(outcome(join).await, accepted());
+    }
+}
+
+#[tokio::test]
+async fn a_further_place_opens_when_a_part_has_waited() {
+    let tasks = crate::lifecycle::Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let rig = Rig::start_with(Config::default(), &[backend.address], tasks);
+    let _first = rig.submit(vec![part(&["a"], 0)]);
+    let held = backend.call().await;
+    let second = rig.submit(vec![part(&["b"], 0)]);
+    backend.call().await.accept();
+    assert_eq!(outcome(&second).await, accepted(), "must not wait for the held call");
+    held.accept();
+}
+
+#[tokio::test]
+async fn many_small_and_large_parts_merge_to_their_union() {
+    for compression in [Compression::None, Compression::Gzip { level: 6 }, Compression::Zstd { level: 1 }] {
+        let tasks = crate::lifecycle::Tasks::new();
+        let mut backend = Script::start(&tasks, None, 100).await;
+        let rig = Rig::start_with(Config { compression, ..one_place() }, &[backend.address], tasks);
+        let first = rig.submit(vec![part(&["first"], 0)]);
+        let call = backend.call().await;
+        let sizes = [1, 100, 9_000, 20_000, 300, 8_192, 70_000, 1, 15_000];
+        let parts: Vec<_> = sizes.iter().map(|size| large_part(2, size / 2, 0)).collect();
+        let joins: Vec<_> = parts.into_iter().map(|part| rig.submit(vec![part])).collect();
+        call.accept();
+        assert_eq!(outcome(&first).await, accepted());
+        let call = backend.call().await;
+        assert_eq!(call.spans.len(), 2 * sizes.len(), "{compression:?}");
+        call.accept();
+        for join in &joins {
+            assert_eq!(outcome(join).await, accepted());
+        }
+    }
+}
+
+#[tokio::test]
+async fn parts_marked_so_go_in_calls_of_their_own() {
+    let tasks = crate::lifecycle::Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let rig = Rig::start_with(one_place(), &[backend.address], tasks);
+    let _first = rig.submit(vec![part(&["a"], 0)]);
+    let call = backend.call().await;
+    let suspect = Arc::<crate::pipeline::ClientConnection>::default();
+    suspect.keep_unmerged(tokio::time::Instant::now(), Duration::from_secs(60));
+    let _joins = [
+        rig.submit(vec![crate::dispatch::Part { alone: true, ..part(&["alone"], 0) }]),
+        rig.submit(vec![part(&["b"], 0)]),
+        rig.submit_from(vec![part(&["suspect"], 0)], &suspect),
+        rig.submit(vec![part(&["c"], 0)]),
+    ];
+    call.accept();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let call = backend.call().await;
+        seen.push(call.spans.clone());
+        call.accept();
+    }
+    seen.sort();
+    assert_eq!(seen, [vec!["alone"], vec!["b", "c"], vec!["suspect"]]);
+}
+
+#[tokio::test]
+async fn a_merged_call_that_is_refused_fails_only_the_bad_part() {
+    let tasks = crate::lifecycle::Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let rig = Rig::start_with(one_place(), &[backend.address], tasks);
+    let _first = rig.submit(vec![part(&["a"], 0)]);
+    let call = backend.call().await;
+    let (good_client, bad_client) = (Arc::default(), Arc::<crate::pipeline::ClientConnection>::default());
+    let good = rig.submit_from(vec![part(&["good"], 0)], &good_client);
+    let bad = rig.submit_from(vec![part(&["bad", "bad"], 0)], &bad_client);
+    call.accept();
+    let call = backend.call().await;
+    assert_eq!(call.spans, ["good", "bad", "bad"]);
+    call.refuse(Status::internal("malformed ID"));
+    for _ in 0..2 {
+        let call = backend.call().await;
+        if call.spans == ["bad", "bad"] { call.refuse(Status::internal("malformed ID")) } else { call.accept() }
+    }
+    assert_eq!(outcome(&good).await, accepted());
+    let expected = PartOutcome::Rejected { code: Code::Internal, message: "malformed ID".into() };
+    assert_eq!(outcome(&bad).await, expected);
+    assert!(good_client.may_merge(), "the good client must stay merged");
+    assert!(!bad_client.may_merge(), "the bad client must go alone for a while");
+}
+
+#[tokio::test]
+async fn partial_success_of_a_merged_call_is_a_warning_to_each_and_the_next_counts_are_exact() {
+    let tasks = crate::lifecycle::Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let rig = Rig::start_with(one_place(), &[backend.address], tasks);
+    let alone = rig.submit(vec![part(&["a", "b"], 0)]);
+    let call = backend.call().await;
+    let merged = [rig.submit(vec![part(&["c"], 0)]), rig.submit(vec![part(&["d"], 0)])];
+    call.accept_partly(1, "one was bad");
+    let exact = PartOutcome::Accepted { rejected: 1, message: Some("one was bad".into()) };
+    assert_eq!(outcome(&alone).await, exact, "a call of one part is counted exactly");
+    let call = backend.call().await;
+    let next = [rig.submit(vec![part(&["e"], 0)]), rig.submit(vec![part(&["f"], 0)])];
+    call.accept_partly(1, "one was bad");
+    for join in &merged {
+        let warning = PartOutcome::Accepted { rejected: 0, message: Some("one was bad".into()) };
+        assert_eq!(outcome(join).await, warning);
+    }
+    for (join, name) in next.iter().zip(["e", "f"]) {
+        let call = backend.call().await;
+        assert_eq!(call.spans, [name], "parts must go unmerged for a while");
+        call.accept_partly(1, "one was bad");
+        assert_eq!(outcome(join).await, exact);
+    }
+}
+
+#[tokio::test]
+async fn a_part_above_the_limit_is_cut_and_its_pieces_make_one_outcome() {
+    let tasks = crate::lifecycle::Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let config = Config { max_request_size: 10_000, ..one_place() };
+    let rig = Rig::start_with(config, &[backend.address], tasks);
+    let join = rig.submit(vec![large_part(30, 1_000, 0)]);
+    let (mut seen, mut calls, mut owed) = (Vec::new(), 0, Vec::new());
+    while seen.len() < 30 {
+        let call = backend.call().await;
+        seen.extend(call.spans.clone());
+        calls += 1;
+        match calls {
+            1 => call.accept_partly(2, "two were bad"),
+            2 => {
+                owed.clone_from(&call.spans);
+                call.refuse(Status::unavailable("later"));
+            }
+            _ => call.accept(),
+        }
+    }
+    assert!(calls >= 4, "10,000 bytes a call: {calls}");
+    let PartOutcome::Retry { reached, cause, rejected, message, part, .. } = outcome(&join).await else {
+        panic!("a piece is still owed")
+    };
+    assert_eq!((reached, cause), (false, Cause::Status(Code::Unavailable)));
+    assert_eq!((rejected, message.as_deref()), (2, Some("two were bad")));
+    assert_eq!(names_in(&part), owed, "only what is owed must be given back");
+    assert_eq!(usize::try_from(part.records).unwrap(), owed.len());
+    let join = rig.submit(vec![part]);
+    backend.call().await.accept();
+    assert_eq!(outcome(&join).await, accepted());
+}
+
+#[tokio::test]
+async fn a_single_record_above_the_limit_goes_alone() {
+    let tasks = crate::lifecycle::Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let config = Config { max_request_size: 1_000, queue_size: 2_000, ..one_place() };
+    let rig = Rig::start_with(config, &[backend.address], tasks);
+    let join = rig.submit(vec![large_part(1, 5_000, 0)]);
+    backend.call().await.accept();
+    assert_eq!(outcome(&join).await, accepted());
+}

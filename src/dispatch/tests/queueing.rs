@@ -1,0 +1,213 @@
+//! When a place opens, what a call carries, and room for all or none: the queue as it is, with given clocks.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::support::{Rig, Script, accepted, large_part, outcome, part, wait_until};
+use crate::{
+    dispatch::{
+        Config, Join, Part, PartOutcome,
+        piece::Queued,
+        queue::{Queue, Rules},
+    },
+    lifecycle::Tasks,
+    otlp::Signal,
+};
+
+struct Bench {
+    queue: Queue,
+    join: Join,
+    start: Instant,
+}
+
+impl Bench {
+    fn new(config: Config) -> Self {
+        let start = Instant::now();
+        let join = Join::new(start + Duration::from_secs(10), Arc::default());
+        Self { queue: Queue::new(Rules::new(&config)), join, start }
+    }
+
+    fn push(&mut self, part: Part, after: Duration) {
+        self.queue.push(Queued::from_part(part, self.join.inbox(), self.start + after));
+    }
+
+    /// Takes a batch: its number of parts, and how many were dropped.
+    fn take(&mut self, after: Duration) -> Option<(usize, usize)> {
+        let mut dropped = Vec::new();
+        let batch = self.queue.take(self.start + after, true, &mut dropped);
+        batch.map(|batch| (batch.parts.len(), dropped.len()))
+    }
+}
+
+const NOW: Duration = Duration::ZERO;
+const SOON: Duration = Duration::from_micros(1_999);
+const LATER: Duration = Duration::from_millis(2);
+
+#[test]
+fn the_first_place_takes_at_once_and_a_further_one_after_a_while() {
+    let mut bench = Bench::new(Config::default());
+    assert_eq!(bench.take(NOW), None, "there is nothing to take");
+    bench.push(part(&["a"], 0), NOW);
+    assert_eq!(bench.take(NOW), Some((1, 0)));
+    bench.push(part(&["b"], 0), NOW);
+    bench.push(part(&["c"], 0), SOON);
+    assert_eq!(bench.take(SOON), None, "the oldest has not waited long enough");
+    assert_eq!(bench.take(LATER), Some((2, 0)), "what waits must leave together");
+    bench.queue.done();
+    bench.push(part(&["d"], 0), LATER);
+    assert_eq!(bench.take(LATER), None, "one call still runs");
+    bench.queue.done();
+    assert_eq!(bench.take(LATER), Some((1, 0)));
+}
+
+#[test]
+fn enough_bytes_open_a_place_at_once_until_there_are_none_left() {
+    let mut bench = Bench::new(Config { places: 2, ..Config::default() });
+    bench.push(part(&["a"], 0), NOW);
+    assert_eq!(bench.take(NOW), Some((1, 0)));
+    bench.push(large_part(1, 64 << 10, 0), NOW);
+    assert_eq!(bench.take(NOW), Some((1, 0)));
+    bench.push(large_part(1, 64 << 10, 0), NOW);
+    assert_eq!(bench.take(LATER), None, "there are two places");
+}
+
+#[test]
+fn a_call_carries_no_more_than_its_size_and_no_other_signal() {
+    let one = part(&["a"], 0);
+    let size = one.message.payload_len();
+    let mut bench = Bench::new(Config { max_request_size: 2 * size, ..Config::default() });
+    for signal in [Signal::Traces, Signal::Logs, Signal::Traces, Signal::Traces, Signal::Profiles, Signal::Profiles] {
+        bench.push(Part { signal, ..one.clone() }, NOW);
+    }
+    let sizes: Vec<_> = std::iter::from_fn(|| bench.take(LATER)).map(|(parts, _)| parts).collect();
+    assert_eq!(sizes.iter().sum::<usize>(), 6);
+    assert_eq!(sizes.iter().max(), Some(&2), "two fit");
+    assert_eq!(sizes.len(), 5, "two traces; one trace; one log; two profiles alone: {sizes:?}");
+}
+
+#[test]
+fn what_nobody_waits_for_is_dropped_when_its_turn_comes() {
+    let mut bench = Bench::new(Config::default());
+    let gone = Join::new(bench.start + Duration::from_secs(10), Arc::default());
+    let late = Join::new(bench.start + SOON, Arc::default());
+    bench.queue.push(Queued::from_part(part(&["gone"], 0), gone.inbox(), bench.start));
+    bench.queue.push(Queued::from_part(part(&["late"], 0), late.inbox(), bench.start));
+    drop(gone);
+    assert_eq!(bench.take(LATER), None, "nothing is left to send");
+    bench.push(part(&["a"], 0), NOW);
+    assert_eq!(bench.take(LATER), Some((1, 0)), "no place may be lost to what was dropped");
+}
+
+#[tokio::test]
+async fn a_request_gets_room_in_all_queues_or_in_none() {
+    let tasks = Tasks::new();
+    let mut backends = [Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await];
+    let size = large_part(1, 1_000, 0).message.as_bytes().len();
+    let config = Config { places: 1, queue_size: 2 * size, ..Config::default() };
+    let addresses = [backends[0].address, backends[1].address];
+    let rig = Rig::start_with(config, &addresses, tasks);
+    let index = addresses.map(|address| rig.index_of(address));
+    let first = addresses.map(|address| rig.submit(vec![large_part(1, 1_000, rig.index_of(address))]));
+    let held = [backends[0].call().await, backends[1].call().await];
+    // Fills the second backend's queue.
+    let filling: Vec<_> = (0..2).map(|_| rig.submit(vec![large_part(1, 1_000, index[1])])).collect();
+    let parts: Vec<_> = [0, 0, 1].iter().map(|at| large_part(1, 1_000, index[*at])).collect();
+    let join = Join::new(Instant::now() + Duration::from_secs(10), Arc::default());
+    let full = rig.dispatch.view().unwrap().submit(parts.clone(), &join).expect_err("there is no room");
+    assert_eq!(full.backend, index[1]);
+    assert_eq!(full.parts, parts, "the parts must be given back");
+    assert!(join.next().await.is_empty(), "nothing must have been queued");
+    // The first backend's room is whole: two more fit.
+    let fitting = rig.submit(vec![parts[0].clone(), parts[1].clone()]);
+    for call in held {
+        call.accept();
+    }
+    for join in &first {
+        assert_eq!(outcome(join).await, accepted());
+    }
+    backends[0].call().await.accept();
+    backends[1].call().await.accept();
+    for join in &filling {
+        assert_eq!(outcome(join).await, accepted());
+    }
+    assert_eq!(fitting.next().await.len(), 2);
+}
+
+#[tokio::test]
+async fn abandoned_parts_make_room() {
+    let tasks = Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let size = large_part(1, 1_000, 0).message.as_bytes().len();
+    let config = Config { places: 1, queue_size: size, ..Config::default() };
+    let rig = Rig::start_with(config, &[backend.address], tasks);
+    let first = rig.submit(vec![large_part(1, 1_000, 0)]);
+    let held = backend.call().await;
+    drop(rig.submit(vec![large_part(1, 1_000, 0)]));
+    let next = rig.submit(vec![large_part(1, 1_000, 0)]);
+    held.accept();
+    assert_eq!(outcome(&first).await, accepted());
+    backend.call().await.accept();
+    assert_eq!(outcome(&next).await, accepted());
+}
+
+#[tokio::test]
+async fn a_backend_that_left_finishes_what_it_has() {
+    let tasks = Tasks::new();
+    let mut old = Script::start(&tasks, None, 100).await;
+    let mut new = Script::start(&tasks, None, 100).await;
+    let rig = Rig::start_with(Config { places: 1, ..Config::default() }, &[old.address], tasks);
+    let view = rig.dispatch.view().unwrap();
+    let first = rig.submit(vec![part(&["a"], 0)]);
+    let held = old.call().await;
+    let second = rig.submit(vec![part(&["b"], 0)]);
+    rig.change(2, &[new.address]).await;
+    let third = rig.submit(vec![part(&["c"], 0)]);
+    new.call().await.accept();
+    assert_eq!(outcome(&third).await, accepted());
+    held.accept();
+    old.call().await.accept();
+    assert_eq!(outcome(&first).await, accepted());
+    assert_eq!(outcome(&second).await, accepted());
+    wait_until(|| view.backends().all(|backend| backend.is_idle())).await;
+    // Who still holds the old view is served too.
+    let join = Join::new(Instant::now() + Duration::from_secs(10), Arc::default());
+    view.submit(vec![part(&["d"], 0)], &join).expect("there must be room");
+    old.call().await.accept();
+    assert_eq!(outcome(&join).await, accepted());
+}
+
+#[tokio::test]
+async fn a_backend_that_stays_keeps_its_queue() {
+    let tasks = Tasks::new();
+    let mut stays = Script::start(&tasks, None, 100).await;
+    let other = Script::start(&tasks, None, 100).await;
+    let rig = Rig::start_with(Config { places: 1, ..Config::default() }, &[stays.address], tasks);
+    let _first = rig.submit(vec![part(&["a"], 0)]);
+    let held = stays.call().await;
+    let second = rig.submit(vec![part(&["b"], 0)]);
+    rig.change(2, &[stays.address, other.address]).await;
+    let third = rig.submit(vec![part(&["c"], rig.index_of(stays.address))]);
+    held.accept();
+    let call = stays.call().await;
+    assert_eq!(call.spans, ["b", "c"], "both tables must share one queue");
+    call.accept();
+    assert_eq!(outcome(&second).await, accepted());
+    assert_eq!(outcome(&third).await, accepted());
+}
+
+#[tokio::test]
+async fn what_waits_at_the_end_is_handed_back() {
+    let tasks = Tasks::new();
+    let mut backend = Script::start(&Tasks::new(), None, 100).await;
+    let rig = Rig::start_with(Config { places: 1, ..Config::default() }, &[backend.address], tasks);
+    let sent = rig.submit(vec![part(&["a"], 0)]);
+    let _held = backend.call().await;
+    let waiting = rig.submit(vec![part(&["b"], 0)]);
+    rig.tasks.stop();
+    for (join, expected) in [(&sent, true), (&waiting, false)] {
+        let PartOutcome::Retry { reached, cause, .. } = outcome(join).await else { panic!("must be handed back") };
+        assert_eq!((reached, cause), (expected, crate::dispatch::Cause::Stopped));
+    }
+    rig.tasks.wait().await;
+}

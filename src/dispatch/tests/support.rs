@@ -1,0 +1,268 @@
+//! Scripted backends on loopback, and a dispatch in front of them.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use prost::Message;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tonic::{Request, Response, Status, codec::CompressionEncoding, metadata::MetadataMap};
+
+use crate::{
+    discovery::Endpoint,
+    dispatch::{Config, Dispatch, Join, Part, PartOutcome},
+    lifecycle::Tasks,
+    otlp::{Framed, Signal},
+    pipeline::ClientConnection,
+    ring::{Algorithm, Table},
+};
+
+/// Nothing here takes longer, unless it is broken.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A backend whose every answer is decided by the test.
+pub(super) struct Script {
+    pub(super) address: SocketAddr,
+    calls: mpsc::Receiver<Call>,
+}
+
+/// A call that waits for its answer.
+pub(super) struct Call {
+    pub(super) spans: Vec<String>,
+    pub(super) metadata: MetadataMap,
+    reply: oneshot::Sender<Result<ExportTraceServiceResponse, Status>>,
+}
+
+struct Service(mpsc::Sender<Call>);
+
+/// A dispatch in front of backends.
+pub(super) struct Rig {
+    pub(super) dispatch: Arc<Dispatch>,
+    pub(super) tasks: Tasks,
+    tables: watch::Sender<Option<Arc<Table>>>,
+}
+
+#[tonic::async_trait]
+impl TraceService for Service {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let (reply, answer) = oneshot::channel();
+        let metadata = request.metadata().clone();
+        let spans = names_of(request.get_ref());
+        let call = Call { spans, metadata, reply };
+        self.0.send(call).await.map_err(|_| Status::internal("the test is over"))?;
+        answer.await.map_err(|_| Status::internal("the test let go of the call"))?.map(Response::new)
+    }
+}
+
+impl Script {
+    /// A backend that takes plain, gzip and zstd, and answers in `reply`.
+    pub(super) async fn start(tasks: &Tasks, reply: Option<CompressionEncoding>, streams: u32) -> Self {
+        let (calls, received) = mpsc::channel(64);
+        let mut service = TraceServiceServer::new(Service(calls))
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .max_decoding_message_size(64 << 20);
+        if let Some(reply) = reply {
+            service = service.send_compressed(reply);
+        }
+        let listener = listen().await;
+        let address = listener.local_addr().unwrap();
+        let until = tasks.clone();
+        let inner = tasks.clone();
+        tasks.spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    () = until.stopped() => return,
+                    accepted = listener.accept() => accepted,
+                };
+                let Ok((stream, _)) = accepted else { return };
+                let service = TowerToHyperService::new(service.clone());
+                let until = inner.clone();
+                inner.spawn(async move {
+                    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let serving = http.max_concurrent_streams(streams).serve_connection(TokioIo::new(stream), service);
+                    tokio::select! {
+                        () = until.stopped() => {}
+                        _ = serving => {}
+                    }
+                });
+            }
+        });
+        Self { address, calls: received }
+    }
+
+    /// The next call.
+    pub(super) async fn call(&mut self) -> Call {
+        patient(self.calls.recv()).await.expect("the backend must run")
+    }
+
+    /// Whether no call has come that was not taken.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.calls.is_empty()
+    }
+}
+
+impl Call {
+    pub(super) fn accept(self) {
+        self.answer(Ok(ExportTraceServiceResponse::default()));
+    }
+
+    pub(super) fn accept_partly(self, rejected: i64, message: &str) {
+        let partial = ExportTracePartialSuccess { rejected_spans: rejected, error_message: message.into() };
+        self.answer(Ok(ExportTraceServiceResponse { partial_success: Some(partial) }));
+    }
+
+    pub(super) fn refuse(self, status: Status) {
+        self.answer(Err(status));
+    }
+
+    fn answer(self, answer: Result<ExportTraceServiceResponse, Status>) {
+        // A client that gave up meanwhile is what some tests are about.
+        drop(self.reply.send(answer));
+    }
+}
+
+impl Rig {
+    /// A dispatch to `backends`.
+    pub(super) fn start(config: Config, backends: &[SocketAddr]) -> Self {
+        let tasks = Tasks::new();
+        Self::start_with(config, backends, tasks)
+    }
+
+    pub(super) fn start_with(config: Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
+        let (tables, receiver) = watch::channel(Some(table(1, backends)));
+        let dispatch = Dispatch::start("test", config, receiver, &tasks);
+        Self { dispatch, tasks, tables }
+    }
+
+    /// Publishes a table of other backends and waits until it is in force.
+    pub(super) async fn change(&self, generation: u64, backends: &[SocketAddr]) {
+        self.tables.send_replace(Some(table(generation, backends)));
+        wait_until(|| self.dispatch.view().is_some_and(|view| view.table().generation == generation)).await;
+    }
+
+    /// The index of a backend in the table.
+    pub(super) fn index_of(&self, address: SocketAddr) -> u32 {
+        let view = self.dispatch.view().unwrap();
+        let at = view.table().backends().iter().position(|backend| backend.address == Some(address));
+        u32::try_from(at.expect("the backend must be in the table")).unwrap()
+    }
+
+    /// Submits parts of one new request.
+    pub(super) fn submit(&self, parts: Vec<Part>) -> Join {
+        self.submit_from(parts, &Arc::default())
+    }
+
+    pub(super) fn submit_from(&self, parts: Vec<Part>, connection: &Arc<ClientConnection>) -> Join {
+        let join = Join::new(Instant::now() + PATIENCE, Arc::clone(connection));
+        self.dispatch.view().unwrap().submit(parts, &join).expect("there must be room");
+        join
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+/// The only outcome of a request of one part.
+pub(super) async fn outcome(join: &Join) -> PartOutcome {
+    let mut outcomes = patient(join.next()).await;
+    assert_eq!(outcomes.len(), 1, "must be one outcome: {outcomes:?}");
+    outcomes.remove(0).1
+}
+
+pub(super) async fn patient<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("must not take that long")
+}
+
+/// Waits for a state that other tasks bring about.
+pub(super) async fn wait_until(state: impl Fn() -> bool) {
+    patient(async {
+        while !state() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+pub(super) fn accepted() -> PartOutcome {
+    PartOutcome::Accepted { rejected: 0, message: None }
+}
+
+/// A part of spans with these names, for the backend of that index.
+pub(super) fn part(names: &[&str], backend: u32) -> Part {
+    let spans: Vec<_> = names.iter().map(|name| span(name, 0)).collect();
+    part_of(spans, backend)
+}
+
+/// A part of `count` spans with about `size` bytes each.
+pub(super) fn large_part(count: usize, size: usize, backend: u32) -> Part {
+    part_of((0..count).map(|at| span(&format!("span {at}"), size)).collect(), backend)
+}
+
+fn span(name: &str, size: usize) -> Span {
+    Span { name: name.into(), trace_state: "x".repeat(size), trace_id: vec![7; 16], ..Span::default() }
+}
+
+fn part_of(spans: Vec<Span>, backend: u32) -> Part {
+    let records = u32::try_from(spans.len()).unwrap();
+    let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
+    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
+    let payload = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
+    let message = Framed::copy_from_payload(&payload).unwrap();
+    Part { message, records, signal: Signal::Traces, backend, alone: false, index: 0 }
+}
+
+/// The names of a request's spans, in their order.
+pub(super) fn names_of(request: &ExportTraceServiceRequest) -> Vec<String> {
+    let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+    scopes.flat_map(|scope| &scope.spans).map(|span| span.name.clone()).collect()
+}
+
+/// The names of a part's spans.
+pub(super) fn names_in(part: &Part) -> Vec<String> {
+    names_of(&ExportTraceServiceRequest::decode(part.message.payload()).unwrap())
+}
+
+fn table(generation: u64, backends: &[SocketAddr]) -> Arc<Table> {
+    let mut endpoints: Vec<_> = backends
+        .iter()
+        .map(|address| Endpoint { identity: address.to_string().into(), address: Some(*address), weight: 1 })
+        .collect();
+    endpoints.sort();
+    Arc::new(Table::of(generation, Algorithm::SlotsV1, &endpoints.into()).unwrap())
+}
+
+pub(super) async fn listen() -> TcpListener {
+    TcpListener::bind(("127.0.0.1", 0)).await.unwrap()
+}
+
+/// Accepts one connection and speaks HTTP/2 on it.
+pub(super) async fn accept_h2(listener: &TcpListener) -> h2::server::Connection<TcpStream, Bytes> {
+    let (stream, _) = patient(listener.accept()).await.unwrap();
+    patient(h2::server::handshake(stream)).await.unwrap()
+}
+
+/// A gRPC answer without a message.
+pub(super) fn trailers_only(status: &str) -> http::Response<()> {
+    http::Response::builder().header("content-type", "application/grpc").header("grpc-status", status).body(()).unwrap()
+}
