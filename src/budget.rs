@@ -87,6 +87,11 @@ impl Permit {
         self.bytes
     }
 
+    /// The bound of the budget that this is a share of, in bytes.
+    pub fn limit(&self) -> usize {
+        self.budget.limit()
+    }
+
     /// Moves what `other` holds into this permit.
     pub fn absorb(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);

@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use crate::{
     config::{Backends, Draft, LoadError, values::HostPort},
     telemetry::logs::{Encoding, Level},
+    tools,
 };
 
 /// Ended as it should: drained after a signal, or did what was asked.
@@ -61,18 +62,11 @@ pub enum Command {
     /// Print a configuration complete: defaults filled in, references replaced
     PrintConfig(RunArgs),
     /// Run a counting OTLP backend
-    Sink(stand_in::Args),
+    Sink(tools::sink::Args),
     /// Generate OTLP load
-    Load(stand_in::Args),
+    Load(tools::load::Args),
     /// Run backends, proxies and load in one process, and tell how many traces stayed whole
-    Demo(stand_in::Args),
-}
-
-/// Places of the tools until they are here.
-pub mod stand_in {
-    /// No arguments.
-    #[derive(Debug, clap::Args)]
-    pub struct Args {}
+    Demo(tools::demo::Args),
 }
 
 /// Where a configuration comes from: a file or `--backends`, and what stands above it.

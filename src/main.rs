@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    net::SocketAddr,
     process::ExitCode,
 };
 
@@ -13,9 +14,9 @@ use spanring::{
     proxy::Proxy,
     signals::Signals,
     telemetry::logs,
+    tools::{self, demo::RunningProxy},
 };
 use tokio::runtime;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
@@ -23,7 +24,9 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Validate(args) => validate(args),
         Command::PrintConfig(args) => print_config(args),
-        Command::Sink(_) | Command::Load(_) | Command::Demo(_) => Err(anyhow::anyhow!("not here yet")),
+        Command::Sink(args) => tool(async move |out| tools::sink::run(args, out).await),
+        Command::Load(args) => tool(async move |out| tools::load::run(args, out).await),
+        Command::Demo(args) => tool(async move |out| tools::demo::run(args, demo_proxy, out).await),
     };
     result.unwrap_or_else(|error| fail(&error))
 }
@@ -85,19 +88,32 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("cannot listen to signals")?;
     let proxy = Proxy::start(config).await?;
-    let drain = CancellationToken::new();
-    let proxy = proxy.run_until(drain.clone().cancelled_owned());
-    tokio::pin!(proxy);
+    let signal = signals.next().await;
+    info!(signal = signal.as_str(), "draining; a second signal ends the process at once");
     tokio::select! {
-        () = &mut proxy => return Ok(ExitCode::SUCCESS),
-        signal = signals.next() => info!(signal = signal.as_str(), "draining; a second signal ends the process at once"),
-    }
-    drain.cancel();
-    tokio::select! {
-        () = proxy => Ok(ExitCode::SUCCESS),
+        () = proxy.drain() => Ok(ExitCode::SUCCESS),
         signal = signals.next() => {
             warn!(signal = signal.as_str(), "ending at once");
             Ok(ExitCode::from(signal.exit_code()))
         }
     }
+}
+
+/// Runs a tool to its end; it writes to stdout.
+fn tool<F>(run: F) -> anyhow::Result<ExitCode>
+where
+    F: AsyncFnOnce(&mut (dyn Write + Send)) -> anyhow::Result<ExitCode>,
+{
+    let runtime = runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let result = runtime.block_on(run(&mut io::stdout()));
+    runtime.shutdown_background();
+    result
+}
+
+/// One of the demo's proxies: as `spanring --backends static://…` starts it, on ports that the system chooses.
+async fn demo_proxy(backends: &[SocketAddr]) -> anyhow::Result<RunningProxy> {
+    let proxy = Proxy::start(Config::on_free_ports(backends)?).await?;
+    proxy.ready().await;
+    let grpc = proxy.grpc.context("the proxy serves no OTLP/gRPC")?;
+    Ok(RunningProxy { grpc, tasks: proxy.into_tasks().into() })
 }

@@ -1,35 +1,157 @@
 //! Assembly: configuration → every part wired, started and drained in order. The only file that knows everyone.
 
-use std::future::Future;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tracing::{info, warn};
 
-use crate::{admin, config::Config, lifecycle::Tasks, telemetry::Recorder};
+use crate::{
+    admin::{self, Readiness},
+    budget::Budget,
+    config::{Config, PoolConfig},
+    discovery,
+    dispatch::Dispatch,
+    lifecycle::Tasks,
+    membership,
+    pipeline::Pipeline,
+    receive,
+    telemetry::{Recorder, RecorderError},
+};
 
-/// A running proxy. (A place for the assembly: of all parts only the admin pages are there.)
+/// How long tasks behind the listeners get to end once they are told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often [`Proxy::ready`] looks.
+const READY_POLL: Duration = Duration::from_millis(5);
+
+/// A running proxy.
 #[derive(Debug)]
 pub struct Proxy {
-    readiness: admin::Readiness,
-    tasks: Tasks,
+    /// Where OTLP/gRPC is served, if it is.
+    pub grpc: Option<SocketAddr>,
+    /// Where the admin pages are served, if they are.
+    pub admin: Option<SocketAddr>,
+    shutdown: Shutdown,
+    readiness: Readiness,
+    /// Connections of clients.
+    front: Tasks,
+    /// Everything behind them: discovery, membership, dispatch, admin.
+    back: Tasks,
 }
 
+/// How a proxy drains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    /// How long it goes on serving, not ready, so that those who send to it learn of its end.
+    pub delay: Duration,
+    /// How long requests in hand then have, before connections are cut.
+    pub timeout: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) }
+    }
+}
+
+/// Why a proxy could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The admin listener's port could not be taken.
+    #[error("cannot start the admin listener (admin.endpoint)")]
+    Admin(#[source] receive::accept::BindError),
+    /// A pool's resolver could not be started.
+    #[error("cannot start the resolver of pool {pool}")]
+    Discovery {
+        /// The pool.
+        pool: String,
+        /// What was wrong.
+        #[source]
+        source: discovery::DiscoveryError,
+    },
+    /// Metrics could not be recorded.
+    #[error("cannot record metrics")]
+    Recorder(#[from] RecorderError),
+    /// A receiver could not be started.
+    #[error(transparent)]
+    Receive(#[from] receive::ReceiveError),
+}
+
+// === impl Proxy ===
+
 impl Proxy {
-    /// Takes the ports and starts everything.
-    pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let (tasks, readiness, recorder) = (Tasks::new(), admin::Readiness::new(), Recorder::install()?);
-        recorder.start_upkeep(&tasks);
-        if let Some(admin) = config.admin {
-            let listener = TcpListener::bind(admin.endpoint).await?;
-            admin::serve(listener, admin::State { recorder, readiness: readiness.clone() }, &tasks);
+    /// Takes the ports, then starts everything from the back to the front. Ready as soon as every pool has a table.
+    pub async fn start(config: Config) -> Result<Self, ProxyError> {
+        let (front, back) = (Tasks::new(), Tasks::new());
+        let recorder = Recorder::install()?;
+        let bound = receive::bind(&config.receive)?;
+        let admin = config.admin.map(|admin| receive::accept::bind("admin", admin.endpoint));
+        let admin = admin.transpose().map_err(ProxyError::Admin)?;
+        let admin_address = admin.as_ref().map(receive::accept::Bound::address);
+        let readiness = Readiness::new();
+        recorder.start_upkeep(&back);
+        // Metrics and probes answer from the start: what is missing is to be seen there.
+        if let Some(admin) = admin {
+            admin::serve(admin, admin::State { recorder, readiness: readiness.clone() }, &back);
         }
-        Ok(Self { readiness, tasks })
+
+        let budget = Budget::new(config.memory_limit);
+        let mut pipeline = Pipeline::new(config.pipeline.clone(), budget.clone());
+        for pool in &config.pools {
+            let dispatch = start_pool(pool, &readiness, &back)?;
+            for route in config.routes.iter().filter(|route| route.pool == pool.name) {
+                for signal in &route.signals {
+                    pipeline = pipeline.with_route(*signal, &pool.name, Arc::clone(&dispatch));
+                }
+            }
+        }
+        let listeners = bound.serve(Arc::new(pipeline), budget, &front);
+        for (listener, address) in [("otlp_grpc", listeners.grpc), ("admin", admin_address)] {
+            if let Some(address) = address {
+                info!(%address, listener, "listening");
+            }
+        }
+        Ok(Self { grpc: listeners.grpc, admin: admin_address, shutdown: config.shutdown, readiness, front, back })
     }
 
-    /// Serves until `shutdown` resolves, then drains.
-    pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
-        shutdown.await;
-        self.readiness.drain();
-        self.tasks.stop();
-        self.tasks.wait().await;
+    /// Resolves when clients should send here: every pool has a table.
+    pub async fn ready(&self) {
+        while !self.readiness.is_ready() {
+            tokio::time::sleep(READY_POLL).await;
+        }
     }
+
+    /// What runs it, from the front to the back, for those who end it without a drain.
+    pub fn into_tasks(self) -> [Tasks; 2] {
+        [self.front, self.back]
+    }
+
+    /// Ends in order: not ready, go on for `delay`, GOAWAY, finish what is in hand for at most `timeout`, stop.
+    ///
+    /// The time bounds hold whatever peers do: what has not ended by then is cut.
+    pub async fn drain(self) {
+        self.readiness.drain();
+        info!(delay = ?self.shutdown.delay, timeout = ?self.shutdown.timeout, "draining: not ready any more");
+        tokio::time::sleep(self.shutdown.delay).await;
+        self.front.drain();
+        if timeout(self.shutdown.timeout, self.front.wait()).await.is_err() {
+            warn!(connections = self.front.len(), "not drained in time: cutting the connections that are left");
+        }
+        self.front.stop();
+        self.back.stop();
+        let stopped = async { tokio::join!(self.front.wait(), self.back.wait()) };
+        if timeout(STOP_TIMEOUT, stopped).await.is_err() {
+            warn!(tasks = self.front.len() + self.back.len(), "some tasks did not end");
+        }
+        info!("stopped");
+    }
+}
+
+/// Starts a pool from discovery to dispatch, and makes its table a condition of readiness.
+fn start_pool(pool: &PoolConfig, readiness: &Readiness, tasks: &Tasks) -> Result<Arc<Dispatch>, ProxyError> {
+    let endpoints = discovery::start(&pool.name, &pool.discovery, tasks)
+        .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
+    let tables = membership::start(&pool.name, pool.ring, endpoints, tasks);
+    readiness.require_table(&pool.name, tables.clone());
+    Ok(Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks))
 }

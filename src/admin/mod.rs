@@ -6,6 +6,7 @@
 mod readiness;
 
 use std::{
+    convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -14,24 +15,16 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
-use tokio::{net::TcpListener, sync::Semaphore};
-use tracing::debug;
+use hyper::{body::Incoming, service::service_fn};
 
 pub use self::readiness::{Condition, Flag, Readiness};
-use crate::{lifecycle::Tasks, telemetry::Recorder};
+use crate::{lifecycle::Tasks, receive::accept, telemetry::Recorder};
 
 /// Bound on connections: scrapers, probes and a person or two. Further ones are closed at once.
 const MAX_CONNECTIONS: usize = 64;
 
 /// How long a client has to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long to wait when the system has no descriptor for a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -155,48 +148,23 @@ pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> 
 }
 
 /// Serves until tasks are told to stop: while the process drains, probes still have to hear of it.
-pub fn serve(listener: TcpListener, state: State, tasks: &Tasks) {
+pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
     let state = Arc::new(state);
-    let spawner = tasks.clone();
-    tasks.spawn(async move {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let stream = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = spawner.stopped() => return,
-            };
-            let stream = match stream {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    debug!(%error, "cannot accept a connection to the admin pages");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(place) = places.clone().try_acquire_owned() else { continue };
-            let (state, stop) = (state.clone(), spawner.clone());
-            spawner.spawn(async move {
-                let _place = place;
-                tokio::select! {
-                    () = connection(TokioIo::new(stream), state) => {}
-                    () = stop.stopped() => {}
-                }
-            });
-        }
-    });
-}
-
-async fn connection(stream: TokioIo<tokio::net::TcpStream>, state: Arc<State>) {
-    let service = hyper::service::service_fn(move |request| {
-        let response = respond(&state, &request);
-        async move { Ok::<_, std::convert::Infallible>(response) }
-    });
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    server.http2().timer(TokioTimer::new()).max_concurrent_streams(16);
-    if let Err(error) = server.serve_connection(stream, service).await {
-        debug!(%error, "a connection to the admin pages failed");
-    }
+    let limits = accept::Limits {
+        protocol: accept::Protocol::Any,
+        max_connections: MAX_CONNECTIONS,
+        header_timeout: HEADER_TIMEOUT,
+        max_concurrent_streams: 16,
+        max_header_list_size: 16 << 10,
+    };
+    let service = move |_peer| {
+        let state = Arc::clone(&state);
+        service_fn(move |request: Request<Incoming>| {
+            let response = respond(&state, &request);
+            async move { Ok::<_, Infallible>(response) }
+        })
+    };
+    listener.serve(limits, accept::Plain, service, tasks);
 }
 
 #[cfg(test)]

@@ -100,8 +100,8 @@ async fn pages_are_served_until_tasks_stop() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let tasks = Tasks::new();
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a listener");
-    let address = listener.local_addr().expect("an address");
+    let listener = accept::bind("admin", (Ipv4Addr::LOCALHOST, 0).into()).expect("a listener");
+    let address = listener.address();
     with_state(|state| serve(listener, state.clone(), &tasks));
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
     let request = b"GET /livez HTTP/1.1\r\nhost: spanring\r\nconnection: close\r\n\r\n";

@@ -10,7 +10,7 @@ mod defaults;
 mod expand;
 pub mod layout;
 mod memory;
-pub mod rooms;
+mod rooms;
 mod tree;
 pub mod values;
 
@@ -19,6 +19,7 @@ mod tests;
 
 use std::{
     fmt, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -28,7 +29,7 @@ use self::{
     tree::{Node, Step},
     values::{Backend, HostPort, OTLP_GRPC_PORT, ValueError},
 };
-use crate::{admin, otlp::Signal, telemetry::logs};
+use crate::{admin, discovery, dispatch, otlp::Signal, pipeline, proxy, receive, ring, telemetry::logs};
 
 /// The pool's name when backends are given on the command line.
 const COMMAND_LINE_POOL: &str = "default";
@@ -37,9 +38,9 @@ const COMMAND_LINE_POOL: &str = "default";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where OTLP comes in.
-    pub receive: rooms::receive::Config,
+    pub receive: receive::Config,
     /// How requests are treated.
-    pub pipeline: rooms::pipeline::Config,
+    pub pipeline: pipeline::Config,
     /// Sets of backends, by name.
     pub pools: Vec<PoolConfig>,
     /// Which signals go where. A signal stands in one route at most.
@@ -51,7 +52,7 @@ pub struct Config {
     /// Threads of the runtime.
     pub worker_threads: usize,
     /// How the process ends.
-    pub shutdown: rooms::Shutdown,
+    pub shutdown: proxy::Shutdown,
     /// How it logs.
     pub logs: logs::Config,
     /// What is allowed and yet worth a line in the log at start.
@@ -64,11 +65,11 @@ pub struct PoolConfig {
     /// Its name, in labels and logs.
     pub name: String,
     /// Who its backends are.
-    pub discovery: rooms::discovery::Config,
+    pub discovery: discovery::Config,
     /// How traces are placed.
-    pub ring: rooms::ring::Config,
+    pub ring: ring::Config,
     /// How parts reach them.
-    pub dispatch: rooms::dispatch::Config,
+    pub dispatch: dispatch::Config,
 }
 
 /// A route, by trace ID.
@@ -78,6 +79,19 @@ pub struct RouteConfig {
     pub signals: Vec<Signal>,
     /// Where it leads: the name of one of [`Config::pools`].
     pub pool: String,
+}
+
+impl Config {
+    /// A proxy in front of `backends` on ports that the system chooses, for a process that holds several.
+    pub fn on_free_ports(backends: &[SocketAddr]) -> Result<Self, LoadError> {
+        let any = HostPort { host: "127.0.0.1".into(), port: 0 };
+        let backend = |address: &SocketAddr| Backend(HostPort { host: address.ip().to_string(), port: address.port() });
+        let hostnames = backends.iter().map(backend).collect();
+        let mut draft = Draft::of_backends(Backends::Static(hostnames));
+        draft.layout.receivers.otlp.protocols.grpc.endpoint = any.clone();
+        draft.layout.admin.endpoint = any;
+        draft.check()
+    }
 }
 
 /// A complaint about one value.

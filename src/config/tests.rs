@@ -51,17 +51,17 @@ fn the_static_example_is_a_whole_configuration() {
     let grpc = config.receive.grpc.expect("gRPC");
     assert_eq!(
         grpc,
-        rooms::receive::GrpcConfig { endpoint: "127.0.0.1:14317".parse().expect("ok"), ..Default::default() }
+        receive::GrpcConfig { endpoint: "127.0.0.1:14317".parse().expect("ok"), ..Default::default() }
     );
     assert_eq!(config.admin, Some(admin::Config { endpoint: "127.0.0.1:18888".parse().expect("ok") }));
     assert_eq!(config.routes, [RouteConfig { signals: vec![Signal::Traces], pool: "tail".into() }]);
     let [pool] = config.pools.as_slice() else { panic!("one pool") };
     assert_eq!(pool.name, "tail");
-    assert_eq!(pool.dispatch, rooms::dispatch::Config::default());
-    let rooms::discovery::Config::Static { hostnames, .. } = &pool.discovery else { panic!("static") };
+    assert_eq!(pool.dispatch, dispatch::Config::default());
+    let discovery::Config::Static { hostnames, .. } = &pool.discovery else { panic!("static") };
     assert_eq!(hostnames, &["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"]);
-    assert_eq!(config.pipeline, rooms::pipeline::Config::default());
-    assert_eq!(config.shutdown, rooms::Shutdown { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) });
+    assert_eq!(config.pipeline, pipeline::Config::default());
+    assert_eq!(config.shutdown, proxy::Shutdown { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) });
     assert!(config.memory_limit > 0 && config.worker_threads > 0);
     assert_eq!(config.logs, logs::Config::default());
 }
@@ -73,12 +73,12 @@ fn the_dns_example_is_too() {
         "{ dns: { hostname: collectors.test, port: 4317, interval: 5s, timeout: 1s } }",
     );
     let config = config(&text).expect("valid");
-    let expected = rooms::discovery::Config::Dns {
+    let expected = discovery::Config::Dns {
         hostname: "collectors.test".into(),
         port: 4317,
         interval: Duration::from_secs(5),
         timeout: Duration::from_secs(1),
-        ip_family: rooms::discovery::IpFamily::Auto,
+        ip_family: discovery::IpFamily::Auto,
     };
     assert_eq!(config.pools[0].discovery, expected);
 }
@@ -92,16 +92,16 @@ fn every_key_reaches_its_room() {
     assert_eq!((grpc.max_header_list_size, grpc.max_connections), (8 << 10, 500));
     assert_eq!((grpc.header_timeout, grpc.deadline), (Duration::from_secs(3), Duration::from_secs(7)));
     let pool = config.pools.iter().find(|pool| pool.name == "tail").expect("tail");
-    assert_eq!(pool.dispatch.compression, rooms::dispatch::Compression::Zstd { level: 3 });
+    assert_eq!(pool.dispatch.compression, dispatch::Compression::Zstd { level: 3 });
     assert_eq!((pool.dispatch.timeout, pool.dispatch.max_request_size), (Duration::from_secs(4), 8 << 20));
     assert_eq!((pool.dispatch.connections, pool.dispatch.shards, pool.dispatch.queue_size), (2, 3, 32 << 20));
     let retry = &pool.dispatch.retry;
     assert_eq!((retry.initial_interval, retry.max_interval), (Duration::from_millis(20), Duration::from_millis(500)));
     assert!((retry.multiplier, retry.jitter) == (2.0, 0.25));
     assert_eq!(config.routes[0].signals, [Signal::Traces, Signal::Logs]);
-    assert_eq!(config.pipeline.invalid_trace_id, rooms::InvalidTraceId::Reject);
+    assert_eq!(config.pipeline.invalid_trace_id, crate::route::InvalidTraceId::Reject);
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
-    assert_eq!(config.shutdown, rooms::Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
+    assert_eq!(config.shutdown, proxy::Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
     assert_eq!(config.logs, logs::Config { level: logs::Level::Debug, encoding: logs::Encoding::Json });
     assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
 }
@@ -111,7 +111,7 @@ fn what_is_left_out_or_left_empty_has_its_default() {
     let text = "receivers:\n  otlp:\n    protocols:\n      grpc:\npools:\n  tail:\n    resolver:\n      dns: { hostname: c }\n\
                 routes:\n  - signals: [traces]\n    pool: tail\nadmin:\n";
     let config = config(text).expect("valid");
-    assert_eq!(config.receive, rooms::receive::Config::default());
+    assert_eq!(config.receive, receive::Config::default());
     assert_eq!(config.admin, Some(admin::Config::default()));
 }
 
@@ -314,7 +314,7 @@ fn what_is_printed_is_the_same_configuration() {
 fn the_command_line_stands_for_a_file() {
     let draft = Draft::of_backends("static://a:1,b".parse().expect("backends"));
     let config = draft.check().expect("valid");
-    assert_eq!(config.receive, rooms::receive::Config::default());
+    assert_eq!(config.receive, receive::Config::default());
     assert_eq!((config.pools[0].name.as_str(), config.routes[0].pool.as_str()), ("default", "default"));
     assert_eq!(draft.layout.routes[0].signals, [SignalName::Traces]);
 }

@@ -5,4 +5,4 @@ pub mod metrics;
 mod process;
 pub mod recorder;
 
-pub use recorder::Recorder;
+pub use recorder::{Recorder, RecorderError};

@@ -5,3 +5,4 @@
 
 mod collector;
 mod harness;
+mod layout;

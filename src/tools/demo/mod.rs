@@ -57,7 +57,7 @@ pub struct RunningProxy {
     /// Where it takes OTLP/gRPC.
     pub grpc: SocketAddr,
     /// What runs it: drained, stopped and awaited when the load is over.
-    pub tasks: Tasks,
+    pub tasks: Vec<Tasks>,
 }
 
 /// `spanring demo`. `start_proxy` starts one proxy in front of these backends and returns when it is ready.
@@ -105,7 +105,7 @@ where
             load.await
         }
     };
-    for tasks in std::iter::once(&of_load).chain(proxies.iter().map(|proxy| &proxy.tasks)) {
+    for tasks in std::iter::once(&of_load).chain(proxies.iter().flat_map(|proxy| &proxy.tasks)) {
         tasks.stop();
         tasks.wait().await;
     }
@@ -151,7 +151,7 @@ mod tests {
 
     /// Stands for a proxy: the address of one of the backends, so that load goes there unsplit.
     fn straight_to(addr: SocketAddr) -> anyhow::Result<RunningProxy> {
-        Ok(RunningProxy { grpc: addr, tasks: Tasks::new() })
+        Ok(RunningProxy { grpc: addr, tasks: Vec::new() })
     }
 
     #[tokio::test]

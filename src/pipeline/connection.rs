@@ -1,35 +1,11 @@
-//! The heart: admit → split → route → dispatch → join. Read this first.
+//! What is remembered of a client's connection.
 
 use std::{
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use tokio::time::Instant;
-
-use crate::{
-    budget::Permit,
-    otlp::{Framed, Outcome, Signal},
-};
-
-/// An export request as a receiver hands it over: read whole, inflated, framed, not looked at.
-#[derive(Debug)]
-pub struct Request {
-    /// The signal of the method or path that it came by.
-    pub signal: Signal,
-    /// The message.
-    pub message: Framed,
-    /// What its bytes hold of the memory budget.
-    pub permit: Permit,
-    /// When its client is to have an answer: the margin is already taken off.
-    pub deadline: Instant,
-    /// The connection it came by.
-    pub connection: Arc<ClientConnection>,
-}
 
 /// What is remembered of a client's connection: whether its parts may share calls with those of others.
 #[derive(Debug, Default)]
@@ -58,13 +34,4 @@ fn millis(at: Instant) -> u64 {
     static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     let epoch = *EPOCH.get_or_init(Instant::now);
     u64::try_from(at.saturating_duration_since(epoch).as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-}
-
-/// What receivers call: the pipeline, or a test's stand-in.
-pub trait Export: Send + Sync + 'static {
-    /// Delivers a request and says what became of it.
-    ///
-    /// Cancel safety: dropping the future is how a receiver says that its client is gone; what was not sent yet is then
-    /// dropped and counted.
-    fn export(&self, request: Request) -> impl Future<Output = Outcome> + Send;
 }

@@ -1,0 +1,265 @@
+//! What becomes of a request's parts: waits, places again what can be helped, joins the rest into one outcome.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::{Pipeline, Route, cut, retry_delay};
+use crate::{
+    dispatch::{Backoff, Cause, Full, Join, Part, PartOutcome, View},
+    otlp::{Outcome, Reason, Refusal},
+};
+
+/// Longest `partial_success.error_message` that is passed on, in bytes (design 3).
+const MAX_MESSAGE: usize = 256;
+
+/// One request on its way: what is owed, what is known, what waits to be placed again.
+pub(super) struct Delivery<'a> {
+    pipeline: &'a Pipeline,
+    route: &'a Route,
+    join: Join,
+    /// Every part that was ever placed, by its index.
+    placed: Vec<Placed>,
+    /// Parts with a backend or in its queue.
+    under_way: usize,
+    /// Parts that failed and wait for their next attempt.
+    waiting: Vec<Waiting>,
+    tally: Tally,
+}
+
+#[derive(Clone, Copy)]
+struct Placed {
+    records: u32,
+    backoff: Backoff,
+    /// Generation of the table that placed it.
+    generation: u64,
+}
+
+struct Waiting {
+    part: Part,
+    due: Instant,
+}
+
+/// What is known of a request's records by now.
+#[derive(Default)]
+pub(super) struct Tally {
+    records: u64,
+    /// Refused for good: at the door, in a backend's `partial_success`, or with their whole part.
+    rejected: u64,
+    /// Of these, those whose whole part was refused.
+    refused: u64,
+    message: Option<String>,
+    /// The code of the refused parts, while they agree.
+    code: Option<Code>,
+    last_failure: Option<Cause>,
+}
+
+impl<'a> Delivery<'a> {
+    pub(super) fn new(
+        pipeline: &'a Pipeline,
+        route: &'a Route,
+        join: Join,
+        parts: &[Part],
+        generation: u64,
+        tally: Tally,
+    ) -> Self {
+        let backoff = Backoff::new(route.dispatch.config().retry);
+        let placed = |part: &Part| Placed { records: part.records, backoff, generation };
+        Self {
+            pipeline,
+            route,
+            join,
+            placed: parts.iter().map(placed).collect(),
+            under_way: parts.len(),
+            waiting: Vec::new(),
+            tally,
+        }
+    }
+
+    /// Where outcomes arrive.
+    pub(super) fn join(&self) -> &Join {
+        &self.join
+    }
+
+    /// Waits until nothing is owed any more or `deadline` has come.
+    pub(super) async fn finish(mut self, deadline: Instant) -> Result<Outcome, Refusal> {
+        while self.owes() {
+            let wake = self.next_due().map_or(deadline, |due| due.min(deadline));
+            if self.under_way == 0 && wake >= deadline {
+                break;
+            }
+            tokio::select! {
+                // Results first: what is known must not be answered as late.
+                biased;
+                results = self.join.next() => self.take_in(results),
+                () = tokio::time::sleep_until(wake) => {
+                    if wake >= deadline {
+                        break;
+                    }
+                    self.place_due(Instant::now());
+                }
+            }
+        }
+        if self.owes() { Err(self.late()) } else { self.tally.outcome() }
+    }
+
+    fn owes(&self) -> bool {
+        self.under_way > 0 || !self.waiting.is_empty()
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.waiting.iter().map(|waiting| waiting.due).min()
+    }
+
+    fn take_in(&mut self, results: Vec<(u32, PartOutcome)>) {
+        for (index, outcome) in results {
+            self.under_way = self.under_way.saturating_sub(1);
+            match outcome {
+                PartOutcome::Accepted { rejected, message } => self.tally.accepted(rejected, message),
+                PartOutcome::Rejected { code, message } => {
+                    self.tally.refused(self.records_of(index), code, message);
+                }
+                PartOutcome::Retry { after, reached, cause, rejected, message, part } => {
+                    if reached {
+                        self.route.metrics.possible_duplicates.increment(part.records.into());
+                    }
+                    self.tally.accepted(rejected, message);
+                    self.tally.last_failure = Some(cause);
+                    self.wait_for(part, after);
+                }
+            }
+        }
+    }
+
+    fn records_of(&self, index: u32) -> u32 {
+        self.placed.get(index as usize).map_or(0, |placed| placed.records)
+    }
+
+    /// Keeps a failed part for its next attempt, no sooner than its backend asked for.
+    #[cold]
+    fn wait_for(&mut self, part: Part, after: Option<Duration>) {
+        let Some(placed) = self.placed.get_mut(part.index as usize) else { return };
+        let pause = placed.backoff.pause().max(after.unwrap_or_default());
+        self.waiting.push(Waiting { part, due: Instant::now() + pause });
+    }
+
+    /// Places every part whose time has come.
+    #[cold]
+    fn place_due(&mut self, now: Instant) {
+        let (due, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.due <= now);
+        self.waiting = waiting;
+        for Waiting { part, .. } in due {
+            self.place_again(part);
+        }
+    }
+
+    /// Sends a part to its owner by the table of this moment, cut again when that is another table.
+    fn place_again(&mut self, part: Part) {
+        let Some(view) = self.route.dispatch.view() else { return self.wait_for(part, None) };
+        let Some(placed) = self.placed.get(part.index as usize).copied() else { return };
+        let generation = view.table().generation;
+        if placed.generation == generation {
+            self.route.metrics.retried.increment(1);
+            self.submit(&view, vec![part]);
+            return;
+        }
+        let Some(permit) = self.pipeline.budget.take(part.message.as_bytes().len()) else {
+            return self.wait_for(part, None);
+        };
+        let (signal, records) = (part.signal, u64::from(part.records));
+        match cut::again(signal, part.message.clone(), permit, view.table()) {
+            Ok(cut) => {
+                self.route.metrics.replaced.increment(1);
+                self.join.hold(cut.permit);
+                let parts = self.adopt(cut.parts, Placed { generation, ..placed });
+                self.submit(&view, parts);
+            }
+            // The bytes were walked before: only the budget can be in the way.
+            Err(refusal) if refusal.retry_after.is_some() => self.wait_for(part, None),
+            Err(refusal) => {
+                self.tally.refused(u32::try_from(records).unwrap_or(u32::MAX), refusal.code, refusal.message)
+            }
+        }
+    }
+
+    /// Gives parts of a part indices of their own.
+    fn adopt(&mut self, mut parts: Vec<Part>, like: Placed) -> Vec<Part> {
+        for part in &mut parts {
+            part.index = u32::try_from(self.placed.len()).unwrap_or(u32::MAX);
+            self.placed.push(Placed { records: part.records, ..like });
+        }
+        parts
+    }
+
+    fn submit(&mut self, view: &View, parts: Vec<Part>) {
+        let count = parts.len();
+        match view.submit(parts, &self.join) {
+            Ok(()) => self.under_way += count,
+            Err(Full { parts, .. }) => {
+                for part in parts {
+                    self.wait_for(part, None);
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn late(self) -> Refusal {
+        let cause = self.tally.last_failure.map_or_else(|| "no answer yet".to_owned(), |cause| format!("{cause:?}"));
+        let message = format!("not all of {} records were acknowledged in time: {cause}", self.tally.records);
+        Refusal::retryable(Reason::Deadline, retry_delay(), message)
+    }
+}
+
+impl Tally {
+    /// What is known of a request that was just cut.
+    pub(super) fn new(records: u64, rejected: u64) -> Self {
+        Self { records, rejected, ..Self::default() }
+    }
+
+    fn accepted(&mut self, rejected: u64, message: Option<String>) {
+        self.rejected += rejected;
+        if self.message.is_none() {
+            self.message = message;
+        }
+    }
+
+    #[cold]
+    fn refused(&mut self, records: u32, code: Code, message: String) {
+        let records = u64::from(records);
+        self.code = match self.code {
+            None if self.refused == 0 => Some(code),
+            Some(before) if before == code => Some(code),
+            // Codes that differ stay forgotten: `refused` is no longer 0.
+            _ => None,
+        };
+        self.refused += records;
+        self.rejected += records;
+        if self.message.is_none() {
+            self.message = Some(message);
+        }
+    }
+
+    fn outcome(self) -> Result<Outcome, Refusal> {
+        let message = self.message.map(shortened);
+        if self.refused > 0 && self.refused == self.records {
+            let code = self.code.unwrap_or(Code::InvalidArgument);
+            return Err(Refusal::permanent(code, Reason::Backend, message.unwrap_or_default()));
+        }
+        Ok(Outcome::Accepted { rejected: self.rejected, message })
+    }
+}
+
+/// The outcome of a request of which nothing was to be sent.
+pub(super) fn nothing_to_send(rejected: u64) -> Outcome {
+    let message =
+        (rejected > 0).then(|| "records with an invalid trace ID were refused: invalid_trace_id is reject".to_owned());
+    Outcome::Accepted { rejected, message }
+}
+
+fn shortened(mut message: String) -> String {
+    let end = (0..=MAX_MESSAGE.min(message.len())).rev().find(|end| message.is_char_boundary(*end));
+    message.truncate(end.unwrap_or(0));
+    message
+}

@@ -1,0 +1,56 @@
+//! Counters of the split, resolved once for each signal of a route.
+
+use metrics::Counter;
+
+use crate::{otlp::Signal, route::InvalidIds};
+
+/// What the pipeline counts of one signal.
+pub(super) struct SignalMetrics {
+    pub(super) whole: Counter,
+    pub(super) cut: Counter,
+    pub(super) empty: Counter,
+    pub(super) records: Counter,
+    pub(super) parts: Counter,
+    pub(super) retried: Counter,
+    pub(super) replaced: Counter,
+    pub(super) possible_duplicates: Counter,
+    ids_empty: Counter,
+    ids_zero: Counter,
+    ids_wrong_length: Counter,
+}
+
+impl SignalMetrics {
+    pub(super) fn new(pool: &str, signal: Signal) -> Self {
+        let name = signal.as_str();
+        let pool = pool.to_owned();
+        let requests = |kind| metrics::counter!("spanring_split_requests_total", "signal" => name, "kind" => kind);
+        let invalid = |kind| metrics::counter!("spanring_split_invalid_ids_total", "signal" => name, "kind" => kind);
+        Self {
+            whole: requests("whole"),
+            cut: requests("cut"),
+            empty: requests("empty"),
+            records: metrics::counter!("spanring_split_records_total", "signal" => name),
+            parts: metrics::counter!("spanring_split_parts_total", "signal" => name),
+            retried: metrics::counter!("spanring_dispatch_retried_parts_total", "pool" => pool.clone(), "signal" => name),
+            replaced: metrics::counter!("spanring_dispatch_replaced_parts_total", "pool" => pool.clone(), "signal" => name),
+            possible_duplicates: metrics::counter!("spanring_dispatch_possible_duplicate_records_total", "pool" => pool),
+            ids_empty: invalid("empty"),
+            ids_zero: invalid("zero"),
+            ids_wrong_length: invalid("wrong_length"),
+        }
+    }
+
+    pub(super) fn note_invalid(&self, ids: InvalidIds) {
+        if ids.total() > 0 {
+            self.ids_empty.increment(ids.empty);
+            self.ids_zero.increment(ids.zero);
+            self.ids_wrong_length.increment(ids.wrong_length);
+        }
+    }
+}
+
+impl std::fmt::Debug for SignalMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SignalMetrics").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,135 @@
+//! The heart: admit → split → route → dispatch → join. Read this first.
+//!
+//! A [`Request`] comes in whole. One view of the pool, a table and its queues, serves the cut: every record meets its
+//! owner's part. All parts get room in their owners' queues, or none does. Then [`delivery`] waits for what becomes of
+//! them, places again what failed and can be helped, and joins the rest into one [`Outcome`].
+
+mod connection;
+mod cut;
+mod delivery;
+mod metrics;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tonic::Code;
+
+pub use self::connection::ClientConnection;
+use self::{cut::Cut, delivery::{Delivery, Tally}, metrics::SignalMetrics};
+use crate::{
+    budget::{Budget, Permit},
+    dispatch::{Dispatch, Full, Join},
+    otlp::{Framed, Outcome, Reason, Refusal, Signal},
+    ring::Table,
+    route::InvalidTraceId,
+};
+
+/// An export request as a receiver hands it over: read whole, inflated, framed, not looked at.
+#[derive(Debug)]
+pub struct Request {
+    /// The signal of the method or path that it came by.
+    pub signal: Signal,
+    /// The message.
+    pub message: Framed,
+    /// What its bytes hold of the memory budget.
+    pub permit: Permit,
+    /// When its client is to have an answer: the margin is already taken off.
+    pub deadline: Instant,
+    /// The connection it came by.
+    pub connection: Arc<ClientConnection>,
+}
+
+/// What receivers call: the pipeline, or a test's stand-in.
+pub trait Export: Send + Sync + 'static {
+    /// Delivers a request and says what became of it.
+    ///
+    /// Cancel safety: dropping the future is how a receiver says that its client is gone; what was not sent yet is then
+    /// dropped and counted.
+    fn export(&self, request: Request) -> impl Future<Output = Outcome> + Send;
+}
+
+/// How requests are treated, whatever their route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// What happens to records whose trace ID no backend can hold.
+    pub invalid_trace_id: InvalidTraceId,
+}
+
+/// Routes and bounds: what turns a request into an outcome.
+#[derive(Debug)]
+pub struct Pipeline {
+    config: Config,
+    budget: Budget,
+    routes: [Option<Route>; Signal::ALL.len()],
+}
+
+/// The way of one signal.
+#[derive(Debug)]
+struct Route {
+    pool: String,
+    dispatch: Arc<Dispatch>,
+    metrics: SignalMetrics,
+}
+
+impl Pipeline {
+    /// A pipeline without routes: every signal is answered `UNIMPLEMENTED`.
+    pub fn new(config: Config, budget: Budget) -> Self {
+        Self { config, budget, routes: Default::default() }
+    }
+
+    /// Sends `signal` to `pool`, which `dispatch` delivers to.
+    #[must_use]
+    pub fn with_route(mut self, signal: Signal, pool: &str, dispatch: Arc<Dispatch>) -> Self {
+        if let Some(route) = self.routes.get_mut(signal.index()) {
+            *route = Some(Route { pool: pool.to_owned(), metrics: SignalMetrics::new(pool, signal), dispatch });
+        }
+        self
+    }
+
+    fn route(&self, signal: Signal) -> Result<&Route, Refusal> {
+        self.routes.get(signal.index()).and_then(Option::as_ref).ok_or_else(|| {
+            let message = format!("no route for {0}; add one with signals: [{0}]", signal.as_str());
+            Refusal::permanent(Code::Unimplemented, Reason::Unimplemented, message)
+        })
+    }
+
+    async fn deliver(&self, request: Request) -> Result<Outcome, Refusal> {
+        let route = self.route(request.signal)?;
+        let view = route.dispatch.view().ok_or_else(|| not_ready(&route.pool))?;
+        let Cut { parts, records, rejected, permit } =
+            cut::cut(request.signal, request.message, request.permit, view.table(), &self.config, &route.metrics)?;
+        if parts.is_empty() {
+            return Ok(delivery::nothing_to_send(rejected));
+        }
+        let join = Join::new(request.deadline, request.connection);
+        join.hold(permit);
+        let tally = Tally::new(records, rejected);
+        let delivery = Delivery::new(self, route, join, &parts, view.table().generation, tally);
+        view.submit(parts, delivery.join()).map_err(|full| queue_full(view.table(), &full))?;
+        drop(view);
+        delivery.finish(request.deadline).await
+    }
+}
+
+impl Export for Pipeline {
+    async fn export(&self, request: Request) -> Outcome {
+        self.deliver(request).await.unwrap_or_else(Outcome::Refused)
+    }
+}
+
+fn not_ready(pool: &str) -> Refusal {
+    let message = format!("pool {pool} has no backends yet: discovery has not answered");
+    Refusal::retryable(Reason::NotReady, retry_delay(), message)
+}
+
+#[cold]
+fn queue_full(table: &Table, full: &Full) -> Refusal {
+    let backend = table.backends().get(full.backend as usize).map_or("?", |backend| &*backend.identity);
+    let message = format!("the queue of backend {backend} is full");
+    Refusal::retryable(Reason::QueueFull, retry_delay(), message)
+}
+
+/// When a refused client should come again: 1 to 5 s, jittered so that clients do not come back together.
+pub fn retry_delay() -> Duration {
+    Duration::from_millis(fastrand::u64(1_000..=5_000))
+}
