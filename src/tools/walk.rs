@@ -243,6 +243,10 @@ fn read_header(bytes: &[u8], pos: u64) -> Result<Option<Header>, Malformed> {
 
 /// A varint and its length; `None` when the bytes end before it does.
 fn varint(bytes: &[u8], pos: u64) -> Result<Option<(u64, usize)>, Malformed> {
+    // Nearly all tags and half of the lengths.
+    if let Some(byte) = bytes.first().filter(|byte| **byte < 0x80) {
+        return Ok(Some((u64::from(*byte), 1)));
+    }
     let mut value = 0;
     for (i, byte) in bytes.iter().take(10).enumerate() {
         value |= u64::from(byte & 0x7f) << (7 * i);

@@ -56,6 +56,8 @@ pub struct Accepted {
 }
 
 /// Runs load until it is over, or until `tasks` drain.
+///
+/// Cancel safety: when dropped, the workers go on until `tasks` drain, and the report is lost.
 pub async fn run(config: LoadConfig, progress: &ProgressBar, tasks: &Tasks) -> Result<LoadRun, LoadError> {
     config.check()?;
     let spec = config.body;
