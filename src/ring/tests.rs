@@ -13,8 +13,9 @@ use crate::discovery::{Endpoint, Endpoints};
 
 const GOLDEN: &str = include_str!("../../tests/golden/slots_v1.csv");
 
-/// Set to a path, the golden test also writes what it computes there (`SPANRING_WRITE_GOLDEN=/tmp/new.csv cargo test golden`).
-/// algorithm: a change of this one's placement moves every operator's traces.
+/// Set to a path, the golden test also writes there what it computes: `SPANRING_WRITE_GOLDEN=new.csv cargo test golden`.
+/// The committed file is replaced by hand, and only before the first release of an algorithm: to change a placement later
+/// is to move every operator's traces.
 const WRITE_GOLDEN: &str = "SPANRING_WRITE_GOLDEN";
 
 /// Sizes that are cheap enough without optimisation; `cargo bench --bench ring -- --quality` measures every size to 200.
@@ -159,7 +160,7 @@ fn placement_equals_one_made_slot_by_slot_in_another_order() {
 // === promises ===
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 50, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn order_of_members_never_reaches_placement(
