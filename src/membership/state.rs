@@ -1,7 +1,7 @@
 //! What membership believes, as a pure state machine: inputs in, the wish for a new table out. No task, no clock.
 //!
 //! A health event or the end of a hold-down is one more [`Input`]; a backend that is held in spite of its absence is one
-//! more endpoint in [`State::wanted`]. Everything behind that stays as it is.
+//! more endpoint in `State::wanted`. Everything behind that stays as it is.
 
 use std::{collections::BTreeSet, sync::Arc};
 
