@@ -33,6 +33,9 @@ pub(super) const UNMERGED_FOR: Duration = Duration::from_secs(60);
 /// When a part for a backend without an address may be tried again: a static name is resolved in the background.
 const UNRESOLVED_FOR: Duration = Duration::from_secs(1);
 
+/// How often a full queue is searched for entries that nobody waits for: the search walks all of it.
+const PURGE_EVERY: Duration = Duration::from_millis(50);
+
 /// What all backends of a pool share.
 pub(super) struct Shared {
     pub(super) config: Config,
@@ -66,6 +69,8 @@ struct State {
     /// No connect before it.
     retry_at: Option<Instant>,
     unmerged_until: Option<Instant>,
+    /// No search for abandoned entries before it.
+    purge_at: Option<Instant>,
     /// The last connection got GOAWAY before it had answered anything.
     turned_away: bool,
     stopped: bool,
@@ -129,6 +134,7 @@ impl Backend {
                 backoff: Backoff::new(config.retry),
                 retry_at: None,
                 unmerged_until: None,
+                purge_at: None,
                 turned_away: false,
                 stopped: false,
             }),
@@ -140,11 +146,16 @@ impl Backend {
         if self.try_admit(bytes) {
             return true;
         }
-        let dead = self.lock().queue.purge(Instant::now());
-        if dead.is_empty() {
-            return false;
-        }
-        self.drop_dead(dead, Instant::now());
+        let now = Instant::now();
+        let dead = {
+            let mut state = self.lock();
+            if state.purge_at.is_some_and(|at| now < at) {
+                return false;
+            }
+            state.purge_at = Some(now + PURGE_EVERY);
+            state.queue.purge(now)
+        };
+        self.drop_dead(dead, now);
         self.try_admit(bytes)
     }
 
@@ -265,20 +276,25 @@ impl Backend {
     /// unless another connection is up what waits is handed back.
     pub(super) fn unreachable(self: &Arc<Self>, line: usize, failure: Failure) {
         self.failed(failure);
-        let nudge = {
+        let (nudge, first) = {
             let mut state = self.lock();
             if let Some(line) = state.lines.get_mut(line) {
                 *line = Line::default();
             }
+            let first = state.backoff.is_fresh();
             let pause = state.backoff.pause();
             state.retry_at = Some(Instant::now() + pause);
-            if state.lines.iter().all(|line| matches!(line.phase, Phase::Down)) {
+            let nudge = if state.lines.iter().all(|line| matches!(line.phase, Phase::Down)) {
                 let entries = state.queue.drain();
                 Nudge::GiveBack { entries, after: Some(pause), cause: Cause::Transport(failure) }
             } else {
                 Nudge::Nothing
-            }
+            };
+            (nudge, first)
         };
+        if first {
+            tracing::warn!(backend = %self.identity, failure = failure.as_str(), "backend unreachable, trying on");
+        }
         self.act(nudge);
     }
 
@@ -310,9 +326,14 @@ impl Backend {
 
     /// A connection answered: the next failure starts with the shortest pause.
     pub(super) fn proved(&self) {
-        let mut state = self.lock();
-        state.backoff.reset();
-        state.turned_away = false;
+        let again = {
+            let mut state = self.lock();
+            state.turned_away = false;
+            state.backoff.reset()
+        };
+        if again {
+            tracing::info!(backend = %self.identity, "backend answers again");
+        }
     }
 
     /// Sends parts unmerged for a while, so that counts of rejected records are exact.

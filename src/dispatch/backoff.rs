@@ -29,9 +29,14 @@ impl Backoff {
         Duration::try_from_secs_f64(bounded * (1.0 + spread)).unwrap_or(max_interval)
     }
 
-    /// Starts over after a success.
-    pub fn reset(&mut self) {
-        self.failures = 0;
+    /// Starts over after a success; whether there was a pause since the last.
+    pub fn reset(&mut self) -> bool {
+        std::mem::take(&mut self.failures) > 0
+    }
+
+    /// Whether the next pause is the first.
+    pub fn is_fresh(&self) -> bool {
+        self.failures == 0
     }
 }
 
@@ -49,7 +54,8 @@ mod tests {
             assert!(backoff.pause() <= config.max_interval);
         }
         assert_eq!(backoff.pause(), config.max_interval, "must stay at the bound");
-        backoff.reset();
+        assert!(backoff.reset());
+        assert!(backoff.is_fresh());
         assert_eq!(backoff.pause(), Duration::from_millis(50));
     }
 

@@ -157,7 +157,7 @@ impl Driver {
             self.end(failure);
             return Poll::Ready(());
         }
-        if self.running == 0 && self.backend.is_closed() {
+        if self.running == 0 && self.line.is_some() && self.backend.is_closed() {
             self.leave();
         }
         Poll::Pending

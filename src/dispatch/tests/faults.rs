@@ -418,4 +418,3 @@ async fn a_backend_without_an_address_hands_back_at_once() {
     tasks.stop();
     tasks.wait().await;
 }
-
