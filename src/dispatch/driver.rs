@@ -26,15 +26,12 @@ use super::{
     hub::{Hub, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER},
     outcome::{Scope, Verdict},
     queue::Rules,
+    silence::{Advice, Silence},
     wire::{Outlet, Wire},
 };
 
 /// Times that a poll looks again at what came meanwhile before other tasks get their turn.
 const MAX_ROUNDS: usize = 8;
-
-/// Silence with a call unanswered before a PING, and after it before the connection is given up. grpc-go resents pings that
-/// come more often than every 5 minutes, unless there are calls.
-const SILENCE: Duration = Duration::from_secs(10);
 
 /// How often silence is looked for while calls are unanswered.
 const CHECK_EVERY: Duration = Duration::from_millis(2500);
@@ -79,10 +76,8 @@ struct Clock {
     sleep: Pin<Box<Sleep>>,
     at: Option<Instant>,
     waker: Waker,
-    /// Nothing was read since, although a call was unanswered.
-    silent_since: Instant,
+    silence: Silence,
     pinger: Option<PingPong>,
-    pinged_at: Option<Instant>,
     /// A connection that is no longer needed is over by then.
     goodbye_by: Option<Instant>,
 }
@@ -99,9 +94,8 @@ impl Driver {
             sleep: Box::pin(tokio::time::sleep_until(now)),
             at: None,
             waker: hub.waker(TIMER),
-            silent_since: now,
+            silence: Silence::new(now),
             pinger: connection.ping_pong(),
-            pinged_at: None,
             goodbye_by: None,
         };
         let tasks = backend.shared.tasks.clone();
@@ -183,7 +177,7 @@ impl Driver {
             match Call::begin(batch, &self.backend, sender, &mut self.chunks, now) {
                 Ok(call) => {
                     if self.running == 0 {
-                        self.clock.silent_since = now;
+                        self.clock.silence.begin(now);
                     }
                     self.running += 1;
                     self.clock.set(call.deadline.min(now + CHECK_EVERY));
@@ -396,28 +390,19 @@ impl Clock {
         }
     }
 
-    /// Notes silence: a PING after a while of it, the end after a while more.
+    /// Looks for silence; PINGs, or says that the connection is dead.
     fn listen(&mut self, now: Instant, heard: bool) -> Result<(), Option<Failure>> {
-        if heard {
-            self.silent_since = now;
-            self.pinged_at = None;
-        }
-        // An answered PING makes way for the next.
-        if let Some(pinger) = &mut self.pinger {
-            drop(pinger.poll_pong(&mut Context::from_waker(Waker::noop())));
-        }
-        match self.pinged_at {
-            Some(at) if now.saturating_duration_since(at) >= SILENCE => Err(Some(Failure::Ping)),
-            Some(_) => Ok(()),
-            None if now.saturating_duration_since(self.silent_since) < SILENCE => Ok(()),
-            None => {
-                self.pinged_at = Some(now);
-                // One may still be on its way: its answer will do.
+        match self.silence.look(now, heard) {
+            Advice::GiveUp => Err(Some(Failure::Ping)),
+            Advice::Ping => {
                 if let Some(pinger) = &mut self.pinger {
+                    // The answer to the last one makes way; if it is still on its way, it will do.
+                    drop(pinger.poll_pong(&mut Context::from_waker(Waker::noop())));
                     drop(pinger.send_ping(Ping::opaque()));
                 }
                 Ok(())
             }
+            Advice::Wait => Ok(()),
         }
     }
 }

@@ -30,6 +30,7 @@ mod queue;
 mod reconcile;
 mod reply;
 mod settle;
+mod silence;
 mod submit;
 #[cfg(test)]
 mod tests;

@@ -140,3 +140,34 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         Pin::new(&mut inner.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn writes_gather_until_they_are_flushed_or_many() {
+        let (near, mut far) = duplex(1 << 20);
+        let (mut wire, outlet) = gather(near);
+        wire.write_all(b"head").await.unwrap();
+        wire.write_all(b"body").await.unwrap();
+        wire.flush().await.unwrap();
+        let mut seen = [0; 8];
+        let early = tokio::time::timeout(std::time::Duration::ZERO, far.read(&mut seen)).await;
+        assert!(early.is_err(), "h2's own flush must not write");
+        std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
+        far.read_exact(&mut seen).await.unwrap();
+        assert_eq!(&seen, b"headbody");
+        wire.write_all(&vec![7; GATHER]).await.unwrap();
+        wire.write_all(b"more").await.unwrap();
+        let mut seen = vec![0; GATHER];
+        far.read_exact(&mut seen).await.unwrap();
+        assert!(!outlet.heard());
+        far.write_all(b"answer").await.unwrap();
+        wire.read_exact(&mut [0; 6]).await.unwrap();
+        assert!(outlet.heard(), "what was read must be noted");
+        assert!(!outlet.heard(), "once");
+    }
+}

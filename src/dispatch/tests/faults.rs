@@ -361,6 +361,12 @@ async fn a_backend_that_takes_one_stream_at_a_time_is_respected() {
     let held = backend.call().await;
     // Enough to open a second place at once, if the backend took it.
     let rest: Vec<_> = (0..4).map(|_| rig.submit(vec![large_part(1, 40_000, 0)])).collect();
+    // Its turn comes many times over, and still it begins no other call.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+        let running: usize = rig.dispatch.view().unwrap().backends().map(|backend| backend.load().1).sum();
+        assert_eq!(running, 1);
+    }
     assert!(backend.is_quiet());
     held.accept();
     assert_eq!(outcome(&first).await, accepted());
