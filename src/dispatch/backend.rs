@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::{
-    Backoff, Cause, Config, Failure,
+    Cause, Config, Failure,
     client::Templates,
     health::{Health, Pulse},
     hub::{Hub, QUEUE},
@@ -22,16 +22,14 @@ use super::{
     metrics::{BackendMetrics, PoolMetrics},
     opener::Opener,
     piece::{Fate, Queued},
-    queue::{Batch, Queue, Rules},
+    queue::Batch,
+    state::{Line, Nudge, Phase, State},
 };
 use crate::{discovery::Endpoint, lifecycle::Tasks};
 
 /// How long counts are kept exact after a `partial_success` that could not be attributed, and how long a client's data goes
 /// alone after it was refused (design 3, Dispatch).
 pub(super) const UNMERGED_FOR: Duration = Duration::from_secs(60);
-
-/// When a part for a backend without an address may be tried again: a static name is resolved in the background.
-const UNRESOLVED_FOR: Duration = Duration::from_secs(1);
 
 /// How often a full queue is searched for entries that nobody waits for: the search walks all of it.
 const PURGE_EVERY: Duration = Duration::from_millis(50);
@@ -62,45 +60,6 @@ pub(super) struct Backend {
     state: Mutex<State>,
 }
 
-struct State {
-    queue: Queue,
-    lines: Box<[Line]>,
-    backoff: Backoff,
-    /// No connect before it.
-    retry_at: Option<Instant>,
-    unmerged_until: Option<Instant>,
-    /// No search for abandoned entries before it.
-    purge_at: Option<Instant>,
-    /// The last connection got GOAWAY before it had answered anything.
-    turned_away: bool,
-    stopped: bool,
-}
-
-/// A connection slot.
-#[derive(Debug, Default)]
-struct Line {
-    phase: Phase,
-    /// Calls of its connection.
-    running: usize,
-}
-
-#[derive(Debug, Default)]
-enum Phase {
-    #[default]
-    Down,
-    Connecting,
-    Up(Arc<Hub>),
-}
-
-/// What has to be done once the lock is released.
-enum Nudge {
-    Connect { line: usize, wake: Option<Arc<Hub>> },
-    GiveBack { entries: Vec<Queued>, after: Option<Duration>, cause: Cause },
-    Nothing,
-    Wait,
-    Wake(Arc<Hub>),
-}
-
 impl Shared {
     pub(super) fn new(pool: &str, config: Config, tasks: &Tasks) -> Arc<Self> {
         let metrics = PoolMetrics::new(pool, config.queue_size);
@@ -118,7 +77,6 @@ impl Shared {
 impl Backend {
     pub(super) fn new(endpoint: &Endpoint, shared: &Arc<Shared>) -> Arc<Self> {
         let config = &shared.config;
-        let lines = (0..config.connections.max(1)).map(|_| Line::default()).collect();
         Arc::new(Self {
             identity: Arc::clone(&endpoint.identity),
             address: endpoint.address,
@@ -128,16 +86,7 @@ impl Backend {
             pulse: Pulse::default(),
             room: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
-            state: Mutex::new(State {
-                queue: Queue::new(Rules::new(config)),
-                lines,
-                backoff: Backoff::new(config.retry),
-                retry_at: None,
-                unmerged_until: None,
-                purge_at: None,
-                turned_away: false,
-                stopped: false,
-            }),
+            state: Mutex::new(State::new(config)),
         })
     }
 
@@ -447,53 +396,5 @@ impl fmt::Debug for Backend {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-impl Line {
-    fn hub(&self) -> Option<Arc<Hub>> {
-        match &self.phase {
-            Phase::Up(hub) => Some(Arc::clone(hub)),
-            Phase::Connecting | Phase::Down => None,
-        }
-    }
-}
-
-impl State {
-    /// What is to be done about what waits.
-    fn nudge(&mut self, now: Instant, resolved: bool) -> Nudge {
-        if self.queue.is_empty() {
-            return Nudge::Nothing;
-        }
-        if self.stopped {
-            return self.give_back(None, Cause::Stopped);
-        }
-        if !resolved {
-            return self.give_back(Some(UNRESOLVED_FOR), Cause::Unresolved);
-        }
-        let down = self.lines.iter().position(|line| matches!(line.phase, Phase::Down));
-        let least = self.lines.iter().filter_map(|line| Some((line.running, line.hub()?))).min_by_key(|(n, _)| *n);
-        let pause = self.retry_at.map(|at| at.saturating_duration_since(now)).filter(|pause| !pause.is_zero());
-        match (least, down, pause) {
-            (Some(_), _, _) if !self.queue.opens(now) => Nudge::Wait,
-            // All that are up are busy and another may be made.
-            (Some((running, hub)), Some(line), None) if running > 0 => self.connect(line, Some(hub)),
-            (Some((_, hub)), _, _) => Nudge::Wake(hub),
-            (None, _, _) if self.lines.iter().any(|line| matches!(line.phase, Phase::Connecting)) => Nudge::Nothing,
-            (None, _, Some(pause)) => self.give_back(Some(pause), Cause::Transport(Failure::ConnectError)),
-            (None, Some(line), None) => self.connect(line, None),
-            (None, None, None) => Nudge::Nothing,
-        }
-    }
-
-    fn connect(&mut self, at: usize, wake: Option<Arc<Hub>>) -> Nudge {
-        if let Some(line) = self.lines.get_mut(at) {
-            line.phase = Phase::Connecting;
-        }
-        Nudge::Connect { line: at, wake }
-    }
-
-    fn give_back(&mut self, after: Option<Duration>, cause: Cause) -> Nudge {
-        Nudge::GiveBack { entries: self.queue.drain(), after, cause }
     }
 }

@@ -31,6 +31,7 @@ mod reconcile;
 mod reply;
 mod settle;
 mod silence;
+mod state;
 mod submit;
 #[cfg(test)]
 mod tests;
