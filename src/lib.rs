@@ -48,21 +48,21 @@
 pub mod pipeline;
 pub mod proxy;
 // The way of the data: receive → split → route → dispatch.
-pub mod receive;
-pub mod split;
-pub mod route;
-pub mod ring;
 pub mod dispatch;
+pub mod receive;
+pub mod ring;
+pub mod route;
+pub mod split;
 // Side rooms.
-pub mod discovery;
-pub mod membership;
+pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod discovery;
+pub mod membership;
 pub mod signals;
 pub mod telemetry;
-pub mod admin;
 pub mod tools;
 // Vocabulary: depends on nothing of ours.
-pub mod otlp;
 pub mod budget;
 pub mod lifecycle;
+pub mod otlp;

@@ -3,6 +3,8 @@
 //! `SPANRING_PEERS` names a folder that the scripts of `tests/peers/` filled; tests that need a peer which is not there
 //! say that they are skipped, and pass.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+
 mod collector;
 mod harness;
 mod layout;
