@@ -147,7 +147,7 @@ pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> 
     response
 }
 
-/// Serves until tasks are told to stop: while the process drains, probes still have to hear of it.
+/// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
 pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
     let state = Arc::new(state);
     let limits = accept::Limits {

@@ -1,3 +1,5 @@
+//! What the process says of itself: read from /proc when the page is asked for.
+
 use std::{
     fs,
     sync::OnceLock,
