@@ -64,5 +64,6 @@ pub mod telemetry;
 pub mod tools;
 // Vocabulary: depends on nothing of ours.
 pub mod budget;
+pub mod buffers;
 pub mod lifecycle;
 pub mod otlp;

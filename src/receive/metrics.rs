@@ -8,6 +8,7 @@ use tonic::Code;
 
 use crate::{
     budget::Budget,
+    buffers,
     lifecycle::Tasks,
     otlp::{Outcome, Reason, Signal},
 };
@@ -108,7 +109,10 @@ pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
         loop {
             tokio::select! {
                 () = watch.stopped() => break,
-                _ = ticks.tick() => used.set(as_gauge(budget.used())),
+                _ = ticks.tick() => {
+                    used.set(as_gauge(budget.used()));
+                    buffers::trim();
+                }
             }
         }
     }));

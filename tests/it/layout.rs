@@ -10,9 +10,10 @@ use std::{
 const MAY_USE: &[(&str, &[&str])] = &[
     ("otlp", &[]),
     ("budget", &[]),
+    ("buffers", &[]),
     ("lifecycle", &[]),
     ("telemetry", &["lifecycle"]),
-    ("split", &["otlp"]),
+    ("split", &["buffers", "otlp"]),
     ("ring", &["discovery", "otlp"]),
     ("route", &["ring", "split", "otlp"]),
     ("discovery", &["lifecycle", "telemetry"]),
@@ -23,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["membership", "ring", "discovery", "split", "otlp", "budget", "lifecycle", "telemetry", "pipeline", "health"],
     ),
     ("pipeline", &["split", "ring", "route", "dispatch", "otlp", "budget", "telemetry"]),
-    ("receive", &["pipeline", "otlp", "budget", "telemetry", "lifecycle"]),
+    ("receive", &["pipeline", "otlp", "budget", "buffers", "telemetry", "lifecycle"]),
     ("admin", &["membership", "ring", "telemetry", "lifecycle", "receive"]),
 ];
 
