@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tonic::codec::CompressionEncoding;
 
-use super::harness::{self, Process, Proxy, until};
+use super::harness::{self, Process, Proxy, Ready, until};
 
 /// Traces of our own client, the half of them with one failed span, and spans in each.
 const OWN_TRACES: u64 = 300;
@@ -40,7 +40,7 @@ impl Collector {
         let (process, [grpc, _]) = harness::on_free_ports(|[grpc, health]| {
             fs::write(&file, Self::config(grpc, health, dir.path()))?;
             let process = Process::start("otelcol", Command::new(program).arg("--config").arg(&file))?;
-            Ok((process, format!("http://{health}/")))
+            Ok((process, Ready::Page(format!("http://{health}/"))))
         })?;
         Ok(Self { grpc, process, dir })
     }

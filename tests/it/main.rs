@@ -6,5 +6,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 mod collector;
+#[allow(dead_code, reason = "the bench of proxies uses the rest")]
 mod harness;
 mod layout;
