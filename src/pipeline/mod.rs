@@ -103,15 +103,23 @@ impl Pipeline {
         let Cut { parts, records, rejected, permit } =
             cut::cut(request.signal, request.message, request.permit, view.table(), &self.config, &route.metrics)?;
         if parts.is_empty() {
-            return Ok(delivery::nothing_to_send(rejected));
+            let outcome = Ok(delivery::nothing_to_send(rejected));
+            route.metrics.note_outcome(records, &outcome);
+            return outcome;
         }
         let join = Join::new(request.deadline, request.connection);
         join.hold(permit);
         let tally = Tally::new(records, rejected);
         let delivery = Delivery::new(self, route, join, &parts, view.table().generation, tally);
-        view.submit(parts, delivery.join()).map_err(|full| queue_full(view.table(), &full))?;
-        drop(view);
-        delivery.finish(request.deadline).await
+        let outcome = match view.submit(parts, delivery.join()) {
+            Ok(()) => {
+                drop(view);
+                delivery.finish(request.deadline).await
+            }
+            Err(full) => Err(queue_full(view.table(), &full)),
+        };
+        route.metrics.note_outcome(records, &outcome);
+        outcome
     }
 }
 

@@ -215,7 +215,10 @@ pub(crate) fn peer(name: &str) -> Result<Option<PathBuf>> {
         return Ok(Some(path));
     }
     // Written past the capture of test output, so that nobody takes a test that was skipped for one that passed.
-    writeln!(std::io::stderr(), "skipped: {name} is not in SPANRING_PEERS; tests/peers/ has scripts that install it")?;
+    writeln!(
+        std::io::stderr(),
+        "\nskipped: {name} is not in SPANRING_PEERS; tests/peers/ has scripts that install it"
+    )?;
     Ok(None)
 }
 
