@@ -115,7 +115,7 @@ pools:
 routes:
   - {{ signals: [traces], routing_key: trace_id, pool: tail }}
 admin: {{ endpoint: {admin} }}
-shutdown: {{ delay: 0s, timeout: 10s }}
+shutdown: {{ delay: 0s, timeout: 10m }}
 ",
         hostnames.join(", ")
     )
@@ -185,6 +185,7 @@ fn traces_stay_whole(is_gzip: bool) -> Result<()> {
     let accepted: f64 = accepted.sum::<Result<_>>()?;
     ensure!(accepted.round() == SENT as f64, "the proxies must count what they took: {accepted} of {SENT}");
     for proxy in &mut proxies {
+        // Nobody is connected any more: a drain that waits for its timeout waits for something else.
         let status = proxy.process.stop()?;
         ensure!(status.success(), "a proxy must end well when asked to: {status}");
     }
