@@ -1,7 +1,7 @@
 //! The heart: admit → split → route → dispatch → join. Read this first.
 //!
 //! A [`Request`] comes in whole. One view of the pool, a table and its queues, serves the cut: every record meets its
-//! owner's part. All parts get room in their owners' queues, or none does. Then [`delivery`] waits for what becomes of
+//! owner's part. All parts get room in their owners' queues, or none does. Then `delivery` waits for what becomes of
 //! them, places again what failed and can be helped, and joins the rest into one [`Outcome`].
 
 mod connection;
