@@ -152,6 +152,11 @@ fn start_pool(pool: &PoolConfig, readiness: &Readiness, tasks: &Tasks) -> Result
     let endpoints = discovery::start(&pool.name, &pool.discovery, tasks)
         .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
     let tables = membership::start(&pool.name, pool.ring, endpoints, tasks);
-    readiness.require_table(&pool.name, tables.clone());
-    Ok(Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks))
+    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks);
+    let delivers = Arc::clone(&dispatch);
+    // Dispatch's view and not membership's table: a request that comes at once is to find its queues.
+    readiness.require(format!("pool {}", pool.name), move || {
+        delivers.view().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
+    });
+    Ok(dispatch)
 }

@@ -6,6 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 mod collector;
+mod grpc;
 #[allow(dead_code, reason = "the bench of proxies uses the rest")]
 mod harness;
 mod layout;
+mod memory;
+mod rig;
+mod shutdown;
+mod startup;
