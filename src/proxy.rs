@@ -11,6 +11,7 @@ use crate::{
     config::{Config, PoolConfig},
     discovery,
     dispatch::Dispatch,
+    health,
     lifecycle::Tasks,
     membership,
     pipeline::Pipeline,
@@ -153,5 +154,6 @@ fn start_pool(pool: &PoolConfig, readiness: &Readiness, tasks: &Tasks) -> Result
         .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
     let tables = membership::start(&pool.name, pool.ring, endpoints, tasks);
     readiness.require_table(&pool.name, tables.clone());
-    Ok(Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks))
+    let (events, _inbox) = health::channel(&pool.name);
+    Ok(Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks, events))
 }

@@ -157,6 +157,8 @@ page! {
         "Bytes that may wait for one backend (sending_queue.queue_size).";
     DISPATCH_IN_FLIGHT_CALLS = "spanring_dispatch_in_flight_calls", Gauge, ["pool", "backend"],
         "Calls that the backend has not answered yet.";
+    DISPATCH_IN_FLIGHT_BYTES = "spanring_dispatch_in_flight_bytes", Gauge, ["pool", "backend"],
+        "Payload bytes of calls that the backend has not answered yet.";
     DISPATCH_CONNECTIONS = "spanring_dispatch_connections", Gauge, ["pool", "backend"],
         "Connections to the backend.";
     DISPATCH_CONNECTS_TOTAL = "spanring_dispatch_connects_total", Counter, ["pool", "backend", "result"],
@@ -165,6 +167,8 @@ page! {
         "Parts that were tried again.";
     DISPATCH_REPLACED_PARTS_TOTAL = "spanring_dispatch_replaced_parts_total", Counter, ["pool", "signal"],
         "Parts that were cut again by a newer table.";
+    DISPATCH_RETRY_BUDGET_EXHAUSTED_TOTAL = "spanring_dispatch_retry_budget_exhausted_total", Counter, ["pool"],
+        "Retries that waited longer because the budget was used up (retry_on_failure.budget_percent).";
     DISPATCH_DROPPED_PARTS_TOTAL = "spanring_dispatch_dropped_parts_total", Counter, ["pool", "reason"],
         "Parts dropped before they were sent: abandoned (the client is gone), deadline or stopped.";
     DISPATCH_POSSIBLE_DUPLICATE_RECORDS_TOTAL = "spanring_dispatch_possible_duplicate_records_total", Counter, ["pool"],

@@ -25,10 +25,11 @@ use tonic::{Request, Response, Status, codec::CompressionEncoding, metadata::Met
 use crate::{
     discovery::Endpoint,
     dispatch::{Config, Dispatch, Join, Part, PartOutcome},
+    health::{self, HealthKind, Inbox},
     lifecycle::Tasks,
     otlp::{Framed, Signal},
     pipeline::ClientConnection,
-    ring::{Algorithm, Table},
+    ring::{Algorithm, Base, Table, members_of},
 };
 
 /// Nothing here takes longer, unless it is broken.
@@ -53,6 +54,7 @@ struct Service(mpsc::Sender<Call>);
 pub(super) struct Rig {
     pub(super) dispatch: Arc<Dispatch>,
     pub(super) tasks: Tasks,
+    pub(super) events: Inbox,
     tables: watch::Sender<Option<Arc<Table>>>,
 }
 
@@ -147,15 +149,32 @@ impl Rig {
     }
 
     pub(super) fn start_with(config: Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
-        let (tables, receiver) = watch::channel(Some(table(1, backends)));
-        let dispatch = Dispatch::start("test", config, receiver, &tasks);
-        Self { dispatch, tasks, tables }
+        let (tables, receiver) = watch::channel(Some(table(1, backends, &[])));
+        let (sender, events) = health::channel("test");
+        let dispatch = Dispatch::start("test", config, receiver, &tasks, sender);
+        Self { dispatch, tasks, events, tables }
     }
 
     /// Publishes a table of other backends and waits until it is in force.
     pub(super) async fn change(&self, generation: u64, backends: &[SocketAddr]) {
-        self.tables.send_replace(Some(table(generation, backends)));
+        self.publish(generation, backends, &[]).await;
+    }
+
+    /// The same, with the slots of those that are `away` served by others.
+    pub(super) async fn publish(&self, generation: u64, backends: &[SocketAddr], away: &[SocketAddr]) {
+        self.tables.send_replace(Some(table(generation, backends, away)));
         wait_until(|| self.dispatch.view().is_some_and(|view| view.table().generation == generation)).await;
+    }
+
+    /// The next thing that is said about a backend's health.
+    pub(super) async fn event(&mut self) -> HealthKind {
+        patient(self.events.recv()).await.expect("the dispatch must run").kind
+    }
+
+    /// Whether nothing more was said about a backend's health.
+    pub(super) fn events_are_quiet(&mut self) -> bool {
+        use futures_util::FutureExt;
+        self.events.recv().now_or_never().is_none()
     }
 
     /// The index of a backend in the table.
@@ -243,13 +262,17 @@ pub(super) fn names_in(part: &Part) -> Vec<String> {
     names_of(&ExportTraceServiceRequest::decode(part.message.payload()).unwrap())
 }
 
-fn table(generation: u64, backends: &[SocketAddr]) -> Arc<Table> {
+pub(super) fn table(generation: u64, backends: &[SocketAddr], away: &[SocketAddr]) -> Arc<Table> {
     let mut endpoints: Vec<_> = backends
         .iter()
         .map(|address| Endpoint { identity: address.to_string().into(), address: Some(*address), weight: 1 })
         .collect();
     endpoints.sort();
-    Arc::new(Table::of(generation, Algorithm::SlotsV1, &endpoints.into()).unwrap())
+    let base = Base::build_with(Algorithm::SlotsV1, &members_of(&endpoints)).unwrap();
+    let is_away = |endpoint: &Endpoint| away.iter().any(|address| endpoint.address == Some(*address));
+    let away = (0..).zip(&endpoints).filter(|(_, endpoint)| is_away(endpoint)).map(|(at, _)| at).collect();
+    let overlay = base.overlay(&away);
+    Arc::new(Table::new(generation, Arc::new(base), overlay, endpoints.into()))
 }
 
 pub(super) async fn listen() -> TcpListener {
