@@ -52,12 +52,6 @@ pub(super) fn check(layout: &Layout, root: &Path) -> Result<Config, Vec<ConfigEr
             warnings: Vec::new(),
         };
         fit_messages_to_memory(&mut config);
-        let ages = &layout.receivers.otlp.protocols.grpc.keepalive.server_parameters;
-        if !ages.max_connection_age.0.is_zero() {
-            config
-                .warnings
-                .push("max_connection_age has no effect in this version: connections are not aged yet".into());
-        }
         return Ok(config);
     }
     Err(check.problems)
@@ -208,6 +202,7 @@ impl Check {
         }
         self.within(&path("multiplier"), retry.multiplier, 1.0, 10.0);
         self.within(&path("randomization_factor"), retry.randomization_factor, 0.0, 1.0);
+        self.within(&path("budget_percent"), retry.budget_percent, 0, 1000);
         Some(PoolConfig {
             name: name.to_owned(),
             discovery: rooms::discovery(&pool.resolver)?,

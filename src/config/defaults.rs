@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     layout::{
         AddressFamily, Admin, Codec, CompressionParams, DnsResolver, Grpc, Keepalive, MemoryLimiter, Otlp, Pool,
-        Protocols, Resolver, Retry, Ring, SendingQueue, Shutdown, Sizer, StaticResolver,
+        Protocols, Resolver, Retry, Ring, SendingQueue, ServerParameters, Shutdown, Sizer, StaticResolver,
     },
     rooms,
     values::{ByteSize, GoDuration, HostPort, MIB, OTLP_GRPC_PORT},
@@ -28,6 +28,16 @@ impl Default for Grpc {
             read_header_timeout: GoDuration(room.header_timeout),
             max_connections: room.max_connections,
             keepalive: Keepalive::default(),
+        }
+    }
+}
+
+impl Default for ServerParameters {
+    fn default() -> Self {
+        let room = rooms::receive::GrpcConfig::default();
+        Self {
+            max_connection_age: GoDuration(room.max_connection_age.unwrap_or_default()),
+            max_connection_age_grace: GoDuration(room.max_connection_age_grace.unwrap_or_default()),
         }
     }
 }
@@ -58,12 +68,13 @@ impl Default for SendingQueue {
 
 impl Default for Retry {
     fn default() -> Self {
-        let room = rooms::dispatch::Config::default().retry;
+        let rooms::dispatch::Config { retry: room, retry_budget_percent: budget_percent, .. } = Default::default();
         Self {
             initial_interval: GoDuration(room.initial_interval),
             max_interval: GoDuration(room.max_interval),
             multiplier: room.multiplier,
             randomization_factor: room.jitter,
+            budget_percent,
         }
     }
 }

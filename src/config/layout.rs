@@ -89,7 +89,7 @@ pub struct Keepalive {
 }
 
 /// `receivers.otlp.protocols.grpc.keepalive.server_parameters`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerParameters {
     /// Age at which a connection is told to go; `0s` is never.
@@ -232,6 +232,8 @@ pub struct Retry {
     pub multiplier: f64,
     /// Share of a wait that is left to chance, 0 to 1.
     pub randomization_factor: f64,
+    /// Retries that may be made, as a percentage of the parts that are sent for the first time.
+    pub budget_percent: u32,
 }
 
 /// `pools.NAME.ring`

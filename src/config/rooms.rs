@@ -1,7 +1,7 @@
 //! From the file's layout to what each room is configured by. The only file of this room that knows the rooms' own
 //! settings; defaults come from them too, so that each stands in one place.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use super::layout::{AddressFamily, Codec, InvalidIds, Layout, Pool, Resolver};
 use super::values::MIB;
@@ -11,6 +11,7 @@ pub(super) use crate::{discovery, dispatch, pipeline, proxy::Shutdown, receive, 
 pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config {
     let otlp = &layout.receivers.otlp;
     let grpc = &otlp.protocols.grpc;
+    let ages = &grpc.keepalive.server_parameters;
     receive::Config {
         grpc: Some(receive::GrpcConfig {
             endpoint,
@@ -19,9 +20,16 @@ pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config 
             max_header_list_size: u32::try_from(grpc.max_header_list_size.0).unwrap_or(u32::MAX),
             header_timeout: grpc.read_header_timeout.0,
             max_connections: grpc.max_connections,
+            max_connection_age: unless_zero(ages.max_connection_age.0),
+            max_connection_age_grace: unless_zero(ages.max_connection_age_grace.0),
             deadline: otlp.deadline.0,
         }),
     }
+}
+
+/// `0s` in the file is never.
+fn unless_zero(duration: Duration) -> Option<Duration> {
+    Some(duration).filter(|duration| !duration.is_zero())
 }
 
 /// What is done with requests.
@@ -82,6 +90,7 @@ pub(super) fn dispatch(pool: &Pool) -> dispatch::Config {
             multiplier: pool.retry_on_failure.multiplier,
             jitter: pool.retry_on_failure.randomization_factor,
         },
+        retry_budget_percent: pool.retry_on_failure.budget_percent,
         ..dispatch::Config::default()
     }
 }
