@@ -36,7 +36,7 @@ mod silence;
 mod state;
 mod submit;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wire;
 
 use std::{sync::Arc, time::Duration};

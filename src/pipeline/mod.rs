@@ -8,6 +8,8 @@ mod connection;
 mod cut;
 mod delivery;
 mod metrics;
+#[cfg(test)]
+mod tests;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
