@@ -7,7 +7,11 @@
 //! From the outside in: `reconcile` follows the tables and keeps a `backend` (queue and connections) for each endpoint;
 //! `queue` decides when a call opens and what it carries; `line` holds one connection slot, `driver` the task of one
 //! connection with all its calls; `call` is one RPC, `body` and `codec` what it sends, `reply` what it hears; `settle`
-//! tells each part what became of it.
+//! tells each part what became of it. `health` says to membership what is seen of a backend, `probe` asks one that was
+//! ejected whether it is there again, `retries` bounds what is tried again.
+//!
+//! A backend whose slots the table sends elsewhere hands back what waits for it and gives up its calls; one that left the
+//! table finishes both, unless it fails.
 //!
 //! **Invariant:** no lock is held over an await, and none is taken while another of this room is held.
 
@@ -75,7 +79,8 @@ pub struct Config {
     pub max_request_size: usize,
     /// Bytes that may wait for one backend (and shard).
     pub queue_size: usize,
-    /// Calls that may run at once to one backend (and shard), at most 48.
+    /// Calls that may run at once to one backend (and shard), at most 48. With `max_request_size` they bound the bytes under
+    /// way to it: 8 × 4 MiB unless told otherwise, larger single records aside.
     pub places: usize,
     /// Waiting bytes that open a further place at once.
     pub open_place_bytes: usize,

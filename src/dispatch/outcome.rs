@@ -159,6 +159,19 @@ impl fmt::Display for Failure {
     }
 }
 
+impl Cause {
+    /// Whether nobody heard of the part, if nothing of it was sent: there was nobody to send it to.
+    pub fn was_no_attempt(self) -> bool {
+        match self {
+            Self::Transport(failure) => {
+                matches!(failure, Failure::ConnectError | Failure::ConnectRefused | Failure::ConnectTimeout)
+            }
+            Self::Abandoned | Self::Deadline | Self::Departed | Self::Ejected | Self::Full | Self::Unresolved => true,
+            Self::Status(_) | Self::Stopped => false,
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

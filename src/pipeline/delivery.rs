@@ -36,6 +36,8 @@ struct Placed {
     backoff: Backoff,
     /// Generation of the table that placed it.
     generation: u64,
+    /// Whether its last attempt took a token of the retry budget.
+    paid: bool,
 }
 
 struct Waiting {
@@ -74,7 +76,7 @@ impl<'a> Delivery<'a> {
         tally: Tally,
     ) -> Self {
         let backoff = Backoff::new(route.dispatch.config().retry);
-        let placed = |part: &Part| Placed { records: part.records, backoff, generation };
+        let placed = |part: &Part| Placed { records: part.records, backoff, generation, paid: false };
         Self {
             pipeline,
             route,
@@ -137,9 +139,19 @@ impl<'a> Delivery<'a> {
                     }
                     self.tally.accepted(rejected, message);
                     self.tally.last_failure = Some((Arc::clone(&owner), cause));
+                    self.settle_retry(&part, cause.was_no_attempt() && !reached);
                     self.failed(Failed { part, owner, cause }, after);
                 }
             }
+        }
+    }
+
+    /// Ends an attempt; a retry that nobody heard of costs nothing.
+    #[cold]
+    fn settle_retry(&mut self, part: &Part, unheard: bool) {
+        let Some(placed) = self.placed.get_mut(part.index as usize) else { return };
+        if std::mem::take(&mut placed.paid) && unheard {
+            self.route.dispatch.retries().give_back();
         }
     }
 
@@ -180,7 +192,7 @@ impl<'a> Delivery<'a> {
     fn place_due(&mut self, now: Instant) {
         let Some(view) = self.route.dispatch.view() else { return };
         for Waiting { failed, .. } in self.take_waiting(|_, waiting| waiting.due <= now) {
-            let retries = self.route.dispatch.retries();
+            let (retries, index) = (self.route.dispatch.retries(), failed.part.index as usize);
             if self.has_moved(&failed, &view) {
                 // Another backend is asked: that is no retry.
                 self.place(failed, &view);
@@ -188,6 +200,8 @@ impl<'a> Delivery<'a> {
                 self.wait_for(failed, None);
             } else if !self.place(failed, &view) {
                 retries.give_back();
+            } else if let Some(placed) = self.placed.get_mut(index) {
+                placed.paid = true;
             }
         }
     }

@@ -207,6 +207,21 @@ async fn without_a_retry_budget_parts_wait_and_do_not_fail() {
     assert!(well.is_quiet(), "what was delivered must not be sent again");
 }
 
+#[tokio::test]
+async fn retries_that_nobody_heard_of_cost_nothing() {
+    let dead = nobody().await;
+    let config = dispatch::Config { retry: short_pauses(), retry_budget_percent: 0, ..Default::default() };
+    let stage = Stage::new(config, &[dead], Tasks::new());
+    let retries = stage.rig.dispatch.retries();
+    while retries.spend(Instant::now()) {}
+    for _ in 0..3 {
+        retries.give_back();
+    }
+    // Many more attempts than tokens, unless the last of them is still under way.
+    let Outcome::Refused(_) = outcome_of(stage.send(Duration::from_millis(300))).await else { panic!("must be owed") };
+    assert!((0..4).all(|_| retries.spend(Instant::now())));
+}
+
 #[test]
 fn causes_are_said_in_words() {
     let said = |cause: Cause| cause.to_string();
