@@ -40,7 +40,7 @@
 //!
 //! # Who may import whom
 //!
-//! Nobody imports upwards: `otlp`, `budget` and `lifecycle` depend on nothing of ours; `split` and `ring` on the
+//! Nobody imports upwards: `otlp`, `budget`, `health` and `lifecycle` depend on nothing of ours but names of metrics; `split` and `ring` on the
 //! vocabulary; `route` on both; `dispatch` reads tables; `pipeline` knows split, route and dispatch; `receive` knows the
 //! pipeline's entry only; rooms never import `config`; `proxy` knows everyone. A test holds this.
 
@@ -48,21 +48,22 @@
 pub mod pipeline;
 pub mod proxy;
 // The way of the data: receive → split → route → dispatch.
-pub mod receive;
-pub mod split;
-pub mod route;
-pub mod ring;
 pub mod dispatch;
+pub mod receive;
+pub mod ring;
+pub mod route;
+pub mod split;
 // Side rooms.
-pub mod discovery;
-pub mod membership;
+pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod discovery;
+pub mod membership;
 pub mod signals;
 pub mod telemetry;
-pub mod admin;
 pub mod tools;
 // Vocabulary: depends on nothing of ours.
-pub mod otlp;
 pub mod budget;
+pub mod health;
 pub mod lifecycle;
+pub mod otlp;

@@ -49,10 +49,7 @@ fn complaint(from: &str, to: &str) -> String {
 fn the_static_example_is_a_whole_configuration() {
     let config = config(STATIC).expect("valid");
     let grpc = config.receive.grpc.expect("gRPC");
-    assert_eq!(
-        grpc,
-        receive::GrpcConfig { endpoint: "127.0.0.1:14317".parse().expect("ok"), ..Default::default() }
-    );
+    assert_eq!(grpc, receive::GrpcConfig { endpoint: "127.0.0.1:14317".parse().expect("ok"), ..Default::default() });
     assert_eq!(config.admin, Some(admin::Config { endpoint: "127.0.0.1:18888".parse().expect("ok") }));
     assert_eq!(config.routes, [RouteConfig { signals: vec![Signal::Traces], pool: "tail".into() }]);
     let [pool] = config.pools.as_slice() else { panic!("one pool") };

@@ -15,7 +15,11 @@ use tokio::time::Instant;
 use tonic::Code;
 
 pub use self::connection::ClientConnection;
-use self::{cut::Cut, delivery::{Delivery, Tally}, metrics::SignalMetrics};
+use self::{
+    cut::Cut,
+    delivery::{Delivery, Tally},
+    metrics::SignalMetrics,
+};
 use crate::{
     budget::{Budget, Permit},
     dispatch::{Dispatch, Full, Join},

@@ -131,6 +131,9 @@ page! {
     RING_CHANGES_TOTAL = "spanring_ring_changes_total", Counter, ["pool"],
         "Changes of the table after the first.";
 
+    HEALTH_EVENTS_DROPPED_TOTAL = "spanring_health_events_dropped_total", Counter, ["pool"],
+        "Observations of backends' health that found no room on their way to membership.";
+
     DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS = "spanring_discovery_last_success_timestamp_seconds", Gauge, ["pool"],
         "When discovery last had a good answer, in Unix time.";
     DISCOVERY_LOOKUPS_TOTAL = "spanring_discovery_lookups_total", Counter, ["pool", "family", "result"],
