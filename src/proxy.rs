@@ -11,6 +11,7 @@ use crate::{
     config::{Config, PoolConfig},
     discovery,
     dispatch::Dispatch,
+    health,
     lifecycle::Tasks,
     membership,
     pipeline::Pipeline,
@@ -151,7 +152,46 @@ impl Proxy {
 fn start_pool(pool: &PoolConfig, readiness: &Readiness, tasks: &Tasks) -> Result<Arc<Dispatch>, ProxyError> {
     let endpoints = discovery::start(&pool.name, &pool.discovery, tasks)
         .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
-    let tables = membership::start(&pool.name, pool.ring, endpoints, tasks);
+    let (events, inbox) = health::channel(&pool.name);
+    let tables = membership::start(&pool.name, pool.membership.clone(), endpoints, inbox, Connects, tasks);
     readiness.require_table(&pool.name, tables.clone());
-    Ok(Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks))
+    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks);
+    tasks.spawn(pass_on(dispatch.health_events(), events, tasks.clone()));
+    Ok(dispatch)
+}
+
+/// A stand-in until dispatch asks backends itself: a connect.
+struct Connects;
+
+impl health::Prober for Connects {
+    async fn probe(&self, address: SocketAddr) -> bool {
+        tokio::net::TcpStream::connect(address).await.is_ok()
+    }
+}
+
+/// A stand-in until dispatch speaks the words of [`health`] itself.
+async fn pass_on(
+    mut seen: tokio::sync::broadcast::Receiver<crate::dispatch::HealthEvent>,
+    events: health::Events,
+    until: Tasks,
+) {
+    use crate::dispatch::{Failure, HealthKind as Kind};
+    loop {
+        let event = tokio::select! {
+            () = until.stopped() => return,
+            event = seen.recv() => event,
+        };
+        let event = match event {
+            Ok(event) => event,
+            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+        };
+        let kind = match event.kind {
+            Kind::Answered => health::HealthKind::Answered,
+            Kind::Failed { failure: Failure::ConnectRefused, .. } => health::HealthKind::Refused,
+            Kind::Failed { failure: Failure::Timeout, .. } => health::HealthKind::TimedOut,
+            Kind::Failed { failure, .. } => health::HealthKind::Failed(failure.as_str()),
+        };
+        events.send(&event.identity, kind);
+    }
 }
