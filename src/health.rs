@@ -93,6 +93,11 @@ impl Inbox {
     pub async fn recv(&mut self) -> Option<HealthEvent> {
         self.0.recv().await
     }
+
+    /// The next event, if one waits.
+    pub fn try_recv(&mut self) -> Option<HealthEvent> {
+        self.0.try_recv().ok()
+    }
 }
 
 // === impl HealthKind ===

@@ -10,7 +10,7 @@ use crate::{
     budget::Budget,
     config::{Config, PoolConfig},
     discovery,
-    dispatch::Dispatch,
+    dispatch::{Dispatch, HealthCheck},
     health,
     lifecycle::Tasks,
     membership,
@@ -152,8 +152,8 @@ impl Proxy {
 fn start_pool(pool: &PoolConfig, readiness: &Readiness, tasks: &Tasks) -> Result<Arc<Dispatch>, ProxyError> {
     let endpoints = discovery::start(&pool.name, &pool.discovery, tasks)
         .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
-    let tables = membership::start(&pool.name, pool.ring, endpoints, tasks);
+    let (events, inbox) = health::channel(&pool.name);
+    let tables = membership::start(&pool.name, pool.membership.clone(), endpoints, inbox, HealthCheck, tasks);
     readiness.require_table(&pool.name, tables.clone());
-    let (events, _inbox) = health::channel(&pool.name);
     Ok(Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks, events))
 }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::{
     layout::{
-        AddressFamily, Admin, Codec, CompressionParams, DnsResolver, Grpc, Keepalive, MemoryLimiter, Otlp, Pool,
-        Protocols, Resolver, Retry, Ring, SendingQueue, ServerParameters, Shutdown, Sizer, StaticResolver,
+        AddressFamily, Admin, Codec, CompressionParams, DnsResolver, Grpc, Keepalive, MemoryLimiter, Otlp,
+        OutlierDetection, Pool, Protocols, Resolver, Retry, Ring, SendingQueue, ServerParameters, Shutdown, Sizer,
+        StaticResolver,
     },
     rooms,
     values::{ByteSize, GoDuration, HostPort, MIB, OTLP_GRPC_PORT},
@@ -56,6 +57,20 @@ impl Default for Pool {
             sending_queue: SendingQueue { sizer: Sizer::Bytes, queue_size: ByteSize(room.queue_size) },
             retry_on_failure: Retry::default(),
             ring: Ring::default(),
+            outlier_detection: OutlierDetection::default(),
+            hold_down: GoDuration(rooms::membership::Config::default().hold_down),
+        }
+    }
+}
+
+impl Default for OutlierDetection {
+    fn default() -> Self {
+        let room = rooms::membership::OutlierDetection::default();
+        Self {
+            consecutive_failures: room.consecutive_failures,
+            base_ejection_time: GoDuration(room.base_ejection_time),
+            max_ejection_time: GoDuration(room.max_ejection_time),
+            max_ejection_percent: room.max_ejection_percent,
         }
     }
 }

@@ -3,9 +3,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::layout::{AddressFamily, Codec, InvalidIds, Layout, Pool, Resolver};
+use super::layout::{AddressFamily, Algorithm, Codec, InvalidIds, Layout, Pool, Resolver};
 use super::values::MIB;
-pub(super) use crate::{discovery, dispatch, pipeline, proxy::Shutdown, receive, ring, route::InvalidTraceId};
+pub(super) use crate::{
+    discovery, dispatch, membership, pipeline, proxy::Shutdown, receive, ring, route::InvalidTraceId,
+};
 
 /// Receivers. `endpoint` is the resolved one.
 pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config {
@@ -65,9 +67,21 @@ pub(super) fn discovery(resolver: &Resolver) -> Option<discovery::Config> {
     })
 }
 
-/// A pool's ring.
-pub(super) fn ring(_pool: &Pool) -> ring::Config {
-    ring::Config { algorithm: ring::Algorithm::SlotsV1 }
+/// A pool's ring and what becomes of backends that fail or leave.
+pub(super) fn membership(pool: &Pool) -> membership::Config {
+    let detection = &pool.outlier_detection;
+    membership::Config {
+        ring: match pool.ring.algorithm {
+            Algorithm::SlotsV1 => ring::Config { algorithm: ring::Algorithm::SlotsV1 },
+        },
+        outlier_detection: membership::OutlierDetection {
+            consecutive_failures: detection.consecutive_failures,
+            base_ejection_time: detection.base_ejection_time.0,
+            max_ejection_time: detection.max_ejection_time.0,
+            max_ejection_percent: detection.max_ejection_percent,
+        },
+        hold_down: pool.hold_down.0,
+    }
 }
 
 /// A pool's queues, calls and connections.

@@ -115,7 +115,7 @@ page! {
         "Records whose trace ID is empty, zero or of a wrong length.";
 
     RING_MEMBERS = "spanring_ring_members", Gauge, ["pool", "state"],
-        "Backends by state: active, draining, ejected or unresolved.";
+        "Backends by state: active, draining (left discovery, still held), ejected (it fails) or unresolved (no address).";
     RING_GENERATION = "spanring_ring_generation", Gauge, ["pool"],
         "Number of tables that this process has published.";
     RING_FINGERPRINT = "spanring_ring_fingerprint", Gauge, ["pool"],
@@ -131,6 +131,16 @@ page! {
     RING_CHANGES_TOTAL = "spanring_ring_changes_total", Counter, ["pool"],
         "Changes of the table after the first.";
 
+    MEMBERSHIP_BACKEND_STATE = "spanring_membership_backend_state", Gauge, ["pool", "backend", "state"],
+        "1 for the state that the backend is in (active, draining, ejected or unresolved), 0 for the others.";
+    MEMBERSHIP_EJECTIONS_TOTAL = "spanring_membership_ejections_total", Counter, ["pool", "reason"],
+        "Ejections by reason: refused, timeout, unresolved or a failure of the connection.";
+    MEMBERSHIP_RETURNS_TOTAL = "spanring_membership_returns_total", Counter, ["pool"],
+        "Ejected backends that answered and took their slots back.";
+    MEMBERSHIP_PROBES_TOTAL = "spanring_membership_probes_total", Counter, ["pool", "result"],
+        "Questions to ejected backends whether they are back: answered or failed.";
+    MEMBERSHIP_PANIC = "spanring_membership_panic", Gauge, ["pool"],
+        "1 while so many backends fail that none counts as ejected (max_ejection_percent).";
     HEALTH_EVENTS_DROPPED_TOTAL = "spanring_health_events_dropped_total", Counter, ["pool"],
         "Observations of backends' health that found no room on their way to membership.";
 
