@@ -8,6 +8,8 @@ mod connection;
 mod cut;
 mod delivery;
 mod metrics;
+#[cfg(test)]
+mod tests;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -110,10 +112,12 @@ impl Pipeline {
         let join = Join::new(request.deadline, request.connection);
         join.hold(permit);
         let tally = Tally::new(records, rejected);
+        let sent = parts.len();
         let delivery = Delivery::new(self, route, join, &parts, view.table().generation, tally);
         let outcome = match view.submit(parts, delivery.join()) {
             Ok(()) => {
                 drop(view);
+                route.dispatch.retries().earn(sent);
                 delivery.finish(request.deadline).await
             }
             Err(full) => Err(queue_full(view.table(), &full)),

@@ -13,6 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("buffers", &[]),
     ("lifecycle", &[]),
     ("telemetry", &["lifecycle"]),
+    ("health", &["telemetry"]),
     ("split", &["buffers", "otlp"]),
     ("ring", &["discovery", "otlp"]),
     ("route", &["ring", "split", "otlp"]),
