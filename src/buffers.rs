@@ -38,6 +38,18 @@ pub fn take(capacity: usize) -> Vec<u8> {
     pool().take(capacity).unwrap_or_else(|| Vec::with_capacity(capacity))
 }
 
+/// Moves a buffer's bytes into one with room for at least `capacity`, without holding both where that can be.
+pub fn grow(mut buffer: Vec<u8>, capacity: usize) -> Vec<u8> {
+    let kept = if capacity < LARGE { None } else { pool().take(capacity) };
+    let Some(mut grown) = kept else {
+        buffer.reserve_exact(capacity.saturating_sub(buffer.len()));
+        return buffer;
+    };
+    grown.extend_from_slice(&buffer);
+    give(buffer);
+    grown
+}
+
 /// Shares a buffer's bytes; when the last share is dropped, a large buffer waits for its next use.
 pub fn share(buffer: Vec<u8>) -> Bytes {
     if buffer.capacity() < LARGE { Bytes::from(buffer) } else { Bytes::from_owner(Large(buffer)) }

@@ -202,17 +202,18 @@ impl Buffer {
 
     /// Grows to a capacity of `capacity` bytes.
     pub(super) fn reach(&mut self, capacity: usize, permit: &mut Permit) -> Result<(), BodyError> {
-        let more = capacity.saturating_sub(self.bytes.capacity());
-        if !permit.grow(more) {
+        // Growing may copy: for that moment both buffers are there, and both are counted.
+        let before = self.bytes.capacity();
+        if !permit.grow(capacity) {
             return Err(BodyError::Budget);
         }
-        let mut grown = buffers::take(capacity);
-        // A kept buffer can have more room than was asked for.
-        if !permit.grow(grown.capacity().saturating_sub(capacity)) {
-            grown = Vec::with_capacity(capacity);
+        self.bytes = buffers::grow(std::mem::take(&mut self.bytes), capacity);
+        permit.shrink_to(permit.bytes().saturating_sub(before));
+        // A kept buffer can have more room than was asked for; it is in memory already.
+        let extra = self.bytes.capacity().saturating_sub(capacity);
+        if !permit.grow(extra) {
+            self.bytes.shrink_to(capacity);
         }
-        grown.extend_from_slice(&self.bytes);
-        buffers::give(std::mem::replace(&mut self.bytes, grown));
         Ok(())
     }
 }
@@ -285,7 +286,8 @@ mod tests {
         let budget = Budget::new(1 << 30);
         let mut reader = Reader::new(64 << 20, budget.permit());
         reader.push(Bytes::from_static(&[0, 0x04, 0, 0, 0, 1, 2, 3])).unwrap();
-        assert_eq!(budget.used(), BELIEVED);
+        // A kept buffer that another test gave back can be up to twice as large.
+        assert!((BELIEVED..=2 * BELIEVED).contains(&budget.used()), "{}", budget.used());
         drop(reader);
         assert_eq!(budget.used(), 0);
     }

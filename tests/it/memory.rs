@@ -1,15 +1,23 @@
 //! Memory of a proxy under peers that ask for much: its peak stays below the budget and 64 MiB.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{fs, io::Write as _, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    resource::v1::Resource,
+};
+use prost::Message;
 use spanring::{lifecycle::Tasks, tools::sink::SinkConfig};
 use tokio::net::TcpStream;
+use tonic::Code;
+use tonic_types::StatusExt;
 
 use super::{
-    harness::{Process, Proxy, until},
-    rig::{Sinks, client, config, head, request, span},
+    harness::{Process, Proxy, metric, until},
+    rig::{Sinks, client, config, framed, head, request, send_raw, span},
 };
 
 /// What the process may take beside its budget, in MiB.
@@ -109,4 +117,87 @@ fn two_hundred_streams_that_announce_much_and_send_slowly_hold_little() -> Resul
     })?;
     ensure!(refused.is_empty(), "there is room for what they sent: {refused:?}");
     stays_within(&proxy, &sinks, 96)
+}
+
+/// One span each of `traces` traces in a resource of `size` bytes: every part needs a copy of the resource.
+fn in_a_resource_of(size: usize, traces: u64) -> ExportTraceServiceRequest {
+    let value = Some(AnyValue { value: Some(Value::StringValue("r".repeat(size))) });
+    let attributes = vec![KeyValue { key: "large".to_owned(), value, ..KeyValue::default() }];
+    let spans = (1..=traces).map(|n| span(u128::from(n) << 17 | u128::from(n), n)).collect();
+    let mut request = request(spans);
+    for resource in &mut request.resource_spans {
+        resource.resource = Some(Resource { attributes: attributes.clone(), ..Resource::default() });
+    }
+    request
+}
+
+#[test]
+fn a_resource_that_two_hundred_backends_need_is_copied_within_the_budget_or_refused() -> Result<()> {
+    let sinks = Sinks::start(200, &SinkConfig::default())?;
+    let proxy = proxy(&sinks, 128)?;
+    sinks.runtime.block_on(async {
+        let mut client = client(proxy.grpc).await?.max_encoding_message_size(64 << 20);
+        let status = client.export(in_a_resource_of(30 << 20, 200)).await.err().context("more than there is")?;
+        ensure!(status.code() == Code::ResourceExhausted, "{status:?}");
+        ensure!(status.message().contains("memory_limiter"), "what to do must be said: {status:?}");
+        ensure!(status.get_details_retry_info().is_none(), "it would never fit: {status:?}");
+        client.export(in_a_resource_of(400 << 10, 200)).await?;
+        anyhow::Ok(())
+    })?;
+    ensure!(sinks.spans() == 200, "{} spans", sinks.spans());
+    stays_within(&proxy, &sinks, 128)
+}
+
+#[test]
+fn bombs_are_refused_within_the_budget() -> Result<()> {
+    let sinks = Sinks::start(2, &SinkConfig::default())?;
+    let proxy = proxy(&sinks, 192)?;
+    let zeros = vec![0; 1 << 20];
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let mut zstd = zstd::Encoder::new(Vec::new(), 19)?;
+    for _ in 0..256 {
+        gzip.write_all(&zeros)?;
+        zstd.write_all(&zeros)?;
+    }
+    let bombs = [("gzip", framed(1, &gzip.finish()?)?), ("zstd", framed(1, &zstd.finish()?)?)];
+    let replies = sinks.runtime.block_on(async {
+        let sends = (0..6).map(|n| {
+            let (encoding, body) = bombs[n % 2].clone();
+            async move { send_raw(proxy.grpc, &[("grpc-encoding", encoding)], body).await }
+        });
+        futures_util::future::join_all(sends).await
+    });
+    for reply in replies {
+        let reply = reply?;
+        // Too large for good, or no room for now.
+        let codes = [Code::ResourceExhausted as i32, Code::Unavailable as i32];
+        ensure!(codes.contains(&reply.code), "{reply:?}");
+    }
+    ensure!(metric(proxy.admin, "spanring_receiver_refused_requests_total", &["reason=\"too_large\""])? >= 1.0);
+    stays_within(&proxy, &sinks, 192)
+}
+
+#[test]
+fn requests_whose_backends_do_not_answer_fill_the_budget_and_no_more() -> Result<()> {
+    let behaviour = spanring::tools::sink::Behaviour { delay_ms: 60_000, ..Default::default() };
+    let sinks = Sinks::start(2, &SinkConfig { behaviour, ..SinkConfig::default() })?;
+    let proxy = Proxy::start("spanring", |grpc, admin| {
+        let more = "memory_limiter: { limit_mib: 64 }";
+        // Queues without effect: only the budget bounds.
+        let pool = "sending_queue: { queue_size: 1GiB }\n    timeout: 1s";
+        config(grpc, admin, &sinks.addresses(), pool, more)
+    })?;
+    let body = in_a_resource_of(1 << 20, 8).encode_to_vec();
+    let replies = sinks.runtime.block_on(async {
+        let sends =
+            (0..100).map(|_| async { send_raw(proxy.grpc, &[("grpc-timeout", "2500m")], framed(0, &body)?).await });
+        futures_util::future::join_all(sends).await
+    });
+    let refused = replies.into_iter().collect::<Result<Vec<_>>>()?;
+    ensure!(refused.iter().all(|reply| reply.code == Code::Unavailable as i32), "{refused:?}");
+    ensure!(metric(proxy.admin, "spanring_receiver_refused_requests_total", &["reason=\"budget\""])? >= 1.0);
+    for sink in &sinks.sinks {
+        sink.set_behaviour(spanring::tools::sink::Behaviour::default());
+    }
+    stays_within(&proxy, &sinks, 64)
 }

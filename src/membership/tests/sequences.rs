@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::*;
+use super::{build::Rebuild, *};
 use crate::ring::Table;
 
 const NAMES: [&str; 5] =
@@ -109,7 +109,7 @@ impl Replica {
 }
 
 impl Tables {
-    fn of(&mut self, rebuild: build::Rebuild, random: &mut fastrand::Rng) -> Arc<Table> {
+    fn of(&mut self, rebuild: Rebuild, random: &mut fastrand::Rng) -> Arc<Table> {
         let view = rebuild.view();
         let key = (view.endpoints.iter().map(|endpoint| Arc::clone(&endpoint.identity)).collect(), view.away.clone());
         if let Some(made) = self.made.get(&key) {
