@@ -92,7 +92,7 @@ impl<'a> Delivery<'a> {
             tokio::select! {
                 // Results first: what is known must not be answered as late.
                 biased;
-                results = self.join.next() => self.take_in(results),
+                results = self.join.next(), if self.under_way > 0 => self.take_in(results),
                 () = tokio::time::sleep_until(wake) => {
                     if wake >= deadline {
                         break;

@@ -67,6 +67,10 @@ impl Process {
         lines.iter().map(|line| format!("{}: {line}\n", self.name)).collect()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its status, if it ended.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)

@@ -5,6 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
+mod backend;
 mod collector;
+mod faults;
+mod fixture;
 mod harness;
 mod layout;
+mod wire;
