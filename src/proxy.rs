@@ -89,6 +89,7 @@ impl Proxy {
         let admin = admin.transpose().map_err(ProxyError::Admin)?;
         let admin_address = admin.as_ref().map(receive::accept::Bound::address);
         let readiness = Readiness::new();
+        let started = readiness.flag("start", "the process is starting");
         recorder.start_upkeep(&back);
         // Metrics and probes answer from the start: what is missing is to be seen there.
         if let Some(admin) = admin {
@@ -111,6 +112,7 @@ impl Proxy {
                 info!(%address, listener, "listening");
             }
         }
+        started.set();
         Ok(Self { grpc: listeners.grpc, admin: admin_address, shutdown: config.shutdown, readiness, front, back })
     }
 
@@ -152,6 +154,11 @@ fn start_pool(pool: &PoolConfig, readiness: &Readiness, tasks: &Tasks) -> Result
     let endpoints = discovery::start(&pool.name, &pool.discovery, tasks)
         .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
     let tables = membership::start(&pool.name, pool.ring, endpoints, tasks);
-    readiness.require_table(&pool.name, tables.clone());
-    Ok(Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks))
+    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks);
+    let seen = Arc::clone(&dispatch);
+    // Dispatch's view and not the table that it is made of: between the two a request would still be refused.
+    readiness.require(format!("pool {}", pool.name), move || {
+        seen.view().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
+    });
+    Ok(dispatch)
 }

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
+    common::v1::{AnyValue, KeyValue, any_value::Value},
     trace::v1::{ResourceSpans, ScopeSpans, Span},
 };
 use prost::Message;
@@ -341,6 +342,13 @@ pub(crate) fn keys_of(spans: &[Span]) -> Vec<SpanKey> {
 fn load_trace(client: u64, number: u64, n: u64) -> [u8; 16] {
     let trace = ((client << 32 | number / 4) << 8 | n / 2).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (u128::from(trace) << 64 | u128::from(client << 48 | (number / 4) << 16 | (n / 2 + 1) << 8 | 1)).to_be_bytes()
+}
+
+/// Gives a span an attribute of so many bytes.
+pub(crate) fn padded(mut span: Span, bytes: usize) -> Span {
+    let value = Some(AnyValue { value: Some(Value::BytesValue(vec![7; bytes])) });
+    span.attributes = vec![KeyValue { key: "padding".to_owned(), value, ..KeyValue::default() }];
+    span
 }
 
 /// A request with these spans, encoded.

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     backend::Answer,
-    fixture::{Account, Fixture, Knobs, Reply, is_retryable, keys_of, span},
+    fixture::{Account, Fixture, Knobs, Reply, is_retryable, keys_of, padded, span},
     harness::{self, Process},
 };
 
@@ -124,17 +124,19 @@ async fn row_03_a_stopped_process_holds_up_nobody_and_goes_on_when_it_may() -> R
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_04_a_slow_backend_fills_its_own_queue_and_nothing_more() -> Result<()> {
-    let pool = "timeout: 10s, sending_queue: { queue_size: 64KiB },";
+    let pool = "timeout: 10s, max_request_size_mib: 1, sending_queue: { queue_size: 1MiB },";
     let fixture = Fixture::start(2, Knobs { deadline: "3s", pool, ..Knobs::default() }).await?;
     fixture.backends[0].answer(|_| Answer::Hang);
     let mut floods = Vec::new();
+    // Eight calls of 1 MiB at most are under way, and 1 MiB waits.
     for _ in 0..60 {
-        let (mut client, spans) = (fixture.client().await?, fixture.spans_at(0, 400)?);
+        let spans = fixture.spans_at(0, 1)?.into_iter().map(|span| padded(span, 400_000)).collect();
+        let mut client = fixture.client().await?;
         floods.push(fixture.tasks.spawn(async move { client.timed(spans).await }));
     }
     fixture.until_metric("spanring_receiver_refused_requests_total", &["reason=\"queue_full\""], |n| n > 0.0)?;
     let waiting = fixture.metric("spanring_dispatch_queue_bytes", &[])?;
-    ensure!(waiting <= 65_536.0, "{waiting} bytes wait in a queue of 64 KiB");
+    ensure!(waiting <= 1_048_576.0, "{waiting} bytes wait in a queue of 1 MiB");
     let (took, reply) = fixture.client().await?.timed(fixture.spans_at(1, 5)?).await;
     reply.ok()?;
     ensure!(took < PROMPT, "the other backend answered after {took:?}");

@@ -3,26 +3,17 @@
 use std::{io::Write, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
-use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::time::Instant;
 use tonic::Code;
 
 use crate::{
     backend::Answer,
-    fixture::{Fixture, Knobs, Reply, keys_of},
+    fixture::{Fixture, Knobs, Reply, keys_of, padded},
     wire::{self, DATA, END_HEADERS, HEADERS, Raw},
 };
 
 /// What a process may hold beside its budget, in MiB.
 const BESIDE: u64 = 64;
-
-/// Gives a span an attribute of so many bytes.
-fn padded(mut span: Span, bytes: usize) -> Span {
-    let value = Some(AnyValue { value: Some(Value::BytesValue(vec![7; bytes])) });
-    span.attributes = vec![KeyValue { key: "padding".to_owned(), value, ..KeyValue::default() }];
-    span
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_27_memory_pressure_refuses_what_can_be_sent_again() -> Result<()> {
