@@ -58,6 +58,11 @@ impl Process {
         Ok(())
     }
 
+    /// Its ID.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Reads /proc for it and its children.
     pub(crate) fn usage(&self) -> Result<Usage> {
         let mut sum = Usage { cpu: Duration::ZERO, peak_kib: 0, rss_kib: 0 };
@@ -72,7 +77,7 @@ impl Process {
 
     /// Its ID and its children's.
     fn family(&self) -> Result<Vec<u32>> {
-        let pid = self.child.id();
+        let pid = self.pid();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
             .with_context(|| format!("{} is gone", self.name))?;
         Ok(std::iter::once(pid).chain(children.split_whitespace().flat_map(str::parse)).collect())

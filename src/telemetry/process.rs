@@ -43,6 +43,7 @@ fn observe(metric: &Metric) -> Option<f64> {
         page::PROCESS_RESIDENT_MEMORY_BYTES => resident_bytes(),
         page::PROCESS_OPEN_FDS => open_fds(),
         page::PROCESS_MAX_FDS => max_fds(),
+        page::PROCESS_TASKS => tasks(),
         _ => None,
     }
 }
@@ -83,6 +84,12 @@ fn max_fds() -> Option<f64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// Nothing outside of a runtime.
+fn tasks() -> Option<f64> {
+    let runtime = tokio::runtime::Handle::try_current().ok()?;
+    u32::try_from(runtime.metrics().num_alive_tasks()).ok().map(f64::from)
 }
 
 #[cfg(all(test, target_os = "linux"))]
