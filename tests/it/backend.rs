@@ -273,6 +273,9 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     let spans = if path.contains("TraceService") { spans_of(&message) } else { Vec::new() };
     let call = Call { number: inner.calls.fetch_add(1, Relaxed) + 1, path, spans };
     let mut answer = Arc::clone(&lock(&inner.script))(&call);
+    if call.path.contains("Health") && matches!(answer, Answer::Accept) {
+        answer = Answer::Status(Status::unimplemented("unknown service grpc.health.v1.Health"));
+    }
     while let Answer::After(pause, then) = answer {
         tokio::time::sleep(pause).await;
         answer = *then;

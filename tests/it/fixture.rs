@@ -150,6 +150,24 @@ impl Fixture {
         (u128::from(number) << 64 | u128::from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_be_bytes()
     }
 
+    /// Which backend owns a trace while none is ejected.
+    pub(crate) fn owner_of(&self, trace: &[u8]) -> Result<usize> {
+        self.place(&self.table, trace)
+    }
+
+    /// Which backend stands in for backend `n`, alone of all, for a trace.
+    pub(crate) fn substitute(&self, n: usize, trace: &[u8]) -> Result<usize> {
+        let identity = self.backends.get(n).context("no such backend")?.address.to_string();
+        let overlay = self.table.base().overlay(&self.table.position(&identity).into_iter().collect());
+        let table = Table::new(2, Arc::clone(self.table.base()), overlay, self.table.backends().into());
+        self.place(&table, trace)
+    }
+
+    fn place(&self, table: &Table, trace: &[u8]) -> Result<usize> {
+        let owner = table.backends().get(table.owner(trace) as usize).and_then(|owner| owner.address);
+        self.backends.iter().position(|backend| Some(backend.address) == owner).context("an owner")
+    }
+
     /// `count` spans of a new trace of backend `n`.
     pub(crate) fn spans_at(&self, n: usize, count: u64) -> Result<Vec<Span>> {
         let trace = self.trace_at(n)?;

@@ -3,6 +3,7 @@
 //! | rows | fault | where |
 //! | --- | --- | --- |
 //! | 1 to 5 | a backend dies, hangs, is stopped, is slow, resets | `backends` |
+//! | 1, 2, 8, 23 | what becomes of a failed backend's traces | `failover` |
 //! | 8 to 12 | a backend refuses: for now, for good, in part, not in gRPC | `refusals` |
 //! | 6, 7, 31, 32 | GOAWAY, REFUSED_STREAM; floods of HTTP/2 frames | `http2` |
 //! | 27 to 30 | memory, slow clients, huge messages, bombs | `bounds` |
@@ -12,6 +13,7 @@
 mod backends;
 mod bounds;
 mod content;
+mod failover;
 mod http2;
 mod life;
 mod refusals;
