@@ -10,7 +10,8 @@ use crate::{
     budget::Budget,
     config::{Config, PoolConfig},
     discovery,
-    dispatch::Dispatch,
+    dispatch::{Dispatch, HealthCheck},
+    health,
     lifecycle::Tasks,
     membership,
     pipeline::Pipeline,
@@ -153,8 +154,9 @@ impl Proxy {
 fn start_pool(pool: &PoolConfig, readiness: &Readiness, tasks: &Tasks) -> Result<Arc<Dispatch>, ProxyError> {
     let endpoints = discovery::start(&pool.name, &pool.discovery, tasks)
         .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
-    let tables = membership::start(&pool.name, pool.ring, endpoints, tasks);
-    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks);
+    let (events, inbox) = health::channel(&pool.name);
+    let tables = membership::start(&pool.name, pool.membership.clone(), endpoints, inbox, HealthCheck, tasks);
+    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks, events);
     let seen = Arc::clone(&dispatch);
     // Dispatch's view and not the table that it is made of: between the two a request would still be refused.
     readiness.require(format!("pool {}", pool.name), move || {

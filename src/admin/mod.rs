@@ -156,6 +156,8 @@ pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
         header_timeout: HEADER_TIMEOUT,
         max_concurrent_streams: 16,
         max_header_list_size: 16 << 10,
+        max_connection_age: None,
+        max_connection_age_grace: None,
     };
     let service = move |_peer| {
         let state = Arc::clone(&state);

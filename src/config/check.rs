@@ -22,6 +22,9 @@ const MAX_MESSAGE_MIB: usize = 2047;
 /// The shortest interval between look-ups, as discovery has it: below it name servers are flooded.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The longest time that backends are ejected or held for: more is a slip of the finger.
+const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Bound on connections and shards, of which every backend gets some: a slip of the finger is not to open thousands.
 const MAX_CONNECTIONS: usize = 64;
 
@@ -52,12 +55,6 @@ pub(super) fn check(layout: &Layout, root: &Path) -> Result<Config, Vec<ConfigEr
             warnings: Vec::new(),
         };
         fit_messages_to_memory(&mut config);
-        let ages = &layout.receivers.otlp.protocols.grpc.keepalive.server_parameters;
-        if !ages.max_connection_age.0.is_zero() {
-            config
-                .warnings
-                .push("max_connection_age has no effect in this version: connections are not aged yet".into());
-        }
         return Ok(config);
     }
     Err(check.problems)
@@ -115,6 +112,12 @@ impl Check {
     fn interval(&mut self, path: &[&str], interval: Duration) {
         if interval < MIN_INTERVAL {
             self.complain(path, format!("must be at least {}ms", MIN_INTERVAL.as_millis()));
+        }
+    }
+
+    fn at_most_a_day(&mut self, path: &[&str], time: Duration) {
+        if time > MAX_TIME {
+            self.complain(path, "is longer than 24h");
         }
     }
 
@@ -208,12 +211,37 @@ impl Check {
         }
         self.within(&path("multiplier"), retry.multiplier, 1.0, 10.0);
         self.within(&path("randomization_factor"), retry.randomization_factor, 0.0, 1.0);
+        self.within(&path("budget_percent"), retry.budget_percent, 0, 1000);
+        self.outlier_detection(name, pool);
         Some(PoolConfig {
             name: name.to_owned(),
             discovery: rooms::discovery(&pool.resolver)?,
-            ring: rooms::ring(pool),
+            membership: rooms::membership(pool),
             dispatch: rooms::dispatch(pool),
         })
+    }
+
+    fn outlier_detection(&mut self, name: &str, pool: &Pool) {
+        let path = |key| ["pools", name, "outlier_detection", key];
+        let detection = &pool.outlier_detection;
+        self.within(&path("consecutive_failures"), detection.consecutive_failures, 1, u32::MAX);
+        self.interval(&path("base_ejection_time"), detection.base_ejection_time.0);
+        if detection.max_ejection_time < detection.base_ejection_time {
+            self.complain(
+                &path("max_ejection_time"),
+                format!(
+                    "{} is less than base_ejection_time, {}",
+                    detection.max_ejection_time, detection.base_ejection_time
+                ),
+            );
+        }
+        for (key, time) in
+            [("max_ejection_time", detection.max_ejection_time), ("base_ejection_time", detection.base_ejection_time)]
+        {
+            self.at_most_a_day(&path(key), time.0);
+        }
+        self.within(&path("max_ejection_percent"), detection.max_ejection_percent, 0, 100);
+        self.at_most_a_day(&["pools", name, "hold_down"], pool.hold_down.0);
     }
 
     fn resolver(&mut self, name: &str, pool: &Pool) {

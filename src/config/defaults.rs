@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::{
     layout::{
-        AddressFamily, Admin, Codec, CompressionParams, DnsResolver, Grpc, Keepalive, MemoryLimiter, Otlp, Pool,
-        Protocols, Resolver, Retry, Ring, SendingQueue, Shutdown, Sizer, StaticResolver,
+        AddressFamily, Admin, Codec, CompressionParams, DnsResolver, Grpc, Keepalive, MemoryLimiter, Otlp,
+        OutlierDetection, Pool, Protocols, Resolver, Retry, Ring, SendingQueue, ServerParameters, Shutdown, Sizer,
+        StaticResolver,
     },
     rooms,
     values::{ByteSize, GoDuration, HostPort, MIB, OTLP_GRPC_PORT},
@@ -32,6 +33,16 @@ impl Default for Grpc {
     }
 }
 
+impl Default for ServerParameters {
+    fn default() -> Self {
+        let room = rooms::receive::GrpcConfig::default();
+        Self {
+            max_connection_age: GoDuration(room.max_connection_age.unwrap_or_default()),
+            max_connection_age_grace: GoDuration(room.max_connection_age_grace.unwrap_or_default()),
+        }
+    }
+}
+
 impl Default for Pool {
     fn default() -> Self {
         let room = rooms::dispatch::Config::default();
@@ -46,6 +57,20 @@ impl Default for Pool {
             sending_queue: SendingQueue { sizer: Sizer::Bytes, queue_size: ByteSize(room.queue_size) },
             retry_on_failure: Retry::default(),
             ring: Ring::default(),
+            outlier_detection: OutlierDetection::default(),
+            hold_down: GoDuration(rooms::membership::Config::default().hold_down),
+        }
+    }
+}
+
+impl Default for OutlierDetection {
+    fn default() -> Self {
+        let room = rooms::membership::OutlierDetection::default();
+        Self {
+            consecutive_failures: room.consecutive_failures,
+            base_ejection_time: GoDuration(room.base_ejection_time),
+            max_ejection_time: GoDuration(room.max_ejection_time),
+            max_ejection_percent: room.max_ejection_percent,
         }
     }
 }
@@ -58,12 +83,13 @@ impl Default for SendingQueue {
 
 impl Default for Retry {
     fn default() -> Self {
-        let room = rooms::dispatch::Config::default().retry;
+        let rooms::dispatch::Config { retry: room, retry_budget_percent: budget_percent, .. } = Default::default();
         Self {
             initial_interval: GoDuration(room.initial_interval),
             max_interval: GoDuration(room.max_interval),
             multiplier: room.multiplier,
             randomization_factor: room.jitter,
+            budget_percent,
         }
     }
 }

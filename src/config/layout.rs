@@ -89,7 +89,7 @@ pub struct Keepalive {
 }
 
 /// `receivers.otlp.protocols.grpc.keepalive.server_parameters`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerParameters {
     /// Age at which a connection is told to go; `0s` is never.
@@ -122,6 +122,10 @@ pub struct Pool {
     pub retry_on_failure: Retry,
     /// How traces are placed.
     pub ring: Ring,
+    /// When a backend that fails is ejected, so that its traces go elsewhere.
+    pub outlier_detection: OutlierDetection,
+    /// How long a backend that has left discovery and still answers is held.
+    pub hold_down: GoDuration,
 }
 
 /// `pools.NAME.resolver`: exactly one of its sections.
@@ -232,6 +236,8 @@ pub struct Retry {
     pub multiplier: f64,
     /// Share of a wait that is left to chance, 0 to 1.
     pub randomization_factor: f64,
+    /// Retries that may be made, as a percentage of the parts that are sent for the first time.
+    pub budget_percent: u32,
 }
 
 /// `pools.NAME.ring`
@@ -240,6 +246,20 @@ pub struct Retry {
 pub struct Ring {
     /// How slots are placed. All replicas must have the same.
     pub algorithm: Algorithm,
+}
+
+/// `pools.NAME.outlier_detection`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OutlierDetection {
+    /// Failures of the way to a backend in a row that eject it. A refused connection does so at once.
+    pub consecutive_failures: u32,
+    /// The time until the first probe; it doubles with each further one.
+    pub base_ejection_time: GoDuration,
+    /// The longest time between probes.
+    pub max_ejection_time: GoDuration,
+    /// Share of the pool that may be ejected at once; above it no backend counts as ejected. 0 is off.
+    pub max_ejection_percent: u8,
 }
 
 /// A way to place slots.

@@ -29,7 +29,7 @@ use self::{
     tree::{Node, Step},
     values::{Backend, HostPort, OTLP_GRPC_PORT, ValueError},
 };
-use crate::{admin, discovery, dispatch, otlp::Signal, pipeline, proxy, receive, ring, telemetry::logs};
+use crate::{admin, discovery, dispatch, membership, otlp::Signal, pipeline, proxy, receive, telemetry::logs};
 
 /// The pool's name when backends are given on the command line.
 const COMMAND_LINE_POOL: &str = "default";
@@ -66,8 +66,8 @@ pub struct PoolConfig {
     pub name: String,
     /// Who its backends are.
     pub discovery: discovery::Config,
-    /// How traces are placed.
-    pub ring: ring::Config,
+    /// How traces are placed, and what becomes of backends that fail or leave.
+    pub membership: membership::Config,
     /// How parts reach them.
     pub dispatch: dispatch::Config,
 }

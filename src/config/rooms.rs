@@ -1,16 +1,19 @@
 //! From the file's layout to what each room is configured by. The only file of this room that knows the rooms' own
 //! settings; defaults come from them too, so that each stands in one place.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use super::layout::{AddressFamily, Codec, InvalidIds, Layout, Pool, Resolver};
+use super::layout::{AddressFamily, Algorithm, Codec, InvalidIds, Layout, Pool, Resolver};
 use super::values::MIB;
-pub(super) use crate::{discovery, dispatch, pipeline, proxy::Shutdown, receive, ring, route::InvalidTraceId};
+pub(super) use crate::{
+    discovery, dispatch, membership, pipeline, proxy::Shutdown, receive, ring, route::InvalidTraceId,
+};
 
 /// Receivers. `endpoint` is the resolved one.
 pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config {
     let otlp = &layout.receivers.otlp;
     let grpc = &otlp.protocols.grpc;
+    let ages = &grpc.keepalive.server_parameters;
     receive::Config {
         grpc: Some(receive::GrpcConfig {
             endpoint,
@@ -19,9 +22,16 @@ pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config 
             max_header_list_size: u32::try_from(grpc.max_header_list_size.0).unwrap_or(u32::MAX),
             header_timeout: grpc.read_header_timeout.0,
             max_connections: grpc.max_connections,
+            max_connection_age: unless_zero(ages.max_connection_age.0),
+            max_connection_age_grace: unless_zero(ages.max_connection_age_grace.0),
             deadline: otlp.deadline.0,
         }),
     }
+}
+
+/// `0s` in the file is never.
+fn unless_zero(duration: Duration) -> Option<Duration> {
+    Some(duration).filter(|duration| !duration.is_zero())
 }
 
 /// What is done with requests.
@@ -57,9 +67,21 @@ pub(super) fn discovery(resolver: &Resolver) -> Option<discovery::Config> {
     })
 }
 
-/// A pool's ring.
-pub(super) fn ring(_pool: &Pool) -> ring::Config {
-    ring::Config { algorithm: ring::Algorithm::SlotsV1 }
+/// A pool's ring and what becomes of backends that fail or leave.
+pub(super) fn membership(pool: &Pool) -> membership::Config {
+    let detection = &pool.outlier_detection;
+    membership::Config {
+        ring: match pool.ring.algorithm {
+            Algorithm::SlotsV1 => ring::Config { algorithm: ring::Algorithm::SlotsV1 },
+        },
+        outlier_detection: membership::OutlierDetection {
+            consecutive_failures: detection.consecutive_failures,
+            base_ejection_time: detection.base_ejection_time.0,
+            max_ejection_time: detection.max_ejection_time.0,
+            max_ejection_percent: detection.max_ejection_percent,
+        },
+        hold_down: pool.hold_down.0,
+    }
 }
 
 /// A pool's queues, calls and connections.
@@ -82,6 +104,7 @@ pub(super) fn dispatch(pool: &Pool) -> dispatch::Config {
             multiplier: pool.retry_on_failure.multiplier,
             jitter: pool.retry_on_failure.randomization_factor,
         },
+        retry_budget_percent: pool.retry_on_failure.budget_percent,
         ..dispatch::Config::default()
     }
 }

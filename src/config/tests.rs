@@ -88,6 +88,8 @@ fn every_key_reaches_its_room() {
     assert_eq!((grpc.max_recv_msg_size, grpc.max_concurrent_streams), (32 << 20, 50));
     assert_eq!((grpc.max_header_list_size, grpc.max_connections), (8 << 10, 500));
     assert_eq!((grpc.header_timeout, grpc.deadline), (Duration::from_secs(3), Duration::from_secs(7)));
+    let ages = (grpc.max_connection_age, grpc.max_connection_age_grace);
+    assert_eq!(ages, (Some(Duration::from_secs(300)), Some(Duration::from_secs(30))));
     let pool = config.pools.iter().find(|pool| pool.name == "tail").expect("tail");
     assert_eq!(pool.dispatch.compression, dispatch::Compression::Zstd { level: 3 });
     assert_eq!((pool.dispatch.timeout, pool.dispatch.max_request_size), (Duration::from_secs(4), 8 << 20));
@@ -95,12 +97,20 @@ fn every_key_reaches_its_room() {
     let retry = &pool.dispatch.retry;
     assert_eq!((retry.initial_interval, retry.max_interval), (Duration::from_millis(20), Duration::from_millis(500)));
     assert!((retry.multiplier, retry.jitter) == (2.0, 0.25));
+    assert_eq!(pool.dispatch.retry_budget_percent, 30);
+    let detection = membership::OutlierDetection {
+        consecutive_failures: 5,
+        base_ejection_time: Duration::from_secs(2),
+        max_ejection_time: Duration::from_secs(60),
+        max_ejection_percent: 30,
+    };
+    assert_eq!((&pool.membership.outlier_detection, pool.membership.hold_down), (&detection, Duration::from_secs(10)));
     assert_eq!(config.routes[0].signals, [Signal::Traces, Signal::Logs]);
     assert_eq!(config.pipeline.invalid_trace_id, crate::route::InvalidTraceId::Reject);
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
     assert_eq!(config.shutdown, proxy::Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
     assert_eq!(config.logs, logs::Config { level: logs::Level::Debug, encoding: logs::Encoding::Json });
-    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
 
 #[test]
@@ -141,7 +151,7 @@ fn a_wrong_key_is_found_with_its_place_and_the_nearest_right_one() {
         complaint("    compression: none", "    compresion: none"),
         "spanring.yaml:6:5: pools.tail: unknown key \"compresion\", did you mean \"compression\"? known keys: resolver, \
          compression, compression_params, timeout, max_request_size_mib, connections, shards, sending_queue, \
-         retry_on_failure, ring"
+         retry_on_failure, ring, outlier_detection, hold_down"
     );
     assert_eq!(
         complaint("admin:", "zzz:"),
@@ -186,6 +196,15 @@ fn a_wrong_value_is_found_with_its_place() {
         with("sending_queue: { queue_size: 1000 }"),
         "spanring.yaml:6:34: pools.tail.sending_queue.queue_size: 1000B is less than one call may hold (max_request_size_mib: 4)"
     );
+    assert_eq!(
+        with("outlier_detection: { base_ejection_time: 40s }"),
+        "spanring.yaml:6:5: pools.tail.outlier_detection.max_ejection_time: 30s is less than base_ejection_time, 40s"
+    );
+    assert_eq!(
+        with("outlier_detection: { max_ejection_percent: 101 }"),
+        "spanring.yaml:6:48: pools.tail.outlier_detection.max_ejection_percent: 101 is out of range; it must be from 0 to 100"
+    );
+    assert_eq!(with("hold_down: 25h"), "spanring.yaml:6:16: pools.tail.hold_down: is longer than 24h");
     assert_eq!(with("ring: []"), "spanring.yaml:6:11: pools.tail.ring: expected a section of keys, found a list");
     assert_eq!(
         complaint("127.0.0.1:14317", "127.0.0.1"),

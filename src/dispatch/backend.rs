@@ -11,13 +11,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Cause, Config, Failure,
+    Cause, Config, Failure, RetryBudget,
     client::Templates,
-    health::{Health, Pulse},
-    hub::{Hub, QUEUE},
+    health::Pulse,
+    hub::{AWAY, Hub, QUEUE},
     line,
     metrics::{BackendMetrics, PoolMetrics},
     opener::Opener,
@@ -25,7 +25,7 @@ use super::{
     queue::Batch,
     state::{Line, Nudge, Phase, State},
 };
-use crate::{discovery::Endpoint, lifecycle::Tasks};
+use crate::{discovery::Endpoint, health::Events, lifecycle::Tasks};
 
 /// How long counts are kept exact after a `partial_success` that could not be attributed, and how long a client's data goes
 /// alone after it was refused (design 3, Dispatch).
@@ -38,7 +38,10 @@ const PURGE_EVERY: Duration = Duration::from_millis(50);
 pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) tasks: Tasks,
-    pub(super) health: Health,
+    pub(super) events: Events,
+    pub(super) retries: RetryBudget,
+    /// Generations of the views.
+    pub(super) changes: watch::Sender<u64>,
     pub(super) metrics: PoolMetrics,
     pub(super) opener: Opener,
     /// Every backend that may hold something: those of the table and those that left it.
@@ -52,7 +55,7 @@ pub(super) struct Backend {
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: BackendMetrics,
     pub(super) templates: Templates,
-    pulse: Pulse,
+    pub(super) pulse: Arc<Pulse>,
     /// Bytes that wait.
     room: AtomicUsize,
     /// It left the table: what it has is finished, then its connections close.
@@ -60,13 +63,24 @@ pub(super) struct Backend {
     state: Mutex<State>,
 }
 
+/// What one backend has to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    pub(super) waiting_bytes: usize,
+    pub(super) calls: usize,
+    pub(super) call_bytes: usize,
+}
+
 impl Shared {
-    pub(super) fn new(pool: &str, config: Config, tasks: &Tasks) -> Arc<Self> {
+    pub(super) fn new(pool: &str, config: Config, tasks: &Tasks, events: Events) -> Arc<Self> {
         let metrics = PoolMetrics::new(pool, config.queue_size);
+        let retries = RetryBudget::new(config.retry_budget_percent, metrics.retry_budget_exhausted.clone());
         Arc::new(Self {
             config,
             tasks: tasks.clone(),
-            health: Health::new(),
+            events,
+            retries,
+            changes: watch::Sender::new(0),
             metrics,
             opener: Opener::default(),
             all: ArcSwap::default(),
@@ -75,7 +89,7 @@ impl Shared {
 }
 
 impl Backend {
-    pub(super) fn new(endpoint: &Endpoint, shared: &Arc<Shared>) -> Arc<Self> {
+    pub(super) fn new(endpoint: &Endpoint, shared: &Arc<Shared>, pulse: Arc<Pulse>) -> Arc<Self> {
         let config = &shared.config;
         Arc::new(Self {
             identity: Arc::clone(&endpoint.identity),
@@ -83,7 +97,7 @@ impl Backend {
             shared: Arc::clone(shared),
             metrics: shared.metrics.of_backend(&endpoint.identity),
             templates: Templates::new(&endpoint.identity, endpoint.address, config),
-            pulse: Pulse::default(),
+            pulse,
             room: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
             state: Mutex::new(State::new(config)),
@@ -189,10 +203,11 @@ impl Backend {
         batch
     }
 
-    /// Gives back the place of one call of the connection in slot `line`; `None` if the connection has left its slot.
-    pub(super) fn done(&self, line: Option<usize>) {
+    /// Gives back the place of one call of that many payload bytes of the connection in slot `line`; `None` if the connection
+    /// has left its slot.
+    pub(super) fn done(&self, line: Option<usize>, bytes: usize) {
         let mut state = self.lock();
-        state.queue.done();
+        state.queue.done(bytes);
         if let Some(line) = line.and_then(|line| state.lines.get_mut(line)) {
             line.running = line.running.saturating_sub(1);
         }
@@ -209,16 +224,51 @@ impl Backend {
 
     /// An answer came: the backend lives.
     pub(super) fn answered(&self) {
-        if let Some(address) = self.address {
-            self.pulse.answered(&self.shared.health, &self.identity, address);
+        self.pulse.answered(&self.shared.events, &self.identity);
+    }
+
+    /// Our transport failed. A backend that has left the table is not given a second chance.
+    pub(super) fn failed(&self, failure: Failure) {
+        if self.closing.load(Ordering::Acquire) {
+            self.stand_down(Cause::Departed);
+        } else if self.address.is_some() {
+            self.pulse.failed(&self.shared.events, &self.identity, failure);
         }
     }
 
-    /// Our transport failed.
-    pub(super) fn failed(&self, failure: Failure) {
-        if let Some(address) = self.address {
-            self.pulse.failed(&self.shared.health, &self.identity, address, failure);
+    /// The table sends its slots elsewhere: what waits is handed back, calls are given up, connections end.
+    pub(super) fn eject(&self) {
+        self.stand_down(Cause::Ejected);
+    }
+
+    fn stand_down(&self, cause: Cause) {
+        let (entries, hubs) = {
+            let mut state = self.lock();
+            if state.away.is_some() {
+                return;
+            }
+            state.away = Some(cause);
+            let hubs: Vec<_> = state.lines.iter().filter_map(Line::hub).collect();
+            (state.queue.drain(), hubs)
+        };
+        self.give_back(entries, None, cause);
+        hubs.iter().for_each(|hub| hub.wake(AWAY));
+    }
+
+    /// Its slots are its own again.
+    pub(super) fn readmit(&self) {
+        let mut state = self.lock();
+        if state.away.take().is_some() {
+            // It answered a probe: that ends every pause.
+            state.retry_at = None;
+            state.turned_away = false;
+            state.backoff.reset();
         }
+    }
+
+    /// Why its slots are elsewhere, if they are.
+    pub(super) fn away(&self) -> Option<Cause> {
+        self.lock().away
     }
 
     /// Slot `line` could not connect, or its connection died before it answered anything: no other attempt for a while, and
@@ -241,7 +291,7 @@ impl Backend {
             };
             (nudge, first)
         };
-        if first {
+        if first && !self.closing.load(Ordering::Acquire) {
             tracing::warn!(backend = %self.identity, failure = failure.as_str(), "backend unreachable, trying on");
         }
         self.act(nudge);
@@ -319,9 +369,14 @@ impl Backend {
         self.act(nudge);
     }
 
-    /// Bytes that wait, calls that run.
-    pub(super) fn load(&self) -> (usize, usize) {
-        (self.room.load(Ordering::Relaxed), self.lock().queue.running())
+    /// What waits and what runs.
+    pub(super) fn load(&self) -> Load {
+        let state = self.lock();
+        Load {
+            waiting_bytes: self.room.load(Ordering::Relaxed),
+            calls: state.queue.running(),
+            call_bytes: state.queue.running_bytes(),
+        }
     }
 
     /// Whether anything waits.
@@ -346,18 +401,21 @@ impl Backend {
                     hub.wake(QUEUE);
                 }
             }
-            Nudge::GiveBack { entries, after, cause } => {
-                self.release(entries.iter().map(Queued::cost).sum());
-                for entry in entries {
-                    if cause == Cause::Stopped {
-                        self.shared.metrics.dropped_stopped.increment(1);
-                    }
-                    entry.complete(Fate::Owed { after, reached: false, cause });
-                }
-            }
+            Nudge::GiveBack { entries, after, cause } => self.give_back(entries, after, cause),
             Nudge::Nothing => {}
             Nudge::Wait => self.shared.opener.arm(),
             Nudge::Wake(hub) => hub.wake(QUEUE),
+        }
+    }
+
+    /// Hands back what waited.
+    fn give_back(&self, entries: Vec<Queued>, after: Option<Duration>, cause: Cause) {
+        self.release(entries.iter().map(Queued::cost).sum());
+        for entry in entries {
+            if cause == Cause::Stopped {
+                self.shared.metrics.dropped_stopped.increment(1);
+            }
+            entry.complete(Fate::Owed { owner: Arc::clone(&self.identity), after, reached: false, cause });
         }
     }
 
@@ -374,7 +432,8 @@ impl Backend {
                 (Cause::Abandoned, &self.shared.metrics.dropped_abandoned)
             };
             counter.increment(1);
-            entry.complete(Fate::Owed { after: None, reached: false, cause });
+            let owner = Arc::clone(&self.identity);
+            entry.complete(Fate::Owed { owner, after: None, reached: false, cause });
         }
     }
 

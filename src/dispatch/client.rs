@@ -56,6 +56,8 @@ pub(super) async fn connect(address: SocketAddr) -> Result<Connected, Failure> {
     let stream = match tokio::time::timeout(CONNECT_TIMEOUT, dial(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(Failure::ConnectRefused),
+        // Accepted and reset before we looked.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Err(Failure::ResetAtOnce),
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "cannot connect");
             return Err(Failure::ConnectError);

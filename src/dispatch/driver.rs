@@ -19,11 +19,11 @@ use tokio::{
 };
 
 use super::{
-    Failure,
+    Cause, Failure,
     backend::Backend,
     call::{Call, NotBegun},
     client::Connected,
-    hub::{Hub, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER},
+    hub::{AWAY, Hub, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER},
     outcome::{Scope, Verdict},
     queue::Rules,
     silence::{Advice, Silence},
@@ -60,6 +60,8 @@ pub(super) struct Driver {
     chunks: Vec<Bytes>,
     /// Whether the peer answered a call.
     answered: bool,
+    /// Whether anything was read, as far as it was looked for.
+    heard: bool,
     clock: Clock,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -103,7 +105,7 @@ impl Driver {
         backend.connected(line, &hub);
         Self {
             line: Some(line),
-            bits: SOCKET | QUEUE | STOP,
+            bits: SOCKET | QUEUE | STOP | AWAY,
             socket: hub.waker(SOCKET),
             calls,
             running: 0,
@@ -112,6 +114,7 @@ impl Driver {
             outlet,
             chunks: Vec::new(),
             answered: false,
+            heard: false,
             clock,
             stopped: Box::pin(async move { tasks.stopped().await }),
             backend,
@@ -127,6 +130,12 @@ impl Driver {
                 self.stop();
                 return Poll::Ready(());
             }
+        }
+        if self.takes(AWAY)
+            && let Some(cause) = self.backend.away()
+        {
+            self.give_up(cause);
+            return Poll::Ready(());
         }
         if self.takes(TIMER)
             && let Err(failure) = self.tick()
@@ -189,7 +198,7 @@ impl Driver {
                     begun = true;
                 }
                 Err(NotBegun { batch, verdict }) => {
-                    self.backend.done(Some(line));
+                    self.backend.done(Some(line), batch.bytes);
                     self.backend.settle(batch.parts, verdict, now);
                     self.bits |= SOCKET;
                     break;
@@ -216,7 +225,7 @@ impl Driver {
     fn finish(&mut self, at: usize, verdict: Verdict) {
         let Some(call) = self.calls.get_mut(at).and_then(|slot| slot.call.take()) else { return };
         self.running -= 1;
-        self.backend.done(self.line);
+        self.backend.done(self.line, call.batch.bytes);
         if matches!(verdict, Verdict::Accepted(_) | Verdict::Busy { .. } | Verdict::Refused { .. }) {
             if !self.answered {
                 self.answered = true;
@@ -285,10 +294,11 @@ impl Driver {
         self.clock.at = None;
         let now = Instant::now();
         for at in 0..self.calls.len() {
-            let late = |slot: &Slot| slot.call.as_ref().is_some_and(|call| call.deadline <= now);
-            if self.calls.get(at).is_some_and(late) {
-                let failure = Failure::Timeout;
-                self.finish(at, Verdict::Failed { failure, reached: true, scope: Scope::Stream });
+            let Some(Slot { call: Some(call), .. }) = self.calls.get(at) else { continue };
+            if call.deadline <= now {
+                let had = now.saturating_duration_since(call.started);
+                let scope = if had >= self.backend.shared.config.timeout / 2 { Scope::Stream } else { Scope::Request };
+                self.finish(at, Verdict::Failed { failure: Failure::Timeout, reached: true, scope });
             }
         }
         // Calls that took too long are reset: h2 has that to write.
@@ -303,7 +313,9 @@ impl Driver {
                 None => Ok(()),
             };
         }
-        self.clock.listen(now, self.outlet.heard())?;
+        let heard = self.outlet.heard();
+        self.heard |= heard;
+        self.clock.listen(now, heard)?;
         let deadlines = self.calls.iter().filter_map(|slot| Some(slot.call.as_ref()?.deadline));
         let next = deadlines.fold(now + CHECK_EVERY, Instant::min);
         self.clock.set(next);
@@ -325,7 +337,11 @@ impl Driver {
             lost |= matches!(verdict, Verdict::Failed { scope: Scope::Connection, .. });
             self.finish(at, verdict);
         }
-        let failed = failure.or(lost.then_some(Failure::Reset));
+        let heard = self.heard || self.outlet.heard();
+        let failed = failure.or(lost.then_some(Failure::Reset)).map(|failure| match failure {
+            Failure::Reset if !heard => Failure::ResetAtOnce,
+            failure => failure,
+        });
         match (self.line.take(), failed) {
             (Some(line), Some(failure)) if !self.answered && !self.backend.is_closed() => {
                 self.backend.unreachable(line, failure);
@@ -339,6 +355,24 @@ impl Driver {
                     self.backend.left(line);
                 }
             }
+        }
+    }
+
+    /// The backend's slots have gone elsewhere: what it has answered counts, the rest is tried there.
+    fn give_up(&mut self, cause: Cause) {
+        for at in 0..self.calls.len() {
+            let Some(Slot { call: Some(call), waker }) = self.calls.get_mut(at) else { continue };
+            let verdict = match call.poll(&mut Context::from_waker(waker)) {
+                Poll::Ready(verdict @ (Verdict::Accepted(_) | Verdict::Busy { .. } | Verdict::Refused { .. })) => {
+                    verdict
+                }
+                Poll::Ready(_) | Poll::Pending => Verdict::GivenUp(cause),
+            };
+            self.finish(at, verdict);
+        }
+        self.outlet.reset_on_close();
+        if let Some(line) = self.line.take() {
+            self.backend.left(line);
         }
     }
 

@@ -1,79 +1,81 @@
-//! What deliveries say about a backend's health: transport failures in a row, and the answer that ends them.
+//! What deliveries say about a backend's health: each failure of the way to it, and the answer that ends a row of them.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
-use tokio::sync::broadcast;
-
 use super::Failure;
+use crate::health::{Events, HealthKind};
 
-/// Events that are kept for a slow subscriber; it then learns that it missed some.
-const KEPT: usize = 1024;
-
-/// One observation. Sent when something failed and when the first answer came after failures, never for each success.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthEvent {
-    /// The backend.
-    pub identity: Arc<str>,
-    /// Where it was dialled.
-    pub address: SocketAddr,
-    /// What was seen.
-    pub kind: HealthKind,
-}
-
-/// What was seen of a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HealthKind {
-    /// It answered, after failures. Its own `UNAVAILABLE` is an answer too.
-    Answered,
-    /// The way to it failed.
-    Failed {
-        /// How.
-        failure: Failure,
-        /// Failures since its last answer, this one included. A connection that dies with several calls counts once.
-        in_a_row: u32,
-    },
-}
-
-/// Where events go.
-#[derive(Clone, Debug)]
-pub(super) struct Health(broadcast::Sender<HealthEvent>);
-
-/// The count of one backend.
+/// What was said last of one backend; its shards share it.
 #[derive(Debug, Default)]
-pub(super) struct Pulse(AtomicU32);
-
-impl Health {
-    pub(super) fn new() -> Self {
-        Self(broadcast::Sender::new(KEPT))
-    }
-
-    pub(super) fn subscribe(&self) -> broadcast::Receiver<HealthEvent> {
-        self.0.subscribe()
-    }
-
-    fn send(&self, identity: &Arc<str>, address: SocketAddr, kind: HealthKind) {
-        // Nobody listening is no error: events are advice.
-        drop(self.0.send(HealthEvent { identity: Arc::clone(identity), address, kind }));
-    }
+pub(super) struct Pulse {
+    failing: AtomicBool,
 }
 
 impl Pulse {
     /// Notes an answer. One relaxed load while all is well.
-    pub(super) fn answered(&self, health: &Health, identity: &Arc<str>, address: SocketAddr) {
-        if self.0.load(Ordering::Relaxed) != 0 && self.0.swap(0, Ordering::Relaxed) != 0 {
-            health.send(identity, address, HealthKind::Answered);
+    pub(super) fn answered(&self, events: &Events, identity: &Arc<str>) {
+        if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
+            // What was not taken is said again with the next answer.
+            let taken = events.send(identity, HealthKind::Answered);
+            self.failing.fetch_or(!taken, Ordering::Relaxed);
         }
     }
 
-    /// Notes a transport failure.
-    pub(super) fn failed(&self, health: &Health, identity: &Arc<str>, address: SocketAddr, failure: Failure) {
-        let in_a_row = self.0.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        health.send(identity, address, HealthKind::Failed { failure, in_a_row });
+    /// Notes a failure of the way to the backend.
+    pub(super) fn failed(&self, events: &Events, identity: &Arc<str>, failure: Failure) {
+        self.failing.store(true, Ordering::Relaxed);
+        events.send(identity, kind_of(failure));
+    }
+}
+
+fn kind_of(failure: Failure) -> HealthKind {
+    match failure {
+        Failure::ConnectRefused | Failure::ResetAtOnce => HealthKind::Refused,
+        Failure::Timeout => HealthKind::TimedOut,
+        Failure::ConnectError | Failure::ConnectTimeout | Failure::Ping | Failure::Protocol | Failure::Reset => {
+            HealthKind::Failed(failure.as_str())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health;
+
+    #[tokio::test]
+    async fn an_answer_is_said_once_after_failures_and_never_without() {
+        let (events, mut inbox) = health::channel("test");
+        let (pulse, identity) = (Pulse::default(), "a".into());
+        pulse.answered(&events, &identity);
+        pulse.failed(&events, &identity, Failure::Timeout);
+        pulse.failed(&events, &identity, Failure::ResetAtOnce);
+        pulse.answered(&events, &identity);
+        pulse.answered(&events, &identity);
+        drop(events);
+        let mut kinds = Vec::new();
+        while let Some(event) = inbox.recv().await {
+            kinds.push(event.kind);
+        }
+        assert_eq!(kinds, [HealthKind::TimedOut, HealthKind::Refused, HealthKind::Answered]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_found_no_room_is_said_again() {
+        let (events, mut inbox) = health::channel("test");
+        let (pulse, identity) = (Pulse::default(), "a".into());
+        while events.send(&identity, HealthKind::Refused) {}
+        pulse.failed(&events, &identity, Failure::Reset);
+        pulse.answered(&events, &identity);
+        while inbox.recv().await.is_some_and(|event| event.kind == HealthKind::Refused) {
+            pulse.answered(&events, &identity);
+        }
+        // The loop ended with something else: the answer.
+        pulse.answered(&events, &identity);
+        drop(events);
+        assert_eq!(inbox.recv().await, None, "must be said once");
     }
 }

@@ -24,6 +24,8 @@ pub(super) const QUEUE: u64 = 1 << 62;
 pub(super) const TIMER: u64 = 1 << 61;
 /// The end of all tasks.
 pub(super) const STOP: u64 = 1 << 60;
+/// The backend's slots have gone elsewhere: what is under way is given up.
+pub(super) const AWAY: u64 = 1 << 58;
 /// The task is running: it will look again before it rests.
 const RUNNING: u64 = 1 << 59;
 

@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use super::{Failure, backend::Backend, outcome::Verdict};
+use super::{
+    Failure,
+    backend::{Backend, Load},
+    outcome::Verdict,
+};
 use crate::{otlp::Signal, telemetry::metrics as names};
 
 /// Handles without a backend.
@@ -16,6 +20,7 @@ pub(super) struct PoolMetrics {
     pub(super) dropped_deadline: Counter,
     pub(super) dropped_stopped: Counter,
     pub(super) taken_apart: Counter,
+    pub(super) retry_budget_exhausted: Counter,
     pub(super) unattributed: Counter,
 }
 
@@ -32,6 +37,7 @@ pub(super) struct BackendMetrics {
     pub(super) bytes: Counter,
     queue_bytes: Gauge,
     in_flight: Gauge,
+    in_flight_bytes: Gauge,
     connections: Gauge,
     connects_ok: Counter,
     connects_refused: Counter,
@@ -53,6 +59,7 @@ impl PoolMetrics {
             dropped_abandoned: dropped("abandoned"),
             dropped_deadline: dropped("deadline"),
             dropped_stopped: dropped("stopped"),
+            retry_budget_exhausted: counter!(names::DISPATCH_RETRY_BUDGET_EXHAUSTED_TOTAL, "pool" => label()),
             taken_apart: counter!(names::DISPATCH_TAKEN_APART_TOTAL, "pool" => label()),
             unattributed: counter!(names::DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL, "pool" => label()),
             pool,
@@ -89,6 +96,7 @@ impl PoolMetrics {
             bytes: counter!(names::DISPATCH_BYTES_TOTAL, "pool" => pool(), "backend" => backend()),
             queue_bytes: gauge!(names::DISPATCH_QUEUE_BYTES, "pool" => pool(), "backend" => backend()),
             in_flight: gauge!(names::DISPATCH_IN_FLIGHT_CALLS, "pool" => pool(), "backend" => backend()),
+            in_flight_bytes: gauge!(names::DISPATCH_IN_FLIGHT_BYTES, "pool" => pool(), "backend" => backend()),
             connections: gauge!(names::DISPATCH_CONNECTIONS, "pool" => pool(), "backend" => backend()),
             connects_ok: connects("ok"),
             connects_refused: connects("refused"),
@@ -106,7 +114,7 @@ impl BackendMetrics {
             Verdict::Accepted(Some(_)) => &self.partial,
             Verdict::Busy { .. } | Verdict::Unprocessed => &self.retryable,
             Verdict::Failed { failure: Failure::Timeout, .. } => &self.timeout,
-            Verdict::Failed { .. } | Verdict::Stopped => &self.transport,
+            Verdict::Failed { .. } | Verdict::GivenUp(_) | Verdict::Stopped => &self.transport,
             Verdict::Refused { .. } => &self.rejected,
         }
         .increment(1);
@@ -147,14 +155,14 @@ impl BackendMetrics {
 
     /// Sets the gauges from one backend.
     pub(super) fn sample(&self, backend: &Backend) {
-        let (bytes, calls) = backend.load();
-        self.set(bytes, calls);
+        self.set(backend.load());
     }
 
     /// Sets the gauges.
-    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; both are far below 2^52")]
-    pub(super) fn set(&self, bytes: usize, calls: usize) {
-        self.queue_bytes.set(bytes as f64);
-        self.in_flight.set(calls as f64);
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; all are far below 2^52")]
+    pub(super) fn set(&self, load: Load) {
+        self.queue_bytes.set(load.waiting_bytes as f64);
+        self.in_flight.set(load.calls as f64);
+        self.in_flight_bytes.set(load.call_bytes as f64);
     }
 }

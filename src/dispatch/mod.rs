@@ -7,7 +7,11 @@
 //! From the outside in: `reconcile` follows the tables and keeps a `backend` (queue and connections) for each endpoint;
 //! `queue` decides when a call opens and what it carries; `line` holds one connection slot, `driver` the task of one
 //! connection with all its calls; `call` is one RPC, `body` and `codec` what it sends, `reply` what it hears; `settle`
-//! tells each part what became of it.
+//! tells each part what became of it. `health` says to membership what is seen of a backend, `probe` asks one that was
+//! ejected whether it is there again, `retries` bounds what is tried again.
+//!
+//! A backend whose slots the table sends elsewhere hands back what waits for it and gives up its calls; one that left the
+//! table finishes both, unless it fails.
 //!
 //! **Invariant:** no lock is held over an await, and none is taken while another of this room is held.
 
@@ -26,31 +30,35 @@ mod metrics;
 mod opener;
 mod outcome;
 mod piece;
+mod probe;
 mod queue;
 mod reconcile;
 mod reply;
+mod retries;
 mod settle;
 mod silence;
 mod state;
 mod submit;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wire;
 
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 
 use self::{backend::Shared, reconcile::Reconciler};
 pub use self::{
     backoff::Backoff,
-    health::{HealthEvent, HealthKind},
     join::Join,
     outcome::{Cause, Failure, PartOutcome},
+    probe::HealthCheck,
+    retries::RetryBudget,
     submit::{Full, View},
 };
 use crate::{
+    health::Events,
     lifecycle::Tasks,
     membership::Tables,
     otlp::{Framed, Signal},
@@ -71,7 +79,8 @@ pub struct Config {
     pub max_request_size: usize,
     /// Bytes that may wait for one backend (and shard).
     pub queue_size: usize,
-    /// Calls that may run at once to one backend (and shard), at most 48.
+    /// Calls that may run at once to one backend (and shard), at most 48. With `max_request_size` they bound the bytes under
+    /// way to it: 8 × 4 MiB unless told otherwise, larger single records aside.
     pub places: usize,
     /// Waiting bytes that open a further place at once.
     pub open_place_bytes: usize,
@@ -79,6 +88,8 @@ pub struct Config {
     pub open_place_after: Duration,
     /// How retries space themselves.
     pub retry: RetryConfig,
+    /// Retries that may be made, as a percentage of the parts that are sent for the first time.
+    pub retry_budget_percent: u32,
 }
 
 /// The compression of calls.
@@ -149,6 +160,8 @@ impl Default for Config {
             open_place_bytes: 64 << 10,
             open_place_after: Duration::from_millis(2),
             retry: RetryConfig::default(),
+            // A backend among four that refuses half of its calls takes 25; one among two, all there is.
+            retry_budget_percent: 50,
         }
     }
 }
@@ -167,9 +180,10 @@ impl Default for RetryConfig {
 impl Dispatch {
     /// Starts delivering to the backends of `tables`; connections are made when something is to be sent.
     ///
-    /// Ends when `tasks` are stopped: what waits then is handed back with [`Cause::Stopped`].
-    pub fn start(pool: &str, config: Config, tables: Tables, tasks: &Tasks) -> Arc<Self> {
-        let shared = Shared::new(pool, config, tasks);
+    /// Ends when `tasks` are stopped: what waits then is handed back with [`Cause::Stopped`]. What is seen of the backends'
+    /// health goes to `events`.
+    pub fn start(pool: &str, config: Config, tables: Tables, tasks: &Tasks, events: Events) -> Arc<Self> {
+        let shared = Shared::new(pool, config, tasks, events);
         let view = Arc::new(ArcSwapOption::empty());
         let mut reconciler = Reconciler::new(Arc::clone(&shared), Arc::clone(&view), tables);
         reconciler.follow();
@@ -183,9 +197,14 @@ impl Dispatch {
         self.view.load_full()
     }
 
-    /// A new subscription to what deliveries say about the health of backends.
-    pub fn health_events(&self) -> broadcast::Receiver<HealthEvent> {
-        self.shared.health.subscribe()
+    /// A new subscription to the generations of views, each said once its view is what [`Dispatch::view`] gives.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// How many retries may be made.
+    pub fn retries(&self) -> &RetryBudget {
+        &self.shared.retries
     }
 
     /// The configuration that this was started with.

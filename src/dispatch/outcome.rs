@@ -1,6 +1,6 @@
 //! What became of a call and of a part: by whose word (the backend's own, or our transport's) and whether a repeat can help.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use tonic::{Code, Status};
@@ -30,6 +30,8 @@ pub enum PartOutcome {
     },
     /// It is still owed.
     Retry {
+        /// The backend that had it.
+        owner: Arc<str>,
         /// The pause that the backend asked for, or that is left until it is tried again.
         after: Option<Duration>,
         /// Whether its bytes may have reached the backend, so that a repeat may arrive twice.
@@ -52,6 +54,12 @@ pub enum Cause {
     Abandoned,
     /// Its request's deadline passed while it waited.
     Deadline,
+    /// The backend left the table and then failed.
+    Departed,
+    /// The table sends the backend's slots elsewhere.
+    Ejected,
+    /// There was no room in the backend's queue.
+    Full,
     /// The backend itself answered with this retryable code: it is alive.
     Status(Code),
     /// The process is stopping.
@@ -77,6 +85,8 @@ pub enum Failure {
     Protocol,
     /// The connection or the stream was reset or closed before the answer.
     Reset,
+    /// A new connection was reset or closed before the peer had said anything.
+    ResetAtOnce,
     /// No answer within the attempt's timeout.
     Timeout,
 }
@@ -90,6 +100,8 @@ pub(super) enum Verdict {
     Busy { code: Code, after: Option<Duration> },
     /// Our transport failed.
     Failed { failure: Failure, reached: bool, scope: Scope },
+    /// The backend's slots have gone elsewhere, or it left and failed.
+    GivenUp(Cause),
     /// The backend's own permanent status.
     Refused { code: Code, message: String },
     /// We are stopping.
@@ -110,6 +122,8 @@ pub(super) struct Partial {
 pub(super) enum Scope {
     /// The connection with all its calls; it is counted against the backend once, by the driver.
     Connection,
+    /// This call alone, whose client had too little time for it to say anything of the backend.
+    Request,
     /// This call alone.
     Stream,
 }
@@ -124,7 +138,52 @@ impl Failure {
             Self::Ping => "ping",
             Self::Protocol => "protocol",
             Self::Reset => "reset",
+            Self::ResetAtOnce => "reset_at_once",
             Self::Timeout => "timeout",
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ConnectError => "cannot connect",
+            Self::ConnectRefused => "connection refused",
+            Self::ConnectTimeout => "no answer to a connect",
+            Self::Ping => "no answer to a PING",
+            Self::Protocol => "it does not speak HTTP/2 or gRPC as it should",
+            Self::Reset => "connection or stream reset before the answer",
+            Self::ResetAtOnce => "connection reset at once",
+            Self::Timeout => "no answer within the timeout",
+        })
+    }
+}
+
+impl Cause {
+    /// Whether nobody heard of the part, if nothing of it was sent: there was nobody to send it to.
+    pub fn was_no_attempt(self) -> bool {
+        match self {
+            Self::Transport(failure) => {
+                matches!(failure, Failure::ConnectError | Failure::ConnectRefused | Failure::ConnectTimeout)
+            }
+            Self::Abandoned | Self::Deadline | Self::Departed | Self::Ejected | Self::Full | Self::Unresolved => true,
+            Self::Status(_) | Self::Stopped => false,
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Abandoned => f.write_str("nobody waits for it any longer"),
+            Self::Deadline => f.write_str("the deadline passed before it could be sent"),
+            Self::Departed => f.write_str("left the pool and failed"),
+            Self::Ejected => f.write_str("taken out of service"),
+            Self::Full => f.write_str("its queue is full"),
+            Self::Status(code) => write!(f, "answered {code:?}"),
+            Self::Stopped => f.write_str("this proxy is stopping"),
+            Self::Transport(failure) => failure.fmt(f),
+            Self::Unresolved => f.write_str("no address is known yet"),
         }
     }
 }

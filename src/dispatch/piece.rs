@@ -40,7 +40,7 @@ enum Home {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Fate {
     Accepted { rejected: u64, message: Option<String> },
-    Owed { after: Option<Duration>, reached: bool, cause: Cause },
+    Owed { owner: Arc<str>, after: Option<Duration>, reached: bool, cause: Cause },
     Rejected { code: Code, message: String },
 }
 
@@ -67,7 +67,8 @@ struct Tally {
     owed: Vec<(Framed, u32)>,
     after: Option<Duration>,
     reached: bool,
-    cause: Option<Cause>,
+    /// Who was to have what is owed, and what happened last.
+    cause: Option<(Arc<str>, Cause)>,
 }
 
 impl Queued {
@@ -118,10 +119,10 @@ impl Queued {
                 let outcome = match fate {
                     Fate::Accepted { rejected, message } => PartOutcome::Accepted { rejected, message },
                     Fate::Rejected { code, message } => PartOutcome::Rejected { code, message },
-                    Fate::Owed { after, reached, cause } => {
+                    Fate::Owed { owner, after, reached, cause } => {
                         let Self { message, records, signal, alone, .. } = self;
                         let part = Part { message, records, signal, backend, alone, index };
-                        PartOutcome::Retry { after, reached, cause, rejected: 0, message: None, part }
+                        PartOutcome::Retry { owner, after, reached, cause, rejected: 0, message: None, part }
                     }
                 };
                 inbox.push(index, outcome);
@@ -148,11 +149,11 @@ impl Cut {
     fn outcome(&self, tally: Tally) -> PartOutcome {
         let Tally { accepted, rejected, message, refusal, owed, after, reached, cause, .. } = tally;
         match (cause, refusal) {
-            (Some(cause), _) => {
+            (Some((owner, cause)), _) => {
                 let (framed, records) = self.join(owed);
                 let Self { signal, backend, alone, index, .. } = *self;
                 let part = Part { message: framed, records, signal, backend, alone, index };
-                PartOutcome::Retry { after, reached, cause, rejected, message, part }
+                PartOutcome::Retry { owner, after, reached, cause, rejected, message, part }
             }
             (None, Some(code)) if !accepted => PartOutcome::Rejected { code, message: message.unwrap_or_default() },
             (None, _) => PartOutcome::Accepted { rejected, message },
@@ -194,11 +195,11 @@ impl Tally {
                 self.rejected = self.rejected.saturating_add(u64::from(records));
                 self.message = self.message.take().or(Some(message));
             }
-            Fate::Owed { after, reached, cause } => {
+            Fate::Owed { owner, after, reached, cause } => {
                 self.owed.push((message, records));
                 self.after = self.after.max(after);
                 self.reached |= reached;
-                self.cause = Some(cause);
+                self.cause = Some((owner, cause));
             }
         }
     }

@@ -31,6 +31,7 @@ pub(super) struct Queue {
     lanes: [VecDeque<Queued>; ALONE + 1],
     bytes: usize,
     running: usize,
+    running_bytes: usize,
 }
 
 /// What one call carries.
@@ -58,7 +59,7 @@ impl Rules {
 
 impl Queue {
     pub(super) fn new(rules: Rules) -> Self {
-        Self { rules, lanes: std::array::from_fn(|_| VecDeque::new()), bytes: 0, running: 0 }
+        Self { rules, lanes: std::array::from_fn(|_| VecDeque::new()), bytes: 0, running: 0, running_bytes: 0 }
     }
 
     pub(super) fn push(&mut self, entry: Queued) {
@@ -85,6 +86,11 @@ impl Queue {
     /// Calls that were taken and are not done.
     pub(super) fn running(&self) -> usize {
         self.running
+    }
+
+    /// Their payload bytes: never more than places × the size that a call may have, larger single records aside.
+    pub(super) fn running_bytes(&self) -> usize {
+        self.running_bytes
     }
 
     /// Whether a call may begin now.
@@ -128,12 +134,14 @@ impl Queue {
             }
         }
         self.running += 1;
+        self.running_bytes += bytes;
         Some(Batch { parts, bytes })
     }
 
-    /// Gives back the place of one call.
-    pub(super) fn done(&mut self) {
+    /// Gives back the place of one call of that many payload bytes.
+    pub(super) fn done(&mut self, bytes: usize) {
         self.running = self.running.saturating_sub(1);
+        self.running_bytes = self.running_bytes.saturating_sub(bytes);
     }
 
     /// Takes out everything that nobody waits for.

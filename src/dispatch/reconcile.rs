@@ -6,7 +6,7 @@ use arc_swap::ArcSwapOption;
 use tokio::time::MissedTickBehavior;
 
 use super::{
-    backend::{Backend, Shared},
+    backend::{Backend, Load, Shared},
     submit::View,
 };
 use crate::{membership::Tables, ring::Table};
@@ -62,14 +62,13 @@ impl Reconciler {
         }
         let (view, gone) = next_view(&self.shared, old.as_deref(), table);
         self.leaving.extend(gone.iter().cloned());
-        self.publish(view);
-        gone.iter().for_each(|backend| backend.close());
-    }
-
-    fn publish(&self, view: View) {
         let view = Arc::new(view);
         self.set_all(&view);
-        self.view.store(Some(view));
+        self.view.store(Some(Arc::clone(&view)));
+        // After that: what is handed back is to be placed by the new table.
+        gone.iter().for_each(|backend| backend.close());
+        view.eject_and_readmit();
+        self.shared.changes.send_replace(view.table().generation);
     }
 
     fn set_all(&self, view: &View) {
@@ -89,15 +88,16 @@ impl Reconciler {
             self.set_all(&view);
         }
         // Shards of one backend share their series: sums are set.
-        let mut sums: HashMap<&str, (&Backend, usize, usize)> = HashMap::new();
+        let mut sums: HashMap<&str, (&Backend, Load)> = HashMap::new();
         for backend in view.backends() {
-            let (bytes, calls) = backend.load();
-            let sum = sums.entry(&backend.identity).or_insert((backend, 0, 0));
-            sum.1 += bytes;
-            sum.2 += calls;
+            let load = backend.load();
+            let (_, sum) = sums.entry(&backend.identity).or_insert((backend, Load::default()));
+            sum.waiting_bytes += load.waiting_bytes;
+            sum.calls += load.calls;
+            sum.call_bytes += load.call_bytes;
         }
-        for (backend, bytes, calls) in sums.into_values() {
-            backend.metrics.set(bytes, calls);
+        for (backend, sum) in sums.into_values() {
+            backend.metrics.set(sum);
         }
     }
 }
@@ -112,8 +112,10 @@ fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (Vi
     let mut by_shard: Vec<Vec<Arc<Backend>>> = vec![Vec::with_capacity(table.backends().len()); shards];
     for endpoint in table.backends() {
         let mut mine = kept.remove(&(Arc::clone(&endpoint.identity), endpoint.address)).unwrap_or_default();
+        // Shards see the same backend: what one of them hears ends the failures of another.
+        let pulse = mine.first().map(|backend| Arc::clone(&backend.pulse)).unwrap_or_default();
         for shard in &mut by_shard {
-            shard.push(mine.pop().unwrap_or_else(|| Backend::new(endpoint, shared)));
+            shard.push(mine.pop().unwrap_or_else(|| Backend::new(endpoint, shared, Arc::clone(&pulse))));
         }
     }
     let shards = by_shard.into_iter().map(Vec::into_boxed_slice).collect();

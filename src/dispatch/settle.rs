@@ -1,6 +1,6 @@
 //! Tells each part of a call what became of it: attributes partial successes, takes refused calls apart.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -22,14 +22,15 @@ impl Backend {
             Verdict::Accepted(partial) => self.accepted(parts, partial, now),
             Verdict::Busy { code, after } => {
                 let reached = may_have_taken(code);
-                hand_back(parts, &Fate::Owed { after, reached, cause: Cause::Status(code) });
+                self.hand_back(parts, after, reached, Cause::Status(code));
             }
             Verdict::Failed { failure, reached, scope } => {
                 if scope == Scope::Stream {
                     self.failed(failure);
                 }
-                hand_back(parts, &Fate::Owed { after: None, reached, cause: Cause::Transport(failure) });
+                self.hand_back(parts, None, reached, Cause::Transport(failure));
             }
+            Verdict::GivenUp(cause) => self.hand_back(parts, None, true, cause),
             Verdict::Refused { .. } if parts.len() > 1 => self.take_apart(parts, now),
             Verdict::Refused { code, message } => {
                 for part in parts {
@@ -40,9 +41,7 @@ impl Backend {
                     part.complete(Fate::Rejected { code, message: message.clone() });
                 }
             }
-            Verdict::Stopped => {
-                hand_back(parts, &Fate::Owed { after: None, reached: true, cause: Cause::Stopped });
-            }
+            Verdict::Stopped => self.hand_back(parts, None, true, Cause::Stopped),
             Verdict::Unprocessed => self.unprocessed(parts, now),
         }
     }
@@ -86,17 +85,16 @@ impl Backend {
                 part
             })
             .partition(|part| part.unprocessed <= MAX_UNPROCESSED);
-        let cause = Cause::Transport(Failure::Reset);
-        hand_back(spent, &Fate::Owed { after: None, reached: false, cause });
+        self.hand_back(spent, None, false, Cause::Transport(Failure::Reset));
         if !again.is_empty() {
             self.push_back_in_front(again, now);
         }
     }
-}
 
-/// Gives parts back that are still owed.
-fn hand_back(parts: Vec<Queued>, fate: &Fate) {
-    for part in parts {
-        part.complete(fate.clone());
+    /// Gives parts back that are still owed.
+    fn hand_back(&self, parts: Vec<Queued>, after: Option<Duration>, reached: bool, cause: Cause) {
+        for part in parts {
+            part.complete(Fate::Owed { owner: Arc::clone(&self.identity), after, reached, cause });
+        }
     }
 }

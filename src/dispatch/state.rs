@@ -27,6 +27,8 @@ pub(super) struct State {
     /// The last connection got GOAWAY before it had answered anything.
     pub(super) turned_away: bool,
     pub(super) stopped: bool,
+    /// Its slots are served elsewhere, or it failed after it had left the table: nothing waits for it any more.
+    pub(super) away: Option<Cause>,
 }
 
 /// A connection slot.
@@ -74,6 +76,7 @@ impl State {
             purge_at: None,
             turned_away: false,
             stopped: false,
+            away: None,
         }
     }
 
@@ -84,6 +87,9 @@ impl State {
         }
         if self.stopped {
             return self.give_back(None, Cause::Stopped);
+        }
+        if let Some(cause) = self.away {
+            return self.give_back(None, cause);
         }
         if !resolved {
             return self.give_back(Some(UNRESOLVED_FOR), Cause::Unresolved);

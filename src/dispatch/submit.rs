@@ -42,6 +42,31 @@ impl View {
         &self.table
     }
 
+    /// Whether the backend of that identity is there and its slots are its own.
+    pub fn serves(&self, identity: &str) -> bool {
+        self.table.position(identity).is_some_and(|at| !self.is_away(at))
+    }
+
+    /// The identity of the backend of that index.
+    pub fn identity_of(&self, backend: u32) -> Arc<str> {
+        self.table.backends().get(backend as usize).map_or_else(|| "?".into(), |backend| Arc::clone(&backend.identity))
+    }
+
+    /// Whether the slots of a backend go elsewhere. When all are away nobody is: there is nowhere to go.
+    fn is_away(&self, at: u16) -> bool {
+        let away = self.table.overlay().away();
+        away.contains(&at) && away.len() < self.table.backends().len()
+    }
+
+    /// Ejects the backends whose slots go elsewhere and readmits those whose slots have come back.
+    pub(super) fn eject_and_readmit(&self) {
+        for shard in &self.shards {
+            for (at, backend) in (0..).zip(shard) {
+                if self.is_away(at) { backend.eject() } else { backend.readmit() }
+            }
+        }
+    }
+
     pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.shards.iter().flatten()
     }

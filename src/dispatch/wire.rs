@@ -11,10 +11,15 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 /// Bytes that are gathered before they are written: four frames of the usual 16 KiB, one segment of the loopback's size.
 const GATHER: usize = 64 << 10;
@@ -56,6 +61,14 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
     /// Whether anything was read since this was asked last.
     pub(super) fn heard(&self) -> bool {
         self.0.heard.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Outlet<TcpStream> {
+    /// Makes the coming close a reset: what the peer has not read yet need not reach it.
+    pub(super) fn reset_on_close(&self) {
+        // If it can't be had, the peer gets more of what nobody waits for.
+        drop(SockRef::from(&self.0.lock().stream).set_linger(Some(Duration::ZERO)));
     }
 }
 
@@ -155,7 +168,7 @@ mod tests {
         wire.write_all(b"body").await.unwrap();
         wire.flush().await.unwrap();
         let mut seen = [0; 8];
-        let early = tokio::time::timeout(std::time::Duration::ZERO, far.read(&mut seen)).await;
+        let early = tokio::time::timeout(Duration::ZERO, far.read(&mut seen)).await;
         assert!(early.is_err(), "h2's own flush must not write");
         std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
         far.read_exact(&mut seen).await.unwrap();

@@ -1,40 +1,85 @@
 //! The table's owner: one task a pool. Discovery's sets and backends' health come in, the published table goes out.
 //!
-//! [`state`] decides, a blocking thread builds, the task here publishes and tells. Dispatch and the admin pages only read.
+//! [`state`] decides, a blocking thread builds ([`build`]), the task here publishes and tells. Probes run beside it.
+//! Dispatch and the admin pages only read.
+//!
+//! **Invariant:** two replicas that believe the same of who is there and who fails publish the same placement, whatever came
+//! before; and a slot leaves its owner only with a change of the membership or of that owner's own state.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     task::{JoinError, spawn_blocking},
-    time::Instant,
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
     discovery::EndpointsReceiver,
+    health::{Inbox, PROBE_TIMEOUT, Prober},
     lifecycle::Tasks,
     ring::{self, RingError, Table},
 };
 
+mod backend;
+pub mod build;
 pub mod metrics;
 pub mod state;
+mod tell;
+#[cfg(test)]
+mod tests;
 
+pub use backend::{BackendState, Probe};
+use build::{Change, Rebuild};
 use metrics::Metrics;
-use state::{Change, Input, Rebuild, State};
+use state::{Effects, Input, State};
+use tell::Lines;
 
 /// What is published: `None` until the first good answer of discovery.
 pub type Tables = watch::Receiver<Option<Arc<Table>>>;
 
-/// How many backends one log line names before it counts the rest.
-const NAMED_IN_LOG: usize = 20;
+/// Results of probes that may wait; a probe that finds no room waits, and its backend stays away so long.
+const RESULTS: usize = 256;
+
+/// Events that are looked at before one table is built of them: a death of many is to be one change, or few.
+const AT_ONCE: usize = 256;
+
+/// What an operator chooses of a pool's membership.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// How slots are placed.
+    pub ring: ring::Config,
+    /// When backends are ejected.
+    pub outlier_detection: OutlierDetection,
+    /// How long a backend that has left discovery and still answers is held.
+    pub hold_down: Duration,
+}
+
+/// When backends are ejected, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutlierDetection {
+    /// Failures in a row that eject a backend. A refused connection does so at once.
+    pub consecutive_failures: u32,
+    /// The time until the first probe; it doubles with each further one.
+    pub base_ejection_time: Duration,
+    /// The longest time between probes; and how long a backend must stay well for the doubling to begin anew.
+    pub max_ejection_time: Duration,
+    /// Share of the pool that may be ejected at once; above it no backend counts as ejected. 0 is off.
+    pub max_ejection_percent: u8,
+}
 
 /// One pool's membership, as its task holds it.
-struct Room {
+struct Room<P> {
     pool: Arc<str>,
     state: State,
     endpoints: EndpointsReceiver,
+    inbox: Inbox,
+    prober: Arc<P>,
+    results: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
+    tasks: Tasks,
     tables: watch::Sender<Option<Arc<Table>>>,
     metrics: Metrics,
+    lines: Lines,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -45,32 +90,113 @@ enum BuildError {
     Thread(#[source] JoinError),
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ring: ring::Config::default(),
+            outlier_detection: OutlierDetection::default(),
+            hold_down: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Default for OutlierDetection {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: 3,
+            base_ejection_time: Duration::from_secs(1),
+            max_ejection_time: Duration::from_secs(30),
+            max_ejection_percent: 50,
+        }
+    }
+}
+
 /// Starts the task of `pool`, which ends when `tasks` are stopped.
-pub fn start(pool: &str, config: ring::Config, endpoints: EndpointsReceiver, tasks: &Tasks) -> Tables {
+pub fn start<P: Prober>(
+    pool: &str,
+    config: Config,
+    endpoints: EndpointsReceiver,
+    inbox: Inbox,
+    prober: P,
+    tasks: &Tasks,
+) -> Tables {
     let (sender, tables) = watch::channel(None);
     let pool: Arc<str> = pool.into();
-    let room =
-        Room { metrics: Metrics::new(&pool), pool, state: State::new(config.algorithm), endpoints, tables: sender };
-    let until = tasks.clone();
-    tasks.spawn(async move { room.run(&until).await });
+    let room = Room {
+        metrics: Metrics::new(&pool),
+        lines: Lines::new(&pool),
+        pool,
+        state: State::new(config, fastrand::Rng::new()),
+        endpoints,
+        inbox,
+        prober: Arc::new(prober),
+        results: mpsc::channel(RESULTS),
+        tasks: tasks.clone(),
+        tables: sender,
+    };
+    tasks.spawn(room.run());
     tables
 }
 
-impl Room {
-    async fn run(mut self, until: &Tasks) {
+impl<P: Prober> Room<P> {
+    async fn run(mut self) {
         // What discovery published before this task began counts as news too.
         self.endpoints.mark_changed();
+        let until = self.tasks.clone();
+        let mut timer = None;
         loop {
             let input = tokio::select! {
                 biased;
                 // First: a process that ends needs no further table.
                 () = until.stopped() => return,
                 input = discovered(&mut self.endpoints) => input,
+                Some(input) = self.results.1.recv() => input,
+                Some(event) = self.inbox.recv() => Input::Seen(event),
+                () = due(timer) => Input::Timer,
             };
-            if let Some(rebuild) = self.state.apply(input) {
+            let mut effects = self.take(input);
+            for _ in 0..AT_ONCE {
+                let Some(event) = self.inbox.try_recv() else { break };
+                let later = self.take(Input::Seen(event));
+                effects = Effects { rebuild: later.rebuild.or(effects.rebuild), ..later };
+            }
+            timer = effects.timer;
+            if let Some(rebuild) = effects.rebuild {
                 self.rebuild(rebuild).await;
             }
         }
+    }
+
+    /// Lets the state have `input`; tells, shows and starts what comes of it, except for the table.
+    fn take(&mut self, input: Input) -> Effects {
+        if let Input::Probed { answered, .. } = &input {
+            self.metrics.probed(*answered);
+        }
+        let by_discovery = matches!(input, Input::Discovered(_));
+        let mut effects = self.state.apply(input, Instant::now());
+        if by_discovery || effects.rebuild.is_some() || !effects.notes.is_empty() {
+            self.metrics.show_states(&self.state);
+        }
+        for note in effects.notes.drain(..) {
+            self.metrics.note(&note);
+            self.lines.tell(&note);
+        }
+        effects.probes.drain(..).for_each(|probe| self.start_probe(probe));
+        effects
+    }
+
+    fn start_probe(&self, probe: Probe) {
+        let (prober, results, until) = (Arc::clone(&self.prober), self.results.0.clone(), self.tasks.clone());
+        self.tasks.spawn(async move {
+            let asked = timeout(PROBE_TIMEOUT, prober.probe(probe.address));
+            tokio::select! {
+                () = until.stopped() => {}
+                answered = asked => {
+                    // The task that waits for it ends only with the process.
+                    drop(results.send(Input::Probed { probe, answered: answered.unwrap_or(false) }).await);
+                }
+            }
+        });
     }
 
     /// Builds on a blocking thread; meanwhile inputs wait, of which the watch channel keeps the newest only.
@@ -80,7 +206,8 @@ impl Room {
         match built.map_err(BuildError::Thread).and_then(|built| built.map_err(BuildError::Ring)) {
             Ok(change) => self.publish(change, begun.elapsed()),
             Err(error) => {
-                self.state.revert();
+                self.state.revert(Instant::now());
+                self.metrics.show_states(&self.state);
                 let cause: &dyn std::error::Error = &error;
                 let source = cause.source().map(ToString::to_string);
                 tracing::error!(pool = %self.pool, %error, source, "keeping the ring as it is");
@@ -91,7 +218,7 @@ impl Room {
     fn publish(&mut self, change: Change, took: Duration) {
         self.state.commit(&change);
         self.metrics.show(&change.table, change.moved, took);
-        tell(&self.pool, &change);
+        tell::change(&self.pool, &change);
         self.tables.send_replace(Some(change.table));
     }
 }
@@ -110,105 +237,10 @@ async fn discovered(endpoints: &mut EndpointsReceiver) -> Input {
     }
 }
 
-/// One line for each change.
-fn tell(pool: &str, change: &Change) {
-    let table = &change.table;
-    tracing::info!(
-        pool,
-        cause = change.cause.as_str(),
-        generation = table.generation,
-        backends = table.backends().len(),
-        away = table.overlay().away().len(),
-        added = names(&change.added()),
-        removed = names(&change.removed()),
-        moved = format_args!("{:.4}", change.moved),
-        membership_fingerprint = format_args!("{:012x}", table.membership_fingerprint()),
-        placement_fingerprint = format_args!("{:012x}", table.placement_fingerprint()),
-        "ring changed"
-    );
-}
-
-fn names(identities: &[Arc<str>]) -> String {
-    let mut names: Vec<&str> = identities.iter().take(NAMED_IN_LOG).map(|identity| &**identity).collect();
-    let rest = identities.len().saturating_sub(NAMED_IN_LOG);
-    let more = format!("and {rest} more");
-    if rest > 0 {
-        names.push(&more);
-    }
-    names.join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::discovery::{Endpoint, Endpoints};
-
-    fn endpoints(identities: &[&str]) -> Option<Endpoints> {
-        let endpoint = |identity: &&str| Endpoint { identity: (*identity).into(), address: None, weight: 1 };
-        Some(identities.iter().map(endpoint).collect())
-    }
-
-    async fn published(tables: &mut Tables, generation: u64) -> Arc<Table> {
-        let is_it = |table: &Option<Arc<Table>>| table.as_ref().is_some_and(|table| table.generation >= generation);
-        let table = tables.wait_for(is_it).await.expect("the task must live").clone();
-        table.expect("a table was waited for")
-    }
-
-    /// The paused clock moves only once nothing else can, blocking threads included.
-    async fn settle() {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-
-    #[tokio::test]
-    async fn tables_follow_discovery_and_end_with_the_process() {
-        let tasks = Tasks::new();
-        let (discovery, receiver) = watch::channel(None);
-        let mut tables = start("tail", ring::Config::default(), receiver, &tasks);
-        assert!(tables.borrow().is_none(), "nothing is known yet");
-        discovery.send_replace(endpoints(&["a", "b"]));
-        let first = published(&mut tables, 1).await;
-        discovery.send_replace(endpoints(&["a", "b", "c"]));
-        let second = published(&mut tables, 2).await;
-        assert_eq!((first.backends().len(), second.backends().len()), (2, 3));
-        tasks.stop();
-        tasks.wait().await;
-    }
-
-    #[tokio::test]
-    async fn what_discovery_published_before_the_start_is_taken() {
-        let tasks = Tasks::new();
-        let (discovery, receiver) = watch::channel(endpoints(&["a"]));
-        drop(discovery);
-        let mut tables = start("tail", ring::Config::default(), receiver, &tasks);
-        assert_eq!(published(&mut tables, 1).await.backends().len(), 1, "must be read though discovery has ended");
-        tasks.stop();
-        tasks.wait().await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn neither_an_empty_nor_an_unplaceable_set_replaces_a_table() {
-        let tasks = Tasks::new();
-        let (discovery, receiver) = watch::channel(endpoints(&["a", "b"]));
-        let mut tables = start("tail", ring::Config::default(), receiver, &tasks);
-        published(&mut tables, 1).await;
-        discovery.send_replace(endpoints(&[]));
-        settle().await;
-        let mut weightless = endpoints(&["a", "c"]).expect("there are some").to_vec();
-        weightless[0].weight = 0;
-        discovery.send_replace(Some(weightless.into()));
-        settle().await;
-        assert_eq!(tables.borrow().as_ref().map(|table| table.generation), Some(1));
-        discovery.send_replace(endpoints(&["a", "b", "d"]));
-        let table = published(&mut tables, 2).await;
-        assert_eq!((table.generation, table.backends().len()), (2, 3));
-        tasks.stop();
-        tasks.wait().await;
-    }
-
-    #[test]
-    fn log_lines_name_few_backends_and_count_the_rest() {
-        let identities: Vec<Arc<str>> = (0..22).map(|index| index.to_string().into()).collect();
-        assert_eq!(names(&identities[..2]), "0,1");
-        assert!(names(&identities).ends_with(",19,and 2 more"));
+/// Resolves at `timer`; never, if nothing is due.
+async fn due(timer: Option<Instant>) {
+    match timer {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

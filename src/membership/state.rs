@@ -1,13 +1,25 @@
-//! What membership believes, as a pure state machine: inputs in, the wish for a new table out. No task, no clock.
+//! What membership believes, as a pure state machine: inputs in, effects out. No task, no clock.
 //!
-//! A health event or the end of a hold-down is one more [`Input`]; a backend that is held in spite of its absence is one
-//! more endpoint in `State::wanted`. Everything behind that stays as it is.
+//! Every input changes what is believed of single backends; then what is due by now is done, it is settled whether so many
+//! fail that none counts as ejected, and a table is wished for if the view of the pool became another one.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
+use tokio::time::Instant;
+
+use super::{
+    Config,
+    backend::{Backend, BackendState, Ejected, Probe, UNRESOLVED},
+    build::{Cause, Change, Rebuild, View},
+};
 use crate::{
     discovery::{Endpoint, Endpoints},
-    ring::{Algorithm, Base, Overlay, RingError, Table, members_of},
+    health::{HealthEvent, HealthKind},
+    ring::Table,
 };
 
 /// Something that membership learned.
@@ -15,88 +27,107 @@ use crate::{
 pub enum Input {
     /// Discovery reports this full set. An empty one is not believed.
     Discovered(Endpoints),
-    /// The backend of this identity takes no records for now: its slots go to their substitutes.
-    Away(Arc<str>),
-    /// It takes records again: its slots return.
-    Back(Arc<str>),
+    /// A delivery saw something of a backend.
+    Seen(HealthEvent),
+    /// A probe has ended.
+    Probed {
+        /// The probe.
+        probe: Probe,
+        /// Whether there was an answer.
+        answered: bool,
+    },
+    /// Time has passed.
+    Timer,
 }
 
-/// Why a table was replaced, for the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// Discovery reported another set, or other addresses.
-    Discovery,
-    /// A backend went away.
-    Away,
-    /// A backend came back.
-    Back,
+/// What is to be done now.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// The table to build, if the view of the pool changed. A later wish makes an earlier one void.
+    pub rebuild: Option<Rebuild>,
+    /// Probes to start.
+    pub probes: Vec<Probe>,
+    /// Changes of state, for metrics and the log.
+    pub notes: Vec<Note>,
+    /// When [`Input::Timer`] is due.
+    pub timer: Option<Instant>,
+}
+
+/// A change of state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A backend takes no records for now.
+    Ejected {
+        /// The backend.
+        identity: Arc<str>,
+        /// Why.
+        reason: &'static str,
+        /// Until its first probe.
+        period: Duration,
+    },
+    /// A probe had no answer.
+    ProbeFailed(Arc<str>),
+    /// A backend answered and takes records again.
+    Returned(Arc<str>),
+    /// A backend has left discovery and is held for a while.
+    Held(Arc<str>),
+    /// A backend left the membership.
+    Left {
+        /// The backend.
+        identity: Arc<str>,
+        /// Whether it was ejected, so that its absence was believed at once.
+        ejected: bool,
+    },
+    /// Panic begins (or ends): so many backends fail that none counts as ejected.
+    Panic {
+        /// Whether it begins.
+        begins: bool,
+        /// Backends that fail.
+        failing: usize,
+        /// How many of them may be ejected.
+        allowed: usize,
+    },
 }
 
 /// All that decides about the next table.
 #[derive(Debug)]
 pub struct State {
-    algorithm: Algorithm,
-    discovered: Option<Endpoints>,
-    /// Identities, since indexes change with the membership. Each is in `discovered`.
-    away: BTreeSet<Arc<str>>,
+    config: Config,
+    random: fastrand::Rng,
+    /// Members: those that discovery lists and those that are held.
+    backends: BTreeMap<Arc<str>, Backend>,
+    panic: bool,
+    /// What was wished for last.
+    asked: Option<View>,
     /// The table that was published last.
     table: Option<Arc<Table>>,
-}
-
-/// The wish for a new table: everything that it takes to build it, elsewhere.
-#[derive(Debug)]
-pub struct Rebuild {
-    cause: Cause,
-    algorithm: Algorithm,
-    endpoints: Endpoints,
-    away: BTreeSet<Arc<str>>,
-    previous: Option<Arc<Table>>,
-}
-
-/// A table that is ready to be published, beside the one that it replaces.
-#[derive(Debug)]
-pub struct Change {
-    /// Why.
-    pub cause: Cause,
-    /// The new table.
-    pub table: Arc<Table>,
-    /// The table before.
-    pub previous: Option<Arc<Table>>,
-    /// The share of slots with another owner than before; 0 for the first table.
-    pub moved: f64,
-}
-
-// === impl Cause ===
-
-impl Cause {
-    /// The word in the log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Discovery => "discovery",
-            Self::Away => "backend away",
-            Self::Back => "backend back",
-        }
-    }
 }
 
 // === impl State ===
 
 impl State {
-    /// Nothing is known yet.
-    pub fn new(algorithm: Algorithm) -> Self {
-        Self { algorithm, discovered: None, away: BTreeSet::new(), table: None }
+    /// Nothing is known yet. `random` spreads the periods of ejections, and nothing else.
+    pub fn new(config: Config, random: fastrand::Rng) -> Self {
+        Self { config, random, backends: BTreeMap::new(), panic: false, asked: None, table: None }
     }
 
-    /// Takes note of `input`. Answers what is to be built, if anything changed; a later answer makes an earlier one void.
-    pub fn apply(&mut self, input: Input) -> Option<Rebuild> {
+    /// Takes note of `input` at the instant `now`.
+    pub fn apply(&mut self, input: Input, now: Instant) -> Effects {
+        let mut effects = Effects::default();
+        let by_discovery = matches!(input, Input::Discovered(_));
         match input {
-            Input::Discovered(endpoints) => self.discovered(endpoints),
-            Input::Away(identity) => {
-                let news = self.is_member(&identity) && self.away.insert(identity);
-                news.then(|| self.rebuild(Cause::Away)).flatten()
-            }
-            Input::Back(identity) => self.away.remove(&identity).then(|| self.rebuild(Cause::Back)).flatten(),
+            Input::Discovered(endpoints) => self.discovered(&endpoints, now, &mut effects.notes),
+            Input::Seen(event) => self.seen(&event, now, &mut effects.notes),
+            Input::Probed { probe, answered } => self.probed(&probe, answered, now, &mut effects.notes),
+            Input::Timer => {}
         }
+        self.give_up_on_names(now, &mut effects.notes);
+        self.let_go(now, &mut effects.notes);
+        self.settle_panic(&mut effects.notes);
+        effects.probes = self.due_probes(now);
+        effects.timer = self.next_due();
+        effects.rebuild = self.wish(if by_discovery { Cause::Discovery } else { cause_of(&effects.notes) });
+        effects
     }
 
     /// Takes note that `change` was published.
@@ -104,191 +135,168 @@ impl State {
         self.table = Some(Arc::clone(&change.table));
     }
 
-    /// Takes note that what was wished for last cannot be built: the set of the last table is believed again.
-    pub fn revert(&mut self) {
-        self.discovered = self.table.as_ref().map(|table| Arc::from(table.backends()));
-        self.forget_strangers();
+    /// Takes note that what was wished for last cannot be built: the membership of the last table is believed again.
+    pub fn revert(&mut self, now: Instant) {
+        let endpoints: &[Endpoint] = self.table.as_ref().map_or(&[], |table| table.backends());
+        let mut before = std::mem::take(&mut self.backends);
+        for endpoint in endpoints {
+            let backend = match before.remove(&endpoint.identity) {
+                Some(mut backend) => {
+                    backend.listed(endpoint, now);
+                    backend
+                }
+                None => Backend::new(endpoint.clone(), now),
+            };
+            self.backends.insert(Arc::clone(&endpoint.identity), backend);
+        }
+        self.settle_panic(&mut Vec::new());
+        self.asked = self.view();
     }
 
-    fn discovered(&mut self, endpoints: Endpoints) -> Option<Rebuild> {
-        let news = !endpoints.is_empty() && self.discovered.as_ref() != Some(&endpoints);
-        if !news {
+    /// Every member's state.
+    pub fn states(&self) -> impl Iterator<Item = (&Arc<str>, BackendState)> {
+        self.backends.iter().map(|(identity, backend)| (identity, backend.state()))
+    }
+
+    /// Whether so many backends fail that none counts as ejected.
+    pub fn is_panicking(&self) -> bool {
+        self.panic
+    }
+
+    /// Who is a member now and who of them is away; `None` before the first set.
+    pub fn view(&self) -> Option<View> {
+        if self.backends.is_empty() {
             return None;
         }
-        self.discovered = Some(endpoints);
-        self.forget_strangers();
-        self.rebuild(Cause::Discovery)
+        let endpoints = self.backends.values().map(|backend| backend.endpoint.clone()).collect();
+        Some(View { endpoints, away: if self.panic { BTreeSet::new() } else { self.ejected().cloned().collect() } })
     }
 
-    fn forget_strangers(&mut self) {
-        let away = std::mem::take(&mut self.away);
-        self.away = away.into_iter().filter(|identity| self.is_member(identity)).collect();
-    }
-
-    fn is_member(&self, identity: &Arc<str>) -> bool {
-        let is_it = |endpoint: &Endpoint| endpoint.identity == *identity;
-        self.discovered.as_ref().is_some_and(|endpoints| endpoints.iter().any(is_it))
-    }
-
-    /// The membership that a table is to be built of.
-    fn wanted(&self) -> Option<Endpoints> {
-        self.discovered.clone()
-    }
-
-    fn rebuild(&self, cause: Cause) -> Option<Rebuild> {
-        Some(Rebuild {
-            cause,
-            algorithm: self.algorithm,
-            endpoints: self.wanted()?,
-            away: self.away.clone(),
-            previous: self.table.clone(),
-        })
-    }
-}
-
-// === impl Rebuild ===
-
-impl Rebuild {
-    /// Builds the table. Takes tens of milliseconds with hundreds of backends: for a blocking thread.
-    ///
-    /// What did not change is taken over from the table before, so that a new address costs next to nothing.
-    pub fn run(self) -> Result<Change, RingError> {
-        let base = self.base()?;
-        let overlay = self.overlay(&base);
-        let generation = self.previous.as_ref().map_or(1, |table| table.generation + 1);
-        let table = Arc::new(Table::new(generation, base, overlay, self.endpoints));
-        let moved = self.previous.as_ref().map_or(0.0, |previous| table.moved_share(previous));
-        Ok(Change { cause: self.cause, table, previous: self.previous, moved })
-    }
-
-    fn base(&self) -> Result<Arc<Base>, RingError> {
-        let members = members_of(&self.endpoints);
-        let same = |base: &&Arc<Base>| base.algorithm() == self.algorithm && *base.members() == *members;
-        match self.previous.as_ref().map(|table| table.base()).filter(same) {
-            Some(base) => Ok(Arc::clone(base)),
-            None => Base::build_with(self.algorithm, &members).map(Arc::new),
+    fn discovered(&mut self, endpoints: &Endpoints, now: Instant, notes: &mut Vec<Note>) {
+        if endpoints.is_empty() {
+            return;
+        }
+        let listed: BTreeSet<&Arc<str>> = endpoints.iter().map(|endpoint| &endpoint.identity).collect();
+        for (identity, backend) in self.backends.iter_mut().filter(|(identity, _)| !listed.contains(identity)) {
+            if backend.missed(now) && !backend.is_ejected() {
+                notes.push(Note::Held(Arc::clone(identity)));
+            }
+        }
+        for endpoint in endpoints.iter() {
+            let known = self.backends.entry(Arc::clone(&endpoint.identity));
+            known
+                .and_modify(|backend| backend.listed(endpoint, now))
+                .or_insert_with(|| Backend::new(endpoint.clone(), now));
         }
     }
 
-    fn overlay(&self, base: &Arc<Base>) -> Overlay {
-        let indexes = (0..).zip(base.members()).filter(|(_, member)| self.away.contains(&member.identity));
-        let away = indexes.map(|(index, _)| index).collect();
-        let same = |table: &&Arc<Table>| Arc::ptr_eq(table.base(), base) && *table.overlay().away() == away;
-        match self.previous.as_ref().filter(same) {
-            Some(table) => table.overlay().clone(),
-            None => base.overlay(&away),
+    fn seen(&mut self, event: &HealthEvent, now: Instant, notes: &mut Vec<Note>) {
+        let jitter = self.random.f64();
+        let Some(backend) = self.backends.get_mut(&event.identity) else { return };
+        if let Some(ejected) = backend.seen(event.kind, &self.config.outlier_detection, jitter, now) {
+            notes.push(Note::ejected(&event.identity, ejected));
+        }
+        // In panic it is sent records though it counts as failing: what answers them needs no probe.
+        let answered = self.panic && event.kind == HealthKind::Answered;
+        if answered && backend.come_back(now) {
+            notes.push(Note::Returned(Arc::clone(&event.identity)));
         }
     }
-}
 
-// === impl Change ===
-
-impl Change {
-    /// Identities in the new table and not in the one before.
-    pub fn added(&self) -> Vec<Arc<str>> {
-        difference(Some(&self.table), self.previous.as_ref())
+    fn probed(&mut self, probe: &Probe, answered: bool, now: Instant, notes: &mut Vec<Note>) {
+        let jitter = self.random.f64();
+        let of_it = |backend: &&mut Backend| backend.is_ejected() && backend.endpoint.address == Some(probe.address);
+        let Some(backend) = self.backends.get_mut(&probe.identity).filter(of_it) else { return };
+        if backend.probed(answered, &self.config.outlier_detection, jitter, now) {
+            notes.push(Note::Returned(Arc::clone(&probe.identity)));
+        } else {
+            notes.push(Note::ProbeFailed(Arc::clone(&probe.identity)));
+        }
     }
 
-    /// Identities in the table before and not in the new one.
-    pub fn removed(&self) -> Vec<Arc<str>> {
-        difference(self.previous.as_ref(), Some(&self.table))
+    /// Ejects whoever has had no address for a while: another replica may know it, and then knows that it fails.
+    fn give_up_on_names(&mut self, now: Instant, notes: &mut Vec<Note>) {
+        let config = &self.config.outlier_detection;
+        for (identity, backend) in self.backends.iter_mut().filter(|(_, it)| it.is_long_unresolved(config, now)) {
+            if let Some(ejected) = backend.eject(UNRESOLVED, config, self.random.f64(), now) {
+                notes.push(Note::ejected(identity, ejected));
+            }
+        }
     }
-}
 
-fn difference(of: Option<&Arc<Table>>, without: Option<&Arc<Table>>) -> Vec<Arc<str>> {
-    let strange = |identity: &Arc<str>| without.is_none_or(|table| table.position(identity).is_none());
-    let identities = of.into_iter().flat_map(|table| table.backends()).map(|backend| Arc::clone(&backend.identity));
-    identities.filter(strange).collect()
-}
+    /// Drops members whose absence is to be believed.
+    fn let_go(&mut self, now: Instant, notes: &mut Vec<Note>) {
+        let hold_down = self.config.hold_down;
+        self.backends.retain(|identity, backend| {
+            let gone = backend.is_gone(hold_down, now);
+            if gone {
+                notes.push(Note::Left { identity: Arc::clone(identity), ejected: backend.is_ejected() });
+            }
+            !gone
+        });
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    fn settle_panic(&mut self, notes: &mut Vec<Note>) {
+        let (failing, allowed) = (self.ejected().count(), self.allowed());
+        let begins = failing > allowed;
+        if begins != self.panic {
+            notes.push(Note::Panic { begins, failing, allowed });
+        }
+        self.panic = begins;
+    }
 
-    fn endpoints(hosts: &[&str], port: u16) -> Endpoints {
-        let endpoint = |host: &&str| Endpoint {
-            identity: (*host).into(),
-            address: Some(([127, 0, 0, 1], port).into()),
-            weight: 1,
+    /// How many may be ejected at once: the configured share, at least one where there are two, never all.
+    fn allowed(&self) -> usize {
+        let members = self.backends.len();
+        let share = members * usize::from(self.config.outlier_detection.max_ejection_percent) / 100;
+        share.max(1).min(members.saturating_sub(1))
+    }
+
+    fn ejected(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.backends.iter().filter(|(_, backend)| backend.is_ejected()).map(|(identity, _)| identity)
+    }
+
+    fn due_probes(&mut self, now: Instant) -> Vec<Probe> {
+        let probe = |(identity, backend): (&Arc<str>, &mut Backend)| {
+            let address = backend.begin_probe(now)?;
+            Some(Probe { identity: Arc::clone(identity), address })
         };
-        hosts.iter().map(endpoint).collect()
+        self.backends.iter_mut().filter_map(probe).collect()
     }
 
-    /// Applies, builds and commits.
-    fn step(state: &mut State, input: Input) -> Option<Change> {
-        let change = state.apply(input)?.run().expect("the set must be placeable");
-        state.commit(&change);
-        Some(change)
+    fn next_due(&self) -> Option<Instant> {
+        let Config { outlier_detection, hold_down, .. } = &self.config;
+        self.backends.values().filter_map(|backend| backend.next_due(outlier_detection, *hold_down)).min()
     }
 
-    #[test]
-    fn first_set_makes_the_first_table_and_repeating_it_nothing() {
-        let mut state = State::new(Algorithm::SlotsV1);
-        let first = step(&mut state, Input::Discovered(endpoints(&["a", "b"], 1))).expect("must build");
-        assert_eq!((first.table.generation, first.moved), (1, 0.0));
-        assert_eq!(first.added(), ["a".into(), "b".into()]);
-        assert!(step(&mut state, Input::Discovered(endpoints(&["a", "b"], 1))).is_none());
+    /// The wish for a table of the view, unless that was wished for last.
+    fn wish(&mut self, cause: Cause) -> Option<Rebuild> {
+        let view = self.view()?;
+        if self.asked.as_ref() == Some(&view) {
+            return None;
+        }
+        self.asked = Some(view.clone());
+        Some(Rebuild { cause, algorithm: self.config.ring.algorithm, view, previous: self.table.clone() })
     }
+}
 
-    #[test]
-    fn empty_set_is_refused() {
-        let mut state = State::new(Algorithm::SlotsV1);
-        assert!(step(&mut state, Input::Discovered(endpoints(&[], 1))).is_none());
-        step(&mut state, Input::Discovered(endpoints(&["a", "b"], 1)));
-        assert!(step(&mut state, Input::Discovered(endpoints(&[], 1))).is_none());
-        let change = step(&mut state, Input::Away("a".into())).expect("the last set must still be believed");
-        assert_eq!(change.table.backends().len(), 2);
-    }
+// === impl Note ===
 
-    #[test]
-    fn new_address_reuses_base_and_overlay() {
-        let mut state = State::new(Algorithm::SlotsV1);
-        step(&mut state, Input::Discovered(endpoints(&["a", "b", "c"], 1)));
-        let before = step(&mut state, Input::Away("b".into())).expect("must build");
-        let after = step(&mut state, Input::Discovered(endpoints(&["a", "b", "c"], 2))).expect("must build");
-        assert!(Arc::ptr_eq(before.table.base(), after.table.base()), "base must be reused");
-        assert!(std::ptr::eq(before.table.overlay().substitutes(), after.table.overlay().substitutes()));
-        assert_eq!((after.moved, after.table.generation), (0.0, 3));
-        assert_eq!(after.table.backends()[0].address.map(|address| address.port()), Some(2));
+impl Note {
+    fn ejected(identity: &Arc<str>, Ejected { reason, period }: Ejected) -> Self {
+        Self::Ejected { identity: Arc::clone(identity), reason, period }
     }
+}
 
-    #[test]
-    fn backend_goes_away_and_returns_with_its_slots() {
-        let mut state = State::new(Algorithm::SlotsV1);
-        let first = step(&mut state, Input::Discovered(endpoints(&["a", "b", "c"], 1))).expect("must build");
-        let away = step(&mut state, Input::Away("b".into())).expect("must build");
-        assert_eq!(away.table.membership_fingerprint(), first.table.membership_fingerprint());
-        assert_ne!(away.table.placement_fingerprint(), first.table.placement_fingerprint());
-        assert!(step(&mut state, Input::Away("b".into())).is_none(), "it is away already");
-        let back = step(&mut state, Input::Back("b".into())).expect("must build");
-        assert_eq!(back.table.placement_fingerprint(), first.table.placement_fingerprint());
-        assert_eq!(back.moved, away.moved);
-    }
-
-    #[test]
-    fn strangers_and_leavers_are_never_away() {
-        let mut state = State::new(Algorithm::SlotsV1);
-        assert!(step(&mut state, Input::Away("b".into())).is_none(), "nobody is known yet");
-        step(&mut state, Input::Discovered(endpoints(&["a", "b"], 1)));
-        assert!(step(&mut state, Input::Away("x".into())).is_none());
-        step(&mut state, Input::Away("b".into()));
-        let left = step(&mut state, Input::Discovered(endpoints(&["a"], 1))).expect("must build");
-        assert_eq!(left.removed(), ["b".into()]);
-        let joined = step(&mut state, Input::Discovered(endpoints(&["a", "b"], 1))).expect("must build");
-        assert!(joined.table.overlay().away().is_empty(), "who joins anew starts anew");
-    }
-
-    #[test]
-    fn set_that_cannot_be_placed_leaves_the_last_one_in_force() {
-        let mut state = State::new(Algorithm::SlotsV1);
-        step(&mut state, Input::Discovered(endpoints(&["a", "b"], 1)));
-        let mut heavy = endpoints(&["a", "c"], 1).to_vec();
-        heavy[1].weight = u32::MAX;
-        let rebuild = state.apply(Input::Discovered(heavy.into())).expect("a new set must be tried");
-        assert!(matches!(rebuild.run(), Err(RingError::TooHeavy { .. })));
-        state.revert();
-        let away = step(&mut state, Input::Away("b".into())).expect("must build");
-        assert_eq!(away.table.backends().len(), 2);
-        assert_eq!(away.table.generation, 2);
-    }
+/// What a change that discovery did not bring is put down to.
+fn cause_of(notes: &[Note]) -> Cause {
+    let cause = |note: &Note| match note {
+        Note::Panic { .. } => Some(Cause::Panic),
+        Note::Left { .. } => Some(Cause::Departure),
+        Note::Ejected { .. } => Some(Cause::Ejection),
+        Note::Returned(_) => Some(Cause::Return),
+        Note::Held(_) | Note::ProbeFailed(_) => None,
+    };
+    // The last note speaks of the widest change.
+    notes.iter().rev().find_map(cause).unwrap_or(Cause::Discovery)
 }

@@ -1,8 +1,8 @@
 //! What becomes of a request's parts: waits, places again what can be helped, joins the rest into one outcome.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tonic::Code;
 
 use super::{Pipeline, Route, cut, retry_delay};
@@ -25,6 +25,8 @@ pub(super) struct Delivery<'a> {
     under_way: usize,
     /// Parts that failed and wait for their next attempt.
     waiting: Vec<Waiting>,
+    /// Says that a table took over, once a part has failed: what waits may have another owner by it.
+    changes: Option<watch::Receiver<u64>>,
     tally: Tally,
 }
 
@@ -34,11 +36,20 @@ struct Placed {
     backoff: Backoff,
     /// Generation of the table that placed it.
     generation: u64,
+    /// Whether its last attempt took a token of the retry budget.
+    paid: bool,
 }
 
 struct Waiting {
-    part: Part,
+    failed: Failed,
     due: Instant,
+}
+
+/// A part that its owner could not take or did not answer for.
+struct Failed {
+    part: Part,
+    owner: Arc<str>,
+    cause: Cause,
 }
 
 /// What is known of a request's records by now.
@@ -52,7 +63,7 @@ pub(super) struct Tally {
     message: Option<String>,
     /// The code of the refused parts, while they agree.
     code: Option<Code>,
-    last_failure: Option<Cause>,
+    last_failure: Option<(Arc<str>, Cause)>,
 }
 
 impl<'a> Delivery<'a> {
@@ -65,7 +76,7 @@ impl<'a> Delivery<'a> {
         tally: Tally,
     ) -> Self {
         let backoff = Backoff::new(route.dispatch.config().retry);
-        let placed = |part: &Part| Placed { records: part.records, backoff, generation };
+        let placed = |part: &Part| Placed { records: part.records, backoff, generation, paid: false };
         Self {
             pipeline,
             route,
@@ -73,6 +84,7 @@ impl<'a> Delivery<'a> {
             placed: parts.iter().map(placed).collect(),
             under_way: parts.len(),
             waiting: Vec::new(),
+            changes: None,
             tally,
         }
     }
@@ -93,6 +105,7 @@ impl<'a> Delivery<'a> {
                 // Results first: what is known must not be answered as late.
                 biased;
                 results = self.join.next(), if self.under_way > 0 => self.take_in(results),
+                () = changed(&mut self.changes), if !self.waiting.is_empty() => self.place_moved(),
                 () = tokio::time::sleep_until(wake) => {
                     if wake >= deadline {
                         break;
@@ -120,16 +133,46 @@ impl<'a> Delivery<'a> {
                 PartOutcome::Rejected { code, message } => {
                     self.tally.refused(self.records_of(index), code, message);
                 }
-                PartOutcome::Retry { after, reached, cause, rejected, message, part } => {
+                PartOutcome::Retry { owner, after, reached, cause, rejected, message, part } => {
                     if reached {
                         self.route.metrics.possible_duplicates.increment(part.records.into());
                     }
                     self.tally.accepted(rejected, message);
-                    self.tally.last_failure = Some(cause);
-                    self.wait_for(part, after);
+                    self.tally.last_failure = Some((Arc::clone(&owner), cause));
+                    self.settle_retry(&part, cause.was_no_attempt() && !reached);
+                    self.failed(Failed { part, owner, cause }, after);
                 }
             }
         }
+    }
+
+    /// Ends an attempt; a retry that nobody heard of costs nothing.
+    #[cold]
+    fn settle_retry(&mut self, part: &Part, unheard: bool) {
+        let Some(placed) = self.placed.get_mut(part.index as usize) else { return };
+        if std::mem::take(&mut placed.paid) && unheard {
+            self.route.dispatch.retries().give_back();
+        }
+    }
+
+    /// Places a failed part at once if its slots have gone elsewhere; else it waits for its next attempt.
+    #[cold]
+    fn failed(&mut self, failed: Failed, after: Option<Duration>) {
+        // Before the view is looked at: a table that comes in between is heard of.
+        let dispatch = &self.route.dispatch;
+        self.changes.get_or_insert_with(|| dispatch.changes());
+        match dispatch.view() {
+            Some(view) if self.has_moved(&failed, &view) => {
+                self.place(failed, &view);
+            }
+            _ => self.wait_for(failed, after),
+        }
+    }
+
+    /// Whether `view` is of a newer table than the one that placed the part, and its owner has lost it by that.
+    fn has_moved(&self, Failed { part, owner, cause }: &Failed, view: &View) -> bool {
+        self.placed.get(part.index as usize).is_some_and(|placed| placed.generation < view.table().generation)
+            && (matches!(cause, Cause::Ejected | Cause::Departed) || !view.serves(owner))
     }
 
     fn records_of(&self, index: u32) -> u32 {
@@ -138,47 +181,76 @@ impl<'a> Delivery<'a> {
 
     /// Keeps a failed part for its next attempt, no sooner than its backend asked for.
     #[cold]
-    fn wait_for(&mut self, part: Part, after: Option<Duration>) {
-        let Some(placed) = self.placed.get_mut(part.index as usize) else { return };
+    fn wait_for(&mut self, failed: Failed, after: Option<Duration>) {
+        let Some(placed) = self.placed.get_mut(failed.part.index as usize) else { return };
         let pause = placed.backoff.pause().max(after.unwrap_or_default());
-        self.waiting.push(Waiting { part, due: Instant::now() + pause });
+        self.waiting.push(Waiting { failed, due: Instant::now() + pause });
     }
 
     /// Places every part whose time has come.
     #[cold]
     fn place_due(&mut self, now: Instant) {
-        let (due, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.due <= now);
-        self.waiting = waiting;
-        for Waiting { part, .. } in due {
-            self.place_again(part);
+        let Some(view) = self.route.dispatch.view() else { return };
+        for Waiting { failed, .. } in self.take_waiting(|_, waiting| waiting.due <= now) {
+            let (retries, index) = (self.route.dispatch.retries(), failed.part.index as usize);
+            if self.has_moved(&failed, &view) {
+                // Another backend is asked: that is no retry.
+                self.place(failed, &view);
+            } else if !retries.spend(now) {
+                self.wait_for(failed, None);
+            } else if !self.place(failed, &view) {
+                retries.give_back();
+            } else if let Some(placed) = self.placed.get_mut(index) {
+                placed.paid = true;
+            }
         }
     }
 
-    /// Sends a part to its owner by the table of this moment, cut again when that is another table.
-    fn place_again(&mut self, part: Part) {
-        let Some(view) = self.route.dispatch.view() else { return self.wait_for(part, None) };
-        let Some(placed) = self.placed.get(part.index as usize).copied() else { return };
+    /// Places every part that waits for a backend that has lost it: it need not wait any longer.
+    #[cold]
+    fn place_moved(&mut self) {
+        let Some(view) = self.route.dispatch.view() else { return };
+        for Waiting { failed, .. } in self.take_waiting(|delivery, waiting| delivery.has_moved(&waiting.failed, &view))
+        {
+            self.place(failed, &view);
+        }
+    }
+
+    fn take_waiting(&mut self, which: impl Fn(&Self, &Waiting) -> bool) -> Vec<Waiting> {
+        let (taken, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|waiting| which(self, waiting));
+        self.waiting = waiting;
+        taken
+    }
+
+    /// Sends a part to its owner by the table of this moment, cut again when that is another table. Whether it was queued;
+    /// if not, it waits again.
+    fn place(&mut self, failed: Failed, view: &View) -> bool {
+        let Some(placed) = self.placed.get(failed.part.index as usize).copied() else { return false };
         let generation = view.table().generation;
         if placed.generation == generation {
             self.route.metrics.retried.increment(1);
-            self.submit(&view, vec![part]);
-            return;
+            return self.submit(view, vec![failed.part]);
         }
+        let part = &failed.part;
         let Some(permit) = self.pipeline.budget.take(part.message.as_bytes().len()) else {
-            return self.wait_for(part, None);
+            self.wait_for(failed, None);
+            return false;
         };
-        let (signal, records) = (part.signal, u64::from(part.records));
-        match cut::again(signal, part.message.clone(), permit, view.table()) {
+        match cut::again(part.signal, part.message.clone(), permit, view.table()) {
             Ok(cut) => {
                 self.route.metrics.replaced.increment(1);
                 self.join.hold(cut.permit);
                 let parts = self.adopt(cut.parts, Placed { generation, ..placed });
-                self.submit(&view, parts);
+                self.submit(view, parts)
             }
             // The bytes were walked before: only the budget can be in the way.
-            Err(refusal) if refusal.retry_after.is_some() => self.wait_for(part, None),
+            Err(refusal) if refusal.retry_after.is_some() => {
+                self.wait_for(failed, None);
+                false
+            }
             Err(refusal) => {
-                self.tally.refused(u32::try_from(records).unwrap_or(u32::MAX), refusal.code, refusal.message)
+                self.tally.refused(part.records, refusal.code, refusal.message);
+                false
             }
         }
     }
@@ -192,23 +264,44 @@ impl<'a> Delivery<'a> {
         parts
     }
 
-    fn submit(&mut self, view: &View, parts: Vec<Part>) {
+    /// Queues parts; if a queue is full they wait again.
+    fn submit(&mut self, view: &View, parts: Vec<Part>) -> bool {
         let count = parts.len();
         match view.submit(parts, &self.join) {
-            Ok(()) => self.under_way += count,
+            Ok(()) => {
+                self.under_way += count;
+                true
+            }
             Err(Full { parts, .. }) => {
                 for part in parts {
-                    self.wait_for(part, None);
+                    let owner = view.identity_of(part.backend);
+                    self.tally.last_failure = Some((Arc::clone(&owner), Cause::Full));
+                    self.wait_for(Failed { part, owner, cause: Cause::Full }, None);
                 }
+                false
             }
         }
     }
 
     #[cold]
     fn late(self) -> Refusal {
-        let cause = self.tally.last_failure.map_or_else(|| "no answer yet".to_owned(), |cause| format!("{cause:?}"));
-        let message = format!("not all of {} records were acknowledged in time: {cause}", self.tally.records);
+        let why = self.tally.last_failure.map(|(owner, cause)| format!("backend {owner}: {cause}"));
+        let why = why.as_deref().unwrap_or("no answer yet");
+        let message = format!("not all of {} records were acknowledged in time; {why}", self.tally.records);
         Refusal::retryable(Reason::Deadline, retry_delay(), message)
+    }
+}
+
+/// Resolves when another table has taken over; never without a subscription.
+///
+/// Cancel safety: a change that was not answered is answered by the next call.
+async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
+    let over = match changes {
+        Some(changes) => changes.changed().await.is_err(),
+        None => true,
+    };
+    if over {
+        std::future::pending::<()>().await;
     }
 }
 

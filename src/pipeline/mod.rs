@@ -8,6 +8,8 @@ mod connection;
 mod cut;
 mod delivery;
 mod metrics;
+#[cfg(test)]
+mod tests;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -108,9 +110,11 @@ impl Pipeline {
         let join = Join::new(request.deadline, request.connection);
         join.hold(permit);
         let tally = Tally::new(records, rejected);
+        let sent = parts.len();
         let delivery = Delivery::new(self, route, join, &parts, view.table().generation, tally);
         view.submit(parts, delivery.join()).map_err(|full| queue_full(view.table(), &full))?;
         drop(view);
+        route.dispatch.retries().earn(sent);
         delivery.finish(request.deadline).await
     }
 }

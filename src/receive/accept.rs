@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{self, Spawner},
+    connection::{self, Life, Spawner},
     metrics::ListenerMetrics,
 };
 use crate::lifecycle::Tasks;
@@ -62,6 +62,10 @@ pub struct Limits {
     pub max_concurrent_streams: u32,
     /// Bound on an HTTP/2 request's headers, in bytes.
     pub max_header_list_size: u32,
+    /// Age at which a client is told to go, give or take a tenth.
+    pub max_connection_age: Option<Duration>,
+    /// How long its requests then have.
+    pub max_connection_age_grace: Option<Duration>,
 }
 
 /// Which HTTP a listener's clients speak.
@@ -141,12 +145,12 @@ impl Bound {
         let listener = Arc::new(Listener {
             builder: connection::builder(&limits, tasks),
             metrics: ListenerMetrics::new(self.name),
-            header_timeout: limits.header_timeout,
+            limits,
             connector,
             make_service,
             tasks: tasks.clone(),
         });
-        drop(tasks.spawn(accept(self, limits.max_connections, listener)));
+        drop(tasks.spawn(accept(self, listener)));
     }
 }
 
@@ -154,13 +158,13 @@ impl Bound {
 struct Listener<C, M> {
     builder: hyper_util::server::conn::auto::Builder<Spawner>,
     metrics: ListenerMetrics,
-    header_timeout: Duration,
+    limits: Limits,
     connector: C,
     make_service: M,
     tasks: Tasks,
 }
 
-async fn accept<C, M, S, B>(bound: Bound, max_connections: usize, listener: Arc<Listener<C, M>>)
+async fn accept<C, M, S, B>(bound: Bound, listener: Arc<Listener<C, M>>)
 where
     C: Connector,
     M: Fn(SocketAddr) -> S + Send + Sync + 'static,
@@ -170,6 +174,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    let max_connections = listener.limits.max_connections;
     let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
     let mut trouble = Trouble::new(bound.name);
     loop {
@@ -219,17 +224,17 @@ impl<C: Connector, M> Listener<C, M> {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let open = self.metrics.accepted();
-        let first_request_by = Instant::now() + self.header_timeout;
+        let life = Life::new(&self.limits);
         if let Err(error) = set_options(&stream) {
             tracing::debug!(%error, "cannot set the options of a connection");
         }
         let connected = tokio::select! {
             () = self.tasks.stopped() => return,
-            connected = timeout_at(first_request_by, self.connector.connect(stream)) => connected,
+            connected = timeout_at(life.first_request_by, self.connector.connect(stream)) => connected,
         };
         match connected {
             Ok(Ok(stream)) => {
-                connection::serve(&self.builder, stream, service, first_request_by, &self.tasks).await;
+                connection::serve(&self.builder, stream, service, life, &self.tasks).await;
             }
             Ok(Err(error)) => {
                 self.metrics.failed();

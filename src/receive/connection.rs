@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
+    time::Duration,
 };
 
 use futures_util::task::AtomicWaker;
@@ -59,15 +60,41 @@ pub(super) fn builder(limits: &Limits, tasks: &Tasks) -> Builder<Spawner> {
     }
 }
 
-/// Serves a connection to its end. It is closed when no request has come by `first_request_by`; it is told to finish
-/// when the process drains, and dropped when it stops: a peer that does not answer could keep it open for ever.
-pub(super) async fn serve<I, S, B>(
-    builder: &Builder<Spawner>,
-    stream: I,
-    service: S,
-    first_request_by: Instant,
-    tasks: &Tasks,
-) where
+/// How long a connection lives at most, by its listener's limits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Life {
+    /// It is closed when no request has come by then.
+    pub(super) first_request_by: Instant,
+    /// Its client is told to go then.
+    aged_at: Option<Instant>,
+    /// What its requests then have.
+    grace: Option<Duration>,
+    /// It is cut then.
+    cut_at: Option<Instant>,
+    draining: bool,
+}
+
+impl Life {
+    /// The life of a connection that begins now.
+    pub(super) fn new(limits: &Limits) -> Self {
+        let now = Instant::now();
+        // Connections that came together are not to go together.
+        let jittered = |age: Duration| age.mul_f64(0.9 + 0.2 * fastrand::f64());
+        Self {
+            first_request_by: now + limits.header_timeout,
+            aged_at: limits.max_connection_age.and_then(|age| now.checked_add(jittered(age))),
+            grace: limits.max_connection_age_grace,
+            cut_at: None,
+            draining: false,
+        }
+    }
+}
+
+/// Serves a connection to its end. It is closed when no request has come in time; it is told to finish when it is old or the
+/// process drains, and dropped when that takes too long or the process stops: a peer that does not answer could keep it open
+/// for ever.
+pub(super) async fn serve<I, S, B>(builder: &Builder<Spawner>, stream: I, service: S, mut life: Life, tasks: &Tasks)
+where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -78,7 +105,7 @@ pub(super) async fn serve<I, S, B>(
     let served = Arc::new(AtomicBool::new(false));
     let service = Noticed { service, served: Arc::clone(&served) };
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut events = Seldom::new(wait(first_request_by, &served, tasks, false));
+    let mut events = Seldom::new(wait(life, &served, tasks));
     loop {
         // The connection goes first: what has arrived is served before the drain is looked at.
         let event = tokio::select! {
@@ -97,24 +124,33 @@ pub(super) async fn serve<I, S, B>(
                 return;
             }
             Event::Stopped => return,
-            Event::Draining => {
-                connection.as_mut().graceful_shutdown();
-                events = Seldom::new(wait(first_request_by, &served, tasks, true));
+            Event::Cut => {
+                tracing::debug!("connection cut: it was told to go and did not in time");
+                return;
+            }
+            Event::Draining => life.draining = true,
+            Event::Aged => {
+                life.aged_at = None;
+                life.cut_at = life.grace.and_then(|grace| Instant::now().checked_add(grace));
             }
         }
+        connection.as_mut().graceful_shutdown();
+        events = Seldom::new(wait(life, &served, tasks));
     }
 }
 
 /// What can happen to a connection from our side.
 enum Event {
-    NoRequest,
+    Aged,
+    Cut,
     Draining,
+    NoRequest,
     Stopped,
 }
 
-async fn wait(first_request_by: Instant, served: &AtomicBool, tasks: &Tasks, draining: bool) -> Event {
+async fn wait(life: Life, served: &AtomicBool, tasks: &Tasks) -> Event {
     let no_request = async {
-        sleep_until(first_request_by).await;
+        sleep_until(life.first_request_by).await;
         if served.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
@@ -123,7 +159,16 @@ async fn wait(first_request_by: Instant, served: &AtomicBool, tasks: &Tasks, dra
         biased;
         () = tasks.stopped() => Event::Stopped,
         () = no_request => Event::NoRequest,
-        () = tasks.drained(), if !draining => Event::Draining,
+        () = at(life.cut_at) => Event::Cut,
+        () = tasks.drained(), if !life.draining => Event::Draining,
+        () = at(life.aged_at) => Event::Aged,
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

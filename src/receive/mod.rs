@@ -50,6 +50,11 @@ pub struct GrpcConfig {
     pub header_timeout: Duration,
     /// Connections at a time; further ones are closed as soon as they are accepted.
     pub max_connections: usize,
+    /// Age at which a connection's client is told to go (GOAWAY), give or take a tenth: the next one may come to a replica
+    /// that is new. `None` is never.
+    pub max_connection_age: Option<Duration>,
+    /// How long its requests then have before it is cut; `None` is as long as they need.
+    pub max_connection_age_grace: Option<Duration>,
     /// When a request is answered at the latest, before the margin is taken off; `grpc-timeout` can only shorten it.
     pub deadline: Duration,
 }
@@ -91,6 +96,10 @@ impl Default for GrpcConfig {
             max_header_list_size: 16 << 10,
             header_timeout: Duration::from_secs(10),
             max_connections: 10_000,
+            // Seldom enough to cost nothing, often enough that a new replica has its share of clients soon.
+            max_connection_age: Some(Duration::from_secs(600)),
+            // Far above any request's deadline.
+            max_connection_age_grace: Some(Duration::from_secs(60)),
             // SDKs give up at 10 s: they are to hear from us before.
             deadline: Duration::from_secs(8),
         }
@@ -141,6 +150,8 @@ impl Bound {
                 header_timeout: config.header_timeout,
                 max_concurrent_streams: config.max_concurrent_streams,
                 max_header_list_size: config.max_header_list_size,
+                max_connection_age: config.max_connection_age,
+                max_connection_age_grace: config.max_connection_age_grace,
             };
             bound.serve(limits, accept::Plain, move |_peer| service.for_connection(), tasks);
         }

@@ -115,7 +115,7 @@ page! {
         "Records whose trace ID is empty, zero or of a wrong length.";
 
     RING_MEMBERS = "spanring_ring_members", Gauge, ["pool", "state"],
-        "Backends by state: active, draining, ejected or unresolved.";
+        "Backends by state: active, draining (left discovery, still held), ejected (it fails) or unresolved (no address).";
     RING_GENERATION = "spanring_ring_generation", Gauge, ["pool"],
         "Number of tables that this process has published.";
     RING_FINGERPRINT = "spanring_ring_fingerprint", Gauge, ["pool"],
@@ -130,6 +130,19 @@ page! {
         "Time that the last build of the ring took.";
     RING_CHANGES_TOTAL = "spanring_ring_changes_total", Counter, ["pool"],
         "Changes of the table after the first.";
+
+    MEMBERSHIP_BACKEND_STATE = "spanring_membership_backend_state", Gauge, ["pool", "backend", "state"],
+        "1 for the state that the backend is in (active, draining, ejected or unresolved), 0 for the others.";
+    MEMBERSHIP_EJECTIONS_TOTAL = "spanring_membership_ejections_total", Counter, ["pool", "reason"],
+        "Ejections by reason: refused, timeout, unresolved or a failure of the connection.";
+    MEMBERSHIP_RETURNS_TOTAL = "spanring_membership_returns_total", Counter, ["pool"],
+        "Ejected backends that answered and took their slots back.";
+    MEMBERSHIP_PROBES_TOTAL = "spanring_membership_probes_total", Counter, ["pool", "result"],
+        "Questions to ejected backends whether they are back: answered or failed.";
+    MEMBERSHIP_PANIC = "spanring_membership_panic", Gauge, ["pool"],
+        "1 while so many backends fail that none counts as ejected (max_ejection_percent).";
+    HEALTH_EVENTS_DROPPED_TOTAL = "spanring_health_events_dropped_total", Counter, ["pool"],
+        "Observations of backends' health that found no room on their way to membership.";
 
     DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS = "spanring_discovery_last_success_timestamp_seconds", Gauge, ["pool"],
         "When discovery last had a good answer, in Unix time.";
@@ -154,6 +167,8 @@ page! {
         "Bytes that may wait for one backend (sending_queue.queue_size).";
     DISPATCH_IN_FLIGHT_CALLS = "spanring_dispatch_in_flight_calls", Gauge, ["pool", "backend"],
         "Calls that the backend has not answered yet.";
+    DISPATCH_IN_FLIGHT_BYTES = "spanring_dispatch_in_flight_bytes", Gauge, ["pool", "backend"],
+        "Payload bytes of calls that the backend has not answered yet.";
     DISPATCH_CONNECTIONS = "spanring_dispatch_connections", Gauge, ["pool", "backend"],
         "Connections to the backend.";
     DISPATCH_CONNECTS_TOTAL = "spanring_dispatch_connects_total", Counter, ["pool", "backend", "result"],
@@ -162,6 +177,8 @@ page! {
         "Parts that were tried again.";
     DISPATCH_REPLACED_PARTS_TOTAL = "spanring_dispatch_replaced_parts_total", Counter, ["pool", "signal"],
         "Parts that were cut again by a newer table.";
+    DISPATCH_RETRY_BUDGET_EXHAUSTED_TOTAL = "spanring_dispatch_retry_budget_exhausted_total", Counter, ["pool"],
+        "Retries that waited longer because the budget was used up (retry_on_failure.budget_percent).";
     DISPATCH_DROPPED_PARTS_TOTAL = "spanring_dispatch_dropped_parts_total", Counter, ["pool", "reason"],
         "Parts dropped before they were sent: abandoned (the client is gone), deadline or stopped.";
     DISPATCH_POSSIBLE_DUPLICATE_RECORDS_TOTAL = "spanring_dispatch_possible_duplicate_records_total", Counter, ["pool"],

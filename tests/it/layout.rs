@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("budget", &[]),
     ("lifecycle", &[]),
     ("telemetry", &["lifecycle"]),
+    ("health", &["telemetry"]),
     ("split", &["otlp"]),
     ("ring", &["discovery", "otlp"]),
     ("route", &["ring", "split", "otlp"]),

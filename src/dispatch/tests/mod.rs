@@ -1,6 +1,7 @@
 //! Tests of dispatch against scripted backends.
 
+mod failover;
 mod faults;
 mod merging;
 mod queueing;
-mod support;
+pub(crate) mod support;

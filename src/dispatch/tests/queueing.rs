@@ -54,10 +54,10 @@ fn the_first_place_takes_at_once_and_a_further_one_after_a_while() {
     bench.push(part(&["c"], 0), SOON);
     assert_eq!(bench.take(SOON), None, "the oldest has not waited long enough");
     assert_eq!(bench.take(LATER), Some((2, 0)), "what waits must leave together");
-    bench.queue.done();
+    bench.queue.done(0);
     bench.push(part(&["d"], 0), LATER);
     assert_eq!(bench.take(LATER), None, "one call still runs");
-    bench.queue.done();
+    bench.queue.done(0);
     assert_eq!(bench.take(LATER), Some((1, 0)));
 }
 

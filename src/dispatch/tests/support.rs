@@ -25,34 +25,36 @@ use tonic::{Request, Response, Status, codec::CompressionEncoding, metadata::Met
 use crate::{
     discovery::Endpoint,
     dispatch::{Config, Dispatch, Join, Part, PartOutcome},
+    health::{self, HealthKind, Inbox},
     lifecycle::Tasks,
     otlp::{Framed, Signal},
     pipeline::ClientConnection,
-    ring::{Algorithm, Table},
+    ring::{Algorithm, Base, Table, members_of},
 };
 
 /// Nothing here takes longer, unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A backend whose every answer is decided by the test.
-pub(super) struct Script {
-    pub(super) address: SocketAddr,
+pub(crate) struct Script {
+    pub(crate) address: SocketAddr,
     calls: mpsc::Receiver<Call>,
 }
 
 /// A call that waits for its answer.
-pub(super) struct Call {
-    pub(super) spans: Vec<String>,
-    pub(super) metadata: MetadataMap,
+pub(crate) struct Call {
+    pub(crate) spans: Vec<String>,
+    pub(crate) metadata: MetadataMap,
     reply: oneshot::Sender<Result<ExportTraceServiceResponse, Status>>,
 }
 
 struct Service(mpsc::Sender<Call>);
 
 /// A dispatch in front of backends.
-pub(super) struct Rig {
-    pub(super) dispatch: Arc<Dispatch>,
-    pub(super) tasks: Tasks,
+pub(crate) struct Rig {
+    pub(crate) dispatch: Arc<Dispatch>,
+    pub(crate) tasks: Tasks,
+    pub(crate) events: Inbox,
     tables: watch::Sender<Option<Arc<Table>>>,
 }
 
@@ -73,7 +75,7 @@ impl TraceService for Service {
 
 impl Script {
     /// A backend that takes plain, gzip and zstd, and answers in `reply`.
-    pub(super) async fn start(tasks: &Tasks, reply: Option<CompressionEncoding>, streams: u32) -> Self {
+    pub(crate) async fn start(tasks: &Tasks, reply: Option<CompressionEncoding>, streams: u32) -> Self {
         let (calls, received) = mpsc::channel(64);
         let mut service = TraceServiceServer::new(Service(calls))
             .accept_compressed(CompressionEncoding::Gzip)
@@ -109,27 +111,27 @@ impl Script {
     }
 
     /// The next call.
-    pub(super) async fn call(&mut self) -> Call {
+    pub(crate) async fn call(&mut self) -> Call {
         patient(self.calls.recv()).await.expect("the backend must run")
     }
 
     /// Whether no call has come that was not taken.
-    pub(super) fn is_quiet(&mut self) -> bool {
+    pub(crate) fn is_quiet(&mut self) -> bool {
         self.calls.is_empty()
     }
 }
 
 impl Call {
-    pub(super) fn accept(self) {
+    pub(crate) fn accept(self) {
         self.answer(Ok(ExportTraceServiceResponse::default()));
     }
 
-    pub(super) fn accept_partly(self, rejected: i64, message: &str) {
+    pub(crate) fn accept_partly(self, rejected: i64, message: &str) {
         let partial = ExportTracePartialSuccess { rejected_spans: rejected, error_message: message.into() };
         self.answer(Ok(ExportTraceServiceResponse { partial_success: Some(partial) }));
     }
 
-    pub(super) fn refuse(self, status: Status) {
+    pub(crate) fn refuse(self, status: Status) {
         self.answer(Err(status));
     }
 
@@ -141,36 +143,53 @@ impl Call {
 
 impl Rig {
     /// A dispatch to `backends`.
-    pub(super) fn start(config: Config, backends: &[SocketAddr]) -> Self {
+    pub(crate) fn start(config: Config, backends: &[SocketAddr]) -> Self {
         let tasks = Tasks::new();
         Self::start_with(config, backends, tasks)
     }
 
-    pub(super) fn start_with(config: Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
-        let (tables, receiver) = watch::channel(Some(table(1, backends)));
-        let dispatch = Dispatch::start("test", config, receiver, &tasks);
-        Self { dispatch, tasks, tables }
+    pub(crate) fn start_with(config: Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
+        let (tables, receiver) = watch::channel(Some(table(1, backends, &[])));
+        let (sender, events) = health::channel("test");
+        let dispatch = Dispatch::start("test", config, receiver, &tasks, sender);
+        Self { dispatch, tasks, events, tables }
     }
 
     /// Publishes a table of other backends and waits until it is in force.
-    pub(super) async fn change(&self, generation: u64, backends: &[SocketAddr]) {
-        self.tables.send_replace(Some(table(generation, backends)));
+    pub(crate) async fn change(&self, generation: u64, backends: &[SocketAddr]) {
+        self.publish(generation, backends, &[]).await;
+    }
+
+    /// The same, with the slots of those that are `away` served by others.
+    pub(crate) async fn publish(&self, generation: u64, backends: &[SocketAddr], away: &[SocketAddr]) {
+        self.tables.send_replace(Some(table(generation, backends, away)));
         wait_until(|| self.dispatch.view().is_some_and(|view| view.table().generation == generation)).await;
     }
 
+    /// The next thing that is said about a backend's health.
+    pub(crate) async fn event(&mut self) -> HealthKind {
+        patient(self.events.recv()).await.expect("the dispatch must run").kind
+    }
+
+    /// Whether nothing more was said about a backend's health.
+    pub(crate) fn events_are_quiet(&mut self) -> bool {
+        use futures_util::FutureExt;
+        self.events.recv().now_or_never().is_none()
+    }
+
     /// The index of a backend in the table.
-    pub(super) fn index_of(&self, address: SocketAddr) -> u32 {
+    pub(crate) fn index_of(&self, address: SocketAddr) -> u32 {
         let view = self.dispatch.view().unwrap();
         let at = view.table().backends().iter().position(|backend| backend.address == Some(address));
         u32::try_from(at.expect("the backend must be in the table")).unwrap()
     }
 
     /// Submits parts of one new request.
-    pub(super) fn submit(&self, parts: Vec<Part>) -> Join {
+    pub(crate) fn submit(&self, parts: Vec<Part>) -> Join {
         self.submit_from(parts, &Arc::default())
     }
 
-    pub(super) fn submit_from(&self, parts: Vec<Part>, connection: &Arc<ClientConnection>) -> Join {
+    pub(crate) fn submit_from(&self, parts: Vec<Part>, connection: &Arc<ClientConnection>) -> Join {
         let join = Join::new(Instant::now() + PATIENCE, Arc::clone(connection));
         self.dispatch.view().unwrap().submit(parts, &join).expect("there must be room");
         join
@@ -184,18 +203,18 @@ impl Drop for Rig {
 }
 
 /// The only outcome of a request of one part.
-pub(super) async fn outcome(join: &Join) -> PartOutcome {
+pub(crate) async fn outcome(join: &Join) -> PartOutcome {
     let mut outcomes = patient(join.next()).await;
     assert_eq!(outcomes.len(), 1, "must be one outcome: {outcomes:?}");
     outcomes.remove(0).1
 }
 
-pub(super) async fn patient<F: Future>(future: F) -> F::Output {
+pub(crate) async fn patient<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future).await.expect("must not take that long")
 }
 
 /// Waits for a state that other tasks bring about.
-pub(super) async fn wait_until(state: impl Fn() -> bool) {
+pub(crate) async fn wait_until(state: impl Fn() -> bool) {
     patient(async {
         while !state() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -204,18 +223,18 @@ pub(super) async fn wait_until(state: impl Fn() -> bool) {
     .await;
 }
 
-pub(super) fn accepted() -> PartOutcome {
+pub(crate) fn accepted() -> PartOutcome {
     PartOutcome::Accepted { rejected: 0, message: None }
 }
 
 /// A part of spans with these names, for the backend of that index.
-pub(super) fn part(names: &[&str], backend: u32) -> Part {
+pub(crate) fn part(names: &[&str], backend: u32) -> Part {
     let spans: Vec<_> = names.iter().map(|name| span(name, 0)).collect();
     part_of(spans, backend)
 }
 
 /// A part of `count` spans with about `size` bytes each.
-pub(super) fn large_part(count: usize, size: usize, backend: u32) -> Part {
+pub(crate) fn large_part(count: usize, size: usize, backend: u32) -> Part {
     part_of((0..count).map(|at| span(&format!("span {at}"), size)).collect(), backend)
 }
 
@@ -233,36 +252,40 @@ fn part_of(spans: Vec<Span>, backend: u32) -> Part {
 }
 
 /// The names of a request's spans, in their order.
-pub(super) fn names_of(request: &ExportTraceServiceRequest) -> Vec<String> {
+pub(crate) fn names_of(request: &ExportTraceServiceRequest) -> Vec<String> {
     let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
     scopes.flat_map(|scope| &scope.spans).map(|span| span.name.clone()).collect()
 }
 
 /// The names of a part's spans.
-pub(super) fn names_in(part: &Part) -> Vec<String> {
+pub(crate) fn names_in(part: &Part) -> Vec<String> {
     names_of(&ExportTraceServiceRequest::decode(part.message.payload()).unwrap())
 }
 
-fn table(generation: u64, backends: &[SocketAddr]) -> Arc<Table> {
+pub(crate) fn table(generation: u64, backends: &[SocketAddr], away: &[SocketAddr]) -> Arc<Table> {
     let mut endpoints: Vec<_> = backends
         .iter()
         .map(|address| Endpoint { identity: address.to_string().into(), address: Some(*address), weight: 1 })
         .collect();
     endpoints.sort();
-    Arc::new(Table::of(generation, Algorithm::SlotsV1, &endpoints.into()).unwrap())
+    let base = Base::build_with(Algorithm::SlotsV1, &members_of(&endpoints)).unwrap();
+    let is_away = |endpoint: &Endpoint| away.iter().any(|address| endpoint.address == Some(*address));
+    let away = (0..).zip(&endpoints).filter(|(_, endpoint)| is_away(endpoint)).map(|(at, _)| at).collect();
+    let overlay = base.overlay(&away);
+    Arc::new(Table::new(generation, Arc::new(base), overlay, endpoints.into()))
 }
 
-pub(super) async fn listen() -> TcpListener {
+pub(crate) async fn listen() -> TcpListener {
     TcpListener::bind(("127.0.0.1", 0)).await.unwrap()
 }
 
 /// Accepts one connection and speaks HTTP/2 on it.
-pub(super) async fn accept_h2(listener: &TcpListener) -> h2::server::Connection<TcpStream, Bytes> {
+pub(crate) async fn accept_h2(listener: &TcpListener) -> h2::server::Connection<TcpStream, Bytes> {
     let (stream, _) = patient(listener.accept()).await.unwrap();
     patient(h2::server::handshake(stream)).await.unwrap()
 }
 
 /// A gRPC answer without a message.
-pub(super) fn trailers_only(status: &str) -> http::Response<()> {
+pub(crate) fn trailers_only(status: &str) -> http::Response<()> {
     http::Response::builder().header("content-type", "application/grpc").header("grpc-status", status).body(()).unwrap()
 }

@@ -171,3 +171,64 @@ async fn the_export_of_a_client_that_is_gone_is_dropped() {
     let line = "spanring_receiver_abandoned_requests_total{signal=\"traces\"} 2";
     until(line, || handle.render().lines().any(|found| found == line)).await;
 }
+
+fn aging(age: u64, grace: Option<u64>) -> GrpcConfig {
+    GrpcConfig {
+        max_connection_age: Some(Duration::from_secs(age)),
+        max_connection_age_grace: grace.map(Duration::from_secs),
+        ..GrpcConfig::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_connection_is_told_to_go_and_its_requests_are_answered() {
+    let tasks = Tasks::new();
+    let (export, gate, _alive) = waiting();
+    let config = aging(100, Some(60));
+    let mut client = h2_over(serve_in_memory(export, &config, &tasks), &tasks).await;
+    let started = tokio::time::Instant::now();
+    gate.add_permits(1);
+    assert_eq!(grpc_status(&finish(empty_message(&mut client)).await.2).code(), Code::Ok);
+    tokio::time::sleep(Duration::from_secs(89)).await;
+    let mut client = client.ready().await.expect("it is young");
+    let response = empty_message(&mut client);
+    // GOAWAY: no further request can be sent on it.
+    let told = async {
+        while client.clone().ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), told).await.expect("GOAWAY must come");
+    let age = started.elapsed().as_secs_f64();
+    assert!((90.0..=110.5).contains(&age), "{age} s");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    gate.add_permits(1);
+    assert_eq!(grpc_status(&finish(response).await.2).code(), Code::Ok);
+    tasks.stop();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_does_not_go_is_cut() {
+    let tasks = Tasks::new();
+    let (export, _gate, alive) = waiting();
+    let mut client = h2_over(serve_in_memory(export, &aging(20, Some(60)), &tasks), &tasks).await;
+    let started = tokio::time::Instant::now();
+    let response = empty_message(&mut client);
+    assert!(response.await.is_err(), "its request is never answered");
+    let age = started.elapsed().as_secs_f64();
+    assert!((78.0..=82.1).contains(&age), "{age} s");
+    until("its export is dropped", || alive.load(Ordering::SeqCst) == 0).await;
+    tasks.stop();
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_grace_requests_have_as_long_as_they_need() {
+    let tasks = Tasks::new();
+    let (export, gate, _alive) = waiting();
+    let mut client = h2_over(serve_in_memory(export, &aging(20, None), &tasks), &tasks).await;
+    let response = empty_message(&mut client);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    gate.add_permits(1);
+    assert_eq!(grpc_status(&finish(response).await.2).code(), Code::Ok);
+    tasks.stop();
+}

@@ -120,14 +120,16 @@ fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> 
         header_timeout: config.header_timeout,
         max_concurrent_streams: config.max_concurrent_streams,
         max_header_list_size: config.max_header_list_size,
+        max_connection_age: config.max_connection_age,
+        max_connection_age_grace: config.max_connection_age_grace,
     };
     let service = OtlpGrpc::new(export, Budget::new(1 << 30), config);
     let (client, server) = tokio::io::duplex(1 << 20);
-    let first_request_by = tokio::time::Instant::now() + config.header_timeout;
+    let life = connection::Life::new(&limits);
     let watched = tasks.clone();
     drop(tasks.spawn(async move {
         let builder = connection::builder(&limits, &watched);
-        connection::serve(&builder, server, service.for_connection(), first_request_by, &watched).await;
+        connection::serve(&builder, server, service.for_connection(), life, &watched).await;
     }));
     client
 }

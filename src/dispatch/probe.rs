@@ -1,0 +1,101 @@
+//! Asks a backend whether it is there: gRPC's health service over a connection of its own.
+
+use std::{
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::{Pin, pin},
+    task::Poll,
+};
+
+use bytes::{Bytes, BytesMut};
+use h2::client::SendRequest;
+use http::{Method, Request, StatusCode, Version};
+use prost::Message;
+
+use super::client::{self, Connected};
+use crate::{health::Prober, otlp::framed::PREFIX_LEN};
+
+/// Where the question goes.
+const PATH: &str = "/grpc.health.v1.Health/Check";
+
+/// `ServingStatus.NOT_SERVING` of `grpc.health.v1`.
+const NOT_SERVING: i32 = 2;
+
+/// An answer's message, at most: a status is two bytes long.
+const MAX_ANSWER: usize = 1 << 10;
+
+/// Asks by `grpc.health.v1.Health/Check`. Any answer of the peer's own will do, that it knows no such service above all (a
+/// Collector says so unless told otherwise), except that it is not serving.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HealthCheck;
+
+/// `HealthCheckResponse`
+#[derive(Clone, PartialEq, Message)]
+struct Answer {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+impl Prober for HealthCheck {
+    async fn probe(&self, address: SocketAddr) -> bool {
+        let Ok(Connected { sender, mut connection, outlet }) = client::connect(address).await else { return false };
+        let mut answer = pin!(ask(sender, address));
+        let over = poll_fn(|cx| {
+            // Flushed after each look: h2 has written what it wanted to by then.
+            let over = Pin::new(&mut connection).poll(cx).is_ready();
+            let broken = matches!(outlet.poll_flush(cx), Poll::Ready(Err(_)));
+            if over || broken { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let heard = tokio::select! {
+            biased;
+            heard = &mut answer => heard,
+            // It may have answered before it ended.
+            () = over => poll_fn(|cx| match answer.as_mut().poll(cx) {
+                Poll::Ready(heard) => Poll::Ready(heard),
+                Poll::Pending => Poll::Ready(None),
+            }).await,
+        };
+        heard.unwrap_or(false)
+    }
+}
+
+/// Whether the peer serves; `None` if it did not say.
+async fn ask(sender: SendRequest<Bytes>, address: SocketAddr) -> Option<bool> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .version(Version::HTTP_2)
+        .uri(format!("http://{address}{PATH}"))
+        .header("te", "trailers")
+        .header("content-type", "application/grpc")
+        .header("user-agent", concat!("spanring/", env!("CARGO_PKG_VERSION")))
+        .body(())
+        .ok()?;
+    let mut sender = sender.ready().await.ok()?;
+    let (response, mut body) = sender.send_request(request, false).ok()?;
+    // A message without fields asks for the server as a whole.
+    body.send_data(Bytes::from_static(&[0; PREFIX_LEN]), true).ok()?;
+    let response = response.await.ok()?;
+    if matches!(
+        response.status(),
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    ) {
+        // Someone on the way says that nobody is there.
+        return Some(false);
+    }
+    let is_grpc = response.headers().contains_key("grpc-status")
+        || response.headers().get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if !is_grpc {
+        return Some(true);
+    }
+    let mut message = BytesMut::new();
+    let mut stream = response.into_body();
+    while let Some(Ok(chunk)) = stream.data().await {
+        drop(stream.flow_control().release_capacity(chunk.len()));
+        if message.len() + chunk.len() > MAX_ANSWER {
+            return Some(true);
+        }
+        message.extend_from_slice(&chunk);
+    }
+    let answer = message.get(PREFIX_LEN..).and_then(|message| Answer::decode(message).ok()).unwrap_or_default();
+    Some(answer.status != NOT_SERVING)
+}

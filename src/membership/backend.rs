@@ -1,0 +1,228 @@
+//! What is believed of one backend: failures in a row, ejection and its growing time, absence. Pure.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::OutlierDetection;
+use crate::{discovery::Endpoint, health::HealthKind};
+
+/// The reason of an ejection without any delivery: its name has had no address for a while.
+pub(super) const UNRESOLVED: &str = "unresolved";
+
+/// A period of ejection differs by up to this share, so that replicas do not probe in step.
+const JITTER: f64 = 0.1;
+
+/// One backend.
+#[derive(Debug)]
+pub(super) struct Backend {
+    pub(super) endpoint: Endpoint,
+    /// In a row, without an answer among them.
+    failures: u32,
+    ejection: Option<Ejection>,
+    /// Ejections and fruitless probes since it was last well for long.
+    periods: u32,
+    returned_at: Option<Instant>,
+    unresolved_since: Option<Instant>,
+    absent_since: Option<Instant>,
+}
+
+/// It takes no records until it answers a probe.
+#[derive(Clone, Copy, Debug)]
+struct Ejection {
+    /// When it is probed next; `None` while a probe runs.
+    probe_at: Option<Instant>,
+}
+
+/// An ejection that just began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ejected {
+    pub(super) reason: &'static str,
+    /// Until the first probe.
+    pub(super) period: Duration,
+}
+
+/// A backend's state, as metrics and pages name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BackendState {
+    /// It takes what it owns.
+    Active,
+    /// It has left discovery and is held for a while, since it still answers.
+    Draining,
+    /// It fails; its slots go elsewhere, unless too many fail.
+    Ejected,
+    /// It has no address.
+    Unresolved,
+}
+
+// === impl BackendState ===
+
+impl BackendState {
+    /// All states, in the order of their series.
+    pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Ejected, Self::Unresolved];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Ejected => "ejected",
+            Self::Unresolved => "unresolved",
+        }
+    }
+}
+
+// === impl Backend ===
+
+impl Backend {
+    pub(super) fn new(endpoint: Endpoint, now: Instant) -> Self {
+        let unresolved_since = endpoint.address.is_none().then_some(now);
+        Self {
+            endpoint,
+            failures: 0,
+            ejection: None,
+            periods: 0,
+            returned_at: None,
+            unresolved_since,
+            absent_since: None,
+        }
+    }
+
+    pub(super) fn state(&self) -> BackendState {
+        match () {
+            () if self.endpoint.address.is_none() => BackendState::Unresolved,
+            () if self.is_ejected() => BackendState::Ejected,
+            () if self.is_absent() => BackendState::Draining,
+            () => BackendState::Active,
+        }
+    }
+
+    pub(super) fn is_ejected(&self) -> bool {
+        self.ejection.is_some()
+    }
+
+    pub(super) fn is_absent(&self) -> bool {
+        self.absent_since.is_some()
+    }
+
+    /// Discovery lists it. What failed at another address says nothing of this one: it is asked at once.
+    pub(super) fn listed(&mut self, endpoint: &Endpoint, now: Instant) {
+        self.absent_since = None;
+        if self.endpoint.address != endpoint.address {
+            self.failures = 0;
+            self.periods = 0;
+            if let Some(ejection) = &mut self.ejection {
+                ejection.probe_at = Some(now);
+            }
+            self.unresolved_since = endpoint.address.is_none().then_some(now);
+        }
+        self.endpoint = endpoint.clone();
+    }
+
+    /// Discovery no longer lists it. Whether that is news.
+    pub(super) fn missed(&mut self, now: Instant) -> bool {
+        let news = self.absent_since.is_none();
+        self.absent_since.get_or_insert(now);
+        news
+    }
+
+    /// Whether its absence is to be believed by now.
+    pub(super) fn is_gone(&self, hold_down: Duration, now: Instant) -> bool {
+        self.absent_since.is_some_and(|since| self.is_ejected() || now >= since + hold_down)
+    }
+
+    /// Takes note of what a delivery saw. Answers the ejection that it is enough for.
+    pub(super) fn seen(
+        &mut self,
+        kind: HealthKind,
+        config: &OutlierDetection,
+        jitter: f64,
+        now: Instant,
+    ) -> Option<Ejected> {
+        if kind == HealthKind::Answered {
+            self.failures = 0;
+            return None;
+        }
+        self.failures = self.failures.saturating_add(1);
+        let enough = kind == HealthKind::Refused || self.failures >= config.consecutive_failures;
+        enough.then(|| self.eject(kind.as_str(), config, jitter, now)).flatten()
+    }
+
+    /// Ejects it, unless it is already or ejection is off.
+    pub(super) fn eject(
+        &mut self,
+        reason: &'static str,
+        config: &OutlierDetection,
+        jitter: f64,
+        now: Instant,
+    ) -> Option<Ejected> {
+        if self.is_ejected() || config.max_ejection_percent == 0 {
+            return None;
+        }
+        if self.returned_at.is_some_and(|at| now >= at + config.max_ejection_time) {
+            self.periods = 0;
+        }
+        let period = self.next_period(config, jitter);
+        self.ejection = Some(Ejection { probe_at: Some(now + period) });
+        Some(Ejected { reason, period })
+    }
+
+    /// Whether it has had no address for so long that it counts as failed.
+    pub(super) fn is_long_unresolved(&self, config: &OutlierDetection, now: Instant) -> bool {
+        !self.is_ejected() && self.unresolved_since.is_some_and(|since| now >= since + config.base_ejection_time)
+    }
+
+    /// Where a probe is due; then it counts as running. Without an address there is nothing to ask.
+    pub(super) fn begin_probe(&mut self, now: Instant) -> Option<SocketAddr> {
+        let address = self.endpoint.address?;
+        let ejection = self.ejection.as_mut()?;
+        ejection.probe_at.filter(|at| now >= *at)?;
+        ejection.probe_at = None;
+        Some(address)
+    }
+
+    /// Takes note of a probe's end. Whether the backend returns.
+    pub(super) fn probed(&mut self, answered: bool, config: &OutlierDetection, jitter: f64, now: Instant) -> bool {
+        if answered {
+            return self.come_back(now);
+        }
+        let period = self.next_period(config, jitter);
+        if let Some(ejection) = &mut self.ejection {
+            ejection.probe_at = Some(now + period);
+        }
+        false
+    }
+
+    /// Ends its ejection, if there is one.
+    pub(super) fn come_back(&mut self, now: Instant) -> bool {
+        self.failures = 0;
+        self.returned_at = Some(now);
+        self.ejection.take().is_some()
+    }
+
+    /// When something becomes due here next.
+    pub(super) fn next_due(&self, config: &OutlierDetection, hold_down: Duration) -> Option<Instant> {
+        let probe = self.ejection.and_then(|ejection| ejection.probe_at).filter(|_| self.endpoint.address.is_some());
+        let off = config.max_ejection_percent == 0 || self.is_ejected();
+        let unresolved = self.unresolved_since.filter(|_| !off).map(|since| since + config.base_ejection_time);
+        let gone = self.absent_since.map(|since| since + hold_down);
+        [probe, unresolved, gone].into_iter().flatten().min()
+    }
+
+    /// `base_ejection_time × 2^(n−1)` up to `max_ejection_time`, ± 10 %; `jitter` is from 0 to 1.
+    fn next_period(&mut self, config: &OutlierDetection, jitter: f64) -> Duration {
+        let doubled = 1_u32.checked_shl(self.periods).unwrap_or(u32::MAX);
+        self.periods = self.periods.saturating_add(1);
+        let period = config.base_ejection_time.saturating_mul(doubled).min(config.max_ejection_time);
+        period.mul_f64(1.0 - JITTER + 2.0 * JITTER * jitter)
+    }
+}
+
+/// A probe to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The backend.
+    pub identity: Arc<str>,
+    /// Where it is asked: an answer from an address that it no longer has says nothing.
+    pub address: SocketAddr,
+}

@@ -1,0 +1,127 @@
+//! What membership says in the log: one line for each change of state, and not more than a log can bear.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{build::Change, state::Note};
+
+/// How many backends one log line names before it counts the rest.
+const NAMED_IN_LOG: usize = 20;
+
+/// Lines about single backends in one [`WINDOW`]; the rest is counted.
+const LINES: u32 = 20;
+
+/// The time that [`LINES`] are for.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Lines about the backends of one pool.
+pub(super) struct Lines {
+    pool: Arc<str>,
+    window: Instant,
+    lines: u32,
+}
+
+// === impl Lines ===
+
+impl Lines {
+    pub(super) fn new(pool: &Arc<str>) -> Self {
+        Self { pool: Arc::clone(pool), window: Instant::now(), lines: 0 }
+    }
+
+    /// One line, unless there were too many of late.
+    pub(super) fn tell(&mut self, note: &Note) {
+        // Panic is what an operator must not miss.
+        let may = matches!(note, Note::Panic { .. }) || self.may_tell(Instant::now());
+        let pool = &*self.pool;
+        if !may {
+            return;
+        }
+        match note {
+            Note::Ejected { identity, reason, period } => {
+                tracing::warn!(pool, backend = %identity, reason, ?period, "backend ejected");
+            }
+            Note::ProbeFailed(identity) => {
+                tracing::debug!(pool, backend = %identity, "ejected backend does not answer")
+            }
+            Note::Returned(identity) => tracing::info!(pool, backend = %identity, "backend answers again"),
+            Note::Held(identity) => {
+                tracing::info!(pool, backend = %identity, "backend left discovery: held for a while");
+            }
+            Note::Left { identity, ejected } => {
+                tracing::info!(pool, backend = %identity, ejected, "backend left the membership");
+            }
+            Note::Panic { begins: true, failing, allowed } => {
+                tracing::warn!(pool, failing, allowed, "too many backends fail: none counts as ejected, all are tried");
+            }
+            Note::Panic { begins: false, failing, allowed } => {
+                tracing::info!(pool, failing, allowed, "few enough backends fail: they count as ejected again");
+            }
+        }
+    }
+
+    fn may_tell(&mut self, now: Instant) -> bool {
+        if now >= self.window + WINDOW {
+            let silent = self.lines.saturating_sub(LINES);
+            if silent > 0 {
+                tracing::warn!(
+                    pool = &*self.pool,
+                    lines = silent,
+                    "more changes of backends' state than the log takes"
+                );
+            }
+            (self.window, self.lines) = (now, 0);
+        }
+        self.lines = self.lines.saturating_add(1);
+        self.lines <= LINES
+    }
+}
+
+/// One line for each change.
+pub(super) fn change(pool: &str, change: &Change) {
+    let table = &change.table;
+    tracing::info!(
+        pool,
+        cause = change.cause.as_str(),
+        generation = table.generation,
+        backends = table.backends().len(),
+        away = table.overlay().away().len(),
+        added = names(&change.added()),
+        removed = names(&change.removed()),
+        moved = format_args!("{:.4}", change.moved),
+        membership_fingerprint = format_args!("{:012x}", table.membership_fingerprint()),
+        placement_fingerprint = format_args!("{:012x}", table.placement_fingerprint()),
+        "ring changed"
+    );
+}
+
+fn names(identities: &[Arc<str>]) -> String {
+    let mut names: Vec<&str> = identities.iter().take(NAMED_IN_LOG).map(|identity| &**identity).collect();
+    let rest = identities.len().saturating_sub(NAMED_IN_LOG);
+    let more = format!("and {rest} more");
+    if rest > 0 {
+        names.push(&more);
+    }
+    names.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_lines_name_few_backends_and_count_the_rest() {
+        let identities: Vec<Arc<str>> = (0..22).map(|index| index.to_string().into()).collect();
+        assert_eq!(names(&identities[..2]), "0,1");
+        assert!(names(&identities).ends_with(",19,and 2 more"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_of_one_second_are_bounded() {
+        let mut lines = Lines::new(&"tail".into());
+        let told = (0..100).filter(|_| lines.may_tell(Instant::now())).count();
+        assert_eq!(told, LINES as usize);
+        tokio::time::advance(WINDOW).await;
+        assert!(lines.may_tell(Instant::now()), "a new second has lines of its own");
+    }
+}

@@ -1,0 +1,223 @@
+//! One pool, instant by instant: when a backend is ejected, probed and returned, when panic begins, who is held how long.
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A period of ejection is within 10 % of what it says.
+fn about(period: Duration, seconds: u64) {
+    let ratio = period.as_secs_f64() / Duration::from_secs(seconds).as_secs_f64();
+    assert!((0.9..=1.1).contains(&ratio), "{period:?} is not about {seconds} s");
+}
+
+#[test]
+fn refused_connection_ejects_at_once() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    assert!(rig.see("b", HealthKind::Refused));
+    assert_eq!((rig.away(), rig.state_of("b")), (vec!["b".to_owned()], Some(BackendState::Ejected)));
+    assert!(!rig.see("b", HealthKind::Refused), "it is ejected already");
+}
+
+#[test]
+fn other_failures_eject_after_three_without_an_answer_between() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    for _ in 0..3 {
+        assert!(!rig.see("b", HealthKind::Failed("reset")) && !rig.see("b", HealthKind::TimedOut));
+        assert!(!rig.see("b", HealthKind::Answered));
+    }
+    rig.see("b", HealthKind::TimedOut);
+    rig.see("b", HealthKind::TimedOut);
+    rig.take_notes();
+    assert!(rig.see("b", HealthKind::TimedOut));
+    let notes = rig.take_notes();
+    assert!(matches!(notes.as_slice(), [Note::Ejected { reason: "timeout", .. }]), "{notes:?}");
+}
+
+#[test]
+fn failures_of_strangers_count_for_nobody() {
+    let mut rig = Rig::new(Config::default());
+    assert!(!rig.see("b", HealthKind::Refused), "nobody is known yet");
+    rig.discover(&["a", "b"]);
+    assert!(!rig.see("x", HealthKind::Refused));
+    assert!(rig.away().is_empty());
+}
+
+#[test]
+fn ejected_backend_is_probed_at_growing_intervals_until_it_answers() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    rig.see("b", HealthKind::Refused);
+    for seconds in [1, 2, 4, 8, 16, 30, 30] {
+        about(rig.wait_for_timer(), seconds);
+        assert_eq!(rig.probes.len(), 1, "one probe must run");
+        assert_eq!(rig.timer, None, "nothing is due while it runs");
+        assert!(!rig.answer("b", false));
+    }
+    rig.wait_for_timer();
+    assert!(rig.answer("b", true));
+    assert_eq!((rig.away(), rig.state_of("b"), rig.timer), (vec![], Some(BackendState::Active), None));
+}
+
+#[test]
+fn time_of_ejection_begins_anew_only_after_the_backend_stayed_well() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    for (pause, seconds) in [(0, 1), (1, 2), (29, 4), (31, 1)] {
+        rig.wait(SECOND * pause);
+        rig.see("b", HealthKind::Refused);
+        about(rig.wait_for_timer(), seconds);
+        rig.answer("b", true);
+    }
+}
+
+#[test]
+fn probes_of_many_replicas_are_not_in_step() {
+    let periods: Vec<Duration> = (0..20)
+        .map(|seed| {
+            let mut state = State::new(Config::default(), fastrand::Rng::with_seed(seed));
+            let now = Instant::now();
+            state.apply(Input::Discovered(endpoints(&["a", "b"], 1)), now);
+            let event = HealthEvent { identity: "a".into(), kind: HealthKind::Refused };
+            let effects = state.apply(Input::Seen(event), now);
+            effects.timer.expect("a probe must be due") - now
+        })
+        .collect();
+    periods.iter().for_each(|period| about(*period, 1));
+    assert!(periods.iter().max() > periods.iter().min().map(|least| *least + Duration::from_millis(50)).as_ref());
+}
+
+#[test]
+fn half_of_a_pool_may_be_ejected_and_beyond_that_nobody_is() {
+    let mut rig = Rig::with(&["a", "b", "c", "d"]);
+    assert!(rig.see("a", HealthKind::Refused) && rig.see("b", HealthKind::Refused));
+    rig.take_notes();
+    assert!(rig.see("c", HealthKind::Refused));
+    assert!(rig.state.is_panicking() && rig.away().is_empty(), "all must be tried");
+    assert_eq!(rig.take_notes().last(), Some(&Note::Panic { begins: true, failing: 3, allowed: 2 }));
+    assert!(!rig.see("d", HealthKind::Refused), "it is panic already");
+    // One answers: still panic. Another does: the two that are left count as ejected.
+    rig.wait(SECOND * 2);
+    assert!(!rig.answer("a", true));
+    assert!(rig.answer("c", true));
+    assert_eq!(rig.away(), ["b", "d"]);
+    assert!(!rig.state.is_panicking());
+}
+
+#[test]
+fn in_panic_an_answered_call_is_as_good_as_a_probe() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    rig.see("a", HealthKind::Refused);
+    assert!(!rig.see("a", HealthKind::Answered), "a late answer does not return what is ejected");
+    assert_eq!(rig.away(), ["a"]);
+    rig.see("b", HealthKind::Refused);
+    assert!(rig.state.is_panicking());
+    assert!(rig.see("b", HealthKind::Answered));
+    assert_eq!(rig.away(), ["a"]);
+}
+
+#[test]
+fn small_pools_eject_one_and_single_backends_are_always_tried() {
+    let mut rig = Rig::with(&["a", "b"]);
+    assert!(rig.see("a", HealthKind::Refused));
+    assert_eq!(rig.away(), ["a"]);
+    let mut rig = Rig::with(&["a"]);
+    assert!(!rig.see("a", HealthKind::Refused));
+    assert!(rig.away().is_empty() && rig.state.is_panicking());
+}
+
+#[test]
+fn never_are_all_away_whatever_share_is_allowed() {
+    let outlier_detection = OutlierDetection { max_ejection_percent: 100, ..OutlierDetection::default() };
+    let mut rig = Rig::new(Config { outlier_detection, ..Config::default() });
+    rig.discover(&["a", "b", "c"]);
+    assert!(rig.see("a", HealthKind::Refused) && rig.see("b", HealthKind::Refused));
+    assert_eq!(rig.away(), ["a", "b"]);
+    assert!(rig.see("c", HealthKind::Refused));
+    assert!(rig.away().is_empty());
+}
+
+#[test]
+fn ejection_can_be_switched_off() {
+    let outlier_detection = OutlierDetection { max_ejection_percent: 0, ..OutlierDetection::default() };
+    let mut rig = Rig::new(Config { outlier_detection, ..Config::default() });
+    rig.discover(&["a", "b", "c"]);
+    assert!((0..9).all(|_| !rig.see("a", HealthKind::Refused) && !rig.see("a", HealthKind::TimedOut)));
+    assert_eq!((rig.timer, rig.state_of("a")), (None, Some(BackendState::Active)));
+}
+
+#[test]
+fn leaver_that_answers_is_held_and_then_let_go() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    assert!(!rig.discover(&["a", "c"]), "nothing moves yet");
+    assert_eq!((rig.members().len(), rig.state_of("b")), (3, Some(BackendState::Draining)));
+    rig.wait(SECOND * 3);
+    assert!(!rig.discover(&["a", "c"]), "a repeated answer does not begin the time anew");
+    assert_eq!(rig.wait_for_timer(), SECOND * 2);
+    assert_eq!(rig.members(), ["a", "c"]);
+    assert_eq!(rig.take_notes(), [Note::Held("b".into()), Note::Left { identity: "b".into(), ejected: false }]);
+}
+
+#[test]
+fn return_in_time_ends_the_hold() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    rig.discover(&["a", "c"]);
+    rig.wait(SECOND * 4);
+    assert!(!rig.discover(&["a", "b", "c"]));
+    assert_eq!((rig.timer, rig.state_of("b")), (None, Some(BackendState::Active)));
+    assert!(!rig.wait(SECOND * 60));
+}
+
+#[test]
+fn absence_of_an_ejected_backend_is_believed_at_once() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    rig.see("b", HealthKind::Refused);
+    assert!(rig.discover(&["a", "c"]));
+    assert_eq!(rig.members(), ["a", "c"]);
+    assert!(rig.discover(&["a", "b", "c"]) && rig.away().is_empty(), "who joins anew starts anew");
+}
+
+#[test]
+fn held_backend_that_fails_is_let_go_at_once() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    rig.discover(&["a", "c"]);
+    rig.take_notes();
+    assert!(rig.see("b", HealthKind::Refused));
+    assert_eq!((rig.members(), rig.away()), (vec!["a".to_owned(), "c".to_owned()], vec![]));
+    assert_eq!(rig.take_notes().last(), Some(&Note::Left { identity: "b".into(), ejected: true }));
+}
+
+#[test]
+fn pool_that_is_replaced_whole_moves_over_as_its_old_members_end() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    assert!(rig.discover(&["x", "y", "z"]));
+    assert_eq!(rig.members().len(), 6);
+    rig.see("a", HealthKind::Refused);
+    rig.see("b", HealthKind::Refused);
+    assert_eq!(rig.members(), ["c", "x", "y", "z"]);
+    rig.wait_for_timer();
+    assert_eq!(rig.members(), ["x", "y", "z"]);
+}
+
+#[test]
+fn new_address_of_an_ejected_backend_is_probed_at_once() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    rig.see("b", HealthKind::Refused);
+    rig.wait_for_timer();
+    rig.apply(Input::Discovered(endpoints(&["a", "b", "c"], 2)));
+    let ports: Vec<u16> = rig.probes.iter().map(|probe| probe.address.port()).collect();
+    assert_eq!(ports, [1, 2]);
+    assert!(!rig.answer("b", true), "the old address says nothing of the new one");
+    assert!(rig.answer("b", true));
+}
+
+#[test]
+fn name_without_an_address_counts_as_failed_after_a_while() {
+    let mut rig = Rig::new(Config::default());
+    let mut listed = endpoints(&["a", "b", "c"], 1).to_vec();
+    listed[1].address = None;
+    rig.apply(Input::Discovered(listed.into()));
+    assert_eq!((rig.away().len(), rig.state_of("b")), (0, Some(BackendState::Unresolved)));
+    assert_eq!(rig.wait_for_timer(), SECOND);
+    assert_eq!((rig.away(), rig.timer), (vec!["b".to_owned()], None), "there is nothing to ask");
+    assert!(rig.discover(&["a", "b", "c"]), "its address is news");
+    assert_eq!(rig.away(), ["b"]);
+    assert!(rig.answer("b", true) && rig.away().is_empty());
+}

@@ -1,0 +1,111 @@
+//! Tests of membership: the state machine instant by instant, random sequences, the task.
+
+mod ejection;
+mod sequences;
+mod tables;
+mod task;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    build::Change,
+    state::{Effects, Input, Note, State},
+    *,
+};
+use crate::{
+    discovery::{Endpoint, Endpoints},
+    health::{HealthEvent, HealthKind},
+};
+
+/// Backends of these names, all at one port.
+fn endpoints(hosts: &[&str], port: u16) -> Endpoints {
+    let endpoint =
+        |host: &&str| Endpoint { identity: (*host).into(), address: Some(([127, 0, 0, 1], port).into()), weight: 1 };
+    hosts.iter().map(endpoint).collect()
+}
+
+/// A state with a clock that only the test moves.
+struct Rig {
+    state: State,
+    now: Instant,
+    /// Running probes.
+    probes: Vec<Probe>,
+    notes: Vec<Note>,
+    timer: Option<Instant>,
+}
+
+impl Rig {
+    fn new(config: Config) -> Self {
+        let now = Instant::now();
+        let state = State::new(config, fastrand::Rng::with_seed(7));
+        Self { state, now, probes: Vec::new(), notes: Vec::new(), timer: None }
+    }
+
+    fn with(hosts: &[&str]) -> Self {
+        let mut rig = Self::new(Config::default());
+        rig.discover(hosts);
+        rig
+    }
+
+    fn apply(&mut self, input: Input) -> Option<Rebuild> {
+        let Effects { rebuild, probes, notes, timer } = self.state.apply(input, self.now);
+        self.probes.extend(probes);
+        self.notes.extend(notes);
+        self.timer = timer;
+        rebuild
+    }
+
+    /// Applies, builds and commits.
+    fn step(&mut self, input: Input) -> Option<Change> {
+        let change = self.apply(input)?.run().expect("the set must be placeable");
+        self.state.commit(&change);
+        Some(change)
+    }
+
+    fn discover(&mut self, hosts: &[&str]) -> bool {
+        self.apply(Input::Discovered(endpoints(hosts, 1))).is_some()
+    }
+
+    fn see(&mut self, host: &str, kind: HealthKind) -> bool {
+        self.apply(Input::Seen(HealthEvent { identity: host.into(), kind })).is_some()
+    }
+
+    /// Ends the running probe of `host`.
+    fn answer(&mut self, host: &str, answered: bool) -> bool {
+        let at = self.probes.iter().position(|probe| &*probe.identity == host).expect("a probe must run");
+        let probe = self.probes.remove(at);
+        self.apply(Input::Probed { probe, answered }).is_some()
+    }
+
+    fn wait(&mut self, time: Duration) -> bool {
+        self.now += time;
+        self.apply(Input::Timer).is_some()
+    }
+
+    /// Waits until something is due; says after how long.
+    fn wait_for_timer(&mut self) -> Duration {
+        let at = self.timer.expect("something must be due");
+        let waited = at.saturating_duration_since(self.now);
+        self.wait(waited);
+        waited
+    }
+
+    fn members(&self) -> Vec<String> {
+        let view = self.state.view().expect("there are members");
+        view.endpoints.iter().map(|endpoint| endpoint.identity.to_string()).collect()
+    }
+
+    fn away(&self) -> Vec<String> {
+        self.state.view().expect("there are members").away.iter().map(ToString::to_string).collect()
+    }
+
+    fn state_of(&self, host: &str) -> Option<BackendState> {
+        self.state.states().find(|(identity, _)| &***identity == host).map(|(_, state)| state)
+    }
+
+    fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+}

@@ -1,0 +1,189 @@
+//! Random sequences of eject, return, join and leave, seen by two replicas at different times and in different order.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::*;
+use crate::ring::Table;
+
+const NAMES: [&str; 5] =
+    ["collector-0:4317", "collector-1:4317", "collector-2:4317", "collector-3:4317", "collector-4:4317"];
+
+const SEQUENCES: u64 = 10_000;
+
+const STEPS: usize = 8;
+
+/// One table in so many is built by way of the replica's own last one, and compared with the one made at first.
+const BUILT_AGAIN: u64 = 2048;
+
+/// Tables by what they are made of, since building each anew would take hours without optimisation.
+#[derive(Default)]
+struct Tables {
+    made: BTreeMap<(Vec<Arc<str>>, BTreeSet<Arc<str>>), Arc<Table>>,
+    compared: HashSet<(u64, u64)>,
+    built_again: u64,
+}
+
+/// One replica: a state, the table it published last, and what happened to it.
+struct Replica {
+    rig: Rig,
+    table: Option<Arc<Table>>,
+    /// Backends whose own state changed since the last table.
+    touched: BTreeSet<Arc<str>>,
+}
+
+impl Replica {
+    fn new(config: &Config, seed: u64) -> Self {
+        let mut rig = Rig::new(config.clone());
+        rig.state = State::new(config.clone(), fastrand::Rng::with_seed(seed));
+        Self { rig, table: None, touched: BTreeSet::new() }
+    }
+
+    fn apply(&mut self, input: Input, tables: &mut Tables, random: &mut fastrand::Rng) {
+        let panicked = self.rig.state.is_panicking();
+        let Some(rebuild) = self.rig.apply(input) else { return };
+        for note in self.rig.take_notes() {
+            if let Note::Ejected { identity, .. } | Note::Returned(identity) = note {
+                self.touched.insert(identity);
+            }
+        }
+        if panicked != self.rig.state.is_panicking() {
+            // Then every backend that fails changes its state.
+            self.touched
+                .extend(self.rig.state.states().filter(|it| it.1 == BackendState::Ejected).map(|it| Arc::clone(it.0)));
+        }
+        let table = tables.of(rebuild, random);
+        self.rig.state.commit(&Change {
+            cause: build::Cause::Discovery,
+            table: Arc::clone(&table),
+            previous: None,
+            moved: 0.0,
+        });
+        if let Some(before) = &self.table {
+            tables.compare(before, &table, &self.touched);
+        }
+        self.table = Some(table);
+        self.touched.clear();
+    }
+
+    /// Lets all that is under way come to its end: who is ejected in `dead` stays so, others answer.
+    fn settle(&mut self, hosts: &[&str], dead: &BTreeSet<&str>, tables: &mut Tables, random: &mut fastrand::Rng) {
+        self.apply(Input::Discovered(endpoints(hosts, 1)), tables, random);
+        for host in dead.iter().filter(|host| hosts.contains(host)) {
+            self.apply(seen(host, HealthKind::Refused), tables, random);
+        }
+        for _ in 0..200 {
+            while let Some(probe) = self.rig.probes.pop() {
+                let answered = !dead.contains(&*probe.identity);
+                self.apply(Input::Probed { probe, answered }, tables, random);
+            }
+            let failing = self.rig.state.states().filter(|it| it.1 == BackendState::Ejected).count();
+            if failing == dead.len() && self.rig.members().len() == hosts.len() {
+                return;
+            }
+            self.rig.now = self.rig.timer.expect("something is under way").max(self.rig.now);
+            self.apply(Input::Timer, tables, random);
+        }
+        panic!("must settle");
+    }
+
+    /// Something that happens to it alone, or to it first.
+    fn wander(&mut self, tables: &mut Tables, random: &mut fastrand::Rng) {
+        let host = NAMES[random.usize(..NAMES.len())];
+        let input = match random.u8(..7) {
+            0 => Input::Discovered(endpoints(&some_of(random), 1)),
+            1 => seen(host, HealthKind::Refused),
+            2 => seen(host, HealthKind::TimedOut),
+            3 => seen(host, HealthKind::Failed("reset")),
+            4 => seen(host, HealthKind::Answered),
+            5 if !self.rig.probes.is_empty() => {
+                let probe = self.rig.probes.remove(random.usize(..self.rig.probes.len()));
+                Input::Probed { probe, answered: random.bool() }
+            }
+            _ => {
+                self.rig.now += Duration::from_millis(random.u64(1..4000));
+                Input::Timer
+            }
+        };
+        self.apply(input, tables, random);
+    }
+}
+
+impl Tables {
+    fn of(&mut self, rebuild: build::Rebuild, random: &mut fastrand::Rng) -> Arc<Table> {
+        let view = rebuild.view();
+        let key = (view.endpoints.iter().map(|endpoint| Arc::clone(&endpoint.identity)).collect(), view.away.clone());
+        if let Some(made) = self.made.get(&key) {
+            if random.u64(..BUILT_AGAIN) == 0 {
+                let again = rebuild.run().expect("placeable").table;
+                assert_eq!(again.placement_fingerprint(), made.placement_fingerprint(), "{key:?}");
+                self.built_again += 1;
+            }
+            return Arc::clone(made);
+        }
+        let table = rebuild.run().expect("placeable").table;
+        self.made.insert(key, Arc::clone(&table));
+        table
+    }
+
+    /// While membership stands still, only slots of backends whose own state changed may move.
+    fn compare(&mut self, before: &Table, after: &Table, touched: &BTreeSet<Arc<str>>) {
+        if before.membership_fingerprint() != after.membership_fingerprint() {
+            return;
+        }
+        let away = |table: &Table| -> BTreeSet<Arc<str>> {
+            let identity = |index: &u16| Arc::clone(&table.backends()[usize::from(*index)].identity);
+            table.overlay().away().iter().map(identity).collect()
+        };
+        let (was, is) = (away(before), away(after));
+        let changed: BTreeSet<&Arc<str>> = was.symmetric_difference(&is).collect();
+        assert!(changed.iter().all(|identity| touched.contains(*identity)), "{changed:?} was never touched");
+        if !self.compared.insert((before.placement_fingerprint(), after.placement_fingerprint())) {
+            return;
+        }
+        let base = before.base().owners();
+        for (slot, owner) in (0..).zip(base) {
+            let owner = &before.backends()[usize::from(*owner)].identity;
+            // A slot of one that stays away may find another substitute when its present one goes, and only then.
+            let stays = !was.contains(owner) && !is.contains(owner);
+            assert!(!stays || before.owner_of_slot(slot) == after.owner_of_slot(slot), "slot {slot} of {owner} moved");
+        }
+    }
+}
+
+fn seen(host: &str, kind: HealthKind) -> Input {
+    Input::Seen(HealthEvent { identity: host.into(), kind })
+}
+
+/// A set that is never empty, in the order of names.
+fn some_of(random: &mut fastrand::Rng) -> Vec<&'static str> {
+    let mask = random.usize(1..1 << NAMES.len());
+    NAMES.iter().enumerate().filter(|(index, _)| mask >> index & 1 == 1).map(|(_, name)| *name).collect()
+}
+
+#[test]
+fn replicas_with_the_same_view_agree_whatever_came_before() {
+    let mut random = fastrand::Rng::with_seed(4);
+    let mut tables = Tables::default();
+    let (mut panics, mut overlays) = (0, 0);
+    for sequence in 0..SEQUENCES {
+        let percent = [50, 100, 20][random.usize(..3)];
+        let outlier_detection = OutlierDetection { max_ejection_percent: percent, ..OutlierDetection::default() };
+        let config = Config { outlier_detection, ..Config::default() };
+        let mut replicas = [Replica::new(&config, sequence), Replica::new(&config, !sequence)];
+        for replica in &mut replicas {
+            (0..random.usize(..STEPS)).for_each(|_| replica.wander(&mut tables, &mut random));
+        }
+        let hosts = some_of(&mut random);
+        let dead: BTreeSet<&str> = hosts.iter().copied().filter(|_| random.u8(..3) == 0).collect();
+        for replica in &mut replicas {
+            replica.settle(&hosts, &dead, &mut tables, &mut random);
+        }
+        let [one, other] = &replicas;
+        assert_eq!(one.rig.state.view(), other.rig.state.view(), "sequence {sequence}");
+        let fingerprint = |replica: &Replica| replica.table.as_ref().map(|table| table.placement_fingerprint());
+        assert_eq!(fingerprint(one), fingerprint(other), "sequence {sequence}");
+        panics += usize::from(one.rig.state.is_panicking());
+        overlays += usize::from(!one.rig.away().is_empty());
+    }
+    assert!(panics > 500 && overlays > 2000 && tables.built_again > 20, "{panics} {overlays} {}", tables.built_again);
+}

@@ -1,0 +1,72 @@
+//! What is wished for, built: tables that share what did not change, and sets that have no placement.
+
+use super::*;
+use crate::ring::RingError;
+
+fn refused(host: &str) -> Input {
+    Input::Seen(HealthEvent { identity: host.into(), kind: HealthKind::Refused })
+}
+
+fn rig() -> Rig {
+    Rig::new(Config::default())
+}
+
+#[test]
+fn first_set_makes_the_first_table_and_repeating_it_nothing() {
+    let mut rig = rig();
+    let first = rig.step(Input::Discovered(endpoints(&["a", "b"], 1))).expect("must build");
+    assert_eq!((first.table.generation, first.moved), (1, 0.0));
+    assert_eq!(first.added(), ["a".into(), "b".into()]);
+    assert!(rig.step(Input::Discovered(endpoints(&["a", "b"], 1))).is_none());
+}
+
+#[test]
+fn empty_set_is_refused() {
+    let mut rig = rig();
+    assert!(rig.step(Input::Discovered(endpoints(&[], 1))).is_none());
+    rig.step(Input::Discovered(endpoints(&["a", "b"], 1)));
+    assert!(rig.step(Input::Discovered(endpoints(&[], 1))).is_none());
+    let change = rig.step(refused("a")).expect("the last set must still be believed");
+    assert_eq!(change.table.backends().len(), 2);
+}
+
+#[test]
+fn new_address_reuses_base_and_overlay() {
+    let mut rig = rig();
+    rig.step(Input::Discovered(endpoints(&["a", "b", "c"], 1)));
+    let before = rig.step(refused("b")).expect("must build");
+    let after = rig.step(Input::Discovered(endpoints(&["a", "b", "c"], 2))).expect("must build");
+    assert!(Arc::ptr_eq(before.table.base(), after.table.base()), "base must be reused");
+    assert!(std::ptr::eq(before.table.overlay().substitutes(), after.table.overlay().substitutes()));
+    assert_eq!((after.moved, after.table.generation), (0.0, 3));
+    assert_eq!(after.table.backends()[0].address.map(|address| address.port()), Some(2));
+}
+
+#[test]
+fn backend_goes_away_and_returns_with_its_slots() {
+    let mut rig = rig();
+    let first = rig.step(Input::Discovered(endpoints(&["a", "b", "c"], 1))).expect("must build");
+    let away = rig.step(refused("b")).expect("must build");
+    assert_eq!(away.table.membership_fingerprint(), first.table.membership_fingerprint());
+    assert_ne!(away.table.placement_fingerprint(), first.table.placement_fingerprint());
+    assert!(rig.step(refused("b")).is_none(), "it is away already");
+    rig.wait_for_timer();
+    let probe = rig.probes.pop().expect("a probe must run");
+    let back = rig.step(Input::Probed { probe, answered: true }).expect("must build");
+    assert_eq!(back.table.placement_fingerprint(), first.table.placement_fingerprint());
+    assert_eq!(back.moved, away.moved);
+}
+
+#[test]
+fn set_that_cannot_be_placed_leaves_the_last_one_in_force() {
+    let mut rig = rig();
+    rig.step(Input::Discovered(endpoints(&["a", "b"], 1)));
+    let mut heavy = endpoints(&["a", "c"], 1).to_vec();
+    heavy[1].weight = u32::MAX;
+    let rebuild = rig.apply(Input::Discovered(heavy.into())).expect("a new set must be tried");
+    assert!(matches!(rebuild.run(), Err(RingError::TooHeavy { .. })));
+    rig.state.revert(rig.now);
+    let away = rig.step(refused("b")).expect("must build");
+    assert_eq!(away.table.backends().len(), 2);
+    assert_eq!(away.table.generation, 2);
+}

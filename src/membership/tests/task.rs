@@ -1,0 +1,130 @@
+//! The task: discovery and events in, tables out, probes beside it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::health::{self, Events};
+
+/// Answers the first so many probes with no.
+#[derive(Clone, Default)]
+struct Scripted {
+    noes: usize,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Prober for Scripted {
+    async fn probe(&self, _: std::net::SocketAddr) -> bool {
+        match self.asked.fetch_add(1, Ordering::Relaxed) {
+            // Like a stopped process: connected, and silent.
+            0 if self.noes > 0 => std::future::pending().await,
+            asked => asked >= self.noes,
+        }
+    }
+}
+
+fn begin(receiver: EndpointsReceiver, tasks: &Tasks) -> (Events, Tables) {
+    begin_with(Scripted::default(), receiver, tasks)
+}
+
+fn begin_with(prober: Scripted, receiver: EndpointsReceiver, tasks: &Tasks) -> (Events, Tables) {
+    let (events, inbox) = health::channel("tail");
+    let tables = start("tail", Config::default(), receiver, inbox, prober, tasks);
+    (events, tables)
+}
+
+fn unresolved(identities: &[&str]) -> Option<Endpoints> {
+    let endpoint = |identity: &&str| Endpoint { identity: (*identity).into(), address: None, weight: 1 };
+    Some(identities.iter().map(endpoint).collect())
+}
+
+async fn published(tables: &mut Tables, generation: u64) -> Arc<Table> {
+    let is_it = |table: &Option<Arc<Table>>| table.as_ref().is_some_and(|table| table.generation >= generation);
+    let table = tables.wait_for(is_it).await.expect("the task must live").clone();
+    table.expect("a table was waited for")
+}
+
+/// The paused clock moves only once nothing else can, blocking threads included.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
+async fn tables_follow_discovery_and_end_with_the_process() {
+    let tasks = Tasks::new();
+    let (discovery, receiver) = watch::channel(None);
+    let mut tables = begin(receiver, &tasks).1;
+    assert!(tables.borrow().is_none(), "nothing is known yet");
+    discovery.send_replace(unresolved(&["a", "b"]));
+    let first = published(&mut tables, 1).await;
+    discovery.send_replace(unresolved(&["a", "b", "c"]));
+    let second = published(&mut tables, 2).await;
+    assert_eq!((first.backends().len(), second.backends().len()), (2, 3));
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn what_discovery_published_before_the_start_is_taken() {
+    let tasks = Tasks::new();
+    let (discovery, receiver) = watch::channel(unresolved(&["a"]));
+    drop(discovery);
+    let mut tables = begin(receiver, &tasks).1;
+    assert_eq!(published(&mut tables, 1).await.backends().len(), 1, "must be read though discovery has ended");
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_an_empty_nor_an_unplaceable_set_replaces_a_table() {
+    let tasks = Tasks::new();
+    let (discovery, receiver) = watch::channel(unresolved(&["a", "b"]));
+    let mut tables = begin(receiver, &tasks).1;
+    published(&mut tables, 1).await;
+    discovery.send_replace(unresolved(&[]));
+    settle().await;
+    let mut weightless = unresolved(&["a", "c"]).expect("there are some").to_vec();
+    weightless[0].weight = 0;
+    discovery.send_replace(Some(weightless.into()));
+    settle().await;
+    assert_eq!(tables.borrow().as_ref().map(|table| table.generation), Some(1));
+    discovery.send_replace(unresolved(&["a", "b", "d"]));
+    let table = published(&mut tables, 2).await;
+    assert_eq!((table.generation, table.backends().len()), (2, 3));
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_backend_is_replaced_and_returns_once_a_probe_is_answered() {
+    let tasks = Tasks::new();
+    let (_discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c"], 1)));
+    let prober = Scripted { noes: 2, ..Scripted::default() };
+    let asked = Arc::clone(&prober.asked);
+    let (events, mut tables) = begin_with(prober, receiver, &tasks);
+    let first = published(&mut tables, 1).await;
+    events.send(&"b".into(), HealthKind::Refused);
+    let second = published(&mut tables, 2).await;
+    assert_eq!(second.overlay().away().len(), 1);
+    assert_eq!(second.membership_fingerprint(), first.membership_fingerprint());
+    let third = published(&mut tables, 3).await;
+    assert_eq!(asked.load(Ordering::Relaxed), 3, "one probe was silent, one said no, one yes");
+    assert_eq!(third.placement_fingerprint(), first.placement_fingerprint());
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn stopping_ends_probes_that_run() {
+    let tasks = Tasks::new();
+    let (_discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c"], 1)));
+    let prober = Scripted { noes: 1, ..Scripted::default() };
+    let asked = Arc::clone(&prober.asked);
+    let (events, mut tables) = begin_with(prober, receiver, &tasks);
+    published(&mut tables, 1).await;
+    events.send(&"b".into(), HealthKind::Refused);
+    while asked.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tasks.stop();
+    tokio::time::timeout(Duration::from_millis(500), tasks.wait()).await.expect("nothing may wait for a probe");
+}

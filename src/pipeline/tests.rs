@@ -1,0 +1,231 @@
+//! Whole requests against scripted backends: what is placed again, when, and what a client hears.
+
+use std::{
+    collections::BTreeSet,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use prost::Message;
+use tokio::{task::JoinHandle, time::Instant};
+use tonic::{Code, Status};
+
+use super::*;
+use crate::{
+    dispatch::{self, Cause, Failure, RetryConfig, tests::support::*},
+    lifecycle::Tasks,
+};
+
+const SPANS: u8 = 32;
+
+/// A pipeline in front of a dispatch.
+struct Stage {
+    rig: Rig,
+    pipeline: Arc<Pipeline>,
+}
+
+impl Stage {
+    fn new(config: dispatch::Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
+        let rig = Rig::start_with(config, backends, tasks);
+        let pipeline = Pipeline::new(Config::default(), Budget::new(1 << 30));
+        let pipeline = Arc::new(pipeline.with_route(Signal::Traces, "test", Arc::clone(&rig.dispatch)));
+        Self { rig, pipeline }
+    }
+
+    /// A request of spans with a trace each.
+    fn request(&self, deadline: Duration) -> Request {
+        let span = |n: u8| Span { name: n.to_string(), trace_id: vec![n; 16], ..Span::default() };
+        let scope_spans = vec![ScopeSpans { spans: (1..=SPANS).map(span).collect(), ..ScopeSpans::default() }];
+        let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
+        let payload = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
+        Request {
+            signal: Signal::Traces,
+            message: Framed::copy_from_payload(&payload).expect("small"),
+            permit: self.pipeline.budget.take(payload.len()).expect("room"),
+            deadline: Instant::now() + deadline,
+            connection: Arc::default(),
+        }
+    }
+
+    fn send(&self, deadline: Duration) -> JoinHandle<Outcome> {
+        let (pipeline, request) = (Arc::clone(&self.pipeline), self.request(deadline));
+        self.rig.tasks.spawn(async move { pipeline.export(request).await })
+    }
+}
+
+/// Pauses that no test waits for.
+fn long_pauses() -> dispatch::Config {
+    let hour = Duration::from_secs(3600);
+    let retry = RetryConfig { initial_interval: hour, max_interval: hour, jitter: 0.0, ..RetryConfig::default() };
+    dispatch::Config { retry, ..dispatch::Config::default() }
+}
+
+fn short_pauses() -> RetryConfig {
+    let pause = Duration::from_millis(5);
+    RetryConfig { initial_interval: pause, max_interval: pause, ..RetryConfig::default() }
+}
+
+async fn outcome_of(sent: JoinHandle<Outcome>) -> Outcome {
+    patient(sent).await.expect("must not panic")
+}
+
+/// An address where nobody listens.
+async fn nobody() -> SocketAddr {
+    listen().await.local_addr().expect("bound")
+}
+
+fn all() -> BTreeSet<String> {
+    (1..=SPANS).map(|n| n.to_string()).collect()
+}
+
+#[tokio::test]
+async fn what_an_ejected_backend_has_is_placed_again_without_a_pause() {
+    let tasks = Tasks::new();
+    let mut sick = Script::start(&tasks, None, 100).await;
+    let mut well = Script::start(&tasks, None, 100).await;
+    let stage = Stage::new(long_pauses(), &[sick.address, well.address], tasks);
+    let sent = stage.send(Duration::from_secs(8));
+    let (held, own) = (sick.call().await, well.call().await);
+    let (lost, mut seen) = (held.spans.clone(), BTreeSet::from_iter(own.spans.clone()));
+    own.accept();
+    stage.rig.publish(2, &[sick.address, well.address], &[sick.address]).await;
+    let moved = well.call().await;
+    assert_eq!(moved.spans, lost, "only what is owed is sent again");
+    seen.extend(moved.spans.iter().cloned());
+    moved.accept();
+    assert_eq!(outcome_of(sent).await, Outcome::OK);
+    assert_eq!(seen, all());
+    assert!(well.is_quiet() && sick.is_quiet());
+}
+
+#[tokio::test]
+async fn what_waits_for_its_next_attempt_moves_when_its_owner_is_ejected_or_leaves() {
+    for leaves in [false, true] {
+        let tasks = Tasks::new();
+        let dead = nobody().await;
+        let mut well = Script::start(&tasks, None, 100).await;
+        let mut stage = Stage::new(long_pauses(), &[dead, well.address], tasks);
+        let sent = stage.send(Duration::from_secs(8));
+        let own = well.call().await;
+        let count = own.spans.len();
+        assert_eq!(stage.rig.event().await, crate::health::HealthKind::Refused);
+        let (backends, away): (&[_], &[_]) =
+            if leaves { (&[well.address], &[]) } else { (&[dead, well.address], &[dead]) };
+        stage.rig.publish(2, backends, away).await;
+        let moved = well.call().await;
+        assert_eq!(moved.spans.len() + count, usize::from(SPANS));
+        own.accept();
+        moved.accept();
+        assert_eq!(outcome_of(sent).await, Outcome::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_leaves_the_owner_alone_ends_no_pause() {
+    let tasks = Tasks::new();
+    let mut busy = Script::start(&tasks, None, 100).await;
+    let mut slow = Script::start(&tasks, None, 100).await;
+    let other = Script::start(&tasks, None, 100).await;
+    let stage = Stage::new(long_pauses(), &[busy.address, slow.address], tasks);
+    let sent = stage.send(Duration::from_millis(500));
+    // It keeps the request waiting to its deadline.
+    let held = slow.call().await;
+    busy.call().await.refuse(Status::unavailable("busy"));
+    stage.rig.publish(2, &[busy.address, slow.address, other.address], &[]).await;
+    let Outcome::Refused(refusal) = outcome_of(sent).await else { panic!("must be owed") };
+    assert_eq!(refusal.code, Code::Unavailable);
+    assert!(busy.is_quiet(), "it must not be asked before its pause is over");
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_hung_backend_costs_a_request_its_deadline_and_no_other_backend_a_repeat() {
+    let tasks = Tasks::new();
+    let mut hung = Script::start(&tasks, None, 100).await;
+    let mut well = Script::start(&tasks, None, 100).await;
+    let config = dispatch::Config { timeout: Duration::from_millis(100), retry: short_pauses(), ..Default::default() };
+    let stage = Stage::new(config, &[hung.address, well.address], tasks);
+    let begun = Instant::now();
+    let sent = stage.send(Duration::from_millis(500));
+    well.call().await.accept();
+    let held = hung.call().await;
+    let Outcome::Refused(refusal) = outcome_of(sent).await else { panic!("must be owed") };
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(refusal.code, Code::Unavailable);
+    assert!(refusal.retry_after.is_some());
+    let expected = format!(
+        "not all of 32 records were acknowledged in time; backend {}: no answer within the timeout",
+        hung.address
+    );
+    assert_eq!(refusal.message, expected);
+    assert!(well.is_quiet(), "what was delivered must not be sent again");
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_its_next_attempt_rests() {
+    let dead = nobody().await;
+    let stage = Stage::new(long_pauses(), &[dead], Tasks::new());
+    let polls = AtomicUsize::new(0);
+    let mut export = pin!(stage.pipeline.export(stage.request(Duration::from_secs(3600 * 2))));
+    let counted = poll_fn(|cx| {
+        polls.fetch_add(1, Ordering::Relaxed);
+        export.as_mut().poll(cx)
+    });
+    assert!(tokio::time::timeout(Duration::from_millis(300), counted).await.is_err(), "nothing can have come");
+    assert!(polls.load(Ordering::Relaxed) < 10, "{polls:?}");
+}
+
+#[tokio::test]
+async fn without_a_retry_budget_parts_wait_and_do_not_fail() {
+    let tasks = Tasks::new();
+    let mut busy = Script::start(&tasks, None, 100).await;
+    let mut well = Script::start(&tasks, None, 100).await;
+    let config = dispatch::Config { retry: short_pauses(), retry_budget_percent: 0, ..Default::default() };
+    let stage = Stage::new(config, &[busy.address, well.address], tasks);
+    while stage.rig.dispatch.retries().spend(Instant::now()) {}
+    let begun = Instant::now();
+    let sent = stage.send(Duration::from_secs(8));
+    well.call().await.accept();
+    for _ in 0..3 {
+        busy.call().await.refuse(Status::unavailable("busy"));
+    }
+    busy.call().await.accept();
+    assert_eq!(outcome_of(sent).await, Outcome::OK);
+    // Three retries at ten a second; pauses alone would take 15 ms.
+    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+    assert!(well.is_quiet(), "what was delivered must not be sent again");
+}
+
+#[tokio::test]
+async fn retries_that_nobody_heard_of_cost_nothing() {
+    let dead = nobody().await;
+    let config = dispatch::Config { retry: short_pauses(), retry_budget_percent: 0, ..Default::default() };
+    let stage = Stage::new(config, &[dead], Tasks::new());
+    let retries = stage.rig.dispatch.retries();
+    while retries.spend(Instant::now()) {}
+    for _ in 0..3 {
+        retries.give_back();
+    }
+    // Many more attempts than tokens, unless the last of them is still under way.
+    let Outcome::Refused(_) = outcome_of(stage.send(Duration::from_millis(300))).await else { panic!("must be owed") };
+    assert!((0..4).all(|_| retries.spend(Instant::now())));
+}
+
+#[test]
+fn causes_are_said_in_words() {
+    let said = |cause: Cause| cause.to_string();
+    assert_eq!(said(Cause::Ejected), "taken out of service");
+    assert_eq!(said(Cause::Status(Code::Unavailable)), "answered Unavailable");
+    assert_eq!(said(Cause::Transport(Failure::ConnectRefused)), "connection refused");
+}
