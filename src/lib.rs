@@ -64,6 +64,7 @@ pub mod telemetry;
 pub mod tools;
 // Vocabulary: depends on nothing of ours.
 pub mod budget;
+pub mod buffers;
 pub mod health;
 pub mod lifecycle;
 pub mod otlp;

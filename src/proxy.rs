@@ -157,10 +157,10 @@ fn start_pool(pool: &PoolConfig, readiness: &Readiness, tasks: &Tasks) -> Result
     let (events, inbox) = health::channel(&pool.name);
     let tables = membership::start(&pool.name, pool.membership.clone(), endpoints, inbox, HealthCheck, tasks);
     let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks, events);
-    let seen = Arc::clone(&dispatch);
-    // Dispatch's view and not the table that it is made of: between the two a request would still be refused.
+    let delivers = Arc::clone(&dispatch);
+    // Dispatch's view and not membership's table: a request that comes at once is to find its queues.
     readiness.require(format!("pool {}", pool.name), move || {
-        seen.view().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
+        delivers.view().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
     });
     Ok(dispatch)
 }

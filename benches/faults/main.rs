@@ -6,9 +6,9 @@
 
 mod evidence;
 mod gone;
-#[expect(dead_code, reason = "the other bench that this is shared with needs all of it")]
-#[path = "../proxies/process.rs"]
-mod process;
+#[path = "../../tests/it/harness.rs"]
+#[allow(dead_code, reason = "tests need more of it")]
+mod harness;
 mod refusals;
 mod soak;
 mod stopped;

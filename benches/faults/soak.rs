@@ -186,12 +186,14 @@ fn seen(turns: &[Turn], evidence: &Evidence, lines: &mut Lines) {
     }
 }
 
+type Value = fn(&Sample) -> f64;
+
 /// The last third of the quiet moments against the second: what was gathered at the start is not growth.
 fn flat(samples: &[Sample], lines: &mut Lines) {
     let third = samples.len() / 3;
     let (before, after) =
         (samples.get(third..2 * third).unwrap_or_default(), samples.get(2 * third..).unwrap_or_default());
-    let checks: [(&str, fn(&Sample) -> f64, f64); 4] = [
+    let checks: [(&str, Value, f64); 4] = [
         ("resident sets in MiB", |sample| sample.rss_mib, 8.0),
         ("descriptors", |sample| sample.descriptors, 10.0),
         ("tasks", |sample| sample.tasks, 30.0),
@@ -210,7 +212,7 @@ fn flat(samples: &[Sample], lines: &mut Lines) {
     }
 }
 
-fn median(samples: &[Sample], value: fn(&Sample) -> f64) -> f64 {
+fn median(samples: &[Sample], value: Value) -> f64 {
     let mut values: Vec<f64> = samples.iter().map(value).collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)

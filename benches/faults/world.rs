@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::Arc,
     time::Duration,
@@ -23,7 +23,7 @@ use spanring::{
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::process::{Process, free_addresses};
+use crate::harness::{self, Process, Ready, on_free_ports};
 
 /// Proxies of a scenario.
 const PROXIES: usize = 3;
@@ -85,14 +85,18 @@ impl World {
         let dir = tempfile::tempdir()?;
         let mut world = Self { sinks: Vec::new(), proxies: Vec::new(), dir, binary, tasks: Tasks::new() };
         for n in 0..sinks {
-            let [grpc, http] = free_addresses()?;
             let journal = world.dir.path().join(format!("sink-{n}.journal"));
-            world.sinks.push(SinkPlace { grpc, http, journal, process: None });
-            world.revive(n)?;
+            let (process, [grpc, http]) = on_free_ports(|[grpc, http]| {
+                let process = world.start_sink(n, grpc, http, &journal)?;
+                Ok((process, Ready::Listening(vec![grpc, http])))
+            })?;
+            world.sinks.push(SinkPlace { grpc, http, journal, process: Some(process) });
         }
         for n in 0..PROXIES {
-            let [grpc, admin] = free_addresses()?;
-            let process = world.start_proxy(n, grpc, admin, pool)?;
+            let (process, [grpc, admin]) = on_free_ports(|[grpc, admin]| {
+                let process = world.start_proxy(n, grpc, admin, pool)?;
+                Ok((process, Ready::Page(format!("http://{admin}/readyz"))))
+            })?;
             world.proxies.push(ProxyPlace { grpc, admin, process });
         }
         Ok(world)
@@ -116,26 +120,24 @@ shutdown: {{ delay: 0s, timeout: 10s }}
             ),
         )?;
         let mut command = Command::new(&self.binary);
-        let mut process =
-            Process::start(&format!("proxy-{n}"), command.arg("run").arg("--config").arg(file), self.dir.path())?;
-        process.wait_until_listening(&[grpc, admin], self.dir.path())?;
-        let end = tokio::time::Instant::now() + Duration::from_secs(10);
-        while !http(admin, "GET", "/readyz", "").is_ok_and(|reply| reply.starts_with("HTTP/1.1 200")) {
-            ensure!(tokio::time::Instant::now() < end, "proxy {n} does not get ready");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(process)
+        Process::start(&format!("proxy-{n}"), command.arg("run").arg("--config").arg(file))
+    }
+
+    fn start_sink(&self, n: usize, grpc: SocketAddr, http: SocketAddr, journal: &Path) -> Result<Process> {
+        let mut command = Command::new(&self.binary);
+        command.args(["sink", "--grpc", &grpc.to_string(), "--http", &http.to_string(), "--journal"]);
+        Process::start(&format!("sink-{n}"), command.arg(journal))
     }
 
     /// Starts a sink where it was; its journal goes on.
     pub(crate) fn revive(&mut self, n: usize) -> Result<()> {
-        let dir = self.dir.path().to_owned();
-        let place = self.sinks.get_mut(n).context("no such sink")?;
-        let mut command = Command::new(&self.binary);
-        command.args(["sink", "--grpc", &place.grpc.to_string(), "--http", &place.http.to_string(), "--journal"]);
-        let mut process = Process::start(&format!("sink-{n}"), command.arg(&place.journal), &dir)?;
-        process.wait_until_listening(&[place.grpc, place.http], &dir)?;
-        place.process = Some(process);
+        let place = self.sinks.get(n).context("no such sink")?;
+        let (grpc, address) = (place.grpc, place.http);
+        let process = self.start_sink(n, grpc, address, &place.journal)?;
+        harness::until("the sink is back", || Ok(TcpStream::connect(address).ok()))?;
+        if let Some(place) = self.sinks.get_mut(n) {
+            place.process = Some(process);
+        }
         Ok(())
     }
 
@@ -149,9 +151,7 @@ shutdown: {{ delay: 0s, timeout: 10s }}
     /// Sends a sink a signal by its name.
     pub(crate) fn signal(&self, n: usize, signal: &str) -> Result<()> {
         let process = self.sinks.get(n).and_then(|place| place.process.as_ref()).context("no such sink")?;
-        let kill = format!("kill -{signal} {}", process.pid());
-        ensure!(Command::new("sh").args(["-c", &kill]).status()?.success(), "{kill} failed");
-        Ok(())
+        process.signal(signal)
     }
 
     /// Tells a sink how to behave: JSON of [`spanring::tools::sink::Behaviour`].
@@ -220,7 +220,7 @@ shutdown: {{ delay: 0s, timeout: 10s }}
 
     /// What each proxy holds.
     pub(crate) fn held(&self) -> Result<Vec<Held>> {
-        self.proxies.iter().map(|proxy| held(proxy.process.pid())).collect()
+        self.proxies.iter().map(|proxy| held(proxy.process.id())).collect()
     }
 
     /// A metric's sum over its series and the proxies; `None` while there is no such metric.

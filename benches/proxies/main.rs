@@ -7,10 +7,13 @@
 //! `SPANRING_BIN` names another binary to measure; nginx and HAProxy are looked for in `$SPANRING_PEERS/bin` and `PATH`
 //! (`tests/peers/proxies.sh` installs them). Generator and sinks are `spanring load` and `spanring sink`.
 
+#[path = "../../tests/it/harness.rs"]
+#[allow(dead_code, reason = "tests need more of it")]
+mod harness;
 mod measure;
-mod process;
 mod proxy;
 mod tables;
+mod usage;
 
 use std::{io::Write, process::ExitCode, time::Duration};
 

@@ -1,14 +1,14 @@
 //! One measurement: a load through a proxy (or past it) onto sinks.
 
-use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::{
-    process::{Process, many_free_addresses, output_of},
-    proxy::{Kind, Programs, Proxy, Workers},
+    harness::{Process, Ready, on_free_ports},
+    proxy::{Kind, Programs, Proxy, Setup},
 };
 
 /// Where programs are and how long to measure.
@@ -80,25 +80,21 @@ impl Bench {
         )
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+    pub(crate) fn sinks<const N: usize>(&self, delay: Duration) -> Result<Sinks> {
+        let (process, addresses) = on_free_ports(|addresses: [SocketAddr; N]| {
+            let mut command = Command::new(&self.programs.spanring);
+            command.args(["sink", "--count-only", "--max-recv-msg-size-mib", "64"]);
+            command.arg("--delay").arg(format!("{}ms", delay.as_millis()));
+            for address in &addresses {
+                command.arg("--grpc").arg(address.to_string());
+            }
+            Ok((Process::start("sink", &mut command)?, Ready::Listening(addresses.to_vec())))
+        })?;
+        Ok(Sinks { addresses: addresses.to_vec(), _process: process })
     }
 
-    pub(crate) fn sinks(&self, count: usize, delay: Duration) -> Result<Sinks> {
-        let addresses = many_free_addresses(count)?;
-        let mut command = Command::new(&self.programs.spanring);
-        command.args(["sink", "--count-only", "--max-recv-msg-size-mib", "64"]);
-        command.arg("--delay").arg(format!("{}ms", delay.as_millis()));
-        for address in &addresses {
-            command.arg("--grpc").arg(address.to_string());
-        }
-        let mut process = Process::start("sink", &mut command, self.dir())?;
-        process.wait_until_listening(&addresses, self.dir())?;
-        Ok(Sinks { addresses, _process: process })
-    }
-
-    pub(crate) fn proxy(&self, kind: Kind, workers: Workers, sinks: &Sinks) -> Result<Proxy> {
-        Proxy::start(&self.programs, kind, workers, &sinks.addresses, self.dir())
+    pub(crate) fn proxy(&self, kind: Kind, setup: Setup, sinks: &Sinks) -> Result<Proxy> {
+        Proxy::start(&self.programs, kind, setup, &sinks.addresses, self.dir.path())
     }
 
     /// Sends for one turn; every span must have been acknowledged.
@@ -118,14 +114,13 @@ impl Bench {
         for address in to {
             command.arg("--endpoint").arg(address.to_string());
         }
-        let report = output_of(&mut command)?;
-        let report: Report = serde_json::from_str(&report).with_context(|| format!("unexpected report: {report}"))?;
-        ensure!(
-            report.spans_acknowledged > 0 && report.spans_acknowledged == report.spans,
-            "only {} of {} spans were acknowledged: {load:?}",
-            report.spans_acknowledged,
-            report.spans
-        );
+        let output = command.output().context("cannot start spanring load")?;
+        let texts = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        let [text, errors] = &texts;
+        let report: Report =
+            serde_json::from_str(text).with_context(|| format!("unexpected report: {text}{errors}"))?;
+        let is_complete = report.spans_acknowledged > 0 && report.spans_acknowledged == report.spans;
+        ensure!(is_complete, "not every span was acknowledged: {load:?}\n{text}");
         Ok(report)
     }
 

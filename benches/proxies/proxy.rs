@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::process::{Process, Usage, free_addresses};
+use super::{
+    harness::{Process, Ready, on_free_ports},
+    usage::Usage,
+};
 
 /// Which proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,18 +24,21 @@ pub(crate) enum Kind {
     Haproxy,
 }
 
-/// How many threads or worker processes it gets.
+/// What is tried of a proxy, since which one is cheaper depends on the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Workers {
+pub(crate) enum Setup {
+    /// One thread or worker process.
     One,
     /// One for each CPU: what each of the three does when nothing is said.
     Auto,
+    /// One thread and HAProxy's own 16 KiB buffers, which are cheaper for small requests and dearer for large ones.
+    SmallBuffers,
 }
 
 /// A running proxy.
 pub(crate) struct Proxy {
     pub(crate) kind: Kind,
-    pub(crate) workers: Workers,
+    pub(crate) setup: Setup,
     pub(crate) address: SocketAddr,
     process: Process,
 }
@@ -76,62 +82,88 @@ impl Kind {
         }
     }
 
-    fn config(self, workers: Workers, listen: [SocketAddr; 2], sinks: &[SocketAddr], dir: &Path) -> Result<String> {
+    pub(crate) fn setups(self) -> &'static [Setup] {
+        match self {
+            Self::Spanring | Self::Nginx => &[Setup::One, Setup::Auto],
+            Self::Haproxy => &[Setup::One, Setup::Auto, Setup::SmallBuffers],
+        }
+    }
+
+    fn config(self, setup: Setup, listen: [SocketAddr; 2], sinks: &[SocketAddr], dir: &Path) -> Result<String> {
         let mut text = String::new();
         match self {
-            Self::Spanring => spanring_config(&mut text, workers, listen, sinks)?,
-            Self::Nginx => nginx_config(&mut text, workers, listen, sinks, dir)?,
-            Self::Haproxy => haproxy_config(&mut text, workers, listen, sinks)?,
+            Self::Spanring => spanring_config(&mut text, setup, listen, sinks)?,
+            Self::Nginx => nginx_config(&mut text, setup, listen, sinks, dir)?,
+            Self::Haproxy => haproxy_config(&mut text, setup, listen, sinks)?,
         }
         Ok(text)
     }
 }
 
-impl Workers {
+impl Setup {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::One => "1",
+            Self::Auto => "auto",
+            Self::SmallBuffers => "1, small buffers",
+        }
+    }
+
+    fn workers(self) -> &'static str {
+        match self {
+            Self::One | Self::SmallBuffers => "1",
             Self::Auto => "auto",
         }
     }
 }
 
 impl Proxy {
-    /// Writes its configuration into a folder of its own under `dir`, starts it and waits until it listens.
+    /// Writes its configuration into `dir`, starts it and waits until it is ready.
     pub(crate) fn start(
         programs: &Programs,
         kind: Kind,
-        workers: Workers,
+        setup: Setup,
         sinks: &[SocketAddr],
         dir: &Path,
     ) -> Result<Self> {
         let name = kind.name();
-        let [address, admin] = free_addresses()?;
-        let dir = dir.join(format!("{name}-{}", address.port()));
-        fs::create_dir_all(&dir)?;
-        let config = dir.join("config");
-        fs::write(&config, kind.config(workers, [address, admin], sinks, &dir)?)?;
         let program =
             programs.get(kind).with_context(|| format!("{name} is not installed: see tests/peers/proxies.sh"))?;
-        let mut command = Command::new(program);
-        match kind {
-            Kind::Spanring => command.arg("run").arg("--config").arg(&config),
-            Kind::Nginx => command.arg("-p").arg(&dir).arg("-c").arg(&config),
-            Kind::Haproxy => command.arg("-db").arg("-f").arg(&config),
-        };
-        let mut process = Process::start(name, &mut command, &dir)?;
-        process.wait_until_listening(&[address], &dir)?;
-        Ok(Self { kind, workers, address, process })
+        let (process, [address, _]) = on_free_ports(|[address, admin]| {
+            let dir = dir.join(format!("{name}-{}", address.port()));
+            fs::create_dir_all(&dir)?;
+            let config = dir.join("config");
+            fs::write(&config, kind.config(setup, [address, admin], sinks, &dir)?)?;
+            let mut command = Command::new(&program);
+            match kind {
+                Kind::Spanring => command.arg("run").arg("--config").arg(&config),
+                Kind::Nginx => command.arg("-p").arg(&dir).arg("-c").arg(&config),
+                Kind::Haproxy => command.arg("-db").arg("-f").arg(&config),
+            };
+            let ready = match kind {
+                Kind::Spanring => Ready::Page(format!("http://{admin}/readyz")),
+                Kind::Nginx | Kind::Haproxy => Ready::Listening(vec![address]),
+            };
+            Ok((Process::start(name, &mut command)?, ready))
+        })?;
+        Ok(Self { kind, setup, address, process })
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {
-        self.process.usage()
+        Usage::of(self.process.id())
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Asked, not killed: the workers of nginx outlive a master that is killed.
+        drop(self.process.stop());
     }
 }
 
 fn spanring_config(
     text: &mut String,
-    workers: Workers,
+    setup: Setup,
     [address, admin]: [SocketAddr; 2],
     sinks: &[SocketAddr],
 ) -> Result<()> {
@@ -147,18 +179,19 @@ pools:
 routes:
   - {{ signals: [traces], routing_key: trace_id, pool: tail }}
 admin: {{ endpoint: {admin} }}
+shutdown: {{ delay: 0s, timeout: 1s }}
 worker_threads: {}",
         hostnames.join(", "),
-        workers.name(),
+        setup.workers(),
     )?;
     Ok(())
 }
 
 /// nginx opens one upstream connection for each request in flight, since it does not multiplex towards its upstreams:
-/// enough are kept open for all, and none is retired for its age. A body goes through a buffer that a whole message fits.
+/// enough are kept open for all, and none is retired for its age. Larger body buffers than these cost the same.
 fn nginx_config(
     text: &mut String,
-    workers: Workers,
+    setup: Setup,
     [address, _]: [SocketAddr; 2],
     sinks: &[SocketAddr],
     dir: &Path,
@@ -179,13 +212,13 @@ http {{
   uwsgi_temp_path {dir}/uwsgi;
   scgi_temp_path {dir}/scgi;
   client_max_body_size 0;
-  client_body_buffer_size 4m;
+  client_body_buffer_size 512k;
   http2_max_concurrent_streams 1024;
   keepalive_requests 1000000000;
   keepalive_time 24h;
   upstream sinks {{",
         dir = dir.display(),
-        workers = workers.name(),
+        workers = setup.workers(),
     )?;
     for sink in sinks {
         writeln!(text, "    server {sink};")?;
@@ -205,20 +238,14 @@ http {{
     Ok(())
 }
 
-fn haproxy_config(
-    text: &mut String,
-    workers: Workers,
-    [address, _]: [SocketAddr; 2],
-    sinks: &[SocketAddr],
-) -> Result<()> {
-    let threads = match workers {
-        Workers::One => "  nbthread 1\n",
-        Workers::Auto => "",
-    };
+/// HAProxy moves a body through buffers; with its own 16 KiB, a span of a large request costs twice what it does with these.
+fn haproxy_config(text: &mut String, setup: Setup, [address, _]: [SocketAddr; 2], sinks: &[SocketAddr]) -> Result<()> {
+    let threads = if setup == Setup::Auto { "" } else { "  nbthread 1\n" };
+    let buffers = if setup == Setup::SmallBuffers { "" } else { "  tune.bufsize 65536\n" };
     writeln!(
         text,
         "global
-{threads}  maxconn 4096
+{threads}{buffers}  maxconn 4096
   tune.h2.max-concurrent-streams 1024
   tune.h2.initial-window-size 1048576
 defaults

@@ -6,13 +6,14 @@ use anyhow::Result;
 
 use super::{
     measure::{Bench, Load, Sinks, median},
-    proxy::{Kind, Proxy, Workers},
+    proxy::{Kind, Proxy, Setup},
 };
 
-/// Small requests in larger numbers, as many small clients would send them; the same for every proxy.
+/// The same for every proxy. Small requests come from SDKs, which have a connection each and send one request at a time;
+/// large ones from Collectors, which have a few in flight on one.
 const ROWS: [Load; 4] = [
-    Load { spans: 10, traces: 5, connections: 4, in_flight: 32 },
-    Load { spans: 100, traces: 12, connections: 4, in_flight: 32 },
+    Load { spans: 10, traces: 5, connections: 32, in_flight: 32 },
+    Load { spans: 100, traces: 12, connections: 32, in_flight: 32 },
     Load { spans: 512, traces: 64, connections: 4, in_flight: 16 },
     Load { spans: 8192, traces: 1024, connections: 4, in_flight: 8 },
 ];
@@ -20,7 +21,7 @@ const ROWS: [Load; 4] = [
 /// One proxy in one row.
 struct Cell {
     kind: Kind,
-    workers: Workers,
+    setup: Setup,
     /// µs a span.
     cost: f64,
     peak_kib: u64,
@@ -42,7 +43,7 @@ pub(crate) fn cost(bench: &Bench, out: &mut impl Write) -> Result<()> {
         let cells = row(bench, load)?;
         write!(out, "| {} ({}) |", load.spans, load.traces)?;
         for cell in &cells {
-            write!(out, " {:.3} ({}; {:.0}) |", cell.cost, cell.workers.name(), mib(cell.peak_kib))?;
+            write!(out, " {:.3} ({}; {:.0}) |", cell.cost, cell.setup.name(), mib(cell.peak_kib))?;
         }
         let of = |is_ours: bool| {
             let costs = cells.iter().filter(|cell| (cell.kind == Kind::Spanring) == is_ours).map(|cell| cell.cost);
@@ -56,31 +57,33 @@ pub(crate) fn cost(bench: &Bench, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// All proxies at one load: the cheaper number of workers of each, measured in turns.
+/// All proxies at one load: the cheapest setup of each, measured in turns.
 fn row(bench: &Bench, load: Load) -> Result<Vec<Cell>> {
-    let sinks = bench.sinks(4, Duration::ZERO)?;
+    let sinks = bench.sinks::<4>(Duration::ZERO)?;
     let mut proxies = Vec::new();
     for kind in bench.kinds() {
-        proxies.push(cheaper(bench, kind, load, &sinks)?);
+        proxies.push(cheapest(bench, kind, load, &sinks)?);
     }
     let idle: Vec<u64> = proxies.iter().map(|proxy| Ok(proxy.usage()?.rss_kib)).collect::<Result<_>>()?;
     let costs = in_turns(bench, load, &proxies)?;
     let cells = proxies.iter().zip(costs).zip(idle).map(|((proxy, cost), idle_kib)| {
-        Ok(Cell { kind: proxy.kind, workers: proxy.workers, cost, peak_kib: proxy.usage()?.peak_kib, idle_kib })
+        Ok(Cell { kind: proxy.kind, setup: proxy.setup, cost, peak_kib: proxy.usage()?.peak_kib, idle_kib })
     });
     cells.collect()
 }
 
-/// Starts a proxy with the number of workers that is cheaper at this load.
-fn cheaper(bench: &Bench, kind: Kind, load: Load, sinks: &Sinks) -> Result<Proxy> {
-    let mut costs = Vec::new();
-    for workers in [Workers::One, Workers::Auto] {
-        let proxy = bench.proxy(kind, workers, sinks)?;
-        bench.cost(load, &proxy)?;
-        costs.push((bench.cost(load, &proxy)?, workers));
+/// Starts a proxy with the setup that is cheapest at this load.
+fn cheapest(bench: &Bench, kind: Kind, load: Load, sinks: &Sinks) -> Result<Proxy> {
+    let mut best = (f64::INFINITY, Setup::Auto);
+    for setup in kind.setups() {
+        let proxy = bench.proxy(kind, *setup, sinks)?;
+        let costs = [bench.cost(load, &proxy)?, bench.cost(load, &proxy)?];
+        let cost = costs.into_iter().fold(f64::INFINITY, f64::min);
+        if cost < best.0 {
+            best = (cost, *setup);
+        }
     }
-    let best = costs.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
-    bench.proxy(kind, best.map_or(Workers::Auto, |(_, workers)| workers), sinks)
+    bench.proxy(kind, best.1, sinks)
 }
 
 /// The median cost of each of several proxies, measured one after the other, again and again.
@@ -97,18 +100,18 @@ fn in_turns(bench: &Bench, load: Load, proxies: &[Proxy]) -> Result<Vec<f64>> {
 /// What 96 more backends cost.
 pub(crate) fn backends(bench: &Bench, out: &mut impl Write) -> Result<()> {
     let load = Load { spans: 512, traces: 64, connections: 4, in_flight: 128 };
-    let (few, many) = (bench.sinks(4, Duration::ZERO)?, bench.sinks(100, Duration::ZERO)?);
+    let (few, many) = (bench.sinks::<4>(Duration::ZERO)?, bench.sinks::<100>(Duration::ZERO)?);
     writeln!(
         out,
         "### CPU µs a span at 4 and 100 backends: {} spans a batch, {} in flight\n",
         load.spans, load.in_flight
     )?;
     writeln!(out, "| workers | 4 backends | 100 backends | ratio |\n| --- | --- | --- | --- |")?;
-    for workers in [Workers::One, Workers::Auto] {
-        let proxies = [bench.proxy(Kind::Spanring, workers, &few)?, bench.proxy(Kind::Spanring, workers, &many)?];
+    for setup in Kind::Spanring.setups() {
+        let proxies = [bench.proxy(Kind::Spanring, *setup, &few)?, bench.proxy(Kind::Spanring, *setup, &many)?];
         let costs = in_turns(bench, load, &proxies)?;
         if let [at_few, at_many] = costs.as_slice() {
-            writeln!(out, "| {} | {at_few:.3} | {at_many:.3} | {:.2} |", workers.name(), at_many / at_few)?;
+            writeln!(out, "| {} | {at_few:.3} | {at_many:.3} | {:.2} |", setup.name(), at_many / at_few)?;
         }
         out.flush()?;
     }
@@ -124,10 +127,10 @@ pub(crate) fn latency(bench: &Bench, out: &mut impl Write) -> Result<()> {
         ("64 clients of 100 spans a batch, sinks that answer after 20 ms", many, Duration::from_millis(20)),
         ("a lone client of 10 spans a batch", lone, Duration::ZERO),
     ] {
-        let sinks = bench.sinks(4, delay)?;
+        let sinks = bench.sinks::<4>(delay)?;
         let mut ways = vec![("direct".to_owned(), sinks.addresses.clone(), None)];
         for kind in bench.kinds() {
-            let proxy = bench.proxy(kind, Workers::Auto, &sinks)?;
+            let proxy = bench.proxy(kind, Setup::Auto, &sinks)?;
             ways.push((kind.name().to_owned(), vec![proxy.address], Some(proxy)));
         }
         let mut found: Vec<(Vec<f64>, Vec<f64>)> = ways.iter().map(|_| (Vec::new(), Vec::new())).collect();

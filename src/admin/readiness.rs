@@ -8,8 +8,6 @@ use std::{
     },
 };
 
-use tokio::sync::watch;
-
 /// What a condition says: nothing when it is met, else why it is not.
 type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
@@ -57,13 +55,6 @@ impl Readiness {
         let (shared, unmet) = (flag.clone(), unmet.into());
         self.require(name, move || (!shared.is_set()).then(|| unmet.clone()));
         flag
-    }
-
-    /// Adds the condition that a pool has a table; what the channel holds is not looked at.
-    pub fn require_table<T: Send + Sync + 'static>(&self, pool: &str, tables: watch::Receiver<Option<T>>) {
-        self.require(format!("pool {pool}"), move || {
-            tables.borrow().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
-        });
     }
 
     /// Not ready any more, for good.

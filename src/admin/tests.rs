@@ -47,15 +47,14 @@ fn metrics_are_in_prometheus_text_format() {
 fn readiness_says_what_is_missing() {
     with_state(|state| {
         let listeners = state.readiness.flag("listeners", "not bound yet");
-        let (publish, tables) = tokio::sync::watch::channel(None);
-        state.readiness.require_table("tail", tables);
+        let table = state.readiness.flag("pool tail", "no backends yet: discovery has not answered");
         let expected = "not ready\n[-] listeners: not bound yet\n\
                         [-] pool tail: no backends yet: discovery has not answered\n";
         assert_eq!(get(state, "/readyz"), (503, expected.to_owned()));
         listeners.set();
         let expected = "not ready\n[+] listeners: ok\n[-] pool tail: no backends yet: discovery has not answered\n";
         assert_eq!(get(state, "/readyz?verbose"), (503, expected.to_owned()));
-        publish.send_replace(Some(()));
+        table.set();
         assert_eq!(get(state, "/readyz"), (200, "ready\n".to_owned()));
         assert_eq!(get(state, "/readyz?verbose=1"), (200, "ready\n[+] listeners: ok\n[+] pool tail: ok\n".to_owned()));
         listeners.clear();

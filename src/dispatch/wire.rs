@@ -24,7 +24,10 @@ use tokio::{
 /// Bytes that are gathered before they are written: four frames of the usual 16 KiB, one segment of the loopback's size.
 const GATHER: usize = 64 << 10;
 
-/// Capacity that is kept while nothing waits to be written.
+/// What the buffer is made for at once: it then never grows by copying. The frame that crosses [`GATHER`] fits too.
+const CAPACITY: usize = GATHER + (16 << 10) + 64;
+
+/// A flush of less than this is a connection at rest or with small calls, which keeps no more.
 const KEPT: usize = 4 << 10;
 
 /// The half that h2 owns.
@@ -41,11 +44,13 @@ struct Shared<S> {
 struct Inner<S> {
     stream: S,
     out: BytesMut,
+    /// Bytes gathered since the last flush of the driver.
+    gathered: usize,
 }
 
 /// Both halves of a stream.
 pub(super) fn gather<S>(stream: S) -> (Wire<S>, Outlet<S>) {
-    let inner = Mutex::new(Inner { stream, out: BytesMut::new() });
+    let inner = Mutex::new(Inner { stream, out: BytesMut::new(), gathered: 0 });
     let shared = Arc::new(Shared { inner, heard: AtomicBool::new(false) });
     (Wire(Arc::clone(&shared)), Outlet(shared))
 }
@@ -55,6 +60,7 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.lock();
         ready!(inner.poll_drain(cx))?;
+        inner.rest();
         Pin::new(&mut inner.stream).poll_flush(cx)
     }
 
@@ -90,12 +96,28 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
                 written => self.out.advance(written),
             }
         }
-        if self.out.capacity() > KEPT {
-            self.out = BytesMut::new();
-        } else {
-            self.out.clear();
-        }
+        self.out.clear();
         Poll::Ready(Ok(()))
+    }
+
+    /// Gives a large buffer back once little is written.
+    fn rest(&mut self) {
+        if std::mem::take(&mut self.gathered) < KEPT && self.out.capacity() > KEPT {
+            self.out = BytesMut::new();
+        }
+    }
+
+    /// Takes bytes to be written later.
+    fn gather(&mut self, slices: &[IoSlice<'_>]) -> usize {
+        let len = slices.iter().map(|slice| slice.len()).sum();
+        self.gathered += len;
+        if self.gathered >= KEPT && self.out.capacity() - self.out.len() < len {
+            self.out.reserve(CAPACITY.saturating_sub(self.out.len()).max(len));
+        }
+        for slice in slices {
+            self.out.extend_from_slice(slice);
+        }
+        len
     }
 
     /// Makes room when enough was gathered.
@@ -119,8 +141,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let mut inner = self.0.lock();
         ready!(inner.poll_room(cx))?;
-        inner.out.extend_from_slice(data);
-        Poll::Ready(Ok(data.len()))
+        Poll::Ready(Ok(inner.gather(&[IoSlice::new(data)])))
     }
 
     fn poll_write_vectored(
@@ -130,12 +151,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     ) -> Poll<io::Result<usize>> {
         let mut inner = self.0.lock();
         ready!(inner.poll_room(cx))?;
-        let len = slices.iter().map(|slice| slice.len()).sum();
-        inner.out.reserve(len);
-        for slice in slices {
-            inner.out.extend_from_slice(slice);
-        }
-        Poll::Ready(Ok(len))
+        Poll::Ready(Ok(inner.gather(slices)))
     }
 
     fn is_write_vectored(&self) -> bool {

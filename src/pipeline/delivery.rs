@@ -308,7 +308,7 @@ async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
 impl Tally {
     /// What is known of a request that was just cut.
     pub(super) fn new(records: u64, rejected: u64) -> Self {
-        Self { records, rejected, ..Self::default() }
+        Self { records, rejected, message: refused_at_the_door(rejected), ..Self::default() }
     }
 
     fn accepted(&mut self, rejected: u64, message: Option<String>) {
@@ -346,9 +346,11 @@ impl Tally {
 
 /// The outcome of a request of which nothing was to be sent.
 pub(super) fn nothing_to_send(rejected: u64) -> Outcome {
-    let message =
-        (rejected > 0).then(|| "records with an invalid trace ID were refused: invalid_trace_id is reject".to_owned());
-    Outcome::Accepted { rejected, message }
+    Outcome::Accepted { rejected, message: refused_at_the_door(rejected) }
+}
+
+fn refused_at_the_door(rejected: u64) -> Option<String> {
+    (rejected > 0).then(|| "records with an invalid trace ID were refused: invalid_trace_id is reject".to_owned())
 }
 
 fn shortened(mut message: String) -> String {

@@ -1,7 +1,7 @@
 //! The heart: admit → split → route → dispatch → join. Read this first.
 //!
 //! A [`Request`] comes in whole. One view of the pool, a table and its queues, serves the cut: every record meets its
-//! owner's part. All parts get room in their owners' queues, or none does. Then [`delivery`] waits for what becomes of
+//! owner's part. All parts get room in their owners' queues, or none does. Then `delivery` waits for what becomes of
 //! them, places again what failed and can be helped, and joins the rest into one [`Outcome`].
 
 mod connection;
@@ -105,17 +105,25 @@ impl Pipeline {
         let Cut { parts, records, rejected, permit } =
             cut::cut(request.signal, request.message, request.permit, view.table(), &self.config, &route.metrics)?;
         if parts.is_empty() {
-            return Ok(delivery::nothing_to_send(rejected));
+            let outcome = Ok(delivery::nothing_to_send(rejected));
+            route.metrics.note_outcome(records, &outcome);
+            return outcome;
         }
         let join = Join::new(request.deadline, request.connection);
         join.hold(permit);
         let tally = Tally::new(records, rejected);
         let sent = parts.len();
         let delivery = Delivery::new(self, route, join, &parts, view.table().generation, tally);
-        view.submit(parts, delivery.join()).map_err(|full| queue_full(view.table(), &full))?;
-        drop(view);
-        route.dispatch.retries().earn(sent);
-        delivery.finish(request.deadline).await
+        let outcome = match view.submit(parts, delivery.join()) {
+            Ok(()) => {
+                drop(view);
+                route.dispatch.retries().earn(sent);
+                delivery.finish(request.deadline).await
+            }
+            Err(full) => Err(queue_full(view.table(), &full)),
+        };
+        route.metrics.note_outcome(records, &outcome);
+        outcome
     }
 }
 

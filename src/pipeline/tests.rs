@@ -21,10 +21,7 @@ use tokio::{task::JoinHandle, time::Instant};
 use tonic::{Code, Status};
 
 use super::*;
-use crate::{
-    dispatch::{self, Cause, Failure, RetryConfig, tests::support::*},
-    lifecycle::Tasks,
-};
+use crate::dispatch::{self, Cause, Failure, RetryConfig, tests::support::*};
 
 const SPANS: u8 = 32;
 
@@ -118,7 +115,7 @@ async fn what_waits_for_its_next_attempt_moves_when_its_owner_is_ejected_or_leav
         let sent = stage.send(Duration::from_secs(8));
         let own = well.call().await;
         let count = own.spans.len();
-        assert_eq!(stage.rig.event().await, crate::health::HealthKind::Refused);
+        assert_eq!(stage.rig.event().await, HealthKind::Refused);
         let (backends, away): (&[_], &[_]) =
             if leaves { (&[well.address], &[]) } else { (&[dead, well.address], &[dead]) };
         stage.rig.publish(2, backends, away).await;

@@ -6,11 +6,15 @@ use bytes::{Buf, Bytes};
 use http_body::Body;
 use http_body_util::BodyExt;
 
-use crate::{budget::Permit, otlp::framed::PREFIX_LEN};
+use crate::{budget::Permit, buffers, otlp::framed::PREFIX_LEN};
 
 /// What an announced size is believed up to. Beyond it the buffer grows as bytes arrive, so that a peer which announces
 /// the limit on many streams makes us hold no more than this for each (design 3, Receive).
 const BELIEVED: usize = 256 << 10;
+
+/// How far a buffer grows beyond what has come: a peer that sent [`BELIEVED`] bytes is believed this many times that. Each
+/// step copies what came before, and a batch of 8,192 spans (3 MiB) is to take one step.
+const GROWTH: usize = 16;
 
 /// A message below this is copied although it came in one frame: a frame is a slice of HTTP/2's read buffer (8 KiB in
 /// h2 0.4) and would keep all of that from being used again, which the budget would not see.
@@ -157,12 +161,11 @@ impl Reader {
                     return Err(BodyError::Excess);
                 }
                 if len > buffer.bytes.capacity() {
-                    let doubled = buffer.bytes.capacity().saturating_mul(2).min(*total);
-                    buffer.reach(doubled.max(len), &mut self.permit)?;
+                    buffer.grow(len, *total, &mut self.permit)?;
                 }
                 buffer.bytes.extend_from_slice(data);
                 if len == *total {
-                    self.state = State::Whole(Bytes::from(std::mem::take(&mut buffer.bytes)));
+                    self.state = State::Whole(buffers::share(std::mem::take(&mut buffer.bytes)));
                 }
                 Ok(())
             }
@@ -188,14 +191,29 @@ fn announced(prefix: [u8; PREFIX_LEN], limit: usize) -> Result<usize, BodyError>
 // === impl Buffer ===
 
 impl Buffer {
+    /// Makes room for `len` bytes of a message of `total`: for many times what has come, so that little is copied, or for
+    /// as little as it takes when the budget is short.
+    fn grow(&mut self, len: usize, total: usize, permit: &mut Permit) -> Result<(), BodyError> {
+        let capacity = self.bytes.capacity();
+        let far = capacity.saturating_mul(GROWTH).min(total).max(len);
+        let near = capacity.saturating_mul(2).min(total).max(len);
+        self.reach(far, permit).or_else(|_| self.reach(near, permit))
+    }
+
     /// Grows to a capacity of `capacity` bytes.
     pub(super) fn reach(&mut self, capacity: usize, permit: &mut Permit) -> Result<(), BodyError> {
         let more = capacity.saturating_sub(self.bytes.capacity());
         if !permit.grow(more) {
             return Err(BodyError::Budget);
         }
-        let additional = capacity.saturating_sub(self.bytes.len());
-        self.bytes.try_reserve_exact(additional).map_err(|_| BodyError::Budget)
+        let mut grown = buffers::take(capacity);
+        // A kept buffer can have more room than was asked for.
+        if !permit.grow(grown.capacity().saturating_sub(capacity)) {
+            grown = Vec::with_capacity(capacity);
+        }
+        grown.extend_from_slice(&self.bytes);
+        buffers::give(std::mem::replace(&mut self.bytes, grown));
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ use tonic::Code;
 
 use crate::{
     budget::Budget,
+    buffers,
     lifecycle::Tasks,
     otlp::{Outcome, Reason, Signal},
 };
@@ -95,7 +96,7 @@ pub(super) struct ListenerMetrics {
 /// An open connection, counted until it is dropped.
 pub(super) struct OpenConnection(Gauge);
 
-/// Writes the budget's gauges until the process stops.
+/// Writes the budget's gauges until the drain begins, which waits for every task of the listeners.
 pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 bytes are more than a machine has")]
     let as_gauge = |bytes: usize| bytes as f64;
@@ -107,8 +108,11 @@ pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = watch.stopped() => break,
-                _ = ticks.tick() => used.set(as_gauge(budget.used())),
+                () = watch.drained() => break,
+                _ = ticks.tick() => {
+                    used.set(as_gauge(budget.used()));
+                    buffers::trim();
+                }
             }
         }
     }));

@@ -24,13 +24,14 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-use bytes::Bytes;
-
 pub use self::{pieces::by_size, scratch::Scratch};
-use crate::otlp::{
-    Framed, Level, RecordFields, Signal,
-    framed::PREFIX_LEN,
-    wire::{Malformed, WireError},
+use crate::{
+    buffers,
+    otlp::{
+        Framed, Level, RecordFields, Signal,
+        framed::PREFIX_LEN,
+        wire::{Malformed, WireError},
+    },
 };
 
 /// Where a record goes: a number that means something to the router only. Any value will do; few of them occur.
@@ -206,14 +207,14 @@ impl<'a> Plan<'a> {
         self.total_len
     }
 
-    /// Builds all parts, in the order of [`Plan::shares`], in one buffer of exactly [`Plan::total_len`] bytes.
+    /// Builds all parts, in the order of [`Plan::shares`], in one buffer of [`Plan::total_len`] bytes.
     pub fn build(self) -> Vec<(Share, Framed)> {
-        let mut buffer = Vec::with_capacity(self.total_len);
+        let mut buffer = buffers::take(self.total_len);
         for tally in self.scratch.tallies() {
             self.scratch.write(tally, self.payload, &mut buffer);
         }
         debug_assert_eq!(buffer.len(), self.total_len, "parts are as long as measured");
-        let mut rest = Bytes::from(buffer);
+        let mut rest = buffers::share(buffer);
         self.shares()
             .map(|share| {
                 let bytes = rest.split_to(rest.len().min(PREFIX_LEN + share.len));

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tonic::codec::CompressionEncoding;
 
-use super::harness::{self, Process, Proxy, until};
+use super::harness::{self, Process, Proxy, Ready, until};
 
 /// Traces of our own client, the half of them with one failed span, and spans in each.
 const OWN_TRACES: u64 = 300;
@@ -40,7 +40,7 @@ impl Collector {
         let (process, [grpc, _]) = harness::on_free_ports(|[grpc, health]| {
             fs::write(&file, Self::config(grpc, health, dir.path()))?;
             let process = Process::start("otelcol", Command::new(program).arg("--config").arg(&file))?;
-            Ok((process, format!("http://{health}/")))
+            Ok((process, Ready::Page(format!("http://{health}/"))))
         })?;
         Ok(Self { grpc, process, dir })
     }
@@ -115,7 +115,7 @@ pools:
 routes:
   - {{ signals: [traces], routing_key: trace_id, pool: tail }}
 admin: {{ endpoint: {admin} }}
-shutdown: {{ delay: 0s, timeout: 10s }}
+shutdown: {{ delay: 0s, timeout: 10m }}
 ",
         hostnames.join(", ")
     )
@@ -185,6 +185,7 @@ fn traces_stay_whole(is_gzip: bool) -> Result<()> {
     let accepted: f64 = accepted.sum::<Result<_>>()?;
     ensure!(accepted.round() == SENT as f64, "the proxies must count what they took: {accepted} of {SENT}");
     for proxy in &mut proxies {
+        // Nobody is connected any more: a drain that waits for its timeout waits for something else.
         let status = proxy.process.stop()?;
         ensure!(status.success(), "a proxy must end well when asked to: {status}");
     }

@@ -30,7 +30,7 @@ use tonic_types::StatusExt;
 
 use super::{
     backend::{Backend, SpanKey},
-    harness::{self, Process},
+    harness::{self, Process, Ready},
 };
 
 /// What a proxy's configuration has beside addresses: lines of YAML.
@@ -121,7 +121,7 @@ impl Fixture {
             let mut command = Command::new("sh");
             command.args(["-c", &format!("{limit}exec \"$0\" run --config \"$1\"")]);
             command.arg(env!("CARGO_BIN_EXE_spanring")).arg(file);
-            Ok((Process::start("spanring", &mut command)?, format!("http://{admin}/readyz")))
+            Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/readyz"))))
         })?;
         let table = Table::of(1, Algorithm::SlotsV1, &endpoints(&pool(grpc)))?;
         let (tasks, numbers) = (Tasks::new(), AtomicU64::new(1));
@@ -147,7 +147,7 @@ impl Fixture {
     /// A new trace ID.
     pub(crate) fn trace(&self) -> [u8; 16] {
         let number = self.numbers.fetch_add(1, Relaxed);
-        (u128::from(number) << 64 | u128::from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_be_bytes()
+        ((u128::from(number) << 64) | u128::from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_be_bytes()
     }
 
     /// Which backend owns a trace while none is ejected.
@@ -202,7 +202,7 @@ impl Fixture {
 
     /// The largest resident set that the proxy ever had, in MiB.
     pub(crate) fn peak_mib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
         let kib: u64 = line.split_whitespace().next().context("no number")?.parse()?;
         Ok(kib >> 10)
@@ -250,7 +250,8 @@ impl Fixture {
                     if is_over.load(Relaxed) {
                         break;
                     }
-                    let spans = (0..4 * backends).map(|n| span(&load_trace(client, number, n), number % 4 << 8 | n));
+                    let spans =
+                        (0..4 * backends).map(|n| span(&load_trace(client, number, n), ((number % 4) << 8) | n));
                     let spans: Vec<Span> = spans.collect();
                     let keys = keys_of(&spans);
                     match connection.export(spans).await {
@@ -358,8 +359,9 @@ pub(crate) fn keys_of(spans: &[Span]) -> Vec<SpanKey> {
 
 /// Trace IDs of load: four requests in a row share each, so that traces come in several requests.
 fn load_trace(client: u64, number: u64, n: u64) -> [u8; 16] {
-    let trace = ((client << 32 | number / 4) << 8 | n / 2).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (u128::from(trace) << 64 | u128::from(client << 48 | (number / 4) << 16 | (n / 2 + 1) << 8 | 1)).to_be_bytes()
+    let trace = ((((client << 32) | (number / 4)) << 8) | (n / 2)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((u128::from(trace) << 64) | u128::from((client << 48) | ((number / 4) << 16) | ((n / 2 + 1) << 8) | 1))
+        .to_be_bytes()
 }
 
 /// Gives a span an attribute of so many bytes.

@@ -1,7 +1,7 @@
 //! What every test of processes needs: children that end with the test, waiting for a condition, ports, temporary files.
 //!
 //! Nothing here waits for a time: [`until`] looks again and again whether something holds, up to a deadline. When a test
-//! fails, what its children printed is shown.
+//! fails, what its children printed is shown. The bench `proxies` uses it too.
 
 use std::{
     collections::VecDeque,
@@ -48,6 +48,23 @@ pub(crate) struct Proxy {
     _dir: tempfile::TempDir,
 }
 
+/// How a process says that it can be used.
+pub(crate) enum Ready {
+    /// This page answers 200.
+    Page(String),
+    /// All of these take connections.
+    Listening(Vec<SocketAddr>),
+}
+
+impl Ready {
+    fn holds(&self) -> bool {
+        match self {
+            Self::Page(url) => http_get(url).is_ok_and(|(status, _)| status == 200),
+            Self::Listening(addresses) => addresses.iter().all(|address| TcpStream::connect(address).is_ok()),
+        }
+    }
+}
+
 impl Process {
     /// Starts a command; its output is kept.
     pub(crate) fn start(name: &str, command: &mut Command) -> Result<Self> {
@@ -67,7 +84,8 @@ impl Process {
         lines.iter().map(|line| format!("{}: {line}\n", self.name)).collect()
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// Its ID.
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
@@ -105,7 +123,9 @@ impl Drop for Process {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
-        eprint!("{}", self.log());
+        if env!("CARGO_CRATE_NAME") == "it" {
+            eprint!("{}", self.log());
+        }
     }
 }
 
@@ -118,26 +138,24 @@ impl Proxy {
             fs::write(&file, config(grpc, admin))?;
             let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
             let process = Process::start(name, command.arg("run").arg("--config").arg(&file))?;
-            Ok((process, format!("http://{admin}/readyz")))
+            Ok((process, Ready::Page(format!("http://{admin}/readyz"))))
         })?;
         Ok(Self { grpc, admin, process, _dir: dir })
     }
 }
 
-/// Starts a process on ports that were free a moment ago and waits until the page that `start` names answers 200. When the
-/// process ends instead, another one may have taken a port meanwhile: it is started again on others.
+/// Starts a process on ports that were free a moment ago and waits until it is ready. When it ends instead, another one may
+/// have taken a port meanwhile: it is started again on others.
 pub(crate) fn on_free_ports<const N: usize>(
-    start: impl Fn([SocketAddr; N]) -> Result<(Process, String)>,
+    start: impl Fn([SocketAddr; N]) -> Result<(Process, Ready)>,
 ) -> Result<(Process, [SocketAddr; N])> {
     let mut logs = String::new();
     for _ in 0..STARTS {
         let addresses = free_addresses()?;
-        let (mut process, page) = start(addresses)?;
-        let is_ready = until(&format!("{page} answers 200"), || {
-            if process.ended()?.is_some() {
-                return Ok(Some(false));
-            }
-            Ok(http_get(&page).ok().and_then(|(status, _)| (status == 200).then_some(true)))
+        let (mut process, ready) = start(addresses)?;
+        let is_ready = until(&format!("{} is ready", process.name), || {
+            let has_ended = process.ended()?.is_some();
+            Ok((has_ended || ready.holds()).then_some(!has_ended))
         });
         match is_ready {
             Ok(true) => return Ok((process, addresses)),
@@ -197,7 +215,10 @@ pub(crate) fn peer(name: &str) -> Result<Option<PathBuf>> {
         return Ok(Some(path));
     }
     // Written past the capture of test output, so that nobody takes a test that was skipped for one that passed.
-    writeln!(std::io::stderr(), "skipped: {name} is not in SPANRING_PEERS; tests/peers/ has scripts that install it")?;
+    writeln!(
+        std::io::stderr(),
+        "\nskipped: {name} is not in SPANRING_PEERS; tests/peers/ has scripts that install it"
+    )?;
     Ok(None)
 }
 

@@ -10,10 +10,11 @@ use std::{
 const MAY_USE: &[(&str, &[&str])] = &[
     ("otlp", &[]),
     ("budget", &[]),
+    ("buffers", &[]),
     ("lifecycle", &[]),
     ("telemetry", &["lifecycle"]),
     ("health", &["telemetry"]),
-    ("split", &["otlp"]),
+    ("split", &["buffers", "otlp"]),
     ("ring", &["discovery", "otlp"]),
     ("route", &["ring", "split", "otlp"]),
     ("discovery", &["lifecycle", "telemetry"]),
@@ -24,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["membership", "ring", "discovery", "split", "otlp", "budget", "lifecycle", "telemetry", "pipeline", "health"],
     ),
     ("pipeline", &["split", "ring", "route", "dispatch", "otlp", "budget", "telemetry"]),
-    ("receive", &["pipeline", "otlp", "budget", "telemetry", "lifecycle"]),
+    ("receive", &["pipeline", "otlp", "budget", "buffers", "telemetry", "lifecycle"]),
     ("admin", &["membership", "ring", "telemetry", "lifecycle", "receive"]),
 ];
 

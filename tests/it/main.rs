@@ -9,6 +9,12 @@ mod backend;
 mod collector;
 mod faults;
 mod fixture;
+mod grpc;
+#[allow(dead_code, reason = "the bench of proxies uses the rest")]
 mod harness;
 mod layout;
+mod memory;
+mod rig;
+mod shutdown;
+mod startup;
 mod wire;

@@ -71,6 +71,14 @@ pub(crate) fn grpc(message: &[u8]) -> Vec<u8> {
     [&[0], len.as_slice(), message].concat()
 }
 
+/// A frame that came.
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
+}
+
 /// A client that writes frames as it is told.
 pub(crate) struct Raw(TcpStream);
 
@@ -104,8 +112,8 @@ impl Raw {
         Ok(self.0.write_all(bytes)?)
     }
 
-    /// The next frame: kind, flags, stream, payload. `None` when the peer has closed.
-    pub(crate) fn next(&mut self) -> Result<Option<(u8, u8, u32, Vec<u8>)>> {
+    /// The next frame; `None` when the peer has closed.
+    pub(crate) fn next(&mut self) -> Result<Option<Frame>> {
         let mut head = [0; 9];
         if let Err(error) = self.0.read_exact(&mut head) {
             let closed = [std::io::ErrorKind::UnexpectedEof, std::io::ErrorKind::ConnectionReset];
@@ -114,7 +122,7 @@ impl Raw {
         let mut payload = vec![0; length_of(&head)];
         self.0.read_exact(&mut payload)?;
         let [_, _, _, kind, flags, a, b, c, d] = head;
-        Ok(Some((kind, flags, u32::from_be_bytes([a, b, c, d]), payload)))
+        Ok(Some(Frame { kind, flags, stream: u32::from_be_bytes([a, b, c, d]), payload }))
     }
 
     /// Sends until the peer closes, at most so often. Says whether it closed.
@@ -124,7 +132,7 @@ impl Raw {
 
     /// Reads until the peer closes or sends GOAWAY; gives GOAWAY's error.
     pub(crate) fn dismissal(&mut self) -> Result<Option<u32>> {
-        while let Some((kind, _, _, payload)) = self.next()? {
+        while let Some(Frame { kind, payload, .. }) = self.next()? {
             if kind == GOAWAY {
                 let error = payload.get(4..8).and_then(|error| error.try_into().ok()).context("a short GOAWAY")?;
                 return Ok(Some(u32::from_be_bytes(error)));
@@ -135,7 +143,7 @@ impl Raw {
 
     /// Reads until the stream ends.
     pub(crate) fn stream_ended(&mut self, stream: u32) -> Result<()> {
-        while let Some((kind, flags, of, _)) = self.next()? {
+        while let Some(Frame { kind, flags, stream: of, .. }) = self.next()? {
             let ends = kind == RST_STREAM || ([DATA, HEADERS].contains(&kind) && flags & END_STREAM != 0);
             if of == stream && ends {
                 return Ok(());

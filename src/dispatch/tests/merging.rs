@@ -14,7 +14,7 @@ fn one_place() -> Config {
 
 #[tokio::test]
 async fn a_lone_part_leaves_at_once_and_what_came_meanwhile_leaves_together() {
-    let rig_tasks = crate::lifecycle::Tasks::new();
+    let rig_tasks = Tasks::new();
     let mut backend = Script::start(&rig_tasks, None, 100).await;
     let rig = Rig::start_with(one_place(), &[backend.address], rig_tasks);
     let first = rig.submit(vec![part(&["a", "b"], 0)]);
@@ -36,7 +36,7 @@ async fn a_lone_part_leaves_at_once_and_what_came_meanwhile_leaves_together() {
 
 #[tokio::test]
 async fn a_further_place_opens_when_a_part_has_waited() {
-    let tasks = crate::lifecycle::Tasks::new();
+    let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let rig = Rig::start_with(Config::default(), &[backend.address], tasks);
     let _first = rig.submit(vec![part(&["a"], 0)]);
@@ -50,7 +50,7 @@ async fn a_further_place_opens_when_a_part_has_waited() {
 #[tokio::test]
 async fn many_small_and_large_parts_merge_to_their_union() {
     for compression in [Compression::None, Compression::Gzip { level: 6 }, Compression::Zstd { level: 1 }] {
-        let tasks = crate::lifecycle::Tasks::new();
+        let tasks = Tasks::new();
         let mut backend = Script::start(&tasks, None, 100).await;
         let rig = Rig::start_with(Config { compression, ..one_place() }, &[backend.address], tasks);
         let first = rig.submit(vec![part(&["first"], 0)]);
@@ -71,7 +71,7 @@ async fn many_small_and_large_parts_merge_to_their_union() {
 
 #[tokio::test]
 async fn parts_marked_so_go_in_calls_of_their_own() {
-    let tasks = crate::lifecycle::Tasks::new();
+    let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let rig = Rig::start_with(one_place(), &[backend.address], tasks);
     let _first = rig.submit(vec![part(&["a"], 0)]);
@@ -97,7 +97,7 @@ async fn parts_marked_so_go_in_calls_of_their_own() {
 
 #[tokio::test]
 async fn a_merged_call_that_is_refused_fails_only_the_bad_part() {
-    let tasks = crate::lifecycle::Tasks::new();
+    let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let rig = Rig::start_with(one_place(), &[backend.address], tasks);
     let _first = rig.submit(vec![part(&["a"], 0)]);
@@ -122,7 +122,7 @@ async fn a_merged_call_that_is_refused_fails_only_the_bad_part() {
 
 #[tokio::test]
 async fn partial_success_of_a_merged_call_is_a_warning_to_each_and_the_next_counts_are_exact() {
-    let tasks = crate::lifecycle::Tasks::new();
+    let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let rig = Rig::start_with(one_place(), &[backend.address], tasks);
     let alone = rig.submit(vec![part(&["a", "b"], 0)]);
@@ -148,7 +148,7 @@ async fn partial_success_of_a_merged_call_is_a_warning_to_each_and_the_next_coun
 
 #[tokio::test]
 async fn a_part_above_the_limit_is_cut_and_its_pieces_make_one_outcome() {
-    let tasks = crate::lifecycle::Tasks::new();
+    let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let config = Config { max_request_size: 10_000, ..one_place() };
     let rig = Rig::start_with(config, &[backend.address], tasks);
@@ -182,7 +182,7 @@ async fn a_part_above_the_limit_is_cut_and_its_pieces_make_one_outcome() {
 
 #[tokio::test]
 async fn a_single_record_above_the_limit_goes_alone() {
-    let tasks = crate::lifecycle::Tasks::new();
+    let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let config = Config { max_request_size: 1_000, queue_size: 2_000, ..one_place() };
     let rig = Rig::start_with(config, &[backend.address], tasks);

@@ -25,12 +25,13 @@ use tonic::{Request, Response, Status, codec::CompressionEncoding, metadata::Met
 use crate::{
     discovery::Endpoint,
     dispatch::{Config, Dispatch, Join, Part, PartOutcome},
-    health::{self, HealthKind, Inbox},
-    lifecycle::Tasks,
+    health::{self, Inbox},
     otlp::{Framed, Signal},
     pipeline::ClientConnection,
     ring::{Algorithm, Base, Table, members_of},
 };
+
+pub(crate) use crate::{health::HealthKind, lifecycle::Tasks};
 
 /// Nothing here takes longer, unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(20);

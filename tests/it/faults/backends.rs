@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::{
     backend::Answer,
     fixture::{Account, Fixture, Knobs, Reply, is_retryable, keys_of, padded, span},
-    harness::{self, Process},
+    harness::{self, Process, Ready},
 };
 
 /// What backends answer sooner than this is not held up by others. A bare answer takes a few ms.
@@ -15,7 +15,7 @@ const PROMPT: Duration = Duration::from_millis(900);
 
 /// A sink in a process of its own, so that it can be killed and stopped.
 fn sink() -> Result<(Process, [SocketAddr; 2])> {
-    harness::on_free_ports(|[grpc, http]| Ok((sink_at(grpc, http)?, format!("http://{http}/report"))))
+    harness::on_free_ports(|[grpc, http]| Ok((sink_at(grpc, http)?, Ready::Page(format!("http://{http}/report")))))
 }
 
 fn sink_at(grpc: SocketAddr, http: SocketAddr) -> Result<Process> {

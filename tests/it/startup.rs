@@ -1,0 +1,121 @@
+//! How a proxy starts: the example of a configuration as it stands, flags instead of a file, names that do not resolve.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use spanring::tools::sink::{SinkConfig, SinksReport};
+use tonic_types::StatusExt;
+
+use super::{
+    harness::{self, Process, Proxy, Ready, http_get, metric, until},
+    rig::{Sinks, client, request, send_raw, span},
+};
+
+/// A whole configuration, as issue and README show it.
+pub(crate) const EXAMPLE: &str = r#"receivers:
+  otlp: { protocols: { grpc: { endpoint: 127.0.0.1:14317 } } }
+pools:
+  tail:
+    resolver: { static: { hostnames: ["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"] } }
+    compression: none
+routes:
+  - { signals: [traces], routing_key: trace_id, pool: tail }
+admin: { endpoint: 127.0.0.1:18888 }
+"#;
+
+fn spanring() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_spanring"))
+}
+
+/// A request of spans of many traces goes through: each trace to one sink, every span once.
+fn traces_stay_whole(sinks: &Sinks, proxy: std::net::SocketAddr) -> Result<()> {
+    use spanring::tools::load::{LoadConfig, Until, run_load};
+    let load = LoadConfig {
+        endpoints: vec![proxy.to_string()],
+        until: Until { requests: Some(40), elapsed: None },
+        body: spanring::tools::otlp_body::BodySpec { bodies: 40, unique: true, ..Default::default() },
+        ..LoadConfig::default()
+    };
+    let tasks = spanring::lifecycle::Tasks::new();
+    let run = sinks.runtime.block_on(run_load(load, &indicatif::ProgressBar::hidden(), &tasks))?;
+    ensure!(run.sent >= 40, "{} requests", run.sent);
+    let report = SinksReport::of(&sinks.sinks);
+    ensure!(report.traces_split == Some(0), "{report:?}");
+    ensure!(report.traces_whole.is_some_and(|whole| whole >= 100), "{report:?}");
+    ensure!(sinks.spans() == 4000, "{} spans", sinks.spans());
+    ensure!(report.sinks.iter().all(|sink| sink.tracked.is_some_and(|tracked| tracked.duplicates == 0)), "{report:?}");
+    Ok(())
+}
+
+#[test]
+fn the_example_runs_as_it_stands() -> Result<()> {
+    let sinks = Sinks::start(4, &SinkConfig::default())?;
+    // Its ports belong to whoever runs this test: others take their place, and nothing else is changed.
+    let proxy = Proxy::start("spanring", |grpc, admin| {
+        let ports =
+            EXAMPLE.replace("127.0.0.1:14317", &grpc.to_string()).replace("127.0.0.1:18888", &admin.to_string());
+        sinks
+            .addresses()
+            .iter()
+            .zip(15001..)
+            .fold(ports, |text, (sink, port)| text.replace(&format!("127.0.0.1:{port}"), &sink.to_string()))
+    })?;
+    traces_stay_whole(&sinks, proxy.grpc)?;
+    let threads = fs::read_to_string(Path::new("/proc").join(proxy.process.id().to_string()).join("status"))?;
+    ensure!(threads.contains("Threads:"), "{threads}");
+    proxy.process.signal("INT")?;
+    becomes_unready_in_the_default_delay(&proxy)?;
+    Ok(())
+}
+
+/// The example says nothing of a drain: for 5 s it serves on, and says that it is not ready.
+fn becomes_unready_in_the_default_delay(proxy: &Proxy) -> Result<()> {
+    until("/readyz answers 503", || Ok((http_get(&format!("http://{}/readyz", proxy.admin))?.0 == 503).then_some(())))
+}
+
+#[test]
+fn flags_stand_for_a_file() -> Result<()> {
+    let sinks = Sinks::start(3, &SinkConfig::default())?;
+    let list: Vec<String> = sinks.addresses().iter().map(ToString::to_string).collect();
+    let (_process, [grpc, _]) = harness::on_free_ports(|[grpc, admin]| {
+        let mut command = spanring();
+        command.arg("--backends").arg(format!("static://{}", list.join(",")));
+        command.arg("--otlp-grpc").arg(grpc.to_string()).arg("--admin").arg(admin.to_string());
+        Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/readyz"))))
+    })?;
+    traces_stay_whole(&sinks, grpc)
+}
+
+#[test]
+fn a_name_that_does_not_resolve_leaves_it_alive_not_ready_and_refusing_for_now() -> Result<()> {
+    // `.invalid` never resolves (RFC 6761), whatever name server this machine has, if any.
+    for backends in ["dns://collectors.invalid:4317"] {
+        let (mut process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
+            let mut command = spanring();
+            command.args(["run", "--backends", backends]);
+            command.arg("--otlp-grpc").arg(grpc.to_string()).arg("--admin").arg(admin.to_string());
+            Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/livez"))))
+        })?;
+        let (status, body) = http_get(&format!("http://{admin}/readyz"))?;
+        ensure!(status == 503 && body.contains("default"), "the pool without backends must be named: {body}");
+        let runtime = tokio::runtime::Runtime::new()?;
+        let status = runtime.block_on(async {
+            let refused = client(grpc).await?.export(request(vec![span(1, 1)])).await;
+            refused.err().context("must be refused")
+        })?;
+        ensure!(status.code() == tonic::Code::Unavailable, "{status:?}");
+        let delay = status.get_details_retry_info().and_then(|info| info.retry_delay).context("RetryInfo")?;
+        ensure!((1..=5).contains(&delay.as_secs()), "{delay:?}");
+        // Even an empty request is not worth more than the truth.
+        let reply = runtime.block_on(send_raw(grpc, &[], super::rig::framed(0, &[])?))?;
+        ensure!(reply.code == 0 || reply.code == tonic::Code::Unavailable as i32, "{reply:?}");
+        until("the refusal is counted", || {
+            let labels = ["reason=\"not_ready\""];
+            Ok((metric(admin, "spanring_receiver_refused_requests_total", &labels)? >= 1.0).then_some(()))
+        })?;
+        process.signal("TERM")?;
+        process.signal("TERM")?;
+        process.wait()?;
+    }
+    Ok(())
+}
