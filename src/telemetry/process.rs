@@ -86,10 +86,10 @@ fn max_fds() -> Option<f64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Nothing outside of a runtime.
+/// None outside of a runtime.
 fn tasks() -> Option<f64> {
-    let runtime = tokio::runtime::Handle::try_current().ok()?;
-    u32::try_from(runtime.metrics().num_alive_tasks()).ok().map(f64::from)
+    let count = tokio::runtime::Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
+    u32::try_from(count).ok().map(f64::from)
 }
 
 #[cfg(all(test, target_os = "linux"))]
