@@ -90,6 +90,7 @@ impl Proxy {
         let admin = admin.transpose().map_err(ProxyError::Admin)?;
         let admin_address = admin.as_ref().map(receive::accept::Bound::address);
         let readiness = Readiness::new();
+        let started = readiness.flag("start", "the process is starting");
         recorder.start_upkeep(&back);
         // Metrics and probes answer from the start: what is missing is to be seen there.
         if let Some(admin) = admin {
@@ -112,6 +113,7 @@ impl Proxy {
                 info!(%address, listener, "listening");
             }
         }
+        started.set();
         Ok(Self { grpc: listeners.grpc, admin: admin_address, shutdown: config.shutdown, readiness, front, back })
     }
 

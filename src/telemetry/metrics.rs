@@ -200,6 +200,8 @@ page! {
         "File descriptors that are open.";
     PROCESS_MAX_FDS = "process_max_fds", Gauge, [],
         "File descriptors that may be open.";
+    PROCESS_TASKS = "process_tasks", Gauge, [],
+        "Tasks of the runtime that have not ended.";
 }
 
 #[cfg(test)]

@@ -43,6 +43,7 @@ fn observe(metric: &Metric) -> Option<f64> {
         page::PROCESS_RESIDENT_MEMORY_BYTES => resident_bytes(),
         page::PROCESS_OPEN_FDS => open_fds(),
         page::PROCESS_MAX_FDS => max_fds(),
+        page::PROCESS_TASKS => tasks(),
         _ => None,
     }
 }
@@ -83,6 +84,12 @@ fn max_fds() -> Option<f64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// None outside of a runtime.
+fn tasks() -> Option<f64> {
+    let count = tokio::runtime::Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
+    u32::try_from(count).ok().map(f64::from)
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -46,6 +46,8 @@ pub(crate) struct SpanIds {
     pub(crate) trace: Id,
     /// Field 2.
     pub(crate) span: Id,
+    /// Field 8, `end_time_unix_nano`, as it is on the wire.
+    pub(crate) end: Id,
 }
 
 /// The bytes are no export request.
@@ -71,6 +73,7 @@ pub(crate) struct Walker {
 
 #[derive(Clone, Copy, Debug)]
 enum Capture {
+    End,
     Nothing,
     Trace,
     Span,
@@ -130,6 +133,7 @@ impl Walker {
         let n = usize::try_from(self.pending).unwrap_or(usize::MAX).min(piece.len());
         let (value, rest) = piece.split_at(n);
         match self.capture {
+            Capture::End => self.ids.end.extend(value),
             Capture::Nothing => {}
             Capture::Trace => self.ids.trace.extend(value),
             Capture::Span => self.ids.span.extend(value),
@@ -197,6 +201,9 @@ impl Walker {
         }
         if header.wire == 2 && self.groups == 0 {
             self.descend(header, value_end, found);
+        }
+        if header.wire == 1 && header.field == 8 && self.depth == SPAN && self.groups == 0 {
+            (self.capture, self.ids.end) = (Capture::End, Id { len: 8, ..Id::default() });
         }
         Ok(())
     }
@@ -274,11 +281,13 @@ mod tests {
 
     #[test]
     fn the_same_spans_are_found_wherever_the_bytes_are_cut() {
-        let spec = BodySpec { spans: 6, traces: 4, bodies: 4, ..BodySpec::default() };
-        let message = Bodies::generate(spec).unwrap().compose(0, None);
+        let spec = BodySpec { spans: 6, traces: 4, bodies: 4, unique: true, ..BodySpec::default() };
+        let message = Bodies::generate(spec).unwrap().compose(0, Some(std::time::Duration::from_secs(7)));
         let payload = &message[5..];
         let whole = walk(&[payload]).unwrap();
         assert_eq!(whole.len(), 6);
+        let end = |ids: &SpanIds| ids.end.exactly().map(u64::from_le_bytes);
+        assert!(whole.iter().all(|ids| end(ids) == Some(7_000_000_000)));
         for at in 0..payload.len() {
             let (head, tail) = payload.split_at(at);
             assert_eq!(walk(&[head, tail]).unwrap(), whole, "cut at {at}");
@@ -300,6 +309,7 @@ mod tests {
         assert_eq!(spans[0].trace.exactly::<16>(), Some([9; 16]));
         assert_eq!(spans[0].span.exactly::<8>(), Some([1, 2, 3, 4, 5, 6, 7, 8]));
         assert_eq!(spans[0].trace.exactly::<8>(), None);
+        assert_eq!(spans[0].end.exactly::<8>(), None);
     }
 
     #[test]

@@ -5,7 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
+mod backend;
 mod collector;
+mod faults;
+mod fixture;
 mod grpc;
 #[allow(dead_code, reason = "the bench of proxies uses the rest")]
 mod harness;
@@ -14,3 +17,4 @@ mod memory;
 mod rig;
 mod shutdown;
 mod startup;
+mod wire;

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use indicatif::ProgressBar;
@@ -21,6 +21,7 @@ use crate::{
     tools::{
         h2client::{Answer, Channel},
         otlp_body::Bodies,
+        sink::now_ns,
     },
 };
 
@@ -40,6 +41,7 @@ struct Shared {
     tickets: Mutex<Tickets>,
     stats: Mutex<Stats>,
     accepted: Mutex<Vec<Accepted>>,
+    failed: Mutex<Vec<Failed>>,
     measured_from: Instant,
     tasks: Tasks,
 }
@@ -53,6 +55,25 @@ pub struct Accepted {
     pub rejected: u64,
     /// How many attempts it took.
     pub attempts: u64,
+    /// When it was first sent, in nanoseconds since 1970.
+    pub sent: u64,
+    /// When it was acknowledged, in nanoseconds since 1970.
+    pub answered: u64,
+}
+
+/// A request that was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Which.
+    pub ticket: u64,
+    /// When it was first sent, in nanoseconds since 1970.
+    pub sent: u64,
+    /// When it was given up, in nanoseconds since 1970.
+    pub answered: u64,
+    /// Whether the server said that the client may send it again (OTLP's retryable codes).
+    pub is_retryable: bool,
+    /// What the last attempt came to.
+    pub answer: String,
 }
 
 /// Runs load until it is over, or until `tasks` drain.
@@ -69,6 +90,7 @@ pub async fn run(config: LoadConfig, progress: &ProgressBar, tasks: &Tasks) -> R
         tickets: Mutex::new(Tickets::new(config.pace, config.until, spec.spread as u64, start)),
         stats: Mutex::new(Stats::new(&spec, bodies.len())?),
         accepted: Mutex::default(),
+        failed: Mutex::default(),
         measured_from: start + config.warmup,
         bodies: Arc::clone(&bodies),
         channels,
@@ -83,7 +105,8 @@ pub async fn run(config: LoadConfig, progress: &ProgressBar, tasks: &Tasks) -> R
     let report = lock(&shared.stats).finish(shared.measured_from.elapsed());
     let accepted = std::mem::take(&mut *lock(&shared.accepted));
     let sent = lock(&shared.tickets).taken();
-    Ok(LoadRun { report, bodies, accepted, sent })
+    let failed = std::mem::take(&mut *lock(&shared.failed));
+    Ok(LoadRun { report, bodies, accepted, failed, sent })
 }
 
 async fn connect(config: &LoadConfig, tasks: &Tasks) -> Result<Vec<Channel>, LoadError> {
@@ -139,8 +162,8 @@ impl Shared {
     }
 
     async fn send(&self, ticket: Ticket) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok();
-        let body = self.bodies.compose(ticket.number, now);
+        let sent = now_ns();
+        let body = self.bodies.compose(ticket.number, Some(Duration::from_nanos(sent)));
         let mut attempts = 1;
         let answer = loop {
             // Consecutive tickets go over different connections, so a trace's batches do too.
@@ -155,21 +178,27 @@ impl Shared {
             }
             attempts += 1;
         };
-        self.record(ticket, &answer, attempts);
+        self.record(ticket, &answer, attempts, sent);
         if matches!(answer, Answer::NoConnection(_)) {
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
     }
 
-    fn record(&self, ticket: Ticket, answer: &Answer, attempts: u64) {
+    fn record(&self, ticket: Ticket, answer: &Answer, attempts: u64, sent: u64) {
         if ticket.due >= self.measured_from {
             lock(&self.stats).record(answer, attempts - 1, ticket.due.elapsed());
         }
         if let Answer::Accepted { rejected } = answer {
             if self.config.keep_accepted {
-                lock(&self.accepted).push(Accepted { ticket: ticket.number, rejected: *rejected, attempts });
+                let (ticket, rejected, answered) = (ticket.number, *rejected, now_ns());
+                lock(&self.accepted).push(Accepted { ticket, rejected, attempts, sent, answered });
             }
         } else {
+            if self.config.keep_accepted {
+                let is_retryable = matches!(answer, Answer::Status(_)) && backoff(answer, attempts).is_some();
+                let (ticket, answered, answer) = (ticket.number, now_ns(), answer.to_string());
+                lock(&self.failed).push(Failed { ticket, sent, answered, is_retryable, answer });
+            }
             tracing::debug!(ticket = ticket.number, %answer, "request failed");
         }
     }

@@ -16,7 +16,7 @@ mod report;
 mod tests;
 
 pub use self::{
-    engine::{Accepted, run as run_load},
+    engine::{Accepted, Failed, run as run_load},
     pace::{Pace, Until},
     report::{Latency, LoadReport},
 };
@@ -119,7 +119,7 @@ pub struct LoadConfig {
     pub timeout: Duration,
     /// Whether to retry as an SDK does.
     pub retry: bool,
-    /// Whether to keep which requests were acknowledged (24 bytes each).
+    /// Whether to keep which requests were acknowledged and which given up (40 bytes each and more).
     pub keep_accepted: bool,
 }
 
@@ -193,6 +193,8 @@ pub struct LoadRun {
     pub bodies: Arc<Bodies>,
     /// Which requests were acknowledged, in no order; empty unless they were kept.
     pub accepted: Vec<Accepted>,
+    /// Which were given up, in no order; empty unless they were kept.
+    pub failed: Vec<Failed>,
     /// How many tickets were handed out.
     pub sent: u64,
 }

@@ -11,6 +11,7 @@ use std::{
 
 use serde::Serialize;
 
+use super::journal::Noted;
 use crate::tools::{
     ids::{Place, TraceKey},
     walk::SpanIds,
@@ -90,6 +91,8 @@ pub(super) struct Batch {
     own: Vec<(TraceKey, Place)>,
     foreign: Vec<(TraceId, SpanId)>,
     foreign_spans: u64,
+    /// What goes into the journal, if there is one.
+    noted: Option<Vec<Noted>>,
 }
 
 /// What is wanted of each span.
@@ -104,9 +107,9 @@ pub(super) enum Detail {
 }
 
 impl Batch {
-    pub(super) fn new(detail: Detail) -> Self {
-        let (own, foreign) = (Vec::new(), Vec::new());
-        Self { detail, spans: 0, rejected: 0, invalid: 0, own, foreign, foreign_spans: 0 }
+    pub(super) fn new(detail: Detail, notes: bool) -> Self {
+        let (own, foreign, noted) = (Vec::new(), Vec::new(), notes.then(Vec::new));
+        Self { detail, spans: 0, rejected: 0, invalid: 0, own, foreign, foreign_spans: 0, noted }
     }
 
     /// Takes a span, unless `reject` says that it is one of those to refuse.
@@ -125,6 +128,9 @@ impl Batch {
             return;
         }
         self.spans += 1;
+        if let Some(noted) = &mut self.noted {
+            noted.push((trace, span, ids.end.exactly().map_or(0, u64::from_le_bytes)));
+        }
         match TraceKey::from_bytes(trace).and_then(|key| Some((key, key.place_of(span)?))) {
             Some(own) if self.detail == Detail::Keep => self.own.push(own),
             Some(_) => {}
@@ -139,6 +145,11 @@ impl Batch {
 
     pub(super) fn rejected(&self) -> u64 {
         self.rejected
+    }
+
+    /// What goes into the journal.
+    pub(super) fn noted(&self) -> &[Noted] {
+        self.noted.as_deref().unwrap_or_default()
     }
 }
 

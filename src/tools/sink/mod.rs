@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io::{self, Write},
     net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -19,15 +20,18 @@ use tokio::net::TcpListener;
 
 mod behaviour;
 mod count;
+mod journal;
 mod page;
 mod serve;
 #[cfg(test)]
 mod tests;
 
-use self::{behaviour::Sequence, count::Tally};
+pub(crate) use self::journal::now_ns;
+use self::{behaviour::Sequence, count::Tally, journal::Journal};
 pub use self::{
     behaviour::{Behaviour, FailureCode},
     count::{Report, SeenTrace, SpanId, TraceId, TrackedReport},
+    journal::{JournalEntry, read_journal},
 };
 use super::{grouped, ids::TraceKey, parse_duration, parse_share};
 use crate::lifecycle::Tasks;
@@ -45,6 +49,9 @@ pub struct Args {
     /// Serve GET /report (JSON), GET /spans and PUT /behaviour here
     #[arg(long, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
+    /// Note every span in this file before it is acknowledged: trace, span, when sent, when arrived (40 bytes each)
+    #[arg(long, value_name = "FILE", conflicts_with = "count_only")]
+    pub journal: Option<PathBuf>,
     /// Count spans without reading their IDs: no traces, no duplicates
     #[arg(long)]
     pub count_only: bool,
@@ -93,6 +100,8 @@ pub struct SinkConfig {
     pub max_frame_size: u32,
     /// HTTP/2's `SETTINGS_MAX_CONCURRENT_STREAMS`.
     pub max_concurrent_streams: u32,
+    /// Where every span is noted; needs tracking.
+    pub journal: Option<PathBuf>,
     /// How it behaves at first.
     pub behaviour: Behaviour,
 }
@@ -106,6 +115,7 @@ impl Default for SinkConfig {
             max_recv_msg_size: 4 << 20,
             max_frame_size: 16_384,
             max_concurrent_streams: 10_000,
+            journal: None,
             behaviour: Behaviour::default(),
         }
     }
@@ -117,6 +127,7 @@ struct Inner {
     behaviour: ArcSwap<Behaviour>,
     sequence: Sequence,
     tally: Tally,
+    journal: Option<Journal>,
 }
 
 /// A running sink. Cloning shares it; it ends with the tasks that it was started in.
@@ -136,6 +147,7 @@ impl Sink {
             behaviour: ArcSwap::from_pointee(config.behaviour.clone()),
             sequence: Sequence::default(),
             tally: Tally::new(config.max_tracked_traces),
+            journal: config.journal.as_deref().map(Journal::open).transpose()?,
             config,
         });
         tasks.spawn(serve::accept(listener, Arc::clone(&inner), tasks.clone()));
@@ -276,6 +288,7 @@ fn config(args: &Args, grpc: SocketAddr, n: u64) -> SinkConfig {
         max_tracked_traces: (!args.count_only).then_some(args.max_tracked_traces),
         max_recv_msg_size: args.max_recv_msg_size_mib << 20,
         max_frame_size: args.max_frame_size,
+        journal: args.journal.clone(),
         behaviour: Behaviour {
             delay_ms: millis(args.delay),
             failure_rate: args.failure_rate,

@@ -105,10 +105,22 @@ async fn answer(request: Request<RecvStream>, respond: SendResponse<Bytes>, inne
             if fails {
                 inner.tally.failed.fetch_add(1, Relaxed);
             }
-            if !fails || behaviour.failure_keeps_spans {
+            let keeps = !fails || behaviour.failure_keeps_spans;
+            if keeps {
                 inner.tally.commit(&batch);
             }
-            if fails { Err(failure(&behaviour)) } else { Ok(batch.rejected()) }
+            // Before the answer: what is acknowledged is in the journal, or the sink cannot be believed.
+            if keeps
+                && let Some(journal) = &inner.journal
+                && let Err(error) = journal.append(batch.noted())
+            {
+                tracing::error!(%error, "cannot write the journal");
+                Err(Status::internal("cannot write the journal"))
+            } else if fails {
+                Err(failure(&behaviour))
+            } else {
+                Ok(batch.rejected())
+            }
         }
         Err(Broken::Gone) => {
             inner.tally.broken.fetch_add(1, Relaxed);
@@ -183,7 +195,7 @@ impl<'a> Reader<'a> {
             message: None,
             packed: BytesMut::new(),
             walker: Walker::new(detail != Detail::Count),
-            batch: Batch::new(detail),
+            batch: Batch::new(detail, inner.journal.is_some()),
         }
     }
 

@@ -1,0 +1,63 @@
+//! What a scenario found: facts, and lines that hold or not.
+
+use std::io::Write;
+
+use anyhow::Result;
+
+/// A table in the making.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    facts: Vec<(String, String)>,
+    lines: Vec<Line>,
+}
+
+#[derive(Debug)]
+struct Line {
+    what: String,
+    limit: String,
+    seen: String,
+    holds: bool,
+}
+
+impl Lines {
+    /// Something to know that nothing hangs on.
+    pub(crate) fn fact(&mut self, what: &str, seen: impl ToString) {
+        self.facts.push((what.to_owned(), seen.to_string()));
+    }
+
+    /// Something that must hold.
+    pub(crate) fn line(&mut self, what: &str, limit: &str, seen: impl ToString, holds: bool) {
+        self.lines.push(Line { what: what.to_owned(), limit: limit.to_owned(), seen: seen.to_string(), holds });
+    }
+
+    /// A number that must be 0.
+    pub(crate) fn none(&mut self, what: &str, seen: usize) {
+        self.line(what, "0", seen, seen == 0);
+    }
+
+    /// A share in percent that has an upper limit.
+    pub(crate) fn at_most_percent(&mut self, what: &str, limit: f64, share: f64) {
+        self.line(what, &format!("≤ {limit} %"), format!("{:.3} %", share * 100.0), share * 100.0 <= limit);
+    }
+
+    /// A share in percent that has a lower limit.
+    pub(crate) fn at_least_percent(&mut self, what: &str, limit: f64, share: f64) {
+        self.line(what, &format!("≥ {limit} %"), format!("{:.3} %", share * 100.0), share * 100.0 >= limit);
+    }
+
+    pub(crate) fn hold(&self) -> bool {
+        self.lines.iter().all(|line| line.holds)
+    }
+
+    pub(crate) fn write(&self, name: &str, out: &mut dyn Write) -> Result<()> {
+        writeln!(out, "\n### {name}\n")?;
+        for (what, seen) in &self.facts {
+            writeln!(out, "- {what}: {seen}")?;
+        }
+        writeln!(out, "\n| what must hold | limit | seen | |\n| --- | --- | --- | --- |")?;
+        for Line { what, limit, seen, holds } in &self.lines {
+            writeln!(out, "| {what} | {limit} | {seen} | {} |", if *holds { "holds" } else { "**does not hold**" })?;
+        }
+        Ok(())
+    }
+}

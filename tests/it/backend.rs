@@ -1,0 +1,367 @@
+//! Backends that do what a test tells them: accept, refuse, hang, reset, say GOAWAY, speak no gRPC, crash and come back.
+//!
+//! A backend remembers every span that it answered for, also over its crashes: what was acknowledged must be among them.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use prost::Message;
+use socket2::SockRef;
+use spanring::lifecycle::Tasks;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tonic::Status;
+
+use super::wire;
+
+/// Trace ID and span ID, of any length.
+pub(crate) type SpanKey = (Vec<u8>, Vec<u8>);
+
+/// One call, as it came.
+pub(crate) struct Call {
+    /// From 1, over the backend's life.
+    pub(crate) number: u64,
+    /// The gRPC method.
+    pub(crate) path: String,
+    /// What is in it; empty when it is no request for traces.
+    pub(crate) spans: Vec<SpanKey>,
+}
+
+/// What a backend does with a call.
+#[derive(Clone)]
+pub(crate) enum Answer {
+    Accept,
+    Partial(i64, &'static str),
+    Status(Status),
+    /// Nothing, ever.
+    Hang,
+    ResetStream(Reason),
+    /// The connection ends by RST.
+    Rst,
+    /// The connection ends by FIN.
+    Fin,
+    /// Takes the call and says GOAWAY.
+    AcceptAndGo,
+    /// HTTP/2, but no gRPC.
+    Http(u16, &'static str, &'static str),
+    /// A reply without trailers.
+    NoTrailers,
+    After(Duration, Box<Self>),
+}
+
+/// What a backend does with a connection.
+#[derive(Clone)]
+pub(crate) enum Welcome {
+    Serve,
+    /// Speaks HTTP/2 up to the first HEADERS, then sends these bytes and hangs.
+    Raw(Vec<u8>),
+    /// Sends these bytes at once and closes.
+    Says(&'static str),
+    /// Never says a word.
+    Mute,
+}
+
+type Script = Arc<dyn Fn(&Call) -> Answer + Send + Sync>;
+type Greeter = Arc<dyn Fn(u64) -> Welcome + Send + Sync>;
+
+/// A scripted backend. It ends when it is dropped.
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    inner: Arc<Inner>,
+    life: Tasks,
+}
+
+struct Inner {
+    script: Mutex<Script>,
+    greeter: Mutex<Greeter>,
+    calls: AtomicU64,
+    connections: AtomicU64,
+    delivered: Mutex<BTreeMap<SpanKey, u64>>,
+    messages: Mutex<Vec<Bytes>>,
+}
+
+impl Backend {
+    /// A backend on a free port that accepts everything.
+    pub(crate) async fn start() -> Result<Self> {
+        let accept: Script = Arc::new(|_: &Call| Answer::Accept);
+        let serve: Greeter = Arc::new(|_| Welcome::Serve);
+        let inner = Arc::new(Inner {
+            script: Mutex::new(accept),
+            greeter: Mutex::new(serve),
+            calls: AtomicU64::default(),
+            connections: AtomicU64::default(),
+            delivered: Mutex::default(),
+            messages: Mutex::default(),
+        });
+        let mut backend = Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), inner, life: Tasks::new() };
+        backend.come_back().await?;
+        Ok(backend)
+    }
+
+    /// Does this with calls from now on.
+    pub(crate) fn answer(&self, script: impl Fn(&Call) -> Answer + Send + Sync + 'static) {
+        *lock(&self.inner.script) = Arc::new(script);
+    }
+
+    /// Does this with connections from now on.
+    pub(crate) fn welcome(&self, greeter: impl Fn(u64) -> Welcome + Send + Sync + 'static) {
+        *lock(&self.inner.greeter) = Arc::new(greeter);
+    }
+
+    /// Its port is closed and its connections are reset, as by a process that died.
+    pub(crate) async fn crash(&mut self) {
+        self.life.stop();
+        self.life.wait().await;
+    }
+
+    /// Listens on its port (again).
+    pub(crate) async fn come_back(&mut self) -> Result<()> {
+        let listener = TcpListener::bind(self.address).await.with_context(|| self.address.to_string())?;
+        self.address = listener.local_addr()?;
+        self.life = Tasks::new();
+        let (inner, life) = (Arc::clone(&self.inner), self.life.clone());
+        drop(self.life.spawn(accept(listener, inner, life)));
+        Ok(())
+    }
+
+    /// Calls that came whole.
+    pub(crate) fn calls(&self) -> u64 {
+        self.inner.calls.load(Relaxed)
+    }
+
+    pub(crate) fn connections(&self) -> u64 {
+        self.inner.connections.load(Relaxed)
+    }
+
+    /// How often it answered for each span.
+    pub(crate) fn delivered(&self) -> BTreeMap<SpanKey, u64> {
+        lock(&self.inner.delivered).clone()
+    }
+
+    /// The messages that it answered for, without gRPC's prefix.
+    pub(crate) fn messages(&self) -> Vec<Bytes> {
+        lock(&self.inner.messages).clone()
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.life.stop();
+    }
+}
+
+/// What follows for the connection from the answer to a call.
+enum Then {
+    Fin,
+    Go,
+    GoOn,
+    Rst,
+}
+
+async fn accept(listener: TcpListener, inner: Arc<Inner>, life: Tasks) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = life.stopped() => return,
+        };
+        let Ok((stream, _)) = accepted else { continue };
+        let number = inner.connections.fetch_add(1, Relaxed) + 1;
+        let welcome = Arc::clone(&lock(&inner.greeter))(number);
+        let (inner, of_connection) = (Arc::clone(&inner), life.clone());
+        drop(life.spawn(async move {
+            // How it ends is what the test is about, and seen at the other end.
+            drop(greet(stream, welcome, &inner, &of_connection).await);
+        }));
+    }
+}
+
+async fn greet(stream: TcpStream, welcome: Welcome, inner: &Inner, life: &Tasks) -> Result<()> {
+    match welcome {
+        Welcome::Serve => serve(stream, inner, life).await,
+        Welcome::Raw(bytes) => {
+            tokio::select! {
+                result = raw(stream, &bytes) => result,
+                () = life.stopped() => Ok(()),
+            }
+        }
+        Welcome::Says(text) => {
+            let mut stream = stream;
+            stream.write_all(text.as_bytes()).await?;
+            stream.shutdown().await?;
+            // What the client sent is read, so that it sees a FIN and not an RST.
+            let mut nothing = [0; 1024];
+            while stream.read(&mut nothing).await? > 0 {}
+            Ok(())
+        }
+        Welcome::Mute => {
+            life.stopped().await;
+            drop(stream);
+            Ok(())
+        }
+    }
+}
+
+/// Reads up to the first HEADERS, sends `reply`, and reads on.
+async fn raw(mut stream: TcpStream, reply: &[u8]) -> Result<()> {
+    let mut preface = [0; wire::PREFACE.len()];
+    stream.read_exact(&mut preface).await?;
+    stream.write_all(&wire::frame(wire::SETTINGS, 0, 0, &[])).await?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let mut payload = vec![0; wire::length_of(&head)];
+        stream.read_exact(&mut payload).await?;
+        if head.get(3) == Some(&wire::HEADERS) {
+            stream.write_all(reply).await?;
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, inner: &Inner, life: &Tasks) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let stream = stream.into_std()?;
+    let twin = stream.try_clone()?;
+    let mut connection = h2::server::Builder::new()
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20)
+        .handshake::<_, Bytes>(TcpStream::from_std(stream)?)
+        .await?;
+    let mut calls = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(call) => {
+                    let (request, respond) = call?;
+                    calls.push(answer(request, respond, inner));
+                }
+                None => return Ok(()),
+            },
+            Some(then) = calls.next(), if !calls.is_empty() => match then {
+                Then::GoOn => {}
+                Then::Go => connection.graceful_shutdown(),
+                Then::Fin => return Ok(()),
+                Then::Rst => break,
+            },
+            () = life.stopped() => break,
+        }
+    }
+    // No lingering: closing sends RST.
+    SockRef::from(&twin).set_linger(Some(Duration::ZERO))?;
+    Ok(())
+}
+
+async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, inner: &Inner) -> Then {
+    let path = request.uri().path().to_owned();
+    let Ok(message) = receive(request).await else { return Then::GoOn };
+    let spans = if path.contains("TraceService") { spans_of(&message) } else { Vec::new() };
+    let call = Call { number: inner.calls.fetch_add(1, Relaxed) + 1, path, spans };
+    let mut answer = Arc::clone(&lock(&inner.script))(&call);
+    if call.path.contains("Health") && matches!(answer, Answer::Accept) {
+        answer = Answer::Status(Status::unimplemented("unknown service grpc.health.v1.Health"));
+    }
+    while let Answer::After(pause, then) = answer {
+        tokio::time::sleep(pause).await;
+        answer = *then;
+    }
+    if matches!(answer, Answer::Accept | Answer::Partial(..) | Answer::AcceptAndGo) {
+        let mut delivered = lock(&inner.delivered);
+        for span in call.spans {
+            *delivered.entry(span).or_default() += 1;
+        }
+        lock(&inner.messages).push(message);
+    }
+    let sent = match &answer {
+        Answer::Accept | Answer::AcceptAndGo => reply(&mut respond, 0, ""),
+        Answer::Partial(rejected, message) => reply(&mut respond, *rejected, message),
+        Answer::Status(status) => refuse(&mut respond, status),
+        Answer::Hang | Answer::After(..) => std::future::pending().await,
+        Answer::ResetStream(reason) => {
+            respond.send_reset(*reason);
+            Ok(())
+        }
+        Answer::Rst => return Then::Rst,
+        Answer::Fin => return Then::Fin,
+        Answer::Http(status, content_type, body) => page(&mut respond, *status, content_type, body),
+        Answer::NoTrailers => respond
+            .send_response(head(), false)
+            .and_then(|mut stream| stream.send_data(Bytes::from_static(&[0; 5]), true)),
+    };
+    match (sent, answer) {
+        (Ok(()), Answer::AcceptAndGo) => Then::Go,
+        _ => Then::GoOn,
+    }
+}
+
+async fn receive(request: Request<RecvStream>) -> Result<Bytes> {
+    let mut body = request.into_body();
+    let mut message = BytesMut::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece?;
+        body.flow_control().release_capacity(piece.len())?;
+        message.extend_from_slice(&piece);
+    }
+    Ok(message.freeze().slice(5..))
+}
+
+fn spans_of(message: &[u8]) -> Vec<SpanKey> {
+    let request = ExportTraceServiceRequest::decode(message).unwrap_or_default();
+    let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+    scopes.flat_map(|scope| scope.spans).map(|span| (span.trace_id, span.span_id)).collect()
+}
+
+fn head() -> Response<()> {
+    let mut response = Response::new(());
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn reply(respond: &mut SendResponse<Bytes>, rejected: i64, message: &str) -> Result<(), h2::Error> {
+    let said = rejected > 0 || !message.is_empty();
+    let partial = ExportTracePartialSuccess { rejected_spans: rejected, error_message: message.to_owned() };
+    let body = ExportTraceServiceResponse { partial_success: said.then_some(partial) }.encode_to_vec();
+    let mut stream = respond.send_response(head(), false)?;
+    stream.send_data(wire::grpc(&body).into(), false)?;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    stream.send_trailers(trailers)
+}
+
+fn refuse(respond: &mut SendResponse<Bytes>, status: &Status) -> Result<(), h2::Error> {
+    let mut response = head();
+    // A status of a test's own can be written into headers.
+    drop(status.add_header(response.headers_mut()));
+    respond.send_response(response, true).map(drop)
+}
+
+fn page(
+    respond: &mut SendResponse<Bytes>,
+    status: u16,
+    content_type: &'static str,
+    body: &'static str,
+) -> Result<(), h2::Error> {
+    let mut response = Response::new(());
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
+    response.headers_mut().insert("content-type", HeaderValue::from_static(content_type));
+    respond.send_response(response, false)?.send_data(Bytes::from_static(body.as_bytes()), true)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

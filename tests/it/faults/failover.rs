@@ -1,0 +1,141 @@
+//! What becomes of a failed backend's traces: they go to its substitute, and come back with it; nobody else's move.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tokio::time::Instant;
+
+use crate::{
+    backend::Answer,
+    fixture::{Fixture, Knobs, is_retryable, keys_of},
+    harness,
+};
+
+/// Ejection after an attempt or two, and a probe soon after.
+const SHORT: &str = "timeout: 300ms, outlier_detection: { consecutive_failures: 2, base_ejection_time: 200ms },";
+
+/// How many spans each backend has of traces that another one owns.
+fn strays(fixture: &Fixture, of: usize) -> Result<(usize, usize)> {
+    let (mut of_failed, mut of_others) = (0, 0);
+    for (n, backend) in fixture.backends.iter().enumerate() {
+        for (trace, _) in backend.delivered().into_keys() {
+            match fixture.owner_of(&trace)? {
+                owner if owner == n => {}
+                owner if owner == of => of_failed += 1,
+                _ => of_others += 1,
+            }
+        }
+    }
+    Ok((of_failed, of_others))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_01_a_dead_backends_traces_go_to_its_substitute_and_return_with_it() -> Result<()> {
+    let mut fixture = Fixture::start(4, Knobs { pool: SHORT, ..Knobs::default() }).await?;
+    fixture.serves().await?;
+    fixture.backends[1].crash().await;
+    for _ in 0..10 {
+        let spans = fixture.spans_at(1, 2)?;
+        let keys = keys_of(&spans);
+        let substitute = fixture.substitute(1, &keys[0].0)?;
+        let (took, reply) = fixture.client().await?.timed(spans).await;
+        reply.ok()?;
+        ensure!(took < Duration::from_secs(2), "served elsewhere after {took:?}");
+        let there = fixture.backends[substitute].delivered();
+        ensure!(keys.iter().all(|key| there.contains_key(key)), "not at the substitute that every replica chooses");
+    }
+    fixture.until_metric("spanring_ring_members", &["state=\"ejected\""], |n| n == 1.0)?;
+    fixture.backends[1].come_back().await?;
+    fixture.until_metric("spanring_ring_members", &["state=\"ejected\""], |n| n == 0.0)?;
+    let calls = fixture.backends[1].calls();
+    // The table that says so is published a moment before deliveries see it.
+    let end = Instant::now() + harness::PATIENCE;
+    while fixture.backends[1].calls() == calls {
+        fixture.client().await?.export(fixture.spans_at(1, 2)?).await.ok()?;
+        ensure!(Instant::now() < end, "its traces did not come back");
+    }
+    fixture.serves().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_01_a_crash_under_load_is_seen_by_no_client_and_moves_no_other_slot() -> Result<()> {
+    let mut fixture = Fixture::start(4, Knobs { pool: SHORT, ..Knobs::default() }).await?;
+    let load = fixture.load(6).await?;
+    load.goes_on(100)?;
+    fixture.backends[2].crash().await;
+    load.goes_on(100)?;
+    fixture.backends[2].come_back().await?;
+    load.goes_on(100)?;
+    let (acknowledged, refused) = load.stop().await?;
+    ensure!(refused.is_empty(), "{} clients saw it: {:?}", refused.len(), refused.first());
+    ensure!(fixture.account(&acknowledged).missing == 0, "{:?}", fixture.account(&acknowledged));
+    let (of_failed, of_others) = strays(&fixture, 2)?;
+    ensure!(of_failed > 0, "nobody stood in for it");
+    ensure!(of_others == 0, "{of_others} spans of slots that had nothing to do with it moved");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_02_a_backend_that_goes_on_hanging_is_ejected_and_its_requests_are_delivered_elsewhere() -> Result<()> {
+    let fixture = Fixture::start(3, Knobs { pool: SHORT, ..Knobs::default() }).await?;
+    fixture.serves().await?;
+    fixture.backends[0].answer(|_| Answer::Hang);
+    let mut exports = Vec::new();
+    for _ in 0..6 {
+        let (mut client, spans) = (fixture.client().await?, fixture.spans_at(0, 2)?);
+        exports.push(fixture.tasks.spawn(async move { (keys_of(&spans), client.export(spans).await) }));
+    }
+    for export in exports {
+        let (keys, reply) = export.await?;
+        reply.ok()?;
+        ensure!(fixture.account(&keys).missing == 0);
+    }
+    fixture.until_metric("spanring_ring_members", &["state=\"ejected\""], |n| n == 1.0)?;
+    let (_, of_others) = strays(&fixture, 0)?;
+    ensure!(of_others == 0, "{of_others} spans of other slots moved");
+    fixture.backends[0].answer(|_| Answer::Accept);
+    fixture.until_metric("spanring_ring_members", &["state=\"ejected\""], |n| n == 0.0)?;
+    fixture.serves().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_08_a_backend_that_refuses_by_a_status_of_its_own_is_never_ejected() -> Result<()> {
+    let fixture = Fixture::start(2, Knobs { pool: SHORT, deadline: "2s", ..Knobs::default() }).await?;
+    fixture.backends[0].answer(|call| {
+        let refusal = tonic::Status::unavailable("no room");
+        if call.number % 4 == 0 { Answer::Accept } else { Answer::Status(refusal) }
+    });
+    for _ in 0..4 {
+        let spans = [fixture.spans_at(0, 1)?, fixture.spans_at(1, 1)?].concat();
+        let keys = keys_of(&spans);
+        fixture.client().await?.export(spans).await.ok()?;
+        ensure!(fixture.account(&keys).missing == 0 && fixture.account(&keys).duplicates == 0);
+    }
+    ensure!(fixture.metric("spanring_ring_members", &["state=\"ejected\""])? == 0.0, "it is alive");
+    ensure!(strays(&fixture, 0)? == (0, 0), "its spans went elsewhere");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_23_when_all_are_dead_clients_are_told_to_try_again_and_then_served() -> Result<()> {
+    let mut fixture = Fixture::start(3, Knobs { pool: SHORT, deadline: "1s", ..Knobs::default() }).await?;
+    let load = fixture.load(4).await?;
+    load.goes_on(40)?;
+    for backend in &mut fixture.backends {
+        backend.crash().await;
+    }
+    load.goes_on(8)?;
+    for backend in &mut fixture.backends {
+        backend.come_back().await?;
+    }
+    let end = Instant::now() + harness::PATIENCE;
+    while fixture.serves().await.is_err() {
+        ensure!(Instant::now() < end, "they are back, and not used");
+    }
+    load.goes_on(40)?;
+    let (acknowledged, refused) = load.stop().await?;
+    ensure!(!refused.is_empty(), "nobody was there to take anything");
+    refused.iter().try_for_each(is_retryable)?;
+    ensure!(fixture.account(&acknowledged).missing == 0, "{:?}", fixture.account(&acknowledged));
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! HTTP/2 as it is allowed, and as it is abused.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    backend::{Answer, Welcome},
+    fixture::{Account, Fixture, Knobs, keys_of},
+    wire::{self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw, SETTINGS},
+};
+
+/// HTTP/2's NO_ERROR and ENHANCE_YOUR_CALM.
+const NO_ERROR: u32 = 0;
+const CALM: u32 = 11;
+
+/// What a flood may add to the proxy's memory, in MiB, in a debug build.
+const FLAT: u64 = 48;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_06_a_backend_that_says_goaway_after_each_call_is_no_failure() -> Result<()> {
+    let fixture = Fixture::start(2, Knobs::default()).await?;
+    fixture.backends[0].answer(|_| Answer::AcceptAndGo);
+    let load = fixture.load(4).await?;
+    load.goes_on(60)?;
+    let (acknowledged, refused) = load.stop().await?;
+    ensure!(refused.is_empty(), "{refused:?}");
+    let account = fixture.account(&acknowledged);
+    ensure!(account == Account { missing: 0, duplicates: 0, split: 0 }, "{account:?}");
+    ensure!(fixture.backends[0].connections() > 3, "it must have closed connections");
+    let failed = fixture.metric("spanring_dispatch_calls_total", &["outcome=\"transport\""])?;
+    ensure!(failed == 0.0, "{failed} calls failed by transport");
+    Ok(())
+}
+
+/// The first connection answers the first call with these bytes; later ones serve.
+async fn resent_after(reply: Vec<u8>) -> Result<()> {
+    let fixture = Fixture::start(2, Knobs::default()).await?;
+    let welcome = move |n| if n == 1 { Welcome::Raw(reply.clone()) } else { Welcome::Serve };
+    fixture.backends[0].welcome(welcome);
+    let spans = fixture.spans_at(0, 3)?;
+    let keys = keys_of(&spans);
+    let (took, reply) = fixture.client().await?.timed(spans).await;
+    reply.ok()?;
+    ensure!(took < Duration::from_secs(2), "sent again after {took:?}");
+    ensure!(fixture.account(&keys) == Account { missing: 0, duplicates: 0, split: 0 });
+    let possible = fixture.metric("spanring_dispatch_possible_duplicate_records_total", &[])?;
+    ensure!(possible == 0.0, "the backend said that it never looked: {possible}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_06_calls_above_the_last_stream_of_a_goaway_are_sent_again_at_once() -> Result<()> {
+    resent_after(wire::goaway(0, NO_ERROR)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_07_a_goaway_that_asks_for_calm_costs_the_client_nothing() -> Result<()> {
+    resent_after(wire::goaway(0, CALM)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_07_a_refused_stream_is_sent_again_at_once_and_is_no_possible_duplicate() -> Result<()> {
+    let fixture = Fixture::start(1, Knobs::default()).await?;
+    fixture.backends[0].answer(|call| match call.number {
+        1 | 2 => Answer::ResetStream(h2::Reason::REFUSED_STREAM),
+        _ => Answer::Accept,
+    });
+    fixture.serves().await?;
+    let possible = fixture.metric("spanring_dispatch_possible_duplicate_records_total", &[])?;
+    ensure!(possible == 0.0, "the backend said that it never looked: {possible}");
+    Ok(())
+}
+
+/// A client floods; the proxy must get rid of it, stay small and serve others.
+async fn flood(
+    settings: &[(u16, u32)],
+    begin: &[u8],
+    times: usize,
+    bytes: impl FnMut(usize) -> Vec<u8>,
+) -> Result<bool> {
+    let fixture = Fixture::start(1, Knobs { grpc: "read_header_timeout: 2s,", ..Knobs::default() }).await?;
+    fixture.serves().await?;
+    let before = fixture.peak_mib()?;
+    let mut raw = Raw::connect(fixture.grpc, settings)?;
+    raw.send(begin)?;
+    let is_closed = raw.send_until_closed(times, bytes);
+    fixture.serves().await?;
+    let grown = fixture.peak_mib()?.saturating_sub(before);
+    ensure!(grown <= FLAT, "the flood took {grown} MiB");
+    Ok(is_closed)
+}
+
+fn stream_id(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(0) * 2 + 1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_31_a_client_that_opens_and_resets_streams_is_sent_away() -> Result<()> {
+    let headers = wire::export_headers(&[]);
+    let is_closed = flood(&[], &[], 20_000, |n| {
+        let id = stream_id(n);
+        let open = wire::frame(HEADERS, END_HEADERS, id, &headers);
+        [open, wire::frame(RST_STREAM, 0, id, &8_u32.to_be_bytes())].concat()
+    });
+    ensure!(is_closed.await?, "20,000 resets were borne");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_32_continuations_without_end_are_cut() -> Result<()> {
+    let begin = wire::frame(HEADERS, 0, 1, &wire::export_headers(&[]));
+    let is_closed = flood(&[], &begin, 50_000, |_| {
+        wire::frame(CONTINUATION, 0, 1, &wire::literals(&[("x-filler", "0123456789012345678901234567890123456789")]))
+    });
+    ensure!(is_closed.await?, "50,000 CONTINUATION frames were borne");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_32_headers_that_unpack_to_much_more_are_refused() -> Result<()> {
+    let fixture = Fixture::start(1, Knobs::default()).await?;
+    let before = fixture.peak_mib()?;
+    let mut raw = Raw::connect(fixture.grpc, &[])?;
+    // One entry of 3,000 bytes in the table (RFC 7541, 6.2.1, a length of two bytes), then named by one byte 13,000 times.
+    let mut block = wire::export_headers(&[]);
+    block.extend([0x40, 1, b'x', 0x7f, 0xb9, 0x16]);
+    block.extend([b'y'; 3000]);
+    block.extend([0xbe; 13_000]);
+    raw.send(&wire::frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))?;
+    raw.stream_ended(1).or_else(|error| if error.to_string().contains("closed") { Ok(()) } else { Err(error) })?;
+    let grown = fixture.peak_mib()?.saturating_sub(before);
+    ensure!(grown <= FLAT, "a bomb of 16 KiB took {grown} MiB");
+    fixture.serves().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_32_pings_and_settings_without_end_take_no_memory() -> Result<()> {
+    // Answers are not read: the proxy must not queue them without bound. It may close, or stop reading (the socket fills).
+    for kind in [PING, SETTINGS] {
+        let frame = wire::frame(kind, 0, 0, if kind == PING { &[7; 8] } else { &[0, 3, 0, 0, 0, 9] });
+        let many = frame.repeat(2000);
+        let fixture = Fixture::start(1, Knobs::default()).await?;
+        let before = fixture.peak_mib()?;
+        let mut raw = Raw::connect(fixture.grpc, &[])?;
+        raw.patience(Duration::from_millis(700))?;
+        raw.send_until_closed(500, |_| many.clone());
+        fixture.serves().await?;
+        let grown = fixture.peak_mib()?.saturating_sub(before);
+        ensure!(grown <= FLAT, "frames of kind {kind} took {grown} MiB");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_32_a_message_in_frames_of_one_byte_is_served_or_refused_and_takes_no_memory() -> Result<()> {
+    let begin = wire::frame(HEADERS, END_HEADERS, 1, &wire::export_headers(&[]));
+    let announced = [0_u8, 0, 0x10, 0, 0];
+    flood(&[], &begin, 60_000, |n| wire::frame(DATA, 0, 1, &[announced.get(n).copied().unwrap_or(0)])).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_32_clients_that_never_take_their_answers_hold_up_nobody() -> Result<()> {
+    let fixture = Fixture::start(1, Knobs { deadline: "2s", ..Knobs::default() }).await?;
+    // SETTINGS_INITIAL_WINDOW_SIZE 0: no answer's body may ever be sent.
+    let mut raw = Raw::connect(fixture.grpc, &[(4, 0)])?;
+    for n in 0..100 {
+        raw.send(&wire::frame(HEADERS, END_HEADERS, stream_id(n), &wire::export_headers(&[])))?;
+        raw.send(&wire::frame(DATA, END_STREAM, stream_id(n), &wire::grpc(&[])))?;
+    }
+    fixture.until_metric("spanring_receiver_requests_total", &["code=\"OK\""], |n| n >= 100.0)?;
+    fixture.serves().await?;
+    raw.send(&wire::frame(PING, ACK, 0, &[0; 8]))?;
+    drop(raw);
+    fixture.until_metric("spanring_receiver_in_flight_requests", &[], |n| n == 0.0)?;
+    fixture.until_metric("spanring_receiver_connections", &["listener=\"otlp_grpc\""], |n| n <= 1.0).map(drop)
+}

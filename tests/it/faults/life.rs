@@ -1,0 +1,208 @@
+//! The process and what surrounds it: smuggling, clocks, descriptors, its end, clients that go, loops.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    backend::Answer,
+    fixture::{Account, Fixture, Knobs, Reply, is_retryable, span},
+    harness,
+    wire::{self, DATA, END_HEADERS, HEADERS, Raw},
+};
+
+/// What the admin port answers to these bytes until it closes or has nothing more to say.
+fn admin_says(fixture: &Fixture, request: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(fixture.admin)?;
+    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    // It may close while we still send.
+    drop(stream.write_all(request.as_bytes()));
+    let mut reply = Vec::new();
+    drop(stream.read_to_end(&mut reply));
+    Ok(String::from_utf8_lossy(&reply).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_33_a_request_cannot_be_smuggled_in_another() -> Result<()> {
+    let fixture = Fixture::start(1, Knobs::default()).await?;
+    let smuggled = "GET /livez HTTP/1.1\r\nhost: a\r\n\r\n";
+    let both = format!(
+        "POST /nowhere HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
+        smuggled.len() + 5
+    );
+    let answers = admin_says(&fixture, &both)?.matches("HTTP/1.1 200").count();
+    ensure!(answers == 0, "a request hidden behind two lengths was answered");
+    let twice = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 40\r\n\r\nabc{smuggled}");
+    ensure!(!admin_says(&fixture, &twice)?.contains("HTTP/1.1 200"), "two lengths that differ were believed");
+    let large = format!("GET /livez HTTP/1.1\r\nhost: a\r\nx-large: {}\r\n\r\n", "y".repeat(1 << 20));
+    ensure!(!admin_says(&fixture, &large)?.contains("HTTP/1.1 200"), "a header of 1 MiB was taken");
+    let pipelined = "GET /livez HTTP/1.1\r\nhost: a\r\n\r\n".repeat(3);
+    ensure!(
+        admin_says(&fixture, &pipelined)?.matches("HTTP/1.1 200").count() == 3,
+        "pipelined requests are each answered"
+    );
+    let expecting = "POST /livez HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    ensure!(!admin_says(&fixture, expecting)?.is_empty(), "a client that expects 100 waits for ever");
+    fixture.serves().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_33_http_1_on_the_grpc_port_is_closed() -> Result<()> {
+    let fixture = Fixture::start(1, Knobs::default()).await?;
+    let mut stream = TcpStream::connect(fixture.grpc)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n")?;
+    let mut reply = Vec::new();
+    // Closed by FIN or RST; never left open.
+    match stream.read_to_end(&mut reply) {
+        Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => return Err(error.into()),
+        _ => {}
+    }
+    fixture.serves().await
+}
+
+/// Rust sources under a folder.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sources(&path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn row_39_nothing_is_decided_by_a_clock_that_can_jump() -> Result<()> {
+    // It may be reported, stamped on spans of the generator, and compared with a file's; no wait may hang on it.
+    const MAY: [&str; 4] = ["telemetry", "tools", "discovery/system.rs", "discovery/metrics.rs"];
+    let (root, mut files) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), Vec::new());
+    sources(&root, &mut files)?;
+    for file in files {
+        let text = fs::read_to_string(&file)?;
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let name = file.strip_prefix(&root)?;
+        let may = MAY.iter().any(|allowed| name.starts_with(allowed));
+        ensure!(may || !code.contains("SystemTime"), "{} reads the wall clock", name.display());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_40_without_descriptors_open_connections_live_on() -> Result<()> {
+    let fixture = Fixture::start(2, Knobs { descriptors: Some(40), ..Knobs::default() }).await?;
+    let mut client = fixture.client().await?;
+    client.export([fixture.spans_at(0, 1)?, fixture.spans_at(1, 1)?].concat()).await.ok()?;
+    let mut others = (0..60).map(|_| Raw::connect(fixture.grpc, &[])).collect::<Result<Vec<_>>>()?;
+    harness::until("descriptors ran out", || {
+        Ok(fixture.process.log().contains("cannot accept connections").then_some(()))
+    })?;
+    for n in [0, 1, 0, 1] {
+        client.export(fixture.spans_at(n, 2)?).await.ok()?;
+    }
+    let lines = fixture.process.log().matches("cannot accept connections").count();
+    ensure!(lines <= 2, "the same trouble was logged {lines} times");
+    others.clear();
+    fixture.until_metric("spanring_receiver_connections", &["listener=\"otlp_grpc\""], |n| n <= 2.0)?;
+    let open = fixture.bare_metric("process_open_fds")?;
+    ensure!(open < 40.0, "{open} descriptors are open");
+    fixture.serves().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_41_a_drain_under_load_answers_everything_and_loses_nothing() -> Result<()> {
+    let mut fixture = Fixture::start(3, Knobs::default()).await?;
+    for backend in &fixture.backends {
+        backend.answer(|_| Answer::After(Duration::from_millis(20), Box::new(Answer::Accept)));
+    }
+    let load = fixture.load(6).await?;
+    load.goes_on(60)?;
+    fixture.process.signal("TERM")?;
+    let status = fixture.process.wait()?;
+    ensure!(status.success(), "a drained process ends with {status}");
+    let (acknowledged, _refused) = load.stop().await?;
+    let account = fixture.account(&acknowledged);
+    ensure!(account.missing == 0 && account.duplicates == 0 && account.split == 0, "{account:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_41_a_drain_ends_in_time_whatever_backends_and_clients_do() -> Result<()> {
+    let knobs = Knobs { deadline: "60s", pool: "timeout: 60s,", ..Knobs::default() };
+    let mut fixture = Fixture::start(1, knobs).await?;
+    fixture.backends[0].answer(|_| Answer::Hang);
+    let (mut client, spans) = (fixture.client().await?, fixture.spans_at(0, 1)?);
+    let waiting = fixture.tasks.spawn(async move { client.export(spans).await });
+    let mut half = Raw::connect(fixture.grpc, &[])?;
+    half.send(&wire::frame(HEADERS, END_HEADERS, 1, &wire::export_headers(&[])))?;
+    fixture.until_metric("spanring_dispatch_in_flight_calls", &[], |calls| calls >= 1.0)?;
+    fixture.process.signal("TERM")?;
+    let start = tokio::time::Instant::now();
+    let status = fixture.process.wait()?;
+    // shutdown.timeout is 5 s, and what is behind the listeners has 2 s more.
+    ensure!(status.success() && start.elapsed() < Duration::from_secs(9), "{status} after {:?}", start.elapsed());
+    ensure!(matches!(waiting.await?, Reply::Refused(_)), "nobody had acknowledged it");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_45_clients_that_go_leave_nothing_behind() -> Result<()> {
+    let fixture = Fixture::start(2, Knobs { deadline: "20s", pool: "timeout: 20s,", ..Knobs::default() }).await?;
+    fixture.backends[0].answer(|_| Answer::After(Duration::from_millis(400), Box::new(Answer::Accept)));
+    for n in 0..30 {
+        let mut raw = Raw::connect(fixture.grpc, &[])?;
+        raw.send(&wire::frame(HEADERS, END_HEADERS, 1, &wire::export_headers(&[])))?;
+        let spans = fixture.spans_at(0, 20)?;
+        let message = wire::grpc(&crate::fixture::encoded(spans));
+        let end = if n % 3 == 0 { message.len() / 2 } else { message.len() };
+        let is_whole = u8::from(end == message.len());
+        raw.send(&wire::frame(DATA, is_whole, 1, message.get(..end).context("a part of it")?))?;
+        if n % 3 == 1 {
+            raw.send(&wire::frame(wire::RST_STREAM, 0, 1, &8_u32.to_be_bytes()))?;
+        }
+    }
+    fixture.until_metric("spanring_receiver_abandoned_requests_total", &[], |n| n > 0.0)?;
+    for name in [
+        "spanring_receiver_in_flight_requests",
+        "spanring_memory_budget_used_bytes",
+        "spanring_dispatch_queue_bytes",
+        "spanring_dispatch_in_flight_calls",
+    ] {
+        fixture.until_metric(name, &[], |value| value == 0.0).with_context(|| format!("{name} is not back"))?;
+    }
+    fixture.until_metric("spanring_receiver_connections", &["listener=\"otlp_grpc\""], |n| n == 0.0)?;
+    fixture.serves().await?;
+    let account = fixture.account([]);
+    ensure!(account == Account { missing: 0, duplicates: 0, split: 0 }, "{account:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_47_a_proxy_before_itself_is_no_avalanche() -> Result<()> {
+    let other = crate::backend::Backend::start().await?;
+    let fixture = Fixture::before_itself(other, Knobs { deadline: "1s", ..Knobs::default() })?;
+    let mut client = fixture.client().await?;
+    let looped = fixture.trace_of(fixture.grpc);
+    let (took, reply) = client.timed(vec![span(&looped, 0)]).await;
+    if let Reply::Refused(status) = &reply {
+        is_retryable(status)
+            .or_else(|error| if status.code() == tonic::Code::FailedPrecondition { Ok(()) } else { Err(error) })?;
+    }
+    ensure!(!matches!(reply, Reply::Accepted { rejected: 0, .. }), "nobody has that span: {reply:?}");
+    ensure!(took < Duration::from_secs(3), "answered after {took:?}");
+    let (took, reply) = client.timed(fixture.spans_at(0, 2)?).await;
+    reply.ok()?;
+    ensure!(took < Duration::from_secs(1), "the loop holds up others: {took:?}");
+    fixture.until_metric("spanring_receiver_in_flight_requests", &[], |n| n == 0.0)?;
+    let requests = fixture.metric("spanring_receiver_requests_total", &[])?;
+    ensure!(requests < 2000.0, "one request became {requests}");
+    Ok(())
+}

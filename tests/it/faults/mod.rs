@@ -1,0 +1,19 @@
+//! The fault suite: each test bears the number of a row of the list of faults that a proxy of this kind has to bear.
+//!
+//! | rows | fault | where |
+//! | --- | --- | --- |
+//! | 1 to 5 | a backend dies, hangs, is stopped, is slow, resets | `backends` |
+//! | 1, 2, 8, 23 | what becomes of a failed backend's traces | `failover` |
+//! | 8 to 12 | a backend refuses: for now, for good, in part, not in gRPC | `refusals` |
+//! | 6, 7, 31, 32 | GOAWAY, REFUSED_STREAM; floods of HTTP/2 frames | `http2` |
+//! | 27 to 30 | memory, slow clients, huge messages, bombs | `bounds` |
+//! | 34 to 38 | broken, deep and unknown protobuf, IDs that are none | `content` |
+//! | 33, 39 to 41, 45, 47 | smuggling, clocks, descriptors, drain, clients that go, loops | `life` |
+
+mod backends;
+mod bounds;
+mod content;
+mod failover;
+mod http2;
+mod life;
+mod refusals;

@@ -1,0 +1,172 @@
+//! Backends that answer, and say no: for now, for good, in part, or in no gRPC at all.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::{ExportLogsServiceRequest, logs_service_client::LogsServiceClient},
+    logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
+};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{
+    backend::{Answer, Welcome},
+    fixture::{Account, Fixture, Knobs, Reply, keys_of},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_08_a_backend_that_asks_for_a_pause_gets_it_and_then_the_spans() -> Result<()> {
+    let fixture = Fixture::start(2, Knobs::default()).await?;
+    fixture.backends[0].answer(|call| {
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(600)));
+        let busy = Status::with_error_details(Code::ResourceExhausted, "too much", details);
+        if call.number == 1 { Answer::Status(busy) } else { Answer::Accept }
+    });
+    let spans = [fixture.spans_at(0, 2)?, fixture.spans_at(1, 2)?].concat();
+    let keys = keys_of(&spans);
+    let (took, reply) = fixture.client().await?.timed(spans).await;
+    reply.ok()?;
+    ensure!(took >= Duration::from_millis(600), "the pause was {took:?}");
+    ensure!(fixture.account(&keys) == Account { missing: 0, duplicates: 0, split: 0 });
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_08_resource_exhausted_without_a_pause_is_for_good() -> Result<()> {
+    let fixture = Fixture::start(2, Knobs::default()).await?;
+    fixture.backends[0].answer(|_| Answer::Status(Status::resource_exhausted("larger than max")));
+    let reply = fixture.client().await?.export(fixture.spans_at(0, 2)?).await;
+    let (code, message) = reply.permanent()?;
+    ensure!(code == Code::ResourceExhausted && message.contains("larger than max"), "{reply:?}");
+    ensure!(fixture.backends[0].calls() == 1, "it was tried {} times", fixture.backends[0].calls());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_09_what_backends_reject_in_part_is_summed() -> Result<()> {
+    let fixture = Fixture::start(3, Knobs::default()).await?;
+    fixture.backends[0].answer(|_| Answer::Partial(2, "two are too old"));
+    fixture.backends[1].answer(|_| Answer::Partial(3, "three are too large"));
+    let spans = [fixture.spans_at(0, 5)?, fixture.spans_at(1, 5)?, fixture.spans_at(2, 5)?].concat();
+    let Reply::Accepted { rejected, message } = fixture.client().await?.export(spans).await else {
+        anyhow::bail!("a part was accepted, so all was");
+    };
+    ensure!(rejected == 5 && message.contains("are too"), "{rejected}: {message}");
+    let calls: u64 = fixture.backends.iter().map(|backend| backend.calls()).sum();
+    ensure!(calls == 3, "nothing is to be sent again: {calls} calls");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_10_what_one_backend_calls_invalid_is_reported_and_the_rest_is_delivered() -> Result<()> {
+    let fixture = Fixture::start(3, Knobs::default()).await?;
+    fixture.backends[0].answer(|_| Answer::Status(Status::invalid_argument("no such tenant")));
+    let spans = [fixture.spans_at(0, 4)?, fixture.spans_at(1, 5)?, fixture.spans_at(2, 6)?].concat();
+    let good = keys_of(spans.get(4..).context("fifteen spans")?);
+    let reply = fixture.client().await?.export(spans).await;
+    let Reply::Accepted { rejected, message } = &reply else { anyhow::bail!("{reply:?}") };
+    ensure!(*rejected == 4 && message.contains("no such tenant"), "{reply:?}");
+    ensure!(fixture.account(&good) == Account { missing: 0, duplicates: 0, split: 0 });
+    let alone = fixture.client().await?.export(fixture.spans_at(0, 1)?).await;
+    ensure!(alone.permanent()? == (Code::InvalidArgument, "no such tenant"), "{alone:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_10_one_clients_bad_data_fails_nobody_elses() -> Result<()> {
+    let fixture = Fixture::start(1, Knobs::default()).await?;
+    // As a Collector does: one bad span makes it refuse the whole call, whoever else is in it.
+    fixture.backends[0].answer(|call| {
+        let is_bad = call.spans.iter().any(|(trace, _)| trace.first() == Some(&0xbd));
+        let then = if is_bad { Answer::Status(Status::internal("bad span")) } else { Answer::Accept };
+        Answer::After(Duration::from_millis(30), Box::new(then))
+    });
+    let mut exports = Vec::new();
+    for n in 0..40 {
+        let (mut client, mut spans) = (fixture.client().await?, fixture.spans_at(0, 2)?);
+        if n % 8 == 0 {
+            spans.iter_mut().flat_map(|span| span.trace_id.first_mut()).for_each(|byte| *byte = 0xbd);
+        }
+        exports.push(fixture.tasks.spawn(async move { (n, keys_of(&spans), client.export(spans).await) }));
+    }
+    for export in exports {
+        let (n, keys, reply) = export.await?;
+        if n % 8 == 0 {
+            ensure!(reply.permanent()?.0 == Code::Internal, "{reply:?}");
+        } else {
+            reply.ok()?;
+            ensure!(fixture.account(&keys).missing == 0);
+        }
+    }
+    ensure!(fixture.account([]).duplicates == 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_11_a_backend_without_a_logs_service_still_gets_traces() -> Result<()> {
+    let fixture = Fixture::start(1, Knobs::default()).await?;
+    fixture.backends[0].answer(|call| {
+        let has_it = call.path.contains("TraceService");
+        if has_it { Answer::Accept } else { Answer::Status(Status::unimplemented("unknown service LogsService")) }
+    });
+    let log_records = vec![LogRecord { trace_id: fixture.trace().to_vec(), ..LogRecord::default() }];
+    let scope_logs = vec![ScopeLogs { log_records, ..ScopeLogs::default() }];
+    let resource_logs = vec![ResourceLogs { scope_logs, ..ResourceLogs::default() }];
+    let mut client = LogsServiceClient::connect(format!("http://{}", fixture.grpc)).await?;
+    let refusal = client.export(ExportLogsServiceRequest { resource_logs }).await.err().context("no logs here")?;
+    ensure!(refusal.code() == Code::Unimplemented && refusal.message().contains("LogsService"), "{refusal:?}");
+    ensure!(fixture.backends[0].calls() == 1, "no retry can help");
+    fixture.serves().await
+}
+
+/// What a client is answered when its backend answers so.
+async fn reply_to(answer: Answer) -> Result<(Fixture, Reply)> {
+    let fixture = Fixture::start(1, Knobs { deadline: "1s", ..Knobs::default() }).await?;
+    fixture.backends[0].answer(move |_| answer.clone());
+    let reply = fixture.client().await?.export(fixture.spans_at(0, 2)?).await;
+    Ok((fixture, reply))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_12_a_page_of_a_gateway_is_retryable_and_other_pages_are_for_good() -> Result<()> {
+    const PAGE: &str = "<html><body>Bad Gateway</body></html>";
+    let (fixture, reply) = reply_to(Answer::Http(502, "text/html", PAGE)).await?;
+    reply.retryable()?;
+    ensure!(fixture.backends[0].calls() > 1, "it must be tried again inside the deadline");
+    fixture.backends[0].answer(|_| Answer::Accept);
+    fixture.serves().await?;
+    let (fixture, reply) = reply_to(Answer::Http(404, "text/html", PAGE)).await?;
+    ensure!(reply.permanent()?.0 == Code::Unimplemented, "{reply:?}");
+    ensure!(reply.permanent()?.1.contains("HTTP 404"), "{reply:?}");
+    fixture.backends[0].answer(|_| Answer::Accept);
+    fixture.serves().await?;
+    let (_fixture, reply) = reply_to(Answer::Http(200, "text/html", PAGE)).await?;
+    ensure!(reply.permanent()?.1.contains("text/html"), "{reply:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_12_a_reply_without_trailers_acknowledges_nothing() -> Result<()> {
+    let (fixture, reply) = reply_to(Answer::NoTrailers).await?;
+    ensure!(matches!(reply, Reply::Refused(_)), "nobody said OK: {reply:?}");
+    fixture.backends[0].answer(|_| Answer::Accept);
+    fixture.serves().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_12_a_backend_that_speaks_http_1_or_nothing_is_retried_and_holds_up_nobody() -> Result<()> {
+    for welcome in [Welcome::Says("HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n"), Welcome::Mute] {
+        let fixture = Fixture::start(2, Knobs { deadline: "1s", ..Knobs::default() }).await?;
+        fixture.backends[0].welcome(move |_| welcome.clone());
+        let (mut client, spans) = (fixture.client().await?, fixture.spans_at(0, 1)?);
+        let waiting = fixture.tasks.spawn(async move { client.export(spans).await });
+        fixture.client().await?.export(fixture.spans_at(1, 1)?).await.ok()?;
+        // Ejected backends have substitutes; without one the client has to try again.
+        if let Reply::Refused(status) = waiting.await? {
+            crate::fixture::is_retryable(&status)?;
+        }
+        fixture.backends[0].welcome(|_| Welcome::Serve);
+    }
+    Ok(())
+}

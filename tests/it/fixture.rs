@@ -1,0 +1,411 @@
+//! A proxy process before scripted backends, clients of it, and the account of what was acknowledged and what arrived.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::SocketAddr,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use prost::Message;
+use spanring::{
+    discovery::Endpoint,
+    lifecycle::Tasks,
+    ring::{Algorithm, Table},
+};
+use tokio::{task::JoinHandle, time::Instant};
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt;
+
+use super::{
+    backend::{Backend, SpanKey},
+    harness::{self, Process, Ready},
+};
+
+/// What a proxy's configuration has beside addresses: lines of YAML.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Knobs {
+    /// More keys of `receivers.otlp.protocols.grpc`, each followed by a comma.
+    pub(crate) grpc: &'static str,
+    /// `receivers.otlp.deadline`, 4 s if empty.
+    pub(crate) deadline: &'static str,
+    /// More keys of the pool, each followed by a comma.
+    pub(crate) pool: &'static str,
+    /// More lines at the top level.
+    pub(crate) top: &'static str,
+    /// Bound on the process' descriptors.
+    pub(crate) descriptors: Option<u32>,
+}
+
+/// A proxy and its backends.
+pub(crate) struct Fixture {
+    pub(crate) grpc: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) process: Process,
+    pub(crate) backends: Vec<Backend>,
+    pub(crate) tasks: Tasks,
+    table: Table,
+    numbers: AtomicU64,
+    _dir: tempfile::TempDir,
+}
+
+/// A client's connection.
+#[derive(Clone)]
+pub(crate) struct Client(TraceServiceClient<Channel>);
+
+/// How an export was answered.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Accepted { rejected: i64, message: String },
+    Refused(Status),
+}
+
+/// What clients and backends say together.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Account {
+    /// Acknowledged, and with no backend.
+    pub(crate) missing: usize,
+    /// Taken more than once.
+    pub(crate) duplicates: u64,
+    /// Traces that came to more than one backend.
+    pub(crate) split: usize,
+}
+
+/// Load that runs beside a test.
+pub(crate) struct Load {
+    workers: Vec<JoinHandle<(BTreeSet<SpanKey>, Vec<Status>)>>,
+    over: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+}
+
+impl Fixture {
+    /// A proxy before so many backends that accept everything.
+    pub(crate) async fn start(backends: usize, knobs: Knobs) -> Result<Self> {
+        let mut started = Vec::new();
+        for _ in 0..backends {
+            started.push(Backend::start().await?);
+        }
+        let addresses: Vec<SocketAddr> = started.iter().map(|backend| backend.address).collect();
+        Self::before(&addresses, started, knobs)
+    }
+
+    /// A proxy whose pool is itself and one other backend.
+    pub(crate) fn before_itself(other: Backend, knobs: Knobs) -> Result<Self> {
+        let address = other.address;
+        Self::run(|grpc| vec![address, grpc], vec![other], knobs)
+    }
+
+    /// A proxy before processes or whatever listens there.
+    pub(crate) fn before(addresses: &[SocketAddr], backends: Vec<Backend>, knobs: Knobs) -> Result<Self> {
+        Self::run(|_| addresses.to_vec(), backends, knobs)
+    }
+
+    fn run(pool: impl Fn(SocketAddr) -> Vec<SocketAddr>, backends: Vec<Backend>, knobs: Knobs) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let (process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
+            let file = dir.path().join("spanring.yaml");
+            fs::write(&file, config(grpc, admin, &pool(grpc), knobs))?;
+            // A shell sets the limit: it is inherited.
+            let limit = knobs.descriptors.map(|limit| format!("ulimit -n {limit} && ")).unwrap_or_default();
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("{limit}exec \"$0\" run --config \"$1\"")]);
+            command.arg(env!("CARGO_BIN_EXE_spanring")).arg(file);
+            Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/readyz"))))
+        })?;
+        let table = Table::of(1, Algorithm::SlotsV1, &endpoints(&pool(grpc)))?;
+        let (tasks, numbers) = (Tasks::new(), AtomicU64::new(1));
+        Ok(Self { grpc, admin, process, backends, tasks, table, numbers, _dir: dir })
+    }
+
+    /// A new trace ID whose owner listens there.
+    pub(crate) fn trace_of(&self, address: SocketAddr) -> [u8; 16] {
+        loop {
+            let trace = self.trace();
+            let owner = self.table.backends().get(self.table.owner(&trace) as usize);
+            if owner.is_some_and(|owner| owner.address == Some(address)) {
+                return trace;
+            }
+        }
+    }
+
+    /// A new trace ID that backend `n` owns.
+    pub(crate) fn trace_at(&self, n: usize) -> Result<[u8; 16]> {
+        Ok(self.trace_of(self.backends.get(n).context("no such backend")?.address))
+    }
+
+    /// A new trace ID.
+    pub(crate) fn trace(&self) -> [u8; 16] {
+        let number = self.numbers.fetch_add(1, Relaxed);
+        ((u128::from(number) << 64) | u128::from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_be_bytes()
+    }
+
+    /// Which backend owns a trace while none is ejected.
+    pub(crate) fn owner_of(&self, trace: &[u8]) -> Result<usize> {
+        self.place(&self.table, trace)
+    }
+
+    /// Which backend stands in for backend `n`, alone of all, for a trace.
+    pub(crate) fn substitute(&self, n: usize, trace: &[u8]) -> Result<usize> {
+        let identity = self.backends.get(n).context("no such backend")?.address.to_string();
+        let overlay = self.table.base().overlay(&self.table.position(&identity).into_iter().collect());
+        let table = Table::new(2, Arc::clone(self.table.base()), overlay, self.table.backends().into());
+        self.place(&table, trace)
+    }
+
+    fn place(&self, table: &Table, trace: &[u8]) -> Result<usize> {
+        let owner = table.backends().get(table.owner(trace) as usize).and_then(|owner| owner.address);
+        self.backends.iter().position(|backend| Some(backend.address) == owner).context("an owner")
+    }
+
+    /// `count` spans of a new trace of backend `n`.
+    pub(crate) fn spans_at(&self, n: usize, count: u64) -> Result<Vec<Span>> {
+        let trace = self.trace_at(n)?;
+        Ok((0..count).map(|number| span(&trace, number)).collect())
+    }
+
+    pub(crate) async fn client(&self) -> Result<Client> {
+        let channel = Channel::from_shared(format!("http://{}", self.grpc))?.connect().await?;
+        Ok(Client(TraceServiceClient::new(channel)))
+    }
+
+    /// A metric's sum over the series with these labels.
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        harness::metric(self.admin, name, labels)
+    }
+
+    /// The value of a metric that has no labels.
+    pub(crate) fn bare_metric(&self, name: &str) -> Result<f64> {
+        let (_, page) = harness::http_get(&format!("http://{}/metrics", self.admin))?;
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {name}"))?.parse()?)
+    }
+
+    /// Waits until a metric is what is expected.
+    pub(crate) fn until_metric(&self, name: &str, labels: &[&str], wanted: impl Fn(f64) -> bool) -> Result<f64> {
+        let mut last = 0.0;
+        harness::until(&format!("{name} is as expected"), || {
+            last = self.metric(name, labels)?;
+            Ok(wanted(last).then_some(last))
+        })
+    }
+
+    /// The largest resident set that the proxy ever had, in MiB.
+    pub(crate) fn peak_mib(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        let kib: u64 = line.split_whitespace().next().context("no number")?.parse()?;
+        Ok(kib >> 10)
+    }
+
+    /// An ordinary client with spans for every backend is served as ever: what every fault has to leave as it was.
+    pub(crate) async fn serves(&self) -> Result<()> {
+        let spans = (0..self.backends.len()).map(|n| self.spans_at(n, 2)).collect::<Result<Vec<_>>>()?.concat();
+        let keys = keys_of(&spans);
+        let reply = self.client().await?.export(spans).await;
+        ensure!(matches!(reply, Reply::Accepted { rejected: 0, .. }), "an ordinary request was answered {reply:?}");
+        let account = self.account(&keys);
+        ensure!(account.missing == 0, "an ordinary request is not where it should be: {account:?}");
+        Ok(())
+    }
+
+    /// Compares what was acknowledged with what the backends took.
+    pub(crate) fn account<'a>(&self, acknowledged: impl IntoIterator<Item = &'a SpanKey>) -> Account {
+        let delivered: Vec<_> = self.backends.iter().map(Backend::delivered).collect();
+        let is_there = |key: &SpanKey| delivered.iter().any(|spans| spans.contains_key(key));
+        let missing = acknowledged.into_iter().filter(|key| !is_there(key)).count();
+        let mut times = std::collections::BTreeMap::<&SpanKey, u64>::new();
+        let mut places = std::collections::BTreeMap::<&[u8], BTreeSet<usize>>::new();
+        for (n, spans) in delivered.iter().enumerate() {
+            for (key, count) in spans {
+                *times.entry(key).or_default() += count;
+                places.entry(&key.0).or_default().insert(n);
+            }
+        }
+        let duplicates = times.values().map(|count| count - 1).sum();
+        let split = places.values().filter(|places| places.len() > 1).count();
+        Account { missing, duplicates, split }
+    }
+
+    /// Starts closed-loop clients, each with a connection; each request has spans of one trace for every backend.
+    pub(crate) async fn load(&self, clients: u64) -> Result<Load> {
+        let (over, answered) = (Arc::new(AtomicBool::default()), Arc::<AtomicU64>::default());
+        let mut workers = Vec::new();
+        let backends = self.backends.len() as u64;
+        for client in 0..clients {
+            let (mut connection, is_over, count) = (self.client().await?, Arc::clone(&over), Arc::clone(&answered));
+            workers.push(self.tasks.spawn(async move {
+                let (mut acknowledged, mut refused) = (BTreeSet::new(), Vec::new());
+                for number in 0.. {
+                    if is_over.load(Relaxed) {
+                        break;
+                    }
+                    let spans =
+                        (0..4 * backends).map(|n| span(&load_trace(client, number, n), ((number % 4) << 8) | n));
+                    let spans: Vec<Span> = spans.collect();
+                    let keys = keys_of(&spans);
+                    match connection.export(spans).await {
+                        Reply::Accepted { .. } => acknowledged.extend(keys),
+                        Reply::Refused(status) => refused.push(status),
+                    }
+                    count.fetch_add(1, Relaxed);
+                }
+                (acknowledged, refused)
+            }));
+        }
+        Ok(Load { workers, over, answered })
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+impl Load {
+    /// Waits until so many further requests were answered.
+    pub(crate) fn goes_on(&self, requests: u64) -> Result<()> {
+        let wanted = self.answered.load(Relaxed) + requests;
+        harness::until("load is answered", || Ok((self.answered.load(Relaxed) >= wanted).then_some(())))
+    }
+
+    /// Ends it: the spans that were acknowledged and the refusals.
+    pub(crate) async fn stop(self) -> Result<(BTreeSet<SpanKey>, Vec<Status>)> {
+        self.over.store(true, Relaxed);
+        let (mut acknowledged, mut refused) = (BTreeSet::new(), Vec::new());
+        for worker in self.workers {
+            let (spans, statuses) = worker.await?;
+            acknowledged.extend(spans);
+            refused.extend(statuses);
+        }
+        Ok((acknowledged, refused))
+    }
+}
+
+impl Client {
+    pub(crate) async fn export(&mut self, spans: Vec<Span>) -> Reply {
+        match self.0.export(request(spans)).await {
+            Ok(response) => {
+                let partial = response.into_inner().partial_success.unwrap_or_default();
+                Reply::Accepted { rejected: partial.rejected_spans, message: partial.error_message }
+            }
+            Err(status) => Reply::Refused(status),
+        }
+    }
+
+    /// How long an export took, and its answer.
+    pub(crate) async fn timed(&mut self, spans: Vec<Span>) -> (Duration, Reply) {
+        let start = Instant::now();
+        let reply = self.export(spans).await;
+        (start.elapsed(), reply)
+    }
+}
+
+impl Reply {
+    /// Nothing was refused.
+    pub(crate) fn ok(&self) -> Result<()> {
+        let fine = matches!(self, Self::Accepted { rejected: 0, .. });
+        ensure!(fine, "it should have been accepted: {self:?}");
+        Ok(())
+    }
+
+    /// `UNAVAILABLE` with `RetryInfo`: what a client may send again.
+    pub(crate) fn retryable(&self) -> Result<()> {
+        let Self::Refused(status) = self else { anyhow::bail!("it should have been refused: {self:?}") };
+        is_retryable(status)
+    }
+
+    /// The code and message of a refusal that says nothing of a retry.
+    pub(crate) fn permanent(&self) -> Result<(Code, &str)> {
+        let Self::Refused(status) = self else { anyhow::bail!("it should have been refused: {self:?}") };
+        ensure!(status.get_details_retry_info().is_none(), "a permanent refusal with RetryInfo: {status:?}");
+        Ok((status.code(), status.message()))
+    }
+}
+
+/// Whether a client may send again what was refused so.
+pub(crate) fn is_retryable(status: &Status) -> Result<()> {
+    let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    ensure!(status.code() == Code::Unavailable && after.is_some(), "not UNAVAILABLE with RetryInfo: {status:?}");
+    Ok(())
+}
+
+/// Span `number` of a trace.
+pub(crate) fn span(trace: &[u8], number: u64) -> Span {
+    Span {
+        trace_id: trace.to_vec(),
+        span_id: (number + 1).to_be_bytes().to_vec(),
+        name: format!("span {number}"),
+        start_time_unix_nano: 1_750_000_000_000_000_000 + number,
+        end_time_unix_nano: 1_750_000_000_000_001_000 + number,
+        ..Span::default()
+    }
+}
+
+pub(crate) fn keys_of(spans: &[Span]) -> Vec<SpanKey> {
+    spans.iter().map(|span| (span.trace_id.clone(), span.span_id.clone())).collect()
+}
+
+/// Trace IDs of load: four requests in a row share each, so that traces come in several requests.
+fn load_trace(client: u64, number: u64, n: u64) -> [u8; 16] {
+    let trace = ((((client << 32) | (number / 4)) << 8) | (n / 2)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((u128::from(trace) << 64) | u128::from((client << 48) | ((number / 4) << 16) | ((n / 2 + 1) << 8) | 1))
+        .to_be_bytes()
+}
+
+/// Gives a span an attribute of so many bytes.
+pub(crate) fn padded(mut span: Span, bytes: usize) -> Span {
+    let value = Some(AnyValue { value: Some(Value::BytesValue(vec![7; bytes])) });
+    span.attributes = vec![KeyValue { key: "padding".to_owned(), value, ..KeyValue::default() }];
+    span
+}
+
+/// A request with these spans, encoded.
+pub(crate) fn encoded(spans: Vec<Span>) -> Vec<u8> {
+    request(spans).encode_to_vec()
+}
+
+fn request(spans: Vec<Span>) -> ExportTraceServiceRequest {
+    let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
+    ExportTraceServiceRequest { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] }
+}
+
+fn endpoints(addresses: &[SocketAddr]) -> Arc<[Endpoint]> {
+    let endpoint =
+        |address: &SocketAddr| Endpoint { identity: address.to_string().into(), address: Some(*address), weight: 1 };
+    let mut endpoints: Vec<Endpoint> = addresses.iter().map(endpoint).collect();
+    endpoints.sort_by(|a, b| a.identity.cmp(&b.identity));
+    endpoints.into()
+}
+
+fn config(grpc: SocketAddr, admin: SocketAddr, backends: &[SocketAddr], knobs: Knobs) -> String {
+    let hostnames: Vec<String> = backends.iter().map(|backend| format!("\"{backend}\"")).collect();
+    let Knobs { grpc: more_grpc, pool, top, .. } = knobs;
+    let deadline = if knobs.deadline.is_empty() { "4s" } else { knobs.deadline };
+    format!(
+        "receivers:
+  otlp:
+    protocols: {{ grpc: {{ {more_grpc} endpoint: \"{grpc}\" }} }}
+    deadline: {deadline}
+pools:
+  tail: {{ {pool} resolver: {{ static: {{ hostnames: [{}] }} }} }}
+routes:
+  - {{ signals: [traces, logs], routing_key: trace_id, pool: tail }}
+admin: {{ endpoint: \"{admin}\" }}
+shutdown: {{ delay: 0s, timeout: 5s }}
+{top}
+",
+        hostnames.join(", ")
+    )
+}
