@@ -3,7 +3,7 @@
 //! | what | bytes under xxh3-64, seed 0 |
 //! | --- | --- |
 //! | a routing key's slot | the key as it came; the top 17 bits of the hash are the slot |
-//! | a point of the ring | the identity's UTF-8 bytes, then the virtual node (0 .. 2,048 × weight) as u32, little-endian |
+//! | a point of the ring | the identity's UTF-8 bytes, then the virtual node (0 .. 3,072 × weight) as u32, little-endian |
 //! | a slot's probe 0 | none: the middle of the slot's hashes, slot × 2⁴⁷ + 2⁴⁶, is taken as it is |
 //! | a slot's later probes | the slot as u32, then the probe as u32, both little-endian |
 //! | a backend's rank of a slot | xxh3-64 of the identity as u64, then the slot as u32, both little-endian |
@@ -25,9 +25,9 @@ use super::Member;
 /// The number of slots. With half as many, moves would reach 1.41 of the ideal near 200 backends.
 pub const SLOTS: u32 = 1 << SLOT_BITS;
 
-/// Points on the ring for each unit of weight. With half as many, three times as many slots of others move when an ejected
-/// backend leaves; with twice as many, 200 backends are no longer placed within 150 ms.
-pub const POINTS_PER_WEIGHT: u32 = 2048;
+/// Points on the ring for each unit of weight. When an ejected backend leaves, at most 0.1 % of the others' slots are to move
+/// at every size from 3 to 200: 1,024 points miss that at one size in ten and 2,048 at one in two hundred.
+pub const POINTS_PER_WEIGHT: u32 = 3072;
 
 /// The most that all weights may add up to: at 64 slots a unit, 5 % above the fair share still is whole slots more, and the
 /// points of the largest ring take no more than some hundred MiB while it is built.

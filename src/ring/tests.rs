@@ -111,7 +111,7 @@ fn placed_naively(members: &[Member]) -> Vec<u16> {
     let mut rooms = Vec::new();
     let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
     for (backend, member) in (0_u16..).zip(members) {
-        for node in 0..2048 * member.weight {
+        for node in 0..3072 * member.weight {
             let mut bytes = member.identity.as_bytes().to_vec();
             bytes.extend(node.to_le_bytes());
             points.insert(hash(&bytes), backend);
