@@ -129,7 +129,7 @@ impl<'a> Ring<'a> {
     pub(super) fn new(members: &'a [Member], includes: impl Fn(u16) -> bool) -> Self {
         let point = |backend: u16, node| {
             let member = members.get(usize::from(backend))?;
-            Some(Point { identity: &*member.identity, node, backend })
+            Some(Point { identity: &member.identity, node, backend })
         };
         let admitted = (0..).zip(members).filter(|(backend, _)| includes(*backend));
         let nodes = admitted.flat_map(|(backend, member)| {
