@@ -111,7 +111,7 @@ fn placed_naively(members: &[Member]) -> Vec<u16> {
     let mut rooms = Vec::new();
     let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
     for (backend, member) in (0_u16..).zip(members) {
-        for node in 0..1024 * member.weight {
+        for node in 0..3072 * member.weight {
             let mut bytes = member.identity.as_bytes().to_vec();
             bytes.extend(node.to_le_bytes());
             points.insert(hash(&bytes), backend);
@@ -127,7 +127,9 @@ fn placed_naively(members: &[Member]) -> Vec<u16> {
             let fresh = (0_u32..).map(|probe| {
                 let mut key = slot.to_le_bytes().to_vec();
                 key.extend(probe.to_le_bytes());
-                let next = points.range(hash(&key)..).next().or_else(|| points.first_key_value());
+                let middle = u64::from(slot) * (1 << 47) + (1 << 46);
+                let at = if probe == 0 { middle } else { hash(&key) };
+                let next = points.range(at..).next().or_else(|| points.first_key_value());
                 *next.expect("there are points").1
             });
             let backend = fresh.into_iter().find(|backend| !asked.contains(&(slot, *backend))).expect("one has room");
@@ -177,11 +179,9 @@ proptest! {
     }
 }
 
-/// Of the others' slots about 0.08 % move in the mean of all sizes, more where a backend stands at the edge of its bound:
-/// what it may hold and what it is asked for do not grow alike. With two left, one of them is nearly all there is.
+/// With two left, one of them is nearly all there is; so the others' slots count from three on.
 #[test]
 fn shares_are_even_moves_are_few_and_a_death_is_one_move_at_every_size() {
-    let mut others_of_all = 0.0;
     for size in SIZES {
         let larger = members(size + 1);
         let leaver = size / 2;
@@ -204,11 +204,8 @@ fn shares_are_even_moves_are_few_and_a_death_is_one_move_at_every_size() {
         }
         let rest = f64::from(SLOTS) - own;
         assert!(again / own <= 0.01, "{size} backends: {} of the leaver's slots move twice", again / own);
-        assert!(size < 3 || others / rest <= 0.002, "{size} backends: {} of the others' slots move", others / rest);
-        others_of_all += if size < 3 { 0.0 } else { others / rest };
+        assert!(size < 3 || others / rest <= 0.001, "{size} backends: {} of the others' slots move", others / rest);
     }
-    let mean = others_of_all / (SIZES.len() - 1) as f64;
-    assert!(mean <= 0.001, "{mean} of the others' slots move in the mean");
 }
 
 #[test]
@@ -222,7 +219,7 @@ fn shares_follow_weights() {
 
 #[test]
 fn every_share_is_whole_when_slots_are_few() {
-    let heavy: Vec<Member> = (0..8).map(|index| member(format!("b{index}"), 512)).collect();
+    let heavy: Vec<Member> = (0..8).map(|index| member(format!("b{index}"), 256)).collect();
     let ownership = table(&heavy).ownership();
     assert!((ownership.iter().sum::<f64>() - 1.0).abs() < 1e-9);
 }
@@ -281,7 +278,7 @@ fn what_has_no_placement_is_refused() {
     assert_eq!(refused(&[member("a", 0)]), Some(RingError::Weightless { identity: "a".into() }));
     assert_eq!(refused(&[member("a", 1), member("a", 2)]), Some(RingError::Duplicate { identity: "a".into() }));
     let most = slots_v1::MAX_TOTAL_WEIGHT;
-    assert_eq!(refused(&[member("a", 4096), member("b", 1)]), Some(RingError::TooHeavy { total: most + 1, most }));
+    assert_eq!(refused(&[member("a", 2048), member("b", 1)]), Some(RingError::TooHeavy { total: most + 1, most }));
 }
 
 #[test]

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use super::{build::Rebuild, *};
 use crate::ring::Table;
 
-const NAMES: [&str; 5] =
-    ["collector-0:4317", "collector-1:4317", "collector-2:4317", "collector-3:4317", "collector-4:4317"];
+const NAMES: [&str; 4] = ["collector-0:4317", "collector-1:4317", "collector-2:4317", "collector-3:4317"];
 
 const SEQUENCES: u64 = 10_000;
 
@@ -15,10 +14,13 @@ const STEPS: usize = 8;
 /// One table in so many is built by way of the replica's own last one, and compared with the one made at first.
 const BUILT_AGAIN: u64 = 2048;
 
+/// Members, and who of them is away.
+type Key = (Vec<Arc<str>>, BTreeSet<Arc<str>>);
+
 /// Tables by what they are made of, since building each anew would take hours without optimisation.
 #[derive(Default)]
 struct Tables {
-    made: BTreeMap<(Vec<Arc<str>>, BTreeSet<Arc<str>>), Arc<Table>>,
+    made: BTreeMap<Key, Arc<Table>>,
     compared: HashSet<(u64, u64)>,
     built_again: u64,
 }
@@ -111,7 +113,8 @@ impl Replica {
 impl Tables {
     fn of(&mut self, rebuild: Rebuild, random: &mut fastrand::Rng) -> Arc<Table> {
         let view = rebuild.view();
-        let key = (view.endpoints.iter().map(|endpoint| Arc::clone(&endpoint.identity)).collect(), view.away.clone());
+        let key: Key =
+            (view.endpoints.iter().map(|endpoint| Arc::clone(&endpoint.identity)).collect(), view.away.clone());
         if let Some(made) = self.made.get(&key) {
             if random.u64(..BUILT_AGAIN) == 0 {
                 let again = rebuild.run().expect("placeable").table;
