@@ -18,10 +18,13 @@ const BUILT_AGAIN: u64 = 2048;
 /// Tables by what they are made of, since building each anew would take hours without optimisation.
 #[derive(Default)]
 struct Tables {
-    made: BTreeMap<(Vec<Arc<str>>, BTreeSet<Arc<str>>), Arc<Table>>,
+    made: BTreeMap<Ingredients, Arc<Table>>,
     compared: HashSet<(u64, u64)>,
     built_again: u64,
 }
+
+/// The members, and those that are away.
+type Ingredients = (Vec<Arc<str>>, BTreeSet<Arc<str>>);
 
 /// One replica: a state, the table it published last, and what happened to it.
 struct Replica {
@@ -109,7 +112,7 @@ impl Replica {
 }
 
 impl Tables {
-    fn of(&mut self, rebuild: build::Rebuild, random: &mut fastrand::Rng) -> Arc<Table> {
+    fn of(&mut self, rebuild: Rebuild, random: &mut fastrand::Rng) -> Arc<Table> {
         let view = rebuild.view();
         let key = (view.endpoints.iter().map(|endpoint| Arc::clone(&endpoint.identity)).collect(), view.away.clone());
         if let Some(made) = self.made.get(&key) {

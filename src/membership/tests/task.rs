@@ -126,5 +126,5 @@ async fn stopping_ends_probes_that_run() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tasks.stop();
-    tokio::time::timeout(Duration::from_millis(500), tasks.wait()).await.expect("nothing may wait for a probe");
+    timeout(Duration::from_millis(500), tasks.wait()).await.expect("nothing may wait for a probe");
 }
