@@ -41,8 +41,11 @@ pub(crate) struct Sinks {
 /// the Collector do.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Keeper {
-    kept: Arc<Mutex<Vec<(Option<String>, ExportTraceServiceRequest)>>>,
+    kept: Arc<Mutex<Vec<Kept>>>,
 }
+
+/// What a request's headers said of compression, and the request.
+pub(crate) type Kept = (Option<String>, ExportTraceServiceRequest);
 
 /// All of an answer.
 #[derive(Debug)]
@@ -102,7 +105,7 @@ impl Keeper {
     }
 
     /// What came, with its `grpc-encoding`.
-    pub(crate) fn kept(&self) -> Vec<(Option<String>, ExportTraceServiceRequest)> {
+    pub(crate) fn kept(&self) -> Vec<Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

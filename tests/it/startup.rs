@@ -89,33 +89,31 @@ fn flags_stand_for_a_file() -> Result<()> {
 #[test]
 fn a_name_that_does_not_resolve_leaves_it_alive_not_ready_and_refusing_for_now() -> Result<()> {
     // `.invalid` never resolves (RFC 6761), whatever name server this machine has, if any.
-    for backends in ["dns://collectors.invalid:4317"] {
-        let (mut process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
-            let mut command = spanring();
-            command.args(["run", "--backends", backends]);
-            command.arg("--otlp-grpc").arg(grpc.to_string()).arg("--admin").arg(admin.to_string());
-            Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/livez"))))
-        })?;
-        let (status, body) = http_get(&format!("http://{admin}/readyz"))?;
-        ensure!(status == 503 && body.contains("default"), "the pool without backends must be named: {body}");
-        let runtime = tokio::runtime::Runtime::new()?;
-        let status = runtime.block_on(async {
-            let refused = client(grpc).await?.export(request(vec![span(1, 1)])).await;
-            refused.err().context("must be refused")
-        })?;
-        ensure!(status.code() == tonic::Code::Unavailable, "{status:?}");
-        let delay = status.get_details_retry_info().and_then(|info| info.retry_delay).context("RetryInfo")?;
-        ensure!((1..=5).contains(&delay.as_secs()), "{delay:?}");
-        // Even an empty request is not worth more than the truth.
-        let reply = runtime.block_on(send_raw(grpc, &[], super::rig::framed(0, &[])?))?;
-        ensure!(reply.code == 0 || reply.code == tonic::Code::Unavailable as i32, "{reply:?}");
-        until("the refusal is counted", || {
-            let labels = ["reason=\"not_ready\""];
-            Ok((metric(admin, "spanring_receiver_refused_requests_total", &labels)? >= 1.0).then_some(()))
-        })?;
-        process.signal("TERM")?;
-        process.signal("TERM")?;
-        process.wait()?;
-    }
+    let (mut process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
+        let mut command = spanring();
+        command.args(["run", "--backends", "dns://collectors.invalid:4317"]);
+        command.arg("--otlp-grpc").arg(grpc.to_string()).arg("--admin").arg(admin.to_string());
+        Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/livez"))))
+    })?;
+    let (status, body) = http_get(&format!("http://{admin}/readyz"))?;
+    ensure!(status == 503 && body.contains("default"), "the pool without backends must be named: {body}");
+    let runtime = tokio::runtime::Runtime::new()?;
+    let status = runtime.block_on(async {
+        let refused = client(grpc).await?.export(request(vec![span(1, 1)])).await;
+        refused.err().context("must be refused")
+    })?;
+    ensure!(status.code() == tonic::Code::Unavailable, "{status:?}");
+    let delay = status.get_details_retry_info().and_then(|info| info.retry_delay).context("RetryInfo")?;
+    ensure!((1..=5).contains(&delay.as_secs()), "{delay:?}");
+    // Even an empty request is not worth more than the truth.
+    let reply = runtime.block_on(send_raw(grpc, &[], super::rig::framed(0, &[])?))?;
+    ensure!(reply.code == 0 || reply.code == tonic::Code::Unavailable as i32, "{reply:?}");
+    until("the refusal is counted", || {
+        let labels = ["reason=\"not_ready\""];
+        Ok((metric(admin, "spanring_receiver_refused_requests_total", &labels)? >= 1.0).then_some(()))
+    })?;
+    process.signal("TERM")?;
+    process.signal("TERM")?;
+    process.wait()?;
     Ok(())
 }
