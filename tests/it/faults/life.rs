@@ -157,6 +157,7 @@ async fn row_41_a_drain_ends_in_time_whatever_backends_and_clients_do() -> Resul
 async fn row_45_clients_that_go_leave_nothing_behind() -> Result<()> {
     let fixture = Fixture::start(2, Knobs { deadline: "20s", pool: "timeout: 20s,", ..Knobs::default() }).await?;
     fixture.backends[0].answer(|_| Answer::After(Duration::from_millis(400), Box::new(Answer::Accept)));
+    let mut clients = Vec::new();
     for n in 0..30 {
         let mut raw = Raw::connect(fixture.grpc, &[])?;
         raw.send(&wire::frame(HEADERS, END_HEADERS, 1, &wire::export_headers(&[])))?;
@@ -168,7 +169,11 @@ async fn row_45_clients_that_go_leave_nothing_behind() -> Result<()> {
         if n % 3 == 1 {
             raw.send(&wire::frame(wire::RST_STREAM, 0, 1, &8_u32.to_be_bytes()))?;
         }
+        clients.push(raw);
     }
+    // Those that sent a half wait for the rest: now they are known, and go.
+    fixture.until_metric("spanring_receiver_in_flight_requests", &[], |n| n >= 10.0)?;
+    drop(clients);
     fixture.until_metric("spanring_receiver_abandoned_requests_total", &[], |n| n > 0.0)?;
     for name in [
         "spanring_receiver_in_flight_requests",
