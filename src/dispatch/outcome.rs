@@ -11,6 +11,9 @@ use super::Part;
 /// Length of a backend's message that is passed on, at most. A Collector puts attacker-shaped text of several KiB into it.
 const MAX_MESSAGE: usize = 256;
 
+/// The longest pause that a backend is believed to mean.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
 /// What became of one part.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PartOutcome {
@@ -208,7 +211,7 @@ impl Verdict {
             return Some(Self::Accepted(None));
         }
         let status = Status::from_header_map(headers)?;
-        let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let after = status.get_details_retry_info().and_then(|info| info.retry_delay).map(sensible);
         let code = status.code();
         Some(if is_retryable(code, after.is_some()) {
             Self::Busy { code, after }
@@ -263,7 +266,12 @@ pub(super) fn may_have_taken(code: Code) -> bool {
 /// `Retry-After` in seconds; its date form is rare and not worth a clock.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    Some(sensible(Duration::from_secs(seconds)))
+}
+
+/// A backend may ask for any pause; clocks cannot be asked to add any. No request lives this long.
+fn sensible(pause: Duration) -> Duration {
+    pause.min(LONGEST_PAUSE)
 }
 
 fn failure_of(error: &h2::Error) -> Failure {

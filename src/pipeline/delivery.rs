@@ -138,6 +138,10 @@ impl<'a> Delivery<'a> {
                         self.route.metrics.possible_duplicates.increment(part.records.into());
                     }
                     self.tally.accepted(rejected, message);
+                    // Pieces of it can have been accepted: only the rest can still be refused.
+                    if let Some(placed) = self.placed.get_mut(index as usize) {
+                        placed.records = part.records;
+                    }
                     self.tally.last_failure = Some((Arc::clone(&owner), cause));
                     self.settle_retry(&part, cause.was_no_attempt() && !reached);
                     self.failed(Failed { part, owner, cause }, after);

@@ -77,6 +77,14 @@ async fn fault_08_resource_exhausted_is_retryable_only_with_retry_info() {
 }
 
 #[tokio::test]
+async fn a_pause_that_no_clock_can_add_is_cut() {
+    let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(9_000_000_000_000_000)));
+    let endless = outcome_of(Status::with_error_details(Code::Unavailable, "never again", details)).await;
+    let PartOutcome::Retry { after: Some(after), .. } = endless else { panic!("{endless:?}") };
+    assert_eq!(after, Duration::from_secs(3600));
+}
+
+#[tokio::test]
 async fn fault_10_11_the_backends_own_codes_are_classified_as_otlp_says() {
     for code in (1..=16).map(Code::from_i32) {
         let retryable = [
