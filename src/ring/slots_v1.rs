@@ -26,7 +26,8 @@ use super::Member;
 pub const SLOTS: u32 = 1 << SLOT_BITS;
 
 /// Points on the ring for each unit of weight. When an ejected backend leaves, at most 0.1 % of the others' slots are to move
-/// at every size from 3 to 200: 1,024 points miss that at one size in ten and 2,048 at one in two hundred.
+/// at every size from 3 to 200, which was measured with names (with IPv4 and IPv6 identities up to 80 backends): 1,024 points
+/// miss that at one size in ten and 2,048 at one in two hundred.
 pub const POINTS_PER_WEIGHT: u32 = 3072;
 
 /// The most that all weights may add up to: at 64 slots a unit, 5 % above the fair share still is whole slots more, and the
