@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::{
-    admin::{self, Readiness},
+    admin::{self, Pools, Readiness},
     budget::Budget,
     config::{Config, PoolConfig},
     discovery,
@@ -14,6 +14,7 @@ use crate::{
     health,
     lifecycle::Tasks,
     membership,
+    otlp::Signal,
     pipeline::Pipeline,
     receive,
     telemetry::{Recorder, RecorderError},
@@ -90,22 +91,24 @@ impl Proxy {
         let admin = admin.transpose().map_err(ProxyError::Admin)?;
         let admin_address = admin.as_ref().map(receive::accept::Bound::address);
         let readiness = Readiness::new();
+        let pools = Pools::new();
         let started = readiness.flag("start", "the process is starting");
         recorder.start_upkeep(&back);
         // Metrics and probes answer from the start: what is missing is to be seen there.
         if let Some(admin) = admin {
-            admin::serve(admin, admin::State { recorder, readiness: readiness.clone() }, &back);
+            admin::serve(admin, admin::State { recorder, readiness: readiness.clone(), pools: pools.clone() }, &back);
         }
 
         let budget = Budget::new(config.memory_limit);
         let mut pipeline = Pipeline::new(config.pipeline.clone(), budget.clone());
         for pool in &config.pools {
-            let dispatch = start_pool(pool, &readiness, &back)?;
-            for route in config.routes.iter().filter(|route| route.pool == pool.name) {
-                for signal in &route.signals {
-                    pipeline = pipeline.with_route(*signal, &pool.name, Arc::clone(&dispatch));
-                }
+            let routes = config.routes.iter().filter(|route| route.pool == pool.name);
+            let signals: Vec<Signal> = routes.flat_map(|route| route.signals.iter().copied()).collect();
+            let (membership, dispatch) = start_pool(pool, &readiness, &back)?;
+            for signal in &signals {
+                pipeline = pipeline.with_route(*signal, &pool.name, Arc::clone(&dispatch));
             }
+            pools.insert(&pool.name, admin::Pool { signals, membership, dispatch });
         }
         let listeners = bound.serve(Arc::new(pipeline), budget, &front);
         for (listener, address) in [("otlp_grpc", listeners.grpc), ("admin", admin_address)] {
@@ -151,16 +154,20 @@ impl Proxy {
 }
 
 /// Starts a pool from discovery to dispatch, and makes its table a condition of readiness.
-fn start_pool(pool: &PoolConfig, readiness: &Readiness, tasks: &Tasks) -> Result<Arc<Dispatch>, ProxyError> {
+fn start_pool(
+    pool: &PoolConfig,
+    readiness: &Readiness,
+    tasks: &Tasks,
+) -> Result<(membership::Published, Arc<Dispatch>), ProxyError> {
     let endpoints = discovery::start(&pool.name, &pool.discovery, tasks)
         .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
     let (events, inbox) = health::channel(&pool.name);
-    let tables = membership::start(&pool.name, pool.membership.clone(), endpoints, inbox, HealthCheck, tasks);
-    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), tables, tasks, events);
+    let published = membership::start(&pool.name, pool.membership.clone(), endpoints, inbox, HealthCheck, tasks);
+    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), published.tables.clone(), tasks, events);
     let delivers = Arc::clone(&dispatch);
     // Dispatch's view and not membership's table: a request that comes at once is to find its queues.
     readiness.require(format!("pool {}", pool.name), move || {
         delivers.view().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
     });
-    Ok(dispatch)
+    Ok((published, dispatch))
 }

@@ -3,6 +3,7 @@
 //! [`respond`] is the whole of it, from a request's head to a whole answer; [`serve`] puts it on a listener. A new page is
 //! a row of `ROUTES`.
 
+mod pools;
 mod readiness;
 
 use std::{
@@ -17,7 +18,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 
-pub use self::readiness::{Condition, Flag, Readiness};
+pub use self::{
+    pools::{Pool, PoolSet, Pools},
+    readiness::{Condition, Flag, Readiness},
+};
 use crate::{lifecycle::Tasks, receive::accept, telemetry::Recorder};
 
 /// Bound on connections: scrapers, probes and a person or two. Further ones are closed at once.
@@ -52,6 +56,8 @@ pub struct State {
     pub recorder: Recorder,
     /// Whether clients should send here.
     pub readiness: Readiness,
+    /// The pools.
+    pub pools: Pools,
 }
 
 /// A page.

@@ -379,6 +379,11 @@ impl Backend {
         }
     }
 
+    /// Connections that are up.
+    pub(super) fn connections(&self) -> usize {
+        self.lock().lines.iter().filter(|line| matches!(line.phase, Phase::Up(_))).count()
+    }
+
     /// Whether anything waits.
     pub(super) fn waits(&self) -> bool {
         !self.is_empty()

@@ -26,6 +26,7 @@ mod health;
 mod hub;
 mod join;
 mod line;
+mod loads;
 mod metrics;
 mod opener;
 mod outcome;
@@ -52,6 +53,7 @@ use self::{backend::Shared, reconcile::Reconciler};
 pub use self::{
     backoff::Backoff,
     join::Join,
+    loads::BackendLoad,
     outcome::{Cause, Failure, PartOutcome},
     probe::HealthCheck,
     retries::RetryBudget,

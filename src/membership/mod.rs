@@ -24,6 +24,7 @@ use crate::{
 mod backend;
 pub mod build;
 pub mod metrics;
+pub mod record;
 pub mod state;
 mod tell;
 #[cfg(test)]
@@ -32,11 +33,21 @@ mod tests;
 pub use backend::{BackendState, Probe};
 use build::{Change, Rebuild};
 use metrics::Metrics;
+use record::Record;
 use state::{Effects, Input, State};
 use tell::Lines;
 
 /// What is published: `None` until the first good answer of discovery.
 pub type Tables = watch::Receiver<Option<Arc<Table>>>;
+
+/// What a pool's task shows to others.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The table of the moment, and the news of each next one.
+    pub tables: Tables,
+    /// What is remembered beside it.
+    pub record: Record,
+}
 
 /// Results of probes that may wait; a probe that finds no room waits, and its backend stays away so long.
 const RESULTS: usize = 256;
@@ -79,6 +90,7 @@ struct Room<P> {
     tasks: Tasks,
     tables: watch::Sender<Option<Arc<Table>>>,
     metrics: Metrics,
+    record: Record,
     lines: Lines,
 }
 
@@ -119,11 +131,13 @@ pub fn start<P: Prober>(
     inbox: Inbox,
     prober: P,
     tasks: &Tasks,
-) -> Tables {
+) -> Published {
     let (sender, tables) = watch::channel(None);
+    let record = Record::new(config.hold_down);
     let pool: Arc<str> = pool.into();
     let room = Room {
         metrics: Metrics::new(&pool),
+        record: record.clone(),
         lines: Lines::new(&pool),
         pool,
         state: State::new(config, fastrand::Rng::new()),
@@ -135,7 +149,7 @@ pub fn start<P: Prober>(
         tables: sender,
     };
     tasks.spawn(room.run());
-    tables
+    Published { tables, record }
 }
 
 impl<P: Prober> Room<P> {
@@ -172,10 +186,14 @@ impl<P: Prober> Room<P> {
         if let Input::Probed { answered, .. } = &input {
             self.metrics.probed(*answered);
         }
+        if let Input::Seen(event) = &input {
+            self.record.saw(event);
+        }
         let by_discovery = matches!(input, Input::Discovered(_));
         let mut effects = self.state.apply(input, Instant::now());
         if by_discovery || effects.rebuild.is_some() || !effects.notes.is_empty() {
             self.metrics.show_states(&self.state);
+            self.record.believe(&self.state, &effects.notes);
         }
         for note in effects.notes.drain(..) {
             self.metrics.note(&note);
@@ -208,6 +226,7 @@ impl<P: Prober> Room<P> {
             Err(error) => {
                 self.state.revert(Instant::now());
                 self.metrics.show_states(&self.state);
+                self.record.believe(&self.state, &[]);
                 let cause: &dyn std::error::Error = &error;
                 let source = cause.source().map(ToString::to_string);
                 tracing::error!(pool = %self.pool, %error, source, "keeping the ring as it is");
@@ -218,6 +237,7 @@ impl<P: Prober> Room<P> {
     fn publish(&mut self, change: Change, took: Duration) {
         self.state.commit(&change);
         self.metrics.show(&change.table, change.moved, took);
+        self.record.changed(&change, took);
         tell::change(&self.pool, &change);
         self.tables.send_replace(Some(change.table));
     }

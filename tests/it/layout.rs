@@ -26,7 +26,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pipeline", &["split", "ring", "route", "dispatch", "otlp", "budget", "telemetry"]),
     ("receive", &["pipeline", "otlp", "budget", "buffers", "telemetry", "lifecycle"]),
-    ("admin", &["membership", "ring", "telemetry", "lifecycle", "receive"]),
+    // Dispatch knows what each backend has to do, the vocabulary which signals a pool takes.
+    ("admin", &["membership", "ring", "dispatch", "otlp", "telemetry", "lifecycle", "receive"]),
 ];
 
 /// Longest file, in lines.

@@ -1,6 +1,7 @@
 //! Tests of membership: the state machine instant by instant, random sequences, the task.
 
 mod ejection;
+mod record;
 mod sequences;
 mod tables;
 mod task;

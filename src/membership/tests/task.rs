@@ -28,8 +28,8 @@ fn begin(receiver: EndpointsReceiver, tasks: &Tasks) -> (Events, Tables) {
 
 fn begin_with(prober: Scripted, receiver: EndpointsReceiver, tasks: &Tasks) -> (Events, Tables) {
     let (events, inbox) = health::channel("tail");
-    let tables = start("tail", Config::default(), receiver, inbox, prober, tasks);
-    (events, tables)
+    let published = start("tail", Config::default(), receiver, inbox, prober, tasks);
+    (events, published.tables)
 }
 
 fn unresolved(identities: &[&str]) -> Option<Endpoints> {

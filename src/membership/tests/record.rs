@@ -1,0 +1,104 @@
+//! What is remembered: since when and why each backend stands as it does, and the last changes.
+
+use super::*;
+use crate::membership::record::{KEPT_CHANGES, NAMED, Names, Record};
+
+/// A state and its record, moved together as the task moves them.
+struct Book {
+    rig: Rig,
+    record: Record,
+}
+
+impl Book {
+    fn with(hosts: &[&str]) -> Self {
+        let mut book = Self { rig: Rig::new(Config::default()), record: Record::new(Config::default().hold_down) };
+        book.apply(Input::Discovered(endpoints(hosts, 1)));
+        book
+    }
+
+    fn apply(&mut self, input: Input) {
+        if let Input::Seen(event) = &input {
+            self.record.saw(event);
+        }
+        self.rig.notes.clear();
+        let change = self.rig.step(input);
+        self.record.believe(&self.rig.state, &self.rig.notes);
+        if let Some(change) = change {
+            self.record.changed(&change, Duration::from_millis(3));
+        }
+    }
+
+    fn state(&self, host: &str) -> BackendState {
+        self.record.standings()[host].state
+    }
+}
+
+fn refused(host: &str) -> Input {
+    Input::Seen(HealthEvent { identity: host.into(), kind: HealthKind::Refused })
+}
+
+#[test]
+fn a_backends_standing_says_since_when_and_why() {
+    let mut book = Book::with(&["a", "b", "c"]);
+    let before = book.record.standings();
+    assert_eq!((book.state("b"), before["b"].last_failure), (BackendState::Active, None));
+    book.apply(refused("b"));
+    let after = book.record.standings();
+    assert_eq!((after["b"].state, after["b"].ejected_for), (BackendState::Ejected, Some("refused")));
+    assert!(after["b"].since >= before["b"].since, "the state is newer");
+    assert_eq!(after["b"].last_failure.map(|(kind, _)| kind), Some("refused"));
+    assert_eq!(after["a"].since, before["a"].since, "nothing happened to it");
+    book.apply(Input::Seen(HealthEvent { identity: "b".into(), kind: HealthKind::Answered }));
+    assert_eq!(book.record.standings()["b"].last_failure, after["b"].last_failure, "an answer is no failure");
+}
+
+#[test]
+fn a_backend_that_left_discovery_is_held_until_a_time_and_then_forgotten() {
+    let mut book = Book::with(&["a", "b"]);
+    book.apply(Input::Discovered(endpoints(&["a"], 1)));
+    let standing = book.record.standings()["b"].clone();
+    assert_eq!(
+        (standing.state, standing.held_until),
+        (BackendState::Draining, Some(standing.since + Config::default().hold_down))
+    );
+    book.rig.now += Config::default().hold_down;
+    book.apply(Input::Timer);
+    assert!(!book.record.standings().contains_key("b"));
+    let last = book.record.last_change().expect("a change");
+    assert_eq!((last.cause.as_str(), &*last.removed.named), ("departure", &["b".into()][..]));
+}
+
+#[test]
+fn changes_name_what_came_of_them() {
+    let mut book = Book::with(&["a", "b", "c"]);
+    book.apply(refused("b"));
+    let changes = book.record.changes();
+    let [first, second] = &changes[..] else { panic!("two changes: {changes:?}") };
+    assert_eq!((first.generation, first.membership.0, first.added.count), (1, None, 3));
+    assert_eq!((second.generation, second.cause.as_str()), (2, "ejection"));
+    assert_eq!((&*second.ejected.named, second.added.count), (&["b".into()][..], 0));
+    assert_eq!(second.membership, (Some(first.membership.1), first.membership.1), "the membership is what it was");
+    assert!(second.placement.0 == Some(first.placement.1) && second.placement.1 != first.placement.1);
+    assert!((0.2..0.5).contains(&second.moved), "{}", second.moved);
+    let address = ([127, 0, 0, 1], 1).into();
+    book.apply(Input::Probed { probe: Probe { identity: "b".into(), address }, answered: true });
+    let third = book.record.last_change().expect("a change");
+    assert_eq!((third.cause.as_str(), &*third.returned.named), ("return", &["b".into()][..]));
+}
+
+#[test]
+fn what_is_kept_is_bounded() {
+    let mut book = Book::with(&["a", "b"]);
+    for n in 0..KEPT_CHANGES {
+        book.apply(Input::Discovered(endpoints(if n % 2 == 0 { &["a", "b", "c"] } else { &["a", "b"] }, 1)));
+        book.rig.now += Config::default().hold_down;
+        book.apply(Input::Timer);
+    }
+    let changes = book.record.changes();
+    assert_eq!(changes.len(), KEPT_CHANGES);
+    assert!(changes[0].generation > 1, "the oldest is forgotten");
+    let many: Vec<String> = (0..NAMED + 5).map(|n| format!("host-{n:04}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let added: &Names = &Book::with(&many).record.last_change().expect("a change").added.clone();
+    assert_eq!((added.named.len(), added.count), (NAMED, NAMED + 5));
+}
