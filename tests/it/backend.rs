@@ -100,6 +100,11 @@ struct Inner {
 impl Backend {
     /// A backend on a free port that accepts everything.
     pub(crate) async fn start() -> Result<Self> {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// The same at a given address.
+    pub(crate) async fn start_at(address: SocketAddr) -> Result<Self> {
         let accept: Script = Arc::new(|_: &Call| Answer::Accept);
         let serve: Greeter = Arc::new(|_| Welcome::Serve);
         let inner = Arc::new(Inner {
@@ -110,7 +115,7 @@ impl Backend {
             delivered: Mutex::default(),
             messages: Mutex::default(),
         });
-        let mut backend = Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), inner, life: Tasks::new() };
+        let mut backend = Self { address, inner, life: Tasks::new() };
         backend.come_back().await?;
         Ok(backend)
     }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
-const GLANCE: Duration = Duration::from_millis(20);
+pub(crate) const GLANCE: Duration = Duration::from_millis(20);
 
 /// Lines of a child's output that are kept to be shown.
 const KEPT_LINES: usize = 400;
@@ -132,13 +132,22 @@ impl Drop for Process {
 impl Proxy {
     /// Starts Spanring with the configuration that `config` writes for its two addresses, and waits until it is ready.
     pub(crate) fn start(name: &str, config: impl Fn(SocketAddr, SocketAddr) -> String) -> Result<Self> {
+        Self::start_by(name, || Command::new(env!("CARGO_BIN_EXE_spanring")), "readyz", config)
+    }
+
+    /// The same by a command of one's own, to which arguments are added, and until that page of its answers 200.
+    pub(crate) fn start_by(
+        name: &str,
+        command: impl Fn() -> Command,
+        page: &str,
+        config: impl Fn(SocketAddr, SocketAddr) -> String,
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("spanring.yaml");
         let (process, [grpc, admin]) = on_free_ports(|[grpc, admin]| {
             fs::write(&file, config(grpc, admin))?;
-            let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
-            let process = Process::start(name, command.arg("run").arg("--config").arg(&file))?;
-            Ok((process, Ready::Page(format!("http://{admin}/readyz"))))
+            let process = Process::start(name, command().arg("run").arg("--config").arg(&file))?;
+            Ok((process, Ready::Page(format!("http://{admin}/{page}"))))
         })?;
         Ok(Self { grpc, admin, process, _dir: dir })
     }

@@ -7,6 +7,7 @@
 
 mod backend;
 mod collector;
+mod dns;
 mod faults;
 mod fixture;
 mod grpc;
@@ -14,6 +15,7 @@ mod grpc;
 mod harness;
 mod layout;
 mod memory;
+mod nameserver;
 mod rig;
 mod shutdown;
 mod startup;

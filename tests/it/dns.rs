@@ -1,0 +1,235 @@
+//! Discovery as an operator meets it: the binary, the system's `resolv.conf`, a name server on port 53.
+//!
+//! The tests need root, say so when they are skipped, and have to run as root in CI (see [`NameServer::start`]).
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use anyhow::{Context, Result, ensure};
+use hickory_resolver::proto::rr::RecordType;
+use spanring::{
+    discovery::Endpoint,
+    ring::{Algorithm, Table},
+};
+use tokio::time::{Instant, sleep};
+use tonic_types::StatusExt;
+
+use super::{
+    backend::Backend,
+    harness::{GLANCE, PATIENCE, Proxy, http_get, metric, until},
+    nameserver::{NXDOMAIN, NameServer, REFUSED, SERVFAIL, Say, loopback},
+    rig::{client, request, span},
+};
+
+const NAME: &str = "collectors.test.";
+
+/// The resolver as the example of a configuration has it.
+const RESOLVER: &str = "hostname: collectors.test, port: 4317, interval: 5s, timeout: 1s";
+
+/// The same for those who wait for many rounds.
+const OFTEN: &str = "hostname: collectors.test, port: 4317, interval: 100ms, timeout: 300ms";
+
+/// Backends that listen on the same port of addresses of their own.
+async fn backends(count: usize) -> Result<Vec<Backend>> {
+    // The example's port, unless somebody has it on all addresses.
+    let mut first = Backend::start_at((loopback(), 4317).into()).await;
+    if first.is_err() {
+        first = Backend::start_at((loopback(), 0).into()).await;
+    }
+    let mut backends = vec![first?];
+    let port = port_of(&backends)?;
+    for _ in 1..count {
+        backends.push(Backend::start_at((loopback(), port).into()).await?);
+    }
+    Ok(backends)
+}
+
+fn port_of(backends: &[Backend]) -> Result<u16> {
+    Ok(backends.first().context("no backend")?.address.port())
+}
+
+fn ips(backends: &[Backend]) -> Vec<IpAddr> {
+    backends.iter().map(|backend| backend.address.ip()).collect()
+}
+
+/// A proxy that takes `server` for the system's and was started when `page` answers 200.
+fn proxy(server: &NameServer, resolver: &str, port: u16, page: &str) -> Result<Proxy> {
+    let resolver = resolver.replace("4317", &port.to_string());
+    let command = || server.command(env!("CARGO_BIN_EXE_spanring"));
+    Proxy::start_by("spanring", command, page, |grpc, admin| {
+        format!(
+            "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: {grpc} }} }} }} }}
+pools:
+  tail: {{ resolver: {{ dns: {{ {resolver} }} }} }}
+routes: [{{ signals: [traces], routing_key: trace_id, pool: tail }}]
+admin: {{ endpoint: {admin} }}
+"
+        )
+    })
+}
+
+fn has_members(proxy: &Proxy, count: usize) -> Result<()> {
+    until(&format!("{count} backends are members"), || {
+        let members = metric(proxy.admin, "spanring_ring_members", &["state=\"active\""])?;
+        Ok((members == count as f64).then_some(()))
+    })
+}
+
+/// Spans of many traces go to `backends` and each trace to the one that owns it.
+async fn flow(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
+    static TRACES: AtomicU64 = AtomicU64::new(1);
+    let endpoint = |at: SocketAddr| Endpoint { identity: at.to_string().into(), address: Some(at), weight: 1 };
+    let mut endpoints: Vec<Endpoint> = backends.iter().map(|backend| endpoint(backend.address)).collect();
+    endpoints.sort();
+    let table = Table::of(1, Algorithm::SlotsV1, &Arc::from(endpoints))?;
+    let first = TRACES.fetch_add(100, Relaxed);
+    let spans: Vec<_> = (0..100).flat_map(|n| [1, 2].map(|id| span(u128::from(first + n), id))).collect();
+    let reply = client(proxy.grpc).await?.export(request(spans.clone())).await?.into_inner();
+    ensure!(reply.partial_success.is_none(), "{reply:?}");
+    let delivered: Vec<_> = backends.iter().map(|backend| (backend.address, backend.delivered())).collect();
+    for span in spans {
+        let owner = table.backends().get(table.owner(&span.trace_id) as usize).and_then(|owner| owner.address);
+        let key = (span.trace_id, span.span_id);
+        let at: Vec<SocketAddr> =
+            delivered.iter().filter(|(_, spans)| spans.contains_key(&key)).map(|(at, _)| *at).collect();
+        ensure!(at == Vec::from_iter(owner), "{key:?} went to {at:?} and belongs to {owner:?}");
+    }
+    Ok(())
+}
+
+/// The same once deliveries see the table that was published a moment ago.
+async fn comes_to_flow(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
+    has_members(proxy, backends.len())?;
+    let end = Instant::now() + PATIENCE;
+    while let Err(error) = flow(proxy, backends).await {
+        ensure!(Instant::now() < end, "{error:#}");
+        sleep(GLANCE).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_waits_for_its_name_and_then_serves() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let backends = backends(3).await?;
+    let mut proxy = proxy(&server, RESOLVER, port_of(&backends)?, "livez")?;
+    until("it has asked", || Ok(server.asked().contains(&format!("{NAME} A")).then_some(())))?;
+    let (status, reasons) = http_get(&format!("http://{}/readyz", proxy.admin))?;
+    ensure!(status == 503 && reasons.contains("tail"), "the pool without backends must be named: {status} {reasons}");
+    let refused = client(proxy.grpc).await?.export(request(vec![span(1, 1)])).await.err().context("must be refused")?;
+    ensure!(refused.code() == tonic::Code::Unavailable, "{refused:?}");
+    ensure!(refused.get_details_retry_info().and_then(|info| info.retry_delay).is_some(), "{refused:?}");
+
+    server.resolves(NAME, &ips(&backends));
+    until("it is ready", || Ok((http_get(&format!("http://{}/readyz", proxy.admin))?.0 == 200).then_some(())))?;
+    flow(&proxy, &backends).await.context("ready, but not of use")?;
+    has_members(&proxy, 3)?;
+    ensure!(proxy.process.ended()?.is_none(), "it must be the same process");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aaaa_records_are_backends_too() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let Ok(sixth) = Backend::start_at((Ipv6Addr::LOCALHOST, 0).into()).await else {
+        // A machine without IPv6 has nothing to listen on.
+        return Ok(());
+    };
+    let port = sixth.address.port();
+    let mut all = vec![sixth];
+    server.resolves(NAME, &ips(&all));
+    let only = proxy(&server, OFTEN, port, "readyz")?;
+    comes_to_flow(&only, &all).await.context("a name with AAAA records only")?;
+
+    all.push(Backend::start_at((loopback(), port).into()).await?);
+    server.resolves(NAME, &ips(&all));
+    let both = proxy(&server, &format!("{OFTEN}, ip_family: both"), port, "readyz")?;
+    comes_to_flow(&both, &all).await.context("both families")?;
+    let auto = proxy(&server, OFTEN, port, "readyz")?;
+    comes_to_flow(&auto, &all[1..]).await.context("A records go before AAAA records")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_search_list_holds_unless_the_name_ends_with_a_dot() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let backends = backends(2).await?;
+    let (short, long) = backends.split_at(1);
+    let port = port_of(short)?;
+    // As in a pod: names with fewer than five dots are looked for in the list first.
+    server.resolv_conf("search other.test obs.test\noptions ndots:5")?;
+    server.resolves(NAME, &ips(short));
+    server.resolves("collectors.test.obs.test.", &ips(long));
+    let listed = proxy(&server, OFTEN, port, "readyz")?;
+    comes_to_flow(&listed, long).await.context("without a dot")?;
+    drop(listed);
+    let asked = server.asked();
+    let first = asked.iter().filter(|question| question.ends_with(" A")).take(2);
+    ensure!(first.eq(["collectors.test.other.test. A", "collectors.test.obs.test. A"]), "{asked:?}");
+
+    let absolute = OFTEN.replace("collectors.test", "collectors.test.");
+    let dotted = proxy(&server, &absolute, port, "readyz")?;
+    comes_to_flow(&dotted, short).await.context("with a dot")?;
+    let asked = server.asked();
+    ensure!(asked.iter().all(|question| question.starts_with("collectors.test. ")), "{asked:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_udp_cannot_hold_comes_over_tcp() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let backends = backends(3).await?;
+    // 200 A records: more than 3 kB. Three of them are somebody, the rest would refuse.
+    let others = (0..197).map(|_| IpAddr::from(loopback()));
+    let mut all: Vec<IpAddr> = ips(&backends).into_iter().chain(others).collect();
+    all.sort_unstable();
+    all.dedup();
+    server.say(NAME, RecordType::A, Say::OverTcp(all.clone()));
+    server.say(NAME, RecordType::AAAA, Say::NoData);
+    let proxy = proxy(&server, OFTEN, port_of(&backends)?, "readyz")?;
+    until("every address is known", || {
+        Ok((metric(proxy.admin, "spanring_discovery_endpoints", &[])? == all.len() as f64).then_some(()))
+    })?;
+    let asked = server.asked();
+    ensure!(asked.contains(&format!("{NAME} A")) && asked.contains(&format!("{NAME} A tcp")), "{asked:?}");
+    server.say(NAME, RecordType::A, Say::OverTcp(ips(&backends)));
+    let named: Vec<String> = backends.iter().map(|backend| backend.address.to_string()).collect();
+    until("the three are left", || {
+        Ok((metric(proxy.admin, "spanring_discovery_endpoints", &[])? == named.len() as f64).then_some(()))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_name_server_says_the_last_good_set_stays() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let backends = backends(3).await?;
+    let (two, port) = (&backends[..2], port_of(&backends)?);
+    server.resolves(NAME, &ips(two));
+    let proxy = proxy(&server, OFTEN, port, "readyz")?;
+    comes_to_flow(&proxy, two).await?;
+    let bad = [
+        (SERVFAIL, "servfail"),
+        (NXDOMAIN, "nxdomain"),
+        (Say::NoData, "empty"),
+        (REFUSED, "refused"),
+        (Say::Silence, "timeout"),
+    ];
+    for (say, result) in bad {
+        let label = format!("result=\"{result}\"");
+        let labels = ["family=\"ipv4\"", label.as_str()];
+        let heard = || metric(proxy.admin, "spanring_discovery_lookups_total", &labels);
+        let before = heard()?;
+        server.say_of_both(NAME, &say);
+        until(&format!("{result} is heard twice"), || Ok((heard()? >= before + 2.0).then_some(())))?;
+        has_members(&proxy, 2).context(result)?;
+        flow(&proxy, two).await.context(result)?;
+        ensure!(http_get(&format!("http://{}/readyz", proxy.admin))?.0 == 200, "not ready after {result}");
+    }
+    ensure!(proxy.process.log().contains("the last good set stays"), "the log must say it:\n{}", proxy.process.log());
+    server.resolves(NAME, &ips(&backends));
+    comes_to_flow(&proxy, &backends).await.context("the next good answer must count")
+}

@@ -1,0 +1,263 @@
+//! A name server that answers what it is told to, and processes that take it for the system's.
+//!
+//! It listens on port 53 of an address of 127.0.0.0/8 that nobody else uses, and a process that [`NameServer::command`]
+//! starts sees a `resolv.conf` of its own, which names that address: a private mount, so nothing of the machine changes.
+//! Both need root (port 53; mounts only where user namespaces are not allowed). The bench `faults` can use it too.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::unix::fs::MetadataExt,
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use hickory_resolver::proto::{
+    op::{Message, OpCode, ResponseCode},
+    rr::{Name, RData, Record, RecordType},
+};
+use tempfile::TempDir;
+
+/// Seconds for which an answer is good; longer than any test, so that one who keeps answers is found out.
+const TTL: u32 = 3600;
+
+/// How many addresses are tried; one is enough unless name servers listen on all of them.
+const TRIES: usize = 8;
+
+/// How long a TCP connection may say nothing.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// What is said about a name and type.
+#[derive(Clone, Debug)]
+pub(crate) enum Say {
+    Addresses(Vec<IpAddr>),
+    /// The name is known and has no such record.
+    NoData,
+    Code(ResponseCode),
+    Silence,
+    /// Nothing but the bit for "truncated" over UDP, all of these over TCP.
+    OverTcp(Vec<IpAddr>),
+}
+
+pub(crate) const NXDOMAIN: Say = Say::Code(ResponseCode::NXDomain);
+pub(crate) const SERVFAIL: Say = Say::Code(ResponseCode::ServFail);
+pub(crate) const REFUSED: Say = Say::Code(ResponseCode::Refused);
+
+/// The server; names of which nothing was said do not exist. It ends when it is dropped.
+pub(crate) struct NameServer {
+    ip: Ipv4Addr,
+    book: Arc<Mutex<Book>>,
+    files: TempDir,
+    /// The arguments of `unshare` that work here.
+    namespace: &'static [&'static str],
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    answers: HashMap<(String, RecordType), Say>,
+    asked: Vec<String>,
+}
+
+/// An address of this machine's own that nearly certainly nobody else uses.
+pub(crate) fn loopback() -> Ipv4Addr {
+    Ipv4Addr::new(127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255))
+}
+
+impl NameServer {
+    /// Starts a server; `None`, and a visible line, where that cannot be done. As root and with `CI` set it has to be.
+    pub(crate) fn start() -> Result<Option<Self>> {
+        match Self::try_start() {
+            Ok(server) => Ok(Some(server)),
+            Err(reason) if std::env::var_os("CI").is_some() && is_root()? => Err(reason),
+            Err(reason) => {
+                // Written past the capture of test output, so that nobody takes it for a test that passed.
+                writeln!(std::io::stderr(), "\nskipped: no name server for processes can be had here: {reason:#}")?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn try_start() -> Result<Self> {
+        let namespace = namespace()?;
+        let (ip, udp, tcp) = bind()?;
+        let (book, over) = (Arc::<Mutex<Book>>::default(), Arc::<AtomicBool>::default());
+        let threads = [
+            std::thread::spawn({
+                let (book, over) = (Arc::clone(&book), Arc::clone(&over));
+                move || serve_udp(&udp, &book, &over)
+            }),
+            std::thread::spawn({
+                let (book, over) = (Arc::clone(&book), Arc::clone(&over));
+                move || serve_tcp(&tcp, &book, &over)
+            }),
+        ];
+        let server = Self { ip, book, files: tempfile::tempdir()?, namespace, over, threads: threads.into() };
+        server.resolv_conf("")?;
+        Ok(server)
+    }
+
+    /// Gives `resolv.conf` more lines than that of this server, also for processes that run already.
+    pub(crate) fn resolv_conf(&self, more: &str) -> Result<()> {
+        // Written in place: a file under another inode would not be the one that is mounted.
+        Ok(fs::write(self.files.path().join("resolv.conf"), format!("nameserver {}\n{more}\n", self.ip))?)
+    }
+
+    /// A command for `program` that sees this server, and no other, as the system's.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(self.namespace).args(["sh", "-ec", "mount --bind \"$0\" /etc/resolv.conf; exec \"$@\""]);
+        command.arg(self.files.path().join("resolv.conf")).arg(program);
+        command
+    }
+
+    /// From now on, about the records of `name` (absolute, with its dot) of that type.
+    pub(crate) fn say(&self, name: &str, kind: RecordType, say: Say) {
+        lock(&self.book).answers.insert((name.to_owned(), kind), say);
+    }
+
+    /// From now on, about all addresses of `name`.
+    pub(crate) fn say_of_both(&self, name: &str, say: &Say) {
+        self.say(name, RecordType::A, say.clone());
+        self.say(name, RecordType::AAAA, say.clone());
+    }
+
+    /// From now on `name` has these addresses, as A and AAAA records.
+    pub(crate) fn resolves(&self, name: &str, addresses: &[IpAddr]) {
+        for (kind, is_v4) in [(RecordType::A, true), (RecordType::AAAA, false)] {
+            let of_kind: Vec<IpAddr> = addresses.iter().copied().filter(|ip| ip.is_ipv4() == is_v4).collect();
+            self.say(name, kind, if of_kind.is_empty() { Say::NoData } else { Say::Addresses(of_kind) });
+        }
+    }
+
+    /// The questions since the last call, as `name type` or, over TCP, `name type tcp`.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.book).asked)
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.over.store(true, Relaxed);
+        // Both threads wait for a question; these are none.
+        let at = SocketAddr::from((self.ip, 53));
+        drop(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.send_to(&[], at)));
+        drop(TcpStream::connect(at));
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
+/// The arguments of `unshare` with which a process here gets mounts of its own.
+fn namespace() -> Result<&'static [&'static str]> {
+    const WAYS: [&[&str]; 2] = [&["--mount"], &["--mount", "--map-root-user"]];
+    let mut said = String::new();
+    for way in WAYS {
+        let mut command = Command::new("unshare");
+        command.args(way).args(["mount", "--bind", "/dev/null", "/etc/resolv.conf"]).stdin(Stdio::null());
+        let output = command.output().context("cannot run unshare; it is in util-linux")?;
+        if output.status.success() {
+            return Ok(way);
+        }
+        said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    }
+    bail!("no mounts of one's own without CAP_SYS_ADMIN or user namespaces: {said}")
+}
+
+/// Port 53 of an address that was free.
+fn bind() -> Result<(Ipv4Addr, UdpSocket, TcpListener)> {
+    let mut last = None;
+    for _ in 0..TRIES {
+        let ip = loopback();
+        match UdpSocket::bind((ip, 53)).and_then(|udp| Ok((udp, TcpListener::bind((ip, 53))?))) {
+            Ok((udp, tcp)) => return Ok((ip, udp, tcp)),
+            Err(error) => last = Some((error, ip)),
+        }
+    }
+    let (error, ip) = last.context("no address was tried")?;
+    Err(error).with_context(|| format!("cannot listen on {ip}:53, which takes root"))
+}
+
+fn is_root() -> Result<bool> {
+    Ok(fs::metadata("/proc/self")?.uid() == 0)
+}
+
+fn serve_udp(socket: &UdpSocket, book: &Mutex<Book>, over: &AtomicBool) {
+    let mut buffer = vec![0; 4096];
+    while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+        if over.load(Relaxed) {
+            return;
+        }
+        if let Some(reply) = buffer.get(..length).and_then(|question| reply(question, book, false)) {
+            // Who asked may be gone.
+            drop(socket.send_to(&reply, peer));
+        }
+    }
+}
+
+fn serve_tcp(listener: &TcpListener, book: &Arc<Mutex<Book>>, over: &AtomicBool) {
+    while let Ok((stream, _)) = listener.accept() {
+        if over.load(Relaxed) {
+            return;
+        }
+        let book = Arc::clone(book);
+        std::thread::spawn(move || drop(serve_stream(stream, &book)));
+    }
+}
+
+fn serve_stream(mut stream: TcpStream, book: &Mutex<Book>) -> Result<()> {
+    stream.set_read_timeout(Some(SILENCE))?;
+    loop {
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut question)?;
+        if let Some(reply) = reply(&question, book, true) {
+            let mut framed = u16::try_from(reply.len())?.to_be_bytes().to_vec();
+            framed.extend(reply);
+            stream.write_all(&framed)?;
+        }
+    }
+}
+
+/// The answer to a question, if there is to be one.
+fn reply(question: &[u8], book: &Mutex<Book>, is_tcp: bool) -> Option<Vec<u8>> {
+    let question = Message::from_vec(question).ok()?;
+    let query = question.queries.first()?.clone();
+    let (name, kind) = (query.name().clone(), query.query_type());
+    let say = {
+        let mut book = lock(book);
+        let over = if is_tcp { " tcp" } else { "" };
+        book.asked.push(format!("{name} {kind}{over}"));
+        book.answers.get(&(name.to_string(), kind)).cloned().unwrap_or(NXDOMAIN)
+    };
+    let mut message = Message::response(question.metadata.id, OpCode::Query);
+    message.metadata.recursion_available = true;
+    message.add_query(query);
+    match say {
+        Say::OverTcp(_) if !is_tcp => message.metadata.truncation = true,
+        Say::Addresses(ips) | Say::OverTcp(ips) => drop(message.add_answers(records(&name, &ips))),
+        Say::NoData => {}
+        Say::Code(code) => message.metadata.response_code = code,
+        Say::Silence => return None,
+    }
+    message.to_vec().ok()
+}
+
+fn records(name: &Name, ips: &[IpAddr]) -> Vec<Record> {
+    ips.iter().map(|ip| Record::from_rdata(name.clone(), TTL, RData::from(*ip))).collect()
+}
+
+fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    book.lock().unwrap_or_else(PoisonError::into_inner)
+}
