@@ -56,6 +56,11 @@ pub struct Events {
     dropped: Counter,
 }
 
+/// Why backends are ejected, as metrics and logs name it: the kinds of [`HealthKind`] that are failures, dispatch's words for
+/// [`HealthKind::Failed`], and `unresolved`, which membership itself sees.
+pub const REASONS: [&str; 8] =
+    ["connect_error", "connect_timeout", "ping", "protocol", "refused", "reset", "timeout", "unresolved"];
+
 /// Where membership hears it.
 #[derive(Debug)]
 pub struct Inbox(mpsc::Receiver<HealthEvent>);

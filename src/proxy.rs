@@ -33,6 +33,8 @@ pub struct Proxy {
     pub grpc: Option<SocketAddr>,
     /// Where the admin pages are served, if they are.
     pub admin: Option<SocketAddr>,
+    /// Where probes are served apart from those, if they are.
+    pub health_check: Option<SocketAddr>,
     shutdown: Shutdown,
     readiness: Readiness,
     /// Connections of clients.
@@ -62,6 +64,9 @@ pub enum ProxyError {
     /// The admin listener's port could not be taken.
     #[error("cannot start the admin listener (admin.endpoint)")]
     Admin(#[source] receive::accept::BindError),
+    /// The port for probes could not be taken.
+    #[error("cannot start the listener for probes (health_check.endpoint)")]
+    HealthCheck(#[source] receive::accept::BindError),
     /// A pool's resolver could not be started.
     #[error("cannot start the resolver of pool {pool}")]
     Discovery {
@@ -89,6 +94,9 @@ impl Proxy {
         let bound = receive::bind(&config.receive)?;
         let admin = config.admin.map(|admin| receive::accept::bind("admin", admin.endpoint));
         let admin = admin.transpose().map_err(ProxyError::Admin)?;
+        let probes = config.health_check.as_ref().map(|probes| receive::accept::bind("health_check", probes.endpoint));
+        let probes = probes.transpose().map_err(ProxyError::HealthCheck)?;
+        let health_check = probes.as_ref().map(receive::accept::Bound::address);
         let admin_address = admin.as_ref().map(receive::accept::Bound::address);
         let readiness = Readiness::new();
         let pools = Pools::new();
@@ -97,6 +105,9 @@ impl Proxy {
         // Metrics and probes answer from the start: what is missing is to be seen there.
         if let Some(admin) = admin {
             admin::serve(admin, admin::State { recorder, readiness: readiness.clone(), pools: pools.clone() }, &back);
+        }
+        if let (Some(probes), Some(config)) = (probes, config.health_check) {
+            admin::health_check::serve(probes, config.path, readiness.clone(), &back);
         }
 
         let budget = Budget::new(config.memory_limit);
@@ -111,13 +122,15 @@ impl Proxy {
             pools.insert(&pool.name, admin::Pool { signals, membership, dispatch });
         }
         let listeners = bound.serve(Arc::new(pipeline), budget, &front);
-        for (listener, address) in [("otlp_grpc", listeners.grpc), ("admin", admin_address)] {
+        let others = [("admin", admin_address), ("health_check", health_check)];
+        for (listener, address) in [("otlp_grpc", listeners.grpc)].into_iter().chain(others) {
             if let Some(address) = address {
                 info!(%address, listener, "listening");
             }
         }
         started.set();
-        Ok(Self { grpc: listeners.grpc, admin: admin_address, shutdown: config.shutdown, readiness, front, back })
+        let shutdown = config.shutdown;
+        Ok(Self { grpc: listeners.grpc, admin: admin_address, health_check, shutdown, readiness, front, back })
     }
 
     /// Resolves when clients should send here: every pool has a table.

@@ -3,6 +3,7 @@
 //! [`respond`] is the whole of it, from a request's head to a whole answer; [`serve`] puts it on a listener. A new page is
 //! a row of `ROUTES`.
 
+pub mod health_check;
 mod pools;
 mod readiness;
 
@@ -110,7 +111,11 @@ fn livez(_: &State, _: Option<&str>) -> Answer {
 }
 
 fn readyz(state: &State, query: Option<&str>) -> Answer {
-    let conditions = state.readiness.conditions();
+    ready_or_not(&state.readiness, query)
+}
+
+fn ready_or_not(readiness: &Readiness, query: Option<&str>) -> Answer {
+    let conditions = readiness.conditions();
     let ready = conditions.iter().all(|condition| condition.unmet.is_none());
     let verbose =
         query.is_some_and(|query| query.split('&').any(|word| word == "verbose" || word.starts_with("verbose=")));
@@ -132,14 +137,18 @@ fn not_found() -> Answer {
 
 /// Answers one request. Its body, if any, is not read.
 pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
-    let reading = matches!(*request.method(), Method::GET | Method::HEAD);
-    let Answer { status, content_type, body } = match ROUTES.iter().find(|route| route.path == request.uri().path()) {
-        Some(_) if !reading => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n"),
-        Some(route) => (route.page)(state, request.uri().query()),
-        None => not_found(),
+    let route = ROUTES.iter().find(|route| route.path == request.uri().path());
+    reply(request.method(), || route.map_or_else(not_found, |route| (route.page)(state, request.uri().query())))
+}
+
+/// A whole response to a request that may only read.
+fn reply(method: &Method, page: impl FnOnce() -> Answer) -> Response<Full<Bytes>> {
+    let Answer { status, content_type, body } = match *method {
+        Method::GET | Method::HEAD => page(),
+        _ => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n"),
     };
     let length = body.len();
-    let body = if *request.method() == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
+    let body = if *method == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -155,7 +164,15 @@ pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> 
 
 /// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
 pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
-    let state = Arc::new(state);
+    serve_pages(listener, tasks, move |request| respond(&state, request));
+}
+
+/// Serves what `respond` answers, within the bounds of this room.
+fn serve_pages<F>(listener: accept::Bound, tasks: &Tasks, respond: F)
+where
+    F: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
+{
+    let respond = Arc::new(respond);
     let limits = accept::Limits {
         protocol: accept::Protocol::Any,
         max_connections: MAX_CONNECTIONS,
@@ -166,9 +183,9 @@ pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
         max_connection_age_grace: None,
     };
     let service = move |_peer| {
-        let state = Arc::clone(&state);
+        let respond = Arc::clone(&respond);
         service_fn(move |request: Request<Incoming>| {
-            let response = respond(&state, &request);
+            let response = respond(&request);
             async move { Ok::<_, Infallible>(response) }
         })
     };

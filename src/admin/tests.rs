@@ -8,7 +8,6 @@ fn with_state<T>(body: impl FnOnce(&State) -> T) -> T {
     Recorder::scoped(|recorder| {
         body(&State { recorder: recorder.clone(), readiness: Readiness::new(), pools: Pools::new() })
     })
-    .expect("a recorder")
 }
 
 fn ask(state: &State, method: Method, uri: &str) -> (Response<()>, String) {

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Config, ConfigError, PoolConfig, RouteConfig, de,
-    layout::{Codec, Layout, Pool, Route, RoutingKey, SignalName},
+    layout::{Codec, HealthCheck, Layout, Pool, Route, RoutingKey, SignalName},
     memory, rooms,
     tree::Step,
     values::{HostPort, MIB, WorkerThreads},
@@ -40,6 +40,7 @@ pub(super) fn check(layout: &Layout, root: &Path) -> Result<Config, Vec<ConfigEr
         &layout.receivers.otlp.protocols.grpc.endpoint,
     );
     let admin = check.address(&["admin", "endpoint"], &layout.admin.endpoint);
+    let health_check = layout.health_check.as_ref().and_then(|section| check.health_check(section));
     if let (true, Some(grpc), Some(admin), Some(memory_limit)) = (check.problems.is_empty(), grpc, admin, memory_limit)
     {
         let mut config = Config {
@@ -48,6 +49,7 @@ pub(super) fn check(layout: &Layout, root: &Path) -> Result<Config, Vec<ConfigEr
             pools,
             routes,
             admin: Some(admin::Config { endpoint: admin }),
+            health_check,
             memory_limit,
             worker_threads: worker_threads(layout.worker_threads),
             shutdown: rooms::Shutdown { delay: layout.shutdown.delay.0, timeout: layout.shutdown.timeout.0 },
@@ -149,6 +151,14 @@ impl Check {
         self.within(&path("max_header_list_size"), grpc.max_header_list_size.0, 1 << 10, MIB);
         self.within(&path("max_connections"), grpc.max_connections, 1, usize::MAX);
         self.positive(&path("read_header_timeout"), grpc.read_header_timeout.0);
+    }
+
+    fn health_check(&mut self, section: &HealthCheck) -> Option<admin::health_check::Config> {
+        if !section.path.starts_with('/') || section.path.contains(['?', '#', ' ']) {
+            self.complain(&["health_check", "path"], format!("\"{}\" is no path; write /health", section.path));
+        }
+        let endpoint = self.address(&["health_check", "endpoint"], &section.endpoint)?;
+        Some(admin::health_check::Config { endpoint, path: section.path.clone() })
     }
 
     fn memory(&mut self, layout: &Layout, root: &Path) -> Option<usize> {

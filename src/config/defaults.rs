@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     layout::{
-        AddressFamily, Admin, Codec, CompressionParams, DnsResolver, Grpc, Keepalive, MemoryLimiter, Otlp,
+        AddressFamily, Admin, Codec, CompressionParams, DnsResolver, Grpc, HealthCheck, Keepalive, MemoryLimiter, Otlp,
         OutlierDetection, Pool, Protocols, Resolver, Retry, Ring, SendingQueue, ServerParameters, Shutdown, Sizer,
         StaticResolver,
     },
@@ -130,6 +130,13 @@ impl Default for MemoryLimiter {
 impl Default for Admin {
     fn default() -> Self {
         Self { endpoint: local(crate::admin::Config::default().endpoint.port()) }
+    }
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        let room = crate::admin::health_check::Config::default();
+        Self { endpoint: local(room.endpoint.port()), path: room.path }
     }
 }
 

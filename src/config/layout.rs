@@ -28,6 +28,8 @@ pub struct Layout {
     pub worker_threads: WorkerThreads,
     /// Where metrics and probes are served.
     pub admin: Admin,
+    /// Where probes are served apart from the admin pages, if they are.
+    pub health_check: Option<HealthCheck>,
     /// How the process ends.
     pub shutdown: Shutdown,
     /// What the process says about itself.
@@ -345,6 +347,16 @@ pub struct MemoryLimiter {
 pub struct Admin {
     /// Where it listens.
     pub endpoint: HostPort,
+}
+
+/// `health_check`: the Collector's extension.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HealthCheck {
+    /// Where it listens.
+    pub endpoint: HostPort,
+    /// The page that answers whether clients should send here.
+    pub path: String,
 }
 
 /// `shutdown`

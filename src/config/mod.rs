@@ -47,6 +47,8 @@ pub struct Config {
     pub routes: Vec<RouteConfig>,
     /// Where metrics and probes are served, if they are.
     pub admin: Option<admin::Config>,
+    /// Where probes are served apart from that, if they are.
+    pub health_check: Option<admin::health_check::Config>,
     /// Bytes that requests may hold in memory.
     pub memory_limit: usize,
     /// Threads of the runtime.

@@ -61,6 +61,7 @@ fn the_static_example_is_a_whole_configuration() {
     assert_eq!(config.shutdown, proxy::Shutdown { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) });
     assert!(config.memory_limit > 0 && config.worker_threads > 0);
     assert_eq!(config.logs, logs::Config::default());
+    assert_eq!(config.health_check, None);
 }
 
 #[test]
@@ -109,6 +110,8 @@ fn every_key_reaches_its_room() {
     assert_eq!(config.pipeline.invalid_trace_id, crate::route::InvalidTraceId::Reject);
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
     assert_eq!(config.shutdown, proxy::Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
+    let probes = config.health_check.expect("probes");
+    assert_eq!((probes.endpoint, probes.path.as_str()), ("127.0.0.1:23133".parse().expect("ok"), "/health"));
     assert_eq!(config.logs, logs::Config { level: logs::Level::Debug, encoding: logs::Encoding::Json });
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
@@ -156,7 +159,7 @@ fn a_wrong_key_is_found_with_its_place_and_the_nearest_right_one() {
     assert_eq!(
         complaint("admin:", "zzz:"),
         "spanring.yaml:9:1: unknown key \"zzz\"; known keys: receivers, pools, routes, invalid_trace_id, memory_limiter, \
-         worker_threads, admin, shutdown, telemetry"
+         worker_threads, admin, health_check, shutdown, telemetry"
     );
     assert_eq!(
         complaint("    compression: none", "    tls: { insecure: true }").split(';').next(),
@@ -378,8 +381,11 @@ fn readme_has_every_key_and_its_default() {
     let rows: BTreeMap<String, String> =
         readme_table("Configuration reference").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
     let everything = draft(EVERYTHING).expect("valid").layout;
-    let defaults =
-        leaves(&draft("pools: { a: {}, b: { resolver: { static: {}, dns: {} } } }\nroutes: [{}]").expect("ok").layout);
+    let defaults = leaves(
+        &draft("pools: { a: {}, b: { resolver: { static: {}, dns: {} } } }\nroutes: [{}]\nhealth_check: {}")
+            .expect("ok")
+            .layout,
+    );
     let keys: Vec<String> = leaves(&everything).into_keys().collect();
     assert_eq!(rows.keys().cloned().collect::<Vec<_>>(), keys, "README's keys against the layout's");
     for (key, written) in rows {
@@ -396,8 +402,11 @@ fn readme_has_every_key_and_its_default() {
 #[test]
 fn the_file_with_every_key_has_none_at_its_default() {
     let everything = leaves(&draft(EVERYTHING).expect("valid").layout);
-    let defaults =
-        leaves(&draft("pools: { a: {}, b: { resolver: { static: {}, dns: {} } } }\nroutes: [{}]").expect("ok").layout);
+    let defaults = leaves(
+        &draft("pools: { a: {}, b: { resolver: { static: {}, dns: {} } } }\nroutes: [{}]\nhealth_check: {}")
+            .expect("ok")
+            .layout,
+    );
     assert_eq!(everything.keys().collect::<Vec<_>>(), defaults.keys().collect::<Vec<_>>());
     // These have one value only, so far.
     let only = ["pools.NAME.ring.algorithm", "pools.NAME.sending_queue.sizer", "routes[].routing_key"];

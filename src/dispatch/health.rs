@@ -46,6 +46,14 @@ mod tests {
     use super::*;
     use crate::health;
 
+    #[test]
+    fn every_failure_is_a_reason_that_membership_knows() {
+        use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Ping, Protocol, Reset, ResetAtOnce, Timeout};
+        for failure in [ConnectError, ConnectRefused, ConnectTimeout, Ping, Protocol, Reset, ResetAtOnce, Timeout] {
+            assert!(health::REASONS.contains(&kind_of(failure).as_str()), "{failure:?}");
+        }
+    }
+
     #[tokio::test]
     async fn an_answer_is_said_once_after_failures_and_never_without() {
         let (events, mut inbox) = health::channel("test");

@@ -22,6 +22,8 @@ pub(super) struct PoolMetrics {
     pub(super) taken_apart: Counter,
     pub(super) retry_budget_exhausted: Counter,
     pub(super) unattributed: Counter,
+    /// Held, so that it stays.
+    _queue_limit: Gauge,
 }
 
 /// Handles of one backend.
@@ -52,7 +54,8 @@ impl PoolMetrics {
         let label = || Arc::clone(&pool);
         let dropped =
             |reason: &'static str| counter!(names::DISPATCH_DROPPED_PARTS_TOTAL, "pool" => label(), "reason" => reason);
-        gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label()).set(queue_size as f64);
+        let queue_limit = gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label());
+        queue_limit.set(queue_size as f64);
         Self {
             call_duration: histogram!(names::DISPATCH_CALL_DURATION_SECONDS, "pool" => label()),
             call_parts: histogram!(names::DISPATCH_CALL_PARTS, "pool" => label()),
@@ -62,6 +65,7 @@ impl PoolMetrics {
             retry_budget_exhausted: counter!(names::DISPATCH_RETRY_BUDGET_EXHAUSTED_TOTAL, "pool" => label()),
             taken_apart: counter!(names::DISPATCH_TAKEN_APART_TOTAL, "pool" => label()),
             unattributed: counter!(names::DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL, "pool" => label()),
+            _queue_limit: queue_limit,
             pool,
         }
     }

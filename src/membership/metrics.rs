@@ -1,10 +1,6 @@
 //! What a ring says of itself: handles of one pool, resolved once, and the series of its backends.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use metrics::{Counter, Gauge};
 
@@ -12,9 +8,10 @@ use super::{
     BackendState,
     state::{Note, State},
 };
-use crate::{ring::Table, telemetry::metrics as page};
+use crate::{health, ring::Table, telemetry::metrics as page};
 
-/// The series of one pool.
+/// The series of one pool. Those of a backend are held while it is there: they fall to 0 when it leaves, and are gone some
+/// time later.
 pub(super) struct Metrics {
     pool: Arc<str>,
     members: [(BackendState, Gauge); 4],
@@ -28,10 +25,12 @@ pub(super) struct Metrics {
     moved: Gauge,
     build_duration: Gauge,
     changes: Counter,
-    /// Backends that have an ownership series, so that it falls to 0 when they leave.
-    known: BTreeSet<Arc<str>>,
-    /// Backends that have a series for each state.
-    states: BTreeMap<Arc<str>, BackendState>,
+    /// By reason.
+    ejections: BTreeMap<&'static str, Counter>,
+    /// Owned shares, of the backends of the table.
+    ownership: BTreeMap<Arc<str>, Gauge>,
+    /// What each member is, and a series for each state.
+    states: BTreeMap<Arc<str>, (BackendState, [Gauge; BackendState::ALL.len()])>,
 }
 
 impl Metrics {
@@ -41,8 +40,6 @@ impl Metrics {
             (state, metrics::gauge!(page::RING_MEMBERS, "pool" => Arc::clone(pool), "state" => state.as_str()))
         };
         let probes = |result: &'static str| metrics::counter!(page::MEMBERSHIP_PROBES_TOTAL, "pool" => Arc::clone(pool), "result" => result);
-        // Reasons are the words of dispatch; the one that is sure to come is there from the start.
-        ejections(pool, crate::health::HealthKind::Refused.as_str()).increment(0);
         Self {
             pool: Arc::clone(pool),
             members: BackendState::ALL.map(members),
@@ -56,7 +53,8 @@ impl Metrics {
             moved: gauge(page::RING_MOVED_RATIO),
             build_duration: gauge(page::RING_BUILD_DURATION_SECONDS),
             changes: metrics::counter!(page::RING_CHANGES_TOTAL, "pool" => Arc::clone(pool)),
-            known: BTreeSet::new(),
+            ejections: health::REASONS.into_iter().map(|reason| (reason, ejections(pool, reason))).collect(),
+            ownership: BTreeMap::new(),
             states: BTreeMap::new(),
         }
     }
@@ -75,9 +73,11 @@ impl Metrics {
     }
 
     /// Counts a change of state.
-    pub(super) fn note(&self, note: &Note) {
+    pub(super) fn note(&mut self, note: &Note) {
         match note {
-            Note::Ejected { reason, .. } => ejections(&self.pool, reason).increment(1),
+            Note::Ejected { reason, .. } => {
+                self.ejections.entry(reason).or_insert_with(|| ejections(&self.pool, reason)).increment(1);
+            }
             Note::Returned(_) => self.returns.increment(1),
             Note::Panic { .. } | Note::Held(_) | Note::Left { .. } | Note::ProbeFailed(_) => {}
         }
@@ -96,41 +96,46 @@ impl Metrics {
         for (state, gauge) in &self.members {
             gauge.set(now.values().filter(|it| *it == state).count() as f64);
         }
-        for gone in self.states.keys().filter(|identity| !now.contains_key(*identity)) {
-            BackendState::ALL.into_iter().for_each(|state| self.state(gone, state).set(0.0));
-        }
-        for (identity, is) in now.iter().filter(|(identity, is)| self.states.get(*identity) != Some(*is)) {
-            for state in BackendState::ALL {
-                self.state(identity, state).set(f64::from(u8::from(*is == state)));
+        self.states.retain(|identity, (_, series)| {
+            let stays = now.contains_key(identity);
+            if !stays {
+                series.iter().for_each(|gauge| gauge.set(0.0));
+            }
+            stays
+        });
+        for (identity, is) in now {
+            let entry = self.states.entry(identity);
+            let entry = entry.or_insert_with_key(|identity| (is, states(&self.pool, identity)));
+            entry.0 = is;
+            for (state, gauge) in BackendState::ALL.iter().zip(&entry.1) {
+                gauge.set(f64::from(u8::from(is == *state)));
             }
         }
-        self.states = now;
-    }
-
-    fn state(&self, backend: &Arc<str>, state: BackendState) -> Gauge {
-        metrics::gauge!(
-            page::MEMBERSHIP_BACKEND_STATE,
-            "pool" => Arc::clone(&self.pool), "backend" => Arc::clone(backend), "state" => state.as_str()
-        )
     }
 
     fn show_ownership(&mut self, table: &Table) {
-        let now = table.backends().iter().map(|backend| Arc::clone(&backend.identity)).collect();
-        for gone in self.known.difference(&now) {
-            self.ownership(gone).set(0.0);
-        }
+        let mut before = std::mem::take(&mut self.ownership);
         for (backend, share) in table.backends().iter().zip(table.ownership()) {
-            self.ownership(&backend.identity).set(share);
+            let identity = &backend.identity;
+            let gauge = before.remove(identity).unwrap_or_else(|| {
+                metrics::gauge!(page::RING_OWNERSHIP_RATIO, "pool" => Arc::clone(&self.pool), "backend" => Arc::clone(identity))
+            });
+            gauge.set(share);
+            self.ownership.insert(Arc::clone(identity), gauge);
         }
-        self.known = now;
-    }
-
-    fn ownership(&self, backend: &Arc<str>) -> Gauge {
-        metrics::gauge!(page::RING_OWNERSHIP_RATIO, "pool" => Arc::clone(&self.pool), "backend" => Arc::clone(backend))
+        before.values().for_each(|gone| gone.set(0.0));
     }
 }
 
-/// Rare enough to be looked up each time.
+fn states(pool: &Arc<str>, backend: &Arc<str>) -> [Gauge; BackendState::ALL.len()] {
+    BackendState::ALL.map(|state| {
+        metrics::gauge!(
+            page::MEMBERSHIP_BACKEND_STATE,
+            "pool" => Arc::clone(pool), "backend" => Arc::clone(backend), "state" => state.as_str()
+        )
+    })
+}
+
 fn ejections(pool: &Arc<str>, reason: &'static str) -> Counter {
     metrics::counter!(page::MEMBERSHIP_EJECTIONS_TOTAL, "pool" => Arc::clone(pool), "reason" => reason)
 }

@@ -2,9 +2,8 @@
 //!
 //! Rules: names start with `spanring_` (those of the process excepted, which every Prometheus client names alike), base
 //! units, `_total` on counters; label values come from the configuration or from a list that stands here, never from a
-//! client. README's table repeats this page and a test compares the two.
-
-use metrics::Unit;
+//! client. README's table repeats this page and a test compares the two. Whoever takes the handle of a series with the label
+//! `pool` keeps it as long as the series is to stay.
 
 /// A metric's behaviour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +12,7 @@ pub enum Kind {
     Counter,
     /// It goes up and down.
     Gauge,
-    /// A distribution; its buckets are in [`super::recorder`].
+    /// A distribution; its buckets are in `buckets`.
     Histogram,
 }
 
@@ -39,31 +38,6 @@ pub struct Metric {
     pub labels: &'static [&'static str],
     /// What it counts, in a sentence; the values of labels that have a list.
     pub help: &'static str,
-}
-
-impl Metric {
-    /// The unit that the name ends with.
-    pub fn unit(&self) -> Option<Unit> {
-        let name = self.name.trim_end_matches("_total");
-        if name.ends_with("_seconds") {
-            Some(Unit::Seconds)
-        } else if name.ends_with("_bytes") {
-            Some(Unit::Bytes)
-        } else {
-            None
-        }
-    }
-}
-
-/// Tells the current recorder what each metric means.
-pub fn describe_all() {
-    for Metric { name, kind, help, .. } in ALL.iter().copied() {
-        match kind {
-            Kind::Counter => metrics::describe_counter!(name, help),
-            Kind::Gauge => metrics::describe_gauge!(name, help),
-            Kind::Histogram => metrics::describe_histogram!(name, help),
-        }
-    }
 }
 
 /// A constant for each name, and [`ALL`].
@@ -226,13 +200,5 @@ mod tests {
             }
             assert!(metric.help.ends_with('.'), "{name}: help is a sentence");
         }
-    }
-
-    #[test]
-    fn units_are_read_off_names() {
-        let unit = |name| ALL.iter().find(|metric| metric.name == name).and_then(Metric::unit);
-        assert_eq!(unit(PROCESS_CPU_SECONDS_TOTAL), Some(Unit::Seconds));
-        assert_eq!(unit(RECEIVER_BYTES_TOTAL), Some(Unit::Bytes));
-        assert_eq!(unit(RING_GENERATION), None);
     }
 }

@@ -1,8 +1,10 @@
 //! What the process says about itself: every metric on one page, the recorder behind `/metrics`, logs.
 
+mod buckets;
 pub mod logs;
 pub mod metrics;
 mod process;
 pub mod recorder;
+mod series;
 
 pub use recorder::{Recorder, RecorderError};

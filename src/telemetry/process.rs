@@ -6,7 +6,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::metrics::{self as page, ALL, Metric};
+use super::{
+    metrics::{self as page, ALL, Metric},
+    series::heading,
+};
 
 /// Clock ticks a second in `/proc/self/stat`: `USER_HZ`, which is 100 on every architecture that Rust has for Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -17,14 +20,8 @@ pub(super) fn write(out: &mut String) {
     for metric in ALL.iter().filter(|metric| metric.name.starts_with("process_")) {
         if let Some(value) = observe(metric) {
             let Metric { name, kind, help, .. } = metric;
-            let kind = kind.as_str();
-            out.push_str(&format!(
-                "# HELP {name} {help}
-# TYPE {name} {kind}
-{name} {value}
-
-"
-            ));
+            heading(name, *kind, help, out);
+            out.push_str(&format!("{name} {value}\n\n"));
         }
     }
 }

@@ -117,3 +117,24 @@ fn a_name_that_does_not_resolve_leaves_it_alive_not_ready_and_refusing_for_now()
     process.wait()?;
     Ok(())
 }
+
+#[test]
+fn probes_have_a_port_of_their_own() -> Result<()> {
+    let sinks = Sinks::start(1, &SinkConfig::default())?;
+    let [probes] = harness::free_addresses()?;
+    let mut proxy = Proxy::start("spanring", |grpc, admin| {
+        let text = EXAMPLE.replace("127.0.0.1:14317", &grpc.to_string()).replace("127.0.0.1:18888", &admin.to_string());
+        let backends = r#""127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004""#;
+        text.replace(backends, &sinks.addresses().iter().map(|sink| format!("\"{sink}\"")).collect::<String>())
+            + &format!("health_check: {{ endpoint: {probes} }}\nshutdown: {{ delay: 1m, timeout: 1s }}\n")
+    })?;
+    let status = |page: &str| Ok::<_, anyhow::Error>(http_get(&format!("http://{probes}/{page}"))?.0);
+    ensure!((status("")?, status("readyz")?, status("livez")?) == (200, 200, 200));
+    ensure!(status("metrics")? == 404, "what the process tells is for the admin address");
+    proxy.process.signal("TERM")?;
+    until("probes hear of the drain", || Ok((status("")? == 503).then_some(())))?;
+    ensure!(status("livez")? == 200, "it is alive while it drains");
+    proxy.process.signal("TERM")?;
+    proxy.process.wait()?;
+    Ok(())
+}

@@ -6,8 +6,6 @@ use std::{
     time::Duration,
 };
 
-use metrics_exporter_prometheus::PrometheusBuilder;
-
 use super::server::{Machine, NXDOMAIN, SERVFAIL, addresses};
 use crate::{
     discovery::{
@@ -20,6 +18,7 @@ use crate::{
         trouble::{Trouble, Voice},
     },
     lifecycle::Tasks,
+    telemetry::Recorder,
 };
 
 const NAME: &str = "tail.test.";
@@ -82,9 +81,8 @@ fn the_interval_varies_by_a_tenth() {
 #[tokio::test]
 async fn every_question_is_counted_by_its_result() {
     let machine = Machine::start().await;
-    let recorder = PrometheusBuilder::new().build_recorder();
-    let meters = metrics::with_local_recorder(&recorder, || Meters::new("tail", &Config::dns(NAME)));
-    let rendered = || recorder.handle().render();
+    let (recorder, meters) = Recorder::scoped(|recorder| (recorder.clone(), Meters::new("tail", &Config::dns(NAME))));
+    let rendered = || recorder.render();
     let count = |family: &str, result: &str| {
         let series =
             format!("spanring_discovery_lookups_total{{pool=\"tail\",family=\"{family}\",result=\"{result}\"}} ");

@@ -150,9 +150,7 @@ async fn stopping_ends_what_would_never_end() {
 #[tokio::test]
 async fn the_export_of_a_client_that_is_gone_is_dropped() {
     let (export, _gate, alive) = waiting();
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-    let handle = recorder.handle();
-    let receiver = metrics::with_local_recorder(&recorder, || Receiver::start(export));
+    let (recorder, receiver) = Recorder::scoped(|recorder| (recorder.clone(), Receiver::start(export)));
     let mut client = receiver.h2().await;
     let response = empty_message(&mut client);
     until("the request is in flight", || alive.load(Ordering::SeqCst) == 1).await;
@@ -169,7 +167,7 @@ async fn the_export_of_a_client_that_is_gone_is_dropped() {
     driver.abort();
     until("its export is dropped", || alive.load(Ordering::SeqCst) == 0).await;
     let line = "spanring_receiver_abandoned_requests_total{signal=\"traces\"} 2";
-    until(line, || handle.render().lines().any(|found| found == line)).await;
+    until(line, || recorder.render().lines().any(|found| found == line)).await;
 }
 
 fn aging(age: u64, grace: Option<u64>) -> GrpcConfig {

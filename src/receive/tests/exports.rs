@@ -162,8 +162,6 @@ async fn what_is_not_grpc_gets_an_http_status() {
 
 #[tokio::test]
 async fn counters_tell_what_happened() {
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-    let handle = recorder.handle();
     let answers = std::sync::atomic::AtomicUsize::new(0);
     let export = StandIn::new(move || {
         let first = answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
@@ -174,12 +172,12 @@ async fn counters_tell_what_happened() {
             }
         }
     });
-    let receiver = metrics::with_local_recorder(&recorder, || Receiver::start(export));
+    let (recorder, receiver) = Recorder::scoped(|recorder| (recorder.clone(), Receiver::start(export)));
     let mut client = receiver.client().await;
     client.export(request(1, 1)).await.unwrap();
     client.export(request(1, 1)).await.unwrap_err();
     let len = request(1, 1).encoded_len();
-    let page = handle.render();
+    let page = recorder.render();
     for line in [
         "spanring_receiver_requests_total{signal=\"traces\",code=\"OK\"} 1",
         "spanring_receiver_requests_total{signal=\"traces\",code=\"UNAVAILABLE\"} 1",

@@ -28,6 +28,7 @@ use crate::{
     lifecycle::Tasks,
     otlp::{Outcome, Signal},
     pipeline::{Export, Request},
+    telemetry::Recorder,
 };
 
 type Answer = Pin<Box<dyn Future<Output = Outcome> + Send>>;

@@ -1,0 +1,64 @@
+//! Probes for kubelets and load balancers, apart from the admin pages: those tell much and stay local, this one tells little and
+//! is open. Off unless the configuration has `health_check`, which is the Collector's extension of that name.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+
+use super::{Answer, Readiness, ready_or_not, reply, serve_pages};
+use crate::{lifecycle::Tasks, receive::accept};
+
+/// Where it listens and answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The address.
+    pub endpoint: SocketAddr,
+    /// The page that answers like `/readyz`.
+    pub path: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        // Both as in the Collector.
+        Self { endpoint: (Ipv4Addr::LOCALHOST, 13133).into(), path: "/".to_owned() }
+    }
+}
+
+/// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
+pub fn serve(listener: accept::Bound, path: String, readiness: Readiness, tasks: &Tasks) {
+    serve_pages(listener, tasks, move |request| respond(&path, &readiness, request));
+}
+
+/// 200 when clients should send here and 503 otherwise; at `/livez` 200 as long as the process answers.
+fn respond<B>(path: &str, readiness: &Readiness, request: &Request<B>) -> Response<Full<Bytes>> {
+    reply(request.method(), || match request.uri().path() {
+        asked if asked == path || asked == "/readyz" => ready_or_not(readiness, request.uri().query()),
+        "/livez" => Answer::text(StatusCode::OK, "alive\n"),
+        _ => Answer::text(StatusCode::NOT_FOUND, format!("no such page; there are: {path}, /livez, /readyz\n")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_answers_whether_clients_should_send_here() {
+        let readiness = Readiness::new();
+        let table = readiness.flag("pool tail", "no backends yet");
+        let status = |method: &str, path: &str, uri: &str| {
+            let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
+            respond(path, &readiness, &request).status().as_u16()
+        };
+        let all = |path| ["/", "/readyz", "/livez", "/health?verbose", "/metrics"].map(|uri| status("GET", path, uri));
+        assert_eq!(all("/"), [503, 503, 200, 404, 404]);
+        table.set();
+        assert_eq!(all("/"), [200, 200, 200, 404, 404]);
+        assert_eq!(all("/health"), [404, 200, 200, 200, 404]);
+        assert_eq!(status("POST", "/", "/"), 405);
+        readiness.drain();
+        assert_eq!(all("/health"), [404, 503, 200, 503, 404]);
+    }
+}

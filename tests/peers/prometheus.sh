@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Installs Prometheus and promtool, which scrape replicas, evaluate the rules of deploy/ and check the page of metrics:
+# bash prometheus.sh INSTALL_DIR
+# Debian's package (Ubuntu's does too); on another system put both programs in PATH instead.
+# shellcheck source=tests/peers/common.bash
+. "$(dirname "${BASH_SOURCE[0]}")/common.bash"
+if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then
+  debian prometheus
+fi
+for program in prometheus promtool; do
+  ln -sf "$(command -v "$program")" "$root/bin/$program"
+  "$root/bin/$program" --version 2>&1 | sed -n 1p
+done
