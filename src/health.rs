@@ -42,11 +42,11 @@ pub enum HealthKind {
 
 /// Asks a backend whether it is there.
 pub trait Prober: Send + Sync + 'static {
-    /// Whether the process at `address` answers a question of its own protocol. A connect alone is not enough, since a
+    /// Whether the backend of that identity, at `address`, answers a question of its own protocol. A connect alone is not enough, since a
     /// stopped process still accepts; any status of its own is, except that it says it is not serving.
     ///
     /// Membership gives up after [`PROBE_TIMEOUT`] and drops the future.
-    fn probe(&self, address: SocketAddr) -> impl Future<Output = bool> + Send;
+    fn probe(&self, identity: &str, address: SocketAddr) -> impl Future<Output = bool> + Send;
 }
 
 /// Where dispatch says what it saw. Cloning shares the channel.

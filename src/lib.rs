@@ -18,7 +18,7 @@
 //! them. [`dispatch`] merges what waits for one backend into calls, sends them and classifies the answers.
 //!
 //! Beside that way: [`discovery`] says who the backends are, [`membership`] turns that into tables and publishes them,
-//! [`config`] is what the operator asked for, [`telemetry`] what the process says about itself, [`admin`] where it
+//! [`config`] is what the operator asked for, [`tls`] what certificates say, [`telemetry`] what the process says about itself, [`admin`] where it
 //! answers, [`tools`] the demo, the load generator and the counting backend, [`proxy`] wires all of it.
 //!
 //! # Invariants
@@ -61,6 +61,7 @@ pub mod discovery;
 pub mod membership;
 pub mod signals;
 pub mod telemetry;
+pub mod tls;
 pub mod tools;
 // Vocabulary: depends on nothing of ours.
 pub mod budget;

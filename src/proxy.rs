@@ -10,7 +10,7 @@ use crate::{
     budget::Budget,
     config::{Config, PoolConfig},
     discovery,
-    dispatch::{Dispatch, HealthCheck},
+    dispatch::{Dialer, Dispatch, HealthCheck},
     health,
     lifecycle::Tasks,
     membership,
@@ -18,6 +18,7 @@ use crate::{
     pipeline::Pipeline,
     receive,
     telemetry::{Recorder, RecorderError},
+    tls,
 };
 
 /// How long tasks behind the listeners get to end once they are told to stop.
@@ -35,6 +36,8 @@ pub struct Proxy {
     pub admin: Option<SocketAddr>,
     /// Where probes are served apart from those, if they are.
     pub health_check: Option<SocketAddr>,
+    /// The certificates of every listener and pool, to be read again.
+    pub certificates: tls::Reloads,
     shutdown: Shutdown,
     readiness: Readiness,
     /// Connections of clients.
@@ -79,6 +82,15 @@ pub enum ProxyError {
     /// Metrics could not be recorded.
     #[error("cannot record metrics")]
     Recorder(#[from] RecorderError),
+    /// A pool's certificates can't be used.
+    #[error("cannot use the certificates of pool {pool} (pools.{pool}.tls)")]
+    Tls {
+        /// The pool.
+        pool: String,
+        /// What was wrong.
+        #[source]
+        source: tls::TlsError,
+    },
     /// A receiver could not be started.
     #[error(transparent)]
     Receive(#[from] receive::ReceiveError),
@@ -91,7 +103,11 @@ impl Proxy {
     pub async fn start(config: Config) -> Result<Self, ProxyError> {
         let (front, back) = (Tasks::new(), Tasks::new());
         let recorder = Recorder::install()?;
+        let certificates = tls::Reloads::default();
         let bound = receive::bind(&config.receive)?;
+        if let Some(tls) = bound.tls() {
+            certificates.add(&tls.as_reload());
+        }
         let admin = config.admin.map(|admin| receive::accept::bind("admin", admin.endpoint));
         let admin = admin.transpose().map_err(ProxyError::Admin)?;
         let probes = config.health_check.as_ref().map(|probes| receive::accept::bind("health_check", probes.endpoint));
@@ -115,7 +131,7 @@ impl Proxy {
         for pool in &config.pools {
             let routes = config.routes.iter().filter(|route| route.pool == pool.name);
             let signals: Vec<Signal> = routes.flat_map(|route| route.signals.iter().copied()).collect();
-            let (membership, dispatch) = start_pool(pool, &readiness, &back)?;
+            let (membership, dispatch) = start_pool(pool, &readiness, &certificates, &back)?;
             for signal in &signals {
                 pipeline = pipeline.with_route(*signal, &pool.name, Arc::clone(&dispatch));
             }
@@ -129,8 +145,16 @@ impl Proxy {
             }
         }
         started.set();
-        let shutdown = config.shutdown;
-        Ok(Self { grpc: listeners.grpc, admin: admin_address, health_check, shutdown, readiness, front, back })
+        Ok(Self {
+            grpc: listeners.grpc,
+            admin: admin_address,
+            health_check,
+            certificates,
+            shutdown: config.shutdown,
+            readiness,
+            front,
+            back,
+        })
     }
 
     /// Resolves when clients should send here: every pool has a table.
@@ -170,13 +194,26 @@ impl Proxy {
 fn start_pool(
     pool: &PoolConfig,
     readiness: &Readiness,
+    certificates: &tls::Reloads,
     tasks: &Tasks,
 ) -> Result<(membership::Published, Arc<Dispatch>), ProxyError> {
+    let dialer = match &pool.tls {
+        None => Dialer::default(),
+        Some(config) => {
+            let client = tls::Client::load(&pool.name, config.clone())
+                .map_err(|source| ProxyError::Tls { pool: pool.name.clone(), source })?;
+            certificates.add(&client.as_reload());
+            client.watch(tasks);
+            Dialer::new(&pool.name, client)
+        }
+    };
     let endpoints = discovery::start(&pool.name, &pool.discovery, tasks)
         .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
     let (events, inbox) = health::channel(&pool.name);
-    let published = membership::start(&pool.name, pool.membership.clone(), endpoints, inbox, HealthCheck, tasks);
-    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), published.tables.clone(), tasks, events);
+    let prober = HealthCheck(dialer.clone());
+    let published = membership::start(&pool.name, pool.membership.clone(), endpoints, inbox, prober, tasks);
+    let tables = published.tables.clone();
+    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), dialer, tables, tasks, events);
     let delivers = Arc::clone(&dispatch);
     // Dispatch's view and not membership's table: a request that comes at once is to find its queues.
     readiness.require(format!("pool {}", pool.name), move || {

@@ -11,6 +11,7 @@ use super::{
     Config, ConfigError, PoolConfig, RouteConfig, de,
     layout::{Codec, HealthCheck, Layout, Pool, Route, RoutingKey, SignalName},
     memory, rooms,
+    tls::Complaint,
     tree::Step,
     values::{HostPort, MIB, WorkerThreads},
 };
@@ -54,7 +55,7 @@ pub(super) fn check(layout: &Layout, root: &Path) -> Result<Config, Vec<ConfigEr
             worker_threads: worker_threads(layout.worker_threads),
             shutdown: rooms::Shutdown { delay: layout.shutdown.delay.0, timeout: layout.shutdown.timeout.0 },
             logs: layout.telemetry.logs,
-            warnings: Vec::new(),
+            warnings: check.warnings,
         };
         fit_messages_to_memory(&mut config);
         return Ok(config);
@@ -86,6 +87,7 @@ fn worker_threads(threads: WorkerThreads) -> usize {
 #[derive(Default)]
 struct Check {
     problems: Vec<ConfigError>,
+    warnings: Vec<String>,
 }
 
 impl Check {
@@ -151,6 +153,20 @@ impl Check {
         self.within(&path("max_header_list_size"), grpc.max_header_list_size.0, 1 << 10, MIB);
         self.within(&path("max_connections"), grpc.max_connections, 1, usize::MAX);
         self.positive(&path("read_header_timeout"), grpc.read_header_timeout.0);
+        if let Some(tls) = &grpc.tls {
+            self.tls(&path("tls"), tls.check());
+        }
+    }
+
+    fn tls(&mut self, path: &[&str], found: Result<Vec<String>, Vec<Complaint>>) {
+        match found {
+            Ok(warnings) => self.warnings.extend(warnings.iter().map(|text| format!("{}: {text}", path.join(".")))),
+            Err(complaints) => {
+                for (key, message) in complaints {
+                    self.complain(&[path, &[key]].concat(), message);
+                }
+            }
+        }
     }
 
     fn health_check(&mut self, section: &HealthCheck) -> Option<admin::health_check::Config> {
@@ -223,11 +239,15 @@ impl Check {
         self.within(&path("randomization_factor"), retry.randomization_factor, 0.0, 1.0);
         self.within(&path("budget_percent"), retry.budget_percent, 0, 1000);
         self.outlier_detection(name, pool);
+        if let Some(tls) = &pool.tls {
+            self.tls(&["pools", name, "tls"], tls.check(&pool.resolver));
+        }
         Some(PoolConfig {
             name: name.to_owned(),
             discovery: rooms::discovery(&pool.resolver)?,
             membership: rooms::membership(pool),
             dispatch: rooms::dispatch(pool),
+            tls: pool.tls.as_ref().and_then(|tls| tls.room(&pool.resolver)),
         })
     }
 

@@ -29,6 +29,7 @@ impl Default for Grpc {
             read_header_timeout: GoDuration(room.header_timeout),
             max_connections: room.max_connections,
             keepalive: Keepalive::default(),
+            tls: None,
         }
     }
 }
@@ -50,6 +51,7 @@ impl Default for Pool {
             resolver: Resolver::default(),
             compression: Codec::default(),
             compression_params: CompressionParams::default(),
+            tls: None,
             timeout: GoDuration(room.timeout),
             max_request_size_mib: room.max_request_size / MIB,
             connections: room.connections,

@@ -7,7 +7,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{Backend, ByteSize, GoDuration, HostPort, WorkerThreads};
+pub use super::tls::{ClientTls, ServerTls};
+use super::{
+    tls,
+    values::{Backend, ByteSize, GoDuration, HostPort, WorkerThreads},
+};
 use crate::telemetry::logs;
 
 /// A whole file.
@@ -80,6 +84,9 @@ pub struct Grpc {
     pub max_connections: usize,
     /// How connections age.
     pub keepalive: Keepalive,
+    /// TLS; without it plaintext.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "tls::section")]
+    pub tls: Option<ServerTls>,
 }
 
 /// `receivers.otlp.protocols.grpc.keepalive`
@@ -110,6 +117,9 @@ pub struct Pool {
     pub compression: Codec,
     /// How hard.
     pub compression_params: CompressionParams,
+    /// TLS; without it plaintext.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "tls::section")]
+    pub tls: Option<ClientTls>,
     /// How long one attempt may take.
     pub timeout: GoDuration,
     /// Bound on one call's message, inflated. Collectors take 4 MiB unless told otherwise.

@@ -11,6 +11,7 @@ mod expand;
 pub mod layout;
 mod memory;
 mod rooms;
+mod tls;
 mod tree;
 pub mod values;
 
@@ -72,6 +73,8 @@ pub struct PoolConfig {
     pub membership: membership::Config,
     /// How parts reach them.
     pub dispatch: dispatch::Config,
+    /// TLS of the connections to them; `None` is plaintext.
+    pub tls: Option<crate::tls::ClientConfig>,
 }
 
 /// A route, by trace ID.

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::layout::{AddressFamily, Algorithm, Codec, InvalidIds, Layout, Pool, Resolver};
+use super::layout::{AddressFamily, Algorithm, Codec, InvalidIds, Layout, Pool, Resolver, ServerTls};
 use super::values::MIB;
 pub(super) use crate::{
     discovery, dispatch, membership, pipeline, proxy::Shutdown, receive, ring, route::InvalidTraceId,
@@ -25,12 +25,13 @@ pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config 
             max_connection_age: unless_zero(ages.max_connection_age.0),
             max_connection_age_grace: unless_zero(ages.max_connection_age_grace.0),
             deadline: otlp.deadline.0,
+            tls: grpc.tls.as_ref().map(ServerTls::room),
         }),
     }
 }
 
 /// `0s` in the file is never.
-fn unless_zero(duration: Duration) -> Option<Duration> {
+pub(super) fn unless_zero(duration: Duration) -> Option<Duration> {
     Some(duration).filter(|duration| !duration.is_zero())
 }
 

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value as Json;
 
+use crate::tls::{CheckedName, Version};
+
 use super::{
     layout::{Layout, SignalName},
     *,
@@ -25,6 +27,7 @@ fn environment(name: &str) -> Option<String> {
     let value = match name {
         "PORT" => "5317",
         "LEVEL" => "debug",
+        "PKI" => crate::tls::tests::folder().to_str()?,
         "WORD" => "word",
         _ => return None,
     };
@@ -106,6 +109,7 @@ fn every_key_reaches_its_room() {
         max_ejection_percent: 30,
     };
     assert_eq!((&pool.membership.outlier_detection, pool.membership.hold_down), (&detection, Duration::from_secs(10)));
+    assert_tls_reaches_its_rooms(grpc.tls.expect("tls"), pool.tls.as_ref().expect("tls"));
     assert_eq!(config.routes[0].signals, [Signal::Traces, Signal::Logs]);
     assert_eq!(config.pipeline.invalid_trace_id, crate::route::InvalidTraceId::Reject);
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
@@ -113,7 +117,22 @@ fn every_key_reaches_its_room() {
     let probes = config.health_check.expect("probes");
     assert_eq!((probes.endpoint, probes.path.as_str()), ("127.0.0.1:23133".parse().expect("ok"), "/health"));
     assert_eq!(config.logs, logs::Config { level: logs::Level::Debug, encoding: logs::Encoding::Json });
-    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let warning = "pools.tail.tls: insecure_skip_verify is true: anyone may stand in for a backend";
+    assert_eq!(config.warnings, [warning]);
+}
+
+fn assert_tls_reaches_its_rooms(server: crate::tls::ServerConfig, client: &crate::tls::ClientConfig) {
+    let pki = crate::tls::tests::folder();
+    assert_eq!(server.identity.cert_file, pki.join("server.crt"));
+    assert_eq!(server.identity.key_file, pki.join("server.key"));
+    assert_eq!(server.client_ca_file, Some(pki.join("ca.crt")));
+    assert_eq!((server.min_version, server.reload_interval), (Version::Tls13, Some(Duration::from_secs(5))));
+    assert_eq!(client.ca_file, Some(pki.join("ca.crt")));
+    let identity = client.identity.clone().expect("an identity");
+    assert_eq!((identity.cert_file, identity.key_file), (pki.join("client.crt"), pki.join("client.key")));
+    assert_eq!(client.name, CheckedName::Is("collector.test".into()));
+    assert!(client.insecure_skip_verify);
+    assert_eq!((client.min_version, client.reload_interval), (Version::Tls13, Some(Duration::from_secs(10))));
 }
 
 #[test]
@@ -148,12 +167,12 @@ fn a_wrong_key_is_found_with_its_place_and_the_nearest_right_one() {
         complaint("endpoint: 127.0.0.1:14317", "endpiont: 127.0.0.1:14317"),
         "spanring.yaml:2:32: receivers.otlp.protocols.grpc: unknown key \"endpiont\", did you mean \"endpoint\"? known keys: \
          endpoint, max_recv_msg_size_mib, max_concurrent_streams, max_header_list_size, read_header_timeout, \
-         max_connections, keepalive"
+         max_connections, keepalive, tls"
     );
     assert_eq!(
         complaint("    compression: none", "    compresion: none"),
         "spanring.yaml:6:5: pools.tail: unknown key \"compresion\", did you mean \"compression\"? known keys: resolver, \
-         compression, compression_params, timeout, max_request_size_mib, connections, shards, sending_queue, \
+         compression, compression_params, tls, timeout, max_request_size_mib, connections, shards, sending_queue, \
          retry_on_failure, ring, outlier_detection, hold_down"
     );
     assert_eq!(
@@ -162,8 +181,8 @@ fn a_wrong_key_is_found_with_its_place_and_the_nearest_right_one() {
          worker_threads, admin, health_check, shutdown, telemetry"
     );
     assert_eq!(
-        complaint("    compression: none", "    tls: { insecure: true }").split(';').next(),
-        Some("spanring.yaml:6:5: pools.tail: \"tls\" is not supported yet")
+        complaint("    compression: none", "    headers: {}").split(';').next(),
+        Some("spanring.yaml:6:5: pools.tail: \"headers\" is not supported yet")
     );
 }
 
@@ -338,6 +357,10 @@ fn the_command_line_stands_for_a_file() {
     assert_eq!(draft.layout.routes[0].signals, [SignalName::Traces]);
 }
 
+/// Every section, with nothing in it.
+const ALL_SECTIONS: &str = "receivers: { otlp: { protocols: { grpc: { tls: {} } } } }\n\
+    pools: { a: {}, b: { tls: {}, resolver: { static: {}, dns: {} } } }\nroutes: [{}]\nhealth_check: {}";
+
 /// A file with every key, none at its default.
 const EVERYTHING: &str = include_str!("everything.yaml");
 
@@ -381,11 +404,7 @@ fn readme_has_every_key_and_its_default() {
     let rows: BTreeMap<String, String> =
         readme_table("Configuration reference").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
     let everything = draft(EVERYTHING).expect("valid").layout;
-    let defaults = leaves(
-        &draft("pools: { a: {}, b: { resolver: { static: {}, dns: {} } } }\nroutes: [{}]\nhealth_check: {}")
-            .expect("ok")
-            .layout,
-    );
+    let defaults = leaves(&draft(ALL_SECTIONS).expect("ok").layout);
     let keys: Vec<String> = leaves(&everything).into_keys().collect();
     assert_eq!(rows.keys().cloned().collect::<Vec<_>>(), keys, "README's keys against the layout's");
     for (key, written) in rows {
@@ -402,14 +421,16 @@ fn readme_has_every_key_and_its_default() {
 #[test]
 fn the_file_with_every_key_has_none_at_its_default() {
     let everything = leaves(&draft(EVERYTHING).expect("valid").layout);
-    let defaults = leaves(
-        &draft("pools: { a: {}, b: { resolver: { static: {}, dns: {} } } }\nroutes: [{}]\nhealth_check: {}")
-            .expect("ok")
-            .layout,
-    );
+    let defaults = leaves(&draft(ALL_SECTIONS).expect("ok").layout);
     assert_eq!(everything.keys().collect::<Vec<_>>(), defaults.keys().collect::<Vec<_>>());
     // These have one value only, so far.
-    let only = ["pools.NAME.ring.algorithm", "pools.NAME.sending_queue.sizer", "routes[].routing_key"];
+    let only = [
+        "pools.NAME.ring.algorithm",
+        "pools.NAME.sending_queue.sizer",
+        "routes[].routing_key",
+        // Its other value makes the section's other keys idle, which is worth a warning.
+        "pools.NAME.tls.insecure",
+    ];
     for (key, value) in everything.iter().filter(|(key, _)| !only.contains(&key.as_str())) {
         assert_ne!(value, &defaults[key], "{key}");
     }

@@ -56,6 +56,10 @@ pub enum WorkerThreads {
     Count(NonZeroUsize),
 }
 
+/// A version of TLS: `1.2` or `1.3`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TlsVersion(pub crate::tls::Version);
+
 /// Why a value can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
@@ -74,6 +78,9 @@ pub enum ValueError {
     /// Not a number of threads.
     #[error("\"{0}\" is no number of threads; write auto, or a number from 1 up")]
     Threads(String),
+    /// Not a version of TLS that is spoken.
+    #[error("\"{0}\" is no version of TLS that is spoken here; write 1.2 or 1.3")]
+    TlsVersion(String),
     /// An address without a port.
     #[error("\"{0}\" has no port; write {0}:4317")]
     NoPort(String),
@@ -286,6 +293,7 @@ as_text! {
     HostPort: "an address such as localhost:4317";
     Backend: "a backend such as collector-0:4317";
     WorkerThreads: "auto or a number of threads";
+    TlsVersion: "1.2 or 1.3";
 }
 
 struct TextVisitor<T> {

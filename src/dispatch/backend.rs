@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Cause, Config, Failure, RetryBudget,
+    Cause, Config, Dialer, Failure, RetryBudget,
     client::Templates,
     health::Pulse,
     hub::{AWAY, Hub, QUEUE},
@@ -37,6 +37,7 @@ const PURGE_EVERY: Duration = Duration::from_millis(50);
 /// What all backends of a pool share.
 pub(super) struct Shared {
     pub(super) config: Config,
+    pub(super) dialer: Dialer,
     pub(super) tasks: Tasks,
     pub(super) events: Events,
     pub(super) retries: RetryBudget,
@@ -72,11 +73,12 @@ pub(super) struct Load {
 }
 
 impl Shared {
-    pub(super) fn new(pool: &str, config: Config, tasks: &Tasks, events: Events) -> Arc<Self> {
+    pub(super) fn new(pool: &str, config: Config, dialer: Dialer, tasks: &Tasks, events: Events) -> Arc<Self> {
         let metrics = PoolMetrics::new(pool, config.queue_size);
         let retries = RetryBudget::new(config.retry_budget_percent, metrics.retry_budget_exhausted.clone());
         Arc::new(Self {
             config,
+            dialer,
             tasks: tasks.clone(),
             events,
             retries,
@@ -96,7 +98,7 @@ impl Backend {
             address: endpoint.address,
             shared: Arc::clone(shared),
             metrics: shared.metrics.of_backend(&endpoint.identity),
-            templates: Templates::new(&endpoint.identity, endpoint.address, config),
+            templates: Templates::new(&endpoint.identity, endpoint.address, config, shared.dialer.is_tls()),
             pulse,
             room: AtomicUsize::new(0),
             closing: AtomicBool::new(false),

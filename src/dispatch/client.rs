@@ -1,6 +1,6 @@
-//! How a backend is dialled and what HTTP/2 is told there; what each call's header looks like.
+//! What HTTP/2 is told on a fresh connection to a backend, and what each call's header looks like.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
@@ -9,24 +9,13 @@ use http::{
     header::{CONTENT_TYPE, HeaderName, TE, USER_AGENT},
     uri::{Authority, PathAndQuery, Scheme},
 };
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
-    Compression, Config, Failure,
+    Compression, Config, Dialer, Failure,
+    stream::Stream,
     wire::{Outlet, Wire, gather},
 };
 use crate::otlp::Signal;
-
-/// How long a connect may take: one lost SYN (repeated after 1 s) is borne.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long what was written may stay unacknowledged by the peer's kernel before the connection is given up. Covers a cut
-/// cable in both states, idle (with keep-alive) and busy.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Idle time before TCP's own keep-alive, which unlike PING offends no gRPC server.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// Window for one reply and for all: replies are a few bytes, at most a message of 4 MiB that is read at once.
 const REPLY_WINDOW: u32 = 64 << 10;
@@ -40,8 +29,8 @@ const MAX_RESET_STREAMS: usize = 64;
 /// A fresh connection.
 pub(super) struct Connected {
     pub(super) sender: SendRequest<Bytes>,
-    pub(super) connection: Connection<Wire<TcpStream>, Bytes>,
-    pub(super) outlet: Outlet<TcpStream>,
+    pub(super) connection: Connection<Wire<Stream>, Bytes>,
+    pub(super) outlet: Outlet<Stream>,
 }
 
 /// What the requests to one backend look like, one for each signal.
@@ -51,19 +40,9 @@ pub(super) struct Templates {
     timeout: Duration,
 }
 
-/// Connects and begins HTTP/2. The peer's SETTINGS are not waited for.
-pub(super) async fn connect(address: SocketAddr) -> Result<Connected, Failure> {
-    let stream = match tokio::time::timeout(CONNECT_TIMEOUT, dial(address)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(Failure::ConnectRefused),
-        // Accepted and reset before we looked.
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Err(Failure::ResetAtOnce),
-        Ok(Err(error)) => {
-            tracing::debug!(%address, %error, "cannot connect");
-            return Err(Failure::ConnectError);
-        }
-        Err(_elapsed) => return Err(Failure::ConnectTimeout),
-    };
+/// Connects to the backend of that identity and begins HTTP/2. The peer's SETTINGS are not waited for.
+pub(super) async fn connect(dialer: &Dialer, identity: &str, address: SocketAddr) -> Result<Connected, Failure> {
+    let stream = dialer.dial(identity, address).await?;
     let (wire, outlet) = gather(stream);
     let (sender, connection) = Builder::new()
         .enable_push(false)
@@ -79,19 +58,9 @@ pub(super) async fn connect(address: SocketAddr) -> Result<Connected, Failure> {
     Ok(Connected { sender, connection, outlet })
 }
 
-async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_nodelay(true)?;
-    let reference = SockRef::from(&socket);
-    reference.set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE))?;
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    reference.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
-    socket.connect(address).await
-}
-
 impl Templates {
     /// The requests to the backend of that identity: it is the authority if it can be one, else the address is.
-    pub(super) fn new(identity: &str, address: Option<SocketAddr>, config: &Config) -> Self {
+    pub(super) fn new(identity: &str, address: Option<SocketAddr>, config: &Config, is_tls: bool) -> Self {
         let authority = Authority::try_from(identity)
             .ok()
             .filter(|authority| authority.port().is_some())
@@ -99,7 +68,7 @@ impl Templates {
         let headers = headers_of(config);
         let request = |signal: Signal| {
             let mut uri = http::uri::Parts::default();
-            uri.scheme = Some(Scheme::HTTP);
+            uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
             uri.authority.clone_from(&authority);
             uri.path_and_query = Some(PathAndQuery::from_static(signal.grpc_path()));
             let mut request = Request::new(());
@@ -174,7 +143,7 @@ mod tests {
     fn an_identity_that_is_no_authority_is_replaced_by_the_address() {
         let address = Some("[::1]:4317".parse().unwrap());
         let uri = |identity| {
-            let templates = Templates::new(identity, address, &Config::default());
+            let templates = Templates::new(identity, address, &Config::default(), false);
             templates.request(Signal::Traces, Duration::MAX).unwrap().uri().authority().unwrap().to_string()
         };
         assert_eq!(uri("collector-0.obs:4317"), "collector-0.obs:4317");

@@ -13,10 +13,7 @@ use h2::{
     Ping, PingPong,
     client::{Connection, SendRequest},
 };
-use tokio::{
-    net::TcpStream,
-    time::{Instant, Sleep},
-};
+use tokio::time::{Instant, Sleep};
 
 use super::{
     Cause, Failure,
@@ -27,6 +24,7 @@ use super::{
     outcome::{Scope, Verdict},
     queue::Rules,
     silence::{Advice, Silence},
+    stream::Stream,
     wire::{Outlet, Wire},
 };
 
@@ -55,8 +53,8 @@ pub(super) struct Driver {
     running: usize,
     /// `None` once it takes no more calls: HTTP/2 then ends with the last of them.
     sender: Option<SendRequest<Bytes>>,
-    connection: Connection<Wire<TcpStream>, Bytes>,
-    outlet: Outlet<TcpStream>,
+    connection: Connection<Wire<Stream>, Bytes>,
+    outlet: Outlet<Stream>,
     chunks: Vec<Bytes>,
     /// Whether the peer answered a call.
     answered: bool,
@@ -324,12 +322,20 @@ impl Driver {
 
     /// The connection is over: its calls hear so, and if it was still in use its failure is counted, once.
     fn end(&mut self, failure: Option<Failure>) {
+        let tls = self.outlet.tls_failure();
+        if let (Some(reason), Some(address)) = (tls, self.backend.address) {
+            self.backend.shared.dialer.refused(reason, address, &"the backend ended it after the handshake");
+        }
+        let failure = tls.map(Failure::Tls).or(failure);
         let mut lost = false;
         for at in 0..self.calls.len() {
             let Some(Slot { call: Some(call), waker }) = self.calls.get_mut(at) else { continue };
-            let verdict = match call.poll(&mut Context::from_waker(waker)) {
-                Poll::Ready(verdict) => verdict,
-                Poll::Pending => {
+            let verdict = match (call.poll(&mut Context::from_waker(waker)), tls) {
+                (Poll::Ready(Verdict::Failed { reached, scope, .. }), Some(reason)) => {
+                    Verdict::Failed { failure: Failure::Tls(reason), reached, scope }
+                }
+                (Poll::Ready(verdict), _) => verdict,
+                (Poll::Pending, _) => {
                     let failure = failure.unwrap_or(Failure::Reset);
                     Verdict::Failed { failure, reached: true, scope: Scope::Connection }
                 }

@@ -35,9 +35,12 @@ fn kind_of(failure: Failure) -> HealthKind {
     match failure {
         Failure::ConnectRefused | Failure::ResetAtOnce => HealthKind::Refused,
         Failure::Timeout => HealthKind::TimedOut,
-        Failure::ConnectError | Failure::ConnectTimeout | Failure::Ping | Failure::Protocol | Failure::Reset => {
-            HealthKind::Failed(failure.as_str())
-        }
+        Failure::ConnectError
+        | Failure::ConnectTimeout
+        | Failure::Ping
+        | Failure::Protocol
+        | Failure::Reset
+        | Failure::Tls(_) => HealthKind::Failed(failure.as_str()),
     }
 }
 

@@ -44,6 +44,7 @@ pub(super) struct BackendMetrics {
     connects_ok: Counter,
     connects_refused: Counter,
     connects_timeout: Counter,
+    connects_tls: Counter,
     connects_error: Counter,
 }
 
@@ -105,6 +106,7 @@ impl PoolMetrics {
             connects_ok: connects("ok"),
             connects_refused: connects("refused"),
             connects_timeout: connects("timeout"),
+            connects_tls: connects("tls"),
             connects_error: connects("error"),
         }
     }
@@ -142,6 +144,7 @@ impl BackendMetrics {
             Ok(()) => &self.connects_ok,
             Err(Failure::ConnectRefused) => &self.connects_refused,
             Err(Failure::ConnectTimeout) => &self.connects_timeout,
+            Err(Failure::Tls(_)) => &self.connects_tls,
             Err(_) => &self.connects_error,
         }
         .increment(1);

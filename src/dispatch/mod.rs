@@ -6,7 +6,7 @@
 //!
 //! From the outside in: `reconcile` follows the tables and keeps a `backend` (queue and connections) for each endpoint;
 //! `queue` decides when a call opens and what it carries; `line` holds one connection slot, `driver` the task of one
-//! connection with all its calls; `call` is one RPC, `body` and `codec` what it sends, `reply` what it hears; `settle`
+//! connection with all its calls; `dialer` connects, by TLS where the pool has it; `call` is one RPC, `body` and `codec` what it sends, `reply` what it hears; `settle`
 //! tells each part what became of it. `health` says to membership what is seen of a backend, `probe` asks one that was
 //! ejected whether it is there again, `retries` bounds what is tried again.
 //!
@@ -21,6 +21,7 @@ mod body;
 mod call;
 mod client;
 mod codec;
+mod dialer;
 mod driver;
 mod health;
 mod hub;
@@ -39,6 +40,7 @@ mod retries;
 mod settle;
 mod silence;
 mod state;
+mod stream;
 mod submit;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -52,6 +54,7 @@ use tokio::sync::watch;
 use self::{backend::Shared, reconcile::Reconciler};
 pub use self::{
     backoff::Backoff,
+    dialer::Dialer,
     join::Join,
     loads::BackendLoad,
     outcome::{Cause, Failure, PartOutcome},
@@ -184,8 +187,15 @@ impl Dispatch {
     ///
     /// Ends when `tasks` are stopped: what waits then is handed back with [`Cause::Stopped`]. What is seen of the backends'
     /// health goes to `events`.
-    pub fn start(pool: &str, config: Config, tables: Tables, tasks: &Tasks, events: Events) -> Arc<Self> {
-        let shared = Shared::new(pool, config, tasks, events);
+    pub fn start(
+        pool: &str,
+        config: Config,
+        dialer: Dialer,
+        tables: Tables,
+        tasks: &Tasks,
+        events: Events,
+    ) -> Arc<Self> {
+        let shared = Shared::new(pool, config, dialer, tasks, events);
         let view = Arc::new(ArcSwapOption::empty());
         let mut reconciler = Reconciler::new(Arc::clone(&shared), Arc::clone(&view), tables);
         reconciler.follow();

@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::Part;
+use crate::tls::Reason;
 
 /// Length of a backend's message that is passed on, at most. A Collector puts attacker-shaped text of several KiB into it.
 const MAX_MESSAGE: usize = 256;
@@ -92,6 +93,8 @@ pub enum Failure {
     ResetAtOnce,
     /// No answer within the attempt's timeout.
     Timeout,
+    /// TLS failed.
+    Tls(Reason),
 }
 
 /// What became of one call.
@@ -143,6 +146,17 @@ impl Failure {
             Self::Reset => "reset",
             Self::ResetAtOnce => "reset_at_once",
             Self::Timeout => "timeout",
+            Self::Tls(reason) => match reason {
+                Reason::BadName => "tls_bad_name",
+                Reason::Closed => "tls_closed",
+                Reason::Expired => "tls_expired",
+                Reason::NoCertificate => "tls_no_certificate",
+                Reason::NotTls => "tls_not_tls",
+                Reason::Other => "tls_other",
+                Reason::ProtocolVersion => "tls_protocol_version",
+                Reason::Timeout => "tls_timeout",
+                Reason::UnknownCa => "tls_unknown_ca",
+            },
         }
     }
 }
@@ -158,6 +172,7 @@ impl fmt::Display for Failure {
             Self::Reset => "connection or stream reset before the answer",
             Self::ResetAtOnce => "connection reset at once",
             Self::Timeout => "no answer within the timeout",
+            Self::Tls(reason) => return write!(f, "TLS: {reason}"),
         })
     }
 }
@@ -167,7 +182,10 @@ impl Cause {
     pub fn was_no_attempt(self) -> bool {
         match self {
             Self::Transport(failure) => {
-                matches!(failure, Failure::ConnectError | Failure::ConnectRefused | Failure::ConnectTimeout)
+                matches!(
+                    failure,
+                    Failure::ConnectError | Failure::ConnectRefused | Failure::ConnectTimeout | Failure::Tls(_)
+                )
             }
             Self::Abandoned | Self::Deadline | Self::Departed | Self::Ejected | Self::Full | Self::Unresolved => true,
             Self::Status(_) | Self::Stopped => false,

@@ -9,10 +9,13 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use h2::client::SendRequest;
-use http::{Method, Request, StatusCode, Version};
+use http::{Method, Request, StatusCode, Version, uri::Scheme};
 use prost::Message;
 
-use super::client::{self, Connected};
+use super::{
+    Dialer,
+    client::{self, Connected},
+};
 use crate::{health::Prober, otlp::framed::PREFIX_LEN};
 
 /// Where the question goes.
@@ -26,8 +29,8 @@ const MAX_ANSWER: usize = 1 << 10;
 
 /// Asks by `grpc.health.v1.Health/Check`. Any answer of the peer's own will do, that it knows no such service above all (a
 /// Collector says so unless told otherwise), except that it is not serving.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HealthCheck;
+#[derive(Clone, Debug, Default)]
+pub struct HealthCheck(pub Dialer);
 
 /// `HealthCheckResponse`
 #[derive(Clone, PartialEq, Message)]
@@ -37,9 +40,13 @@ struct Answer {
 }
 
 impl Prober for HealthCheck {
-    async fn probe(&self, address: SocketAddr) -> bool {
-        let Ok(Connected { sender, mut connection, outlet }) = client::connect(address).await else { return false };
-        let mut answer = pin!(ask(sender, address));
+    async fn probe(&self, identity: &str, address: SocketAddr) -> bool {
+        let Self(dialer) = self;
+        let Ok(Connected { sender, mut connection, outlet }) = client::connect(dialer, identity, address).await else {
+            return false;
+        };
+        let scheme = if dialer.is_tls() { Scheme::HTTPS } else { Scheme::HTTP };
+        let mut answer = pin!(ask(sender, scheme, address));
         let over = poll_fn(|cx| {
             // Flushed after each look: h2 has written what it wanted to by then.
             let over = Pin::new(&mut connection).poll(cx).is_ready();
@@ -60,11 +67,11 @@ impl Prober for HealthCheck {
 }
 
 /// Whether the peer serves; `None` if it did not say.
-async fn ask(sender: SendRequest<Bytes>, address: SocketAddr) -> Option<bool> {
+async fn ask(sender: SendRequest<Bytes>, scheme: Scheme, address: SocketAddr) -> Option<bool> {
     let request = Request::builder()
         .method(Method::POST)
         .version(Version::HTTP_2)
-        .uri(format!("http://{address}{PATH}"))
+        .uri(format!("{scheme}://{address}{PATH}"))
         .header("te", "trailers")
         .header("content-type", "application/grpc")
         .header("user-agent", concat!("spanring/", env!("CARGO_PKG_VERSION")))

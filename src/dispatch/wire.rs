@@ -11,15 +11,13 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::{Buf, BytesMut};
-use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::stream::Stream;
+use crate::tls::Reason;
 
 /// Bytes that are gathered before they are written: four frames of the usual 16 KiB, one segment of the loopback's size.
 const GATHER: usize = 64 << 10;
@@ -70,11 +68,15 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
     }
 }
 
-impl Outlet<TcpStream> {
+impl Outlet<Stream> {
     /// Makes the coming close a reset: what the peer has not read yet need not reach it.
     pub(super) fn reset_on_close(&self) {
-        // If it can't be had, the peer gets more of what nobody waits for.
-        drop(SockRef::from(&self.0.lock().stream).set_linger(Some(Duration::ZERO)));
+        self.0.lock().stream.reset_on_close();
+    }
+
+    /// What the peer did not like about TLS, if that is how the stream ended.
+    pub(super) fn tls_failure(&self) -> Option<Reason> {
+        self.0.lock().stream.tls_failure()
     }
 }
 
@@ -172,6 +174,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;

@@ -206,7 +206,7 @@ impl<P: Prober> Room<P> {
     fn start_probe(&self, probe: Probe) {
         let (prober, results, until) = (Arc::clone(&self.prober), self.results.0.clone(), self.tasks.clone());
         self.tasks.spawn(async move {
-            let asked = timeout(PROBE_TIMEOUT, prober.probe(probe.address));
+            let asked = timeout(PROBE_TIMEOUT, prober.probe(&probe.identity, probe.address));
             tokio::select! {
                 () = until.stopped() => {}
                 answered = asked => {

@@ -84,6 +84,9 @@ pub trait Connector: Send + Sync + 'static {
 
     /// Shakes hands; bounded by [`Limits::header_timeout`].
     fn connect(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Hears of a handshake that failed; an error of kind `TimedOut` is one that took too long.
+    fn failed(&self, peer: SocketAddr, error: &io::Error);
 }
 
 /// No TLS.
@@ -96,6 +99,8 @@ impl Connector for Plain {
     async fn connect(&self, stream: TcpStream) -> io::Result<TcpStream> {
         Ok(stream)
     }
+
+    fn failed(&self, _peer: SocketAddr, _error: &io::Error) {}
 }
 
 /// Takes a port. `name` is the metric label `listener`.
@@ -206,7 +211,7 @@ where
         let shared = Arc::clone(&listener);
         let service = (listener.make_service)(peer);
         drop(listener.tasks.spawn(async move {
-            shared.connection(stream, service).await;
+            shared.connection(stream, peer, service).await;
             drop(place);
         }));
     }
@@ -215,7 +220,7 @@ where
 // === impl Listener ===
 
 impl<C: Connector, M> Listener<C, M> {
-    async fn connection<S, B>(&self, stream: TcpStream, service: S)
+    async fn connection<S, B>(&self, stream: TcpStream, peer: SocketAddr, service: S)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S::Future: Send + 'static,
@@ -238,11 +243,11 @@ impl<C: Connector, M> Listener<C, M> {
             }
             Ok(Err(error)) => {
                 self.metrics.failed();
-                tracing::debug!(%error, "handshake failed");
+                self.connector.failed(peer, &error);
             }
             Err(_elapsed) => {
                 self.metrics.failed();
-                tracing::debug!("handshake took too long");
+                self.connector.failed(peer, &io::ErrorKind::TimedOut.into());
             }
         }
         drop(open);

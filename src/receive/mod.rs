@@ -14,6 +14,7 @@ mod grpc;
 mod inflate;
 pub mod metrics;
 pub mod reply;
+mod secure;
 
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,15 @@ use std::{
 
 pub use grpc::OtlpGrpc;
 
-use crate::{budget::Budget, lifecycle::Tasks, pipeline::Export};
+use crate::{
+    budget::Budget,
+    lifecycle::Tasks,
+    pipeline::Export,
+    tls::{self, TlsError},
+};
+
+/// The OTLP/gRPC listener in metrics and logs.
+const GRPC: &str = "otlp_grpc";
 
 /// What the operator asked of the receivers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +66,21 @@ pub struct GrpcConfig {
     pub max_connection_age_grace: Option<Duration>,
     /// When a request is answered at the latest, before the margin is taken off; `grpc-timeout` can only shorten it.
     pub deadline: Duration,
+    /// TLS; `None` is plaintext.
+    pub tls: Option<tls::ServerConfig>,
 }
 
 /// Receivers whose ports are taken but which do not accept yet.
 #[derive(Debug)]
 pub struct Bound {
-    grpc: Option<(accept::Bound, GrpcConfig)>,
+    grpc: Option<BoundGrpc>,
+}
+
+#[derive(Debug)]
+struct BoundGrpc {
+    port: accept::Bound,
+    config: GrpcConfig,
+    tls: Option<tls::Server>,
 }
 
 /// Where the receivers listen.
@@ -78,6 +96,9 @@ pub enum ReceiveError {
     /// A port could not be taken.
     #[error("cannot start the OTLP/gRPC receiver (receivers.otlp.protocols.grpc.endpoint)")]
     Grpc(#[source] accept::BindError),
+    /// A certificate can't be used.
+    #[error("cannot start the OTLP/gRPC receiver (receivers.otlp.protocols.grpc.tls)")]
+    Tls(#[from] TlsError),
 }
 
 impl Default for Config {
@@ -102,6 +123,7 @@ impl Default for GrpcConfig {
             max_connection_age_grace: Some(Duration::from_secs(60)),
             // SDKs give up at 10 s: they are to hear from us before.
             deadline: Duration::from_secs(8),
+            tls: None,
         }
     }
 }
@@ -111,8 +133,9 @@ pub fn bind(config: &Config) -> Result<Bound, ReceiveError> {
     let grpc = match &config.grpc {
         None => None,
         Some(grpc) => {
-            let bound = accept::bind("otlp_grpc", grpc.endpoint).map_err(ReceiveError::Grpc)?;
-            Some((bound, grpc.clone()))
+            let tls = grpc.tls.clone().map(|tls| tls::Server::load(GRPC, tls, &[b"h2"])).transpose()?;
+            let port = accept::bind(GRPC, grpc.endpoint).map_err(ReceiveError::Grpc)?;
+            Some(BoundGrpc { port, config: grpc.clone(), tls })
         }
     };
     Ok(Bound { grpc })
@@ -133,7 +156,12 @@ pub fn start<E: Export>(
 impl Bound {
     /// Where the receivers will serve.
     pub fn listeners(&self) -> Listeners {
-        Listeners { grpc: self.grpc.as_ref().map(|(bound, _)| bound.address()) }
+        Listeners { grpc: self.grpc.as_ref().map(|grpc| grpc.port.address()) }
+    }
+
+    /// TLS of the OTLP/gRPC listener, if it speaks it.
+    pub fn tls(&self) -> Option<&tls::Server> {
+        self.grpc.as_ref()?.tls.as_ref()
     }
 
     /// Accepts connections until the drain begins and hands each request to `export`.
@@ -142,7 +170,7 @@ impl Bound {
     pub fn serve<E: Export>(self, export: Arc<E>, budget: Budget, tasks: &Tasks) -> Listeners {
         let listeners = self.listeners();
         metrics::report_budget(budget.clone(), tasks);
-        if let Some((bound, config)) = self.grpc {
+        if let Some(BoundGrpc { port, config, tls }) = self.grpc {
             let service = OtlpGrpc::new(export, budget, &config);
             let limits = accept::Limits {
                 protocol: accept::Protocol::Http2,
@@ -153,7 +181,14 @@ impl Bound {
                 max_connection_age: config.max_connection_age,
                 max_connection_age_grace: config.max_connection_age_grace,
             };
-            bound.serve(limits, accept::Plain, move |_peer| service.for_connection(), tasks);
+            let service = move |_peer| service.for_connection();
+            match tls {
+                None => port.serve(limits, accept::Plain, service, tasks),
+                Some(tls) => {
+                    tls.watch(tasks);
+                    port.serve(limits, secure::Tls::new(GRPC, tls), service, tasks);
+                }
+            }
         }
         listeners
     }

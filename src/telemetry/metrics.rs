@@ -73,6 +73,8 @@ page! {
         "Connections that are open.";
     RECEIVER_CONNECTIONS_TOTAL = "spanring_receiver_connections_total", Counter, ["listener", "result"],
         "Connections that came: accepted, refused (too many) or failed.";
+    RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL = "spanring_receiver_tls_handshake_failures_total", Counter, ["listener", "reason"],
+        "TLS handshakes with clients that failed: bad_name, closed, expired, no_certificate, not_tls, protocol_version, timeout, unknown_ca or other.";
 
     MEMORY_BUDGET_LIMIT_BYTES = "spanring_memory_budget_limit_bytes", Gauge, [],
         "Bytes that requests may hold in memory (memory_limiter).";
@@ -146,7 +148,9 @@ page! {
     DISPATCH_CONNECTIONS = "spanring_dispatch_connections", Gauge, ["pool", "backend"],
         "Connections to the backend.";
     DISPATCH_CONNECTS_TOTAL = "spanring_dispatch_connects_total", Counter, ["pool", "backend", "result"],
-        "Attempts to connect: ok, refused, timeout or error.";
+        "Attempts to connect: ok, refused, timeout, tls (the handshake failed) or error.";
+    DISPATCH_TLS_HANDSHAKE_FAILURES_TOTAL = "spanring_dispatch_tls_handshake_failures_total", Counter, ["pool", "reason"],
+        "TLS handshakes with backends that failed, by the same reasons as those with clients.";
     DISPATCH_RETRIED_PARTS_TOTAL = "spanring_dispatch_retried_parts_total", Counter, ["pool", "signal"],
         "Parts that were tried again.";
     DISPATCH_REPLACED_PARTS_TOTAL = "spanring_dispatch_replaced_parts_total", Counter, ["pool", "signal"],
@@ -161,6 +165,11 @@ page! {
         "Merged calls that were refused and sent again part by part.";
     DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL = "spanring_dispatch_unattributed_rejections_total", Counter, ["pool"],
         "Records that backends rejected in merged calls, so that no client was told a count.";
+
+    TLS_CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS = "spanring_tls_certificate_expiry_timestamp_seconds", Gauge, ["owner", "role"],
+        "When certificates in use expire, in Unix time, by listener or pool: server (the listener's own), client_ca, client (the pool's own) or ca.";
+    TLS_RELOADS_TOTAL = "spanring_tls_reloads_total", Counter, ["owner", "result"],
+        "Changes of a listener's or pool's TLS files: taken, or refused (they could not be used and the old ones stay in force).";
 
     BUILD_INFO = "spanring_build_info", Gauge, ["version"],
         "Always 1; the version is the label.";

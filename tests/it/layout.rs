@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("telemetry", &["lifecycle"]),
     ("health", &["telemetry"]),
+    ("tls", &["lifecycle", "telemetry"]),
     ("split", &["buffers", "otlp"]),
     ("ring", &["discovery", "otlp"]),
     ("route", &["ring", "split", "otlp"]),
@@ -22,10 +23,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Of membership only the channel that tables come by.
     (
         "dispatch",
-        &["membership", "ring", "discovery", "split", "otlp", "budget", "lifecycle", "telemetry", "pipeline", "health"],
+        &[
+            "membership",
+            "ring",
+            "discovery",
+            "split",
+            "otlp",
+            "budget",
+            "lifecycle",
+            "telemetry",
+            "pipeline",
+            "health",
+            "tls",
+        ],
     ),
     ("pipeline", &["split", "ring", "route", "dispatch", "otlp", "budget", "telemetry"]),
-    ("receive", &["pipeline", "otlp", "budget", "buffers", "telemetry", "lifecycle"]),
+    ("receive", &["pipeline", "otlp", "budget", "buffers", "telemetry", "lifecycle", "tls"]),
     // Dispatch knows what each backend has to do, the vocabulary which signals a pool takes.
     ("admin", &["membership", "ring", "dispatch", "otlp", "telemetry", "lifecycle", "receive"]),
 ];

@@ -183,7 +183,7 @@ async fn probed(status: &'static str, message: Option<&'static [u8]>) -> bool {
         }
         while connection.accept().await.is_some() {}
     });
-    let found = patient(HealthCheck.probe(address)).await;
+    let found = patient(HealthCheck::default().probe("a", address)).await;
     tasks.stop();
     found
 }
@@ -201,7 +201,9 @@ async fn any_answer_but_not_serving_is_a_good_one() {
 #[tokio::test]
 async fn peers_that_do_not_answer_are_not_there() {
     let probe = |address: SocketAddr| async move {
-        tokio::time::timeout(Duration::from_millis(300), HealthCheck.probe(address)).await.unwrap_or(false)
+        tokio::time::timeout(Duration::from_millis(300), HealthCheck::default().probe("a", address))
+            .await
+            .unwrap_or(false)
     };
     let listener = listen().await;
     let address = listener.local_addr().unwrap();

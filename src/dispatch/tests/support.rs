@@ -152,7 +152,7 @@ impl Rig {
     pub(crate) fn start_with(config: Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
         let (tables, receiver) = watch::channel(Some(table(1, backends, &[])));
         let (sender, events) = health::channel("test");
-        let dispatch = Dispatch::start("test", config, receiver, &tasks, sender);
+        let dispatch = Dispatch::start("test", config, crate::dispatch::Dialer::default(), receiver, &tasks, sender);
         Self { dispatch, tasks, events, tables }
     }
 

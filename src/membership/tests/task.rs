@@ -13,7 +13,7 @@ struct Scripted {
 }
 
 impl Prober for Scripted {
-    async fn probe(&self, _: std::net::SocketAddr) -> bool {
+    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> bool {
         match self.asked.fetch_add(1, Ordering::Relaxed) {
             // Like a stopped process: connected, and silent.
             0 if self.noes > 0 => std::future::pending().await,

@@ -1,0 +1,268 @@
+//! The `tls` sections: their layout with the Collector's keys, their defaults, what the rooms get of them.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{
+    layout::Resolver,
+    values::{GoDuration, TlsVersion},
+};
+use crate::tls::{CheckedName, ClientConfig, Identity, ServerConfig, Version};
+
+/// `receivers.otlp.protocols.grpc.tls`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerTls {
+    /// The certificate, with its chain.
+    pub cert_file: PathBuf,
+    /// Its key.
+    pub key_file: PathBuf,
+    /// Authorities of clients' certificates; with it every client has to show one.
+    pub client_ca_file: PathBuf,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+    /// How often the files are read again; `0s` is never.
+    pub reload_interval: GoDuration,
+}
+
+/// `pools.NAME.tls`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClientTls {
+    /// Whether it is plaintext after all.
+    pub insecure: bool,
+    /// Authorities of the backends' certificates; those that the system trusts unless written.
+    pub ca_file: PathBuf,
+    /// The certificate to show to backends that ask, with its chain.
+    pub cert_file: PathBuf,
+    /// Its key.
+    pub key_file: PathBuf,
+    /// The name that backends' certificates have to bear.
+    pub server_name_override: String,
+    /// Whether any certificate will do.
+    pub insecure_skip_verify: bool,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+    /// How often the files are read again; `0s` is never.
+    pub reload_interval: GoDuration,
+}
+
+/// A complaint: the key, and what is wrong with it.
+pub(super) type Complaint = (&'static str, String);
+
+/// Reads a section that is there: an empty one holds its defaults, and is not the same as none.
+pub(super) fn section<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+impl Default for ServerTls {
+    fn default() -> Self {
+        let room = ServerConfig::default();
+        Self {
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            client_ca_file: PathBuf::new(),
+            min_version: TlsVersion(room.min_version),
+            reload_interval: GoDuration(room.reload_interval.unwrap_or_default()),
+        }
+    }
+}
+
+impl Default for ClientTls {
+    fn default() -> Self {
+        let room = ClientConfig::default();
+        Self {
+            insecure: false,
+            ca_file: PathBuf::new(),
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            server_name_override: String::new(),
+            insecure_skip_verify: room.insecure_skip_verify,
+            min_version: TlsVersion(room.min_version),
+            reload_interval: GoDuration(room.reload_interval.unwrap_or_default()),
+        }
+    }
+}
+
+impl ServerTls {
+    /// What the receiver gets of it.
+    pub(super) fn room(&self) -> ServerConfig {
+        let TlsVersion(min_version) = self.min_version;
+        ServerConfig {
+            identity: Identity { cert_file: self.cert_file.clone(), key_file: self.key_file.clone() },
+            client_ca_file: written(&self.client_ca_file),
+            min_version,
+            reload_interval: super::rooms::unless_zero(self.reload_interval.0),
+        }
+    }
+
+    /// What is wrong with it, and what is worth a warning.
+    pub(super) fn check(&self) -> Result<Vec<String>, Vec<Complaint>> {
+        let files = [("cert_file", &self.cert_file), ("key_file", &self.key_file)];
+        let missing = files.into_iter().filter(|(_, path)| written(path).is_none());
+        let missing: Vec<_> = missing
+            .map(|(key, _)| (key, "is missing; a listener that speaks TLS has a certificate and a key".to_owned()))
+            .collect();
+        if !missing.is_empty() {
+            return Err(missing);
+        }
+        self.room().check().map_err(|error| vec![(error.key, error.to_string())])
+    }
+}
+
+impl ClientTls {
+    /// What dispatch gets of it; `None` is plaintext.
+    pub(super) fn room(&self, resolver: &Resolver) -> Option<ClientConfig> {
+        if self.insecure {
+            return None;
+        }
+        let TlsVersion(min_version) = self.min_version;
+        let cert_file = written(&self.cert_file).zip(written(&self.key_file));
+        Some(ClientConfig {
+            ca_file: written(&self.ca_file),
+            identity: cert_file.map(|(cert_file, key_file)| Identity { cert_file, key_file }),
+            name: match (&resolver.dns, self.server_name_override.as_str()) {
+                (Some(dns), "") => CheckedName::Is(dns.hostname.trim_end_matches('.').to_owned()),
+                (None, "") => CheckedName::Entry,
+                (_, name) => CheckedName::Is(name.to_owned()),
+            },
+            insecure_skip_verify: self.insecure_skip_verify,
+            min_version,
+            reload_interval: super::rooms::unless_zero(self.reload_interval.0),
+        })
+    }
+
+    /// What is wrong with it, and what is worth a warning.
+    pub(super) fn check(&self, resolver: &Resolver) -> Result<Vec<String>, Vec<Complaint>> {
+        if self.insecure {
+            let rest = Self { insecure: false, ..self.clone() };
+            let idle = rest != Self::default();
+            return Ok(idle
+                .then(|| "insecure is true: the pool is plaintext, whatever else stands in tls".to_owned())
+                .into_iter()
+                .collect());
+        }
+        for (there, missing, key) in
+            [(&self.cert_file, &self.key_file, "key_file"), (&self.key_file, &self.cert_file, "cert_file")]
+        {
+            if written(there).is_some() && written(missing).is_none() {
+                return Err(vec![(
+                    key,
+                    "is missing; a certificate needs its key, and a key its certificate".to_owned(),
+                )]);
+            }
+        }
+        let Some(room) = self.room(resolver) else { return Ok(Vec::new()) };
+        let mut warnings = room.check().map_err(|error| vec![(error.key, error.to_string())])?;
+        if self.insecure_skip_verify {
+            warnings.push("insecure_skip_verify is true: anyone may stand in for a backend".to_owned());
+        }
+        Ok(warnings)
+    }
+}
+
+/// A path that is there: an empty one is none, as in the Collector.
+fn written(path: &Path) -> Option<PathBuf> {
+    Some(path).filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned)
+}
+
+impl std::str::FromStr for TlsVersion {
+    type Err = super::values::ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "1.2" => Ok(Self(Version::Tls12)),
+            "1.3" => Ok(Self(Version::Tls13)),
+            _ => Err(super::values::ValueError::TlsVersion(text.to_owned())),
+        }
+    }
+}
+
+impl std::fmt::Display for TlsVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.0 {
+            Version::Tls12 => "1.2",
+            Version::Tls13 => "1.3",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        config::{Config, Draft},
+        tls::{CheckedName, tests::folder},
+    };
+
+    fn config(resolver: &str, tls: &str, server: &str) -> Result<Config, String> {
+        let text = format!(
+            "receivers: {{ otlp: {{ protocols: {{ grpc: {{ {server} }} }} }} }}\npools:\n  tail:\n    resolver: {resolver}\n    \
+             {tls}\nroutes: [{{ signals: [traces], pool: tail }}]\n"
+        );
+        let pki = |name: &str| (name == "PKI").then(|| folder().display().to_string());
+        let draft = Draft::parse("f", &text, &pki).map_err(|error| error.to_string())?;
+        draft.check().map_err(|error| error.to_string())
+    }
+
+    const STATIC: &str = "{ static: { hostnames: [a] } }";
+
+    /// What is checked of a pool's backends; `None` is plaintext.
+    fn name(resolver: &str, tls: &str) -> Option<CheckedName> {
+        config(resolver, tls, "").expect(tls).pools.remove(0).tls.map(|tls| tls.name)
+    }
+
+    #[test]
+    fn any_section_but_an_insecure_one_is_tls() {
+        let ca = "ca_file: \"${env:PKI}/ca.crt\"";
+        assert_eq!(name(STATIC, ""), None);
+        assert_eq!(name(STATIC, "tls: { insecure: true }"), None);
+        assert_eq!(name(STATIC, &format!("tls: {{ {ca} }}")), Some(CheckedName::Entry));
+        assert_eq!(name(STATIC, &format!("tls: {{ insecure: false, {ca} }}")), Some(CheckedName::Entry));
+        // The system's authorities, which a machine may not have.
+        for empty in ["tls:", "tls: {}"] {
+            match config(STATIC, empty, "") {
+                Ok(config) => assert!(config.pools[0].tls.is_some(), "{empty} must be TLS"),
+                Err(error) => assert!(error.contains("has no certificates of authorities"), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_name_is_what_is_written_or_what_is_looked_up() {
+        let dns = "{ dns: { hostname: collectors.test. } }";
+        let tls = |more: &str| format!("tls: {{ ca_file: \"${{env:PKI}}/ca.crt\"{more} }}");
+        assert_eq!(name(dns, &tls("")), Some(CheckedName::Is("collectors.test".into())));
+        let other = Some(CheckedName::Is("other.test".into()));
+        assert_eq!(name(dns, &tls(", server_name_override: other.test")), other);
+        assert_eq!(name(STATIC, &tls(", server_name_override: other.test")), other);
+        let error = config(STATIC, &tls(", server_name_override: \"a b\""), "").expect_err("no name");
+        assert!(error.contains("server_name_override: cannot be used: \"a b\" is no name of a host"), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_found_with_its_place() {
+        let server = |text: &str| config(STATIC, "", &format!("tls: {text}")).expect_err(text);
+        let missing = server("{}");
+        assert!(
+            missing.contains("grpc.tls.cert_file: is missing") && missing.contains("grpc.tls.key_file: is missing")
+        );
+        let error = server("{ cert_file: /nowhere/a.crt, key_file: /nowhere/a.key }");
+        assert!(
+            error.starts_with("f:1:61: receivers.otlp.protocols.grpc.tls.cert_file: cannot read /nowhere"),
+            "{error}"
+        );
+        assert!(
+            server("{ min_version: 1.1 }")
+                .contains("\"1.1\" is no version of TLS that is spoken here; write 1.2 or 1.3")
+        );
+        assert!(server("{ cert_fil: a }").contains("unknown key \"cert_fil\", did you mean \"cert_file\"?"));
+        let client = config(STATIC, "tls: { cert_file: a }", "").expect_err("no key");
+        assert!(client.contains("pools.tail.tls.key_file: is missing"), "{client}");
+        let idle = config(STATIC, "tls: { insecure: true, insecure_skip_verify: true }", "").expect("valid");
+        assert_eq!(
+            idle.warnings,
+            ["pools.tail.tls: insecure is true: the pool is plaintext, whatever else stands in tls"]
+        );
+    }
+}

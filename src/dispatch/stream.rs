@@ -1,0 +1,141 @@
+//! What a connection to a backend runs on: plain TCP, or TLS over it.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::client::TlsStream;
+
+use crate::tls::Reason;
+
+/// A connection's stream.
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<Tls>),
+}
+
+/// A stream of TLS. In TLS 1.3 a backend that refuses our certificate says so after the handshake: by an alert that comes
+/// with what is read.
+pub(super) struct Tls {
+    stream: TlsStream<TcpStream>,
+    failure: Option<Reason>,
+}
+
+impl Stream {
+    pub(super) fn tls(stream: TlsStream<TcpStream>) -> Self {
+        Self::Tls(Box::new(Tls { stream, failure: None }))
+    }
+
+    /// What the peer did not like about TLS, if that is how the stream ended.
+    pub(super) fn tls_failure(&mut self) -> Option<Reason> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => tls.failure,
+        }
+    }
+
+    /// Makes the coming close a reset: what the peer has not read yet need not reach it.
+    pub(super) fn reset_on_close(&self) {
+        let tcp = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(tls) => tls.stream.get_ref().0,
+        };
+        // If it can't be had, the peer gets more of what nobody waits for.
+        drop(SockRef::from(tcp).set_linger(Some(Duration::ZERO)));
+    }
+}
+
+impl Tls {
+    fn note(&mut self, error: &io::Error) {
+        let reason = Reason::of_io(error);
+        if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            self.failure.get_or_insert(reason);
+        }
+    }
+
+    /// Why a write failed: a peer that does not take our certificate closes, and what it said waits to be read.
+    fn listen(&mut self, cx: &mut Context<'_>) {
+        let mut room = [0; 256];
+        let mut buf = ReadBuf::new(&mut room);
+        if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+            self.note(&error);
+        }
+    }
+
+    fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if matches!(result, Poll::Ready(Err(_))) {
+            self.listen(cx);
+        }
+        result
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(tls) => {
+                let result = Pin::new(&mut tls.stream).poll_read(cx, buf);
+                if let Poll::Ready(Err(error)) = &result {
+                    tls.note(error);
+                }
+                result
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, data),
+            Self::Tls(tls) => {
+                let result = Pin::new(&mut tls.stream).poll_write(cx, data);
+                tls.written(cx, result)
+            }
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Tls(tls) => {
+                let result = Pin::new(&mut tls.stream).poll_write_vectored(cx, slices);
+                tls.written(cx, result)
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(tls) => {
+                let result = Pin::new(&mut tls.stream).poll_flush(cx);
+                tls.written(cx, result)
+            }
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
+        }
+    }
+}

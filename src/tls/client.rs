@@ -1,0 +1,179 @@
+//! TLS of the connections to a pool's backends.
+
+use std::{sync::Arc, time::Duration};
+
+use rustls::{
+    DigitallySignedStruct, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    sign::SingleCertAndKey,
+};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{
+    CheckedName, ClientConfig, Reload, TlsError,
+    files::{self, File, IdentityFiles},
+    kept::{self, Certificate, Kept, Made, Source},
+    provider,
+};
+use crate::lifecycle::Tasks;
+
+/// Sessions that are kept to be taken up again, one for each name that is checked, at most.
+const SESSIONS: usize = 1024;
+
+/// TLS of the connections to a pool's backends, its files read. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Client {
+    kept: Kept<ClientConfig>,
+    name: CheckedName,
+}
+
+impl Client {
+    /// Reads the files. `owner` is the pool's name in metrics and logs.
+    pub fn load(owner: &str, config: ClientConfig) -> Result<Self, TlsError> {
+        let name = config.name.clone();
+        Kept::load(owner, config).map(|kept| Self { kept, name })
+    }
+
+    /// What the next handshake uses.
+    pub fn current(&self) -> Arc<rustls::ClientConfig> {
+        self.kept.current()
+    }
+
+    /// The name that the certificate of the backend of that identity has to bear: never the address that discovery found,
+    /// unless it is what the operator wrote.
+    pub fn name_of(&self, identity: &str) -> Option<ServerName<'static>> {
+        let name = match &self.name {
+            CheckedName::Entry => host_of(identity),
+            CheckedName::Is(name) => name,
+        };
+        ServerName::try_from(name.trim_end_matches('.').to_owned()).ok()
+    }
+
+    /// What can be made again of its files.
+    pub fn as_reload(&self) -> Arc<dyn Reload> {
+        self.kept.as_reload()
+    }
+
+    /// Looks at the files as often as the configuration says.
+    pub fn watch(&self, tasks: &Tasks) {
+        kept::watch(&self.kept.as_reload(), tasks);
+    }
+}
+
+impl ClientConfig {
+    /// Reads the files and says what is wrong with them, or what is worth a warning.
+    pub fn check(&self) -> Result<Vec<String>, TlsError> {
+        if let CheckedName::Is(name) = &self.name
+            && ServerName::try_from(name.trim_end_matches('.')).is_err()
+        {
+            return Err(files::refused("server_name_override", &format_args!("\"{name}\" is no name of a host")));
+        }
+        let made = self.make(&self.read()?)?;
+        Ok(kept::complaints(&made.certificates).collect())
+    }
+}
+
+impl Source for ClientConfig {
+    type Made = rustls::ClientConfig;
+    type Files = (Option<IdentityFiles>, Option<File>);
+
+    fn interval(&self) -> Option<Duration> {
+        self.reload_interval
+    }
+
+    fn read(&self) -> Result<Self::Files, TlsError> {
+        Ok((
+            self.identity.as_ref().map(IdentityFiles::read).transpose()?,
+            self.ca_file.as_deref().map(|path| File::read("ca_file", path)).transpose()?,
+        ))
+    }
+
+    fn hash_into((identity, ca): &Self::Files, hash: &mut Xxh3) {
+        identity.iter().for_each(|identity| identity.hash_into(hash));
+        ca.iter().for_each(|ca| ca.hash_into(hash));
+    }
+
+    fn make(&self, (identity, ca): &Self::Files) -> Result<Made<Self::Made>, TlsError> {
+        let provider = provider();
+        let mut certificates = Vec::new();
+        let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(self.min_version.and_newer())
+            .map_err(|error| files::refused("min_version", &error))?;
+        let ca = ca.as_ref().zip(self.ca_file.as_ref());
+        let builder = match ca {
+            _ if self.insecure_skip_verify => {
+                let verifier = Arc::new(AnyCertificate(Arc::clone(&provider)));
+                builder.dangerous().with_custom_certificate_verifier(verifier)
+            }
+            None => builder.with_root_certificates(files::system_roots()?),
+            Some((ca, path)) => {
+                let (roots, validity) = files::roots(ca)?;
+                certificates.push(Certificate { role: "ca", path: path.clone(), validity });
+                builder.with_root_certificates(roots)
+            }
+        };
+        let mut made = match identity.as_ref().zip(self.identity.as_ref()) {
+            None => builder.with_no_client_auth(),
+            Some((identity, paths)) => {
+                let (certified, validity) = identity.parse(&provider)?;
+                certificates.push(Certificate { role: "client", path: paths.cert_file.clone(), validity });
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
+            }
+        };
+        made.alpn_protocols = vec![b"h2".to_vec()];
+        made.resumption = Resumption::in_memory_sessions(SESSIONS);
+        Ok(Made { value: Arc::new(made), certificates })
+    }
+}
+
+/// The host of `host:port` or `[address]:port`.
+fn host_of(identity: &str) -> &str {
+    if let Some((address, _)) = identity.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return address;
+    }
+    identity.rsplit_once(':').map_or(identity, |(host, _)| host)
+}
+
+/// Takes any certificate (`insecure_skip_verify`); that the peer has its key is still checked.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,258 @@
+//! PEM files: certificates, keys, authorities, and what is said of files that hold something else.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rustls::{
+    RootCertStore,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::CertifiedKey,
+};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::Identity;
+
+/// The most that is read of a file: system bundles have a quarter of a MiB.
+const MAX_FILE: u64 = 4 << 20;
+
+/// What is wrong with a file of a `tls` section.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}")]
+pub struct TlsError {
+    /// The key that names the file.
+    pub key: &'static str,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// What can be wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// It can't be read.
+    #[error("cannot read {}: {reason}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// It holds nothing of what it should.
+    #[error("{} holds no {what} in PEM; it should have a line -----BEGIN {label}-----", path.display())]
+    Nothing {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        what: &'static str,
+        /// How PEM calls that.
+        label: &'static str,
+    },
+    /// It holds a key that needs a password.
+    #[error("the key in {} is encrypted; decrypt it: openssl pkey -in KEY -out PLAIN", path.display())]
+    EncryptedKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What it holds is broken or of a kind that is not supported.
+    #[error("cannot use {}: {reason}", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The key belongs to another certificate.
+    #[error("the key in {} does not belong to the first certificate in {}", key.display(), cert.display())]
+    Mismatch {
+        /// The key.
+        key: PathBuf,
+        /// The certificate.
+        cert: PathBuf,
+    },
+    /// The system trusts nobody.
+    #[error("this system has no certificates of authorities; name those of the backends: ca_file")]
+    NoSystemRoots,
+    /// rustls does not want what was made of it.
+    #[error("cannot be used: {0}")]
+    Refused(String),
+}
+
+impl Problem {
+    fn at(self, key: &'static str) -> TlsError {
+        TlsError { key, problem: self }
+    }
+}
+
+/// A file, read.
+pub(super) struct File {
+    key: &'static str,
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+/// When certificates begin and cease to hold, in Unix time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Validity {
+    pub(super) not_before: i64,
+    pub(super) not_after: i64,
+}
+
+impl File {
+    pub(super) fn read(key: &'static str, path: &Path) -> Result<Self, TlsError> {
+        let read = |reason: String| Problem::Read { path: path.to_owned(), reason }.at(key);
+        let size = fs::metadata(path).map_err(|error| read(error.to_string()))?.len();
+        if size > MAX_FILE {
+            return Err(read(format!("it has {size} bytes, more than {MAX_FILE}")));
+        }
+        let bytes = fs::read(path).map_err(|error| read(error.to_string()))?;
+        Ok(Self { key, path: path.to_owned(), bytes })
+    }
+
+    pub(super) fn hash_into(&self, hash: &mut Xxh3) {
+        hash.update(&(self.bytes.len() as u64).to_le_bytes());
+        hash.update(&self.bytes);
+    }
+
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let certificates = CertificateDer::pem_slice_iter(&self.bytes).collect::<Result<Vec<_>, _>>();
+        let certificates = certificates.map_err(|error| self.broken(&error))?;
+        if certificates.is_empty() {
+            return Err(self.nothing("certificate", "CERTIFICATE"));
+        }
+        Ok(certificates)
+    }
+
+    fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
+        match PrivateKeyDer::from_pem_slice(&self.bytes) {
+            Ok(key) => Ok(key),
+            Err(rustls::pki_types::pem::Error::NoItemsFound) if self.is_encrypted() => {
+                Err(Problem::EncryptedKey { path: self.path.clone() }.at(self.key))
+            }
+            Err(rustls::pki_types::pem::Error::NoItemsFound) => Err(self.nothing("private key", "PRIVATE KEY")),
+            Err(error) => Err(self.broken(&error)),
+        }
+    }
+
+    fn is_encrypted(&self) -> bool {
+        String::from_utf8_lossy(&self.bytes).contains("ENCRYPTED")
+    }
+
+    fn broken(&self, error: &dyn std::fmt::Display) -> TlsError {
+        Problem::Broken { path: self.path.clone(), reason: error.to_string() }.at(self.key)
+    }
+
+    fn nothing(&self, what: &'static str, label: &'static str) -> TlsError {
+        Problem::Nothing { path: self.path.clone(), what, label }.at(self.key)
+    }
+
+    fn validity(&self, certificate: &CertificateDer<'_>) -> Result<Validity, TlsError> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| self.broken(&error))?;
+        let validity = parsed.validity();
+        Ok(Validity { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
+    }
+}
+
+/// The files of an identity, read.
+pub(super) struct IdentityFiles {
+    cert: File,
+    key: File,
+}
+
+impl IdentityFiles {
+    pub(super) fn read(identity: &Identity) -> Result<Self, TlsError> {
+        Ok(Self {
+            cert: File::read("cert_file", &identity.cert_file)?,
+            key: File::read("key_file", &identity.key_file)?,
+        })
+    }
+
+    pub(super) fn hash_into(&self, hash: &mut Xxh3) {
+        self.cert.hash_into(hash);
+        self.key.hash_into(hash);
+    }
+
+    /// The certificate with its key, and how long the chain holds: as long as what ends first in it.
+    pub(super) fn parse(&self, provider: &CryptoProvider) -> Result<(Arc<CertifiedKey>, Validity), TlsError> {
+        let chain = self.cert.certificates()?;
+        let key = self.key.private_key()?;
+        let mut whole: Option<Validity> = None;
+        for certificate in &chain {
+            let validity = self.cert.validity(certificate)?;
+            whole = Some(whole.map_or(validity, |whole| Validity {
+                not_before: whole.not_before.max(validity.not_before),
+                not_after: whole.not_after.min(validity.not_after),
+            }));
+        }
+        let validity = whole.unwrap_or(Validity { not_before: i64::MIN, not_after: i64::MAX });
+        let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch) => {
+                Problem::Mismatch { key: self.key.path.clone(), cert: self.cert.path.clone() }.at("key_file")
+            }
+            other => self.key.broken(&other),
+        })?;
+        Ok((Arc::new(certified), validity))
+    }
+}
+
+/// The authorities in a file, and how long they hold: as long as the last of them, since a renewed one stands beside the old.
+pub(super) fn roots(file: &File) -> Result<(Arc<RootCertStore>, Validity), TlsError> {
+    let mut roots = RootCertStore::empty();
+    let mut whole: Option<Validity> = None;
+    for certificate in file.certificates()? {
+        let validity = file.validity(&certificate)?;
+        whole = Some(whole.map_or(validity, |whole| Validity {
+            not_before: whole.not_before.min(validity.not_before),
+            not_after: whole.not_after.max(validity.not_after),
+        }));
+        roots.add(certificate).map_err(|error| file.broken(&error))?;
+    }
+    let validity = whole.unwrap_or(Validity { not_before: i64::MIN, not_after: i64::MAX });
+    Ok((Arc::new(roots), validity))
+}
+
+/// Those whom the system trusts. Some that rustls cannot read are no reason to trust none.
+pub(super) fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _unread) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        return Err(Problem::NoSystemRoots.at("ca_file"));
+    }
+    Ok(Arc::new(roots))
+}
+
+/// What rustls says of what was made of the files.
+pub(super) fn refused(key: &'static str, error: &dyn std::fmt::Display) -> TlsError {
+    Problem::Refused(error.to_string()).at(key)
+}
+
+// === impl Validity ===
+
+impl Validity {
+    /// What is to be said of it now, if anything.
+    pub(super) fn complaint(self, path: &Path) -> Option<String> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let path = path.display();
+        if self.not_after < now {
+            Some(format!("{path}: a certificate expired {} ago; peers will refuse it", span(now - self.not_after)))
+        } else if self.not_before > now {
+            Some(format!("{path}: a certificate holds only in {}; peers will refuse it", span(self.not_before - now)))
+        } else {
+            None
+        }
+    }
+}
+
+/// Seconds as people say them.
+fn span(seconds: i64) -> String {
+    match seconds {
+        172_800.. => format!("{} days", seconds / 86_400),
+        7200.. => format!("{} hours", seconds / 3600),
+        _ => format!("{} minutes", seconds / 60),
+    }
+}

@@ -1,0 +1,287 @@
+//! Files that are good, bad and replaced; handshakes that work and those that don't, with their reasons.
+
+#[path = "../../tests/it/pki.rs"]
+#[allow(dead_code, reason = "tests of processes use the rest")]
+pub(crate) mod pki;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use self::pki::Authority;
+use super::{client::Client, *};
+use crate::telemetry::Recorder;
+
+/// A folder of [`pki::folder`] that lives as long as the tests.
+pub(crate) fn folder() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let dir = tempfile::tempdir().unwrap();
+            pki::folder(dir.path());
+            dir
+        })
+        .path()
+}
+
+/// A folder of one test, its authority, and settings that fit each other.
+struct World {
+    dir: TempDir,
+    authority: Authority,
+    server: ServerConfig,
+    client: ClientConfig,
+}
+
+fn identity(dir: &Path, name: &str) -> Identity {
+    Identity { cert_file: dir.join(format!("{name}.crt")), key_file: dir.join(format!("{name}.key")) }
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = pki::folder(dir.path());
+        let ca = dir.path().join("ca.crt");
+        let server = ServerConfig { identity: identity(dir.path(), "server"), ..ServerConfig::default() };
+        let client = ClientConfig { ca_file: Some(ca), ..ClientConfig::default() };
+        Self { dir, authority, server, client }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn mutual(mut self) -> Self {
+        self.server.client_ca_file = Some(self.path("ca.crt"));
+        self.client.identity = Some(identity(self.dir.path(), "client"));
+        self
+    }
+
+    /// What each side says of a handshake, and of a word back and forth after it.
+    async fn shake(&self, entry: &str) -> (Result<(), Reason>, Result<(), Reason>) {
+        let server = Server::load("test", self.server.clone(), &[b"h2"]).unwrap();
+        let client = Client::load("test", self.client.clone()).unwrap();
+        shake(&server, &client, entry).await
+    }
+}
+
+async fn shake(server: &Server, client: &Client, entry: &str) -> (Result<(), Reason>, Result<(), Reason>) {
+    let (near, far) = duplex(64 << 10);
+    let name = client.name_of(entry).expect("a name");
+    let connector = TlsConnector::from(client.current());
+    let acceptor = TlsAcceptor::from(server.current());
+    let server = async {
+        let mut stream = acceptor.accept(far).await?;
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        stream.read_exact(&mut [0; 4]).await?;
+        stream.write_all(b"pong").await?;
+        stream.flush().await
+    };
+    let client = async {
+        let mut stream = connector.connect(name, near).await?;
+        stream.write_all(b"ping").await?;
+        stream.flush().await?;
+        stream.read_exact(&mut [0; 4]).await.map(drop)
+    };
+    let (server, client) = tokio::join!(server, client);
+    let reason = |result: io::Result<()>| result.map_err(|error| Reason::of_io(&error));
+    (reason(server), reason(client))
+}
+
+#[tokio::test]
+async fn a_name_of_the_entry_is_checked_whatever_its_address() {
+    let world = World::new();
+    for entry in ["localhost:4317", "collector.test:4317", "127.0.0.1:4317", "[::1]:4317"] {
+        assert_eq!(world.shake(entry).await, (Ok(()), Ok(())), "{entry}");
+    }
+    for entry in ["collector-0.test:4317", "127.0.0.2:4317", "[::2]:4317"] {
+        let (_, client) = world.shake(entry).await;
+        assert_eq!(client, Err(Reason::BadName), "{entry}");
+    }
+}
+
+#[tokio::test]
+async fn the_name_that_is_written_goes_first() {
+    let mut world = World::new();
+    world.client.name = CheckedName::Is("collector.test.".into());
+    assert_eq!(world.shake("10.0.0.1:4317").await, (Ok(()), Ok(())));
+    world.client.name = CheckedName::Is("other.test".into());
+    assert_eq!(world.shake("collector.test:4317").await.1, Err(Reason::BadName));
+}
+
+#[tokio::test]
+async fn both_sides_can_ask_for_certificates() {
+    let world = World::new().mutual();
+    assert_eq!(world.shake("localhost:1").await, (Ok(()), Ok(())));
+    let mut without = World::new().mutual();
+    without.client.identity = None;
+    assert_eq!(without.shake("localhost:1").await, (Err(Reason::NoCertificate), Err(Reason::NoCertificate)));
+    let stranger = World::new().mutual();
+    Authority::new("another").issue(&["localhost"]).write(stranger.dir.path(), "client");
+    assert_eq!(stranger.shake("localhost:1").await, (Err(Reason::UnknownCa), Err(Reason::UnknownCa)));
+    let late = World::new().mutual();
+    late.authority.issue_expired(&["localhost"]).write(late.dir.path(), "client");
+    assert_eq!(late.shake("localhost:1").await, (Err(Reason::Expired), Err(Reason::Expired)));
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_to_be_trusted_is_refused_with_the_reason() {
+    let late = World::new();
+    late.authority.issue_expired(&["localhost"]).write(late.dir.path(), "server");
+    assert_eq!(late.shake("localhost:1").await, (Err(Reason::Expired), Err(Reason::Expired)));
+    let mut stranger = World::new();
+    Authority::new("another").issue(&["localhost"]).write(stranger.dir.path(), "server");
+    assert_eq!(stranger.shake("localhost:1").await, (Err(Reason::UnknownCa), Err(Reason::UnknownCa)));
+    stranger.client.insecure_skip_verify = true;
+    assert_eq!(stranger.shake("whoever:1").await, (Ok(()), Ok(())));
+}
+
+#[tokio::test]
+async fn versions_that_do_not_meet_are_refused() {
+    let mut world = World::new();
+    world.server.min_version = Version::Tls13;
+    assert_eq!(world.shake("localhost:1").await, (Ok(()), Ok(())));
+    let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
+    let old = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let (near, far) = duplex(64 << 10);
+    let connector = TlsConnector::from(Arc::new(old));
+    let name = "localhost".try_into().unwrap();
+    let (client, server) = tokio::join!(connector.connect(name, near), TlsAcceptor::from(server.current()).accept(far));
+    assert_eq!(Reason::of_io(&server.expect_err("TLS 1.2 must be refused")), Reason::ProtocolVersion);
+    assert_eq!(Reason::of_io(&client.expect_err("TLS 1.2 must be refused")), Reason::ProtocolVersion);
+}
+
+#[tokio::test]
+async fn a_client_without_tls_is_told_from_others() {
+    let world = World::new();
+    let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
+    let (mut near, far) = duplex(4096);
+    near.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    let Err(error) = TlsAcceptor::from(server.current()).accept(far).await else { panic!("must fail") };
+    assert_eq!(Reason::of_io(&error), Reason::NotTls, "{error}");
+    let (near, far) = duplex(4096);
+    drop(near);
+    let Err(error) = TlsAcceptor::from(server.current()).accept(far).await else { panic!("must fail") };
+    assert_eq!(Reason::of_io(&error), Reason::Closed, "{error}");
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named_with_what_to_do() {
+    let world = World::new();
+    let complaint = |config: &ServerConfig| config.check().expect_err("bad").to_string();
+    let with = |change: &dyn Fn(&mut ServerConfig)| {
+        let mut config = world.server.clone();
+        change(&mut config);
+        let error = config.check().expect_err("bad");
+        (error.key, error.to_string().replace(world.dir.path().to_str().unwrap(), "DIR"))
+    };
+    let missing = with(&|config| config.identity.cert_file = world.path("none.crt"));
+    assert_eq!(missing, ("cert_file", "cannot read DIR/none.crt: No such file or directory (os error 2)".into()));
+    fs::write(world.path("words"), "not PEM").unwrap();
+    assert_eq!(
+        with(&|config| config.identity.cert_file = world.path("words")),
+        (
+            "cert_file",
+            "DIR/words holds no certificate in PEM; it should have a line -----BEGIN CERTIFICATE-----".into()
+        )
+    );
+    assert_eq!(
+        with(&|config| config.identity.key_file = world.path("server.crt")),
+        (
+            "key_file",
+            "DIR/server.crt holds no private key in PEM; it should have a line -----BEGIN PRIVATE KEY-----".into()
+        )
+    );
+    assert_eq!(
+        with(&|config| config.identity.key_file = world.path("client.key")),
+        ("key_file", "the key in DIR/client.key does not belong to the first certificate in DIR/server.crt".into())
+    );
+    assert_eq!(
+        with(&|config| config.client_ca_file = Some(world.path("server.key"))).1,
+        "DIR/server.key holds no certificate in PEM; it should have a line -----BEGIN CERTIFICATE-----"
+    );
+    let locked = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    fs::write(world.path("locked.key"), locked).unwrap();
+    let (_, text) = with(&|config| config.identity.key_file = world.path("locked.key"));
+    assert!(text.starts_with("the key in DIR/locked.key is encrypted"), "{text}");
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    fs::write(world.path("broken.crt"), broken).unwrap();
+    let mut config = world.server.clone();
+    config.identity.cert_file = world.path("broken.crt");
+    assert!(complaint(&config).starts_with("cannot use "), "{}", complaint(&config));
+}
+
+#[test]
+fn an_expired_certificate_is_worth_a_warning() {
+    let world = World::new();
+    assert_eq!(world.server.check(), Ok(Vec::new()));
+    world.authority.issue_expired(&["localhost"]).write(world.dir.path(), "server");
+    let warnings = world.server.check().expect("usable");
+    assert!(warnings.len() == 1 && warnings[0].contains("server.crt: a certificate expired"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn files_that_were_replaced_hold_from_the_next_handshake_on() {
+    let world = World::new();
+    let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
+    let client = Client::load("test", world.client.clone()).unwrap();
+    assert_eq!(server.as_reload().reload(), Reloaded::Unchanged);
+    world.authority.issue(&["elsewhere.test"]).write(world.dir.path(), "server");
+    assert_eq!(shake(&server, &client, "localhost:1").await, (Ok(()), Ok(())), "not looked at yet");
+    assert_eq!(server.as_reload().reload(), Reloaded::Taken);
+    assert_eq!(shake(&server, &client, "elsewhere.test:1").await, (Ok(()), Ok(())));
+    let reloads = Reloads::default();
+    reloads.add(&server.as_reload());
+    reloads.add(&client.as_reload());
+    let other = Authority::new("another");
+    pki::replace(&world.path("ca.crt"), &other.pem);
+    let found = reloads.now().await;
+    assert_eq!(found, [("test".into(), Reloaded::Unchanged), ("test".into(), Reloaded::Taken)]);
+    assert_eq!(shake(&server, &client, "elsewhere.test:1").await.1, Err(Reason::UnknownCa));
+    drop(client);
+    assert_eq!(reloads.now().await.len(), 1, "who is gone is not asked");
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_leave_the_old_in_force_and_are_counted_once() {
+    let world = World::new();
+    let (server, text) = Recorder::scoped(|recorder| {
+        let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
+        fs::write(world.path("server.crt"), "half").unwrap();
+        for _ in 0..3 {
+            assert!(matches!(server.as_reload().reload(), Reloaded::Refused(error) if error.key == "cert_file"));
+        }
+        (server, recorder.render())
+    });
+    for line in [
+        "spanring_tls_reloads_total{owner=\"test\",result=\"refused\"} 1",
+        "spanring_tls_reloads_total{owner=\"test\",result=\"taken\"} 0",
+        "spanring_tls_certificate_expiry_timestamp_seconds{owner=\"test\",role=\"server\"} ",
+    ] {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+    let client = Client::load("test", world.client.clone()).unwrap();
+    assert_eq!(shake(&server, &client, "localhost:1").await, (Ok(()), Ok(())));
+    world.authority.issue(&["elsewhere.test"]).write(world.dir.path(), "server");
+    assert_eq!(server.as_reload().reload(), Reloaded::Taken);
+}
+
+#[test]
+fn a_certificate_that_comes_before_its_key_waits_for_it() {
+    let world = World::new();
+    let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
+    let fresh = world.authority.issue(&["localhost"]);
+    pki::replace(&world.path("server.crt"), &fresh.cert);
+    let looking = std::thread::spawn(move || server.as_reload().reload());
+    pki::replace(&world.path("server.key"), &fresh.key);
+    assert_eq!(looking.join().unwrap(), Reloaded::Taken);
+}

@@ -1,0 +1,87 @@
+//! A small authority that is made for one test: it signs certificates and writes them as PEM files.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+/// An authority.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// Its own certificate.
+    pub(crate) pem: String,
+}
+
+/// A certificate and its key.
+pub(crate) struct Pair {
+    pub(crate) cert: String,
+    pub(crate) key: String,
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A certificate for these names and addresses, for either side.
+    pub(crate) fn issue(&self, names: &[&str]) -> Pair {
+        self.sign(Self::params(names))
+    }
+
+    /// One that expired years ago.
+    pub(crate) fn issue_expired(&self, names: &[&str]) -> Pair {
+        let mut params = Self::params(names);
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        self.sign(params)
+    }
+
+    fn params(names: &[&str]) -> CertificateParams {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "spanring test");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params
+    }
+
+    fn sign(&self, params: CertificateParams) -> Pair {
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Pair { cert, key: key.serialize_pem() }
+    }
+}
+
+impl Pair {
+    /// Writes `NAME.crt` and `NAME.key`, each of them whole or not at all.
+    pub(crate) fn write(&self, dir: &Path, name: &str) -> (PathBuf, PathBuf) {
+        let (cert, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+        replace(&cert, &self.cert);
+        replace(&key, &self.key);
+        (cert, key)
+    }
+}
+
+/// Puts a file in the place of another.
+pub(crate) fn replace(path: &Path, text: &str) {
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, text).unwrap();
+    fs::rename(fresh, path).unwrap();
+}
+
+/// A folder with `ca.crt`, and `server` and `client` signed by it for `localhost`, `collector.test`, 127.0.0.1 and ::1.
+pub(crate) fn folder(dir: &Path) -> Authority {
+    let authority = Authority::new("spanring test authority");
+    replace(&dir.join("ca.crt"), &authority.pem);
+    for name in ["server", "client"] {
+        authority.issue(&["localhost", "collector.test", "127.0.0.1", "::1"]).write(dir, name);
+    }
+    authority
+}
