@@ -11,19 +11,24 @@ pub struct Budget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    limit: usize,
+    limit: AtomicUsize,
     used: AtomicUsize,
 }
 
 impl Budget {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Inner { limit, used: AtomicUsize::new(0) }))
+        Self(Arc::new(Inner { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) }))
     }
 
     /// The bound, in bytes.
     pub fn limit(&self) -> usize {
-        self.0.limit
+        self.0.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes the bound. What is held stays; above a smaller bound nothing is taken until enough was given back.
+    pub fn set_limit(&self, limit: usize) {
+        self.0.limit.store(limit, Ordering::Relaxed);
     }
 
     /// Bytes taken now.
@@ -43,10 +48,11 @@ impl Budget {
     }
 
     fn try_add(&self, bytes: usize) -> bool {
+        let limit = self.limit();
         self.0
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= self.0.limit)
+                used.checked_add(bytes).filter(|sum| *sum <= limit)
             })
             .is_ok()
     }
@@ -101,5 +107,21 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.give_back(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_that_falls_below_what_is_held_takes_nothing_back() {
+        let budget = Budget::new(100);
+        let held = budget.take(80);
+        budget.set_limit(50);
+        assert_eq!((budget.limit(), budget.used()), (50, 80));
+        assert!(budget.take(1).is_none(), "nothing more while too much is held");
+        drop(held);
+        assert!(budget.take(51).is_none() && budget.take(50).is_some());
     }
 }

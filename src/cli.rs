@@ -1,11 +1,14 @@
 //! The command line: what can be asked of the binary, and how it answers with an exit code.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::{
-    config::{Backends, Draft, LoadError, values::HostPort},
+    config::{
+        Backends, Draft, LoadError,
+        values::{GoDuration, HostPort},
+    },
     telemetry::logs::{Encoding, Level},
     tools,
 };
@@ -17,6 +20,9 @@ pub const EXIT_FAILURE: u8 = 1;
 /// Never ran: the command line or the configuration is wrong.
 pub const EXIT_USAGE: u8 = 2;
 
+/// The shortest time between two looks at a file.
+const LEAST_WATCH: Duration = Duration::from_millis(100);
+
 /// Shown below `--help`; a test parses every line that starts with `spanring`.
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +30,7 @@ Examples:
   spanring --config spanring.yaml
   spanring --backends dns://collectors.observability.svc:4317 --otlp-grpc 0.0.0.0:4317
   spanring --backends static://10.0.0.1:4317,10.0.0.2:4317 --log-format json
+  spanring --config spanring.yaml --watch-config
   spanring validate --config spanring.yaml
   spanring print-config --backends dns://collectors.test
 
@@ -76,6 +83,9 @@ pub struct RunArgs {
     /// Configuration file (YAML)
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Read the file again when it changed, as SIGHUP asks for too; looked at every INTERVAL
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "5s", requires = "config")]
+    watch_config: Option<GoDuration>,
     /// Run without a file: static://HOST:PORT,… or dns://NAME[:4317]
     #[arg(short, long, value_name = "BACKENDS")]
     backends: Option<Backends>,
@@ -101,6 +111,11 @@ impl Cli {
 }
 
 impl RunArgs {
+    /// How often the file is to be looked at for changes, if it is.
+    pub fn watch_config(&self) -> Option<Duration> {
+        self.watch_config.map(|interval| interval.0.max(LEAST_WATCH))
+    }
+
     /// Reads the file, or takes the backends in its stead, and puts the other flags above it.
     pub fn draft(self) -> Result<Draft, LoadError> {
         let mut draft = match (self.config, self.backends) {
@@ -149,7 +164,7 @@ mod tests {
     #[test]
     fn every_example_of_the_help_is_understood() {
         let examples: Vec<&str> = EXAMPLES.lines().map(str::trim).filter(|line| line.starts_with("spanring")).collect();
-        assert_eq!(examples.len(), 6);
+        assert_eq!(examples.len(), 7);
         for line in examples {
             assert!(parse(line).is_ok(), "{line}");
         }

@@ -3,7 +3,10 @@
 use std::future::Future;
 
 use tokio::task::JoinHandle;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 /// The tasks of one process and the two moments they watch for. Cloning shares them.
 ///
@@ -11,6 +14,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
+    /// Those of the sets that this is a part of.
+    outer: Vec<TaskTracker>,
     draining: CancellationToken,
     stopped: CancellationToken,
 }
@@ -21,6 +26,18 @@ impl Tasks {
         Self::default()
     }
 
+    /// A set of its own that can be ended alone: it drains and stops with this one at the latest, and this one waits for its
+    /// tasks too.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            outer: self.outer.iter().chain([&self.tracker]).cloned().collect(),
+            draining: self.draining.child_token(),
+            stopped: self.stopped.child_token(),
+        }
+    }
+
     /// Spawns a task that shutdown waits for.
     #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
     pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
@@ -28,7 +45,13 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        tokio::spawn(self.tracker.track_future(future))
+        // None, and no allocation, for the tasks of the process itself.
+        let outer: Vec<TaskTrackerToken> = self.outer.iter().map(TaskTracker::token).collect();
+        tokio::spawn(self.tracker.track_future(async move {
+            let output = future.await;
+            drop(outer);
+            output
+        }))
     }
 
     /// Says that the process takes no new work: listeners send GOAWAY, readiness is lost.
@@ -76,5 +99,28 @@ impl Tasks {
     /// Whether no task is running.
     pub fn is_empty(&self) -> bool {
         self.tracker.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_child_ends_alone_or_with_the_whole_and_the_whole_waits_for_it() {
+        let all = Tasks::new();
+        let [one, other] = [all.child(), all.child().child()];
+        for tasks in [&one, &other] {
+            let until = tasks.clone();
+            drop(tasks.spawn(async move { until.stopped().await }));
+        }
+        assert_eq!(all.len(), 2, "the whole counts its parts' tasks");
+        one.stop();
+        one.wait().await;
+        assert!(!all.is_stopped() && !other.is_stopped(), "a part's end must not be the end of others");
+        assert_eq!((all.len(), other.len()), (1, 1));
+        all.stop();
+        all.wait().await;
+        assert!(other.is_stopped() && other.is_empty());
     }
 }

@@ -4,15 +4,16 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     process::ExitCode,
+    sync::Arc,
 };
 
 use anyhow::Context;
 use clap::Parser;
 use spanring::{
     cli::{Cli, Command, EXIT_FAILURE, EXIT_USAGE, RunArgs},
-    config::{Config, LoadError},
+    config::{Config, LoadError, layout::Layout},
     proxy::Proxy,
-    signals::Signals,
+    signals::{Hangups, Signals},
     telemetry::logs,
     tools::{self, demo::RunningProxy},
 };
@@ -56,7 +57,8 @@ fn print_config(args: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let config = args.draft()?.check()?;
+    let draft = args.clone().draft()?;
+    let config = draft.check()?;
     logs::init(config.logs)?;
     for warning in &config.warnings {
         warn!("{warning}");
@@ -74,7 +76,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(serve(config));
+    let result = runtime.block_on(serve(config, args, draft.layout));
     // What still runs was given its time: a blocked look-up must not hold the process.
     runtime.shutdown_background();
     // From here on the log is where things are said, in its own format.
@@ -84,11 +86,19 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }))
 }
 
-/// From the first port to the last: one signal drains, a second one ends at once.
-async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+/// From the first port to the last: one signal drains, a second one ends at once; SIGHUP reads the configuration again.
+async fn serve(config: Config, args: RunArgs, read: Layout) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("cannot listen to signals")?;
+    let mut hangups = Hangups::listen().context("cannot listen to signals")?;
     let proxy = Proxy::start(config).await?;
-    let signal = signals.next().await;
+    let watch = args.watch_config();
+    let reload = proxy.reload_from(Arc::new(move || args.clone().draft()), read, watch);
+    let signal = loop {
+        tokio::select! {
+            signal = signals.next() => break signal,
+            () = hangups.next() => reload.reload(),
+        }
+    };
     info!(signal = signal.as_str(), "draining; a second signal ends the process at once");
     tokio::select! {
         () = proxy.drain() => Ok(ExitCode::SUCCESS),

@@ -1,21 +1,27 @@
 //! Assembly: configuration → every part wired, started and drained in order. The only file that knows everyone.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod pool;
+pub mod reload;
+mod running;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use self::{
+    reload::{Reloader, Source, Trigger},
+    running::Running,
+};
 use crate::{
     admin::{self, Pools, Readiness},
-    budget::Budget,
-    config::{Config, PoolConfig},
+    config::{Config, layout::Layout},
     discovery,
-    dispatch::{Dialer, Dispatch, HealthCheck},
-    health,
     lifecycle::Tasks,
-    membership,
-    otlp::Signal,
-    pipeline::Pipeline,
     receive,
     telemetry::{Recorder, RecorderError},
     tls,
@@ -36,9 +42,9 @@ pub struct Proxy {
     pub admin: Option<SocketAddr>,
     /// Where probes are served apart from those, if they are.
     pub health_check: Option<SocketAddr>,
-    /// The certificates of every listener and pool, to be read again.
-    pub certificates: tls::Reloads,
-    shutdown: Shutdown,
+    shutdown: Arc<Mutex<Shutdown>>,
+    running: Arc<tokio::sync::Mutex<Running>>,
+    certificates: tls::Reloads,
     readiness: Readiness,
     /// Connections of clients.
     front: Tasks,
@@ -122,22 +128,13 @@ impl Proxy {
         if let Some(admin) = admin {
             admin::serve(admin, admin::State { recorder, readiness: readiness.clone(), pools: pools.clone() }, &back);
         }
-        if let (Some(probes), Some(config)) = (probes, config.health_check) {
-            admin::health_check::serve(probes, config.path, readiness.clone(), &back);
+        if let (Some(probes), Some(config)) = (probes, &config.health_check) {
+            admin::health_check::serve(probes, config.path.clone(), readiness.clone(), &back);
         }
 
-        let budget = Budget::new(config.memory_limit);
-        let mut pipeline = Pipeline::new(config.pipeline.clone(), budget.clone());
-        for pool in &config.pools {
-            let routes = config.routes.iter().filter(|route| route.pool == pool.name);
-            let signals: Vec<Signal> = routes.flat_map(|route| route.signals.iter().copied()).collect();
-            let (membership, dispatch) = start_pool(pool, &readiness, &certificates, &back)?;
-            for signal in &signals {
-                pipeline = pipeline.with_route(*signal, &pool.name, Arc::clone(&dispatch));
-            }
-            pools.insert(&pool.name, admin::Pool { signals, membership, dispatch });
-        }
-        let listeners = bound.serve(Arc::new(pipeline), budget, &front);
+        let shutdown = Arc::new(Mutex::new(config.shutdown));
+        let mut running = Running::start(config, &readiness, &pools, &certificates, &shutdown, &back)?;
+        let listeners = running.serve(bound, &front);
         let others = [("admin", admin_address), ("health_check", health_check)];
         for (listener, address) in [("otlp_grpc", listeners.grpc)].into_iter().chain(others) {
             if let Some(address) = address {
@@ -149,8 +146,9 @@ impl Proxy {
             grpc: listeners.grpc,
             admin: admin_address,
             health_check,
+            shutdown,
+            running: Arc::new(tokio::sync::Mutex::new(running)),
             certificates,
-            shutdown: config.shutdown,
             readiness,
             front,
             back,
@@ -164,6 +162,16 @@ impl Proxy {
         }
     }
 
+    /// Takes over what `source` says whenever the trigger that comes back asks for it and, with `watch`, whenever what it says
+    /// is not what it was; `read` is what the proxy was started with.
+    pub fn reload_from(&self, source: Source, read: Layout, watch: Option<Duration>) -> Trigger {
+        let trigger = Trigger::default();
+        let reloader =
+            Reloader::new(Arc::clone(&self.running), self.certificates.clone(), source, read, watch, trigger.clone());
+        drop(self.back.spawn(reloader.run(self.back.clone())));
+        trigger
+    }
+
     /// What runs it, from the front to the back, for those who end it without a drain.
     pub fn into_tasks(self) -> [Tasks; 2] {
         [self.front, self.back]
@@ -174,10 +182,11 @@ impl Proxy {
     /// The time bounds hold whatever peers do: what has not ended by then is cut.
     pub async fn drain(self) {
         self.readiness.drain();
-        info!(delay = ?self.shutdown.delay, timeout = ?self.shutdown.timeout, "draining: not ready any more");
-        tokio::time::sleep(self.shutdown.delay).await;
+        let shutdown = *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner);
+        info!(delay = ?shutdown.delay, timeout = ?shutdown.timeout, "draining: not ready any more");
+        tokio::time::sleep(shutdown.delay).await;
         self.front.drain();
-        if timeout(self.shutdown.timeout, self.front.wait()).await.is_err() {
+        if timeout(shutdown.timeout, self.front.wait()).await.is_err() {
             warn!(connections = self.front.len(), "not drained in time: cutting the connections that are left");
         }
         self.front.stop();
@@ -188,36 +197,4 @@ impl Proxy {
         }
         info!("stopped");
     }
-}
-
-/// Starts a pool from discovery to dispatch, and makes its table a condition of readiness.
-fn start_pool(
-    pool: &PoolConfig,
-    readiness: &Readiness,
-    certificates: &tls::Reloads,
-    tasks: &Tasks,
-) -> Result<(membership::Published, Arc<Dispatch>), ProxyError> {
-    let dialer = match &pool.tls {
-        None => Dialer::default(),
-        Some(config) => {
-            let client = tls::Client::load(&pool.name, config.clone())
-                .map_err(|source| ProxyError::Tls { pool: pool.name.clone(), source })?;
-            certificates.add(&client.as_reload());
-            client.watch(tasks);
-            Dialer::new(&pool.name, client)
-        }
-    };
-    let endpoints = discovery::start(&pool.name, &pool.discovery, tasks)
-        .map_err(|source| ProxyError::Discovery { pool: pool.name.clone(), source })?;
-    let (events, inbox) = health::channel(&pool.name);
-    let prober = HealthCheck(dialer.clone());
-    let published = membership::start(&pool.name, pool.membership.clone(), endpoints, inbox, prober, tasks);
-    let tables = published.tables.clone();
-    let dispatch = Dispatch::start(&pool.name, pool.dispatch.clone(), dialer, tables, tasks, events);
-    let delivers = Arc::clone(&dispatch);
-    // Dispatch's view and not membership's table: a request that comes at once is to find its queues.
-    readiness.require(format!("pool {}", pool.name), move || {
-        delivers.view().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
-    });
-    Ok((published, dispatch))
 }

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the first asks the process to drain, the second ends it.
+//! SIGTERM and SIGINT: the first asks the process to drain, the second ends it. SIGHUP asks for the configuration.
 
 use std::io;
 
@@ -10,6 +10,10 @@ pub struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,
 }
+
+/// SIGHUP: asks the process to read its configuration again. Without this it would end the process.
+#[derive(Debug)]
+pub struct Hangups(unix::Signal);
 
 /// A signal that ends the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,20 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => Ending::Terminate,
             _ = self.interrupt.recv() => Ending::Interrupt,
+        }
+    }
+}
+
+impl Hangups {
+    /// Begins to listen.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self(unix::signal(SignalKind::hangup())?))
+    }
+
+    /// Resolves at the next signal; some that come at once are one. Cancel safety: none is lost.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -189,7 +189,7 @@ where
             async move { Ok::<_, Infallible>(response) }
         })
     };
-    listener.serve(limits, accept::Plain, service, tasks);
+    drop(listener.serve(limits, accept::Plain, service, tasks));
 }
 
 #[cfg(test)]

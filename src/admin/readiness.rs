@@ -49,6 +49,12 @@ impl Readiness {
         conditions.push((name.into(), Box::new(check)));
     }
 
+    /// Takes the conditions of that name away.
+    pub fn forget(&self, name: &str) {
+        let mut conditions = self.0.conditions.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        conditions.retain(|(of, _)| of != name);
+    }
+
     /// Adds a condition that is set by hand, and is not met at first; `unmet` says why not.
     pub fn flag(&self, name: impl Into<String>, unmet: impl Into<String>) -> Flag {
         let flag = Flag(Arc::default());

@@ -8,6 +8,7 @@ mod check;
 mod de;
 mod defaults;
 mod expand;
+mod fixed;
 pub mod layout;
 mod memory;
 mod rooms;
@@ -24,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::tree::Place;
+pub use self::{fixed::FIXED, tree::Place};
 use self::{
     layout::{DnsResolver, Layout, Pool, Resolver, Route, SignalName, StaticResolver},
     tree::{Node, Step},
@@ -126,6 +127,9 @@ pub enum LoadError {
         /// What is wrong.
         problems: Vec<ConfigError>,
     },
+    /// It can't be read, for a reason of our own.
+    #[error("cannot read the configuration: {0}")]
+    Thread(String),
     /// It can't be printed.
     #[error("cannot print the configuration: {0}")]
     Print(String),

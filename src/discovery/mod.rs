@@ -215,12 +215,18 @@ fn check_times(interval: Duration, timeout: Duration) -> Result<(), DiscoveryErr
     Ok(())
 }
 
-/// Starts a pool's resolver.
+/// Starts a pool's resolver, which publishes by `sender`: when another took over from an earlier one, what that found stays
+/// in force until this one has an answer.
 ///
 /// A static one has published its set when this returns, a DNS one publishes when it was answered. Its task ends
 /// with `tasks`, or when nobody holds the receiver any more.
-pub fn start(pool: &str, config: &Config, tasks: &Tasks) -> Result<EndpointsReceiver, DiscoveryError> {
-    start_on(System::new(config.timeout()), pool, config, tasks)
+pub fn start(
+    sender: &watch::Sender<Option<Endpoints>>,
+    pool: &str,
+    config: &Config,
+    tasks: &Tasks,
+) -> Result<(), DiscoveryError> {
+    start_on(System::new(config.timeout()), sender, pool, config, tasks)
 }
 
 /// Asks once, for at most `limit`, and answers with what a proxy that starts now would use.
@@ -231,11 +237,19 @@ pub async fn resolve_once(config: &Config, limit: Duration) -> Result<Endpoints,
     resolve_once_on(System::new(config.timeout().min(limit)), config, limit).await
 }
 
-fn start_on(system: System, pool: &str, config: &Config, tasks: &Tasks) -> Result<EndpointsReceiver, DiscoveryError> {
+fn start_on(
+    system: System,
+    sender: &watch::Sender<Option<Endpoints>>,
+    pool: &str,
+    config: &Config,
+    tasks: &Tasks,
+) -> Result<(), DiscoveryError> {
     let source = Source::new(system, Meters::new(pool, config), pool, config)?;
-    let (sender, receiver) = watch::channel(source.at_once());
-    tasks.spawn(run(source, sender, config.interval(), tasks.clone()));
-    Ok(receiver)
+    if let Some(endpoints) = source.at_once() {
+        sender.send_replace(Some(endpoints));
+    }
+    tasks.spawn(run(source, sender.clone(), config.interval(), tasks.clone()));
+    Ok(())
 }
 
 async fn resolve_once_on(system: System, config: &Config, limit: Duration) -> Result<Endpoints, DiscoveryError> {

@@ -40,13 +40,13 @@ pub(super) struct Shared {
     pub(super) dialer: Dialer,
     pub(super) tasks: Tasks,
     pub(super) events: Events,
-    pub(super) retries: RetryBudget,
+    pub(super) retries: Arc<RetryBudget>,
     /// Generations of the views.
     pub(super) changes: watch::Sender<u64>,
-    pub(super) metrics: PoolMetrics,
-    pub(super) opener: Opener,
+    pub(super) metrics: Arc<PoolMetrics>,
+    pub(super) opener: Arc<Opener>,
     /// Every backend that may hold something: those of the table and those that left it.
-    pub(super) all: ArcSwap<Vec<Arc<Backend>>>,
+    pub(super) all: Arc<ArcSwap<Vec<Arc<Backend>>>>,
 }
 
 /// One backend.
@@ -74,18 +74,36 @@ pub(super) struct Load {
 
 impl Shared {
     pub(super) fn new(pool: &str, config: Config, dialer: Dialer, tasks: &Tasks, events: Events) -> Arc<Self> {
-        let metrics = PoolMetrics::new(pool, config.queue_size);
+        let metrics = PoolMetrics::new(pool);
+        metrics.show_limit(config.queue_size);
         let retries = RetryBudget::new(config.retry_budget_percent, metrics.retry_budget_exhausted.clone());
         Arc::new(Self {
             config,
             dialer,
             tasks: tasks.clone(),
             events,
-            retries,
+            retries: Arc::new(retries),
             changes: watch::Sender::new(0),
-            metrics,
-            opener: Opener::default(),
-            all: ArcSwap::default(),
+            metrics: Arc::new(metrics),
+            opener: Arc::default(),
+            all: Arc::default(),
+        })
+    }
+
+    /// The same pool under another configuration: all but that is shared with what it was before.
+    pub(super) fn reconfigured(&self, config: Config) -> Arc<Self> {
+        self.metrics.show_limit(config.queue_size);
+        self.retries.set_percent(config.retry_budget_percent);
+        Arc::new(Self {
+            config,
+            dialer: self.dialer.clone(),
+            tasks: self.tasks.clone(),
+            events: self.events.clone(),
+            retries: Arc::clone(&self.retries),
+            changes: self.changes.clone(),
+            metrics: Arc::clone(&self.metrics),
+            opener: Arc::clone(&self.opener),
+            all: Arc::clone(&self.all),
         })
     }
 }
@@ -351,6 +369,11 @@ impl Backend {
     /// Whether the backend left the table and nothing waits for it.
     pub(super) fn is_closed(&self) -> bool {
         self.closing.load(Ordering::Acquire) && self.is_empty()
+    }
+
+    /// Whether nothing waits or runs.
+    pub(super) fn has_no_work(&self) -> bool {
+        self.is_empty() && self.lock().queue.running() == 0
     }
 
     /// Whether nothing waits, runs or is connected.

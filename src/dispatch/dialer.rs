@@ -1,7 +1,8 @@
 //! How a backend is dialled: TCP, and TLS over it where the pool has it.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -25,11 +26,11 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Idle time before TCP's own keep-alive, which unlike PING offends no gRPC server.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Dials the backends of one pool. Without TLS unless it is given one.
+/// Dials the backends of one pool. Without TLS unless it is given one. Cloning shares it.
 #[derive(Clone, Debug, Default)]
-pub struct Dialer(Option<Tls>);
+pub struct Dialer(Arc<ArcSwapOption<Tls>>);
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Tls {
     client: Client,
     failures: Failures,
@@ -38,13 +39,20 @@ struct Tls {
 impl Dialer {
     /// Speaks TLS with every backend of `pool`.
     pub fn new(pool: &str, client: Client) -> Self {
-        let failures = Failures::new(DISPATCH_TLS_HANDSHAKE_FAILURES_TOTAL, "pool", pool);
-        Self(Some(Tls { client, failures }))
+        let dialer = Self::default();
+        dialer.set(pool, Some(client));
+        dialer
+    }
+
+    /// Speaks by `client` with those that are dialled from now on, or without TLS.
+    pub fn set(&self, pool: &str, client: Option<Client>) {
+        let failures = || Failures::new(DISPATCH_TLS_HANDSHAKE_FAILURES_TOTAL, "pool", pool);
+        self.0.store(client.map(|client| Arc::new(Tls { client, failures: failures() })));
     }
 
     /// Whether it speaks TLS.
     pub(super) fn is_tls(&self) -> bool {
-        self.0.is_some()
+        self.0.load().is_some()
     }
 
     /// Connects to the backend of that identity at `address`, and shakes hands.
@@ -60,7 +68,7 @@ impl Dialer {
             }
             Err(_elapsed) => return Err(Failure::ConnectTimeout),
         };
-        let Some(tls) = &self.0 else { return Ok(Stream::Plain(stream)) };
+        let Some(tls) = self.0.load_full() else { return Ok(Stream::Plain(stream)) };
         tls.shake(stream, identity, address).await.map_err(|error| {
             let reason = Reason::of_io(&error);
             self.refused(reason, address, &error);
@@ -70,7 +78,7 @@ impl Dialer {
 
     /// Notes that TLS with a backend failed.
     pub(super) fn refused(&self, reason: Reason, address: SocketAddr, error: &dyn std::fmt::Display) {
-        if let Some(tls) = &self.0 {
+        if let Some(tls) = &*self.0.load() {
             tls.failures.note(reason, address, error);
         }
     }

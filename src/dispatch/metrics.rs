@@ -4,16 +4,13 @@ use std::sync::Arc;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use super::{
-    Failure,
-    backend::{Backend, Load},
-    outcome::Verdict,
-};
+use super::{Failure, backend::Load, outcome::Verdict};
 use crate::{otlp::Signal, telemetry::metrics as names};
 
 /// Handles without a backend.
 pub(super) struct PoolMetrics {
     pool: Arc<str>,
+    queue_limit: Gauge,
     pub(super) call_duration: Histogram,
     pub(super) call_parts: Histogram,
     pub(super) dropped_abandoned: Counter,
@@ -22,8 +19,6 @@ pub(super) struct PoolMetrics {
     pub(super) taken_apart: Counter,
     pub(super) retry_budget_exhausted: Counter,
     pub(super) unattributed: Counter,
-    /// Held, so that it stays.
-    _queue_limit: Gauge,
 }
 
 /// Handles of one backend.
@@ -49,15 +44,13 @@ pub(super) struct BackendMetrics {
 }
 
 impl PoolMetrics {
-    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; queue sizes are far below 2^52")]
-    pub(super) fn new(pool: &str, queue_size: usize) -> Self {
+    pub(super) fn new(pool: &str) -> Self {
         let pool: Arc<str> = pool.into();
         let label = || Arc::clone(&pool);
         let dropped =
             |reason: &'static str| counter!(names::DISPATCH_DROPPED_PARTS_TOTAL, "pool" => label(), "reason" => reason);
-        let queue_limit = gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label());
-        queue_limit.set(queue_size as f64);
         Self {
+            queue_limit: gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label()),
             call_duration: histogram!(names::DISPATCH_CALL_DURATION_SECONDS, "pool" => label()),
             call_parts: histogram!(names::DISPATCH_CALL_PARTS, "pool" => label()),
             dropped_abandoned: dropped("abandoned"),
@@ -66,9 +59,14 @@ impl PoolMetrics {
             retry_budget_exhausted: counter!(names::DISPATCH_RETRY_BUDGET_EXHAUSTED_TOTAL, "pool" => label()),
             taken_apart: counter!(names::DISPATCH_TAKEN_APART_TOTAL, "pool" => label()),
             unattributed: counter!(names::DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL, "pool" => label()),
-            _queue_limit: queue_limit,
             pool,
         }
+    }
+
+    /// Shows the bound of each queue.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; queue sizes are far below 2^52")]
+    pub(super) fn show_limit(&self, queue_size: usize) {
+        self.queue_limit.set(queue_size as f64);
     }
 
     /// Handles of one backend, created at 0.
@@ -158,11 +156,6 @@ impl BackendMetrics {
     /// A connection closed.
     pub(super) fn closed(&self) {
         self.connections.decrement(1.0);
-    }
-
-    /// Sets the gauges from one backend.
-    pub(super) fn sample(&self, backend: &Backend) {
-        self.set(backend.load());
     }
 
     /// Sets the gauges.

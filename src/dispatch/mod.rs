@@ -149,6 +149,8 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Dispatch {
     view: Arc<ArcSwapOption<View>>,
+    configs: watch::Sender<Config>,
+    /// As it was started: of what can change later only that which is shared may be used.
     shared: Arc<Shared>,
 }
 
@@ -197,11 +199,12 @@ impl Dispatch {
     ) -> Arc<Self> {
         let shared = Shared::new(pool, config, dialer, tasks, events);
         let view = Arc::new(ArcSwapOption::empty());
-        let mut reconciler = Reconciler::new(Arc::clone(&shared), Arc::clone(&view), tables);
+        let (configs, followed) = watch::channel(shared.config.clone());
+        let mut reconciler = Reconciler::new(Arc::clone(&shared), Arc::clone(&view), tables, followed);
         reconciler.follow();
         tasks.spawn(opener::run(Arc::clone(&shared)));
         tasks.spawn(reconciler.run());
-        Arc::new(Self { view, shared })
+        Arc::new(Self { view, configs, shared })
     }
 
     /// The table of the moment with its queues; `None` until the first table.
@@ -219,8 +222,21 @@ impl Dispatch {
         &self.shared.retries
     }
 
-    /// The configuration that this was started with.
-    pub fn config(&self) -> &Config {
-        &self.shared.config
+    /// Delivers by another configuration from a moment on. What is with a backend or in its queue is finished by the one
+    /// before; neither the table nor any request notices.
+    pub fn reconfigure(&self, config: Config) {
+        self.configs.send_replace(config);
+    }
+
+    /// Waits for the first table.
+    pub async fn ready(&self) {
+        let mut changes = self.changes();
+        // Subscribed before it is looked at: a view that comes in between is heard of.
+        while self.view().is_none() && changes.changed().await.is_ok() {}
+    }
+
+    /// Whether nothing waits for a backend or runs there.
+    pub fn is_idle(&self) -> bool {
+        self.shared.all.load().iter().all(|backend| backend.has_no_work())
     }
 }

@@ -3,9 +3,10 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
+    Config,
     backend::{Backend, Load, Shared},
     submit::View,
 };
@@ -14,7 +15,7 @@ use crate::{membership::Tables, ring::Table};
 /// How often gauges are set; nothing on the way of the data touches them.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
-/// A backend stays while both are the same.
+/// A backend stays while both are the same, and the configuration.
 type Key = (Arc<str>, Option<SocketAddr>);
 
 /// Owns the backends of a pool.
@@ -22,13 +23,19 @@ pub(super) struct Reconciler {
     shared: Arc<Shared>,
     view: Arc<ArcSwapOption<View>>,
     tables: Tables,
-    /// Left the table and not idle yet.
+    configs: watch::Receiver<Config>,
+    /// Left the table, or serves by an older configuration, and not idle yet.
     leaving: Vec<Arc<Backend>>,
 }
 
 impl Reconciler {
-    pub(super) fn new(shared: Arc<Shared>, view: Arc<ArcSwapOption<View>>, tables: Tables) -> Self {
-        Self { shared, view, tables, leaving: Vec::new() }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        view: Arc<ArcSwapOption<View>>,
+        tables: Tables,
+        configs: watch::Receiver<Config>,
+    ) -> Self {
+        Self { shared, view, tables, configs, leaving: Vec::new() }
     }
 
     /// Runs until the tasks are stopped, then hands back what waits.
@@ -36,7 +43,7 @@ impl Reconciler {
         let tasks = self.shared.tasks.clone();
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut followed = true;
+        let (mut followed, mut configured) = (true, true);
         loop {
             tokio::select! {
                 // The end comes first: nothing is begun after it.
@@ -47,6 +54,10 @@ impl Reconciler {
                     // Membership is gone: the last table stays.
                     Err(_) => followed = false,
                 },
+                changed = self.configs.changed(), if configured => match changed {
+                    Ok(()) => self.reconfigure(),
+                    Err(_) => configured = false,
+                },
                 _ = ticks.tick() => self.sample(),
             }
         }
@@ -56,10 +67,22 @@ impl Reconciler {
     /// Publishes a view of the newest table.
     pub(super) fn follow(&mut self) {
         let Some(table) = self.tables.borrow_and_update().clone() else { return };
-        let old = self.view.load_full();
-        if old.as_ref().is_some_and(|old| Arc::ptr_eq(old.table(), &table)) {
-            return;
+        if !self.view.load().as_ref().is_some_and(|old| Arc::ptr_eq(old.table(), &table)) {
+            self.publish(table);
         }
+    }
+
+    /// Delivers by the newest configuration from now on: new backends take over from those that are there, which finish what
+    /// they have.
+    fn reconfigure(&mut self) {
+        self.shared = self.shared.reconfigured(self.configs.borrow_and_update().clone());
+        if let Some(view) = self.view.load_full() {
+            self.publish(Arc::clone(view.table()));
+        }
+    }
+
+    fn publish(&mut self, table: Arc<Table>) {
+        let old = self.view.load_full();
         let (view, gone) = next_view(&self.shared, old.as_deref(), table);
         self.leaving.extend(gone.iter().cloned());
         let view = Arc::new(view);
@@ -78,18 +101,10 @@ impl Reconciler {
 
     /// Sets the gauges and forgets those that left and are done.
     fn sample(&mut self) {
-        let left = self.leaving.len();
-        self.leaving.retain(|backend| {
-            backend.metrics.sample(backend);
-            !backend.is_idle()
-        });
         let Some(view) = self.view.load_full() else { return };
-        if self.leaving.len() != left {
-            self.set_all(&view);
-        }
-        // Shards of one backend share their series: sums are set.
+        // Shards of one backend share their series, and so does one that takes over from another: sums are set.
         let mut sums: HashMap<&str, (&Backend, Load)> = HashMap::new();
-        for backend in view.backends() {
+        for backend in view.backends().chain(&self.leaving) {
             let load = backend.load();
             let (_, sum) = sums.entry(&backend.identity).or_insert((backend, Load::default()));
             sum.waiting_bytes += load.waiting_bytes;
@@ -98,6 +113,11 @@ impl Reconciler {
         }
         for (backend, sum) in sums.into_values() {
             backend.metrics.set(sum);
+        }
+        let left = self.leaving.len();
+        self.leaving.retain(|backend| !backend.is_idle());
+        if self.leaving.len() != left {
+            self.set_all(&view);
         }
     }
 }
@@ -109,16 +129,21 @@ fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (Vi
     for backend in old.into_iter().flat_map(View::backends) {
         kept.entry((Arc::clone(&backend.identity), backend.address)).or_default().push(Arc::clone(backend));
     }
+    let mut gone = Vec::new();
     let mut by_shard: Vec<Vec<Arc<Backend>>> = vec![Vec::with_capacity(table.backends().len()); shards];
     for endpoint in table.backends() {
-        let mut mine = kept.remove(&(Arc::clone(&endpoint.identity), endpoint.address)).unwrap_or_default();
+        let mine = kept.remove(&(Arc::clone(&endpoint.identity), endpoint.address)).unwrap_or_default();
         // Shards see the same backend: what one of them hears ends the failures of another.
         let pulse = mine.first().map(|backend| Arc::clone(&backend.pulse)).unwrap_or_default();
+        let (mut mine, outdated): (Vec<_>, Vec<_>) =
+            mine.into_iter().partition(|backend| Arc::ptr_eq(&backend.shared, shared));
+        gone.extend(outdated);
         for shard in &mut by_shard {
             shard.push(mine.pop().unwrap_or_else(|| Backend::new(endpoint, shared, Arc::clone(&pulse))));
         }
     }
     let shards = by_shard.into_iter().map(Vec::into_boxed_slice).collect();
-    let view = View::new(table, shards, shared.config.max_request_size);
-    (view, kept.into_values().flatten().collect())
+    let view = View::new(table, shards, &shared.config);
+    gone.extend(kept.into_values().flatten());
+    (view, gone)
 }

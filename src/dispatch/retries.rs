@@ -27,7 +27,7 @@ const FLOOR: i64 = 10;
 #[derive(Debug)]
 pub struct RetryBudget {
     /// What one first attempt adds.
-    share: i64,
+    share: AtomicI64,
     tokens: AtomicI64,
     /// When the floor was last added.
     refilled: Mutex<Instant>,
@@ -38,18 +38,23 @@ impl RetryBudget {
     /// A full bucket of which `percent` of first attempts may be retries in the long run.
     pub(super) fn new(percent: u32, exhausted: Counter) -> Self {
         Self {
-            share: TOKEN * i64::from(percent) / 100,
+            share: AtomicI64::new(share_of(percent)),
             tokens: AtomicI64::new(MOST),
             refilled: Mutex::new(Instant::now()),
             exhausted,
         }
     }
 
+    /// Changes the share of first attempts that may be retries.
+    pub(super) fn set_percent(&self, percent: u32) {
+        self.share.store(share_of(percent), Ordering::Relaxed);
+    }
+
     /// Notes first attempts. One load while the bucket is full, which it is while all is well.
     pub fn earn(&self, parts: usize) {
         if self.tokens.load(Ordering::Relaxed) < MOST {
             let parts = i64::try_from(parts).unwrap_or(MOST).min(MOST);
-            self.add(self.share.saturating_mul(parts));
+            self.add(self.share.load(Ordering::Relaxed).saturating_mul(parts));
         }
     }
 
@@ -92,6 +97,10 @@ impl RetryBudget {
             self.tokens.fetch_min(MOST, Ordering::Relaxed);
         }
     }
+}
+
+fn share_of(percent: u32) -> i64 {
+    TOKEN * i64::from(percent) / 100
 }
 
 #[cfg(test)]

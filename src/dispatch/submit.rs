@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Join, Part, backend::Backend, piece::Queued};
+use super::{Config, Join, Part, RetryConfig, backend::Backend, piece::Queued};
 use crate::ring::Table;
 
 /// One table and the queues of its backends. Parts are submitted to the view of the table that they were cut by.
@@ -20,6 +20,7 @@ pub struct View {
     /// By shard, then by backend index.
     shards: Box<[Box<[Arc<Backend>]>]>,
     max_request_size: usize,
+    retry: RetryConfig,
 }
 
 /// A queue had no room: nothing was queued.
@@ -33,13 +34,18 @@ pub struct Full {
 }
 
 impl View {
-    pub(super) fn new(table: Arc<Table>, shards: Box<[Box<[Arc<Backend>]>]>, max_request_size: usize) -> Self {
-        Self { table, shards, max_request_size }
+    pub(super) fn new(table: Arc<Table>, shards: Box<[Box<[Arc<Backend>]>]>, config: &Config) -> Self {
+        Self { table, shards, max_request_size: config.max_request_size, retry: config.retry }
     }
 
     /// The table.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
+    }
+
+    /// How retries space themselves.
+    pub fn retry(&self) -> RetryConfig {
+        self.retry
     }
 
     /// Whether the backend of that identity is there and its slots are its own.

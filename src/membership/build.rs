@@ -14,6 +14,8 @@ pub enum Cause {
     Discovery,
     /// A backend left after it was held for a while, or since it failed too.
     Departure,
+    /// The pool is configured in another way.
+    Configuration,
     /// A backend was ejected.
     Ejection,
     /// A backend came back.
@@ -61,6 +63,7 @@ impl Cause {
         match self {
             Self::Discovery => "discovery",
             Self::Departure => "departure",
+            Self::Configuration => "configuration",
             Self::Ejection => "ejection",
             Self::Return => "return",
             Self::Panic => "panic",

@@ -83,6 +83,7 @@ pub struct OutlierDetection {
 struct Room<P> {
     pool: Arc<str>,
     state: State,
+    configs: watch::Receiver<Config>,
     endpoints: EndpointsReceiver,
     inbox: Inbox,
     prober: Arc<P>,
@@ -123,16 +124,17 @@ impl Default for OutlierDetection {
     }
 }
 
-/// Starts the task of `pool`, which ends when `tasks` are stopped.
+/// Starts the task of `pool`, which ends when `tasks` are stopped. It follows `configs` and forgets nothing over that.
 pub fn start<P: Prober>(
     pool: &str,
-    config: Config,
+    mut configs: watch::Receiver<Config>,
     endpoints: EndpointsReceiver,
     inbox: Inbox,
     prober: P,
     tasks: &Tasks,
 ) -> Published {
     let (sender, tables) = watch::channel(None);
+    let config = configs.borrow_and_update().clone();
     let record = Record::new(config.hold_down);
     let pool: Arc<str> = pool.into();
     let room = Room {
@@ -141,6 +143,7 @@ pub fn start<P: Prober>(
         lines: Lines::new(&pool),
         pool,
         state: State::new(config, fastrand::Rng::new()),
+        configs,
         endpoints,
         inbox,
         prober: Arc::new(prober),
@@ -163,6 +166,7 @@ impl<P: Prober> Room<P> {
                 biased;
                 // First: a process that ends needs no further table.
                 () = until.stopped() => return,
+                input = configured(&mut self.configs) => input,
                 input = discovered(&mut self.endpoints) => input,
                 Some(input) = self.results.1.recv() => input,
                 Some(event) = self.inbox.recv() => Input::Seen(event),
@@ -188,6 +192,9 @@ impl<P: Prober> Room<P> {
         }
         if let Input::Seen(event) = &input {
             self.record.saw(event);
+        }
+        if let Input::Configured(config) = &input {
+            self.record.hold_for(config.hold_down);
         }
         let by_discovery = matches!(input, Input::Discovered(_));
         let mut effects = self.state.apply(input, Instant::now());
@@ -241,6 +248,16 @@ impl<P: Prober> Room<P> {
         tell::change(&self.pool, &change);
         self.tables.send_replace(Some(change.table));
     }
+}
+
+/// The next configuration; never, once nobody can send one.
+///
+/// Cancel safety: the channel keeps what was not taken.
+async fn configured(configs: &mut watch::Receiver<Config>) -> Input {
+    if configs.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    Input::Configured(configs.borrow_and_update().clone())
 }
 
 /// The next set of discovery; never, once discovery has ended.

@@ -101,6 +101,11 @@ impl Record {
         Self(Arc::new(Mutex::new(inner)))
     }
 
+    /// Another time for those that leave discovery from now on.
+    pub(super) fn hold_for(&self, hold_down: Duration) {
+        self.lock().hold_down = hold_down;
+    }
+
     /// How every member stands.
     pub fn standings(&self) -> BTreeMap<Arc<str>, Standing> {
         self.lock().standings.clone()

@@ -36,6 +36,8 @@ pub enum Input {
         /// Whether there was an answer.
         answered: bool,
     },
+    /// The operator chose otherwise; what is known of backends stays.
+    Configured(Config),
     /// Time has passed.
     Timer,
 }
@@ -114,11 +116,16 @@ impl State {
     /// Takes note of `input` at the instant `now`.
     pub fn apply(&mut self, input: Input, now: Instant) -> Effects {
         let mut effects = Effects::default();
-        let by_discovery = matches!(input, Input::Discovered(_));
+        let source = match &input {
+            Input::Discovered(_) => Some(Cause::Discovery),
+            Input::Configured(_) => Some(Cause::Configuration),
+            Input::Seen(_) | Input::Probed { .. } | Input::Timer => None,
+        };
         match input {
             Input::Discovered(endpoints) => self.discovered(&endpoints, now, &mut effects.notes),
             Input::Seen(event) => self.seen(&event, now, &mut effects.notes),
             Input::Probed { probe, answered } => self.probed(&probe, answered, now, &mut effects.notes),
+            Input::Configured(config) => self.configured(config),
             Input::Timer => {}
         }
         self.give_up_on_names(now, &mut effects.notes);
@@ -126,7 +133,7 @@ impl State {
         self.settle_panic(&mut effects.notes);
         effects.probes = self.due_probes(now);
         effects.timer = self.next_due();
-        effects.rebuild = self.wish(if by_discovery { Cause::Discovery } else { cause_of(&effects.notes) });
+        effects.rebuild = self.wish(source.unwrap_or_else(|| cause_of(&effects.notes)));
         effects
     }
 
@@ -188,6 +195,14 @@ impl State {
                 .and_modify(|backend| backend.listed(endpoint, now))
                 .or_insert_with(|| Backend::new(endpoint.clone(), now));
         }
+    }
+
+    fn configured(&mut self, config: Config) {
+        if config.ring != self.config.ring {
+            // The same view is placed in another way.
+            self.asked = None;
+        }
+        self.config = config;
     }
 
     fn seen(&mut self, event: &HealthEvent, now: Instant, notes: &mut Vec<Note>) {

@@ -72,10 +72,10 @@ impl<'a> Delivery<'a> {
         route: &'a Route,
         join: Join,
         parts: &[Part],
-        generation: u64,
+        view: &View,
         tally: Tally,
     ) -> Self {
-        let backoff = Backoff::new(route.dispatch.config().retry);
+        let (backoff, generation) = (Backoff::new(view.retry()), view.table().generation);
         let placed = |part: &Part| Placed { records: part.records, backoff, generation, paid: false };
         Self {
             pipeline,

@@ -13,7 +13,9 @@ mod tests;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Code;
 
 pub use self::connection::ClientConnection;
@@ -64,36 +66,70 @@ pub struct Config {
 /// Routes and bounds: what turns a request into an outcome.
 #[derive(Debug)]
 pub struct Pipeline {
-    config: Config,
     budget: Budget,
-    routes: [Option<Route>; Signal::ALL.len()],
+    /// Replaced whole: a request goes by the routes that it met.
+    routes: ArcSwap<Routes>,
+}
+
+/// The ways of all signals at one moment.
+#[derive(Debug)]
+pub struct Routes {
+    config: Config,
+    by_signal: [Option<Arc<Route>>; Signal::ALL.len()],
 }
 
 /// The way of one signal.
 #[derive(Debug)]
 struct Route {
+    config: Config,
     pool: String,
     dispatch: Arc<Dispatch>,
     metrics: SignalMetrics,
+    /// Says for as long as it lives that the pool is in use.
+    _user: Option<TaskTrackerToken>,
 }
 
-impl Pipeline {
-    /// A pipeline without routes: every signal is answered `UNIMPLEMENTED`.
-    pub fn new(config: Config, budget: Budget) -> Self {
-        Self { config, budget, routes: Default::default() }
+impl Routes {
+    /// No routes: every signal is answered `UNIMPLEMENTED`.
+    pub fn new(config: Config) -> Self {
+        Self { config, by_signal: Default::default() }
     }
 
     /// Sends `signal` to `pool`, which `dispatch` delivers to.
     #[must_use]
-    pub fn with_route(mut self, signal: Signal, pool: &str, dispatch: Arc<Dispatch>) -> Self {
-        if let Some(route) = self.routes.get_mut(signal.index()) {
-            *route = Some(Route { pool: pool.to_owned(), metrics: SignalMetrics::new(pool, signal), dispatch });
-        }
+    pub fn with(mut self, signal: Signal, pool: &str, dispatch: Arc<Dispatch>) -> Self {
+        self.add(signal, pool, dispatch, None);
         self
     }
 
-    fn route(&self, signal: Signal) -> Result<&Route, Refusal> {
-        self.routes.get(signal.index()).and_then(Option::as_ref).ok_or_else(|| {
+    /// The same; `user` is kept until these routes were replaced and the last request that went this way is answered.
+    pub fn add(&mut self, signal: Signal, pool: &str, dispatch: Arc<Dispatch>, user: Option<TaskTrackerToken>) {
+        if let Some(route) = self.by_signal.get_mut(signal.index()) {
+            let metrics = SignalMetrics::new(pool, signal);
+            *route = Some(Arc::new(Route {
+                config: self.config.clone(),
+                pool: pool.to_owned(),
+                dispatch,
+                metrics,
+                _user: user,
+            }));
+        }
+    }
+}
+
+impl Pipeline {
+    /// A pipeline that takes memory from `budget`.
+    pub fn new(routes: Routes, budget: Budget) -> Self {
+        Self { budget, routes: ArcSwap::from_pointee(routes) }
+    }
+
+    /// Routes that hold for every request from now on; those in hand go on as they began.
+    pub fn replace(&self, routes: Routes) {
+        self.routes.store(Arc::new(routes));
+    }
+
+    fn route(&self, signal: Signal) -> Result<Arc<Route>, Refusal> {
+        self.routes.load().by_signal.get(signal.index()).and_then(Clone::clone).ok_or_else(|| {
             let message = format!("no route for {0}; add one with signals: [{0}]", signal.as_str());
             Refusal::permanent(Code::Unimplemented, Reason::Unimplemented, message)
         })
@@ -103,7 +139,7 @@ impl Pipeline {
         let route = self.route(request.signal)?;
         let view = route.dispatch.view().ok_or_else(|| not_ready(&route.pool))?;
         let Cut { parts, records, rejected, permit } =
-            cut::cut(request.signal, request.message, request.permit, view.table(), &self.config, &route.metrics)?;
+            cut::cut(request.signal, request.message, request.permit, view.table(), &route.config, &route.metrics)?;
         if parts.is_empty() {
             let outcome = Ok(delivery::nothing_to_send(rejected));
             route.metrics.note_outcome(records, &outcome);
@@ -113,7 +149,7 @@ impl Pipeline {
         join.hold(permit);
         let tally = Tally::new(records, rejected);
         let sent = parts.len();
-        let delivery = Delivery::new(self, route, join, &parts, view.table().generation, tally);
+        let delivery = Delivery::new(self, &route, join, &parts, &view, tally);
         let outcome = match view.submit(parts, delivery.join()) {
             Ok(()) => {
                 drop(view);

@@ -34,8 +34,8 @@ struct Stage {
 impl Stage {
     fn new(config: dispatch::Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
         let rig = Rig::start_with(config, backends, tasks);
-        let pipeline = Pipeline::new(Config::default(), Budget::new(1 << 30));
-        let pipeline = Arc::new(pipeline.with_route(Signal::Traces, "test", Arc::clone(&rig.dispatch)));
+        let routes = Routes::new(Config::default()).with(Signal::Traces, "test", Arc::clone(&rig.dispatch));
+        let pipeline = Arc::new(Pipeline::new(routes, Budget::new(1 << 30)));
         Self { rig, pipeline }
     }
 

@@ -1,7 +1,20 @@
 //! The one accept loop of the process: every listener, OTLP or admin, plain or TLS, is bound and served here.
 
-use std::{convert::Infallible, error::Error, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error,
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use arc_swap::ArcSwap;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, service::Service};
@@ -9,7 +22,6 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::Semaphore,
     time::{Instant, sleep, timeout_at},
 };
 
@@ -137,7 +149,7 @@ impl Bound {
     }
 
     /// Accepts connections until the drain begins; `make_service` makes the service of each.
-    pub fn serve<C, M, S, B>(self, limits: Limits, connector: C, make_service: M, tasks: &Tasks)
+    pub fn serve<C, M, S, B>(self, limits: Limits, connector: C, make_service: M, tasks: &Tasks) -> Handle
     where
         C: Connector,
         M: Fn(SocketAddr) -> S + Send + Sync + 'static,
@@ -147,23 +159,73 @@ impl Bound {
         B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
+        let rules = Arc::new(ArcSwap::from_pointee(Rules::new(limits, tasks)));
         let listener = Arc::new(Listener {
-            builder: connection::builder(&limits, tasks),
+            rules: Arc::clone(&rules),
             metrics: ListenerMetrics::new(self.name),
-            limits,
             connector,
             make_service,
             tasks: tasks.clone(),
         });
         drop(tasks.spawn(accept(self, listener)));
+        Handle { rules, tasks: tasks.clone() }
+    }
+}
+
+/// Changes the limits of a listener that serves.
+pub struct Handle {
+    rules: Arc<ArcSwap<Rules>>,
+    tasks: Tasks,
+}
+
+/// What holds for connections that come now.
+struct Rules {
+    builder: hyper_util::server::conn::auto::Builder<Spawner>,
+    limits: Limits,
+}
+
+impl Handle {
+    /// Limits for every connection that comes from now on; those that are open keep theirs.
+    pub fn set(&self, limits: Limits) {
+        self.rules.store(Arc::new(Rules::new(limits, &self.tasks)));
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("limits", &self.rules.load().limits).finish_non_exhaustive()
+    }
+}
+
+impl Rules {
+    fn new(limits: Limits, tasks: &Tasks) -> Self {
+        Self { builder: connection::builder(&limits, tasks), limits }
+    }
+}
+
+/// A connection's place among those that may be open.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    /// The next place, if there are fewer than `most`. Only one task takes places.
+    fn take(open: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        (open.load(Ordering::Relaxed) < most).then(|| {
+            open.fetch_add(1, Ordering::Relaxed);
+            Self(Arc::clone(open))
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// What the connections of a listener share.
 struct Listener<C, M> {
-    builder: hyper_util::server::conn::auto::Builder<Spawner>,
+    rules: Arc<ArcSwap<Rules>>,
     metrics: ListenerMetrics,
-    limits: Limits,
     connector: C,
     make_service: M,
     tasks: Tasks,
@@ -179,8 +241,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let max_connections = listener.limits.max_connections;
-    let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+    let open = Arc::default();
     let mut trouble = Trouble::new(bound.name);
     loop {
         let accepted = tokio::select! {
@@ -203,7 +264,9 @@ where
             }
         };
         trouble.over();
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let rules = listener.rules.load_full();
+        let max_connections = rules.limits.max_connections;
+        let Some(place) = Place::take(&open, max_connections) else {
             listener.metrics.refused();
             trouble.with_room(max_connections);
             continue;
@@ -211,7 +274,7 @@ where
         let shared = Arc::clone(&listener);
         let service = (listener.make_service)(peer);
         drop(listener.tasks.spawn(async move {
-            shared.connection(stream, peer, service).await;
+            shared.connection(stream, peer, service, &rules).await;
             drop(place);
         }));
     }
@@ -220,7 +283,7 @@ where
 // === impl Listener ===
 
 impl<C: Connector, M> Listener<C, M> {
-    async fn connection<S, B>(&self, stream: TcpStream, peer: SocketAddr, service: S)
+    async fn connection<S, B>(&self, stream: TcpStream, peer: SocketAddr, service: S, rules: &Rules)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S::Future: Send + 'static,
@@ -229,7 +292,7 @@ impl<C: Connector, M> Listener<C, M> {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let open = self.metrics.accepted();
-        let life = Life::new(&self.limits);
+        let life = Life::new(&rules.limits);
         if let Err(error) = set_options(&stream) {
             tracing::debug!(%error, "cannot set the options of a connection");
         }
@@ -239,7 +302,7 @@ impl<C: Connector, M> Listener<C, M> {
         };
         match connected {
             Ok(Ok(stream)) => {
-                connection::serve(&self.builder, stream, service, life, &self.tasks).await;
+                connection::serve(&rules.builder, stream, service, life, &self.tasks).await;
             }
             Ok(Err(error)) => {
                 self.metrics.failed();

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE, request::Parts};
 use http_body::Body;
@@ -43,9 +44,19 @@ struct Shared<E> {
     export: Arc<E>,
     budget: Budget,
     metrics: ReceiverMetrics,
+    limits: LimitsHandle,
+}
+
+/// What holds for a request that comes now.
+#[derive(Clone, Debug)]
+struct Limits {
     max_recv_msg_size: usize,
     deadline: Duration,
 }
+
+/// Changes the limits of requests.
+#[derive(Clone, Debug)]
+pub(super) struct LimitsHandle(Arc<ArcSwap<Limits>>);
 
 /// What a request's headers say.
 struct Head {
@@ -75,10 +86,14 @@ impl<E: Export> OtlpGrpc<E> {
             export,
             budget,
             metrics: ReceiverMetrics::new(),
-            max_recv_msg_size: config.max_recv_msg_size,
-            deadline: config.deadline,
+            limits: LimitsHandle(Arc::new(ArcSwap::from_pointee(Limits::new(config)))),
         };
         Self { shared: Arc::new(shared), connection: Arc::default() }
+    }
+
+    /// What changes its limits.
+    pub(super) fn limits(&self) -> LimitsHandle {
+        self.shared.limits.clone()
     }
 
     /// The service of a new client connection.
@@ -112,6 +127,7 @@ impl<E: Export> OtlpGrpc<E> {
     {
         let Self { shared, connection } = self;
         let started = Instant::now();
+        let limits = shared.limits.get();
         let (parts, body) = request.into_parts();
         let signal = match signal_of(&parts) {
             Ok(signal) => signal,
@@ -125,11 +141,11 @@ impl<E: Export> OtlpGrpc<E> {
             }
         };
         let in_flight = shared.metrics.of(signal).begin(started);
-        let head = Head::parse(&parts.headers, started, shared.deadline);
+        let head = Head::parse(&parts.headers, started, limits.deadline);
         drop(parts);
         let (outcome, codec) = match head {
             Ok(head) => {
-                let delivery = shared.deliver(signal, head.encoding, head.deadline, body, connection);
+                let delivery = shared.deliver(signal, &head, limits.max_recv_msg_size, body, connection);
                 (CatchPanic(pin!(delivery)).await, head.reply_encoding)
             }
             Err(refusal) => (Some(Outcome::Refused(refusal)), None),
@@ -137,7 +153,7 @@ impl<E: Export> OtlpGrpc<E> {
         let Some(outcome) = outcome else {
             // The client is gone in the middle of its body: whatever is answered goes nowhere.
             drop(in_flight);
-            return reply::grpc(Outcome::Refused(refusal_of_body(BodyError::Gone, shared.max_recv_msg_size)), None);
+            return reply::grpc(Outcome::Refused(refusal_of_body(BodyError::Gone, limits.max_recv_msg_size)), None);
         };
         in_flight.answered(&outcome);
         reply::grpc(outcome, codec)
@@ -162,6 +178,25 @@ where
     }
 }
 
+// === impl Limits ===
+
+impl Limits {
+    fn new(config: &GrpcConfig) -> Self {
+        Self { max_recv_msg_size: config.max_recv_msg_size, deadline: config.deadline }
+    }
+}
+
+impl LimitsHandle {
+    /// Limits for every request that comes from now on.
+    pub(super) fn set(&self, config: &GrpcConfig) {
+        self.0.store(Arc::new(Limits::new(config)));
+    }
+
+    fn get(&self) -> Limits {
+        Limits::clone(&self.0.load())
+    }
+}
+
 // === impl Shared ===
 
 impl<E: Export> Shared<E> {
@@ -169,38 +204,38 @@ impl<E: Export> Shared<E> {
     async fn deliver<B>(
         &self,
         signal: Signal,
-        encoding: Option<Codec>,
-        deadline: Instant,
+        head: &Head,
+        limit: usize,
         body: B,
         connection: Arc<ClientConnection>,
     ) -> Option<Outcome>
     where
         B: Body<Data = Bytes> + Send,
     {
-        let limit = self.max_recv_msg_size;
-        let received = match self.read(body, deadline).await {
+        let received = match self.read(body, limit, head.deadline).await {
             Ok(Ok(received)) => received,
             Ok(Err(BodyError::Gone)) => return None,
             Ok(Err(error)) => return Some(Outcome::Refused(refusal_of_body(error, limit))),
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
         let wire = received.bytes.len();
-        let (message, permit) = match unpack(received, encoding, limit) {
+        let (message, permit) = match unpack(received, head.encoding, limit) {
             Ok(unpacked) => unpacked,
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
         self.metrics.of(signal).read(wire, message.payload_len());
+        let deadline = head.deadline;
         Some(self.export.export(Request { signal, message, permit, deadline, connection }).await)
     }
 
     /// Reads the message. A timer is set only if the body is not here yet: usually it came with the headers.
-    async fn read<B>(&self, body: B, deadline: Instant) -> Result<Result<Received, BodyError>, Refusal>
+    async fn read<B>(&self, body: B, limit: usize, deadline: Instant) -> Result<Result<Received, BodyError>, Refusal>
     where
         B: Body<Data = Bytes> + Send,
     {
         let mut reading = pin!(async {
             let body = pin!(body);
-            body::read(body, self.max_recv_msg_size, self.budget.permit()).await
+            body::read(body, limit, self.budget.permit()).await
         });
         let at_once = std::future::poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await;
         if let Poll::Ready(received) = at_once {

@@ -100,7 +100,7 @@ pub(super) struct OpenConnection(Gauge);
 pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 bytes are more than a machine has")]
     let as_gauge = |bytes: usize| bytes as f64;
-    gauge!(MEMORY_BUDGET_LIMIT_BYTES).set(as_gauge(budget.limit()));
+    let limit = gauge!(MEMORY_BUDGET_LIMIT_BYTES);
     let used = gauge!(MEMORY_BUDGET_USED_BYTES);
     let watch = tasks.clone();
     drop(tasks.spawn(async move {
@@ -110,6 +110,7 @@ pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
             tokio::select! {
                 () = watch.drained() => break,
                 _ = ticks.tick() => {
+                    limit.set(as_gauge(budget.limit()));
                     used.set(as_gauge(budget.used()));
                     buffers::trim();
                 }

@@ -37,6 +37,9 @@ use crate::{
 /// The OTLP/gRPC listener in metrics and logs.
 const GRPC: &str = "otlp_grpc";
 
+/// What runs on its TLS.
+const ALPN: &[&[u8]] = &[b"h2"];
+
 /// What the operator asked of the receivers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -90,6 +93,20 @@ pub struct Listeners {
     pub grpc: Option<SocketAddr>,
 }
 
+/// Receivers that serve.
+#[derive(Debug)]
+pub struct Receivers {
+    listeners: Listeners,
+    grpc: Option<ServingGrpc>,
+}
+
+#[derive(Debug)]
+struct ServingGrpc {
+    connections: accept::Handle,
+    requests: grpc::LimitsHandle,
+    tls: Option<tls::Server>,
+}
+
 /// Why the receivers could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
@@ -133,7 +150,7 @@ pub fn bind(config: &Config) -> Result<Bound, ReceiveError> {
     let grpc = match &config.grpc {
         None => None,
         Some(grpc) => {
-            let tls = grpc.tls.clone().map(|tls| tls::Server::load(GRPC, tls, &[b"h2"])).transpose()?;
+            let tls = grpc.tls.clone().map(|tls| tls::Server::load(GRPC, tls, ALPN)).transpose()?;
             let port = accept::bind(GRPC, grpc.endpoint).map_err(ReceiveError::Grpc)?;
             Some(BoundGrpc { port, config: grpc.clone(), tls })
         }
@@ -148,7 +165,7 @@ pub fn start<E: Export>(
     budget: Budget,
     tasks: &Tasks,
 ) -> Result<Listeners, ReceiveError> {
-    Ok(bind(config)?.serve(export, budget, tasks))
+    Ok(bind(config)?.serve(export, budget, tasks).listeners())
 }
 
 // === impl Bound ===
@@ -167,29 +184,67 @@ impl Bound {
     /// Accepts connections until the drain begins and hands each request to `export`.
     ///
     /// Metric handles are resolved here, so the recorder has to be installed before.
-    pub fn serve<E: Export>(self, export: Arc<E>, budget: Budget, tasks: &Tasks) -> Listeners {
-        let listeners = self.listeners();
+    pub fn serve<E: Export>(self, export: Arc<E>, budget: Budget, tasks: &Tasks) -> Receivers {
+        let mut receivers = Receivers { listeners: self.listeners(), grpc: None };
         metrics::report_budget(budget.clone(), tasks);
         if let Some(BoundGrpc { port, config, tls }) = self.grpc {
             let service = OtlpGrpc::new(export, budget, &config);
-            let limits = accept::Limits {
-                protocol: accept::Protocol::Http2,
-                max_connections: config.max_connections,
-                header_timeout: config.header_timeout,
-                max_concurrent_streams: config.max_concurrent_streams,
-                max_header_list_size: config.max_header_list_size,
-                max_connection_age: config.max_connection_age,
-                max_connection_age_grace: config.max_connection_age_grace,
-            };
-            let service = move |_peer| service.for_connection();
-            match tls {
-                None => port.serve(limits, accept::Plain, service, tasks),
+            let limits = service.limits();
+            let make_service = move |_peer| service.for_connection();
+            let connections = match &tls {
+                None => port.serve(config.limits(), accept::Plain, make_service, tasks),
                 Some(tls) => {
                     tls.watch(tasks);
-                    port.serve(limits, secure::Tls::new(GRPC, tls), service, tasks);
+                    port.serve(config.limits(), secure::Tls::new(GRPC, tls.clone()), make_service, tasks)
                 }
-            }
+            };
+            receivers.grpc = Some(ServingGrpc { connections, requests: limits, tls });
         }
-        listeners
+        receivers
+    }
+}
+
+// === impl Receivers ===
+
+impl Receivers {
+    /// Where they serve.
+    pub fn listeners(&self) -> Listeners {
+        self.listeners
+    }
+
+    /// Takes over what differs in `config` but for endpoints: what is of a request with the next one, what is of a connection
+    /// with the next connection.
+    pub fn reconfigure(&self, config: &Config) {
+        if let (Some(grpc), Some(config)) = (&self.grpc, &config.grpc) {
+            grpc.connections.set(config.limits());
+            grpc.requests.set(config);
+        }
+    }
+
+    /// Takes over other TLS settings, for handshakes from now on; nothing changes if their files can't be used. Whether there
+    /// is TLS at all is decided when a listener starts.
+    pub fn replace_tls(&self, config: &Config) -> Result<(), TlsError> {
+        let running = self.grpc.as_ref().and_then(|grpc| grpc.tls.as_ref());
+        let wanted = config.grpc.as_ref().and_then(|grpc| grpc.tls.as_ref());
+        match (running, wanted) {
+            (Some(running), Some(wanted)) => running.replace(wanted.clone(), ALPN),
+            _ => Ok(()),
+        }
+    }
+}
+
+// === impl GrpcConfig ===
+
+impl GrpcConfig {
+    fn limits(&self) -> accept::Limits {
+        accept::Limits {
+            protocol: accept::Protocol::Http2,
+            max_connections: self.max_connections,
+            header_timeout: self.header_timeout,
+            max_concurrent_streams: self.max_concurrent_streams,
+            max_header_list_size: self.max_header_list_size,
+            max_connection_age: self.max_connection_age,
+            max_connection_age_grace: self.max_connection_age_grace,
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Logs: one subscriber, text or JSON, on stderr.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::OnceLock};
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, fmt, reload};
 
 /// How the process logs. Keys and values are those of the Collector's `service.telemetry.logs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,9 @@ impl Level {
 #[error("cannot set up logs")]
 pub struct InitError(#[source] Box<dyn std::error::Error + Send + Sync>);
 
+/// How the level is changed while the process runs.
+static SET_LEVEL: OnceLock<Box<dyn Fn(Level) + Send + Sync>> = OnceLock::new();
+
 /// Makes the subscriber, for the whole process and once.
 pub fn init(config: Config) -> Result<(), InitError> {
     let builder = fmt()
@@ -72,10 +75,34 @@ pub fn init(config: Config) -> Result<(), InitError> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match config.encoding {
-        Encoding::Text => builder.try_init(),
-        Encoding::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
+        Encoding::Text => {
+            let builder = builder.with_filter_reloading();
+            keep(builder.reload_handle());
+            builder.try_init()
+        }
+        Encoding::Json => {
+            let builder = builder.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            let builder = builder.with_filter_reloading();
+            keep(builder.reload_handle());
+            builder.try_init()
+        }
     }
     .map_err(InitError)
+}
+
+/// Changes the least level that is written; nothing, where [`init`] was not called.
+pub fn set_level(level: Level) {
+    if let Some(set) = SET_LEVEL.get() {
+        set(level);
+    }
+}
+
+fn keep<S: Send + Sync + 'static>(handle: reload::Handle<EnvFilter, S>) {
+    // A second subscriber is refused anyway.
+    drop(SET_LEVEL.set(Box::new(move |level| {
+        // It can only fail when the subscriber is gone.
+        drop(handle.reload(EnvFilter::new(level.directives())));
+    })));
 }
 
 #[cfg(test)]

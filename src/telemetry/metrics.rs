@@ -171,6 +171,15 @@ page! {
     TLS_RELOADS_TOTAL = "spanring_tls_reloads_total", Counter, ["owner", "result"],
         "Changes of a listener's or pool's TLS files: taken, or refused (they could not be used and the old ones stay in force).";
 
+    CONFIG_RELOADS_TOTAL = "spanring_config_reloads_total", Counter, ["result"],
+        "Times that the configuration was read again: success, unchanged or failed (what was in force stays in force).";
+    CONFIG_LAST_RELOAD_SUCCESSFUL = "spanring_config_last_reload_successful", Gauge, [],
+        "1 if the configuration held when it was read last, 0 if it was refused.";
+    CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "spanring_config_last_reload_success_timestamp_seconds", Gauge, [],
+        "When the configuration was last read and held, in Unix time.";
+    CONFIG_RESTART_REQUIRED = "spanring_config_restart_required", Gauge, ["key"],
+        "1 for a key of which the file says something else than the process does: it takes a restart.";
+
     BUILD_INFO = "spanring_build_info", Gauge, ["version"],
         "Always 1; the version is the label.";
     PROCESS_START_TIME_SECONDS = "process_start_time_seconds", Gauge, [],

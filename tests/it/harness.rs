@@ -45,7 +45,7 @@ pub(crate) struct Proxy {
     /// `/metrics`, `/livez`, `/readyz`.
     pub(crate) admin: SocketAddr,
     pub(crate) process: Process,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// How a process says that it can be used.
@@ -149,7 +149,14 @@ impl Proxy {
             let process = Process::start(name, command().arg("run").arg("--config").arg(&file))?;
             Ok((process, Ready::Page(format!("http://{admin}/{page}"))))
         })?;
-        Ok(Self { grpc, admin, process, _dir: dir })
+        Ok(Self { grpc, admin, process, dir })
+    }
+
+    /// Puts another configuration in the place of the one that it was started with, all at once.
+    pub(crate) fn rewrite(&self, config: &str) -> Result<()> {
+        let draft = self.dir.path().join("draft.yaml");
+        fs::write(&draft, config)?;
+        Ok(fs::rename(draft, self.dir.path().join("spanring.yaml"))?)
     }
 }
 

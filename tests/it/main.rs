@@ -16,6 +16,7 @@ mod harness;
 mod layout;
 mod memory;
 mod nameserver;
+mod reload;
 mod rig;
 mod shutdown;
 mod startup;

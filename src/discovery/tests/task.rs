@@ -6,15 +6,18 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
+
 use super::server::{Machine, NXDOMAIN, SERVFAIL, addresses};
 use crate::{
     discovery::{
-        Config, DEFAULT_INTERVAL, IpFamily, MIN_INTERVAL,
+        Config, DEFAULT_INTERVAL, EndpointsReceiver, IpFamily, MIN_INTERVAL,
         answer::{Answer, Answers},
         dns::Dns,
         jittered,
         metrics::Meters,
         start_on,
+        system::System,
         trouble::{Trouble, Voice},
     },
     lifecycle::Tasks,
@@ -34,10 +37,16 @@ fn often(hostname: &str) -> Config {
     }
 }
 
+fn begin(system: System, config: &Config, tasks: &Tasks) -> EndpointsReceiver {
+    let (sender, receiver) = watch::channel(None);
+    start_on(system, &sender, "tail", config, tasks).unwrap();
+    receiver
+}
+
 #[tokio::test]
 async fn nothing_is_published_until_the_name_resolves_and_then_every_change() {
     let (machine, tasks) = (Machine::start().await, Tasks::new());
-    let mut endpoints = start_on(machine.system(), "tail", &often(NAME), &tasks).unwrap();
+    let mut endpoints = begin(machine.system(), &often(NAME), &tasks);
     assert!(endpoints.borrow().is_none());
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
     endpoints.changed().await.unwrap();
@@ -55,7 +64,7 @@ async fn nothing_is_published_until_the_name_resolves_and_then_every_change() {
 async fn a_static_set_is_there_at_once_and_its_task_ends_with_the_last_receiver() {
     let (machine, tasks) = (Machine::start().await, Tasks::new());
     let config = Config::fixed(["lost.test", "10.0.0.1:9"]);
-    let endpoints = start_on(machine.system(), "tail", &config, &tasks).unwrap();
+    let endpoints = begin(machine.system(), &config, &tasks);
     let identities: Vec<_> = endpoints.borrow().iter().flat_map(|set| set.to_vec()).map(|one| one.identity).collect();
     assert_eq!(identities, ["10.0.0.1:9".into(), Arc::<str>::from("lost.test:4317")]);
     assert_eq!(tasks.len(), 1);
@@ -66,7 +75,7 @@ async fn a_static_set_is_there_at_once_and_its_task_ends_with_the_last_receiver(
 #[tokio::test]
 async fn a_bad_configuration_starts_nothing() {
     let tasks = Tasks::new();
-    assert!(crate::discovery::start("tail", &Config::default(), &tasks).is_err());
+    assert!(crate::discovery::start(&watch::channel(None).0, "tail", &Config::default(), &tasks).is_err());
     assert!(tasks.is_empty());
 }
 

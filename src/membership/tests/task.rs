@@ -28,7 +28,7 @@ fn begin(receiver: EndpointsReceiver, tasks: &Tasks) -> (Events, Tables) {
 
 fn begin_with(prober: Scripted, receiver: EndpointsReceiver, tasks: &Tasks) -> (Events, Tables) {
     let (events, inbox) = health::channel("tail");
-    let published = start("tail", Config::default(), receiver, inbox, prober, tasks);
+    let published = start("tail", watch::channel(Config::default()).1, receiver, inbox, prober, tasks);
     (events, published.tables)
 }
 

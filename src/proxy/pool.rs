@@ -1,0 +1,185 @@
+//! A pool as a unit: resolver, membership and dispatch, which can be told of another configuration while they run and can
+//! be ended alone.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::timeout};
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+use tracing::{error, info, warn};
+
+use super::{ProxyError, STOP_TIMEOUT};
+use crate::{
+    admin::{self, Readiness},
+    config::PoolConfig,
+    discovery::{self, Endpoints},
+    dispatch::{Dialer, Dispatch, HealthCheck},
+    health,
+    lifecycle::Tasks,
+    membership,
+    otlp::Signal,
+    tls::{Client, Reloads},
+};
+
+/// How often it is looked whether calls that nobody waits for any more have ended.
+const IDLE_POLL: Duration = Duration::from_millis(20);
+
+/// A running pool.
+pub(super) struct Pool {
+    config: PoolConfig,
+    /// What the resolver finds: it outlives the resolver, so that another one may take over.
+    endpoints: watch::Sender<Option<Endpoints>>,
+    membership: watch::Sender<membership::Config>,
+    published: membership::Published,
+    dialer: Dialer,
+    certificates: Reloads,
+    dispatch: Arc<Dispatch>,
+    /// Routes that lead here, those of requests in hand included.
+    users: TaskTracker,
+    /// The resolver alone.
+    resolver: Tasks,
+    /// The whole.
+    tasks: Tasks,
+}
+
+impl Pool {
+    /// Starts a pool from discovery to dispatch.
+    pub(super) fn start(config: &PoolConfig, certificates: &Reloads, tasks: &Tasks) -> Result<Self, ProxyError> {
+        let PoolConfig { name, .. } = config;
+        let client = load_client(config)?;
+        let tasks = tasks.child();
+        let resolver = tasks.child();
+        let (endpoints, found) = watch::channel(None);
+        discovery::start(&endpoints, name, &config.discovery, &resolver)
+            .map_err(|source| ProxyError::Discovery { pool: name.clone(), source })?;
+        let (events, inbox) = health::channel(name);
+        let (membership, chosen) = watch::channel(config.membership.clone());
+        let dialer = Dialer::default();
+        let prober = HealthCheck(dialer.clone());
+        let published = membership::start(name, chosen, found, inbox, prober, &tasks);
+        let tables = published.tables.clone();
+        let dispatch = Dispatch::start(name, config.dispatch.clone(), dialer.clone(), tables, &tasks, events);
+        let pool = Self {
+            config: config.clone(),
+            endpoints,
+            membership,
+            published,
+            dialer,
+            certificates: certificates.clone(),
+            dispatch,
+            users: TaskTracker::new(),
+            resolver,
+            tasks,
+        };
+        pool.speak_by(client);
+        Ok(pool)
+    }
+
+    /// Dials by `client` from now on.
+    fn speak_by(&self, client: Option<Client>) {
+        if let Some(client) = &client {
+            self.certificates.add(&client.as_reload());
+            client.watch(&self.tasks);
+        }
+        self.dialer.set(&self.config.name, client);
+    }
+
+    /// Does what can fail of a change to `config`: reads the files of other TLS settings.
+    pub(super) fn prepare(&self, config: &PoolConfig) -> Result<Option<Client>, ProxyError> {
+        config.discovery.check().map_err(|source| ProxyError::Discovery { pool: config.name.clone(), source })?;
+        if self.config.tls == config.tls { Ok(None) } else { load_client(config) }
+    }
+
+    /// What requests are handed to.
+    pub(super) fn dispatch(&self) -> Arc<Dispatch> {
+        Arc::clone(&self.dispatch)
+    }
+
+    /// What pages show of it; `signals` are routed here.
+    pub(super) fn shown(&self, signals: Vec<Signal>) -> admin::Pool {
+        admin::Pool { signals, membership: self.published.clone(), dispatch: self.dispatch() }
+    }
+
+    /// What a route that leads here keeps for as long as it is in use.
+    pub(super) fn user(&self) -> TaskTrackerToken {
+        self.users.token()
+    }
+
+    /// Makes the pool's table a condition of readiness.
+    pub(super) fn require_table(&self, readiness: &Readiness) {
+        let delivers = self.dispatch();
+        // Dispatch's view and not membership's table: a request that comes at once is to find its queues.
+        readiness.require(condition(&self.config.name), move || {
+            delivers.view().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
+        });
+    }
+
+    /// Waits until requests find a table and queues.
+    pub(super) async fn ready(&self) {
+        self.dispatch.ready().await;
+    }
+
+    /// Takes over what differs, in place: backends, their states, the table and its generations stay. Whether anything did.
+    ///
+    /// `client` is what [`Pool::prepare`] gave. A new resolver's first good answer replaces the set of the one before, which stays in force until then.
+    pub(super) async fn reconfigure(&mut self, config: &PoolConfig, client: Option<Client>) -> bool {
+        if self.config == *config {
+            return false;
+        }
+        if self.config.membership != config.membership {
+            self.membership.send_replace(config.membership.clone());
+        }
+        if self.config.tls != config.tls {
+            self.speak_by(client);
+        }
+        if self.config.dispatch != config.dispatch || self.config.tls != config.tls {
+            // Other connections, in both cases.
+            self.dispatch.reconfigure(config.dispatch.clone());
+        }
+        if self.config.discovery != config.discovery {
+            // First one, then the other: the last word is to be the new one's.
+            end(&self.resolver).await;
+            self.resolver = self.tasks.child();
+            if let Err(error) = discovery::start(&self.endpoints, &config.name, &config.discovery, &self.resolver) {
+                // It was checked before.
+                error!(pool = config.name, %error, "cannot start the resolver: the backends stay as they are");
+            }
+        }
+        self.config = config.clone();
+        true
+    }
+
+    /// Ends a pool that no route leads to any more: requests in hand finish, for `patience` at most; then what runs for
+    /// nobody, connections and all.
+    pub(super) async fn retire(self, patience: Duration) {
+        let pool = &*self.config.name;
+        self.users.close();
+        let in_hand = async {
+            self.users.wait().await;
+            while !self.dispatch.is_idle() {
+                tokio::time::sleep(IDLE_POLL).await;
+            }
+        };
+        if timeout(patience, in_hand).await.is_err() {
+            warn!(pool, "pool removed, not everything in hand was finished in time");
+        }
+        end(&self.tasks).await;
+        info!(pool, "pool removed");
+    }
+}
+
+fn load_client(config: &PoolConfig) -> Result<Option<Client>, ProxyError> {
+    let load = |tls: &crate::tls::ClientConfig| Client::load(&config.name, tls.clone());
+    config.tls.as_ref().map(load).transpose().map_err(|source| ProxyError::Tls { pool: config.name.clone(), source })
+}
+
+/// The name of a pool's condition.
+pub(super) fn condition(pool: &str) -> String {
+    format!("pool {pool}")
+}
+
+async fn end(tasks: &Tasks) {
+    tasks.stop();
+    if timeout(STOP_TIMEOUT, tasks.wait()).await.is_err() {
+        warn!(tasks = tasks.len(), "some tasks did not end");
+    }
+}

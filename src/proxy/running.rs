@@ -1,0 +1,306 @@
+//! What a running proxy consists of, and how it takes over another configuration without dropping a connection.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+
+use super::{
+    ProxyError, Shutdown,
+    pool::{Pool, condition},
+};
+use crate::{
+    admin::{Pools, Readiness},
+    budget::Budget,
+    config::{Config, PoolConfig},
+    lifecycle::Tasks,
+    pipeline::{Pipeline, Routes},
+    receive::Receivers,
+    telemetry::logs,
+    tls::{Client, Reloads, TlsError},
+};
+
+/// How long a pool that is added to a running proxy may take to find backends: two look-ups and their time-outs.
+const TABLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a removed pool's calls may take beyond the deadline of the last request that went there.
+const CALLS_WITHIN: Duration = Duration::from_secs(5);
+
+/// The parts of a proxy that a configuration decides about.
+pub(super) struct Running {
+    /// What is in force. Where the file says otherwise in what takes a restart, this says what was true at the start.
+    config: Config,
+    pools: BTreeMap<String, Pool>,
+    pipeline: Arc<Pipeline>,
+    receivers: Option<Receivers>,
+    budget: Budget,
+    readiness: Readiness,
+    /// The pools as pages show them.
+    shown: Pools,
+    certificates: Reloads,
+    shutdown: Arc<Mutex<Shutdown>>,
+    tasks: Tasks,
+}
+
+/// What a configuration changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Applied {
+    /// Pools that were not there before.
+    pub(super) added: Vec<String>,
+    /// Pools that work in another way.
+    pub(super) changed: Vec<String>,
+    /// Pools that no route leads to any more.
+    pub(super) removed: Vec<String>,
+    /// Keys whose change takes a restart: what they were holds on.
+    pub(super) restart: Vec<&'static str>,
+    /// Whether nothing differed but these.
+    pub(super) is_nothing: bool,
+}
+
+/// Why a configuration was not taken over; nothing of it was.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApplyError {
+    /// A pool can't be started.
+    #[error(transparent)]
+    Pool(#[from] ProxyError),
+    /// The receiver's certificates can't be used.
+    #[error("cannot use the certificates of receivers.otlp.protocols.grpc.tls")]
+    Receiver(#[from] TlsError),
+    /// A new pool found nobody.
+    #[error("pool {pool} found no backends within {TABLE_WITHIN:?}: look at its resolver")]
+    NoBackends {
+        /// The pool.
+        pool: String,
+    },
+}
+
+impl Running {
+    /// Starts the pools of `config`, and a pipeline that leads to them.
+    pub(super) fn start(
+        config: Config,
+        readiness: &Readiness,
+        shown: &Pools,
+        certificates: &Reloads,
+        shutdown: &Arc<Mutex<Shutdown>>,
+        tasks: &Tasks,
+    ) -> Result<Self, ProxyError> {
+        let mut pools = BTreeMap::new();
+        for pool in &config.pools {
+            let started = Pool::start(pool, certificates, tasks)?;
+            started.require_table(readiness);
+            pools.insert(pool.name.clone(), started);
+        }
+        let budget = Budget::new(config.memory_limit);
+        let pipeline = Arc::new(Pipeline::new(routes(&config, &pools), budget.clone()));
+        let running = Self {
+            config,
+            pools,
+            pipeline,
+            receivers: None,
+            budget,
+            readiness: readiness.clone(),
+            shown: shown.clone(),
+            certificates: certificates.clone(),
+            shutdown: Arc::clone(shutdown),
+            tasks: tasks.clone(),
+        };
+        running.show();
+        Ok(running)
+    }
+
+    /// Serves clients from now on.
+    pub(super) fn serve(&mut self, bound: crate::receive::Bound, front: &Tasks) -> crate::receive::Listeners {
+        let receivers = bound.serve(Arc::clone(&self.pipeline), self.budget.clone(), front);
+        self.receivers.insert(receivers).listeners()
+    }
+
+    /// Takes over `config`: first everything that can fail, then the rest.
+    ///
+    /// Requests are served by the old routes until every new pool has a table, and finish by the routes that they met.
+    pub(super) async fn apply(&mut self, mut config: Config) -> Result<Applied, ApplyError> {
+        let restart = config.keep_fixed(&self.config);
+        if config == self.config {
+            return Ok(Applied { restart, is_nothing: true, ..Applied::default() });
+        }
+        let mut clients = self.prepare(&config.pools)?;
+        let added = self.start_new(&config.pools).await?;
+        if let Some(receivers) = &self.receivers
+            && let Err(error) = receivers.replace_tls(&config.receive)
+        {
+            self.give_up(added);
+            return Err(error.into());
+        }
+        let mut applied = Applied { added: added.keys().cloned().collect(), restart, ..Applied::default() };
+        for pool in &config.pools {
+            if let Some(running) = self.pools.get_mut(&pool.name)
+                && running.reconfigure(pool, clients.remove(&pool.name)).await
+            {
+                applied.changed.push(pool.name.clone());
+            }
+        }
+        added.values().for_each(|pool| pool.require_table(&self.readiness));
+        self.pools.extend(added);
+        self.pipeline.replace(routes(&config, &self.pools));
+        applied.removed = self.retire_all_but(&config.pools);
+        if let Some(receivers) = &self.receivers {
+            receivers.reconfigure(&config.receive);
+        }
+        self.budget.set_limit(config.memory_limit);
+        *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = config.shutdown;
+        logs::set_level(config.logs.level);
+        self.config = config;
+        self.show();
+        Ok(applied)
+    }
+
+    /// Shows the pools and what is routed there.
+    fn show(&self) {
+        for (name, pool) in &self.pools {
+            let routes = self.config.routes.iter().filter(|route| route.pool == *name);
+            self.shown.insert(name, pool.shown(routes.flat_map(|route| route.signals.iter().copied()).collect()));
+        }
+    }
+
+    /// What can fail of the changes of pools that are there already.
+    fn prepare(&self, pools: &[PoolConfig]) -> Result<BTreeMap<String, Client>, ProxyError> {
+        let mut clients = BTreeMap::new();
+        for pool in pools {
+            if let Some(running) = self.pools.get(&pool.name)
+                && let Some(client) = running.prepare(pool)?
+            {
+                clients.insert(pool.name.clone(), client);
+            }
+        }
+        Ok(clients)
+    }
+
+    /// Starts the pools that are not there yet and waits until each has a table; else none of them is left.
+    async fn start_new(&self, pools: &[PoolConfig]) -> Result<BTreeMap<String, Pool>, ApplyError> {
+        let mut added = BTreeMap::new();
+        for pool in pools.iter().filter(|pool| !self.pools.contains_key(&pool.name)) {
+            match Pool::start(pool, &self.certificates, &self.tasks) {
+                Ok(started) => drop(added.insert(pool.name.clone(), started)),
+                Err(error) => {
+                    self.give_up(added);
+                    return Err(error.into());
+                }
+            }
+        }
+        let all_ready = async {
+            for pool in added.values() {
+                pool.ready().await;
+            }
+        };
+        if timeout(TABLE_WITHIN, all_ready).await.is_err() {
+            let missing = added.iter().find(|(_, pool)| pool.dispatch().view().is_none());
+            let name = missing.map(|(name, _)| name.clone()).unwrap_or_default();
+            self.give_up(added);
+            return Err(ApplyError::NoBackends { pool: name });
+        }
+        Ok(added)
+    }
+
+    /// Ends the pools that are not among `pools`.
+    fn retire_all_but(&mut self, pools: &[PoolConfig]) -> Vec<String> {
+        let stay = |name: &String| pools.iter().any(|pool| pool.name == *name);
+        let gone: Vec<String> = self.pools.keys().filter(|name| !stay(name)).cloned().collect();
+        let deadline = self.config.receive.grpc.as_ref().map_or(Duration::ZERO, |grpc| grpc.deadline);
+        for name in &gone {
+            self.readiness.forget(&condition(name));
+            self.shown.remove(name);
+            if let Some(pool) = self.pools.remove(name) {
+                self.retire(pool, deadline + CALLS_WITHIN);
+            }
+        }
+        gone
+    }
+
+    /// Ends pools that no route led to yet.
+    fn give_up(&self, pools: BTreeMap<String, Pool>) {
+        pools.into_values().for_each(|pool| self.retire(pool, Duration::ZERO));
+    }
+
+    fn retire(&self, pool: Pool, patience: Duration) {
+        drop(self.tasks.spawn(pool.retire(patience)));
+    }
+}
+
+/// The routes of `config`, whose pools are among `pools`.
+fn routes(config: &Config, pools: &BTreeMap<String, Pool>) -> Routes {
+    let mut routes = Routes::new(config.pipeline.clone());
+    for route in &config.routes {
+        let Some(pool) = pools.get(&route.pool) else { continue };
+        for signal in &route.signals {
+            routes.add(*signal, &route.pool, pool.dispatch(), Some(pool.user()));
+        }
+    }
+    routes
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("pools", &self.pools.keys()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Draft;
+
+    fn config(pools: &str) -> Config {
+        let text =
+            format!("pools: {{ a: {{ resolver: {{ static: {{ hostnames: [\"127.0.0.1:1\"] }} }} }} {pools} }}\n");
+        let text = format!("{text}routes: [{{ signals: [traces], pool: a }}]\n");
+        Draft::parse("test", &text, &|_| None).and_then(|draft| draft.check()).unwrap()
+    }
+
+    fn start(config: Config) -> (Running, Readiness, Tasks) {
+        let (readiness, tasks) = (Readiness::new(), Tasks::new());
+        let running =
+            Running::start(config, &readiness, &Pools::new(), &Reloads::default(), &Arc::default(), &tasks).unwrap();
+        (running, readiness, tasks)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_pool_that_finds_nobody_leaves_everything_as_it_was() {
+        let (mut running, readiness, tasks) = start(config(""));
+        let mut other = config(", b: { resolver: { dns: { hostname: nobody.invalid. } } }");
+        other.shutdown.delay = Duration::from_secs(99);
+        let before = running.config.clone();
+        let error = running.apply(other).await.unwrap_err();
+        assert_eq!(error.to_string(), "pool b found no backends within 10s: look at its resolver");
+        assert_eq!(running.config, before);
+        assert_ne!(running.shutdown.lock().unwrap().delay, Duration::from_secs(99));
+        let conditions = readiness.conditions();
+        assert!(conditions.iter().all(|condition| condition.name != "pool b"), "{conditions:?}");
+        assert_eq!(running.shown.current().len(), 1);
+        tasks.stop();
+    }
+
+    #[tokio::test]
+    async fn pools_come_and_go_and_take_their_conditions_and_tasks_with_them() {
+        let (mut running, readiness, tasks) = start(config(""));
+        running.pools["a"].ready().await;
+        let alone = tasks.len();
+        let two = ", b: { resolver: { static: { hostnames: [\"127.0.0.1:2\"] } } }";
+        let applied = running.apply(config(two)).await.unwrap();
+        assert_eq!(applied, Applied { added: vec!["b".into()], ..Applied::default() });
+        assert_eq!(readiness.conditions().len(), 2);
+        assert!(readiness.is_ready(), "a pool joins with a table");
+        assert!(tasks.len() > alone);
+        let again = running.apply(config(two)).await.unwrap();
+        assert_eq!(again, Applied { is_nothing: true, ..Applied::default() });
+        let applied = running.apply(config("")).await.unwrap();
+        assert_eq!(applied.removed, ["b"]);
+        assert_eq!(readiness.conditions().len(), 1);
+        while tasks.len() > alone {
+            tokio::task::yield_now().await;
+        }
+        tasks.stop();
+    }
+}
