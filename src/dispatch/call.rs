@@ -5,11 +5,11 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
 use super::{backend::Backend, body, outcome::Verdict, piece::Queued, queue::Batch, reply::Reply};
+use crate::otlp::Chunk;
 
 /// A call that waits for its reply. Dropping it resets its stream.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ impl Call {
     pub(super) fn begin(
         batch: Batch,
         backend: &Backend,
-        sender: &mut SendRequest<Bytes>,
-        chunks: &mut Vec<Bytes>,
+        sender: &mut SendRequest<Chunk>,
+        chunks: &mut Vec<Chunk>,
         now: Instant,
     ) -> Result<Self, NotBegun> {
         let deadline = deadline_of(&batch.parts, now + backend.shared.config.timeout);
@@ -57,8 +57,8 @@ impl Call {
 fn send(
     batch: &Batch,
     backend: &Backend,
-    sender: &mut SendRequest<Bytes>,
-    chunks: &mut Vec<Bytes>,
+    sender: &mut SendRequest<Chunk>,
+    chunks: &mut Vec<Chunk>,
     timeout: std::time::Duration,
 ) -> io::Result<Reply> {
     let signal = batch.parts.first().map(|part| part.signal).ok_or(io::ErrorKind::InvalidInput)?;

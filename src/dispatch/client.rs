@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Uri, Version,
@@ -15,7 +14,7 @@ use super::{
     stream::Stream,
     wire::{Outlet, Wire, gather},
 };
-use crate::otlp::Signal;
+use crate::otlp::{Chunk, Signal};
 
 /// Window for one reply and for all: replies are a few bytes, at most a message of 4 MiB that is read at once.
 const REPLY_WINDOW: u32 = 64 << 10;
@@ -28,8 +27,8 @@ const MAX_RESET_STREAMS: usize = 64;
 
 /// A fresh connection.
 pub(super) struct Connected {
-    pub(super) sender: SendRequest<Bytes>,
-    pub(super) connection: Connection<Wire<Stream>, Bytes>,
+    pub(super) sender: SendRequest<Chunk>,
+    pub(super) connection: Connection<Wire<Stream>, Chunk>,
     pub(super) outlet: Outlet<Stream>,
 }
 

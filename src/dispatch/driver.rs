@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use h2::{
     Ping, PingPong,
     client::{Connection, SendRequest},
@@ -27,6 +26,7 @@ use super::{
     stream::Stream,
     wire::{Outlet, Wire},
 };
+use crate::otlp::Chunk;
 
 /// Times that a poll looks again at what came meanwhile before other tasks get their turn.
 const MAX_ROUNDS: usize = 8;
@@ -52,10 +52,10 @@ pub(super) struct Driver {
     calls: Box<[Slot]>,
     running: usize,
     /// `None` once it takes no more calls: HTTP/2 then ends with the last of them.
-    sender: Option<SendRequest<Bytes>>,
-    connection: Connection<Wire<Stream>, Bytes>,
+    sender: Option<SendRequest<Chunk>>,
+    connection: Connection<Wire<Stream>, Chunk>,
     outlet: Outlet<Stream>,
-    chunks: Vec<Bytes>,
+    chunks: Vec<Chunk>,
     /// Whether the peer answered a call.
     answered: bool,
     /// Whether anything was read, as far as it was looked for.

@@ -109,7 +109,7 @@ impl Queued {
 
     /// What it takes of a queue's room.
     pub(super) fn cost(&self) -> usize {
-        self.message.as_bytes().len()
+        self.message.framed_len()
     }
 
     /// Tells its request.
@@ -173,7 +173,7 @@ impl Cut {
         buffer.put_bytes(0, PREFIX_LEN);
         let mut records = 0_u32;
         for (message, count) in &owed {
-            buffer.extend_from_slice(message.payload());
+            message.payload_runs().for_each(|run| buffer.extend_from_slice(run));
             records = records.saturating_add(*count);
         }
         // The pieces came from one message, which fitted the prefix.

@@ -16,7 +16,10 @@ use super::{
     Dialer,
     client::{self, Connected},
 };
-use crate::{health::Prober, otlp::framed::PREFIX_LEN};
+use crate::{
+    health::Prober,
+    otlp::{Chunk, framed::PREFIX_LEN},
+};
 
 /// Where the question goes.
 const PATH: &str = "/grpc.health.v1.Health/Check";
@@ -67,7 +70,7 @@ impl Prober for HealthCheck {
 }
 
 /// Whether the peer serves; `None` if it did not say.
-async fn ask(sender: SendRequest<Bytes>, scheme: Scheme, address: SocketAddr) -> Option<bool> {
+async fn ask(sender: SendRequest<Chunk>, scheme: Scheme, address: SocketAddr) -> Option<bool> {
     let request = Request::builder()
         .method(Method::POST)
         .version(Version::HTTP_2)
@@ -80,7 +83,7 @@ async fn ask(sender: SendRequest<Bytes>, scheme: Scheme, address: SocketAddr) ->
     let mut sender = sender.ready().await.ok()?;
     let (response, mut body) = sender.send_request(request, false).ok()?;
     // A message without fields asks for the server as a whole.
-    body.send_data(Bytes::from_static(&[0; PREFIX_LEN]), true).ok()?;
+    body.send_data(Bytes::from_static(&[0; PREFIX_LEN]).into(), true).ok()?;
     let response = response.await.ok()?;
     if matches!(
         response.status(),

@@ -85,11 +85,11 @@ impl View {
             return Err(Full { backend: 0, parts });
         };
         let owner = |part: &Part| shard.get(usize::try_from(part.backend).unwrap_or(usize::MAX));
-        let admits = |part: &Part| owner(part).is_some_and(|backend| backend.admit(part.message.as_bytes().len()));
+        let admits = |part: &Part| owner(part).is_some_and(|backend| backend.admit(part.message.framed_len()));
         if let Some(at) = parts.iter().position(|part| !admits(part)) {
             for part in parts.iter().take(at) {
                 if let Some(backend) = owner(part) {
-                    backend.release(part.message.as_bytes().len());
+                    backend.release(part.message.framed_len());
                 }
             }
             let backend = parts.get(at).map_or(0, |part| part.backend);
@@ -104,7 +104,7 @@ impl View {
             if part.message.payload_len() <= self.max_request_size {
                 backend.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
             } else {
-                let admitted = part.message.as_bytes().len();
+                let admitted = part.message.framed_len();
                 let entries = Queued::cut(part, inbox, self.max_request_size, now);
                 // Pieces repeat their envelopes: the difference is theirs to wait for, but no reason to refuse.
                 backend.occupy(entries.iter().map(Queued::cost).sum());

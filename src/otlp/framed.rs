@@ -1,17 +1,30 @@
 //! A gRPC message with its five-byte prefix in front: what the receiver reads, the split writes and a backend is sent.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use std::{borrow::Cow, io::IoSlice};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::rope::Rope;
 
 /// Length of gRPC's message prefix: a compression flag and a big-endian `u32` length
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
 pub const PREFIX_LEN: usize = 5;
 
-/// One uncompressed protobuf message behind its gRPC prefix, in one contiguous buffer. Cloning is cheap.
+/// One uncompressed protobuf message behind its gRPC prefix. Cloning is cheap.
 ///
 /// The prefix travels with the bytes so that a message which is forwarded as it came, and a part which the split
 /// built, both go to HTTP/2 without another copy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Framed(Bytes);
+#[derive(Clone, Debug, Default)]
+pub struct Framed(Chunk);
+
+/// Bytes on their way to HTTP/2: in one place, or runs of a request that is shared.
+#[derive(Clone, Debug)]
+pub enum Chunk {
+    /// One buffer.
+    Bytes(Bytes),
+    /// Runs of a buffer.
+    Rope(Rope),
+}
 
 impl Framed {
     /// Takes a buffer whose first five bytes are spare, and writes the prefix for what follows into them.
@@ -21,7 +34,7 @@ impl Framed {
         let len = u32::try_from(buffer.len().checked_sub(PREFIX_LEN)?).ok()?;
         let prefix = buffer.get_mut(..PREFIX_LEN)?;
         prefix.copy_from_slice(&prefix_of(len));
-        Some(Self(buffer.freeze()))
+        Some(Self(Chunk::Bytes(buffer.freeze())))
     }
 
     /// Takes bytes that already are an uncompressed, length-prefixed message.
@@ -29,7 +42,17 @@ impl Framed {
     /// Returns `None` when flag or length do not say so.
     pub fn from_prefixed(bytes: Bytes) -> Option<Self> {
         let len = u32::try_from(bytes.len().checked_sub(PREFIX_LEN)?).ok()?;
-        (bytes.get(..PREFIX_LEN)? == prefix_of(len)).then_some(Self(bytes))
+        (bytes.get(..PREFIX_LEN)? == prefix_of(len)).then_some(Self(Chunk::Bytes(bytes)))
+    }
+
+    /// Takes a rope that is an uncompressed, length-prefixed message.
+    ///
+    /// Returns `None` when flag or length do not say so.
+    pub fn from_rope(rope: Rope) -> Option<Self> {
+        let len = u32::try_from(rope.remaining().checked_sub(PREFIX_LEN)?).ok()?;
+        let mut prefix = [0; PREFIX_LEN];
+        rope.clone().copy_to_slice(&mut prefix);
+        (prefix == prefix_of(len)).then_some(Self(Chunk::Rope(rope)))
     }
 
     /// Copies a bare protobuf message behind a new prefix.
@@ -40,24 +63,113 @@ impl Framed {
         Self::seal(buffer)
     }
 
-    /// The protobuf message.
-    pub fn payload(&self) -> &[u8] {
-        self.0.get(PREFIX_LEN..).unwrap_or_default()
+    /// The protobuf message; runs are copied into one buffer, which callers on the way of the data avoid.
+    pub fn payload(&self) -> Cow<'_, [u8]> {
+        match &self.0 {
+            Chunk::Bytes(bytes) => Cow::Borrowed(bytes.get(PREFIX_LEN..).unwrap_or_default()),
+            Chunk::Rope(_) => Cow::Owned(self.payload_runs().collect::<Vec<_>>().concat()),
+        }
     }
 
-    /// The protobuf message, sharing the buffer.
+    /// The protobuf message in one buffer: shared if it is, else copied.
     pub fn payload_bytes(&self) -> Bytes {
-        if self.0.len() <= PREFIX_LEN { Bytes::new() } else { self.0.slice(PREFIX_LEN..) }
+        match self.payload_chunk() {
+            Chunk::Bytes(bytes) => bytes,
+            Chunk::Rope(mut rope) => rope.copy_to_bytes(rope.remaining()),
+        }
     }
 
-    /// Prefix and message.
-    pub fn as_bytes(&self) -> &Bytes {
-        &self.0
+    /// The protobuf message, run by run.
+    pub fn payload_runs(&self) -> impl Iterator<Item = &[u8]> {
+        let (whole, rope) = match &self.0 {
+            Chunk::Bytes(bytes) => (bytes.get(PREFIX_LEN..), None),
+            Chunk::Rope(rope) => (None, Some(rope)),
+        };
+        let mut skip = PREFIX_LEN;
+        let runs = rope.into_iter().flat_map(Rope::runs).filter_map(move |run| {
+            let rest = run.get(skip..);
+            skip = skip.saturating_sub(run.len());
+            rest
+        });
+        whole.into_iter().chain(runs)
+    }
+
+    /// The protobuf message on its way, sharing the buffer.
+    pub fn payload_chunk(&self) -> Chunk {
+        let mut chunk = self.0.clone();
+        chunk.advance(PREFIX_LEN.min(chunk.remaining()));
+        chunk
+    }
+
+    /// Prefix and message on their way, sharing the buffer.
+    pub fn chunk(&self) -> Chunk {
+        self.0.clone()
+    }
+
+    /// Prefix and message in one buffer: shared if they are, else copied.
+    pub fn to_bytes(&self) -> Bytes {
+        match &self.0 {
+            Chunk::Bytes(bytes) => bytes.clone(),
+            Chunk::Rope(rope) => rope.clone().copy_to_bytes(rope.remaining()),
+        }
+    }
+
+    /// Length of prefix and message, in bytes.
+    pub fn framed_len(&self) -> usize {
+        self.0.remaining()
     }
 
     /// Length of the message without its prefix, in bytes.
     pub fn payload_len(&self) -> usize {
-        self.0.len().saturating_sub(PREFIX_LEN)
+        self.framed_len().saturating_sub(PREFIX_LEN)
+    }
+}
+
+impl PartialEq for Framed {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_bytes() == other.to_bytes()
+    }
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self::Bytes(Bytes::new())
+    }
+}
+
+impl From<Bytes> for Chunk {
+    fn from(bytes: Bytes) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.remaining(),
+            Self::Rope(rope) => rope.remaining(),
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes.chunk(),
+            Self::Rope(rope) => rope.chunk(),
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.chunks_vectored(slices),
+            Self::Rope(rope) => rope.chunks_vectored(slices),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Bytes(bytes) => bytes.advance(count),
+            Self::Rope(rope) => rope.advance(count),
+        }
     }
 }
 

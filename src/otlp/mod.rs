@@ -2,9 +2,10 @@
 
 pub mod framed;
 pub mod outcome;
+pub mod rope;
 pub mod signal;
 pub mod wire;
 
-pub use framed::Framed;
+pub use framed::{Chunk, Framed};
 pub use outcome::{Outcome, Reason, Refusal};
 pub use signal::{Level, RecordFields, Signal};

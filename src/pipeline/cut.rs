@@ -67,7 +67,8 @@ fn cut_by(
 ) -> Result<(Cut, InvalidIds), Refusal> {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut router = ByTraceId::new(table, policy);
-        let plan = split::plan(signal, message.payload(), &mut router, scratch).map_err(malformed)?;
+        let payload = message.payload_bytes();
+        let plan = split::plan(signal, &payload, &mut router, scratch).map_err(malformed)?;
         let (records, rejected) = (plan.records(), plan.unrouted());
         let (parts, permit) = parts_of(signal, &message, permit, plan)?;
         Ok((Cut { parts, records, rejected, permit }, router.invalid()))
@@ -94,12 +95,15 @@ fn part(signal: Signal, target: split::Target, message: Framed, records: u32, in
     Part { message, records, signal, backend, alone, index }
 }
 
-/// Takes the parts' bytes from the budget before any part is built; the caller drops the message soon after.
+/// Takes the parts' bytes from the budget before any part is built. Unless the parts share the message's, the caller drops
+/// it soon after.
 fn room_for(plan: &Plan<'_>, mut permit: Permit) -> Result<Permit, Refusal> {
-    let len = plan.total_len();
+    let len = plan.room();
     let held = permit.bytes();
     if permit.grow(len) {
-        permit.shrink_to(len);
+        if !plan.keeps_request() {
+            permit.shrink_to(len);
+        }
         return Ok(permit);
     }
     if held.saturating_add(len) > permit.limit() {
@@ -115,4 +119,32 @@ fn room_for(plan: &Plan<'_>, mut permit: Permit) -> Result<Permit, Refusal> {
 #[cold]
 fn malformed(error: WireError) -> Refusal {
     Refusal::permanent(Code::InvalidArgument, Reason::Malformed, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{budget::Budget, dispatch::tests::support};
+
+    #[test]
+    fn parts_of_long_runs_share_the_message_and_both_are_in_the_budget() {
+        let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
+        let table = support::table(1, &addresses, &[]);
+        for (size, shares) in [(1_000, true), (10, false)] {
+            let message = support::many_traces(1_000, size);
+            let budget = Budget::new(1 << 30);
+            let permit = budget.take(message.framed_len()).unwrap();
+            let cut = again(Signal::Traces, message.clone(), permit, &table).unwrap();
+            assert_eq!(cut.parts.len(), 2);
+            let parts: usize = cut.parts.iter().map(|part| part.message.framed_len()).sum();
+            if shares {
+                let list = budget.used() - message.framed_len();
+                assert!((1..message.framed_len() / 20).contains(&list), "{list} bytes beside the message");
+            } else {
+                assert_eq!(budget.used(), parts);
+            }
+            drop(cut);
+            assert_eq!(budget.used(), 0);
+        }
+    }
 }

@@ -236,7 +236,7 @@ impl<'a> Delivery<'a> {
             return self.submit(view, vec![failed.part]);
         }
         let part = &failed.part;
-        let Some(permit) = self.pipeline.budget.take(part.message.as_bytes().len()) else {
+        let Some(permit) = self.pipeline.budget.take(part.message.framed_len()) else {
             self.wait_for(failed, None);
             return false;
         };

@@ -277,7 +277,7 @@ mod tests {
         assert!(budget.used() >= input.len() + framed.payload_len(), "both must be in the budget while both live");
         permit.shrink_to(held);
         assert_eq!(budget.used(), held);
-        assert!(held >= framed.as_bytes().len());
+        assert!(held >= framed.framed_len());
         Ok(framed.payload().to_vec())
     }
 

@@ -118,7 +118,7 @@ fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Resp
             response.headers_mut().insert(GRPC_ENCODING, HeaderValue::from_static(codec.as_str()));
             response
         }
-        (None, framed) => with_message(framed.unwrap_or_default().as_bytes().clone()),
+        (None, framed) => with_message(framed.unwrap_or_default().to_bytes()),
     }
 }
 

@@ -5,27 +5,32 @@
 use super::scratch::{Entry, NONE, Run, Scratch, Tally};
 use crate::otlp::{
     framed::{PREFIX_LEN, prefix_of},
+    rope::Weaver,
     wire::{len_tag, put_varint, varint_len},
 };
 
 impl Scratch {
-    /// Finds the messages of every part and their lengths; returns what all parts take, prefixes included.
+    /// Finds the messages of every part and their lengths; returns how long all parts are, prefixes included, and of how
+    /// many runs.
     ///
     /// No sum can overflow: a part is no longer than its request, since it has a subset of its bytes and lengths in
     /// their shortest form.
-    pub(super) fn measure(&mut self, depth: usize) -> usize {
+    pub(super) fn measure(&mut self, depth: usize) -> (usize, usize) {
         let mut tallies = std::mem::take(&mut self.tallies);
         let mut path = std::mem::take(&mut self.path);
         let mut total = 0;
+        path.runs = 0;
         for tally in &mut tallies {
             let first = self.entries.len();
             tally.len = self.measure_part(tally.first_run, depth, &mut path);
             tally.entries = (super::walk::offset(first), super::walk::offset(self.entries.len()));
             total += PREFIX_LEN + tally.len as usize;
+            path.runs += 1;
         }
         self.tallies = tallies;
+        let runs = path.runs;
         self.path = path;
-        total
+        (total, runs)
     }
 
     /// Lists the messages that hold these runs, in the order in which they begin, and returns the outermost one's length.
@@ -37,6 +42,7 @@ impl Scratch {
                 self.enter(run.node, depth, path);
             }
             self.grow(path.open.last().map_or(NONE, |open| open.0), run.end - run.start);
+            path.runs += 1;
             next = run.next;
         }
         self.close(0, path);
@@ -53,7 +59,9 @@ impl Scratch {
         }
         self.close(keep, path);
         while let Some(node) = path.entered.pop() {
-            let len = self.nodes.get(node as usize).map_or(0, |node| node.envelope_len);
+            let (len, segments) =
+                self.nodes.get(node as usize).map_or((0, 0), |node| (node.envelope_len, node.segments as usize));
+            path.runs += 1 + segments;
             path.open.push((super::walk::offset(self.entries.len()), node));
             self.entries.push(Entry { node, len });
         }
@@ -78,23 +86,23 @@ impl Scratch {
     }
 
     /// Writes one part behind its gRPC prefix.
-    pub(super) fn write(&self, tally: &Tally, payload: &[u8], out: &mut Vec<u8>) {
-        out.extend_from_slice(&prefix_of(tally.len));
+    pub(super) fn write(&self, tally: &Tally, out: &mut impl Out) {
+        out.headers().extend_from_slice(&prefix_of(tally.len));
         let (first, end) = tally.entries;
         let mut run = self.run(tally.first_run);
         for entry in self.entries.get(first as usize..end as usize).unwrap_or_default() {
             let Some(node) = self.nodes.get(entry.node as usize) else { continue };
             if node.field != 0 {
-                put_varint(out, len_tag(node.field));
-                put_varint(out, entry.len);
+                put_varint(out.headers(), len_tag(node.field));
+                put_varint(out.headers(), entry.len);
             }
             let mut next = node.first_segment;
             while let Some(segment) = self.segments.get(next as usize) {
-                copy(payload, segment.start, segment.end, out);
+                out.run(segment.start, segment.end);
                 next = segment.next;
             }
             while let Some(Run { start, end, next, .. }) = run.filter(|run| run.node == entry.node) {
-                copy(payload, *start, *end, out);
+                out.run(*start, *end);
                 run = self.run(*next);
             }
         }
@@ -111,9 +119,44 @@ pub(super) struct Path {
     /// Number of the entry, number of the message.
     open: Vec<(u32, u32)>,
     entered: Vec<u32>,
+    /// Runs of bytes that the parts are made of: prefixes and headers, envelopes, records.
+    runs: usize,
 }
 
-#[inline]
-fn copy(payload: &[u8], start: u32, end: u32, out: &mut Vec<u8>) {
-    out.extend_from_slice(payload.get(start as usize..end as usize).unwrap_or_default());
+/// What a part is written to.
+pub(super) trait Out {
+    /// Where prefixes, tags and lengths go.
+    fn headers(&mut self) -> &mut Vec<u8>;
+
+    /// Adds a run of the request's bytes.
+    fn run(&mut self, start: u32, end: u32);
+}
+
+/// Copies the bytes.
+pub(super) struct Copied<'a> {
+    pub(super) payload: &'a [u8],
+    pub(super) buffer: Vec<u8>,
+}
+
+impl Out for Copied<'_> {
+    fn headers(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    #[inline]
+    fn run(&mut self, start: u32, end: u32) {
+        self.buffer.extend_from_slice(self.payload.get(start as usize..end as usize).unwrap_or_default());
+    }
+}
+
+/// Notes where the bytes are.
+impl Out for Weaver {
+    fn headers(&mut self) -> &mut Vec<u8> {
+        self.headers()
+    }
+
+    #[inline]
+    fn run(&mut self, start: u32, end: u32) {
+        self.share(start, end);
+    }
 }

@@ -2,8 +2,9 @@
 //!
 //! [`plan`] walks the wire format once. A table of levels says which fields lead down to the records; a [`Router`] is
 //! asked for the targets of each record; all else is envelope. What it finds is written down as ranges of bytes, so
-//! that [`Plan::total_len`] is exact before any part is built. [`Plan::build`] then writes each part: the envelopes of
-//! the messages that hold its records, verbatim, and each run of neighbouring records with one copy.
+//! that the parts' lengths are exact before any part is built. [`Plan::build`] then writes each part: the envelopes of
+//! the messages that hold its records, verbatim, and each run of neighbouring records, copied once or, where runs are
+//! long, shared with the request.
 //!
 //! What it promises of a part: records are byte for byte what they were and in their order; each message that holds
 //! one of them has all its other fields, in their order, in front of its children; children keep their field number.
@@ -24,15 +25,28 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+use bytes::Bytes;
+
 pub use self::{pieces::by_size, scratch::Scratch};
 use crate::{
     buffers,
     otlp::{
         Framed, Level, RecordFields, Signal,
         framed::PREFIX_LEN,
+        rope::{Rope, Weaver},
         wire::{Malformed, WireError},
     },
 };
+
+/// Mean length of a run from which parts share the request's bytes: a shorter one is copied for less than it costs to note
+/// it down and to find it again.
+const LONG_RUN: usize = 128;
+
+/// Mean length of a part from which it is worth a list of runs; dispatch joins smaller ones in one buffer.
+const LARGE_PART: usize = 8 << 10;
+
+/// Length of a varint of 32 bits, at most.
+const MAX_VARINT: usize = 5;
 
 /// Where a record goes: a number that means something to the router only. Any value will do; few of them occur.
 pub type Target = u32;
@@ -133,7 +147,7 @@ impl From<Signal> for Shape {
 /// Finds out what each target gets of a request, and how long that will be. Builds nothing yet.
 pub fn plan<'a, R: Router>(
     signal: Signal,
-    payload: &'a [u8],
+    payload: &'a Bytes,
     router: &mut R,
     scratch: &'a mut Scratch,
 ) -> Result<Plan<'a>, WireError> {
@@ -143,7 +157,7 @@ pub fn plan<'a, R: Router>(
 /// [`plan`] for any table of levels.
 pub(crate) fn plan_shape<'a, R: Router>(
     shape: Shape,
-    payload: &'a [u8],
+    payload: &'a Bytes,
     router: &mut R,
     scratch: &'a mut Scratch,
 ) -> Result<Plan<'a>, WireError> {
@@ -153,24 +167,26 @@ pub(crate) fn plan_shape<'a, R: Router>(
 /// What each target gets of one request. Dropping it hands the scratch back.
 #[derive(Debug)]
 pub struct Plan<'a> {
-    payload: &'a [u8],
+    payload: &'a Bytes,
     scratch: &'a mut Scratch,
     counts: walk::Counts,
     total_len: usize,
+    /// Of which the parts are made.
+    runs: usize,
 }
 
 impl<'a> Plan<'a> {
     fn new<C: walk::Choose>(
         shape: Shape,
-        payload: &'a [u8],
+        payload: &'a Bytes,
         choose: &mut C,
         scratch: &'a mut Scratch,
     ) -> Result<Self, WireError> {
         scratch.clear();
         match walk::walk(shape, payload, choose, scratch) {
             Ok(counts) => {
-                let total_len = scratch.measure(shape.levels.len());
-                Ok(Self { payload, scratch, counts, total_len })
+                let (total_len, runs) = scratch.measure(shape.levels.len());
+                Ok(Self { payload, scratch, counts, total_len, runs })
             }
             Err(error) => {
                 scratch.retain_little();
@@ -202,19 +218,64 @@ impl<'a> Plan<'a> {
         self.scratch.tallies().iter().map(scratch::Tally::share)
     }
 
-    /// Bytes that [`Plan::build`] will take: all parts and their prefixes.
+    /// Length of all parts and their prefixes.
     pub fn total_len(&self) -> usize {
         self.total_len
     }
 
-    /// Builds all parts, in the order of [`Plan::shares`], in one buffer of [`Plan::total_len`] bytes.
-    pub fn build(self) -> Vec<(Share, Framed)> {
-        let mut buffer = buffers::take(self.total_len);
-        for tally in self.scratch.tallies() {
-            self.scratch.write(tally, self.payload, &mut buffer);
+    /// Whether the parts will share the request's bytes, and thereby keep them, instead of having copies.
+    ///
+    /// Short runs are cheaper copied than noted down. Parts that would be much longer than the request are copied too: who
+    /// has to copy them later (by size, for another table) then holds no more than is counted.
+    pub fn keeps_request(&self) -> bool {
+        let long_runs = self.runs.saturating_mul(LONG_RUN) <= self.total_len;
+        let large_parts = self.scratch.tallies().len().saturating_mul(LARGE_PART) <= self.total_len;
+        let few_repeats = self.total_len <= self.payload.len().saturating_mul(5) / 4;
+        let in_reach = u32::try_from(self.payload.len().saturating_add(self.headers())).is_ok();
+        long_runs && large_parts && few_repeats && in_reach
+    }
+
+    /// Bytes that [`Plan::build`] takes, the request's own aside.
+    pub fn room(&self) -> usize {
+        if self.keeps_request() {
+            self.runs.saturating_mul(Weaver::RUN_LEN).saturating_add(self.headers())
+        } else {
+            self.total_len
         }
-        debug_assert_eq!(buffer.len(), self.total_len, "parts are as long as measured");
-        let mut rest = buffers::share(buffer);
+    }
+
+    /// Bytes of prefixes, tags and lengths, at most.
+    fn headers(&self) -> usize {
+        let (parts, messages) = (self.scratch.tallies().len(), self.scratch.entries.len());
+        parts.saturating_mul(PREFIX_LEN).saturating_add(messages.saturating_mul(2 * MAX_VARINT))
+    }
+
+    /// Builds all parts, in the order of [`Plan::shares`].
+    pub fn build(self) -> Vec<(Share, Framed)> {
+        let woven = if self.keeps_request() { self.weave() } else { None };
+        woven.unwrap_or_else(|| self.copy())
+    }
+
+    /// Parts that share the request's bytes; `None` if their offsets could pass 32 bits.
+    pub fn weave(&self) -> Option<Vec<(Share, Framed)>> {
+        let parts = self.scratch.tallies().len();
+        let mut weaver = Weaver::new(self.payload, parts, self.runs, self.headers())?;
+        for tally in self.scratch.tallies() {
+            self.scratch.write(tally, &mut weaver);
+            weaver.end();
+        }
+        let framed = |rope: Rope| Framed::from_rope(rope).unwrap_or_default();
+        Some(self.shares().zip(weaver.finish().map(framed)).collect())
+    }
+
+    /// Parts with bytes of their own, in one buffer of [`Plan::total_len`] bytes.
+    pub fn copy(&self) -> Vec<(Share, Framed)> {
+        let mut out = measure::Copied { payload: self.payload, buffer: buffers::take(self.total_len) };
+        for tally in self.scratch.tallies() {
+            self.scratch.write(tally, &mut out);
+        }
+        debug_assert_eq!(out.buffer.len(), self.total_len, "parts are as long as measured");
+        let mut rest = buffers::share(out.buffer);
         self.shares()
             .map(|share| {
                 let bytes = rest.split_to(rest.len().min(PREFIX_LEN + share.len));

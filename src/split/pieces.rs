@@ -24,7 +24,7 @@ pub fn by_size(signal: Signal, message: &Framed, max: usize) -> Result<Vec<(u32,
 }
 
 pub(crate) fn by_size_shape(shape: Shape, message: &Framed, max: usize) -> Result<Vec<(u32, Framed)>, WireError> {
-    let payload = message.payload();
+    let payload = &message.payload_bytes();
     // The first walk finds how large the envelopes are: some of their fields may stand behind the records.
     let mut scratch = Scratch::default();
     let whole = Plan::new(shape, payload, &mut All, &mut scratch)?;

@@ -30,6 +30,7 @@ pub(super) struct Node {
     pub(super) field: u32,
     /// All its bytes but the children's.
     pub(super) envelope_len: u32,
+    pub(super) segments: u32,
     pub(super) first_segment: u32,
     last_segment: u32,
 }
@@ -130,7 +131,7 @@ impl Scratch {
     pub(super) fn add_node(&mut self, parent: u32, field: u32) -> Result<u32, Malformed> {
         self.check_room()?;
         let node = offset(self.nodes.len());
-        self.nodes.push(Node { parent, field, envelope_len: 0, first_segment: NONE, last_segment: NONE });
+        self.nodes.push(Node { parent, field, envelope_len: 0, segments: 0, first_segment: NONE, last_segment: NONE });
         Ok(node)
     }
 
@@ -157,6 +158,7 @@ impl Scratch {
             None => node.first_segment = added,
         }
         node.last_segment = added;
+        node.segments += 1;
         self.segments.push(Segment { start, end, next: NONE });
         self.check_room()
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bolero::check;
+use bytes::Bytes;
 use spanring::{
     otlp::{Framed, Signal},
     split::{Record, Scratch, Targets, by_size, plan},
@@ -37,15 +38,18 @@ fn everything_adds_up(payload: &[u8], max: usize) {
             };
             targets
         };
-        let Ok(plan) = plan(signal, payload, &mut router, &mut scratch) else { continue };
+        let bytes = Bytes::copy_from_slice(payload);
+        let Ok(plan) = plan(signal, &bytes, &mut router, &mut scratch) else { continue };
         let (records, total, shares) = (plan.records(), plan.total_len(), plan.shares().collect::<Vec<_>>());
-        let parts = plan.build();
+        let parts = plan.copy();
+        assert_eq!(plan.weave().expect("short"), parts, "shared and copied parts have the same bytes");
+        assert_eq!(plan.build(), parts);
         assert_eq!(records, shown);
         assert_eq!(parts.iter().map(|(share, _)| share.records as usize).sum::<usize>(), routed);
-        assert_eq!(parts.iter().map(|(_, part)| part.as_bytes().len()).sum::<usize>(), total);
+        assert_eq!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>(), total);
         assert!(parts.iter().map(|(share, _)| share).eq(&shares));
         for (share, part) in &parts {
-            assert_eq!(count(signal, part.payload()), u64::from(share.records));
+            assert_eq!(count(signal, part.payload_bytes()), u64::from(share.records));
         }
         pieces_add_up(signal, payload, max, records);
     }
@@ -56,15 +60,15 @@ fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {
     let pieces = by_size(signal, &message, max).expect("it was cut just now");
     assert_eq!(pieces.iter().map(|(records, _)| u64::from(*records)).sum::<u64>(), records);
     for (records, piece) in &pieces {
-        assert_eq!(count(signal, piece.payload()), u64::from(*records));
+        assert_eq!(count(signal, piece.payload_bytes()), u64::from(*records));
         assert!(piece.payload_len() <= max || *records <= 1 || pieces.len() == 1);
     }
 }
 
 /// Records in a message; what the cut built, it can read.
-fn count(signal: Signal, payload: &[u8]) -> u64 {
+fn count(signal: Signal, payload: Bytes) -> u64 {
     let mut scratch = Scratch::default();
-    plan(signal, payload, &mut |_: &Record<'_>| Targets::One(0), &mut scratch).expect("built by the cut").records()
+    plan(signal, &payload, &mut |_: &Record<'_>| Targets::One(0), &mut scratch).expect("built by the cut").records()
 }
 
 #[test]

@@ -384,7 +384,7 @@ async fn large_calls_flow_through_small_windows() {
     let listener = listen().await;
     let rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
     let part = large_part(300, 10_000, 0);
-    let expected = part.message.as_bytes().len();
+    let expected = part.message.framed_len();
     let join = rig.submit(vec![part]);
     let mut connection = accept_h2(&listener).await;
     let (request, mut respond) = patient(connection.accept()).await.unwrap().unwrap();

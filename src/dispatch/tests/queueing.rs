@@ -103,7 +103,7 @@ fn what_nobody_waits_for_is_dropped_when_its_turn_comes() {
 async fn a_request_gets_room_in_all_queues_or_in_none() {
     let tasks = Tasks::new();
     let mut backends = [Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await];
-    let size = large_part(1, 1_000, 0).message.as_bytes().len();
+    let size = large_part(1, 1_000, 0).message.framed_len();
     let config = Config { places: 1, queue_size: 2 * size, ..Config::default() };
     let addresses = [backends[0].address, backends[1].address];
     let rig = Rig::start_with(config, &addresses, tasks);
@@ -138,7 +138,7 @@ async fn a_request_gets_room_in_all_queues_or_in_none() {
 async fn abandoned_parts_make_room() {
     let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
-    let size = large_part(1, 1_000, 0).message.as_bytes().len();
+    let size = large_part(1, 1_000, 0).message.framed_len();
     let config = Config { places: 1, queue_size: size, ..Config::default() };
     let rig = Rig::start_with(config, &[backend.address], tasks);
     let first = rig.submit(vec![large_part(1, 1_000, 0)]);

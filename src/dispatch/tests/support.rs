@@ -252,6 +252,12 @@ fn part_of(spans: Vec<Span>, backend: u32) -> Part {
     Part { message, records, signal: Signal::Traces, backend, alone: false, index: 0 }
 }
 
+/// A request of `count` spans with about `size` bytes each, of a trace each.
+pub(crate) fn many_traces(count: usize, size: usize) -> Framed {
+    let trace = |at: usize| Span { trace_id: (at as u128 + 1).to_be_bytes().to_vec(), ..span("span", size) };
+    part_of((0..count).map(trace).collect(), 0).message
+}
+
 /// The names of a request's spans, in their order.
 pub(crate) fn names_of(request: &ExportTraceServiceRequest) -> Vec<String> {
     let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
@@ -260,7 +266,7 @@ pub(crate) fn names_of(request: &ExportTraceServiceRequest) -> Vec<String> {
 
 /// The names of a part's spans.
 pub(crate) fn names_in(part: &Part) -> Vec<String> {
-    names_of(&ExportTraceServiceRequest::decode(part.message.payload()).unwrap())
+    names_of(&ExportTraceServiceRequest::decode(&*part.message.payload()).unwrap())
 }
 
 pub(crate) fn table(generation: u64, backends: &[SocketAddr], away: &[SocketAddr]) -> Arc<Table> {

@@ -27,10 +27,10 @@ async fn a_request_arrives_as_it_was_sent_in_every_encoding() {
             let [got] = receiver.export.take().try_into().expect("one request must have arrived");
             assert_eq!(got.signal, Signal::Traces);
             assert!(got.message.payload() == sent.encode_to_vec(), "{encoding:?}, {spans} spans: other bytes");
-            assert!(got.permit.bytes() >= got.message.as_bytes().len(), "its bytes must be in the budget");
+            assert!(got.permit.bytes() >= got.message.framed_len(), "its bytes must be in the budget");
             if spans == 3 && encoding == Some(CompressionEncoding::Gzip) {
                 // Its size is stated, so the buffer is exact but for one byte; the compressed bytes are given back.
-                assert_eq!(got.permit.bytes(), got.message.as_bytes().len() + 1);
+                assert_eq!(got.permit.bytes(), got.message.framed_len() + 1);
             }
             drop(got);
             assert_eq!(receiver.budget.used(), 0);

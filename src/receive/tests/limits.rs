@@ -119,7 +119,7 @@ async fn a_message_in_many_small_frames_is_put_together() {
     body.send_data(Bytes::new(), true).unwrap();
     let (_, reply, trailers) = finish(response).await;
     assert_eq!((reply.as_slice(), grpc_status(&trailers).code()), (&[0; 5][..], Code::Ok));
-    assert_eq!(receiver.export.take()[0].message.as_bytes(), &message);
+    assert_eq!(receiver.export.take()[0].message.to_bytes(), message);
 }
 
 #[tokio::test(start_paused = true)]

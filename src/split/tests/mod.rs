@@ -47,11 +47,15 @@ fn by_first_byte(record: &Record<'_>) -> Targets {
 /// Parts by target, after a few things that hold for all of them.
 fn cut(shape: Shape, payload: &[u8], mut router: impl Router) -> Result<Vec<(Target, Vec<u8>)>, WireError> {
     let mut scratch = Scratch::default();
+    let payload = &Bytes::copy_from_slice(payload);
     let plan = plan_shape(shape, payload, &mut router, &mut scratch)?;
     let (shares, total): (Vec<_>, _) = (plan.shares().collect(), plan.total_len());
-    let parts = plan.build();
+    let parts = plan.copy();
+    let woven = plan.weave().unwrap();
+    assert_eq!(parts, woven, "shared and copied parts have the same bytes");
+    assert_eq!(parts, plan.build());
     assert_eq!(parts.iter().map(|(share, _)| *share).collect::<Vec<_>>(), shares);
-    assert_eq!(parts.iter().map(|(_, part)| part.as_bytes().len()).sum::<usize>(), total);
+    assert_eq!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>(), total);
     assert!(parts.iter().all(|(share, part)| share.len == part.payload_len() && share.records > 0));
     assert!(parts.iter().all(|(share, _)| share.len <= payload.len()));
     Ok(parts.into_iter().map(|(share, part)| (share.target, part.payload().to_vec())).collect())
@@ -197,7 +201,8 @@ fn every_truncation_of_a_request_is_an_error_or_a_shorter_request() {
 fn a_request_of_one_owner_is_whole() {
     let whole = |payload: &[u8], mut router: &mut dyn FnMut(&Record<'_>) -> Targets| {
         let mut scratch = Scratch::default();
-        let plan = plan(Signal::Traces, payload, &mut router, &mut scratch).unwrap();
+        let payload = Bytes::copy_from_slice(payload);
+        let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
         (plan.whole(), plan.records(), plan.unrouted())
     };
     let payload = request([span([3]), span([3])]);
@@ -266,7 +271,7 @@ fn thousands_of_targets_keep_apart() {
 #[test]
 fn the_size_of_all_parts_is_known_before_any_is_built() {
     let spans: Vec<_> = (0..200).flat_map(|id| span([id])).collect();
-    let payload = len(1, all([len(1, vec![0; 30 << 20]), len(2, spans)]));
+    let payload = Bytes::from(len(1, all([len(1, vec![0; 30 << 20]), len(2, spans)])));
     let (mut scratch, mut router) = (Scratch::default(), by_first_byte);
     let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
     assert_eq!(plan.shares().count(), 200);
@@ -279,13 +284,14 @@ fn a_scratch_that_was_used_before_changes_nothing() {
     let mut scratch = Scratch::default();
     let mut router = by_first_byte;
     for id in 0..=255 {
-        let payload = request([span([id]), span([!id])]);
+        let payload = Bytes::from(request([span([id]), span([!id])]));
         let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
         assert_eq!(plan.shares().map(|share| share.target).collect::<Vec<_>>(), [u32::from(id), u32::from(!id)]);
     }
     let payloads = [request([span([1]), span([2])]), vec![0x0a, 99], vec![], request([span([2]), span([9])])];
     for payload in payloads.iter().chain(&payloads) {
-        let again = plan(Signal::Traces, payload, &mut router, &mut scratch).map(|plan| {
+        let bytes = Bytes::copy_from_slice(payload);
+        let again = plan(Signal::Traces, &bytes, &mut router, &mut scratch).map(|plan| {
             plan.build().into_iter().map(|(share, part)| (share.target, part.payload().to_vec())).collect()
         });
         assert_eq!(again, cut_traces(payload));
@@ -296,13 +302,13 @@ fn a_scratch_that_was_used_before_changes_nothing() {
 fn a_request_of_more_pieces_than_are_kept_track_of_is_refused() {
     // Each falls into four: resource, scope, the scope's other field, run.
     let unit = request([span([1]), varint(9, 1)]);
-    let mut payload = unit.repeat((1 << 20) + 1);
+    let mut payload = Bytes::from(unit.repeat((1 << 20) + 1));
     let mut scratch = Scratch::default();
     let mut router = by_first_byte;
     let error = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap_err();
     assert!(matches!(error.kind, Malformed::Pieces(_)), "{error}");
     assert!(scratch.runs.capacity() + scratch.nodes.capacity() < 1 << 17, "what it took is given back");
-    payload = [0x0a, 0x00].repeat((1 << 22) + 1);
+    payload = [0x0a, 0x00].repeat((1 << 22) + 1).into();
     let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
     assert_eq!(plan.records(), 0, "millions of empty resources take no room");
 }

@@ -106,7 +106,7 @@ async fn spans_of_other_generators_are_tracked_too() {
     assert!(len >= 0x80, "a length of two bytes");
     let scope = [&[0x12, len, 1], scope.as_slice()].concat();
     let request = [&[0x0a, u8::try_from(scope.len()).unwrap(), 1], scope.as_slice()].concat();
-    pair.send(Framed::copy_from_payload(&request).unwrap().as_bytes().clone()).await;
+    pair.send(Framed::copy_from_payload(&request).unwrap().to_bytes()).await;
     let report = pair.sink.report();
     assert_eq!((report.spans, report.foreign_spans, report.invalid_ids), (5, 4, 1));
     let tracked = report.tracked.unwrap();
@@ -189,7 +189,7 @@ async fn what_a_collector_refuses_is_refused() {
     let pair = Pair::new(config, Compression::None).await;
     let large = bodies(BodySpec::default()).compose(0, None);
     assert_eq!(pair.refusal(large).await.code(), Code::ResourceExhausted);
-    let malformed = Framed::copy_from_payload(&[0x0a, 9, 1]).unwrap().as_bytes().clone();
+    let malformed = Framed::copy_from_payload(&[0x0a, 9, 1]).unwrap().to_bytes();
     assert_eq!(pair.refusal(malformed).await.code(), Code::Internal);
     let report = pair.sink.report();
     assert_eq!((report.invalid_requests, report.spans), (2, 0));
