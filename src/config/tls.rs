@@ -1,6 +1,9 @@
 //! The `tls` sections: their layout with the Collector's keys, their defaults, what the rooms get of them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -47,6 +50,9 @@ pub struct ClientTls {
     /// How often the files are read again; `0s` is never.
     pub reload_interval: GoDuration,
 }
+
+/// The shortest time between two looks at files: below it a slip of the finger is load on a disk.
+const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A complaint: the key, and what is wrong with it.
 pub(super) type Complaint = (&'static str, String);
@@ -107,6 +113,9 @@ impl ServerTls {
         if !missing.is_empty() {
             return Err(missing);
         }
+        if let Some(complaint) = too_often(self.reload_interval) {
+            return Err(vec![complaint]);
+        }
         self.room().check().map_err(|error| vec![(error.key, error.to_string())])
     }
 }
@@ -153,6 +162,9 @@ impl ClientTls {
                 )]);
             }
         }
+        if let Some(complaint) = too_often(self.reload_interval) {
+            return Err(vec![complaint]);
+        }
         let Some(room) = self.room(resolver) else { return Ok(Vec::new()) };
         let mut warnings = room.check().map_err(|error| vec![(error.key, error.to_string())])?;
         if self.insecure_skip_verify {
@@ -160,6 +172,14 @@ impl ClientTls {
         }
         Ok(warnings)
     }
+}
+
+/// What is wrong with how often files are looked at.
+fn too_often(interval: GoDuration) -> Option<Complaint> {
+    let is_often = !interval.0.is_zero() && interval.0 < MIN_RELOAD_INTERVAL;
+    is_often.then(|| {
+        ("reload_interval", format!("must be at least {}ms, or 0s for never", MIN_RELOAD_INTERVAL.as_millis()))
+    })
 }
 
 /// A path that is there: an empty one is none, as in the Collector.
@@ -259,6 +279,8 @@ mod tests {
         assert!(server("{ cert_fil: a }").contains("unknown key \"cert_fil\", did you mean \"cert_file\"?"));
         let client = config(STATIC, "tls: { cert_file: a }", "").expect_err("no key");
         assert!(client.contains("pools.tail.tls.key_file: is missing"), "{client}");
+        let often = config(STATIC, "tls: { reload_interval: 10ms }", "").expect_err("too often");
+        assert!(often.contains("pools.tail.tls.reload_interval: must be at least 100ms, or 0s for never"), "{often}");
         let idle = config(STATIC, "tls: { insecure: true, insecure_skip_verify: true }", "").expect("valid");
         assert_eq!(
             idle.warnings,

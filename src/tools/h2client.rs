@@ -7,11 +7,16 @@ use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
-use tokio::{net::TcpStream, sync::Mutex};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::Mutex,
+};
+use tokio_rustls::TlsConnector;
 use tonic::Status;
 
 use super::codec::Compression;
-use crate::{lifecycle::Tasks, otlp::framed::PREFIX_LEN};
+use crate::{lifecycle::Tasks, otlp::framed::PREFIX_LEN, tls::Client};
 
 /// Largest reply that is read: replies are a few bytes.
 const MAX_REPLY: usize = 64 * 1024;
@@ -50,6 +55,7 @@ pub(crate) struct Channel {
     uri: Uri,
     headers: HeaderMap,
     timeout: Duration,
+    tls: Option<Client>,
     tasks: Tasks,
     sender: Mutex<Option<SendRequest<Bytes>>>,
 }
@@ -61,10 +67,15 @@ impl Channel {
         path: &str,
         compression: Compression,
         timeout: Duration,
+        tls: Option<Client>,
         tasks: &Tasks,
     ) -> Result<Self, http::Error> {
         let authority = endpoint.strip_prefix("http://").unwrap_or(endpoint).trim_end_matches('/').to_owned();
-        let uri = Uri::builder().scheme("http").authority(authority.as_str()).path_and_query(path).build()?;
+        let uri = Uri::builder()
+            .scheme(if tls.is_some() { "https" } else { "http" })
+            .authority(authority.as_str())
+            .path_and_query(path)
+            .build()?;
         let mut headers = HeaderMap::new();
         headers.insert("content-type", HeaderValue::from_static("application/grpc"));
         headers.insert("te", HeaderValue::from_static("trailers"));
@@ -74,7 +85,7 @@ impl Channel {
         if let Some(encoding) = compression.encoding() {
             headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
         }
-        Ok(Self { authority, uri, headers, timeout, tasks: tasks.clone(), sender: Mutex::new(None) })
+        Ok(Self { authority, uri, headers, timeout, tls, tasks: tasks.clone(), sender: Mutex::new(None) })
     }
 
     /// Opens the connection, so that a wrong address is found before the load begins.
@@ -146,11 +157,18 @@ impl Channel {
         let failed = |error: &dyn fmt::Display| format!("cannot connect to {}: {error}", self.authority);
         let stream = TcpStream::connect(self.authority.as_str()).await.map_err(|error| failed(&error))?;
         stream.set_nodelay(true).map_err(|error| failed(&error))?;
-        let (sender, connection) = h2::client::Builder::new()
-            .max_concurrent_reset_streams(1024)
-            .handshake(stream)
-            .await
-            .map_err(|error| failed(&error))?;
+        let Some(tls) = &self.tls else { return self.begin(stream).await.map_err(|error| failed(&error)) };
+        let name = tls.name_of(&self.authority).ok_or_else(|| failed(&"it has no name to be checked"))?;
+        let stream = TlsConnector::from(tls.current()).connect(name, stream).await.map_err(|error| failed(&error))?;
+        self.begin(stream).await.map_err(|error| failed(&error))
+    }
+
+    async fn begin<S>(&self, stream: S) -> Result<SendRequest<Bytes>, h2::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) =
+            h2::client::Builder::new().max_concurrent_reset_streams(1024).handshake(stream).await?;
         let tasks = self.tasks.clone();
         self.tasks.spawn(async move {
             tokio::select! {

@@ -12,6 +12,7 @@ pub mod sink;
 
 mod codec;
 mod h2client;
+mod tls;
 mod walk;
 
 use std::time::Duration;

@@ -24,9 +24,10 @@ use prost::Message;
 use socket2::SockRef;
 use spanring::lifecycle::Tasks;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
+use tokio_rustls::TlsAcceptor;
 use tonic::Status;
 
 use super::wire;
@@ -88,7 +89,11 @@ pub(crate) struct Backend {
     life: Tasks,
 }
 
+/// What a backend says of itself by TLS.
+pub(crate) type Tls = Arc<rustls::ServerConfig>;
+
 struct Inner {
+    tls: Mutex<Option<Tls>>,
     script: Mutex<Script>,
     greeter: Mutex<Greeter>,
     calls: AtomicU64,
@@ -108,6 +113,7 @@ impl Backend {
         let accept: Script = Arc::new(|_: &Call| Answer::Accept);
         let serve: Greeter = Arc::new(|_| Welcome::Serve);
         let inner = Arc::new(Inner {
+            tls: Mutex::default(),
             script: Mutex::new(accept),
             greeter: Mutex::new(serve),
             calls: AtomicU64::default(),
@@ -118,6 +124,11 @@ impl Backend {
         let mut backend = Self { address, inner, life: Tasks::new() };
         backend.come_back().await?;
         Ok(backend)
+    }
+
+    /// Speaks TLS with connections from now on, or plainly.
+    pub(crate) fn speak(&self, tls: Option<Tls>) {
+        *lock(&self.inner.tls) = tls;
     }
 
     /// Does this with calls from now on.
@@ -243,10 +254,22 @@ async fn serve(stream: TcpStream, inner: &Inner, life: &Tasks) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = stream.into_std()?;
     let twin = stream.try_clone()?;
+    let stream = TcpStream::from_std(stream)?;
+    let tls = lock(&inner.tls).clone();
+    match tls {
+        Some(tls) => serve_on(TlsAcceptor::from(tls).accept(stream).await?, &twin, inner, life).await,
+        None => serve_on(stream, &twin, inner, life).await,
+    }
+}
+
+async fn serve_on<S>(stream: S, twin: &std::net::TcpStream, inner: &Inner, life: &Tasks) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut connection = h2::server::Builder::new()
         .initial_window_size(1 << 20)
         .initial_connection_window_size(16 << 20)
-        .handshake::<_, Bytes>(TcpStream::from_std(stream)?)
+        .handshake::<_, Bytes>(stream)
         .await?;
     let mut calls = FuturesUnordered::new();
     loop {
@@ -268,7 +291,7 @@ async fn serve(stream: TcpStream, inner: &Inner, life: &Tasks) -> Result<()> {
         }
     }
     // No lingering: closing sends RST.
-    SockRef::from(&twin).set_linger(Some(Duration::ZERO))?;
+    SockRef::from(twin).set_linger(Some(Duration::ZERO))?;
     Ok(())
 }
 

@@ -25,7 +25,10 @@ use spanring::{
     ring::{Algorithm, Table},
 };
 use tokio::{task::JoinHandle, time::Instant};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{
+    Code, Status,
+    transport::{self, Channel, ClientTlsConfig},
+};
 use tonic_types::StatusExt;
 
 use super::{
@@ -55,6 +58,8 @@ pub(crate) struct Fixture {
     pub(crate) process: Process,
     pub(crate) backends: Vec<Backend>,
     pub(crate) tasks: Tasks,
+    /// TLS of its clients.
+    pub(crate) tls: Option<ClientTlsConfig>,
     table: Table,
     numbers: AtomicU64,
     _dir: tempfile::TempDir,
@@ -125,7 +130,7 @@ impl Fixture {
         })?;
         let table = Table::of(1, Algorithm::SlotsV1, &endpoints(&pool(grpc)))?;
         let (tasks, numbers) = (Tasks::new(), AtomicU64::new(1));
-        Ok(Self { grpc, admin, process, backends, tasks, table, numbers, _dir: dir })
+        Ok(Self { grpc, admin, process, backends, tasks, tls: None, table, numbers, _dir: dir })
     }
 
     /// A new trace ID whose owner listens there.
@@ -174,9 +179,18 @@ impl Fixture {
         Ok((0..count).map(|number| span(&trace, number)).collect())
     }
 
+    /// Where clients connect to, and how.
+    pub(crate) fn endpoint(&self) -> Result<transport::Endpoint> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Channel::from_shared(format!("{scheme}://{}", self.grpc))?;
+        if let Some(tls) = &self.tls {
+            endpoint = endpoint.tls_config(tls.clone())?;
+        }
+        Ok(endpoint)
+    }
+
     pub(crate) async fn client(&self) -> Result<Client> {
-        let channel = Channel::from_shared(format!("http://{}", self.grpc))?.connect().await?;
-        Ok(Client(TraceServiceClient::new(channel)))
+        Client::connect(&self.endpoint()?).await
     }
 
     /// A metric's sum over the series with these labels.
@@ -294,6 +308,10 @@ impl Load {
 }
 
 impl Client {
+    pub(crate) async fn connect(endpoint: &transport::Endpoint) -> Result<Self> {
+        Ok(Self(TraceServiceClient::new(endpoint.connect().await?)))
+    }
+
     pub(crate) async fn export(&mut self, spans: Vec<Span>) -> Reply {
         match self.0.export(request(spans)).await {
             Ok(response) => {

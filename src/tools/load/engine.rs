@@ -18,6 +18,7 @@ use super::{
 use crate::{
     lifecycle::Tasks,
     otlp::Signal,
+    tls::Client,
     tools::{
         h2client::{Answer, Channel},
         otlp_body::Bodies,
@@ -110,10 +111,11 @@ pub async fn run(config: LoadConfig, progress: &ProgressBar, tasks: &Tasks) -> R
 }
 
 async fn connect(config: &LoadConfig, tasks: &Tasks) -> Result<Vec<Channel>, LoadError> {
+    let tls = config.tls.clone().map(|tls| Client::load("load", tls)).transpose()?;
     let mut channels = Vec::new();
     for endpoint in config.endpoints.iter().cycle().take(config.connections.max(config.endpoints.len())) {
         let path = Signal::Traces.grpc_path();
-        let channel = Channel::new(endpoint, path, config.body.compression, config.timeout, tasks)
+        let channel = Channel::new(endpoint, path, config.body.compression, config.timeout, tls.clone(), tasks)
             .map_err(|source| LoadError::Endpoint { endpoint: endpoint.clone(), source })?;
         channel.connect().await.map_err(LoadError::Connect)?;
         channels.push(channel);

@@ -27,7 +27,11 @@ use super::{
     otlp_body::{Bodies, BodySpec, SpecError, default_traces},
     parse_duration,
 };
-use crate::lifecycle::Tasks;
+pub use crate::tools::tls::ClientArgs;
+use crate::{
+    lifecycle::Tasks,
+    tls::{ClientConfig, TlsError},
+};
 
 /// Most requests in flight of an open loop when nothing else is said.
 const OPEN_LOOP_IN_FLIGHT: usize = 1024;
@@ -93,6 +97,9 @@ pub struct Args {
     /// Retry as an SDK does: retryable codes only, 1 s to 5 s apart or as RetryInfo says, five attempts
     #[arg(long)]
     pub retry: bool,
+    /// TLS, if it is wanted.
+    #[command(flatten)]
+    pub tls: ClientArgs,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
@@ -119,6 +126,8 @@ pub struct LoadConfig {
     pub timeout: Duration,
     /// Whether to retry as an SDK does.
     pub retry: bool,
+    /// TLS of the connections; `None` is plaintext.
+    pub tls: Option<ClientConfig>,
     /// Whether to keep which requests were acknowledged and which given up (40 bytes each and more).
     pub keep_accepted: bool,
 }
@@ -136,6 +145,7 @@ impl Default for LoadConfig {
             warmup: Duration::ZERO,
             timeout: Duration::from_secs(10),
             retry: false,
+            tls: None,
             keep_accepted: false,
         }
     }
@@ -170,6 +180,9 @@ pub enum LoadError {
         /// What was wrong with it.
         source: ::http::Error,
     },
+    /// Certificates that can't be used.
+    #[error("cannot speak TLS")]
+    Tls(#[from] TlsError),
     /// Nobody there at the start.
     #[error("{0}; is the receiver running?")]
     Connect(String),
@@ -260,6 +273,7 @@ fn config(args: Args) -> LoadConfig {
         warmup: args.warmup,
         timeout: args.timeout,
         retry: args.retry,
+        tls: args.tls.config(),
         keep_accepted: false,
     }
 }

@@ -34,7 +34,8 @@ pub use self::{
     journal::{JournalEntry, read_journal},
 };
 use super::{grouped, ids::TraceKey, parse_duration, parse_share};
-use crate::lifecycle::Tasks;
+pub use crate::tools::tls::ServerArgs;
+use crate::{lifecycle::Tasks, tls};
 
 /// A counting OTLP backend.
 #[derive(Clone, Debug, clap::Args)]
@@ -82,6 +83,9 @@ pub struct Args {
     /// HTTP/2 frame size to ask for (16384 as grpc-go does)
     #[arg(long, value_name = "BYTES", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16_384..=16_777_215))]
     pub max_frame_size: u32,
+    /// TLS, if it is wanted.
+    #[command(flatten)]
+    pub tls: ServerArgs,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
@@ -102,6 +106,8 @@ pub struct SinkConfig {
     pub max_concurrent_streams: u32,
     /// Where every span is noted; needs tracking.
     pub journal: Option<PathBuf>,
+    /// TLS; `None` is plaintext.
+    pub tls: Option<tls::ServerConfig>,
     /// How it behaves at first.
     pub behaviour: Behaviour,
 }
@@ -116,6 +122,7 @@ impl Default for SinkConfig {
             max_frame_size: 16_384,
             max_concurrent_streams: 10_000,
             journal: None,
+            tls: None,
             behaviour: Behaviour::default(),
         }
     }
@@ -128,6 +135,7 @@ struct Inner {
     sequence: Sequence,
     tally: Tally,
     journal: Option<Journal>,
+    tls: Option<tls::Server>,
 }
 
 /// A running sink. Cloning shares it; it ends with the tasks that it was started in.
@@ -148,6 +156,12 @@ impl Sink {
             sequence: Sequence::default(),
             tally: Tally::new(config.max_tracked_traces),
             journal: config.journal.as_deref().map(Journal::open).transpose()?,
+            tls: config
+                .tls
+                .clone()
+                .map(|tls| tls::Server::load("sink", tls, &[b"h2"]))
+                .transpose()
+                .map_err(io::Error::other)?,
             config,
         });
         tasks.spawn(serve::accept(listener, Arc::clone(&inner), tasks.clone()));
@@ -259,7 +273,7 @@ pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<Exi
     for (n, grpc) in args.grpc.iter().enumerate() {
         let sink = Sink::start(config(&args, *grpc, n as u64), &tasks)
             .await
-            .with_context(|| format!("cannot listen on {grpc}; is another process there?"))?;
+            .with_context(|| format!("cannot listen on {grpc}"))?;
         tracing::info!(address = %sink.addr, "sink is listening");
         sinks.push(sink);
     }
@@ -289,6 +303,7 @@ fn config(args: &Args, grpc: SocketAddr, n: u64) -> SinkConfig {
         max_recv_msg_size: args.max_recv_msg_size_mib << 20,
         max_frame_size: args.max_frame_size,
         journal: args.journal.clone(),
+        tls: args.tls.clone().config(),
         behaviour: Behaviour {
             delay_ms: millis(args.delay),
             failure_rate: args.failure_rate,

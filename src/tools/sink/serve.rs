@@ -12,7 +12,11 @@ use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use prost::Message;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -46,7 +50,7 @@ pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>, tasks: Task
                 inner.tally.connections.fetch_add(1, Relaxed);
                 let (inner, of_connection) = (Arc::clone(&inner), tasks.clone());
                 tasks.spawn(async move {
-                    if let Err(error) = connection(stream, &inner, &of_connection).await {
+                    if let Err(error) = shake(stream, &inner, &of_connection).await {
                         tracing::debug!(%error, "connection ended");
                     }
                 });
@@ -59,10 +63,22 @@ pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>, tasks: Task
     }
 }
 
-async fn connection(stream: TcpStream, inner: &Inner, tasks: &Tasks) -> Result<(), h2::Error> {
+async fn shake(stream: TcpStream, inner: &Inner, tasks: &Tasks) -> anyhow::Result<()> {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    let Some(tls) = &inner.tls else { return Ok(connection(stream, inner, tasks).await?) };
+    let shaken = tokio::select! {
+        shaken = TlsAcceptor::from(tls.current()).accept(stream) => shaken?,
+        () = tasks.stopped() => return Ok(()),
+    };
+    Ok(connection(shaken, inner, tasks).await?)
+}
+
+async fn connection<S>(stream: S, inner: &Inner, tasks: &Tasks) -> Result<(), h2::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)

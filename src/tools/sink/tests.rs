@@ -27,7 +27,7 @@ impl Pair {
         let tasks = Tasks::new();
         let sink = Sink::start(config, &tasks).await.unwrap();
         let (addr, path) = (sink.addr.to_string(), Signal::Traces.grpc_path());
-        let channel = Channel::new(&addr, path, compression, Duration::from_secs(10), &tasks).unwrap();
+        let channel = Channel::new(&addr, path, compression, Duration::from_secs(10), None, &tasks).unwrap();
         Self { sink, channel, tasks }
     }
 

@@ -6,6 +6,7 @@
 //! | 1, 2, 8, 23 | what becomes of a failed backend's traces | `failover` |
 //! | 8 to 12 | a backend refuses: for now, for good, in part, not in gRPC | `refusals` |
 //! | 6, 7, 31, 32 | GOAWAY, REFUSED_STREAM; floods of HTTP/2 frames | `http2` |
+//! | 13 | TLS that is none, expired, of another authority or for another name | `tls` |
 //! | 27 to 30 | memory, slow clients, huge messages, bombs | `bounds` |
 //! | 34 to 38 | broken, deep and unknown protobuf, IDs that are none | `content` |
 //! | 33, 39 to 41, 45, 47 | smuggling, clocks, descriptors, drain, clients that go, loops | `life` |
@@ -17,3 +18,4 @@ mod failover;
 mod http2;
 mod life;
 mod refusals;
+mod tls;

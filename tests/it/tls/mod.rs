@@ -1,0 +1,194 @@
+//! TLS and mTLS by whole processes: who is let in, who is not and why, and certificates that are replaced under load.
+
+mod collector;
+mod swap;
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use tempfile::TempDir;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+use super::{
+    backend::Tls,
+    fixture::{Fixture, Knobs},
+    harness,
+    pki::{self, Authority, Pair},
+};
+
+/// A folder of [`pki::folder`], and settings for all that take part.
+pub(crate) struct World {
+    pub(crate) dir: TempDir,
+    pub(crate) authority: Authority,
+}
+
+impl World {
+    pub(crate) fn new() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let authority = pki::folder(dir.path());
+        Ok(Self { dir, authority })
+    }
+
+    /// A pool whose backends speak TLS, and are shown our certificate.
+    pub(crate) fn pool(&self) -> &'static str {
+        format!("tls: {{ {} }},", client_keys(self.dir.path())).leak()
+    }
+
+    /// A receiver that lets in who has a certificate of the authority.
+    pub(crate) fn grpc(&self) -> &'static str {
+        let dir = self.dir.path().display();
+        format!(
+            "tls: {{ cert_file: {dir}/server.crt, key_file: {dir}/server.key, client_ca_file: {dir}/ca.crt, \
+             reload_interval: 100ms }},"
+        )
+        .leak()
+    }
+
+    /// What a backend shows, and that it asks for a certificate of the authority.
+    pub(crate) fn backend(&self, pair: &Pair) -> Result<Tls> {
+        Self::trusting(&self.authority, pair)
+    }
+
+    /// The same of a backend that trusts that authority.
+    pub(crate) fn trusting(authority: &Authority, pair: &Pair) -> Result<Tls> {
+        let dir = tempfile::tempdir()?;
+        let ca_file = dir.path().join("clients.crt");
+        pki::replace(&ca_file, &authority.pem);
+        let (cert_file, key_file) = pair.write(dir.path(), "backend");
+        let config = spanring::tls::ServerConfig {
+            identity: spanring::tls::Identity { cert_file, key_file },
+            client_ca_file: Some(ca_file),
+            ..spanring::tls::ServerConfig::default()
+        };
+        Ok(spanring::tls::Server::load("backend", config, &[b"h2"])?.current())
+    }
+
+    /// A client that trusts the authority and shows that certificate.
+    pub(crate) fn client(&self, pair: Option<&Pair>) -> ClientTlsConfig {
+        let config =
+            ClientTlsConfig::new().domain_name("localhost").ca_certificate(Certificate::from_pem(&self.authority.pem));
+        match pair {
+            Some(pair) => config.identity(Identity::from_pem(&pair.cert, &pair.key)),
+            None => config,
+        }
+    }
+
+    /// A proxy that speaks mTLS on both sides, and a client that it lets in.
+    pub(crate) async fn fixture(&self, backends: usize, grpc: &str) -> Result<Fixture> {
+        let grpc = format!("{grpc} {}", self.grpc()).leak();
+        let mut fixture = Fixture::start(backends, Knobs { grpc, pool: self.pool(), ..Knobs::default() }).await?;
+        for backend in &fixture.backends {
+            backend.speak(Some(self.backend(&self.good())?));
+        }
+        fixture.tls = Some(self.client(Some(&self.good())));
+        Ok(fixture)
+    }
+
+    /// A certificate for everything that listens here.
+    pub(crate) fn good(&self) -> Pair {
+        self.authority.issue(&["localhost", "127.0.0.1"])
+    }
+}
+
+/// The keys of a pool's `tls` with the files of a folder.
+fn client_keys(dir: &Path) -> String {
+    let dir = dir.display();
+    format!("ca_file: {dir}/ca.crt, cert_file: {dir}/client.crt, key_file: {dir}/client.key, reload_interval: 100ms")
+}
+
+const CLIENT_FAILURES: &str = "spanring_receiver_tls_handshake_failures_total";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_certificates_on_both_sides_lets_traces_through() -> Result<()> {
+    let world = World::new()?;
+    let fixture = world.fixture(3, "").await?;
+    fixture.serves().await?;
+    let failures = fixture.metric("spanring_dispatch_tls_handshake_failures_total", &["pool=\"tail\""])?;
+    ensure!(failures == 0.0, "{failures} handshakes failed");
+    let expiry = "spanring_tls_certificate_expiry_timestamp_seconds";
+    for (owner, role) in [("otlp_grpc", "server"), ("otlp_grpc", "client_ca"), ("tail", "client"), ("tail", "ca")] {
+        let at = fixture.metric(expiry, &[&format!("owner=\"{owner}\""), &format!("role=\"{role}\"")])?;
+        ensure!(at > 1_750_000_000.0, "the expiry of {owner}'s {role} must be known: {at}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_tls_does_not_let_in_are_counted_by_reason_and_logged_once() -> Result<()> {
+    let world = World::new()?;
+    let mut fixture = world.fixture(2, "").await?;
+    let another = Authority::new("another").issue(&["localhost"]);
+    let expired = world.authority.issue_expired(&["localhost"]);
+    for (reason, tls) in [
+        ("not_tls", None),
+        ("no_certificate", Some(world.client(None))),
+        ("unknown_ca", Some(world.client(Some(&another)))),
+        ("expired", Some(world.client(Some(&expired)))),
+    ] {
+        fixture.tls = tls;
+        refused(&fixture).await?;
+        let labels = ["listener=\"otlp_grpc\"", &format!("reason=\"{reason}\"")];
+        fixture.until_metric(CLIENT_FAILURES, &labels, |count| count >= 1.0)?;
+    }
+    // A client that does not trust us says so, and it is counted.
+    fixture.tls = Some(
+        ClientTlsConfig::new()
+            .domain_name("localhost")
+            .ca_certificate(Certificate::from_pem(&Authority::new("third").pem)),
+    );
+    refused(&fixture).await?;
+    fixture.until_metric(CLIENT_FAILURES, &["reason=\"unknown_ca\""], |count| count >= 2.0)?;
+    let lines = fixture.process.log().lines().filter(|line| line.contains("TLS handshake failed")).count();
+    ensure!(lines == 1, "one line in ten seconds must do, there are {lines}");
+    fixture.tls = Some(world.client(Some(&world.good())));
+    fixture.serves().await
+}
+
+/// Whether a client that should not be let in is not.
+async fn refused(fixture: &Fixture) -> Result<()> {
+    // TLS 1.3 lets a client believe that it is in until it asks for something.
+    let Ok(mut client) = fixture.client().await else { return Ok(()) };
+    let spans = fixture.spans_at(0, 1)?;
+    let reply = client.export(spans).await;
+    ensure!(matches!(reply, super::fixture::Reply::Refused(_)), "it must not be let in: {reply:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_and_sink_speak_tls() -> Result<()> {
+    let world = World::new()?;
+    let dir = world.dir.path();
+    let spanring = || std::process::Command::new(env!("CARGO_BIN_EXE_spanring"));
+    let (_sink, [address]) = harness::on_free_ports(|[address]| {
+        let mut command = spanring();
+        command.arg("sink").arg("--grpc").arg(address.to_string());
+        command.arg("--tls-cert").arg(dir.join("server.crt")).arg("--tls-key").arg(dir.join("server.key"));
+        command.arg("--tls-client-ca").arg(dir.join("ca.crt"));
+        let ready = harness::Ready::Listening(vec![address]);
+        Ok((harness::Process::start("sink", &mut command)?, ready))
+    })?;
+    let mut load = spanring();
+    load.args(["load", "--requests", "20", "--endpoint"]).arg(address.to_string());
+    load.arg("--tls-ca").arg(dir.join("ca.crt"));
+    ensure!(!load.output()?.status.success(), "a generator without a certificate must not be let in");
+    load.arg("--tls-cert").arg(dir.join("client.crt")).arg("--tls-key").arg(dir.join("client.key"));
+    let output = load.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// The certificate that whoever connects now is shown, in DER.
+pub(crate) async fn shown(fixture: &Fixture, world: &World) -> Result<Vec<u8>> {
+    let dir = world.dir.path();
+    let config = spanring::tls::ClientConfig {
+        ca_file: Some(dir.join("ca.crt")),
+        identity: Some(spanring::tls::Identity { cert_file: dir.join("client.crt"), key_file: dir.join("client.key") }),
+        ..spanring::tls::ClientConfig::default()
+    };
+    let config = spanring::tls::Client::load("test", config)?.current();
+    let stream = tokio::net::TcpStream::connect(fixture.grpc).await?;
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let stream = connector.connect("localhost".try_into()?, stream).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    Ok(chain.first().map(|certificate| certificate.to_vec()).unwrap_or_default())
+}
