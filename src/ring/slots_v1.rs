@@ -14,6 +14,12 @@
 //! A slot asks for the backend at `get((slot, 0))` of the ring, then `get((slot, 1))` and so on. A backend that is asked by more
 //! slots than it may hold keeps those of the lowest rank and refuses the rest, which ask on. This is deferred acceptance:
 //! since a backend's order of preference does not depend on who asks first, the outcome does not either.
+//!
+//! The ring is one of the crate `hashring`, which answers every probe. Two things are done before it gets the points, since
+//! they are hundreds of thousands: they are hashed here, once, and it is told their hashes (it would hash whole identities
+//! through `std`'s `Hash`, whose bytes differ between platforms); and they come sorted, in 16 bytes each, so that its own
+//! stable sort of wider nodes finds nothing to do. Its `remove` and `get_with_replicas` are not used: the first
+//! shifts the whole ring for each point, the second copies it.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 
@@ -39,9 +45,6 @@ const SLOT_BITS: u32 = 17;
 /// Half of a slot's hashes.
 const HALF_SLOT: u64 = 1 << (u64::BITS - SLOT_BITS - 1);
 
-/// Bytes of a point that are put together without an allocation. Names of pods are shorter.
-const SHORT: usize = 128;
-
 /// The bound on a backend's slots, in percent of its fair share.
 const BOUND_PERCENT: u64 = 105;
 
@@ -64,13 +67,14 @@ pub(super) struct Placement {
     pub(super) probes: Vec<u16>,
 }
 
-/// Points of members on a consistent-hash ring, sorted and without duplicates.
-pub(super) struct Ring<'a>(HashRing<Point<'a>, OneShot>);
+/// Points of members on a consistent-hash ring, sorted.
+pub(super) struct Ring(HashRing<Point, OneShot>);
 
-/// One virtual node of a backend.
-struct Point<'a> {
-    identity: &'a str,
-    node: u32,
+/// One virtual node of a backend. What it is ordered by is what the ring has to look like: placement must not depend on what
+/// a sort makes of points with equal hashes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Point {
+    hash: u64,
     backend: u16,
 }
 
@@ -125,24 +129,26 @@ fn rooms(members: &[Member]) -> Vec<usize> {
 
 // === impl Ring ===
 
-impl<'a> Ring<'a> {
+impl Ring {
     /// A ring of those `members` that `includes` admits by index; their points carry the index among all.
-    pub(super) fn new(members: &'a [Member], includes: impl Fn(u16) -> bool) -> Self {
-        let point = |backend: u16, node| {
-            let member = members.get(usize::from(backend))?;
-            Some(Point { identity: &member.identity, node, backend })
-        };
-        let admitted = (0..).zip(members).filter(|(backend, _)| includes(*backend));
-        let nodes = admitted.flat_map(|(backend, member)| {
-            (0..POINTS_PER_WEIGHT * member.weight).filter_map(move |node| Some((point(backend, node)?, backend, node)))
-        });
-        // The ring sorts its points, which are wide; it is done at once when they come in order.
-        let mut nodes: Vec<_> =
-            nodes.map(|(point, backend, node)| (OneShot(0).hash_one(point), backend, node)).collect();
-        nodes.sort_unstable();
-        let points = nodes.into_iter().filter_map(|(_, backend, node)| point(backend, node));
+    pub(super) fn new(members: &[Member], includes: impl Fn(u16) -> bool) -> Self {
+        let admitted = || (0_u16..).zip(members).filter(|(backend, _)| includes(*backend));
+        let count: u32 = admitted().map(|(_, member)| POINTS_PER_WEIGHT * member.weight).sum();
+        let mut points = Vec::with_capacity(count as usize);
+        let mut bytes = Vec::new();
+        for (backend, member) in admitted() {
+            let identity = member.identity.as_bytes();
+            bytes.clear();
+            bytes.extend_from_slice(identity);
+            for node in 0..POINTS_PER_WEIGHT * member.weight {
+                bytes.truncate(identity.len());
+                bytes.extend_from_slice(&node.to_le_bytes());
+                points.push(Point { hash: xxh3_64(&bytes), backend });
+            }
+        }
+        points.sort_unstable();
         let mut ring = HashRing::with_hasher(OneShot::default());
-        ring.batch_add(points.collect());
+        ring.batch_add(points);
         Self(ring)
     }
 
@@ -154,20 +160,9 @@ impl<'a> Ring<'a> {
 
 // === impl Point, Probe ===
 
-impl Hash for Point<'_> {
+impl Hash for Point {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let (identity, node) = (self.identity.as_bytes(), self.node.to_le_bytes());
-        let mut room = [0; SHORT];
-        let length = identity.len() + node.len();
-        match room.get_mut(..length) {
-            Some(bytes) => {
-                let (head, tail) = bytes.split_at_mut(identity.len());
-                head.copy_from_slice(identity);
-                tail.copy_from_slice(&node);
-                state.write(bytes);
-            }
-            None => state.write(&[identity, &node].concat()),
-        }
+        state.write_u64(self.hash);
     }
 }
 
@@ -222,7 +217,7 @@ impl<'a> Asking<'a> {
     }
 
     /// Lets a slot ask with its current probe.
-    fn ask(&mut self, ring: &Ring<'_>, slot: u32) {
+    fn ask(&mut self, ring: &Ring, slot: u32) {
         let probe = self.probes.get(slot as usize).copied().unwrap_or_default();
         let backend = if probe < MAX_PROBES { ring.get(slot, probe) } else { None };
         match backend.and_then(|backend| self.by_backend.get_mut(usize::from(backend))) {
