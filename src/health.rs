@@ -58,8 +58,25 @@ pub struct Events {
 
 /// Why backends are ejected, as metrics and logs name it: the kinds of [`HealthKind`] that are failures, dispatch's words for
 /// [`HealthKind::Failed`], and `unresolved`, which membership itself sees.
-pub const REASONS: [&str; 8] =
-    ["connect_error", "connect_timeout", "ping", "protocol", "refused", "reset", "timeout", "unresolved"];
+pub const REASONS: [&str; 17] = [
+    "connect_error",
+    "connect_timeout",
+    "ping",
+    "protocol",
+    "refused",
+    "reset",
+    "timeout",
+    "tls_bad_name",
+    "tls_closed",
+    "tls_expired",
+    "tls_no_certificate",
+    "tls_not_tls",
+    "tls_other",
+    "tls_protocol_version",
+    "tls_timeout",
+    "tls_unknown_ca",
+    "unresolved",
+];
 
 /// Where membership hears it.
 #[derive(Debug)]

@@ -165,7 +165,7 @@ fn sample(world: &World) -> Result<Sample> {
     Ok(Sample {
         rss_mib: held.iter().map(|held| held.rss_kib).sum::<u64>() as f64 / 1024.0,
         descriptors: held.iter().map(|held| held.descriptors).sum::<usize>() as f64,
-        tasks: world.metric("process_tasks", "").unwrap_or(0.0),
+        tasks: world.metric("spanring_runtime_tasks", "").unwrap_or(0.0),
         threads: held.iter().map(|held| held.threads).sum::<u64>() as f64,
     })
 }

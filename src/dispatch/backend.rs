@@ -75,7 +75,7 @@ pub(super) struct Load {
 impl Shared {
     pub(super) fn new(pool: &str, config: Config, dialer: Dialer, tasks: &Tasks, events: Events) -> Arc<Self> {
         let metrics = PoolMetrics::new(pool);
-        metrics.show_limit(config.queue_size);
+        metrics.show_limit(&config);
         let retries = RetryBudget::new(config.retry_budget_percent, metrics.retry_budget_exhausted.clone());
         Arc::new(Self {
             config,
@@ -92,7 +92,7 @@ impl Shared {
 
     /// The same pool under another configuration: all but that is shared with what it was before.
     pub(super) fn reconfigured(&self, config: Config) -> Arc<Self> {
-        self.metrics.show_limit(config.queue_size);
+        self.metrics.show_limit(&config);
         self.retries.set_percent(config.retry_budget_percent);
         Arc::new(Self {
             config,
@@ -311,8 +311,9 @@ impl Backend {
             };
             (nudge, first)
         };
-        if first && !self.closing.load(Ordering::Acquire) {
-            tracing::warn!(backend = %self.identity, failure = failure.as_str(), "backend unreachable, trying on");
+        if first && !self.closing.load(Ordering::Acquire) && self.shared.metrics.may_tell() {
+            let pool = &*self.shared.metrics.pool;
+            tracing::warn!(pool, backend = %self.identity, failure = failure.as_str(), "backend unreachable, trying on");
         }
         self.act(nudge);
     }
@@ -350,8 +351,8 @@ impl Backend {
             state.turned_away = false;
             state.backoff.reset()
         };
-        if again {
-            tracing::info!(backend = %self.identity, "backend answers again");
+        if again && self.shared.metrics.may_tell() {
+            tracing::info!(pool = &*self.shared.metrics.pool, backend = %self.identity, "connected to the backend again");
         }
     }
 

@@ -52,7 +52,8 @@ mod tests {
     #[test]
     fn every_failure_is_a_reason_that_membership_knows() {
         use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Ping, Protocol, Reset, ResetAtOnce, Timeout};
-        for failure in [ConnectError, ConnectRefused, ConnectTimeout, Ping, Protocol, Reset, ResetAtOnce, Timeout] {
+        let plain = [ConnectError, ConnectRefused, ConnectTimeout, Ping, Protocol, Reset, ResetAtOnce, Timeout];
+        for failure in plain.into_iter().chain(crate::tls::Reason::ALL.map(Failure::Tls)) {
             assert!(health::REASONS.contains(&kind_of(failure).as_str()), "{failure:?}");
         }
     }

@@ -4,13 +4,18 @@ use std::sync::Arc;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use super::{Failure, backend::Load, outcome::Verdict};
-use crate::{otlp::Signal, telemetry::metrics as names};
+use super::{Config, Failure, backend::Load, outcome::Verdict};
+use crate::{
+    otlp::Signal,
+    telemetry::{Quota, metrics as names},
+};
 
 /// Handles without a backend.
 pub(super) struct PoolMetrics {
-    pool: Arc<str>,
+    pub(super) pool: Arc<str>,
     queue_limit: Gauge,
+    /// Of lines about single backends.
+    quota: Quota,
     pub(super) call_duration: Histogram,
     pub(super) call_parts: Histogram,
     pub(super) dropped_abandoned: Counter,
@@ -33,6 +38,8 @@ pub(super) struct BackendMetrics {
     records_rejected: [Counter; Signal::ALL.len()],
     pub(super) bytes: Counter,
     queue_bytes: Gauge,
+    /// The queue had no room for a part.
+    pub(super) queue_full: Counter,
     in_flight: Gauge,
     in_flight_bytes: Gauge,
     connections: Gauge,
@@ -50,6 +57,7 @@ impl PoolMetrics {
         let dropped =
             |reason: &'static str| counter!(names::DISPATCH_DROPPED_PARTS_TOTAL, "pool" => label(), "reason" => reason);
         Self {
+            quota: Quota::new(),
             queue_limit: gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label()),
             call_duration: histogram!(names::DISPATCH_CALL_DURATION_SECONDS, "pool" => label()),
             call_parts: histogram!(names::DISPATCH_CALL_PARTS, "pool" => label()),
@@ -65,8 +73,14 @@ impl PoolMetrics {
 
     /// Shows the bound of each queue.
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; queue sizes are far below 2^52")]
-    pub(super) fn show_limit(&self, queue_size: usize) {
-        self.queue_limit.set(queue_size as f64);
+    pub(super) fn show_limit(&self, config: &Config) {
+        self.queue_limit.set(config.queue_size.saturating_mul(config.shards.max(1)) as f64);
+    }
+
+    /// Whether one more line about a backend may be written now.
+    pub(super) fn may_tell(&self) -> bool {
+        let pool = &*self.pool;
+        self.quota.allows(|lines| tracing::warn!(pool, lines, "more failures and returns than the log takes"))
     }
 
     /// Handles of one backend, created at 0.
@@ -97,6 +111,7 @@ impl PoolMetrics {
             records_accepted: records("accepted"),
             records_rejected: records("rejected"),
             bytes: counter!(names::DISPATCH_BYTES_TOTAL, "pool" => pool(), "backend" => backend()),
+            queue_full: counter!(names::DISPATCH_QUEUE_FULL_TOTAL, "pool" => pool(), "backend" => backend()),
             queue_bytes: gauge!(names::DISPATCH_QUEUE_BYTES, "pool" => pool(), "backend" => backend()),
             in_flight: gauge!(names::DISPATCH_IN_FLIGHT_CALLS, "pool" => pool(), "backend" => backend()),
             in_flight_bytes: gauge!(names::DISPATCH_IN_FLIGHT_BYTES, "pool" => pool(), "backend" => backend()),

@@ -61,7 +61,8 @@ impl Reconciler {
                 _ = ticks.tick() => self.sample(),
             }
         }
-        self.shared.all.load().iter().for_each(|backend| backend.stop());
+        // Let go of, too: backends hold what they share, and nobody else is to keep them and their series.
+        self.shared.all.swap(Arc::default()).iter().for_each(|backend| backend.stop());
     }
 
     /// Publishes a view of the newest table.

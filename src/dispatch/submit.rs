@@ -92,6 +92,9 @@ impl View {
                     backend.release(part.message.framed_len());
                 }
             }
+            if let Some(full) = parts.get(at).and_then(owner) {
+                full.metrics.queue_full.increment(1);
+            }
             let backend = parts.get(at).map_or(0, |part| part.backend);
             return Err(Full { backend, parts });
         }

@@ -1,38 +1,30 @@
 //! What membership says in the log: one line for each change of state, and not more than a log can bear.
 
-use std::{sync::Arc, time::Duration};
-
-use tokio::time::Instant;
+use std::sync::Arc;
 
 use super::{build::Change, state::Note};
+use crate::telemetry::Quota;
 
 /// How many backends one log line names before it counts the rest.
 const NAMED_IN_LOG: usize = 20;
 
-/// Lines about single backends in one [`WINDOW`]; the rest is counted.
-const LINES: u32 = 20;
-
-/// The time that [`LINES`] are for.
-const WINDOW: Duration = Duration::from_secs(1);
-
 /// Lines about the backends of one pool.
 pub(super) struct Lines {
     pool: Arc<str>,
-    window: Instant,
-    lines: u32,
+    quota: Quota,
 }
 
 // === impl Lines ===
 
 impl Lines {
     pub(super) fn new(pool: &Arc<str>) -> Self {
-        Self { pool: Arc::clone(pool), window: Instant::now(), lines: 0 }
+        Self { pool: Arc::clone(pool), quota: Quota::new() }
     }
 
     /// One line, unless there were too many of late.
-    pub(super) fn tell(&mut self, note: &Note) {
+    pub(super) fn tell(&self, note: &Note) {
         // Panic is what an operator must not miss.
-        let may = matches!(note, Note::Panic { .. }) || self.may_tell(Instant::now());
+        let may = matches!(note, Note::Panic { .. }) || self.may_tell();
         let pool = &*self.pool;
         if !may {
             return;
@@ -60,20 +52,10 @@ impl Lines {
         }
     }
 
-    fn may_tell(&mut self, now: Instant) -> bool {
-        if now >= self.window + WINDOW {
-            let silent = self.lines.saturating_sub(LINES);
-            if silent > 0 {
-                tracing::warn!(
-                    pool = &*self.pool,
-                    lines = silent,
-                    "more changes of backends' state than the log takes"
-                );
-            }
-            (self.window, self.lines) = (now, 0);
-        }
-        self.lines = self.lines.saturating_add(1);
-        self.lines <= LINES
+    fn may_tell(&self) -> bool {
+        self.quota.allows(|lines| {
+            tracing::warn!(pool = &*self.pool, lines, "more changes of backends' state than the log takes");
+        })
     }
 }
 
@@ -114,14 +96,5 @@ mod tests {
         let identities: Vec<Arc<str>> = (0..22).map(|index| index.to_string().into()).collect();
         assert_eq!(names(&identities[..2]), "0,1");
         assert!(names(&identities).ends_with(",19,and 2 more"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn lines_of_one_second_are_bounded() {
-        let mut lines = Lines::new(&"tail".into());
-        let told = (0..100).filter(|_| lines.may_tell(Instant::now())).count();
-        assert_eq!(told, LINES as usize);
-        tokio::time::advance(WINDOW).await;
-        assert!(lines.may_tell(Instant::now()), "a new second has lines of its own");
     }
 }

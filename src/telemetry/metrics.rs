@@ -3,7 +3,7 @@
 //! Rules: names start with `spanring_` (those of the process excepted, which every Prometheus client names alike), base
 //! units, `_total` on counters; label values come from the configuration or from a list that stands here, never from a
 //! client. README's table repeats this page and a test compares the two. Whoever takes the handle of a series with the label
-//! `pool` keeps it as long as the series is to stay.
+//! `pool` or `owner` keeps it as long as the series is to stay.
 
 /// A metric's behaviour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,9 @@ page! {
     DISPATCH_QUEUE_BYTES = "spanring_dispatch_queue_bytes", Gauge, ["pool", "backend"],
         "Bytes that wait for the backend.";
     DISPATCH_QUEUE_LIMIT_BYTES = "spanring_dispatch_queue_limit_bytes", Gauge, ["pool"],
-        "Bytes that may wait for one backend (sending_queue.queue_size).";
+        "Bytes that may wait for one backend (sending_queue.queue_size, for each shard).";
+    DISPATCH_QUEUE_FULL_TOTAL = "spanring_dispatch_queue_full_total", Counter, ["pool", "backend"],
+        "Times that the backend's queue had no room for a part, so that a whole request was refused or a retry waited.";
     DISPATCH_IN_FLIGHT_CALLS = "spanring_dispatch_in_flight_calls", Gauge, ["pool", "backend"],
         "Calls that the backend has not answered yet.";
     DISPATCH_IN_FLIGHT_BYTES = "spanring_dispatch_in_flight_bytes", Gauge, ["pool", "backend"],
@@ -182,18 +184,22 @@ page! {
 
     BUILD_INFO = "spanring_build_info", Gauge, ["version"],
         "Always 1; the version is the label.";
+    RUNTIME_TASKS = "spanring_runtime_tasks", Gauge, [],
+        "Tasks of the runtime that have not ended.";
     PROCESS_START_TIME_SECONDS = "process_start_time_seconds", Gauge, [],
         "When the process started, in Unix time.";
     PROCESS_CPU_SECONDS_TOTAL = "process_cpu_seconds_total", Counter, [],
         "CPU time of the process, user and system.";
     PROCESS_RESIDENT_MEMORY_BYTES = "process_resident_memory_bytes", Gauge, [],
         "Resident memory of the process.";
+    PROCESS_VIRTUAL_MEMORY_BYTES = "process_virtual_memory_bytes", Gauge, [],
+        "Virtual memory of the process.";
     PROCESS_OPEN_FDS = "process_open_fds", Gauge, [],
         "File descriptors that are open.";
     PROCESS_MAX_FDS = "process_max_fds", Gauge, [],
         "File descriptors that may be open.";
-    PROCESS_TASKS = "process_tasks", Gauge, [],
-        "Tasks of the runtime that have not ended.";
+    PROCESS_THREADS = "process_threads", Gauge, [],
+        "Threads of the process.";
 }
 
 #[cfg(test)]

@@ -4,7 +4,11 @@ mod buckets;
 pub mod logs;
 pub mod metrics;
 mod process;
+mod quota;
 pub mod recorder;
 mod series;
 
+pub use quota::Quota;
 pub use recorder::{Recorder, RecorderError};
+#[cfg(test)]
+pub(crate) use series::LINGER;

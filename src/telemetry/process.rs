@@ -1,4 +1,5 @@
-//! What the process says of itself: read from /proc when the page is asked for.
+//! What the process says of itself: read from /proc when the page is asked for. Names and meanings are those that every
+//! Prometheus client gives a process.
 
 use std::{
     fs,
@@ -17,7 +18,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// Writes the process's metrics in Prometheus' text format. They don't go through the recorder: its counters are whole
 /// numbers, and seconds of CPU time are not.
 pub(super) fn write(out: &mut String) {
-    for metric in ALL.iter().filter(|metric| metric.name.starts_with("process_")) {
+    for metric in ALL {
         if let Some(value) = observe(metric) {
             let Metric { name, kind, help, .. } = metric;
             heading(name, *kind, help, out);
@@ -37,10 +38,12 @@ fn observe(metric: &Metric) -> Option<f64> {
     match metric.name {
         page::PROCESS_START_TIME_SECONDS => Some(note_start()),
         page::PROCESS_CPU_SECONDS_TOTAL => cpu_seconds(),
-        page::PROCESS_RESIDENT_MEMORY_BYTES => resident_bytes(),
+        page::PROCESS_RESIDENT_MEMORY_BYTES => kibibytes("VmRSS:"),
         page::PROCESS_OPEN_FDS => open_fds(),
         page::PROCESS_MAX_FDS => max_fds(),
-        page::PROCESS_TASKS => tasks(),
+        page::PROCESS_THREADS => status("Threads:"),
+        page::PROCESS_VIRTUAL_MEMORY_BYTES => kibibytes("VmSize:"),
+        page::RUNTIME_TASKS => tasks(),
         _ => None,
     }
 }
@@ -70,11 +73,16 @@ fn open_fds() -> Option<f64> {
     u32::try_from(count).ok().map(f64::from)
 }
 
-fn resident_bytes() -> Option<f64> {
+/// A number of `/proc/self/status`.
+fn status(key: &str) -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024.0)
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().trim_end_matches("kB").trim_end().parse().ok()
+}
+
+/// One that is written in KiB, in bytes.
+fn kibibytes(key: &str) -> Option<f64> {
+    status(key).map(|kibibytes| kibibytes * 1024.0)
 }
 
 fn max_fds() -> Option<f64> {
@@ -100,7 +108,8 @@ mod tests {
         assert!(started <= now + 1.0 && started > now - 86_400.0, "{started} against {now}");
         assert!(cpu_seconds().is_some());
         assert!(open_fds().is_some_and(|count| count >= 3.0));
-        assert!(resident_bytes().is_some_and(|bytes| bytes > 1e6));
+        assert!(kibibytes("VmRSS:").is_some_and(|bytes| bytes > 1e6));
+        assert!(status("Threads:").is_some_and(|threads| threads >= 1.0));
         assert!(max_fds().is_some_and(|limit| limit > 0.0));
     }
 }

@@ -68,6 +68,12 @@ impl Recorder {
         page
     }
 
+    /// Forgets what nobody has held for long enough by then, as the task of [`Self::start_upkeep`] does.
+    #[cfg(test)]
+    pub(crate) fn sweep(&self, now: tokio::time::Instant) {
+        self.0.sweep(now);
+    }
+
     /// Forgets series of backends and pools that are gone. The task ends when tasks are told to stop.
     pub fn start_upkeep(&self, tasks: &Tasks) {
         let recorder = self.clone();
@@ -88,6 +94,7 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::series::LINGER;
 
     #[test]
     fn the_first_scrape_knows_the_process() {
@@ -110,7 +117,7 @@ mod tests {
         });
         tokio::time::sleep(UPKEEP_INTERVAL * 3).await;
         assert!(recorder.render().contains("pool=\"gone\""));
-        tokio::time::sleep(super::super::series::LINGER).await;
+        tokio::time::sleep(LINGER).await;
         assert!(!recorder.render().contains("pool=\"gone\""));
         assert_eq!(tasks.len(), 1);
         tasks.stop();

@@ -1,5 +1,5 @@
 //! The series behind `/metrics`. Each lives as long as somebody holds a handle to it; those that carry the name of a pool
-//! leave some time after the last handle, so that backends and pools that are gone do not stay for ever.
+//! (or of an owner of certificates) leave some time after the last handle, so that backends and pools that are gone do not stay for ever.
 //!
 //! A recorder of its own behind the `metrics` facade, since `metrics-exporter-prometheus` can't forget one series: its
 //! idle timeout takes away whatever does not change, zeros that are told on purpose included, and what a handle counts
@@ -26,13 +26,13 @@ use super::{
 
 /// How long a series stays after its last handle: Prometheus itself looks back five minutes, and a backend that comes
 /// back within them counts on.
-pub(super) const LINGER: Duration = Duration::from_secs(5 * 60);
+pub(crate) const LINGER: Duration = Duration::from_secs(5 * 60);
 
 /// Series without a handle that may wait for [`LINGER`]; of more, all leave at once. About two pools of 2,048 backends.
 const MAX_LINGERING: usize = 1 << 17;
 
-/// The label that series of passing things carry.
-const PASSING: &str = "pool";
+/// Labels that series of passing things carry: `owner` is a pool or a listener with certificates.
+const PASSING: [&str; 2] = ["pool", "owner"];
 
 /// All series of a process, in the order of the page.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Store {
     }
 
     fn passing(&self) -> impl Iterator<Item = &Family> {
-        self.families.iter().filter(|family| family.metric.labels.contains(&PASSING))
+        self.families.iter().filter(|family| family.metric.labels.iter().any(|label| PASSING.contains(label)))
     }
 
     /// What `take` takes of the series of `key`; `None` when the page has no such metric.

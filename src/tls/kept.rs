@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use metrics::{Counter, counter, gauge};
+use metrics::{Counter, Gauge, counter, gauge};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
@@ -62,6 +62,8 @@ struct Inner<S: Source> {
     state: Mutex<State<S>>,
     reloaded: Counter,
     failed: Counter,
+    /// Held, so that they stay as long as the certificates are in use.
+    expiry: Mutex<Vec<Gauge>>,
 }
 
 struct State<S> {
@@ -163,9 +165,9 @@ impl<S: Source> Kept<S> {
         let counted =
             |result: &'static str| counter!(TLS_RELOADS_TOTAL, "owner" => Arc::clone(&owner), "result" => result);
         let (reloaded, failed) = (counted("taken"), counted("refused"));
-        say(&owner, &made.certificates);
+        let expiry = Mutex::new(say(&owner, &made.certificates));
         let state = Mutex::new(State { source, hash, complaint: None });
-        Ok(Self(Arc::new(Inner { owner, current: ArcSwap::new(made.value), state, reloaded, failed })))
+        Ok(Self(Arc::new(Inner { owner, current: ArcSwap::new(made.value), state, reloaded, failed, expiry })))
     }
 
     /// What holds for the next handshake.
@@ -250,7 +252,7 @@ impl<S: Source> Reload for Inner<S> {
 
 impl<S: Source> Inner<S> {
     fn take(&self, made: Made<S::Made>) {
-        say(&self.owner, &made.certificates);
+        *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = say(&self.owner, &made.certificates);
         self.current.store(made.value);
     }
 
@@ -284,13 +286,17 @@ pub(super) fn complaints(certificates: &[Certificate]) -> impl Iterator<Item = S
     certificates.iter().filter_map(|certificate| certificate.validity.complaint(&certificate.path))
 }
 
-fn say(owner: &Arc<str>, certificates: &[Certificate]) {
-    for certificate in certificates {
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; seconds are far below 2^52")]
-        gauge!(TLS_CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS, "owner" => Arc::clone(owner), "role" => certificate.role)
-            .set(certificate.validity.not_after as f64);
-    }
+/// Says what there is to say of certificates that are in use from now on; hands back their series.
+fn say(owner: &Arc<str>, certificates: &[Certificate]) -> Vec<Gauge> {
     for complaint in complaints(certificates) {
         tracing::warn!(%owner, "{complaint}");
     }
+    let expiry = certificates.iter().map(|certificate| {
+        let labels = [("owner", owner.to_string()), ("role", certificate.role.to_owned())];
+        let gauge = gauge!(TLS_CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS, &labels);
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; seconds are far below 2^52")]
+        gauge.set(certificate.validity.not_after as f64);
+        gauge
+    });
+    expiry.collect()
 }

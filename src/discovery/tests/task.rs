@@ -1,10 +1,6 @@
 //! The task round a resolver: what it publishes, when it ends, what it counts and says.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -21,7 +17,7 @@ use crate::{
         trouble::{Trouble, Voice},
     },
     lifecycle::Tasks,
-    telemetry::Recorder,
+    telemetry::{Recorder, logs::captured},
 };
 
 const NAME: &str = "tail.test.";
@@ -117,26 +113,7 @@ async fn every_question_is_counted_by_its_result() {
 
 #[test]
 fn the_log_has_one_line_for_each_change_of_state() {
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .without_time()
-        .with_target(false)
-        .with_max_level(tracing::Level::INFO)
-        .with_writer(move || writer.clone())
-        .finish();
-    tracing::subscriber::with_default(subscriber, || {
+    let log = captured(|| {
         let mut trouble = Trouble::default();
         let voice = Voice { pool: "tail", hostname: "tail.test" };
         let answers = Answers::each("tail.test.", IpFamily::Auto, &Answer::NoSuchName);
@@ -144,7 +121,6 @@ fn the_log_has_one_line_for_each_change_of_state() {
             trouble.note(voice, good, &answers, 3);
         }
     });
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let fails = " WARN discovery fails; the last good set stays pool=\"tail\" hostname=\"tail.test\" \
                  reason=A: no such name (NXDOMAIN), AAAA: no such name (NXDOMAIN), asked for tail.test. known=3\n";
     let recovered = " INFO discovery recovered pool=\"tail\" hostname=\"tail.test\" known=3\n";

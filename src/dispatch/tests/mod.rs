@@ -4,4 +4,5 @@ mod failover;
 mod faults;
 mod merging;
 mod queueing;
+mod series;
 pub(crate) mod support;

@@ -5,6 +5,7 @@ mod record;
 mod sequences;
 mod tables;
 mod task;
+mod told;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,0 +1,62 @@
+//! What a scrape of one proxy with 200 backends costs: `cargo bench --bench scrape`. The page is asked for over a connection that
+//! stays, as Prometheus does it; the time is that from the request to the last byte.
+
+#![allow(clippy::print_stdout, reason = "a bench prints")]
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+};
+
+use anyhow::{Context, Result, ensure};
+use spanring::{config::Config, proxy::Proxy};
+use tokio::time::Instant;
+
+const BACKENDS: u16 = 200;
+const SCRAPES: usize = 500;
+
+fn main() -> Result<()> {
+    // Harness flags of `cargo test --benches` and the like mean: only see whether it runs.
+    let scrapes = if std::env::args().any(|argument| argument == "--quick") { 5 } else { SCRAPES };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // Nobody needs to listen there: all series are there from the start.
+    let backends: Vec<SocketAddr> = (0..BACKENDS).map(|nth| (Ipv4Addr::LOCALHOST, 20_000 + nth).into()).collect();
+    let proxy = runtime.block_on(async {
+        let proxy = Proxy::start(Config::on_free_ports(&backends)?).await?;
+        proxy.ready().await;
+        anyhow::Ok(proxy)
+    })?;
+    let mut stream = BufReader::new(TcpStream::connect(proxy.admin.context("an admin listener")?)?);
+    let mut times = Vec::with_capacity(scrapes);
+    let mut page = Vec::new();
+    for _ in 0..scrapes {
+        let begun = Instant::now();
+        scrape(&mut stream, &mut page)?;
+        times.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |share: usize| times.get((times.len() - 1) * share / 100).copied().unwrap_or_default();
+    let series = page.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"#")).count();
+    println!("{BACKENDS} backends: {series} series, {:.0} KiB", page.len() as f64 / 1024.0);
+    println!("{scrapes} scrapes: median {:.2} ms, 99th percentile {:.2} ms, worst {:.2} ms", at(50), at(99), at(100));
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn scrape(stream: &mut BufReader<TcpStream>, page: &mut Vec<u8>) -> Result<()> {
+    stream.get_mut().write_all(b"GET /metrics HTTP/1.1\r\nhost: spanring\r\n\r\n")?;
+    let mut length = None;
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line)?;
+        if line.trim().is_empty() {
+            break;
+        }
+        let lower = line.to_ascii_lowercase();
+        length = length.or(lower.strip_prefix("content-length:").and_then(|value| value.trim().parse().ok()));
+    }
+    page.resize(length.context("a length")?, 0);
+    stream.read_exact(page)?;
+    ensure!(page.ends_with(b"\n"), "a whole page");
+    Ok(())
+}

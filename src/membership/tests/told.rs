@@ -1,0 +1,105 @@
+//! What an operator is told: the line of each change of the ring, and the series of backends that come and go.
+
+use super::*;
+use crate::{
+    health,
+    membership::tell,
+    telemetry::{LINGER, Recorder, logs::captured},
+};
+
+#[test]
+fn every_change_of_the_ring_has_one_line_with_its_cause_and_all_that_changed() {
+    let mut rig = Rig::new(Config::default());
+    let first = rig.step(Input::Discovered(endpoints(&["a", "b"], 1))).expect("must build");
+    let second = rig.step(Input::Discovered(endpoints(&["a", "b", "c"], 1))).expect("must build");
+    let refused = HealthEvent { identity: "b".into(), kind: HealthKind::Refused };
+    let third = rig.step(Input::Seen(refused)).expect("must build");
+    let log = captured(|| [&first, &second, &third].into_iter().for_each(|change| tell::change("tail", change)));
+    let lines: Vec<&str> = log.lines().collect();
+    let line = |change: &Change, cause: &str, backends: usize, away: usize, added: &str| {
+        let table = &change.table;
+        format!(
+            " INFO ring changed pool=\"tail\" cause=\"{cause}\" generation={} backends={backends} away={away} \
+             added=\"{added}\" removed=\"\" moved={:.4} membership_fingerprint={:012x} placement_fingerprint={:012x}",
+            table.generation,
+            change.moved,
+            table.membership_fingerprint(),
+            table.placement_fingerprint()
+        )
+    };
+    let expected = [
+        line(&first, "discovery", 2, 0, "a,b"),
+        line(&second, "discovery", 3, 0, "c"),
+        line(&third, "ejection", 3, 1, ""),
+    ];
+    assert_eq!(lines, expected);
+}
+
+/// A pool whose discovery the test is.
+struct Pool {
+    discovery: watch::Sender<Option<Endpoints>>,
+    tables: Tables,
+    _events: health::Events,
+}
+
+/// Never asked in these tests.
+struct Silent;
+
+impl Prober for Silent {
+    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> bool {
+        false
+    }
+}
+
+impl Pool {
+    fn start(tasks: &Tasks) -> Self {
+        let (discovery, receiver) = watch::channel(None);
+        let (events, inbox) = health::channel("tail");
+        let config = Config { hold_down: Duration::ZERO, ..Config::default() };
+        let tables = start("tail", watch::channel(config).1, receiver, inbox, Silent, tasks).tables;
+        Self { discovery, tables, _events: events }
+    }
+
+    async fn discover(&mut self, hosts: &[&str]) {
+        self.discovery.send_replace(Some(endpoints(hosts, 1)));
+        let is_it = |table: &Option<Arc<Table>>| table.as_ref().is_some_and(|it| it.backends().len() == hosts.len());
+        self.tables.wait_for(is_it).await.expect("the task must live");
+    }
+}
+
+#[test]
+fn series_of_a_backend_fall_to_0_when_it_leaves_and_are_gone_some_time_later() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    Recorder::scoped(|recorder| runtime.block_on(scenario(recorder)));
+}
+
+async fn scenario(recorder: &Recorder) {
+    let tasks = Tasks::new();
+    let mut pool = Pool::start(&tasks);
+    let share = |backend: &str| {
+        let series = format!("spanring_ring_ownership_ratio{{pool=\"tail\",backend=\"{backend}\"}} ");
+        recorder.render().lines().find_map(|line| line.strip_prefix(&series)?.parse::<f64>().ok())
+    };
+    let forget = || {
+        let now = Instant::now();
+        recorder.sweep(now);
+        recorder.sweep(now + LINGER);
+    };
+    pool.discover(&["a", "b"]).await;
+    assert!(share("b").is_some_and(|share| share > 0.4));
+    forget();
+    pool.discover(&["a"]).await;
+    assert_eq!((share("a"), share("b")), (Some(1.0), Some(0.0)));
+    assert!(recorder.render().contains("backend=\"b\",state=\"active\"} 0\n"));
+    forget();
+    assert!(!recorder.render().contains("backend=\"b\""), "{}", recorder.render());
+    pool.discover(&["a", "b"]).await;
+    assert!(share("b").is_some_and(|share| share > 0.4));
+    assert!(recorder.render().contains("backend=\"b\",state=\"active\"} 1\n"));
+
+    tasks.stop();
+    tasks.wait().await;
+    drop(pool);
+    forget();
+    assert!(!recorder.render().contains("pool="), "{}", recorder.render());
+}
