@@ -6,8 +6,8 @@
 //!
 //! From the outside in: `reconcile` follows the tables and keeps a `backend` (queue and connections) for each endpoint;
 //! `queue` decides when a call opens and what it carries; `line` holds one connection slot, `driver` the task of one
-//! connection with all its calls; `dialer` connects, by TLS where the pool has it; `call` is one RPC, `body` and `codec` what it sends, `reply` what it hears; `settle`
-//! tells each part what became of it. `health` says to membership what is seen of a backend, `probe` asks one that was
+//! connection with all its calls, `clock` its timer; `dialer` connects, by TLS where the pool has it; `call` is one RPC,
+//! `body` and `codec` what it sends, `reply` what it hears; `settle` tells each part what became of it. `health` says to membership what is seen of a backend, `probe` asks one that was
 //! ejected whether it is there again, `retries` bounds what is tried again.
 //!
 //! A backend whose slots the table sends elsewhere hands back what waits for it and gives up its calls; one that left the
@@ -20,6 +20,7 @@ mod backoff;
 mod body;
 mod call;
 mod client;
+mod clock;
 mod codec;
 mod dialer;
 mod driver;

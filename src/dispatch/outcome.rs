@@ -95,6 +95,8 @@ pub enum Failure {
     Timeout,
     /// TLS failed.
     Tls(Reason),
+    /// The peer sends GOAWAY on each new connection, or allows no stream.
+    TurnedAway,
 }
 
 /// What became of one call.
@@ -157,6 +159,7 @@ impl Failure {
                 Reason::Timeout => "tls_timeout",
                 Reason::UnknownCa => "tls_unknown_ca",
             },
+            Self::TurnedAway => "turned_away",
         }
     }
 }
@@ -173,6 +176,7 @@ impl fmt::Display for Failure {
             Self::ResetAtOnce => "connection reset at once",
             Self::Timeout => "no answer within the timeout",
             Self::Tls(reason) => return write!(f, "TLS: {reason}"),
+            Self::TurnedAway => "it accepts connections and takes no calls",
         })
     }
 }
@@ -182,10 +186,8 @@ impl Cause {
     pub fn was_no_attempt(self) -> bool {
         match self {
             Self::Transport(failure) => {
-                matches!(
-                    failure,
-                    Failure::ConnectError | Failure::ConnectRefused | Failure::ConnectTimeout | Failure::Tls(_)
-                )
+                use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Tls, TurnedAway};
+                matches!(failure, ConnectError | ConnectRefused | ConnectTimeout | Tls(_) | TurnedAway)
             }
             Self::Abandoned | Self::Deadline | Self::Departed | Self::Ejected | Self::Full | Self::Unresolved => true,
             Self::Status(_) | Self::Stopped => false,
