@@ -42,10 +42,6 @@ pub enum PartOutcome {
         reached: bool,
         /// What happened.
         cause: Cause,
-        /// Records that were refused for good on the way and are no longer in `part`.
-        rejected: u64,
-        /// What was said about those.
-        message: Option<String>,
         /// What is to be placed again.
         part: Part,
     },

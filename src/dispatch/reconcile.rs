@@ -158,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        dispatch::{Config, tests::support::table},
+        dispatch::{Config, Dialer, tests::support::table},
         health,
         lifecycle::Tasks,
     };
@@ -168,9 +168,11 @@ mod tests {
         let addresses: Vec<SocketAddr> = (4001..4051).map(|port| ([127, 0, 0, 1], port).into()).collect();
         let tables = [&[][..], &addresses[49..]].map(|away| table(1, &addresses, away));
         let (sender, receiver) = watch::channel(None);
-        let shared = Shared::new("test", Config::default(), &Tasks::new(), health::channel("test").0);
+        let shared =
+            Shared::new("test", Config::default(), Dialer::default(), &Tasks::new(), health::channel("test").0);
         let shown = Arc::new(ArcSwapOption::empty());
-        let mut reconciler = Reconciler::new(shared, Arc::clone(&shown), receiver);
+        let (_configs, configs) = watch::channel(Config::default());
+        let mut reconciler = Reconciler::new(shared, Arc::clone(&shown), receiver, configs);
         let done = AtomicBool::new(false);
         // Looks as a request does: at the view, then at the backend, which must go by that view if it is still the one.
         let look = || {

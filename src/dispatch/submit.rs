@@ -43,6 +43,11 @@ impl View {
         &self.table
     }
 
+    /// Payload bytes that a part may have: a larger one would find no backend that takes it.
+    pub fn max_request_size(&self) -> usize {
+        self.max_request_size
+    }
+
     /// How retries space themselves.
     pub fn retry(&self) -> RetryConfig {
         self.retry
@@ -113,16 +118,7 @@ impl View {
         for part in parts {
             // Room was made by its owner, so there is one.
             let Some(backend) = owner(part.backend) else { continue };
-            if part.message.payload_len() <= self.max_request_size {
-                backend.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
-            } else {
-                let admitted = part.message.framed_len();
-                let entries = Queued::cut(part, inbox, self.max_request_size, now);
-                // Pieces repeat their envelopes: the difference is theirs to wait for, but no reason to refuse.
-                backend.occupy(entries.iter().map(Queued::cost).sum());
-                backend.release(admitted);
-                backend.push(entries.into_iter(), now);
-            }
+            backend.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
         }
         Ok(())
     }

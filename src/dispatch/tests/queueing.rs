@@ -141,7 +141,7 @@ async fn two_parts_for_one_queue_get_room_together() {
     let normal = large_part(1, 1_000, 0);
     let lone = Part { alone: true, index: 1, ..normal.clone() };
     // Each fits by itself, and both together only where nothing waits.
-    let config = Config { queue_size: 2 * normal.message.as_bytes().len() - 1, ..Config::default() };
+    let config = Config { queue_size: 2 * normal.message.framed_len() - 1, ..Config::default() };
     let rig = Rig::start_with(config, &[backend.address], tasks);
     let join = rig.submit(vec![normal, lone]);
     for _ in 0..2 {
