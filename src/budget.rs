@@ -97,11 +97,6 @@ impl Permit {
     pub fn limit(&self) -> usize {
         self.budget.limit()
     }
-
-    /// Moves what `other` holds into this permit.
-    pub fn absorb(&mut self, mut other: Self) {
-        self.bytes += std::mem::take(&mut other.bytes);
-    }
 }
 
 impl Drop for Permit {

@@ -1,11 +1,14 @@
 //! Sinks that die: one of four, and all.
 
+use std::time::Duration;
+
 use anyhow::Result;
+use spanring::ring::Table;
 use tokio::time::sleep;
 
 use crate::{
     Pace,
-    evidence::{Evidence, SECOND, now},
+    evidence::{Evidence, SECOND, now, share},
     table::Lines,
     world::{BUDGET_MIB, Load, World},
 };
@@ -13,28 +16,46 @@ use crate::{
 /// What a proxy may hold beside its budget, in MiB.
 const BESIDE_MIB: u64 = 64;
 
-/// kill -9 of one of four.
+/// When DNS drops the dead sink.
+const DNS_LATE: u64 = 3;
+
+/// When one of four died, when names stopped to list it, and when it was there again and listed.
+struct Times {
+    killed: u64,
+    unlisted: u64,
+    back: u64,
+}
+
+/// kill -9 of one of four; DNS drops it three seconds later.
 pub(crate) async fn kill(pace: Pace) -> Result<Lines> {
     const DOOMED: usize = 1;
-    let mut world = World::start(4, "")?;
+    let mut world = World::start_with_names(4)?;
     let load = world.load(Load { rate: 100.0, retry: false, seed: now() });
     sleep(pace.seconds(5, 3)).await;
     let killed = now();
     world.kill(DOOMED);
-    sleep(pace.seconds(30, 7)).await;
+    sleep(Duration::from_secs(DNS_LATE)).await;
     let ejections = world.metric("spanring_membership_ejections_total", "");
+    let unlisted = now();
+    world.list(|n| n != DOOMED);
+    // Names are asked for every five seconds.
+    sleep(pace.seconds(30 - DNS_LATE, 7)).await;
+    let members = world.metric("spanring_ring_members", "");
     let back = now();
     world.revive(DOOMED)?;
-    sleep(pace.seconds(10, 5)).await;
+    world.list(|_| true);
+    sleep(pace.seconds(10, 7)).await;
     let run = world.end(load).await?;
     let evidence = Evidence::gather(&world, run)?;
     let mut lines = Lines::default();
     let (early, late) = (evidence.failed(killed..killed + SECOND), evidence.failed(killed + SECOND..u64::MAX));
     let late: Vec<_> = late.collect();
+    let metric = |value: Option<f64>| value.map_or("no such metric".to_owned(), |n| n.to_string());
     lines.fact("spans acknowledged", evidence.acknowledged());
     lines.fact("client errors in the first second", early.count());
     lines.fact("the first client error after it", late.first().map_or("none", |failed| failed.answer.as_str()));
-    lines.fact("ejections that the proxies counted", ejections.map_or("no such metric".to_owned(), |n| n.to_string()));
+    lines.fact("ejections that the three proxies counted before DNS dropped it", metric(ejections));
+    lines.line("members that the three proxies had before it came back", "9", metric(members), members == Some(9.0));
     let returned =
         evidence.arrivals.iter().filter(|a| a.sink == DOOMED && a.entry.arrived > back).map(|a| a.entry.arrived);
     let after = returned.min().map(|at| format!("{} ms", (at - back) / 1_000_000));
@@ -44,21 +65,13 @@ pub(crate) async fn kill(pace: Pace) -> Result<Lines> {
     lines.none("client errors after the first second", late.len());
     let near = killed - SECOND..killed + SECOND;
     lines.at_most_percent("spans delivered twice, of those sent within 1 s of the kill", 1.0, evidence.twice(near));
-    placement(&world, &evidence, &mut lines, DOOMED, killed, back)?;
+    placement(&world, &evidence, &mut lines, DOOMED, &Times { killed, unlisted, back })?;
     Ok(lines)
 }
 
 /// Where the dead sink's traces went, and whether anyone else's moved.
-fn placement(
-    world: &World,
-    evidence: &Evidence,
-    lines: &mut Lines,
-    doomed: usize,
-    killed: u64,
-    back: u64,
-) -> Result<()> {
-    let moved = evidence.arrivals.iter().filter(|a| a.owner != Some(doomed) && a.owner != Some(a.sink)).count();
-    lines.none("spans of other sinks' slots that went elsewhere", moved);
+fn placement(world: &World, evidence: &Evidence, lines: &mut Lines, doomed: usize, times: &Times) -> Result<()> {
+    let Times { killed, unlisted, back } = *times;
     let of_dead = || evidence.sent(killed..back, |a| a.owner == Some(doomed) && a.sink != doomed);
     let first = of_dead().map(|a| a.entry.arrived.saturating_sub(killed)).min();
     let first_ms = first.map_or("never".to_owned(), |ns| format!("{} ms", ns / 1_000_000));
@@ -70,16 +83,62 @@ fn placement(
     );
     let overdue = of_dead().filter(|a| a.entry.arrived > a.entry.sent.max(killed) + SECOND).count();
     lines.none("of them, spans that arrived later than 1 s after they were sent", overdue);
-    let without = world.table(&[doomed])?;
-    let settled = killed + SECOND..back;
-    let elsewhere = evidence
-        .arrivals
-        .iter()
-        .filter(|a| a.owner == Some(doomed) && settled.contains(&a.entry.arrived))
-        .filter(|a| world.sink_of(&without, &a.entry.trace) != Some(a.sink))
-        .count();
-    lines.none("of them, spans that went to another than the substitute all replicas choose", elsewhere);
+
+    let (ejected, left) = (world.table(&[doomed])?, world.table_without(doomed)?);
+    let mut moves = Moves::default();
+    for arrival in &evidence.arrivals {
+        let (trace, at) = (&arrival.entry.trace, arrival.entry.arrived);
+        let is_of_dead = arrival.owner == Some(doomed);
+        let is_where = |table: &Table| world.sink_of(table, trace) == Some(arrival.sink);
+        match (is_of_dead, at < unlisted) {
+            (false, true) => moves.others_by_ejection += usize::from(arrival.owner != Some(arrival.sink)),
+            (false, false) => moves.others_later.add(arrival.owner != Some(arrival.sink)),
+            // In the first second replicas may still find out.
+            (true, true) => moves.dead_by_ejection += usize::from(at > killed + SECOND && !is_where(&ejected)),
+            (true, false) if at < back => {
+                moves.dead_later.add(!is_where(&ejected));
+                moves.nowhere += usize::from(!is_where(&ejected) && !is_where(&left));
+            }
+            (true, false) => {}
+        }
+    }
+    lines.none("spans of other sinks' slots that went elsewhere by the ejection", moves.others_by_ejection);
+    lines.none("of the dead one's, spans that went to another than the substitute", moves.dead_by_ejection);
+    lines.at_most_percent(
+        "once it had left DNS: of the dead one's spans, moved a second time",
+        1.0,
+        moves.dead_later.share(),
+    );
+    lines.none("of them, spans that went where neither table says", moves.nowhere);
+    lines.at_most_percent("once it had left DNS: of the others' spans, moved", 0.1, moves.others_later.share());
     Ok(())
+}
+
+/// Spans that were not where they had been before.
+#[derive(Default)]
+struct Moves {
+    others_by_ejection: usize,
+    others_later: Share,
+    dead_by_ejection: usize,
+    dead_later: Share,
+    nowhere: usize,
+}
+
+#[derive(Default)]
+struct Share {
+    moved: usize,
+    all: usize,
+}
+
+impl Share {
+    fn add(&mut self, moved: bool) {
+        self.moved += usize::from(moved);
+        self.all += 1;
+    }
+
+    fn share(&self) -> f64 {
+        if self.all == 0 { 0.0 } else { share(self.moved, self.all) }
+    }
 }
 
 /// All sinks dead.
@@ -103,7 +162,7 @@ pub(crate) async fn outage(pace: Pace) -> Result<Lines> {
     let permanent: Vec<_> = evidence.run.failed.iter().filter(|failed| !failed.is_retryable).collect();
     lines.fact("spans acknowledged", evidence.acknowledged());
     lines.fact("requests that failed", evidence.run.failed.len());
-    lines.fact("outage", format!("{:.1} s", std::time::Duration::from_nanos(back - killed).as_secs_f64()));
+    lines.fact("outage", format!("{:.1} s", Duration::from_nanos(back - killed).as_secs_f64()));
     lines.fact("the first that was not retryable", permanent.first().map_or("none", |failed| failed.answer.as_str()));
     lines.fact("duplicates", evidence.duplicates(|_| true));
     lines.none("client errors that were not retryable", permanent.len());

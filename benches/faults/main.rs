@@ -9,6 +9,9 @@ mod gone;
 #[path = "../../tests/it/harness.rs"]
 #[allow(dead_code, reason = "tests need more of it")]
 mod harness;
+#[path = "../../tests/it/nameserver.rs"]
+#[allow(dead_code, reason = "tests need more of it")]
+mod nameserver;
 mod refusals;
 mod soak;
 mod stopped;
@@ -23,7 +26,7 @@ use table::Lines;
 
 const HELP: &str = "cargo bench --bench faults -- SCENARIO… [--quick] [--minutes N]
 
-  kill     kill -9 of one of 4 sinks, left dead for 30 s
+  kill     kill -9 of one of 4 sinks, which DNS drops 3 s later, left dead for 30 s (needs root)
   hang     SIGSTOP of one of 4 sinks for 15 s
   outage   all sinks dead for 20 s
   half     one of 4 sinks refuses half of its calls retryably

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -23,13 +23,19 @@ use spanring::{
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::harness::{self, Process, Ready, on_free_ports};
+use crate::{
+    harness::{self, Process, Ready, on_free_ports},
+    nameserver::{NameServer, loopback},
+};
 
 /// Proxies of a scenario.
 const PROXIES: usize = 3;
 
 /// Connections of the load: each bears 100 requests at a time, and requests wait for seconds while a backend hangs.
 const CONNECTIONS: usize = 60;
+
+/// What the sinks are called where proxies ask a name server for them.
+const NAME: &str = "collectors.test.";
 
 /// Budget of each proxy, in MiB.
 pub(crate) const BUDGET_MIB: u64 = 128;
@@ -50,6 +56,8 @@ pub(crate) struct ProxyPlace {
 }
 
 pub(crate) struct World {
+    /// Whom proxies ask for the sinks; without it they are listed in the configuration.
+    names: Option<NameServer>,
     pub(crate) sinks: Vec<SinkPlace>,
     pub(crate) proxies: Vec<ProxyPlace>,
     dir: TempDir,
@@ -81,17 +89,32 @@ pub(crate) struct Held {
 impl World {
     /// Starts so many sinks and the proxies; `pool` has more keys of the pool, each followed by a comma.
     pub(crate) fn start(sinks: usize, pool: &str) -> Result<Self> {
+        Self::start_by(None, sinks, pool)
+    }
+
+    /// The same with a name server of which proxies hear of the sinks. Needs root.
+    pub(crate) fn start_with_names(sinks: usize) -> Result<Self> {
+        let names = NameServer::start()?.context("a name server for processes needs root")?;
+        Self::start_by(Some(names), sinks, "")
+    }
+
+    fn start_by(names: Option<NameServer>, sinks: usize, pool: &str) -> Result<Self> {
         let binary = std::env::var_os("SPANRING_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_spanring").into()).into();
         let dir = tempfile::tempdir()?;
-        let mut world = Self { sinks: Vec::new(), proxies: Vec::new(), dir, binary, tasks: Tasks::new() };
+        let mut world = Self { names, sinks: Vec::new(), proxies: Vec::new(), dir, binary, tasks: Tasks::new() };
         for n in 0..sinks {
             let journal = world.dir.path().join(format!("sink-{n}.journal"));
+            // By names all sinks have one port, and each an address of its own.
+            let port = world.names.as_ref().and_then(|_| Some(world.sinks.first()?.grpc.port()));
+            let ip = if world.names.is_some() { loopback().into() } else { IpAddr::from([127, 0, 0, 1]) };
+            let at = |free: SocketAddr| SocketAddr::new(ip, port.unwrap_or(free.port()));
             let (process, [grpc, http]) = on_free_ports(|[grpc, http]| {
-                let process = world.start_sink(n, grpc, http, &journal)?;
-                Ok((process, Ready::Listening(vec![grpc, http])))
+                let process = world.start_sink(n, at(grpc), http, &journal)?;
+                Ok((process, Ready::Listening(vec![at(grpc), http])))
             })?;
-            world.sinks.push(SinkPlace { grpc, http, journal, process: Some(process) });
+            world.sinks.push(SinkPlace { grpc: at(grpc), http, journal, process: Some(process) });
         }
+        world.list(|_| true);
         for n in 0..PROXIES {
             let (process, [grpc, admin]) = on_free_ports(|[grpc, admin]| {
                 let process = world.start_proxy(n, grpc, admin, pool)?;
@@ -104,22 +127,26 @@ impl World {
 
     fn start_proxy(&self, n: usize, grpc: SocketAddr, admin: SocketAddr, pool: &str) -> Result<Process> {
         let hostnames: Vec<String> = self.sinks.iter().map(|sink| format!("\"{}\"", sink.grpc)).collect();
+        let resolver = match (&self.names, self.sinks.first()) {
+            (Some(_), Some(first)) => format!("dns: {{ hostname: {NAME}, port: {} }}", first.grpc.port()),
+            _ => format!("static: {{ hostnames: [{}] }}", hostnames.join(", ")),
+        };
         let file = self.dir.path().join(format!("proxy-{n}.yaml"));
         fs::write(
             &file,
             format!(
                 "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: \"{grpc}\" }} }} }} }}
 pools:
-  tail: {{ {pool} resolver: {{ static: {{ hostnames: [{}] }} }} }}
+  tail: {{ {pool} resolver: {{ {resolver} }} }}
 routes: [{{ signals: [traces], routing_key: trace_id, pool: tail }}]
 memory_limiter: {{ limit_mib: {BUDGET_MIB} }}
 admin: {{ endpoint: \"{admin}\" }}
 shutdown: {{ delay: 0s, timeout: 10s }}
-",
-                hostnames.join(", ")
+"
             ),
         )?;
-        let mut command = Command::new(&self.binary);
+        let binary = self.binary.to_str().context("the binary's path is not UTF-8")?;
+        let mut command = self.names.as_ref().map_or_else(|| Command::new(binary), |names| names.command(binary));
         Process::start(&format!("proxy-{n}"), command.arg("run").arg("--config").arg(file))
     }
 
@@ -139,6 +166,15 @@ shutdown: {{ delay: 0s, timeout: 10s }}
             place.process = Some(process);
         }
         Ok(())
+    }
+
+    /// From now on names resolve to the sinks that `are_listed`.
+    pub(crate) fn list(&self, are_listed: impl Fn(usize) -> bool) {
+        let listed = self.sinks.iter().enumerate().filter(|(n, _)| are_listed(*n));
+        let addresses: Vec<IpAddr> = listed.map(|(_, sink)| sink.grpc.ip()).collect();
+        if let Some(names) = &self.names {
+            names.resolves(NAME, &addresses);
+        }
     }
 
     /// kill -9.
@@ -162,15 +198,23 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         Ok(())
     }
 
-    /// The proxies' table while nothing is ejected, or with these sinks away.
-    pub(crate) fn table(&self, away: &[usize]) -> Result<Table> {
-        let mut endpoints: Vec<Endpoint> = self
-            .sinks
-            .iter()
-            .map(|sink| Endpoint { identity: sink.grpc.to_string().into(), address: Some(sink.grpc), weight: 1 })
+    fn endpoints(&self, are_members: impl Fn(usize) -> bool) -> Arc<[Endpoint]> {
+        let members = self.sinks.iter().enumerate().filter(|(n, _)| are_members(*n));
+        let mut endpoints: Vec<Endpoint> = members
+            .map(|(_, sink)| Endpoint { identity: sink.grpc.to_string().into(), address: Some(sink.grpc), weight: 1 })
             .collect();
         endpoints.sort_by(|a, b| a.identity.cmp(&b.identity));
-        let endpoints: Arc<[Endpoint]> = endpoints.into();
+        endpoints.into()
+    }
+
+    /// The proxies' table once a sink has left.
+    pub(crate) fn table_without(&self, gone: usize) -> Result<Table> {
+        Ok(Table::of(1, Algorithm::SlotsV1, &self.endpoints(|n| n != gone))?)
+    }
+
+    /// The proxies' table while nothing is ejected, or with these sinks away.
+    pub(crate) fn table(&self, away: &[usize]) -> Result<Table> {
+        let endpoints = self.endpoints(|_| true);
         let table = Table::of(1, Algorithm::SlotsV1, &endpoints)?;
         if away.is_empty() {
             return Ok(table);

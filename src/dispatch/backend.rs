@@ -331,15 +331,18 @@ impl Backend {
     }
 
     /// The peer of slot `line` sent GOAWAY before it had answered anything. Once that is bad luck and another connection is
-    /// made at once; a peer that keeps doing so is left alone for a while.
+    /// made at once; a peer that keeps doing so fails, and is left alone for a while.
     pub(super) fn turned_away(self: &Arc<Self>, line: usize) {
-        {
+        let again = {
             let mut state = self.lock();
             if state.turned_away {
                 let pause = state.backoff.pause();
                 state.retry_at = Some(Instant::now() + pause);
             }
-            state.turned_away = true;
+            std::mem::replace(&mut state.turned_away, true)
+        };
+        if again {
+            self.failed(Failure::TurnedAway);
         }
         self.left(line);
     }

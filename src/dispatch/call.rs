@@ -17,6 +17,8 @@ pub(super) struct Call {
     pub(super) batch: Batch,
     pub(super) started: Instant,
     pub(super) deadline: Instant,
+    /// Its deadline has passed and its reply was looked for since.
+    pub(super) overdue: bool,
     reply: Reply,
 }
 
@@ -39,7 +41,7 @@ impl Call {
     ) -> Result<Self, NotBegun> {
         let deadline = deadline_of(&batch.parts, now + backend.shared.config.timeout);
         match send(&batch, backend, sender, chunks, deadline.saturating_duration_since(now)) {
-            Ok(reply) => Ok(Self { batch, started: now, deadline, reply }),
+            Ok(reply) => Ok(Self { batch, started: now, deadline, overdue: false, reply }),
             Err(error) => {
                 tracing::debug!(backend = %backend.identity, %error, "cannot begin a call");
                 // Its header was never written, or its connection is over.

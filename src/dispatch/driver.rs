@@ -5,24 +5,20 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
-use h2::{
-    Ping, PingPong,
-    client::{Connection, SendRequest},
-};
-use tokio::time::{Instant, Sleep};
+use h2::client::{Connection, SendRequest};
+use tokio::time::Instant;
 
 use super::{
     Cause, Failure,
     backend::Backend,
     call::{Call, NotBegun},
     client::Connected,
+    clock::{CHECK_EVERY, Clock, SECOND_LOOK},
     hub::{AWAY, Hub, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER},
     outcome::{Scope, Verdict},
     queue::Rules,
-    silence::{Advice, Silence},
     stream::Stream,
     wire::{Outlet, Wire},
 };
@@ -30,12 +26,6 @@ use crate::otlp::Chunk;
 
 /// Times that a poll looks again at what came meanwhile before other tasks get their turn.
 const MAX_ROUNDS: usize = 8;
-
-/// How often silence is looked for while calls are unanswered.
-const CHECK_EVERY: Duration = Duration::from_millis(2500);
-
-/// How long a connection that is no longer needed may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Bits of the calls.
 const CALLS: u64 = (1 << MAX_PLACES) - 1;
@@ -70,18 +60,6 @@ struct Slot {
     waker: Waker,
 }
 
-/// One timer for all deadlines of a connection: they are seconds away and seldom met, so it is set anew only when it fires
-/// or something comes before it.
-struct Clock {
-    sleep: Pin<Box<Sleep>>,
-    at: Option<Instant>,
-    waker: Waker,
-    silence: Silence,
-    pinger: Option<PingPong>,
-    /// A connection that is no longer needed is over by then.
-    goodbye_by: Option<Instant>,
-}
-
 impl Driver {
     /// Takes over a fresh connection in slot `line`.
     pub(super) fn new(backend: Arc<Backend>, line: usize, connected: Connected) -> Self {
@@ -89,15 +67,7 @@ impl Driver {
         let hub = Arc::new(Hub::default());
         let places = Rules::new(&backend.shared.config).places();
         let calls = (0..places).map(|slot| Slot { call: None, waker: hub.waker(1 << slot) }).collect();
-        let now = Instant::now();
-        let clock = Clock {
-            sleep: Box::pin(tokio::time::sleep_until(now)),
-            at: None,
-            waker: hub.waker(TIMER),
-            silence: Silence::new(now),
-            pinger: connection.ping_pong(),
-            goodbye_by: None,
-        };
+        let clock = Clock::new(connection.ping_pong(), hub.waker(TIMER));
         let tasks = backend.shared.tasks.clone();
         backend.metrics.open();
         backend.connected(line, &hub);
@@ -203,6 +173,8 @@ impl Driver {
                 }
             }
         }
+        let starved = self.running == 0 && sender.current_max_send_streams() == 0 && self.backend.waits();
+        self.clock.starve(starved);
         begun
     }
 
@@ -271,10 +243,7 @@ impl Driver {
     fn leave(&mut self) {
         self.sender = None;
         self.bits |= SOCKET;
-        let by = *self.clock.goodbye_by.get_or_insert_with(|| Instant::now() + GOODBYE);
-        if self.running == 0 {
-            self.clock.set(by);
-        }
+        self.clock.say_goodbye(self.running > 0);
         if let Some(line) = self.line.take() {
             if self.answered || self.backend.is_closed() {
                 self.backend.left(line);
@@ -284,16 +253,23 @@ impl Driver {
         }
     }
 
-    /// Looks at the clock: calls that took too long, silence.
+    /// Looks at the clock: calls that took too long, silence. What has come is heard first.
     fn tick(&mut self) -> Result<(), Option<Failure>> {
-        if self.clock.sleep.as_mut().poll(&mut Context::from_waker(&self.clock.waker)).is_pending() {
+        if !self.clock.has_fired() {
             return Ok(());
         }
-        self.clock.at = None;
+        self.drive()?;
+        self.bits |= self.hub.again();
+        self.hear();
         let now = Instant::now();
+        let mut next = now + CHECK_EVERY;
         for at in 0..self.calls.len() {
-            let Some(Slot { call: Some(call), .. }) = self.calls.get(at) else { continue };
-            if call.deadline <= now {
+            let Some(Slot { call: Some(call), .. }) = self.calls.get_mut(at) else { continue };
+            if call.deadline > now {
+                next = next.min(call.deadline);
+            } else if !std::mem::replace(&mut call.overdue, true) {
+                next = next.min(now + SECOND_LOOK);
+            } else {
                 let had = now.saturating_duration_since(call.started);
                 let scope = if had >= self.backend.shared.config.timeout / 2 { Scope::Stream } else { Scope::Request };
                 self.finish(at, Verdict::Failed { failure: Failure::Timeout, reached: true, scope });
@@ -302,20 +278,11 @@ impl Driver {
         // Calls that took too long are reset: h2 has that to write.
         self.bits |= SOCKET;
         if self.running == 0 {
-            return match self.clock.goodbye_by {
-                Some(by) if by <= now => Err(None),
-                Some(by) => {
-                    self.clock.set(by);
-                    Ok(())
-                }
-                None => Ok(()),
-            };
+            return self.clock.rest(now);
         }
         let heard = self.outlet.heard();
         self.heard |= heard;
-        self.clock.listen(now, heard)?;
-        let deadlines = self.calls.iter().filter_map(|slot| Some(slot.call.as_ref()?.deadline));
-        let next = deadlines.fold(now + CHECK_EVERY, Instant::min);
+        let next = next.min(self.clock.listen(now, heard)?);
         self.clock.set(next);
         Ok(())
     }
@@ -366,6 +333,9 @@ impl Driver {
 
     /// The backend's slots have gone elsewhere: what it has answered counts, the rest is tried there.
     fn give_up(&mut self, cause: Cause) {
+        if self.drive().is_err() {
+            tracing::debug!(backend = %self.backend.identity, "connection ended with its backend's service");
+        }
         for at in 0..self.calls.len() {
             let Some(Slot { call: Some(call), waker }) = self.calls.get_mut(at) else { continue };
             let verdict = match call.poll(&mut Context::from_waker(waker)) {
@@ -414,35 +384,5 @@ impl Future for Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.backend.metrics.closed();
-    }
-}
-
-impl Clock {
-    /// Makes sure that it fires by `at`.
-    fn set(&mut self, at: Instant) {
-        if self.at.is_some_and(|set| set <= at) {
-            return;
-        }
-        self.at = Some(at);
-        self.sleep.as_mut().reset(at);
-        if self.sleep.as_mut().poll(&mut Context::from_waker(&self.waker)).is_ready() {
-            self.waker.wake_by_ref();
-        }
-    }
-
-    /// Looks for silence; PINGs, or says that the connection is dead.
-    fn listen(&mut self, now: Instant, heard: bool) -> Result<(), Option<Failure>> {
-        match self.silence.look(now, heard) {
-            Advice::GiveUp => Err(Some(Failure::Ping)),
-            Advice::Ping => {
-                if let Some(pinger) = &mut self.pinger {
-                    // The answer to the last one makes way; if it is still on its way, it will do.
-                    drop(pinger.poll_pong(&mut Context::from_waker(Waker::noop())));
-                    drop(pinger.send_ping(Ping::opaque()));
-                }
-                Ok(())
-            }
-            Advice::Wait => Ok(()),
-        }
     }
 }

@@ -40,7 +40,8 @@ fn kind_of(failure: Failure) -> HealthKind {
         | Failure::Ping
         | Failure::Protocol
         | Failure::Reset
-        | Failure::Tls(_) => HealthKind::Failed(failure.as_str()),
+        | Failure::Tls(_)
+        | Failure::TurnedAway => HealthKind::Failed(failure.as_str()),
     }
 }
 

@@ -35,7 +35,10 @@ struct State {
     /// Something arrived that the request has to act on before the rest is there.
     urgent: bool,
     waker: Option<Waker>,
+    /// What the request's first cut holds of the budget.
     permit: Option<Permit>,
+    /// What each further cut holds.
+    further: Vec<Permit>,
 }
 
 impl Join {
@@ -44,12 +47,27 @@ impl Join {
         Self(Arc::new(Inbox { state: Mutex::default(), abandoned: AtomicBool::new(false), deadline, connection }))
     }
 
-    /// Keeps a share of the memory budget until the last part of the request is gone, even when the request is gone before.
-    pub fn hold(&self, permit: Permit) {
+    /// Keeps a share of the memory budget until it is released or the last part of the request is gone, even when the request
+    /// is gone before. Returns its number.
+    pub fn hold(&self, permit: Permit) -> usize {
         let mut state = self.0.lock();
-        match &mut state.permit {
-            Some(held) => held.absorb(permit),
-            none => *none = Some(permit),
+        match &state.permit {
+            None => state.permit = Some(permit),
+            Some(_) => state.further.push(permit),
+        }
+        state.further.len()
+    }
+
+    /// Gives back what was held under that number: nothing of it is left.
+    #[cold]
+    pub fn release(&self, number: usize) {
+        let mut state = self.0.lock();
+        let permit = match number.checked_sub(1) {
+            None => state.permit.as_mut(),
+            Some(further) => state.further.get_mut(further),
+        };
+        if let Some(permit) = permit {
+            permit.shrink_to(0);
         }
     }
 

@@ -6,9 +6,10 @@
 //!
 //! From the outside in: `reconcile` follows the tables and keeps a `backend` (queue and connections) for each endpoint;
 //! `queue` decides when a call opens and what it carries; `line` holds one connection slot, `driver` the task of one
-//! connection with all its calls; `dialer` connects, by TLS where the pool has it; `call` is one RPC, `body` and `codec` what it sends, `reply` what it hears; `settle`
-//! tells each part what became of it. `health` says to membership what is seen of a backend, `probe` asks one that was
-//! ejected whether it is there again, `retries` bounds what is tried again.
+//! connection with all its calls, `clock` its timer; `dialer` connects, by TLS where the pool has it; `call` is one RPC,
+//! `body` and `codec` what it sends, `reply` what it hears; `settle` tells each part what became of it. `health` says to
+//! membership what is seen of a backend, `probe` asks one that was ejected whether it is there again, `retries` bounds what
+//! is tried again.
 //!
 //! A backend whose slots the table sends elsewhere hands back what waits for it and gives up its calls; one that left the
 //! table finishes both, unless it fails.
@@ -20,6 +21,7 @@ mod backoff;
 mod body;
 mod call;
 mod client;
+mod clock;
 mod codec;
 mod dialer;
 mod driver;
@@ -80,7 +82,8 @@ pub struct Config {
     pub connections: usize,
     /// Sets of queues and connections; a thread keeps to one of them.
     pub shards: usize,
-    /// Payload bytes of one call, at most. Collectors take 4 MiB unless told otherwise. A single record above it goes alone.
+    /// Payload bytes of one call, at most. Collectors take 4 MiB unless told otherwise. Larger parts, which the pipeline makes
+    /// of single records only, go alone.
     pub max_request_size: usize,
     /// Bytes that may wait for one backend (and shard).
     pub queue_size: usize,

@@ -42,10 +42,6 @@ pub enum PartOutcome {
         reached: bool,
         /// What happened.
         cause: Cause,
-        /// Records that were refused for good on the way and are no longer in `part`.
-        rejected: u64,
-        /// What was said about those.
-        message: Option<String>,
         /// What is to be placed again.
         part: Part,
     },
@@ -95,6 +91,8 @@ pub enum Failure {
     Timeout,
     /// TLS failed.
     Tls(Reason),
+    /// The peer sends GOAWAY on each new connection, or allows no stream.
+    TurnedAway,
 }
 
 /// What became of one call.
@@ -157,6 +155,7 @@ impl Failure {
                 Reason::Timeout => "tls_timeout",
                 Reason::UnknownCa => "tls_unknown_ca",
             },
+            Self::TurnedAway => "turned_away",
         }
     }
 }
@@ -173,6 +172,7 @@ impl fmt::Display for Failure {
             Self::ResetAtOnce => "connection reset at once",
             Self::Timeout => "no answer within the timeout",
             Self::Tls(reason) => return write!(f, "TLS: {reason}"),
+            Self::TurnedAway => "it accepts connections and takes no calls",
         })
     }
 }
@@ -182,10 +182,8 @@ impl Cause {
     pub fn was_no_attempt(self) -> bool {
         match self {
             Self::Transport(failure) => {
-                matches!(
-                    failure,
-                    Failure::ConnectError | Failure::ConnectRefused | Failure::ConnectTimeout | Failure::Tls(_)
-                )
+                use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Tls, TurnedAway};
+                matches!(failure, ConnectError | ConnectRefused | ConnectTimeout | Tls(_) | TurnedAway)
             }
             Self::Abandoned | Self::Deadline | Self::Departed | Self::Ejected | Self::Full | Self::Unresolved => true,
             Self::Status(_) | Self::Stopped => false,

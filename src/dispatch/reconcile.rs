@@ -88,10 +88,11 @@ impl Reconciler {
         self.leaving.extend(gone.iter().cloned());
         let view = Arc::new(view);
         self.set_all(&view);
+        view.readmit();
         self.view.store(Some(Arc::clone(&view)));
         // After that: what is handed back is to be placed by the new table.
         gone.iter().for_each(|backend| backend.close());
-        view.eject_and_readmit();
+        view.eject();
         self.shared.changes.send_replace(view.table().generation);
     }
 
@@ -147,4 +148,53 @@ fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (Vi
     let view = View::new(table, shards, &shared.config);
     gone.extend(kept.into_values().flatten());
     (view, gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        dispatch::{Config, Dialer, tests::support::table},
+        health,
+        lifecycle::Tasks,
+    };
+
+    #[tokio::test]
+    async fn who_is_served_by_the_view_of_the_moment_turns_nobody_back() {
+        let addresses: Vec<SocketAddr> = (4001..4051).map(|port| ([127, 0, 0, 1], port).into()).collect();
+        let tables = [&[][..], &addresses[49..]].map(|away| table(1, &addresses, away));
+        let (sender, receiver) = watch::channel(None);
+        let shared =
+            Shared::new("test", Config::default(), Dialer::default(), &Tasks::new(), health::channel("test").0);
+        let shown = Arc::new(ArcSwapOption::empty());
+        let (_configs, configs) = watch::channel(Config::default());
+        let mut reconciler = Reconciler::new(shared, Arc::clone(&shown), receiver, configs);
+        let done = AtomicBool::new(false);
+        // Looks as a request does: at the view, then at the backend, which must go by that view if it is still the one.
+        let look = || {
+            let mut wrong = 0;
+            while !done.load(Ordering::Relaxed) {
+                let Some(view): Option<Arc<View>> = shown.load_full() else { continue };
+                let backend = view.backends().last().expect("there are fifty");
+                let turned_back = view.serves(&backend.identity) && backend.away().is_some();
+                let is_shown = shown.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &view));
+                wrong += u32::from(turned_back && is_shown);
+            }
+            wrong
+        };
+        let wrong = std::thread::scope(|scope| {
+            let looking = scope.spawn(look);
+            for table in tables.iter().cycle().take(4_000) {
+                sender.send_replace(Some(Arc::clone(table)));
+                reconciler.follow();
+            }
+            done.store(true, Ordering::Relaxed);
+            looking.join().expect("must not panic")
+        });
+        assert_eq!(wrong, 0, "looks found a backend away that the view of the moment serves");
+    }
 }

@@ -43,6 +43,11 @@ impl View {
         &self.table
     }
 
+    /// Payload bytes that a part may have: a larger one would find no backend that takes it.
+    pub fn max_request_size(&self) -> usize {
+        self.max_request_size
+    }
+
     /// How retries space themselves.
     pub fn retry(&self) -> RetryConfig {
         self.retry
@@ -64,13 +69,21 @@ impl View {
         away.contains(&at) && away.len() < self.table.backends().len()
     }
 
-    /// Ejects the backends whose slots go elsewhere and readmits those whose slots have come back.
-    pub(super) fn eject_and_readmit(&self) {
-        for shard in &self.shards {
-            for (at, backend) in (0..).zip(shard) {
-                if self.is_away(at) { backend.eject() } else { backend.readmit() }
-            }
-        }
+    /// Readmits the backends whose slots are their own. To be called before anyone is shown this view: who goes by it must
+    /// not be turned back.
+    pub(super) fn readmit(&self) {
+        self.backends_that(false).for_each(|backend| backend.readmit());
+    }
+
+    /// Ejects the backends whose slots go elsewhere. To be called once this view is shown: what they hand back is placed by
+    /// it.
+    pub(super) fn eject(&self) {
+        self.backends_that(true).for_each(|backend| backend.eject());
+    }
+
+    fn backends_that(&self, are_away: bool) -> impl Iterator<Item = &Arc<Backend>> {
+        let backends = self.shards.iter().flat_map(|shard| (0..).zip(shard));
+        backends.filter(move |(at, _)| self.is_away(*at) == are_away).map(|(_, backend)| backend)
     }
 
     pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
@@ -79,23 +92,24 @@ impl View {
 
     /// Queues all parts, or none when one of their owners' queues has no room. Their outcomes arrive at `join`.
     ///
-    /// A part that is larger than a whole queue is taken when that queue is empty.
+    /// What is larger than a whole queue is taken when that queue is empty.
     pub fn submit(&self, parts: Vec<Part>, join: &Join) -> Result<(), Full> {
         let Some(shard) = self.shards.get(shard_of_thread() % self.shards.len().max(1)) else {
             return Err(Full { backend: 0, parts });
         };
-        let owner = |part: &Part| shard.get(usize::try_from(part.backend).unwrap_or(usize::MAX));
-        let admits = |part: &Part| owner(part).is_some_and(|backend| backend.admit(part.message.framed_len()));
-        if let Some(at) = parts.iter().position(|part| !admits(part)) {
-            for part in parts.iter().take(at) {
-                if let Some(backend) = owner(part) {
-                    backend.release(part.message.framed_len());
+        let owner = |backend: u32| shard.get(usize::try_from(backend).unwrap_or(usize::MAX));
+        let needs = needs_of(&parts);
+        let admits = |need: &Need| owner(need.backend).is_some_and(|backend| backend.admit(need.bytes));
+        if let Some(at) = needs.iter().position(|need| !admits(need)) {
+            for Need { backend, bytes } in needs.iter().take(at) {
+                if let Some(backend) = owner(*backend) {
+                    backend.release(*bytes);
                 }
             }
-            if let Some(full) = parts.get(at).and_then(owner) {
+            let backend = needs.get(at).map_or(0, |need| need.backend);
+            if let Some(full) = owner(backend) {
                 full.metrics.queue_full.increment(1);
             }
-            let backend = parts.get(at).map_or(0, |part| part.backend);
             return Err(Full { backend, parts });
         }
         let inbox = join.inbox();
@@ -103,20 +117,30 @@ impl View {
         let now = Instant::now();
         for part in parts {
             // Room was made by its owner, so there is one.
-            let Some(backend) = owner(&part) else { continue };
-            if part.message.payload_len() <= self.max_request_size {
-                backend.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
-            } else {
-                let admitted = part.message.framed_len();
-                let entries = Queued::cut(part, inbox, self.max_request_size, now);
-                // Pieces repeat their envelopes: the difference is theirs to wait for, but no reason to refuse.
-                backend.occupy(entries.iter().map(Queued::cost).sum());
-                backend.release(admitted);
-                backend.push(entries.into_iter(), now);
-            }
+            let Some(backend) = owner(part.backend) else { continue };
+            backend.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
         }
         Ok(())
     }
+}
+
+/// Room that a request takes in one queue.
+struct Need {
+    backend: u32,
+    bytes: usize,
+}
+
+/// What parts take, each backend named once: two parts for one queue get room together or not at all.
+fn needs_of(parts: &[Part]) -> Vec<Need> {
+    let need = |part: &Part| Need { backend: part.backend, bytes: part.message.framed_len() };
+    let mut needs: Vec<Need> = parts.iter().map(need).collect();
+    needs.sort_unstable_by_key(|need| need.backend);
+    needs.dedup_by(|next, kept| {
+        let same = next.backend == kept.backend;
+        kept.bytes += if same { next.bytes } else { 0 };
+        same
+    });
+    needs
 }
 
 impl fmt::Debug for View {

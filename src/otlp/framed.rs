@@ -114,6 +114,18 @@ impl Framed {
         }
     }
 
+    /// A copy that keeps no buffer but its own.
+    pub fn detached(&self) -> Self {
+        let mut buffer = BytesMut::with_capacity(self.framed_len());
+        buffer.put(self.chunk());
+        Self(Chunk::Bytes(buffer.freeze()))
+    }
+
+    /// Whether it lies in one buffer.
+    pub fn is_contiguous(&self) -> bool {
+        matches!(self.0, Chunk::Bytes(_))
+    }
+
     /// Length of prefix and message, in bytes.
     pub fn framed_len(&self) -> usize {
         self.0.remaining()

@@ -1,4 +1,4 @@
-//! From a message to the parts of one table's owners, within the memory budget.
+//! From a message to the parts of one table's owners, each as large as a call may be, within the memory budget.
 
 use std::cell::RefCell;
 
@@ -11,7 +11,7 @@ use crate::{
     otlp::{Framed, Reason, Refusal, Signal, wire::WireError},
     ring::Table,
     route::{ByTraceId, InvalidIds, InvalidTraceId, Lane},
-    split::{self, Plan, Scratch},
+    split::{self, BySize, Plan, Scratch},
 };
 
 /// A message cut by one table.
@@ -32,16 +32,19 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Cuts a client's `message`, whose bytes `permit` holds, by `table`.
+/// Cuts a client's `message`, whose bytes `permit` holds, by `table`, into parts of at most `max` bytes; a larger record goes
+/// by itself.
 pub(super) fn cut(
     signal: Signal,
     message: Framed,
     permit: Permit,
     table: &Table,
+    max: usize,
     config: &Config,
     metrics: &SignalMetrics,
 ) -> Result<Cut, Refusal> {
     let (cut, invalid) = cut_by(signal, message, permit, table, config.invalid_trace_id)?;
+    let cut = fit(cut, max)?;
     metrics.note_invalid(invalid);
     metrics.records.increment(cut.records);
     metrics.parts.increment(cut.parts.len() as u64);
@@ -53,9 +56,16 @@ pub(super) fn cut(
     Ok(cut)
 }
 
-/// Cuts a part once more; its records were counted when they came.
-pub(super) fn again(signal: Signal, message: Framed, permit: Permit, table: &Table) -> Result<Cut, Refusal> {
-    cut_by(signal, message, permit, table, InvalidTraceId::Forward).map(|(cut, _)| cut)
+/// Cuts a part once more, from a copy that `permit` holds: the part itself would keep the bytes of all others of its request.
+/// Its records were counted when they came.
+pub(super) fn again(
+    signal: Signal,
+    message: &Framed,
+    permit: Permit,
+    table: &Table,
+    max: usize,
+) -> Result<Cut, Refusal> {
+    cut_by(signal, message.detached(), permit, table, InvalidTraceId::Forward).and_then(|(cut, _)| fit(cut, max))
 }
 
 fn cut_by(
@@ -99,21 +109,62 @@ fn part(signal: Signal, target: split::Target, message: Framed, records: u32, in
 /// it soon after.
 fn room_for(plan: &Plan<'_>, mut permit: Permit) -> Result<Permit, Refusal> {
     let len = plan.room();
-    let held = permit.bytes();
-    if permit.grow(len) {
-        if !plan.keeps_request() {
-            permit.shrink_to(len);
-        }
-        return Ok(permit);
+    if !permit.grow(len) {
+        return Err(no_room(len, &permit));
     }
-    if held.saturating_add(len) > permit.limit() {
+    if !plan.keeps_request() {
+        permit.shrink_to(len);
+    }
+    Ok(permit)
+}
+
+/// Cuts parts that are larger than `max` by size.
+fn fit(cut: Cut, max: usize) -> Result<Cut, Refusal> {
+    if cut.parts.iter().all(|part| part.message.payload_len() <= max) { Ok(cut) } else { by_size(cut, max) }
+}
+
+#[cold]
+fn by_size(cut: Cut, max: usize) -> Result<Cut, Refusal> {
+    let Cut { parts, records, rejected, mut permit } = cut;
+    let mut fitting = Vec::with_capacity(parts.len() + 1);
+    let (mut len, mut all_copied) = (0, true);
+    for part in parts {
+        // It was walked just now: should it be malformed all the same, its backend says so.
+        match split::by_size(part.signal, &part.message, max, |len| permit.grow(len)).unwrap_or(BySize::Whole) {
+            BySize::Cut { pieces, shares } => {
+                all_copied &= !shares;
+                fitting.extend(pieces.into_iter().map(|(records, message)| {
+                    len += message.framed_len();
+                    Part { message, records, ..part }
+                }));
+            }
+            BySize::NoRoom(len) => return Err(no_room(len, &permit)),
+            BySize::Whole => {
+                all_copied = false;
+                fitting.push(part);
+            }
+        }
+    }
+    if all_copied {
+        // Nothing is left of what they were cut from.
+        permit.shrink_to(len);
+    }
+    for (part, index) in fitting.iter_mut().zip(0..) {
+        part.index = index;
+    }
+    Ok(Cut { parts: fitting, records, rejected, permit })
+}
+
+#[cold]
+fn no_room(len: usize, permit: &Permit) -> Refusal {
+    if permit.bytes().saturating_add(len) > permit.limit() {
         let message = format!(
             "the request needs {len} bytes once cut, more than the whole memory budget: send smaller batches or raise \
              memory_limiter"
         );
-        return Err(Refusal::permanent(Code::ResourceExhausted, Reason::TooLarge, message));
+        return Refusal::permanent(Code::ResourceExhausted, Reason::TooLarge, message);
     }
-    Err(Refusal::retryable(Reason::Budget, retry_delay(), "the memory budget is used up"))
+    Refusal::retryable(Reason::Budget, retry_delay(), "the memory budget is used up")
 }
 
 #[cold]
@@ -124,7 +175,7 @@ fn malformed(error: WireError) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{budget::Budget, dispatch::tests::support};
+    use crate::{budget::Budget, dispatch::tests::support, otlp::wire};
 
     #[test]
     fn parts_of_long_runs_share_the_message_and_both_are_in_the_budget() {
@@ -134,7 +185,7 @@ mod tests {
             let message = support::many_traces(1_000, size);
             let budget = Budget::new(1 << 30);
             let permit = budget.take(message.framed_len()).unwrap();
-            let cut = again(Signal::Traces, message.clone(), permit, &table).unwrap();
+            let (cut, _) = cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward).unwrap();
             assert_eq!(cut.parts.len(), 2);
             let parts: usize = cut.parts.iter().map(|part| part.message.framed_len()).sum();
             if shares {
@@ -145,6 +196,55 @@ mod tests {
             }
             drop(cut);
             assert_eq!(budget.used(), 0);
+        }
+    }
+
+    /// A field of bytes.
+    fn len(number: u32, body: &[u8]) -> Vec<u8> {
+        let mut field = Vec::new();
+        wire::put_varint(&mut field, wire::len_tag(number));
+        wire::put_varint(&mut field, u32::try_from(body.len()).unwrap());
+        [field, body.to_vec()].concat()
+    }
+
+    #[test]
+    fn pieces_of_a_profiles_part_are_whole_requests_and_counted() {
+        let dictionary = len(2, &[7; 300]);
+        let profiles: Vec<u8> = (0..10).flat_map(|_| len(2, &[len(1, &[1; 16]), len(9, &[0; 400])].concat())).collect();
+        let payload = [dictionary.clone(), len(1, &len(2, &profiles))].concat();
+        let message = Framed::copy_from_payload(&payload).unwrap();
+        let budget = Budget::new(20_000);
+        let permit = budget.take(message.framed_len()).unwrap();
+        let whole = part(Signal::Profiles, 0, message, 10, 0);
+        let cut = Cut { parts: vec![whole], records: 10, rejected: 0, permit };
+        let Cut { parts, permit, .. } = fit(cut, 2_000).unwrap();
+        assert_eq!(parts.iter().map(|part| part.records).sum::<u32>(), 10);
+        assert!(parts.len() > 2);
+        for (part, index) in parts.iter().zip(0..) {
+            assert_eq!(part.index, index, "each must have an outcome of its own");
+            assert!(part.message.payload().starts_with(&dictionary), "each must have what its records point to");
+        }
+        let held: usize = parts.iter().map(|part| part.message.framed_len()).sum();
+        assert_eq!((permit.bytes(), budget.used()), (held, held));
+    }
+
+    #[test]
+    fn without_room_for_pieces_a_request_is_refused() {
+        let spans: Vec<u8> = (0..100).flat_map(|_| len(2, &len(1, &[1; 16]))).collect();
+        let message = Framed::copy_from_payload(&len(1, &len(2, &spans))).unwrap();
+        let size = message.framed_len();
+        for (limit, reason) in [(size + 100, Reason::TooLarge), (4 * size, Reason::Budget)] {
+            let budget = Budget::new(limit);
+            let permit = budget.take(size).unwrap();
+            let _others = budget.take(limit - size - 100).unwrap();
+            let cut = Cut {
+                parts: vec![part(Signal::Traces, 0, message.clone(), 100, 0)],
+                records: 100,
+                rejected: 0,
+                permit,
+            };
+            assert_eq!(fit(cut, 500).unwrap_err().reason, reason);
+            assert_eq!(budget.used(), limit - size - 100, "what was refused must hold nothing");
         }
     }
 }

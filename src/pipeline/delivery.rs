@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tonic::Code;
 
-use super::{Pipeline, Route, cut, retry_delay};
+use super::{Pipeline, Route, cut, held::Held, retry_delay};
 use crate::{
     dispatch::{Backoff, Cause, Full, Join, Part, PartOutcome, View},
     otlp::{Outcome, Reason, Refusal},
@@ -21,6 +21,8 @@ pub(super) struct Delivery<'a> {
     join: Join,
     /// Every part that was ever placed, by its index.
     placed: Vec<Placed>,
+    /// The cuts that they are of.
+    held: Held,
     /// Parts with a backend or in its queue.
     under_way: usize,
     /// Parts that failed and wait for their next attempt.
@@ -36,6 +38,8 @@ struct Placed {
     backoff: Backoff,
     /// Generation of the table that placed it.
     generation: u64,
+    /// Number of the cut that made it.
+    cut: usize,
     /// Whether its last attempt took a token of the retry budget.
     paid: bool,
 }
@@ -76,12 +80,13 @@ impl<'a> Delivery<'a> {
         tally: Tally,
     ) -> Self {
         let (backoff, generation) = (Backoff::new(view.retry()), view.table().generation);
-        let placed = |part: &Part| Placed { records: part.records, backoff, generation, paid: false };
+        let placed = |part: &Part| Placed { records: part.records, backoff, generation, cut: 0, paid: false };
         Self {
             pipeline,
             route,
             join,
             placed: parts.iter().map(placed).collect(),
+            held: Held::new(parts.len()),
             under_way: parts.len(),
             waiting: Vec::new(),
             changes: None,
@@ -129,24 +134,32 @@ impl<'a> Delivery<'a> {
         for (index, outcome) in results {
             self.under_way = self.under_way.saturating_sub(1);
             match outcome {
-                PartOutcome::Accepted { rejected, message } => self.tally.accepted(rejected, message),
+                PartOutcome::Accepted { rejected, message } => {
+                    self.tally.accepted(rejected, message);
+                    self.settled(index);
+                }
                 PartOutcome::Rejected { code, message } => {
                     self.tally.refused(self.records_of(index), code, message);
+                    self.settled(index);
                 }
-                PartOutcome::Retry { owner, after, reached, cause, rejected, message, part } => {
+                PartOutcome::Retry { owner, after, reached, cause, part } => {
                     if reached {
                         self.route.metrics.possible_duplicates.increment(part.records.into());
-                    }
-                    self.tally.accepted(rejected, message);
-                    // Pieces of it can have been accepted: only the rest can still be refused.
-                    if let Some(placed) = self.placed.get_mut(index as usize) {
-                        placed.records = part.records;
                     }
                     self.tally.last_failure = Some((Arc::clone(&owner), cause));
                     self.settle_retry(&part, cause.was_no_attempt() && !reached);
                     self.failed(Failed { part, owner, cause }, after);
                 }
             }
+        }
+    }
+
+    /// A part is done with. What its cut holds of the budget is given back with the last of that cut, unless the request is
+    /// over anyway.
+    fn settled(&mut self, index: u32) {
+        let Some(cut) = self.placed.get(index as usize).map(|placed| placed.cut) else { return };
+        if self.held.settle(cut) && self.owes() {
+            self.join.release(cut);
         }
     }
 
@@ -235,17 +248,22 @@ impl<'a> Delivery<'a> {
             self.route.metrics.retried.increment(1);
             return self.submit(view, vec![failed.part]);
         }
-        let part = &failed.part;
-        let Some(permit) = self.pipeline.budget.take(part.message.framed_len()) else {
+        let Some(permit) = self.pipeline.budget.take(failed.part.message.framed_len()) else {
             self.wait_for(failed, None);
             return false;
         };
-        match cut::again(part.signal, part.message.clone(), permit, view.table()) {
-            Ok(cut) => {
+        let max = view.max_request_size();
+        let Part { signal, records, index, ref message, .. } = failed.part;
+        match cut::again(signal, message, permit, view.table(), max) {
+            Ok(again) => {
+                drop(failed);
                 self.route.metrics.replaced.increment(1);
-                self.join.hold(cut.permit);
-                let parts = self.adopt(cut.parts, Placed { generation, ..placed });
-                self.submit(view, parts)
+                self.join.hold(again.permit);
+                let cut = self.held.add(again.parts.len());
+                let parts = self.adopt(again.parts, Placed { generation, cut, ..placed });
+                let is_queued = self.submit(view, parts);
+                self.settled(index);
+                is_queued
             }
             // The bytes were walked before: only the budget can be in the way.
             Err(refusal) if refusal.retry_after.is_some() => {
@@ -253,7 +271,8 @@ impl<'a> Delivery<'a> {
                 false
             }
             Err(refusal) => {
-                self.tally.refused(part.records, refusal.code, refusal.message);
+                self.tally.refused(records, refusal.code, refusal.message);
+                self.settled(index);
                 false
             }
         }

@@ -7,6 +7,7 @@
 mod connection;
 mod cut;
 mod delivery;
+mod held;
 mod metrics;
 #[cfg(test)]
 mod tests;
@@ -138,8 +139,9 @@ impl Pipeline {
     async fn deliver(&self, request: Request) -> Result<Outcome, Refusal> {
         let route = self.route(request.signal)?;
         let view = route.dispatch.view().ok_or_else(|| not_ready(&route.pool))?;
+        let (max, table) = (view.max_request_size(), view.table());
         let Cut { parts, records, rejected, permit } =
-            cut::cut(request.signal, request.message, request.permit, view.table(), &route.config, &route.metrics)?;
+            cut::cut(request.signal, request.message, request.permit, table, max, &route.config, &route.metrics)?;
         if parts.is_empty() {
             let outcome = Ok(delivery::nothing_to_send(rejected));
             route.metrics.note_outcome(records, &outcome);

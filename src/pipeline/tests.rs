@@ -219,6 +219,59 @@ async fn retries_that_nobody_heard_of_cost_nothing() {
     assert!((0..4).all(|_| retries.spend(Instant::now())));
 }
 
+#[tokio::test]
+async fn pieces_of_a_large_part_have_outcomes_of_their_own() {
+    let tasks = Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let config = dispatch::Config { max_request_size: 300, places: 1, retry: short_pauses(), ..Default::default() };
+    let stage = Stage::new(config, &[backend.address], tasks);
+    let sent = stage.send(Duration::from_secs(8));
+    let first = backend.call().await;
+    assert!(first.spans.len() < usize::from(SPANS), "must be cut by size");
+    let mut seen = BTreeSet::from_iter(first.spans.clone());
+    first.accept_partly(2, "two were bad");
+    let second = backend.call().await;
+    let owed = BTreeSet::from_iter(second.spans.clone());
+    second.refuse(Status::unavailable("later"));
+    let mut again = BTreeSet::new();
+    while seen.len() < usize::from(SPANS) {
+        let call = backend.call().await;
+        again.extend(call.spans.iter().filter(|name| owed.contains(*name)).cloned());
+        assert!(call.spans.iter().all(|name| seen.insert(name.clone())), "only what is owed must be sent again");
+        call.accept();
+    }
+    assert_eq!((again, seen), (owed, all()));
+    assert_eq!(outcome_of(sent).await, Outcome::Accepted { rejected: 2, message: Some("two were bad".into()) });
+    assert_eq!(stage.pipeline.budget.used(), 0);
+}
+
+#[tokio::test]
+async fn a_part_that_is_placed_again_holds_its_bytes_once() {
+    let tasks = Tasks::new();
+    let mut backends = [Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await];
+    let addresses = [backends[0].address, backends[1].address];
+    let stage = Stage::new(long_pauses(), &addresses, tasks);
+    let sent = stage.send(Duration::from_secs(8));
+    let (owed, own) = (backends[0].call().await, backends[1].call().await);
+    let (all, count) = (stage.pipeline.budget.used(), own.spans.len());
+    own.accept();
+    wait_until(|| stage.rig.dispatch.loads().values().map(|load| load.calls).sum::<usize>() == 1).await;
+    // It goes to and fro; each time its bytes are the same.
+    let mut held = owed;
+    for (generation, from, to) in [(2, 0, 1), (3, 1, 0), (4, 0, 1)] {
+        let expected = held.spans.clone();
+        stage.rig.publish(generation, &addresses, &[addresses[from]]).await;
+        held = backends[to].call().await;
+        assert_eq!(held.spans, expected);
+        // Half of the spans or so, and no more than that.
+        let used = stage.pipeline.budget.used();
+        assert!(used * usize::from(SPANS) <= all * (usize::from(SPANS) - count) + all, "{used} of {all} for {count}");
+    }
+    held.accept();
+    assert_eq!(outcome_of(sent).await, Outcome::OK);
+    assert_eq!(stage.pipeline.budget.used(), 0);
+}
+
 #[test]
 fn causes_are_said_in_words() {
     let said = |cause: Cause| cause.to_string();

@@ -15,7 +15,7 @@
 //! Stricter than protobuf in one point: where the wire type of a child, an ID or a start time is not what OTLP says,
 //! the request is malformed. Protobuf would treat such a field as unknown; Collectors refuse it.
 //!
-//! Reading order: this page, `walk`, `scratch`, `measure`, `pieces`. Called by the pipeline and, for [`by_size`], by dispatch.
+//! Reading order: this page, `walk`, `scratch`, `measure`, `pieces`. Called by the pipeline.
 
 mod measure;
 mod pieces;
@@ -27,7 +27,10 @@ mod tests;
 
 use bytes::Bytes;
 
-pub use self::{pieces::by_size, scratch::Scratch};
+pub use self::{
+    pieces::{BySize, by_size},
+    scratch::Scratch,
+};
 use crate::{
     buffers,
     otlp::{

@@ -15,30 +15,59 @@ use crate::otlp::{
 /// the message: a resource of 4 MiB with 10,000 spans would become 40 GiB.
 const MAX_GROWTH: usize = 4;
 
-/// Cuts a message between records into pieces of at most `max` bytes, in the order of the records.
-///
-/// A record that is larger with its envelopes goes alone. When the pieces would together be more than four times the
-/// message, it is returned uncut. A message that is small enough is returned as it is; one without records, too.
-pub fn by_size(signal: Signal, message: &Framed, max: usize) -> Result<Vec<(u32, Framed)>, WireError> {
-    by_size_shape(signal.into(), message, max)
+/// What a message became when it was to be cut by size.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BySize {
+    /// It was cut.
+    Cut {
+        /// In the order of their records, and how many records each has.
+        pieces: Vec<(u32, Framed)>,
+        /// Whether they share the message's bytes and keep them.
+        shares: bool,
+    },
+    /// The pieces would have taken so many bytes, for which there was no room. Nothing was built.
+    NoRoom(usize),
+    /// It stays as it is: it is small enough, has one record or none, or its pieces would together be more than four times
+    /// as long.
+    Whole,
 }
 
-pub(crate) fn by_size_shape(shape: Shape, message: &Framed, max: usize) -> Result<Vec<(u32, Framed)>, WireError> {
+/// Cuts a message between records into pieces of at most `max` bytes. A record that is larger with its envelopes goes alone.
+///
+/// `room` is asked before bytes are taken: once for a copy in one buffer, if the message is in several, and once for all
+/// pieces.
+pub fn by_size(
+    signal: Signal,
+    message: &Framed,
+    max: usize,
+    mut room: impl FnMut(usize) -> bool,
+) -> Result<BySize, WireError> {
+    let shape: Shape = signal.into();
+    if message.payload_len() <= max {
+        return Ok(BySize::Whole);
+    }
+    if !message.is_contiguous() && !room(message.payload_len()) {
+        return Ok(BySize::NoRoom(message.payload_len()));
+    }
     let payload = &message.payload_bytes();
     // The first walk finds how large the envelopes are: some of their fields may stand behind the records.
     let mut scratch = Scratch::default();
     let whole = Plan::new(shape, payload, &mut All, &mut scratch)?;
-    let uncut = || vec![(whole.shares().map(|share| share.records).sum(), message.clone())];
-    if payload.len() <= max || whole.records() <= 1 {
-        return Ok(uncut());
+    if whole.records() <= 1 {
+        return Ok(BySize::Whole);
     }
     let mut filler = Filler { max, envelopes: envelopes(whole.scratch), piece: 0, filled: 0, leaf: None };
     let mut scratch = Scratch::default();
     let plan = Plan::new(shape, payload, &mut filler, &mut scratch)?;
     if plan.total_len() > payload.len().saturating_mul(MAX_GROWTH) {
-        return Ok(uncut());
+        return Ok(BySize::Whole);
     }
-    Ok(plan.build().into_iter().map(|(share, piece)| (share.records, piece)).collect())
+    let (len, shares) = (plan.room(), plan.keeps_request());
+    if !room(len) {
+        return Ok(BySize::NoRoom(len));
+    }
+    let pieces = plan.build().into_iter().map(|(share, piece)| (share.records, piece)).collect();
+    Ok(BySize::Cut { pieces, shares })
 }
 
 /// Every record to one target.

@@ -1,10 +1,10 @@
 //! Backends that fail, refuse, hang, leave or speak something else (numbers: the fault list of the design's research, 4.2).
 
-use std::time::Duration;
+use std::{net::SocketAddr, sync::mpsc as std_mpsc, time::Duration};
 
 use bytes::Bytes;
 use h2::Reason;
-use tokio::{io::AsyncWriteExt, net::TcpListener};
+use tokio::{io::AsyncWriteExt, net::TcpListener, sync::oneshot};
 use tonic::{Code, Status, codec::CompressionEncoding};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -177,6 +177,51 @@ async fn fault_02_a_backend_that_never_answers_is_timed_out_and_the_next_call_go
     assert_eq!(outcome(&rig.submit(vec![part(&["b"], 0)])).await, accepted());
 }
 
+/// A backend on a thread of its own answers a first call at once; of a second it says that it has it, and answers that once
+/// it is told to.
+fn backend_on_a_thread() -> (SocketAddr, oneshot::Receiver<()>, oneshot::Sender<()>, std_mpsc::Receiver<()>) {
+    let (called, is_called) = oneshot::channel();
+    let (go, may_go) = oneshot::channel();
+    let (answered, is_answered) = std_mpsc::channel();
+    let (bound, is_bound) = std_mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = listen().await;
+            bound.send(listener.local_addr().unwrap()).unwrap();
+            let mut connection = accept_h2(&listener).await;
+            let (_, mut respond) = patient(connection.accept()).await.unwrap().unwrap();
+            respond.send_response(trailers_only("0"), true).unwrap();
+            let (_request, mut respond) = patient(connection.accept()).await.unwrap().unwrap();
+            called.send(()).unwrap();
+            tokio::select! { _ = connection.accept() => return, go = may_go => go.unwrap() }
+            respond.send_response(trailers_only("0"), true).unwrap();
+            // One look writes it.
+            assert!(futures_util::poll!(std::pin::pin!(connection.accept())).is_pending());
+            answered.send(()).unwrap();
+            while connection.accept().await.is_some() {}
+        });
+    });
+    (is_bound.recv().unwrap(), is_called, go, is_answered)
+}
+
+#[tokio::test]
+async fn fault_02_an_answer_that_came_while_this_process_stood_still_is_heard() {
+    let (address, is_called, go, is_answered) = backend_on_a_thread();
+    let timeout = Duration::from_millis(300);
+    let mut rig = Rig::start(Config { timeout, ..Config::default() }, &[address]);
+    // Then the connection has nothing more to hear before the answer that this is about.
+    assert_eq!(outcome(&rig.submit(vec![part(&["a"], 0)])).await, accepted());
+    let join = rig.submit(vec![part(&["b"], 0)]);
+    patient(is_called).await.unwrap();
+    // From here on nothing of the dispatch runs: its only thread waits, until answer and timeout are both there.
+    go.send(()).unwrap();
+    is_answered.recv().unwrap();
+    std::thread::sleep(2 * timeout);
+    assert_eq!(outcome(&join).await, accepted(), "the answer was there");
+    assert!(rig.events_are_quiet());
+}
+
 #[tokio::test]
 async fn fault_05_a_connection_that_ends_in_a_call_is_our_failure_and_counts_once() {
     for abrupt in [true, false] {
@@ -236,10 +281,8 @@ async fn fault_06_a_stream_above_goaways_last_one_is_sent_again() {
     {
         // A peer without a library: it answers the preface, then says that it processed nothing.
         let (mut stream, _) = patient(listener.accept()).await.unwrap();
-        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         patient(read_some(&stream)).await;
-        stream.write_all(&[&settings[..], &goaway[..]].concat()).await.unwrap();
+        stream.write_all(&GOAWAY_AT_ONCE.concat()).await.unwrap();
         let mut connection = accept_h2(&listener).await;
         let (_request, mut respond) = patient(connection.accept()).await.unwrap().unwrap();
         respond.send_response(trailers_only("0"), true).unwrap();
@@ -247,6 +290,9 @@ async fn fault_06_a_stream_above_goaways_last_one_is_sent_again() {
     }
     assert_eq!(outcome(&join).await, accepted());
 }
+
+/// SETTINGS, and a GOAWAY that says that nothing was processed.
+const GOAWAY_AT_ONCE: [&[u8]; 2] = [&[0, 0, 0, 4, 0, 0, 0, 0, 0], &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]];
 
 async fn read_some(stream: &tokio::net::TcpStream) {
     stream.readable().await.unwrap();
@@ -268,19 +314,33 @@ async fn fault_07_a_refused_stream_is_sent_again_at_once_but_not_for_ever() {
 }
 
 #[tokio::test]
-async fn fault_07_a_peer_that_always_says_goaway_is_left_alone_for_a_while() {
+async fn fault_07_a_peer_that_always_says_goaway_is_left_alone_for_a_while_and_counts_as_failing() {
     let listener = listen().await;
-    let rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
+    let mut rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
     rig.tasks.spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else { return };
-            let Ok(mut connection) = h2::server::handshake(stream).await else { continue };
-            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-            while connection.accept().await.is_some() {}
+            // It hears what comes until we go.
+            let (mut read, mut write) = stream.into_split();
+            drop(write.write_all(&GOAWAY_AT_ONCE.concat()).await);
+            drop(tokio::io::copy(&mut read, &mut tokio::io::sink()).await);
         }
     });
     let (after, ..) = retry(&rig.submit(vec![part(&["a"], 0)])).await;
     assert!(after.is_some(), "must say when to come back");
+    assert_eq!(rig.event().await, HealthKind::Failed("turned_away"));
+}
+
+#[tokio::test]
+async fn fault_07_a_peer_that_allows_no_stream_counts_as_failing() {
+    let tasks = Tasks::new();
+    let mut backend = Script::start(&tasks, None, 0).await;
+    let mut rig = Rig::start_with(Config::default(), &[backend.address], tasks);
+    let (after, reached, cause) = retry(&rig.submit(vec![part(&["a"], 0)])).await;
+    assert_eq!((reached, cause), (false, Cause::Transport(Failure::TurnedAway)));
+    assert!(after.is_some(), "must say when to come back");
+    assert_eq!(rig.event().await, HealthKind::Failed("turned_away"));
+    assert!(backend.is_quiet());
 }
 
 #[tokio::test]

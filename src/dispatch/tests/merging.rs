@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tonic::{Code, Status};
 
 use super::support::*;
-use crate::dispatch::{Cause, Compression, Config, PartOutcome};
+use crate::dispatch::{Compression, Config, PartOutcome};
 
 /// One place: what arrives while a call runs waits for its answer.
 fn one_place() -> Config {
@@ -144,40 +144,6 @@ async fn partial_success_of_a_merged_call_is_a_warning_to_each_and_the_next_coun
         call.accept_partly(1, "one was bad");
         assert_eq!(outcome(join).await, exact);
     }
-}
-
-#[tokio::test]
-async fn a_part_above_the_limit_is_cut_and_its_pieces_make_one_outcome() {
-    let tasks = Tasks::new();
-    let mut backend = Script::start(&tasks, None, 100).await;
-    let config = Config { max_request_size: 10_000, ..one_place() };
-    let rig = Rig::start_with(config, &[backend.address], tasks);
-    let join = rig.submit(vec![large_part(30, 1_000, 0)]);
-    let (mut seen, mut calls, mut owed) = (Vec::new(), 0, Vec::new());
-    while seen.len() < 30 {
-        let call = backend.call().await;
-        seen.extend(call.spans.clone());
-        calls += 1;
-        match calls {
-            1 => call.accept_partly(2, "two were bad"),
-            2 => {
-                owed.clone_from(&call.spans);
-                call.refuse(Status::unavailable("later"));
-            }
-            _ => call.accept(),
-        }
-    }
-    assert!(calls >= 4, "10,000 bytes a call: {calls}");
-    let PartOutcome::Retry { reached, cause, rejected, message, part, .. } = outcome(&join).await else {
-        panic!("a piece is still owed")
-    };
-    assert_eq!((reached, cause), (false, Cause::Status(Code::Unavailable)));
-    assert_eq!((rejected, message.as_deref()), (2, Some("two were bad")));
-    assert_eq!(names_in(&part), owed, "only what is owed must be given back");
-    assert_eq!(usize::try_from(part.records).unwrap(), owed.len());
-    let join = rig.submit(vec![part]);
-    backend.call().await.accept();
-    assert_eq!(outcome(&join).await, accepted());
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::support::{Rig, Script, accepted, large_part, outcome, part, wait_until};
+use super::support::{Rig, Script, accepted, large_part, outcome, part, patient, wait_until};
 use crate::{
     dispatch::{
         Config, Join, Part, PartOutcome,
@@ -132,6 +132,24 @@ async fn a_request_gets_room_in_all_queues_or_in_none() {
         assert_eq!(outcome(join).await, accepted());
     }
     assert_eq!(fitting.next().await.len(), 2);
+}
+
+#[tokio::test]
+async fn two_parts_for_one_queue_get_room_together() {
+    let tasks = Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let normal = large_part(1, 1_000, 0);
+    let lone = Part { alone: true, index: 1, ..normal.clone() };
+    // Each fits by itself, and both together only where nothing waits.
+    let config = Config { queue_size: 2 * normal.message.framed_len() - 1, ..Config::default() };
+    let rig = Rig::start_with(config, &[backend.address], tasks);
+    let join = rig.submit(vec![normal, lone]);
+    for _ in 0..2 {
+        backend.call().await.accept();
+    }
+    assert_eq!(patient(join.next()).await.len(), 2);
+    let load = rig.dispatch.view().unwrap().backends().next().unwrap().load();
+    assert_eq!(load.waiting_bytes, 0, "all room must have been given back");
 }
 
 #[tokio::test]

@@ -264,11 +264,6 @@ pub(crate) fn names_of(request: &ExportTraceServiceRequest) -> Vec<String> {
     scopes.flat_map(|scope| &scope.spans).map(|span| span.name.clone()).collect()
 }
 
-/// The names of a part's spans.
-pub(crate) fn names_in(part: &Part) -> Vec<String> {
-    names_of(&ExportTraceServiceRequest::decode(&*part.message.payload()).unwrap())
-}
-
 pub(crate) fn table(generation: u64, backends: &[SocketAddr], away: &[SocketAddr]) -> Arc<Table> {
     let mut endpoints: Vec<_> = backends
         .iter()

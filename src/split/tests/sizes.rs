@@ -6,7 +6,11 @@ use super::{messy::Messy, *};
 
 fn pieces(payload: &[u8], max: usize) -> Vec<(u32, Vec<u8>)> {
     let message = Framed::copy_from_payload(payload).unwrap();
-    let pieces = by_size(Signal::Traces, &message, max).unwrap();
+    let pieces = match by_size(Signal::Traces, &message, max, |_| true).unwrap() {
+        BySize::Cut { pieces, .. } => pieces,
+        BySize::NoRoom(len) => panic!("there is room for {len}"),
+        BySize::Whole => vec![(u32::try_from(records_of(payload).len()).unwrap(), message)],
+    };
     pieces.into_iter().map(|(records, piece)| (records, piece.payload().to_vec())).collect()
 }
 
@@ -88,9 +92,25 @@ fn envelopes_as_large_as_the_limit_do_not_multiply_the_message() {
 }
 
 #[test]
+fn without_room_for_all_pieces_none_is_built() {
+    let message = Framed::copy_from_payload(&large(1, 1, 100, 400)).unwrap();
+    let mut asked = 0;
+    let refused = by_size(Signal::Traces, &message, 10_000, |len| {
+        asked = len;
+        false
+    });
+    assert_eq!(refused.unwrap(), BySize::NoRoom(asked));
+    let BySize::Cut { pieces, shares } = by_size(Signal::Traces, &message, 10_000, |len| len == asked).unwrap() else {
+        panic!("must be cut")
+    };
+    let len: usize = pieces.iter().map(|(_, piece)| piece.framed_len()).sum();
+    assert!(if shares { asked < len } else { asked == len }, "{asked} for {len}");
+}
+
+#[test]
 fn a_malformed_message_is_an_error() {
     let message = Framed::copy_from_payload(&[0x0a, 99]).unwrap();
-    assert_eq!(by_size(Signal::Traces, &message, 1).unwrap_err().kind, Malformed::Length(99));
+    assert_eq!(by_size(Signal::Traces, &message, 1, |_| true).unwrap_err().kind, Malformed::Length(99));
 }
 
 proptest! {
