@@ -1,12 +1,15 @@
 //! Tests of membership: the state machine instant by instant, random sequences, the task.
 
 mod ejection;
+mod feed;
 mod record;
 mod sequences;
 mod tables;
 mod task;
 
 use std::{sync::Arc, time::Duration};
+
+pub(crate) use feed::Feed;
 
 use tokio::time::Instant;
 
