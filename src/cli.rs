@@ -33,6 +33,7 @@ Examples:
   spanring --config spanring.yaml --watch-config
   spanring validate --config spanring.yaml
   spanring print-config --backends dns://collectors.test
+  spanring ring lookup 4bf92f3577b34da6a3ce929d0e0e4736 --admin localhost:8888
 
 Exit codes:
   0    did what was asked; after a signal: drained
@@ -68,6 +69,8 @@ pub enum Command {
     Validate(RunArgs),
     /// Print a configuration complete: defaults filled in, references replaced
     PrintConfig(RunArgs),
+    /// Ask for rings and the owners of traces, compare rings, plan a change
+    Ring(tools::ring::Args),
     /// Run a counting OTLP backend
     Sink(tools::sink::Args),
     /// Generate OTLP load
@@ -164,7 +167,7 @@ mod tests {
     #[test]
     fn every_example_of_the_help_is_understood() {
         let examples: Vec<&str> = EXAMPLES.lines().map(str::trim).filter(|line| line.starts_with("spanring")).collect();
-        assert_eq!(examples.len(), 7);
+        assert_eq!(examples.len(), 8);
         for line in examples {
             assert!(parse(line).is_ok(), "{line}");
         }

@@ -15,7 +15,7 @@ use spanring::{
     proxy::Proxy,
     signals::{Hangups, Signals},
     telemetry::logs,
-    tools::{self, demo::RunningProxy},
+    tools::{self, demo::RunningProxy, ring::RingToolError},
 };
 use tokio::runtime;
 use tracing::{error, info, warn};
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Validate(args) => validate(args),
         Command::PrintConfig(args) => print_config(args),
+        Command::Ring(args) => tool(async move |out| Ok(tools::ring::run(args, out).await?)),
         Command::Sink(args) => tool(async move |out| tools::sink::run(args, out).await),
         Command::Load(args) => tool(async move |out| tools::load::run(args, out).await),
         Command::Demo(args) => tool(async move |out| tools::demo::run(args, demo_proxy, out).await),
@@ -36,7 +37,8 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "main is the one place that prints")]
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
-    ExitCode::from(if error.is::<LoadError>() { EXIT_USAGE } else { EXIT_FAILURE })
+    let is_usage = error.is::<LoadError>() || error.is::<RingToolError>();
+    ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_FAILURE })
 }
 
 fn validate(args: RunArgs) -> anyhow::Result<ExitCode> {

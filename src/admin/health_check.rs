@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 
-use super::{Answer, Readiness, ready_or_not, reply, serve_pages};
+use super::{Answer, Readiness, api, ready_or_not, reply, serve_pages};
 use crate::{lifecycle::Tasks, receive::accept};
 
 /// Where it listens and answers.
@@ -28,12 +28,13 @@ impl Default for Config {
 
 /// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
 pub fn serve(listener: accept::Bound, path: String, readiness: Readiness, tasks: &Tasks) {
-    serve_pages(listener, tasks, move |request| respond(&path, &readiness, request));
+    let grpc = api::grpc::health(&readiness);
+    serve_pages(listener, tasks, grpc, move |request| respond(&path, &readiness, request));
 }
 
 /// 200 when clients should send here and 503 otherwise; at `/livez` 200 as long as the process answers.
 fn respond<B>(path: &str, readiness: &Readiness, request: &Request<B>) -> Response<Full<Bytes>> {
-    reply(request.method(), || match request.uri().path() {
+    reply(request, || match request.uri().path() {
         asked if asked == path || asked == "/readyz" => ready_or_not(readiness, request.uri().query()),
         "/livez" => Answer::text(StatusCode::OK, "alive\n"),
         _ => Answer::text(StatusCode::NOT_FOUND, format!("no such page; there are: {path}, /livez, /readyz\n")),

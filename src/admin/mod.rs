@@ -1,9 +1,11 @@
-//! Where an operator asks: `/` (links), `/metrics`, `/livez`, `/readyz`. One listener, reading only.
+//! Where an operator asks: `/` (links), `/metrics`, `/livez`, `/readyz`, `/api/v1/…`, and gRPC. One listener, reading only.
 //!
-//! [`respond`] is the whole of it, from a request's head to a whole answer; [`serve`] puts it on a listener. A new page is
-//! a row of `ROUTES`.
+//! [`respond`] is all of its HTTP, from a request's head to a whole answer; a new page is a row of `ROUTES`. What rings look
+//! like is answered by [`api`], as JSON and as gRPC. [`serve`] puts both on a listener.
 
+pub mod api;
 pub mod health_check;
+pub mod pb;
 mod pools;
 mod readiness;
 
@@ -15,10 +17,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
+use tonic::{body::Body, service::Routes};
+use tower::Service as _;
 
+use self::api::json;
 pub use self::{
     pools::{Pool, PoolSet, Pools},
     readiness::{Condition, Flag, Readiness},
@@ -75,12 +80,34 @@ struct Answer {
     body: String,
 }
 
+/// The one page that needs a query.
+const LOOKUP: &str = "/api/v1/lookup";
+
+/// What every answer says to browsers: nothing here loads, frames or sends anything.
+const SECURITY: &[(HeaderName, &str)] = &[
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+];
+
 /// Every page.
 const ROUTES: &[Route] = &[
     Route { path: "/", about: "this page", page: index },
     Route { path: "/metrics", about: "metrics in Prometheus' text format", page: metrics },
     Route { path: "/livez", about: "whether the process answers", page: livez },
     Route { path: "/readyz", about: "whether clients should send here, and why not; ?verbose says all", page: readyz },
+    Route { path: "/api/v1/ring", about: "rings as JSON: members, shares, fingerprints; ?pool=", page: json::ring },
+    Route {
+        path: "/api/v1/backends",
+        about: "backends: state, failures, queues, connections; ?pool=",
+        page: json::backends,
+    },
+    Route { path: "/api/v1/changes", about: "the last changes of each ring; ?pool=", page: json::changes },
+    Route { path: LOOKUP, about: "the owner of a trace, and why; ?trace_id=&pool=&signal=", page: json::lookup },
 ];
 
 impl Answer {
@@ -130,22 +157,39 @@ fn ready_or_not(readiness: &Readiness, query: Option<&str>) -> Answer {
     Answer::text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
 }
 
-fn not_found() -> Answer {
+fn not_found(path: &str) -> Answer {
+    if path.starts_with(json::PREFIX) {
+        let pages: Vec<&str> =
+            ROUTES.iter().map(|route| route.path).filter(|it| it.starts_with(json::PREFIX)).collect();
+        let message = format!("no such page; there are: {}", pages.join(", "));
+        return json::error(StatusCode::NOT_FOUND, "not_found", &message);
+    }
     let pages: String = ROUTES.iter().map(|Route { path, about, .. }| format!("{path}: {about}\n")).collect();
     Answer::text(StatusCode::NOT_FOUND, format!("no such page; there are:\n{pages}"))
 }
 
+fn not_allowed(path: &str) -> Answer {
+    const MESSAGE: &str = "GET and HEAD only";
+    if path.starts_with(json::PREFIX) {
+        return json::error(StatusCode::METHOD_NOT_ALLOWED, "unimplemented", MESSAGE);
+    }
+    Answer::text(StatusCode::METHOD_NOT_ALLOWED, format!("{MESSAGE}\n"))
+}
+
 /// Answers one request. Its body, if any, is not read.
 pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
-    let route = ROUTES.iter().find(|route| route.path == request.uri().path());
-    reply(request.method(), || route.map_or_else(not_found, |route| (route.page)(state, request.uri().query())))
+    let path = request.uri().path();
+    let route = ROUTES.iter().find(|route| route.path == path);
+    let page = || route.map_or_else(|| not_found(path), |route| (route.page)(state, request.uri().query()));
+    reply(request, page)
 }
 
 /// A whole response to a request that may only read.
-fn reply(method: &Method, page: impl FnOnce() -> Answer) -> Response<Full<Bytes>> {
+fn reply<B>(request: &Request<B>, page: impl FnOnce() -> Answer) -> Response<Full<Bytes>> {
+    let method = request.method();
     let Answer { status, content_type, body } = match *method {
         Method::GET | Method::HEAD => page(),
-        _ => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n"),
+        _ => not_allowed(request.uri().path()),
     };
     let length = body.len();
     let body = if *method == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
@@ -155,20 +199,28 @@ fn reply(method: &Method, page: impl FnOnce() -> Answer) -> Response<Full<Bytes>
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    for (name, value) in SECURITY {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     response
 }
 
-/// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
-pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
-    serve_pages(listener, tasks, move |request| respond(&state, request));
+/// Whether a request is gRPC's and not a page's.
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    content_type.is_some_and(|it| it.starts_with(b"application/grpc")) && *request.method() == Method::POST
 }
 
-/// Serves what `respond` answers, within the bounds of this room.
-fn serve_pages<F>(listener: accept::Bound, tasks: &Tasks, respond: F)
+/// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
+pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
+    serve_pages(listener, tasks, api::grpc::routes(&state), move |request| respond(&state, request));
+}
+
+/// Serves `grpc`, and beside it what `respond` answers, within the bounds of this room.
+fn serve_pages<F>(listener: accept::Bound, tasks: &Tasks, grpc: Routes, respond: F)
 where
     F: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
 {
@@ -183,10 +235,15 @@ where
         max_connection_age_grace: None,
     };
     let service = move |_peer| {
-        let respond = Arc::clone(&respond);
+        let (respond, grpc) = (Arc::clone(&respond), grpc.clone());
         service_fn(move |request: Request<Incoming>| {
-            let response = respond(&request);
-            async move { Ok::<_, Infallible>(response) }
+            let (respond, mut grpc) = (Arc::clone(&respond), grpc.clone());
+            async move {
+                match is_grpc(&request) {
+                    true => grpc.call(request).await,
+                    false => Ok::<_, Infallible>(respond(&request).map(Body::new)),
+                }
+            }
         })
     };
     drop(listener.serve(limits, accept::Plain, service, tasks));

@@ -28,7 +28,7 @@ pub mod record;
 pub mod state;
 mod tell;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use backend::{BackendState, Probe};
 use build::{Change, Rebuild};

@@ -111,6 +111,11 @@ impl Record {
         self.lock().standings.clone()
     }
 
+    /// How one member stands.
+    pub fn standing(&self, identity: &str) -> Option<Standing> {
+        self.lock().standings.get(identity).cloned()
+    }
+
     /// Whether so many fail that none counts as ejected.
     pub fn is_panicking(&self) -> bool {
         self.lock().panicking

@@ -107,6 +107,13 @@ impl Algorithm {
         }
     }
 
+    /// The numbers that take part in placement, by name: all that are not 0.
+    pub fn named_parameters(self) -> &'static [(&'static str, u64)] {
+        match self {
+            Self::SlotsV1 => &slots_v1::NAMED_PARAMETERS,
+        }
+    }
+
     /// The numbers that take part in placement, for the fingerprint.
     fn parameters(self) -> [u64; 4] {
         match self {

@@ -55,6 +55,10 @@ const MAX_PROBES: u16 = 16_384;
 /// What the fingerprint says of this algorithm beside its name.
 pub(super) const PARAMETERS: [u64; 4] = [SLOTS as u64, POINTS_PER_WEIGHT as u64, BOUND_PERCENT, 0];
 
+/// The same by name, for those who look.
+pub(super) const NAMED_PARAMETERS: [(&str, u64); 3] =
+    [("slots", SLOTS as u64), ("points_per_weight", POINTS_PER_WEIGHT as u64), ("bound_percent", BOUND_PERCENT)];
+
 /// The slot of a routing key.
 #[inline]
 pub fn slot_of(key: &[u8]) -> u32 {

@@ -86,13 +86,18 @@ impl Table {
 
     /// By backend, its share of all slots. The shares add up to 1.
     pub fn ownership(&self) -> Vec<f64> {
+        self.owned_slots().into_iter().map(|count| f64::from(count) / f64::from(self.slots())).collect()
+    }
+
+    /// By backend, how many slots it owns.
+    pub fn owned_slots(&self) -> Vec<u32> {
         let mut counts = vec![0_u32; self.backends.len()];
         for owner in self.owners.iter() {
             if let Some(count) = counts.get_mut(usize::from(*owner)) {
                 *count += 1;
             }
         }
-        counts.into_iter().map(|count| f64::from(count) / f64::from(self.slots())).collect()
+        counts
     }
 
     /// The share of slots that have another owner, by identity, than in `older`; 1 if the slots are not comparable.

@@ -106,6 +106,8 @@ page! {
         "Time that the last build of the ring took.";
     RING_CHANGES_TOTAL = "spanring_ring_changes_total", Counter, ["pool"],
         "Changes of the table after the first.";
+    ADMIN_WATCHERS = "spanring_admin_watchers", Gauge, [],
+        "Clients that watch rings (spanring.admin.v1.Ring/WatchRing); a 17th is refused.";
 
     MEMBERSHIP_BACKEND_STATE = "spanring_membership_backend_state", Gauge, ["pool", "backend", "state"],
         "1 for the state that the backend is in (active, draining, ejected or unresolved), 0 for the others.";

@@ -1,4 +1,5 @@
-//! What is run beside the proxy: `sink` (a counting backend), `load` (a generator) and `demo` (both, with proxies between).
+//! What is run beside the proxy: `sink` (a counting backend), `load` (a generator), `demo` (both, with proxies between) and
+//! `ring` (questions about placement).
 //!
 //! The pieces that they share: [`ids`] says how a generated span names its place in its trace, so that a sink can tell
 //! whether a trace is complete; [`otlp_body`] writes the requests; `walk` reads them back without any code of the
@@ -8,6 +9,7 @@ pub mod demo;
 pub mod ids;
 pub mod load;
 pub mod otlp_body;
+pub mod ring;
 pub mod sink;
 
 mod codec;

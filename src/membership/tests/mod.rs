@@ -1,6 +1,7 @@
 //! Tests of membership: the state machine instant by instant, random sequences, the task.
 
 mod ejection;
+mod feed;
 mod record;
 mod sequences;
 mod tables;
@@ -8,6 +9,8 @@ mod task;
 mod told;
 
 use std::{sync::Arc, time::Duration};
+
+pub(crate) use feed::Feed;
 
 use tokio::time::Instant;
 

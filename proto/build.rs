@@ -1,0 +1,39 @@
+//! Compiles the protocol buffers of this folder to Rust, in pure Rust: no protoc is needed.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+/// The admin service.
+const RING: &str = "spanring/admin/v1/ring.proto";
+
+/// Fields that JSON writes as words, and by which function of `admin::api::json`.
+const WORDS: &[(&str, &str)] = &[
+    (".spanring.admin.v1.PoolRing.cause", "cause"),
+    (".spanring.admin.v1.Change.cause", "cause"),
+    (".spanring.admin.v1.Member.state", "state"),
+    (".spanring.admin.v1.Owner.state", "state"),
+    (".spanring.admin.v1.Backend.state", "state"),
+    (".spanring.admin.v1.PoolRing.built_at", "time"),
+    (".spanring.admin.v1.Member.since", "time"),
+    (".spanring.admin.v1.Owner.until", "time"),
+    (".spanring.admin.v1.Backend.since", "time"),
+    (".spanring.admin.v1.Backend.held_until", "time"),
+    (".spanring.admin.v1.Failure.at", "time"),
+    (".spanring.admin.v1.Change.at", "time"),
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let files = protox::compile([RING], ["proto"])?;
+    // Reflection answers with this.
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("spanring.admin.v1.bin"), files.encode_to_vec())?;
+    let mut config = tonic_prost_build::configure().btree_map(".").type_attribute(".", "#[derive(serde::Serialize)]");
+    for (field, word) in WORDS {
+        let attribute = format!("#[serde(serialize_with = \"crate::admin::api::json::{word}\")]");
+        config = config.field_attribute(*field, attribute);
+    }
+    config.compile_fds(files)?;
+    Ok(())
+}

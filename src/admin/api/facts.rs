@@ -1,0 +1,292 @@
+//! Tables and records, read into messages. Pure but for the locks of what it reads.
+
+use std::{fmt, str::FromStr, sync::Arc, time::SystemTime};
+
+use prost_types::Timestamp;
+
+use super::super::{
+    Pool,
+    pb::v1::{Backend, Cause, Change, Failure, Member, Owner, Placement, PoolRing, State},
+};
+use crate::{
+    membership::{
+        BackendState, build,
+        record::{Names, Past, Record, Standing},
+    },
+    ring::Table,
+};
+
+/// A trace ID that some backend owns: sixteen bytes, not all zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceId([u8; 16]);
+
+/// Why a text is no trace ID.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TraceIdError {
+    /// Too short or too long.
+    #[error("a trace ID has 32 hex digits, this has {0} characters")]
+    Length(usize),
+    /// A character that is none of a hex number.
+    #[error("a trace ID has 32 hex digits, and {0:?} is none")]
+    Digit(char),
+    /// All zero.
+    #[error("a trace ID of zeros is none: spans with it are spread by a hash of their own bytes")]
+    Zero,
+    /// None was given.
+    #[error("no trace ID was given; it has 32 hex digits")]
+    Missing,
+}
+
+/// The ring of a pool that this process runs.
+pub(super) fn ring_of_pool(name: &Arc<str>, pool: &Pool) -> PoolRing {
+    let record = &pool.membership.record;
+    let mut ring = match super::table(pool) {
+        Some(table) => ring(name, &table, Some(record)),
+        None => PoolRing { pool: name.to_string(), panic: record.is_panicking(), ..PoolRing::default() },
+    };
+    ring.signals = signals(pool);
+    ring
+}
+
+/// The ring of `table`, with what is remembered of it, if anything is.
+pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
+    let standings = record.map(Record::standings).unwrap_or_default();
+    let change = record.into_iter().flat_map(Record::changes).find(|past| past.generation == table.generation);
+    let owned = table.owned_slots();
+    let members = (0..).zip(table.backends()).zip(owned).map(|((at, backend), owned_slots)| {
+        let standing = standings.get(&backend.identity);
+        Member {
+            identity: backend.identity.to_string(),
+            address: backend.address.map(|address| address.to_string()).unwrap_or_default(),
+            state: state_in(table, at, standing).into(),
+            since: standing.map(|standing| time(standing.since)),
+            owned_slots,
+            owned_share: f64::from(owned_slots) / f64::from(table.slots()),
+            weight: backend.weight,
+        }
+    });
+    let algorithm = table.base().algorithm();
+    PoolRing {
+        pool: pool.to_owned(),
+        signals: Vec::new(),
+        generation: table.generation,
+        membership_fingerprint: hex(table.membership_fingerprint()),
+        placement_fingerprint: hex(table.placement_fingerprint()),
+        algorithm: algorithm.name().to_owned(),
+        parameters: algorithm.named_parameters().iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+        slots: table.slots(),
+        built_at: change.as_ref().map(|change| time(change.at)),
+        build_seconds: change.as_ref().map_or(0.0, |change| change.took.as_secs_f64()),
+        cause: change.as_ref().map_or(Cause::Unspecified, |change| cause(change.cause)).into(),
+        moved_share: change.as_ref().map_or(0.0, |change| change.moved),
+        overlay_slots: count(table.overlay().substitutes().len()),
+        panic: record.is_some_and(Record::is_panicking),
+        members: members.collect(),
+    }
+}
+
+/// Where `table` puts a trace.
+pub fn placement(pool: &str, table: &Table, record: Option<&Record>, id: &TraceId) -> Placement {
+    let slot = table.slot_of(&id.0);
+    Placement {
+        pool: pool.to_owned(),
+        signals: Vec::new(),
+        slot,
+        generation: table.generation,
+        placement_fingerprint: hex(table.placement_fingerprint()),
+        owners: owner(table, record, slot).into_iter().collect(),
+    }
+}
+
+/// How each backend of a pool stands and what it has to do.
+pub(super) fn backends(pool: &Pool) -> Vec<Backend> {
+    let record = &pool.membership.record;
+    let (mut loads, panic) = (pool.dispatch.loads(), record.is_panicking());
+    let mut backends = Vec::new();
+    for (identity, standing) in record.standings() {
+        let load = loads.remove(&identity).unwrap_or_default();
+        backends.push(Backend {
+            state: State::from(standing.state).into(),
+            why: why(&standing, panic),
+            since: Some(time(standing.since)),
+            held_until: standing.held_until.map(time),
+            last_failure: standing.last_failure.map(failure),
+            ..backend(&identity, &load)
+        });
+    }
+    let left = "it left; what it was sent is finished".to_owned();
+    backends.extend(loads.iter().map(|(identity, load)| Backend { why: left.clone(), ..backend(identity, load) }));
+    backends
+}
+
+/// A change, as it is remembered.
+pub fn change(past: &Past) -> Change {
+    let Past { added, removed, ejected, returned, .. } = past;
+    Change {
+        generation: past.generation,
+        at: Some(time(past.at)),
+        cause: cause(past.cause).into(),
+        added_count: count(added.count),
+        added: names(added),
+        removed_count: count(removed.count),
+        removed: names(removed),
+        ejected_count: count(ejected.count),
+        ejected: names(ejected),
+        returned_count: count(returned.count),
+        returned: names(returned),
+        moved_share: past.moved,
+        build_seconds: past.took.as_secs_f64(),
+        membership_fingerprint_before: past.membership.0.map(hex).unwrap_or_default(),
+        membership_fingerprint: hex(past.membership.1),
+        placement_fingerprint_before: past.placement.0.map(hex).unwrap_or_default(),
+        placement_fingerprint: hex(past.placement.1),
+    }
+}
+
+/// The signals of a pool, as they are written.
+pub(super) fn signals(pool: &Pool) -> Vec<String> {
+    pool.signals.iter().map(|signal| signal.as_str().to_owned()).collect()
+}
+
+/// Who gets the records of a slot, and why.
+fn owner(table: &Table, record: Option<&Record>, slot: u32) -> Option<Owner> {
+    let at = table.owner_of_slot(slot);
+    let backend = table.backends().get(at as usize)?;
+    let first = table.base().owners().get(slot as usize).map_or(at, |owner| u32::from(*owner));
+    let standing = record.and_then(|record| record.standing(&backend.identity));
+    let state = state_in(table, at, standing.as_ref());
+    let mut owner = Owner {
+        identity: backend.identity.to_string(),
+        address: backend.address.map(|address| address.to_string()).unwrap_or_default(),
+        state: state.into(),
+        reason: "owner".to_owned(),
+        substitute_for: String::new(),
+        until: None,
+    };
+    if let Some(stands_in_for) = table.backends().get(first as usize).filter(|_| first != at) {
+        owner.substitute_for = stands_in_for.identity.to_string();
+        owner.reason = format!("substitute for {} (ejected)", stands_in_for.identity);
+        return Some(owner);
+    }
+    let held_until = standing.and_then(|standing| standing.held_until).map(time);
+    owner.reason = match (state, held_until) {
+        (State::Draining, Some(until)) => format!("owner, held until {until} (left discovery)"),
+        (State::Draining, None) => "owner, held for a while (left discovery)".to_owned(),
+        (State::Ejected, _) => "owner (ejected, and too many fail to do without it)".to_owned(),
+        (State::Unresolved, _) => "owner (its name has no address)".to_owned(),
+        (State::Active | State::Unspecified, _) => owner.reason,
+    };
+    owner.until = held_until;
+    Some(owner)
+}
+
+/// A backend's state: as it is remembered, else as far as the table tells.
+fn state_in(table: &Table, at: u32, standing: Option<&Standing>) -> State {
+    let is_away = u16::try_from(at).is_ok_and(|at| table.overlay().away().contains(&at));
+    let has_address = table.backends().get(at as usize).is_some_and(|backend| backend.address.is_some());
+    match standing {
+        Some(standing) => standing.state.into(),
+        None if is_away => State::Ejected,
+        None if !has_address => State::Unresolved,
+        None => State::Active,
+    }
+}
+
+fn why(standing: &Standing, panic: bool) -> String {
+    let reason = standing.ejected_for.unwrap_or("failures");
+    match standing.state {
+        BackendState::Active => "discovery lists it".to_owned(),
+        BackendState::Draining => "it left discovery and is held for a while".to_owned(),
+        BackendState::Ejected if panic => format!("it fails ({reason}), as too many do: it is tried"),
+        BackendState::Ejected => format!("it fails ({reason}): its slots go to substitutes until it answers"),
+        BackendState::Unresolved => "its name has no address".to_owned(),
+    }
+}
+
+fn backend(identity: &str, load: &crate::dispatch::BackendLoad) -> Backend {
+    Backend {
+        identity: identity.to_owned(),
+        address: load.address.map(|address| address.to_string()).unwrap_or_default(),
+        queue_bytes: load.queued_bytes as u64,
+        in_flight_calls: load.calls as u64,
+        in_flight_bytes: load.call_bytes as u64,
+        connections: load.connections as u64,
+        ..Backend::default()
+    }
+}
+
+fn failure((reason, at): (&'static str, SystemTime)) -> Failure {
+    Failure { reason: reason.to_owned(), at: Some(time(at)) }
+}
+
+fn cause(cause: build::Cause) -> Cause {
+    match cause {
+        build::Cause::Discovery => Cause::Discovery,
+        build::Cause::Departure => Cause::Departure,
+        build::Cause::Configuration => Cause::Configuration,
+        build::Cause::Ejection => Cause::Ejection,
+        build::Cause::Return => Cause::Return,
+        build::Cause::Panic => Cause::Panic,
+    }
+}
+
+/// 48 bits as 12 hex digits.
+fn hex(fingerprint: u64) -> String {
+    format!("{fingerprint:012x}")
+}
+
+/// Whole milliseconds: more digits say nothing.
+fn time(at: SystemTime) -> Timestamp {
+    let mut at = Timestamp::from(at);
+    at.nanos -= at.nanos % 1_000_000;
+    at
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn names(names: &Names) -> Vec<String> {
+    names.named.iter().map(ToString::to_string).collect()
+}
+
+impl From<BackendState> for State {
+    fn from(state: BackendState) -> Self {
+        match state {
+            BackendState::Active => Self::Active,
+            BackendState::Draining => Self::Draining,
+            BackendState::Ejected => Self::Ejected,
+            BackendState::Unresolved => Self::Unresolved,
+        }
+    }
+}
+
+// === impl TraceId ===
+
+impl FromStr for TraceId {
+    type Err = TraceIdError;
+
+    fn from_str(text: &str) -> Result<Self, TraceIdError> {
+        if text.is_empty() {
+            return Err(TraceIdError::Missing);
+        }
+        let length = text.chars().count();
+        if length != 32 {
+            return Err(TraceIdError::Length(length));
+        }
+        if let Some(strange) = text.chars().find(|it| !it.is_ascii_hexdigit()) {
+            return Err(TraceIdError::Digit(strange));
+        }
+        // 32 hex digits are always a number of 128 bits.
+        match u128::from_str_radix(text, 16) {
+            Ok(0) | Err(_) => Err(TraceIdError::Zero),
+            Ok(number) => Ok(Self(number.to_be_bytes())),
+        }
+    }
+}
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}

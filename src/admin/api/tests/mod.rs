@@ -1,0 +1,89 @@
+//! Questions and answers, by JSON and by gRPC, over pools that a test feeds.
+
+mod grpc;
+mod json;
+
+use serde_json::Value;
+
+use super::*;
+use crate::{
+    admin::{Pools, Readiness, State},
+    dispatch::{self, Dialer, Dispatch},
+    lifecycle::Tasks,
+    membership::tests::Feed,
+    telemetry::Recorder,
+};
+
+/// Trace 1, as it is asked for.
+const TRACE: &str = "00000000000000000000000000000001";
+
+/// An admin listener's state and the pools behind it.
+struct Rig {
+    state: State,
+    feeds: Vec<Feed>,
+    tasks: Tasks,
+}
+
+impl Rig {
+    /// Pools of these names without a table: the first takes traces and logs, others nothing.
+    fn new(names: &[&str]) -> Self {
+        let recorder = Recorder::scoped(Clone::clone);
+        let mut rig = Self {
+            state: State { recorder, readiness: Readiness::new(), pools: Pools::new() },
+            feeds: Vec::new(),
+            tasks: Tasks::new(),
+        };
+        names.iter().for_each(|name| rig.add(name));
+        rig
+    }
+
+    /// One pool of three backends.
+    async fn of_three() -> Self {
+        let mut rig = Self::new(&["tail"]);
+        rig.feeds[0].discover(&["a", "b", "c"]).await;
+        rig
+    }
+
+    fn add(&mut self, name: &str) {
+        let feed = Feed::start(name, &self.tasks);
+        let tables = feed.published.tables.clone();
+        let (config, dialer, events) = (dispatch::Config::default(), Dialer::default(), feed.events.clone());
+        let dispatch = Dispatch::start(name, config, dialer, tables, &self.tasks, events);
+        let signals = if self.feeds.is_empty() { vec![Signal::Traces, Signal::Logs] } else { Vec::new() };
+        self.state.pools.insert(name, Pool { signals, membership: feed.published.clone(), dispatch });
+        self.feeds.push(feed);
+    }
+
+    /// A trace that this backend owns while all are there.
+    fn trace_of(&self, backend: &str) -> String {
+        let table = self.table();
+        let of = |id: u128| table.backends()[table.owner(&id.to_be_bytes()) as usize].identity.to_string();
+        format!("{:032x}", (1..).find(|id| of(*id) == backend).expect("an ID"))
+    }
+
+    fn table(&self) -> Arc<Table> {
+        self.feeds[0].published.tables.borrow().clone().expect("a table")
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+/// `value` with `TIME` for every time and 0 for durations.
+fn timeless(value: Value) -> Value {
+    match value {
+        Value::String(text) if text.len() >= 20 && text.as_bytes()[10] == b'T' && text.ends_with('Z') => "TIME".into(),
+        Value::Array(values) => values.into_iter().map(timeless).collect(),
+        Value::Object(fields) => {
+            let field = |(key, value): (String, Value)| match &key {
+                key if key == "build_seconds" => (key.clone(), 0.into()),
+                _ => (key, timeless(value)),
+            };
+            fields.into_iter().map(field).collect()
+        }
+        other => other,
+    }
+}

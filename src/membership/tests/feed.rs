@@ -1,0 +1,46 @@
+//! A pool's membership that tests of other rooms feed by hand.
+
+use super::*;
+use crate::health::{self, Events};
+
+/// Discovery and deliveries of one pool, played by a test.
+pub(crate) struct Feed {
+    pub(crate) published: Published,
+    pub(crate) events: Events,
+    discovery: watch::Sender<Option<Endpoints>>,
+}
+
+/// Nobody who was ejected answers.
+struct Never;
+
+impl Prober for Never {
+    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> bool {
+        false
+    }
+}
+
+impl Feed {
+    pub(crate) fn start(pool: &str, tasks: &Tasks) -> Self {
+        let (discovery, endpoints) = watch::channel(None);
+        let (events, inbox) = health::channel(pool);
+        let published = start(pool, watch::channel(Config::default()).1, endpoints, inbox, Never, tasks);
+        Self { published, events, discovery }
+    }
+
+    /// Discovery reports these; answers the generation of the table that comes of it.
+    pub(crate) async fn discover(&mut self, hosts: &[&str]) -> u64 {
+        self.step(|feed| drop(feed.discovery.send_replace(Some(endpoints(hosts, 1))))).await
+    }
+
+    /// Nobody listens at that backend.
+    pub(crate) async fn refuse(&mut self, host: &str) -> u64 {
+        self.step(|feed| assert!(feed.events.send(&host.into(), HealthKind::Refused), "there must be room")).await
+    }
+
+    async fn step(&mut self, act: impl FnOnce(&mut Self)) -> u64 {
+        self.published.tables.mark_unchanged();
+        act(self);
+        self.published.tables.changed().await.expect("the task must live");
+        self.published.tables.borrow().as_ref().map_or(0, |table| table.generation)
+    }
+}

@@ -1,0 +1,139 @@
+//! Whether two rings agree, and if not, on whom they differ.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use serde::Serialize;
+
+use super::{json_line, source::Rings};
+use crate::admin::{
+    api::json,
+    pb::v1::{Member, PoolRing},
+};
+
+/// Two sources, pool by pool.
+#[derive(Debug, Serialize)]
+pub(super) struct Diff {
+    a: String,
+    b: String,
+    pub(super) agree: bool,
+    pub(super) pools: Vec<PoolDiff>,
+}
+
+/// Two rings.
+#[derive(Debug, Serialize)]
+pub(super) struct PoolDiff {
+    pub(super) pool: String,
+    pub(super) agree: bool,
+    /// What differs, beside the backends.
+    pub(super) why: Vec<String>,
+    membership_fingerprints: [String; 2],
+    placement_fingerprints: [String; 2],
+    pub(super) only_in_a: Vec<String>,
+    pub(super) only_in_b: Vec<String>,
+    /// Members of both that stand otherwise in one than in the other.
+    pub(super) states: Vec<Differing>,
+    /// Members of both with another weight in one than in the other.
+    pub(super) weights: Vec<Differing>,
+}
+
+/// A member of both.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Differing {
+    pub(super) identity: String,
+    pub(super) in_a: String,
+    pub(super) in_b: String,
+}
+
+/// Compares pools of one name; where each side has one, those two.
+pub(super) fn of(a: &Rings, b: &Rings) -> Diff {
+    let live = a.live && b.live;
+    let mut pools = Vec::new();
+    if let ([of_a], [of_b]) = (&*a.pools, &*b.pools) {
+        pools.push(compared(of_a, of_b, live));
+    } else {
+        let by_name = |rings: &Rings| -> BTreeMap<String, PoolRing> {
+            rings.pools.iter().map(|ring| (ring.pool.clone(), ring.clone())).collect()
+        };
+        let (of_a, mut of_b) = (by_name(a), by_name(b));
+        for (name, ring) in of_a {
+            let other = of_b.remove(&name).unwrap_or_default();
+            pools.push(compared(&ring, &other, live));
+        }
+        pools.extend(of_b.values().map(|ring| compared(&PoolRing::default(), ring, live)));
+    }
+    Diff { a: a.from.clone(), b: b.from.clone(), agree: pools.iter().all(|pool| pool.agree), pools }
+}
+
+/// Two rings agree when they send every trace to the same backend, as far as that is known: what a proxy does with failing
+/// backends no file can tell.
+fn compared(a: &PoolRing, b: &PoolRing, live: bool) -> PoolDiff {
+    let (of_a, of_b) = (by_identity(a), by_identity(b));
+    let only = |these: &BTreeMap<&str, &Member>, those: &BTreeMap<&str, &Member>| -> Vec<String> {
+        these.keys().filter(|identity| !those.contains_key(*identity)).map(ToString::to_string).collect()
+    };
+    let differing = |what: &dyn Fn(&Member) -> String| -> Vec<Differing> {
+        let both = of_a.iter().filter_map(|(identity, a)| Some((*identity, what(a), what(of_b.get(identity)?))));
+        let differ = both.filter(|(_, a, b)| a != b);
+        differ.map(|(identity, in_a, in_b)| Differing { identity: identity.to_owned(), in_a, in_b }).collect()
+    };
+    let state = |member: &Member| json::state_word(member.state).unwrap_or_else(|| "unknown".to_owned());
+    let mut why = Vec::new();
+    for (ring, side) in [(a, "A"), (b, "B")] {
+        if ring.members.is_empty() {
+            why.push(format!("no ring in {side}"));
+        }
+    }
+    if a.algorithm != b.algorithm && why.is_empty() {
+        why.push(format!("algorithm {} in A and {} in B", a.algorithm, b.algorithm));
+    }
+    let same_members = a.membership_fingerprint == b.membership_fingerprint;
+    let same_placement = a.placement_fingerprint == b.placement_fingerprint || !live;
+    PoolDiff {
+        pool: if a.pool.is_empty() || a.pool == b.pool { b.pool.clone() } else { a.pool.clone() },
+        agree: why.is_empty() && same_members && same_placement,
+        why,
+        membership_fingerprints: [a, b].map(|ring| ring.membership_fingerprint.clone()),
+        placement_fingerprints: [a, b].map(|ring| ring.placement_fingerprint.clone()),
+        only_in_a: only(&of_a, &of_b),
+        only_in_b: only(&of_b, &of_a),
+        states: if live { differing(&state) } else { Vec::new() },
+        weights: differing(&|member| member.weight.to_string()),
+    }
+}
+
+fn by_identity(ring: &PoolRing) -> BTreeMap<&str, &Member> {
+    ring.members.iter().map(|member| (&*member.identity, member)).collect()
+}
+
+/// Prints what differs.
+pub(super) fn print(diff: &Diff, as_json: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    if as_json {
+        return json_line(diff, out);
+    }
+    writeln!(out, "A: {}\nB: {}", diff.a, diff.b)?;
+    for pool in &diff.pools {
+        writeln!(out, "pool {}: {}", pool.pool, if pool.agree { "agree" } else { "DIFFER" })?;
+        for why in &pool.why {
+            writeln!(out, "  {why}")?;
+        }
+        for (side, identities) in [("A", &pool.only_in_a), ("B", &pool.only_in_b)] {
+            for identity in identities {
+                writeln!(out, "  only in {side}: {identity}")?;
+            }
+        }
+        for (what, differing) in [("", &pool.states), ("weight ", &pool.weights)] {
+            for Differing { identity, in_a, in_b } in differing {
+                writeln!(out, "  {identity} is {what}{in_a} in A and {what}{in_b} in B")?;
+            }
+        }
+        let fingerprints = [("membership", &pool.membership_fingerprints), ("placement", &pool.placement_fingerprints)];
+        for (what, [a, b]) in fingerprints {
+            let text = if a == b { format!("{a} in both") } else { format!("{a} in A, {b} in B") };
+            writeln!(out, "  {what} {text}")?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! `spanring ring`: rings of running proxies, of a configuration file or of a list of backends, as a table or as JSON.
+//!
+//! [`source`] gets rings, from whereever; `plan` and `diff` compute over them; `show`, `watch` and each of those print. A ring
+//! that no proxy runs is built here, by the same code; one that a proxy runs is asked for by gRPC.
+
+mod diff;
+mod plan;
+mod show;
+mod source;
+mod table;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io::{self, Read, Write},
+    process::ExitCode,
+};
+
+use clap::Subcommand;
+
+use self::source::{AdminAddress, Member, Source, SourceArgs};
+use crate::{config::LoadError, discovery::DiscoveryError, ring::RingError};
+
+/// What `diff` ends with when the rings differ.
+const EXIT_DIFFER: u8 = 1;
+
+/// `spanring ring`
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show rings: fingerprints, members, their states and shares
+    #[command(after_help = "\
+Examples:
+  spanring ring show                                    the proxy at 127.0.0.1:8888
+  spanring ring show --admin spanring-0:8888 --admin spanring-1:8888
+  spanring ring show --config spanring.yaml --pool tail    what a proxy that starts now would do
+  spanring ring show --members a:4317,b:4317 --json")]
+    Show(Show),
+    /// Say which backend gets a trace, and why
+    #[command(after_help = "\
+Examples:
+  spanring ring lookup 4bf92f3577b34da6a3ce929d0e0e4736
+  spanring ring lookup 4bf92f3577b34da6a3ce929d0e0e4736 --signal traces --json
+  spanring ring lookup - --config spanring.yaml          IDs are read from stdin, one a line")]
+    Lookup(Lookup),
+    /// Say what adding or removing backends would move
+    #[command(after_help = "\
+Examples:
+  spanring ring plan --add collector-3:4317
+  spanring ring plan --config spanring.yaml --remove 10.0.0.7:4317
+  spanring ring plan --members a,b,c --add d,e --remove a --json")]
+    Plan(Plan),
+    /// Print each change of a running proxy's rings, with its cause
+    #[command(after_help = "\
+Examples:
+  spanring ring watch
+  spanring ring watch --admin spanring-0:8888 --admin spanring-1:8888 --json")]
+    Watch(Watch),
+    /// Say whether two rings agree, and which backends differ
+    #[command(after_help = "\
+Examples:
+  spanring ring diff spanring-0:8888 spanring-1:8888
+  spanring ring diff spanring-0:8888 spanring.yaml       a proxy and what its file says by now
+  spanring ring diff static://a,b static://a,b,c
+
+Exit codes:
+  0    they agree
+  1    they differ
+  2    the command line is wrong, or one of them can't be asked")]
+    Diff(Diff),
+}
+
+#[derive(Debug, clap::Args)]
+struct Show {
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, clap::Args)]
+struct Lookup {
+    /// Trace IDs of 32 hex digits; - reads them from stdin
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+    /// Only pools that this signal is routed to
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "SIGNAL")]
+    signal: String,
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, clap::Args)]
+struct Plan {
+    /// Backends to add, host:port
+    #[arg(long, value_delimiter = ',', value_name = "BACKENDS")]
+    add: Vec<Member>,
+    /// Backends to remove
+    #[arg(long, value_delimiter = ',', value_name = "BACKENDS")]
+    remove: Vec<Member>,
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, clap::Args)]
+struct Watch {
+    /// Admin address of a running proxy; repeated for several
+    #[arg(long, value_name = "HOST:PORT", default_value = source::DEFAULT_ADMIN)]
+    admin: Vec<AdminAddress>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, clap::Args)]
+struct Diff {
+    /// An admin address (host:port), a file (*.yaml), static://… or dns://…
+    a: Source,
+    /// Another one
+    b: Source,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// One pool; all without it
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    pool: String,
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RingToolError {
+    /// Nobody listens there, or not a proxy's admin listener.
+    #[error("cannot reach the admin listener at {from}; is the proxy running, and is that its admin.endpoint?")]
+    Unreachable {
+        /// The address.
+        from: String,
+        /// Why.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// It does not answer.
+    #[error("{from} did not answer within {}s", source::ANSWER_WITHIN.as_secs())]
+    Silent {
+        /// The address.
+        from: String,
+    },
+    /// It answered that it can't.
+    #[error("{from} answered: {message}")]
+    Refused {
+        /// The address.
+        from: String,
+        /// What it said.
+        message: String,
+    },
+    /// What it answered makes no sense here.
+    #[error("{from}, pool {pool}: {what}")]
+    Strange {
+        /// The source.
+        from: String,
+        /// The pool.
+        pool: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The configuration can't be read.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// The pool's resolver has no answer.
+    #[error("cannot resolve the backends of pool {pool}")]
+    Discovery {
+        /// The pool.
+        pool: String,
+        /// Why.
+        #[source]
+        source: DiscoveryError,
+    },
+    /// These backends make no ring.
+    #[error("pool {pool} has no ring")]
+    Ring {
+        /// The pool.
+        pool: String,
+        /// Why.
+        #[source]
+        source: RingError,
+    },
+    /// What was asked makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The answer can't be printed, or questions can't be read.
+    #[error("cannot read or write")]
+    Io(#[from] io::Error),
+}
+
+/// Runs one of the commands to its end; `watch` has none.
+pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> Result<ExitCode, RingToolError> {
+    match args.command {
+        Command::Show(Show { source, common }) => {
+            for source in source.sources() {
+                show::rings(&source::rings(&source, &common.pool).await?, common.json, out)?;
+            }
+        }
+        Command::Lookup(Lookup { ids, signal, source, common }) => {
+            let ids = read_ids(ids)?;
+            let mut answers = Vec::new();
+            for source in source.sources() {
+                answers.extend(source::lookup(&source, &ids, &common.pool, &signal).await?);
+            }
+            show::placements(&answers, common.json, out)?;
+        }
+        Command::Plan(Plan { add, remove, source, common }) => {
+            if add.is_empty() && remove.is_empty() {
+                return Err(RingToolError::Usage("nothing to plan; write --add or --remove, or both".to_owned()));
+            }
+            for source in source.sources() {
+                let rings = source::rings(&source, &common.pool).await?;
+                plan::print(&plan::of(&rings, &add, &remove)?, common.json, out)?;
+            }
+        }
+        Command::Watch(Watch { admin, common }) => watch::run(&admin, &common.pool, common.json, out).await?,
+        Command::Diff(Diff { a, b, common }) => {
+            let (a, b) = (source::rings(&a, &common.pool).await?, source::rings(&b, &common.pool).await?);
+            let diff = diff::of(&a, &b);
+            diff::print(&diff, common.json, out)?;
+            return Ok(if diff.agree { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DIFFER) });
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The IDs, those of stdin in the place of `-`.
+fn read_ids(ids: Vec<String>) -> io::Result<Vec<String>> {
+    let mut all = Vec::new();
+    for id in ids {
+        if id == "-" {
+            let mut text = String::new();
+            io::stdin().read_to_string(&mut text)?;
+            all.extend(text.split_whitespace().map(str::to_owned));
+        } else {
+            all.push(id);
+        }
+    }
+    Ok(all)
+}
+
+/// Writes a message and ends the line.
+fn json_line(value: &impl serde::Serialize, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    writeln!(out)
+}
+
+/// A share as people read it.
+fn percent(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
+}

@@ -1,0 +1,101 @@
+//! Rings and placements, printed.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::{json_line, percent, source::Rings, table};
+use crate::admin::{
+    api::{self, json},
+    pb::v1::{LookupResponse, PoolRing},
+};
+
+/// As `/api/v1/ring` has it, and where it is from.
+#[derive(Serialize)]
+struct Shown<'a> {
+    from: &'a str,
+    api_version: &'static str,
+    pools: &'a [PoolRing],
+}
+
+/// Prints the rings of one source.
+pub(super) fn rings(rings: &Rings, as_json: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    let Rings { from, pools, .. } = rings;
+    if as_json {
+        return json_line(&Shown { from, api_version: api::VERSION, pools }, out);
+    }
+    for ring in pools {
+        head(from, ring, out)?;
+        members(ring, out)?;
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn head(from: &str, ring: &PoolRing, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    let signals = if ring.signals.is_empty() { String::new() } else { format!(" ({})", ring.signals.join(", ")) };
+    writeln!(out, "{from}: pool {}{signals}", ring.pool)?;
+    if ring.members.is_empty() {
+        return writeln!(out, "no backends yet: discovery has not answered");
+    }
+    let (membership, placement) = (&ring.membership_fingerprint, &ring.placement_fingerprint);
+    writeln!(out, "membership {membership}, placement {placement}, {}, {} slots", ring.algorithm, ring.slots)?;
+    if let (Some(at), Some(cause)) = (ring.built_at, json::cause_word(ring.cause)) {
+        let moved = percent(ring.moved_share);
+        writeln!(out, "generation {} of {at} by {cause}: moved {moved}", ring.generation)?;
+    }
+    if ring.overlay_slots > 0 {
+        let share = f64::from(ring.overlay_slots) / f64::from(ring.slots.max(1));
+        writeln!(out, "{} of the slots go to substitutes of ejected backends", percent(share))?;
+    }
+    if ring.panic {
+        writeln!(out, "so many backends fail that none counts as ejected")?;
+    }
+    Ok(())
+}
+
+fn members(ring: &PoolRing, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    if ring.members.is_empty() {
+        return Ok(());
+    }
+    let mut rows = vec![["BACKEND", "ADDRESS", "STATE", "SINCE", "OWNS", "WEIGHT"].map(str::to_owned)];
+    rows.extend(ring.members.iter().map(|member| {
+        [
+            member.identity.clone(),
+            or_dash(member.address.clone()),
+            or_dash(json::state_word(member.state).unwrap_or_default()),
+            or_dash(member.since.map(|since| since.to_string()).unwrap_or_default()),
+            percent(member.owned_share),
+            member.weight.to_string(),
+        ]
+    }));
+    table::write(&rows, out)
+}
+
+/// Prints where traces go: a row for each owner in each pool.
+pub(super) fn placements(answers: &[LookupResponse], as_json: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    if as_json {
+        return answers.iter().try_for_each(|answer| json_line(answer, out));
+    }
+    let mut rows = vec![["TRACE", "POOL", "SLOT", "BACKEND", "ADDRESS", "STATE", "REASON"].map(str::to_owned)];
+    for answer in answers {
+        for placement in &answer.pools {
+            rows.extend(placement.owners.iter().map(|owner| {
+                [
+                    answer.trace_id.clone(),
+                    placement.pool.clone(),
+                    placement.slot.to_string(),
+                    owner.identity.clone(),
+                    or_dash(owner.address.clone()),
+                    or_dash(json::state_word(owner.state).unwrap_or_default()),
+                    owner.reason.clone(),
+                ]
+            }));
+        }
+    }
+    table::write(&rows, out)
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
+}

@@ -1,0 +1,326 @@
+//! Where rings come from: a running proxy's admin address, a configuration file, backends on the command line.
+
+use std::{fmt, future::Future, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::time::timeout;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint as Target},
+};
+
+use super::RingToolError;
+use crate::{
+    admin::{
+        api::{self, facts},
+        pb::v1::{GetRingRequest, LookupRequest, LookupResponse, PoolRing, ring_client::RingClient},
+    },
+    config::{Backends, Config, Draft, values::HostPort},
+    discovery::{self, AddressError, Endpoint, Endpoints},
+    ring::{Algorithm, Table},
+};
+
+/// A proxy's admin address unless its file says another.
+pub(super) const DEFAULT_ADMIN: &str = "127.0.0.1:8888";
+
+/// How long a question may take.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Look-ups under way at a time.
+const LOOKUPS_AT_A_TIME: usize = 16;
+
+/// The name of the pool that `--members` stands for.
+const MEMBERS_POOL: &str = "default";
+
+/// Which rings; the proxy at [`DEFAULT_ADMIN`] where nothing says it.
+#[derive(Debug, clap::Args)]
+#[group(id = "rings", multiple = false)]
+pub(super) struct SourceArgs {
+    /// Admin address of a running proxy; repeated for several [default: 127.0.0.1:8888]
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Vec<AdminAddress>,
+    /// The pools of a configuration file, their backends resolved once
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A pool as of `spanring --backends`: static://HOST:PORT,… or dns://NAME[:4317]
+    #[arg(short, long, value_name = "BACKENDS")]
+    backends: Option<Backends>,
+    /// A pool of these backends, nothing resolved
+    #[arg(long, value_delimiter = ',', value_name = "BACKENDS")]
+    members: Vec<Member>,
+}
+
+/// One place to get rings from.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    Admin(AdminAddress),
+    Backends(Backends),
+    Config(PathBuf),
+    Members(Vec<Member>),
+}
+
+/// `host:port` of an admin listener, `http://` before it or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AdminAddress(HostPort);
+
+/// A backend as a static list names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member(discovery::HostPort);
+
+/// The rings of one source.
+#[derive(Debug)]
+pub(super) struct Rings {
+    pub(super) from: String,
+    /// Whether a proxy runs them; else states and overlays are not known.
+    pub(super) live: bool,
+    pub(super) pools: Vec<PoolRing>,
+}
+
+/// The rings of `source`, or the one of `pool` if that is not empty.
+pub(super) async fn rings(source: &Source, pool: &str) -> Result<Rings, RingToolError> {
+    let pools = match source {
+        Source::Admin(address) => {
+            let request = GetRingRequest { pool: pool.to_owned() };
+            answered(address, address.client().await?.get_ring(request)).await?.pools
+        }
+        source => chosen(source.built().await?, pool)?,
+    };
+    Ok(Rings { from: source.to_string(), live: matches!(source, Source::Admin(_)), pools })
+}
+
+/// Where each trace goes, in the order of `ids`.
+pub(super) async fn lookup(
+    source: &Source,
+    ids: &[String],
+    pool: &str,
+    signal: &str,
+) -> Result<Vec<LookupResponse>, RingToolError> {
+    let ids = ids.iter();
+    if let Source::Admin(address) = source {
+        let client = address.client().await?;
+        let asked = ids.map(|id| {
+            let [trace_id, pool, signal] = [id, pool, signal].map(str::to_owned);
+            let mut client = client.clone();
+            async move { answered(address, client.lookup(LookupRequest { trace_id, pool, signal })).await }
+        });
+        return stream::iter(asked).buffered(LOOKUPS_AT_A_TIME).try_collect().await;
+    }
+    let rings = chosen(source.built().await?, pool)?;
+    let takes = |ring: &&PoolRing| signal.is_empty() || ring.signals.iter().any(|it| it == signal);
+    let rings: Vec<(&PoolRing, Table)> = rings
+        .iter()
+        .filter(takes)
+        .map(|ring| Ok::<_, RingToolError>((ring, table(&source.to_string(), ring)?)))
+        .collect::<Result<_, RingToolError>>()?;
+    if rings.is_empty() {
+        return Err(RingToolError::Usage(format!("{signal} are routed to no pool of {source}")));
+    }
+    let placed = ids.map(|id| {
+        let id: facts::TraceId = id.parse().map_err(|error| RingToolError::Usage(format!("{id:?}: {error}")))?;
+        let placement = |(ring, table): &(&PoolRing, Table)| {
+            let mut placement = facts::placement(&ring.pool, table, None, &id);
+            placement.signals = ring.signals.clone();
+            placement
+        };
+        let pools = rings.iter().map(placement).collect();
+        Ok(LookupResponse { api_version: api::VERSION.into(), trace_id: id.to_string(), pools })
+    });
+    placed.collect()
+}
+
+/// The table of a ring's members, all of them there, built here.
+pub(super) fn table(from: &str, ring: &PoolRing) -> Result<Table, RingToolError> {
+    let strange = |what: String| RingToolError::Strange { from: from.to_owned(), pool: ring.pool.clone(), what };
+    if ring.members.is_empty() {
+        return Err(strange("it has no backends yet".to_owned()));
+    }
+    let algorithm = Algorithm::from_name(&ring.algorithm)
+        .ok_or_else(|| strange(format!("this spanring does not know the algorithm {:?}", ring.algorithm)))?;
+    let endpoints: Endpoints = ring
+        .members
+        .iter()
+        .map(|member| {
+            let identity = member.identity.as_str().into();
+            Endpoint { identity, address: member.address.parse().ok(), weight: member.weight }
+        })
+        .collect();
+    let table = built(&ring.pool, ring.generation, algorithm, &endpoints)?;
+    if format!("{:012x}", table.membership_fingerprint()) != ring.membership_fingerprint {
+        return Err(strange("its fingerprint is another than this spanring computes: the versions differ".to_owned()));
+    }
+    Ok(table)
+}
+
+/// The table of `endpoints`.
+pub(super) fn built(
+    pool: &str,
+    generation: u64,
+    algorithm: Algorithm,
+    endpoints: &Endpoints,
+) -> Result<Table, RingToolError> {
+    Table::of(generation, algorithm, endpoints).map_err(|source| RingToolError::Ring { pool: pool.to_owned(), source })
+}
+
+/// The answer of a proxy, in time.
+pub(super) async fn answered<T>(
+    address: &AdminAddress,
+    question: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, RingToolError> {
+    match timeout(ANSWER_WITHIN, question).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(address.refused(&status)),
+        Err(_) => Err(RingToolError::Silent { from: address.to_string() }),
+    }
+}
+
+fn chosen(rings: Vec<PoolRing>, pool: &str) -> Result<Vec<PoolRing>, RingToolError> {
+    let known: Vec<&str> = rings.iter().map(|ring| &*ring.pool).collect();
+    if !pool.is_empty() && !known.contains(&pool) {
+        let known = known.join(", ");
+        return Err(RingToolError::Usage(format!("no pool is named {pool:?}; there are: {known}")));
+    }
+    Ok(rings.into_iter().filter(|ring| pool.is_empty() || ring.pool == pool).collect())
+}
+
+// === impl SourceArgs ===
+
+impl SourceArgs {
+    pub(super) fn sources(self) -> Vec<Source> {
+        if let Some(path) = self.config {
+            vec![Source::Config(path)]
+        } else if let Some(backends) = self.backends {
+            vec![Source::Backends(backends)]
+        } else if !self.members.is_empty() {
+            vec![Source::Members(self.members)]
+        } else if self.admin.is_empty() {
+            vec![Source::Admin(AdminAddress(HostPort { host: "127.0.0.1".into(), port: 8888 }))]
+        } else {
+            self.admin.into_iter().map(Source::Admin).collect()
+        }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// The rings of what is no running proxy, built here.
+    async fn built(&self) -> Result<Vec<PoolRing>, RingToolError> {
+        let config = match self {
+            Self::Admin(_) => return Ok(Vec::new()),
+            Self::Backends(backends) => Draft::of_backends(backends.clone()).check()?,
+            Self::Config(path) => Draft::read(path)?.check()?,
+            Self::Members(members) => {
+                let mut endpoints: Vec<Endpoint> = members.iter().map(Member::endpoint).collect();
+                endpoints.sort();
+                endpoints.dedup_by(|a, b| a.identity == b.identity);
+                let table = built(MEMBERS_POOL, 0, Algorithm::default(), &endpoints.into())?;
+                return Ok(vec![facts::ring(MEMBERS_POOL, &table, None)]);
+            }
+        };
+        resolved(&config).await
+    }
+}
+
+/// The rings of a configuration, each pool resolved once.
+async fn resolved(config: &Config) -> Result<Vec<PoolRing>, RingToolError> {
+    let mut rings = Vec::new();
+    for pool in &config.pools {
+        let endpoints = discovery::resolve_once(&pool.discovery, ANSWER_WITHIN)
+            .await
+            .map_err(|source| RingToolError::Discovery { pool: pool.name.clone(), source })?;
+        let table = built(&pool.name, 0, pool.membership.ring.algorithm, &endpoints)?;
+        let mut ring = facts::ring(&pool.name, &table, None);
+        let routes = config.routes.iter().filter(|route| route.pool == pool.name);
+        ring.signals = routes.flat_map(|route| &route.signals).map(|signal| signal.as_str().to_owned()).collect();
+        rings.push(ring);
+    }
+    Ok(rings)
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with("static://") || text.starts_with("dns://") {
+            return text
+                .parse()
+                .map(Self::Backends)
+                .map_err(|error: crate::config::values::ValueError| error.to_string());
+        }
+        if text.ends_with(".yaml") || text.ends_with(".yml") {
+            return Ok(Self::Config(text.into()));
+        }
+        text.parse().map(Self::Admin)
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Admin(address) => address.fmt(f),
+            Self::Backends(Backends::Static(list)) => {
+                let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+                write!(f, "static://{}", list.join(","))
+            }
+            Self::Backends(Backends::Dns(name)) => write!(f, "dns://{name}"),
+            Self::Config(path) => path.display().fmt(f),
+            Self::Members(_) => f.write_str("--members"),
+        }
+    }
+}
+
+// === impl AdminAddress ===
+
+impl AdminAddress {
+    /// A client over a connection of its own.
+    pub(super) async fn client(&self) -> Result<RingClient<Channel>, RingToolError> {
+        let unreachable = |source| RingToolError::Unreachable { from: self.to_string(), source };
+        let target = Target::from_shared(format!("http://{self}")).map_err(unreachable)?;
+        let channel = target.connect_timeout(CONNECT_WITHIN).connect().await.map_err(unreachable)?;
+        Ok(RingClient::new(channel))
+    }
+
+    pub(super) fn refused(&self, status: &Status) -> RingToolError {
+        let message = match status.code() {
+            Code::Unimplemented => "it serves no spanring.admin.v1.Ring; is it a spanring's admin.endpoint?".to_owned(),
+            _ => status.message().to_owned(),
+        };
+        RingToolError::Refused { from: self.to_string(), message }
+    }
+}
+
+impl FromStr for AdminAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        address.parse().map(Self).map_err(|error: crate::config::values::ValueError| error.to_string())
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    pub(super) fn identity(&self) -> Arc<str> {
+        self.0.identity().into()
+    }
+
+    pub(super) fn endpoint(&self) -> Endpoint {
+        Endpoint { identity: self.identity(), address: self.0.address(), weight: 1 }
+    }
+}
+
+impl FromStr for Member {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        discovery::HostPort::parse(text.trim()).map(Self)
+    }
+}

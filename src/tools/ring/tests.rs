@@ -1,0 +1,141 @@
+//! Plans and comparisons over lists of backends, and how sources are written.
+
+use clap::Parser;
+
+use super::*;
+
+/// A command line of its own.
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// What the command answers, and its exit code.
+async fn ring(line: &str) -> Result<(String, ExitCode), RingToolError> {
+    let words = ["ring"].into_iter().chain(line.split_whitespace());
+    let line = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
+    let mut out = Vec::new();
+    let code = run(line.args, &mut out).await?;
+    Ok((String::from_utf8(out).expect("text"), code))
+}
+
+async fn json(line: &str) -> serde_json::Value {
+    let text = ring(&format!("{line} --json")).await.expect(line).0;
+    serde_json::from_str(&text).expect(line)
+}
+
+async fn refused(line: &str) -> String {
+    ring(line).await.expect_err(line).to_string()
+}
+
+#[tokio::test]
+async fn a_list_is_shown_as_a_ring() {
+    let (text, _) = ring("show --members b,a:4317,10.0.0.1:1,a").await.expect("a ring");
+    let rows: Vec<Vec<&str>> = text.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["BACKEND", "ADDRESS", "STATE", "SINCE", "OWNS", "WEIGHT"]);
+    let names: Vec<&str> = rows[1..4].iter().map(|row| row[0]).collect();
+    assert_eq!(names, ["10.0.0.1:1", "a:4317", "b:4317"], "canonical, sorted, each once: {text}");
+    assert_eq!(rows[2][1..4], ["-", "unresolved", "-"], "names are not resolved: {text}");
+    let shown = json("show --members a,b").await;
+    let other = json("show --members b,a").await;
+    assert_eq!(shown["pools"][0]["membership_fingerprint"], other["pools"][0]["membership_fingerprint"]);
+    assert_eq!(shown["pools"][0]["slots"], 131_072);
+}
+
+#[tokio::test]
+async fn a_plan_says_what_would_move() {
+    let plan = json("plan --members a,b,c,d --add e").await;
+    let (moved, least) = (plan["moved_share"].as_f64().expect("a share"), plan["least_share"].as_f64().expect("one"));
+    assert!((least - 0.2).abs() < 1e-9 && (0.19..0.26).contains(&moved), "{plan}");
+    let backends = plan["backends"].as_array().expect("backends");
+    let sum = |key: &str| backends.iter().filter_map(|backend| backend[key].as_f64()).sum::<f64>();
+    assert!((sum("gained_share") - moved).abs() < 1e-9 && (sum("lost_share") - moved).abs() < 1e-9, "{plan}");
+    assert!((sum("share") - 1.0).abs() < 1e-9 && (sum("share_before") - 1.0).abs() < 1e-9);
+    assert_eq!(backends[4]["identity"], "e:4317");
+    assert_eq!(backends[4]["gained_share"], backends[4]["share"], "all that a new one owns is gained");
+    assert_eq!(
+        plan["membership_fingerprint"],
+        json("show --members a,b,c,d,e").await["pools"][0]["membership_fingerprint"]
+    );
+    let swap = json("plan --members a,b,c --add d --remove a").await;
+    assert!((swap["least_share"].as_f64().expect("a share") - 1.0 / 3.0).abs() < 1e-9, "{swap}");
+    let (text, _) = ring("plan --members a,b,c --remove a").await.expect("a plan");
+    assert!(text.contains("0 added, 1 removed") && text.contains("any placement has to move 33.33 %"), "{text}");
+}
+
+#[tokio::test]
+async fn a_plan_that_makes_no_sense_is_refused() {
+    assert_eq!(refused("plan --members a,b").await, "nothing to plan; write --add or --remove, or both");
+    assert_eq!(refused("plan --members a,b --add a").await, "a:4317 is in pool default of --members already");
+    assert!(refused("plan --members a,b --remove c").await.starts_with("c:4317 is not in pool default of --members"));
+    assert_eq!(refused("plan --members a --remove a").await, "pool default has no ring");
+}
+
+#[tokio::test]
+async fn rings_of_other_members_differ_by_name() {
+    let (text, code) =
+        ring("diff static://127.0.0.1:1,127.0.0.1:2 static://127.0.0.1:2,127.0.0.1:3").await.expect("a diff");
+    assert!(text.contains("pool default: DIFFER"), "{text}");
+    assert!(text.contains("\n  only in A: 127.0.0.1:1\n  only in B: 127.0.0.1:3\n"), "{text}");
+    assert_eq!(code, ExitCode::from(1));
+    let same = "diff static://127.0.0.1:1,127.0.0.1:2 static://127.0.0.1:2,127.0.0.1:1";
+    let (text, code) = ring(same).await.expect("a diff");
+    assert!(text.contains("pool default: agree") && text.contains(" in both\n"), "{text}");
+    assert_eq!(code, ExitCode::SUCCESS);
+    let diff = json(same).await;
+    assert_eq!((&diff["agree"], &diff["pools"][0]["only_in_a"]), (&true.into(), &serde_json::json!([])));
+}
+
+#[tokio::test]
+async fn a_trace_is_looked_up_in_a_list() {
+    let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let answer = json(&format!("lookup {id} --members a,b,c")).await;
+    let owner = answer["pools"][0]["owners"][0]["identity"].as_str().expect("an owner").to_owned();
+    let (text, _) = ring(&format!("lookup {id} --members c,b,a")).await.expect("an owner");
+    assert!(text.lines().nth(1).is_some_and(|row| row.starts_with(id) && row.contains(&owner)), "{text}");
+    assert_eq!(refused("lookup 12 --members a").await, "\"12\": a trace ID has 32 hex digits, this has 2 characters");
+    let said = refused(&format!("lookup {id} --backends static://127.0.0.1:1 --signal logs")).await;
+    assert_eq!(said, "logs are routed to no pool of static://127.0.0.1:1");
+    assert!(refused(&format!("lookup {id} --members a --pool b")).await.contains("no pool is named \"b\""));
+}
+
+#[tokio::test]
+async fn who_cannot_be_asked_is_named() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    drop(listener);
+    let said = refused(&format!("show --admin http://{address}/")).await;
+    assert!(said.starts_with(&format!("cannot reach the admin listener at {address}; ")), "{said}");
+    let missing = refused("show --config /nonexistent.yaml").await;
+    assert!(missing.starts_with("cannot read /nonexistent.yaml"), "{missing}");
+}
+
+#[test]
+fn sources_are_told_apart_by_how_they_are_written() {
+    let source = |text: &str| text.parse::<Source>().map(|source| source.to_string());
+    for text in ["static://a:1,b:2", "dns://collectors.test:4317", "a.yaml", "/etc/x.yml", "spanring-0:8888", "[::1]:1"]
+    {
+        assert_eq!(source(text), Ok(text.to_owned()));
+    }
+    assert_eq!(source("http://spanring-0:8888/"), Ok("spanring-0:8888".to_owned()));
+    for text in ["spanring-0", "https://a:1", "static://", "", "a:b"] {
+        assert!(source(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn every_example_is_understood() {
+    let mut command = <Line as clap::CommandFactory>::command();
+    command.build();
+    let mut examples = 0;
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+        for line in help.lines().filter_map(|line| line.trim().strip_prefix("spanring ")) {
+            let words = line.split("  ").next().unwrap_or_default();
+            assert!(Line::try_parse_from(words.split_whitespace()).is_ok(), "{words}");
+            examples += 1;
+        }
+    }
+    assert!(examples >= 12, "{examples}");
+}

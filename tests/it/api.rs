@@ -1,0 +1,274 @@
+//! What a proxy says of its ring against what it does: look-ups by every way, replicas that differ, changes as they come.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::Value;
+use spanring::{
+    admin::pb::v1::{Cause, LookupRequest, WatchRingRequest, ring_client::RingClient},
+    tools::sink::SinkConfig,
+};
+use tokio::net::TcpSocket;
+use tonic::transport::Channel;
+
+use super::{
+    harness::{Process, Proxy, until},
+    rig::{self, Sinks, client, request, span},
+};
+
+/// Look-ups of the great comparison.
+const TRACES: u128 = 10_000;
+
+/// Where nobody listens, for as long as this lives: the port is taken.
+struct Dead(SocketAddr, #[expect(dead_code, reason = "it holds the port")] TcpSocket);
+
+impl Dead {
+    fn new(sinks: &Sinks) -> Result<Self> {
+        let _context = sinks.runtime.enter();
+        let socket = TcpSocket::new_v4()?;
+        socket.bind("127.0.0.1:0".parse()?)?;
+        Ok(Self(socket.local_addr()?, socket))
+    }
+}
+
+fn proxy(name: &str, backends: &[SocketAddr]) -> Result<Proxy> {
+    Proxy::start(name, |grpc, admin| rig::config(grpc, admin, backends, "", ""))
+}
+
+fn trace(number: u128) -> u128 {
+    (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
+}
+
+/// Sends a span of each of these traces.
+fn send(sinks: &Sinks, proxy: &Proxy, traces: impl Iterator<Item = u128>) -> Result<()> {
+    let spans: Vec<_> = traces.map(|number| span(trace(number), 1)).collect();
+    sinks.runtime.block_on(async {
+        let mut client = client(proxy.grpc).await?;
+        for some in spans.chunks(500) {
+            client.export(request(some.to_vec())).await?;
+        }
+        Ok(())
+    })
+}
+
+/// By trace, where its spans arrived.
+fn arrivals(sinks: &Sinks) -> BTreeMap<String, BTreeSet<String>> {
+    let mut arrivals = BTreeMap::<_, BTreeSet<_>>::new();
+    for sink in &sinks.sinks {
+        for trace in sink.seen().into_keys() {
+            let trace = format!("{:032x}", u128::from_be_bytes(trace));
+            arrivals.entry(trace).or_default().insert(sink.addr.to_string());
+        }
+    }
+    arrivals
+}
+
+/// `spanring ring …`
+fn ring(words: &[&str], input: &str) -> Result<Output> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
+    command.arg("ring").args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    child.stdin.take().context("a pipe")?.write_all(input.as_bytes())?;
+    Ok(child.wait_with_output()?)
+}
+
+/// The code and the text of `spanring ring …`.
+fn said(words: &[&str]) -> Result<(i32, String)> {
+    let output = ring(words, "")?;
+    let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
+    Ok((output.status.code().context("a code")?, text))
+}
+
+/// The one owner that an answer names, and the trace.
+fn owner_in(answer: &Value) -> Result<(String, String)> {
+    let owners = answer["pools"][0]["owners"].as_array().context("owners")?;
+    ensure!(owners.len() == 1, "{answer}");
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("a text");
+    Ok((text(&answer["trace_id"])?, text(&owners[0]["identity"])?))
+}
+
+/// Owners by JSON, all over one connection.
+fn by_json(admin: SocketAddr, ids: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut stream = BufReader::new(TcpStream::connect(admin)?);
+    stream.get_ref().set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut ask = |id: &String| {
+        // In one piece: what comes in several waits for acknowledgements.
+        let question = format!("GET /api/v1/lookup?trace_id={id} HTTP/1.1\r\nhost: {admin}\r\n\r\n");
+        stream.get_mut().write_all(question.as_bytes())?;
+        let mut length = None;
+        loop {
+            let mut line = String::new();
+            ensure!(stream.read_line(&mut line)? > 0, "the connection ended");
+            match line.trim_end().split_once(": ") {
+                Some(("content-length", value)) => length = Some(value.parse::<usize>()?),
+                None if line.trim_end().is_empty() => break,
+                _ => {}
+            }
+        }
+        let mut body = vec![0; length.context("a length")?];
+        stream.read_exact(&mut body)?;
+        owner_in(&serde_json::from_slice(&body)?)
+    };
+    ids.iter().map(&mut ask).collect()
+}
+
+/// Owners by gRPC, some questions at a time.
+fn by_grpc(sinks: &Sinks, admin: SocketAddr, ids: &[String]) -> Result<BTreeMap<String, String>> {
+    sinks.runtime.block_on(async {
+        let client = ring_client(admin).await?;
+        let questions = ids.iter().map(|id| {
+            let (mut client, trace_id) = (client.clone(), id.clone());
+            async move {
+                let answer = client.lookup(LookupRequest { trace_id, ..LookupRequest::default() }).await?.into_inner();
+                let owner = answer.pools.first().and_then(|pool| pool.owners.first()).context("an owner")?;
+                anyhow::Ok((answer.trace_id, owner.identity.clone()))
+            }
+        });
+        stream::iter(questions).buffer_unordered(16).try_collect().await
+    })
+}
+
+/// Owners by the command.
+fn by_command(words: &[&str], ids: &[String]) -> Result<BTreeMap<String, String>> {
+    let output = ring(&[&["lookup", "-", "--json"], words].concat(), &ids.join("\n"))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout)?.lines().map(|line| owner_in(&serde_json::from_str(line)?)).collect()
+}
+
+async fn ring_client(admin: SocketAddr) -> Result<RingClient<Channel>> {
+    Ok(RingClient::new(Channel::from_shared(format!("http://{admin}"))?.connect().await?))
+}
+
+#[test]
+fn a_look_up_by_any_way_names_the_backend_that_the_trace_went_to() -> Result<()> {
+    let sinks = Sinks::start(4, &SinkConfig::default())?;
+    let dead = Dead::new(&sinks)?;
+    let backends = [sinks.addresses(), vec![dead.0]].concat();
+    let proxy = proxy("spanring", &backends)?;
+    // The first ones eject the backend that is not there: from then on the table stands.
+    send(&sinks, &proxy, TRACES..TRACES + 50)?;
+    let before = arrivals(&sinks);
+    send(&sinks, &proxy, 0..TRACES)?;
+    let ids: Vec<String> = (0..TRACES).map(|number| format!("{:032x}", trace(number))).collect();
+    let mut went = BTreeMap::new();
+    for (trace, sinks) in arrivals(&sinks).into_iter().filter(|(trace, _)| !before.contains_key(trace)) {
+        ensure!(sinks.len() == 1, "{trace} is at {sinks:?}");
+        went.extend(sinks.into_iter().map(|sink| (trace.clone(), sink)));
+    }
+    ensure!(went.len() == TRACES as usize, "{} traces arrived", went.len());
+
+    let admin = proxy.admin.to_string();
+    ensure!(by_json(proxy.admin, &ids)? == went, "JSON names other backends than the traces went to");
+    ensure!(by_grpc(&sinks, proxy.admin, &ids)? == went, "gRPC names other backends than the traces went to");
+    ensure!(by_command(&["--admin", &admin], &ids)? == went, "the command names others than the traces went to");
+    // Without the proxy nobody knows that a backend is dead: for the slots of all others the list alone tells.
+    let list: Vec<String> = backends.iter().map(ToString::to_string).collect();
+    let listed = by_command(&["--members", &list.join(",")], &ids)?;
+    let dead = dead.0.to_string();
+    ensure!(listed.values().filter(|owner| **owner == dead).count() > 1_000, "a fifth was the dead one's");
+    ensure!(listed.iter().all(|(trace, owner)| *owner == dead || went.get(trace) == Some(owner)), "a list tells other");
+
+    let substitute = listed.iter().find(|(_, owner)| **owner == dead).context("one of them")?.0;
+    let (code, text) = said(&["lookup", substitute, "--admin", &admin])?;
+    ensure!(code == 0 && text.contains(&format!("substitute for {dead} (ejected)")), "{text}");
+    Ok(())
+}
+
+#[test]
+fn replicas_of_different_memberships_are_told_apart_by_backend() -> Result<()> {
+    let sinks = Sinks::start(3, &SinkConfig::default())?;
+    let dead = Dead::new(&sinks)?;
+    let (all, dead) = (sinks.addresses(), dead.0);
+    let [one, two, three] = all[..] else { anyhow::bail!("three") };
+    let a = proxy("a", &[one, two, dead])?;
+    let [b, c] = [proxy("b", &[one, three, dead])?, proxy("c", &[dead, two, one])?];
+    let [at_a, at_b, at_c] = [&a, &b, &c].map(|proxy| proxy.admin.to_string());
+
+    let (code, text) = said(&["diff", &at_a, &format!("http://{at_b}/")])?;
+    ensure!(code == 1 && text.contains("pool tail: DIFFER"), "{code}: {text}");
+    ensure!(text.contains(&format!("only in A: {two}\n  only in B: {three}\n")), "{text}");
+    let (code, text) = said(&["diff", &at_a, &at_c])?;
+    ensure!(code == 0 && text.contains("pool tail: agree"), "{code}: {text}");
+    // One of them meets a backend that fails, the other has no traffic.
+    send(&sinks, &a, 0..100)?;
+    let text = until("one has ejected what the other has not", || {
+        let (code, text) = said(&["diff", &at_a, &at_c])?;
+        Ok((code == 1).then_some(text))
+    })?;
+    ensure!(text.contains(&format!("{dead} is ejected in A and active in B\n")), "{text}");
+    ensure!(text.contains("  membership ") && text.contains(" in both\n"), "the membership is the same: {text}");
+
+    let list = format!("static://{one},{two}");
+    let (code, text) = said(&["diff", &at_a, &list, "--json"])?;
+    let diff: Value = serde_json::from_str(&text)?;
+    ensure!(code == 1 && diff["pools"][0]["only_in_a"][0] == dead.to_string(), "{text}");
+    let (code, text) = said(&["show", "--admin", &at_a])?;
+    ensure!(code == 0 && text.contains("by ejection: moved ") && text.contains("ejected"), "{text}");
+    let (code, text) = said(&["plan", "--admin", &at_b, "--add", "10.0.0.1", "--remove", &dead.to_string()])?;
+    ensure!(code == 0 && text.contains("any placement has to move 33.33 %"), "{text}");
+    let grpc = a.grpc.to_string();
+    let (code, text) = said(&["diff", &at_a, &grpc])?;
+    ensure!(code == 2 && text.contains("is it a spanring's admin.endpoint?"), "{code}: {text}");
+    Ok(())
+}
+
+#[test]
+fn changes_are_seen_as_they_come_with_their_cause() -> Result<()> {
+    let sinks = Sinks::start(2, &SinkConfig::default())?;
+    let dead = Dead::new(&sinks)?;
+    let mut proxy = proxy("spanring", &[sinks.addresses(), vec![dead.0]].concat())?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
+    command.args(["ring", "watch", "--admin", &proxy.admin.to_string()]);
+    let mut watch = Process::start("watch", &mut command)?;
+    until("the ring is shown", || Ok(watch.log().contains("pool tail: generation 1, 3 backends").then_some(())))?;
+
+    let mut stream = sinks.runtime.block_on(async {
+        let request = WatchRingRequest { pool: "tail".to_owned() };
+        anyhow::Ok(ring_client(proxy.admin).await?.watch_ring(request).await?.into_inner())
+    })?;
+    let mut next = || sinks.runtime.block_on(stream.message())?.context("a message");
+    let first = next()?;
+    ensure!(first.changes.is_empty() && first.ring.is_some_and(|ring| ring.generation == 1), "the ring comes at once");
+    send(&sinks, &proxy, 0..100)?;
+    let second = next()?;
+    let change = second.changes.first().context("a change")?;
+    ensure!(change.cause() == Cause::Ejection && change.ejected == [dead.0.to_string()], "{change:?}");
+    let line = format!("generation 2 by ejection, moved {:.2} %, ejected 1 ({})", change.moved_share * 100.0, dead.0);
+    until("the change is printed", || Ok(watch.log().contains(&line).then_some(())))?;
+
+    ensure!(proxy.process.stop()?.success(), "it drains");
+    ensure!(watch.wait()?.code() == Some(2), "the watch ends with its proxy");
+    Ok(())
+}
+
+#[test]
+fn one_port_speaks_http_1_and_grpc_and_says_when_it_drains() -> Result<()> {
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+    let sinks = Sinks::start(1, &SinkConfig::default())?;
+    let config =
+        |grpc, admin| rig::config(grpc, admin, &sinks.addresses(), "", "shutdown: { delay: 60s, timeout: 1s }");
+    let proxy = Proxy::start("spanring", config)?;
+    let channel = || async { anyhow::Ok(Channel::from_shared(format!("http://{}", proxy.admin))?.connect().await?) };
+    let status = |channel: Channel| async {
+        let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await?;
+        anyhow::Ok(answer.into_inner().status())
+    };
+    let channel = sinks.runtime.block_on(channel())?;
+    ensure!(sinks.runtime.block_on(status(channel.clone()))? == ServingStatus::Serving);
+    let (code, page) = super::harness::http_get(&format!("http://{}/api/v1/ring", proxy.admin))?;
+    let page: Value = serde_json::from_str(&page)?;
+    ensure!(code == 200 && page["pools"][0]["pool"] == "tail", "{page}");
+    proxy.process.signal("TERM")?;
+    until("health says that it drains", || {
+        let status = sinks.runtime.block_on(status(channel.clone()))?;
+        Ok((status == ServingStatus::NotServing).then_some(()))
+    })
+}
