@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Validate(args) => validate(args),
         Command::PrintConfig(args) => print_config(args),
         Command::Ring(args) => tool(async move |out| Ok(tools::ring::run(args, out).await?)),
+        Command::Convert(args) => convert(&args),
         Command::Sink(args) => tool(async move |out| tools::sink::run(args, out).await),
         Command::Load(args) => tool(async move |out| tools::load::run(args, out).await),
         Command::Demo(args) => tool(async move |out| tools::demo::run(args, demo_proxy, out).await),
@@ -55,6 +56,27 @@ fn print_config(args: RunArgs) -> anyhow::Result<ExitCode> {
     let draft = args.draft()?;
     draft.check()?;
     io::stdout().lock().write_all(draft.print()?.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Our file goes to stdout, what has no equal to stderr; a file that nothing came of is a wrong one.
+#[expect(clippy::print_stderr, reason = "stdout is the file that came out")]
+fn convert(args: &tools::convert::Args) -> anyhow::Result<ExitCode> {
+    let converted = args.run()?;
+    for note in &converted.notes {
+        eprintln!("{note}");
+    }
+    if converted.routes == 0 {
+        eprintln!("error: nothing to convert: no pipeline leads to a load-balancing exporter that goes by trace ID");
+        return Ok(ExitCode::from(EXIT_USAGE));
+    }
+    io::stdout().lock().write_all(converted.yaml.as_bytes())?;
+    eprintln!(
+        "converted {} pool(s) and {} route(s); {} key(s) have no equal or another meaning",
+        converted.pools,
+        converted.routes,
+        converted.notes.len()
+    );
     Ok(ExitCode::SUCCESS)
 }
 

@@ -13,7 +13,7 @@ pub mod layout;
 mod memory;
 mod rooms;
 mod tls;
-mod tree;
+pub(crate) mod tree;
 pub mod values;
 
 #[cfg(test)]

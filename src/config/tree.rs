@@ -18,14 +18,14 @@ pub struct Place {
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Node {
-    pub(super) place: Place,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) place: Place,
+    pub(crate) value: Value,
 }
 
 /// What a file can hold.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Unsigned(u64),
@@ -40,22 +40,22 @@ pub(super) enum Value {
 
 /// A key and its value.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) place: Place,
-    pub(super) node: Node,
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) place: Place,
+    pub(crate) node: Node,
 }
 
 /// One step from a node to one of its children.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Key(String),
     Index(usize),
 }
 
 impl Node {
     /// Reads YAML.
-    pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
         // An empty file is an empty configuration; that it lacks what it needs is said later, by name.
         if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
             return Ok(Self { place: Place { line: 1, column: 1 }, value: Value::Map(Vec::new()) });
@@ -68,7 +68,7 @@ impl Node {
     }
 
     /// Where `path` stands, or the nearest of its parents that is in the file.
-    pub(super) fn place_of(&self, path: &[Step]) -> Place {
+    pub(crate) fn place_of(&self, path: &[Step]) -> Place {
         let mut at = self.place;
         let mut node = self;
         for step in path {

@@ -1,10 +1,11 @@
-//! What is run beside the proxy: `sink` (a counting backend), `load` (a generator), `demo` (both, with proxies between) and
-//! `ring` (questions about placement).
+//! What is run beside the proxy: `sink` (a counting backend), `load` (a generator), `demo` (both, with proxies between),
+//! `ring` (questions about placement) and `convert` (a Collector's configuration to ours).
 //!
 //! The pieces that they share: [`ids`] says how a generated span names its place in its trace, so that a sink can tell
 //! whether a trace is complete; [`otlp_body`] writes the requests; `walk` reads them back without any code of the
 //! split's, so that a fault in one is seen by the other; `h2client` and `codec` are the way over the wire.
 
+pub mod convert;
 pub mod demo;
 pub mod ids;
 pub mod load;

@@ -26,5 +26,6 @@ mod sdk;
 mod series;
 mod shutdown;
 mod startup;
+mod threads;
 mod tls;
 mod wire;

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Checks all of this folder that can be checked without a cluster and without containers: bash deploy/check.sh
+#
+# Needs openssl, what tests/peers/k8s-tools.sh installed into $SPANRING_PEERS (default ~/.cache/spanring-tools), and Spanring itself
+# ($SPANRING_BIN, default target/release/spanring): every file for Spanring that comes out is one that it takes. With a
+# Collector (collector.sh) the files for collectors are checked by it too; without systemd its unit is not.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+peers=${SPANRING_PEERS:-$HOME/.cache/spanring-tools}
+spanring=$(realpath "${SPANRING_BIN:-target/release/spanring}")
+schemas=$peers/schemas
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+failures=0 checks=0
+
+# check WHAT COMMAND...: what is checked, and its output if it does not hold.
+check() {
+  local what=$1
+  shift
+  checks=$((checks + 1))
+  if "$@" >"$scratch/log" 2>&1; then
+    printf 'ok      %s\n' "$what"
+  else
+    printf 'FAILED  %s: %s\n' "$what" "$*"
+    sed 's/^/        /' "$scratch/log"
+    failures=$((failures + 1))
+  fi
+}
+
+skip() {
+  printf 'skipped %s: %s\n' "$1" "$2"
+}
+
+# conforms FILE: against the oldest Kubernetes that the chart is for, and a new one.
+conforms() {
+  local version
+  for version in v1.30.0 v1.37.0; do
+    "$peers/bin/kubeconform" -strict -summary \
+      -schema-location "$schemas/$version/{{.ResourceKind}}{{.KindSuffix}}.json" \
+      -schema-location "$schemas/crds/{{.ResourceKind}}{{.KindSuffix}}.json" "$1"
+  done
+}
+
+# files MANIFESTS: each program's file out of its ConfigMap into $scratch/files.
+files() {
+  rm -rf "$scratch/files"
+  mkdir "$scratch/files"
+  awk -v dir="$scratch/files" '
+    /^  [a-z]+\.yaml: \|/ { out = dir "/" substr($1, 1, length($1) - 1); next }
+    /^    |^$/ { if (out) print substr($0, 5) >out; next }
+    { out = "" }
+  ' "$1"
+}
+
+# understood NAME MANIFESTS: each file in them by the program that is to read it.
+understood() {
+  local name=$1 file over=()
+  files "$2"
+  for file in "$scratch"/files/*.yaml; do
+    sed -i "s#/etc/\(spanring\|otelcol\)-tls/#$scratch/tls/#" "$file"
+  done
+  check "$name: Spanring takes its file" "$spanring" validate --config "$scratch/files/spanring.yaml"
+  if [ -x "$peers/bin/otelcol" ] && [ -e "$scratch/files/collector.yaml" ]; then
+    [ ! -e "$scratch/files/tls.yaml" ] || over=(--config "$scratch/files/tls.yaml")
+    check "$name: a Collector takes its file" \
+      "$peers/bin/otelcol" validate --config "$scratch/files/collector.yaml" "${over[@]}"
+  fi
+}
+
+# Stand-ins for what Secrets hold: a file is taken only with certificates that can be read.
+certificates() {
+  local folder
+  mkdir -p "$scratch"/tls/{receiver,pool}
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=spanring \
+    -addext subjectAltName=DNS:spanring -keyout "$scratch/tls/tls.key" -out "$scratch/tls/tls.crt" 2>"$scratch/log" ||
+    { cat "$scratch/log" && return 1; }
+  cp "$scratch/tls/tls.crt" "$scratch/tls/ca.crt"
+  for folder in receiver pool; do
+    cp "$scratch"/tls/*.* "$scratch/tls/$folder"
+  done
+}
+
+chart=deploy/helm/spanring
+rendered() {
+  "$peers/bin/helm" template spanring "$chart" --namespace observability "$@"
+}
+
+# variant NAME VALUES...: the chart with these values.
+variant() {
+  local name="chart, $1" out=$scratch/chart.yaml
+  shift
+  check "$name: lint" "$peers/bin/helm" lint --strict --quiet "$chart" "$@"
+  if rendered "$@" >"$out"; then
+    check "$name: template | kubeconform" conforms "$out"
+    understood "$name" "$out"
+  else
+    failures=$((failures + 1))
+  fi
+}
+
+charts() {
+  variant default
+  variant sidecar --set mode=sidecar
+  variant daemonset --set mode=daemonset,daemonset.hostPort=true
+  variant TLS -f deploy/helm/tls-values.yaml
+  variant monitoring --set monitoring.serviceMonitor.enabled=true
+  variant 'other collectors' --set collectors.enabled=false,pool.hostname=collectors.example,autoscaling.enabled=false,watchConfig=
+  check 'chart: wrong values are refused' refused --set mode=deploymnet
+  check 'chart: unknown values are refused' refused --set autoscalling.enabled=false
+}
+
+refused() {
+  ! rendered "$@"
+}
+
+overlays() {
+  local folder out
+  for folder in deploy/kubernetes/base deploy/kubernetes/overlays/*; do
+    out=$scratch/${folder##*/}.yaml
+    if "$peers/bin/kustomize" build "$folder" >"$out"; then
+      check "${folder#deploy/}: build | kubeconform" conforms "$out"
+      understood "${folder#deploy/}" "$out"
+    else
+      failures=$((failures + 1))
+    fi
+  done
+}
+
+# The image's binary is built as .ci/run builds the one that it tests.
+same_build() {
+  local ours theirs
+  ours=$(sed -n 's/^ *\(cargo build .*[^ ]\) *\\$/\1/p' deploy/Dockerfile)
+  theirs=$(sed -n "s/^step 'release build' //p" .ci/run)
+  printf 'Dockerfile: %s\n.ci/run:    %s\n' "$ours" "$theirs"
+  [ -n "$ours" ] && [ "$ours" = "$theirs" ]
+}
+
+unit() {
+  sed "s#/usr/local/bin/spanring#$spanring#" deploy/systemd/spanring.service >"$scratch/spanring.service"
+  check 'systemd: verify' systemd-analyze verify --man=no "$scratch/spanring.service"
+  # 1.5 of 10: hardly any rights. (Before systemd 250 there is no --offline.)
+  check 'systemd: exposure at most 1.5' \
+    systemd-analyze security --offline=true --threshold=15 --no-pager "$scratch/spanring.service"
+}
+
+certificates
+charts
+overlays
+check 'Dockerfile: hadolint' "$peers/bin/hadolint" deploy/Dockerfile
+check 'Dockerfile: built as in .ci/run' same_build
+check 'Compose: its own loader takes it' "$peers/bin/compose-config" deploy/compose.yaml
+check 'Compose: Spanring takes its file' "$spanring" validate --config deploy/compose/spanring.yaml
+if command -v systemd-analyze >/dev/null; then unit; else skip systemd 'no systemd-analyze here'; fi
+printf '%s checks, %s failed\n' "$checks" "$failures"
+[ "$failures" = 0 ]

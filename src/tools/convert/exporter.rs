@@ -1,0 +1,297 @@
+//! `exporters`: each load-balancing exporter is a pool, and a route for each signal that goes to it.
+
+use super::{
+    Note,
+    section::{Section, texts_of},
+    service::{Service, exporter_kinds},
+    yaml::Yaml,
+};
+use crate::config::{
+    tree::{Entry, Value},
+    values::GoDuration,
+};
+
+/// Keys of a resolver that mean the same here.
+const DNS: [&str; 4] = ["hostname", "port", "interval", "timeout"];
+
+/// Keys of a client's TLS that are the same here.
+const TLS: [&str; 7] = [
+    "ca_file",
+    "cert_file",
+    "key_file",
+    "server_name_override",
+    "insecure_skip_verify",
+    "min_version",
+    "reload_interval",
+];
+
+/// Why the exporter's own queue and retries are not taken over.
+const ACKNOWLEDGED: &str = "a request is acknowledged when its backends have it, and tried again elsewhere until then";
+
+/// `pools` of our file; routes go to `service`.
+pub(super) fn pools(root: &mut Section<'_>, service: &mut Service, notes: &mut Vec<Note>) -> Vec<(String, Yaml)> {
+    let mut pools: Vec<(String, Yaml)> = Vec::new();
+    let Some(mut exporters) = root.section("exporters") else { return pools };
+    for (name, mut exporter) in exporters.components(&exporter_kinds()) {
+        let suffix = name.split_once('/').map_or("default", |(_, suffix)| suffix);
+        let is_taken = pools.iter().any(|(pool, _)| pool == suffix);
+        let pool = if is_taken { name.replace('/', "_") } else { suffix.to_owned() };
+        if route(&mut exporter, name, &pool, service, notes) {
+            let section = self::pool(&mut exporter, notes);
+            exporter.rest(notes);
+            pools.push((pool, section));
+        }
+    }
+    exporters.rest(notes);
+    pools
+}
+
+/// Makes the routes to an exporter; says whether there is one.
+fn route(exporter: &mut Section<'_>, name: &str, pool: &str, service: &mut Service, notes: &mut Vec<Note>) -> bool {
+    let key = exporter.take("routing_key");
+    let written = key.and_then(|key| texts_of(&key.node).pop()).unwrap_or_default();
+    let signals = service.signals_to(name);
+    if signals.is_empty() {
+        notes.push(exporter.note("is in no pipeline; left out"));
+    }
+    let mut is_routed = false;
+    for signal in signals {
+        // What the exporter takes for a signal when nothing is written.
+        let by = match (written.as_str(), signal.as_str()) {
+            ("", "metrics") => "service",
+            ("", _) => "traceID",
+            (written, _) => written,
+        };
+        let say = |message: String| match key {
+            Some(key) => exporter.note_of(key, message),
+            None => exporter.note(message),
+        };
+        if by != "traceID" {
+            notes.push(say(format!("{signal} by {by} can't be routed yet, only by trace ID; left out")));
+        } else if signal != "traces" && signal != "logs" {
+            notes.push(say(format!("{signal} have no trace ID; left out")));
+        } else if service.route(&signal, pool) {
+            is_routed = true;
+            if signal == "logs" && written.is_empty() {
+                notes.push(say("logs go by trace ID; newer Collectors take the service's name by default".to_owned()));
+            }
+        } else {
+            notes.push(exporter.note(format!("{signal} go to one pool only, that of the exporter before; left out")));
+        }
+    }
+    is_routed
+}
+
+fn pool(exporter: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let resolver = exporter.section("resolver").map_or(Yaml::Map(Vec::new()), |mut resolver| {
+        let out = self::resolver(&mut resolver, notes);
+        resolver.rest(notes);
+        out
+    });
+    exporter.leave(
+        &[
+            ("timeout", "receivers.otlp.deadline bounds the whole of a request"),
+            ("retry_on_failure", ACKNOWLEDGED),
+            ("sending_queue", ACKNOWLEDGED),
+        ],
+        notes,
+    );
+    // Without trace IDs by attributes there is nothing that would read them.
+    exporter.leave(&[("routing_attributes", "routes go by trace ID")], notes);
+    let mut out = vec![("resolver".to_owned(), resolver)];
+    let mut protocol = exporter.section("protocol");
+    let mut otlp = protocol.as_mut().and_then(|protocol| protocol.section("otlp"));
+    out.extend(calls(otlp.as_mut(), notes));
+    if let Some(otlp) = otlp {
+        otlp.rest(notes);
+    }
+    if let Some(protocol) = protocol {
+        protocol.rest(notes);
+    }
+    out.retain(|(_, value)| !value.is_empty());
+    Yaml::Map(out)
+}
+
+/// `protocol.otlp`, the settings of every backend's own exporter.
+fn calls(otlp: Option<&mut Section<'_>>, notes: &mut Vec<Note>) -> Vec<(String, Yaml)> {
+    // What the exporter does when nothing is written.
+    let gzip = || Yaml::text("gzip");
+    let Some(otlp) = otlp else {
+        return vec![("tls".to_owned(), encrypted()), ("compression".to_owned(), gzip())];
+    };
+    let mut out = vec![("tls".to_owned(), tls(otlp, notes))];
+    let compression = otlp.take("compression");
+    let written = compression.and_then(|entry| texts_of(&entry.node).pop());
+    let taken = match (written.as_deref(), compression) {
+        (None, _) => gzip(),
+        (Some("" | "none"), _) => Yaml::text("none"),
+        (Some(name @ ("gzip" | "zstd")), _) => Yaml::text(name),
+        (Some(name), Some(entry)) if !name.contains('$') => {
+            notes.push(otlp.note_of(entry, format!("{name} is not known here; gzip takes its place")));
+            gzip()
+        }
+        (Some(reference), _) => Yaml::text(reference),
+    };
+    out.push(("compression".to_owned(), taken));
+    for key in ["compression_params", "timeout"] {
+        out.push((key.to_owned(), otlp.pass(key)));
+    }
+    out.push(("sending_queue".to_owned(), queue(otlp, notes)));
+    out.push(("retry_on_failure".to_owned(), retry(otlp, notes)));
+    // A placeholder: the exporter puts each backend's address there.
+    otlp.ignore(&["endpoint"]);
+    let connections = "connections are Spanring's own";
+    otlp.leave(
+        &[
+            ("keepalive", "a PING goes out only while a call is unanswered"),
+            ("balancer_name", connections),
+            ("read_buffer_size", connections),
+            ("write_buffer_size", connections),
+            ("wait_for_ready", connections),
+        ],
+        notes,
+    );
+    out
+}
+
+/// TLS is what the exporter speaks unless it is told not to; here a pool without the section is plaintext.
+fn tls(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let Some(mut tls) = otlp.section("tls") else { return encrypted() };
+    let insecure = tls.take("insecure");
+    let mut out = tls.pass_all(&TLS);
+    tls.rest(notes);
+    match insecure.map(|entry| texts_of(&entry.node)) {
+        Some(written) if written == ["true"] => Yaml::Map(Vec::new()),
+        Some(written) if written == ["false"] && !out.is_empty() => Yaml::Map(out),
+        None if !out.is_empty() => Yaml::Map(out),
+        _ => {
+            let written = insecure.map_or(Yaml::Scalar(Value::Bool(false)), |entry| Yaml::from(&entry.node));
+            out.insert(0, ("insecure".to_owned(), written));
+            Yaml::Map(out)
+        }
+    }
+}
+
+/// A section that says so much.
+fn encrypted() -> Yaml {
+    Yaml::map([("insecure", Yaml::Scalar(Value::Bool(false)))])
+}
+
+fn queue(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let Some(mut queue) = otlp.section("sending_queue") else { return Yaml::Map(Vec::new()) };
+    let sizer = queue.text("sizer").unwrap_or_else(|| "requests".to_owned());
+    let size = queue.take("queue_size");
+    let mut out = Yaml::Map(Vec::new());
+    if let Some(size) = size {
+        if sizer == "bytes" {
+            out = Yaml::map([("queue_size", Yaml::from(&size.node))]);
+        } else {
+            let message = format!("counts {sizer}; here a queue counts bytes, 16MiB a backend unless said otherwise");
+            notes.push(queue.note_of(size, message));
+        }
+    }
+    queue.ignore(&["enabled"]);
+    queue.leave(
+        &[
+            ("num_consumers", "a backend gets up to 8 calls at once"),
+            ("storage", ACKNOWLEDGED),
+            ("batch", "what waits for one backend is merged anyway"),
+            ("block_on_overflow", "a full queue refuses the whole request, to be sent again"),
+            ("wait_for_result", ACKNOWLEDGED),
+        ],
+        notes,
+    );
+    queue.rest(notes);
+    out
+}
+
+fn retry(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let Some(mut retry) = otlp.section("retry_on_failure") else { return Yaml::Map(Vec::new()) };
+    let mut out = Vec::new();
+    for key in ["initial_interval", "max_interval"] {
+        let Some(entry) = retry.take(key) else { continue };
+        if is_at_most_a_second(entry) {
+            out.push((key.to_owned(), Yaml::from(&entry.node)));
+        } else {
+            let message = "is too long for retries inside a request's deadline (receivers.otlp.deadline); left out";
+            notes.push(retry.note_of(entry, message));
+        }
+    }
+    for key in ["multiplier", "randomization_factor"] {
+        out.push((key.to_owned(), retry.pass(key)));
+    }
+    if let Some(entry) = retry.take("enabled")
+        && texts_of(&entry.node) == ["false"]
+    {
+        notes.push(retry.note_of(entry, "retries can't be switched off; budget_percent bounds them"));
+    }
+    retry.leave(&[("max_elapsed_time", "receivers.otlp.deadline is when retries end")], notes);
+    retry.rest(notes);
+    out.retain(|(_, value)| !value.is_empty());
+    Yaml::Map(out)
+}
+
+fn is_at_most_a_second(entry: &Entry) -> bool {
+    let text = texts_of(&entry.node).pop().unwrap_or_default();
+    text.parse::<GoDuration>().is_ok_and(|duration| duration.0.as_secs_f64() <= 1.0)
+}
+
+fn resolver(resolver: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    if let Some(mut list) = resolver.section("static") {
+        let hostnames = list.pass("hostnames");
+        list.rest(notes);
+        return Yaml::map([("static", Yaml::map([("hostnames", hostnames)]))]);
+    }
+    if let Some(mut dns) = resolver.section("dns") {
+        let out = DNS.map(|key| (key, if key == "port" { dns.pass(key).numeric() } else { dns.pass(key) }));
+        dns.rest(notes);
+        return Yaml::map([("dns", Yaml::map(out))]);
+    }
+    if let Some(mut k8s) = resolver.section("k8s") {
+        let out = kubernetes(&mut k8s, notes);
+        k8s.rest(notes);
+        return out;
+    }
+    let Some(mut map) = resolver.section("aws_cloud_map") else { return Yaml::Map(Vec::new()) };
+    let name = |section: &mut Section<'_>, key| section.text(key).unwrap_or_default();
+    let hostname = format!("{}.{}", name(&mut map, "service_name"), name(&mut map, "namespace"));
+    notes.push(map.note(
+        "has no equal: its DNS name takes its place, which only namespaces of a DNS kind have; a DNS answer may hold 8 hosts",
+    ));
+    let out = Yaml::map([
+        ("hostname", Yaml::text(hostname)),
+        ("port", map.pass("port").numeric()),
+        ("interval", map.pass("interval")),
+        ("timeout", map.pass("timeout")),
+    ]);
+    map.rest(notes);
+    Yaml::map([("dns", out)])
+}
+
+/// A Service by its DNS name: with a headless one the answer is the same set of addresses.
+fn kubernetes(k8s: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let service = k8s.text("service").unwrap_or_default();
+    // In its own namespace a bare name resolves by the search list; `name.namespace` needs the zone's `svc`.
+    let hostname = if service.contains('.') && !service.contains("${") { format!("{service}.svc") } else { service };
+    notes.push(k8s.note("becomes a DNS look-up of the Service, which has to be headless (clusterIP: None)"));
+    let mut port = Yaml::Scalar(Value::Null);
+    if let Some(ports) = k8s.take("ports") {
+        let mut written = match Yaml::from(&ports.node) {
+            Yaml::List(ports) => ports.into_iter(),
+            one => vec![one].into_iter(),
+        };
+        port = written.next().unwrap_or(port).numeric();
+        if written.next().is_some() {
+            notes.push(k8s.note_of(ports, "has no equal beyond its first: a backend has one port"));
+        }
+    }
+    if let Some(entry) = k8s.take("return_hostnames")
+        && texts_of(&entry.node) == ["true"]
+    {
+        let message =
+            "has no equal yet: addresses are hashed, so a pod that comes back with another one moves its traces";
+        notes.push(k8s.note_of(entry, message));
+    }
+    k8s.ignore(&["timeout"]);
+    Yaml::map([("dns", Yaml::map([("hostname", Yaml::text(hostname)), ("port", port)]))])
+}

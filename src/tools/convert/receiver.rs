@@ -1,0 +1,77 @@
+//! `receivers`: the OTLP receiver of the pipelines that lead to load balancing.
+
+use super::{
+    Note,
+    section::Section,
+    service::{Service, with_host},
+    yaml::Yaml,
+};
+
+/// Keys of the gRPC server that are the same here.
+const GRPC: [&str; 2] = ["max_recv_msg_size_mib", "max_concurrent_streams"];
+
+/// Keys of its TLS that are the same here.
+const TLS: [&str; 5] = ["cert_file", "key_file", "client_ca_file", "min_version", "reload_interval"];
+
+/// `receivers` of our file.
+pub(super) fn receivers(root: &mut Section<'_>, service: &Service, notes: &mut Vec<Note>) -> Yaml {
+    let Some(mut receivers) = root.section("receivers") else { return Yaml::Map(Vec::new()) };
+    let mut out = Yaml::Map(Vec::new());
+    for (name, mut otlp) in receivers.components(&["otlp"]) {
+        if !service.takes_from(name) {
+            notes.push(otlp.note("is in no pipeline that leads to load balancing; left out"));
+        } else if out.is_empty() {
+            out = Yaml::map([("otlp", self::otlp(&mut otlp, notes))]);
+            otlp.rest(notes);
+        } else {
+            notes.push(otlp.note("has no equal: there is one OTLP receiver"));
+        }
+    }
+    receivers.rest(notes);
+    out
+}
+
+fn otlp(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let Some(mut protocols) = otlp.section("protocols") else { return Yaml::Map(Vec::new()) };
+    let grpc = protocols.section("grpc").map_or(Yaml::Map(Vec::new()), |mut section| {
+        let out = grpc(&mut section, notes);
+        section.rest(notes);
+        out
+    });
+    if let Some(http) = protocols.section("http") {
+        notes.push(http.note("is not supported yet"));
+    }
+    protocols.rest(notes);
+    Yaml::map([("protocols", Yaml::map([("grpc", grpc)]))])
+}
+
+fn grpc(grpc: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let mut out = Vec::new();
+    if let Some(address) = grpc.text("endpoint") {
+        out.push(("endpoint".to_owned(), Yaml::text(with_host(address))));
+    }
+    for key in GRPC {
+        out.push((key.to_owned(), grpc.pass(key)));
+    }
+    if let Some(mut tls) = grpc.section("tls") {
+        out.push(("tls".to_owned(), Yaml::Map(tls.pass_all(&TLS))));
+        tls.rest(notes);
+    }
+    if let Some(mut keepalive) = grpc.section("keepalive") {
+        if let Some(mut server) = keepalive.section("server_parameters") {
+            let ages = Yaml::map([
+                ("max_connection_age", server.pass("max_connection_age")),
+                ("max_connection_age_grace", server.pass("max_connection_age_grace")),
+            ]);
+            let keepalive = Yaml::map([("server_parameters", ages)]);
+            out.push(("keepalive".to_owned(), keepalive));
+            server.rest(notes);
+        }
+        keepalive.rest(notes);
+    }
+    grpc.ignore(&["transport"]);
+    let buffers = "HTTP/2's windows bound what is read";
+    grpc.leave(&[("read_buffer_size", buffers), ("write_buffer_size", buffers)], notes);
+    out.retain(|(_, value)| !value.is_empty());
+    Yaml::Map(out)
+}

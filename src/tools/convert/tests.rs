@@ -1,0 +1,274 @@
+//! Files as operators of the load-balancing exporter have them: what comes of each key, and that the result is valid.
+
+use super::*;
+use crate::{config::Draft, otlp::Signal};
+
+/// A front tier as it is commonly written, with most of what the exporter knows.
+const TRACES: &str = r#"receivers:
+  otlp:
+    protocols:
+      grpc:
+        endpoint: ${env:MY_POD_IP}:4317
+        max_recv_msg_size_mib: 16
+        keepalive: { server_parameters: { max_connection_age: 60s, time: 30s } }
+      http: { endpoint: 0.0.0.0:4318 }
+  zipkin: {}
+processors:
+  memory_limiter: { check_interval: 1s, limit_percentage: 80, spike_limit_percentage: 20 }
+  batch: {}
+exporters:
+  debug: {}
+  loadbalancing:
+    routing_key: traceID
+    timeout: 10s
+    retry_on_failure: { enabled: true }
+    protocol:
+      otlp:
+        endpoint: ignored:4317
+        timeout: 1s
+        compression: zstd
+        keepalive: { time: 10s }
+        sending_queue: { num_consumers: 20, queue_size: 5000 }
+        retry_on_failure: { initial_interval: 100ms, max_interval: 30s, multiplier: 2, max_elapsed_time: 300s }
+    resolver:
+      dns: { hostname: collectors.observability.svc.cluster.local, port: "4317", interval: 10s, timeout: 2s }
+extensions:
+  health_check: { endpoint: "127.0.0.1:13133", path: /healthy, response_body: { healthy: ok } }
+  pprof: {}
+service:
+  extensions: [health_check, pprof]
+  telemetry:
+    logs: { level: INFO, encoding: json }
+    metrics:
+      readers: [{ pull: { exporter: { prometheus: { host: 0.0.0.0, port: 8888 } } } }]
+  pipelines:
+    traces:
+      receivers: [otlp]
+      processors: [memory_limiter, batch]
+      exporters: [loadbalancing]
+    metrics:
+      receivers: [otlp]
+      exporters: [debug]
+"#;
+
+fn environment(name: &str) -> Option<String> {
+    (name == "MY_POD_IP").then(|| "127.0.0.1".to_owned())
+}
+
+fn converted(text: &str) -> Converted {
+    convert("collector.yaml", text).expect("converted")
+}
+
+/// The configuration that came out; it must be valid.
+fn checked(converted: &Converted) -> crate::config::Config {
+    let draft = Draft::parse("spanring.yaml", &converted.yaml, &environment);
+    let config = draft.and_then(|draft| draft.check());
+    config.unwrap_or_else(|error| panic!("{error}\n{}", converted.yaml))
+}
+
+fn notes(converted: &Converted) -> Vec<String> {
+    converted.notes.iter().map(ToString::to_string).collect()
+}
+
+/// A file whose one exporter is `exporter`, written below its name.
+fn with_exporter(exporter: &str, pipelines: &str) -> Converted {
+    converted(&format!("exporters:\n  load_balancing: {exporter}\nservice: {{ pipelines: {pipelines} }}\n"))
+}
+
+const TO_IT: &str = "{ traces: { receivers: [otlp], exporters: [load_balancing] } }";
+
+#[test]
+fn a_front_tier_becomes_a_valid_configuration() {
+    let converted = converted(TRACES);
+    assert_eq!((converted.pools, converted.routes), (1, 1));
+    let config = checked(&converted);
+    let grpc = config.receive.grpc.expect("gRPC");
+    assert_eq!(grpc.endpoint, "127.0.0.1:4317".parse().expect("ok"));
+    assert_eq!((grpc.max_recv_msg_size, grpc.max_connection_age), (16 << 20, Some(std::time::Duration::from_secs(60))));
+    let pool = &config.pools[0];
+    assert_eq!(pool.name, "default");
+    let dns = crate::discovery::Config::Dns {
+        hostname: "collectors.observability.svc.cluster.local".into(),
+        port: 4317,
+        interval: std::time::Duration::from_secs(10),
+        timeout: std::time::Duration::from_secs(2),
+        ip_family: crate::discovery::IpFamily::Auto,
+    };
+    assert_eq!(pool.discovery, dns);
+    assert_eq!(pool.dispatch.compression, crate::dispatch::Compression::Zstd { level: 1 });
+    assert_eq!(pool.dispatch.timeout, std::time::Duration::from_secs(1));
+    assert!((pool.dispatch.retry.multiplier - 2.0).abs() < f64::EPSILON);
+    assert_eq!(config.routes[0].signals, [Signal::Traces]);
+    assert_eq!(config.admin.expect("admin").endpoint, "0.0.0.0:8888".parse().expect("ok"));
+    let health_check = config.health_check.expect("probes");
+    assert_eq!((health_check.endpoint.to_string(), health_check.path), ("127.0.0.1:13133".into(), "/healthy".into()));
+    assert_eq!(config.logs.encoding, crate::telemetry::logs::Encoding::Json);
+}
+
+#[test]
+fn every_key_without_an_equal_is_named_with_its_path_and_line() {
+    let converted = converted(TRACES);
+    let paths: Vec<&str> = converted.notes.iter().map(|note| note.path.as_str()).collect();
+    let expected = [
+        "receivers.otlp.protocols.grpc.keepalive.server_parameters.time",
+        "receivers.otlp.protocols.http",
+        "receivers.zipkin",
+        "processors.memory_limiter.check_interval",
+        "processors.memory_limiter.spike_limit_percentage",
+        "processors.batch",
+        "exporters.debug",
+        "exporters.loadbalancing.timeout",
+        "exporters.loadbalancing.retry_on_failure",
+        "exporters.loadbalancing.protocol.otlp.keepalive",
+        "exporters.loadbalancing.protocol.otlp.sending_queue.queue_size",
+        "exporters.loadbalancing.protocol.otlp.sending_queue.num_consumers",
+        "exporters.loadbalancing.protocol.otlp.retry_on_failure.max_interval",
+        "exporters.loadbalancing.protocol.otlp.retry_on_failure.max_elapsed_time",
+        "extensions.health_check.response_body",
+        "extensions.pprof",
+        "service.pipelines.metrics",
+    ];
+    let (mut found, mut wanted) = (paths.clone(), expected.to_vec());
+    found.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(found, wanted);
+    assert!(converted.notes.is_sorted_by_key(|note| note.line));
+    assert!(
+        notes(&converted).contains(&"receivers.zipkin (line 9): has no equal".to_owned()),
+        "{:?}",
+        notes(&converted)
+    );
+    for note in notes(&converted) {
+        assert!(converted.yaml.contains(&format!("#   {note}\n")), "{note} in\n{}", converted.yaml);
+    }
+}
+
+#[test]
+fn what_the_exporter_does_unasked_is_written_out() {
+    let converted = with_exporter("{ resolver: { static: { hostnames: [a, \"b:4317\"] } } }", TO_IT);
+    let config = checked(&converted);
+    // Its own default is gzip, ours is none.
+    assert_eq!(config.pools[0].dispatch.compression, crate::dispatch::Compression::Gzip { level: 1 });
+    let crate::discovery::Config::Static { hostnames, .. } = &config.pools[0].discovery else { panic!("static") };
+    assert_eq!(hostnames, &["a:4317", "b:4317"]);
+    assert_eq!(converted.notes, []);
+    let none = "{ protocol: { otlp: { compression: none } }, resolver: { dns: { hostname: a } } }";
+    assert_eq!(checked(&with_exporter(none, TO_IT)).pools[0].dispatch.compression, crate::dispatch::Compression::None);
+}
+
+#[test]
+fn tls_is_what_it_was() {
+    let tls = |written: &str| {
+        let exporter = format!("{{ protocol: {{ otlp: {{ {written} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}");
+        let converted = with_exporter(&exporter, TO_IT);
+        let draft = Draft::parse("spanring.yaml", &converted.yaml, &environment).expect("read");
+        (draft.layout.pools["default"].tls.clone(), notes(&converted).join("\n"))
+    };
+    assert_eq!(tls("tls: { insecure: true }").0, None);
+    // The exporter speaks TLS unless it is told not to.
+    for unasked in ["timeout: 1s", "tls: {}", "tls: { insecure: false }"] {
+        let section = tls(unasked).0.expect(unasked);
+        assert!(!section.insecure && section.ca_file.as_os_str().is_empty(), "{unasked}: {section:?}");
+    }
+    let (section, told) = tls("tls: { ca_file: ca.crt, server_name_override: a.b, min_version: \"1.3\", ca_pem: x }");
+    let section = section.expect("TLS");
+    assert_eq!((section.ca_file.to_str(), section.server_name_override.as_str()), (Some("ca.crt"), "a.b"));
+    assert_eq!(told, "exporters.load_balancing.protocol.otlp.tls.ca_pem (line 2): has no equal");
+    let text = "receivers:\n  otlp: { protocols: { grpc: { tls: { cert_file: c, key_file: k, client_ca_file: a } } } }\n\
+                exporters:\n  loadbalancing: { resolver: { dns: { hostname: a } } }\n";
+    let draft = Draft::parse("spanring.yaml", &converted(text).yaml, &environment).expect("read");
+    let section = draft.layout.receivers.otlp.protocols.grpc.tls.expect("TLS");
+    assert_eq!(section.client_ca_file.to_str(), Some("a"));
+}
+
+#[test]
+fn several_exporters_are_several_pools() {
+    let text = "exporters:
+  loadbalancing/spans: { resolver: { dns: { hostname: a } } }
+  load_balancing/spans: { resolver: { dns: { hostname: b } } }
+  loadbalancing/third: { resolver: { dns: { hostname: c } } }
+  loadbalancing/idle: { resolver: { dns: { hostname: d } } }
+service:
+  pipelines:
+    traces/in: { receivers: [otlp], exporters: [loadbalancing/spans] }
+    traces/more: { receivers: [otlp], exporters: [loadbalancing/third] }
+    logs: { receivers: [otlp], exporters: [load_balancing/spans] }
+";
+    let converted = converted(text);
+    let config = checked(&converted);
+    let routes: Vec<_> = config.routes.iter().map(|route| (route.signals[0], route.pool.as_str())).collect();
+    assert_eq!(routes, [(Signal::Traces, "spans"), (Signal::Logs, "load_balancing_spans")]);
+    let notes = notes(&converted).join("\n");
+    assert!(notes.contains("exporters.loadbalancing/third (line 4): traces go to one pool only"), "{notes}");
+    assert!(notes.contains("exporters.loadbalancing/idle (line 5): is in no pipeline"), "{notes}");
+    assert!(notes.contains("exporters.load_balancing/spans (line 3): logs go by trace ID"), "{notes}");
+}
+
+#[test]
+fn routing_keys_that_are_not_there_yet_are_refused_by_name() {
+    for (key, signal) in [
+        ("routing_key: service, ", "traces"),
+        ("routing_key: attributes, routing_attributes: [a], ", "traces"),
+        ("routing_key: resource, ", "metrics"),
+        ("routing_key: metric, ", "metrics"),
+        ("routing_key: streamID, ", "metrics"),
+        ("", "metrics"),
+    ] {
+        let exporter = format!("{{ {key}resolver: {{ dns: {{ hostname: a }} }} }}");
+        let converted = with_exporter(&exporter, &TO_IT.replace("traces", signal));
+        assert_eq!((converted.pools, converted.routes), (0, 0), "{key}");
+        let notes = notes(&converted).join("\n");
+        assert!(notes.contains("can't be routed yet, only by trace ID; left out"), "{notes}");
+    }
+}
+
+#[test]
+fn a_service_becomes_its_dns_name() {
+    let dns = |resolver: &str| {
+        let converted = with_exporter(&format!("{{ resolver: {{ {resolver} }} }}"), TO_IT);
+        let config = checked(&converted);
+        let crate::discovery::Config::Dns { hostname, port, .. } = &config.pools[0].discovery else { panic!("dns") };
+        (hostname.clone(), *port, notes(&converted).join("\n"))
+    };
+    let (name, port, told) = dns("k8s: { service: collectors.observability, ports: [14317, 4318] }");
+    assert_eq!((name.as_str(), port), ("collectors.observability.svc", 14317));
+    assert!(told.contains("has to be headless") && told.contains("k8s.ports"), "{told}");
+    let (name, port, told) = dns("k8s: { service: collectors, return_hostnames: true }");
+    assert_eq!((name.as_str(), port), ("collectors", 4317));
+    assert!(told.contains("k8s.return_hostnames"), "{told}");
+    let (name, _, told) = dns("aws_cloud_map: { namespace: obs.local, service_name: tail, health_status: HEALTHY }");
+    assert_eq!(name, "tail.obs.local");
+    assert!(told.contains("aws_cloud_map.health_status (line 2): has no equal"), "{told}");
+}
+
+#[test]
+fn a_queue_that_counts_bytes_is_taken_over() {
+    let queue = |queue: &str| {
+        let exporter = format!(
+            "{{ protocol: {{ otlp: {{ sending_queue: {{ {queue} }} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}"
+        );
+        checked(&with_exporter(&exporter, TO_IT)).pools[0].dispatch.queue_size
+    };
+    assert_eq!(queue("sizer: bytes, queue_size: 33554432"), 32 << 20);
+    assert_eq!(queue("sizer: items, queue_size: 33554432"), crate::dispatch::Config::default().queue_size);
+}
+
+#[test]
+fn addresses_without_a_host_are_all_interfaces() {
+    let text = "receivers:\n  otlp: { protocols: { grpc: { endpoint: \":14317\" } } }\n\
+                exporters:\n  loadbalancing: { resolver: { dns: { hostname: a } } }\n";
+    let config = checked(&converted(text));
+    assert_eq!(config.receive.grpc.expect("gRPC").endpoint, "0.0.0.0:14317".parse().expect("ok"));
+}
+
+#[test]
+fn files_that_are_none_say_why() {
+    let error = convert("collector.yaml", "a: [").expect_err("no YAML").to_string();
+    assert!(error.starts_with("collector.yaml:1:"), "{error}");
+    assert_eq!(converted("receivers: { otlp: {} }\n").routes, 0);
+    for odd in
+        ["[]", "exporters: 3\n", "exporters:\n  loadbalancing:\n", "service: []\nexporters: { loadbalancing: [1] }\n"]
+    {
+        let _ = converted(odd);
+    }
+}

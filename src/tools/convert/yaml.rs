@@ -1,0 +1,82 @@
+//! What is written: maps that keep their order.
+
+use serde::{Serialize, Serializer, ser::SerializeMap};
+
+use crate::config::tree::{Node, Value};
+
+/// A piece of the file that comes out.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Yaml {
+    /// A value as the Collector's file has it, or one of ours.
+    Scalar(Value),
+    List(Vec<Self>),
+    Map(Vec<(String, Self)>),
+}
+
+impl Yaml {
+    pub(super) fn text(text: impl Into<String>) -> Self {
+        Self::Scalar(Value::Text(text.into()))
+    }
+
+    /// A number that was written as text (the Collector's `port: "4317"`) as a number; anything else as it is.
+    pub(super) fn numeric(self) -> Self {
+        match &self {
+            Self::Scalar(Value::Text(text)) => {
+                text.parse().map_or(self, |number| Self::Scalar(Value::Unsigned(number)))
+            }
+            _ => self,
+        }
+    }
+
+    /// A map without what is empty.
+    pub(super) fn map<const N: usize>(entries: [(&str, Self); N]) -> Self {
+        let kept = entries.into_iter().filter(|(_, value)| !value.is_empty());
+        Self::Map(kept.map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Self::Scalar(value) => *value == Value::Null,
+            Self::List(items) => items.is_empty(),
+            Self::Map(entries) => entries.is_empty(),
+        }
+    }
+
+    pub(super) fn print(&self) -> Result<String, String> {
+        serde_saphyr::to_string(self).map_err(|error| error.to_string())
+    }
+}
+
+impl From<&Node> for Yaml {
+    fn from(node: &Node) -> Self {
+        match &node.value {
+            Value::List(items) => Self::List(items.iter().map(Self::from).collect()),
+            Value::Map(entries) => {
+                Self::Map(entries.iter().map(|entry| (entry.key.clone(), Self::from(&entry.node))).collect())
+            }
+            scalar => Self::Scalar(scalar.clone()),
+        }
+    }
+}
+
+impl Serialize for Yaml {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Scalar(Value::Bool(value)) => serializer.serialize_bool(*value),
+            Self::Scalar(Value::Unsigned(number)) => serializer.serialize_u64(*number),
+            Self::Scalar(Value::Signed(number)) => serializer.serialize_i64(*number),
+            Self::Scalar(Value::Float(number)) => serializer.serialize_f64(*number),
+            Self::Scalar(Value::Text(text) | Value::Expanded(text, _)) => serializer.serialize_str(text),
+            // Lists and maps have variants of their own.
+            Self::Scalar(Value::Null | Value::List(_) | Value::Map(_)) => serializer.serialize_unit(),
+            Self::List(items) => serializer.collect_seq(items),
+            Self::Map(entries) => {
+                let mut map = serializer.serialize_map(Some(entries.len()))?;
+                for (key, value) in entries {
+                    map.serialize_entry(key, value)?;
+                }
+                map.end()
+            }
+        }
+    }
+}

