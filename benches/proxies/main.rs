@@ -11,6 +11,9 @@
 #[allow(dead_code, reason = "tests need more of it")]
 mod harness;
 mod measure;
+#[path = "../../tests/it/pki.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "tests need more of it, and may panic")]
+mod pki;
 mod proxy;
 mod tables;
 mod usage;
@@ -22,13 +25,14 @@ use anyhow::Result;
 use measure::Bench;
 use proxy::Programs;
 
-const HELP: &str = "cargo bench --bench proxies -- [--quick] [cost] [backends] [latency]
+const HELP: &str = "cargo bench --bench proxies -- [--quick] [cost] [backends] [latency] [tls]
 
   cost      processor time of a span, and memory, beside nginx and HAProxy
   backends  processor time of a span at 100 backends and at 4
   latency   what the proxy adds to slow backends, and to a lone request
+  tls       processor time of a span by TLS on both sides and without it
 
-Without a name all three are measured: about 10 minutes.
+Without a name all of them are measured: about 12 minutes.
 ";
 
 fn main() -> Result<ExitCode> {
@@ -37,7 +41,7 @@ fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let is_quick = arguments.iter().any(|argument| argument == "--quick");
     let chosen: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| *argument != "--quick").collect();
-    if chosen.iter().any(|name| !["cost", "backends", "latency"].contains(name)) {
+    if chosen.iter().any(|name| !["cost", "backends", "latency", "tls"].contains(name)) {
         write!(out, "{HELP}")?;
         return Ok(ExitCode::from(2));
     }
@@ -53,6 +57,9 @@ fn main() -> Result<ExitCode> {
     }
     if wants("latency") {
         tables::latency(&bench, &mut out)?;
+    }
+    if wants("tls") {
+        tables::tls(&bench, &mut out)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::{
     harness::{Process, Ready, on_free_ports},
+    pki,
     proxy::{Kind, Programs, Proxy, Setup},
 };
 
@@ -29,8 +30,16 @@ pub(crate) struct Load {
     pub(crate) in_flight: usize,
 }
 
+/// Whether TLS is spoken with the proxy and by it, certificates shown by all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Plain,
+    Tls,
+}
+
 /// The sinks of one process.
 pub(crate) struct Sinks {
+    way: Way,
     pub(crate) addresses: Vec<SocketAddr>,
     _process: Process,
 }
@@ -51,7 +60,9 @@ pub(crate) struct Latency {
 
 impl Bench {
     pub(crate) fn new(programs: Programs, turns: usize, turn: Duration) -> Result<Self> {
-        Ok(Self { programs, turns, turn, dir: tempfile::tempdir()? })
+        let dir = tempfile::tempdir()?;
+        pki::folder(dir.path());
+        Ok(Self { programs, turns, turn, dir })
     }
 
     /// The proxies that are installed, Spanring first.
@@ -81,24 +92,38 @@ impl Bench {
     }
 
     pub(crate) fn sinks<const N: usize>(&self, delay: Duration) -> Result<Sinks> {
+        self.sinks_by::<N>(Way::Plain, delay)
+    }
+
+    pub(crate) fn sinks_by<const N: usize>(&self, way: Way, delay: Duration) -> Result<Sinks> {
         let (process, addresses) = on_free_ports(|addresses: [SocketAddr; N]| {
             let mut command = Command::new(&self.programs.spanring);
             command.args(["sink", "--count-only", "--max-recv-msg-size-mib", "64"]);
             command.arg("--delay").arg(format!("{}ms", delay.as_millis()));
+            if way == Way::Tls {
+                self.add_files(&mut command, [("cert", "server.crt"), ("key", "server.key"), ("client-ca", "ca.crt")]);
+            }
             for address in &addresses {
                 command.arg("--grpc").arg(address.to_string());
             }
             Ok((Process::start("sink", &mut command)?, Ready::Listening(addresses.to_vec())))
         })?;
-        Ok(Sinks { addresses: addresses.to_vec(), _process: process })
+        Ok(Sinks { way, addresses: addresses.to_vec(), _process: process })
     }
 
+    /// A proxy that speaks as its sinks do.
     pub(crate) fn proxy(&self, kind: Kind, setup: Setup, sinks: &Sinks) -> Result<Proxy> {
-        Proxy::start(&self.programs, kind, setup, &sinks.addresses, self.dir.path())
+        Proxy::start(&self.programs, kind, setup, sinks.way, &sinks.addresses, self.dir.path())
+    }
+
+    fn add_files(&self, command: &mut Command, files: [(&str, &str); 3]) {
+        for (flag, file) in files {
+            command.arg(format!("--tls-{flag}")).arg(self.dir.path().join(file));
+        }
     }
 
     /// Sends for one turn; every span must have been acknowledged.
-    pub(crate) fn send(&self, load: Load, to: &[SocketAddr]) -> Result<Report> {
+    pub(crate) fn send(&self, load: Load, to: &[SocketAddr], way: Way) -> Result<Report> {
         let mut command = Command::new(&self.programs.spanring);
         command.args(["load", "--json", "--max-body-mib", "256"]);
         command.arg("--duration").arg(format!("{}ms", self.turn.as_millis()));
@@ -108,6 +133,9 @@ impl Bench {
             ("--connections", load.connections),
             ("--in-flight", load.in_flight),
         ];
+        if way == Way::Tls {
+            self.add_files(&mut command, [("ca", "ca.crt"), ("cert", "client.crt"), ("key", "client.key")]);
+        }
         for (flag, number) in numbers {
             command.arg(flag).arg(number.to_string());
         }
@@ -128,7 +156,7 @@ impl Bench {
     #[expect(clippy::cast_precision_loss, reason = "spans of a few seconds")]
     pub(crate) fn cost(&self, load: Load, proxy: &Proxy) -> Result<f64> {
         let before = proxy.usage()?.cpu;
-        let report = self.send(load, &[proxy.address])?;
+        let report = self.send(load, &[proxy.address], proxy.way)?;
         let used = proxy.usage()?.cpu.saturating_sub(before);
         Ok(used.as_secs_f64() * 1e6 / report.spans as f64)
     }

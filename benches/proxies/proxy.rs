@@ -9,10 +9,11 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     harness::{Process, Ready, on_free_ports},
+    measure::Way,
     usage::Usage,
 };
 
@@ -39,6 +40,7 @@ pub(crate) enum Setup {
 pub(crate) struct Proxy {
     pub(crate) kind: Kind,
     pub(crate) setup: Setup,
+    pub(crate) way: Way,
     pub(crate) address: SocketAddr,
     process: Process,
 }
@@ -123,9 +125,11 @@ impl Proxy {
         programs: &Programs,
         kind: Kind,
         setup: Setup,
+        way: Way,
         sinks: &[SocketAddr],
         dir: &Path,
     ) -> Result<Self> {
+        let pki = dir;
         let name = kind.name();
         let program =
             programs.get(kind).with_context(|| format!("{name} is not installed: see tests/peers/proxies.sh"))?;
@@ -133,7 +137,12 @@ impl Proxy {
             let dir = dir.join(format!("{name}-{}", address.port()));
             fs::create_dir_all(&dir)?;
             let config = dir.join("config");
-            fs::write(&config, kind.config(setup, [address, admin], sinks, &dir)?)?;
+            let mut text = kind.config(setup, [address, admin], sinks, &dir)?;
+            if way == Way::Tls {
+                ensure!(kind == Kind::Spanring, "{name} is not set up for TLS here");
+                text = with_tls(&text, address, pki);
+            }
+            fs::write(&config, text)?;
             let mut command = Command::new(&program);
             match kind {
                 Kind::Spanring => command.arg("run").arg("--config").arg(&config),
@@ -146,7 +155,7 @@ impl Proxy {
             };
             Ok((Process::start(name, &mut command)?, ready))
         })?;
-        Ok(Self { kind, setup, address, process })
+        Ok(Self { kind, setup, way, address, process })
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {
@@ -185,6 +194,19 @@ worker_threads: {}",
         setup.workers(),
     )?;
     Ok(())
+}
+
+/// Spanring's configuration with TLS on both sides, certificates shown by all.
+fn with_tls(text: &str, address: SocketAddr, pki: &Path) -> String {
+    let pki = pki.display();
+    let (listen, pool) = (format!("endpoint: {address}"), "compression: none");
+    let server = format!(
+        "{listen}, tls: {{ cert_file: {pki}/server.crt, key_file: {pki}/server.key, client_ca_file: {pki}/ca.crt }}"
+    );
+    let client = format!(
+        "{pool}\n    tls: {{ ca_file: {pki}/ca.crt, cert_file: {pki}/client.crt, key_file: {pki}/client.key }}"
+    );
+    text.replacen(&listen, &server, 1).replacen(pool, &client, 1)
 }
 
 /// nginx opens one upstream connection for each request in flight, since it does not multiplex towards its upstreams:

@@ -5,7 +5,7 @@ use std::{io::Write, time::Duration};
 use anyhow::Result;
 
 use super::{
-    measure::{Bench, Load, Sinks, median},
+    measure::{Bench, Load, Sinks, Way, median},
     proxy::{Kind, Proxy, Setup},
 };
 
@@ -119,6 +119,24 @@ pub(crate) fn backends(bench: &Bench, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
+/// What TLS with clients and backends costs, certificates shown by all.
+pub(crate) fn tls(bench: &Bench, out: &mut impl Write) -> Result<()> {
+    writeln!(out, "### CPU µs a span over 4 backends, plain and by TLS on both sides\n")?;
+    writeln!(out, "| spans (traces) a batch | plain | TLS | ratio |\n| --- | --- | --- | --- |")?;
+    let (plain, secure) =
+        (bench.sinks_by::<4>(Way::Plain, Duration::ZERO)?, bench.sinks_by::<4>(Way::Tls, Duration::ZERO)?);
+    for load in ROWS {
+        let start = |sinks| bench.proxy(Kind::Spanring, Setup::One, sinks);
+        let proxies = [start(&plain)?, start(&secure)?];
+        if let [plain, secure] = in_turns(bench, load, &proxies)?.as_slice() {
+            writeln!(out, "| {} ({}) | {plain:.3} | {secure:.3} | {:.2} |", load.spans, load.traces, secure / plain)?;
+        }
+        out.flush()?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
 /// What a proxy adds to a backend's own 20 ms, and to a request that is alone.
 pub(crate) fn latency(bench: &Bench, out: &mut impl Write) -> Result<()> {
     let many = Load { spans: 100, traces: 12, connections: 64, in_flight: 64 };
@@ -137,7 +155,7 @@ pub(crate) fn latency(bench: &Bench, out: &mut impl Write) -> Result<()> {
         for _ in 0..bench.turns {
             for ((_, to, _), (p50, p99)) in ways.iter().zip(&mut found) {
                 // Past the proxies, one sink gets what one proxy would.
-                let latency = bench.send(load, to.get(..1).unwrap_or(to))?.latency_ms;
+                let latency = bench.send(load, to.get(..1).unwrap_or(to), Way::Plain)?.latency_ms;
                 p50.push(latency.p50);
                 p99.push(latency.p99);
             }
