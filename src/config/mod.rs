@@ -9,6 +9,7 @@ mod de;
 mod defaults;
 mod expand;
 mod fixed;
+pub mod headers;
 pub mod layout;
 mod memory;
 mod rooms;

@@ -15,6 +15,7 @@ mod grpc;
 mod harness;
 mod layout;
 mod memory;
+mod metadata;
 mod nameserver;
 mod otelcol;
 mod pki;
