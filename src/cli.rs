@@ -66,7 +66,7 @@ pub enum Command {
     Run(RunArgs),
     /// Check a configuration, and run nothing
     Validate(RunArgs),
-    /// Print a configuration complete: defaults filled in, references replaced
+    /// Print a configuration complete: defaults filled in, references replaced, secrets hidden
     PrintConfig(RunArgs),
     /// Run a counting OTLP backend
     Sink(tools::sink::Args),

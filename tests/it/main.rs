@@ -22,6 +22,7 @@ mod pki;
 mod reload;
 mod rig;
 mod sdk;
+mod secrets;
 mod shutdown;
 mod startup;
 mod tls;

@@ -27,11 +27,11 @@ use super::{
 };
 
 /// The headers of a call, and the tenants whose data it carried.
-type Call = (http::HeaderMap, BTreeSet<u8>);
+pub(crate) type Call = (http::HeaderMap, BTreeSet<u8>);
 
 /// A slow backend that keeps the headers of every call and the traces in it, and refuses the first few for now.
 #[derive(Clone, Default)]
-struct Keeper {
+pub(crate) struct Keeper {
     calls: Arc<Mutex<Vec<Call>>>,
     refusals: Arc<AtomicUsize>,
 }
@@ -57,7 +57,7 @@ impl TraceService for Keeper {
 }
 
 impl Keeper {
-    async fn start(&self, tasks: &Tasks) -> Result<SocketAddr> {
+    pub(crate) async fn start(&self, tasks: &Tasks) -> Result<SocketAddr> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(self.clone()));
@@ -65,7 +65,7 @@ impl Keeper {
         Ok(address)
     }
 
-    fn calls(&self) -> Vec<Call> {
+    pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
