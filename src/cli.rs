@@ -68,7 +68,7 @@ pub enum Command {
     Run(RunArgs),
     /// Check a configuration, and run nothing
     Validate(RunArgs),
-    /// Print a configuration complete: defaults filled in, references replaced
+    /// Print a configuration complete: defaults filled in, references replaced, secrets hidden
     PrintConfig(RunArgs),
     /// Ask for rings and the owners of traces, compare rings, plan a change
     Ring(tools::ring::Args),

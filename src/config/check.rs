@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     Config, ConfigError, PoolConfig, RouteConfig, de,
+    headers::{self, Headers},
     layout::{Codec, HealthCheck, Layout, Pool, Route, RoutingKey, SignalName},
     memory, rooms,
     tls::Complaint,
@@ -153,6 +154,9 @@ impl Check {
         self.within(&path("max_header_list_size"), grpc.max_header_list_size.0, 1 << 10, MIB);
         self.within(&path("max_connections"), grpc.max_connections, 1, usize::MAX);
         self.positive(&path("read_header_timeout"), grpc.read_header_timeout.0);
+        for (_, message) in headers::names(&grpc.include_metadata).err().unwrap_or_default() {
+            self.complain(&path("include_metadata"), message);
+        }
         if let Some(tls) = &grpc.tls {
             self.tls(&path("tls"), tls.check());
         }
@@ -175,6 +179,13 @@ impl Check {
         }
         let endpoint = self.address(&["health_check", "endpoint"], &section.endpoint)?;
         Some(admin::health_check::Config { endpoint, path: section.path.clone() })
+    }
+
+    fn headers(&mut self, pool: &str, headers: &Headers) {
+        for (name, message) in headers.room().err().unwrap_or_default() {
+            let path = ["pools", pool, "headers", &name];
+            self.complain(if name.is_empty() { &path[..3] } else { &path[..] }, message);
+        }
     }
 
     fn memory(&mut self, layout: &Layout, root: &Path) -> Option<usize> {
@@ -238,6 +249,7 @@ impl Check {
         self.within(&path("multiplier"), retry.multiplier, 1.0, 10.0);
         self.within(&path("randomization_factor"), retry.randomization_factor, 0.0, 1.0);
         self.within(&path("budget_percent"), retry.budget_percent, 0, 1000);
+        self.headers(name, &pool.headers);
         self.outlier_detection(name, pool);
         if let Some(tls) = &pool.tls {
             self.tls(&["pools", name, "tls"], tls.check(&pool.resolver));

@@ -6,15 +6,17 @@ use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, V
 
 use super::{
     ConfigError,
-    tree::{Entry, Node, Place, Step, Value},
+    tree::{Entry, Node, Step, Value},
 };
 
 /// Names closer than this (Jaro-Winkler, 1 is equal) are suggested: it takes `endpiont` and `hostnames`, not `tls` for `dns`.
 const SUGGEST_ABOVE: f64 = 0.75;
 
 /// Keys that are planned; whoever writes one has read of it and is to learn that it is not there yet.
-const NOT_YET: [&str; 9] =
-    ["http", "handoff", "kubernetes", "k8s", "headers", "include_metadata", "health", "srv", "protocol"];
+const NOT_YET: [&str; 7] = ["http", "handoff", "kubernetes", "k8s", "health", "srv", "protocol"];
+
+/// What is said of a value that a file holds, in the place of everything else.
+pub(super) const SECRET_IS_WRONG: &str = "what the file holds does not do here (it is not shown)";
 
 impl Node {
     /// Reads a `T` out of the tree.
@@ -24,9 +26,12 @@ impl Node {
 }
 
 impl ConfigError {
-    /// Fills in the place, unless a deeper one is known.
-    fn at(mut self, place: Place) -> Self {
-        self.place.get_or_insert(place);
+    /// Fills in the place, unless a deeper one is known; of a secret nothing but that is said.
+    fn at(mut self, node: &Node) -> Self {
+        self.place.get_or_insert(node.place);
+        if node.secret {
+            SECRET_IS_WRONG.clone_into(&mut self.message);
+        }
         self
     }
 
@@ -136,12 +141,11 @@ impl<'de> NodeDeserializer<'de> {
     }
 
     fn text<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
-        let at = self.0.place;
         match &self.0.value {
             Value::Expanded(text, _) => visitor.visit_str(text),
             other => Self::visit(other, visitor),
         }
-        .map_err(|error| error.at(at))
+        .map_err(|error| error.at(self.0))
     }
 
     /// An empty section (`grpc:`) holds its defaults, as in the Collector.
@@ -152,7 +156,7 @@ impl<'de> NodeDeserializer<'de> {
             Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
             other => Self::visit(other, visitor),
         }
-        .map_err(|error| error.at(self.0.place))
+        .map_err(|error| error.at(self.0))
     }
 }
 
@@ -160,7 +164,7 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
     type Error = ConfigError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
-        Self::visit(&self.0.value, visitor).map_err(|error| error.at(self.0.place))
+        Self::visit(&self.0.value, visitor).map_err(|error| error.at(self.0))
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
@@ -185,12 +189,11 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
         _variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ConfigError> {
-        let at = self.0.place;
         match &self.0.value {
             Value::Text(text) | Value::Expanded(text, _) => visitor.visit_enum(text.as_str().into_deserializer()),
             other => Self::visit(other, visitor),
         }
-        .map_err(|error| error.at(at))
+        .map_err(|error| error.at(self.0))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -235,7 +238,10 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
         let Some(entry) = self.rest.next() else { return Ok(None) };
         self.current = Some(entry);
         let key: de::value::StrDeserializer<'_, ConfigError> = entry.key.as_str().into_deserializer();
-        seed.deserialize(key).map(Some).map_err(|error| error.at(entry.place))
+        seed.deserialize(key).map(Some).map_err(|mut error: ConfigError| {
+            error.place.get_or_insert(entry.place);
+            error
+        })
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ConfigError> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    headers::Headers,
     layout::{
         AddressFamily, Admin, Codec, CompressionParams, DnsResolver, Grpc, HealthCheck, Keepalive, MemoryLimiter, Otlp,
         OutlierDetection, Pool, Protocols, Resolver, Retry, Ring, SendingQueue, ServerParameters, Shutdown, Sizer,
@@ -28,6 +29,7 @@ impl Default for Grpc {
             max_header_list_size: ByteSize(usize::try_from(room.max_header_list_size).unwrap_or(usize::MAX)),
             read_header_timeout: GoDuration(room.header_timeout),
             max_connections: room.max_connections,
+            include_metadata: Vec::new(),
             keepalive: Keepalive::default(),
             tls: None,
         }
@@ -56,6 +58,7 @@ impl Default for Pool {
             max_request_size_mib: room.max_request_size / MIB,
             connections: room.connections,
             shards: room.shards,
+            headers: Headers::default(),
             sending_queue: SendingQueue { sizer: Sizer::Bytes, queue_size: ByteSize(room.queue_size) },
             retry_on_failure: Retry::default(),
             ring: Ring::default(),

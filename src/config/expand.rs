@@ -1,10 +1,19 @@
-//! `${env:VAR}` and `${env:VAR:-default}` in values, as the Collector has them.
+//! `${env:VAR}`, `${env:VAR:-default}` and `${file:PATH}` in values, as the Collector has them.
 //!
 //! Expansion comes after YAML, on scalars: what a variable holds can't add keys. A value that is one reference and nothing
 //! else takes the type of what it holds (`port: ${env:PORT}`); where a text is wanted it stays the text that it was.
 //! `$$` is a dollar, and so is a `$` that no brace follows. `${VAR}` is `${env:VAR}`. A variable that is not set and has
 //! no default is an error here, where the Collector only warns: a proxy that starts with half of its addresses is worse
 //! than one that does not start.
+//!
+//! A file's content is taken as text, without the newlines at its end, and marked as a secret: it is in no message and in
+//! nothing that is printed.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use super::{
     ConfigError,
@@ -13,6 +22,9 @@ use super::{
 
 /// How deep defaults may hold references in their turn.
 const MAX_DEPTH: usize = 8;
+
+/// Bytes of a file that a value refers to, at most: tokens and passwords are far below it.
+const MAX_FILE: u64 = 64 << 10;
 
 /// Where variables come from: the environment, or a test's table.
 pub(super) type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -40,7 +52,7 @@ fn expand_at(node: &mut Node, lookup: Lookup<'_>, path: &mut Vec<Step>) -> Resul
             }
         }
         Value::Text(text) if text.contains('$') => {
-            let expanded = expand_text(text, lookup, 0).map_err(|message| ConfigError {
+            let expanded = expand_text(text, lookup, &mut node.secret, 0).map_err(|message| ConfigError {
                 place: Some(node.place),
                 path: path.clone(),
                 message,
@@ -66,7 +78,7 @@ enum Expansion {
     Text(String),
 }
 
-fn expand_text(text: &str, lookup: Lookup<'_>, depth: usize) -> Result<Expansion, String> {
+fn expand_text(text: &str, lookup: Lookup<'_>, secret: &mut bool, depth: usize) -> Result<Expansion, String> {
     if depth > MAX_DEPTH {
         return Err(format!("references are nested more than {MAX_DEPTH} deep"));
     }
@@ -84,7 +96,7 @@ fn expand_text(text: &str, lookup: Lookup<'_>, depth: usize) -> Result<Expansion
         } else if let Some(after) = after.strip_prefix('{') {
             let (reference, after) = split_at_closing(after)
                 .ok_or_else(|| format!("\"{text}\" has a ${{ without its }}; write $$ for a dollar"))?;
-            out.push_str(&value_of(reference, lookup, depth)?);
+            out.push_str(&value_of(reference, lookup, secret, depth)?);
             references += 1;
             rest = after;
         } else {
@@ -115,14 +127,20 @@ fn split_at_closing(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-fn value_of(reference: &str, lookup: Lookup<'_>, depth: usize) -> Result<String, String> {
+fn value_of(reference: &str, lookup: Lookup<'_>, secret: &mut bool, depth: usize) -> Result<String, String> {
+    if let Some(path) = reference.strip_prefix("file:") {
+        *secret = true;
+        return content_of(Path::new(path)).map_err(|error| format!("cannot read the file {path}: {error}"));
+    }
     let (name, default) = match reference.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
         None => (reference, None),
     };
     let name = match name.split_once(':') {
         Some(("env", name)) => name,
-        Some((scheme, _)) => return Err(format!("\"${{{scheme}:…}}\" is not known; write ${{env:NAME}}")),
+        Some((scheme, _)) => {
+            return Err(format!("\"${{{scheme}:…}}\" is not known; write ${{env:NAME}} or ${{file:PATH}}"));
+        }
         None => name,
     };
     let is_name =
@@ -134,13 +152,29 @@ fn value_of(reference: &str, lookup: Lookup<'_>, depth: usize) -> Result<String,
     }
     match (lookup(name), default) {
         (Some(value), _) => Ok(value),
-        (None, Some(default)) => expand_text(default, lookup, depth + 1).map(|expansion| match expansion {
+        (None, Some(default)) => expand_text(default, lookup, secret, depth + 1).map(|expansion| match expansion {
             Expansion::Whole(text) | Expansion::Text(text) => text,
         }),
         (None, None) => {
             Err(format!("environment variable {name} is not set; set it, or give a default: ${{env:{name}:-default}}"))
         }
     }
+}
+
+/// What a file holds, without the newlines at its end.
+fn content_of(path: &Path) -> io::Result<String> {
+    // Opening anything else could wait for ever.
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
+    }
+    // The error of a text that is none shows the text.
+    let text = String::from_utf8(bytes).map_err(|_| io::Error::other("it is no UTF-8"))?;
+    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
 /// What YAML reads in a text, if that is a scalar.
@@ -170,7 +204,7 @@ mod tests {
     }
 
     fn expanded(text: &str) -> Result<Value, String> {
-        let mut node = Node { place: Default::default(), value: Value::Text(text.to_owned()) };
+        let mut node = Node::new(Default::default(), Value::Text(text.to_owned()));
         expand(&mut node, &environment).map_err(|error| error.message)?;
         Ok(node.value)
     }
@@ -219,10 +253,40 @@ mod tests {
             "environment variable NONE is not set; set it, or give a default: ${env:NONE:-default}"
         );
         assert_eq!(message("${env:PORT"), "\"${env:PORT\" has a ${ without its }; write $$ for a dollar");
-        assert!(message("${file:x}").starts_with("\"${file:…}\" is not known"));
+        assert!(message("${vault:x}").starts_with("\"${vault:…}\" is not known"));
         assert!(message("${env:a b}").contains("is no name"));
         assert!(message("${}").contains("is no name"));
         let deep = (0..20).fold("x".to_owned(), |inner, _| format!("${{env:NONE:-{inner}}}"));
         assert_eq!(message(&deep), "references are nested more than 8 deep");
+    }
+
+    #[test]
+    fn files_are_taken_as_text_and_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |content: &[u8]| {
+            let path = dir.path().join("token");
+            std::fs::write(&path, content).unwrap();
+            path.display().to_string()
+        };
+        let marked = |text: String| {
+            let mut node = Node::new(Default::default(), Value::Text(text));
+            expand(&mut node, &environment).map(|()| (node.secret, node.value)).map_err(|error| error.message)
+        };
+        let path = file(b"s3cr$t\r\n\n");
+        assert_eq!(marked(format!("Bearer ${{file:{path}}}")), Ok((true, Value::Text("Bearer s3cr$t".into()))));
+        let whole = Value::Expanded("s3cr$t".into(), Box::new(Value::Text("s3cr$t".into())));
+        assert_eq!(marked(format!("${{env:NONE:-${{file:{path}}}}}")), Ok((true, whole)));
+        assert_eq!(marked(format!("${{env:HOST:-${{file:{path}}}}}")).map(|(secret, _)| secret), Ok(false));
+        for (content, complaint) in [(&b"hunter\xff"[..], "no UTF-8"), (&[b'x'; 65_537], "more than 65536 bytes")] {
+            let path = file(content);
+            let error = marked(format!("${{file:{path}}}")).unwrap_err();
+            assert!(
+                error.starts_with(&format!("cannot read the file {path}: ")) && error.contains(complaint),
+                "{error}"
+            );
+            assert!(!error.contains("hunter") && !error.contains("xxx"), "{error}");
+        }
+        assert!(marked("${file:/nowhere}".into()).unwrap_err().contains("No such file"));
+        assert!(marked("${file:/dev/zero}".into()).unwrap_err().ends_with("it is no regular file"));
     }
 }

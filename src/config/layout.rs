@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::tls::{ClientTls, ServerTls};
 use super::{
+    headers::Headers,
     tls,
     values::{Backend, ByteSize, GoDuration, HostPort, WorkerThreads},
 };
@@ -82,6 +83,8 @@ pub struct Grpc {
     pub read_header_timeout: GoDuration,
     /// Bound on connections.
     pub max_connections: usize,
+    /// Headers of clients' requests whose values go on to backends; parts with different values never share a call.
+    pub include_metadata: Vec<String>,
     /// How connections age.
     pub keepalive: Keepalive,
     /// TLS; without it plaintext.
@@ -128,6 +131,8 @@ pub struct Pool {
     pub connections: usize,
     /// Independent sets of queues and connections.
     pub shards: usize,
+    /// Headers of every call; their values are secrets.
+    pub headers: Headers,
     /// What waits for one backend.
     pub sending_queue: SendingQueue,
     /// How failed parts are tried again, inside the request's deadline.

@@ -9,6 +9,7 @@ mod de;
 mod defaults;
 mod expand;
 mod fixed;
+pub mod headers;
 pub mod layout;
 mod memory;
 mod rooms;
@@ -136,7 +137,7 @@ pub enum LoadError {
 }
 
 /// A file, or the command line in a file's stead, that was read and not yet checked.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Draft {
     name: String,
     tree: Option<Node>,
@@ -194,14 +195,29 @@ impl Draft {
         })
     }
 
-    /// The whole file, defaults filled in, references replaced.
+    /// The whole file, defaults filled in, references replaced, secrets hidden.
     pub fn print(&self) -> Result<String, LoadError> {
-        serde_saphyr::to_string(&self.layout).map_err(|error| LoadError::Print(error.to_string()))
+        let print = |error: &dyn fmt::Display| LoadError::Print(error.to_string());
+        let text = serde_saphyr::to_string(&self.layout).map_err(|error| print(&error))?;
+        let Some(secrets) = self.tree.as_ref().filter(|tree| tree.has_secret()) else { return Ok(text) };
+        let mut shown = Node::parse(&text).map_err(|error| print(&error))?;
+        shown.hide_secrets_of(secrets);
+        serde_saphyr::to_string(&shown).map_err(|error| print(&error))
     }
 
     fn placed(&self, problem: ConfigError) -> ConfigError {
-        let place = self.tree.as_ref().map(|tree| tree.place_of(&problem.path));
-        ConfigError { place: problem.place.or(place), ..problem }
+        let tree = self.tree.as_ref();
+        let place = tree.map(|tree| tree.place_of(&problem.path));
+        let is_secret = tree.and_then(|tree| tree.at(&problem.path)).is_some_and(Node::has_secret);
+        let message = if is_secret { de::SECRET_IS_WRONG.to_owned() } else { problem.message };
+        ConfigError { place: problem.place.or(place), path: problem.path, message }
+    }
+}
+
+/// The name alone: values may be secrets.
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Draft").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

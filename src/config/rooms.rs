@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use super::headers;
 use super::layout::{AddressFamily, Algorithm, Codec, InvalidIds, Layout, Pool, Resolver, ServerTls};
 use super::values::MIB;
 pub(super) use crate::{
@@ -25,6 +26,8 @@ pub(super) fn receive(layout: &Layout, endpoint: SocketAddr) -> receive::Config 
             max_connection_age: unless_zero(ages.max_connection_age.0),
             max_connection_age_grace: unless_zero(ages.max_connection_age_grace.0),
             deadline: otlp.deadline.0,
+            // Checked before.
+            include_metadata: headers::names(&grpc.include_metadata).unwrap_or_default(),
             tls: grpc.tls.as_ref().map(ServerTls::room),
         }),
     }
@@ -105,6 +108,7 @@ pub(super) fn dispatch(pool: &Pool) -> dispatch::Config {
             multiplier: pool.retry_on_failure.multiplier,
             jitter: pool.retry_on_failure.randomization_factor,
         },
+        headers: pool.headers.room().unwrap_or_default(),
         retry_budget_percent: pool.retry_on_failure.budget_percent,
         ..dispatch::Config::default()
     }

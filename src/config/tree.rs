@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeMap};
 use serde_saphyr::Spanned;
 
-use super::ConfigError;
+use super::{ConfigError, headers::REDACTED};
 
 /// Where something stands in a file, both counted from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Place {
 pub(crate) struct Node {
     pub(crate) place: Place,
     pub(crate) value: Value,
+    /// Whether it came from a file beside this one: it is shown to nobody.
+    pub(crate) secret: bool,
 }
 
 /// What a file can hold.
@@ -54,11 +56,15 @@ pub(crate) enum Step {
 }
 
 impl Node {
+    pub(crate) fn new(place: Place, value: Value) -> Self {
+        Self { place, value, secret: false }
+    }
+
     /// Reads YAML.
     pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
         // An empty file is an empty configuration; that it lacks what it needs is said later, by name.
         if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
-            return Ok(Self { place: Place { line: 1, column: 1 }, value: Value::Map(Vec::new()) });
+            return Ok(Self::new(Place { line: 1, column: 1 }, Value::Map(Vec::new())));
         }
         let node: Spanned<Value> = serde_saphyr::from_str(text).map_err(|error| {
             let place = error.location().map(|at| Place { line: at.line(), column: at.column() });
@@ -90,6 +96,48 @@ impl Node {
         at
     }
 
+    /// Whether it, or something in it, is a secret.
+    pub(super) fn has_secret(&self) -> bool {
+        self.secret
+            || match &self.value {
+                Value::List(items) => items.iter().any(Self::has_secret),
+                Value::Map(entries) => entries.iter().any(|entry| entry.node.has_secret()),
+                _ => false,
+            }
+    }
+
+    /// What stands at `path`.
+    pub(super) fn at(&self, path: &[Step]) -> Option<&Self> {
+        let Some((step, rest)) = path.split_first() else { return Some(self) };
+        let child = match (step, &self.value) {
+            (Step::Key(key), Value::Map(entries)) => entries.iter().find(|entry| entry.key == *key).map(|e| &e.node),
+            (Step::Index(index), Value::List(items)) => items.get(*index),
+            _ => None,
+        };
+        child?.at(rest)
+    }
+
+    /// Hides here what is a secret there: both are trees of the same layout.
+    pub(super) fn hide_secrets_of(&mut self, other: &Self) {
+        if other.secret {
+            self.value = Value::Text(REDACTED.to_owned());
+            return;
+        }
+        match (&mut self.value, &other.value) {
+            (Value::List(mine), Value::List(others)) => {
+                mine.iter_mut().zip(others).for_each(|(mine, other)| mine.hide_secrets_of(other));
+            }
+            (Value::Map(mine), Value::Map(others)) => {
+                for entry in mine {
+                    if let Some(other) = others.iter().find(|other| other.key == entry.key) {
+                        entry.node.hide_secrets_of(&other.node);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn is_scalar(&self) -> bool {
         !matches!(self.value, Value::List(_) | Value::Map(_) | Value::Null)
     }
@@ -114,12 +162,39 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
 
 impl From<Spanned<Value>> for Node {
     fn from(spanned: Spanned<Value>) -> Self {
-        Self { place: place(&spanned.referenced), value: spanned.value }
+        Self::new(place(&spanned.referenced), spanned.value)
     }
 }
 
 fn place(at: &serde_saphyr::Location) -> Place {
     Place { line: at.line(), column: at.column() }
+}
+
+impl Serialize for Node {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value.serialize(serializer)
+    }
+}
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Null => serializer.serialize_unit(),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Unsigned(number) => serializer.serialize_u64(*number),
+            Self::Signed(number) => serializer.serialize_i64(*number),
+            Self::Float(number) => serializer.serialize_f64(*number),
+            Self::Text(text) | Self::Expanded(text, _) => serializer.serialize_str(text),
+            Self::List(items) => serializer.collect_seq(items),
+            Self::Map(entries) => {
+                let mut map = serializer.serialize_map(Some(entries.len()))?;
+                for entry in entries {
+                    map.serialize_entry(&entry.key, &entry.node)?;
+                }
+                map.end()
+            }
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Value {

@@ -166,6 +166,10 @@ impl Backend {
         let nudge = {
             let mut state = self.lock();
             entries.for_each(|entry| state.queue.push(entry));
+            let crowded = state.queue.take_crowded();
+            if crowded > 0 {
+                self.shared.metrics.crowded.increment(crowded);
+            }
             state.nudge(now, self.address.is_some())
         };
         self.act(nudge);

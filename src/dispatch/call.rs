@@ -64,7 +64,11 @@ fn send(
     timeout: std::time::Duration,
 ) -> io::Result<Reply> {
     let signal = batch.parts.first().map(|part| part.signal).ok_or(io::ErrorKind::InvalidInput)?;
-    let request = backend.templates.request(signal, timeout).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let mut request = backend.templates.request(signal, timeout).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    // Parts of one call carry the same.
+    if let Some(metadata) = batch.parts.first().and_then(|part| part.inbox().metadata.as_deref()) {
+        metadata.add_to(request.headers_mut());
+    }
     body::build(batch, backend.shared.config.compression, chunks)?;
     let (response, mut stream) = sender.send_request(request, false).map_err(io::Error::other)?;
     let last = chunks.len().saturating_sub(1);

@@ -108,6 +108,7 @@ fn headers_of(config: &Config) -> HeaderMap {
     if let Some(encoding) = encoding {
         headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
     }
+    headers.extend(config.headers.iter().cloned());
     headers
 }
 

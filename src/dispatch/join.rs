@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::PartOutcome;
-use crate::{budget::Permit, pipeline::ClientConnection};
+use crate::{budget::Permit, otlp::Metadata, pipeline::ClientConnection};
 
 /// One request's mailbox. Dropping it abandons the request: what waits is dropped and counted, what was sent is awaited.
 pub struct Join(Arc<Inbox>);
@@ -26,6 +26,8 @@ pub(super) struct Inbox {
     pub(super) deadline: Instant,
     /// The connection whose data this is.
     pub(super) connection: Arc<ClientConnection>,
+    /// What of its headers goes on: all its parts carry it, however they are cut and whenever they are sent.
+    pub(super) metadata: Option<Arc<Metadata>>,
 }
 
 #[derive(Default)]
@@ -44,7 +46,13 @@ struct State {
 impl Join {
     /// A mailbox for a request whose client is to have an answer by `deadline`.
     pub fn new(deadline: Instant, connection: Arc<ClientConnection>) -> Self {
-        Self(Arc::new(Inbox { state: Mutex::default(), abandoned: AtomicBool::new(false), deadline, connection }))
+        Self::carrying(deadline, connection, None)
+    }
+
+    /// The same for a request that brings headers that go on.
+    pub fn carrying(deadline: Instant, connection: Arc<ClientConnection>, metadata: Option<Arc<Metadata>>) -> Self {
+        let (state, abandoned) = (Mutex::default(), AtomicBool::new(false));
+        Self(Arc::new(Inbox { state, abandoned, deadline, connection, metadata }))
     }
 
     /// Keeps a share of the memory budget until it is released or the last part of the request is gone, even when the request

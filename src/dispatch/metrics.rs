@@ -22,6 +22,7 @@ pub(super) struct PoolMetrics {
     pub(super) dropped_deadline: Counter,
     pub(super) dropped_stopped: Counter,
     pub(super) taken_apart: Counter,
+    pub(super) crowded: Counter,
     pub(super) retry_budget_exhausted: Counter,
     pub(super) unattributed: Counter,
 }
@@ -66,6 +67,7 @@ impl PoolMetrics {
             dropped_stopped: dropped("stopped"),
             retry_budget_exhausted: counter!(names::DISPATCH_RETRY_BUDGET_EXHAUSTED_TOTAL, "pool" => label()),
             taken_apart: counter!(names::DISPATCH_TAKEN_APART_TOTAL, "pool" => label()),
+            crowded: counter!(names::DISPATCH_CROWDED_PARTS_TOTAL, "pool" => label()),
             unattributed: counter!(names::DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL, "pool" => label()),
             pool,
         }

@@ -51,6 +51,7 @@ mod wire;
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
+use http::{HeaderName, HeaderValue};
 use tokio::sync::watch;
 
 use self::{backend::Shared, reconcile::Reconciler};
@@ -94,6 +95,8 @@ pub struct Config {
     pub open_place_bytes: usize,
     /// How long a part waits before it opens a further place.
     pub open_place_after: Duration,
+    /// Headers of every call; none that gRPC or HTTP give a meaning to.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// How retries space themselves.
     pub retry: RetryConfig,
     /// Retries that may be made, as a percentage of the parts that are sent for the first time.
@@ -169,6 +172,7 @@ impl Default for Config {
             places: 8,
             open_place_bytes: 64 << 10,
             open_place_after: Duration::from_millis(2),
+            headers: Vec::new(),
             retry: RetryConfig::default(),
             // A backend among four that refuses half of its calls takes 25; one among two, all there is.
             retry_budget_percent: 50,

@@ -3,16 +3,20 @@
 //! Group commit with places: the first call takes what is there at once; a further one begins when enough bytes wait or the
 //! oldest entry has waited long enough. What arrived meanwhile leaves together.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{Config, piece::Queued};
-use crate::otlp::Signal;
+use crate::otlp::{Metadata, Signal};
 
 /// Entries that never share a call: marked so, of a connection under suspicion, profiles (their records point into a
 /// dictionary that each part carries).
 const ALONE: usize = Signal::ALL.len();
+
+/// Values of forwarded headers that may have a lane of their own at a time. Entries with further ones go alone until a lane
+/// is empty: correct, and dearer.
+const MAX_KEYED: usize = 64;
 
 /// The rules of [`Config`] that a queue follows.
 #[derive(Clone, Copy, Debug)]
@@ -29,9 +33,21 @@ pub(super) struct Queue {
     rules: Rules,
     /// One lane for each signal whose parts may be merged, and one for those that go alone.
     lanes: [VecDeque<Queued>; ALONE + 1],
+    /// Lanes of entries that carry forwarded headers: only such as carry the same share a call.
+    keyed: Vec<Keyed>,
+    /// Entries that went alone because there was no lane for what they carry.
+    crowded: u64,
     bytes: usize,
     running: usize,
     running_bytes: usize,
+}
+
+/// A lane for one signal and one value of forwarded headers.
+#[derive(Debug)]
+struct Keyed {
+    signal: Signal,
+    metadata: Arc<Metadata>,
+    entries: VecDeque<Queued>,
 }
 
 /// What one call carries.
@@ -59,13 +75,14 @@ impl Rules {
 
 impl Queue {
     pub(super) fn new(rules: Rules) -> Self {
-        Self { rules, lanes: std::array::from_fn(|_| VecDeque::new()), bytes: 0, running: 0, running_bytes: 0 }
+        let lanes = std::array::from_fn(|_| VecDeque::new());
+        Self { rules, lanes, keyed: Vec::new(), crowded: 0, bytes: 0, running: 0, running_bytes: 0 }
     }
 
     pub(super) fn push(&mut self, entry: Queued) {
         self.bytes += entry.cost();
-        let lane = lane_of(&entry);
-        if let Some(lane) = self.lanes.get_mut(lane) {
+        let lane = self.lane_of(&entry);
+        if let Some(lane) = self.lane_mut(lane) {
             lane.push_back(entry);
         }
     }
@@ -73,14 +90,14 @@ impl Queue {
     /// Puts back what was taken: it has waited longest.
     pub(super) fn push_front(&mut self, entry: Queued) {
         self.bytes += entry.cost();
-        let lane = lane_of(&entry);
-        if let Some(lane) = self.lanes.get_mut(lane) {
+        let lane = self.lane_of(&entry);
+        if let Some(lane) = self.lane_mut(lane) {
             lane.push_front(entry);
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lanes.iter().all(VecDeque::is_empty)
+        self.all().all(VecDeque::is_empty)
     }
 
     /// Calls that were taken and are not done.
@@ -95,7 +112,7 @@ impl Queue {
 
     /// Whether a call may begin now.
     pub(super) fn opens(&self, now: Instant) -> bool {
-        let Some(oldest) = self.lanes.iter().filter_map(|lane| Some(lane.front()?.since)).min() else {
+        let Some(oldest) = self.all().filter_map(|lane| Some(lane.front()?.since)).min() else {
             return false;
         };
         self.running == 0
@@ -114,17 +131,17 @@ impl Queue {
         let mut bytes = 0_usize;
         while parts.is_empty() {
             // Of the lanes the one that has waited longest.
-            let (_, at) =
-                self.lanes.iter().enumerate().filter_map(|(at, lane)| Some((lane.front()?.since, at))).min()?;
+            let (_, at) = self.all().enumerate().filter_map(|(at, lane)| Some((lane.front()?.since, at))).min()?;
             let alone = !merge || at == ALONE;
-            let lane = self.lanes.get_mut(at)?;
+            let Rules { max_bytes, .. } = self.rules;
+            let (mut left, lane) = (self.bytes, self.lane_mut(at)?);
             while let Some(next) = lane.front() {
-                let fits = bytes.saturating_add(next.message.payload_len()) <= self.rules.max_bytes;
+                let fits = bytes.saturating_add(next.message.payload_len()) <= max_bytes;
                 if !parts.is_empty() && (alone || !fits) {
                     break;
                 }
                 let Some(entry) = lane.pop_front() else { break };
-                self.bytes = self.bytes.saturating_sub(entry.cost());
+                left = left.saturating_sub(entry.cost());
                 if is_dead(&entry, now) {
                     dropped.push(entry);
                 } else {
@@ -132,6 +149,7 @@ impl Queue {
                     parts.push(entry);
                 }
             }
+            self.bytes = left;
         }
         self.running += 1;
         self.running_bytes += bytes;
@@ -147,7 +165,7 @@ impl Queue {
     /// Takes out everything that nobody waits for.
     pub(super) fn purge(&mut self, now: Instant) -> Vec<Queued> {
         let mut dead = Vec::new();
-        for lane in &mut self.lanes {
+        for lane in self.all_mut() {
             let kept = std::mem::take(lane);
             for entry in kept {
                 if is_dead(&entry, now) { dead.push(entry) } else { lane.push_back(entry) }
@@ -160,15 +178,59 @@ impl Queue {
     /// Takes out everything.
     pub(super) fn drain(&mut self) -> Vec<Queued> {
         self.bytes = 0;
-        self.lanes.iter_mut().flat_map(std::mem::take).collect()
+        self.all_mut().flat_map(std::mem::take).collect()
     }
-}
 
-fn lane_of(entry: &Queued) -> usize {
-    if entry.alone || entry.apart || entry.signal == Signal::Profiles || !entry.inbox().connection.may_merge() {
-        ALONE
-    } else {
-        entry.signal.index()
+    /// How many entries went alone because there was no lane for what they carry, since this was asked last.
+    pub(super) fn take_crowded(&mut self) -> u64 {
+        std::mem::take(&mut self.crowded)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &VecDeque<Queued>> {
+        self.lanes.iter().chain(self.keyed.iter().map(|lane| &lane.entries))
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut VecDeque<Queued>> {
+        self.lanes.iter_mut().chain(self.keyed.iter_mut().map(|lane| &mut lane.entries))
+    }
+
+    fn lane_mut(&mut self, at: usize) -> Option<&mut VecDeque<Queued>> {
+        match at.checked_sub(self.lanes.len()) {
+            None => self.lanes.get_mut(at),
+            Some(at) => self.keyed.get_mut(at).map(|lane| &mut lane.entries),
+        }
+    }
+
+    fn lane_of(&mut self, entry: &Queued) -> usize {
+        let inbox = entry.inbox();
+        if entry.alone || entry.apart || entry.signal == Signal::Profiles || !inbox.connection.may_merge() {
+            return ALONE;
+        }
+        let Some(metadata) = &inbox.metadata else { return entry.signal.index() };
+        match self.keyed_lane(entry.signal, metadata) {
+            Some(at) => self.lanes.len() + at,
+            None => {
+                self.crowded += 1;
+                ALONE
+            }
+        }
+    }
+
+    /// The lane of that signal and value; one that is empty takes another value, so that there are as many as wait at once.
+    fn keyed_lane(&mut self, signal: Signal, metadata: &Arc<Metadata>) -> Option<usize> {
+        let is_it = |lane: &Keyed| lane.signal == signal && lane.metadata == *metadata;
+        if let Some(at) = self.keyed.iter().position(is_it) {
+            return Some(at);
+        }
+        if let Some(at) = self.keyed.iter().position(|lane| lane.entries.is_empty()) {
+            let lane = self.keyed.get_mut(at)?;
+            (lane.signal, lane.metadata) = (signal, Arc::clone(metadata));
+            return Some(at);
+        }
+        (self.keyed.len() < MAX_KEYED).then(|| {
+            self.keyed.push(Keyed { signal, metadata: Arc::clone(metadata), entries: VecDeque::new() });
+            self.keyed.len() - 1
+        })
     }
 }
 

@@ -1,11 +1,13 @@
-//! The vocabulary of OTLP: signals, levels, wire format, framed messages, outcomes. Depends on nothing of ours.
+//! The vocabulary of OTLP: signals, levels, wire format, framed messages, forwarded headers, outcomes. Depends on nothing of ours.
 
 pub mod framed;
+pub mod metadata;
 pub mod outcome;
 pub mod rope;
 pub mod signal;
 pub mod wire;
 
 pub use framed::{Chunk, Framed};
+pub use metadata::Metadata;
 pub use outcome::{Outcome, Reason, Refusal};
 pub use signal::{Level, RecordFields, Signal};

@@ -1,17 +1,27 @@
 //! What is remembered of a client's connection.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
+use http::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 
-/// What is remembered of a client's connection: whether its parts may share calls with those of others.
+use crate::otlp::{Metadata, metadata::TooMuch};
+
+/// What is remembered of a client's connection: whether its parts may share calls with those of others, and what its last
+/// request brought of headers that go on.
 #[derive(Debug, Default)]
 pub struct ClientConnection {
     /// Milliseconds since `epoch()` until which parts of this connection go in calls of their own; 0 for never.
     unmerged_until: AtomicU64,
+    /// Kept, so that requests that say the same share one.
+    metadata: ArcSwapOption<Metadata>,
 }
 
 impl ClientConnection {
@@ -19,6 +29,18 @@ impl ClientConnection {
     pub fn keep_unmerged(&self, now: Instant, span: Duration) {
         let until = millis(now + span);
         self.unmerged_until.fetch_max(until, Ordering::Relaxed);
+    }
+
+    /// What a request's `headers` say of `names`.
+    pub fn metadata(&self, names: &[HeaderName], headers: &HeaderMap) -> Result<Option<Arc<Metadata>>, TooMuch> {
+        if let Some(last) = self.metadata.load_full().filter(|last| last.is_of(names, headers)) {
+            return Ok(Some(last));
+        }
+        let metadata = Metadata::of(names, headers)?.map(Arc::new);
+        if metadata.is_some() {
+            self.metadata.store(metadata.clone());
+        }
+        Ok(metadata)
     }
 
     /// Whether parts of this connection may be merged with those of others. Reads no clock unless it was marked.

@@ -28,7 +28,7 @@ use self::{
 use crate::{
     budget::{Budget, Permit},
     dispatch::{Dispatch, Full, Join},
-    otlp::{Framed, Outcome, Reason, Refusal, Signal},
+    otlp::{Framed, Metadata, Outcome, Reason, Refusal, Signal},
     ring::Table,
     route::InvalidTraceId,
 };
@@ -46,6 +46,8 @@ pub struct Request {
     pub deadline: Instant,
     /// The connection it came by.
     pub connection: Arc<ClientConnection>,
+    /// What of its headers goes on to backends.
+    pub metadata: Option<Arc<Metadata>>,
 }
 
 /// What receivers call: the pipeline, or a test's stand-in.
@@ -147,7 +149,7 @@ impl Pipeline {
             route.metrics.note_outcome(records, &outcome);
             return outcome;
         }
-        let join = Join::new(request.deadline, request.connection);
+        let join = Join::carrying(request.deadline, request.connection, request.metadata);
         join.hold(permit);
         let tally = Tally::new(records, rejected);
         let sent = parts.len();

@@ -51,6 +51,7 @@ impl Stage {
             permit: self.pipeline.budget.take(payload.len()).expect("room"),
             deadline: Instant::now() + deadline,
             connection: Arc::default(),
+            metadata: None,
         }
     }
 

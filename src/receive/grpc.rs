@@ -12,7 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE, request::Parts};
 use http_body::Body;
 use hyper::service::service_fn;
 use tokio::time::{Instant, timeout_at};
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     budget::{Budget, Permit},
-    otlp::{Framed, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN},
+    otlp::{Framed, Metadata, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN, metadata::TooMuch},
     pipeline::{ClientConnection, Export, Request},
 };
 
@@ -52,6 +52,8 @@ struct Shared<E> {
 struct Limits {
     max_recv_msg_size: usize,
     deadline: Duration,
+    /// Headers that go on to backends, if any do.
+    include_metadata: Option<Arc<[HeaderName]>>,
 }
 
 /// Changes the limits of requests.
@@ -63,6 +65,8 @@ struct Head {
     encoding: Option<Codec>,
     reply_encoding: Option<Codec>,
     deadline: Instant,
+    /// What of them goes on to backends.
+    metadata: Option<Arc<Metadata>>,
 }
 
 /// A request that is not gRPC, or names no method of ours.
@@ -141,12 +145,13 @@ impl<E: Export> OtlpGrpc<E> {
             }
         };
         let in_flight = shared.metrics.of(signal).begin(started);
-        let head = Head::parse(&parts.headers, started, limits.deadline);
+        let head = Head::parse(&parts.headers, started, &limits, &connection);
         drop(parts);
         let (outcome, codec) = match head {
             Ok(head) => {
-                let delivery = shared.deliver(signal, &head, limits.max_recv_msg_size, body, connection);
-                (CatchPanic(pin!(delivery)).await, head.reply_encoding)
+                let reply_encoding = head.reply_encoding;
+                let delivery = shared.deliver(signal, head, limits.max_recv_msg_size, body, connection);
+                (CatchPanic(pin!(delivery)).await, reply_encoding)
             }
             Err(refusal) => (Some(Outcome::Refused(refusal)), None),
         };
@@ -182,7 +187,12 @@ where
 
 impl Limits {
     fn new(config: &GrpcConfig) -> Self {
-        Self { max_recv_msg_size: config.max_recv_msg_size, deadline: config.deadline }
+        let names = &config.include_metadata;
+        Self {
+            max_recv_msg_size: config.max_recv_msg_size,
+            deadline: config.deadline,
+            include_metadata: (!names.is_empty()).then(|| names.as_slice().into()),
+        }
     }
 }
 
@@ -204,7 +214,7 @@ impl<E: Export> Shared<E> {
     async fn deliver<B>(
         &self,
         signal: Signal,
-        head: &Head,
+        head: Head,
         limit: usize,
         body: B,
         connection: Arc<ClientConnection>,
@@ -224,8 +234,8 @@ impl<E: Export> Shared<E> {
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
         self.metrics.of(signal).read(wire, message.payload_len());
-        let deadline = head.deadline;
-        Some(self.export.export(Request { signal, message, permit, deadline, connection }).await)
+        let Head { deadline, metadata, .. } = head;
+        Some(self.export.export(Request { signal, message, permit, deadline, connection, metadata }).await)
     }
 
     /// Reads the message. A timer is set only if the body is not here yet: usually it came with the headers.
@@ -298,6 +308,11 @@ fn refusal_of_body(error: BodyError, limit: usize) -> Refusal {
     }
 }
 
+#[cold]
+fn too_much(error: TooMuch) -> Refusal {
+    Refusal::permanent(Code::ResourceExhausted, Reason::TooLarge, error.to_string())
+}
+
 fn signal_of(parts: &Parts) -> Result<Signal, NotOurs> {
     if parts.method != Method::POST {
         let refusal = Refusal::permanent(Code::Internal, Reason::Framing, "gRPC requests have the method POST");
@@ -328,7 +343,12 @@ fn is_grpc(value: &HeaderValue) -> bool {
 // === impl Head ===
 
 impl Head {
-    fn parse(headers: &HeaderMap, now: Instant, configured: Duration) -> Result<Self, Refusal> {
+    fn parse(
+        headers: &HeaderMap,
+        now: Instant,
+        limits: &Limits,
+        connection: &ClientConnection,
+    ) -> Result<Self, Refusal> {
         let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
             None | Some(b"identity") => None,
             Some(b"gzip") => Some(Codec::Gzip),
@@ -343,8 +363,12 @@ impl Head {
         };
         let reply_encoding = encoding.filter(|codec| accepts(headers, *codec));
         let timeout = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.as_bytes()));
-        let time = timeout.map_or(configured, |timeout| timeout.min(configured));
-        Ok(Self { encoding, reply_encoding, deadline: now + less_margin(time) })
+        let time = timeout.map_or(limits.deadline, |timeout| timeout.min(limits.deadline));
+        let metadata = match &limits.include_metadata {
+            None => None,
+            Some(names) => connection.metadata(names, headers).map_err(too_much)?,
+        };
+        Ok(Self { encoding, reply_encoding, deadline: now + less_margin(time), metadata })
     }
 }
 

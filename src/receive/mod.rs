@@ -25,6 +25,8 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderName;
+
 pub use grpc::OtlpGrpc;
 
 use crate::{
@@ -69,6 +71,8 @@ pub struct GrpcConfig {
     pub max_connection_age_grace: Option<Duration>,
     /// When a request is answered at the latest, before the margin is taken off; `grpc-timeout` can only shorten it.
     pub deadline: Duration,
+    /// Headers whose values go on to backends.
+    pub include_metadata: Vec<HeaderName>,
     /// TLS; `None` is plaintext.
     pub tls: Option<tls::ServerConfig>,
 }
@@ -140,6 +144,7 @@ impl Default for GrpcConfig {
             max_connection_age_grace: Some(Duration::from_secs(60)),
             // SDKs give up at 10 s: they are to hear from us before.
             deadline: Duration::from_secs(8),
+            include_metadata: Vec::new(),
             tls: None,
         }
     }

@@ -167,6 +167,8 @@ page! {
         "Records sent again although a backend may have them.";
     DISPATCH_TAKEN_APART_TOTAL = "spanring_dispatch_taken_apart_total", Counter, ["pool"],
         "Merged calls that were refused and sent again part by part.";
+    DISPATCH_CROWDED_PARTS_TOTAL = "spanring_dispatch_crowded_parts_total", Counter, ["pool"],
+        "Parts that went in calls of their own because 64 other values of forwarded headers waited for the backend already.";
     DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL = "spanring_dispatch_unattributed_rejections_total", Counter, ["pool"],
         "Records that backends rejected in merged calls, so that no client was told a count.";
 

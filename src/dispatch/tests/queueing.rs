@@ -229,3 +229,55 @@ async fn what_waits_at_the_end_is_handed_back() {
     }
     rig.tasks.wait().await;
 }
+
+/// Queues a part that carries `value` of a forwarded header.
+fn push_of(bench: &mut Bench, value: &str) {
+    let name = http::HeaderName::from_static("x-scope-orgid");
+    let headers = [(name.clone(), http::HeaderValue::from_str(value).unwrap())].into_iter().collect();
+    let metadata = crate::otlp::Metadata::of(&[name], &headers).unwrap().map(Arc::new);
+    let join = Join::carrying(bench.start + Duration::from_secs(10), Arc::default(), metadata);
+    bench.queue.push(Queued::from_part(part(&[value], 0), join.inbox(), bench.start));
+    // Its request is not gone while the test runs.
+    std::mem::forget(join);
+}
+
+fn drained(bench: &mut Bench) -> Vec<usize> {
+    let mut sizes: Vec<usize> = std::iter::from_fn(|| bench.take(LATER)).map(|(parts, _)| parts).collect();
+    sizes.sort_unstable();
+    sizes
+}
+
+#[test]
+fn parts_share_a_call_only_with_those_that_carry_the_same() {
+    let config = || Config { places: 48, ..Config::default() };
+    let mut bench = Bench::new(config());
+    for value in ["a", "b", "a", "c", "b", "a"] {
+        push_of(&mut bench, value);
+    }
+    bench.push(part(&["none"], 0), NOW);
+    bench.push(part(&["none"], 0), NOW);
+    assert_eq!(drained(&mut bench), [1, 2, 2, 3]);
+    // Lanes that are empty serve other values.
+    (0..30).for_each(|round| push_of(&mut bench, &format!("later {round}")));
+    assert_eq!(drained(&mut bench).len(), 30);
+    assert_eq!(bench.queue.take_crowded(), 0);
+}
+
+#[test]
+fn more_values_than_there_are_lanes_go_alone() {
+    let mut bench = Bench::new(Config { places: 48, ..Config::default() });
+    for round in 0..2 {
+        for value in 0..70 {
+            push_of(&mut bench, &format!("{value}"));
+        }
+        assert_eq!(bench.queue.take_crowded(), 6, "{round}");
+    }
+    let mut sizes = Vec::new();
+    while let Some((parts, _)) = bench.take(LATER) {
+        sizes.push(parts);
+        bench.queue.done(0);
+    }
+    sizes.sort_unstable();
+    let expected: Vec<usize> = std::iter::repeat_n(1, 12).chain(std::iter::repeat_n(2, 64)).collect();
+    assert_eq!(sizes, expected);
+}

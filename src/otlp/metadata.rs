@@ -1,0 +1,148 @@
+//! What of a request's headers goes on to its backends: the operator names it, clients say it, nobody here reads it.
+
+use std::{fmt, hash::Hasher};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use xxhash_rust::xxh3::Xxh3;
+
+/// Values that one request may bring, at most.
+pub const MAX_VALUES: usize = 64;
+
+/// Bytes of their names and values, at most: far below what a backend takes of headers.
+pub const MAX_BYTES: usize = 4 << 10;
+
+/// Values of some headers, as they came. Two are equal when every byte is; requests of which they are not never share a call.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// Compared first: most that differ differ here.
+    hash: u64,
+    /// By name in the operator's order, values of a name in the client's.
+    headers: Box<[(HeaderName, HeaderValue)]>,
+}
+
+/// A request brings more of it than may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the headers that go on to backends (include_metadata) are more than {MAX_VALUES} values or {MAX_BYTES} bytes")]
+pub struct TooMuch;
+
+impl Metadata {
+    /// What `headers` say of `names`; `None` when they say nothing of any.
+    pub fn of(names: &[HeaderName], headers: &HeaderMap) -> Result<Option<Self>, TooMuch> {
+        let mut found = Vec::new();
+        let (mut bytes, mut hash) = (0_usize, Xxh3::new());
+        for (name, value) in said(names, headers) {
+            bytes += name.as_str().len() + value.len();
+            if found.len() == MAX_VALUES || bytes > MAX_BYTES {
+                return Err(TooMuch);
+            }
+            hash.write(name.as_str().as_bytes());
+            hash.write_usize(value.len());
+            hash.write(value.as_bytes());
+            found.push((name.clone(), value.clone()));
+        }
+        Ok((!found.is_empty()).then(|| Self { hash: hash.finish(), headers: found.into() }))
+    }
+
+    /// Whether `headers` say just this of `names`.
+    pub fn is_of(&self, names: &[HeaderName], headers: &HeaderMap) -> bool {
+        said(names, headers).eq(self.headers.iter().map(|(name, value)| (name, value)))
+    }
+
+    /// Adds it to a request's headers, except for names that these have already.
+    pub fn add_to(&self, headers: &mut HeaderMap) {
+        let mut of_before: Option<(&HeaderName, bool)> = None;
+        for (name, value) in &self.headers {
+            let taken = match of_before {
+                Some((before, taken)) if before == name => taken,
+                _ => headers.contains_key(name),
+            };
+            of_before = Some((name, taken));
+            if !taken {
+                headers.append(name.clone(), value.clone());
+            }
+        }
+    }
+}
+
+fn said<'a>(
+    names: &'a [HeaderName],
+    headers: &'a HeaderMap,
+) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
+    names.iter().flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)))
+}
+
+/// Names alone: values may be tokens.
+impl fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.headers.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&'static str]) -> Vec<HeaderName> {
+        names.iter().copied().map(HeaderName::from_static).collect()
+    }
+
+    fn headers(headers: &[(&'static str, &[u8])]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &[u8])| {
+            (HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap())
+        };
+        headers.iter().map(pair).collect()
+    }
+
+    fn of(pairs: &[(&'static str, &[u8])]) -> Option<Metadata> {
+        Metadata::of(&names(&["x-scope-orgid", "x-bin"]), &headers(pairs)).unwrap()
+    }
+
+    #[test]
+    fn only_what_is_named_goes_on_every_byte_of_it_in_its_order() {
+        let all: [(&str, &[u8]); 5] =
+            [("x-bin", b"AP8="), ("cookie", b"c"), ("x-scope-orgid", b"b\xff"), ("x-scope-orgid", b""), ("te", b"t")];
+        let mut sent = HeaderMap::new();
+        of(&all).unwrap().add_to(&mut sent);
+        assert_eq!(sent, headers(&[("x-scope-orgid", b"b\xff"), ("x-scope-orgid", b""), ("x-bin", b"AP8=")]));
+        assert_eq!(of(&[("cookie", b"c")]), None);
+    }
+
+    #[test]
+    fn equal_is_what_says_the_same() {
+        let one = of(&[("x-scope-orgid", b"a"), ("x-scope-orgid", b"b")]);
+        assert_eq!(one, of(&[("x-scope-orgid", b"a"), ("cookie", b"x"), ("x-scope-orgid", b"b")]));
+        for other in [&[("x-scope-orgid", &b"b"[..]), ("x-scope-orgid", b"a")][..], &[("x-scope-orgid", b"ab")], &[]] {
+            assert_ne!(one, of(other), "{other:?}");
+            let is_of = one.as_ref().unwrap().is_of(&names(&["x-scope-orgid", "x-bin"]), &headers(other));
+            assert!(!is_of, "{other:?}");
+        }
+        assert_ne!(of(&[("x-scope-orgid", b"a")]), of(&[("x-bin", b"a")]));
+    }
+
+    #[test]
+    fn what_the_operator_wrote_for_a_backend_stands_above_what_clients_say() {
+        let mut sent = headers(&[("x-scope-orgid", b"fixed")]);
+        of(&[("x-scope-orgid", b"a"), ("x-scope-orgid", b"b"), ("x-bin", b"AA")]).unwrap().add_to(&mut sent);
+        assert_eq!(sent, headers(&[("x-scope-orgid", b"fixed"), ("x-bin", b"AA")]));
+    }
+
+    #[test]
+    fn a_client_can_bring_so_much_and_no_more() {
+        let name = names(&["x-scope-orgid"]);
+        let many = |count: usize, len: usize| {
+            let value = HeaderValue::from_bytes(&vec![b'v'; len]).unwrap();
+            let headers = (0..count).map(|_| (name[0].clone(), value.clone())).collect();
+            Metadata::of(&name, &headers).map(|metadata| metadata.is_some())
+        };
+        assert_eq!(many(MAX_VALUES, 1), Ok(true));
+        assert_eq!(many(MAX_VALUES + 1, 1), Err(TooMuch));
+        assert_eq!(many(1, MAX_BYTES - name[0].as_str().len()), Ok(true));
+        assert_eq!(many(1, MAX_BYTES), Err(TooMuch));
+    }
+
+    #[test]
+    fn values_are_not_shown() {
+        let shown = format!("{:?}", of(&[("x-scope-orgid", b"secret")]));
+        assert_eq!(shown, "Some([\"x-scope-orgid\"])");
+    }
+}
