@@ -31,9 +31,10 @@ use super::Member;
 /// The number of slots. With half as many, moves would reach 1.41 of the ideal near 200 backends.
 pub const SLOTS: u32 = 1 << SLOT_BITS;
 
-/// Points on the ring for each unit of weight. When an ejected backend leaves, at most 0.1 % of the others' slots are to move
-/// at every size from 3 to 200, which was measured with names (with IPv4 and IPv6 identities up to 80 backends): 1,024 points
-/// miss that at one size in ten and 2,048 at one in two hundred.
+/// Points on the ring for each unit of weight. When an ejected backend leaves, at most 1 % of its slots are to move again and
+/// at most 0.1 % of the others', at every size from 3 to 200. With names, the first, middle and last backend leaving at each
+/// size: 1,024 points miss that at 21 sizes (at 42 if a slot's first probe is drawn), 2,048 at one, 3,072 at none (worst:
+/// 0.52 % and 0.09 %; IPv4 and IPv6 identities stay below). Of 3,824 departures, 20 at a size, one moves 0.105 %.
 pub const POINTS_PER_WEIGHT: u32 = 3072;
 
 /// The most that all weights may add up to: at 64 slots a unit, 5 % above the fair share still is whole slots more, and the
@@ -173,7 +174,8 @@ impl Hash for Point {
 impl Hash for Probe {
     fn hash<H: Hasher>(&self, state: &mut H) {
         if self.probe == 0 {
-            // Even places: drawn ones would add their own scatter to that of the points, and more backends would be overfull.
+            // Even places: drawn ones would add their own scatter to that of the points, more backends would be overfull, and a
+            // departure would move 0.90 % of the leaver's slots twice instead of 0.52 %, and 1.17 of the ideal instead of 1.07.
             state.write_u64(u64::from(self.slot) << (u64::BITS - SLOT_BITS) | HALF_SLOT);
         } else {
             let pair = u64::from(self.slot) | u64::from(self.probe) << 32;
