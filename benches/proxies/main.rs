@@ -28,7 +28,7 @@ const HELP: &str = "cargo bench --bench proxies -- [--quick] [cost] [backends] [
   backends  processor time of a span at 100 backends and at 4
   latency   what the proxy adds to slow backends, and to a lone request
 
-Without a name all three are measured: about 12 minutes.
+Without a name all three are measured: about 10 minutes.
 ";
 
 fn main() -> Result<ExitCode> {
@@ -41,7 +41,7 @@ fn main() -> Result<ExitCode> {
         write!(out, "{HELP}")?;
         return Ok(ExitCode::from(2));
     }
-    let (turns, turn) = if is_quick { (1, Duration::from_millis(300)) } else { (5, Duration::from_secs(3)) };
+    let (turns, turn) = if is_quick { (1, Duration::from_millis(300)) } else { (5, Duration::from_secs(2)) };
     let bench = Bench::new(Programs::find(), turns, turn)?;
     writeln!(out, "{}", bench.describe())?;
     let wants = |name: &str| chosen.is_empty() || chosen.contains(&name);

@@ -99,7 +99,7 @@ fn cheapest(bench: &Bench, kind: Kind, buffers: Buffers, load: Load, sinks: &Sin
     let mut best = (f64::INFINITY, Workers::Auto);
     for workers in Workers::ALL {
         let proxy = bench.proxy(kind, Setup { workers, buffers }, sinks)?;
-        let cost = bench.rough_cost(load, &proxy)?.min(bench.rough_cost(load, &proxy)?);
+        let cost = bench.rough_cost(load, &proxy)?;
         if cost < best.0 {
             best = (cost, workers);
         }

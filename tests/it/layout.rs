@@ -30,6 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "split",
             "otlp",
             "budget",
+            "buffers",
             "lifecycle",
             "telemetry",
             "pipeline",
