@@ -2,7 +2,7 @@
 //!
 //! The three pass the same requests to the same sinks; only Spanring cuts them by trace. Each measurement is the
 //! processor time of the proxy's processes over the spans that were acknowledged meanwhile; turns of the three follow
-//! each other (A B C A B C …), and the median is taken. `-- --quick` measures a fraction of a second, to see that it works.
+//! each other (A B C A B C …), and the median is taken; of ratios, the median of those of each turn. `-- --quick` measures a fraction of a second, to see that it works.
 //!
 //! `SPANRING_BIN` names another binary to measure; nginx and HAProxy are looked for in `$SPANRING_PEERS/bin` and `PATH`
 //! (`tests/peers/proxies.sh` installs them). Generator and sinks are `spanring load` and `spanring sink`.
@@ -45,7 +45,7 @@ fn main() -> Result<ExitCode> {
         write!(out, "{HELP}")?;
         return Ok(ExitCode::from(2));
     }
-    let (turns, turn) = if is_quick { (1, Duration::from_millis(300)) } else { (5, Duration::from_secs(4)) };
+    let (turns, turn) = if is_quick { (1, Duration::from_millis(300)) } else { (5, Duration::from_secs(2)) };
     let bench = Bench::new(Programs::find(), turns, turn)?;
     writeln!(out, "{}", bench.describe())?;
     let wants = |name: &str| chosen.is_empty() || chosen.contains(&name);

@@ -124,9 +124,13 @@ impl Bench {
 
     /// Sends for one turn; every span must have been acknowledged.
     pub(crate) fn send(&self, load: Load, to: &[SocketAddr], way: Way) -> Result<Report> {
+        self.send_for(self.turn, load, to, way)
+    }
+
+    fn send_for(&self, time: Duration, load: Load, to: &[SocketAddr], way: Way) -> Result<Report> {
         let mut command = Command::new(&self.programs.spanring);
         command.args(["load", "--json", "--max-body-mib", "256"]);
-        command.arg("--duration").arg(format!("{}ms", self.turn.as_millis()));
+        command.arg("--duration").arg(format!("{}ms", time.as_millis()));
         let numbers = [
             ("--spans-per-batch", load.spans),
             ("--traces-per-batch", load.traces),
@@ -153,10 +157,19 @@ impl Bench {
     }
 
     /// Microseconds of the proxy's processor time for each span of one turn.
-    #[expect(clippy::cast_precision_loss, reason = "spans of a few seconds")]
     pub(crate) fn cost(&self, load: Load, proxy: &Proxy) -> Result<f64> {
+        self.cost_for(self.turn, load, proxy)
+    }
+
+    /// The same of half a turn, for a choice.
+    pub(crate) fn rough_cost(&self, load: Load, proxy: &Proxy) -> Result<f64> {
+        self.cost_for(self.turn / 2, load, proxy)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "spans of a few seconds")]
+    fn cost_for(&self, time: Duration, load: Load, proxy: &Proxy) -> Result<f64> {
         let before = proxy.usage()?.cpu;
-        let report = self.send(load, &[proxy.address], proxy.way)?;
+        let report = self.send_for(time, load, &[proxy.address], proxy.way)?;
         let used = proxy.usage()?.cpu.saturating_sub(before);
         Ok(used.as_secs_f64() * 1e6 / report.spans as f64)
     }

@@ -1,5 +1,6 @@
-//! The proxies that are compared, each set up as someone who knows it would for this one job: gRPC in over cleartext
-//! HTTP/2, round-robin (Spanring: by trace) over the same sinks, connections kept open, no access log.
+//! The proxies that are compared, each set up for this one job: gRPC in over cleartext HTTP/2, round-robin (Spanring: by
+//! trace) over the same sinks, connections kept open, no access log. nginx and HAProxy twice: with the buffers that Debian's
+//! packages come with, and with those that someone who knows them would choose.
 
 use std::{
     fmt::Write as _,
@@ -25,15 +26,28 @@ pub(crate) enum Kind {
     Haproxy,
 }
 
-/// What is tried of a proxy, since which one is cheaper depends on the load.
+/// How a proxy is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Setup {
-    /// One thread or worker process.
+pub(crate) struct Setup {
+    pub(crate) workers: Workers,
+    pub(crate) buffers: Buffers,
+}
+
+/// Threads or worker processes. Which is cheaper depends on the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Workers {
     One,
     /// One for each CPU: what each of the three does when nothing is said.
     Auto,
-    /// One thread and HAProxy's own 16 KiB buffers, which are cheaper for small requests and dearer for large ones.
-    SmallBuffers,
+}
+
+/// Buffers and windows of a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Buffers {
+    /// As they come: only what passing such requests over kept connections needs is said.
+    Packaged,
+    /// Larger, for large requests.
+    Tuned,
 }
 
 /// A running proxy.
@@ -84,10 +98,11 @@ impl Kind {
         }
     }
 
-    pub(crate) fn setups(self) -> &'static [Setup] {
+    /// The buffers that it is measured with. Spanring has no setting for them.
+    pub(crate) fn buffers(self) -> &'static [Buffers] {
         match self {
-            Self::Spanring | Self::Nginx => &[Setup::One, Setup::Auto],
-            Self::Haproxy => &[Setup::One, Setup::Auto, Setup::SmallBuffers],
+            Self::Spanring => &[Buffers::Packaged],
+            Self::Nginx | Self::Haproxy => &[Buffers::Packaged, Buffers::Tuned],
         }
     }
 
@@ -102,19 +117,22 @@ impl Kind {
     }
 }
 
-impl Setup {
+impl Workers {
+    pub(crate) const ALL: [Self; 2] = [Self::One, Self::Auto];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::One => "1",
             Self::Auto => "auto",
-            Self::SmallBuffers => "1, small buffers",
         }
     }
+}
 
-    fn workers(self) -> &'static str {
+impl Buffers {
+    pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::One | Self::SmallBuffers => "1",
-            Self::Auto => "auto",
+            Self::Packaged => "as packaged",
+            Self::Tuned => "tuned",
         }
     }
 }
@@ -191,7 +209,7 @@ admin: {{ endpoint: {admin} }}
 shutdown: {{ delay: 0s, timeout: 1s }}
 worker_threads: {}",
         hostnames.join(", "),
-        setup.workers(),
+        setup.workers.name(),
     )?;
     Ok(())
 }
@@ -210,7 +228,8 @@ fn with_tls(text: &str, address: SocketAddr, pki: &Path) -> String {
 }
 
 /// nginx opens one upstream connection for each request in flight, since it does not multiplex towards its upstreams:
-/// enough are kept open for all, and none is retired for its age. Larger body buffers than these cost the same.
+/// enough are kept open for all, and none is retired for its age. It refuses bodies above 1 MiB unless told otherwise.
+/// Larger body buffers than the tuned ones cost the same.
 fn nginx_config(
     text: &mut String,
     setup: Setup,
@@ -218,6 +237,10 @@ fn nginx_config(
     sinks: &[SocketAddr],
     dir: &Path,
 ) -> Result<()> {
+    let body = match setup.buffers {
+        Buffers::Packaged => "",
+        Buffers::Tuned => "\n  client_body_buffer_size 512k;",
+    };
     writeln!(
         text,
         "daemon off;
@@ -233,14 +256,12 @@ http {{
   fastcgi_temp_path {dir}/fastcgi;
   uwsgi_temp_path {dir}/uwsgi;
   scgi_temp_path {dir}/scgi;
-  client_max_body_size 0;
-  client_body_buffer_size 512k;
-  http2_max_concurrent_streams 1024;
+  client_max_body_size 0;{body}
   keepalive_requests 1000000000;
   keepalive_time 24h;
   upstream sinks {{",
         dir = dir.display(),
-        workers = setup.workers(),
+        workers = setup.workers.name(),
     )?;
     for sink in sinks {
         writeln!(text, "    server {sink};")?;
@@ -260,16 +281,20 @@ http {{
     Ok(())
 }
 
-/// HAProxy moves a body through buffers; with its own 16 KiB, a span of a large request costs twice what it does with these.
+/// HAProxy moves a body through buffers: its own of 16 KiB are cheaper for small requests and dearer for large ones.
 fn haproxy_config(text: &mut String, setup: Setup, [address, _]: [SocketAddr; 2], sinks: &[SocketAddr]) -> Result<()> {
-    let threads = if setup == Setup::Auto { "" } else { "  nbthread 1\n" };
-    let buffers = if setup == Setup::SmallBuffers { "" } else { "  tune.bufsize 65536\n" };
+    let threads = match setup.workers {
+        Workers::One => "  nbthread 1\n",
+        Workers::Auto => "",
+    };
+    let buffers = match setup.buffers {
+        Buffers::Packaged => "",
+        Buffers::Tuned => "  tune.bufsize 65536\n  tune.h2.initial-window-size 1048576\n",
+    };
     writeln!(
         text,
         "global
 {threads}{buffers}  maxconn 4096
-  tune.h2.max-concurrent-streams 1024
-  tune.h2.initial-window-size 1048576
 defaults
   mode http
   timeout connect 5s

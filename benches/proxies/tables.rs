@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{
     measure::{Bench, Load, Sinks, Way, median},
-    proxy::{Kind, Proxy, Setup},
+    proxy::{Buffers, Kind, Proxy, Setup, Workers},
 };
 
 /// The same for every proxy. Small requests come from SDKs, which have a connection each and send one request at a time;
@@ -22,79 +22,100 @@ const ROWS: [Load; 4] = [
 struct Cell {
     kind: Kind,
     setup: Setup,
-    /// µs a span.
-    cost: f64,
+    /// µs a span, turn by turn.
+    costs: Vec<f64>,
     peak_kib: u64,
     idle_kib: u64,
 }
 
+impl Cell {
+    fn cost(&self) -> f64 {
+        median(self.costs.clone())
+    }
+
+    /// Its cost as a multiple of another's, turn by turn.
+    fn over(&self, other: &Self) -> f64 {
+        median(self.costs.iter().zip(&other.costs).map(|(ours, theirs)| ours / theirs).collect())
+    }
+}
+
 /// Processor time of a span and memory, at four sizes of request over four sinks.
 pub(crate) fn cost(bench: &Bench, out: &mut impl Write) -> Result<()> {
-    let kinds = bench.kinds();
-    writeln!(out, "### CPU µs a span over 4 backends\n")?;
+    let columns = bench.kinds().into_iter().flat_map(|kind| kind.buffers().iter().map(move |buffers| (kind, *buffers)));
+    let columns: Vec<(Kind, Buffers)> = columns.collect();
+    writeln!(out, "### CPU µs a span over 4 backends (workers; peak MiB)\n")?;
     write!(out, "| spans (traces) a batch |")?;
-    for kind in &kinds {
-        write!(out, " {} (workers; peak MiB) |", kind.name())?;
+    for (kind, buffers) in &columns {
+        match kind {
+            Kind::Spanring => write!(out, " {} |", kind.name())?,
+            Kind::Nginx | Kind::Haproxy => write!(out, " {}, {} |", kind.name(), buffers.name())?,
+        }
     }
-    writeln!(out, " spanring ÷ cheapest peer |")?;
-    writeln!(out, "| --- |{} --- |", " --- |".repeat(kinds.len()))?;
-    let mut idle = Vec::new();
+    writeln!(out, " ÷ cheapest packaged | ÷ cheapest of all |")?;
+    writeln!(out, "| --- |{} --- | --- |", " --- |".repeat(columns.len()))?;
+    let mut idle = String::new();
     for load in ROWS {
-        let cells = row(bench, load)?;
+        let cells = row(bench, load, &columns)?;
         write!(out, "| {} ({}) |", load.spans, load.traces)?;
         for cell in &cells {
-            write!(out, " {:.3} ({}; {:.0}) |", cell.cost, cell.setup.name(), mib(cell.peak_kib))?;
+            write!(out, " {:.3} ({}; {:.0}) |", cell.cost(), cell.setup.workers.name(), mib(cell.peak_kib))?;
         }
-        let of = |is_ours: bool| {
-            let costs = cells.iter().filter(|cell| (cell.kind == Kind::Spanring) == is_ours).map(|cell| cell.cost);
-            costs.fold(f64::INFINITY, f64::min)
-        };
-        writeln!(out, " {:.2} |", of(true) / of(false))?;
+        let packaged = ratio(&cells, |cell| cell.setup.buffers == Buffers::Packaged);
+        writeln!(out, " {packaged:.2} | {:.2} |", ratio(&cells, |_| true))?;
         out.flush()?;
-        idle = cells.iter().map(|cell| format!("{} {:.1}", cell.kind.name(), mib(cell.idle_kib))).collect();
+        let of = |cell: &Cell| format!("{} {:.1}", cell.kind.name(), mib(cell.idle_kib));
+        let packaged = cells.iter().filter(|cell| cell.setup.buffers == Buffers::Packaged);
+        idle = packaged.map(of).collect::<Vec<_>>().join(", ");
     }
-    writeln!(out, "\nIdle, in MiB: {}\n", idle.join(", "))?;
+    writeln!(out, "\nIdle, in MiB: {idle}\n")?;
     Ok(())
 }
 
-/// All proxies at one load: the cheapest setup of each, measured in turns.
-fn row(bench: &Bench, load: Load) -> Result<Vec<Cell>> {
+/// What Spanring costs as a multiple of the cheapest of these peers.
+fn ratio(cells: &[Cell], counts: impl Fn(&Cell) -> bool) -> f64 {
+    let ours = cells.iter().find(|cell| cell.kind == Kind::Spanring);
+    let peers = cells.iter().filter(|cell| cell.kind != Kind::Spanring && counts(cell));
+    let cheapest = peers.min_by(|one, other| one.cost().total_cmp(&other.cost()));
+    ours.zip(cheapest).map_or(f64::NAN, |(ours, cheapest)| ours.over(cheapest))
+}
+
+/// All proxies at one load, each with the number of workers that is cheapest there, measured in turns.
+fn row(bench: &Bench, load: Load, columns: &[(Kind, Buffers)]) -> Result<Vec<Cell>> {
     let sinks = bench.sinks::<4>(Duration::ZERO)?;
     let mut proxies = Vec::new();
-    for kind in bench.kinds() {
-        proxies.push(cheapest(bench, kind, load, &sinks)?);
+    for (kind, buffers) in columns {
+        proxies.push(cheapest(bench, *kind, *buffers, load, &sinks)?);
     }
     let idle: Vec<u64> = proxies.iter().map(|proxy| Ok(proxy.usage()?.rss_kib)).collect::<Result<_>>()?;
     let costs = in_turns(bench, load, &proxies)?;
-    let cells = proxies.iter().zip(costs).zip(idle).map(|((proxy, cost), idle_kib)| {
-        Ok(Cell { kind: proxy.kind, setup: proxy.setup, cost, peak_kib: proxy.usage()?.peak_kib, idle_kib })
+    let cells = proxies.iter().zip(costs).zip(idle).map(|((proxy, costs), idle_kib)| {
+        Ok(Cell { kind: proxy.kind, setup: proxy.setup, costs, peak_kib: proxy.usage()?.peak_kib, idle_kib })
     });
     cells.collect()
 }
 
-/// Starts a proxy with the setup that is cheapest at this load.
-fn cheapest(bench: &Bench, kind: Kind, load: Load, sinks: &Sinks) -> Result<Proxy> {
-    let mut best = (f64::INFINITY, Setup::Auto);
-    for setup in kind.setups() {
-        let proxy = bench.proxy(kind, *setup, sinks)?;
-        let costs = [bench.cost(load, &proxy)?, bench.cost(load, &proxy)?];
-        let cost = costs.into_iter().fold(f64::INFINITY, f64::min);
+/// Starts a proxy with the number of workers that is cheapest at this load.
+fn cheapest(bench: &Bench, kind: Kind, buffers: Buffers, load: Load, sinks: &Sinks) -> Result<Proxy> {
+    let mut best = (f64::INFINITY, Workers::Auto);
+    for workers in Workers::ALL {
+        let proxy = bench.proxy(kind, Setup { workers, buffers }, sinks)?;
+        let cost = bench.rough_cost(load, &proxy)?;
         if cost < best.0 {
-            best = (cost, *setup);
+            best = (cost, workers);
         }
     }
-    bench.proxy(kind, best.1, sinks)
+    bench.proxy(kind, Setup { workers: best.1, buffers }, sinks)
 }
 
-/// The median cost of each of several proxies, measured one after the other, again and again.
-fn in_turns(bench: &Bench, load: Load, proxies: &[Proxy]) -> Result<Vec<f64>> {
+/// The costs of each of several proxies, measured one after the other, again and again.
+fn in_turns(bench: &Bench, load: Load, proxies: &[Proxy]) -> Result<Vec<Vec<f64>>> {
     let mut costs: Vec<Vec<f64>> = proxies.iter().map(|_| Vec::new()).collect();
     for _ in 0..bench.turns {
         for (proxy, costs) in proxies.iter().zip(&mut costs) {
             costs.push(bench.cost(load, proxy)?);
         }
     }
-    Ok(costs.into_iter().map(median).collect())
+    Ok(costs)
 }
 
 /// What 96 more backends cost.
@@ -107,11 +128,12 @@ pub(crate) fn backends(bench: &Bench, out: &mut impl Write) -> Result<()> {
         load.spans, load.in_flight
     )?;
     writeln!(out, "| workers | 4 backends | 100 backends | ratio |\n| --- | --- | --- | --- |")?;
-    for setup in Kind::Spanring.setups() {
-        let proxies = [bench.proxy(Kind::Spanring, *setup, &few)?, bench.proxy(Kind::Spanring, *setup, &many)?];
-        let costs = in_turns(bench, load, &proxies)?;
+    for workers in Workers::ALL {
+        let setup = Setup { workers, buffers: Buffers::Packaged };
+        let proxies = [bench.proxy(Kind::Spanring, setup, &few)?, bench.proxy(Kind::Spanring, setup, &many)?];
+        let costs: Vec<f64> = in_turns(bench, load, &proxies)?.into_iter().map(median).collect();
         if let [at_few, at_many] = costs.as_slice() {
-            writeln!(out, "| {} | {at_few:.3} | {at_many:.3} | {:.2} |", setup.name(), at_many / at_few)?;
+            writeln!(out, "| {} | {at_few:.3} | {at_many:.3} | {:.2} |", workers.name(), at_many / at_few)?;
         }
         out.flush()?;
     }
@@ -126,9 +148,11 @@ pub(crate) fn tls(bench: &Bench, out: &mut impl Write) -> Result<()> {
     let (plain, secure) =
         (bench.sinks_by::<4>(Way::Plain, Duration::ZERO)?, bench.sinks_by::<4>(Way::Tls, Duration::ZERO)?);
     for load in ROWS {
-        let start = |sinks| bench.proxy(Kind::Spanring, Setup::One, sinks);
+        let setup = Setup { workers: Workers::One, buffers: Buffers::Packaged };
+        let start = |sinks| bench.proxy(Kind::Spanring, setup, sinks);
         let proxies = [start(&plain)?, start(&secure)?];
-        if let [plain, secure] = in_turns(bench, load, &proxies)?.as_slice() {
+        let costs: Vec<f64> = in_turns(bench, load, &proxies)?.into_iter().map(median).collect();
+        if let [plain, secure] = costs.as_slice() {
             writeln!(out, "| {} ({}) | {plain:.3} | {secure:.3} | {:.2} |", load.spans, load.traces, secure / plain)?;
         }
         out.flush()?;
@@ -148,7 +172,8 @@ pub(crate) fn latency(bench: &Bench, out: &mut impl Write) -> Result<()> {
         let sinks = bench.sinks::<4>(delay)?;
         let mut ways = vec![("direct".to_owned(), sinks.addresses.clone(), None)];
         for kind in bench.kinds() {
-            let proxy = bench.proxy(kind, Setup::Auto, &sinks)?;
+            let setup = Setup { workers: Workers::Auto, buffers: Buffers::Packaged };
+            let proxy = bench.proxy(kind, setup, &sinks)?;
             ways.push((kind.name().to_owned(), vec![proxy.address], Some(proxy)));
         }
         let mut found: Vec<(Vec<f64>, Vec<f64>)> = ways.iter().map(|_| (Vec::new(), Vec::new())).collect();

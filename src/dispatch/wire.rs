@@ -1,7 +1,7 @@
 //! A connection's stream as h2 sees it: writes are gathered, reads are noted.
 //!
 //! h2 hands over each DATA frame by itself and flushes after it: at 16 KiB a frame that is 64 writes for a MiB. Here frames
-//! gather until the driver has polled everything, or until [`GATHER`] bytes are there.
+//! gather until the driver has polled everything, or until [`GATHER`] bytes are there; where more follow, [`GATHER_MUCH`].
 
 use std::{
     io::{self, IoSlice},
@@ -13,17 +13,20 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::stream::Stream;
-use crate::tls::Reason;
+use crate::{buffers, tls::Reason};
 
 /// Bytes that are gathered before they are written: four frames of the usual 16 KiB, one segment of the loopback's size.
 const GATHER: usize = 64 << 10;
 
-/// What the buffer is made for at once: it then never grows by copying. The frame that crosses [`GATHER`] fits too.
-const CAPACITY: usize = GATHER + (16 << 10) + 64;
+/// The same once so many were written and the driver has not polled everything yet. A large call then costs fewer writes,
+/// each of which wakes its reader. At 8,192 spans a batch 256 KiB take 15 % off a span and these 20 %; 128 KiB take none.
+const GATHER_MUCH: usize = 512 << 10;
+
+/// The frame that crosses the limit fits too: the buffer then never grows by copying.
+const FRAME: usize = (16 << 10) + 64;
 
 /// A flush of less than this is a connection at rest or with small calls, which keeps no more.
 const KEPT: usize = 4 << 10;
@@ -41,14 +44,18 @@ struct Shared<S> {
 
 struct Inner<S> {
     stream: S,
-    out: BytesMut,
+    out: Vec<u8>,
+    /// Bytes of it that the stream took.
+    written: usize,
+    /// Bytes that are gathered before they are written.
+    limit: usize,
     /// Bytes gathered since the last flush of the driver.
     gathered: usize,
 }
 
 /// Both halves of a stream.
 pub(super) fn gather<S>(stream: S) -> (Wire<S>, Outlet<S>) {
-    let inner = Mutex::new(Inner { stream, out: BytesMut::new(), gathered: 0 });
+    let inner = Mutex::new(Inner { stream, out: Vec::new(), written: 0, limit: GATHER, gathered: 0 });
     let shared = Arc::new(Shared { inner, heard: AtomicBool::new(false) });
     (Wire(Arc::clone(&shared)), Outlet(shared))
 }
@@ -89,42 +96,60 @@ impl<S> Shared<S> {
 
 impl<S: AsyncWrite + Unpin> Inner<S> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        while !self.out.is_empty() {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))? {
+        while let Some(rest) = self.out.get(self.written..)
+            && !rest.is_empty()
+        {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.out.advance(written),
+                written => self.written += written,
             }
         }
         self.out.clear();
+        self.written = 0;
         Poll::Ready(Ok(()))
     }
 
-    /// Gives a large buffer back once little is written.
+    /// All is written: gives a large buffer back, and a smaller one if little was written.
     fn rest(&mut self) {
-        if std::mem::take(&mut self.gathered) < KEPT && self.out.capacity() > KEPT {
-            self.out = BytesMut::new();
+        self.limit = GATHER;
+        let little = std::mem::take(&mut self.gathered) < KEPT;
+        if self.out.capacity() > if little { KEPT } else { GATHER + FRAME } {
+            buffers::give(std::mem::take(&mut self.out));
         }
     }
 
-    /// Takes bytes to be written later.
+    /// Takes bytes to be written later, as many as fit; there is room for a frame of the usual size.
     fn gather(&mut self, slices: &[IoSlice<'_>]) -> usize {
-        let len = slices.iter().map(|slice| slice.len()).sum();
+        let waiting = self.out.len() - self.written;
+        let len = slices.iter().map(|slice| slice.len()).sum::<usize>().min(self.limit + FRAME - waiting);
         self.gathered += len;
         if self.gathered >= KEPT && self.out.capacity() - self.out.len() < len {
-            self.out.reserve(CAPACITY.saturating_sub(self.out.len()).max(len));
+            let mut larger = buffers::take(self.limit + FRAME);
+            larger.extend_from_slice(self.out.get(self.written..).unwrap_or_default());
+            self.written = 0;
+            buffers::give(std::mem::replace(&mut self.out, larger));
         }
+        let mut left = len;
         for slice in slices {
-            self.out.extend_from_slice(slice);
+            let part = slice.get(..left).unwrap_or(slice);
+            self.out.extend_from_slice(part);
+            left -= part.len();
         }
         len
     }
 
     /// Makes room when enough was gathered.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.len() < GATHER { Poll::Ready(Ok(())) } else { self.poll_drain(cx) }
+        if self.out.len() - self.written < self.limit {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_drain(cx))?;
+        if self.limit < GATHER_MUCH {
+            self.limit = GATHER_MUCH;
+            // Empty: the next one is made for the new limit.
+            self.out = Vec::new();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -202,5 +227,37 @@ mod tests {
         wire.read_exact(&mut [0; 6]).await.unwrap();
         assert!(outlet.heard(), "what was read must be noted");
         assert!(!outlet.heard(), "once");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_one_write_arrives_whole_and_the_buffer_is_given_back() {
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+        // The far end takes little at a time: most writes are partial.
+        let (near, mut far) = duplex(30_000);
+        let (mut wire, outlet) = gather(near);
+        let reading = async {
+            let mut seen = Vec::new();
+            far.read_to_end(&mut seen).await.unwrap();
+            seen
+        };
+        let writing = async {
+            for (at, piece) in sent.chunks(999_983).enumerate() {
+                let mut slices: Vec<IoSlice<'_>> = piece.chunks(1 + 7_919 * at).map(IoSlice::new).collect();
+                let mut slices = slices.as_mut_slice();
+                while !slices.is_empty() {
+                    // As many as h2 asks of a rope at once.
+                    let taken = wire.write_vectored(&slices[..slices.len().min(16)]).await.unwrap();
+                    IoSlice::advance_slices(&mut slices, taken);
+                    let inner = outlet.0.lock();
+                    assert!(inner.out.len() - inner.written <= GATHER_MUCH + FRAME, "more than one write is held");
+                }
+            }
+            std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
+            assert!(outlet.0.lock().out.capacity() <= GATHER + FRAME, "a large buffer is for others meanwhile");
+            wire.shutdown().await.unwrap();
+            drop((wire, outlet));
+        };
+        let (seen, ()) = tokio::join!(reading, writing);
+        assert!(seen == sent);
     }
 }

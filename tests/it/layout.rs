@@ -23,7 +23,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Of membership only the channel that tables come by.
     (
         "dispatch",
-        &["membership", "ring", "discovery", "otlp", "budget", "lifecycle", "telemetry", "pipeline", "health", "tls"],
+        &[
+            "membership",
+            "ring",
+            "discovery",
+            "otlp",
+            "budget",
+            "buffers",
+            "lifecycle",
+            "telemetry",
+            "pipeline",
+            "health",
+            "tls",
+        ],
     ),
     ("pipeline", &["split", "ring", "route", "dispatch", "otlp", "budget", "telemetry"]),
     ("receive", &["pipeline", "otlp", "budget", "buffers", "telemetry", "lifecycle", "tls"]),
