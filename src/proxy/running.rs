@@ -250,7 +250,10 @@ impl fmt::Debug for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Draft;
+    use crate::{
+        config::Draft,
+        telemetry::{LINGER, Recorder},
+    };
 
     fn config(pools: &str) -> Config {
         let text =
@@ -302,5 +305,29 @@ mod tests {
             tokio::task::yield_now().await;
         }
         tasks.stop();
+    }
+
+    #[test]
+    fn a_removed_pool_takes_its_series_with_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Recorder::scoped(|recorder| {
+            runtime.block_on(async {
+                let (mut running, _readiness, tasks) = start(config(""));
+                let alone = tasks.len();
+                let two = ", b: { resolver: { static: { hostnames: [\"127.0.0.1:2\"] } } }";
+                running.apply(config(two)).await.unwrap();
+                running.apply(config("")).await.unwrap();
+                assert!(recorder.render().contains("pool=\"b\""));
+                while tasks.len() > alone {
+                    tokio::task::yield_now().await;
+                }
+                let now = tokio::time::Instant::now();
+                recorder.sweep(now);
+                recorder.sweep(now + LINGER);
+                let page = recorder.render();
+                assert!(!page.contains("pool=\"b\"") && page.contains("pool=\"a\""), "{page}");
+                tasks.stop();
+            });
+        });
     }
 }
