@@ -25,9 +25,10 @@ use anyhow::Result;
 use measure::Bench;
 use proxy::Programs;
 
-const HELP: &str = "cargo bench --bench proxies -- [--quick] [cost] [backends] [latency] [tls]
+const HELP: &str = "cargo bench --bench proxies -- [--quick] [cost [SPANS]...] [backends] [latency] [tls]
 
-  cost      processor time of a span, and memory, beside nginx and HAProxy
+  cost      processor time of a span, and memory, beside nginx and HAProxy: 10, 100, 512 and 8192 spans
+            a batch, or of these the ones that are named
   backends  processor time of a span at 100 backends and at 4
   latency   what the proxy adds to slow backends, and to a lone request
   tls       processor time of a span by TLS on both sides and without it
@@ -41,6 +42,9 @@ fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let is_quick = arguments.iter().any(|argument| argument == "--quick");
     let chosen: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| *argument != "--quick").collect();
+    let (sizes, chosen): (Vec<&str>, Vec<&str>) =
+        chosen.into_iter().partition(|argument| argument.bytes().all(|byte| byte.is_ascii_digit()));
+    let sizes: Vec<usize> = sizes.into_iter().flat_map(str::parse).collect();
     if chosen.iter().any(|name| !["cost", "backends", "latency", "tls"].contains(name)) {
         write!(out, "{HELP}")?;
         return Ok(ExitCode::from(2));
@@ -50,7 +54,7 @@ fn main() -> Result<ExitCode> {
     writeln!(out, "{}", bench.describe())?;
     let wants = |name: &str| chosen.is_empty() || chosen.contains(&name);
     if wants("cost") {
-        tables::cost(&bench, &mut out)?;
+        tables::cost(&bench, &sizes, &mut out)?;
     }
     if wants("backends") {
         tables::backends(&bench, &mut out)?;

@@ -39,8 +39,8 @@ impl Cell {
     }
 }
 
-/// Processor time of a span and memory, at four sizes of request over four sinks.
-pub(crate) fn cost(bench: &Bench, out: &mut impl Write) -> Result<()> {
+/// Processor time of a span and memory, at four sizes of request over four sinks, or at those of `sizes`.
+pub(crate) fn cost(bench: &Bench, sizes: &[usize], out: &mut impl Write) -> Result<()> {
     let columns = bench.kinds().into_iter().flat_map(|kind| kind.buffers().iter().map(move |buffers| (kind, *buffers)));
     let columns: Vec<(Kind, Buffers)> = columns.collect();
     writeln!(out, "### CPU µs a span over 4 backends (workers; peak MiB)\n")?;
@@ -54,7 +54,7 @@ pub(crate) fn cost(bench: &Bench, out: &mut impl Write) -> Result<()> {
     writeln!(out, " ÷ cheapest packaged | ÷ cheapest of all |")?;
     writeln!(out, "| --- |{} --- | --- |", " --- |".repeat(columns.len()))?;
     let mut idle = String::new();
-    for load in ROWS {
+    for load in ROWS.into_iter().filter(|load| sizes.is_empty() || sizes.contains(&load.spans)) {
         let cells = row(bench, load, &columns)?;
         write!(out, "| {} ({}) |", load.spans, load.traces)?;
         for cell in &cells {
