@@ -103,7 +103,7 @@ charts() {
   variant sidecar --set mode=sidecar
   variant daemonset --set mode=daemonset,daemonset.hostPort=true
   variant TLS -f deploy/helm/tls-values.yaml
-  variant monitoring --set monitoring.serviceMonitor.enabled=true
+  variant monitoring --set monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true
   variant 'other collectors' --set collectors.enabled=false,pool.hostname=collectors.example,autoscaling.enabled=false,watchConfig=
   check 'chart: wrong values are refused' refused --set mode=deploymnet
   check 'chart: unknown values are refused' refused --set autoscalling.enabled=false
@@ -126,6 +126,12 @@ overlays() {
   done
 }
 
+# The operator's object holds what Prometheus itself is given.
+same_rules() {
+  diff <(sed '1,/^spec:/d' deploy/kubernetes/overlays/monitoring/prometheusrule.yaml) \
+    <(sed 's/^\(.\)/  \1/' deploy/prometheus/spanring.rules.yaml)
+}
+
 # The image's binary is built as .ci/run builds the one that it tests.
 same_build() {
   local ours theirs
@@ -146,6 +152,7 @@ unit() {
 certificates
 charts
 overlays
+check 'kubernetes/overlays/monitoring: the rules of deploy/prometheus' same_rules
 check 'Dockerfile: hadolint' "$peers/bin/hadolint" deploy/Dockerfile
 check 'Dockerfile: built as in .ci/run' same_build
 check 'Compose: its own loader takes it' "$peers/bin/compose-config" deploy/compose.yaml

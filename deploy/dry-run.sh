@@ -91,7 +91,7 @@ chart() {
 for folder in deploy/kubernetes/base deploy/kubernetes/overlays/*; do
   "$bin/kustomize" build "$folder" | judged "${folder#deploy/}"
 done
-chart default --set monitoring.serviceMonitor.enabled=true
+chart default --set monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true
 chart daemonset --set mode=daemonset
 chart sidecar --set mode=sidecar
 chart TLS -f deploy/helm/tls-values.yaml

@@ -8,6 +8,7 @@ Starts three Spanrings, three Collectors that sample by trace (deploy/compose/co
 ports, sends traces whose spans come in by all three proxies, and checks:
 
   - every trace that was kept is complete in Jaeger, and every trace with a failed span was kept
+  - no trace came to two Collectors: they saw as many, added up, as were sent
   - each span was delivered once: the Collectors' span metrics, summed up, count what was sent
   - Prometheus sees three replicas whose fingerprints agree, each ring's ownership sums to 1, and no alert fires
 
@@ -34,6 +35,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 REPLICAS = 3
 # Spans of a trace that telemetrygen sends: a root and its children.
 CHILDREN = 4
+# Requests that the spans of a trace of `spanring load` are spread over.
+SPREAD = 4
 # How long a Collector waits for a trace's spans.
 DECISION_WAIT = 5
 # Longer than that wait and everything around it; a failure shows long before.
@@ -98,7 +101,7 @@ class Run:
         self.jaeger_grpc = self.address()
         self.jaeger = f"http://{self.address()}"
         self.prometheus = f"http://{self.address()}"
-        self.sent = 0
+        self.sent = self.traces = 0
 
     # === starting
 
@@ -199,13 +202,17 @@ class Run:
                 "--traces", self.options.traces, "--child-spans", CHILDREN, "--status-code", status,
                 "--service", service, "--span-duration", "1ms",
             ]))  # fmt: skip
-        self.sent = len(generators) * self.options.traces * (1 + CHILDREN)
+        self.traces = len(generators) * self.options.traces
+        self.sent = self.traces * (1 + CHILDREN)
         endpoints = [part for grpc in self.grpcs for part in ("--endpoint", grpc)]
-        requests = self.options.requests
+        # Whole groups of requests, so that every trace is whole when the last is answered.
+        groups = max(1, self.options.requests // SPREAD)
+        requests = groups * SPREAD
         load = subprocess.run(
             [
                 str(self.options.spanring), "load", "--json", "--retry", "--unique", "--seed", str(time.time_ns()),
-                "--requests", str(requests), "--bodies", str(requests), "--rate", "100", *endpoints,
+                "--requests", str(requests), "--bodies", str(requests), "--rate", "100",
+                "--batches-per-trace", str(SPREAD), *endpoints,
             ],
             capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
@@ -213,10 +220,11 @@ class Run:
             raise Trouble(f"spanring load ended with {load.returncode}: {load.stderr}")
         report = json.loads(load.stdout)
         self.sent += report["spans_acknowledged"]
+        self.traces += groups * report["traces_per_batch"]
         for process in sending:
             if process.wait(timeout=PATIENCE) != 0:
                 raise Trouble(f"{process.name} ended with {process.returncode}")
-        print(f"sent    {self.sent:,} spans by {REPLICAS} proxies to {REPLICAS} Collectors")
+        print(f"sent    {self.traces:,} traces of {self.sent:,} spans by {REPLICAS} proxies to {REPLICAS} Collectors")
 
     # === looking
 
@@ -238,6 +246,10 @@ class Run:
         across = sum(service not in ("failed", "fine") for service, _ in kept.values())
         holds(f"{across} of the traces came in by several proxies", across > 0)
 
+        # The suffix depends on how the Collector's own metrics are exported.
+        name = "otelcol_processor_tail_sampling_new_trace_id_received(_total)?"
+        seen = self.eventually(f'sum({{__name__=~"{name}"}})', self.traces)
+        holds(f"{seen:,.0f} traces came to Collectors, of {self.traces:,} that were sent", seen == self.traces)
         counted = self.eventually("sum(traces_span_metrics_calls_total)", self.sent)
         holds(f"{counted:,.0f} of {self.sent:,} spans in the Collectors' span metrics", counted == self.sent)
         accepted = self.eventually('sum(spanring_receiver_records_total{outcome="accepted"})', self.sent)
