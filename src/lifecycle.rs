@@ -1,12 +1,21 @@
-//! Tasks and their end: who is running, when to drain, when to stop. Depends on nothing of ours.
+//! The process and its tasks: who is running, when to drain, when to stop, which process this is. Depends on nothing of ours.
 
-use std::future::Future;
+use std::{future::Future, sync::OnceLock};
 
 use tokio::task::JoinHandle;
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
+
+/// The header by which a proxy knows its own calls.
+pub const INSTANCE_HEADER: &str = "spanring-instance";
+
+/// What this process drew when it was first asked: 16 hex digits that no other process has.
+pub fn instance() -> &'static str {
+    static INSTANCE: OnceLock<String> = OnceLock::new();
+    INSTANCE.get_or_init(|| format!("{:016x}", fastrand::u64(..)))
+}
 
 /// The tasks of one process and the two moments they watch for. Cloning shares them.
 ///

@@ -14,7 +14,7 @@ use spanring::{
     config::{Config, LoadError, layout::Layout},
     proxy::Proxy,
     signals::{Hangups, Signals},
-    telemetry::logs,
+    telemetry::{logs, panics},
     tools::{self, demo::RunningProxy, ring::RingToolError},
 };
 use tokio::runtime;
@@ -84,6 +84,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let draft = args.clone().draft()?;
     let config = draft.check()?;
     logs::init(config.logs)?;
+    panics::watch();
     for warning in &config.warnings {
         warn!("{warning}");
     }

@@ -14,7 +14,10 @@ use super::{
     stream::Stream,
     wire::{Outlet, Wire, gather},
 };
-use crate::otlp::{Chunk, Signal};
+use crate::{
+    lifecycle::{INSTANCE_HEADER, instance},
+    otlp::{Chunk, Signal},
+};
 
 /// Window for one reply and for all: replies are a few bytes, at most a message of 4 MiB that is read at once.
 const REPLY_WINDOW: u32 = 64 << 10;
@@ -98,6 +101,10 @@ fn headers_of(config: &Config) -> HeaderMap {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("spanring/", env!("CARGO_PKG_VERSION"))));
     headers.insert(GRPC_TIMEOUT, timeout_value(config.timeout));
+    // Should a backend be this process, it refuses what comes back to it.
+    if let Ok(instance) = HeaderValue::from_str(instance()) {
+        headers.insert(HeaderName::from_static(INSTANCE_HEADER), instance);
+    }
     // grpc-go answers in the codec of the request, whatever is accepted.
     headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip,zstd"));
     let encoding = match config.compression {

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::Part;
-use crate::tls::Reason;
+use crate::{otlp::outcome::is_retryable, tls::Reason};
 
 /// Length of a backend's message that is passed on, at most. A Collector puts attacker-shaped text of several KiB into it.
 const MAX_MESSAGE: usize = 256;
@@ -257,20 +257,6 @@ impl Verdict {
         let kind = content_type.unwrap_or(Cow::Borrowed("no content type"));
         let message = format!("the backend answered HTTP {} with {kind}: is it an OTLP/gRPC port?", status.as_u16());
         Some(Self::Refused { code, message: shorten(&message).into_owned() })
-    }
-}
-
-/// OTLP's table of retryable codes; `RESOURCE_EXHAUSTED` only with `RetryInfo`.
-fn is_retryable(code: Code, has_retry_info: bool) -> bool {
-    match code {
-        Code::Cancelled
-        | Code::DeadlineExceeded
-        | Code::Aborted
-        | Code::OutOfRange
-        | Code::Unavailable
-        | Code::DataLoss => true,
-        Code::ResourceExhausted => has_retry_info,
-        _ => false,
     }
 }
 

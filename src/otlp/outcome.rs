@@ -63,6 +63,8 @@ pub enum Reason {
     Framing,
     /// A defect of ours; please report it.
     Internal,
+    /// This process sent it to itself.
+    Loop,
     /// Malformed protobuf.
     Malformed,
     /// No table yet: discovery has not answered.
@@ -77,13 +79,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, so that its series can be created at 0.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Backend,
         Self::Budget,
         Self::Deadline,
         Self::Draining,
         Self::Framing,
         Self::Internal,
+        Self::Loop,
         Self::Malformed,
         Self::NotReady,
         Self::QueueFull,
@@ -100,11 +103,26 @@ impl Reason {
             Self::Draining => "draining",
             Self::Framing => "framing",
             Self::Internal => "internal",
+            Self::Loop => "loop",
             Self::Malformed => "malformed",
             Self::NotReady => "not_ready",
             Self::QueueFull => "queue_full",
             Self::TooLarge => "too_large",
             Self::Unimplemented => "unimplemented",
         }
+    }
+}
+
+/// Whether OTLP lets a client send again what was answered with this code; `RESOURCE_EXHAUSTED` only with `RetryInfo`.
+pub fn is_retryable(code: Code, has_retry_info: bool) -> bool {
+    match code {
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DataLoss => true,
+        Code::ResourceExhausted => has_retry_info,
+        _ => false,
     }
 }

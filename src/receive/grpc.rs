@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     budget::{Budget, Permit},
+    lifecycle::{INSTANCE_HEADER, instance},
     otlp::{Framed, Metadata, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN, metadata::TooMuch},
     pipeline::{ClientConnection, Export, Request},
 };
@@ -349,6 +350,13 @@ impl Head {
         limits: &Limits,
         connection: &ClientConnection,
     ) -> Result<Self, Refusal> {
+        if headers.get(INSTANCE_HEADER).is_some_and(|caller| caller.as_bytes() == instance().as_bytes()) {
+            return Err(Refusal::permanent(
+                Code::FailedPrecondition,
+                Reason::Loop,
+                "this proxy sent the request to itself: its pool names its own address; take that out of the pool",
+            ));
+        }
         let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
             None | Some(b"identity") => None,
             Some(b"gzip") => Some(Codec::Gzip),

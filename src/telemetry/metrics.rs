@@ -204,6 +204,8 @@ page! {
         "File descriptors that may be open.";
     PROCESS_THREADS = "process_threads", Gauge, [],
         "Threads of the process.";
+    PROCESS_PANICS_TOTAL = "process_panics_total", Counter, [],
+        "Panics, those included that were caught: defects of Spanring, please report them.";
 }
 
 #[cfg(test)]

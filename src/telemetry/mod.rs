@@ -3,6 +3,7 @@
 mod buckets;
 pub mod logs;
 pub mod metrics;
+pub mod panics;
 mod process;
 mod quota;
 pub mod recorder;

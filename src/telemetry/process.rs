@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     metrics::{self as page, ALL, Metric},
+    panics,
     series::heading,
 };
 
@@ -44,6 +45,8 @@ fn observe(metric: &Metric) -> Option<f64> {
         page::PROCESS_THREADS => status("Threads:"),
         page::PROCESS_VIRTUAL_MEMORY_BYTES => kibibytes("VmSize:"),
         page::RUNTIME_TASKS => tasks(),
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        page::PROCESS_PANICS_TOTAL => Some(panics::count() as f64),
         _ => None,
     }
 }

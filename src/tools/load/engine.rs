@@ -7,7 +7,6 @@ use std::{
 
 use indicatif::ProgressBar;
 use tokio::time::Instant;
-use tonic::Code;
 use tonic_types::StatusExt;
 
 use super::{
@@ -17,7 +16,7 @@ use super::{
 };
 use crate::{
     lifecycle::Tasks,
-    otlp::Signal,
+    otlp::{Signal, outcome::is_retryable},
     tls::Client,
     tools::{
         h2client::{Answer, Channel},
@@ -223,27 +222,13 @@ fn backoff(answer: &Answer, attempt: u64) -> Option<Duration> {
     Some(after.unwrap_or_else(|| grown.min(MAX_BACKOFF).mul_f64(0.8 + 0.4 * fastrand::f64())))
 }
 
-/// OTLP 1.x, "OTLP/gRPC response": the retryable codes.
-fn is_retryable(code: Code, has_retry_info: bool) -> bool {
-    match code {
-        Code::Cancelled
-        | Code::DeadlineExceeded
-        | Code::Aborted
-        | Code::OutOfRange
-        | Code::Unavailable
-        | Code::DataLoss => true,
-        Code::ResourceExhausted => has_retry_info,
-        _ => false,
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
-    use tonic::Status;
+    use tonic::{Code, Status};
     use tonic_types::ErrorDetails;
 
     use super::*;

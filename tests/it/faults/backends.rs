@@ -62,7 +62,9 @@ async fn row_01_a_crash_under_load_loses_nothing_that_was_acknowledged() -> Resu
     let load = fixture.load(6).await?;
     load.goes_on(100)?;
     fixture.backends[1].crash().await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // It has been noticed, and its traces go elsewhere, before it is back.
+    fixture.until_metric("spanring_membership_ejections_total", &[], |n| n >= 1.0)?;
+    load.goes_on(100)?;
     fixture.backends[1].come_back().await?;
     load.goes_on(100)?;
     let (acknowledged, refused) = load.stop().await?;
@@ -119,6 +121,25 @@ async fn row_03_a_stopped_process_holds_up_nobody_and_goes_on_when_it_may() -> R
     client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
     let (_, spans) = harness::http_get(&format!("http://{http}/spans"))?;
     ensure!(spans.lines().count() >= 2, "the backend did not go on: {spans}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_03_a_peer_that_says_nothing_is_found_by_ping() -> Result<()> {
+    let ((stopped, [grpc, _]), (_other, [other, http])) = (sink()?, sink()?);
+    // No call ends by itself for a minute: only PING can find out, after ten seconds and ten more.
+    let pool = "timeout: 60s, outlier_detection: { consecutive_failures: 1 },";
+    let fixture = Fixture::before(&[grpc, other], Vec::new(), Knobs { deadline: "60s", pool, ..Knobs::default() })?;
+    let mut client = fixture.client().await?;
+    client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
+    stopped.signal("STOP")?;
+    let (took, reply) = client.timed(vec![span(&fixture.trace_of(grpc), 0)]).await;
+    reply.ok()?;
+    ensure!((15..40).contains(&took.as_secs()), "its substitute had the span after {took:?}");
+    let by_ping = fixture.metric("spanring_membership_ejections_total", &["reason=\"ping\""])?;
+    ensure!(by_ping.round() == 1.0, "ejected by PING: {by_ping}");
+    let (_, spans) = harness::http_get(&format!("http://{http}/spans"))?;
+    ensure!(spans.lines().count() == 1, "the substitute has: {spans}");
     Ok(())
 }
 

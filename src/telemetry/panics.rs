@@ -1,0 +1,39 @@
+//! Panics: each is logged and counted, wherever it happens, so that one that was caught is not forgotten.
+
+use std::{
+    panic,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+/// From now on every panic of the process is logged and counted. What is caught, and by whom, is not changed by it.
+pub fn watch() {
+    panic::set_hook(Box::new(|panic| {
+        SEEN.fetch_add(1, Ordering::Relaxed);
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        let said = panic.payload().downcast_ref::<&str>().copied();
+        let said = said.or_else(|| panic.payload().downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
+        tracing::error!(at, said, "a defect of ours, please report it: panicked");
+    }));
+}
+
+/// How many there were.
+pub(super) fn count() -> u64 {
+    SEEN.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_that_is_caught_is_counted() {
+        let (usual, before) = (panic::take_hook(), count());
+        watch();
+        let caught = panic::catch_unwind(|| panic!("as this test wants it"));
+        panic::set_hook(usual);
+        assert!(caught.is_err());
+        assert!(count() > before);
+    }
+}
