@@ -1,0 +1,41 @@
+//! What glibc's allocator keeps of freed memory: bounded, by its own settings, which it reads from the environment only.
+
+use std::{env, io};
+
+/// Allocations from this size on are maps of their own, which go back to the system when they are freed. glibc raises its
+/// threshold (128 KiB at first) to the size of whatever was freed, up to 32 MiB: after a few large messages, further ones
+/// come from arenas that keep their fragments, which is memory beyond the budget. Naming a threshold keeps it where it is.
+const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "1048576");
+
+/// What an arena may keep at its end: twice the other, as glibc's own rule has it.
+const TRIM_THRESHOLD: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "2097152");
+
+/// Starts the program once more in this process, with the settings in its environment, unless somebody has chosen any.
+///
+/// Returns only where that is not needed or cannot be had.
+pub fn settle() -> io::Result<()> {
+    let chosen =
+        [MMAP_THRESHOLD.0, TRIM_THRESHOLD.0, "GLIBC_TUNABLES"].into_iter().any(|name| env::var_os(name).is_some());
+    if chosen || !cfg!(all(target_os = "linux", target_env = "gnu")) {
+        return Ok(());
+    }
+    again()
+}
+
+#[cfg(unix)]
+fn again() -> io::Result<()> {
+    use std::{os::unix::process::CommandExt, process::Command};
+
+    let mut arguments = env::args_os();
+    let mut command = Command::new(env::current_exe()?);
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    // It comes back only with an error.
+    Err(command.args(arguments).envs([MMAP_THRESHOLD, TRIM_THRESHOLD]).exec())
+}
+
+#[cfg(not(unix))]
+fn again() -> io::Result<()> {
+    Ok(())
+}
