@@ -1,6 +1,6 @@
 //! `spanring convert`: a Collector's load-balancing configuration in, ours out, and a word on all that has no equal.
 //!
-//! Nothing is dropped in silence: [`section::Section`] hands every key out once, and what nobody asked for is named.
+//! Nothing is dropped in silence: `section::Section` hands every key out once, and what nobody asked for is named.
 //! References (`${env:NAME}`) pass as they are, since both sides write them alike.
 
 mod exporter;

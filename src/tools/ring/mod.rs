@@ -1,6 +1,6 @@
 //! `spanring ring`: rings of running proxies, of a configuration file or of a list of backends, as a table or as JSON.
 //!
-//! [`source`] gets rings, from whereever; `plan` and `diff` compute over them; `show`, `watch` and each of those print. A ring
+//! `source` gets rings, from whereever; `plan` and `diff` compute over them; `show`, `watch` and each of those print. A ring
 //! that no proxy runs is built here, by the same code; one that a proxy runs is asked for by gRPC.
 
 mod diff;
