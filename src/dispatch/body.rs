@@ -78,10 +78,10 @@ mod tests {
         if !woven {
             return Framed::copy_from_payload(&source).unwrap();
         }
-        let mut weaver = Weaver::new(&source, 1, 5, PREFIX_LEN).unwrap();
+        let mut weaver = Weaver::new([source].into_iter(), 1, 5, PREFIX_LEN).unwrap();
         weaver.headers().extend_from_slice(&prefix_of(len));
         for run in [0..1, 1..len / 2, len / 2..len] {
-            weaver.share(run.start, run.end);
+            weaver.share(0, run.start, run.end);
         }
         weaver.end();
         Framed::from_rope(weaver.finish().next().unwrap()).unwrap()

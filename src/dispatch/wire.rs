@@ -18,8 +18,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::stream::Stream;
 use crate::{buffers, tls::Reason};
 
-/// Bytes that are gathered before they are written: four frames of the usual 16 KiB, one segment of the loopback's size.
-const GATHER: usize = 64 << 10;
+/// Bytes that are gathered before they are written. At 512 spans a batch 256 KiB take 8 to 10 % off a span compared with
+/// 64 KiB.
+const GATHER: usize = 256 << 10;
 
 /// The same once so many were written and the driver has not polled everything yet. A large call then costs fewer writes,
 /// each of which wakes its reader. At 8,192 spans a batch 256 KiB take 15 % off a span and these 20 %; 128 KiB take none.
@@ -28,7 +29,8 @@ const GATHER_MUCH: usize = 512 << 10;
 /// The frame that crosses the limit fits too: the buffer then never grows by copying.
 const FRAME: usize = (16 << 10) + 64;
 
-/// A flush of less than this is a connection at rest or with small calls, which keeps no more.
+/// Less than this is written from a buffer that the connection keeps. Larger ones are shared by all connections: the one
+/// that was used last is in a cache.
 const KEPT: usize = 4 << 10;
 
 /// The half that h2 owns.
@@ -109,11 +111,11 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// All is written: gives a large buffer back, and a smaller one if little was written.
+    /// All is written: gives a large buffer back.
     fn rest(&mut self) {
         self.limit = GATHER;
-        let little = std::mem::take(&mut self.gathered) < KEPT;
-        if self.out.capacity() > if little { KEPT } else { GATHER + FRAME } {
+        self.gathered = 0;
+        if self.out.capacity() > 2 * KEPT {
             buffers::give(std::mem::take(&mut self.out));
         }
     }
@@ -147,7 +149,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         if self.limit < GATHER_MUCH {
             self.limit = GATHER_MUCH;
             // Empty: the next one is made for the new limit.
-            self.out = Vec::new();
+            buffers::give(std::mem::take(&mut self.out));
         }
         Poll::Ready(Ok(()))
     }
@@ -253,7 +255,7 @@ mod tests {
                 }
             }
             std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
-            assert!(outlet.0.lock().out.capacity() <= GATHER + FRAME, "a large buffer is for others meanwhile");
+            assert!(outlet.0.lock().out.capacity() <= 2 * KEPT, "a large buffer is for others meanwhile");
             wire.shutdown().await.unwrap();
             drop((wire, outlet));
         };

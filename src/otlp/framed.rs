@@ -55,6 +55,13 @@ impl Framed {
         (prefix == prefix_of(len)).then_some(Self(Chunk::Rope(rope)))
     }
 
+    /// Takes buffers that one after the other are an uncompressed, length-prefixed message.
+    ///
+    /// Returns `None` when flag or length do not say so.
+    pub fn from_chunks(mut chunks: Vec<Bytes>) -> Option<Self> {
+        if chunks.len() == 1 { Self::from_prefixed(chunks.pop()?) } else { Self::from_rope(Rope::of(chunks)?) }
+    }
+
     /// Copies a bare protobuf message behind a new prefix.
     pub fn copy_from_payload(payload: &[u8]) -> Option<Self> {
         let mut buffer = BytesMut::with_capacity(PREFIX_LEN + payload.len());
@@ -76,6 +83,14 @@ impl Framed {
         match self.payload_chunk() {
             Chunk::Bytes(bytes) => bytes,
             Chunk::Rope(mut rope) => rope.copy_to_bytes(rope.remaining()),
+        }
+    }
+
+    /// The protobuf message in as many buffers as it has runs, shared.
+    pub fn payload_chunks(&self) -> Vec<Bytes> {
+        match self.payload_chunk() {
+            Chunk::Bytes(bytes) => vec![bytes],
+            Chunk::Rope(rope) => rope.shares().collect(),
         }
     }
 

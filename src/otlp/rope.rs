@@ -1,7 +1,8 @@
-//! A message that is not in one place: runs of another message's bytes, with tags and lengths of its own between them.
+//! A message that is not in one place: runs of other buffers, with tags and lengths of its own between them.
 //!
-//! The parts of a request are such messages: all share the request, and one list says which of its runs each part has. A
-//! byte is then copied once, when it is gathered for the socket. Lists and headers are the only memory that parts take.
+//! A request is such a message: its frames as they came. Its parts are: all share the request, and one list says which of
+//! its runs each part has. A byte is then copied once, when it is gathered for the socket. Lists and headers are the only
+//! memory that parts take.
 
 use std::{io::IoSlice, sync::Arc};
 
@@ -21,25 +22,26 @@ pub struct Rope {
 /// What the parts of one request share.
 #[derive(Debug, Default)]
 struct Strands {
-    source: Bytes,
-    headers: Vec<u8>,
+    sources: Vec<Bytes>,
     runs: Vec<Run>,
 }
 
-/// A run of the source or, behind its end, of the headers.
+/// A run of one source.
 #[derive(Clone, Copy, Debug)]
 struct Run {
+    source: u32,
     start: u32,
     end: u32,
 }
 
-/// Builds the ropes of one source, one after the other.
+/// Builds the ropes of the same sources, one after the other.
 #[derive(Debug)]
 pub struct Weaver {
     strands: Strands,
+    /// They become the last source.
+    headers: Vec<u8>,
     /// Headers up to here have their run.
     seen: usize,
-    source_len: u32,
     /// First run and length of each rope that is done.
     done: Vec<(u32, usize)>,
     len: usize,
@@ -50,25 +52,26 @@ impl Weaver {
     /// Bytes that a run takes.
     pub const RUN_LEN: usize = size_of::<Run>();
 
-    /// Ropes of `source` with at most so many runs and bytes of headers; `None` where an offset could pass 32 bits.
-    pub fn new(source: &Bytes, ropes: usize, runs: usize, headers: usize) -> Option<Self> {
-        u32::try_from(source.len().checked_add(headers)?).ok()?;
-        let strands =
-            Strands { source: source.clone(), headers: Vec::with_capacity(headers), runs: Vec::with_capacity(runs) };
-        let source_len = u32::try_from(source.len()).ok()?;
-        Some(Self { strands, seen: 0, source_len, done: Vec::with_capacity(ropes), len: 0, first: 0 })
+    /// Ropes of `sources` with at most so many runs and bytes of headers; `None` where an offset could pass 32 bits.
+    pub fn new(sources: impl Iterator<Item = Bytes>, ropes: usize, runs: usize, headers: usize) -> Option<Self> {
+        let mut list = Vec::with_capacity(sources.size_hint().0 + 1);
+        list.extend(sources);
+        u32::try_from(headers.max(list.len())).ok()?;
+        let strands = Strands { sources: list, runs: Vec::with_capacity(runs) };
+        let (headers, done) = (Vec::with_capacity(headers), Vec::with_capacity(ropes));
+        Some(Self { strands, headers, seen: 0, done, len: 0, first: 0 })
     }
 
     /// Where bytes of its own are written to, to go at this place.
     pub fn headers(&mut self) -> &mut Vec<u8> {
-        &mut self.strands.headers
+        &mut self.headers
     }
 
-    /// Adds a run of the source.
+    /// Adds a run of the source of that number.
     #[inline]
-    pub fn share(&mut self, start: u32, end: u32) {
+    pub fn share(&mut self, source: u32, start: u32, end: u32) {
         self.join_headers();
-        self.push(Run { start, end });
+        self.push(Run { source, start, end });
     }
 
     /// Ends a rope.
@@ -79,16 +82,17 @@ impl Weaver {
     }
 
     /// The ropes, in their order.
-    pub fn finish(self) -> impl Iterator<Item = Rope> {
+    pub fn finish(mut self) -> impl Iterator<Item = Rope> {
+        self.strands.sources.push(self.headers.into());
         let strands = Arc::new(self.strands);
         self.done.into_iter().map(move |(run, left)| Rope { strands: Arc::clone(&strands), run, read: 0, left })
     }
 
     #[inline]
     fn join_headers(&mut self) {
-        let end = self.strands.headers.len();
+        let end = self.headers.len();
         if end > self.seen {
-            let run = Run { start: self.source_len + small(self.seen), end: self.source_len + small(end) };
+            let run = Run { source: small(self.strands.sources.len()), start: small(self.seen), end: small(end) };
             self.seen = end;
             self.push(run);
         }
@@ -106,15 +110,30 @@ impl Weaver {
 impl Strands {
     #[inline]
     fn get(&self, run: u32) -> &[u8] {
-        let Some(Run { start, end }) = self.runs.get(run as usize).copied() else { return &[] };
-        let (start, end) = (start as usize, end as usize);
-        let at = self.source.len();
-        if start < at { self.source.get(start..end) } else { self.headers.get(start - at..end - at) }
-            .unwrap_or_default()
+        let Some(Run { source, start, end }) = self.runs.get(run as usize).copied() else { return &[] };
+        let source = self.sources.get(source as usize);
+        source.and_then(|source| source.get(start as usize..end as usize)).unwrap_or_default()
     }
 }
 
 impl Rope {
+    /// What lies in several buffers, one after the other; `None` if one is longer than 32 bits can say.
+    pub fn of(mut sources: Vec<Bytes>) -> Option<Self> {
+        // A reader takes an empty run for the end.
+        sources.retain(|bytes| !bytes.is_empty());
+        let run =
+            |(source, bytes): (u32, &Bytes)| Some(Run { source, start: 0, end: u32::try_from(bytes.len()).ok()? });
+        let runs = (0..).zip(&sources).map(run).collect::<Option<Vec<_>>>()?;
+        let left = sources.iter().map(Bytes::len).sum();
+        Some(Self { strands: Arc::new(Strands { sources, runs }), run: 0, read: 0, left })
+    }
+
+    /// The bytes that are left, run by run, sharing the buffers.
+    pub fn shares(&self) -> impl Iterator<Item = Bytes> {
+        let numbers = self.strands.runs.iter().skip(self.run as usize).map(|run| run.source as usize);
+        numbers.zip(self.runs()).filter_map(|(source, run)| Some(self.strands.sources.get(source)?.slice_ref(run)))
+    }
+
     /// The bytes that are left, run by run.
     pub fn runs(&self) -> impl Iterator<Item = &[u8]> {
         let (mut run, mut read, mut left) = (self.run, self.read as usize, self.left);
@@ -152,7 +171,7 @@ impl Buf for Rope {
     fn advance(&mut self, count: usize) {
         let mut count = count.min(self.left);
         self.left -= count;
-        while let Some(Run { start, end }) = self.strands.runs.get(self.run as usize) {
+        while let Some(Run { start, end, .. }) = self.strands.runs.get(self.run as usize) {
             let rest = (end - start - self.read) as usize;
             if count < rest {
                 self.read += small(count);
@@ -168,8 +187,8 @@ impl Buf for Rope {
     }
 }
 
-/// A number that [`Weaver::new`] has made sure of.
-#[expect(clippy::cast_possible_truncation, reason = "all offsets are below the 32 bits that `Weaver::new` checks")]
+/// A number that [`Weaver::new`] or [`Rope::of`] has made sure of.
+#[expect(clippy::cast_possible_truncation, reason = "offsets are below the 32 bits that are checked at the beginning")]
 fn small(number: usize) -> u32 {
     number as u32
 }
@@ -179,17 +198,19 @@ mod tests {
     use super::*;
 
     fn ropes() -> Vec<Rope> {
-        let mut weaver = Weaver::new(&Bytes::from_static(b"abcdefgh"), 2, 9, 9).unwrap();
+        let sources = [Bytes::from_static(b"abcdef"), Bytes::from_static(b"gh")];
+        let mut weaver = Weaver::new(sources.into_iter(), 2, 9, 9).unwrap();
         weaver.headers().extend_from_slice(b"1");
         weaver.headers().extend_from_slice(b"2");
-        weaver.share(1, 4);
-        weaver.share(4, 4);
+        weaver.share(0, 1, 4);
+        weaver.share(0, 4, 4);
         weaver.headers().extend_from_slice(b"3");
-        weaver.share(0, 8);
+        weaver.share(0, 0, 6);
+        weaver.share(1, 0, 2);
         weaver.headers().extend_from_slice(b"4");
         weaver.end();
         weaver.end();
-        weaver.share(7, 8);
+        weaver.share(1, 1, 2);
         weaver.end();
         weaver.finish().collect()
     }
@@ -208,6 +229,7 @@ mod tests {
                     assert_eq!(rope.remaining(), all.len() - then);
                     assert_eq!(&all[then..then + rope.chunk().len()], rope.chunk());
                     assert_eq!(rope.has_remaining(), !rope.chunk().is_empty());
+                    assert_eq!(rope.shares().collect::<Vec<_>>().concat(), &all[then..]);
                     assert_eq!(rope.copy_to_bytes(rope.remaining()), &all[then..]);
                 }
             }
@@ -222,7 +244,7 @@ mod tests {
             let mut slices = vec![IoSlice::new(&[]); room];
             let count = rope.chunks_vectored(&mut slices);
             let got: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter()).copied().collect();
-            assert_eq!(count, room.min(5));
+            assert_eq!(count, room.min(6));
             assert!(b"2bcd3abcdefgh4".starts_with(&got), "{got:?}");
         }
     }
@@ -232,5 +254,12 @@ mod tests {
         let mut rope = ropes().swap_remove(0);
         rope.advance(99);
         assert_eq!((rope.remaining(), rope.chunk()), (0, &b""[..]));
+    }
+
+    #[test]
+    fn buffers_one_after_the_other_are_a_rope() {
+        let rope = Rope::of(vec![Bytes::from_static(b"ab"), Bytes::new(), Bytes::from_static(b"c")]).unwrap();
+        assert_eq!(rope.shares().collect::<Vec<_>>().concat(), b"abc");
+        assert_eq!(rope.clone().copy_to_bytes(3), &b"abc"[..]);
     }
 }

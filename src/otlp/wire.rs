@@ -156,6 +156,15 @@ impl<'a> Reader<'a> {
         self.rest.len()
     }
 
+    /// Number, length of the value and length of what is in front of it, of a length-delimited field that need not be all
+    /// here; `None` if its tag and length are not, or if it is of another kind.
+    #[cold]
+    pub fn header(&self) -> Option<(u32, u64, usize)> {
+        let (tag, rest) = long_tag(self.rest).ok()?;
+        let (len, rest) = long_varint(rest).ok()?;
+        (tag & 7 == Value::LEN).then(|| (tag >> 3, len, self.rest.len() - rest.len()))
+    }
+
     /// The next field; `None` at the end of the message. After an error the cursor stands at the field that it is about.
     #[inline(always)]
     pub fn field(&mut self) -> Result<Option<Field<'a>>, Malformed> {

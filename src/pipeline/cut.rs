@@ -77,7 +77,7 @@ fn cut_by(
 ) -> Result<(Cut, InvalidIds), Refusal> {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut router = ByTraceId::new(table, policy);
-        let payload = message.payload_bytes();
+        let payload = message.payload_chunks();
         let plan = split::plan(signal, &payload, &mut router, scratch).map_err(malformed)?;
         let (records, rejected) = (plan.records(), plan.unrouted());
         let (parts, permit) = parts_of(signal, &message, permit, plan)?;

@@ -1,4 +1,7 @@
-//! Reads one length-prefixed message from a request's frames into one contiguous buffer, within the limit and the budget.
+//! Reads one length-prefixed message from a request's frames, within the limit and the budget.
+//!
+//! Large frames stay where HTTP/2 has read them to, and small ones are copied together: a byte of a large request is not
+//! touched before the split looks at it.
 
 use std::pin::Pin;
 
@@ -8,17 +11,18 @@ use http_body_util::BodyExt;
 
 use crate::{budget::Permit, buffers, otlp::framed::PREFIX_LEN};
 
-/// What an announced size is believed up to. Beyond it the buffer grows as bytes arrive, so that a peer which announces
-/// the limit on many streams makes us hold no more than this for each (design 3, Receive).
-const BELIEVED: usize = 256 << 10;
-
-/// How far a buffer grows beyond what has come: a peer that sent [`BELIEVED`] bytes is believed this many times that. Each
-/// step copies what came before, and a batch of 8,192 spans (3 MiB) is to take one step.
-const GROWTH: usize = 16;
-
 /// A message below this is copied although it came in one frame: a frame is a slice of HTTP/2's read buffer (8 KiB in
 /// h2 0.4) and would keep all of that from being used again, which the budget would not see.
 const COPY_BELOW: usize = 8 << 10;
+
+/// A frame of a message that comes in several is copied below this: an eighth of the largest one, which the read buffer may
+/// have been made for.
+const KEEP_FROM: usize = 32 << 10;
+
+/// Buffers that small frames are copied to: the first, and further ones. An announced size is believed no further, so that a
+/// peer which announces the limit on many streams makes us hold no more than this for each (design 3, Receive).
+const FIRST: usize = 64 << 10;
+const FURTHER: usize = 256 << 10;
 
 /// Reads one message. Bytes that it holds are in its permit.
 #[derive(Debug)]
@@ -32,17 +36,17 @@ pub(super) struct Reader {
 enum State {
     /// The prefix is not complete.
     Prefix { have: [u8; PREFIX_LEN], len: usize },
-    /// `total` bytes are to come, prefix included.
-    Filling { buffer: Buffer, total: usize },
+    /// `total` bytes are to come, prefix included, of which `len` are here.
+    Filling { chunks: Vec<Bytes>, open: Buffer, len: usize, total: usize },
     /// Prefix and message.
-    Whole(Bytes),
+    Whole(Vec<Bytes>),
 }
 
 /// A message as it came.
 #[derive(Debug)]
 pub(super) struct Received {
-    /// Prefix and message.
-    pub(super) bytes: Bytes,
+    /// Prefix and message, in as many buffers as it came in.
+    pub(super) chunks: Vec<Bytes>,
     /// What the message holds of the budget.
     pub(super) permit: Permit,
 }
@@ -98,38 +102,33 @@ impl Reader {
 
     /// Takes the data of one frame.
     pub(super) fn push(&mut self, mut data: Bytes) -> Result<(), BodyError> {
-        match &mut self.state {
-            State::Prefix { have, len } => {
-                // The usual case: the prefix is not torn, and the frame may hold the whole message.
-                if *len == 0
-                    && let Some(prefix) = data.first_chunk::<PREFIX_LEN>()
-                {
-                    let total = announced(*prefix, self.limit)?;
-                    return self.begin(total, data);
-                }
-                while let Some(slot) = have.get_mut(*len)
-                    && data.has_remaining()
-                {
-                    *slot = data.get_u8();
-                    *len += 1;
-                }
-                if *len < PREFIX_LEN {
-                    return Ok(());
-                }
-                let prefix = *have;
-                let total = announced(prefix, self.limit)?;
-                self.begin(total, Bytes::new())?;
-                self.fill(&prefix)?;
-                self.fill(&data)
-            }
-            State::Filling { .. } | State::Whole(_) => self.fill(&data),
+        let State::Prefix { have, len } = &mut self.state else { return self.fill(data) };
+        // The usual case: the prefix is not torn, and the frame may hold the whole message.
+        if *len == 0
+            && let Some(prefix) = data.first_chunk::<PREFIX_LEN>()
+        {
+            let total = announced(*prefix, self.limit)?;
+            return self.begin(total, data);
         }
+        while let Some(slot) = have.get_mut(*len)
+            && data.has_remaining()
+        {
+            *slot = data.get_u8();
+            *len += 1;
+        }
+        if *len < PREFIX_LEN {
+            return Ok(());
+        }
+        let prefix = *have;
+        let total = announced(prefix, self.limit)?;
+        self.begin(total, Bytes::copy_from_slice(&prefix))?;
+        self.fill(data)
     }
 
     /// Ends the body.
     pub(super) fn finish(self) -> Result<Received, BodyError> {
         match self.state {
-            State::Whole(bytes) => Ok(Received { bytes, permit: self.permit }),
+            State::Whole(chunks) => Ok(Received { chunks, permit: self.permit }),
             State::Prefix { len: 0, .. } => Err(BodyError::Missing),
             State::Prefix { .. } | State::Filling { .. } => Err(BodyError::Truncated),
         }
@@ -137,42 +136,46 @@ impl Reader {
 
     /// Starts a message of `total` bytes with what came first of it, prefix included.
     fn begin(&mut self, total: usize, first: Bytes) -> Result<(), BodyError> {
-        if first.len() > total {
-            return Err(BodyError::Excess);
-        }
         if first.len() == total && total >= COPY_BELOW {
             if !self.permit.grow(total) {
                 return Err(BodyError::Budget);
             }
-            self.state = State::Whole(first);
+            self.state = State::Whole(vec![first]);
             return Ok(());
         }
-        let mut buffer = Buffer::default();
-        buffer.reach(total.min(BELIEVED), &mut self.permit)?;
-        self.state = State::Filling { buffer, total };
-        self.fill(&first)
+        self.state = State::Filling { chunks: Vec::new(), open: Buffer::default(), len: 0, total };
+        self.fill(first)
     }
 
-    fn fill(&mut self, data: &[u8]) -> Result<(), BodyError> {
-        match &mut self.state {
-            State::Filling { buffer, total } => {
-                let len = buffer.bytes.len() + data.len();
-                if len > *total {
-                    return Err(BodyError::Excess);
-                }
-                if len > buffer.bytes.capacity() {
-                    buffer.grow(len, *total, &mut self.permit)?;
-                }
-                buffer.bytes.extend_from_slice(data);
-                if len == *total {
-                    self.state = State::Whole(buffers::share(std::mem::take(&mut buffer.bytes)));
-                }
-                Ok(())
-            }
+    fn fill(&mut self, data: Bytes) -> Result<(), BodyError> {
+        let State::Filling { chunks, open, len, total } = &mut self.state else {
             // Empty frames after the message are legal: some clients end the stream with one.
-            State::Prefix { .. } | State::Whole(_) if data.is_empty() => Ok(()),
-            State::Prefix { .. } | State::Whole(_) => Err(BodyError::Excess),
+            return if data.is_empty() { Ok(()) } else { Err(BodyError::Excess) };
+        };
+        let left = *total - *len;
+        if data.len() > left {
+            return Err(BodyError::Excess);
         }
+        *len += data.len();
+        if data.len() >= KEEP_FROM {
+            if !self.permit.grow(data.len()) {
+                return Err(BodyError::Budget);
+            }
+            open.close(chunks, &mut self.permit);
+            chunks.push(data);
+        } else {
+            if open.bytes.capacity() - open.bytes.len() < data.len() {
+                open.close(chunks, &mut self.permit);
+                let most = if chunks.is_empty() { FIRST } else { FURTHER };
+                open.reach(left.min(most), &mut self.permit).or_else(|_| open.reach(data.len(), &mut self.permit))?;
+            }
+            open.bytes.extend_from_slice(&data);
+        }
+        if *len == *total {
+            open.close(chunks, &mut self.permit);
+            self.state = State::Whole(std::mem::take(chunks));
+        }
+        Ok(())
     }
 }
 
@@ -191,13 +194,17 @@ fn announced(prefix: [u8; PREFIX_LEN], limit: usize) -> Result<usize, BodyError>
 // === impl Buffer ===
 
 impl Buffer {
-    /// Makes room for `len` bytes of a message of `total`: for many times what has come, so that little is copied, or for
-    /// as little as it takes when the budget is short.
-    fn grow(&mut self, len: usize, total: usize, permit: &mut Permit) -> Result<(), BodyError> {
-        let capacity = self.bytes.capacity();
-        let far = capacity.saturating_mul(GROWTH).min(total).max(len);
-        let near = capacity.saturating_mul(2).min(total).max(len);
-        self.reach(far, permit).or_else(|_| self.reach(near, permit))
+    /// Ends the buffer: it becomes one of the chunks, and the next one begins.
+    fn close(&mut self, chunks: &mut Vec<Bytes>, permit: &mut Permit) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let capacity = bytes.capacity();
+        if bytes.len() < capacity / 2 {
+            bytes.shrink_to_fit();
+            permit.shrink_to(permit.bytes().saturating_sub(capacity - bytes.capacity()));
+        }
+        if !bytes.is_empty() {
+            chunks.push(buffers::share(bytes));
+        }
     }
 
     /// Grows to a capacity of `capacity` bytes.
@@ -238,16 +245,20 @@ mod tests {
         }
         let received = reader.finish()?;
         assert_eq!(budget.used(), received.permit.bytes());
-        assert!(received.permit.bytes() >= received.bytes.len(), "the permit must cover the bytes");
-        Ok(received.bytes.to_vec())
+        let bytes = received.chunks.concat();
+        assert!(received.permit.bytes() >= bytes.len(), "the permit must cover the bytes");
+        assert!(received.permit.bytes() <= 2 * bytes.len() + 64, "{} for {}", received.permit.bytes(), bytes.len());
+        assert!(received.chunks.iter().all(|chunk| !chunk.is_empty()));
+        Ok(bytes)
     }
 
     #[test]
     fn a_message_is_the_same_however_it_is_cut() {
-        for len in [0, 1, 4, 5, 6, 100, COPY_BELOW, BELIEVED - 5, BELIEVED, 3 * BELIEVED + 17] {
+        for len in [0, 1, 4, 5, 6, 100, COPY_BELOW, KEEP_FROM, FIRST - 5, FIRST, FURTHER + FIRST - 5, 3 * FURTHER + 17]
+        {
             let payload: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
             let bytes = message(&payload);
-            for piece in [1, 2, 3, 4, 5, 6, 7, 1000, 16_384, bytes.len()] {
+            for piece in [1, 2, 3, 4, 5, 6, 7, 1000, 16_384, KEEP_FROM, 50_000, bytes.len()] {
                 if bytes.len() / piece < 200_000 {
                     assert_eq!(read_in_pieces(&bytes, piece, usize::MAX), Ok(bytes.clone()), "{len} in {piece}s");
                 }
@@ -260,7 +271,7 @@ mod tests {
         let bytes = Bytes::from(message(&vec![7; COPY_BELOW]));
         let mut reader = Reader::new(usize::MAX, Budget::new(1 << 20).permit());
         reader.push(bytes.clone()).unwrap();
-        assert_eq!(reader.finish().unwrap().bytes.as_ptr(), bytes.as_ptr());
+        assert_eq!(reader.finish().unwrap().chunks[0].as_ptr(), bytes.as_ptr());
     }
 
     #[test]
@@ -268,7 +279,7 @@ mod tests {
         let bytes = Bytes::from(message(b"small"));
         let mut reader = Reader::new(usize::MAX, Budget::new(1 << 20).permit());
         reader.push(bytes.clone()).unwrap();
-        assert_ne!(reader.finish().unwrap().bytes.as_ptr(), bytes.as_ptr());
+        assert_ne!(reader.finish().unwrap().chunks[0].as_ptr(), bytes.as_ptr());
     }
 
     #[test]
@@ -287,17 +298,17 @@ mod tests {
         let mut reader = Reader::new(64 << 20, budget.permit());
         reader.push(Bytes::from_static(&[0, 0x04, 0, 0, 0, 1, 2, 3])).unwrap();
         // A kept buffer that another test gave back can be up to twice as large.
-        assert!((BELIEVED..=2 * BELIEVED).contains(&budget.used()), "{}", budget.used());
+        assert!((FIRST..=2 * FIRST).contains(&budget.used()), "{}", budget.used());
         drop(reader);
         assert_eq!(budget.used(), 0);
     }
 
     #[test]
     fn a_full_budget_ends_the_reading_and_is_given_back() {
-        let budget = Budget::new(BELIEVED + 10);
+        let budget = Budget::new(FIRST + FURTHER);
         let mut reader = Reader::new(64 << 20, budget.permit());
-        let mut bytes = message(&vec![1; 2 * BELIEVED]);
-        bytes.truncate(BELIEVED + 1);
+        let mut bytes = message(&vec![1; 2 * FURTHER]);
+        bytes.truncate(FIRST + FURTHER + 1);
         assert_eq!(reader.push(Bytes::from(bytes)), Err(BodyError::Budget));
         drop(reader);
         assert_eq!(budget.used(), 0);

@@ -20,13 +20,14 @@ use tonic::Code;
 
 use super::{
     GrpcConfig,
-    body::{self, BodyError, Received},
+    body::{self, BodyError, Buffer, Received},
     inflate::{Codec, InflateError, inflate},
     metrics::ReceiverMetrics,
     reply::{self, ReplyBody, retry_delay},
 };
 use crate::{
     budget::{Budget, Permit},
+    buffers,
     lifecycle::{INSTANCE_HEADER, instance},
     otlp::{Framed, Metadata, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN, metadata::TooMuch},
     pipeline::{ClientConnection, Export, Request},
@@ -229,7 +230,7 @@ impl<E: Export> Shared<E> {
             Ok(Err(error)) => return Some(Outcome::Refused(refusal_of_body(error, limit))),
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
-        let wire = received.bytes.len();
+        let wire = received.chunks.iter().map(Bytes::len).sum();
         let (message, permit) = match unpack(received, head.encoding, limit) {
             Ok(unpacked) => unpacked,
             Err(refusal) => return Some(Outcome::Refused(refusal)),
@@ -260,9 +261,9 @@ impl<E: Export> Shared<E> {
 
 /// The framed, inflated message of what was received.
 fn unpack(received: Received, encoding: Option<Codec>, limit: usize) -> Result<(Framed, Permit), Refusal> {
-    let Received { bytes, mut permit } = received;
-    if bytes.first() != Some(&1) {
-        return match Framed::from_prefixed(bytes) {
+    let Received { chunks, mut permit } = received;
+    if chunks.first().and_then(|bytes| bytes.first()) != Some(&1) {
+        return match Framed::from_chunks(chunks) {
             Some(message) => Ok((message, permit)),
             None => Err(refusal_of_body(BodyError::Truncated, limit)),
         };
@@ -270,6 +271,7 @@ fn unpack(received: Received, encoding: Option<Codec>, limit: usize) -> Result<(
     let Some(codec) = encoding else {
         return Err(framing("message is marked as compressed, but grpc-encoding names no compression"));
     };
+    let bytes = joined(chunks, &mut permit).map_err(|error| refusal_of_body(error, limit))?;
     let compressed = bytes.get(PREFIX_LEN..).unwrap_or_default();
     match inflate(codec, compressed, limit, &mut permit) {
         Ok((message, held)) => {
@@ -281,6 +283,19 @@ fn unpack(received: Received, encoding: Option<Codec>, limit: usize) -> Result<(
         Err(InflateError::Budget) => Err(refusal_of_body(BodyError::Budget, limit)),
         Err(InflateError::Corrupt(what)) => Err(framing(what)),
     }
+}
+
+/// The chunks in one buffer: decoders take no other.
+fn joined(chunks: Vec<Bytes>, permit: &mut Permit) -> Result<Bytes, BodyError> {
+    if let [only] = chunks.as_slice() {
+        return Ok(only.clone());
+    }
+    let held = permit.bytes();
+    let mut buffer = Buffer::default();
+    buffer.reach(chunks.iter().map(Bytes::len).sum(), permit)?;
+    chunks.into_iter().for_each(|chunk| buffer.bytes.extend_from_slice(&chunk));
+    permit.shrink_to(permit.bytes().saturating_sub(held));
+    Ok(buffers::share(buffer.bytes))
 }
 
 /// gRPC's own code for a message that is not framed or compressed as its headers say is `INTERNAL`.

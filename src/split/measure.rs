@@ -2,7 +2,10 @@
 //!
 //! The cost is that of the runs and messages that a part has; messages that it does not have are never looked at.
 
-use super::scratch::{Entry, NONE, Run, Scratch, Tally};
+use super::{
+    scratch::{Entry, NONE, Run, Scratch, Tally},
+    sources::Lookup,
+};
 use crate::otlp::{
     framed::{PREFIX_LEN, prefix_of},
     rope::Weaver,
@@ -134,8 +137,14 @@ pub(super) trait Out {
 
 /// Copies the bytes.
 pub(super) struct Copied<'a> {
-    pub(super) payload: &'a [u8],
+    pub(super) sources: Lookup<'a>,
     pub(super) buffer: Vec<u8>,
+}
+
+/// Notes where the bytes are.
+pub(super) struct Woven<'a> {
+    pub(super) sources: Lookup<'a>,
+    pub(super) weaver: Weaver,
 }
 
 impl Out for Copied<'_> {
@@ -145,18 +154,18 @@ impl Out for Copied<'_> {
 
     #[inline]
     fn run(&mut self, start: u32, end: u32) {
-        self.buffer.extend_from_slice(self.payload.get(start as usize..end as usize).unwrap_or_default());
+        self.buffer.extend_from_slice(self.sources.bytes(start, end));
     }
 }
 
-/// Notes where the bytes are.
-impl Out for Weaver {
+impl Out for Woven<'_> {
     fn headers(&mut self) -> &mut Vec<u8> {
-        self.headers()
+        self.weaver.headers()
     }
 
     #[inline]
     fn run(&mut self, start: u32, end: u32) {
-        self.share(start, end);
+        let (source, start, end) = self.sources.find(start, end);
+        self.weaver.share(source, start, end);
     }
 }

@@ -15,11 +15,14 @@
 //! Stricter than protobuf in one point: where the wire type of a child, an ID or a start time is not what OTLP says,
 //! the request is malformed. Protobuf would treat such a field as unknown; Collectors refuse it.
 //!
-//! Reading order: this page, `walk`, `scratch`, `measure`, `pieces`. Called by the pipeline.
+//! A request may lie in several buffers, as its frames came: only what is torn between two is put together.
+//!
+//! Reading order: this page, `walk`, `sources`, `scratch`, `measure`, `pieces`. Called by the pipeline.
 
 mod measure;
 mod pieces;
 mod scratch;
+mod sources;
 mod walk;
 
 #[cfg(test)]
@@ -148,9 +151,11 @@ impl From<Signal> for Shape {
 }
 
 /// Finds out what each target gets of a request, and how long that will be. Builds nothing yet.
+///
+/// The request lies in the buffers of `payload`, one after the other.
 pub fn plan<'a, R: Router>(
     signal: Signal,
-    payload: &'a Bytes,
+    payload: &[Bytes],
     router: &mut R,
     scratch: &'a mut Scratch,
 ) -> Result<Plan<'a>, WireError> {
@@ -160,7 +165,7 @@ pub fn plan<'a, R: Router>(
 /// [`plan`] for any table of levels.
 pub(crate) fn plan_shape<'a, R: Router>(
     shape: Shape,
-    payload: &'a Bytes,
+    payload: &[Bytes],
     router: &mut R,
     scratch: &'a mut Scratch,
 ) -> Result<Plan<'a>, WireError> {
@@ -170,7 +175,8 @@ pub(crate) fn plan_shape<'a, R: Router>(
 /// What each target gets of one request. Dropping it hands the scratch back.
 #[derive(Debug)]
 pub struct Plan<'a> {
-    payload: &'a Bytes,
+    /// Length of the request.
+    len: usize,
     scratch: &'a mut Scratch,
     counts: walk::Counts,
     total_len: usize,
@@ -181,7 +187,7 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     fn new<C: walk::Choose>(
         shape: Shape,
-        payload: &'a Bytes,
+        payload: &[Bytes],
         choose: &mut C,
         scratch: &'a mut Scratch,
     ) -> Result<Self, WireError> {
@@ -189,7 +195,7 @@ impl<'a> Plan<'a> {
         match walk::walk(shape, payload, choose, scratch) {
             Ok(counts) => {
                 let (total_len, runs) = scratch.measure(shape.levels.len());
-                Ok(Self { payload, scratch, counts, total_len, runs })
+                Ok(Self { len: payload.iter().map(Bytes::len).sum(), scratch, counts, total_len, runs })
             }
             Err(error) => {
                 scratch.retain_little();
@@ -233,15 +239,16 @@ impl<'a> Plan<'a> {
     pub fn keeps_request(&self) -> bool {
         let long_runs = self.runs.saturating_mul(LONG_RUN) <= self.total_len;
         let large_parts = self.scratch.tallies().len().saturating_mul(LARGE_PART) <= self.total_len;
-        let few_repeats = self.total_len <= self.payload.len().saturating_mul(5) / 4;
-        let in_reach = u32::try_from(self.payload.len().saturating_add(self.headers())).is_ok();
+        let few_repeats = self.total_len <= self.len.saturating_mul(5) / 4;
+        let in_reach = u32::try_from(self.headers()).is_ok();
         long_runs && large_parts && few_repeats && in_reach
     }
 
-    /// Bytes that [`Plan::build`] takes, the request's own aside.
+    /// Bytes that [`Plan::build`] takes, the request's own aside, with those of torn records that were put together.
     pub fn room(&self) -> usize {
         if self.keeps_request() {
-            self.runs.saturating_mul(Weaver::RUN_LEN).saturating_add(self.headers())
+            let runs = self.runs.saturating_mul(Weaver::RUN_LEN);
+            runs.saturating_add(self.headers()).saturating_add(self.counts.joined)
         } else {
             self.total_len
         }
@@ -262,18 +269,20 @@ impl<'a> Plan<'a> {
     /// Parts that share the request's bytes; `None` if their offsets could pass 32 bits.
     pub fn weave(&self) -> Option<Vec<(Share, Framed)>> {
         let parts = self.scratch.tallies().len();
-        let mut weaver = Weaver::new(self.payload, parts, self.runs, self.headers())?;
+        let sources = &self.scratch.sources;
+        let weaver = Weaver::new(sources.chunks(), parts, self.runs, self.headers())?;
+        let mut out = measure::Woven { sources: sources.lookup(), weaver };
         for tally in self.scratch.tallies() {
-            self.scratch.write(tally, &mut weaver);
-            weaver.end();
+            self.scratch.write(tally, &mut out);
+            out.weaver.end();
         }
         let framed = |rope: Rope| Framed::from_rope(rope).unwrap_or_default();
-        Some(self.shares().zip(weaver.finish().map(framed)).collect())
+        Some(self.shares().zip(out.weaver.finish().map(framed)).collect())
     }
 
     /// Parts with bytes of their own, in one buffer of [`Plan::total_len`] bytes.
     pub fn copy(&self) -> Vec<(Share, Framed)> {
-        let mut out = measure::Copied { payload: self.payload, buffer: buffers::take(self.total_len) };
+        let mut out = measure::Copied { sources: self.scratch.sources.lookup(), buffer: buffers::take(self.total_len) };
         for tally in self.scratch.tallies() {
             self.scratch.write(tally, &mut out);
         }
@@ -294,7 +303,8 @@ impl Drop for Plan<'_> {
     }
 }
 
-/// The offset as the scratch keeps it; a message is no longer than gRPC's 32-bit length.
-fn checked_len(payload: &[u8]) -> Result<u32, WireError> {
-    u32::try_from(payload.len()).map_err(|_too_long| WireError { offset: 0, kind: Malformed::TooLong })
+/// The length of a request, whose offsets the scratch keeps in 32 bits; it is no longer than gRPC's length can say.
+fn checked_len(payload: &[Bytes]) -> Result<usize, WireError> {
+    let len = payload.iter().map(Bytes::len).sum();
+    u32::try_from(len).map(|_fits| len).map_err(|_too_long| WireError { offset: 0, kind: Malformed::TooLong })
 }

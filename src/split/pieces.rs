@@ -49,17 +49,18 @@ pub fn by_size(
     if !message.is_contiguous() && !room(message.payload_len()) {
         return Ok(BySize::NoRoom(message.payload_len()));
     }
-    let payload = &message.payload_bytes();
+    let payload = [message.payload_bytes()];
+    let len = message.payload_len();
     // The first walk finds how large the envelopes are: some of their fields may stand behind the records.
     let mut scratch = Scratch::default();
-    let whole = Plan::new(shape, payload, &mut All, &mut scratch)?;
+    let whole = Plan::new(shape, &payload, &mut All, &mut scratch)?;
     if whole.records() <= 1 {
         return Ok(BySize::Whole);
     }
     let mut filler = Filler { max, envelopes: envelopes(whole.scratch), piece: 0, filled: 0, leaf: None };
     let mut scratch = Scratch::default();
-    let plan = Plan::new(shape, payload, &mut filler, &mut scratch)?;
-    if plan.total_len() > payload.len().saturating_mul(MAX_GROWTH) {
+    let plan = Plan::new(shape, &payload, &mut filler, &mut scratch)?;
+    if plan.total_len() > len.saturating_mul(MAX_GROWTH) {
         return Ok(BySize::Whole);
     }
     let (len, shares) = (plan.room(), plan.keeps_request());

@@ -3,9 +3,12 @@
 //! All of it lies in a few vectors that the next request takes over, so that the cut allocates nothing for a span.
 //! Entries are chained by index: a run knows the next run of its target, a segment the next one of its message.
 
+use bytes::Bytes;
+
 use super::{
     Share, Target,
     measure::Path,
+    sources::Sources,
     walk::{Open, offset},
 };
 use crate::otlp::wire::Malformed;
@@ -90,6 +93,9 @@ pub struct Scratch {
     pub(super) tallies: Vec<Tally>,
     pub(super) entries: Vec<Entry>,
     pub(super) path: Path,
+    pub(super) sources: Sources,
+    /// Where the last source begins: nothing grows across.
+    border: u32,
     /// Target → index in `tallies` plus one: open addressing, a power of two in length, at most half full.
     index: Vec<u32>,
     /// The tally that was found last: neighbours often go to the same target.
@@ -106,11 +112,14 @@ impl Scratch {
         self.tallies.clear();
         self.entries.clear();
         self.index.clear();
+        self.sources.clear();
+        self.border = 0;
         self.latest = 0;
     }
 
-    /// Gives back what an unusually large request has taken.
+    /// Gives back the request's buffers and what an unusually large one has taken.
     pub(super) fn retain_little(&mut self) {
+        self.sources.clear();
         retain(&mut self.nodes);
         retain(&mut self.segments);
         retain(&mut self.runs);
@@ -126,6 +135,12 @@ impl Scratch {
     /// How many segments and runs there are.
     pub(super) fn marks(&self) -> (usize, usize) {
         (self.segments.len(), self.runs.len())
+    }
+
+    /// Adds the buffer that begins at `start`.
+    pub(super) fn add_source(&mut self, start: usize, bytes: Bytes) {
+        self.border = offset(start);
+        self.sources.push(start, bytes);
     }
 
     pub(super) fn add_node(&mut self, parent: u32, field: u32) -> Result<u32, Malformed> {
@@ -150,7 +165,7 @@ impl Scratch {
         let Some(node) = self.nodes.get_mut(node as usize) else { return Ok(()) };
         node.envelope_len += end - start;
         match self.segments.get_mut(node.last_segment as usize) {
-            Some(last) if last.end == start => {
+            Some(last) if last.end == start && start != self.border => {
                 last.end = end;
                 return Ok(());
             }
@@ -175,7 +190,7 @@ impl Scratch {
         let Some(tally) = self.tallies.get_mut(tally as usize) else { return Ok(()) };
         tally.records += 1;
         match self.runs.get_mut(tally.last_run as usize) {
-            Some(last) if last.end == start && last.node == node => {
+            Some(last) if last.end == start && last.node == node && start != self.border => {
                 last.end = end;
                 return Ok(());
             }

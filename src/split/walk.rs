@@ -1,8 +1,13 @@
 //! The walk: from the request down its levels to the records, once, without recursion.
 //!
 //! The depth of the stack is the number of levels, a constant of the signal: what the network sends cannot deepen it.
+//!
+//! A request comes in frames, and is walked in them: messages and envelopes may go on in the next one. Only a record that is
+//! torn, or a tag, is put together in a buffer of its own, which from then on is one of the request's buffers.
 
-use super::{Record, Router, Shape, Targets, checked_len, scratch::Scratch};
+use bytes::Bytes;
+
+use super::{Record, Router, Shape, Targets, checked_len, scratch::Scratch, sources::Feed};
 use crate::otlp::{
     Level, RecordFields,
     wire::{Malformed, Reader, WireError},
@@ -13,6 +18,8 @@ use crate::otlp::{
 pub(super) struct Counts {
     pub(super) records: u64,
     pub(super) unrouted: u64,
+    /// Bytes that were put together.
+    pub(super) joined: usize,
 }
 
 /// A record and where it stands.
@@ -45,40 +52,56 @@ impl<R: Router> Choose for Routed<'_, R> {
 pub(super) struct Open {
     /// Its number.
     node: u32,
-    /// Where the walk of its parent goes on, and where the parent ends.
-    resume: usize,
-    parent_end: usize,
+    /// Where it ends.
+    end: usize,
     segments_before: usize,
     runs_before: usize,
 }
 
+/// Walks a message that lies in these buffers, one after the other.
 pub(super) fn walk<C: Choose>(
     shape: Shape,
-    payload: &[u8],
+    payload: &[Bytes],
     choose: &mut C,
     scratch: &mut Scratch,
 ) -> Result<Counts, WireError> {
-    checked_len(payload)?;
-    let mut stack = std::mem::take(&mut scratch.stack);
-    let result = Walk { shape, payload, choose, scratch, counts: Counts::default() }.run(&mut stack);
+    let len = checked_len(payload)?;
+    let stack = std::mem::take(&mut scratch.stack);
+    let mut walk = Walk { shape, choose, scratch, stack, counts: Counts::default(), envelope_end: 0 };
+    let result = walk.run(payload, len);
+    let (mut stack, counts) = (walk.stack, walk.counts);
     stack.clear();
     scratch.stack = stack;
-    result
+    result.map(|()| counts)
 }
 
 struct Walk<'w, C> {
     shape: Shape,
-    payload: &'w [u8],
     choose: &'w mut C,
     scratch: &'w mut Scratch,
+    stack: Vec<Open>,
     counts: Counts,
+    /// Where the envelope field ends whose beginning was seen.
+    envelope_end: usize,
 }
 
-/// A cursor in one message that knows where it stands in the whole.
+/// A cursor in what is here of one message, which knows where it stands in the whole.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     reader: Reader<'a>,
     end: usize,
+    /// Whether the message ends here.
+    is_whole: bool,
+}
+
+/// Where the walk of one message came to.
+enum Step {
+    /// The beginning of a child.
+    Entered(usize),
+    /// Its end.
+    Ended,
+    /// What is not here: the rest of a field that begins here and ends there, as far as that is known.
+    Torn(usize, Option<usize>),
 }
 
 impl Place<'_> {
@@ -88,79 +111,148 @@ impl Place<'_> {
     }
 }
 
-impl<'w, C: Choose> Walk<'w, C> {
-    fn run(mut self, stack: &mut Vec<Open>) -> Result<Counts, WireError> {
-        let Some((leaf, inner)) = self.shape.levels.split_last() else { return Ok(self.counts) };
-        let mut place = Place { reader: Reader::new(self.payload), end: self.payload.len() };
-        self.enter(stack, 0, place, place)?;
-        while let Some(open) = stack.last().copied() {
-            let entered = match inner.get(stack.len() - 1) {
-                Some(level) => self.descend(stack, level, &mut place)?,
-                None => self.records(leaf, open.node, place).map(|()| false)?,
-            };
-            if !entered {
-                place = self.leave(stack, open);
+impl<C: Choose> Walk<'_, C> {
+    fn run(&mut self, payload: &[Bytes], len: usize) -> Result<(), WireError> {
+        self.enter(0, 0, len)?;
+        let mut feed = Feed::new(payload);
+        while let Some((start, bytes)) = feed.next() {
+            self.scratch.add_source(start, bytes.clone());
+            let (at, end) = self.window(&bytes, start)?;
+            if at < start + bytes.len() {
+                self.scratch.sources.end_at(at);
+                feed.tear(at, end);
             }
         }
-        Ok(self.counts)
-    }
-
-    /// Starts a message whose body is `place`, in the message that goes on at `parent`.
-    fn enter(
-        &mut self,
-        stack: &mut Vec<Open>,
-        field: u32,
-        place: Place<'_>,
-        parent: Place<'_>,
-    ) -> Result<(), WireError> {
-        let above = stack.last().map_or(0, |open| open.node);
-        let (segments_before, runs_before) = self.scratch.marks();
-        let node = self.scratch.add_node(above, field).map_err(|kind| WireError { offset: place.at(), kind })?;
-        stack.push(Open { node, resume: parent.at(), parent_end: parent.end, segments_before, runs_before });
+        self.counts.joined = feed.joined();
         Ok(())
     }
 
-    /// Ends the innermost message, forgets it if it held no record, and returns to its parent.
-    fn leave(&mut self, stack: &mut Vec<Open>, open: Open) -> Place<'w> {
-        stack.pop();
+    /// Walks what is here of the request. Returns where it came to, and where the field ends that begins there.
+    fn window(&mut self, bytes: &[u8], start: usize) -> Result<(usize, Option<usize>), WireError> {
+        let end = start + bytes.len();
+        let mut at = self.go_on_with_envelope(start, end)?;
+        let Some((leaf, inner)) = self.shape.levels.split_last() else { return Ok((end, None)) };
+        while let Some(open) = self.stack.last().copied() {
+            let stop = open.end.min(end);
+            let rest = bytes.get(at - start..stop - start).unwrap_or_default();
+            let place = Place { reader: Reader::new(rest), end: stop, is_whole: stop == open.end };
+            let step = match inner.get(self.stack.len() - 1) {
+                Some(level) => self.descend(level, open, place)?,
+                None => self.records(leaf, open, place)?,
+            };
+            match step {
+                Step::Entered(child) => at = child,
+                Step::Ended => {
+                    at = stop;
+                    self.leave(open);
+                }
+                Step::Torn(at, field_end) => return Ok((at, field_end)),
+            }
+        }
+        Ok((end, None))
+    }
+
+    /// Starts a message between `at` and `end`, in the innermost one.
+    fn enter(&mut self, field: u32, at: usize, end: usize) -> Result<(), WireError> {
+        let above = self.stack.last().map_or(0, |open| open.node);
+        let (segments_before, runs_before) = self.scratch.marks();
+        let node = self.scratch.add_node(above, field).map_err(|kind| WireError { offset: at, kind })?;
+        self.stack.push(Open { node, end, segments_before, runs_before });
+        Ok(())
+    }
+
+    /// Ends the innermost message and forgets it if it held no record.
+    fn leave(&mut self, open: Open) {
+        self.stack.pop();
         self.scratch.forget_if_empty(open.node, open.segments_before, open.runs_before);
-        let rest = self.payload.get(open.resume..open.parent_end).unwrap_or_default();
-        Place { reader: Reader::new(rest), end: open.parent_end }
     }
 
     /// Walks a message to its next child and enters that, or to its end.
-    fn descend(&mut self, stack: &mut Vec<Open>, level: &Level, place: &mut Place<'w>) -> Result<bool, WireError> {
-        let node = stack.last().map_or(0, |open| open.node);
+    fn descend(&mut self, level: &Level, open: Open, mut place: Place<'_>) -> Result<Step, WireError> {
         loop {
             let at = place.at();
             let broken = |kind| WireError { offset: at, kind };
-            let Some(field) = place.reader.field().map_err(broken)? else { return Ok(false) };
+            let field = match place.reader.field() {
+                Ok(Some(field)) => field,
+                Ok(None) => return Ok(end_of(place)),
+                Err(kind) if place.is_whole => return Err(broken(kind)),
+                Err(kind) => return self.torn(kind, level, open, place, true),
+            };
             if level.children.contains(&field.number) {
                 let body = field.len_value().map_err(broken)?;
-                let child = Place { reader: Reader::new(body), end: place.at() };
-                self.enter(stack, field.number, child, *place)?;
-                *place = child;
-                return Ok(true);
+                let end = place.at();
+                self.enter(field.number, end - body.len(), end)?;
+                return Ok(Step::Entered(end - body.len()));
             }
-            self.scratch.add_envelope(node, at, place.at()).map_err(broken)?;
+            self.scratch.add_envelope(open.node, at, place.at()).map_err(broken)?;
         }
     }
 
     /// Walks a message that holds records.
-    fn records(&mut self, level: &Level, node: u32, mut place: Place<'w>) -> Result<(), WireError> {
+    fn records(&mut self, level: &Level, open: Open, mut place: Place<'_>) -> Result<Step, WireError> {
         loop {
             let at = place.at();
             let broken = |kind| WireError { offset: at, kind };
-            let Some(field) = place.reader.field().map_err(broken)? else { return Ok(()) };
+            let field = match place.reader.field() {
+                Ok(Some(field)) => field,
+                Ok(None) => return Ok(end_of(place)),
+                Err(kind) if place.is_whole => return Err(broken(kind)),
+                Err(kind) => return self.torn(kind, level, open, place, false),
+            };
             if level.children.contains(&field.number) {
                 let bytes = field.len_value().map_err(broken)?;
                 let record = read_record(self.shape.fields, bytes)
                     .map_err(|(left, kind)| WireError { offset: place.at() - left, kind })?;
-                self.assign(record, node, at, place.at()).map_err(broken)?;
+                self.assign(record, open.node, at, place.at()).map_err(broken)?;
             } else {
-                self.scratch.add_envelope(node, at, place.at()).map_err(broken)?;
+                self.scratch.add_envelope(open.node, at, place.at()).map_err(broken)?;
             }
         }
+    }
+
+    /// What to do about a field that could not be read in what is here of its message.
+    #[cold]
+    #[inline(never)]
+    fn torn(
+        &mut self,
+        kind: Malformed,
+        level: &Level,
+        open: Open,
+        place: Place<'_>,
+        children_have_children: bool,
+    ) -> Result<Step, WireError> {
+        let at = place.at();
+        let broken = |kind| WireError { offset: at, kind };
+        match (kind, place.reader.header()) {
+            (Malformed::Truncated, _) | (Malformed::Length(_), None) => Ok(Step::Torn(at, None)),
+            (Malformed::Length(_), Some((number, len, header))) => {
+                let body = at + header;
+                let end = usize::try_from(len).ok().and_then(|len| body.checked_add(len));
+                let end = end.filter(|end| *end <= open.end).ok_or(broken(kind))?;
+                if !level.children.contains(&number) {
+                    self.scratch.add_envelope(open.node, at, place.end).map_err(broken)?;
+                    self.envelope_end = end;
+                    return Ok(Step::Torn(place.end, None));
+                }
+                if children_have_children {
+                    self.enter(number, body, end)?;
+                    return Ok(Step::Entered(body));
+                }
+                Ok(Step::Torn(at, Some(end)))
+            }
+            (kind, _) => Err(broken(kind)),
+        }
+    }
+
+    /// Adds what is here of an envelope field that began before. Returns where the walk goes on.
+    fn go_on_with_envelope(&mut self, start: usize, end: usize) -> Result<usize, WireError> {
+        let stop = self.envelope_end.min(end);
+        if stop <= start {
+            return Ok(start);
+        }
+        let node = self.stack.last().map_or(0, |open| open.node);
+        self.scratch.add_envelope(node, start, stop).map_err(|kind| WireError { offset: start, kind })?;
+        Ok(stop)
     }
 
     #[inline(always)]
@@ -178,6 +270,11 @@ impl<'w, C: Choose> Walk<'w, C> {
             }
         }
     }
+}
+
+/// The end of what is here of a message.
+fn end_of(place: Place<'_>) -> Step {
+    if place.is_whole { Step::Ended } else { Step::Torn(place.end, None) }
 }
 
 /// Walks the top-level fields of a record. An error comes with the number of bytes that were left at its field.

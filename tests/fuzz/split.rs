@@ -5,8 +5,8 @@ use std::time::Duration;
 use bolero::check;
 use bytes::Bytes;
 use spanring::{
-    otlp::{Framed, Signal},
-    split::{BySize, Record, Scratch, Targets, by_size, plan},
+    otlp::{Framed, Signal, wire::WireError},
+    split::{BySize, Record, Scratch, Share, Targets, by_size, plan},
 };
 
 use crate::messy::Messy;
@@ -39,7 +39,13 @@ fn everything_adds_up(payload: &[u8], max: usize) {
             targets
         };
         let bytes = Bytes::copy_from_slice(payload);
-        let Ok(plan) = plan(signal, &bytes, &mut router, &mut scratch) else { continue };
+        let plan = match plan(signal, &[bytes], &mut router, &mut scratch) {
+            Ok(plan) => plan,
+            Err(error) => {
+                assert_eq!(cut_torn(signal, payload, max), Err(error));
+                continue;
+            }
+        };
         let (records, total, shares) = (plan.records(), plan.total_len(), plan.shares().collect::<Vec<_>>());
         let parts = plan.copy();
         assert_eq!(plan.weave().expect("short"), parts, "shared and copied parts have the same bytes");
@@ -48,11 +54,27 @@ fn everything_adds_up(payload: &[u8], max: usize) {
         assert_eq!(parts.iter().map(|(share, _)| share.records as usize).sum::<usize>(), routed);
         assert_eq!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>(), total);
         assert!(parts.iter().map(|(share, _)| share).eq(&shares));
+        assert!(cut_torn(signal, payload, max).as_ref() == Ok(&parts), "torn, it falls into the same parts");
         for (share, part) in &parts {
             assert_eq!(count(signal, part.payload_bytes()), u64::from(share.records));
         }
         pieces_add_up(signal, payload, max, records);
     }
+}
+
+/// The parts of a request that comes in pieces, each longer than the one before.
+fn cut_torn(signal: Signal, payload: &[u8], longest: usize) -> Result<Vec<(Share, Framed)>, WireError> {
+    let (mut chunks, mut rest) = (Vec::new(), payload);
+    for len in (0..=longest.max(1)).cycle() {
+        let (chunk, behind) = rest.split_at(len.min(rest.len()));
+        chunks.push(Bytes::copy_from_slice(chunk));
+        rest = behind;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    let mut scratch = Scratch::default();
+    plan(signal, &chunks, &mut anywhere, &mut scratch).map(|plan| plan.build())
 }
 
 fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {
@@ -69,7 +91,7 @@ fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {
 /// Records in a message; what the cut built, it can read.
 fn count(signal: Signal, payload: Bytes) -> u64 {
     let mut scratch = Scratch::default();
-    plan(signal, &payload, &mut |_: &Record<'_>| Targets::One(0), &mut scratch).expect("built by the cut").records()
+    plan(signal, &[payload], &mut |_: &Record<'_>| Targets::One(0), &mut scratch).expect("built by the cut").records()
 }
 
 #[test]

@@ -44,11 +44,38 @@ fn by_first_byte(record: &Record<'_>) -> Targets {
     Targets::One(record.id.first().map_or(0, |byte| u32::from(*byte)))
 }
 
-/// Parts by target, after a few things that hold for all of them.
+/// Parts by target, after a few things that hold for all of them, among these: however the request is torn, its parts are
+/// the same, and so is what is wrong with it.
 fn cut(shape: Shape, payload: &[u8], mut router: impl Router) -> Result<Vec<(Target, Vec<u8>)>, WireError> {
+    let mut answers = Vec::new();
+    let whole = cut_torn(shape, payload, usize::MAX, &mut |record: &Record<'_>| {
+        answers.push((router.route(record), record.bytes.to_vec()));
+        answers.last().unwrap().0
+    });
+    for piece in [1, 2, 3, 7, 64, 100, payload.len() / 2 + 1].into_iter().filter(|piece| payload.len() / piece < 2_000)
+    {
+        let mut answers = answers.iter();
+        let torn = cut_torn(shape, payload, piece, &mut |record: &Record<'_>| {
+            let (targets, bytes) = answers.next().expect("no more records than it has whole");
+            assert_eq!(record.bytes, bytes);
+            *targets
+        });
+        assert!(torn == whole, "torn into pieces of {piece}");
+        assert!(answers.next().is_none());
+    }
+    whole
+}
+
+/// The parts of a request that came in pieces of `piece` bytes.
+fn cut_torn(
+    shape: Shape,
+    payload: &[u8],
+    piece: usize,
+    router: &mut impl Router,
+) -> Result<Vec<(Target, Vec<u8>)>, WireError> {
     let mut scratch = Scratch::default();
-    let payload = &Bytes::copy_from_slice(payload);
-    let plan = plan_shape(shape, payload, &mut router, &mut scratch)?;
+    let chunks: Vec<Bytes> = payload.chunks(piece).map(Bytes::copy_from_slice).collect();
+    let plan = plan_shape(shape, &chunks, router, &mut scratch)?;
     let (shares, total): (Vec<_>, _) = (plan.shares().collect(), plan.total_len());
     let parts = plan.copy();
     let woven = plan.weave().unwrap();
@@ -202,7 +229,7 @@ fn a_request_of_one_owner_is_whole() {
     let whole = |payload: &[u8], mut router: &mut dyn FnMut(&Record<'_>) -> Targets| {
         let mut scratch = Scratch::default();
         let payload = Bytes::copy_from_slice(payload);
-        let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
+        let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap();
         (plan.whole(), plan.records(), plan.unrouted())
     };
     let payload = request([span([3]), span([3])]);
@@ -273,7 +300,7 @@ fn the_size_of_all_parts_is_known_before_any_is_built() {
     let spans: Vec<_> = (0..200).flat_map(|id| span([id])).collect();
     let payload = Bytes::from(len(1, all([len(1, vec![0; 30 << 20]), len(2, spans)])));
     let (mut scratch, mut router) = (Scratch::default(), by_first_byte);
-    let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
+    let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap();
     assert_eq!(plan.shares().count(), 200);
     // Resource, scope and span with their tags and lengths, behind gRPC's prefix.
     assert_eq!(plan.total_len(), 200 * (5 + (1 + 4) + (1 + 4) + (30 << 20) + 2 + 5));
@@ -285,13 +312,13 @@ fn a_scratch_that_was_used_before_changes_nothing() {
     let mut router = by_first_byte;
     for id in 0..=255 {
         let payload = Bytes::from(request([span([id]), span([!id])]));
-        let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
+        let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap();
         assert_eq!(plan.shares().map(|share| share.target).collect::<Vec<_>>(), [u32::from(id), u32::from(!id)]);
     }
     let payloads = [request([span([1]), span([2])]), vec![0x0a, 99], vec![], request([span([2]), span([9])])];
     for payload in payloads.iter().chain(&payloads) {
         let bytes = Bytes::copy_from_slice(payload);
-        let again = plan(Signal::Traces, &bytes, &mut router, &mut scratch).map(|plan| {
+        let again = plan(Signal::Traces, std::slice::from_ref(&bytes), &mut router, &mut scratch).map(|plan| {
             plan.build().into_iter().map(|(share, part)| (share.target, part.payload().to_vec())).collect()
         });
         assert_eq!(again, cut_traces(payload));
@@ -305,10 +332,10 @@ fn a_request_of_more_pieces_than_are_kept_track_of_is_refused() {
     let mut payload = Bytes::from(unit.repeat((1 << 20) + 1));
     let mut scratch = Scratch::default();
     let mut router = by_first_byte;
-    let error = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap_err();
+    let error = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap_err();
     assert!(matches!(error.kind, Malformed::Pieces(_)), "{error}");
     assert!(scratch.runs.capacity() + scratch.nodes.capacity() < 1 << 17, "what it took is given back");
     payload = [0x0a, 0x00].repeat((1 << 22) + 1).into();
-    let plan = plan(Signal::Traces, &payload, &mut router, &mut scratch).unwrap();
+    let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap();
     assert_eq!(plan.records(), 0, "millions of empty resources take no room");
 }

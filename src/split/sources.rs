@@ -1,0 +1,160 @@
+//! The buffers that a request lies in, addressed as if they were one; and how the walk gets them, one after the other.
+
+use bytes::{Buf, Bytes};
+
+use super::walk::offset;
+
+/// What a torn field is given first if its length is not known: longer than any tag with a length.
+const LEAST_JOINT: usize = 64;
+
+/// Buffers of a request, in their order, without gaps.
+#[derive(Debug, Default)]
+pub(super) struct Sources(Vec<Source>);
+
+#[derive(Debug)]
+struct Source {
+    /// Where it begins in the request.
+    start: u32,
+    bytes: Bytes,
+}
+
+/// Looks up runs that lie in one buffer each, mostly in the order of the request.
+#[derive(Debug)]
+pub(super) struct Lookup<'s> {
+    sources: &'s Sources,
+    /// The source that was found last.
+    latest: usize,
+}
+
+/// Hands out a request's buffers. What is torn between two is put together first.
+#[derive(Debug)]
+pub(super) struct Feed<'p> {
+    chunks: std::slice::Iter<'p, Bytes>,
+    /// What is left of the chunk that was begun.
+    rest: Bytes,
+    /// What was handed out last, and where it begins in the request.
+    latest: (usize, Bytes),
+    /// Where it is torn, and where the torn field ends, if that is known.
+    torn: Option<(usize, Option<usize>)>,
+    joined: usize,
+}
+
+// === impl Sources ===
+
+impl Sources {
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Adds the buffer that begins at `start`.
+    pub(super) fn push(&mut self, start: usize, bytes: Bytes) {
+        self.0.push(Source { start: offset(start), bytes });
+    }
+
+    /// Ends the last buffer at `end`, or takes it back if it begins there.
+    pub(super) fn end_at(&mut self, end: usize) {
+        let Some(last) = self.0.last_mut() else { return };
+        last.bytes.truncate(end.saturating_sub(last.start as usize));
+        if last.bytes.is_empty() {
+            self.0.pop();
+        }
+    }
+
+    pub(super) fn chunks(&self) -> impl ExactSizeIterator<Item = Bytes> {
+        self.0.iter().map(|source| source.bytes.clone())
+    }
+
+    pub(super) fn lookup(&self) -> Lookup<'_> {
+        Lookup { sources: self, latest: 0 }
+    }
+}
+
+// === impl Lookup ===
+
+impl<'s> Lookup<'s> {
+    /// The number of the buffer that holds this run, and where the run lies in it.
+    #[inline]
+    pub(super) fn find(&mut self, start: u32, end: u32) -> (u32, u32, u32) {
+        let begin = match self.holds(start) {
+            Some(begin) => begin,
+            None => self.search(start),
+        };
+        (offset(self.latest), start - begin, end - begin)
+    }
+
+    /// The bytes of this run.
+    #[inline]
+    pub(super) fn bytes(&mut self, start: u32, end: u32) -> &'s [u8] {
+        let (number, start, end) = self.find(start, end);
+        let source = self.sources.0.get(number as usize);
+        source.and_then(|source| source.bytes.get(start as usize..end as usize)).unwrap_or_default()
+    }
+
+    /// Where the latest source begins, if it holds `at`.
+    #[inline]
+    fn holds(&self, at: u32) -> Option<u32> {
+        let source = self.sources.0.get(self.latest)?;
+        let within = at.checked_sub(source.start)?;
+        ((within as usize) < source.bytes.len()).then_some(source.start)
+    }
+
+    #[cold]
+    fn search(&mut self, at: u32) -> u32 {
+        self.latest = self.sources.0.partition_point(|source| source.start <= at).saturating_sub(1);
+        self.sources.0.get(self.latest).map_or(0, |source| source.start)
+    }
+}
+
+// === impl Feed ===
+
+impl<'p> Feed<'p> {
+    pub(super) fn new(chunks: &'p [Bytes]) -> Self {
+        Self { chunks: chunks.iter(), rest: Bytes::new(), latest: (0, Bytes::new()), torn: None, joined: 0 }
+    }
+
+    /// The next buffer and where it begins in the request.
+    pub(super) fn next(&mut self) -> Option<(usize, Bytes)> {
+        let (start, bytes) = &self.latest;
+        let next = match self.torn.take() {
+            Some((at, end)) => (at, self.join(bytes.slice(at - start..), end.map(|end| end - at))),
+            None => {
+                let start = start + bytes.len();
+                (start, self.chunk()?)
+            }
+        };
+        self.latest = next;
+        Some(self.latest.clone())
+    }
+
+    /// What was handed out last cannot be read from `at` on; the field that begins there ends at `end`, if that is known.
+    pub(super) fn tear(&mut self, at: usize, end: Option<usize>) {
+        self.torn = Some((at, end));
+    }
+
+    /// Bytes that were put together.
+    pub(super) fn joined(&self) -> usize {
+        self.joined
+    }
+
+    /// A piece and what follows it, up to `len` bytes. Where that is not known, each time twice as many.
+    fn join(&mut self, head: Bytes, len: Option<usize>) -> Bytes {
+        let len = len.unwrap_or_else(|| (2 * head.len()).max(LEAST_JOINT));
+        let mut joint = Vec::with_capacity(len);
+        joint.extend_from_slice(&head);
+        while joint.len() < len
+            && let Some(mut chunk) = self.chunk()
+        {
+            let more = chunk.split_to(chunk.len().min(len - joint.len()));
+            joint.extend_from_slice(&more);
+            self.rest = chunk;
+        }
+        self.joined += joint.len();
+        joint.into()
+    }
+
+    /// What is left of the chunk that was begun, or the next one that is not empty.
+    fn chunk(&mut self) -> Option<Bytes> {
+        let rest = std::mem::take(&mut self.rest);
+        if rest.has_remaining() { Some(rest) } else { self.chunks.find(|chunk| !chunk.is_empty()).cloned() }
+    }
+}
