@@ -46,6 +46,9 @@ pub(super) struct Driver {
     connection: Connection<Wire<Stream>, Chunk>,
     outlet: Outlet<Stream>,
     chunks: Vec<Chunk>,
+    /// Whether it let others run since parts came: a thread runs the task that was woken last at once, and requests that are
+    /// being cut at this moment may have more for the same call.
+    gave_way: bool,
     /// Whether the peer answered a call.
     answered: bool,
     /// Whether anything was read, as far as it was looked for.
@@ -81,6 +84,7 @@ impl Driver {
             connection,
             outlet,
             chunks: Vec::new(),
+            gave_way: false,
             answered: false,
             heard: false,
             clock,
@@ -367,6 +371,11 @@ impl Future for Driver {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         this.bits |= this.hub.begin(cx);
+        if this.bits == QUEUE && !std::mem::replace(&mut this.gave_way, true) {
+            this.hub.give_way(cx);
+            return Poll::Pending;
+        }
+        this.gave_way = false;
         for _ in 0..MAX_ROUNDS {
             if this.round().is_ready() {
                 return Poll::Ready(());
