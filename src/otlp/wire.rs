@@ -68,6 +68,9 @@ pub enum Malformed {
     /// The message falls into more pieces than the cut keeps track of.
     #[error("the message falls into more than {0} pieces; send smaller batches")]
     Pieces(usize),
+    /// Keeping track of the message takes more memory than there is: no fault of its own.
+    #[error("no room for {0} bytes more")]
+    NoRoom(usize),
 }
 
 /// One field of a message.

@@ -8,7 +8,10 @@ use super::{Config, metrics::SignalMetrics, retry_delay};
 use crate::{
     budget::Permit,
     dispatch::Part,
-    otlp::{Framed, Reason, Refusal, Signal, wire::WireError},
+    otlp::{
+        Framed, Reason, Refusal, Signal,
+        wire::{Malformed, WireError},
+    },
     ring::Table,
     route::{ByTraceId, InvalidIds, InvalidTraceId, Lane},
     split::{self, BySize, Plan, Scratch},
@@ -71,51 +74,53 @@ pub(super) fn again(
 fn cut_by(
     signal: Signal,
     message: Framed,
-    permit: Permit,
+    mut permit: Permit,
     table: &Table,
     policy: InvalidTraceId,
 ) -> Result<(Cut, InvalidIds), Refusal> {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut router = ByTraceId::new(table, policy);
         let payload = message.payload_chunks();
-        let plan = split::plan(signal, &payload, &mut router, scratch).map_err(malformed)?;
+        let held = permit.bytes();
+        let plan = split::plan(signal, &payload, &mut router, scratch, &mut |bytes| permit.grow(bytes));
+        let plan = plan.map_err(|error| unplanned(error, &permit))?;
         let (records, rejected) = (plan.records(), plan.unrouted());
-        let (parts, permit) = parts_of(signal, &message, permit, plan)?;
+        let (parts, kept) = parts_of(signal, &message, &mut permit, held, plan)?;
+        permit.shrink_to(kept);
         Ok((Cut { parts, records, rejected, permit }, router.invalid()))
     })
 }
 
-fn parts_of(signal: Signal, message: &Framed, permit: Permit, plan: Plan<'_>) -> Result<(Vec<Part>, Permit), Refusal> {
+/// The parts, and what they hold of the budget once all else is gone. Their bytes are taken before any part is built;
+/// `held` is what the message holds.
+fn parts_of(
+    signal: Signal,
+    message: &Framed,
+    permit: &mut Permit,
+    held: usize,
+    plan: Plan<'_>,
+) -> Result<(Vec<Part>, usize), Refusal> {
     if plan.records() == plan.unrouted() {
-        return Ok((Vec::new(), permit));
+        return Ok((Vec::new(), held));
     }
     if let Some(target) = plan.whole() {
         let records = u32::try_from(plan.records()).unwrap_or(u32::MAX);
-        return Ok((vec![part(signal, target, message.clone(), records, 0)], permit));
+        return Ok((vec![part(signal, target, message.clone(), records, 0)], held));
     }
-    let permit = room_for(&plan, permit)?;
+    let len = plan.room();
+    if !permit.grow(len) {
+        return Err(no_room(len, permit));
+    }
+    let kept = if plan.keeps_request() { held + len } else { len };
     let part_of = |((share, message), index): ((split::Share, Framed), u32)| {
         part(signal, share.target, message, share.records, index)
     };
-    Ok((plan.build().into_iter().zip(0..).map(part_of).collect(), permit))
+    Ok((plan.build().into_iter().zip(0..).map(part_of).collect(), kept))
 }
 
 fn part(signal: Signal, target: split::Target, message: Framed, records: u32, index: u32) -> Part {
     let Lane { backend, alone } = Lane::of(target);
     Part { message, records, signal, backend, alone, index }
-}
-
-/// Takes the parts' bytes from the budget before any part is built. Unless the parts share the message's, the caller drops
-/// it soon after.
-fn room_for(plan: &Plan<'_>, mut permit: Permit) -> Result<Permit, Refusal> {
-    let len = plan.room();
-    if !permit.grow(len) {
-        return Err(no_room(len, &permit));
-    }
-    if !plan.keeps_request() {
-        permit.shrink_to(len);
-    }
-    Ok(permit)
 }
 
 /// Cuts parts that are larger than `max` by size.
@@ -168,7 +173,10 @@ fn no_room(len: usize, permit: &Permit) -> Refusal {
 }
 
 #[cold]
-fn malformed(error: WireError) -> Refusal {
+fn unplanned(error: WireError, permit: &Permit) -> Refusal {
+    if let Malformed::NoRoom(len) = error.kind {
+        return no_room(len, permit);
+    }
     Refusal::permanent(Code::InvalidArgument, Reason::Malformed, error.to_string())
 }
 
@@ -197,6 +205,26 @@ mod tests {
             drop(cut);
             assert_eq!(budget.used(), 0);
         }
+    }
+
+    #[test]
+    fn what_it_takes_to_keep_track_of_a_request_is_in_the_budget_while_it_is_cut() {
+        let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
+        let table = support::table(1, &addresses, &[]);
+        // Hundreds of thousands of resources with a scope and a span each.
+        let resource = |id: u32| len(1, &len(2, &len(2, &len(1, &[id.to_be_bytes(); 4].concat()))));
+        let message = Framed::copy_from_payload(&(0..200_000).flat_map(resource).collect::<Vec<_>>()).unwrap();
+        let cut = |limit: usize| {
+            let budget = Budget::new(limit);
+            let permit = budget.take(message.framed_len()).unwrap();
+            let result = cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward);
+            let used = budget.used();
+            (result.map(|(cut, _)| cut.parts.len()), used, budget)
+        };
+        let (refused, used, budget) = cut(3 * message.framed_len());
+        assert_eq!((refused.unwrap_err().code, used, budget.used()), (Code::ResourceExhausted, 0, 0));
+        let (parts, _, budget) = cut(1 << 30);
+        assert_eq!((parts.unwrap(), budget.used()), (2, 0));
     }
 
     /// A field of bytes.

@@ -152,14 +152,16 @@ impl From<Signal> for Shape {
 
 /// Finds out what each target gets of a request, and how long that will be. Builds nothing yet.
 ///
-/// The request lies in the buffers of `payload`, one after the other.
+/// The request lies in the buffers of `payload`, one after the other. `room` is asked before more than a few MiB are taken to
+/// keep track of it, and before a long record is put together that is torn between two buffers.
 pub fn plan<'a, R: Router>(
     signal: Signal,
     payload: &[Bytes],
     router: &mut R,
     scratch: &'a mut Scratch,
+    room: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Plan<'a>, WireError> {
-    plan_shape(signal.into(), payload, router, scratch)
+    plan_shape(signal.into(), payload, router, scratch, room)
 }
 
 /// [`plan`] for any table of levels.
@@ -168,8 +170,9 @@ pub(crate) fn plan_shape<'a, R: Router>(
     payload: &[Bytes],
     router: &mut R,
     scratch: &'a mut Scratch,
+    room: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Plan<'a>, WireError> {
-    Plan::new(shape, payload, &mut walk::Routed(router), scratch)
+    Plan::new(shape, payload, &mut walk::Routed(router), scratch, room)
 }
 
 /// What each target gets of one request. Dropping it hands the scratch back.
@@ -190,9 +193,10 @@ impl<'a> Plan<'a> {
         payload: &[Bytes],
         choose: &mut C,
         scratch: &'a mut Scratch,
+        room: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Self, WireError> {
         scratch.clear();
-        match walk::walk(shape, payload, choose, scratch) {
+        match walk::walk(shape, payload, choose, scratch, room) {
             Ok(counts) => {
                 let (total_len, runs) = scratch.measure(shape.levels.len());
                 Ok(Self { len: payload.iter().map(Bytes::len).sum(), scratch, counts, total_len, runs })

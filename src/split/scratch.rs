@@ -16,10 +16,18 @@ use crate::otlp::wire::Malformed;
 /// Entries that a vector keeps for the next request: at most 2 MiB each. 8,192 spans in scopes of their own need 25,000.
 const RETAINED: usize = 1 << 16;
 
-/// Messages, segments and runs that a request may fall into, so that small records cannot grow the scratch without
-/// bound: with the entries of the parts, up to 40 bytes for each. 64 MiB of spans with nothing but IDs and times, each
-/// in a resource of its own, are 3.9 million.
+/// Messages, segments and runs that a request may fall into. 64 MiB of spans with nothing but IDs and times, each in a
+/// resource of its own, are 3.9 million.
 const MAX_PIECES: usize = 1 << 22;
+
+/// Of these, how many are not asked for: as many as are kept for the next request.
+const FREE_PIECES: usize = RETAINED;
+
+/// How many more of them each time that they are asked for.
+const MORE: usize = 4;
+
+/// What a piece takes at most: 24 bytes for a message, or 40 for a run and the entries of its part, in vectors that double.
+const PIECE: usize = 80;
 
 /// The end of a chain.
 pub(super) const NONE: u32 = u32::MAX;
@@ -96,6 +104,8 @@ pub struct Scratch {
     pub(super) sources: Sources,
     /// Where the last source begins: nothing grows across.
     border: u32,
+    /// Pieces that there is room for.
+    allowed: usize,
     /// Target → index in `tallies` plus one: open addressing, a power of two in length, at most half full.
     index: Vec<u32>,
     /// The tally that was found last: neighbours often go to the same target.
@@ -114,6 +124,7 @@ impl Scratch {
         self.index.clear();
         self.sources.clear();
         self.border = 0;
+        self.allowed = FREE_PIECES;
         self.latest = 0;
     }
 
@@ -143,11 +154,10 @@ impl Scratch {
         self.sources.push(start, bytes);
     }
 
-    pub(super) fn add_node(&mut self, parent: u32, field: u32) -> Result<u32, Malformed> {
-        self.check_room()?;
+    pub(super) fn add_node(&mut self, parent: u32, field: u32) -> u32 {
         let node = offset(self.nodes.len());
         self.nodes.push(Node { parent, field, envelope_len: 0, segments: 0, first_segment: NONE, last_segment: NONE });
-        Ok(node)
+        node
     }
 
     /// Takes back the last message if no run was added since `runs` of them were there.
@@ -159,15 +169,15 @@ impl Scratch {
     }
 
     /// Adds a field to a message's envelope.
-    pub(super) fn add_envelope(&mut self, node: u32, start: usize, end: usize) -> Result<(), Malformed> {
+    pub(super) fn add_envelope(&mut self, node: u32, start: usize, end: usize) {
         let (start, end) = (offset(start), offset(end));
         let added = offset(self.segments.len());
-        let Some(node) = self.nodes.get_mut(node as usize) else { return Ok(()) };
+        let Some(node) = self.nodes.get_mut(node as usize) else { return };
         node.envelope_len += end - start;
         match self.segments.get_mut(node.last_segment as usize) {
             Some(last) if last.end == start && start != self.border => {
                 last.end = end;
-                return Ok(());
+                return;
             }
             Some(last) => last.next = added,
             None => node.first_segment = added,
@@ -175,38 +185,50 @@ impl Scratch {
         node.last_segment = added;
         node.segments += 1;
         self.segments.push(Segment { start, end, next: NONE });
-        self.check_room()
     }
 
     /// Adds a record to what a target gets.
     #[inline]
-    pub(super) fn add_record(&mut self, target: Target, node: u32, start: u32, end: u32) -> Result<(), Malformed> {
+    pub(super) fn add_record(&mut self, target: Target, node: u32, start: u32, end: u32) {
         let tally = match self.tallies.get(self.latest as usize) {
             Some(tally) if tally.target == target => self.latest,
             _ => self.tally(target),
         };
         self.latest = tally;
         let added = offset(self.runs.len());
-        let Some(tally) = self.tallies.get_mut(tally as usize) else { return Ok(()) };
+        let Some(tally) = self.tallies.get_mut(tally as usize) else { return };
         tally.records += 1;
         match self.runs.get_mut(tally.last_run as usize) {
             Some(last) if last.end == start && last.node == node && start != self.border => {
                 last.end = end;
-                return Ok(());
+                return;
             }
             Some(last) => last.next = added,
             None => tally.first_run = added,
         }
         tally.last_run = added;
         self.runs.push(Run { node, start, end, next: NONE });
-        self.check_room()
     }
 
+    /// Whether there are more pieces than there is room for.
     #[inline]
-    fn check_room(&self) -> Result<(), Malformed> {
-        if self.nodes.len() + self.segments.len() + self.runs.len() > MAX_PIECES {
+    pub(super) fn is_full(&self) -> bool {
+        self.nodes.len() + self.segments.len() + self.runs.len() > self.allowed
+    }
+
+    /// Takes room for more pieces, if that many can be kept track of and `room` is given for their bytes.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn take_room(&mut self, room: &mut dyn FnMut(usize) -> bool) -> Result<(), Malformed> {
+        if self.allowed >= MAX_PIECES {
             return Err(Malformed::Pieces(MAX_PIECES));
         }
+        let allowed = self.allowed.saturating_mul(MORE).min(MAX_PIECES);
+        let bytes = (allowed - self.allowed).saturating_mul(PIECE);
+        if !room(bytes) {
+            return Err(Malformed::NoRoom(bytes));
+        }
+        self.allowed = allowed;
         Ok(())
     }
 

@@ -127,8 +127,11 @@ impl<'p> Feed<'p> {
     }
 
     /// What was handed out last cannot be read from `at` on; the field that begins there ends at `end`, if that is known.
-    pub(super) fn tear(&mut self, at: usize, end: Option<usize>) {
+    /// Returns how many bytes will be put together.
+    pub(super) fn tear(&mut self, at: usize, end: Option<usize>) -> usize {
         self.torn = Some((at, end));
+        let (start, bytes) = &self.latest;
+        joint_len((start + bytes.len()).saturating_sub(at), end.map(|end| end - at))
     }
 
     /// Bytes that were put together.
@@ -136,9 +139,9 @@ impl<'p> Feed<'p> {
         self.joined
     }
 
-    /// A piece and what follows it, up to `len` bytes. Where that is not known, each time twice as many.
+    /// A piece and what follows it.
     fn join(&mut self, head: Bytes, len: Option<usize>) -> Bytes {
-        let len = len.unwrap_or_else(|| (2 * head.len()).max(LEAST_JOINT));
+        let len = joint_len(head.len(), len);
         let mut joint = Vec::with_capacity(len);
         joint.extend_from_slice(&head);
         while joint.len() < len
@@ -157,4 +160,9 @@ impl<'p> Feed<'p> {
         let rest = std::mem::take(&mut self.rest);
         if rest.has_remaining() { Some(rest) } else { self.chunks.find(|chunk| !chunk.is_empty()).cloned() }
     }
+}
+
+/// How much is put together of a torn field of which so much is here: all, or twice as much where its length is not known.
+fn joint_len(here: usize, len: Option<usize>) -> usize {
+    len.unwrap_or_else(|| here.saturating_mul(2).max(LEAST_JOINT))
 }

@@ -13,6 +13,9 @@ use crate::otlp::{
     wire::{Malformed, Reader, WireError},
 };
 
+/// A torn record up to this length is put together without asking for room.
+const FREE_JOINT: usize = 64 << 10;
+
 /// What a walk counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
@@ -64,10 +67,11 @@ pub(super) fn walk<C: Choose>(
     payload: &[Bytes],
     choose: &mut C,
     scratch: &mut Scratch,
+    room: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Counts, WireError> {
     let len = checked_len(payload)?;
     let stack = std::mem::take(&mut scratch.stack);
-    let mut walk = Walk { shape, choose, scratch, stack, counts: Counts::default(), envelope_end: 0 };
+    let mut walk = Walk { shape, choose, scratch, room, stack, counts: Counts::default(), envelope_end: 0 };
     let result = walk.run(payload, len);
     let (mut stack, counts) = (walk.stack, walk.counts);
     stack.clear();
@@ -79,6 +83,8 @@ struct Walk<'w, C> {
     shape: Shape,
     choose: &'w mut C,
     scratch: &'w mut Scratch,
+    /// Asked before much is taken.
+    room: &'w mut dyn FnMut(usize) -> bool,
     stack: Vec<Open>,
     counts: Counts,
     /// Where the envelope field ends whose beginning was seen.
@@ -120,7 +126,10 @@ impl<C: Choose> Walk<'_, C> {
             let (at, end) = self.window(&bytes, start)?;
             if at < start + bytes.len() {
                 self.scratch.sources.end_at(at);
-                feed.tear(at, end);
+                let takes = feed.tear(at, end);
+                if takes > FREE_JOINT && !(self.room)(takes) {
+                    return Err(WireError { offset: at, kind: Malformed::NoRoom(takes) });
+                }
             }
         }
         self.counts.joined = feed.joined();
@@ -156,9 +165,9 @@ impl<C: Choose> Walk<'_, C> {
     fn enter(&mut self, field: u32, at: usize, end: usize) -> Result<(), WireError> {
         let above = self.stack.last().map_or(0, |open| open.node);
         let (segments_before, runs_before) = self.scratch.marks();
-        let node = self.scratch.add_node(above, field).map_err(|kind| WireError { offset: at, kind })?;
+        let node = self.scratch.add_node(above, field);
         self.stack.push(Open { node, end, segments_before, runs_before });
-        Ok(())
+        self.check_room().map_err(|kind| WireError { offset: at, kind })
     }
 
     /// Ends the innermost message and forgets it if it held no record.
@@ -184,7 +193,7 @@ impl<C: Choose> Walk<'_, C> {
                 self.enter(field.number, end - body.len(), end)?;
                 return Ok(Step::Entered(end - body.len()));
             }
-            self.scratch.add_envelope(open.node, at, place.at()).map_err(broken)?;
+            self.add_envelope(open.node, at, place.at())?;
         }
     }
 
@@ -205,7 +214,7 @@ impl<C: Choose> Walk<'_, C> {
                     .map_err(|(left, kind)| WireError { offset: place.at() - left, kind })?;
                 self.assign(record, open.node, at, place.at()).map_err(broken)?;
             } else {
-                self.scratch.add_envelope(open.node, at, place.at()).map_err(broken)?;
+                self.add_envelope(open.node, at, place.at())?;
             }
         }
     }
@@ -230,7 +239,7 @@ impl<C: Choose> Walk<'_, C> {
                 let end = usize::try_from(len).ok().and_then(|len| body.checked_add(len));
                 let end = end.filter(|end| *end <= open.end).ok_or(broken(kind))?;
                 if !level.children.contains(&number) {
-                    self.scratch.add_envelope(open.node, at, place.end).map_err(broken)?;
+                    self.add_envelope(open.node, at, place.end)?;
                     self.envelope_end = end;
                     return Ok(Step::Torn(place.end, None));
                 }
@@ -251,8 +260,18 @@ impl<C: Choose> Walk<'_, C> {
             return Ok(start);
         }
         let node = self.stack.last().map_or(0, |open| open.node);
-        self.scratch.add_envelope(node, start, stop).map_err(|kind| WireError { offset: start, kind })?;
+        self.add_envelope(node, start, stop)?;
         Ok(stop)
+    }
+
+    fn add_envelope(&mut self, node: u32, start: usize, end: usize) -> Result<(), WireError> {
+        self.scratch.add_envelope(node, start, end);
+        self.check_room().map_err(|kind| WireError { offset: start, kind })
+    }
+
+    #[inline(always)]
+    fn check_room(&mut self) -> Result<(), Malformed> {
+        if self.scratch.is_full() { self.scratch.take_room(self.room) } else { Ok(()) }
     }
 
     #[inline(always)]
@@ -261,14 +280,12 @@ impl<C: Choose> Walk<'_, C> {
         let (from, to) = (offset(from), offset(to));
         match self.choose.choose(&Found { record, node, len: to - from }) {
             Targets::One(target) => self.scratch.add_record(target, node, from, to),
-            Targets::None => {
-                self.counts.unrouted += 1;
-                Ok(())
-            }
+            Targets::None => self.counts.unrouted += 1,
             Targets::Many(several) => {
-                several.as_slice().iter().try_for_each(|target| self.scratch.add_record(*target, node, from, to))
+                several.as_slice().iter().for_each(|target| self.scratch.add_record(*target, node, from, to));
             }
         }
+        self.check_room()
     }
 }
 

@@ -39,7 +39,7 @@ fn everything_adds_up(payload: &[u8], max: usize) {
             targets
         };
         let bytes = Bytes::copy_from_slice(payload);
-        let plan = match plan(signal, &[bytes], &mut router, &mut scratch) {
+        let plan = match plan(signal, &[bytes], &mut router, &mut scratch, &mut |_| true) {
             Ok(plan) => plan,
             Err(error) => {
                 assert_eq!(cut_torn(signal, payload, max), Err(error));
@@ -74,7 +74,7 @@ fn cut_torn(signal: Signal, payload: &[u8], longest: usize) -> Result<Vec<(Share
         }
     }
     let mut scratch = Scratch::default();
-    plan(signal, &chunks, &mut anywhere, &mut scratch).map(|plan| plan.build())
+    plan(signal, &chunks, &mut anywhere, &mut scratch, &mut |_| true).map(|plan| plan.build())
 }
 
 fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {
@@ -91,7 +91,9 @@ fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {
 /// Records in a message; what the cut built, it can read.
 fn count(signal: Signal, payload: Bytes) -> u64 {
     let mut scratch = Scratch::default();
-    plan(signal, &[payload], &mut |_: &Record<'_>| Targets::One(0), &mut scratch).expect("built by the cut").records()
+    plan(signal, &[payload], &mut |_: &Record<'_>| Targets::One(0), &mut scratch, &mut |_| true)
+        .expect("built by the cut")
+        .records()
 }
 
 #[test]

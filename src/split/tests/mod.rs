@@ -75,7 +75,7 @@ fn cut_torn(
 ) -> Result<Vec<(Target, Vec<u8>)>, WireError> {
     let mut scratch = Scratch::default();
     let chunks: Vec<Bytes> = payload.chunks(piece).map(Bytes::copy_from_slice).collect();
-    let plan = plan_shape(shape, &chunks, router, &mut scratch)?;
+    let plan = plan_shape(shape, &chunks, router, &mut scratch, &mut |_| true)?;
     let (shares, total): (Vec<_>, _) = (plan.shares().collect(), plan.total_len());
     let parts = plan.copy();
     let woven = plan.weave().unwrap();
@@ -229,7 +229,8 @@ fn a_request_of_one_owner_is_whole() {
     let whole = |payload: &[u8], mut router: &mut dyn FnMut(&Record<'_>) -> Targets| {
         let mut scratch = Scratch::default();
         let payload = Bytes::copy_from_slice(payload);
-        let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap();
+        let plan =
+            plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap();
         (plan.whole(), plan.records(), plan.unrouted())
     };
     let payload = request([span([3]), span([3])]);
@@ -300,7 +301,7 @@ fn the_size_of_all_parts_is_known_before_any_is_built() {
     let spans: Vec<_> = (0..200).flat_map(|id| span([id])).collect();
     let payload = Bytes::from(len(1, all([len(1, vec![0; 30 << 20]), len(2, spans)])));
     let (mut scratch, mut router) = (Scratch::default(), by_first_byte);
-    let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap();
+    let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap();
     assert_eq!(plan.shares().count(), 200);
     // Resource, scope and span with their tags and lengths, behind gRPC's prefix.
     assert_eq!(plan.total_len(), 200 * (5 + (1 + 4) + (1 + 4) + (30 << 20) + 2 + 5));
@@ -312,15 +313,17 @@ fn a_scratch_that_was_used_before_changes_nothing() {
     let mut router = by_first_byte;
     for id in 0..=255 {
         let payload = Bytes::from(request([span([id]), span([!id])]));
-        let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap();
+        let plan =
+            plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap();
         assert_eq!(plan.shares().map(|share| share.target).collect::<Vec<_>>(), [u32::from(id), u32::from(!id)]);
     }
     let payloads = [request([span([1]), span([2])]), vec![0x0a, 99], vec![], request([span([2]), span([9])])];
     for payload in payloads.iter().chain(&payloads) {
         let bytes = Bytes::copy_from_slice(payload);
-        let again = plan(Signal::Traces, std::slice::from_ref(&bytes), &mut router, &mut scratch).map(|plan| {
-            plan.build().into_iter().map(|(share, part)| (share.target, part.payload().to_vec())).collect()
-        });
+        let again =
+            plan(Signal::Traces, std::slice::from_ref(&bytes), &mut router, &mut scratch, &mut |_| true).map(|plan| {
+                plan.build().into_iter().map(|(share, part)| (share.target, part.payload().to_vec())).collect()
+            });
         assert_eq!(again, cut_traces(payload));
     }
 }
@@ -332,10 +335,51 @@ fn a_request_of_more_pieces_than_are_kept_track_of_is_refused() {
     let mut payload = Bytes::from(unit.repeat((1 << 20) + 1));
     let mut scratch = Scratch::default();
     let mut router = by_first_byte;
-    let error = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap_err();
+    let error =
+        plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap_err();
     assert!(matches!(error.kind, Malformed::Pieces(_)), "{error}");
     assert!(scratch.runs.capacity() + scratch.nodes.capacity() < 1 << 17, "what it took is given back");
     payload = [0x0a, 0x00].repeat((1 << 22) + 1).into();
-    let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch).unwrap();
+    let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap();
     assert_eq!(plan.records(), 0, "millions of empty resources take no room");
+}
+
+#[test]
+fn room_is_asked_for_before_many_pieces_and_long_torn_records_are_kept() {
+    let mut scratch = Scratch::default();
+    let mut router = by_first_byte;
+    let usual = Bytes::from(request([span([1]), span([2])]).repeat(10_000));
+    let mut asked = Vec::new();
+    plan(Signal::Traces, &[usual], &mut router, &mut scratch, &mut |len| {
+        asked.push(len);
+        true
+    })
+    .unwrap();
+    assert!(asked.is_empty(), "what is kept anyway is free");
+    let many = Bytes::from(request([span([1]), varint(9, 1)]).repeat(1 << 19));
+    plan(Signal::Traces, std::slice::from_ref(&many), &mut router, &mut scratch, &mut |len| {
+        asked.push(len);
+        true
+    })
+    .unwrap();
+    assert!(asked.len() > 1 && asked.iter().sum::<usize>() > (4 << 19) * size_of::<scratch::Run>(), "{asked:?}");
+    let error = plan(Signal::Traces, &[many], &mut router, &mut scratch, &mut |_| false).unwrap_err();
+    assert_eq!(error.kind, Malformed::NoRoom(asked[0]));
+    let long = Bytes::from(request([len(2, all([len(1, [7]), len(9, vec![0; 1 << 20])])), span([2])]));
+    let halves = [long.slice(..1 << 19), long.slice(1 << 19..)];
+    let plan_of = |chunks: &[Bytes], gives: bool| {
+        let mut asked = Vec::new();
+        let mut room = |len| {
+            asked.push(len);
+            gives
+        };
+        let mut scratch = Scratch::default();
+        let result = plan(Signal::Traces, chunks, &mut by_first_byte, &mut scratch, &mut room).map(|plan| plan.room());
+        (result.map_err(|error| error.kind), asked)
+    };
+    assert_eq!(plan_of(&[long], false).1, [0; 0], "it is in one place");
+    let (room, asked) = plan_of(&halves, true);
+    assert!((1 << 20..(1 << 20) + 100).contains(&asked[0]) && asked.len() == 1, "{asked:?}");
+    assert!(room.unwrap() >= asked[0], "it stays as long as the parts do");
+    assert_eq!(plan_of(&halves, false).0, Err(Malformed::NoRoom(asked[0])));
 }
