@@ -88,8 +88,8 @@ pub struct Config {
     pub max_request_size: usize,
     /// Bytes that may wait for one backend (and shard).
     pub queue_size: usize,
-    /// Calls that may run at once to one backend (and shard), at most 48. With `max_request_size` they bound the bytes under
-    /// way to it: 8 × 4 MiB unless told otherwise, larger single records aside.
+    /// Calls that may run at once to one backend (and shard), at most 48. The bytes under way to it have a bound of their
+    /// own: 8 × `max_request_size`; a larger single record runs alone.
     pub places: usize,
     /// Waiting bytes that open a further place at once.
     pub open_place_bytes: usize,
@@ -169,7 +169,8 @@ impl Default for Config {
             shards: 1,
             max_request_size: 4 << 20,
             queue_size: 16 << 20,
-            places: 8,
+            // One opens each two or three milliseconds: behind a backend that takes 20 ms eight are too few.
+            places: 32,
             open_place_bytes: 64 << 10,
             open_place_after: Duration::from_millis(2),
             headers: Vec::new(),

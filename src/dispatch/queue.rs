@@ -1,7 +1,7 @@
 //! One backend's queue: what waits, when a call may begin, what it carries. Pure: no clock, no lock, no I/O.
 //!
 //! Group commit with places: the first call takes what is there at once; a further one begins when enough bytes wait or the
-//! oldest entry has waited long enough. What arrived meanwhile leaves together.
+//! oldest entry has waited long enough. What arrived meanwhile leaves together. Bytes under way are bounded by themselves.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -17,6 +17,9 @@ const ALONE: usize = Signal::ALL.len();
 /// Values of forwarded headers that may have a lane of their own at a time. Entries with further ones go alone until a lane
 /// is empty: correct, and dearer.
 const MAX_KEYED: usize = 64;
+
+/// Calls of full size that may be under way to one backend. There are more places than that: most calls are small.
+const FULL_CALLS: usize = 8;
 
 /// The rules of [`Config`] that a queue follows.
 #[derive(Clone, Copy, Debug)]
@@ -105,20 +108,36 @@ impl Queue {
         self.running
     }
 
-    /// Their payload bytes: never more than places × the size that a call may have, larger single records aside.
+    /// Their payload bytes: never more than [`FULL_CALLS`] × the size that a call may have, a single record aside that is
+    /// larger and runs alone.
     pub(super) fn running_bytes(&self) -> usize {
         self.running_bytes
     }
 
     /// Whether a call may begin now.
     pub(super) fn opens(&self, now: Instant) -> bool {
-        let Some(oldest) = self.all().filter_map(|lane| Some(lane.front()?.since)).min() else {
+        let Some((oldest, _, size)) = self.oldest() else {
             return false;
         };
         self.running == 0
             || (self.running < self.rules.places
+                && self.has_room(size)
                 && (self.bytes >= self.rules.open_bytes
                     || now.saturating_duration_since(oldest) >= self.rules.open_after))
+    }
+
+    /// Of the lanes the one that has waited longest: since when, where it is, payload bytes of its first entry.
+    fn oldest(&self) -> Option<(Instant, usize, usize)> {
+        let firsts = self.all().enumerate().filter_map(|(at, lane)| Some((at, lane.front()?)));
+        firsts.map(|(at, first)| (first.since, at, first.message.payload_len())).min()
+    }
+
+    /// Whether the bytes under way leave room for a call whose first entry has `size` payload bytes. There is always room for
+    /// one that runs alone.
+    fn has_room(&self, size: usize) -> bool {
+        let Rules { max_bytes, .. } = self.rules;
+        let sum = self.running_bytes.saturating_add(size.max(max_bytes));
+        self.running == 0 || sum <= max_bytes.saturating_mul(FULL_CALLS)
     }
 
     /// Takes what one call carries, and its place, if one may begin now. `merge` is false while the backend's counts have
@@ -130,22 +149,29 @@ impl Queue {
         let mut parts = Vec::new();
         let mut bytes = 0_usize;
         while parts.is_empty() {
-            // Of the lanes the one that has waited longest.
-            let (_, at) = self.all().enumerate().filter_map(|(at, lane)| Some((lane.front()?.since, at))).min()?;
+            let (_, at, size) = self.oldest()?;
+            if !self.has_room(size) {
+                return None;
+            }
             let alone = !merge || at == ALONE;
             let Rules { max_bytes, .. } = self.rules;
             let (mut left, lane) = (self.bytes, self.lane_mut(at)?);
             while let Some(next) = lane.front() {
-                let fits = bytes.saturating_add(next.message.payload_len()) <= max_bytes;
-                if !parts.is_empty() && (alone || !fits) {
+                let size = next.message.payload_len();
+                let fits = !alone && bytes.saturating_add(size) <= max_bytes;
+                if !parts.is_empty() && !fits {
                     break;
                 }
                 let Some(entry) = lane.pop_front() else { break };
                 left = left.saturating_sub(entry.cost());
                 if is_dead(&entry, now) {
                     dropped.push(entry);
+                    if parts.is_empty() {
+                        // Whether there is room for the next one is another question.
+                        break;
+                    }
                 } else {
-                    bytes += entry.message.payload_len();
+                    bytes += size;
                     parts.push(entry);
                 }
             }

@@ -79,6 +79,19 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
+/// The whole frames of what was said on a connection, after the preface.
+pub(crate) fn frames(mut said: &[u8]) -> Vec<Frame> {
+    let mut frames = Vec::new();
+    while let Some((head, rest)) = said.split_first_chunk::<9>()
+        && let Some((payload, rest)) = rest.split_at_checked(length_of(head))
+    {
+        let [_, _, _, kind, flags, a, b, c, d] = *head;
+        frames.push(Frame { kind, flags, stream: u32::from_be_bytes([a, b, c, d]), payload: payload.to_vec() });
+        said = rest;
+    }
+    frames
+}
+
 /// A client that writes frames as it is told.
 pub(crate) struct Raw(TcpStream);
 

@@ -73,6 +73,103 @@ fn enough_bytes_open_a_place_at_once_until_there_are_none_left() {
 }
 
 #[test]
+fn bytes_under_way_are_bounded_whatever_places_there_are() {
+    let full = large_part(10, 1_000, 0);
+    let size = full.message.payload_len();
+    let mut bench = Bench::new(Config { max_request_size: size, open_place_bytes: 1, ..Config::default() });
+    for _ in 0..10 {
+        bench.push(full.clone(), NOW);
+    }
+    let taken = std::iter::from_fn(|| bench.take(LATER)).count();
+    assert_eq!((taken, bench.queue.running_bytes()), (8, 8 * size));
+    bench.queue.done(size);
+    assert_eq!(bench.take(LATER), Some((1, 0)));
+    assert_eq!(bench.take(LATER), None);
+}
+
+#[test]
+fn thirty_two_calls_may_run_and_no_more() {
+    let mut bench = Bench::new(Config::default());
+    for round in 0..32 {
+        bench.push(part(&["a"], 0), LATER * round);
+        assert_eq!(bench.take(LATER * (round + 1)), Some((1, 0)), "{round}");
+    }
+    bench.push(part(&["a"], 0), NOW);
+    assert_eq!(bench.take(LATER * 100), None);
+    bench.queue.done(0);
+    assert_eq!(bench.take(LATER * 100), Some((1, 0)));
+}
+
+#[test]
+fn a_record_that_is_larger_than_all_that_may_be_under_way_runs_alone() {
+    let small = large_part(1, 1_000, 0);
+    let (size, huge) = (small.message.payload_len(), large_part(1, 10_000, 0));
+    let mut bench = Bench::new(Config { max_request_size: size, open_place_bytes: 1, ..Config::default() });
+    // It goes at once where nothing runs, and nothing goes beside it.
+    bench.push(huge.clone(), NOW);
+    bench.push(small.clone(), NOW);
+    assert_eq!(bench.take(NOW), Some((1, 0)));
+    assert_eq!(bench.take(LATER), None);
+    bench.queue.done(huge.message.payload_len());
+    // Behind a call it waits for the end of that.
+    assert_eq!(bench.take(LATER), Some((1, 0)));
+    bench.push(huge.clone(), LATER);
+    bench.push(small, LATER);
+    assert_eq!(bench.take(LATER), None);
+    bench.queue.done(size);
+    assert_eq!(bench.take(LATER), Some((1, 0)));
+    assert_eq!(bench.queue.running_bytes(), huge.message.payload_len());
+}
+
+#[test]
+fn what_was_dropped_before_a_large_record_makes_no_room_for_it() {
+    let small = large_part(1, 1_000, 0);
+    let (size, larger) = (small.message.payload_len(), large_part(1, 7_500, 0));
+    let mut bench = Bench::new(Config { max_request_size: size, open_place_bytes: 1, ..Config::default() });
+    bench.push(small.clone(), NOW);
+    assert_eq!(bench.take(NOW), Some((1, 0)));
+    let late = Join::new(bench.start + SOON, Arc::default());
+    bench.queue.push(Queued::from_part(small, late.inbox(), bench.start));
+    bench.push(larger, NOW);
+    assert_eq!(bench.take(LATER), None, "its bytes and those under way are more than eight calls'");
+    bench.queue.done(size);
+    assert_eq!(bench.take(LATER), Some((1, 0)));
+}
+
+#[tokio::test]
+async fn a_backend_that_hangs_holds_eight_full_calls_or_thirty_two_and_a_queue() {
+    let full = large_part(10, 1_000, 0);
+    let (size, cost) = (full.message.payload_len(), full.message.framed_len());
+    for (part, calls) in [(full, 8), (part(&["small"], 0), 32)] {
+        let tasks = Tasks::new();
+        let mut backend = Script::start(&tasks, None, 100).await;
+        // Every part may have a call of its own at once.
+        let part = Part { alone: true, ..part };
+        let config = Config { max_request_size: size, queue_size: 4 * cost, open_place_bytes: 1, ..Config::default() };
+        let rig = Rig::start_with(config, &[backend.address], tasks);
+        let load = || rig.dispatch.view().unwrap().backends().next().unwrap().load();
+        let (mut joins, mut held) = (Vec::new(), Vec::new());
+        for _ in 0..calls {
+            joins.push(rig.submit(vec![part.clone()]));
+            held.push(backend.call().await);
+        }
+        // What comes now waits, until the queue is full too.
+        let join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
+        let refused = (0..).find_map(|_| rig.dispatch.view().unwrap().submit(vec![part.clone()], &join).err());
+        assert_eq!(refused.map(|full| full.backend), Some(0));
+        let all = load();
+        assert_eq!((all.calls, all.call_bytes), (calls, calls * part.message.payload_len()));
+        assert!(all.call_bytes <= 8 * size && all.waiting_bytes <= 4 * cost, "{all:?}");
+        assert!(backend.is_quiet());
+        // An end makes room for one.
+        held.remove(0).accept();
+        assert_eq!(outcome(&joins.remove(0)).await, accepted());
+        held.push(backend.call().await);
+        assert_eq!(load().calls, calls);
+    }
+}
+
+#[test]
 fn a_call_carries_no_more_than_its_size_and_no_other_signal() {
     let one = part(&["a"], 0);
     let size = one.message.payload_len();

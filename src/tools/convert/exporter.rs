@@ -193,7 +193,7 @@ fn queue(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     queue.ignore(&["enabled"]);
     queue.leave(
         &[
-            ("num_consumers", "a backend gets up to 8 calls at once"),
+            ("num_consumers", "a backend gets up to 32 calls at once"),
             ("storage", ACKNOWLEDGED),
             ("batch", "what waits for one backend is merged anyway"),
             ("block_on_overflow", "a full queue refuses the whole request, to be sent again"),

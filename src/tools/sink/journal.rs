@@ -1,6 +1,9 @@
 //! A file of every span that a sink took, written before the answer: it outlives the process, however that ends.
 //!
 //! One record a span: trace ID, span ID, when it was sent (its end time, which a unique run sets) and when it arrived.
+//!
+//! Records have no marks between them: all after a torn one would be unreadable. So what a killed process or a failed write
+//! left of one is cut off before anything is appended.
 
 use std::{
     fs::{File, OpenOptions},
@@ -30,18 +33,52 @@ pub struct JournalEntry {
 
 /// An open journal.
 #[derive(Debug)]
-pub(super) struct Journal(Mutex<File>);
+pub(super) struct Journal<S = File>(Mutex<Whole<S>>);
+
+/// What a journal is kept in: appended to, and cut when that failed.
+pub(super) trait Store: Write {
+    /// Leaves the first `len` bytes.
+    fn cut(&mut self, len: u64) -> io::Result<()>;
+}
+
+/// A store of whole records.
+#[derive(Debug)]
+struct Whole<S> {
+    store: S,
+    /// Bytes of whole records.
+    len: u64,
+    /// Whether there may be more than those.
+    torn: bool,
+}
 
 /// A span that is to be noted: trace, span, when it was sent.
 pub(super) type Noted = (TraceId, SpanId, u64);
 
+impl Store for File {
+    fn cut(&mut self, len: u64) -> io::Result<()> {
+        self.set_len(len)
+    }
+}
+
 impl Journal {
-    /// Opens a journal to go on with, or begins one.
+    /// Opens a journal to go on with, cut back to its whole records, or begins one. No other process may have it open.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self(Mutex::new(OpenOptions::new().create(true).append(true).open(path)?)))
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let len = file.metadata()?.len();
+        Self::over(file, len)
+    }
+}
+
+impl<S: Store> Journal<S> {
+    /// A journal over what has `len` bytes.
+    fn over(store: S, len: u64) -> io::Result<Self> {
+        let whole = len - len % RECORD as u64;
+        let mut records = Whole { store, len: whole, torn: whole != len };
+        records.mend()?;
+        Ok(Self(Mutex::new(records)))
     }
 
-    /// Notes spans. What the kernel has survives the process; a machine that dies is not thought of.
+    /// Notes spans, all or none. What the kernel has survives the process; a machine that dies is not thought of.
     pub(super) fn append(&self, spans: &[Noted]) -> io::Result<()> {
         let arrived = now_ns().to_le_bytes();
         let mut records = Vec::with_capacity(spans.len() * RECORD);
@@ -51,7 +88,36 @@ impl Journal {
             records.extend_from_slice(&sent.to_le_bytes());
             records.extend_from_slice(&arrived);
         }
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&records)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).append(&records)
+    }
+}
+
+impl<S: Store> Whole<S> {
+    fn append(&mut self, records: &[u8]) -> io::Result<()> {
+        self.mend()?;
+        self.torn = true;
+        match self.store.write_all(records) {
+            Ok(()) => {
+                self.len += records.len() as u64;
+                self.torn = false;
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(error) = self.mend() {
+                    tracing::error!(%error, "cannot cut the journal; it takes nothing until that succeeds");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Cuts off what a write left that failed.
+    fn mend(&mut self) -> io::Result<()> {
+        if self.torn {
+            self.store.cut(self.len)?;
+            self.torn = false;
+        }
+        Ok(())
     }
 }
 
@@ -82,18 +148,105 @@ fn entry(record: &[u8; RECORD]) -> Option<JournalEntry> {
 mod tests {
     use super::*;
 
+    const SPANS: [Noted; 3] = [([1; 16], [2; 8], 3), ([4; 16], [5; 8], 6), ([7; 16], [8; 8], 9)];
+
+    fn spans(path: &Path) -> Vec<Noted> {
+        read_journal(path).unwrap().iter().map(|entry| (entry.trace, entry.span, entry.sent)).collect()
+    }
+
     #[test]
     fn what_was_noted_is_read_back_and_a_record_cut_short_is_left_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        Journal::open(&path).unwrap().append(&[([1; 16], [2; 8], 3), ([4; 16], [5; 8], 6)]).unwrap();
-        Journal::open(&path).unwrap().append(&[([7; 16], [8; 8], 9)]).unwrap();
+        Journal::open(&path).unwrap().append(&SPANS[..2]).unwrap();
+        Journal::open(&path).unwrap().append(&SPANS[2..]).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.extend([0; RECORD - 1]);
         std::fs::write(&path, bytes).unwrap();
+        assert_eq!(spans(&path), SPANS);
         let entries = read_journal(&path).unwrap();
-        let spans: Vec<Noted> = entries.iter().map(|entry| (entry.trace, entry.span, entry.sent)).collect();
-        assert_eq!(spans, [([1; 16], [2; 8], 3), ([4; 16], [5; 8], 6), ([7; 16], [8; 8], 9)]);
         assert!(entries[2].arrived >= entries[0].arrived && entries[0].arrived > 1_700_000_000_000_000_000);
+    }
+
+    #[test]
+    fn a_record_that_a_killed_process_left_torn_does_not_spoil_those_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        for torn in [1, RECORD - 1] {
+            Journal::open(&path).unwrap().append(&SPANS[..2]).unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes.extend(vec![0xff; torn]);
+            std::fs::write(&path, bytes).unwrap();
+            Journal::open(&path).unwrap().append(&SPANS[2..]).unwrap();
+            assert_eq!(spans(&path), SPANS);
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+
+    /// A file on a disk that has room for so many bytes, and which can be cut as often as that.
+    struct Small {
+        file: File,
+        room: usize,
+        cuts: usize,
+    }
+
+    impl Write for Small {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = self.file.write(&bytes[..bytes.len().min(self.room)])?;
+            self.room -= taken;
+            if taken == 0 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(taken) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.file.flush()
+        }
+    }
+
+    impl Store for Small {
+        fn cut(&mut self, len: u64) -> io::Result<()> {
+            self.cuts = self.cuts.checked_sub(1).ok_or(io::ErrorKind::ReadOnlyFilesystem)?;
+            self.file.cut(len)
+        }
+    }
+
+    fn small(path: &Path, room: usize, cuts: usize) -> Journal<Small> {
+        let file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+        Journal::over(Small { file, room, cuts }, 0).unwrap()
+    }
+
+    fn now_has(journal: &Journal<Small>, room: usize, cuts: usize) {
+        let mut whole = journal.0.lock().unwrap();
+        (whole.store.room, whole.store.cuts) = (room, cuts);
+    }
+
+    #[test]
+    fn a_write_that_fails_in_the_middle_leaves_nothing_and_later_ones_stay_readable() {
+        let dir = tempfile::tempdir().unwrap();
+        // The disk is full before, within, at the end of and after the first of two records.
+        for left in [0, 1, RECORD, RECORD + 7] {
+            let path = dir.path().join(left.to_string());
+            let journal = small(&path, RECORD + left, 1);
+            journal.append(&SPANS[..1]).unwrap();
+            assert_eq!(journal.append(&SPANS[..2]).unwrap_err().kind(), io::ErrorKind::StorageFull, "{left}");
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), RECORD as u64, "{left}");
+            now_has(&journal, usize::MAX, 0);
+            journal.append(&SPANS[1..]).unwrap();
+            assert_eq!(spans(&path), SPANS, "{left}");
+        }
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_cut_takes_nothing_until_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = small(&path, RECORD + 7, 0);
+        journal.append(&SPANS[..1]).unwrap();
+        assert_eq!(journal.append(&SPANS[1..]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        now_has(&journal, usize::MAX, 0);
+        assert_eq!(journal.append(&SPANS[1..]).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+        assert_eq!(spans(&path), SPANS[..1]);
+        now_has(&journal, usize::MAX, 1);
+        journal.append(&SPANS[1..]).unwrap();
+        assert_eq!(spans(&path), SPANS);
     }
 }

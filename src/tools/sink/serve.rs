@@ -122,20 +122,10 @@ async fn answer(request: Request<RecvStream>, respond: SendResponse<Bytes>, inne
                 inner.tally.failed.fetch_add(1, Relaxed);
             }
             let keeps = !fails || behaviour.failure_keeps_spans;
-            if keeps {
-                inner.tally.commit(&batch);
-            }
-            // Before the answer: what is acknowledged is in the journal, or the sink cannot be believed.
-            if keeps
-                && let Some(journal) = &inner.journal
-                && let Err(error) = journal.append(batch.noted())
-            {
-                tracing::error!(%error, "cannot write the journal");
-                Err(Status::internal("cannot write the journal"))
-            } else if fails {
-                Err(failure(&behaviour))
-            } else {
-                Ok(batch.rejected())
+            match if keeps { keep(&batch, inner) } else { Ok(()) } {
+                Err(unwritten) => Err(unwritten),
+                Ok(()) if fails => Err(failure(&behaviour)),
+                Ok(()) => Ok(batch.rejected()),
             }
         }
         Err(Broken::Gone) => {
@@ -150,6 +140,19 @@ async fn answer(request: Request<RecvStream>, respond: SendResponse<Bytes>, inne
     if let Err(error) = reply(respond, result) {
         tracing::debug!(%error, "reply not sent");
     }
+}
+
+/// Counts what came, once it is in the journal: what is acknowledged is there, or the sink cannot be believed.
+fn keep(batch: &Batch, inner: &Inner) -> Result<(), Status> {
+    if let Some(journal) = &inner.journal {
+        journal.append(batch.noted()).map_err(|error| {
+            tracing::error!(%error, "cannot write the journal");
+            // Nothing of it was kept: it may come again.
+            Status::unavailable("cannot write the journal")
+        })?;
+    }
+    inner.tally.commit(batch);
+    Ok(())
 }
 
 enum Broken {

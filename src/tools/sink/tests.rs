@@ -236,3 +236,14 @@ async fn the_report_is_served_over_http() {
     assert!(ask(get("/nothing")).await.starts_with("HTTP/1.1 404"));
     pair.end().await;
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_cannot_be_noted_is_not_counted_and_may_come_again() {
+    // A device on which every write fails as on a full disk.
+    let config = SinkConfig { journal: Some("/dev/full".into()), ..SinkConfig::default() };
+    let pair = Pair::new(config, Compression::None).await;
+    assert_eq!(pair.refusal(bodies(BodySpec::default()).compose(0, None)).await.code(), Code::Unavailable);
+    assert_eq!(pair.sink.report().spans, 0);
+    pair.end().await;
+}
