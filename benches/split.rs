@@ -55,8 +55,8 @@ fn cut<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
     let mut scratch = Scratch::default();
     bencher.counter(ItemsCount::new(spans)).bench_local(move || {
         let mut router = |record: &Record<'_>| Targets::One(owners.of(record.id));
-        let plan = plan(Signal::Traces, black_box(std::slice::from_ref(&request)), &mut router, &mut scratch)
-            .expect("well-formed");
+        let payload = black_box(std::slice::from_ref(&request));
+        let plan = plan(Signal::Traces, payload, &mut router, &mut scratch, &mut |_| true).expect("well-formed");
         black_box(plan.build())
     });
 }
@@ -68,9 +68,8 @@ fn plan_only<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
     let mut scratch = Scratch::default();
     bencher.counter(ItemsCount::new(spans)).bench_local(move || {
         let mut router = |record: &Record<'_>| Targets::One(owners.of(record.id));
-        plan(Signal::Traces, black_box(std::slice::from_ref(&request)), &mut router, &mut scratch)
-            .expect("well-formed")
-            .total_len()
+        let payload = black_box(std::slice::from_ref(&request));
+        plan(Signal::Traces, payload, &mut router, &mut scratch, &mut |_| true).expect("well-formed").total_len()
     });
 }
 

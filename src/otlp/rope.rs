@@ -258,8 +258,8 @@ mod tests {
 
     #[test]
     fn buffers_one_after_the_other_are_a_rope() {
-        let rope = Rope::of(vec![Bytes::from_static(b"ab"), Bytes::new(), Bytes::from_static(b"c")]).unwrap();
+        let mut rope = Rope::of(vec![Bytes::from_static(b"ab"), Bytes::new(), Bytes::from_static(b"c")]).unwrap();
         assert_eq!(rope.shares().collect::<Vec<_>>().concat(), b"abc");
-        assert_eq!(rope.clone().copy_to_bytes(3), &b"abc"[..]);
+        assert_eq!(rope.copy_to_bytes(3), &b"abc"[..]);
     }
 }

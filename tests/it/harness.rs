@@ -108,7 +108,24 @@ impl Process {
     pub(crate) fn signal(&self, signal: &str) -> Result<()> {
         let kill = format!("kill -{signal} {}", self.child.id());
         ensure!(Command::new("sh").args(["-c", &kill]).status()?.success(), "{kill} failed");
+        // `kill` is back before every thread has stopped.
+        while signal == "STOP" && !self.is_stopped()? {
+            std::thread::yield_now();
+        }
         Ok(())
+    }
+
+    /// Whether all its threads stand still, where the system says so.
+    fn is_stopped(&self) -> Result<bool> {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return Ok(true) };
+        for task in tasks {
+            let stat = fs::read_to_string(task?.path().join("stat"))?;
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            if !matches!(state, Some('T' | 't')) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Asks it to end and waits until it did.
