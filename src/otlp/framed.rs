@@ -136,11 +136,6 @@ impl Framed {
         Self(Chunk::Bytes(buffer.freeze()))
     }
 
-    /// Whether it lies in one buffer.
-    pub fn is_contiguous(&self) -> bool {
-        matches!(self.0, Chunk::Bytes(_))
-    }
-
     /// Length of prefix and message, in bytes.
     pub fn framed_len(&self) -> usize {
         self.0.remaining()

@@ -12,12 +12,13 @@ use http_body_util::BodyExt;
 use crate::{budget::Permit, buffers, otlp::framed::PREFIX_LEN};
 
 /// A message below this is copied although it came in one frame: a frame is a slice of HTTP/2's read buffer (8 KiB in
-/// h2 0.4) and would keep all of that from being used again, which the budget would not see.
-const COPY_BELOW: usize = 8 << 10;
+/// h2 0.4 at first, more after larger frames) and would keep all of that from being used again, which the budget would not
+/// see.
+const COPY_BELOW: usize = 32 << 10;
 
-/// A frame of a message that comes in several is copied below this: an eighth of the largest one, which the read buffer may
-/// have been made for.
-const KEEP_FROM: usize = 32 << 10;
+/// A frame of a message that comes in several is copied below this: half of the largest one, which the read buffer may have
+/// been made for. Such messages last longer: their clients may be slow.
+const KEEP_FROM: usize = 128 << 10;
 
 /// Buffers that small frames are copied to: the first, and further ones. An announced size is believed no further, so that a
 /// peer which announces the limit on many streams makes us hold no more than this for each (design 3, Receive).

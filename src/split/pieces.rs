@@ -6,7 +6,7 @@ use super::{
 };
 use crate::otlp::{
     Framed, Signal,
-    wire::{WireError, len_tag, varint_len},
+    wire::{Malformed, WireError, len_tag, varint_len},
 };
 
 /// How much longer than the message its pieces may be together.
@@ -34,32 +34,34 @@ pub enum BySize {
 
 /// Cuts a message between records into pieces of at most `max` bytes. A record that is larger with its envelopes goes alone.
 ///
-/// `room` is asked before bytes are taken: once for a copy in one buffer, if the message is in several, and once for all
-/// pieces.
+/// `room` is asked before much is taken: to keep track of the message, and once for all pieces.
 pub fn by_size(
     signal: Signal,
     message: &Framed,
     max: usize,
     mut room: impl FnMut(usize) -> bool,
 ) -> Result<BySize, WireError> {
-    let shape: Shape = signal.into();
+    match cut(signal.into(), message, max, &mut room) {
+        Err(WireError { kind: Malformed::NoRoom(len), .. }) => Ok(BySize::NoRoom(len)),
+        result => result,
+    }
+}
+
+fn cut(shape: Shape, message: &Framed, max: usize, room: &mut dyn FnMut(usize) -> bool) -> Result<BySize, WireError> {
     if message.payload_len() <= max {
         return Ok(BySize::Whole);
     }
-    if !message.is_contiguous() && !room(message.payload_len()) {
-        return Ok(BySize::NoRoom(message.payload_len()));
-    }
-    let payload = [message.payload_bytes()];
+    let payload = message.payload_chunks();
     let len = message.payload_len();
     // The first walk finds how large the envelopes are: some of their fields may stand behind the records.
     let mut scratch = Scratch::default();
-    let whole = Plan::new(shape, &payload, &mut All, &mut scratch, &mut room)?;
+    let whole = Plan::new(shape, &payload, &mut All, &mut scratch, room)?;
     if whole.records() <= 1 {
         return Ok(BySize::Whole);
     }
     let mut filler = Filler { max, envelopes: envelopes(whole.scratch), piece: 0, filled: 0, leaf: None };
     let mut scratch = Scratch::default();
-    let plan = Plan::new(shape, &payload, &mut filler, &mut scratch, &mut room)?;
+    let plan = Plan::new(shape, &payload, &mut filler, &mut scratch, room)?;
     if plan.total_len() > len.saturating_mul(MAX_GROWTH) {
         return Ok(BySize::Whole);
     }

@@ -16,17 +16,15 @@ use crate::otlp::wire::Malformed;
 /// Entries that a vector keeps for the next request: at most 2 MiB each. 8,192 spans in scopes of their own need 25,000.
 const RETAINED: usize = 1 << 16;
 
-/// Messages, segments and runs that a request may fall into. 64 MiB of spans with nothing but IDs and times, each in a
+/// Messages, segments, runs and buffers that a request may fall into. 64 MiB of spans with nothing but IDs and times, each in a
 /// resource of its own, are 3.9 million.
 const MAX_PIECES: usize = 1 << 22;
 
 /// Of these, how many are not asked for: as many as are kept for the next request.
 const FREE_PIECES: usize = RETAINED;
 
-/// How many more of them each time that they are asked for.
-const MORE: usize = 4;
-
-/// What a piece takes at most: 24 bytes for a message, or 40 for a run and the entries of its part, in vectors that double.
+/// What a piece takes at most: 24 bytes for a message, or 40 for a run and the entries of its part or for a buffer, in vectors
+/// that double.
 const PIECE: usize = 80;
 
 /// The end of a chain.
@@ -213,7 +211,7 @@ impl Scratch {
     /// Whether there are more pieces than there is room for.
     #[inline]
     pub(super) fn is_full(&self) -> bool {
-        self.nodes.len() + self.segments.len() + self.runs.len() > self.allowed
+        self.nodes.len() + self.segments.len() + self.runs.len() + self.sources.len() > self.allowed
     }
 
     /// Takes room for more pieces, if that many can be kept track of and `room` is given for their bytes.
@@ -223,7 +221,7 @@ impl Scratch {
         if self.allowed >= MAX_PIECES {
             return Err(Malformed::Pieces(MAX_PIECES));
         }
-        let allowed = self.allowed.saturating_mul(MORE).min(MAX_PIECES);
+        let allowed = (self.allowed + self.allowed / 2).min(MAX_PIECES);
         let bytes = (allowed - self.allowed).saturating_mul(PIECE);
         if !room(bytes) {
             return Err(Malformed::NoRoom(bytes));

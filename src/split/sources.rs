@@ -7,6 +7,9 @@ use super::walk::offset;
 /// What a torn field is given first if its length is not known: longer than any tag with a length.
 const LEAST_JOINT: usize = 64;
 
+/// Buffers whose places are kept for the next request.
+const RETAINED: usize = 1 << 10;
+
 /// Buffers of a request, in their order, without gaps.
 #[derive(Debug, Default)]
 pub(super) struct Sources(Vec<Source>);
@@ -32,6 +35,8 @@ pub(super) struct Feed<'p> {
     chunks: std::slice::Iter<'p, Bytes>,
     /// What is left of the chunk that was begun.
     rest: Bytes,
+    /// The chunk that a joint took its end from, and where that begins in the request.
+    lent: Option<(usize, Bytes)>,
     /// What was handed out last, and where it begins in the request.
     latest: (usize, Bytes),
     /// Where it is torn, and where the torn field ends, if that is known.
@@ -44,6 +49,11 @@ pub(super) struct Feed<'p> {
 impl Sources {
     pub(super) fn clear(&mut self) {
         self.0.clear();
+        self.0.shrink_to(RETAINED);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// Adds the buffer that begins at `start`.
@@ -109,16 +119,18 @@ impl<'s> Lookup<'s> {
 
 impl<'p> Feed<'p> {
     pub(super) fn new(chunks: &'p [Bytes]) -> Self {
-        Self { chunks: chunks.iter(), rest: Bytes::new(), latest: (0, Bytes::new()), torn: None, joined: 0 }
+        let (rest, latest) = (Bytes::new(), (0, Bytes::new()));
+        Self { chunks: chunks.iter(), rest, lent: None, latest, torn: None, joined: 0 }
     }
 
     /// The next buffer and where it begins in the request.
     pub(super) fn next(&mut self) -> Option<(usize, Bytes)> {
         let (start, bytes) = &self.latest;
         let next = match self.torn.take() {
-            Some((at, end)) => (at, self.join(bytes.slice(at - start..), end.map(|end| end - at))),
+            Some((at, end)) => (at, self.join(at, bytes.slice(at - start..), end.map(|end| end - at))),
             None => {
                 let start = start + bytes.len();
+                self.lent = None;
                 (start, self.chunk()?)
             }
         };
@@ -129,9 +141,17 @@ impl<'p> Feed<'p> {
     /// What was handed out last cannot be read from `at` on; the field that begins there ends at `end`, if that is known.
     /// Returns how many bytes will be put together.
     pub(super) fn tear(&mut self, at: usize, end: Option<usize>) -> usize {
+        let (start, bytes) = &mut self.latest;
+        if let Some((lent_at, chunk)) = self.lent.take()
+            && at >= lent_at
+        {
+            // What is torn is the joint: in the chunk that its end came from, the field goes on.
+            bytes.truncate(at - *start);
+            self.rest = chunk.slice(at - lent_at..);
+            return 0;
+        }
         self.torn = Some((at, end));
-        let (start, bytes) = &self.latest;
-        joint_len((start + bytes.len()).saturating_sub(at), end.map(|end| end - at))
+        joint_len((*start + bytes.len()).saturating_sub(at), end.map(|end| end - at))
     }
 
     /// Bytes that were put together.
@@ -139,14 +159,15 @@ impl<'p> Feed<'p> {
         self.joined
     }
 
-    /// A piece and what follows it.
-    fn join(&mut self, head: Bytes, len: Option<usize>) -> Bytes {
+    /// A piece, which begins at `at`, and what follows it.
+    fn join(&mut self, at: usize, head: Bytes, len: Option<usize>) -> Bytes {
         let len = joint_len(head.len(), len);
         let mut joint = Vec::with_capacity(len);
         joint.extend_from_slice(&head);
         while joint.len() < len
             && let Some(mut chunk) = self.chunk()
         {
+            self.lent = Some((at + joint.len(), chunk.clone()));
             let more = chunk.split_to(chunk.len().min(len - joint.len()));
             joint.extend_from_slice(&more);
             self.rest = chunk;

@@ -13,8 +13,8 @@ use crate::otlp::{
     wire::{Malformed, Reader, WireError},
 };
 
-/// A torn record up to this length is put together without asking for room.
-const FREE_JOINT: usize = 64 << 10;
+/// So many bytes of torn records are put together without asking for room.
+const FREE_JOINTS: usize = 64 << 10;
 
 /// What a walk counted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -127,7 +127,7 @@ impl<C: Choose> Walk<'_, C> {
             if at < start + bytes.len() {
                 self.scratch.sources.end_at(at);
                 let takes = feed.tear(at, end);
-                if takes > FREE_JOINT && !(self.room)(takes) {
+                if feed.joined() + takes > FREE_JOINTS && !(self.room)(takes) {
                     return Err(WireError { offset: at, kind: Malformed::NoRoom(takes) });
                 }
             }

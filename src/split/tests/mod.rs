@@ -383,3 +383,39 @@ fn room_is_asked_for_before_many_pieces_and_long_torn_records_are_kept() {
     assert!(room.unwrap() >= asked[0], "it stays as long as the parts do");
     assert_eq!(plan_of(&halves, false).0, Err(Malformed::NoRoom(asked[0])));
 }
+
+#[test]
+fn what_is_torn_once_is_put_together_once() {
+    // Resources as long as a joint: the end of each joint would tear the next one.
+    let resource = len(1, len(3, [0; 59]));
+    assert_eq!(resource.len(), 63);
+    let spans = [resource.repeat(1_000), request([span([1]), span([2])]).repeat(1_000)].concat();
+    let payload = Bytes::from(spans);
+    let mut scratch = Scratch::default();
+    for border in [1, 2, 40, 63, 64, 31_501, 63_000 + 9] {
+        let chunks = [payload.slice(..border), payload.slice(border..)];
+        let plan = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| false).unwrap();
+        assert_eq!(plan.records(), 2_000);
+        let sources = plan.scratch.sources.len();
+        assert!(sources <= 3, "{sources} buffers, torn at {border}");
+    }
+}
+
+#[test]
+fn many_torn_records_are_put_together_only_while_there_is_room() {
+    let record = |id| len(2, all([len(1, [id]), len(9, vec![0; 5_000])]));
+    let payload = Bytes::from(len(1, len(2, (0..100).flat_map(record).collect::<Vec<_>>())));
+    let chunks: Vec<Bytes> =
+        (0..payload.len()).step_by(5_100).map(|at| payload.slice(at..payload.len().min(at + 5_100))).collect();
+    let (mut scratch, mut asked) = (Scratch::default(), 0);
+    let joined = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |len| {
+        asked += len;
+        true
+    })
+    .unwrap()
+    .counts
+    .joined;
+    assert!(asked > 0 && joined <= asked + (64 << 10), "{joined} bytes, {asked} asked for");
+    let error = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| false).unwrap_err();
+    assert!(matches!(error.kind, Malformed::NoRoom(_)), "{error}");
+}

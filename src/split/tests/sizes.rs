@@ -138,3 +138,11 @@ fn records_of(payload: &[u8]) -> Vec<Vec<u8>> {
     .unwrap();
     seen
 }
+
+#[test]
+fn no_room_to_keep_track_of_a_message_is_no_reason_to_send_it_whole() {
+    let resource = len(1, len(2, all([len(2, len(1, [1])), len(4, b"x")])));
+    let message = Framed::copy_from_payload(&resource.repeat(30_000)).unwrap();
+    let refused = by_size(Signal::Traces, &message, 100_000, |_| false).unwrap();
+    assert!(matches!(refused, BySize::NoRoom(_)), "{refused:?}");
+}
