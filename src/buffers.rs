@@ -1,7 +1,7 @@
 //! Large buffers, kept for the next request: fresh pages cost more than the copy into them. Depends on nothing of ours.
 //!
 //! A body of some MiB and the parts that are cut of it come and go with each request. An allocator gives such memory back
-//! to the kernel, which then clears every page anew. Here up to 16 MiB of freed buffers wait for their next use;
+//! to the kernel, which then clears every page anew. Here up to 4 MiB of freed buffers wait for their next use;
 //! [`trim`], called once a second, gives back what was not used since.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use bytes::Bytes;
 const LARGE: usize = 128 << 10;
 
 /// Bytes that wait for their next use, at most. They are outside of the memory budget.
-const KEPT: usize = 16 << 20;
+const KEPT: usize = 4 << 20;
 
 /// A kept buffer serves a request for at least this share of it: memory that is held is memory that is counted.
 const LEAST_SHARE: usize = 2;
