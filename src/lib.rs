@@ -64,6 +64,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod tools;
 // Vocabulary: depends on nothing of ours.
+pub mod allocator;
 pub mod budget;
 pub mod buffers;
 pub mod health;

@@ -10,6 +10,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use spanring::{
+    allocator,
     cli::{Cli, Command, EXIT_FAILURE, EXIT_USAGE, RunArgs},
     config::{Config, LoadError, layout::Layout},
     proxy::Proxy,
@@ -81,10 +82,15 @@ fn convert(args: &tools::convert::Args) -> anyhow::Result<ExitCode> {
 }
 
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    // Before anything is read or bound. Without it freed memory is kept for longer; that is no reason not to run.
+    let unsettled = allocator::settle().err();
     let draft = args.clone().draft()?;
     let config = draft.check()?;
     logs::init(config.logs)?;
     panics::watch();
+    if let Some(error) = unsettled {
+        warn!(%error, "cannot bound what the allocator keeps of freed memory");
+    }
     for warning in &config.warnings {
         warn!("{warning}");
     }

@@ -9,6 +9,7 @@ use std::{
 /// What each room of `src` may use of the crate; rooms that are not named may use everything.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("otlp", &[]),
+    ("allocator", &[]),
     ("budget", &[]),
     ("buffers", &[]),
     ("lifecycle", &[]),
