@@ -1,7 +1,7 @@
 //! Large buffers, kept for the next request: fresh pages cost more than the copy into them. Depends on nothing of ours.
 //!
-//! A body of some MiB and the parts that are cut of it come and go with each request. An allocator gives such memory back
-//! to the kernel, which then clears every page anew. Here up to 4 MiB of freed buffers wait for their next use;
+//! What is gathered for a socket, and parts that are copied, come and go with each request. An allocator gives such memory
+//! back to the kernel, which then clears every page anew. Here up to 4 MiB of freed buffers wait for their next use;
 //! [`trim`], called once a second, gives back what was not used since.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

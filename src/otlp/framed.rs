@@ -78,14 +78,6 @@ impl Framed {
         }
     }
 
-    /// The protobuf message in one buffer: shared if it is, else copied.
-    pub fn payload_bytes(&self) -> Bytes {
-        match self.payload_chunk() {
-            Chunk::Bytes(bytes) => bytes,
-            Chunk::Rope(mut rope) => rope.copy_to_bytes(rope.remaining()),
-        }
-    }
-
     /// The protobuf message in as many buffers as it has runs, shared.
     pub fn payload_chunks(&self) -> Vec<Bytes> {
         match self.payload_chunk() {

@@ -195,11 +195,12 @@ impl<'a> Plan<'a> {
         scratch: &'a mut Scratch,
         room: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Self, WireError> {
+        let len = checked_len(payload)?;
         scratch.clear();
-        match walk::walk(shape, payload, choose, scratch, room) {
+        match walk::walk(shape, payload, len, choose, scratch, room) {
             Ok(counts) => {
                 let (total_len, runs) = scratch.measure(shape.levels.len());
-                Ok(Self { len: payload.iter().map(Bytes::len).sum(), scratch, counts, total_len, runs })
+                Ok(Self { len, scratch, counts, total_len, runs })
             }
             Err(error) => {
                 scratch.retain_little();

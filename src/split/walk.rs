@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 
-use super::{Record, Router, Shape, Targets, checked_len, scratch::Scratch, sources::Feed};
+use super::{Record, Router, Shape, Targets, scratch::Scratch, sources::Feed};
 use crate::otlp::{
     Level, RecordFields,
     wire::{Malformed, Reader, WireError},
@@ -61,15 +61,15 @@ pub(super) struct Open {
     runs_before: usize,
 }
 
-/// Walks a message that lies in these buffers, one after the other.
+/// Walks a message of `len` bytes that lies in these buffers, one after the other.
 pub(super) fn walk<C: Choose>(
     shape: Shape,
     payload: &[Bytes],
+    len: usize,
     choose: &mut C,
     scratch: &mut Scratch,
     room: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Counts, WireError> {
-    let len = checked_len(payload)?;
     let stack = std::mem::take(&mut scratch.stack);
     let mut walk = Walk { shape, choose, scratch, room, stack, counts: Counts::default(), envelope_end: 0 };
     let result = walk.run(payload, len);

@@ -56,7 +56,7 @@ fn everything_adds_up(payload: &[u8], max: usize) {
         assert!(parts.iter().map(|(share, _)| share).eq(&shares));
         assert!(cut_torn(signal, payload, max).as_ref() == Ok(&parts), "torn, it falls into the same parts");
         for (share, part) in &parts {
-            assert_eq!(count(signal, part.payload_bytes()), u64::from(share.records));
+            assert_eq!(count(signal, &part.payload_chunks()), u64::from(share.records));
         }
         pieces_add_up(signal, payload, max, records);
     }
@@ -83,15 +83,15 @@ fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {
     let BySize::Cut { pieces, .. } = pieces else { return assert_eq!(pieces, BySize::Whole) };
     assert_eq!(pieces.iter().map(|(records, _)| u64::from(*records)).sum::<u64>(), records);
     for (records, piece) in &pieces {
-        assert_eq!(count(signal, piece.payload_bytes()), u64::from(*records));
+        assert_eq!(count(signal, &piece.payload_chunks()), u64::from(*records));
         assert!(piece.payload_len() <= max || *records <= 1);
     }
 }
 
 /// Records in a message; what the cut built, it can read.
-fn count(signal: Signal, payload: Bytes) -> u64 {
+fn count(signal: Signal, payload: &[Bytes]) -> u64 {
     let mut scratch = Scratch::default();
-    plan(signal, &[payload], &mut |_: &Record<'_>| Targets::One(0), &mut scratch, &mut |_| true)
+    plan(signal, payload, &mut |_: &Record<'_>| Targets::One(0), &mut scratch, &mut |_| true)
         .expect("built by the cut")
         .records()
 }
