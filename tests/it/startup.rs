@@ -95,8 +95,12 @@ fn a_name_that_does_not_resolve_leaves_it_alive_not_ready_and_refusing_for_now()
         command.arg("--otlp-grpc").arg(grpc.to_string()).arg("--admin").arg(admin.to_string());
         Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/livez"))))
     })?;
-    let (status, body) = http_get(&format!("http://{admin}/readyz"))?;
-    ensure!(status == 503 && body.contains("default"), "the pool without backends must be named: {body}");
+    // It is alive before it has its pools.
+    until("the pool without backends is named", || {
+        let (status, body) = http_get(&format!("http://{admin}/readyz"))?;
+        ensure!(status == 503, "{body}");
+        Ok(body.contains("default").then_some(()))
+    })?;
     let runtime = tokio::runtime::Runtime::new()?;
     let status = runtime.block_on(async {
         let refused = client(grpc).await?.export(request(vec![span(1, 1)])).await;
