@@ -5,6 +5,7 @@ pub mod metadata;
 pub mod outcome;
 pub mod rope;
 pub mod signal;
+mod skips;
 pub mod wire;
 
 pub use framed::{Chunk, Framed};

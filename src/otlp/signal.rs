@@ -1,5 +1,7 @@
 //! Signals, and how each nests its records.
 
+use super::skips::Skips;
+
 /// One of OTLP's signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Signal {
@@ -61,12 +63,25 @@ pub struct Level {
 }
 
 /// Which of a record's own fields the router is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct RecordFields {
     /// Field number of the record's trace ID (bytes), 0 when it has none.
     pub id: u32,
     /// Field number of the record's start time (`fixed64`, nanoseconds since 1970), 0 when it has none.
     pub start: u32,
+    /// The others.
+    pub(super) skips: Skips,
+}
+
+static OF_SPANS: RecordFields = RecordFields::new(1, 7);
+static OF_LOG_RECORDS: RecordFields = RecordFields::new(9, 1);
+static OF_OTHERS: RecordFields = RecordFields::new(0, 0);
+
+impl RecordFields {
+    /// The fields of these numbers; 0 for none.
+    pub const fn new(id: u32, start: u32) -> Self {
+        Self { id, start, skips: Skips::all_but(id, start) }
+    }
 }
 
 impl Signal {
@@ -78,11 +93,11 @@ impl Signal {
     }
 
     /// The fields of a record that routing looks at: `Span` 1 and 7, `LogRecord` 9 and 1 (opentelemetry-proto 1.11).
-    pub fn record_fields(self) -> RecordFields {
+    pub fn record_fields(self) -> &'static RecordFields {
         match self {
-            Self::Traces => RecordFields { id: 1, start: 7 },
-            Self::Logs => RecordFields { id: 9, start: 1 },
-            Self::Metrics | Self::Profiles => RecordFields { id: 0, start: 0 },
+            Self::Traces => &OF_SPANS,
+            Self::Logs => &OF_LOG_RECORDS,
+            Self::Metrics | Self::Profiles => &OF_OTHERS,
         }
     }
 }

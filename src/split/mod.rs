@@ -141,7 +141,7 @@ pub(crate) struct Shape {
     /// From the request down to the message that holds the records.
     pub(crate) levels: &'static [Level],
     /// What is read of a record.
-    pub(crate) fields: RecordFields,
+    pub(crate) fields: &'static RecordFields,
 }
 
 impl From<Signal> for Shape {

@@ -296,10 +296,11 @@ fn end_of(place: Place<'_>) -> Step {
 
 /// Walks the top-level fields of a record. An error comes with the number of bytes that were left at its field.
 #[inline(always)]
-fn read_record(fields: RecordFields, bytes: &[u8]) -> Result<Record<'_>, (usize, Malformed)> {
+fn read_record<'a>(fields: &RecordFields, bytes: &'a [u8]) -> Result<Record<'a>, (usize, Malformed)> {
     let mut reader = Reader::new(bytes);
     let mut record = Record { bytes, id: &[], start: 0 };
     loop {
+        reader.skim(fields);
         let left = reader.left();
         let Some(field) = reader.field().map_err(|kind| (left, kind))? else { return Ok(record) };
         if field.number == fields.id {

@@ -132,8 +132,10 @@ const FIVE_LEVELS: Shape = Shape {
         Level { children: &[5, 7, 9, 10, 11] },
         Level { children: &[1] },
     ],
-    fields: RecordFields { id: 0, start: 2 },
+    fields: &STARTS,
 };
+
+static STARTS: RecordFields = RecordFields::new(0, 2);
 
 fn metrics(random: &mut fastrand::Rng) -> ExportMetricsServiceRequest {
     let mut name = 0;
