@@ -1,5 +1,6 @@
 //! The ring's costs: `cargo bench --bench ring`; and its quality at every size from 2 to 200 backends:
-//! `cargo bench --bench ring -- --quality [ipv4|name|ipv6]`, which ends non-zero when a goal is missed.
+//! `cargo bench --bench ring -- --quality [ipv4|name|ipv6] [--leavers 3]`, which ends non-zero when a goal is missed. It takes
+//! that many backends away at each size, one at a time, evenly spread from the first to the last; 201 are all.
 
 #![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a bench may end with a panic")]
 
@@ -20,13 +21,14 @@ use spanring::{
 const KEYS: usize = 8192;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip_while(|argument| argument != "--quality");
-    if arguments.next().is_none() {
+    if !std::env::args().any(|argument| argument == "--quality") {
         divan::main();
         return ExitCode::SUCCESS;
     }
-    let family = arguments.next().unwrap_or_default();
-    match quality(&family, &mut io::stdout().lock()) {
+    let after = |flag: &str| std::env::args().skip_while(|argument| argument != flag).nth(1);
+    let family = after("--quality").unwrap_or_default();
+    let leavers = after("--leavers").map_or(3, |count| count.parse().expect("--leavers takes a number"));
+    match quality(&family, leavers, &mut io::stdout().lock()) {
         Ok(true) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
@@ -92,21 +94,24 @@ struct Departure {
 /// Prints one line a size; answers whether the goals were met: busiest ≤ 1.05 of the mean, moves ≤ 1.3 of
 /// the ideal, and from 3 backends on, when an ejected one leaves, ≤ 1 % of its slots and ≤ 0.1 %
 /// of the others'.
-fn quality(family: &str, out: &mut impl Write) -> io::Result<bool> {
+fn quality(family: &str, leavers: usize, out: &mut impl Write) -> io::Result<bool> {
     writeln!(out, "size  busiest/mean  moved/ideal(+1)  moved/ideal(-1)  again%  others%  busiest meanwhile")?;
     let mut worst = [0.0_f64; 5];
-    let (mut above, mut before) = (0, 0.0);
+    let (mut counted, mut above, mut before) = (0, 0, 0.0);
     for size in 2..=200_usize {
         let busiest = busiest(&table(&endpoints(family, size)));
         let larger = endpoints(family, size + 1);
         let base = Arc::new(Base::build(&members_of(&larger)).expect("members are good"));
-        let departures = [0, size / 2, size].map(|leaver| depart(&larger, &base, leaver));
-        let most = |of: fn(&Departure) -> f64| departures.iter().map(of).fold(0.0, f64::max);
-        let moved = most(|departure| departure.moved);
-        let (again, others) = (most(|departure| departure.again), most(|departure| departure.others));
+        let last = leavers.clamp(2, larger.len()) - 1;
+        let departures: Vec<Departure> = (0..=last).map(|step| depart(&larger, &base, step * size / last)).collect();
+        let most = |departures: &[Departure], of: fn(&Departure) -> f64| departures.iter().map(of).fold(0.0, f64::max);
+        let moved = most(&departures, |departure| departure.moved);
+        let meanwhile = most(&departures, |departure| departure.busiest_meanwhile);
         // With two left, one of them is nearly all there is.
-        let (again, others) = if size < 3 { (0.0, 0.0) } else { (again, others) };
-        let meanwhile = most(|departure| departure.busiest_meanwhile);
+        let judged = if size < 3 { &[] } else { &departures[..] };
+        let (again, others) = (most(judged, |departure| departure.again), most(judged, |departure| departure.others));
+        counted += judged.len();
+        above += judged.iter().filter(|departure| departure.others > 0.001).count();
         writeln!(
             out,
             "{size:4}  {busiest:12.4}  {moved:15.3}  {before:15.3}  {:6.2}  {:7.3}  {meanwhile:17.4}",
@@ -114,7 +119,6 @@ fn quality(family: &str, out: &mut impl Write) -> io::Result<bool> {
             others * 100.0
         )?;
         before = moved;
-        above += usize::from(others > 0.001);
         worst
             .iter_mut()
             .zip([busiest, moved, again, others, meanwhile])
@@ -123,7 +127,7 @@ fn quality(family: &str, out: &mut impl Write) -> io::Result<bool> {
     let [busiest, moved, again, others, meanwhile] = worst;
     writeln!(
         out,
-        "worst: busiest {busiest:.4}, moved {moved:.3}, again {:.2} %, others {:.3} % ({above} sizes above 0.1 %), meanwhile {meanwhile:.4}",
+        "worst: busiest {busiest:.4}, moved {moved:.3}, again {:.2} %, others {:.3} % ({above} of {counted} departures above 0.1 %), meanwhile {meanwhile:.4}",
         again * 100.0,
         others * 100.0
     )?;

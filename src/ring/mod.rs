@@ -35,7 +35,7 @@ pub struct Config {
 /// Its numbers are no settings, so that its name says all: two replicas with the same name and members agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// 131,072 slots, 3,072 points a backend, nobody above 1.05 of its fair share. See [`slots_v1`].
+    /// 131,072 slots, 4,096 points a backend, nobody above 1.05 of its fair share. See [`slots_v1`].
     #[default]
     SlotsV1,
 }

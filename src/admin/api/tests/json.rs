@@ -47,7 +47,7 @@ async fn the_ring_has_this_shape() {
             "membership_fingerprint": format!("{:012x}", table.membership_fingerprint()),
             "placement_fingerprint": format!("{:012x}", table.placement_fingerprint()),
             "algorithm": "slots_v1",
-            "parameters": { "bound_percent": 105, "points_per_weight": 3072, "slots": 131_072 },
+            "parameters": { "bound_percent": 105, "points_per_weight": 4096, "slots": 131_072 },
             "slots": 131_072, "built_at": "TIME", "build_seconds": 0, "cause": "discovery", "moved_share": 0.0,
             "overlay_slots": 0, "panic": false,
             "members": [member(0, "a"), member(1, "b"), member(2, "c")]
