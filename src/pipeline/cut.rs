@@ -189,8 +189,8 @@ mod tests {
     fn parts_of_long_runs_share_the_message_and_both_are_in_the_budget() {
         let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
         let table = support::table(1, &addresses, &[]);
-        for (size, shares) in [(1_000, true), (10, false)] {
-            let message = support::many_traces(1_000, size);
+        for (count, size, shares) in [(2_000, 1_000, true), (900, 1_000, false), (20_000, 10, false)] {
+            let message = support::many_traces(count, size);
             let budget = Budget::new(1 << 30);
             let permit = budget.take(message.framed_len()).unwrap();
             let (cut, _) = cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward).unwrap();

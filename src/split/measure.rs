@@ -135,27 +135,10 @@ pub(super) trait Out {
     fn run(&mut self, start: u32, end: u32);
 }
 
-/// Copies the bytes.
-pub(super) struct Copied<'a> {
-    pub(super) sources: Lookup<'a>,
-    pub(super) buffer: Vec<u8>,
-}
-
 /// Notes where the bytes are.
 pub(super) struct Woven<'a> {
     pub(super) sources: Lookup<'a>,
     pub(super) weaver: Weaver,
-}
-
-impl Out for Copied<'_> {
-    fn headers(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
-    }
-
-    #[inline]
-    fn run(&mut self, start: u32, end: u32) {
-        self.buffer.extend_from_slice(self.sources.bytes(start, end));
-    }
 }
 
 impl Out for Woven<'_> {

@@ -19,6 +19,7 @@
 //!
 //! Reading order: this page, `walk`, `sources`, `scratch`, `measure`, `pieces`. Called by the pipeline.
 
+mod copied;
 mod measure;
 mod pieces;
 mod scratch;
@@ -30,19 +31,21 @@ mod tests;
 
 use bytes::Bytes;
 
+use self::copied::Copied;
 pub use self::{
     pieces::{BySize, by_size},
     scratch::Scratch,
 };
-use crate::{
-    buffers,
-    otlp::{
-        Framed, Level, RecordFields, Signal,
-        framed::PREFIX_LEN,
-        rope::{Rope, Weaver},
-        wire::{Malformed, WireError},
-    },
+use crate::otlp::{
+    Framed, Level, RecordFields, Signal,
+    framed::PREFIX_LEN,
+    rope::{Rope, Weaver},
+    wire::{Malformed, WireError},
 };
+
+/// Bytes of all parts up to which they are copied: what is copied is read and sent in one go later, and the request's own buffers
+/// are free for the next one at once. 512 and 1,024 spans a batch cost 7 % less than shared, 4,096 the same, 8,192 6 % more.
+const COPIED_UP_TO: usize = 1 << 20;
 
 /// Mean length of a run from which parts share the request's bytes: a shorter one is copied for less than it costs to note
 /// it down and to find it again.
@@ -239,14 +242,14 @@ impl<'a> Plan<'a> {
 
     /// Whether the parts will share the request's bytes, and thereby keep them, instead of having copies.
     ///
-    /// Short runs are cheaper copied than noted down. Parts that would be much longer than the request are copied too: who
+    /// Small requests and short runs are cheaper copied than noted down. Parts that would be much longer than the request are copied too: who
     /// has to copy them later (by size, for another table) then holds no more than is counted.
     pub fn keeps_request(&self) -> bool {
         let long_runs = self.runs.saturating_mul(LONG_RUN) <= self.total_len;
         let large_parts = self.scratch.tallies().len().saturating_mul(LARGE_PART) <= self.total_len;
         let few_repeats = self.total_len <= self.len.saturating_mul(5) / 4;
         let in_reach = u32::try_from(self.headers()).is_ok();
-        long_runs && large_parts && few_repeats && in_reach
+        self.total_len > COPIED_UP_TO && long_runs && large_parts && few_repeats && in_reach
     }
 
     /// Bytes that [`Plan::build`] takes, the request's own aside, with those of torn records that were put together.
@@ -285,20 +288,15 @@ impl<'a> Plan<'a> {
         Some(self.shares().zip(out.weaver.finish().map(framed)).collect())
     }
 
-    /// Parts with bytes of their own, in one buffer of [`Plan::total_len`] bytes.
+    /// Parts with bytes of their own.
     pub fn copy(&self) -> Vec<(Share, Framed)> {
-        let mut out = measure::Copied { sources: self.scratch.sources.lookup(), buffer: buffers::take(self.total_len) };
-        for tally in self.scratch.tallies() {
+        let tallies = self.scratch.tallies();
+        let mut out = Copied::new(self.scratch.sources.lookup(), tallies.len(), self.total_len);
+        for tally in tallies {
             self.scratch.write(tally, &mut out);
+            out.end();
         }
-        debug_assert_eq!(out.buffer.len(), self.total_len, "parts are as long as measured");
-        let mut rest = buffers::share(out.buffer);
-        self.shares()
-            .map(|share| {
-                let bytes = rest.split_to(rest.len().min(PREFIX_LEN + share.len));
-                (share, Framed::from_prefixed(bytes).unwrap_or_default())
-            })
-            .collect()
+        self.shares().zip(out.finish()).collect()
     }
 }
 

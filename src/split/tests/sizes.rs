@@ -146,3 +146,31 @@ fn no_room_to_keep_track_of_a_message_is_no_reason_to_send_it_whole() {
     let refused = by_size(Signal::Traces, &message, 100_000, |_| false).unwrap();
     assert!(matches!(refused, BySize::NoRoom(_)), "{refused:?}");
 }
+
+#[test]
+fn parts_in_several_buffers_of_their_own_are_those_that_share_the_request() {
+    let mut random = fastrand::Rng::with_seed(11);
+    let mut borders = 0;
+    for round in 0..24 {
+        // Scopes of few small spans, so that a border meets every kind of byte, and a span that is longer than a buffer.
+        let (scopes, spans) = if round % 2 == 0 { (20_000, 3) } else { (500, 40) };
+        let scope = |random: &mut fastrand::Rng| {
+            let span = |random: &mut fastrand::Rng| {
+                let size = if random.u16(..) == 0 { 300_000 } else { random.usize(..20 * spans) };
+                len(2, all([len(1, [random.u8(..5)]), len(5, vec![7; size])]))
+            };
+            len(2, all([len(1, [8]), (0..random.usize(..spans)).flat_map(|_| span(random)).collect()]))
+        };
+        let mut payload: Vec<u8> = (0..scopes).flat_map(|_| len(1, scope(&mut random))).collect();
+        if round % 4 == 0 {
+            payload.extend(request([len(2, all([len(1, [1]), len(5, vec![7; 300_000])]))]));
+        }
+        let chunks: Vec<Bytes> = payload.chunks(100_000).map(Bytes::copy_from_slice).collect();
+        let mut scratch = Scratch::default();
+        let plan = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
+        let copied = plan.copy();
+        borders += copied.iter().filter(|(_, part)| part.payload_chunks().len() > 1).count();
+        assert!(copied == plan.weave().unwrap());
+    }
+    assert!(borders > 50, "{borders} borders are too few to tell");
+}
