@@ -57,7 +57,7 @@ fn cut<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
         let mut router = |record: &Record<'_>| Targets::One(owners.of(record.id));
         let payload = black_box(std::slice::from_ref(&request));
         let plan = plan(Signal::Traces, payload, &mut router, &mut scratch, &mut |_| true).expect("well-formed");
-        black_box(plan.build())
+        black_box(plan.build(&mut |_| true).expect("room"))
     });
 }
 

@@ -389,6 +389,8 @@ impl Future for Driver {
             }
             this.bits |= this.hub.again();
         }
+        // Once is enough.
+        this.gave_way = true;
         this.hub.give_way(cx);
         Poll::Pending
     }

@@ -63,7 +63,7 @@ pub struct Level {
 }
 
 /// Which of a record's own fields the router is shown.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct RecordFields {
     /// Field number of the record's trace ID (bytes), 0 when it has none.
     pub id: u32,

@@ -14,7 +14,7 @@ use crate::{
     },
     ring::Table,
     route::{ByTraceId, InvalidIds, InvalidTraceId, Lane},
-    split::{self, BySize, Plan, Scratch},
+    split::{self, Built, BySize, Plan, Scratch},
 };
 
 /// A message cut by one table.
@@ -107,15 +107,13 @@ fn parts_of(
         let records = u32::try_from(plan.records()).unwrap_or(u32::MAX);
         return Ok((vec![part(signal, target, message.clone(), records, 0)], held));
     }
-    let len = plan.room();
-    if !permit.grow(len) {
-        return Err(no_room(len, permit));
-    }
-    let kept = if plan.keeps_request() { held + len } else { len };
+    let Built { parts, shares, len } =
+        plan.build(&mut |bytes| permit.grow(bytes)).map_err(|len| no_room(len, permit))?;
+    let kept = if shares { held + len } else { len };
     let part_of = |((share, message), index): ((split::Share, Framed), u32)| {
         part(signal, share.target, message, share.records, index)
     };
-    Ok((plan.build().into_iter().zip(0..).map(part_of).collect(), kept))
+    Ok((parts.into_iter().zip(0..).map(part_of).collect(), kept))
 }
 
 fn part(signal: Signal, target: split::Target, message: Framed, records: u32, index: u32) -> Part {
@@ -205,6 +203,18 @@ mod tests {
             drop(cut);
             assert_eq!(budget.used(), 0);
         }
+    }
+
+    #[test]
+    fn parts_share_the_message_where_there_is_no_room_for_copies() {
+        let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
+        let table = support::table(1, &addresses, &[]);
+        let message = support::many_traces(700, 1_000);
+        let budget = Budget::new(message.framed_len() * 3 / 2);
+        let permit = budget.take(message.framed_len()).unwrap();
+        let (cut, _) = cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward).unwrap();
+        assert_eq!(cut.parts.len(), 2);
+        assert!(budget.used() > message.framed_len(), "the message stays, with a list beside it");
     }
 
     #[test]

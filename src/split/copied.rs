@@ -56,7 +56,7 @@ impl<'a> Copied<'a> {
     /// Bytes that the open buffer still takes.
     #[inline]
     fn spare(&self) -> usize {
-        self.room - self.open.len()
+        self.room.saturating_sub(self.open.len())
     }
 
     /// Begins another buffer, for at most `room` bytes.
@@ -68,8 +68,9 @@ impl<'a> Copied<'a> {
     }
 
     fn next(&mut self) {
-        let left = self.total - self.before - self.open.len();
-        self.close(left.min(BUFFER));
+        // At least one: it would not end if parts were longer than measured.
+        let left = self.total.saturating_sub(self.before + self.open.len());
+        self.close(left.clamp(1, BUFFER));
     }
 
     /// Adds what does not fit the open buffer.

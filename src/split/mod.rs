@@ -3,8 +3,8 @@
 //! [`plan`] walks the wire format once. A table of levels says which fields lead down to the records; a [`Router`] is
 //! asked for the targets of each record; all else is envelope. What it finds is written down as ranges of bytes, so
 //! that the parts' lengths are exact before any part is built. [`Plan::build`] then writes each part: the envelopes of
-//! the messages that hold its records, verbatim, and each run of neighbouring records, copied once or, where runs are
-//! long, shared with the request.
+//! the messages that hold its records, verbatim, and each run of neighbouring records, copied once or, in large
+//! requests, shared with the request.
 //!
 //! What it promises of a part: records are byte for byte what they were and in their order; each message that holds
 //! one of them has all its other fields, in their order, in front of its children; children keep their field number.
@@ -17,7 +17,7 @@
 //!
 //! A request may lie in several buffers, as its frames came: only what is torn between two is put together.
 //!
-//! Reading order: this page, `walk`, `sources`, `scratch`, `measure`, `pieces`. Called by the pipeline.
+//! Reading order: this page, `walk`, `sources`, `scratch`, `measure`, `copied`, `pieces`. Called by the pipeline.
 
 mod copied;
 mod measure;
@@ -43,8 +43,9 @@ use crate::otlp::{
     wire::{Malformed, WireError},
 };
 
-/// Bytes of all parts up to which they are copied: what is copied is read and sent in one go later, and the request's own buffers
-/// are free for the next one at once. 512 and 1,024 spans a batch cost 7 % less than shared, 4,096 the same, 8,192 6 % more.
+/// Bytes of all parts up to which they are copied if there is room: copies are sent from one place later, and the request's
+/// own buffers are free for the next one at once. 512 and 1,024 spans a batch cost 7 % less than shared, 4,096 the same, 8,192
+/// 6 % more.
 const COPIED_UP_TO: usize = 1 << 20;
 
 /// Mean length of a run from which parts share the request's bytes: a shorter one is copied for less than it costs to note
@@ -135,6 +136,17 @@ pub struct Share {
     /// How many records.
     pub records: u32,
     /// Length of its part, without gRPC's prefix.
+    pub len: usize,
+}
+
+/// The parts of a request.
+#[derive(Debug)]
+pub struct Built {
+    /// In the order of [`Plan::shares`].
+    pub parts: Vec<(Share, Framed)>,
+    /// Whether they share the request's bytes and keep them.
+    pub shares: bool,
+    /// Bytes that they take, the request's own aside.
     pub len: usize,
 }
 
@@ -240,21 +252,21 @@ impl<'a> Plan<'a> {
         self.total_len
     }
 
-    /// Whether the parts will share the request's bytes, and thereby keep them, instead of having copies.
+    /// Whether the parts can share the request's bytes, and thereby keep them, instead of having copies.
     ///
-    /// Small requests and short runs are cheaper copied than noted down. Parts that would be much longer than the request are copied too: who
-    /// has to copy them later (by size, for another table) then holds no more than is counted.
-    pub fn keeps_request(&self) -> bool {
+    /// Short runs are cheaper copied than noted down. Parts that would be much longer than the request are copied too: who has
+    /// to copy them later (by size, for another table) then holds no more than is counted.
+    fn can_share(&self) -> bool {
         let long_runs = self.runs.saturating_mul(LONG_RUN) <= self.total_len;
         let large_parts = self.scratch.tallies().len().saturating_mul(LARGE_PART) <= self.total_len;
         let few_repeats = self.total_len <= self.len.saturating_mul(5) / 4;
         let in_reach = u32::try_from(self.headers()).is_ok();
-        self.total_len > COPIED_UP_TO && long_runs && large_parts && few_repeats && in_reach
+        long_runs && large_parts && few_repeats && in_reach
     }
 
-    /// Bytes that [`Plan::build`] takes, the request's own aside, with those of torn records that were put together.
-    pub fn room(&self) -> usize {
-        if self.keeps_request() {
+    /// Bytes that the parts take, the request's own aside, with those of torn records that were put together.
+    fn room(&self, shares: bool) -> usize {
+        if shares {
             let runs = self.runs.saturating_mul(Weaver::RUN_LEN);
             runs.saturating_add(self.headers()).saturating_add(self.counts.joined)
         } else {
@@ -268,10 +280,23 @@ impl<'a> Plan<'a> {
         parts.saturating_mul(PREFIX_LEN).saturating_add(messages.saturating_mul(2 * MAX_VARINT))
     }
 
-    /// Builds all parts, in the order of [`Plan::shares`].
-    pub fn build(self) -> Vec<(Share, Framed)> {
-        let woven = if self.keeps_request() { self.weave() } else { None };
-        woven.unwrap_or_else(|| self.copy())
+    /// Builds all parts the cheapest way that `room` gives their bytes for. An error is how many it would have taken.
+    pub fn build(self, room: &mut dyn FnMut(usize) -> bool) -> Result<Built, usize> {
+        // Copies cost little, but more room.
+        let ways: &[bool] = match (self.can_share(), self.total_len <= COPIED_UP_TO) {
+            (false, _) => &[false],
+            (true, true) => &[false, true],
+            (true, false) => &[true],
+        };
+        let mut len = 0;
+        for shares in ways.iter().copied() {
+            len = self.room(shares);
+            if room(len) {
+                let woven = if shares { self.weave() } else { None };
+                return Ok(Built { parts: woven.unwrap_or_else(|| self.copy()), shares, len });
+            }
+        }
+        Err(len)
     }
 
     /// Parts that share the request's bytes; `None` if their offsets could pass 32 bits.

@@ -1,7 +1,7 @@
 //! Cutting a message by size: the same walk, with a router that fills one piece after the other.
 
 use super::{
-    Plan, Scratch, Shape, Targets,
+    Built, Plan, Scratch, Shape, Targets,
     walk::{Choose, Found},
 };
 use crate::otlp::{
@@ -65,12 +65,12 @@ fn cut(shape: Shape, message: &Framed, max: usize, room: &mut dyn FnMut(usize) -
     if plan.total_len() > len.saturating_mul(MAX_GROWTH) {
         return Ok(BySize::Whole);
     }
-    let (len, shares) = (plan.room(), plan.keeps_request());
-    if !room(len) {
-        return Ok(BySize::NoRoom(len));
-    }
-    let pieces = plan.build().into_iter().map(|(share, piece)| (share.records, piece)).collect();
-    Ok(BySize::Cut { pieces, shares })
+    Ok(match plan.build(room) {
+        Ok(Built { parts, shares, .. }) => {
+            BySize::Cut { pieces: parts.into_iter().map(|(share, piece)| (share.records, piece)).collect(), shares }
+        }
+        Err(len) => BySize::NoRoom(len),
+    })
 }
 
 /// Every record to one target.

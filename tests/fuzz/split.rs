@@ -49,7 +49,7 @@ fn everything_adds_up(payload: &[u8], max: usize) {
         let (records, total, shares) = (plan.records(), plan.total_len(), plan.shares().collect::<Vec<_>>());
         let parts = plan.copy();
         assert_eq!(plan.weave().expect("short"), parts, "shared and copied parts have the same bytes");
-        assert_eq!(plan.build(), parts);
+        assert_eq!(plan.build(&mut |_| true).expect("room").parts, parts);
         assert_eq!(records, shown);
         assert_eq!(parts.iter().map(|(share, _)| share.records as usize).sum::<usize>(), routed);
         assert_eq!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>(), total);
@@ -74,7 +74,8 @@ fn cut_torn(signal: Signal, payload: &[u8], longest: usize) -> Result<Vec<(Share
         }
     }
     let mut scratch = Scratch::default();
-    plan(signal, &chunks, &mut anywhere, &mut scratch, &mut |_| true).map(|plan| plan.build())
+    plan(signal, &chunks, &mut anywhere, &mut scratch, &mut |_| true)
+        .map(|plan| plan.build(&mut |_| true).expect("room").parts)
 }
 
 fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {

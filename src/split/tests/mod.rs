@@ -80,7 +80,7 @@ fn cut_torn(
     let parts = plan.copy();
     let woven = plan.weave().unwrap();
     assert_eq!(parts, woven, "shared and copied parts have the same bytes");
-    assert_eq!(parts, plan.build());
+    assert_eq!(parts, plan.build(&mut |_| true).unwrap().parts);
     assert_eq!(parts.iter().map(|(share, _)| *share).collect::<Vec<_>>(), shares);
     assert_eq!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>(), total);
     assert!(parts.iter().all(|(share, part)| share.len == part.payload_len() && share.records > 0));
@@ -322,7 +322,12 @@ fn a_scratch_that_was_used_before_changes_nothing() {
         let bytes = Bytes::copy_from_slice(payload);
         let again =
             plan(Signal::Traces, std::slice::from_ref(&bytes), &mut router, &mut scratch, &mut |_| true).map(|plan| {
-                plan.build().into_iter().map(|(share, part)| (share.target, part.payload().to_vec())).collect()
+                plan.build(&mut |_| true)
+                    .unwrap()
+                    .parts
+                    .into_iter()
+                    .map(|(share, part)| (share.target, part.payload().to_vec()))
+                    .collect()
             });
         assert_eq!(again, cut_traces(payload));
     }
@@ -374,7 +379,8 @@ fn room_is_asked_for_before_many_pieces_and_long_torn_records_are_kept() {
             gives
         };
         let mut scratch = Scratch::default();
-        let result = plan(Signal::Traces, chunks, &mut by_first_byte, &mut scratch, &mut room).map(|plan| plan.room());
+        let result =
+            plan(Signal::Traces, chunks, &mut by_first_byte, &mut scratch, &mut room).map(|plan| plan.room(true));
         (result.map_err(|error| error.kind), asked)
     };
     assert_eq!(plan_of(&[long], false).1, [0; 0], "it is in one place");
