@@ -8,7 +8,7 @@ use std::{
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
-use super::{backend::Backend, body, outcome::Verdict, piece::Queued, queue::Batch, reply::Reply};
+use super::{backend::Backend, body, outcome::Verdict, piece::Queued, queue::Batch, reply::Reply, stream::Stream, wire::Outlet};
 use crate::otlp::Chunk;
 
 /// A call that waits for its reply. Dropping it resets its stream.
@@ -20,6 +20,16 @@ pub(super) struct Call {
     /// Its deadline has passed and its reply was looked for since.
     pub(super) overdue: bool,
     reply: Reply,
+}
+
+/// Where a call begins.
+pub(super) struct Place<'a> {
+    /// Its number.
+    pub(super) at: usize,
+    pub(super) sender: &'a mut SendRequest<Chunk>,
+    pub(super) outlet: &'a Outlet<Stream>,
+    /// Room for its body, from one call to the next.
+    pub(super) chunks: &'a mut Vec<Chunk>,
 }
 
 /// A call that could not begin.
@@ -35,12 +45,11 @@ impl Call {
     pub(super) fn begin(
         batch: Batch,
         backend: &Backend,
-        sender: &mut SendRequest<Chunk>,
-        chunks: &mut Vec<Chunk>,
+        place: &mut Place<'_>,
         now: Instant,
     ) -> Result<Self, NotBegun> {
         let deadline = deadline_of(&batch.parts, now + backend.shared.config.timeout);
-        match send(&batch, backend, sender, chunks, deadline.saturating_duration_since(now)) {
+        match send(&batch, backend, place, deadline.saturating_duration_since(now)) {
             Ok(reply) => Ok(Self { batch, started: now, deadline, overdue: false, reply }),
             Err(error) => {
                 tracing::debug!(backend = %backend.identity, %error, "cannot begin a call");
@@ -59,8 +68,7 @@ impl Call {
 fn send(
     batch: &Batch,
     backend: &Backend,
-    sender: &mut SendRequest<Chunk>,
-    chunks: &mut Vec<Chunk>,
+    place: &mut Place<'_>,
     timeout: std::time::Duration,
 ) -> io::Result<Reply> {
     let signal = batch.parts.first().map(|part| part.signal).ok_or(io::ErrorKind::InvalidInput)?;
@@ -69,11 +77,15 @@ fn send(
     if let Some(metadata) = batch.parts.first().and_then(|part| part.inbox().metadata.as_deref()) {
         metadata.add_to(request.headers_mut());
     }
+    let Place { at, sender, outlet, chunks } = place;
     body::build(batch, backend.shared.config.compression, chunks)?;
     let (response, mut stream) = sender.send_request(request, false).map_err(io::Error::other)?;
     let last = chunks.len().saturating_sub(1);
-    for (at, chunk) in chunks.drain(..).enumerate() {
-        stream.send_data(chunk, at == last).map_err(io::Error::other)?;
+    for (number, chunk) in chunks.drain(..).enumerate() {
+        if let Chunk::Bytes(bytes) = &chunk {
+            outlet.lend(*at, bytes);
+        }
+        stream.send_data(chunk, number == last).map_err(io::Error::other)?;
     }
     backend.metrics.bytes.increment(u64::try_from(batch.bytes).unwrap_or(u64::MAX));
     Ok(Reply::Head(response))

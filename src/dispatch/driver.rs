@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{
     Cause, Failure,
     backend::Backend,
-    call::{Call, NotBegun},
+    call::{Call, NotBegun, Place},
     client::Connected,
     clock::{CHECK_EVERY, Clock, SECOND_LOOK},
     hub::{AWAY, Hub, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER},
@@ -159,7 +159,8 @@ impl Driver {
             let now = Instant::now();
             let Some(at) = self.calls.iter().position(|slot| slot.call.is_none()) else { break };
             let Some(batch) = self.backend.take(line, now) else { break };
-            match Call::begin(batch, &self.backend, sender, &mut self.chunks, now) {
+            let mut place = Place { at, sender, outlet: &self.outlet, chunks: &mut self.chunks };
+            match Call::begin(batch, &self.backend, &mut place, now) {
                 Ok(call) => {
                     if self.running == 0 {
                         self.clock.silence.begin(now);
@@ -174,6 +175,7 @@ impl Driver {
                     begun = true;
                 }
                 Err(NotBegun { batch, verdict }) => {
+                    self.outlet.take_back(at);
                     self.backend.done(Some(line), batch.bytes);
                     self.backend.settle(batch.parts, verdict, now);
                     self.bits |= SOCKET;
@@ -203,6 +205,7 @@ impl Driver {
     fn finish(&mut self, at: usize, verdict: Verdict) {
         let Some(call) = self.calls.get_mut(at).and_then(|slot| slot.call.take()) else { return };
         self.running -= 1;
+        self.outlet.take_back(at);
         self.backend.done(self.line, call.batch.bytes);
         if matches!(verdict, Verdict::Accepted(_) | Verdict::Busy { .. } | Verdict::Refused { .. }) {
             if !self.answered {

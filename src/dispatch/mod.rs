@@ -33,6 +33,7 @@ mod loads;
 mod metrics;
 mod opener;
 mod outcome;
+mod outgoing;
 mod piece;
 mod probe;
 mod queue;

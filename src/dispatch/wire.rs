@@ -13,10 +13,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::stream::Stream;
-use crate::{buffers, tls::Reason};
+use super::{outgoing::Outgoing, stream::Stream};
+use crate::tls::Reason;
 
 /// Bytes that are gathered before they are written. At 512 spans a batch 256 KiB take 8 to 10 % off a span compared with
 /// 64 KiB.
@@ -28,10 +29,6 @@ const GATHER_MUCH: usize = 512 << 10;
 
 /// The frame that crosses the limit fits too: the buffer then never grows by copying.
 const FRAME: usize = (16 << 10) + 64;
-
-/// Less than this is written from a buffer that the connection keeps. Larger ones are shared by all connections: the one
-/// that was used last is in a cache.
-const KEPT: usize = 4 << 10;
 
 /// The half that h2 owns.
 pub(super) struct Wire<S>(Arc<Shared<S>>);
@@ -46,18 +43,14 @@ struct Shared<S> {
 
 struct Inner<S> {
     stream: S,
-    out: Vec<u8>,
-    /// Bytes of it that the stream took.
-    written: usize,
+    out: Outgoing,
     /// Bytes that are gathered before they are written.
     limit: usize,
-    /// Bytes gathered since the last flush of the driver.
-    gathered: usize,
 }
 
 /// Both halves of a stream.
 pub(super) fn gather<S>(stream: S) -> (Wire<S>, Outlet<S>) {
-    let inner = Mutex::new(Inner { stream, out: Vec::new(), written: 0, limit: GATHER, gathered: 0 });
+    let inner = Mutex::new(Inner { stream, out: Outgoing::default(), limit: GATHER });
     let shared = Arc::new(Shared { inner, heard: AtomicBool::new(false) });
     (Wire(Arc::clone(&shared)), Outlet(shared))
 }
@@ -69,6 +62,16 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
         ready!(inner.poll_drain(cx))?;
         inner.rest();
         Pin::new(&mut inner.stream).poll_flush(cx)
+    }
+
+    /// The body, or the next piece of it, of the call in that place goes to h2.
+    pub(super) fn lend(&self, place: usize, bytes: &Bytes) {
+        self.0.lock().out.lend(place, bytes);
+    }
+
+    /// The call in that place is over: h2 hands over no more of its body.
+    pub(super) fn take_back(&self, place: usize) {
+        self.0.lock().out.take_back(place);
     }
 
     /// Whether anything was read since this was asked last.
@@ -98,58 +101,38 @@ impl<S> Shared<S> {
 
 impl<S: AsyncWrite + Unpin> Inner<S> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(rest) = self.out.get(self.written..)
-            && !rest.is_empty()
-        {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest))? {
+        while self.out.len() > 0 {
+            let stream = Pin::new(&mut self.stream);
+            match ready!(self.out.slices(|slices| stream.poll_write_vectored(cx, slices)))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.written += written,
+                written => self.out.advance(written),
             }
         }
-        self.out.clear();
-        self.written = 0;
         Poll::Ready(Ok(()))
     }
 
-    /// All is written: gives a large buffer back.
+    /// All is written.
     fn rest(&mut self) {
         self.limit = GATHER;
-        self.gathered = 0;
-        if self.out.capacity() > 2 * KEPT {
-            buffers::give(std::mem::take(&mut self.out));
-        }
+        self.out.rest();
     }
 
     /// Takes bytes to be written later, as many as fit; there is room for a frame of the usual size.
     fn gather(&mut self, slices: &[IoSlice<'_>]) -> usize {
-        let waiting = self.out.len() - self.written;
-        let len = slices.iter().map(|slice| slice.len()).sum::<usize>().min(self.limit + FRAME - waiting);
-        self.gathered += len;
-        if self.gathered >= KEPT && self.out.capacity() - self.out.len() < len {
-            let mut larger = buffers::take(self.limit + FRAME);
-            larger.extend_from_slice(self.out.get(self.written..).unwrap_or_default());
-            self.written = 0;
-            buffers::give(std::mem::replace(&mut self.out, larger));
-        }
-        let mut left = len;
-        for slice in slices {
-            let part = slice.get(..left).unwrap_or(slice);
-            self.out.extend_from_slice(part);
-            left -= part.len();
-        }
-        len
+        let large = self.limit + FRAME;
+        self.out.add(slices, large - self.out.len(), large)
     }
 
     /// Makes room when enough was gathered.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.len() - self.written < self.limit {
+        if self.out.len() < self.limit {
             return Poll::Ready(Ok(()));
         }
         ready!(self.poll_drain(cx))?;
         if self.limit < GATHER_MUCH {
             self.limit = GATHER_MUCH;
-            // Empty: the next one is made for the new limit.
-            buffers::give(std::mem::take(&mut self.out));
+            // The next buffer is made for the new limit.
+            self.out.rest();
         }
         Poll::Ready(Ok(()))
     }
@@ -251,11 +234,11 @@ mod tests {
                     let taken = wire.write_vectored(&slices[..slices.len().min(16)]).await.unwrap();
                     IoSlice::advance_slices(&mut slices, taken);
                     let inner = outlet.0.lock();
-                    assert!(inner.out.len() - inner.written <= GATHER_MUCH + FRAME, "more than one write is held");
+                    assert!(inner.out.len() <= GATHER_MUCH + FRAME, "more than one write is held");
                 }
             }
             std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
-            assert!(outlet.0.lock().out.capacity() <= 2 * KEPT, "a large buffer is for others meanwhile");
+            assert!(outlet.0.lock().out.keeps_little(), "a large buffer is for others meanwhile");
             wire.shutdown().await.unwrap();
             drop((wire, outlet));
         };

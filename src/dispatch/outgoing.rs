@@ -1,0 +1,188 @@
+//! What waits to be written to one connection: bytes copied here, and between them shares of the bodies that are sent.
+//!
+//! h2 hands over slices and keeps the bodies. A body is lent before it goes to h2, so that a slice of it can be told from
+//! others and be kept as a share: its bytes are then copied by the kernel only.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use bytes::{Buf, Bytes};
+
+use crate::buffers;
+
+/// Slices from this length are shared if their body was lent: less is copied faster than the kernel takes one slice more.
+const SHARED_FROM: usize = 2 << 10;
+
+/// Less than this is copied to a buffer that the connection keeps. Larger ones are shared by all connections: the one
+/// that was used last is in a cache.
+const KEPT: usize = 4 << 10;
+
+/// Slices that are written at once, at most: a frame of 16 KiB has two, so that it is 512 KiB.
+const SLICES: usize = 64;
+
+/// Bytes in the order they are written in.
+#[derive(Debug, Default)]
+pub(super) struct Outgoing {
+    pieces: VecDeque<Piece>,
+    /// Bytes of all pieces.
+    len: usize,
+    copied: Vec<u8>,
+    /// Bytes of it that were written.
+    written: usize,
+    lent: Vec<Lent>,
+}
+
+#[derive(Debug)]
+enum Piece {
+    /// So many bytes, the next of the copied ones.
+    Copied(usize),
+    Shared(Bytes),
+}
+
+/// A body, or a piece of one, of which h2 will hand over slices.
+#[derive(Debug)]
+struct Lent {
+    place: usize,
+    bytes: Bytes,
+}
+
+impl Outgoing {
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The body, or the next piece of it, of the call in that place goes to h2.
+    pub(super) fn lend(&mut self, place: usize, bytes: &Bytes) {
+        if bytes.len() >= SHARED_FROM {
+            self.lent.push(Lent { place, bytes: bytes.clone() });
+        }
+    }
+
+    /// The call in that place is over: h2 hands over no more of its body.
+    pub(super) fn take_back(&mut self, place: usize) {
+        self.lent.retain(|lent| lent.place != place);
+    }
+
+    /// Adds at most `most` bytes; `large` is the capacity of a buffer for more copied bytes than a few.
+    pub(super) fn add(&mut self, slices: &[IoSlice<'_>], most: usize, large: usize) -> usize {
+        let len = slices.iter().map(|slice| slice.len()).sum::<usize>().min(most);
+        let mut left = len;
+        for slice in slices {
+            let part = slice.get(..left).unwrap_or(slice);
+            left -= part.len();
+            match self.share_of(part) {
+                Some(share) => self.pieces.push_back(Piece::Shared(share)),
+                None => self.copy(part, large),
+            }
+        }
+        self.len += len;
+        len
+    }
+
+    /// Calls `write` with what waits, in the order it was added, at most [`SLICES`] slices.
+    pub(super) fn slices<T>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let (mut copied, mut count) = (self.written, 0);
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            let bytes = match piece {
+                Piece::Shared(bytes) => bytes,
+                Piece::Copied(len) => {
+                    let start = copied;
+                    copied += len;
+                    self.copied.get(start..copied).unwrap_or_default()
+                }
+            };
+            *slice = IoSlice::new(bytes);
+            count += 1;
+        }
+        write(slices.get(..count).unwrap_or_default())
+    }
+
+    /// So many bytes were written.
+    pub(super) fn advance(&mut self, mut count: usize) {
+        self.len = self.len.saturating_sub(count);
+        while count > 0
+            && let Some(piece) = self.pieces.front_mut()
+        {
+            let left = match piece {
+                Piece::Copied(len) => {
+                    let now = count.min(*len);
+                    self.written += now;
+                    *len -= now;
+                    count -= now;
+                    *len
+                }
+                Piece::Shared(bytes) => {
+                    let now = count.min(bytes.len());
+                    bytes.advance(now);
+                    count -= now;
+                    bytes.len()
+                }
+            };
+            if left == 0 {
+                self.pieces.pop_front();
+            }
+        }
+        if self.pieces.is_empty() {
+            self.copied.clear();
+            self.written = 0;
+        }
+    }
+
+    /// Gives a large buffer back if nothing waits.
+    pub(super) fn rest(&mut self) {
+        if self.pieces.is_empty() && !self.keeps_little() {
+            buffers::give(std::mem::take(&mut self.copied));
+        }
+    }
+
+    /// Whether its buffer is none that others could use.
+    pub(super) fn keeps_little(&self) -> bool {
+        self.copied.capacity() <= 2 * KEPT
+    }
+
+    /// A share of the body that a slice is of. A body whose end was handed over is not lent any more.
+    fn share_of(&mut self, slice: &[u8]) -> Option<Bytes> {
+        if slice.len() < SHARED_FROM {
+            return None;
+        }
+        let range = slice.as_ptr_range();
+        let is_of = |lent: &Lent| {
+            let body = lent.bytes.as_ptr_range();
+            body.start <= range.start && range.end <= body.end
+        };
+        let at = self.lent.iter().position(is_of)?;
+        let body = &self.lent.get(at)?.bytes;
+        if body.as_ptr_range().end > range.end {
+            return Some(body.slice_ref(slice));
+        }
+        let mut body = self.lent.swap_remove(at).bytes;
+        body.advance(body.len() - slice.len());
+        Some(body)
+    }
+
+    fn copy(&mut self, bytes: &[u8], large: usize) {
+        if self.copied.capacity() - self.copied.len() < bytes.len() {
+            self.make_room(bytes.len(), large);
+        }
+        self.copied.extend_from_slice(bytes);
+        match self.pieces.back_mut() {
+            Some(Piece::Copied(len)) => *len += bytes.len(),
+            _ => self.pieces.push_back(Piece::Copied(bytes.len())),
+        }
+    }
+
+    /// Moves what waits to the front, of a larger buffer if need be.
+    #[cold]
+    fn make_room(&mut self, len: usize, large: usize) {
+        let waiting = self.copied.len() - self.written;
+        if waiting + len > KEPT {
+            let mut larger = buffers::take(large.max(waiting + len));
+            larger.extend_from_slice(self.copied.get(self.written..).unwrap_or_default());
+            buffers::give(std::mem::replace(&mut self.copied, larger));
+        } else {
+            self.copied.drain(..self.written);
+        }
+        self.written = 0;
+    }
+}
