@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 /// Smaller buffers are the allocator's: it serves them without asking the kernel (glibc: below `M_MMAP_THRESHOLD`).
-const LARGE: usize = 128 << 10;
+const LARGE: usize = 64 << 10;
 
 /// Bytes that wait for their next use, at most. They are outside of the memory budget.
 const KEPT: usize = 4 << 20;

@@ -22,7 +22,7 @@ const LARGE: usize = 8 << 10;
 pub(super) fn build(batch: &Batch, compression: Compression, chunks: &mut Vec<Chunk>) -> io::Result<()> {
     chunks.clear();
     match (compression, batch.parts.as_slice()) {
-        (Compression::None, [only]) => chunks.push(only.message.chunk()),
+        (Compression::None, [only]) => chunks.extend(only.message.chunk().pieces()),
         (Compression::None, _) => join(batch, chunks)?,
         (compression, parts) => {
             let payloads = parts.iter().flat_map(|part| part.message.payload_runs());
@@ -45,7 +45,7 @@ fn join(batch: &Batch, chunks: &mut Vec<Chunk>) -> io::Result<()> {
         }
         if len >= LARGE {
             left -= len;
-            chunks.push(part.message.payload_chunk());
+            chunks.extend(part.message.payload_chunk().pieces());
         } else {
             if buffer.capacity() == 0 {
                 buffer.reserve(left.min(JOINED));

@@ -8,7 +8,9 @@ use std::{
 use h2::client::SendRequest;
 use tokio::time::Instant;
 
-use super::{backend::Backend, body, outcome::Verdict, piece::Queued, queue::Batch, reply::Reply, stream::Stream, wire::Outlet};
+use super::{
+    backend::Backend, body, outcome::Verdict, piece::Queued, queue::Batch, reply::Reply, stream::Stream, wire::Outlet,
+};
 use crate::otlp::Chunk;
 
 /// A call that waits for its reply. Dropping it resets its stream.
@@ -65,12 +67,7 @@ impl Call {
     }
 }
 
-fn send(
-    batch: &Batch,
-    backend: &Backend,
-    place: &mut Place<'_>,
-    timeout: std::time::Duration,
-) -> io::Result<Reply> {
+fn send(batch: &Batch, backend: &Backend, place: &mut Place<'_>, timeout: std::time::Duration) -> io::Result<Reply> {
     let signal = batch.parts.first().map(|part| part.signal).ok_or(io::ErrorKind::InvalidInput)?;
     let mut request = backend.templates.request(signal, timeout).ok_or(io::ErrorKind::AddrNotAvailable)?;
     // Parts of one call carry the same.

@@ -145,6 +145,17 @@ impl PartialEq for Framed {
     }
 }
 
+impl Chunk {
+    /// What goes to HTTP/2 by itself: each buffer does, runs do not.
+    pub fn pieces(self) -> impl Iterator<Item = Self> {
+        let (whole, buffers) = match self {
+            Self::Rope(rope) if !rope.is_woven() => (None, rope.shares().map(Self::Bytes).collect()),
+            chunk => (Some(chunk), Vec::new()),
+        };
+        whole.into_iter().chain(buffers)
+    }
+}
+
 impl Default for Chunk {
     fn default() -> Self {
         Self::Bytes(Bytes::new())

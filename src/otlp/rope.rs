@@ -24,6 +24,8 @@ pub struct Rope {
 struct Strands {
     sources: Vec<Bytes>,
     runs: Vec<Run>,
+    /// Whether runs are what a [`Weaver`] was given: many, and short.
+    is_woven: bool,
 }
 
 /// A run of one source.
@@ -57,7 +59,7 @@ impl Weaver {
         let mut list = Vec::with_capacity(sources.size_hint().0 + 1);
         list.extend(sources);
         u32::try_from(headers.max(list.len())).ok()?;
-        let strands = Strands { sources: list, runs: Vec::with_capacity(runs) };
+        let strands = Strands { sources: list, runs: Vec::with_capacity(runs), is_woven: true };
         let (headers, done) = (Vec::with_capacity(headers), Vec::with_capacity(ropes));
         Some(Self { strands, headers, seen: 0, done, len: 0, first: 0 })
     }
@@ -125,13 +127,18 @@ impl Rope {
             |(source, bytes): (u32, &Bytes)| Some(Run { source, start: 0, end: u32::try_from(bytes.len()).ok()? });
         let runs = (0..).zip(&sources).map(run).collect::<Option<Vec<_>>>()?;
         let left = sources.iter().map(Bytes::len).sum();
-        Some(Self { strands: Arc::new(Strands { sources, runs }), run: 0, read: 0, left })
+        Some(Self { strands: Arc::new(Strands { sources, runs, is_woven: false }), run: 0, read: 0, left })
     }
 
     /// The bytes that are left, run by run, sharing the buffers.
     pub fn shares(&self) -> impl Iterator<Item = Bytes> {
         let numbers = self.strands.runs.iter().skip(self.run as usize).map(|run| run.source as usize);
         numbers.zip(self.runs()).filter_map(|(source, run)| Some(self.strands.sources.get(source)?.slice_ref(run)))
+    }
+
+    /// Whether its runs are what a [`Weaver`] was given, not whole buffers.
+    pub fn is_woven(&self) -> bool {
+        self.strands.is_woven
     }
 
     /// The bytes that are left, run by run.

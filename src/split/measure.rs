@@ -105,7 +105,7 @@ impl Scratch {
                 next = segment.next;
             }
             while let Some(Run { start, end, next, .. }) = run.filter(|run| run.node == entry.node) {
-                out.run(*start, *end);
+                out.records(*start, *end);
                 run = self.run(*next);
             }
         }
@@ -133,6 +133,12 @@ pub(super) trait Out {
 
     /// Adds a run of the request's bytes.
     fn run(&mut self, start: u32, end: u32);
+
+    /// Adds records: a run of the request's bytes, unless they were copied early.
+    #[inline]
+    fn records(&mut self, start: u32, end: u32) {
+        self.run(start, end);
+    }
 }
 
 /// Notes where the bytes are.

@@ -55,13 +55,13 @@ fn cut(shape: Shape, message: &Framed, max: usize, room: &mut dyn FnMut(usize) -
     let len = message.payload_len();
     // The first walk finds how large the envelopes are: some of their fields may stand behind the records.
     let mut scratch = Scratch::default();
-    let whole = Plan::new(shape, &payload, &mut All, &mut scratch, room)?;
+    let whole = Plan::new(shape, &payload, 0, &mut All, &mut scratch, room)?;
     if whole.records() <= 1 {
         return Ok(BySize::Whole);
     }
     let mut filler = Filler { max, envelopes: envelopes(whole.scratch), piece: 0, filled: 0, leaf: None };
     let mut scratch = Scratch::default();
-    let plan = Plan::new(shape, &payload, &mut filler, &mut scratch, room)?;
+    let plan = Plan::new(shape, &payload, 0, &mut filler, &mut scratch, room)?;
     if plan.total_len() > len.saturating_mul(MAX_GROWTH) {
         return Ok(BySize::Whole);
     }

@@ -6,12 +6,13 @@
 use bytes::Bytes;
 
 use super::{
-    Share, Target,
+    MAX_VARINT, Share, Target,
+    early::Early,
     measure::Path,
     sources::Sources,
     walk::{Open, offset},
 };
-use crate::otlp::wire::Malformed;
+use crate::otlp::{framed::PREFIX_LEN, wire::Malformed};
 
 /// Entries that a vector keeps for the next request: at most 2 MiB each. 8,192 spans in scopes of their own need 25,000.
 const RETAINED: usize = 1 << 16;
@@ -52,7 +53,8 @@ pub(super) struct Segment {
     pub(super) next: u32,
 }
 
-/// Neighbouring records of one message that go to the same target, tags and lengths included.
+/// Records of one message that go to the same target, tags and lengths included: neighbours, or copied to be so, and then
+/// offsets count the target's own bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     pub(super) node: u32,
@@ -100,6 +102,7 @@ pub struct Scratch {
     pub(super) entries: Vec<Entry>,
     pub(super) path: Path,
     pub(super) sources: Sources,
+    pub(super) early: Early,
     /// Where the last source begins: nothing grows across.
     border: u32,
     /// Pieces that there is room for.
@@ -121,6 +124,7 @@ impl Scratch {
         self.entries.clear();
         self.index.clear();
         self.sources.clear();
+        self.early.clear();
         self.border = 0;
         self.allowed = FREE_PIECES;
         self.latest = 0;
@@ -129,6 +133,7 @@ impl Scratch {
     /// Gives back the request's buffers and what an unusually large one has taken.
     pub(super) fn retain_little(&mut self) {
         self.sources.clear();
+        self.early.clear();
         retain(&mut self.nodes);
         retain(&mut self.segments);
         retain(&mut self.runs);
@@ -188,24 +193,66 @@ impl Scratch {
     /// Adds a record to what a target gets.
     #[inline]
     pub(super) fn add_record(&mut self, target: Target, node: u32, start: u32, end: u32) {
-        let tally = match self.tallies.get(self.latest as usize) {
+        let tally = self.tally_of(target);
+        self.chain(tally, Run { node, start, end, next: NONE }, self.border);
+    }
+
+    /// Adds a record to what a target gets and copies it.
+    #[inline]
+    pub(super) fn copy_record(
+        &mut self,
+        target: Target,
+        node: u32,
+        record: &[u8],
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<(), Malformed> {
+        let tally = self.tally_of(target);
+        let (start, end) = match self.early.add(tally, record) {
+            Some(place) => place,
+            None => {
+                let head = self.head_of(node);
+                self.early.add_with_room(tally, record, head, room)?
+            }
+        };
+        self.chain(tally, Run { node, start: offset(start), end: offset(end), next: NONE }, NONE);
+        Ok(())
+    }
+
+    /// Length of what goes in front of a record: prefix, headers and envelopes as far as they are known, or a bit more.
+    #[cold]
+    fn head_of(&self, leaf: u32) -> usize {
+        let parent = |node: &u32| self.nodes.get(*node as usize).filter(|node| node.field != 0).map(|node| node.parent);
+        let own = |node: u32| self.nodes.get(node as usize).map_or(0, |node| node.envelope_len as usize);
+        let path = std::iter::successors(Some(leaf), parent);
+        PREFIX_LEN + path.map(|node| own(node).saturating_add(2 * MAX_VARINT)).fold(0, usize::saturating_add)
+    }
+
+    /// The number of a target's tally.
+    #[inline]
+    fn tally_of(&mut self, target: Target) -> u32 {
+        self.latest = match self.tallies.get(self.latest as usize) {
             Some(tally) if tally.target == target => self.latest,
             _ => self.tally(target),
         };
-        self.latest = tally;
+        self.latest
+    }
+
+    /// Adds a run of one record, to the last one if it goes on there; what begins at `border` does not.
+    #[inline]
+    fn chain(&mut self, tally: u32, run: Run, border: u32) {
         let added = offset(self.runs.len());
         let Some(tally) = self.tallies.get_mut(tally as usize) else { return };
         tally.records += 1;
         match self.runs.get_mut(tally.last_run as usize) {
-            Some(last) if last.end == start && last.node == node && start != self.border => {
-                last.end = end;
+            Some(last) if last.end == run.start && last.node == run.node && run.start != border => {
+                last.end = run.end;
                 return;
             }
             Some(last) => last.next = added,
             None => tally.first_run = added,
         }
         tally.last_run = added;
-        self.runs.push(Run { node, start, end, next: NONE });
+        self.runs.push(run);
     }
 
     /// Whether there are more pieces than there is room for.

@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 
-use super::{Record, Router, Shape, Targets, scratch::Scratch, sources::Feed};
+use super::{Record, Router, Shape, Target, Targets, scratch::Scratch, sources::Feed};
 use crate::otlp::{
     Level, RecordFields,
     wire::{Malformed, Reader, WireError},
@@ -95,6 +95,8 @@ struct Walk<'w, C> {
 #[derive(Clone, Copy)]
 struct Place<'a> {
     reader: Reader<'a>,
+    /// What is here of the message from where the walk goes on.
+    bytes: &'a [u8],
     end: usize,
     /// Whether the message ends here.
     is_whole: bool,
@@ -110,10 +112,17 @@ enum Step {
     Torn(usize, Option<usize>),
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
     #[inline(always)]
     fn at(&self) -> usize {
         self.end - self.reader.left()
+    }
+
+    /// What was read since `at`.
+    #[inline(always)]
+    fn since(&self, at: usize) -> &'a [u8] {
+        let end = self.bytes.len() - self.reader.left();
+        self.bytes.get(end - (self.at() - at)..end).unwrap_or_default()
     }
 }
 
@@ -144,7 +153,7 @@ impl<C: Choose> Walk<'_, C> {
         while let Some(open) = self.stack.last().copied() {
             let stop = open.end.min(end);
             let rest = bytes.get(at - start..stop - start).unwrap_or_default();
-            let place = Place { reader: Reader::new(rest), end: stop, is_whole: stop == open.end };
+            let place = Place { reader: Reader::new(rest), bytes: rest, end: stop, is_whole: stop == open.end };
             let step = match inner.get(self.stack.len() - 1) {
                 Some(level) => self.descend(level, open, place)?,
                 None => self.records(leaf, open, place)?,
@@ -212,7 +221,7 @@ impl<C: Choose> Walk<'_, C> {
                 let bytes = field.len_value().map_err(broken)?;
                 let record = read_record(self.shape.fields, bytes)
                     .map_err(|(left, kind)| WireError { offset: place.at() - left, kind })?;
-                self.assign(record, open.node, at, place.at()).map_err(broken)?;
+                self.assign(record, open.node, at, place.since(at)).map_err(broken)?;
             } else {
                 self.add_envelope(open.node, at, place.at())?;
             }
@@ -275,17 +284,25 @@ impl<C: Choose> Walk<'_, C> {
     }
 
     #[inline(always)]
-    fn assign(&mut self, record: Record<'_>, node: u32, from: usize, to: usize) -> Result<(), Malformed> {
+    fn assign(&mut self, record: Record<'_>, node: u32, from: usize, bytes: &[u8]) -> Result<(), Malformed> {
         self.counts.records += 1;
-        let (from, to) = (offset(from), offset(to));
-        match self.choose.choose(&Found { record, node, len: to - from }) {
-            Targets::One(target) => self.scratch.add_record(target, node, from, to),
+        match self.choose.choose(&Found { record, node, len: offset(bytes.len()) }) {
+            Targets::One(target) => self.add(target, node, from, bytes)?,
             Targets::None => self.counts.unrouted += 1,
             Targets::Many(several) => {
-                several.as_slice().iter().for_each(|target| self.scratch.add_record(*target, node, from, to));
+                several.as_slice().iter().try_for_each(|target| self.add(*target, node, from, bytes))?;
             }
         }
         self.check_room()
+    }
+
+    #[inline(always)]
+    fn add(&mut self, target: Target, node: u32, from: usize, bytes: &[u8]) -> Result<(), Malformed> {
+        if self.scratch.early.is_on() {
+            return self.scratch.copy_record(target, node, bytes, self.room);
+        }
+        self.scratch.add_record(target, node, offset(from), offset(from + bytes.len()));
+        Ok(())
     }
 }
 

@@ -1,12 +1,12 @@
 //! The cut and the cut by size.
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 use bolero::check;
 use bytes::Bytes;
 use spanring::{
     otlp::{Framed, Signal, wire::WireError},
-    split::{BySize, Record, Scratch, Share, Targets, by_size, plan},
+    split::{BySize, Record, Scratch, Share, Targets, by_size, plan, plan_early},
 };
 
 use crate::messy::Messy;
@@ -50,6 +50,7 @@ fn everything_adds_up(payload: &[u8], max: usize) {
         let parts = plan.copy();
         assert_eq!(plan.weave().expect("short"), parts, "shared and copied parts have the same bytes");
         assert_eq!(plan.build(&mut |_| true).expect("room").parts, parts);
+        assert!(cut_early(signal, payload, max) == parts, "copied early, they are the same");
         assert_eq!(records, shown);
         assert_eq!(parts.iter().map(|(share, _)| share.records as usize).sum::<usize>(), routed);
         assert_eq!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>(), total);
@@ -76,6 +77,14 @@ fn cut_torn(signal: Signal, payload: &[u8], longest: usize) -> Result<Vec<(Share
     let mut scratch = Scratch::default();
     plan(signal, &chunks, &mut anywhere, &mut scratch, &mut |_| true)
         .map(|plan| plan.build(&mut |_| true).expect("room").parts)
+}
+
+/// The parts of a request whose records are copied early.
+fn cut_early(signal: Signal, payload: &[u8], targets: usize) -> Vec<(Share, Framed)> {
+    let (bytes, targets) = (Bytes::copy_from_slice(payload), NonZeroUsize::new(targets.max(1)).expect("at least one"));
+    let mut scratch = Scratch::default();
+    let plan = plan_early(signal, &[bytes], targets, &mut anywhere, &mut scratch, &mut |_| true).expect("it was cut");
+    plan.build(&mut |_| true).expect("room").parts
 }
 
 fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {

@@ -75,17 +75,51 @@ fn cut_torn(
 ) -> Result<Vec<(Target, Vec<u8>)>, WireError> {
     let mut scratch = Scratch::default();
     let chunks: Vec<Bytes> = payload.chunks(piece).map(Bytes::copy_from_slice).collect();
-    let plan = plan_shape(shape, &chunks, router, &mut scratch, &mut |_| true)?;
+    let mut answers = Vec::new();
+    let mut noted = |record: &Record<'_>| {
+        answers.push(router.route(record));
+        *answers.last().unwrap()
+    };
+    let plan = plan_shape(shape, &chunks, 0, &mut noted, &mut scratch, &mut |_| true);
+    let early = cut_early(shape, &chunks, &answers);
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(error) => {
+            assert_eq!(early, Err(error));
+            return Err(error);
+        }
+    };
     let (shares, total): (Vec<_>, _) = (plan.shares().collect(), plan.total_len());
     let parts = plan.copy();
     let woven = plan.weave().unwrap();
     assert_eq!(parts, woven, "shared and copied parts have the same bytes");
+    assert_eq!(early.as_ref(), Ok(&parts), "records that are copied early come to the same parts");
     assert_eq!(parts, plan.build(&mut |_| true).unwrap().parts);
     assert_eq!(parts.iter().map(|(share, _)| *share).collect::<Vec<_>>(), shares);
     assert_eq!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>(), total);
     assert!(parts.iter().all(|(share, part)| share.len == part.payload_len() && share.records > 0));
     assert!(parts.iter().all(|(share, _)| share.len <= payload.len()));
     Ok(parts.into_iter().map(|(share, part)| (share.target, part.payload().to_vec())).collect())
+}
+
+/// The parts by copying early, whose records meet these targets.
+fn cut_early(shape: Shape, chunks: &[Bytes], answers: &[Targets]) -> Result<Vec<(Share, Framed)>, WireError> {
+    let mut scratch = Scratch::default();
+    let mut answers = answers.iter();
+    let mut router = |_: &Record<'_>| *answers.next().expect("no more records than without");
+    let mut room = 0;
+    let plan = plan_shape(shape, chunks, 2, &mut router, &mut scratch, &mut |bytes| {
+        room += bytes;
+        true
+    })?;
+    let built = plan.build(&mut |bytes| {
+        room += bytes;
+        true
+    });
+    let Built { parts, shares, len } = built.unwrap();
+    assert!(!shares && len <= room, "it holds {len} bytes and asked for {room}");
+    assert!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>() <= len);
+    Ok(parts)
 }
 
 fn cut_traces(payload: &[u8]) -> Result<Vec<(Target, Vec<u8>)>, WireError> {

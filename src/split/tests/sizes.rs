@@ -1,5 +1,7 @@
 //! Cutting by size.
 
+use std::num::NonZeroUsize;
+
 use proptest::prelude::*;
 
 use super::{messy::Messy, *};
@@ -171,6 +173,14 @@ fn parts_in_several_buffers_of_their_own_are_those_that_share_the_request() {
         let copied = plan.copy();
         borders += copied.iter().filter(|(_, part)| part.payload_chunks().len() > 1).count();
         assert!(copied == plan.weave().unwrap());
+        drop(plan);
+        for targets in [1, 5, 200] {
+            let targets = NonZeroUsize::new(targets).unwrap();
+            let mut scratch = Scratch::default();
+            let plan =
+                plan_early(Signal::Traces, &chunks, targets, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
+            assert!(copied == plan.build(&mut |_| true).unwrap().parts);
+        }
     }
     assert!(borders > 50, "{borders} borders are too few to tell");
 }

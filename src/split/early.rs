@@ -1,0 +1,285 @@
+//! Parts whose records are copied while the walk goes on: it has just read them, so that they are in the nearest cache.
+//!
+//! Headers and envelopes are known at the end only. They go in front of the first record, where room is left for them; those
+//! of further messages are buffers between the records, or, where these would be short, all is put together once more.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::{
+    measure::Out,
+    scratch::{Scratch, Tally},
+    sources::Lookup,
+};
+use crate::{
+    buffers,
+    otlp::{Framed, framed::PREFIX_LEN, wire::Malformed},
+};
+
+/// The longest buffer, unless a record is longer: the largest one that an allocator has at hand.
+const LONGEST: usize = 256 << 10;
+
+/// The shortest.
+const SHORTEST: usize = 4 << 10;
+
+/// Buffers from half of this are multiples of it, so that one serves for the other later.
+const ROUNDED: usize = 64 << 10;
+
+/// Headers up to this length get room in front of the first record.
+const LONGEST_HEAD: usize = 16 << 10;
+
+/// More room there, for fields that stand behind the records in their message, such as a schema's URL.
+const LATE: usize = 256;
+
+/// Mean length of what lies between two headers from which these are buffers of their own.
+const LARGE: usize = 4 << 10;
+
+/// The copies of one request.
+#[derive(Debug, Default)]
+pub(super) struct Early {
+    /// By tally.
+    pots: Vec<Pot>,
+    /// Bytes of records that are expected for each target; 0 if nothing is copied early.
+    expected: usize,
+    /// Bytes that may be taken.
+    granted: usize,
+    taken: usize,
+}
+
+/// The records of one target.
+#[derive(Debug)]
+struct Pot {
+    buffers: Vec<Vec<u8>>,
+    /// Room in front of the first record.
+    front: usize,
+    /// Bytes of records.
+    len: usize,
+}
+
+// === impl Early ===
+
+impl Early {
+    /// Forgets the request before.
+    pub(super) fn clear(&mut self) {
+        self.pots.clear();
+        (self.expected, self.granted, self.taken) = (0, 0, 0);
+    }
+
+    /// Bytes that it takes to copy `len` bytes for so many targets, as far as that can be foreseen.
+    pub(super) fn room(len: usize, targets: usize) -> usize {
+        (len + len / 4).saturating_add(targets.saturating_mul(SHORTEST))
+    }
+
+    /// Records are copied from now on, at first into `granted` bytes.
+    pub(super) fn begin(&mut self, len: usize, targets: usize, granted: usize) {
+        self.expected = (len / targets.max(1)).max(1);
+        self.granted = granted;
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        self.expected > 0
+    }
+
+    /// Copies a record of that tally, if there is room. Returns where it begins and ends among the tally's.
+    #[inline]
+    pub(super) fn add(&mut self, tally: u32, record: &[u8]) -> Option<(usize, usize)> {
+        let pot = self.pots.get_mut(tally as usize)?;
+        let open = pot.buffers.last_mut()?;
+        if open.capacity() - open.len() < record.len() {
+            return None;
+        }
+        open.extend_from_slice(record);
+        let start = pot.len;
+        pot.len += record.len();
+        Some((start, pot.len))
+    }
+
+    /// The same with more room; `head` is the length of all that goes in front of a first record, as far as it is known.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn add_with_room(
+        &mut self,
+        tally: u32,
+        mut record: &[u8],
+        head: usize,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<(usize, usize), Malformed> {
+        let tally = tally as usize;
+        let front = if head > LONGEST_HEAD || tally < self.pots.len() { 0 } else { head + LATE };
+        let expected = self.pots.get(tally).map_or(self.expected, |pot| pot.len / 4);
+        let size = rounded(front + expected).clamp(SHORTEST, LONGEST).max(front + record.len());
+        let needed = self.taken.saturating_add(size);
+        if let Some(more) = needed.checked_sub(self.granted)
+            && more > 0
+        {
+            if !room(more) {
+                return Err(Malformed::NoRoom(more));
+            }
+            self.granted = needed;
+        }
+        let mut buffer = buffers::take(size);
+        // A kept one may be larger.
+        self.taken += buffer.capacity();
+        buffer.resize(front, 0);
+        if tally >= self.pots.len() {
+            self.pots.push(Pot { buffers: Vec::with_capacity(4), front, len: 0 });
+        }
+        // A tally's pot is made with its first record: there is none without.
+        let Some(pot) = self.pots.get_mut(tally) else { return Ok((0, 0)) };
+        let start = pot.len;
+        pot.len += record.len();
+        if let Some(open) = pot.buffers.last_mut() {
+            let (fits, rest) = record.split_at(record.len().min(open.capacity() - open.len()));
+            open.extend_from_slice(fits);
+            record = rest;
+        }
+        buffer.extend_from_slice(record);
+        pot.buffers.push(buffer);
+        Ok((start, pot.len))
+    }
+
+    /// Bytes of records.
+    fn len(&self) -> usize {
+        self.pots.iter().map(|pot| pot.len).sum()
+    }
+}
+
+fn rounded(len: usize) -> usize {
+    if len > ROUNDED / 2 { len.next_multiple_of(ROUNDED) } else { len }
+}
+
+// === impl Scratch ===
+
+impl Scratch {
+    /// The parts of `total` bytes in all, in the order of the tallies, and the bytes that they take. `room` is asked for what was
+    /// not granted yet; an error is how much that is.
+    pub(super) fn finish_early(
+        &mut self,
+        depth: usize,
+        total: usize,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<(Vec<Framed>, usize), usize> {
+        let heads = total.saturating_sub(self.early.len());
+        let joined: usize =
+            self.tallies.iter().filter(|tally| is_joined(tally, depth)).map(|tally| tally.len as usize).sum();
+        let taken = self.early.taken;
+        let more = heads.saturating_add(joined).saturating_add(taken.saturating_sub(self.early.granted));
+        if !room(more) {
+            return Err(more);
+        }
+        let pots = std::mem::take(&mut self.early.pots);
+        let parts = self.tallies.iter().zip(pots).map(|(tally, pot)| self.part(tally, pot, depth));
+        Ok((parts.collect(), taken.saturating_add(heads).saturating_add(joined)))
+    }
+
+    fn part(&self, tally: &Tally, pot: Pot, depth: usize) -> Framed {
+        let len = PREFIX_LEN + tally.len as usize;
+        let heads = Vec::with_capacity(len.saturating_sub(pot.len));
+        let mut strung = Strung { sources: self.sources.lookup(), heads, seen: 0, pieces: Vec::new() };
+        self.write(tally, &mut strung);
+        let (heads, pieces) = strung.finish();
+        let mut chunks = string(heads, pieces, pot);
+        if is_joined(tally, depth) {
+            let mut joined = buffers::take(len);
+            chunks.iter().for_each(|chunk| joined.extend_from_slice(chunk));
+            chunks = vec![buffers::share(joined)];
+        }
+        Framed::from_chunks(chunks).unwrap_or_default()
+    }
+}
+
+/// Whether a part is put together once more: it is of several messages, and what they hold is short.
+fn is_joined(tally: &Tally, depth: usize) -> bool {
+    let messages = (tally.entries.1 - tally.entries.0) as usize;
+    messages > depth && (tally.len as usize) < messages.saturating_mul(LARGE)
+}
+
+/// A part in as many buffers as it comes to.
+fn string(heads: Vec<u8>, pieces: Vec<Piece>, mut pot: Pot) -> Vec<Bytes> {
+    let mut pieces = pieces.into_iter().peekable();
+    let mut chunks = Vec::new();
+    let mut start = pot.front;
+    if let Some(Piece::Head(range)) =
+        pieces.next_if(|piece| matches!(piece, Piece::Head(head) if head.len() <= pot.front))
+        && let Some(first) = pot.buffers.first_mut()
+        && let Some((room, head)) = first.get_mut(start - range.len()..start).zip(heads.get(range.clone()))
+    {
+        room.copy_from_slice(head);
+        start -= range.len();
+    }
+    let mut bodies = pot.buffers.into_iter().map(buffers::share);
+    let mut open = bodies.next().unwrap_or_default();
+    let mut front = pot.front - start;
+    let _unused = open.split_to(start.min(open.len()));
+    let heads = Bytes::from(heads);
+    for piece in pieces {
+        match piece {
+            Piece::Head(range) => chunks.push(heads.slice(range)),
+            Piece::Body(len) => {
+                let mut left = len + std::mem::take(&mut front);
+                while left > 0 {
+                    if open.is_empty() {
+                        let Some(next) = bodies.next() else { break };
+                        open = next;
+                    }
+                    let chunk = open.split_to(open.len().min(left));
+                    left -= chunk.len();
+                    chunks.push(chunk);
+                }
+            }
+        }
+    }
+    chunks
+}
+
+/// What a part is made of, in its order.
+#[derive(Debug)]
+enum Piece {
+    /// Of the headers.
+    Head(Range<usize>),
+    /// So many bytes of records, the next ones.
+    Body(usize),
+}
+
+/// Headers and envelopes in a buffer of their own, and what stands between them.
+struct Strung<'a> {
+    sources: Lookup<'a>,
+    heads: Vec<u8>,
+    /// Headers up to here are in a piece.
+    seen: usize,
+    pieces: Vec<Piece>,
+}
+
+impl Strung<'_> {
+    fn finish(mut self) -> (Vec<u8>, Vec<Piece>) {
+        self.end_head();
+        (self.heads, self.pieces)
+    }
+
+    fn end_head(&mut self) {
+        let end = self.heads.len();
+        if end > self.seen {
+            self.pieces.push(Piece::Head(std::mem::replace(&mut self.seen, end)..end));
+        }
+    }
+}
+
+impl Out for Strung<'_> {
+    fn headers(&mut self) -> &mut Vec<u8> {
+        &mut self.heads
+    }
+
+    fn run(&mut self, start: u32, end: u32) {
+        self.heads.extend_from_slice(self.sources.bytes(start, end));
+    }
+
+    fn records(&mut self, start: u32, end: u32) {
+        self.end_head();
+        let len = (end - start) as usize;
+        match self.pieces.last_mut() {
+            Some(Piece::Body(last)) => *last += len,
+            _ => self.pieces.push(Piece::Body(len)),
+        }
+    }
+}
