@@ -72,9 +72,16 @@ mod tests {
         otlp::{Framed, Signal, rope::Weaver},
     };
 
-    /// A message of `len` bytes: runs of another one's, or bytes of its own.
+    /// A message of `len` bytes: runs of another one's, or bytes of its own, in several buffers if they are many.
     fn message(len: u32, woven: bool) -> Framed {
         let source: Bytes = (0..len).map(|at| at.to_le_bytes()[0]).collect();
+        if !woven && len >= 9_000 {
+            let all = Framed::copy_from_payload(&source).unwrap().to_bytes();
+            return Framed::from_chunks(
+                [0..8_500, 8_500..8_502, 8_502..all.len()].map(|range| all.slice(range)).into(),
+            )
+            .unwrap();
+        }
         if !woven {
             return Framed::copy_from_payload(&source).unwrap();
         }

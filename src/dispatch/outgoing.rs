@@ -186,3 +186,81 @@ impl Outgoing {
         self.written = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that waits, taken `step` bytes at a time.
+    fn drain(out: &mut Outgoing, step: usize) -> Vec<u8> {
+        let mut seen = Vec::new();
+        while out.len() > 0 {
+            let front = out
+                .slices(|slices| slices.iter().flat_map(|slice| slice.iter()).copied().take(step).collect::<Vec<_>>());
+            assert!(!front.is_empty(), "bytes wait, and there are none");
+            out.advance(front.len());
+            seen.extend(front);
+        }
+        seen
+    }
+
+    #[test]
+    fn bytes_leave_in_the_order_they_came_in_however_they_are_kept() {
+        let mut random = fastrand::Rng::with_seed(5);
+        for _ in 0..300 {
+            let (mut out, mut expected, mut seen) = (Outgoing::default(), Vec::new(), Vec::new());
+            for place in 0..random.usize(1..6) {
+                let body: Bytes = (0..random.usize(0..60_000)).map(|_| random.u8(..)).collect();
+                if random.bool() {
+                    out.lend(place, &body);
+                }
+                let mut rest = &body[..];
+                while !rest.is_empty() {
+                    let head = [random.u8(..); 9];
+                    let slices = [&head[..], &rest[..random.usize(1..=rest.len())]];
+                    let most = random.usize(1..30_000);
+                    let taken = out.add(&slices.map(IoSlice::new), most, 1 << 16);
+                    assert_eq!(taken, most.min(9 + slices[1].len()));
+                    expected.extend_from_slice(&slices.concat()[..taken]);
+                    rest = &rest[taken.saturating_sub(9)..];
+                }
+                if random.bool() {
+                    let before = out.len();
+                    seen.extend(drain(&mut out, random.usize(1..40_000)));
+                    assert_eq!((out.len(), expected.len() - seen.len()), (0, 0), "{before} bytes waited");
+                }
+                out.take_back(place);
+            }
+            seen.extend(drain(&mut out, 7_000));
+            assert!(seen == expected);
+            assert!(out.lent.is_empty(), "a body is held though its call is over");
+            out.rest();
+            assert!(out.keeps_little());
+        }
+    }
+
+    #[test]
+    fn a_lent_body_is_not_copied_and_is_let_go_with_its_last_byte() {
+        let body = Bytes::from(vec![7; 3 * SHARED_FROM]);
+        let mut out = Outgoing::default();
+        out.lend(0, &body);
+        let (front, back) = body.split_at(SHARED_FROM);
+        for slice in [front, back] {
+            out.add(&[IoSlice::new(b"head"), IoSlice::new(slice)], usize::MAX, 1 << 16);
+        }
+        let at = |slice: &[u8]| (slice.as_ptr() as usize, slice.len());
+        let seen = out.slices(|slices| slices.iter().map(|slice| at(slice)).collect::<Vec<_>>());
+        assert_eq!((seen[1], seen[3]), (at(front), at(back)), "the body itself is written");
+        assert!(out.copied.len() < 10 && out.lent.is_empty());
+        let small = Bytes::from_static(b"short");
+        out.lend(1, &small);
+        assert!(out.lent.is_empty(), "what would be copied anyway is not held");
+        out.lend(2, &body);
+        out.take_back(1);
+        assert_eq!(out.lent.len(), 1);
+        out.take_back(2);
+        assert!(out.lent.is_empty());
+        out.advance(out.len());
+        assert!(body.is_unique(), "what was written is not held");
+    }
+}

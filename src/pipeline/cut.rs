@@ -221,7 +221,7 @@ mod tests {
     fn what_parts_hold_is_in_the_budget_and_the_message_is_not_once_it_was_copied() {
         let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
         let table = support::table(1, &addresses, &[]);
-        for (count, size) in [(2_000, 1_000), (900, 1_000), (20_000, 10), (3, 10)] {
+        for (count, size) in [(2_000, 1_000), (900, 1_000), (20_000, 10), (40, 10)] {
             let message = support::many_traces(count, size);
             let budget = Budget::new(1 << 30);
             let permit = budget.take(message.framed_len()).unwrap();

@@ -66,6 +66,10 @@ pub fn slot_of(key: &[u8]) -> u32 {
     (xxh3_64(key) >> (u64::BITS - SLOT_BITS)) as u32
 }
 
+/// Entries of what is needed while a ring is built, at least: glibc gives a map of its own to so many of 4 bytes, so that their
+/// pages go back to the system at once (`allocator`). It takes pages for those that are used only.
+const MAPPED: usize = 1 << 17;
+
 /// The owners of all slots and the probe that each slot was accepted with.
 pub(super) struct Placement {
     pub(super) owners: Vec<u16>,
@@ -139,7 +143,7 @@ impl Ring {
     pub(super) fn new(members: &[Member], includes: impl Fn(u16) -> bool) -> Self {
         let admitted = || (0_u16..).zip(members).filter(|(backend, _)| includes(*backend));
         let count: u32 = admitted().map(|(_, member)| POINTS_PER_WEIGHT * member.weight).sum();
-        let mut points = Vec::with_capacity(count as usize);
+        let mut points = Vec::with_capacity((count as usize).max(MAPPED));
         let mut bytes = Vec::new();
         for (backend, member) in admitted() {
             let identity = member.identity.as_bytes();
@@ -215,7 +219,7 @@ impl BuildHasher for OneShot {
 impl<'a> Asking<'a> {
     fn new(members: &[Member], rooms: &'a [usize]) -> Self {
         Self {
-            by_backend: vec![Vec::new(); members.len()],
+            by_backend: rooms.iter().map(|room| Vec::with_capacity((room + room / 4).max(MAPPED))).collect(),
             rooms,
             identities: members.iter().map(|member| xxh3_64(member.identity.as_bytes())).collect(),
             probes: vec![0; SLOTS as usize],

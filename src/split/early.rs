@@ -107,7 +107,10 @@ impl Early {
     ) -> Result<(usize, usize), Malformed> {
         let tally = tally as usize;
         let front = if head > LONGEST_HEAD || tally < self.pots.len() { 0 } else { head + LATE };
-        let expected = self.pots.get(tally).map_or(self.expected, |pot| pot.len / 4);
+        let expected = self
+            .pots
+            .get(tally)
+            .map_or(self.expected, |pot| if pot.len > ROUNDED / 2 { ROUNDED.max(pot.len / 4) } else { pot.len / 4 });
         let size = rounded(front + expected).clamp(SHORTEST, LONGEST).max(front + record.len());
         let needed = self.taken.saturating_add(size);
         if let Some(more) = needed.checked_sub(self.granted)

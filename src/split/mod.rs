@@ -3,8 +3,8 @@
 //! [`plan`] walks the wire format once. A table of levels says which fields lead down to the records; a [`Router`] is
 //! asked for the targets of each record; all else is envelope. What it finds is written down as ranges of bytes, so
 //! that the parts' lengths are exact before any part is built. [`Plan::build`] then writes each part: the envelopes of
-//! the messages that hold its records, verbatim, and each run of neighbouring records, copied once or, in large
-//! requests, shared with the request.
+//! the messages that hold its records, verbatim, and its records, copied once: as soon as they were walked ([`plan_early`]), or
+//! now. Where there is no room for copies, parts share the request's bytes.
 //!
 //! What it promises of a part: records are byte for byte what they were and in their order; each message that holds
 //! one of them has all its other fields, in their order, in front of its children; children keep their field number.
@@ -17,7 +17,7 @@
 //!
 //! A request may lie in several buffers, as its frames came: only what is torn between two is put together.
 //!
-//! Reading order: this page, `walk`, `sources`, `scratch`, `measure`, `copied`, `pieces`. Called by the pipeline.
+//! Reading order: this page, `walk`, `sources`, `scratch`, `measure`, `early`, `copied`, `pieces`. Called by the pipeline.
 
 mod copied;
 mod early;
