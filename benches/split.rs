@@ -6,7 +6,7 @@
 
 #![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a bench that fails may say so by a panic")]
 
-use std::hint::black_box;
+use std::{hint::black_box, num::NonZeroUsize};
 
 use bytes::Bytes;
 use divan::{AllocProfiler, Bencher, counter::ItemsCount};
@@ -19,7 +19,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use spanring::{
     otlp::Signal,
-    split::{Record, Scratch, Targets, plan},
+    split::{Record, Scratch, Targets, is_early_cheaper, plan, plan_early},
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -56,8 +56,15 @@ fn cut<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
     bencher.counter(ItemsCount::new(spans)).bench_local(move || {
         let mut router = |record: &Record<'_>| Targets::One(owners.of(record.id));
         let payload = black_box(std::slice::from_ref(&request));
-        let plan = plan(Signal::Traces, payload, &mut router, &mut scratch, &mut |_| true).expect("well-formed");
-        black_box(plan.build(&mut |_| true).expect("room"))
+        // As the pipeline does.
+        let room = &mut |_| true;
+        let targets = NonZeroUsize::new(BACKENDS.into()).expect("there are some");
+        let plan = if is_early_cheaper(request.len(), BACKENDS.into()) {
+            plan_early(Signal::Traces, payload, targets, &mut router, &mut scratch, room)
+        } else {
+            plan(Signal::Traces, payload, &mut router, &mut scratch, room)
+        };
+        black_box(plan.expect("well-formed").build(room).expect("room"))
     });
 }
 
