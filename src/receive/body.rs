@@ -298,7 +298,8 @@ mod tests {
         let budget = Budget::new(1 << 30);
         let mut reader = Reader::new(64 << 20, budget.permit());
         reader.push(Bytes::from_static(&[0, 0x04, 0, 0, 0, 1, 2, 3])).unwrap();
-        assert_eq!(budget.used(), FIRST);
+        // A kept buffer may be up to twice as long.
+        assert!((FIRST..=2 * FIRST).contains(&budget.used()), "{}", budget.used());
         drop(reader);
         assert_eq!(budget.used(), 0);
     }
