@@ -239,7 +239,11 @@ mod tests {
     fn parts_that_need_more_room_than_was_foreseen_share_the_message() {
         let addresses: Vec<_> = (1..9).map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
         let table = support::table(1, &addresses, &[]);
-        let message = support::many_traces(2_000, 1_000);
+        // Eight parts repeat it: that is not foreseen.
+        let resource = self::len(1, &[0; 25_000]);
+        let span = |id: u128| self::len(2, &[self::len(1, &id.to_be_bytes()), self::len(5, &[7; 480])].concat());
+        let scope = self::len(2, &(1..=2_000).flat_map(span).collect::<Vec<_>>());
+        let message = Framed::copy_from_payload(&self::len(1, &[resource, scope].concat())).unwrap();
         let len = message.framed_len();
         for spare in (0..2 * len).step_by(len / 50) {
             let budget = Budget::new(len + spare);
