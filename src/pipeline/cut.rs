@@ -240,10 +240,10 @@ mod tests {
         let addresses: Vec<_> = (1..9).map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
         let table = support::table(1, &addresses, &[]);
         // Eight parts repeat it: that is not foreseen.
-        let resource = self::len(1, &[0; 25_000]);
-        let span = |id: u128| self::len(2, &[self::len(1, &id.to_be_bytes()), self::len(5, &[7; 480])].concat());
-        let scope = self::len(2, &(1..=2_000).flat_map(span).collect::<Vec<_>>());
-        let message = Framed::copy_from_payload(&self::len(1, &[resource, scope].concat())).unwrap();
+        let resource = len(1, &[0; 25_000]);
+        let span = |id: u128| len(2, &[len(1, &id.to_be_bytes()), len(5, &[7; 480])].concat());
+        let scope = len(2, &(1..=2_000).flat_map(span).collect::<Vec<_>>());
+        let message = Framed::copy_from_payload(&len(1, &[resource, scope].concat())).unwrap();
         let len = message.framed_len();
         for spare in (0..2 * len).step_by(len / 50) {
             let budget = Budget::new(len + spare);
