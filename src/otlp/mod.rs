@@ -4,8 +4,8 @@ pub mod framed;
 pub mod metadata;
 pub mod outcome;
 pub mod rope;
+pub mod shortcuts;
 pub mod signal;
-mod skips;
 pub mod wire;
 
 pub use framed::{Chunk, Framed};

@@ -1,6 +1,9 @@
 //! Signals, and how each nests its records.
 
-use super::skips::Skips;
+use super::{
+    shortcuts::{ShortTag, Skips},
+    wire::Value,
+};
 
 /// One of OTLP's signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +65,13 @@ pub struct Level {
     pub children: &'static [u32],
 }
 
+impl Level {
+    /// The tag of the children that it names first.
+    pub(crate) fn usual_tag(&self) -> ShortTag {
+        self.children.first().map_or(ShortTag::NONE, |number| ShortTag::new(*number, Value::LEN))
+    }
+}
+
 /// Which of a record's own fields the router is shown.
 #[derive(Debug)]
 pub struct RecordFields {
@@ -69,6 +79,10 @@ pub struct RecordFields {
     pub id: u32,
     /// Field number of the record's start time (`fixed64`, nanoseconds since 1970), 0 when it has none.
     pub start: u32,
+    /// Whether `id` is a span's, and field 2 may be skipped.
+    pub(crate) has_ids_of_span: bool,
+    /// The tag of the start time.
+    pub(crate) start_tag: ShortTag,
     /// The others.
     pub(super) skips: Skips,
 }
@@ -80,7 +94,14 @@ static OF_OTHERS: RecordFields = RecordFields::new(0, 0);
 impl RecordFields {
     /// The fields of these numbers; 0 for none.
     pub const fn new(id: u32, start: u32) -> Self {
-        Self { id, start, skips: Skips::all_but(id, start) }
+        let has_ids_of_span = id == 1 && start != 2;
+        Self {
+            id,
+            start,
+            has_ids_of_span,
+            start_tag: ShortTag::new(start, Value::FIXED64),
+            skips: Skips::all_but(id, start),
+        }
     }
 }
 

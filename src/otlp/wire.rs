@@ -9,8 +9,6 @@
 
 use thiserror::Error;
 
-use super::RecordFields;
-
 /// The greatest nesting of groups that is followed: protobuf's default recursion limit.
 pub const MAX_GROUP_DEPTH: usize = 100;
 
@@ -145,7 +143,7 @@ impl<'a> Field<'a> {
 /// A cursor over the fields of one message.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
-    rest: &'a [u8],
+    pub(super) rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
@@ -168,26 +166,6 @@ impl<'a> Reader<'a> {
         let (tag, rest) = long_tag(self.rest).ok()?;
         let (len, rest) = long_varint(rest).ok()?;
         (tag & 7 == Value::LEN).then(|| (tag >> 3, len, self.rest.len() - rest.len()))
-    }
-
-    /// Goes on to the next field that the router is shown, or that takes a closer look: it is the one that
-    /// [`Reader::field`] then reads.
-    #[inline(always)]
-    pub fn skim(&mut self, fields: &RecordFields) {
-        let skips = &fields.skips;
-        loop {
-            // Nearly every field: length-delimited, number and length below 16 and 128.
-            while let [tag, len, rest @ ..] = self.rest
-                && *len < skips.short(*tag)
-                && let Some(rest) = rest.get(usize::from(*len)..)
-            {
-                self.rest = rest;
-            }
-            match self.rest.split_first().and_then(|(tag, rest)| skips.kind(*tag).skip(rest)) {
-                Some(rest) => self.rest = rest,
-                None => return,
-            }
-        }
     }
 
     /// The next field; `None` at the end of the message. After an error the cursor stands at the field that it is about.
@@ -341,7 +319,6 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::otlp::Signal;
 
     fn fields(message: &[u8]) -> Result<Vec<Field<'_>>, Malformed> {
         let mut reader = Reader::new(message);
@@ -370,53 +347,6 @@ mod tests {
                 (5, Value::Fixed32(7)),
             ]
         );
-    }
-
-    #[test]
-    fn skimming_passes_over_nothing_but_whole_fields_that_are_not_asked_for() {
-        let mut random = fastrand::Rng::with_seed(7);
-        let tags =
-            [0x08, 0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x12, 0x30, 0x39, 0x3a, 0x42, 0x4a, 0x7a, 0x82, 0x85, 0x8a, 0x02];
-        let asked = [(1, 7), (9, 1), (0, 0), (16, 0), (2, 17)].map(|(id, start)| RecordFields::new(id, start));
-        let mut passed = 0;
-        for _ in 0..200_000 {
-            let mut message = vec![0; random.usize(..24)];
-            for byte in &mut message {
-                *byte = match random.u8(..6) {
-                    0 | 1 => tags[random.usize(..tags.len())],
-                    2 => random.u8(..),
-                    _ => random.u8(..9),
-                };
-            }
-            let fields = &asked[random.usize(..asked.len())];
-            let (mut skimmed, mut read) = (Reader::new(&message), Reader::new(&message));
-            skimmed.skim(fields);
-            while read.left() > skimmed.left() {
-                let field = read.field().unwrap().unwrap();
-                assert!(field.number != fields.id && field.number != fields.start, "{message:02x?}");
-                passed += 1;
-            }
-            assert_eq!(read.left(), skimmed.left(), "between two fields: {message:02x?}");
-        }
-        assert!(passed > 20_000, "{passed} are too few to tell");
-    }
-
-    #[test]
-    fn a_span_as_sdks_write_it_is_skimmed_to_what_the_router_is_shown() {
-        let long = [&[0x4a, 0x80, 0x02][..], &[7; 256]].concat();
-        let span = [
-            &[0x12, 1, 7][..],
-            &[0x2a, 2, 7, 7, 0x30, 2, 0x41, 1, 2, 3, 4, 5, 6, 7, 8, 0x4a, 0x7f],
-            &[7; 0x7f],
-            &long,
-            &[0x7a, 0, 0x85, 0x01, 1, 1, 0, 0, 0x25, 1, 2, 3, 4],
-            &[0x0a, 1, 7],
-        ]
-        .concat();
-        let mut reader = Reader::new(&span);
-        reader.skim(Signal::Traces.record_fields());
-        assert_eq!(reader.field(), Ok(Some(Field { number: 1, value: Value::Len(&[7]) })));
-        assert_eq!(reader.left(), 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::{
+    Target,
     measure::Out,
     scratch::{Scratch, Tally},
     sources::Lookup,
@@ -50,11 +51,18 @@ pub(super) struct Early {
 /// The records of one target.
 #[derive(Debug)]
 struct Pot {
-    buffers: Vec<Vec<u8>>,
+    /// The buffer that is being filled.
+    open: Vec<u8>,
+    /// Those in front of it, and their length.
+    full: Vec<Vec<u8>>,
+    full_len: usize,
     /// Room in front of the first record.
     front: usize,
-    /// Bytes of records.
-    len: usize,
+    target: Target,
+    /// The message that its last record is of.
+    node: u32,
+    /// Records that its tally does not know of.
+    untold: u32,
 }
 
 // === impl Early ===
@@ -81,37 +89,56 @@ impl Early {
         self.expected > 0
     }
 
-    /// Copies a record of that tally, if there is room. Returns where it begins and ends among the tally's.
-    #[inline]
-    pub(super) fn add(&mut self, tally: u32, record: &[u8]) -> Option<(usize, usize)> {
-        let pot = self.pots.get_mut(tally as usize)?;
-        let open = pot.buffers.last_mut()?;
-        if open.capacity() - open.len() < record.len() {
-            return None;
+    /// Copies one more record of a target and a message, if its tally's last one was of both and there is room.
+    #[inline(always)]
+    pub(super) fn add(&mut self, tally: u32, target: Target, node: u32, record: &[u8]) -> bool {
+        let Some(pot) = self.pots.get_mut(tally as usize) else { return false };
+        if pot.target != target || pot.node != node || pot.open.capacity() - pot.open.len() < record.len() {
+            return false;
         }
-        open.extend_from_slice(record);
-        let start = pot.len;
-        pot.len += record.len();
-        Some((start, pot.len))
+        pot.open.extend_from_slice(record);
+        pot.untold += 1;
+        true
     }
 
-    /// The same with more room; `head` is the length of all that goes in front of a first record, as far as it is known.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn add_with_room(
+    /// Copies any other record. `head` is the length of all that goes in front of a first one, as far as it is known.
+    pub(super) fn add_other(
         &mut self,
         tally: u32,
-        mut record: &[u8],
+        target: Target,
+        node: u32,
+        record: &[u8],
         head: usize,
         room: &mut dyn FnMut(usize) -> bool,
-    ) -> Result<(usize, usize), Malformed> {
-        let tally = tally as usize;
-        let front = if head > LONGEST_HEAD || tally < self.pots.len() { 0 } else { head + LATE };
-        let expected = self
-            .pots
-            .get(tally)
-            .map_or(self.expected, |pot| if pot.len > ROUNDED / 2 { ROUNDED.max(pot.len / 4) } else { pot.len / 4 });
-        let size = rounded(front + expected).clamp(SHORTEST, LONGEST).max(front + record.len());
+    ) -> Result<(), Malformed> {
+        // A tally's pot is made with its first record: there is none without.
+        if self.pots.len() <= tally as usize {
+            let front = if head > LONGEST_HEAD { 0 } else { head + LATE };
+            let mut open = self.take(front + self.expected, front + record.len(), room)?;
+            open.resize(front, 0);
+            self.pots.push(Pot { open, full: Vec::new(), full_len: 0, front, target, node, untold: 0 });
+        }
+        let Some(pot) = self.pots.get_mut(tally as usize) else { return Ok(()) };
+        pot.node = node;
+        let (fits, rest) = record.split_at(record.len().min(pot.open.capacity() - pot.open.len()));
+        pot.open.extend_from_slice(fits);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let more = pot.len() / 4;
+        let more = if pot.len() > ROUNDED / 2 { more.max(ROUNDED) } else { more };
+        let mut next = self.take(more, rest.len(), room)?;
+        next.extend_from_slice(rest);
+        if let Some(pot) = self.pots.get_mut(tally as usize) {
+            pot.full_len += pot.open.len();
+            pot.full.push(std::mem::replace(&mut pot.open, next));
+        }
+        Ok(())
+    }
+
+    /// A buffer of about that size, and of `least` at least.
+    fn take(&mut self, about: usize, least: usize, room: &mut dyn FnMut(usize) -> bool) -> Result<Vec<u8>, Malformed> {
+        let size = rounded(about).clamp(SHORTEST, LONGEST).max(least);
         let needed = self.taken.saturating_add(size);
         if let Some(more) = needed.checked_sub(self.granted)
             && more > 0
@@ -121,30 +148,27 @@ impl Early {
             }
             self.granted = needed;
         }
-        let mut buffer = buffers::take(size);
+        let buffer = buffers::take(size);
         // A kept one may be larger.
         self.taken += buffer.capacity();
-        buffer.resize(front, 0);
-        if tally >= self.pots.len() {
-            self.pots.push(Pot { buffers: Vec::with_capacity(4), front, len: 0 });
-        }
-        // A tally's pot is made with its first record: there is none without.
-        let Some(pot) = self.pots.get_mut(tally) else { return Ok((0, 0)) };
-        let start = pot.len;
-        pot.len += record.len();
-        if let Some(open) = pot.buffers.last_mut() {
-            let (fits, rest) = record.split_at(record.len().min(open.capacity() - open.len()));
-            open.extend_from_slice(fits);
-            record = rest;
-        }
-        buffer.extend_from_slice(record);
-        pot.buffers.push(buffer);
-        Ok((start, pot.len))
+        Ok(buffer)
+    }
+
+    /// Bytes of records of a tally, and how many of them it was not told of yet.
+    pub(super) fn tell(&mut self, tally: u32) -> (usize, u32) {
+        self.pots.get_mut(tally as usize).map_or((0, 0), |pot| (pot.len(), std::mem::take(&mut pot.untold)))
     }
 
     /// Bytes of records.
     fn len(&self) -> usize {
-        self.pots.iter().map(|pot| pot.len).sum()
+        self.pots.iter().map(Pot::len).sum()
+    }
+}
+
+impl Pot {
+    /// Bytes of records.
+    fn len(&self) -> usize {
+        self.full_len + self.open.len() - self.front
     }
 }
 
@@ -178,7 +202,7 @@ impl Scratch {
 
     fn part(&self, tally: &Tally, pot: Pot, depth: usize) -> Framed {
         let len = PREFIX_LEN + tally.len as usize;
-        let heads = Vec::with_capacity(len.saturating_sub(pot.len));
+        let heads = Vec::with_capacity(len.saturating_sub(pot.len()));
         let mut strung = Strung { sources: self.sources.lookup(), heads, seen: 0, pieces: Vec::new() };
         self.write(tally, &mut strung);
         let (heads, pieces) = strung.finish();
@@ -205,13 +229,13 @@ fn string(heads: Vec<u8>, pieces: Vec<Piece>, mut pot: Pot) -> Vec<Bytes> {
     let mut start = pot.front;
     if let Some(Piece::Head(range)) =
         pieces.next_if(|piece| matches!(piece, Piece::Head(head) if head.len() <= pot.front))
-        && let Some(first) = pot.buffers.first_mut()
+        && let Some(first) = pot.full.first_mut().or(Some(&mut pot.open))
         && let Some((room, head)) = first.get_mut(start - range.len()..start).zip(heads.get(range.clone()))
     {
         room.copy_from_slice(head);
         start -= range.len();
     }
-    let mut bodies = pot.buffers.into_iter().map(buffers::share);
+    let mut bodies = pot.full.into_iter().chain([pot.open]).map(buffers::share);
     let mut open = bodies.next().unwrap_or_default();
     let mut front = pot.front - start;
     let _unused = open.split_to(start.min(open.len()));

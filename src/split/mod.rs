@@ -244,6 +244,7 @@ impl<'a> Plan<'a> {
         }
         match walk::walk(shape, payload, len, choose, scratch, room) {
             Ok(counts) => {
+                scratch.end_runs();
                 let (total_len, runs) = scratch.measure(shape.levels.len());
                 Ok(Self { len, depth: shape.levels.len(), scratch, counts, total_len, runs })
             }

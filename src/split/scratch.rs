@@ -109,8 +109,6 @@ pub struct Scratch {
     allowed: usize,
     /// Target → index in `tallies` plus one: open addressing, a power of two in length, at most half full.
     index: Vec<u32>,
-    /// The tally that was found last: neighbours often go to the same target.
-    latest: u32,
 }
 
 impl Scratch {
@@ -127,7 +125,6 @@ impl Scratch {
         self.early.clear();
         self.border = 0;
         self.allowed = FREE_PIECES;
-        self.latest = 0;
     }
 
     /// Gives back the request's buffers and what an unusually large one has taken.
@@ -191,31 +188,64 @@ impl Scratch {
     }
 
     /// Adds a record to what a target gets.
-    #[inline]
-    pub(super) fn add_record(&mut self, target: Target, node: u32, start: u32, end: u32) {
+    #[inline(always)]
+    pub(super) fn add_record(&mut self, target: Target, node: u32, start: u32, end: u32) -> bool {
         let tally = self.tally_of(target);
-        self.chain(tally, Run { node, start, end, next: NONE }, self.border);
+        self.chain(tally, Run { node, start, end, next: NONE }, self.border)
     }
 
-    /// Adds a record to what a target gets and copies it.
-    #[inline]
+    /// Adds a record to what a target gets and copies it. Returns whether it is a run of its own.
+    ///
+    /// Usually it goes on where the last one of its target ended. Its tally then hears of it later, by [`Scratch::end_runs`].
+    #[inline(always)]
     pub(super) fn copy_record(
         &mut self,
         target: Target,
         node: u32,
         record: &[u8],
         room: &mut dyn FnMut(usize) -> bool,
-    ) -> Result<(), Malformed> {
+    ) -> Result<bool, Malformed> {
+        if self.early.add(self.first_guess(target), target, node, record) {
+            return Ok(false);
+        }
+        self.copy_other_record(target, node, record, room)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn copy_other_record(
+        &mut self,
+        target: Target,
+        node: u32,
+        record: &[u8],
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<bool, Malformed> {
         let tally = self.tally_of(target);
-        let (start, end) = match self.early.add(tally, record) {
-            Some(place) => place,
-            None => {
-                let head = self.head_of(node);
-                self.early.add_with_room(tally, record, head, room)?
+        let start = self.end_run(tally);
+        self.early.add_other(tally, target, node, record, self.head_of(node), room)?;
+        let run = Run { node, start, end: start + offset(record.len()), next: NONE };
+        Ok(self.chain(tally, run, NONE))
+    }
+
+    /// Tells the tallies of the records that were copied.
+    pub(super) fn end_runs(&mut self) {
+        if self.early.is_on() {
+            for tally in 0..offset(self.tallies.len()) {
+                self.end_run(tally);
             }
-        };
-        self.chain(tally, Run { node, start: offset(start), end: offset(end), next: NONE }, NONE);
-        Ok(())
+        }
+    }
+
+    /// Tells one of them. Returns where its next record begins.
+    fn end_run(&mut self, tally: u32) -> u32 {
+        let (end, records) = self.early.tell(tally);
+        if let Some(tally) = self.tallies.get_mut(tally as usize) {
+            tally.records += records;
+            if let Some(run) = self.runs.get_mut(tally.last_run as usize) {
+                run.end = offset(end);
+            }
+        }
+        offset(end)
     }
 
     /// Length of what goes in front of a record: prefix, headers and envelopes as far as they are known, or a bit more.
@@ -228,31 +258,38 @@ impl Scratch {
     }
 
     /// The number of a target's tally.
-    #[inline]
+    #[inline(always)]
     fn tally_of(&mut self, target: Target) -> u32 {
-        self.latest = match self.tallies.get(self.latest as usize) {
-            Some(tally) if tally.target == target => self.latest,
+        let guess = self.first_guess(target);
+        match self.tallies.get(guess as usize) {
+            Some(tally) if tally.target == target => guess,
             _ => self.tally(target),
-        };
-        self.latest
+        }
+    }
+
+    /// The number of a target's tally, unless it is another one's.
+    #[inline(always)]
+    fn first_guess(&self, target: Target) -> u32 {
+        self.index.get(home(target, self.index.len())).map_or(NONE, |found| found.wrapping_sub(1))
     }
 
     /// Adds a run of one record, to the last one if it goes on there; what begins at `border` does not.
-    #[inline]
-    fn chain(&mut self, tally: u32, run: Run, border: u32) {
+    #[inline(always)]
+    fn chain(&mut self, tally: u32, run: Run, border: u32) -> bool {
         let added = offset(self.runs.len());
-        let Some(tally) = self.tallies.get_mut(tally as usize) else { return };
+        let Some(tally) = self.tallies.get_mut(tally as usize) else { return false };
         tally.records += 1;
         match self.runs.get_mut(tally.last_run as usize) {
             Some(last) if last.end == run.start && last.node == run.node && run.start != border => {
                 last.end = run.end;
-                return;
+                return false;
             }
             Some(last) => last.next = added,
             None => tally.first_run = added,
         }
         tally.last_run = added;
         self.runs.push(run);
+        true
     }
 
     /// Whether there are more pieces than there is room for.
@@ -278,6 +315,8 @@ impl Scratch {
     }
 
     /// The number of a target's tally, which is made if there is none.
+    #[cold]
+    #[inline(never)]
     fn tally(&mut self, target: Target) -> u32 {
         if self.index.len() < 2 * (self.tallies.len() + 1) {
             self.grow_index();
@@ -321,11 +360,11 @@ impl Scratch {
     }
 }
 
-/// Where the search for a target begins. Targets are numbers of our own making, so that a multiplication (by 2^32 over
-/// the golden ratio) spreads them well enough.
+/// Where the search for a target begins. Targets are numbers of our own making, small and next to each other: as they are, they
+/// hardly ever meet, and which one comes next need not be guessed.
+#[inline(always)]
 fn home(target: Target, len: usize) -> usize {
-    let spread = target.wrapping_mul(0x9e37_79b9);
-    (spread ^ spread >> 16) as usize & (len.wrapping_sub(1))
+    target as usize & len.wrapping_sub(1)
 }
 
 fn retain<T>(entries: &mut Vec<T>) {

@@ -208,24 +208,43 @@ impl<C: Choose> Walk<'_, C> {
 
     /// Walks a message that holds records.
     fn records(&mut self, level: &Level, open: Open, mut place: Place<'_>) -> Result<Step, WireError> {
+        let usual = level.usual_tag();
         loop {
-            let at = place.at();
-            let broken = |kind| WireError { offset: at, kind };
-            let field = match place.reader.field() {
-                Ok(Some(field)) => field,
-                Ok(None) => return Ok(end_of(place)),
-                Err(kind) if place.is_whole => return Err(broken(kind)),
-                Err(kind) => return self.torn(kind, level, open, place, false),
-            };
-            if level.children.contains(&field.number) {
-                let bytes = field.len_value().map_err(broken)?;
-                let record = read_record(self.shape.fields, bytes)
-                    .map_err(|(left, kind)| WireError { offset: place.at() - left, kind })?;
-                self.assign(record, open.node, at, place.since(at)).map_err(broken)?;
-            } else {
-                self.add_envelope(open.node, at, place.at())?;
+            if let Some((whole, body)) = place.reader.child(usual) {
+                self.record(open.node, whole, body, &place)?;
+            } else if let Some(step) = self.no_usual_record(level, open, &mut place)? {
+                return Ok(step);
             }
         }
+    }
+
+    /// Walks one field of such a message, of any kind.
+    #[inline(never)]
+    fn no_usual_record(&mut self, level: &Level, open: Open, place: &mut Place<'_>) -> Result<Option<Step>, WireError> {
+        let at = place.at();
+        let broken = |kind| WireError { offset: at, kind };
+        let field = match place.reader.field() {
+            Ok(Some(field)) => field,
+            Ok(None) => return Ok(Some(end_of(*place))),
+            Err(kind) if place.is_whole => return Err(broken(kind)),
+            Err(kind) => return self.torn(kind, level, open, *place, false).map(Some),
+        };
+        if level.children.contains(&field.number) {
+            let body = field.len_value().map_err(broken)?;
+            self.record(open.node, place.since(at), body, place)?;
+        } else {
+            self.add_envelope(open.node, at, place.at())?;
+        }
+        Ok(None)
+    }
+
+    /// Walks a record and adds it: `whole` is its field, which ends at `place`.
+    #[inline(always)]
+    fn record(&mut self, node: u32, whole: &[u8], body: &[u8], place: &Place<'_>) -> Result<(), WireError> {
+        let record = read_record(self.shape.fields, body)
+            .map_err(|(left, kind)| WireError { offset: place.at() - left, kind })?;
+        let at = place.at() - whole.len();
+        self.assign(record, node, at, whole).map_err(|kind| WireError { offset: at, kind })
     }
 
     /// What to do about a field that could not be read in what is here of its message.
@@ -287,22 +306,25 @@ impl<C: Choose> Walk<'_, C> {
     fn assign(&mut self, record: Record<'_>, node: u32, from: usize, bytes: &[u8]) -> Result<(), Malformed> {
         self.counts.records += 1;
         match self.choose.choose(&Found { record, node, len: offset(bytes.len()) }) {
-            Targets::One(target) => self.add(target, node, from, bytes)?,
-            Targets::None => self.counts.unrouted += 1,
+            Targets::One(target) => self.add(target, node, from, bytes),
+            Targets::None => {
+                self.counts.unrouted += 1;
+                Ok(())
+            }
             Targets::Many(several) => {
-                several.as_slice().iter().try_for_each(|target| self.add(*target, node, from, bytes))?;
+                several.as_slice().iter().try_for_each(|target| self.add(*target, node, from, bytes))
             }
         }
-        self.check_room()
     }
 
     #[inline(always)]
     fn add(&mut self, target: Target, node: u32, from: usize, bytes: &[u8]) -> Result<(), Malformed> {
-        if self.scratch.early.is_on() {
-            return self.scratch.copy_record(target, node, bytes, self.room);
-        }
-        self.scratch.add_record(target, node, offset(from), offset(from + bytes.len()));
-        Ok(())
+        let is_new = if self.scratch.early.is_on() {
+            self.scratch.copy_record(target, node, bytes, self.room)?
+        } else {
+            self.scratch.add_record(target, node, offset(from), offset(from + bytes.len()))
+        };
+        if is_new { self.check_room() } else { Ok(()) }
     }
 }
 
@@ -316,8 +338,17 @@ fn end_of(place: Place<'_>) -> Step {
 fn read_record<'a>(fields: &RecordFields, bytes: &'a [u8]) -> Result<Record<'a>, (usize, Malformed)> {
     let mut reader = Reader::new(bytes);
     let mut record = Record { bytes, id: &[], start: 0 };
+    if fields.has_ids_of_span
+        && let Some(id) = reader.ids_of_span()
+    {
+        record.id = id;
+    }
     loop {
         reader.skim(fields);
+        if let Some(start) = reader.fixed64(fields.start_tag) {
+            record.start = start;
+            continue;
+        }
         let left = reader.left();
         let Some(field) = reader.field().map_err(|kind| (left, kind))? else { return Ok(record) };
         if field.number == fields.id {

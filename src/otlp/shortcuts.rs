@@ -1,0 +1,271 @@
+//! Ways around the general reader, for what nearly every request consists of: most of the cut's time goes into skipping the
+//! fields of records.
+//!
+//! Each takes what [`Reader::field`] would read, or nothing.
+
+use super::{RecordFields, wire::Reader};
+
+/// A field's tag, if it has one byte: compared with that, without a look at what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortTag(u32);
+
+impl ShortTag {
+    /// A tag that no field has.
+    pub const NONE: Self = Self(u32::MAX);
+
+    /// The tag of field `number`; [`ShortTag::NONE`] for numbers that do not fit one byte, and for 0.
+    pub const fn new(number: u32, wire_type: u32) -> Self {
+        match number {
+            1..16 => Self(number << 3 | wire_type),
+            _ => Self::NONE,
+        }
+    }
+
+    /// Whether a field with this first byte has it.
+    #[inline(always)]
+    fn is(self, first: u8) -> bool {
+        self.0 == u32::from(first)
+    }
+}
+
+/// By the first byte of a tag, how the field behind it is skipped.
+///
+/// A table instead of comparisons: a field costs one look at it, whatever its number, and none of the comparisons that a
+/// general reader makes. A span of 17 fields is walked in 31 ns instead of 47 with it.
+#[derive(Debug)]
+pub(super) struct Skips {
+    /// For a tag of one byte in front of a length, the length from which it takes more than one byte; 0 for all else.
+    short: [u8; 256],
+    kinds: [Kind; 256],
+}
+
+/// How to skip a field that is not of the usual kind.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// It is not skipped, but read: one that is asked for, or one that needs a closer look.
+    Read,
+    Varint,
+    Fixed64,
+    Len,
+    Fixed32,
+    /// `fixed32` behind a tag of two bytes: a span's flags.
+    FarFixed32,
+}
+
+impl Skips {
+    /// All fields but those of the numbers `id` and `start`.
+    pub(super) const fn all_but(id: u32, start: u32) -> Self {
+        let mut skips = Self { short: [0; 256], kinds: [Kind::Read; 256] };
+        let mut tag: u8 = 0;
+        while tag < u8::MAX {
+            tag += 1;
+            let number = (tag as u32) >> 3;
+            let (mut short, mut kind) = (0, Kind::Read);
+            if tag >= 0x80 {
+                // Numbers of 16 and more have two bytes or more.
+                if tag & 7 == 5 && id < 16 && start < 16 {
+                    kind = Kind::FarFixed32;
+                }
+            } else if number != 0 && number != id && number != start {
+                (short, kind) = match tag & 7 {
+                    0 => (0, Kind::Varint),
+                    1 => (0, Kind::Fixed64),
+                    2 => (0x80, Kind::Len),
+                    5 => (0, Kind::Fixed32),
+                    _ => (0, Kind::Read),
+                };
+            }
+            set(&mut skips, tag, short, kind);
+        }
+        skips
+    }
+
+    /// Below this, the byte behind the tag is the length of a field that is skipped.
+    #[inline(always)]
+    pub(super) fn short(&self, tag: u8) -> u8 {
+        self.short.get(usize::from(tag)).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    pub(super) fn kind(&self, tag: u8) -> Kind {
+        self.kinds.get(usize::from(tag)).copied().unwrap_or(Kind::Read)
+    }
+}
+
+#[expect(clippy::indexing_slicing, reason = "a byte is an index of 256, and `get_mut` is not const")]
+const fn set(skips: &mut Skips, tag: u8, short: u8, kind: Kind) {
+    skips.short[tag as usize] = short;
+    skips.kinds[tag as usize] = kind;
+}
+
+impl Kind {
+    /// What follows the field, given what follows the first byte of its tag; `None` where it takes a closer look.
+    #[inline(always)]
+    pub(super) fn skip(self, rest: &[u8]) -> Option<&[u8]> {
+        match (self, rest) {
+            (Self::Varint, [value, rest @ ..]) if *value < 0x80 => Some(rest),
+            (Self::Fixed64, [_, _, _, _, _, _, _, _, rest @ ..]) | (Self::Fixed32, [_, _, _, _, rest @ ..]) => {
+                Some(rest)
+            }
+            (Self::Len, [low, high, rest @ ..]) if *low >= 0x80 && *high < 0x80 => {
+                rest.get(usize::from(*low & 0x7f) | usize::from(*high) << 7..)
+            }
+            (Self::FarFixed32, [high, _, _, _, _, rest @ ..]) if (1..0x80).contains(high) => Some(rest),
+            _ => None,
+        }
+    }
+}
+
+// === impl Reader ===
+
+impl<'a> Reader<'a> {
+    /// Goes on to the next field that the router is shown, or that takes a closer look: it is the one that
+    /// [`Reader::field`] then reads.
+    #[inline(always)]
+    pub fn skim(&mut self, fields: &RecordFields) {
+        let skips = &fields.skips;
+        loop {
+            // Nearly every field: length-delimited, number and length below 16 and 128.
+            while let [tag, len, rest @ ..] = self.rest
+                && *len < skips.short(*tag)
+                && let Some(rest) = rest.get(usize::from(*len)..)
+            {
+                self.rest = rest;
+            }
+            match self.rest.split_first().and_then(|(tag, rest)| skips.kind(*tag).skip(rest)) {
+                Some(rest) => self.rest = rest,
+                None => return,
+            }
+        }
+    }
+
+    /// The next field and its value, if it has that tag and a length of two bytes: a child of the usual size.
+    #[inline(always)]
+    pub fn child(&mut self, tag: ShortTag) -> Option<(&'a [u8], &'a [u8])> {
+        let [first, low, high, ..] = self.rest else { return None };
+        if !tag.is(*first) || *low < 0x80 || *high >= 0x80 {
+            return None;
+        }
+        let len = usize::from(*low & 0x7f) | usize::from(*high) << 7;
+        let (whole, rest) = self.rest.split_at_checked(3 + len)?;
+        self.rest = rest;
+        Some((whole, whole.get(3..)?))
+    }
+
+    /// The trace ID of a span that begins as SDKs write it: with that and the span ID, each as long as it should be.
+    #[inline(always)]
+    pub fn ids_of_span(&mut self) -> Option<&'a [u8]> {
+        let (front, rest) = self.rest.split_first_chunk::<28>()?;
+        let [0x0a, 0x10, id @ .., 0x12, 0x08, _, _, _, _, _, _, _, _] = front else { return None };
+        self.rest = rest;
+        Some(id)
+    }
+
+    /// The value of the next field, if it has that tag, which is one of a `fixed64`.
+    #[inline(always)]
+    pub fn fixed64(&mut self, tag: ShortTag) -> Option<u64> {
+        let ([first, value @ ..], rest) = self.rest.split_first_chunk::<9>()?;
+        if !tag.is(*first) {
+            return None;
+        }
+        self.rest = rest;
+        Some(u64::from_le_bytes(*value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::otlp::{
+        Signal,
+        wire::{Field, Value},
+    };
+
+    #[test]
+    fn skimming_passes_over_nothing_but_whole_fields_that_are_not_asked_for() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let tags =
+            [0x08, 0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x12, 0x30, 0x39, 0x3a, 0x42, 0x4a, 0x7a, 0x82, 0x85, 0x8a, 0x02];
+        let asked = [(1, 7), (9, 1), (0, 0), (16, 0), (2, 17)].map(|(id, start)| RecordFields::new(id, start));
+        let mut passed = 0;
+        for _ in 0..200_000 {
+            let mut message = vec![0; random.usize(..24)];
+            for byte in &mut message {
+                *byte = match random.u8(..6) {
+                    0 | 1 => tags[random.usize(..tags.len())],
+                    2 => random.u8(..),
+                    _ => random.u8(..9),
+                };
+            }
+            let fields = &asked[random.usize(..asked.len())];
+            let (mut skimmed, mut read) = (Reader::new(&message), Reader::new(&message));
+            skimmed.skim(fields);
+            while read.left() > skimmed.left() {
+                let field = read.field().unwrap().unwrap();
+                assert!(field.number != fields.id && field.number != fields.start, "{message:02x?}");
+                passed += 1;
+            }
+            assert_eq!(read.left(), skimmed.left(), "between two fields: {message:02x?}");
+        }
+        assert!(passed > 20_000, "{passed} are too few to tell");
+    }
+
+    #[test]
+    fn a_span_as_sdks_write_it_is_skimmed_to_what_the_router_is_shown() {
+        let long = [&[0x4a, 0x80, 0x02][..], &[7; 256]].concat();
+        let span = [
+            &[0x12, 1, 7][..],
+            &[0x2a, 2, 7, 7, 0x30, 2, 0x41, 1, 2, 3, 4, 5, 6, 7, 8, 0x4a, 0x7f],
+            &[7; 0x7f],
+            &long,
+            &[0x7a, 0, 0x85, 0x01, 1, 1, 0, 0, 0x25, 1, 2, 3, 4],
+            &[0x0a, 1, 7],
+        ]
+        .concat();
+        let mut reader = Reader::new(&span);
+        reader.skim(Signal::Traces.record_fields());
+        assert_eq!(reader.field(), Ok(Some(Field { number: 1, value: Value::Len(&[7]) })));
+        assert_eq!(reader.left(), 0);
+    }
+
+    #[test]
+    fn shortcuts_take_what_the_reader_would_read_and_nothing_else() {
+        let mut random = fastrand::Rng::with_seed(9);
+        let numbers = [0, 1, 2, 7, 9, 15, 16, 31];
+        let mut taken = [0; 3];
+        for _ in 0..300_000 {
+            let number = numbers[random.usize(..numbers.len())];
+            let usual = [0x0a, 0x10, 0x12, 0x08, 0x39, 0x80, 0x81, 0x01, 0x00];
+            let mut message: Vec<u8> = (0..random.usize(..40))
+                .map(|_| if random.u8(..8) == 0 { usual[random.usize(..9)] } else { 0 })
+                .collect();
+            let tag = u8::try_from(number << 3).unwrap();
+            let starts: [&[u8]; 6] = [&[], &[0x0a, 0x10], &[tag + 1], &[tag + 2, 0x90, 0x00], &[0], &[0x82, 1]];
+            message.splice(..0, starts[random.usize(..6)].iter().copied());
+            if random.bool() && message.len() > 28 {
+                message[18..20].copy_from_slice(&[0x12, 0x08]);
+            }
+            let reader = Reader::new(&message);
+            let (mut short, mut read) = (reader, reader);
+            if let Some((whole, value)) = short.child(ShortTag::new(number, Value::LEN)) {
+                assert_eq!(read.field(), Ok(Some(Field { number, value: Value::Len(value) })));
+                assert_eq!((short.left(), whole.len()), (read.left(), message.len() - read.left()));
+                taken[0] += 1;
+            }
+            let (mut short, mut read) = (reader, reader);
+            if let Some(value) = short.fixed64(ShortTag::new(number, Value::FIXED64)) {
+                assert_eq!(read.field(), Ok(Some(Field { number, value: Value::Fixed64(value) })));
+                assert_eq!(short.left(), read.left());
+                taken[1] += 1;
+            }
+            let (mut short, mut read) = (reader, reader);
+            if let Some(id) = short.ids_of_span() {
+                assert_eq!(read.field(), Ok(Some(Field { number: 1, value: Value::Len(id) })));
+                assert_eq!(read.field().unwrap().unwrap().number, 2);
+                assert_eq!((short.left(), id.len()), (read.left(), 16));
+                taken[2] += 1;
+            }
+        }
+        assert!(taken.iter().all(|times| *times > 1_000), "{taken:?} are too few to tell");
+    }
+}
