@@ -25,6 +25,7 @@ mod clock;
 mod codec;
 mod dialer;
 mod driver;
+mod frames;
 mod health;
 mod hub;
 mod join;

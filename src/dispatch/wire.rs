@@ -1,7 +1,7 @@
 //! A connection's stream as h2 sees it: writes are gathered, reads are noted.
 //!
-//! h2 hands over each DATA frame by itself and flushes after it: at 16 KiB a frame that is 64 writes for a MiB. Here frames
-//! gather until the driver has polled everything, or until [`GATHER`] bytes are there; where more follow, [`GATHER_MUCH`].
+//! h2 hands over each frame by itself and flushes after it. Here frames gather until the driver has polled everything, or until
+//! [`GATHER`] bytes are there; where more follow, [`GATHER_MUCH`].
 
 use std::{
     io::{self, IoSlice},
@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{outgoing::Outgoing, stream::Stream};
+use super::{frames::Frames, outgoing::Outgoing, stream::Stream};
 use crate::tls::Reason;
 
 /// Bytes that are gathered before they are written. At 512 spans a batch 256 KiB take 8 to 10 % off a span compared with
@@ -27,8 +27,11 @@ const GATHER: usize = 256 << 10;
 /// each of which wakes its reader. At 8,192 spans a batch 256 KiB take 15 % off a span and these 20 %; 128 KiB take none.
 const GATHER_MUCH: usize = 512 << 10;
 
-/// The frame that crosses the limit fits too: the buffer then never grows by copying.
-const FRAME: usize = (16 << 10) + 64;
+/// What is taken beyond the limit: usually a call ends there.
+const BEYOND: usize = 16 << 10;
+
+/// Heads of frames come on top: room for so many bytes of them, so that a buffer never grows by copying.
+const HEADS: usize = 1 << 10;
 
 /// The half that h2 owns.
 pub(super) struct Wire<S>(Arc<Shared<S>>);
@@ -44,13 +47,21 @@ struct Shared<S> {
 struct Inner<S> {
     stream: S,
     out: Outgoing,
+    frames: Frames,
+    has_read: bool,
     /// Bytes that are gathered before they are written.
     limit: usize,
 }
 
 /// Both halves of a stream.
 pub(super) fn gather<S>(stream: S) -> (Wire<S>, Outlet<S>) {
-    let inner = Mutex::new(Inner { stream, out: Outgoing::default(), limit: GATHER });
+    let inner = Mutex::new(Inner {
+        stream,
+        out: Outgoing::default(),
+        frames: Frames::default(),
+        has_read: false,
+        limit: GATHER,
+    });
     let shared = Arc::new(Shared { inner, heard: AtomicBool::new(false) });
     (Wire(Arc::clone(&shared)), Outlet(shared))
 }
@@ -117,10 +128,17 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         self.out.rest();
     }
 
-    /// Takes bytes to be written later, as many as fit; there is room for a frame of the usual size.
+    /// Takes bytes to be written later, as many as fit.
     fn gather(&mut self, slices: &[IoSlice<'_>]) -> usize {
-        let large = self.limit + FRAME;
-        self.out.add(slices, large - self.out.len(), large)
+        let most = (self.limit + BEYOND).saturating_sub(self.out.len());
+        let capacity = self.limit + BEYOND + HEADS;
+        let mut left = most;
+        for slice in slices {
+            let bytes = slice.get(..left).unwrap_or(slice);
+            left -= bytes.len();
+            self.frames.cut(bytes, |bytes| self.out.add(bytes, capacity));
+        }
+        most - left
     }
 
     /// Makes room when enough was gathered.
@@ -141,9 +159,13 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let result = Pin::new(&mut self.0.lock().stream).poll_read(cx, buf);
+        let mut inner = self.0.lock();
+        let result = Pin::new(&mut inner.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
             self.0.heard.store(true, Ordering::Relaxed);
+            if !std::mem::replace(&mut inner.has_read, true) {
+                inner.frames.hear(buf.filled_mut().get_mut(before..).unwrap_or_default());
+            }
         }
         result
     }
@@ -188,23 +210,29 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
-    use super::*;
+    use super::{super::frames::PREFACE, *};
+
+    /// A frame of a type that none of ours has: it passes whole.
+    fn frame(payload: &[u8]) -> Vec<u8> {
+        let [_, high, middle, low] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[high, middle, low, 0xb, 0, 0, 0, 0, 0], payload].concat()
+    }
 
     #[tokio::test]
     async fn writes_gather_until_they_are_flushed_or_many() {
         let (near, mut far) = duplex(1 << 20);
         let (mut wire, outlet) = gather(near);
-        wire.write_all(b"head").await.unwrap();
-        wire.write_all(b"body").await.unwrap();
+        wire.write_all(&PREFACE[..4]).await.unwrap();
+        wire.write_all(&PREFACE[4..]).await.unwrap();
         wire.flush().await.unwrap();
-        let mut seen = [0; 8];
+        let mut seen = [0; PREFACE.len()];
         let early = tokio::time::timeout(Duration::ZERO, far.read(&mut seen)).await;
         assert!(early.is_err(), "h2's own flush must not write");
         std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
         far.read_exact(&mut seen).await.unwrap();
-        assert_eq!(&seen, b"headbody");
-        wire.write_all(&vec![7; GATHER]).await.unwrap();
-        wire.write_all(b"more").await.unwrap();
+        assert_eq!(&seen, PREFACE);
+        wire.write_all(&frame(&vec![7; GATHER])).await.unwrap();
+        wire.write_all(&frame(b"more")).await.unwrap();
         let mut seen = vec![0; GATHER];
         far.read_exact(&mut seen).await.unwrap();
         assert!(!outlet.heard());
@@ -216,7 +244,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_does_not_fit_one_write_arrives_whole_and_the_buffer_is_given_back() {
-        let sent: Vec<u8> = (0..3_000_000_u32).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+        let payload: Vec<u8> = (0..3_000_000_u32).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+        let sent = [PREFACE, &frame(&payload)].concat();
         // The far end takes little at a time: most writes are partial.
         let (near, mut far) = duplex(30_000);
         let (mut wire, outlet) = gather(near);
@@ -234,7 +263,7 @@ mod tests {
                     let taken = wire.write_vectored(&slices[..slices.len().min(16)]).await.unwrap();
                     IoSlice::advance_slices(&mut slices, taken);
                     let inner = outlet.0.lock();
-                    assert!(inner.out.len() <= GATHER_MUCH + FRAME, "more than one write is held");
+                    assert!(inner.out.len() <= GATHER_MUCH + BEYOND + HEADS, "more than one write is held");
                 }
             }
             std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
@@ -244,5 +273,33 @@ mod tests {
         };
         let (seen, ()) = tokio::join!(reading, writing);
         assert!(seen == sent);
+    }
+
+    #[tokio::test]
+    async fn long_frames_are_cut_and_bodies_are_not_copied_for_that() {
+        let (near, mut far) = duplex(1 << 20);
+        let (mut wire, outlet) = gather(near);
+        // Settings with the length of frames.
+        far.write_all(&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0]).await.unwrap();
+        let mut heard = [0; 15];
+        wire.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard[11..], (256_u32 << 10).to_be_bytes(), "h2 hears of longer frames");
+        let body: Bytes = (0..52_000_u32).map(|at| at.to_le_bytes()[1]).collect();
+        wire.write_all(PREFACE).await.unwrap();
+        outlet.lend(0, &body);
+        wire.write_all(&[0, 203, 32, 0, 1, 0, 0, 0, 1]).await.unwrap();
+        wire.write_all(&body).await.unwrap();
+        assert!(outlet.0.lock().out.copied_len() < 100, "the body was copied");
+        std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
+        let mut seen = vec![0; PREFACE.len() + 4 * 9 + body.len()];
+        far.read_exact(&mut seen).await.unwrap();
+        let mut rest = &seen[PREFACE.len()..];
+        let mut payload = Vec::new();
+        for (len, flags) in [(16_384, 0), (16_384, 0), (16_384, 0), (2_848, 1)] {
+            assert_eq!(rest[1..5], [u16::to_be_bytes(len), [0, flags]].concat());
+            payload.extend_from_slice(&rest[9..9 + usize::from(len)]);
+            rest = &rest[9 + usize::from(len)..];
+        }
+        assert!(rest.is_empty() && payload == body);
     }
 }
