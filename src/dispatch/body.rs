@@ -10,6 +10,7 @@ use super::{Compression, codec, queue::Batch};
 use crate::otlp::{
     Chunk,
     framed::{PREFIX_LEN, prefix_of},
+    rope::Rope,
 };
 
 /// Length of a buffer that small parts are joined in: one DATA frame of HTTP/2's smallest maximum.
@@ -30,6 +31,20 @@ pub(super) fn build(batch: &Batch, compression: Compression, chunks: &mut Vec<Ch
         }
     }
     Ok(())
+}
+
+/// Makes one of several chunks, if they are buffers: h2 does much for each chunk.
+pub(super) fn string(chunks: &mut Vec<Chunk>) {
+    let buffer = |chunk: &Chunk| match chunk {
+        Chunk::Bytes(bytes) => Some(bytes.clone()),
+        Chunk::Rope(_) => None,
+    };
+    if chunks.len() > 1
+        && let Some(rope) = chunks.iter().map(buffer).collect::<Option<_>>().and_then(Rope::of)
+    {
+        chunks.clear();
+        chunks.push(Chunk::Rope(rope));
+    }
 }
 
 fn join(batch: &Batch, chunks: &mut Vec<Chunk>) -> io::Result<()> {
@@ -121,6 +136,9 @@ mod tests {
                 for compression in [Compression::None, Compression::Zstd { level: 1 }] {
                     let mut chunks = Vec::new();
                     build(&batch(&messages), compression, &mut chunks).unwrap();
+                    let has_runs = chunks.iter().any(|chunk| matches!(chunk, Chunk::Rope(_)));
+                    string(&mut chunks);
+                    assert!(has_runs || chunks.len() == 1, "{} chunks", chunks.len());
                     let body: Vec<u8> =
                         chunks.into_iter().flat_map(|mut chunk| chunk.copy_to_bytes(chunk.remaining())).collect();
                     let (prefix, payload) = body.split_at(PREFIX_LEN);

@@ -77,11 +77,14 @@ fn send(batch: &Batch, backend: &Backend, place: &mut Place<'_>, timeout: std::t
     let Place { at, sender, outlet, chunks } = place;
     body::build(batch, backend.shared.config.compression, chunks)?;
     let (response, mut stream) = sender.send_request(request, false).map_err(io::Error::other)?;
-    let last = chunks.len().saturating_sub(1);
-    for (number, chunk) in chunks.drain(..).enumerate() {
-        if let Chunk::Bytes(bytes) = &chunk {
+    for chunk in chunks.iter() {
+        if let Chunk::Bytes(bytes) = chunk {
             outlet.lend(*at, bytes);
         }
+    }
+    body::string(chunks);
+    let last = chunks.len().saturating_sub(1);
+    for (number, chunk) in chunks.drain(..).enumerate() {
         stream.send_data(chunk, number == last).map_err(io::Error::other)?;
     }
     backend.metrics.bytes.increment(u64::try_from(batch.bytes).unwrap_or(u64::MAX));
