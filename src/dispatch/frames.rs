@@ -11,6 +11,9 @@ const LONGEST: u32 = 256 << 10;
 /// The least that a peer may allow, and what it allows as long as it has said nothing (RFC 9113, 6.5.2).
 const LEAST: u32 = 16 << 10;
 
+/// The most that a peer may allow (RFC 9113, 6.5.2).
+const MOST: u32 = (1 << 24) - 1;
+
 /// What the client sends first, which is no frame (RFC 9113, 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -54,7 +57,7 @@ impl Default for Frames {
 
 impl Frames {
     /// Looks at what was read first of a peer: its settings (RFC 9113, 3.4). What they say of the length of frames is noted and,
-    /// for h2, made longer. If they are not whole, or say nothing of it, h2's frames are as long as the peer takes anyway.
+    /// for h2, made [`LONGEST`]. If they are not whole, or say nothing of it, h2's frames are as long as the peer takes anyway.
     pub(super) fn hear(&mut self, first: &mut [u8]) {
         let Some((head, rest)) = first.split_first_chunk_mut::<HEAD>() else { return };
         let [_, _, _, SETTINGS, ..] = *head else { return };
@@ -62,8 +65,8 @@ impl Frames {
         for setting in rest.get_mut(..len).unwrap_or_default().chunks_exact_mut(6) {
             let [id, id_low, value @ ..] = setting else { continue };
             let allowed = value.first_chunk().map_or(0, |value| u32::from_be_bytes(*value));
-            if u16::from_be_bytes([*id, *id_low]) == MAX_FRAME_SIZE && (LEAST..LONGEST).contains(&allowed) {
-                self.longest = allowed;
+            if u16::from_be_bytes([*id, *id_low]) == MAX_FRAME_SIZE && (LEAST..=MOST).contains(&allowed) {
+                self.longest = allowed.min(LONGEST);
                 value.copy_from_slice(&LONGEST.to_be_bytes());
             }
         }
@@ -175,14 +178,14 @@ mod tests {
     #[test]
     fn the_length_of_frames_is_noted_and_made_longer_for_h2() {
         let others = [setting(1, 20_000), setting(3, 100), setting(4, 1 << 20)].concat();
-        for (says, hears) in [(16_384, LONGEST), (20_000, LONGEST), (LONGEST, LONGEST), (1 << 20, 1 << 20)] {
+        for says in [LEAST, 20_000, LONGEST, 1 << 20, MOST] {
             let sent = frame(SETTINGS, 0, 0, &[&others[..], &setting(MAX_FRAME_SIZE, says)].concat());
             let mut read = [&sent[..], &frame(SETTINGS, 1, 0, &[])].concat();
             let mut frames = Frames::default();
             frames.hear(&mut read);
-            let expected = frame(SETTINGS, 0, 0, &[&others[..], &setting(MAX_FRAME_SIZE, hears)].concat());
+            let expected = frame(SETTINGS, 0, 0, &[&others[..], &setting(MAX_FRAME_SIZE, LONGEST)].concat());
             assert_eq!(read, [expected, frame(SETTINGS, 1, 0, &[])].concat());
-            assert_eq!(frames.longest, if says < LONGEST { says } else { LEAST });
+            assert_eq!(frames.longest, says.min(LONGEST));
         }
     }
 

@@ -28,14 +28,17 @@ pub(super) struct Outgoing {
     copied: Vec<u8>,
     /// Bytes of it that were written.
     written: usize,
-    lent: Vec<Lent>,
+    lent: VecDeque<Lent>,
+    /// Where in it the last share was of: pieces are handed over in their order.
+    latest: usize,
 }
 
 #[derive(Debug)]
 enum Piece {
     /// So many bytes, the next of the copied ones.
     Copied(usize),
-    Shared(Bytes),
+    /// Bytes of the call in that place.
+    Shared(usize, Bytes),
 }
 
 /// A body, or a piece of one, of which h2 will hand over slices.
@@ -54,19 +57,27 @@ impl Outgoing {
     /// The body, or the next piece of it, of the call in that place goes to h2.
     pub(super) fn lend(&mut self, place: usize, bytes: &Bytes) {
         if bytes.len() >= SHARED_FROM {
-            self.lent.push(Lent { place, bytes: bytes.clone() });
+            self.lent.push_back(Lent { place, bytes: bytes.clone() });
         }
     }
 
-    /// The call in that place is over: h2 hands over no more of its body.
+    /// The call in that place is over: h2 hands over no more of its body. What still waits of it is copied: shares would keep
+    /// whole buffers, which nobody counts any more.
     pub(super) fn take_back(&mut self, place: usize) {
         self.lent.retain(|lent| lent.place != place);
+        for piece in &mut self.pieces {
+            if let Piece::Shared(of, bytes) = piece
+                && *of == place
+            {
+                *bytes = Bytes::copy_from_slice(bytes);
+            }
+        }
     }
 
     /// Adds bytes; `large` is the capacity of a buffer for more copied bytes than a few.
     pub(super) fn add(&mut self, bytes: &[u8], large: usize) {
         match self.share_of(bytes) {
-            Some(share) => self.pieces.push_back(Piece::Shared(share)),
+            Some((place, share)) => self.pieces.push_back(Piece::Shared(place, share)),
             None => self.copy(bytes, large),
         }
         self.len += bytes.len();
@@ -78,7 +89,7 @@ impl Outgoing {
         let (mut copied, mut count) = (self.written, 0);
         for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
             let bytes = match piece {
-                Piece::Shared(bytes) => bytes,
+                Piece::Shared(_, bytes) => bytes,
                 Piece::Copied(len) => {
                     let start = copied;
                     copied += len;
@@ -105,7 +116,7 @@ impl Outgoing {
                     count -= now;
                     *len
                 }
-                Piece::Shared(bytes) => {
+                Piece::Shared(_, bytes) => {
                     let now = count.min(bytes.len());
                     bytes.advance(now);
                     count -= now;
@@ -140,24 +151,24 @@ impl Outgoing {
         self.copied.len()
     }
 
-    /// A share of the body that a slice is of. A body whose end was handed over is not lent any more.
-    fn share_of(&mut self, slice: &[u8]) -> Option<Bytes> {
+    /// A share of the body that a slice is of, and the place of its call. A body whose end was handed over is not lent any more.
+    fn share_of(&mut self, slice: &[u8]) -> Option<(usize, Bytes)> {
         if slice.len() < SHARED_FROM {
             return None;
         }
         let range = slice.as_ptr_range();
-        let is_of = |lent: &Lent| {
-            let body = lent.bytes.as_ptr_range();
-            body.start <= range.start && range.end <= body.end
+        let is_of = |at: &usize| {
+            let body = self.lent.get(*at).map(|lent| lent.bytes.as_ptr_range());
+            body.is_some_and(|body| body.start <= range.start && range.end <= body.end)
         };
-        let at = self.lent.iter().position(is_of)?;
-        let body = &self.lent.get(at)?.bytes;
-        if body.as_ptr_range().end > range.end {
-            return Some(body.slice_ref(slice));
+        let at = (self.latest..self.lent.len()).chain(0..self.latest).find(is_of)?;
+        self.latest = at;
+        let Lent { place, bytes } = self.lent.get(at)?;
+        let (place, share) = (*place, bytes.slice_ref(slice));
+        if bytes.as_ptr_range().end == range.end {
+            self.lent.remove(at);
         }
-        let mut body = self.lent.swap_remove(at).bytes;
-        body.advance(body.len() - slice.len());
-        Some(body)
+        Some((place, share))
     }
 
     fn copy(&mut self, bytes: &[u8], large: usize) {
@@ -262,5 +273,38 @@ mod tests {
         assert!(out.lent.is_empty());
         out.advance(out.len());
         assert!(body.is_unique(), "what was written is not held");
+    }
+
+    #[test]
+    fn what_waits_of_a_call_that_is_over_keeps_no_buffer() {
+        let bodies = [1, 2].map(|byte| Bytes::from(vec![byte; 100_000]));
+        let mut out = Outgoing::default();
+        for (place, body) in bodies.iter().enumerate() {
+            out.lend(place, body);
+            out.add(&body[..SHARED_FROM], 1 << 16);
+        }
+        out.take_back(0);
+        assert!(bodies[0].is_unique() && !bodies[1].is_unique());
+        assert_eq!(drain(&mut out, 700), [[1; SHARED_FROM], [2; SHARED_FROM]].concat());
+        out.take_back(1);
+        assert!(bodies[1].is_unique());
+    }
+
+    #[test]
+    fn bodies_of_many_pieces_are_found_in_any_order_and_whatever_their_ends_are() {
+        let pieces: Vec<Bytes> = (0..300_u32).map(|at| vec![at.to_le_bytes()[0]; 3_000].into()).collect();
+        let mut out = Outgoing::default();
+        pieces.iter().for_each(|piece| out.lend(3, piece));
+        // Of every third the end is copied, so that it stays lent.
+        for (at, piece) in pieces.iter().enumerate().filter(|(at, _)| at % 7 != 0) {
+            let (now, end) = piece.split_at(if at % 3 == 0 { 2_500 } else { 3_000 });
+            [now, end].iter().filter(|bytes| !bytes.is_empty()).for_each(|bytes| out.add(bytes, 1 << 16));
+        }
+        pieces.iter().step_by(7).for_each(|piece| out.add(piece, 1 << 16));
+        let of_end = |at: &usize| at.is_multiple_of(3) && !at.is_multiple_of(7);
+        assert_eq!(out.copied_len(), 500 * (0..300).filter(of_end).count(), "only these ends are copied");
+        assert_eq!(out.lent.len(), (0..300).filter(of_end).count());
+        out.take_back(3);
+        assert!(out.lent.is_empty());
     }
 }

@@ -70,6 +70,9 @@ pub fn slot_of(key: &[u8]) -> u32 {
 /// pages go back to the system at once (`allocator`). It takes pages for those that are used only.
 const MAPPED: usize = 1 << 17;
 
+/// Backends of which each has such a list.
+const MAPPED_EACH: usize = 16;
+
 /// The owners of all slots and the probe that each slot was accepted with.
 pub(super) struct Placement {
     pub(super) owners: Vec<u16>,
@@ -218,8 +221,10 @@ impl BuildHasher for OneShot {
 
 impl<'a> Asking<'a> {
     fn new(members: &[Member], rooms: &'a [usize]) -> Self {
+        // Many would be much, if of addresses only.
+        let least = if members.len() <= MAPPED_EACH { MAPPED } else { 0 };
         Self {
-            by_backend: rooms.iter().map(|room| Vec::with_capacity((room + room / 4).max(MAPPED))).collect(),
+            by_backend: rooms.iter().map(|room| Vec::with_capacity((room + room / 4).max(least))).collect(),
             rooms,
             identities: members.iter().map(|member| xxh3_64(member.identity.as_bytes())).collect(),
             probes: vec![0; SLOTS as usize],

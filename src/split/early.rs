@@ -170,6 +170,13 @@ impl Pot {
     fn len(&self) -> usize {
         self.full_len + self.open.len() - self.front
     }
+
+    /// Its records, buffer by buffer.
+    fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let fronts = std::iter::once(self.front).chain(std::iter::repeat(0));
+        let buffers = self.full.iter().chain([&self.open]);
+        buffers.zip(fronts).map(|(buffer, front)| buffer.get(front..).unwrap_or_default())
+    }
 }
 
 fn rounded(len: usize) -> usize {
@@ -201,17 +208,18 @@ impl Scratch {
     }
 
     fn part(&self, tally: &Tally, pot: Pot, depth: usize) -> Framed {
-        let len = PREFIX_LEN + tally.len as usize;
-        let heads = Vec::with_capacity(len.saturating_sub(pot.len()));
-        let mut strung = Strung { sources: self.sources.lookup(), heads, seen: 0, pieces: Vec::new() };
-        self.write(tally, &mut strung);
-        let (heads, pieces) = strung.finish();
-        let mut chunks = string(heads, pieces, pot);
-        if is_joined(tally, depth) {
-            let mut joined = buffers::take(len);
-            chunks.iter().for_each(|chunk| joined.extend_from_slice(chunk));
-            chunks = vec![buffers::share(joined)];
-        }
+        let (sources, len) = (self.sources.lookup(), PREFIX_LEN + tally.len as usize);
+        let chunks = if is_joined(tally, depth) {
+            let mut joined = Joined { sources, joined: buffers::take(len), records: pot.records(), rest: &[] };
+            self.write(tally, &mut joined);
+            vec![buffers::share(joined.joined)]
+        } else {
+            let heads = Vec::with_capacity(len.saturating_sub(pot.len()));
+            let mut strung = Strung { sources, heads, seen: 0, pieces: Vec::new() };
+            self.write(tally, &mut strung);
+            let (heads, pieces) = strung.finish();
+            string(heads, pieces, pot)
+        };
         Framed::from_chunks(chunks).unwrap_or_default()
     }
 }
@@ -307,6 +315,39 @@ impl Out for Strung<'_> {
         match self.pieces.last_mut() {
             Some(Piece::Body(last)) => *last += len,
             _ => self.pieces.push(Piece::Body(len)),
+        }
+    }
+}
+
+/// All in one buffer.
+struct Joined<'a, I> {
+    sources: Lookup<'a>,
+    joined: Vec<u8>,
+    records: I,
+    /// What is left of the buffer of records that was begun.
+    rest: &'a [u8],
+}
+
+impl<'a, I: Iterator<Item = &'a [u8]>> Out for Joined<'a, I> {
+    fn headers(&mut self) -> &mut Vec<u8> {
+        &mut self.joined
+    }
+
+    fn run(&mut self, start: u32, end: u32) {
+        self.joined.extend_from_slice(self.sources.bytes(start, end));
+    }
+
+    fn records(&mut self, start: u32, end: u32) {
+        let mut left = (end - start) as usize;
+        while left > 0 {
+            if self.rest.is_empty() {
+                let Some(next) = self.records.next() else { return };
+                self.rest = next;
+            }
+            let (now, rest) = self.rest.split_at(left.min(self.rest.len()));
+            self.joined.extend_from_slice(now);
+            self.rest = rest;
+            left -= now.len();
         }
     }
 }
