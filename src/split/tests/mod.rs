@@ -331,6 +331,21 @@ fn thousands_of_targets_keep_apart() {
 }
 
 #[test]
+fn targets_that_are_looked_up_in_the_same_place_keep_apart() {
+    let spans: Vec<u8> = (0..60).flat_map(|number| span([number; 16])).collect();
+    let payload = len(1, len(2, spans));
+    // The index of targets has 64 places.
+    let target = |number: u8| 64 * u32::from(number % 5);
+    let parts = cut(Signal::Traces.into(), &payload, |record: &Record<'_>| Targets::One(target(record.id[0]))).unwrap();
+    assert_eq!(parts.len(), 5);
+    for (found, part) in parts {
+        let expected: Vec<_> =
+            (0..60).filter(|number| target(*number) == found).map(|number| vec![number; 16]).collect();
+        assert_eq!(ids(&part), expected);
+    }
+}
+
+#[test]
 fn the_size_of_all_parts_is_known_before_any_is_built() {
     let spans: Vec<_> = (0..200).flat_map(|id| span([id])).collect();
     let payload = Bytes::from(len(1, all([len(1, vec![0; 30 << 20]), len(2, spans)])));
