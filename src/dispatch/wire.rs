@@ -27,7 +27,7 @@ const GATHER: usize = 256 << 10;
 /// each of which wakes its reader. At 8,192 spans a batch 256 KiB take 15 % off a span and these 20 %; 128 KiB take none.
 const GATHER_MUCH: usize = 512 << 10;
 
-/// What is taken beyond the limit: usually a call ends there.
+/// What is taken beyond the limit: the end of a call that ends a little later then goes with the rest of it.
 const BEYOND: usize = 16 << 10;
 
 /// Heads of frames come on top: room for so many bytes of them, so that a buffer never grows by copying.

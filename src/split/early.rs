@@ -101,18 +101,19 @@ impl Early {
         true
     }
 
-    /// Copies any other record. `head` is the length of all that goes in front of a first one, as far as it is known.
+    /// Copies any other record. `head` says how long all is that goes in front of a first one, as far as it is known.
     pub(super) fn add_other(
         &mut self,
         tally: u32,
         target: Target,
         node: u32,
         record: &[u8],
-        head: usize,
+        head: impl FnOnce() -> usize,
         room: &mut dyn FnMut(usize) -> bool,
     ) -> Result<(), Malformed> {
         // A tally's pot is made with its first record: there is none without.
         if self.pots.len() <= tally as usize {
+            let head = head();
             let front = if head > LONGEST_HEAD { 0 } else { head + LATE };
             let mut open = self.take(front + self.expected, front + record.len(), room)?;
             open.resize(front, 0);

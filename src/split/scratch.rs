@@ -187,7 +187,7 @@ impl Scratch {
         self.segments.push(Segment { start, end, next: NONE });
     }
 
-    /// Adds a record to what a target gets.
+    /// Adds a record to what a target gets. Returns whether it is a run of its own.
     #[inline(always)]
     pub(super) fn add_record(&mut self, target: Target, node: u32, start: u32, end: u32) -> bool {
         let tally = self.tally_of(target);
@@ -222,7 +222,7 @@ impl Scratch {
     ) -> Result<bool, Malformed> {
         let tally = self.tally_of(target);
         let start = self.end_run(tally);
-        self.early.add_other(tally, target, node, record, self.head_of(node), room)?;
+        self.early.add_other(tally, target, node, record, || head_of(&self.nodes, node), room)?;
         let run = Run { node, start, end: start + offset(record.len()), next: NONE };
         Ok(self.chain(tally, run, NONE))
     }
@@ -246,15 +246,6 @@ impl Scratch {
             }
         }
         offset(end)
-    }
-
-    /// Length of what goes in front of a record: prefix, headers and envelopes as far as they are known, or a bit more.
-    #[cold]
-    fn head_of(&self, leaf: u32) -> usize {
-        let parent = |node: &u32| self.nodes.get(*node as usize).filter(|node| node.field != 0).map(|node| node.parent);
-        let own = |node: u32| self.nodes.get(node as usize).map_or(0, |node| node.envelope_len as usize);
-        let path = std::iter::successors(Some(leaf), parent);
-        PREFIX_LEN + path.map(|node| own(node).saturating_add(2 * MAX_VARINT)).fold(0, usize::saturating_add)
     }
 
     /// The number of a target's tally.
@@ -358,6 +349,15 @@ impl Scratch {
             }
         }
     }
+}
+
+/// Length of what goes in front of a record: prefix, headers and envelopes as far as they are known, or a bit more.
+#[cold]
+fn head_of(nodes: &[Node], leaf: u32) -> usize {
+    let parent = |node: &u32| nodes.get(*node as usize).filter(|node| node.field != 0).map(|node| node.parent);
+    let own = |node: u32| nodes.get(node as usize).map_or(0, |node| node.envelope_len as usize);
+    let path = std::iter::successors(Some(leaf), parent);
+    PREFIX_LEN + path.map(|node| own(node).saturating_add(2 * MAX_VARINT)).fold(0, usize::saturating_add)
 }
 
 /// Where the search for a target begins. Targets are numbers of our own making, small and next to each other: as they are, they
