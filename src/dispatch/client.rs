@@ -45,7 +45,7 @@ pub(super) struct Templates {
 /// Connects to the backend of that identity and begins HTTP/2. The peer's SETTINGS are not waited for.
 pub(super) async fn connect(dialer: &Dialer, identity: &str, address: SocketAddr) -> Result<Connected, Failure> {
     let stream = dialer.dial(identity, address).await?;
-    let (wire, outlet) = gather(stream);
+    let (wire, outlet) = gather(stream, Stream::packet_len);
     let (sender, connection) = Builder::new()
         .enable_push(false)
         .initial_window_size(REPLY_WINDOW)

@@ -16,6 +16,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::tls::Reason;
 
+/// Bytes of segments that Linux hands to a device at once, at most (generic segmentation offload).
+pub(super) const MAX_PACKET: usize = 64 << 10;
+
 /// A connection's stream.
 pub(super) enum Stream {
     Plain(TcpStream),
@@ -39,6 +42,16 @@ impl Stream {
         match self {
             Self::Plain(_) => None,
             Self::Tls(tls) => tls.failure,
+        }
+    }
+
+    /// Bytes that the kernel sends as one packet now: as many whole segments as go to a device at once. Without end where what
+    /// is written is not what is sent (TLS), or where nobody knows. Segments over loopback grow with the peer's window.
+    pub(super) fn packet_len(&self) -> usize {
+        let Self::Plain(tcp) = self else { return usize::MAX };
+        match SockRef::from(tcp).tcp_mss().map(usize::try_from) {
+            Ok(Ok(segment @ 1..=MAX_PACKET)) => MAX_PACKET - MAX_PACKET % segment,
+            _ => usize::MAX,
         }
     }
 
@@ -137,5 +150,20 @@ impl AsyncWrite for Stream {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_packet_is_of_whole_segments() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let segment = usize::try_from(SockRef::from(&tcp).tcp_mss().unwrap()).unwrap();
+        let packet = Stream::Plain(tcp).packet_len();
+        assert!(packet <= MAX_PACKET && packet + segment > MAX_PACKET, "{packet} of {segment}");
+        assert_eq!(packet % segment, 0);
     }
 }

@@ -16,7 +16,11 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{frames::Frames, outgoing::Outgoing, stream::Stream};
+use super::{
+    frames::Frames,
+    outgoing::Outgoing,
+    stream::{MAX_PACKET, Stream},
+};
 use crate::tls::Reason;
 
 /// Bytes that are gathered before they are written. At 512 spans a batch 256 KiB take 8 to 10 % off a span compared with
@@ -51,28 +55,37 @@ struct Inner<S> {
     has_read: bool,
     /// Bytes that are gathered before they are written.
     limit: usize,
+    /// Bytes of a packet: see [`Stream::packet_len`].
+    packet_len: fn(&S) -> usize,
 }
 
-/// Both halves of a stream.
-pub(super) fn gather<S>(stream: S) -> (Wire<S>, Outlet<S>) {
+/// Both halves of a stream, of whose packets `packet_len` says how many bytes they have.
+pub(super) fn gather<S>(stream: S, packet_len: fn(&S) -> usize) -> (Wire<S>, Outlet<S>) {
     let inner = Mutex::new(Inner {
         stream,
         out: Outgoing::default(),
         frames: Frames::default(),
         has_read: false,
         limit: GATHER,
+        packet_len,
     });
     let shared = Arc::new(Shared { inner, heard: AtomicBool::new(false) });
     (Wire(Arc::clone(&shared)), Outlet(shared))
 }
 
 impl<S: AsyncWrite + Unpin> Outlet<S> {
-    /// Writes what was gathered.
-    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes what was gathered; whether that is all. If not, the end of it waits for the next call, before which others
+    /// should run.
+    ///
+    /// A sender that paces what it sends (BBR) starts a timer for a packet that is there sooner than the pace allows. A full
+    /// one hardly is, since its bytes are copied first; a short one behind it always is. At 512 spans a batch over loopback,
+    /// where the timer and its interrupt took a tenth of all time, this takes 14 % off a span.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut inner = self.0.lock();
-        ready!(inner.poll_drain(cx))?;
+        ready!(inner.poll_packets(cx))?;
         inner.rest();
-        Pin::new(&mut inner.stream).poll_flush(cx)
+        let is_all = inner.out.len() == 0;
+        Pin::new(&mut inner.stream).poll_flush(cx).map_ok(|()| is_all)
     }
 
     /// The body, or the next piece of it, of the call in that place goes to h2.
@@ -111,18 +124,38 @@ impl<S> Shared<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Inner<S> {
+    /// Writes everything.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.out.len() > 0 {
-            let stream = Pin::new(&mut self.stream);
-            match ready!(self.out.slices(|slices| stream.poll_write_vectored(cx, slices)))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.out.advance(written),
-            }
+            ready!(self.poll_some(cx, self.out.len()))?;
         }
         Poll::Ready(Ok(()))
     }
 
-    /// All is written.
+    /// Writes full packets and leaves what is less, unless that is all there is.
+    fn poll_packets(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let len = self.out.len();
+        let packet = if len > MAX_PACKET { (self.packet_len)(&self.stream) } else { MAX_PACKET };
+        let end = if len > packet { len % packet } else { 0 };
+        while self.out.len() > end {
+            ready!(self.poll_some(cx, self.out.len() - end))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes at most so many bytes.
+    fn poll_some(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<()>> {
+        let stream = Pin::new(&mut self.stream);
+        match ready!(self.out.slices(most, |slices| stream.poll_write_vectored(cx, slices)))? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            written => {
+                self.out.advance(written);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// What could be written is.
     fn rest(&mut self) {
         self.limit = GATHER;
         self.out.rest();
@@ -146,7 +179,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         if self.out.len() < self.limit {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.poll_drain(cx))?;
+        ready!(self.poll_packets(cx))?;
         if self.limit < GATHER_MUCH {
             self.limit = GATHER_MUCH;
             // The next buffer is made for the new limit.
@@ -208,9 +241,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 mod tests {
     use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::{super::frames::PREFACE, *};
+
+    const NO_PACKETS: fn(&DuplexStream) -> usize = |_| usize::MAX;
 
     /// A frame of a type that none of ours has: it passes whole.
     fn frame(payload: &[u8]) -> Vec<u8> {
@@ -221,7 +256,7 @@ mod tests {
     #[tokio::test]
     async fn writes_gather_until_they_are_flushed_or_many() {
         let (near, mut far) = duplex(1 << 20);
-        let (mut wire, outlet) = gather(near);
+        let (mut wire, outlet) = gather(near, NO_PACKETS);
         wire.write_all(&PREFACE[..4]).await.unwrap();
         wire.write_all(&PREFACE[4..]).await.unwrap();
         wire.flush().await.unwrap();
@@ -248,7 +283,7 @@ mod tests {
         let sent = [PREFACE, &frame(&payload)].concat();
         // The far end takes little at a time: most writes are partial.
         let (near, mut far) = duplex(30_000);
-        let (mut wire, outlet) = gather(near);
+        let (mut wire, outlet) = gather(near, NO_PACKETS);
         let reading = async {
             let mut seen = Vec::new();
             far.read_to_end(&mut seen).await.unwrap();
@@ -276,9 +311,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn full_packets_are_written_first_and_the_end_with_the_next_flush() {
+        let (near, mut far) = duplex(1 << 20);
+        let (mut wire, outlet) = gather(near, |_| 60_000);
+        let mut rest = [PREFACE, &frame(&[7; 130_000]), &frame(&[8; 110_000])].concat();
+        wire.write_all(&rest[..PREFACE.len() + 9 + 130_000]).await.unwrap();
+        let flush = async || std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
+        let mut written = async |is_all: bool| {
+            assert_eq!(flush().await, is_all);
+            let mut seen = vec![0; 1 << 20];
+            let len = far.read(&mut seen).await.unwrap();
+            assert!(seen[..len] == rest[..len]);
+            rest.drain(..len);
+            len
+        };
+        assert_eq!(written(false).await, 120_000);
+        wire.write_all(&frame(&[8; 110_000])).await.unwrap();
+        // With what came meanwhile the end fills packets; what is left now is less than one.
+        assert_eq!(written(false).await, 120_000);
+        let len = written(true).await;
+        assert_eq!((len, rest.len()), (PREFACE.len() + 2 * 9, 0));
+        assert!(flush().await, "nothing waits");
+    }
+
+    #[tokio::test]
+    async fn less_than_a_packet_of_the_largest_kind_is_written_at_once() {
+        let (near, mut far) = duplex(1 << 20);
+        let (mut wire, outlet) = gather(near, |_| 1_448);
+        wire.write_all(PREFACE).await.unwrap();
+        wire.write_all(&frame(&[7; 20_000])).await.unwrap();
+        assert!(std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap());
+        far.read_exact(&mut vec![0; PREFACE.len() + 9 + 20_000]).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn long_frames_are_cut_and_bodies_are_not_copied_for_that() {
         let (near, mut far) = duplex(1 << 20);
-        let (mut wire, outlet) = gather(near);
+        let (mut wire, outlet) = gather(near, NO_PACKETS);
         // Settings with the length of frames.
         far.write_all(&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0]).await.unwrap();
         let mut heard = [0; 15];

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Status};
 
 use super::support::*;
@@ -77,7 +79,7 @@ async fn parts_marked_so_go_in_calls_of_their_own() {
     let _first = rig.submit(vec![part(&["a"], 0)]);
     let call = backend.call().await;
     let suspect = Arc::<crate::pipeline::ClientConnection>::default();
-    suspect.keep_unmerged(tokio::time::Instant::now(), Duration::from_secs(60));
+    suspect.keep_unmerged(Instant::now(), Duration::from_secs(60));
     let _joins = [
         rig.submit(vec![crate::dispatch::Part { alone: true, ..part(&["alone"], 0) }]),
         rig.submit(vec![part(&["b"], 0)]),
@@ -155,4 +157,55 @@ async fn a_single_record_above_the_limit_goes_alone() {
     let join = rig.submit(vec![large_part(1, 5_000, 0)]);
     backend.call().await.accept();
     assert_eq!(outcome(&join).await, accepted());
+}
+
+/// Bytes that [`swallow`] takes of a call before it has read them all.
+const WINDOW: usize = 150_000;
+
+/// Accepts one connection, tells of each whole body, and answers nothing.
+async fn swallow(listener: tokio::net::TcpListener, bodies: mpsc::Sender<usize>, tasks: Tasks) {
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut builder = h2::server::Builder::new();
+    builder.initial_window_size(u32::try_from(WINDOW).unwrap()).initial_connection_window_size(1 << 20);
+    let mut peer: h2::server::Connection<_, Bytes> = builder.handshake(stream).await.unwrap();
+    while let Some(Ok((mut request, reply))) = peer.accept().await {
+        let bodies = bodies.clone();
+        tasks.spawn(async move {
+            let mut len = 0;
+            while let Some(Ok(data)) = request.body_mut().data().await {
+                len += data.len();
+                if len == WINDOW {
+                    request.body_mut().flow_control().release_capacity(WINDOW).unwrap();
+                }
+            }
+            bodies.send(len).await.unwrap();
+            // What it would say, if only that it says nothing, would wake the connection.
+            std::future::pending::<()>().await;
+            drop(reply);
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_large_write_waits_for_no_timer() {
+    let listener = listen().await;
+    let address = listener.local_addr().unwrap();
+    let (bodies, mut received) = mpsc::channel(1);
+    let tasks = Tasks::new();
+    tasks.spawn(swallow(listener, bodies, tasks.clone()));
+    // The clock stands while a thread blocks; if something waits for it nevertheless, it goes on after a while.
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let clock = tokio::task::spawn_blocking(move || ended.recv_timeout(Duration::from_secs(5)));
+    let rig = Rig::start_with(Config::default(), &[address], tasks);
+    let start = Instant::now();
+    // With the second call the peer's window is known: nothing comes from it before it has read that much.
+    for count in [1, 200] {
+        let part = large_part(count, 1_000, 0);
+        let len = part.message.payload_len() + 5;
+        let _join = rig.submit(vec![part]);
+        assert_eq!(received.recv().await, Some(len));
+        assert_eq!(start.elapsed(), Duration::ZERO, "it waited for a timer");
+    }
+    drop(end);
+    clock.await.unwrap().unwrap_err();
 }
