@@ -26,7 +26,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::accept::{Limits, Protocol};
+use super::{
+    accept::{Limits, Protocol},
+    turns::Turns,
+};
 use crate::lifecycle::Tasks;
 
 /// What a client may send on one stream before we read it. h2 keeps received bytes that were not read yet outside of
@@ -104,7 +107,7 @@ where
 {
     let served = Arc::new(AtomicBool::new(false));
     let service = Noticed { service, served: Arc::clone(&served) };
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(Turns::new(stream)), service));
     let mut events = Seldom::new(wait(life, &served, tasks));
     loop {
         // The connection goes first: what has arrived is served before the drain is looked at.

@@ -15,6 +15,7 @@ mod inflate;
 pub mod metrics;
 pub mod reply;
 mod secure;
+mod turns;
 
 #[cfg(test)]
 mod tests;

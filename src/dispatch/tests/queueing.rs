@@ -66,9 +66,9 @@ fn enough_bytes_open_a_place_at_once_until_there_are_none_left() {
     let mut bench = Bench::new(Config { places: 2, ..Config::default() });
     bench.push(part(&["a"], 0), NOW);
     assert_eq!(bench.take(NOW), Some((1, 0)));
-    bench.push(large_part(1, 64 << 10, 0), NOW);
+    bench.push(large_part(1, 256 << 10, 0), NOW);
     assert_eq!(bench.take(NOW), Some((1, 0)));
-    bench.push(large_part(1, 64 << 10, 0), NOW);
+    bench.push(large_part(1, 256 << 10, 0), NOW);
     assert_eq!(bench.take(LATER), None, "there are two places");
 }
 

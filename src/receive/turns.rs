@@ -1,0 +1,120 @@
+//! A client connection's stream, which lets others run once it has read much.
+//!
+//! HTTP/2 reads for as long as something comes. A large request is cut cheapest right after it was read, while it is in the
+//! nearest caches; and clients that send little are not to wait for those that send much.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that are read in a turn: about a batch of 512 spans. With 64 KiB such a batch costs 4 % more, with 256 KiB 3 %.
+const TURN: usize = 192 << 10;
+
+/// A stream whose reads come in turns.
+#[derive(Debug)]
+pub(super) struct Turns<I> {
+    stream: I,
+    /// Bytes read in this turn.
+    read: usize,
+}
+
+impl<I> Turns<I> {
+    pub(super) fn new(stream: I) -> Self {
+        Self { stream, read: 0 }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Turns<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.read >= TURN {
+            self.read = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.read = if result.is_pending() { 0 } else { self.read + buf.filled().len() - before };
+        result
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Turns<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::io::{AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl std::task::Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_ends_after_so_many_bytes_and_the_next_one_follows() {
+        let (near, mut far) = duplex(1 << 20);
+        let sent: Vec<u8> = (0..TURN + TURN / 2).map(|at| at.to_le_bytes()[1]).collect();
+        far.write_all(&sent).await.unwrap();
+        let (mut stream, wakes) = (Turns::new(near), Arc::new(Wakes::default()));
+        let waker = Arc::clone(&wakes).into();
+        let mut turn = || {
+            let (mut room, mut seen) = (vec![0; 10_000], Vec::new());
+            loop {
+                let mut buf = ReadBuf::new(&mut room);
+                match Pin::new(&mut stream).poll_read(&mut Context::from_waker(&waker), &mut buf) {
+                    Poll::Ready(read) => read.unwrap(),
+                    Poll::Pending => return seen,
+                }
+                seen.extend_from_slice(buf.filled());
+            }
+        };
+        let first = turn();
+        assert!((TURN..TURN + 10_000).contains(&first.len()), "{}", first.len());
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "nobody else wakes it: bytes are there already");
+        let second = turn();
+        assert!([first, second].concat() == sent);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "the stream wakes it now");
+        // A turn that ended for want of bytes counts no further.
+        far.write_all(&sent[..TURN - 1]).await.unwrap();
+        assert!(turn() == sent[..TURN - 1]);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
+    }
+}
