@@ -18,6 +18,9 @@ const ALONE: usize = Signal::ALL.len();
 /// is empty: correct, and dearer.
 const MAX_KEYED: usize = 64;
 
+/// Parts that open a further place, if they have enough bytes.
+const ENOUGH: usize = 4;
+
 /// Calls of full size that may be under way to one backend. There are more places than that: most calls are small.
 const FULL_CALLS: usize = 8;
 
@@ -122,8 +125,15 @@ impl Queue {
         self.running == 0
             || (self.running < self.rules.places
                 && self.has_room(size)
-                && (self.bytes >= self.rules.open_bytes
-                    || now.saturating_duration_since(oldest) >= self.rules.open_after))
+                && (self.has_enough() || now.saturating_duration_since(oldest) >= self.rules.open_after))
+    }
+
+    /// Whether so much waits that a further call is worth it. Large parts wait for some more: with two instead of four of them
+    /// in a call a span costs 3 to 5 % more at 512 spans a batch.
+    fn has_enough(&self) -> bool {
+        let Rules { open_bytes, .. } = self.rules;
+        let count = || self.all().map(VecDeque::len).sum::<usize>();
+        self.bytes >= open_bytes && (count() >= ENOUGH || self.bytes / ENOUGH >= open_bytes)
     }
 
     /// Of the lanes the one that has waited longest: since when, where it is, payload bytes of its first entry.

@@ -73,6 +73,23 @@ fn enough_bytes_open_a_place_at_once_until_there_are_none_left() {
 }
 
 #[test]
+fn large_parts_wait_for_others_until_there_are_four() {
+    let mut bench = Bench::new(Config::default());
+    bench.push(part(&["a"], 0), NOW);
+    assert_eq!(bench.take(NOW), Some((1, 0)));
+    for count in 1..=3 {
+        bench.push(large_part(1, 50 << 10, 0), NOW);
+        assert_eq!(bench.take(SOON), None, "{count} of them");
+    }
+    bench.push(part(&["b"], 0), SOON);
+    assert_eq!(bench.take(SOON), Some((4, 0)));
+    for _ in 0..5 {
+        bench.push(part(&["c"], 0), SOON);
+    }
+    assert_eq!(bench.take(SOON), None, "many small ones are not enough");
+}
+
+#[test]
 fn bytes_under_way_are_bounded_whatever_places_there_are() {
     let full = large_part(10, 1_000, 0);
     let size = full.message.payload_len();
