@@ -132,10 +132,11 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes full packets and leaves what is less, unless that is all there is.
+    /// Writes full packets and leaves what is less, unless there is little: the rest is another write, which costs more than
+    /// it saves behind a single packet.
     fn poll_packets(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let len = self.out.len();
-        let packet = if len > MAX_PACKET { (self.packet_len)(&self.stream) } else { MAX_PACKET };
+        let packet = if len >= 2 * MAX_PACKET { (self.packet_len)(&self.stream) } else { usize::MAX };
         let end = if len > packet { len % packet } else { 0 };
         while self.out.len() > end {
             ready!(self.poll_some(cx, self.out.len() - end))?;
@@ -314,8 +315,8 @@ mod tests {
     async fn full_packets_are_written_first_and_the_end_with_the_next_flush() {
         let (near, mut far) = duplex(1 << 20);
         let (mut wire, outlet) = gather(near, |_| 60_000);
-        let mut rest = [PREFACE, &frame(&[7; 130_000]), &frame(&[8; 110_000])].concat();
-        wire.write_all(&rest[..PREFACE.len() + 9 + 130_000]).await.unwrap();
+        let mut rest = [PREFACE, &frame(&[7; 140_000]), &frame(&[8; 200_000])].concat();
+        wire.write_all(&rest[..PREFACE.len() + 9 + 140_000]).await.unwrap();
         let flush = async || std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
         let mut written = async |is_all: bool| {
             assert_eq!(flush().await, is_all);
@@ -326,22 +327,22 @@ mod tests {
             len
         };
         assert_eq!(written(false).await, 120_000);
-        wire.write_all(&frame(&[8; 110_000])).await.unwrap();
+        wire.write_all(&frame(&[8; 200_000])).await.unwrap();
         // With what came meanwhile the end fills packets; what is left now is less than one.
-        assert_eq!(written(false).await, 120_000);
+        assert_eq!(written(false).await, 180_000);
         let len = written(true).await;
-        assert_eq!((len, rest.len()), (PREFACE.len() + 2 * 9, 0));
+        assert_eq!((len, rest.len()), (PREFACE.len() + 2 * 9 + 40_000, 0));
         assert!(flush().await, "nothing waits");
     }
 
     #[tokio::test]
-    async fn less_than_a_packet_of_the_largest_kind_is_written_at_once() {
+    async fn less_than_two_packets_of_the_largest_kind_are_written_at_once() {
         let (near, mut far) = duplex(1 << 20);
         let (mut wire, outlet) = gather(near, |_| 1_448);
         wire.write_all(PREFACE).await.unwrap();
-        wire.write_all(&frame(&[7; 20_000])).await.unwrap();
+        wire.write_all(&frame(&[7; 130_000])).await.unwrap();
         assert!(std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap());
-        far.read_exact(&mut vec![0; PREFACE.len() + 9 + 20_000]).await.unwrap();
+        far.read_exact(&mut vec![0; PREFACE.len() + 9 + 130_000]).await.unwrap();
     }
 
     #[tokio::test]
