@@ -53,7 +53,11 @@ impl Prober for HealthCheck {
         let over = poll_fn(|cx| {
             // Flushed after each look: h2 has written what it wanted to by then.
             let over = Pin::new(&mut connection).poll(cx).is_ready();
-            let broken = matches!(outlet.poll_flush(cx), Poll::Ready(Err(_)));
+            let flushed = outlet.poll_flush(cx);
+            if matches!(flushed, Poll::Ready(Ok(false))) {
+                cx.waker().wake_by_ref();
+            }
+            let broken = matches!(flushed, Poll::Ready(Err(_)));
             if over || broken { Poll::Ready(()) } else { Poll::Pending }
         });
         let heard = tokio::select! {

@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::tls::Reason;
 
-/// Bytes of segments that Linux hands to a device at once, at most (generic segmentation offload).
+/// Bytes of segments that Linux hands to a device at once, usually (generic segmentation offload).
 pub(super) const MAX_PACKET: usize = 64 << 10;
 
 /// A connection's stream.
@@ -45,8 +45,8 @@ impl Stream {
         }
     }
 
-    /// Bytes that the kernel sends as one packet now: as many whole segments as go to a device at once. Without end where what
-    /// is written is not what is sent (TLS), or where nobody knows. Segments over loopback grow with the peer's window.
+    /// Bytes that the kernel sends as one packet now: as many whole segments as go to a device at once. `usize::MAX` where
+    /// what is written is not what is sent (TLS), or where nobody knows. Segments over loopback grow with the peer's window.
     pub(super) fn packet_len(&self) -> usize {
         let Self::Plain(tcp) = self else { return usize::MAX };
         match SockRef::from(tcp).tcp_mss().map(usize::try_from) {

@@ -110,7 +110,7 @@ where
     let mut connection = pin!(builder.serve_connection(TokioIo::new(Turns::new(stream)), service));
     let mut events = Seldom::new(wait(life, &served, tasks));
     loop {
-        // The connection goes first: what has arrived is served before the drain is looked at.
+        // The connection goes first: what has arrived, a turn of it, is served before the drain is looked at.
         let event = tokio::select! {
             biased;
             end = connection.as_mut() => {

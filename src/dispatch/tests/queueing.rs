@@ -87,6 +87,8 @@ fn large_parts_wait_for_others_until_there_are_four() {
         bench.push(part(&["c"], 0), SOON);
     }
     assert_eq!(bench.take(SOON), None, "many small ones are not enough");
+    bench.push(Part { signal: Signal::Profiles, ..large_part(1, 64 << 10, 0) }, NOW);
+    assert_eq!(bench.take(SOON), Some((1, 0)), "a part that goes alone has nothing to wait for");
 }
 
 #[test]
