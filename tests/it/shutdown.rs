@@ -9,10 +9,14 @@ use spanring::{
     lifecycle::Tasks,
     tools::sink::{Behaviour, SinkConfig},
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    net::TcpStream,
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 use super::{
-    harness::{Proxy, http_get, until},
+    harness::{PATIENCE, Proxy, http_get, until},
     rig::{Sinks, client, config, framed, head, request, span},
 };
 
@@ -41,8 +45,8 @@ fn batch(number: u64) -> ExportTraceServiceRequest {
 }
 
 /// Sends batches on one connection, a new one every few milliseconds, until the proxy says that it goes (GOAWAY). Returns
-/// how many were answered with success; every one that was sent must be.
-async fn send_until_told_to_go(proxy: &Proxy, lane: u64) -> Result<u64> {
+/// how many were answered with success; every one that was sent must be. Each adds a permit to `sent_by_all`.
+async fn send_until_told_to_go(proxy: &Proxy, lane: u64, sent_by_all: &Semaphore) -> Result<u64> {
     let (sender, connection) = h2::client::handshake(TcpStream::connect(proxy.grpc).await?).await?;
     let tasks = Tasks::new();
     let ended = tasks.spawn(connection);
@@ -73,6 +77,7 @@ async fn send_until_told_to_go(proxy: &Proxy, lane: u64) -> Result<u64> {
             anyhow::Ok(Some(trailers.get("grpc-status").is_some_and(|status| status == "0")))
         }));
         sender = Some(ready);
+        sent_by_all.add_permits(1);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let (sent, mut taken) = (answers.len(), 0);
@@ -92,10 +97,11 @@ fn a_drain_under_load_answers_everything_it_took_and_loses_nothing() -> Result<(
     let mut proxy = proxy(&sinks, "delay: 1s, timeout: 2s")?;
     let begun = Instant::now();
     let sent: u64 = sinks.runtime.block_on(async {
-        let lanes = (0..4).map(|lane| send_until_told_to_go(&proxy, lane));
+        let sent_by_all = Semaphore::new(0);
+        let lanes = (0..4).map(|lane| send_until_told_to_go(&proxy, lane, &sent_by_all));
         let lanes = futures_util::future::join_all(lanes);
         let ends = async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            timeout(PATIENCE, sent_by_all.acquire_many(100)).await??.forget();
             proxy.process.signal("TERM")?;
             let body = becomes_unready(&proxy)?;
             ensure!(body.contains("draining"), "the reason must be said: {body}");
