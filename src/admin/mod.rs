@@ -12,7 +12,7 @@ mod readiness;
 use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -219,12 +219,13 @@ pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
     serve_pages(listener, tasks, api::grpc::routes(&state), move |request| respond(&state, request));
 }
 
-/// Serves `grpc`, and beside it what `respond` answers, within the bounds of this room.
-fn serve_pages<F>(listener: accept::Bound, tasks: &Tasks, grpc: Routes, respond: F)
+/// Serves `grpc`, made when it is first asked for, and beside it what `respond` answers, within the bounds of this room.
+fn serve_pages<G, F>(listener: accept::Bound, tasks: &Tasks, grpc: G, respond: F)
 where
+    G: FnOnce() -> Routes + Send + 'static,
     F: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
 {
-    let respond = Arc::new(respond);
+    let (respond, grpc) = (Arc::new(respond), Arc::new(LazyLock::new(grpc)));
     let limits = accept::Limits {
         protocol: accept::Protocol::Any,
         max_connections: MAX_CONNECTIONS,
@@ -235,12 +236,12 @@ where
         max_connection_age_grace: None,
     };
     let service = move |_peer| {
-        let (respond, grpc) = (Arc::clone(&respond), grpc.clone());
+        let (respond, grpc) = (Arc::clone(&respond), Arc::clone(&grpc));
         service_fn(move |request: Request<Incoming>| {
-            let (respond, mut grpc) = (Arc::clone(&respond), grpc.clone());
+            let (respond, grpc) = (Arc::clone(&respond), Arc::clone(&grpc));
             async move {
                 match is_grpc(&request) {
-                    true => grpc.call(request).await,
+                    true => LazyLock::force(&grpc).clone().call(request).await,
                     false => Ok::<_, Infallible>(respond(&request).map(Body::new)),
                 }
             }

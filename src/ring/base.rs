@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Algorithm, Member, RingError, fingerprint,
-    slots_v1::{self, Placement},
+    slots_v1::{self, Placement, Probes},
 };
 
 /// Slots → owners, a pure function of algorithm and membership. Immutable; tables share it.
@@ -14,8 +14,7 @@ pub struct Base {
     members: Box<[Member]>,
     /// By slot, the index of its owner in `members`. Tables without an overlay share it.
     owners: Arc<[u16]>,
-    /// By slot, the probe that its owner accepted: where the search for a substitute begins.
-    probes: Box<[u16]>,
+    probes: Probes,
     fingerprint: u64,
 }
 
@@ -37,7 +36,7 @@ impl Base {
             Algorithm::SlotsV1 => slots_v1::place(&members),
         };
         let fingerprint = fingerprint::of_membership(algorithm, &members);
-        Ok(Self { algorithm, members: members.into(), owners: owners.into(), probes: probes.into(), fingerprint })
+        Ok(Self { algorithm, members: members.into(), owners, probes, fingerprint })
     }
 
     /// How slots are placed.
@@ -64,7 +63,7 @@ impl Base {
         Arc::clone(&self.owners)
     }
 
-    pub(super) fn probes(&self) -> &[u16] {
+    pub(super) fn probes(&self) -> &Probes {
         &self.probes
     }
 }

@@ -33,11 +33,8 @@ impl Base {
 
     fn substitutes_v1(&self, away: &BTreeSet<u16>) -> Arc<[(u32, u16)]> {
         let ring = slots_v1::Ring::new(self.members(), |backend| !away.contains(&backend));
-        let slots = (0..).zip(self.owners()).zip(self.probes());
-        slots
-            .filter(|((_, owner), _)| away.contains(owner))
-            .filter_map(|((slot, _), probe)| Some((slot, ring.get(slot, *probe)?)))
-            .collect()
+        let slots = (0..).zip(self.owners()).filter(|(_, owner)| away.contains(owner));
+        slots.filter_map(|(slot, _)| Some((slot, ring.get(slot, self.probes().of(slot))?))).collect()
     }
 }
 

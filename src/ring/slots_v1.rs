@@ -21,7 +21,10 @@
 //! stable sort of wider nodes finds nothing to do. Its `remove` and `get_with_replicas` are not used: the first
 //! shifts the whole ring for each point, the second copies it.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::{
+    hash::{BuildHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use hashring::HashRing;
 use xxhash_rust::xxh3::xxh3_64;
@@ -53,6 +56,9 @@ const BOUND_PERCENT: u64 = 105;
 /// ensures, the chance to get here is nil; the number makes it plain that the work ends.
 const MAX_PROBES: u16 = 16_384;
 
+/// Says that a slot's probe is in the list of those that asked often.
+const MANY: u8 = u8::MAX;
+
 /// What the fingerprint says of this algorithm beside its name.
 pub(super) const PARAMETERS: [u64; 4] = [SLOTS as u64, POINTS_PER_WEIGHT as u64, BOUND_PERCENT, 0];
 
@@ -66,17 +72,28 @@ pub fn slot_of(key: &[u8]) -> u32 {
     (xxh3_64(key) >> (u64::BITS - SLOT_BITS)) as u32
 }
 
-/// Entries of what is needed while a ring is built, at least: glibc gives a map of its own to so many of 4 bytes, so that their
-/// pages go back to the system at once (`allocator`). It takes pages for those that are used only.
-const MAPPED: usize = 1 << 17;
+/// Bytes of what is needed while a ring is built, at least: glibc gives a map of its own to so many, so that their pages go
+/// back to the system at once (`allocator`). It takes pages for those that are used only.
+const MAPPED: usize = 1 << 19;
 
 /// Backends of which each has such a list.
 const MAPPED_EACH: usize = 16;
 
 /// The owners of all slots and the probe that each slot was accepted with.
 pub(super) struct Placement {
-    pub(super) owners: Vec<u16>,
-    pub(super) probes: Vec<u16>,
+    pub(super) owners: Arc<[u16]>,
+    pub(super) probes: Probes,
+}
+
+/// By slot, the probe that its owner accepted: where the search for a substitute begins.
+///
+/// Half as many bytes as numbers would take, since they stay as long as the base does.
+#[derive(Debug)]
+pub(super) struct Probes {
+    /// [`MANY`] where it is that or more.
+    few: Box<[u8]>,
+    /// Slots, ascending, that asked more often, which is rare.
+    many: Box<[(u32, u16)]>,
 }
 
 /// Points of members on a consistent-hash ring, sorted.
@@ -125,6 +142,8 @@ pub(super) fn place(members: &[Member]) -> Placement {
         }
         asking.refuse(&mut refused);
     }
+    // What stays takes its room.
+    drop(ring);
     asking.settled()
 }
 
@@ -146,7 +165,7 @@ impl Ring {
     pub(super) fn new(members: &[Member], includes: impl Fn(u16) -> bool) -> Self {
         let admitted = || (0_u16..).zip(members).filter(|(backend, _)| includes(*backend));
         let count: u32 = admitted().map(|(_, member)| POINTS_PER_WEIGHT * member.weight).sum();
-        let mut points = Vec::with_capacity((count as usize).max(MAPPED));
+        let mut points = Vec::with_capacity((count as usize).max(MAPPED / size_of::<Point>()));
         let mut bytes = Vec::new();
         for (backend, member) in admitted() {
             let identity = member.identity.as_bytes();
@@ -217,17 +236,38 @@ impl BuildHasher for OneShot {
     }
 }
 
+// === impl Probes ===
+
+impl Probes {
+    pub(super) fn new(probes: &[u16]) -> Self {
+        let few = probes.iter().map(|probe| u8::try_from(*probe).unwrap_or(MANY)).collect();
+        let many = (0..).zip(probes.iter().copied()).filter(|(_, probe)| *probe >= u16::from(MANY)).collect();
+        Self { few, many }
+    }
+
+    /// The probe that the slot's owner accepted.
+    pub(super) fn of(&self, slot: u32) -> u16 {
+        match self.few.get(slot as usize) {
+            Some(&MANY) => {
+                let found = self.many.binary_search_by_key(&slot, |(slot, _)| *slot);
+                found.ok().and_then(|at| self.many.get(at)).map_or(0, |(_, probe)| *probe)
+            }
+            few => few.copied().map_or(0, u16::from),
+        }
+    }
+}
+
 // === impl Asking ===
 
 impl<'a> Asking<'a> {
     fn new(members: &[Member], rooms: &'a [usize]) -> Self {
         // Many would be much, if of addresses only.
-        let least = if members.len() <= MAPPED_EACH { MAPPED } else { 0 };
+        let least = if members.len() <= MAPPED_EACH { MAPPED / size_of::<u32>() } else { 0 };
         Self {
             by_backend: rooms.iter().map(|room| Vec::with_capacity((room + room / 4).max(least))).collect(),
             rooms,
             identities: members.iter().map(|member| xxh3_64(member.identity.as_bytes())).collect(),
-            probes: vec![0; SLOTS as usize],
+            probes: by_slot(),
             stranded: Vec::new(),
         }
     }
@@ -264,7 +304,7 @@ impl<'a> Asking<'a> {
             let free = room.saturating_sub(slots.len()).min(self.stranded.len());
             slots.extend(self.stranded.drain(..free));
         }
-        let mut owners = vec![0; SLOTS as usize];
+        let mut owners = by_slot();
         for (backend, slots) in (0..).zip(self.by_backend) {
             for slot in slots {
                 if let Some(owner) = owners.get_mut(slot as usize) {
@@ -272,8 +312,15 @@ impl<'a> Asking<'a> {
                 }
             }
         }
-        Placement { owners, probes: self.probes }
+        Placement { owners: owners.into(), probes: Probes::new(&self.probes) }
     }
+}
+
+/// A number for each slot, while a ring is built.
+fn by_slot() -> Vec<u16> {
+    let mut numbers = Vec::with_capacity((SLOTS as usize).max(MAPPED / size_of::<u16>()));
+    numbers.resize(SLOTS as usize, 0);
+    numbers
 }
 
 /// A backend's order of the slots that ask for it; the lowest is kept first. It depends on no other backend, so that a change

@@ -8,7 +8,10 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::{slots_v1::SLOTS, *};
+use super::{
+    slots_v1::{Probes, SLOTS},
+    *,
+};
 use crate::discovery::{Endpoint, Endpoints};
 
 const GOLDEN: &str = include_str!("../../tests/golden/slots_v1.csv");
@@ -250,6 +253,13 @@ fn overlay_moves_only_slots_of_who_is_away_and_gives_them_back() {
         let later = Table::new(3, Arc::clone(full.base()), back, endpoints(&all));
         assert_eq!(later.placement_fingerprint(), full.placement_fingerprint(), "slots must return");
     }
+}
+
+#[test]
+fn probes_of_slots_that_asked_often_are_kept() {
+    let probes = [0, 254, 255, 256, 0, 16_384, 1];
+    let kept = Probes::new(&probes);
+    assert_eq!((0..).zip(probes).map(|(slot, _)| kept.of(slot)).collect::<Vec<_>>(), probes);
 }
 
 #[test]

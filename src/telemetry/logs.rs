@@ -3,7 +3,14 @@
 use std::{io::IsTerminal, sync::OnceLock};
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, fmt, reload};
+use tracing_subscriber::{
+    Layer, Registry,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt,
+    reload,
+    util::{SubscriberInitExt, TryInitError},
+};
 
 /// How the process logs. Keys and values are those of the Collector's `service.telemetry.logs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,61 +55,47 @@ pub enum Encoding {
 
 impl Level {
     /// Below info only our own lines are wanted: HTTP/2 logs every frame at debug.
-    fn directives(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "info,spanring=debug",
-            Self::Trace => "debug,spanring=trace",
-        }
+    fn filter(self) -> Targets {
+        let (ours, others) = match self {
+            Self::Off => (LevelFilter::OFF, LevelFilter::OFF),
+            Self::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
+            Self::Warn => (LevelFilter::WARN, LevelFilter::WARN),
+            Self::Info => (LevelFilter::INFO, LevelFilter::INFO),
+            Self::Debug => (LevelFilter::DEBUG, LevelFilter::INFO),
+            Self::Trace => (LevelFilter::TRACE, LevelFilter::DEBUG),
+        };
+        Targets::new().with_default(others).with_target("spanring", ours)
     }
 }
 
 /// Why logs could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up logs")]
-pub struct InitError(#[source] Box<dyn std::error::Error + Send + Sync>);
+pub struct InitError(#[source] TryInitError);
 
 /// How the level is changed while the process runs.
-static SET_LEVEL: OnceLock<Box<dyn Fn(Level) + Send + Sync>> = OnceLock::new();
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// Makes the subscriber, for the whole process and once.
 pub fn init(config: Config) -> Result<(), InitError> {
-    let builder = fmt()
-        .with_env_filter(EnvFilter::new(config.level.directives()))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match config.encoding {
-        Encoding::Text => {
-            let builder = builder.with_filter_reloading();
-            keep(builder.reload_handle());
-            builder.try_init()
-        }
-        Encoding::Json => {
-            let builder = builder.json().flatten_event(true).with_current_span(false).with_span_list(false);
-            let builder = builder.with_filter_reloading();
-            keep(builder.reload_handle());
-            builder.try_init()
-        }
-    }
-    .map_err(InitError)
+    let (filter, handle) = reload::Layer::new(config.level.filter());
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = match config.encoding {
+        Encoding::Text => lines.boxed(),
+        Encoding::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(InitError)?;
+    // It is the first: a second subscriber was refused.
+    drop(FILTER.set(handle));
+    Ok(())
 }
 
 /// Changes the least level that is written; nothing, where [`init`] was not called.
 pub fn set_level(level: Level) {
-    if let Some(set) = SET_LEVEL.get() {
-        set(level);
-    }
-}
-
-fn keep<S: Send + Sync + 'static>(handle: reload::Handle<EnvFilter, S>) {
-    // A second subscriber is refused anyway.
-    drop(SET_LEVEL.set(Box::new(move |level| {
+    if let Some(filter) = FILTER.get() {
         // It can only fail when the subscriber is gone.
-        drop(handle.reload(EnvFilter::new(level.directives())));
-    })));
+        drop(filter.reload(level.filter()));
+    }
 }
 
 /// What `body` logs at info and above, as text without times.
@@ -138,9 +131,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_level_is_a_filter() {
-        for level in [Level::Off, Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace] {
-            assert!(level.directives().parse::<EnvFilter>().is_ok(), "{level:?}");
+    fn below_info_only_our_own_lines_are_wanted() {
+        use tracing::Level as Of;
+        let least = |level: Level, target| {
+            let levels = [Of::TRACE, Of::DEBUG, Of::INFO, Of::WARN, Of::ERROR];
+            levels.into_iter().find(|of| level.filter().would_enable(target, of))
+        };
+        let rows = [
+            (Level::Off, None, None),
+            (Level::Error, Some(Of::ERROR), Some(Of::ERROR)),
+            (Level::Warn, Some(Of::WARN), Some(Of::WARN)),
+            (Level::Info, Some(Of::INFO), Some(Of::INFO)),
+            (Level::Debug, Some(Of::DEBUG), Some(Of::INFO)),
+            (Level::Trace, Some(Of::TRACE), Some(Of::DEBUG)),
+        ];
+        for (level, ours, others) in rows {
+            assert_eq!(least(level, "spanring::membership"), ours, "{level:?}");
+            assert_eq!(least(level, "h2::codec"), others, "{level:?}");
         }
     }
 }

@@ -39,16 +39,19 @@ struct RingService {
     watchers: Gauge,
 }
 
-/// All gRPC services of the admin listener.
-pub(in super::super) fn routes(state: &State) -> Routes {
-    let ring = RingService {
-        pools: state.pools.clone(),
-        places: Arc::new(Semaphore::new(MAX_WATCHERS)),
-        watchers: metrics::gauge!(ADMIN_WATCHERS),
-    };
-    ring.watchers.set(0.0);
-    let ring = RingServer::new(ring).max_decoding_message_size(MAX_QUESTION);
-    let routes = health(&state.readiness).add_service(ring);
+/// All gRPC services of the admin listener, made when one is first asked for: reflection decodes its descriptors.
+pub(in super::super) fn routes(state: &State) -> impl FnOnce() -> Routes + Send + use<> {
+    let watchers = metrics::gauge!(ADMIN_WATCHERS);
+    watchers.set(0.0);
+    let ring = RingService { pools: state.pools.clone(), places: Arc::new(Semaphore::new(MAX_WATCHERS)), watchers };
+    let health = health(&state.readiness);
+    || {
+        let ring = RingServer::new(ring).max_decoding_message_size(MAX_QUESTION);
+        with_reflection(health().add_service(ring))
+    }
+}
+
+fn with_reflection(routes: Routes) -> Routes {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
@@ -65,8 +68,9 @@ pub(in super::super) fn routes(state: &State) -> Routes {
 }
 
 /// `grpc.health.v1` alone, for probes.
-pub(in super::super) fn health(readiness: &Readiness) -> Routes {
-    Routes::new(HealthServer::new(Health::new(readiness.clone())).max_decoding_message_size(MAX_QUESTION))
+pub(in super::super) fn health(readiness: &Readiness) -> impl FnOnce() -> Routes + Send + use<> {
+    let health = Health::new(readiness.clone());
+    || Routes::new(HealthServer::new(health).max_decoding_message_size(MAX_QUESTION))
 }
 
 #[tonic::async_trait]

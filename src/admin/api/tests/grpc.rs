@@ -18,7 +18,7 @@ use crate::admin::{
 
 impl Rig {
     fn client(&self) -> RingClient<Routes> {
-        RingClient::new(routes(&self.state))
+        RingClient::new(routes(&self.state)())
     }
 }
 
@@ -125,7 +125,7 @@ async fn a_watch_of_a_pool_ends_with_the_pool() {
 #[tokio::test]
 async fn reflection_lists_the_service_and_its_methods() {
     let rig = Rig::new(&[]);
-    let mut client = ServerReflectionClient::new(routes(&rig.state));
+    let mut client = ServerReflectionClient::new(routes(&rig.state)());
     let mut ask = async |question| {
         let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
         let mut answers = client.server_reflection_info(futures_util::stream::iter([request])).await.expect("answers");
@@ -149,7 +149,7 @@ async fn reflection_lists_the_service_and_its_methods() {
 async fn health_follows_readiness() {
     let rig = Rig::new(&[]);
     let flag = rig.state.readiness.flag("start", "the process is starting");
-    let mut client = HealthClient::new(routes(&rig.state));
+    let mut client = HealthClient::new(routes(&rig.state)());
     let mut check = async |service: &str| {
         let request = HealthCheckRequest { service: service.to_owned() };
         client.check(request).await.map(|answer| answer.into_inner().status())
@@ -167,7 +167,7 @@ async fn health_follows_readiness() {
 #[tokio::test(start_paused = true)]
 async fn health_is_watched() {
     let rig = Rig::new(&[]);
-    let mut client = HealthClient::new(routes(&rig.state));
+    let mut client = HealthClient::new(routes(&rig.state)());
     let mut watch = async |service: &str| {
         client.watch(HealthCheckRequest { service: service.to_owned() }).await.expect("a stream").into_inner()
     };
