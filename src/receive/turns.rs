@@ -1,7 +1,10 @@
-//! A client connection's stream, which lets others run once it has read much.
+//! A client connection's stream, which lets others run once it has read much, and before it writes.
 //!
 //! HTTP/2 reads for as long as something comes. A large request is cut cheapest right after it was read, while it is in the
 //! nearest caches; and clients that send little are not to wait for those that send much.
+//!
+//! One call to a backend holds parts of many requests, so that their answers are ready together. The runtime lets a
+//! connection run as soon as the first of them is, and each would take a write of its own.
 
 use std::{
     io::{self, IoSlice},
@@ -15,17 +18,30 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// that; with 64 or 256 KiB nothing was gained.
 const TURN: usize = 192 << 10;
 
-/// A stream whose reads come in turns.
+/// A stream whose reads come in turns, and whose writes come after others' turns.
 #[derive(Debug)]
 pub(super) struct Turns<I> {
     stream: I,
     /// Bytes read in this turn.
     read: usize,
+    /// Whether others had a turn since the last flush.
+    waited: bool,
 }
 
 impl<I> Turns<I> {
     pub(super) fn new(stream: I) -> Self {
-        Self { stream, read: 0 }
+        Self { stream, read: 0, waited: false }
+    }
+
+    /// Whether what is to be written waits until others have run: with 64 requests in flight over four connections a span costs
+    /// 12 % less for that in requests of 10 spans, 5 % in those of 100. One at a time on each costs what it did.
+    fn gives_way(&mut self, cx: &Context<'_>) -> bool {
+        if !self.waited {
+            self.waited = true;
+            cx.waker().wake_by_ref();
+            return true;
+        }
+        false
     }
 }
 
@@ -45,6 +61,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Turns<I> {
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Turns<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.gives_way(cx) {
+            return Poll::Pending;
+        }
         Pin::new(&mut self.stream).poll_write(cx, data)
     }
 
@@ -53,6 +72,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Turns<I> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.gives_way(cx) {
+            return Poll::Pending;
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
@@ -61,6 +83,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Turns<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.waited = false;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -76,7 +99,7 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
-    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
 
@@ -117,5 +140,25 @@ mod tests {
         far.write_all(&sent[..TURN - 1]).await.unwrap();
         assert!(turn() == sent[..TURN - 1]);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_written_waits_for_others_once_until_it_is_flushed() {
+        let (near, mut far) = duplex(1 << 20);
+        let (mut stream, wakes) = (Turns::new(near), Arc::new(Wakes::default()));
+        let waker = Arc::clone(&wakes).into();
+        let cx = &mut Context::from_waker(&waker);
+        for flushed in 1..=2 {
+            assert!(Pin::new(&mut stream).poll_write(cx, b"answer").is_pending());
+            assert_eq!(wakes.0.load(Ordering::Relaxed), flushed, "nobody else wakes it: there is room already");
+            let slices = [IoSlice::new(b"answer")];
+            assert!(matches!(Pin::new(&mut stream).poll_write_vectored(cx, &slices), Poll::Ready(Ok(6))));
+            assert!(matches!(Pin::new(&mut stream).poll_write(cx, b"s"), Poll::Ready(Ok(1))), "its turn goes on");
+            assert!(matches!(Pin::new(&mut stream).poll_flush(cx), Poll::Ready(Ok(()))));
+        }
+        assert!(Pin::new(&mut stream).poll_write_vectored(cx, &[IoSlice::new(b"answer")]).is_pending());
+        let mut seen = [0; 14];
+        far.read_exact(&mut seen).await.unwrap();
+        assert_eq!(&seen, b"answersanswers");
     }
 }
