@@ -89,8 +89,8 @@ pub struct RunArgs {
     /// Configuration file (YAML)
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Read the file again when it changed, as SIGHUP asks for too; looked at every INTERVAL
-    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "5s", requires = "config")]
+    /// Read the file again when it changed, as SIGHUP asks for too; looked at every INTERVAL [default: 5s]
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "5s", conflicts_with = "backends")]
     watch_config: Option<GoDuration>,
     /// Run without a file: static://HOST:PORT,… or dns://NAME[:4317]
     #[arg(short, long, value_name = "BACKENDS")]

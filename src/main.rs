@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Command::PrintConfig(args) => print_config(args),
         Command::Ring(args) => tool(async move |out| Ok(tools::ring::run(args, out).await?)),
         Command::Convert(args) => convert(&args),
-        Command::Sink(args) => tool(async move |out| tools::sink::run(args, out).await),
+        Command::Sink(args) => sink(args),
         Command::Load(args) => tool(async move |out| tools::load::run(args, out).await),
         Command::Demo(args) => tool(async move |out| tools::demo::run(args, demo_proxy, out).await),
     };
@@ -138,6 +138,12 @@ async fn serve(config: Config, args: RunArgs, read: Layout) -> anyhow::Result<Ex
             Ok(ExitCode::from(signal.exit_code()))
         }
     }
+}
+
+/// What it says while it runs is on stderr.
+fn sink(args: tools::sink::Args) -> anyhow::Result<ExitCode> {
+    logs::init(logs::Config::default())?;
+    tool(async move |out| tools::sink::run(args, out).await)
 }
 
 /// Runs a tool to its end; it writes to stdout.

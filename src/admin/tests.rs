@@ -50,12 +50,12 @@ fn metrics_are_in_prometheus_text_format() {
 fn readiness_says_what_is_missing() {
     with_state(|state| {
         let listeners = state.readiness.flag("listeners", "not bound yet");
-        let table = state.readiness.flag("pool tail", "no backends yet: discovery has not answered");
+        let table = state.readiness.flag("pool tail", "no backends yet: discovery has found none");
         let expected = "not ready\n[-] listeners: not bound yet\n\
-                        [-] pool tail: no backends yet: discovery has not answered\n";
+                        [-] pool tail: no backends yet: discovery has found none\n";
         assert_eq!(get(state, "/readyz"), (503, expected.to_owned()));
         listeners.set();
-        let expected = "not ready\n[+] listeners: ok\n[-] pool tail: no backends yet: discovery has not answered\n";
+        let expected = "not ready\n[+] listeners: ok\n[-] pool tail: no backends yet: discovery has found none\n";
         assert_eq!(get(state, "/readyz?verbose"), (503, expected.to_owned()));
         table.set();
         assert_eq!(get(state, "/readyz"), (200, "ready\n".to_owned()));

@@ -43,6 +43,11 @@ pub(super) fn check(layout: &Layout, root: &Path) -> Result<Config, Vec<ConfigEr
     );
     let admin = check.address(&["admin", "endpoint"], &layout.admin.endpoint);
     let health_check = layout.health_check.as_ref().and_then(|section| check.health_check(section));
+    check.ports(&[
+        (&["receivers", "otlp", "protocols", "grpc", "endpoint"], grpc),
+        (&["admin", "endpoint"], admin),
+        (&["health_check", "endpoint"], health_check.as_ref().map(|section| section.endpoint)),
+    ]);
     if let (true, Some(grpc), Some(admin), Some(memory_limit)) = (check.problems.is_empty(), grpc, admin, memory_limit)
     {
         let mut config = Config {
@@ -169,6 +174,17 @@ impl Check {
                 for (key, message) in complaints {
                     self.complain(&[path, &[key]].concat(), message);
                 }
+            }
+        }
+    }
+
+    /// Listeners may not have one port between them; 0 is any that is free.
+    fn ports(&mut self, listeners: &[(&[&str], Option<SocketAddr>)]) {
+        let listeners = listeners.iter().filter_map(|(path, address)| Some((*path, (*address)?)));
+        let listeners: Vec<(&[&str], SocketAddr)> = listeners.filter(|(_, address)| address.port() != 0).collect();
+        for (at, (path, address)) in listeners.iter().enumerate() {
+            if let Some((other, _)) = listeners.iter().take(at).find(|(_, other)| collide(*address, *other)) {
+                self.complain(path, format!("{} has port {} already", other.join("."), address.port()));
             }
         }
     }
@@ -366,4 +382,10 @@ impl Check {
         }
         RouteConfig { signals, pool: route.pool.clone() }
     }
+}
+
+/// Whether only one of two listeners can have its address: `[::]` takes IPv4 too.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let takes = |all: SocketAddr, it: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || it.is_ipv4());
+    one.port() == other.port() && (one.ip() == other.ip() || takes(one, other) || takes(other, one))
 }

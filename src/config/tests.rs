@@ -254,6 +254,14 @@ fn what_does_not_fit_together_is_found_with_its_place() {
         "spanring.yaml:8:7: routes[0].signals: metrics have no trace ID; routing them is not supported yet"
     );
     assert_eq!(
+        complaint("127.0.0.1:18888", "0.0.0.0:14317"),
+        "spanring.yaml:9:20: admin.endpoint: receivers.otlp.protocols.grpc.endpoint has port 14317 already"
+    );
+    assert_eq!(
+        complaint("127.0.0.1:18888 }", "127.0.0.1:18888 }\nhealth_check: { endpoint: \"[::]:18888\" }"),
+        "spanring.yaml:10:27: health_check.endpoint: admin.endpoint has port 18888 already"
+    );
+    assert_eq!(
         complaint("\"127.0.0.1:15002\"", "\"127.0.0.1:15001\""),
         "spanring.yaml:5:27: pools.tail.resolver.static.hostnames: 127.0.0.1:15001 stands there twice"
     );
@@ -469,8 +477,11 @@ fn readme_has_every_flag() {
         .get_arguments()
         .filter(own)
         .map(|argument| {
-            let value =
-                argument.get_value_names().and_then(<[_]>::first).map(|name| format!(" {name}")).unwrap_or_default();
+            let value = match argument.get_value_names().and_then(<[_]>::first) {
+                Some(name) if argument.is_require_equals_set() => format!("[={name}]"),
+                Some(name) => format!(" {name}"),
+                None => String::new(),
+            };
             let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
             vec![format!("--{}{value}", argument.get_long().expect("a long name")), help]
         })

@@ -24,7 +24,7 @@ impl Trouble {
         let Voice { pool, hostname } = voice;
         match (self.failing, good) {
             (false, false) if known == 0 => {
-                tracing::warn!(pool, hostname, reason = %answers, "discovery has no address yet and asks on");
+                tracing::warn!(pool, hostname, reason = %answers, "discovery has no address yet and keeps asking");
             }
             (false, false) => {
                 tracing::warn!(pool, hostname, reason = %answers, known, "discovery fails; the last good set stays");

@@ -67,7 +67,7 @@ pub enum Reason {
     Loop,
     /// Malformed protobuf.
     Malformed,
-    /// No table yet: discovery has not answered.
+    /// No table yet: discovery has found no backends.
     NotReady,
     /// A backend's queue had no room.
     QueueFull,

@@ -174,7 +174,7 @@ impl Export for Pipeline {
 }
 
 fn not_ready(pool: &str) -> Refusal {
-    let message = format!("pool {pool} has no backends yet: discovery has not answered");
+    let message = format!("pool {pool} has no backends yet: discovery has found none");
     Refusal::retryable(Reason::NotReady, retry_delay(), message)
 }
 

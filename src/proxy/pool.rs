@@ -109,7 +109,7 @@ impl Pool {
         let delivers = self.dispatch();
         // Dispatch's view and not membership's table: a request that comes at once is to find its queues.
         readiness.require(condition(&self.config.name), move || {
-            delivers.view().is_none().then(|| "no backends yet: discovery has not answered".to_owned())
+            delivers.view().is_none().then(|| "no backends yet: discovery has found none".to_owned())
         });
     }
 

@@ -197,7 +197,7 @@ fn why(standing: &Standing, panic: bool) -> String {
     match standing.state {
         BackendState::Active => "discovery lists it".to_owned(),
         BackendState::Draining => "it left discovery and is held for a while".to_owned(),
-        BackendState::Ejected if panic => format!("it fails ({reason}), as too many do: it is tried"),
+        BackendState::Ejected if panic => format!("it fails ({reason}), but so do too many: it keeps its slots"),
         BackendState::Ejected => format!("it fails ({reason}): its slots go to substitutes until it answers"),
         BackendState::Unresolved => "its name has no address".to_owned(),
     }

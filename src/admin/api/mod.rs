@@ -54,7 +54,7 @@ pub enum AskError {
         signal: Signal,
     },
     /// The pool has no table.
-    #[error("pool {pool} has no backends yet: discovery has not answered")]
+    #[error("pool {pool} has no backends yet: discovery has found none")]
     NoTable {
         /// The pool.
         pool: String,

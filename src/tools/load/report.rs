@@ -68,7 +68,7 @@ impl LoadReport {
             grouped(self.requests),
             grouped(self.spans_per_batch),
             grouped(self.traces_per_batch),
-            grouped(self.distinct_bodies),
+            grouped(self.distinct_bodies.min(self.requests)),
             self.seconds
         )?;
         let share = 100.0 * ratio(self.spans_acknowledged, self.spans);

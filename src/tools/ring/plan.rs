@@ -91,8 +91,9 @@ fn changed(
     if let Some(missing) = remove.iter().find(|member| !is_member(member)) {
         let (pool, identity) = (&ring.pool, missing.identity());
         let known: Vec<&str> = ring.members.iter().map(|member| &*member.identity).take(10).collect();
+        let more = if known.len() < ring.members.len() { ", …" } else { "" };
         let known = known.join(", ");
-        return Err(RingToolError::Usage(format!("{identity} is not in pool {pool} of {from}: {known}, …")));
+        return Err(RingToolError::Usage(format!("{identity} is not in pool {pool} of {from}: {known}{more}")));
     }
     let removed: Vec<Arc<str>> = remove.iter().map(Member::identity).collect();
     let stay = before.backends().iter().filter(|backend| !removed.contains(&backend.identity)).cloned();

@@ -36,7 +36,7 @@ fn head(from: &str, ring: &PoolRing, out: &mut (dyn Write + Send)) -> io::Result
     let signals = if ring.signals.is_empty() { String::new() } else { format!(" ({})", ring.signals.join(", ")) };
     writeln!(out, "{from}: pool {}{signals}", ring.pool)?;
     if ring.members.is_empty() {
-        return writeln!(out, "no backends yet: discovery has not answered");
+        return writeln!(out, "no backends yet: discovery has found none");
     }
     let (membership, placement) = (&ring.membership_fingerprint, &ring.placement_fingerprint);
     writeln!(out, "membership {membership}, placement {placement}, {}, {} slots", ring.algorithm, ring.slots)?;

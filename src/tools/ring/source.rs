@@ -96,11 +96,12 @@ pub(super) async fn lookup(
     pool: &str,
     signal: &str,
 ) -> Result<Vec<LookupResponse>, RingToolError> {
-    let ids = ids.iter();
+    let parsed = |id: &String| id.parse().map_err(|error| RingToolError::Usage(format!("{id:?}: {error}")));
+    let ids = ids.iter().map(parsed).collect::<Result<Vec<facts::TraceId>, _>>()?;
     if let Source::Admin(address) = source {
         let client = address.client().await?;
-        let asked = ids.map(|id| {
-            let [trace_id, pool, signal] = [id, pool, signal].map(str::to_owned);
+        let asked = ids.iter().map(|id| {
+            let (trace_id, pool, signal) = (id.to_string(), pool.to_owned(), signal.to_owned());
             let mut client = client.clone();
             async move { answered(address, client.lookup(LookupRequest { trace_id, pool, signal })).await }
         });
@@ -116,17 +117,16 @@ pub(super) async fn lookup(
     if rings.is_empty() {
         return Err(RingToolError::Usage(format!("{signal} are routed to no pool of {source}")));
     }
-    let placed = ids.map(|id| {
-        let id: facts::TraceId = id.parse().map_err(|error| RingToolError::Usage(format!("{id:?}: {error}")))?;
+    let placed = ids.iter().map(|id| {
         let placement = |(ring, table): &(&PoolRing, Table)| {
-            let mut placement = facts::placement(&ring.pool, table, None, &id);
+            let mut placement = facts::placement(&ring.pool, table, None, id);
             placement.signals = ring.signals.clone();
             placement
         };
         let pools = rings.iter().map(placement).collect();
-        Ok(LookupResponse { api_version: api::VERSION.into(), trace_id: id.to_string(), pools })
+        LookupResponse { api_version: api::VERSION.into(), trace_id: id.to_string(), pools }
     });
-    placed.collect()
+    Ok(placed.collect())
 }
 
 /// The table of a ring's members, all of them there, built here.

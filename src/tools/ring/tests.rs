@@ -94,6 +94,11 @@ async fn a_trace_is_looked_up_in_a_list() {
     let owner = answer["pools"][0]["owners"][0]["identity"].as_str().expect("an owner").to_owned();
     let (text, _) = ring(&format!("lookup {id} --members c,b,a")).await.expect("an owner");
     assert!(text.lines().nth(1).is_some_and(|row| row.starts_with(id) && row.contains(&owner)), "{text}");
+    // Before anybody is asked.
+    assert_eq!(
+        refused("lookup 12 --admin 127.0.0.1:1").await,
+        "\"12\": a trace ID has 32 hex digits, this has 2 characters"
+    );
     assert_eq!(refused("lookup 12 --members a").await, "\"12\": a trace ID has 32 hex digits, this has 2 characters");
     let said = refused(&format!("lookup {id} --backends static://127.0.0.1:1 --signal logs")).await;
     assert_eq!(said, "logs are routed to no pool of static://127.0.0.1:1");

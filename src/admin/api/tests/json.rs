@@ -163,7 +163,7 @@ async fn pools_and_signals_are_chosen() {
     assert_eq!((&ring["pools"][0]["generation"], &ring["pools"][0]["cause"]), (&0.into(), &Value::Null));
     let lookup = |rest: &str| error(&rig, &format!("/api/v1/lookup?trace_id={TRACE}{rest}"));
     assert_eq!(lookup("").0, 503, "a pool without a table is not passed over");
-    let expected = "pool idle & new has no backends yet: discovery has not answered".to_owned();
+    let expected = "pool idle & new has no backends yet: discovery has found none".to_owned();
     assert_eq!(lookup("&pool=idle+%26+new"), (503, "unavailable".to_owned(), expected));
     let expected = "metrics are routed to no pool that was asked for".to_owned();
     assert_eq!(lookup("&signal=metrics"), (404, "not_found".to_owned(), expected));
