@@ -52,14 +52,25 @@ files() {
   ' "$1"
 }
 
-# understood NAME MANIFESTS: each file in them by the program that is to read it.
+# arguments MANIFESTS: what Spanring's container is started with behind `run`, a line each.
+arguments() {
+  awk '
+    /^ *args: \[run, / { sub(/^ *args: \[run, /, ""); sub(/\]$/, ""); gsub(/, /, "\n"); print; exit }
+    /^ *(- )?args:$/ { first = 1; next }
+    first { if ($0 !~ /^ *- run$/) { first = 0; next } first = 0; ours = 1; next }
+    ours { if ($1 != "-") exit; sub(/^ *- /, ""); print }
+  ' "$1"
+}
+
+# understood NAME MANIFESTS: each file in them, and the command line, by the program that is to read it.
 understood() {
-  local name=$1 file over=()
+  local name=$1 file over=() line
   files "$2"
   for file in "$scratch"/files/*.yaml; do
     sed -i "s#/etc/\(spanring\|otelcol\)-tls/#$scratch/tls/#" "$file"
   done
-  check "$name: Spanring takes its file" "$spanring" validate --config "$scratch/files/spanring.yaml"
+  mapfile -t line < <(arguments "$2" | sed "s#/etc/spanring/#$scratch/files/#")
+  check "$name: Spanring takes its command line and file" "$spanring" validate "${line[@]}"
   if [ -x "$peers/bin/otelcol" ] && [ -e "$scratch/files/collector.yaml" ]; then
     [ ! -e "$scratch/files/tls.yaml" ] || over=(--config "$scratch/files/tls.yaml")
     check "$name: a Collector takes its file" \

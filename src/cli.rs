@@ -202,6 +202,8 @@ mod tests {
             "spanring",
             "spanring run",
             "spanring --config a.yaml --backends dns://b",
+            "spanring --backends dns://b --watch-config",
+            "spanring --config a.yaml --watch-config 5s",
             "spanring --backends collectors.test",
             "spanring --backends static://",
             "spanring --backends dns://",

@@ -384,8 +384,8 @@ impl Check {
     }
 }
 
-/// Whether only one of two listeners can have its address: `[::]` takes IPv4 too.
+/// Whether only one of two listeners can have its address. Whether `[::]` takes IPv4 too is the system's choice.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
-    let takes = |all: SocketAddr, it: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || it.is_ipv4());
-    one.port() == other.port() && (one.ip() == other.ip() || takes(one, other) || takes(other, one))
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one == other || (any && one.port() == other.port() && one.is_ipv4() == other.is_ipv4())
 }

@@ -258,7 +258,7 @@ fn what_does_not_fit_together_is_found_with_its_place() {
         "spanring.yaml:9:20: admin.endpoint: receivers.otlp.protocols.grpc.endpoint has port 14317 already"
     );
     assert_eq!(
-        complaint("127.0.0.1:18888 }", "127.0.0.1:18888 }\nhealth_check: { endpoint: \"[::]:18888\" }"),
+        complaint("127.0.0.1:18888 }", "127.0.0.1:18888 }\nhealth_check: { endpoint: 127.0.0.1:18888 }"),
         "spanring.yaml:10:27: health_check.endpoint: admin.endpoint has port 18888 already"
     );
     assert_eq!(

@@ -80,6 +80,8 @@ static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 pub fn init(config: Config) -> Result<(), InitError> {
     let (filter, handle) = reload::Layer::new(config.level.filter());
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // Where a line can't be written, to say so there would be a panic.
+    let lines = lines.log_internal_errors(false);
     let lines = match config.encoding {
         Encoding::Text => lines.boxed(),
         Encoding::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),

@@ -64,11 +64,11 @@ impl LoadReport {
         let latency = &self.latency_ms;
         writeln!(
             out,
-            "{} requests of {} spans in {} traces each, {} of them distinct, in {:.1} s",
+            "{} requests of {} spans in {} traces each, out of {} distinct ones, in {:.1} s",
             grouped(self.requests),
             grouped(self.spans_per_batch),
             grouped(self.traces_per_batch),
-            grouped(self.distinct_bodies.min(self.requests)),
+            grouped(self.distinct_bodies),
             self.seconds
         )?;
         let share = 100.0 * ratio(self.spans_acknowledged, self.spans);

@@ -280,6 +280,7 @@ pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<Exi
     let sinks: Arc<[Sink]> = sinks.into();
     if let Some(http) = args.http {
         let listener = TcpListener::bind(http).await.with_context(|| format!("cannot listen on {http}"))?;
+        tracing::info!(address = %listener.local_addr()?, "reports are served");
         tasks.spawn(page::serve(listener, Arc::clone(&sinks), tasks.clone()));
     }
     super::interrupted().await.context("cannot wait for signals")?;

@@ -99,7 +99,7 @@ capabilities: { drop: [ALL] }
 name: spanring
 image: {{ include "spanring.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-args: [run, --config, /etc/spanring/spanring.yaml{{ with .Values.watchConfig }}, --watch-config, {{ . }}{{ end }}]
+args: [run, --config, /etc/spanring/spanring.yaml{{ with .Values.watchConfig }}, --watch-config={{ . }}{{ end }}]
 {{- with .Values.env }}
 env:
   {{- toYaml . | nindent 2 }}
