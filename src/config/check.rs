@@ -373,7 +373,10 @@ impl Check {
         let signals: Vec<Signal> = signals.collect();
         for signal in &signals {
             if signal.record_fields().id == 0 {
-                let message = format!("{} have no trace ID; routing them is not supported yet", signal.as_str());
+                let message = format!(
+                    "{} have no trace ID; routing them is not supported yet, traces and logs are",
+                    signal.as_str()
+                );
                 self.complain(&["routes", &index, "signals"], message);
             }
             if !routed.insert(*signal) {

@@ -251,7 +251,7 @@ fn what_does_not_fit_together_is_found_with_its_place() {
     );
     assert_eq!(
         complaint("[traces]", "[metrics]"),
-        "spanring.yaml:8:7: routes[0].signals: metrics have no trace ID; routing them is not supported yet"
+        "spanring.yaml:8:7: routes[0].signals: metrics have no trace ID; routing them is not supported yet, traces and logs are"
     );
     assert_eq!(
         complaint("127.0.0.1:18888", "0.0.0.0:14317"),

@@ -85,7 +85,7 @@ pub struct Args {
     /// How long to run, warm-up included [default: 10s, unless --requests is given]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
-    /// How many requests to send; with --duration the run lasts until both are reached
+    /// How many requests to send, and those that complete the traces begun; with --duration the run lasts until both are reached
     #[arg(long, value_name = "N")]
     pub requests: Option<u64>,
     /// Leave requests of the first moments out of the report
