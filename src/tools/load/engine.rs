@@ -12,12 +12,12 @@ use tonic_types::StatusExt;
 use super::{
     LoadConfig, LoadError, LoadRun,
     pace::{Ticket, Tickets},
-    report::Stats,
+    report::{Ended, FailureKind, Stats},
 };
 use crate::{
     lifecycle::Tasks,
     otlp::{Signal, outcome::is_retryable},
-    tls::Client,
+    tls,
     tools::{
         h2client::{Answer, Channel},
         otlp_body::Bodies,
@@ -37,13 +37,21 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 struct Shared {
     config: LoadConfig,
     bodies: Arc<Bodies>,
-    channels: Vec<Channel>,
+    clients: Vec<Client>,
     tickets: Mutex<Tickets>,
     stats: Mutex<Stats>,
     accepted: Mutex<Vec<Accepted>>,
     failed: Mutex<Vec<Failed>>,
+    start: Instant,
     measured_from: Instant,
     tasks: Tasks,
+}
+
+/// A connection, and how long it waits.
+struct Client {
+    channel: Channel,
+    /// Which of the timeouts.
+    timeout: usize,
 }
 
 /// A request that was acknowledged.
@@ -72,7 +80,11 @@ pub struct Failed {
     pub answered: u64,
     /// Whether the server said that the client may send it again (OTLP's retryable codes).
     pub is_retryable: bool,
-    /// What the last attempt came to.
+    /// How long the client waited for each attempt at most.
+    pub timeout: Duration,
+    /// What the last attempt came to, to a client.
+    pub kind: FailureKind,
+    /// What the last attempt came to, in words.
     pub answer: String,
 }
 
@@ -84,16 +96,17 @@ pub async fn run(config: LoadConfig, progress: &ProgressBar, tasks: &Tasks) -> R
     let spec = config.body;
     let bodies = tokio::task::spawn_blocking(move || Bodies::generate(spec)).await??;
     let bodies = Arc::new(bodies);
-    let channels = connect(&config, tasks).await?;
-    let start = Instant::now();
+    let clients = connect(&config, tasks).await?;
+    let (start, began) = (Instant::now(), now_ns());
     let shared = Arc::new(Shared {
         tickets: Mutex::new(Tickets::new(config.pace, config.until, spec.spread as u64, start)),
-        stats: Mutex::new(Stats::new(&spec, bodies.len())?),
+        stats: Mutex::new(Stats::new(&spec, bodies.len(), &config.timeouts)?),
         accepted: Mutex::default(),
         failed: Mutex::default(),
+        start,
         measured_from: start + config.warmup,
         bodies: Arc::clone(&bodies),
-        channels,
+        clients,
         tasks: tasks.clone(),
         config,
     });
@@ -106,20 +119,24 @@ pub async fn run(config: LoadConfig, progress: &ProgressBar, tasks: &Tasks) -> R
     let accepted = std::mem::take(&mut *lock(&shared.accepted));
     let sent = lock(&shared.tickets).taken();
     let failed = std::mem::take(&mut *lock(&shared.failed));
-    Ok(LoadRun { report, bodies, accepted, failed, sent })
+    Ok(LoadRun { report, bodies, accepted, failed, sent, began })
 }
 
-async fn connect(config: &LoadConfig, tasks: &Tasks) -> Result<Vec<Channel>, LoadError> {
-    let tls = config.tls.clone().map(|tls| Client::load("load", tls)).transpose()?;
-    let mut channels = Vec::new();
-    for endpoint in config.endpoints.iter().cycle().take(config.connections.max(config.endpoints.len())) {
-        let path = Signal::Traces.grpc_path();
-        let channel = Channel::new(endpoint, path, config.body.compression, config.timeout, tls.clone(), tasks)
+/// Opens the connections. Each endpoint gets at least one for each timeout, so that none is met by patient clients alone.
+async fn connect(config: &LoadConfig, tasks: &Tasks) -> Result<Vec<Client>, LoadError> {
+    let tls = config.tls.clone().map(|tls| tls::Client::load("load", tls)).transpose()?;
+    let (endpoints, timeouts) = (config.endpoints.len(), config.timeouts.len());
+    let mut clients = Vec::new();
+    for (n, endpoint) in config.endpoints.iter().cycle().take(config.connections.max(endpoints * timeouts)).enumerate()
+    {
+        let timeout = n / endpoints % timeouts;
+        let (path, limit) = (Signal::Traces.grpc_path(), config.timeout(timeout));
+        let channel = Channel::new(endpoint, path, config.body.compression, limit, tls.clone(), tasks)
             .map_err(|source| LoadError::Endpoint { endpoint: endpoint.clone(), source })?;
         channel.connect().await.map_err(LoadError::Connect)?;
-        channels.push(channel);
+        clients.push(Client { channel, timeout });
     }
-    Ok(channels)
+    Ok(clients)
 }
 
 /// Waits for a worker and shows how far the run is meanwhile.
@@ -165,42 +182,51 @@ impl Shared {
     async fn send(&self, ticket: Ticket) {
         let sent = now_ns();
         let body = self.bodies.compose(ticket.number, Some(Duration::from_nanos(sent)));
+        // Consecutive tickets go over different connections, so a trace's batches do too.
+        let n = ticket.number % (self.clients.len().max(1) as u64);
+        let Some(client) = usize::try_from(n).ok().and_then(|n| self.clients.get(n)) else {
+            return;
+        };
         let mut attempts = 1;
         let answer = loop {
-            // Consecutive tickets go over different connections, so a trace's batches do too.
-            let n = ticket.number % (self.channels.len().max(1) as u64);
-            let Some(channel) = usize::try_from(n).ok().and_then(|n| self.channels.get(n)) else {
-                return;
-            };
-            let answer = channel.call(body.clone()).await;
+            let answer = client.channel.call(body.clone()).await;
             match self.config.retry.then(|| backoff(&answer, attempts)).flatten() {
                 Some(backoff) if attempts < ATTEMPTS => tokio::time::sleep(backoff).await,
                 _ => break answer,
             }
             attempts += 1;
         };
-        self.record(ticket, &answer, attempts, sent);
+        self.record(ticket, client, &answer, attempts, sent);
         if matches!(answer, Answer::NoConnection(_)) {
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
     }
 
-    fn record(&self, ticket: Ticket, answer: &Answer, attempts: u64, sent: u64) {
+    fn record(&self, ticket: Ticket, client: &Client, answer: &Answer, attempts: u64, sent: u64) {
         if ticket.due >= self.measured_from {
-            lock(&self.stats).record(answer, attempts - 1, ticket.due.elapsed());
+            lock(&self.stats).record(Ended {
+                answer,
+                retries: attempts - 1,
+                latency: ticket.due.elapsed(),
+                at: self.start.elapsed(),
+                timeout: client.timeout,
+            });
         }
-        if let Answer::Accepted { rejected } = answer {
-            if self.config.keep_accepted {
+        match (FailureKind::of(answer), answer) {
+            (None, Answer::Accepted { rejected }) if self.config.keep_accepted => {
                 let (ticket, rejected, answered) = (ticket.number, *rejected, now_ns());
                 lock(&self.accepted).push(Accepted { ticket, rejected, attempts, sent, answered });
             }
-        } else {
-            if self.config.keep_accepted {
-                let is_retryable = matches!(answer, Answer::Status(_)) && backoff(answer, attempts).is_some();
-                let (ticket, answered, answer) = (ticket.number, now_ns(), answer.to_string());
-                lock(&self.failed).push(Failed { ticket, sent, answered, is_retryable, answer });
+            (Some(kind), _) => {
+                tracing::debug!(ticket = ticket.number, %answer, "request failed");
+                if self.config.keep_accepted {
+                    let is_retryable = matches!(answer, Answer::Status(_)) && backoff(answer, attempts).is_some();
+                    let timeout = self.config.timeout(client.timeout);
+                    let (ticket, answered, answer) = (ticket.number, now_ns(), answer.to_string());
+                    lock(&self.failed).push(Failed { ticket, sent, answered, is_retryable, timeout, kind, answer });
+                }
             }
-            tracing::debug!(ticket = ticket.number, %answer, "request failed");
+            _ => {}
         }
     }
 }

@@ -18,7 +18,7 @@ mod tests;
 pub use self::{
     engine::{Accepted, Failed, run as run_load},
     pace::{Pace, Until},
-    report::{Latency, LoadReport},
+    report::{ClientsReport, FailureKind, Failures, Latency, LoadReport},
 };
 use super::{
     Compression, grouped,
@@ -41,6 +41,7 @@ const OPEN_LOOP_IN_FLIGHT: usize = 1024;
 #[command(after_help = "Examples:
   spanring load --endpoint 127.0.0.1:4317 --duration 10s    as fast as 16 requests in flight go
   spanring load --rate 200 --batch 512 --duration 1m    an open loop: latency counts from when a request was due
+  spanring load --timeout 2s,5s,10s --rate 200 --duration 1m    clients of mixed patience; their failures are told apart
   spanring load --unique --requests 5000 --endpoint 127.0.0.1:14317 --endpoint 127.0.0.1:14318    no span sent twice")]
 pub struct Args {
     /// Where to send to; repeated: connections and the batches of a trace are spread over all
@@ -67,7 +68,7 @@ pub struct Args {
     /// Give the spans new IDs on each pass, so that none is ever sent twice
     #[arg(long)]
     pub unique: bool,
-    /// Connections, over all endpoints (at least one each)
+    /// Connections, over all endpoints (at least one each, for each --timeout)
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub connections: usize,
     /// Requests in flight, over all connections [default: 16; with a rate at most 1024]
@@ -91,9 +92,9 @@ pub struct Args {
     /// Leave requests of the first moments out of the report
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     pub warmup: Duration,
-    /// Give a request up after this long
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
-    pub timeout: Duration,
+    /// Give a request up after this long (also sent as grpc-timeout); several, for connections that take them in turn
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_delimiter = ',', value_parser = parse_timeout)]
+    pub timeout: Vec<Duration>,
     /// Retry as an SDK does: retryable codes only, 1 s to 5 s apart or as RetryInfo says, five attempts
     #[arg(long)]
     pub retry: bool,
@@ -110,7 +111,7 @@ pub struct Args {
 pub struct LoadConfig {
     /// `host:port` of each receiver.
     pub endpoints: Vec<String>,
-    /// Connections over all of them; each gets at least one.
+    /// Connections over all of them; each gets at least one for each timeout.
     pub connections: usize,
     /// Requests in flight over all connections.
     pub in_flight: usize,
@@ -122,8 +123,9 @@ pub struct LoadConfig {
     pub until: Until,
     /// What is left out of the report.
     pub warmup: Duration,
-    /// For one attempt.
-    pub timeout: Duration,
+    /// How long a client waits for the answer to one attempt. A connection is a client and has one of these; the
+    /// connections to each endpoint take them in turn.
+    pub timeouts: Vec<Duration>,
     /// Whether to retry as an SDK does.
     pub retry: bool,
     /// TLS of the connections; `None` is plaintext.
@@ -143,7 +145,7 @@ impl Default for LoadConfig {
             body: BodySpec::default(),
             until: Until::default(),
             warmup: Duration::ZERO,
-            timeout: Duration::from_secs(10),
+            timeouts: vec![Duration::from_secs(10)],
             retry: false,
             tls: None,
             keep_accepted: false,
@@ -152,9 +154,17 @@ impl Default for LoadConfig {
 }
 
 impl LoadConfig {
+    /// Timeout number `n`.
+    fn timeout(&self, n: usize) -> Duration {
+        self.timeouts.get(n).copied().unwrap_or_default()
+    }
+
     fn check(&self) -> Result<(), LoadError> {
         if self.endpoints.is_empty() || self.in_flight == 0 {
             return Err(LoadError::Nothing);
+        }
+        if self.timeouts.is_empty() || self.timeouts.contains(&Duration::ZERO) {
+            return Err(LoadError::Timeout);
         }
         match self.pace {
             Pace::Open { rate } if !(rate.is_finite() && rate > 0.0) => Err(LoadError::Rate(rate)),
@@ -169,6 +179,9 @@ pub enum LoadError {
     /// Nothing to do.
     #[error("load needs an endpoint and at least one request in flight")]
     Nothing,
+    /// Clients that would not wait at all.
+    #[error("load needs a timeout above 0")]
+    Timeout,
     /// A rate that is none.
     #[error("{0} is no rate; write a number above 0")]
     Rate(f64),
@@ -210,6 +223,8 @@ pub struct LoadRun {
     pub failed: Vec<Failed>,
     /// How many tickets were handed out.
     pub sent: u64,
+    /// When it began, in nanoseconds since 1970.
+    pub began: u64,
 }
 
 impl LoadRun {
@@ -248,6 +263,14 @@ pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<Exi
     Ok(if report.spans_acknowledged > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Reads how long a client waits.
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("a client that does not wait gets no answer; write a duration above 0".to_owned()),
+        timeout => Ok(timeout),
+    }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "spans of a batch")]
 fn config(args: Args) -> LoadConfig {
     let rate = args.rate.or(args.span_rate.map(|spans| spans / args.spans_per_batch.max(1) as f64));
@@ -271,7 +294,7 @@ fn config(args: Args) -> LoadConfig {
         },
         until: Until { elapsed, requests: args.requests },
         warmup: args.warmup,
-        timeout: args.timeout,
+        timeouts: args.timeout,
         retry: args.retry,
         tls: args.tls.config(),
         keep_accepted: false,

@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     io::{self, Write},
     time::Duration,
 };
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use tonic::Code;
 
 use crate::tools::{grouped, h2client::Answer, otlp_body::BodySpec, ratio};
 
@@ -36,6 +38,8 @@ pub struct LoadReport {
     pub failed: BTreeMap<String, u64>,
     /// What the first of these said.
     pub first_failure: Option<String>,
+    /// The failures again, by how long the clients wait and by what the failures mean to a client.
+    pub clients: Vec<ClientsReport>,
     /// Attempts beyond the first.
     pub retries: u64,
     /// Requests acknowledged a second.
@@ -44,6 +48,44 @@ pub struct LoadReport {
     pub spans_per_second: f64,
     /// Milliseconds from when a request was due (closed loop: sent) to its last answer.
     pub latency_ms: Latency,
+}
+
+/// What became of the requests of all connections with one timeout.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ClientsReport {
+    /// How many seconds they wait for an answer.
+    pub timeout_seconds: f64,
+    /// Their requests that were answered or given up.
+    pub requests: u64,
+    /// Those that failed for good, by kind.
+    pub failures: BTreeMap<FailureKind, Failures>,
+}
+
+/// Failures of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Failures {
+    /// How many requests failed so.
+    pub requests: u64,
+    /// Seconds from the start of the load (warm-up included) to the first failure that is counted.
+    pub first_seconds: f64,
+    /// The same to the last.
+    pub last_seconds: f64,
+}
+
+/// What a failure means to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The time was over: the client gave up, or the answer was `DEADLINE_EXCEEDED`.
+    Deadline,
+    /// The answer was `UNAVAILABLE`.
+    Unavailable,
+    /// The connection or the stream ended without an answer.
+    ConnectionLost,
+    /// No connection could be made.
+    NoConnection,
+    /// The answer was any other status.
+    Other,
 }
 
 /// Latency in milliseconds.
@@ -81,6 +123,9 @@ impl LoadReport {
         if let Some(first) = &self.first_failure {
             writeln!(out, "    the first: {first}")?;
         }
+        for clients in &self.clients {
+            clients.write_text(out)?;
+        }
         if self.retries > 0 {
             writeln!(out, "  retries            {:>15}", grouped(self.retries))?;
         }
@@ -94,6 +139,71 @@ impl LoadReport {
     }
 }
 
+impl ClientsReport {
+    fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        for (kind, Failures { requests, first_seconds, last_seconds }) in &self.failures {
+            writeln!(
+                out,
+                "    clients that wait {} s: {} of {} requests failed with {kind}, \
+                 the first {first_seconds:.2} s and the last {last_seconds:.2} s after the start",
+                self.timeout_seconds,
+                grouped(*requests),
+                grouped(self.requests)
+            )?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, failed: Option<FailureKind>, at: Duration) {
+        self.requests += 1;
+        let Some(kind) = failed else { return };
+        let at = at.as_secs_f64();
+        let failures = self.failures.entry(kind).or_insert(Failures { first_seconds: at, ..Failures::default() });
+        failures.requests += 1;
+        failures.last_seconds = at;
+    }
+}
+
+impl FailureKind {
+    /// What an answer is to a client; `None` when it is what the client wanted.
+    pub(crate) fn of(answer: &Answer) -> Option<Self> {
+        match answer {
+            Answer::Accepted { .. } => None,
+            Answer::Status(status) if status.code() == Code::DeadlineExceeded => Some(Self::Deadline),
+            Answer::Status(status) if status.code() == Code::Unavailable => Some(Self::Unavailable),
+            Answer::Status(_) => Some(Self::Other),
+            Answer::NoConnection(_) => Some(Self::NoConnection),
+            Answer::Lost(_) => Some(Self::ConnectionLost),
+            Answer::TimedOut => Some(Self::Deadline),
+        }
+    }
+}
+
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deadline => "deadline",
+            Self::Unavailable => "unavailable",
+            Self::ConnectionLost => "connection lost",
+            Self::NoConnection => "no connection",
+            Self::Other => "another status",
+        })
+    }
+}
+
+/// One request that came to its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended<'a> {
+    pub(crate) answer: &'a Answer,
+    pub(crate) retries: u64,
+    /// From when it was due.
+    pub(crate) latency: Duration,
+    /// From the start of the load to now.
+    pub(crate) at: Duration,
+    /// Which of the timeouts its client has.
+    pub(crate) timeout: usize,
+}
+
 /// Gathers a report while the run lasts.
 #[derive(Debug)]
 pub(crate) struct Stats {
@@ -103,8 +213,15 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    pub(crate) fn new(spec: &BodySpec, bodies: usize) -> Result<Self, hdrhistogram::errors::CreationError> {
+    pub(crate) fn new(
+        spec: &BodySpec,
+        bodies: usize,
+        timeouts: &[Duration],
+    ) -> Result<Self, hdrhistogram::errors::CreationError> {
+        let clients =
+            |timeout: &Duration| ClientsReport { timeout_seconds: timeout.as_secs_f64(), ..ClientsReport::default() };
         let report = LoadReport {
+            clients: timeouts.iter().map(clients).collect(),
             distinct_bodies: bodies as u64,
             spans_per_batch: spec.spans as u64,
             traces_per_batch: spec.traces as u64,
@@ -114,12 +231,16 @@ impl Stats {
         Ok(Self { report, accepted_requests: 0, latency: Histogram::new_with_max(3_600_000_000, 3)? })
     }
 
-    pub(crate) fn record(&mut self, answer: &Answer, retries: u64, latency: Duration) {
+    pub(crate) fn record(&mut self, ended: Ended<'_>) {
+        let Ended { answer, retries, latency, at, timeout } = ended;
         let report = &mut self.report;
         let spans = report.spans_per_batch;
         report.requests += 1;
         report.spans += spans;
         report.retries += retries;
+        if let Some(clients) = report.clients.get_mut(timeout) {
+            clients.record(FailureKind::of(answer), at);
+        }
         if let Answer::Accepted { rejected } = answer {
             let rejected = (*rejected).min(spans);
             report.spans_rejected += rejected;

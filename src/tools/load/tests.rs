@@ -108,3 +108,49 @@ async fn draining_ends_a_run_that_has_no_end() {
         tasks.wait().await;
     }
 }
+
+#[tokio::test]
+async fn clients_of_mixed_patience_are_told_apart_and_each_endpoint_meets_all_of_them() {
+    let tasks = Tasks::new();
+    let slow = Behaviour { delay_ms: 300, ..Behaviour::default() };
+    let sinks = [sinks(1, slow, &tasks).await, sinks(1, Behaviour::default(), &tasks).await].concat();
+    let (short, long) = (Duration::from_millis(40), Duration::from_mins(1));
+    let config = LoadConfig { timeouts: vec![short, long], ..config_for(&sinks, 16) };
+    let run = run_load(config, &ProgressBar::hidden(), &tasks).await.unwrap();
+    let [impatient, patient] = &run.report.clients[..] else { panic!("{:?}", run.report.clients) };
+    assert_eq!((impatient.timeout_seconds, patient.timeout_seconds), (0.04, 60.0));
+    assert_eq!((impatient.requests, patient.requests), (8, 8));
+    assert_eq!(patient.failures, BTreeMap::new());
+    // The fast sink may be too slow for 40 ms on a busy machine.
+    let at_slow = u64::try_from(run.failed.len()).unwrap();
+    let Failures { requests, first_seconds, last_seconds } = impatient.failures[&FailureKind::Deadline];
+    assert!((4..=8).contains(&requests) && requests == at_slow, "{impatient:?}");
+    assert!((0.04..=last_seconds).contains(&first_seconds), "{impatient:?}");
+    assert!(run.failed.iter().all(|it| (it.timeout, it.kind) == (short, FailureKind::Deadline)), "{:?}", run.failed);
+    assert!(run.failed.iter().all(|it| it.answered >= it.sent && it.sent >= run.began), "{:?}", run.failed);
+    let mut text = Vec::new();
+    run.report.write_text(&mut text).unwrap();
+    let said = format!("    clients that wait 0.04 s: {requests} of 8 requests failed with deadline, the first ");
+    assert!(String::from_utf8(text).unwrap().contains(&said), "{said}");
+    let json = serde_json::to_value(&run.report).unwrap();
+    assert_eq!(json["clients"][0]["failures"]["deadline"]["requests"], requests);
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[test]
+fn a_timeout_is_one_or_several_and_none_is_zero() {
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+    let parsed = |line: &str| {
+        let words = ["load"].into_iter().chain(line.split_whitespace());
+        <Line as clap::Parser>::try_parse_from(words).map(|line| config(line.args).timeouts)
+    };
+    let seconds = |seconds: &[u64]| seconds.iter().copied().map(Duration::from_secs).collect::<Vec<_>>();
+    assert_eq!(parsed("").unwrap(), seconds(&[10]));
+    assert_eq!(parsed("--timeout 2s,5s --timeout 10s").unwrap(), seconds(&[2, 5, 10]));
+    assert!(parsed("--timeout 0s").unwrap_err().to_string().contains("write a duration above 0"));
+}
