@@ -253,7 +253,7 @@ impl Backend {
 
     /// Our transport failed. A backend that has left the table is not given a second chance.
     pub(super) fn failed(&self, failure: Failure) {
-        if self.closing.load(Ordering::Acquire) {
+        if self.closing.load(Ordering::Acquire) && !matches!(failure, Failure::Local(_)) {
             self.stand_down(Cause::Departed);
         } else if self.address.is_some() {
             self.pulse.failed(&self.shared.events, &self.identity, failure);
@@ -431,7 +431,7 @@ impl Backend {
         hubs.iter().for_each(|hub| hub.wake(QUEUE));
     }
 
-    fn act(self: &Arc<Self>, nudge: Nudge) {
+    pub(super) fn act(self: &Arc<Self>, nudge: Nudge) {
         match nudge {
             Nudge::Connect { line, wake } => {
                 self.shared.tasks.spawn(line::run(Arc::clone(self), line));
@@ -475,7 +475,7 @@ impl Backend {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held, save for a lack of memory.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,11 @@
 //! How a backend is dialled: TCP, and TLS over it where the pool has it.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwapOption;
 use socket2::{SockRef, TcpKeepalive};
@@ -12,6 +17,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{Failure, stream::Stream};
 use crate::{
+    shortage::Shortage,
     telemetry::metrics::DISPATCH_TLS_HANDSHAKE_FAILURES_TOTAL,
     tls::{Client, Failures, Reason},
 };
@@ -59,17 +65,17 @@ impl Dialer {
     pub(super) async fn dial(&self, identity: &str, address: SocketAddr) -> Result<Stream, Failure> {
         let stream = match timeout(CONNECT_TIMEOUT, connect(address)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(Failure::ConnectRefused),
-            // Accepted and reset before we looked.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Err(Failure::ResetAtOnce),
             Ok(Err(error)) => {
                 tracing::debug!(%address, %error, "cannot connect");
-                return Err(Failure::ConnectError);
+                return Err(failure_of(&error, address));
             }
             Err(_elapsed) => return Err(Failure::ConnectTimeout),
         };
         let Some(tls) = self.0.load_full() else { return Ok(Stream::Plain(stream)) };
         tls.shake(stream, identity, address).await.map_err(|error| {
+            if let Some(shortage) = Shortage::of(&error) {
+                return Failure::Local(shortage);
+            }
             let reason = Reason::of_io(&error);
             self.refused(reason, address, &error);
             Failure::Tls(reason)
@@ -97,6 +103,27 @@ impl Tls {
     }
 }
 
+/// Classifies a connect that failed.
+fn failure_of(error: &io::Error, address: SocketAddr) -> Failure {
+    match Shortage::of(error) {
+        // A machine without any address of that family says the same as one whose ports are all in use.
+        Some(Shortage::Ports) if !has_source_for(address) => Failure::ConnectError,
+        Some(shortage) => Failure::Local(shortage),
+        None => match error.kind() {
+            io::ErrorKind::ConnectionRefused => Failure::ConnectRefused,
+            // Accepted and reset before we looked.
+            io::ErrorKind::ConnectionReset => Failure::ResetAtOnce,
+            _ => Failure::ConnectError,
+        },
+    }
+}
+
+/// Whether this machine has an address to reach that one from. Connecting a UDP socket chooses it and sends nothing.
+fn has_source_for(address: SocketAddr) -> bool {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address)).is_ok()
+}
+
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_nodelay(true)?;
@@ -105,4 +132,26 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     reference.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
     socket.connect(address).await
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn what_this_machine_lacks_is_told_from_what_the_backend_does() {
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 4317));
+        let of = |errno: Errno, address| failure_of(&errno.into(), address);
+        assert_eq!(of(Errno::MFILE, here), Failure::Local(Shortage::Descriptors));
+        assert_eq!(of(Errno::NOBUFS, here), Failure::Local(Shortage::Memory));
+        assert_eq!(of(Errno::ADDRNOTAVAIL, here), Failure::Local(Shortage::Ports));
+        // No machine has an address to reach that one from: ports have nothing to do with it.
+        let nowhere = SocketAddr::from((Ipv4Addr::BROADCAST, 4317));
+        assert_eq!(of(Errno::ADDRNOTAVAIL, nowhere), Failure::ConnectError);
+        assert_eq!(of(Errno::CONNREFUSED, here), Failure::ConnectRefused);
+        assert_eq!(of(Errno::CONNRESET, here), Failure::ResetAtOnce);
+        assert_eq!(of(Errno::HOSTUNREACH, here), Failure::ConnectError);
+    }
 }

@@ -24,15 +24,19 @@ impl Pulse {
         }
     }
 
-    /// Notes a failure of the way to the backend.
+    /// Notes a failure of the way to the backend. A shortage on this side is none.
     pub(super) fn failed(&self, events: &Events, identity: &Arc<str>, failure: Failure) {
-        self.failing.store(true, Ordering::Relaxed);
-        events.send(identity, kind_of(failure));
+        if let Some(kind) = kind_of(failure) {
+            self.failing.store(true, Ordering::Relaxed);
+            events.send(identity, kind);
+        }
     }
 }
 
-fn kind_of(failure: Failure) -> HealthKind {
-    match failure {
+/// What membership hears of a failure, if it says anything of the backend.
+fn kind_of(failure: Failure) -> Option<HealthKind> {
+    Some(match failure {
+        Failure::Local(_) => return None,
         Failure::ConnectRefused | Failure::ResetAtOnce => HealthKind::Refused,
         Failure::Timeout => HealthKind::TimedOut,
         Failure::ConnectError
@@ -42,20 +46,20 @@ fn kind_of(failure: Failure) -> HealthKind {
         | Failure::Reset
         | Failure::Tls(_)
         | Failure::TurnedAway => HealthKind::Failed(failure.as_str()),
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health;
+    use crate::{health, shortage::Shortage};
 
     #[test]
     fn every_failure_is_a_reason_that_membership_knows() {
         use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Ping, Protocol, Reset, ResetAtOnce, Timeout};
         let plain = [ConnectError, ConnectRefused, ConnectTimeout, Ping, Protocol, Reset, ResetAtOnce, Timeout];
         for failure in plain.into_iter().chain(crate::tls::Reason::ALL.map(Failure::Tls)) {
-            assert!(health::REASONS.contains(&kind_of(failure).as_str()), "{failure:?}");
+            assert!(kind_of(failure).is_some_and(|kind| health::REASONS.contains(&kind.as_str())), "{failure:?}");
         }
     }
 
@@ -63,6 +67,8 @@ mod tests {
     async fn an_answer_is_said_once_after_failures_and_never_without() {
         let (events, mut inbox) = health::channel("test");
         let (pulse, identity) = (Pulse::default(), "a".into());
+        pulse.answered(&events, &identity);
+        pulse.failed(&events, &identity, Failure::Local(Shortage::Descriptors));
         pulse.answered(&events, &identity);
         pulse.failed(&events, &identity, Failure::Timeout);
         pulse.failed(&events, &identity, Failure::ResetAtOnce);

@@ -16,6 +16,7 @@ pub(super) async fn run(backend: Arc<Backend>, line: usize) {
     backend.metrics.connect(connected.as_ref().map(|_| ()).map_err(|failure| *failure));
     match connected {
         Ok(connected) => Driver::new(backend, line, connected).await,
+        Err(Failure::Local(shortage)) => backend.short_of(line, shortage),
         Err(failure) => {
             tracing::debug!(backend = %backend.identity, failure = failure.as_str(), "cannot connect");
             backend.unreachable(line, failure);

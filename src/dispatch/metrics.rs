@@ -7,7 +7,7 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use super::{Config, Failure, backend::Load, outcome::Verdict};
 use crate::{
     otlp::Signal,
-    telemetry::{Quota, metrics as names},
+    telemetry::{Quota, Seldom, metrics as names},
 };
 
 /// Handles without a backend.
@@ -16,6 +16,8 @@ pub(super) struct PoolMetrics {
     queue_limit: Gauge,
     /// Of lines about single backends.
     quota: Quota,
+    /// Of lines about sockets that this process could not open.
+    pub(super) shortages: Seldom,
     pub(super) call_duration: Histogram,
     pub(super) call_parts: Histogram,
     pub(super) dropped_abandoned: Counter,
@@ -49,6 +51,7 @@ pub(super) struct BackendMetrics {
     connects_timeout: Counter,
     connects_tls: Counter,
     connects_error: Counter,
+    connects_local: Counter,
 }
 
 impl PoolMetrics {
@@ -59,6 +62,7 @@ impl PoolMetrics {
             |reason: &'static str| counter!(names::DISPATCH_DROPPED_PARTS_TOTAL, "pool" => label(), "reason" => reason);
         Self {
             quota: Quota::new(),
+            shortages: Seldom::default(),
             queue_limit: gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label()),
             call_duration: histogram!(names::DISPATCH_CALL_DURATION_SECONDS, "pool" => label()),
             call_parts: histogram!(names::DISPATCH_CALL_PARTS, "pool" => label()),
@@ -123,6 +127,7 @@ impl PoolMetrics {
             connects_timeout: connects("timeout"),
             connects_tls: connects("tls"),
             connects_error: connects("error"),
+            connects_local: connects("local"),
         }
     }
 }
@@ -159,6 +164,7 @@ impl BackendMetrics {
             Ok(()) => &self.connects_ok,
             Err(Failure::ConnectRefused) => &self.connects_refused,
             Err(Failure::ConnectTimeout) => &self.connects_timeout,
+            Err(Failure::Local(_)) => &self.connects_local,
             Err(Failure::Tls(_)) => &self.connects_tls,
             Err(_) => &self.connects_error,
         }

@@ -9,7 +9,7 @@
 //! connection with all its calls, `clock` its timer; `dialer` connects, by TLS where the pool has it; `call` is one RPC,
 //! `body` and `codec` what it sends, `reply` what it hears; `settle` tells each part what became of it. `health` says to
 //! membership what is seen of a backend, `probe` asks one that was ejected whether it is there again, `retries` bounds what
-//! is tried again.
+//! is tried again, `shortage` waits when this process cannot open a socket.
 //!
 //! A backend whose slots the table sends elsewhere hands back what waits for it and gives up its calls; one that left the
 //! table finishes both, unless it fails.
@@ -42,6 +42,7 @@ mod reconcile;
 mod reply;
 mod retries;
 mod settle;
+mod shortage;
 mod silence;
 mod state;
 mod stream;

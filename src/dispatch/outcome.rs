@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::Part;
-use crate::{otlp::outcome::is_retryable, tls::Reason};
+use crate::{otlp::outcome::is_retryable, shortage::Shortage, tls::Reason};
 
 /// Length of a backend's message that is passed on, at most. A Collector puts attacker-shaped text of several KiB into it.
 const MAX_MESSAGE: usize = 256;
@@ -73,12 +73,14 @@ pub enum Cause {
 /// A failure of the way to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
-    /// Connecting failed otherwise: no route, no descriptor left.
+    /// Connecting failed otherwise: no route.
     ConnectError,
     /// Nobody listens.
     ConnectRefused,
     /// No answer to the connect.
     ConnectTimeout,
+    /// This process or machine has run out of something. It says nothing of the backend.
+    Local(Shortage),
     /// No answer to a PING.
     Ping,
     /// The peer does not speak HTTP/2 or gRPC as it should.
@@ -139,6 +141,7 @@ impl Failure {
             Self::ConnectError => "connect_error",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Local(shortage) => shortage.as_str(),
             Self::Ping => "ping",
             Self::Protocol => "protocol",
             Self::Reset => "reset",
@@ -166,6 +169,9 @@ impl fmt::Display for Failure {
             Self::ConnectError => "cannot connect",
             Self::ConnectRefused => "connection refused",
             Self::ConnectTimeout => "no answer to a connect",
+            Self::Local(shortage) => {
+                return write!(f, "this proxy could not open a connection to it: {shortage} on this side");
+            }
             Self::Ping => "no answer to a PING",
             Self::Protocol => "it does not speak HTTP/2 or gRPC as it should",
             Self::Reset => "connection or stream reset before the answer",
@@ -182,8 +188,8 @@ impl Cause {
     pub fn was_no_attempt(self) -> bool {
         match self {
             Self::Transport(failure) => {
-                use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Tls, TurnedAway};
-                matches!(failure, ConnectError | ConnectRefused | ConnectTimeout | Tls(_) | TurnedAway)
+                use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Local, Tls, TurnedAway};
+                matches!(failure, ConnectError | ConnectRefused | ConnectTimeout | Local(_) | Tls(_) | TurnedAway)
             }
             Self::Abandoned | Self::Deadline | Self::Departed | Self::Ejected | Self::Full | Self::Unresolved => true,
             Self::Status(_) | Self::Stopped => false,
@@ -277,6 +283,9 @@ fn sensible(pause: Duration) -> Duration {
 }
 
 fn failure_of(error: &h2::Error) -> Failure {
+    if let Some(shortage) = error.get_io().and_then(Shortage::of) {
+        return Failure::Local(shortage);
+    }
     if error.is_io() || (error.is_remote() && error.is_reset()) { Failure::Reset } else { Failure::Protocol }
 }
 

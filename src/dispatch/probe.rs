@@ -13,12 +13,13 @@ use http::{Method, Request, StatusCode, Version, uri::Scheme};
 use prost::Message;
 
 use super::{
-    Dialer,
+    Dialer, Failure,
     client::{self, Connected},
 };
 use crate::{
     health::Prober,
     otlp::{Chunk, framed::PREFIX_LEN},
+    shortage::Shortage,
 };
 
 /// Where the question goes.
@@ -43,10 +44,12 @@ struct Answer {
 }
 
 impl Prober for HealthCheck {
-    async fn probe(&self, identity: &str, address: SocketAddr) -> bool {
+    async fn probe(&self, identity: &str, address: SocketAddr) -> Result<bool, Shortage> {
         let Self(dialer) = self;
-        let Ok(Connected { sender, mut connection, outlet }) = client::connect(dialer, identity, address).await else {
-            return false;
+        let Connected { sender, mut connection, outlet } = match client::connect(dialer, identity, address).await {
+            Ok(connected) => connected,
+            Err(Failure::Local(shortage)) => return Err(shortage),
+            Err(_) => return Ok(false),
         };
         let scheme = if dialer.is_tls() { Scheme::HTTPS } else { Scheme::HTTP };
         let mut answer = pin!(ask(sender, scheme, address));
@@ -69,7 +72,7 @@ impl Prober for HealthCheck {
                 Poll::Pending => Poll::Ready(None),
             }).await,
         };
-        heard.unwrap_or(false)
+        Ok(heard.unwrap_or(false))
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
     piece::Queued,
     queue::{Queue, Rules},
 };
+use crate::shortage::Shortage;
 
 /// When a part for a backend without an address may be tried again: a static name is resolved in the background.
 const UNRESOLVED_FOR: Duration = Duration::from_secs(1);
@@ -21,6 +22,8 @@ pub(super) struct State {
     pub(super) backoff: Backoff,
     /// No connect before it.
     pub(super) retry_at: Option<Instant>,
+    /// What this process had too little of for a connection, and until when it does not try again.
+    pub(super) shortage: Option<(Shortage, Instant)>,
     pub(super) unmerged_until: Option<Instant>,
     /// No search for abandoned entries before it.
     pub(super) purge_at: Option<Instant>,
@@ -72,6 +75,7 @@ impl State {
             lines: (0..config.connections.max(1)).map(|_| Line::default()).collect(),
             backoff: Backoff::new(config.retry),
             retry_at: None,
+            shortage: None,
             unmerged_until: None,
             purge_at: None,
             turned_away: false,
@@ -96,17 +100,23 @@ impl State {
         }
         let down = self.lines.iter().position(|line| matches!(line.phase, Phase::Down));
         let least = self.lines.iter().filter_map(|line| Some((line.running, line.hub()?))).min_by_key(|(n, _)| *n);
-        let pause = self.retry_at.map(|at| at.saturating_duration_since(now)).filter(|pause| !pause.is_zero());
-        match (least, down, pause) {
+        match (least, down, self.pause(now)) {
             (Some(_), _, _) if !self.queue.opens(now) => Nudge::Wait,
             // All that are up are busy and another may be made.
             (Some((running, hub)), Some(line), None) if running > 0 => self.connect(line, Some(hub)),
             (Some((_, hub)), _, _) => Nudge::Wake(hub),
             (None, _, _) if self.lines.iter().any(|line| matches!(line.phase, Phase::Connecting)) => Nudge::Nothing,
-            (None, _, Some(pause)) => self.give_back(Some(pause), Cause::Transport(Failure::ConnectError)),
+            (None, _, Some((pause, failure))) => self.give_back(Some(pause), Cause::Transport(failure)),
             (None, Some(line), None) => self.connect(line, None),
             (None, None, None) => Nudge::Nothing,
         }
+    }
+
+    /// How long no connect may be tried, and why.
+    fn pause(&self, now: Instant) -> Option<(Duration, Failure)> {
+        let left = |at: Instant| at.checked_duration_since(now).filter(|left| !left.is_zero());
+        let of_ours = || self.shortage.and_then(|(what, at)| Some((left(at)?, Failure::Local(what))));
+        self.retry_at.and_then(left).map(|left| (left, Failure::ConnectError)).or_else(of_ours)
     }
 
     fn connect(&mut self, at: usize, wake: Option<Arc<Hub>>) -> Nudge {

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinError, spawn_blocking},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
@@ -54,6 +54,9 @@ const RESULTS: usize = 256;
 
 /// Events that are looked at before one table is built of them: a death of many is to be one change, or few.
 const AT_ONCE: usize = 256;
+
+/// Pause before a backend is probed again that could not be asked for want of a descriptor, a port or memory here.
+const UNASKED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What an operator chooses of a pool's membership.
 #[derive(Clone, Debug, PartialEq)]
@@ -213,12 +216,22 @@ impl<P: Prober> Room<P> {
     fn start_probe(&self, probe: Probe) {
         let (prober, results, until) = (Arc::clone(&self.prober), self.results.0.clone(), self.tasks.clone());
         self.tasks.spawn(async move {
-            let asked = timeout(PROBE_TIMEOUT, prober.probe(&probe.identity, probe.address));
+            let asked = async {
+                loop {
+                    match timeout(PROBE_TIMEOUT, prober.probe(&probe.identity, probe.address)).await {
+                        Ok(Ok(answered)) => return answered,
+                        Err(_elapsed) => return false,
+                        // The backend was not asked, so that nothing is known that could count against it.
+                        Ok(Err(shortage)) => tracing::debug!(backend = %probe.identity, %shortage, "cannot probe"),
+                    }
+                    sleep(UNASKED_PAUSE).await;
+                }
+            };
             tokio::select! {
                 () = until.stopped() => {}
                 answered = asked => {
                     // The task that waits for it ends only with the process.
-                    drop(results.send(Input::Probed { probe, answered: answered.unwrap_or(false) }).await);
+                    drop(results.send(Input::Probed { probe, answered }).await);
                 }
             }
         });

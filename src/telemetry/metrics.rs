@@ -152,7 +152,7 @@ page! {
     DISPATCH_CONNECTIONS = "spanring_dispatch_connections", Gauge, ["pool", "backend"],
         "Connections to the backend.";
     DISPATCH_CONNECTS_TOTAL = "spanring_dispatch_connects_total", Counter, ["pool", "backend", "result"],
-        "Attempts to connect: ok, refused, timeout, tls (the handshake failed) or error.";
+        "Attempts to connect: ok, refused, timeout, tls (the handshake failed), local (this process had no descriptor, port or memory left for it) or error.";
     DISPATCH_TLS_HANDSHAKE_FAILURES_TOTAL = "spanring_dispatch_tls_handshake_failures_total", Counter, ["pool", "reason"],
         "TLS handshakes with backends that failed, by the same reasons as those with clients.";
     DISPATCH_RETRIED_PARTS_TOTAL = "spanring_dispatch_retried_parts_total", Counter, ["pool", "signal"],

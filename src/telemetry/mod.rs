@@ -7,9 +7,11 @@ pub mod panics;
 mod process;
 mod quota;
 pub mod recorder;
+mod seldom;
 mod series;
 
 pub use quota::Quota;
 pub use recorder::{Recorder, RecorderError};
+pub use seldom::Seldom;
 #[cfg(test)]
 pub(crate) use series::LINGER;

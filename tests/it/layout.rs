@@ -14,13 +14,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("buffers", &[]),
     ("lifecycle", &[]),
     ("telemetry", &["lifecycle"]),
-    ("health", &["telemetry"]),
+    ("health", &["shortage", "telemetry"]),
+    ("shortage", &[]),
     ("tls", &["lifecycle", "telemetry"]),
     ("split", &["buffers", "otlp"]),
     ("ring", &["discovery", "otlp"]),
     ("route", &["ring", "split", "otlp"]),
     ("discovery", &["lifecycle", "telemetry"]),
-    ("membership", &["ring", "discovery", "lifecycle", "telemetry", "health"]),
+    ("membership", &["ring", "discovery", "lifecycle", "telemetry", "health", "shortage"]),
     // Of membership only the channel that tables come by.
     (
         "dispatch",
@@ -35,11 +36,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "telemetry",
             "pipeline",
             "health",
+            "shortage",
             "tls",
         ],
     ),
     ("pipeline", &["split", "ring", "route", "dispatch", "otlp", "budget", "telemetry"]),
-    ("receive", &["pipeline", "otlp", "budget", "buffers", "telemetry", "lifecycle", "tls"]),
+    ("receive", &["pipeline", "otlp", "budget", "buffers", "shortage", "telemetry", "lifecycle", "tls"]),
     // Dispatch knows what each backend has to do, the vocabulary which signals a pool takes.
     ("admin", &["membership", "ring", "dispatch", "otlp", "telemetry", "lifecycle", "receive"]),
 ];

@@ -185,7 +185,7 @@ async fn probed(status: &'static str, message: Option<&'static [u8]>) -> bool {
     });
     let found = patient(HealthCheck::default().probe("a", address)).await;
     tasks.stop();
-    found
+    found.unwrap()
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn peers_that_do_not_answer_are_not_there() {
     let probe = |address: SocketAddr| async move {
         tokio::time::timeout(Duration::from_millis(300), HealthCheck::default().probe("a", address))
             .await
-            .unwrap_or(false)
+            .is_ok_and(|answered| answered.unwrap())
     };
     let listener = listen().await;
     let address = listener.local_addr().unwrap();

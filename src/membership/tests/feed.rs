@@ -1,7 +1,10 @@
 //! A pool's membership that tests of other rooms feed by hand.
 
 use super::*;
-use crate::health::{self, Events};
+use crate::{
+    health::{self, Events},
+    shortage::Shortage,
+};
 
 /// Discovery and deliveries of one pool, played by a test.
 pub(crate) struct Feed {
@@ -14,8 +17,8 @@ pub(crate) struct Feed {
 struct Never;
 
 impl Prober for Never {
-    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> bool {
-        false
+    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> Result<bool, Shortage> {
+        Ok(false)
     }
 }
 

@@ -3,21 +3,28 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::health::{self, Events};
+use crate::{
+    health::{self, Events},
+    shortage::Shortage,
+};
 
-/// Answers the first so many probes with no.
+/// Cannot ask at first, then answers the next probes with no, so many times each.
 #[derive(Clone, Default)]
 struct Scripted {
+    unasked: usize,
     noes: usize,
     asked: Arc<AtomicUsize>,
 }
 
 impl Prober for Scripted {
-    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> bool {
-        match self.asked.fetch_add(1, Ordering::Relaxed) {
+    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> Result<bool, Shortage> {
+        let Some(asked) = self.asked.fetch_add(1, Ordering::Relaxed).checked_sub(self.unasked) else {
+            return Err(Shortage::Descriptors);
+        };
+        match asked {
             // Like a stopped process: connected, and silent.
             0 if self.noes > 0 => std::future::pending().await,
-            asked => asked >= self.noes,
+            asked => Ok(asked >= self.noes),
         }
     }
 }
@@ -45,7 +52,7 @@ async fn published(tables: &mut Tables, generation: u64) -> Arc<Table> {
 
 /// The paused clock moves only once nothing else can, blocking threads included.
 async fn settle() {
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(1)).await;
 }
 
 #[tokio::test]
@@ -113,6 +120,29 @@ async fn refused_backend_is_replaced_and_returns_once_a_probe_is_answered() {
     tasks.wait().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_this_process_could_not_send_counts_for_nothing() {
+    let returned_after = async |unasked: usize| {
+        let tasks = Tasks::new();
+        let (_discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c"], 1)));
+        let prober = Scripted { unasked, ..Scripted::default() };
+        let asked = Arc::clone(&prober.asked);
+        let (events, mut tables) = begin_with(prober, receiver, &tasks);
+        published(&mut tables, 1).await;
+        let ejected_at = Instant::now();
+        events.send(&"b".into(), HealthKind::Refused);
+        published(&mut tables, 3).await;
+        assert_eq!(asked.load(Ordering::Relaxed), unasked + 1);
+        tasks.stop();
+        tasks.wait().await;
+        ejected_at.elapsed()
+    };
+    let longest = Config::default().outlier_detection.base_ejection_time.mul_f64(1.1);
+    assert!(returned_after(0).await <= longest);
+    // If each counted as failed, the time to the next would double with each.
+    assert!(returned_after(5).await <= longest + 6 * UNASKED_PAUSE);
+}
+
 #[tokio::test]
 async fn stopping_ends_probes_that_run() {
     let tasks = Tasks::new();
@@ -123,7 +153,7 @@ async fn stopping_ends_probes_that_run() {
     published(&mut tables, 1).await;
     events.send(&"b".into(), HealthKind::Refused);
     while asked.load(Ordering::Relaxed) == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        sleep(Duration::from_millis(5)).await;
     }
     tasks.stop();
     timeout(Duration::from_millis(500), tasks.wait()).await.expect("nothing may wait for a probe");

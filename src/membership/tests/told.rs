@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     health,
     membership::tell,
+    shortage::Shortage,
     telemetry::{LINGER, Recorder, logs::captured},
 };
 
@@ -46,8 +47,8 @@ struct Pool {
 struct Silent;
 
 impl Prober for Silent {
-    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> bool {
-        false
+    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> Result<bool, Shortage> {
+        Ok(false)
     }
 }
 
