@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Validate(args) => validate(args),
         Command::PrintConfig(args) => print_config(args),
-        Command::Ring(args) => tool(async move |out| Ok(tools::ring::run(args, out).await?)),
+        Command::Ring(args) => tool(async move |out| Ok(tools::ring::run(args, out, &mut io::stderr()).await?)),
         Command::Convert(args) => convert(&args),
         Command::Sink(args) => sink(args),
         Command::Load(args) => tool(async move |out| tools::load::run(args, out).await),

@@ -19,7 +19,7 @@ use tokio::net::TcpSocket;
 use tonic::transport::Channel;
 
 use super::{
-    harness::{Process, Proxy, until},
+    harness::{Process, Proxy, Ready, on_free_ports, until},
     rig::{self, Sinks, client, request, span},
 };
 
@@ -223,10 +223,10 @@ fn replicas_of_different_memberships_are_told_apart_by_backend() -> Result<()> {
 fn changes_are_seen_as_they_come_with_their_cause() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let dead = Dead::new(&sinks)?;
-    let mut proxy = proxy("spanring", &[sinks.addresses(), vec![dead.0]].concat())?;
+    let proxy = proxy("spanring", &[sinks.addresses(), vec![dead.0]].concat())?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
     command.args(["ring", "watch", "--admin", &proxy.admin.to_string()]);
-    let mut watch = Process::start("watch", &mut command)?;
+    let watch = Process::start("watch", &mut command)?;
     until("the ring is shown", || Ok(watch.log().contains("pool tail: generation 1, 3 backends").then_some(())))?;
 
     let mut stream = sinks.runtime.block_on(async {
@@ -243,8 +243,112 @@ fn changes_are_seen_as_they_come_with_their_cause() -> Result<()> {
     let line = format!("generation 2 by ejection, moved {:.2} %, ejected 1 ({})", change.moved_share * 100.0, dead.0);
     until("the change is printed", || Ok(watch.log().contains(&line).then_some(())))?;
 
-    ensure!(proxy.process.stop()?.success(), "it drains");
-    ensure!(watch.wait()?.code() == Some(2), "the watch ends with its proxy");
+    Ok(())
+}
+
+#[test]
+fn a_watch_outlives_the_restart_of_its_proxy_and_goes_on_beside_one_that_is_down() -> Result<()> {
+    let sinks = Sinks::start(2, &SinkConfig::default())?;
+    let dead = Dead::new(&sinks)?;
+    let other = proxy("other", &sinks.addresses())?;
+    let (at_other, down) = (other.admin.to_string(), dead.0.to_string());
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("spanring.yaml");
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
+        Process::start("spanring", command.arg("run").arg("--config").arg(&file))
+    };
+    let (mut proxy, [_, admin]) = on_free_ports(|free| {
+        // No client is given a port of this address, so that they are still free when the proxy starts again.
+        let [grpc, admin] = free.map(|free| SocketAddr::from(([127, 0, 0, 2], free.port())));
+        std::fs::write(&file, rig::config(grpc, admin, &sinks.addresses(), "", ""))?;
+        Ok((start()?, Ready::Page(format!("http://{admin}/readyz"))))
+    })?;
+    let at = SocketAddr::from(([127, 0, 0, 2], admin.port())).to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
+    command.args(["ring", "watch", "--admin", &at, "--admin", &at_other, "--admin", &down]);
+    let mut watch = Process::start("watch", &mut command)?;
+    let seen =
+        |what: &str, times: usize| until(what, || Ok((watch.log().matches(what).count() >= times).then_some(())));
+    let found = |at: &str| format!("{at} pool tail: generation 1, 2 backends");
+    seen(&found(&at), 1)?;
+    seen(&found(&at_other), 1)?;
+    seen(&format!("cannot reach the admin listener at {down};"), 1)?;
+
+    ensure!(proxy.stop()?.success(), "it drains");
+    seen(&format!("the watch of {at} ended: the connection was closed; trying again"), 1)?;
+    let _proxy = start()?;
+    seen(&format!("{at} is watched again"), 1)?;
+    seen(&found(&at), 2)?;
+    ensure!(watch.log().matches(&found(&at_other)).count() == 1, "the other was watched all along: {}", watch.log());
+    ensure!(watch.log().matches(&down).count() == 1, "a failure that goes on is said once");
+    watch.signal("TERM")?;
+    watch.wait()?;
+
+    let (code, text) = said(&["watch", "--admin", &down, "--admin", &down])?;
+    ensure!(code == 2 && text.contains("cannot reach the admin listener"), "nobody was ever there: {code}: {text}");
+    Ok(())
+}
+
+#[test]
+fn one_dead_replica_hides_no_other() -> Result<()> {
+    let sinks = Sinks::start(2, &SinkConfig::default())?;
+    let dead = Dead::new(&sinks)?.0.to_string();
+    let proxy = proxy("spanring", &sinks.addresses())?;
+    let at = proxy.admin.to_string();
+    let id = format!("{:032x}", trace(1));
+    for (words, expected) in [
+        (vec!["show"], "pool tail (traces)"),
+        (vec!["lookup", &id], &*format!("{id}  {at}  tail")),
+        (vec!["plan", "--add", "10.0.0.1"], "1 added, 0 removed"),
+    ] {
+        // The dead one is asked first, and last.
+        let words = [words, vec!["--admin", &dead, "--admin", &at, "--admin", &dead]].concat();
+        let output = ring(&words, "")?;
+        let (text, why) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+        ensure!(text.contains(expected), "{words:?}: {text}{why}");
+        ensure!(output.status.code() == Some(2), "{words:?}: {:?}", output.status);
+        let named = format!("error: cannot reach the admin listener at {dead}; ");
+        ensure!(why.matches(&named).count() == 2 && why.lines().count() == 2, "{words:?}: {why}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_look_up_at_several_replicas_names_them_and_tells_whether_they_differ() -> Result<()> {
+    let sinks = Sinks::start(3, &SinkConfig::default())?;
+    let all = sinks.addresses();
+    let [one, two, three] = all[..] else { anyhow::bail!("three") };
+    let (a, b, c) = (proxy("a", &[one, two])?, proxy("b", &[one, three])?, proxy("c", &[two, one])?);
+    let [at_a, at_b, at_c] = [&a, &b, &c].map(|proxy| proxy.admin.to_string());
+    let ids: Vec<String> = (0..8).map(|number| format!("{:032x}", trace(number))).collect();
+    let list = format!("{one},{two}");
+    let owners = by_command(&["--members", &list], &ids)?;
+    let of = |owner: SocketAddr| owners.iter().find(|(_, it)| **it == owner.to_string()).map(|(id, _)| &**id);
+    let (moves, stays) = (of(two).context("a trace of the second")?, of(one).context("a trace of the first")?);
+
+    let (code, text) = said(&["lookup", moves, "--admin", &at_a, "--admin", &at_b])?;
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    ensure!(rows[0][..5] == ["TRACE", "REPLICA", "POOL", "SLOT", "BACKEND"], "{text}");
+    ensure!(rows[1][..3] == [moves, &at_a, "tail"] && rows[1][4] == two.to_string(), "{text}");
+    ensure!(rows[2][..3] == [moves, &at_b, "tail"] && rows[2][4] != two.to_string(), "{text}");
+    ensure!(code == 1 && text.contains("the replicas differ on 1 of 1 traces"), "{code}: {text}");
+
+    let (code, text) = said(&["lookup", moves, stays, "--admin", &at_a, "--admin", &at_c])?;
+    ensure!(code == 0 && text.lines().count() == 5, "the same backends, the same owners: {code}: {text}");
+    let output = ring(&["lookup", moves, "--admin", &at_a, "--admin", &at_b, "--json"], "")?;
+    let lines = String::from_utf8(output.stdout)?;
+    let from = lines.lines().map(|line| Ok(serde_json::from_str::<Value>(line)?["from"].clone()));
+    ensure!(from.collect::<Result<Vec<_>>>()? == [&*at_a, &*at_b], "{lines}");
+    ensure!(output.status.code() == Some(1), "{:?}", output.status);
+    let (code, text) = said(&["lookup", moves, "--admin", &at_a])?;
+    ensure!(code == 0 && !text.contains("REPLICA"), "one replica needs no name: {text}");
+
+    let (code, text) = said(&["show", "--admin", &at_a, "--admin", &at_c, "--admin", &at_b])?;
+    let why = format!("the rings of {at_b} differ from those of {at_a}: spanring ring diff {at_a} {at_b}\n");
+    ensure!(code == 1 && text.contains(&why) && text.matches(" differ from ").count() == 1, "{code}: {text}");
+    let (code, text) = said(&["show", "--admin", &at_a, "--admin", &at_c])?;
+    ensure!(code == 0 && !text.contains("differ"), "{code}: {text}");
     Ok(())
 }
 

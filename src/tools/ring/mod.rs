@@ -1,10 +1,12 @@
 //! `spanring ring`: rings of running proxies, of a configuration file or of a list of backends, as a table or as JSON.
 //!
-//! `source` gets rings, from whereever; `plan` and `diff` compute over them; `show`, `watch` and each of those print. A ring
+//! `source` gets rings, from wherever; `replicas` asks several at once; `plan` and `diff` compute over them; `show`, `watch` and
+//! each of those print. A ring
 //! that no proxy runs is built here, by the same code; one that a proxy runs is asked for by gRPC.
 
 mod diff;
 mod plan;
+mod replicas;
 mod show;
 mod source;
 mod table;
@@ -20,11 +22,17 @@ use std::{
 
 use clap::Subcommand;
 
-use self::source::{AdminAddress, Member, Source, SourceArgs};
+use self::{
+    replicas::Placements,
+    source::{AdminAddress, Member, Source, SourceArgs},
+};
 use crate::{config::LoadError, discovery::DiscoveryError, ring::RingError};
 
-/// What `diff` ends with when the rings differ.
+/// What the commands end with when replicas differ.
 const EXIT_DIFFER: u8 = 1;
+
+/// What they end with when one of several gave no answer. That of a lone one is an error.
+const EXIT_UNANSWERED: u8 = 2;
 
 /// `spanring ring`
 #[derive(Debug, clap::Args)]
@@ -41,14 +49,25 @@ Examples:
   spanring ring show                                    the proxy at 127.0.0.1:8888
   spanring ring show --admin spanring-0:8888 --admin spanring-1:8888
   spanring ring show --config spanring.yaml --pool tail    what a proxy that starts now would do
-  spanring ring show --members a:4317,b:4317 --json")]
+  spanring ring show --members a:4317,b:4317 --json
+
+Exit codes:
+  0    the rings are shown; those of several replicas agree
+  1    the rings of several replicas differ
+  2    the command line is wrong, or one of them can't be asked; the answers of the others are printed")]
     Show(Show),
     /// Say which backend gets a trace, and why
     #[command(after_help = "\
 Examples:
   spanring ring lookup 4bf92f3577b34da6a3ce929d0e0e4736
   spanring ring lookup 4bf92f3577b34da6a3ce929d0e0e4736 --signal traces --json
-  spanring ring lookup - --config spanring.yaml          IDs are read from stdin, one a line")]
+  spanring ring lookup 4bf92f3577b34da6a3ce929d0e0e4736 --admin spanring-0:8888 --admin spanring-1:8888
+  spanring ring lookup - --config spanring.yaml          IDs are read from stdin, one a line
+
+Exit codes:
+  0    the owners are shown; several replicas place each trace alike
+  1    several replicas place a trace on different backends
+  2    the command line is wrong, or one of them can't be asked; the answers of the others are printed")]
     Lookup(Lookup),
     /// Say what adding or removing backends would move
     #[command(after_help = "\
@@ -57,7 +76,7 @@ Examples:
   spanring ring plan --config spanring.yaml --remove 10.0.0.7:4317
   spanring ring plan --members a,b,c --add d,e --remove a --json")]
     Plan(Plan),
-    /// Print each change of a running proxy's rings, with its cause
+    /// Print each change of running proxies' rings, with its cause; a proxy that goes is watched again when it is back
     #[command(after_help = "\
 Examples:
   spanring ring watch
@@ -168,6 +187,14 @@ pub enum RingToolError {
         /// What it said.
         message: String,
     },
+    /// It was watched until now.
+    #[error("the watch of {from} ended: {why}")]
+    Ended {
+        /// The address.
+        from: String,
+        /// Why.
+        why: String,
+    },
     /// What it answered makes no sense here.
     #[error("{from}, pool {pool}: {what}")]
     Strange {
@@ -207,40 +234,68 @@ pub enum RingToolError {
     Io(#[from] io::Error),
 }
 
-/// Runs one of the commands to its end; `watch` has none.
-pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> Result<ExitCode, RingToolError> {
+/// Runs one of the commands to its end; `watch` has none. Answers go to `out`, what is missing in them and whether replicas
+/// differ to `err`.
+pub async fn run(
+    args: Args,
+    out: &mut (dyn Write + Send),
+    err: &mut (dyn Write + Send),
+) -> Result<ExitCode, RingToolError> {
     match args.command {
         Command::Show(Show { source, common }) => {
-            for source in source.sources() {
-                show::rings(&source::rings(&source, &common.pool).await?, common.json, out)?;
+            let sources = source.sources();
+            let rings = replicas::ask(&sources, |source| source::rings(source, &common.pool), err).await?;
+            for rings in &rings.given {
+                show::rings(rings, common.json, out)?;
             }
+            let agree = replicas::rings_agree(&rings.given, err)?;
+            Ok(code(rings.complete, agree))
         }
         Command::Lookup(Lookup { ids, signal, source, common }) => {
-            let ids = read_ids(ids)?;
-            let mut answers = Vec::new();
-            for source in source.sources() {
-                answers.extend(source::lookup(&source, &ids, &common.pool, &signal).await?);
-            }
-            show::placements(&answers, common.json, out)?;
+            let (ids, sources) = (source::parsed(&read_ids(ids)?)?, source.sources());
+            let (asked, pool, signal) = (&ids, &common.pool, &signal);
+            let ask = |source| async move {
+                let answers = source::lookup(source, asked, pool, signal).await?;
+                Ok(Placements { from: source.to_string(), answers })
+            };
+            let placements = replicas::ask(&sources, ask, err).await?;
+            show::placements(&placements.given, sources.len() > 1, common.json, out)?;
+            let agree = replicas::placements_agree(&placements.given, err)?;
+            Ok(code(placements.complete, agree))
         }
         Command::Plan(Plan { add, remove, source, common }) => {
             if add.is_empty() && remove.is_empty() {
                 return Err(RingToolError::Usage("nothing to plan; write --add or --remove, or both".to_owned()));
             }
-            for source in source.sources() {
-                let rings = source::rings(&source, &common.pool).await?;
-                plan::print(&plan::of(&rings, &add, &remove)?, common.json, out)?;
+            let sources = source.sources();
+            let (add, remove, pool) = (&add, &remove, &common.pool);
+            let ask = |source| async move { plan::of(&source::rings(source, pool).await?, add, remove) };
+            let plans = replicas::ask(&sources, ask, err).await?;
+            for plan in &plans.given {
+                plan::print(plan, common.json, out)?;
             }
+            Ok(code(plans.complete, true))
         }
-        Command::Watch(Watch { admin, common }) => watch::run(&admin, &common.pool, common.json, out).await?,
+        Command::Watch(Watch { admin, common }) => {
+            watch::run(&admin, &common.pool, common.json, out, err).await?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Diff(Diff { a, b, common }) => {
             let (a, b) = (source::rings(&a, &common.pool).await?, source::rings(&b, &common.pool).await?);
             let diff = diff::of(&a, &b);
             diff::print(&diff, common.json, out)?;
-            return Ok(if diff.agree { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DIFFER) });
+            Ok(code(true, diff.agree))
         }
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// An answer that is missing is worse than answers that differ.
+fn code(is_complete: bool, agree: bool) -> ExitCode {
+    match (is_complete, agree) {
+        (false, _) => ExitCode::from(EXIT_UNANSWERED),
+        (true, false) => ExitCode::from(EXIT_DIFFER),
+        (true, true) => ExitCode::SUCCESS,
+    }
 }
 
 /// The IDs, those of stdin in the place of `-`.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{json_line, percent, source::Rings, table};
+use super::{json_line, percent, replicas::Placements, source::Rings, table};
 use crate::admin::{
     api::{self, json},
     pb::v1::{LookupResponse, PoolRing},
@@ -16,6 +16,14 @@ struct Shown<'a> {
     from: &'a str,
     api_version: &'static str,
     pools: &'a [PoolRing],
+}
+
+/// As `/api/v1/lookup` has it, and where it is from.
+#[derive(Serialize)]
+struct Looked<'a> {
+    from: &'a str,
+    #[serde(flatten)]
+    answer: &'a LookupResponse,
 }
 
 /// Prints the rings of one source.
@@ -72,17 +80,27 @@ fn members(ring: &PoolRing, out: &mut (dyn Write + Send)) -> io::Result<()> {
     table::write(&rows, out)
 }
 
-/// Prints where traces go: a row for each owner in each pool.
-pub(super) fn placements(answers: &[LookupResponse], as_json: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
+/// Prints where traces go: a row for each owner in each pool. The rows of a trace stand together; when several replicas were
+/// asked, each row names its own.
+pub(super) fn placements(
+    answers: &[Placements],
+    of_several: bool,
+    as_json: bool,
+    out: &mut (dyn Write + Send),
+) -> io::Result<()> {
+    let traces = answers.iter().map(|it| it.answers.len()).max().unwrap_or_default();
+    let by_trace = (0..traces).flat_map(|n| answers.iter().filter_map(move |it| Some((&*it.from, it.answers.get(n)?))));
     if as_json {
-        return answers.iter().try_for_each(|answer| json_line(answer, out));
+        return by_trace.map(|(from, answer)| Looked { from, answer }).try_for_each(|looked| json_line(&looked, out));
     }
-    let mut rows = vec![["TRACE", "POOL", "SLOT", "BACKEND", "ADDRESS", "STATE", "REASON"].map(str::to_owned)];
-    for answer in answers {
+    let mut rows =
+        vec![["TRACE", "REPLICA", "POOL", "SLOT", "BACKEND", "ADDRESS", "STATE", "REASON"].map(str::to_owned)];
+    for (from, answer) in by_trace {
         for placement in &answer.pools {
             rows.extend(placement.owners.iter().map(|owner| {
                 [
                     answer.trace_id.clone(),
+                    from.to_owned(),
                     placement.pool.clone(),
                     placement.slot.to_string(),
                     owner.identity.clone(),
@@ -93,7 +111,15 @@ pub(super) fn placements(answers: &[LookupResponse], as_json: bool, out: &mut (d
             }));
         }
     }
+    if of_several {
+        return table::write(&rows, out);
+    }
+    let rows: Vec<Vec<String>> = rows.into_iter().map(without_replica).collect();
     table::write(&rows, out)
+}
+
+fn without_replica([trace, _, rest @ ..]: [String; 8]) -> Vec<String> {
+    [trace].into_iter().chain(rest).collect()
 }
 
 fn or_dash(text: String) -> String {

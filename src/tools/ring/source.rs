@@ -89,15 +89,19 @@ pub(super) async fn rings(source: &Source, pool: &str) -> Result<Rings, RingTool
     Ok(Rings { from: source.to_string(), live: matches!(source, Source::Admin(_)), pools })
 }
 
+/// Reads trace IDs, so that a wrong one is refused before anybody is asked.
+pub(super) fn parsed(ids: &[String]) -> Result<Vec<facts::TraceId>, RingToolError> {
+    let parsed = |id: &String| id.parse().map_err(|error| RingToolError::Usage(format!("{id:?}: {error}")));
+    ids.iter().map(parsed).collect()
+}
+
 /// Where each trace goes, in the order of `ids`.
 pub(super) async fn lookup(
     source: &Source,
-    ids: &[String],
+    ids: &[facts::TraceId],
     pool: &str,
     signal: &str,
 ) -> Result<Vec<LookupResponse>, RingToolError> {
-    let parsed = |id: &String| id.parse().map_err(|error| RingToolError::Usage(format!("{id:?}: {error}")));
-    let ids = ids.iter().map(parsed).collect::<Result<Vec<facts::TraceId>, _>>()?;
     if let Source::Admin(address) = source {
         let client = address.client().await?;
         let asked = ids.iter().map(|id| {
@@ -275,9 +279,21 @@ impl fmt::Display for Source {
 impl AdminAddress {
     /// A client over a connection of its own.
     pub(super) async fn client(&self) -> Result<RingClient<Channel>, RingToolError> {
+        self.connected(|target| target).await
+    }
+
+    /// The same for an answer that lasts: a connection that is silent for `ask_after` is asked whether it still stands.
+    pub(super) async fn lasting_client(&self, ask_after: Duration) -> Result<RingClient<Channel>, RingToolError> {
+        let keep_alive = |target: Target| {
+            target.http2_keep_alive_interval(ask_after).keep_alive_timeout(ask_after).keep_alive_while_idle(true)
+        };
+        self.connected(keep_alive).await
+    }
+
+    async fn connected(&self, set_up: impl Fn(Target) -> Target) -> Result<RingClient<Channel>, RingToolError> {
         let unreachable = |source| RingToolError::Unreachable { from: self.to_string(), source };
         let target = Target::from_shared(format!("http://{self}")).map_err(unreachable)?;
-        let channel = target.connect_timeout(CONNECT_WITHIN).connect().await.map_err(unreachable)?;
+        let channel = set_up(target).connect_timeout(CONNECT_WITHIN).connect().await.map_err(unreachable)?;
         Ok(RingClient::new(channel))
     }
 

@@ -16,7 +16,7 @@ async fn ring(line: &str) -> Result<(String, ExitCode), RingToolError> {
     let words = ["ring"].into_iter().chain(line.split_whitespace());
     let line = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
     let mut out = Vec::new();
-    let code = run(line.args, &mut out).await?;
+    let code = run(line.args, &mut out, &mut io::sink()).await?;
     Ok((String::from_utf8(out).expect("text"), code))
 }
 

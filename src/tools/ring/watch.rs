@@ -1,11 +1,21 @@
-//! Changes of running proxies' rings, printed as they come.
+//! Changes of running proxies' rings, printed as they come. A proxy that goes, or was never there, is tried again and again
+//! beside the others.
 
-use std::io::{self, Write};
+use std::{
+    error::Error,
+    io::{self, Write},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
 
-use super::{RingToolError, json_line, percent, source::AdminAddress};
+use super::{
+    RingToolError, json_line, percent,
+    source::{self, AdminAddress},
+};
 use crate::admin::{
     api::json,
     pb::v1::{Change, PoolRing, WatchRingRequest, WatchRingResponse},
@@ -19,33 +29,147 @@ struct Told<'a> {
     message: &'a WatchRingResponse,
 }
 
-/// Prints until one of the proxies goes.
+/// The pause before the first try to reach a proxy that went; each that follows is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause. A watch that lasted as long begins with the first pause again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a connection may be silent before it is asked whether it still stands, and how long that may take: a node that
+/// vanished says nothing.
+const ASK_AFTER: Duration = Duration::from_secs(10);
+
+/// What becomes of the watch of one proxy.
+enum Event {
+    /// It answered.
+    Began,
+    /// A ring, and what changed.
+    Told(WatchRingResponse),
+    /// It cannot be watched for now.
+    Failed(RingToolError),
+}
+
+/// The watch of one proxy, between two events.
+struct Watching<'a> {
+    address: &'a AdminAddress,
+    pool: &'a str,
+    messages: Option<(Streaming<WatchRingResponse>, Instant)>,
+    /// Before the next try; none before the first.
+    pause: Duration,
+}
+
+/// What was said of one proxy last.
+#[derive(Default)]
+struct Said {
+    began: bool,
+    failure: Option<String>,
+}
+
+/// Prints for as long as it is let. Ends when not one of the proxies could be watched at the beginning: then the addresses are
+/// wrong rather than the proxies away for a moment.
 pub(super) async fn run(
     addresses: &[AdminAddress],
     pool: &str,
     as_json: bool,
     out: &mut (dyn Write + Send),
+    err: &mut (dyn Write + Send),
 ) -> Result<(), RingToolError> {
-    let mut streams = Vec::new();
-    for address in addresses {
-        let request = WatchRingRequest { pool: pool.to_owned() };
-        let messages = address.client().await?.watch_ring(request).await.map_err(|status| address.refused(&status))?;
-        // The end of one is told as what it is: a proxy that went.
-        let end = stream::once(async { Err(tonic::Status::unavailable("it ended the watch")) });
-        streams.push(messages.into_inner().chain(end).map(move |message| (address, message)).boxed());
-    }
-    let mut messages = stream::select_all(streams);
-    while let Some((address, message)) = messages.next().await {
-        let message = message.map_err(|status| address.refused(&status))?;
+    let begin = |(n, address)| {
+        let watching = Watching { address, pool, messages: None, pause: Duration::ZERO };
+        let events = stream::unfold(watching, async |mut watching| Some((watching.next().await, watching)));
+        events.map(move |event| (n, address, event)).boxed()
+    };
+    let mut events = stream::select_all(addresses.iter().enumerate().map(begin));
+    let mut said: Vec<Said> = addresses.iter().map(|_| Said::default()).collect();
+    while let Some((n, address, event)) = events.next().await {
         let from = &*address.to_string();
-        if as_json {
-            json_line(&Told { from, message: &message }, out)?;
-        } else {
-            print(from, &message, out)?;
+        match event {
+            Event::Began => {
+                let Some(said) = said.get_mut(n) else { continue };
+                said.began = true;
+                if said.failure.take().is_some() {
+                    writeln!(err, "{from} is watched again")?;
+                }
+            }
+            Event::Told(message) => {
+                if as_json {
+                    json_line(&Told { from, message: &message }, out)?;
+                } else {
+                    print(from, &message, out)?;
+                }
+                out.flush()?;
+            }
+            Event::Failed(error) => {
+                let is_hopeless = |(it, said): (usize, &Said)| !said.began && (it == n || said.failure.is_some());
+                if said.iter().enumerate().all(is_hopeless) {
+                    return Err(error);
+                }
+                if let Some(said) = said.get_mut(n) {
+                    said.tell(error, err)?;
+                }
+            }
         }
-        out.flush()?;
     }
     Ok(())
+}
+
+impl Watching<'_> {
+    async fn next(&mut self) -> Event {
+        match self.messages.take() {
+            None => {
+                tokio::time::sleep(self.pause).await;
+                match self.begin().await {
+                    Ok(messages) => {
+                        self.messages = Some((messages, Instant::now()));
+                        Event::Began
+                    }
+                    Err(error) => self.failed(error),
+                }
+            }
+            Some((mut messages, since)) => match messages.message().await {
+                Ok(Some(message)) => {
+                    self.messages = Some((messages, since));
+                    Event::Told(message)
+                }
+                ended => {
+                    if since.elapsed() >= LONGEST_PAUSE {
+                        self.pause = Duration::ZERO;
+                    }
+                    self.failed(RingToolError::Ended { from: self.address.to_string(), why: why(ended.err()) })
+                }
+            },
+        }
+    }
+
+    async fn begin(&self) -> Result<Streaming<WatchRingResponse>, RingToolError> {
+        let request = WatchRingRequest { pool: self.pool.to_owned() };
+        source::answered(self.address, self.address.lasting_client(ASK_AFTER).await?.watch_ring(request)).await
+    }
+
+    fn failed(&mut self, error: RingToolError) -> Event {
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        Event::Failed(error)
+    }
+}
+
+/// Why a watch ended: what the proxy said of it, if it said anything.
+fn why(status: Option<Status>) -> String {
+    match status {
+        Some(status) if status.source().is_none() => status.message().to_owned(),
+        _ => "the connection was closed".to_owned(),
+    }
+}
+
+impl Said {
+    /// Says it once for as long as it goes on.
+    fn tell(&mut self, error: RingToolError, err: &mut (dyn Write + Send)) -> io::Result<()> {
+        let text = format!("{:#}", anyhow::Error::from(error));
+        if self.failure.as_ref() != Some(&text) {
+            writeln!(err, "{text}; trying again until it can be watched")?;
+        }
+        self.failure = Some(text);
+        Ok(())
+    }
 }
 
 /// One line for the ring as it was found, then one for each change.
