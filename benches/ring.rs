@@ -69,7 +69,7 @@ fn endpoints(family: &str, count: usize) -> Endpoints {
         "ipv6" => format!("[2001:db8::{:x}]:4317", index + 1),
         _ => format!("10.0.{}.{}:4317", index / 250, index % 250 + 1),
     };
-    let endpoint = |index| Endpoint { identity: identity(index).into(), address: None, weight: 1 };
+    let endpoint = |index| Endpoint::new(identity(index), None);
     let mut endpoints: Vec<Endpoint> = (0..count).map(endpoint).collect();
     endpoints.sort();
     endpoints.into()

@@ -9,7 +9,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 use metrics::Counter;
 use tokio::sync::mpsc;
 
-use crate::{shortage::Shortage, telemetry::metrics::HEALTH_EVENTS_DROPPED_TOTAL};
+use crate::{access::Access, shortage::Shortage, telemetry::metrics::HEALTH_EVENTS_DROPPED_TOTAL};
 
 /// Events that may wait for membership. A pool of hundreds of backends that die together fits.
 const CAPACITY: usize = 1024;
@@ -42,13 +42,18 @@ pub enum HealthKind {
 
 /// Asks a backend whether it is there.
 pub trait Prober: Send + Sync + 'static {
-    /// Whether the backend of that identity, at `address`, answers a question of its own protocol. A connect alone is not enough, since a
+    /// Whether the backend of that identity, at `address` and spoken to by `access`, answers a question of its own protocol. A connect alone is not enough, since a
     /// stopped process still accepts; any status of its own is, except that it says it is not serving.
     ///
     /// An error says that it could not be asked for want of something of this process, which says nothing of the backend.
     ///
     /// Membership gives up after [`PROBE_TIMEOUT`] and drops the future.
-    fn probe(&self, identity: &str, address: SocketAddr) -> impl Future<Output = Result<bool, Shortage>> + Send;
+    fn probe(
+        &self,
+        identity: &str,
+        address: SocketAddr,
+        access: &Access,
+    ) -> impl Future<Output = Result<bool, Shortage>> + Send;
 }
 
 /// Where dispatch says what it saw. Cloning shares the channel.

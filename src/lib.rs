@@ -18,7 +18,7 @@
 //! them. [`dispatch`] merges what waits for one backend into calls, sends them and classifies the answers.
 //!
 //! Beside that way: [`discovery`] says who the backends are, [`membership`] turns that into tables and publishes them,
-//! [`config`] is what the operator asked for, [`tls`] what certificates say, [`telemetry`] what the process says about itself, [`admin`] where it
+//! [`config`] is what the operator asked for, [`tls`] what certificates say, [`access`] how a backend is spoken to, [`telemetry`] what the process says about itself, [`admin`] where it
 //! answers, [`tools`] the demo, the load generator and the counting backend, [`proxy`] wires all of it.
 //!
 //! # Invariants
@@ -63,7 +63,8 @@ pub mod signals;
 pub mod telemetry;
 pub mod tls;
 pub mod tools;
-// Vocabulary: depends on nothing of ours.
+// Vocabulary: depends on nothing of ours, or on little.
+pub mod access;
 pub mod allocator;
 pub mod budget;
 pub mod buffers;

@@ -200,9 +200,8 @@ shutdown: {{ delay: 0s, timeout: 10s }}
 
     fn endpoints(&self, are_members: impl Fn(usize) -> bool) -> Arc<[Endpoint]> {
         let members = self.sinks.iter().enumerate().filter(|(n, _)| are_members(*n));
-        let mut endpoints: Vec<Endpoint> = members
-            .map(|(_, sink)| Endpoint { identity: sink.grpc.to_string().into(), address: Some(sink.grpc), weight: 1 })
-            .collect();
+        let mut endpoints: Vec<Endpoint> =
+            members.map(|(_, sink)| Endpoint::new(sink.grpc.to_string(), Some(sink.grpc))).collect();
         endpoints.sort_by(|a, b| a.identity.cmp(&b.identity));
         endpoints.into()
     }

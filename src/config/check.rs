@@ -275,6 +275,7 @@ impl Check {
             discovery: rooms::discovery(&pool.resolver)?,
             membership: rooms::membership(pool),
             dispatch: rooms::dispatch(pool),
+            headers: pool.headers.room().unwrap_or_default(),
             tls: pool.tls.as_ref().and_then(|tls| tls.room(&pool.resolver)),
         })
     }

@@ -75,6 +75,8 @@ pub struct PoolConfig {
     pub membership: membership::Config,
     /// How parts reach them.
     pub dispatch: dispatch::Config,
+    /// Headers of every call; none that gRPC or HTTP give a meaning to.
+    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
     /// TLS of the connections to them; `None` is plaintext.
     pub tls: Option<crate::tls::ClientConfig>,
 }

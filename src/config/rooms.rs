@@ -108,7 +108,6 @@ pub(super) fn dispatch(pool: &Pool) -> dispatch::Config {
             multiplier: pool.retry_on_failure.multiplier,
             jitter: pool.retry_on_failure.randomization_factor,
         },
-        headers: pool.headers.room().unwrap_or_default(),
         retry_budget_percent: pool.retry_on_failure.budget_percent,
         ..dispatch::Config::default()
     }

@@ -67,7 +67,6 @@ impl Dns {
         if endpoints.is_empty() || self.published.as_deref() == Some(&*endpoints) {
             return None;
         }
-        self.meters.endpoints(endpoints.len());
         let endpoints = Endpoints::from(endpoints);
         self.published = Some(endpoints.clone());
         Some(endpoints)
@@ -97,7 +96,7 @@ impl Dns {
     fn endpoints(&mut self) -> Vec<Endpoint> {
         let endpoint = |ip| {
             let address = SocketAddr::new(ip, self.port);
-            Endpoint { identity: address.to_string().into(), address: Some(address), weight: 1 }
+            Endpoint::new(address.to_string(), Some(address))
         };
         let mut endpoints: Vec<Endpoint> = self.known.addresses(self.family).map(endpoint).collect();
         endpoints.sort_unstable();

@@ -58,18 +58,25 @@ pub(super) fn parse(hostnames: &[String]) -> Result<Entries, DiscoveryError> {
 impl Fixed {
     pub(super) fn new(entries: Entries, system: System, meters: Meters, pool: &str) -> Self {
         let entry = |(identity, host): (_, HostPort)| Entry {
-            endpoint: Endpoint { identity, address: host.address(), weight: 1 },
+            endpoint: Endpoint::new(identity, host.address()),
             host,
             known: Known::default(),
             trouble: Trouble::default(),
         };
-        meters.endpoints(entries.len());
         Self { pool: pool.to_owned(), entries: entries.into_iter().map(entry).collect(), system, meters }
     }
 
     /// All entries, with the addresses that are known.
     pub(super) fn endpoints(&self) -> Endpoints {
         self.entries.iter().map(|entry| entry.endpoint.clone()).collect()
+    }
+
+    /// All entries, if they may take the place of a set that works: all of them have addresses or, when a second round of
+    /// questions is over and found no more, at least half.
+    pub(super) fn instead(&self, rounds: u32) -> Option<Endpoints> {
+        let known = self.entries.iter().filter(|entry| entry.endpoint.address.is_some()).count();
+        let enough = known == self.entries.len() || (rounds >= 2 && 2 * known >= self.entries.len());
+        enough.then(|| self.endpoints())
     }
 
     /// One round of questions about all names; the set if an address in it is another than before.

@@ -12,6 +12,7 @@ mod dns;
 mod fixed;
 mod known;
 mod metrics;
+mod resolvers;
 mod system;
 mod trouble;
 
@@ -25,9 +26,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use self::address::{AddressError, DEFAULT_PORT, HostPort};
-use self::{dns::Dns, fixed::Fixed, metrics::Meters, system::System};
-use crate::lifecycle::Tasks;
+pub use self::{
+    address::{AddressError, DEFAULT_PORT, HostPort},
+    resolvers::Resolvers,
+};
+use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, system::System};
+use crate::{access::Access, lifecycle::Tasks};
 
 /// One backend as discovery reports it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +42,8 @@ pub struct Endpoint {
     pub address: Option<SocketAddr>,
     /// Share of the ring relative to others; 1 unless configured.
     pub weight: u32,
+    /// How it is spoken to, by the configuration that found it.
+    pub access: Access,
 }
 
 /// The full set that discovery reports now, sorted by identity, without duplicates, never empty.
@@ -149,6 +155,13 @@ pub enum DiscoveryError {
     },
 }
 
+impl Endpoint {
+    /// One of weight 1, spoken to in plaintext until whoever publishes it says otherwise.
+    pub fn new(identity: impl Into<Arc<str>>, address: Option<SocketAddr>) -> Self {
+        Self { identity: identity.into(), address, weight: 1, access: Access::default() }
+    }
+}
+
 impl Config {
     /// A static resolver with the default interval and timeout.
     pub fn fixed<I, S>(hostnames: I) -> Self
@@ -215,18 +228,19 @@ fn check_times(interval: Duration, timeout: Duration) -> Result<(), DiscoveryErr
     Ok(())
 }
 
-/// Starts a pool's resolver, which publishes by `sender`: when another took over from an earlier one, what that found stays
-/// in force until this one has an answer.
+/// Starts a resolver of a pool, whose members are spoken to by `access`. If `resolvers` has one already, that one goes on
+/// until this one has its first good answer.
 ///
-/// A static one has published its set when this returns, a DNS one publishes when it was answered. Its task ends
-/// with `tasks`, or when nobody holds the receiver any more.
+/// The first one of a pool, if it is static, has published its set when this returns, and so has one of addresses only; a
+/// DNS one publishes when it was answered. Its task ends with `tasks`, or when nobody holds the receiver any more.
 pub fn start(
-    sender: &watch::Sender<Option<Endpoints>>,
+    resolvers: &Resolvers,
     pool: &str,
     config: &Config,
+    access: Access,
     tasks: &Tasks,
 ) -> Result<(), DiscoveryError> {
-    start_on(System::new(config.timeout()), sender, pool, config, tasks)
+    start_on(System::new(config.timeout()), resolvers, pool, config, access, tasks)
 }
 
 /// Asks once, for at most `limit`, and answers with what a proxy that starts now would use.
@@ -239,16 +253,20 @@ pub async fn resolve_once(config: &Config, limit: Duration) -> Result<Endpoints,
 
 fn start_on(
     system: System,
-    sender: &watch::Sender<Option<Endpoints>>,
+    resolvers: &Resolvers,
     pool: &str,
     config: &Config,
+    access: Access,
     tasks: &Tasks,
 ) -> Result<(), DiscoveryError> {
     let source = Source::new(system, Meters::new(pool, config), pool, config)?;
-    if let Some(endpoints) = source.at_once() {
-        sender.send_replace(Some(endpoints));
+    let tasks = tasks.child();
+    let publisher = resolvers.enter(access, tasks.clone());
+    let at_once = if publisher.is_next() { source.instead(0) } else { source.at_once() };
+    if let Some(endpoints) = at_once {
+        publisher.publish(&endpoints);
     }
-    tasks.spawn(run(source, sender.clone(), config.interval(), tasks.clone()));
+    tasks.spawn(run(source, publisher, config.interval(), tasks.clone()));
     Ok(())
 }
 
@@ -292,6 +310,15 @@ impl Source {
         }
     }
 
+    /// What may take the place of another resolver's set, after `rounds` of questions.
+    fn instead(&self, rounds: u32) -> Option<Endpoints> {
+        match self {
+            Self::Fixed(fixed) => fixed.instead(rounds),
+            // What it finds is good as soon as it finds anything.
+            Self::Dns(_) => None,
+        }
+    }
+
     /// One round of questions; the new set if it changed.
     async fn poll_once(&mut self) -> Option<Endpoints> {
         match self {
@@ -301,12 +328,20 @@ impl Source {
     }
 }
 
-/// A resolver's task: owned by its pool, ended by [`Tasks::stop`] or the last receiver; nothing is in hand then.
-async fn run(mut source: Source, sender: watch::Sender<Option<Endpoints>>, interval: Duration, tasks: Tasks) {
+/// A resolver's task: owned by its pool, ended by [`Tasks::stop`], by the one that takes over from it, or with the last
+/// receiver; nothing is in hand then.
+async fn run(mut source: Source, publisher: Publisher, interval: Duration, tasks: Tasks) {
     let rounds = async {
+        let mut round = 0_u32;
         loop {
-            if let Some(endpoints) = source.poll_once().await {
-                sender.send_replace(Some(endpoints));
+            round = round.saturating_add(1);
+            let found = source.poll_once().await;
+            let is_next = publisher.is_next();
+            let found = if is_next && matches!(source, Source::Fixed(_)) { source.instead(round) } else { found };
+            match found {
+                Some(endpoints) => publisher.publish(&endpoints),
+                None if is_next && round == 1 => publisher.warn_of_waiting(),
+                None => {}
             }
             sleep(jittered(interval)).await;
         }
@@ -314,7 +349,7 @@ async fn run(mut source: Source, sender: watch::Sender<Option<Endpoints>>, inter
     tokio::select! {
         biased;
         () = tasks.stopped() => {}
-        () = sender.closed() => {}
+        () = publisher.closed() => {}
         () = rounds => {}
     }
 }

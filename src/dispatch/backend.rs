@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Cause, Config, Dialer, Failure, RetryBudget,
+    Cause, Config, Failure, RetryBudget,
     client::Templates,
     health::Pulse,
     hub::{AWAY, Hub, QUEUE},
@@ -25,7 +25,7 @@ use super::{
     queue::Batch,
     state::{Line, Nudge, Phase, State},
 };
-use crate::{discovery::Endpoint, health::Events, lifecycle::Tasks};
+use crate::{access::Access, discovery::Endpoint, health::Events, lifecycle::Tasks};
 
 /// How long counts are kept exact after a `partial_success` that could not be attributed, and how long a client's data goes
 /// alone after it was refused (design 3, Dispatch).
@@ -37,7 +37,6 @@ const PURGE_EVERY: Duration = Duration::from_millis(50);
 /// What all backends of a pool share.
 pub(super) struct Shared {
     pub(super) config: Config,
-    pub(super) dialer: Dialer,
     pub(super) tasks: Tasks,
     pub(super) events: Events,
     pub(super) retries: Arc<RetryBudget>,
@@ -53,6 +52,8 @@ pub(super) struct Shared {
 pub(super) struct Backend {
     pub(super) identity: Arc<str>,
     pub(super) address: Option<SocketAddr>,
+    /// How it is spoken to, as long as it is there.
+    pub(super) access: Access,
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: BackendMetrics,
     pub(super) templates: Templates,
@@ -73,13 +74,12 @@ pub(super) struct Load {
 }
 
 impl Shared {
-    pub(super) fn new(pool: &str, config: Config, dialer: Dialer, tasks: &Tasks, events: Events) -> Arc<Self> {
+    pub(super) fn new(pool: &str, config: Config, tasks: &Tasks, events: Events) -> Arc<Self> {
         let metrics = PoolMetrics::new(pool);
         metrics.show_limit(&config);
         let retries = RetryBudget::new(config.retry_budget_percent, metrics.retry_budget_exhausted.clone());
         Arc::new(Self {
             config,
-            dialer,
             tasks: tasks.clone(),
             events,
             retries: Arc::new(retries),
@@ -96,7 +96,6 @@ impl Shared {
         self.retries.set_percent(config.retry_budget_percent);
         Arc::new(Self {
             config,
-            dialer: self.dialer.clone(),
             tasks: self.tasks.clone(),
             events: self.events.clone(),
             retries: Arc::clone(&self.retries),
@@ -114,9 +113,10 @@ impl Backend {
         Arc::new(Self {
             identity: Arc::clone(&endpoint.identity),
             address: endpoint.address,
+            access: endpoint.access.clone(),
             shared: Arc::clone(shared),
             metrics: shared.metrics.of_backend(&endpoint.identity),
-            templates: Templates::new(&endpoint.identity, endpoint.address, config, shared.dialer.is_tls()),
+            templates: Templates::new(&endpoint.identity, endpoint.address, config, &endpoint.access),
             pulse,
             room: AtomicUsize::new(0),
             closing: AtomicBool::new(false),

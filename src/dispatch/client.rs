@@ -10,11 +10,12 @@ use http::{
 };
 
 use super::{
-    Compression, Config, Dialer, Failure,
+    Compression, Config, Failure, dialer,
     stream::Stream,
     wire::{Outlet, Wire, gather},
 };
 use crate::{
+    access::Access,
     lifecycle::{INSTANCE_HEADER, instance},
     otlp::{Chunk, Signal},
 };
@@ -43,8 +44,8 @@ pub(super) struct Templates {
 }
 
 /// Connects to the backend of that identity and begins HTTP/2. The peer's SETTINGS are not waited for.
-pub(super) async fn connect(dialer: &Dialer, identity: &str, address: SocketAddr) -> Result<Connected, Failure> {
-    let stream = dialer.dial(identity, address).await?;
+pub(super) async fn connect(access: &Access, identity: &str, address: SocketAddr) -> Result<Connected, Failure> {
+    let stream = dialer::dial(access, identity, address).await?;
     let (wire, outlet) = gather(stream, Stream::packet_len);
     let (sender, connection) = Builder::new()
         .enable_push(false)
@@ -62,15 +63,15 @@ pub(super) async fn connect(dialer: &Dialer, identity: &str, address: SocketAddr
 
 impl Templates {
     /// The requests to the backend of that identity: it is the authority if it can be one, else the address is.
-    pub(super) fn new(identity: &str, address: Option<SocketAddr>, config: &Config, is_tls: bool) -> Self {
+    pub(super) fn new(identity: &str, address: Option<SocketAddr>, config: &Config, access: &Access) -> Self {
         let authority = Authority::try_from(identity)
             .ok()
             .filter(|authority| authority.port().is_some())
             .or_else(|| Authority::try_from(address?.to_string()).ok());
-        let headers = headers_of(config);
+        let headers = headers_of(config, access);
         let request = |signal: Signal| {
             let mut uri = http::uri::Parts::default();
-            uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
+            uri.scheme = Some(if access.tls().is_some() { Scheme::HTTPS } else { Scheme::HTTP });
             uri.authority.clone_from(&authority);
             uri.path_and_query = Some(PathAndQuery::from_static(signal.grpc_path()));
             let mut request = Request::new(());
@@ -95,7 +96,7 @@ impl Templates {
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-fn headers_of(config: &Config) -> HeaderMap {
+fn headers_of(config: &Config, access: &Access) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -115,7 +116,7 @@ fn headers_of(config: &Config) -> HeaderMap {
     if let Some(encoding) = encoding {
         headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
     }
-    headers.extend(config.headers.iter().cloned());
+    headers.extend(access.headers().iter().cloned());
     headers
 }
 
@@ -150,7 +151,7 @@ mod tests {
     fn an_identity_that_is_no_authority_is_replaced_by_the_address() {
         let address = Some("[::1]:4317".parse().unwrap());
         let uri = |identity| {
-            let templates = Templates::new(identity, address, &Config::default(), false);
+            let templates = Templates::new(identity, address, &Config::default(), &Access::default());
             templates.request(Signal::Traces, Duration::MAX).unwrap().uri().authority().unwrap().to_string()
         };
         assert_eq!(uri("collector-0.obs:4317"), "collector-0.obs:4317");

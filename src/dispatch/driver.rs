@@ -309,7 +309,7 @@ impl Driver {
     fn end(&mut self, failure: Option<Failure>) {
         let tls = self.outlet.tls_failure();
         if let (Some(reason), Some(address)) = (tls, self.backend.address) {
-            self.backend.shared.dialer.refused(reason, address, &"the backend ended it after the handshake");
+            self.backend.access.refused(reason, address, &"the backend ended it after the handshake");
         }
         let failure = tls.map(Failure::Tls).or(failure);
         let mut lost = false;

@@ -11,7 +11,7 @@ pub(super) async fn run(backend: Arc<Backend>, line: usize) {
     let connected = tokio::select! {
         // What waits is handed back by the reconciler or by what comes after it.
         () = tasks.stopped() => return backend.stop(),
-        connected = client::connect(&backend.shared.dialer, &backend.identity, address) => connected,
+        connected = client::connect(&backend.access, &backend.identity, address) => connected,
     };
     backend.metrics.connect(connected.as_ref().map(|_| ()).map_err(|failure| *failure));
     match connected {

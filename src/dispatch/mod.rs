@@ -6,7 +6,7 @@
 //!
 //! From the outside in: `reconcile` follows the tables and keeps a `backend` (queue and connections) for each endpoint;
 //! `queue` decides when a call opens and what it carries; `line` holds one connection slot, `driver` the task of one
-//! connection with all its calls, `clock` its timer; `dialer` connects, by TLS where the pool has it; `call` is one RPC,
+//! connection with all its calls, `clock` its timer; `dialer` connects, by TLS where the backend's access has it; `call` is one RPC,
 //! `body` and `codec` what it sends, `reply` what it hears; `settle` tells each part what became of it. `health` says to
 //! membership what is seen of a backend, `probe` asks one that was ejected whether it is there again, `retries` bounds what
 //! is tried again, `shortage` waits when this process cannot open a socket.
@@ -54,13 +54,11 @@ mod wire;
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use http::{HeaderName, HeaderValue};
 use tokio::sync::watch;
 
 use self::{backend::Shared, reconcile::Reconciler};
 pub use self::{
     backoff::Backoff,
-    dialer::Dialer,
     join::Join,
     loads::BackendLoad,
     outcome::{Cause, Failure, PartOutcome},
@@ -98,8 +96,6 @@ pub struct Config {
     pub open_place_bytes: usize,
     /// How long a part waits before it opens a further place.
     pub open_place_after: Duration,
-    /// Headers of every call; none that gRPC or HTTP give a meaning to.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// How retries space themselves.
     pub retry: RetryConfig,
     /// Retries that may be made, as a percentage of the parts that are sent for the first time.
@@ -176,7 +172,6 @@ impl Default for Config {
             places: 32,
             open_place_bytes: 64 << 10,
             open_place_after: Duration::from_millis(2),
-            headers: Vec::new(),
             retry: RetryConfig::default(),
             // A backend among four that refuses half of its calls takes 25; one among two, all there is.
             retry_budget_percent: 50,
@@ -200,15 +195,8 @@ impl Dispatch {
     ///
     /// Ends when `tasks` are stopped: what waits then is handed back with [`Cause::Stopped`]. What is seen of the backends'
     /// health goes to `events`.
-    pub fn start(
-        pool: &str,
-        config: Config,
-        dialer: Dialer,
-        tables: Tables,
-        tasks: &Tasks,
-        events: Events,
-    ) -> Arc<Self> {
-        let shared = Shared::new(pool, config, dialer, tasks, events);
+    pub fn start(pool: &str, config: Config, tables: Tables, tasks: &Tasks, events: Events) -> Arc<Self> {
+        let shared = Shared::new(pool, config, tasks, events);
         let view = Arc::new(ArcSwapOption::empty());
         let (configs, followed) = watch::channel(shared.config.clone());
         let mut reconciler = Reconciler::new(Arc::clone(&shared), Arc::clone(&view), tables, followed);

@@ -13,10 +13,11 @@ use http::{Method, Request, StatusCode, Version, uri::Scheme};
 use prost::Message;
 
 use super::{
-    Dialer, Failure,
+    Failure,
     client::{self, Connected},
 };
 use crate::{
+    access::Access,
     health::Prober,
     otlp::{Chunk, framed::PREFIX_LEN},
     shortage::Shortage,
@@ -34,7 +35,7 @@ const MAX_ANSWER: usize = 1 << 10;
 /// Asks by `grpc.health.v1.Health/Check`. Any answer of the peer's own will do, that it knows no such service above all (a
 /// Collector says so unless told otherwise), except that it is not serving.
 #[derive(Clone, Debug, Default)]
-pub struct HealthCheck(pub Dialer);
+pub struct HealthCheck;
 
 /// `HealthCheckResponse`
 #[derive(Clone, PartialEq, Message)]
@@ -44,14 +45,13 @@ struct Answer {
 }
 
 impl Prober for HealthCheck {
-    async fn probe(&self, identity: &str, address: SocketAddr) -> Result<bool, Shortage> {
-        let Self(dialer) = self;
-        let Connected { sender, mut connection, outlet } = match client::connect(dialer, identity, address).await {
+    async fn probe(&self, identity: &str, address: SocketAddr, access: &Access) -> Result<bool, Shortage> {
+        let Connected { sender, mut connection, outlet } = match client::connect(access, identity, address).await {
             Ok(connected) => connected,
             Err(Failure::Local(shortage)) => return Err(shortage),
             Err(_) => return Ok(false),
         };
-        let scheme = if dialer.is_tls() { Scheme::HTTPS } else { Scheme::HTTP };
+        let scheme = if access.tls().is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let mut answer = pin!(ask(sender, scheme, address));
         let over = poll_fn(|cx| {
             // Flushed after each look: h2 has written what it wanted to by then.

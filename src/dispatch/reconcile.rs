@@ -15,7 +15,7 @@ use crate::{membership::Tables, ring::Table};
 /// How often gauges are set; nothing on the way of the data touches them.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
-/// A backend stays while both are the same, and the configuration.
+/// A backend stays while both are the same, its access, and the configuration.
 type Key = (Arc<str>, Option<SocketAddr>);
 
 /// Owns the backends of a pool.
@@ -137,8 +137,9 @@ fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (Vi
         let mine = kept.remove(&(Arc::clone(&endpoint.identity), endpoint.address)).unwrap_or_default();
         // Shards see the same backend: what one of them hears ends the failures of another.
         let pulse = mine.first().map(|backend| Arc::clone(&backend.pulse)).unwrap_or_default();
-        let (mut mine, outdated): (Vec<_>, Vec<_>) =
-            mine.into_iter().partition(|backend| Arc::ptr_eq(&backend.shared, shared));
+        let (mut mine, outdated): (Vec<_>, Vec<_>) = mine
+            .into_iter()
+            .partition(|backend| Arc::ptr_eq(&backend.shared, shared) && backend.access == endpoint.access);
         gone.extend(outdated);
         for shard in &mut by_shard {
             shard.push(mine.pop().unwrap_or_else(|| Backend::new(endpoint, shared, Arc::clone(&pulse))));
@@ -158,7 +159,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        dispatch::{Config, Dialer, tests::support::table},
+        dispatch::{Config, tests::support::table},
         health,
         lifecycle::Tasks,
     };
@@ -168,8 +169,7 @@ mod tests {
         let addresses: Vec<SocketAddr> = (4001..4051).map(|port| ([127, 0, 0, 1], port).into()).collect();
         let tables = [&[][..], &addresses[49..]].map(|away| table(1, &addresses, away));
         let (sender, receiver) = watch::channel(None);
-        let shared =
-            Shared::new("test", Config::default(), Dialer::default(), &Tasks::new(), health::channel("test").0);
+        let shared = Shared::new("test", Config::default(), &Tasks::new(), health::channel("test").0);
         let shown = Arc::new(ArcSwapOption::empty());
         let (_configs, configs) = watch::channel(Config::default());
         let mut reconciler = Reconciler::new(shared, Arc::clone(&shown), receiver, configs);

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::OutlierDetection;
-use crate::{discovery::Endpoint, health::HealthKind};
+use crate::{access::Access, discovery::Endpoint, health::HealthKind};
 
 /// The reason of an ejection without any delivery: its name has had no address for a while.
 pub(super) const UNRESOLVED: &str = "unresolved";
@@ -105,16 +105,19 @@ impl Backend {
         self.absent_since.is_some()
     }
 
-    /// Discovery lists it. What failed at another address says nothing of this one: it is asked at once.
+    /// Discovery lists it. What failed at another address, or by another access, says nothing of this one: it is asked at once.
     pub(super) fn listed(&mut self, endpoint: &Endpoint, now: Instant) {
         self.absent_since = None;
-        if self.endpoint.address != endpoint.address {
+        if self.endpoint.address != endpoint.address || self.endpoint.access != endpoint.access {
             self.failures = 0;
             self.periods = 0;
             if let Some(ejection) = &mut self.ejection {
                 ejection.probe_at = Some(now);
             }
-            self.unresolved_since = endpoint.address.is_none().then_some(now);
+            self.unresolved_since = match endpoint.address {
+                Some(_) => None,
+                None => self.unresolved_since.or(Some(now)),
+            };
         }
         self.endpoint = endpoint.clone();
     }
@@ -181,6 +184,11 @@ impl Backend {
         Some(address)
     }
 
+    /// Whether `probe` asked it where it is now, by its access.
+    pub(super) fn is_reached_by(&self, probe: &Probe) -> bool {
+        self.endpoint.address == Some(probe.address) && self.endpoint.access == probe.access
+    }
+
     /// Takes note of a probe's end. Whether the backend returns.
     pub(super) fn probed(&mut self, answered: bool, config: &OutlierDetection, jitter: f64, now: Instant) -> bool {
         if answered {
@@ -225,4 +233,6 @@ pub struct Probe {
     pub identity: Arc<str>,
     /// Where it is asked: an answer from an address that it no longer has says nothing.
     pub address: SocketAddr,
+    /// How it is asked.
+    pub access: Access,
 }

@@ -218,7 +218,7 @@ impl<P: Prober> Room<P> {
         self.tasks.spawn(async move {
             let asked = async {
                 loop {
-                    match timeout(PROBE_TIMEOUT, prober.probe(&probe.identity, probe.address)).await {
+                    match timeout(PROBE_TIMEOUT, prober.probe(&probe.identity, probe.address, &probe.access)).await {
                         Ok(Ok(answered)) => return answered,
                         Err(_elapsed) => return false,
                         // The backend was not asked, so that nothing is known that could count against it.

@@ -220,7 +220,7 @@ impl State {
 
     fn probed(&mut self, probe: &Probe, answered: bool, now: Instant, notes: &mut Vec<Note>) {
         let jitter = self.random.f64();
-        let of_it = |backend: &&mut Backend| backend.is_ejected() && backend.endpoint.address == Some(probe.address);
+        let of_it = |backend: &&mut Backend| backend.is_ejected() && backend.is_reached_by(probe);
         let Some(backend) = self.backends.get_mut(&probe.identity).filter(of_it) else { return };
         if backend.probed(answered, &self.config.outlier_detection, jitter, now) {
             notes.push(Note::Returned(Arc::clone(&probe.identity)));
@@ -274,7 +274,7 @@ impl State {
     fn due_probes(&mut self, now: Instant) -> Vec<Probe> {
         let probe = |(identity, backend): (&Arc<str>, &mut Backend)| {
             let address = backend.begin_probe(now)?;
-            Some(Probe { identity: Arc::clone(identity), address })
+            Some(Probe { identity: Arc::clone(identity), address, access: backend.endpoint.access.clone() })
         };
         self.backends.iter_mut().filter_map(probe).collect()
     }

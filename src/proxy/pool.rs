@@ -9,10 +9,11 @@ use tracing::{error, info, warn};
 
 use super::{ProxyError, STOP_TIMEOUT};
 use crate::{
+    access::Access,
     admin::{self, Readiness},
     config::PoolConfig,
-    discovery::{self, Endpoints},
-    dispatch::{Dialer, Dispatch, HealthCheck},
+    discovery::{self, Resolvers},
+    dispatch::{Dispatch, HealthCheck},
     health,
     lifecycle::Tasks,
     membership,
@@ -26,17 +27,16 @@ const IDLE_POLL: Duration = Duration::from_millis(20);
 /// A running pool.
 pub(super) struct Pool {
     config: PoolConfig,
-    /// What the resolver finds: it outlives the resolver, so that another one may take over.
-    endpoints: watch::Sender<Option<Endpoints>>,
+    /// Who finds its backends, and how these are spoken to.
+    resolvers: Resolvers,
+    /// TLS by the newest configuration, which may have found nobody yet.
+    client: Option<Client>,
     membership: watch::Sender<membership::Config>,
     published: membership::Published,
-    dialer: Dialer,
     certificates: Reloads,
     dispatch: Arc<Dispatch>,
     /// Routes that lead here, those of requests in hand included.
     users: TaskTracker,
-    /// The resolver alone.
-    resolver: Tasks,
     /// The whole.
     tasks: Tasks,
 }
@@ -47,40 +47,36 @@ impl Pool {
         let PoolConfig { name, .. } = config;
         let client = load_client(config)?;
         let tasks = tasks.child();
-        let resolver = tasks.child();
-        let (endpoints, found) = watch::channel(None);
-        discovery::start(&endpoints, name, &config.discovery, &resolver)
+        let (resolvers, found) = Resolvers::new(name);
+        let access = Access::new(name, client.clone(), config.headers.clone());
+        discovery::start(&resolvers, name, &config.discovery, access, &tasks)
             .map_err(|source| ProxyError::Discovery { pool: name.clone(), source })?;
         let (events, inbox) = health::channel(name);
         let (membership, chosen) = watch::channel(config.membership.clone());
-        let dialer = Dialer::default();
-        let prober = HealthCheck(dialer.clone());
-        let published = membership::start(name, chosen, found, inbox, prober, &tasks);
+        let published = membership::start(name, chosen, found, inbox, HealthCheck, &tasks);
         let tables = published.tables.clone();
-        let dispatch = Dispatch::start(name, config.dispatch.clone(), dialer.clone(), tables, &tasks, events);
+        let dispatch = Dispatch::start(name, config.dispatch.clone(), tables, &tasks, events);
         let pool = Self {
             config: config.clone(),
-            endpoints,
+            resolvers,
+            client,
             membership,
             published,
-            dialer,
             certificates: certificates.clone(),
             dispatch,
             users: TaskTracker::new(),
-            resolver,
             tasks,
         };
-        pool.speak_by(client);
+        pool.follow_files();
         Ok(pool)
     }
 
-    /// Dials by `client` from now on.
-    fn speak_by(&self, client: Option<Client>) {
-        if let Some(client) = &client {
+    /// Has the files of the newest TLS settings looked at for as long as anybody is spoken to by them.
+    fn follow_files(&self) {
+        if let Some(client) = &self.client {
             self.certificates.add(&client.as_reload());
             client.watch(&self.tasks);
         }
-        self.dialer.set(&self.config.name, client);
     }
 
     /// Does what can fail of a change to `config`: reads the files of other TLS settings.
@@ -120,29 +116,32 @@ impl Pool {
 
     /// Takes over what differs, in place: backends, their states, the table and its generations stay. Whether anything did.
     ///
-    /// `client` is what [`Pool::prepare`] gave. A new resolver's first good answer replaces the set of the one before, which stays in force until then.
-    pub(super) async fn reconfigure(&mut self, config: &PoolConfig, client: Option<Client>) -> bool {
+    /// `client` is what [`Pool::prepare`] gave. A new resolver's first good answer replaces the set of the one before, which
+    /// stays in force until then, with its TLS and headers; what shows nobody a credential holds at once.
+    pub(super) fn reconfigure(&mut self, config: &PoolConfig, client: Option<Client>) -> bool {
         if self.config == *config {
             return false;
         }
         if self.config.membership != config.membership {
             self.membership.send_replace(config.membership.clone());
         }
-        if self.config.tls != config.tls {
-            self.speak_by(client);
-        }
-        if self.config.dispatch != config.dispatch || self.config.tls != config.tls {
-            // Other connections, in both cases.
+        if self.config.dispatch != config.dispatch {
             self.dispatch.reconfigure(config.dispatch.clone());
         }
+        if self.config.tls != config.tls {
+            self.client = client;
+            self.follow_files();
+        }
+        let access = || Access::new(&config.name, self.client.clone(), config.headers.clone());
         if self.config.discovery != config.discovery {
-            // First one, then the other: the last word is to be the new one's.
-            end(&self.resolver).await;
-            self.resolver = self.tasks.child();
-            if let Err(error) = discovery::start(&self.endpoints, &config.name, &config.discovery, &self.resolver) {
+            if let Err(error) =
+                discovery::start(&self.resolvers, &config.name, &config.discovery, access(), &self.tasks)
+            {
                 // It was checked before.
                 error!(pool = config.name, %error, "cannot start the resolver: the backends stay as they are");
             }
+        } else if self.config.tls != config.tls || self.config.headers != config.headers {
+            self.resolvers.speak_by(access());
         }
         self.config = config.clone();
         true

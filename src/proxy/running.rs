@@ -137,7 +137,7 @@ impl Running {
         let mut applied = Applied { added: added.keys().cloned().collect(), restart, ..Applied::default() };
         for pool in &config.pools {
             if let Some(running) = self.pools.get_mut(&pool.name)
-                && running.reconfigure(pool, clients.remove(&pool.name)).await
+                && running.reconfigure(pool, clients.remove(&pool.name))
             {
                 applied.changed.push(pool.name.clone());
             }

@@ -147,11 +147,8 @@ fn aligned(members: &[Member], endpoints: Endpoints) -> Endpoints {
     }
     let backend = |member: &Member| {
         let listed = endpoints.iter().find(|endpoint| endpoint.identity == member.identity);
-        Endpoint {
-            identity: Arc::clone(&member.identity),
-            address: listed.and_then(|endpoint| endpoint.address),
-            weight: member.weight,
-        }
+        let identity = || Arc::clone(&member.identity);
+        Endpoint { weight: member.weight, ..listed.cloned().unwrap_or_else(|| Endpoint::new(identity(), None)) }
     };
     members.iter().map(backend).collect()
 }

@@ -35,7 +35,7 @@ fn members(count: usize) -> Vec<Member> {
 
 fn endpoints(members: &[Member]) -> Endpoints {
     let endpoint =
-        |member: &Member| Endpoint { identity: Arc::clone(&member.identity), address: None, weight: member.weight };
+        |member: &Member| Endpoint { weight: member.weight, ..Endpoint::new(Arc::clone(&member.identity), None) };
     let mut endpoints: Vec<Endpoint> = members.iter().map(endpoint).collect();
     endpoints.sort();
     endpoints.into()

@@ -128,6 +128,8 @@ page! {
         "Look-ups by family (ipv4, ipv6, static) and result (success, empty, nxdomain, refused, servfail, timeout, error).";
     DISCOVERY_ENDPOINTS = "spanring_discovery_endpoints", Gauge, ["pool"],
         "Backends that discovery reports.";
+    DISCOVERY_CHANGE_PENDING = "spanring_discovery_change_pending", Gauge, ["pool"],
+        "1 while a reload's resolver has no good answer yet: backends, TLS and headers are still those of before.";
 
     DISPATCH_CALLS_TOTAL = "spanring_dispatch_calls_total", Counter, ["pool", "backend", "outcome"],
         "Calls to backends: accepted, partial, rejected, retryable, transport or timeout.";

@@ -3,7 +3,7 @@
 //! A backend remembers every span that it answered for, also over its crashes: what was acknowledged must be among them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -100,6 +100,8 @@ struct Inner {
     connections: AtomicU64,
     delivered: Mutex<BTreeMap<SpanKey, u64>>,
     messages: Mutex<Vec<Bytes>>,
+    authorizations: Mutex<BTreeSet<String>>,
+    plaintext: AtomicU64,
 }
 
 impl Backend {
@@ -120,6 +122,8 @@ impl Backend {
             connections: AtomicU64::default(),
             delivered: Mutex::default(),
             messages: Mutex::default(),
+            authorizations: Mutex::default(),
+            plaintext: AtomicU64::default(),
         });
         let mut backend = Self { address, inner, life: Tasks::new() };
         backend.come_back().await?;
@@ -169,6 +173,16 @@ impl Backend {
     /// How often it answered for each span.
     pub(crate) fn delivered(&self) -> BTreeMap<SpanKey, u64> {
         lock(&self.inner.delivered).clone()
+    }
+
+    /// Every `authorization` that calls and probes bore; an empty one for those without.
+    pub(crate) fn authorizations(&self) -> BTreeSet<String> {
+        lock(&self.inner.authorizations).clone()
+    }
+
+    /// Connections that did not begin as TLS does.
+    pub(crate) fn plaintext(&self) -> u64 {
+        self.inner.plaintext.load(Relaxed)
     }
 
     /// The messages that it answered for, without gRPC's prefix.
@@ -255,6 +269,10 @@ async fn serve(stream: TcpStream, inner: &Inner, life: &Tasks) -> Result<()> {
     let stream = stream.into_std()?;
     let twin = stream.try_clone()?;
     let stream = TcpStream::from_std(stream)?;
+    let mut first = [0];
+    if stream.peek(&mut first).await? > 0 && first != [0x16] {
+        inner.plaintext.fetch_add(1, Relaxed);
+    }
     let tls = lock(&inner.tls).clone();
     match tls {
         Some(tls) => serve_on(TlsAcceptor::from(tls).accept(stream).await?, &twin, inner, life).await,
@@ -297,6 +315,8 @@ where
 
 async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, inner: &Inner) -> Then {
     let path = request.uri().path().to_owned();
+    let authorization = request.headers().get("authorization").map(|value| String::from_utf8_lossy(value.as_bytes()));
+    lock(&inner.authorizations).insert(authorization.unwrap_or_default().into_owned());
     let Ok(message) = receive(request).await else { return Then::GoOn };
     let spans = if path.contains("TraceService") { spans_of(&message) } else { Vec::new() };
     let call = Call { number: inner.calls.fetch_add(1, Relaxed) + 1, path, spans };

@@ -83,7 +83,7 @@ fn has_members(proxy: &Proxy, count: usize) -> Result<()> {
 /// Spans of many traces go to `backends` and each trace to the one that owns it.
 async fn flow(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
     static TRACES: AtomicU64 = AtomicU64::new(1);
-    let endpoint = |at: SocketAddr| Endpoint { identity: at.to_string().into(), address: Some(at), weight: 1 };
+    let endpoint = |at: SocketAddr| Endpoint::new(at.to_string(), Some(at));
     let mut endpoints: Vec<Endpoint> = backends.iter().map(|backend| endpoint(backend.address)).collect();
     endpoints.sort();
     let table = Table::of(1, Algorithm::SlotsV1, &Arc::from(endpoints))?;

@@ -400,8 +400,7 @@ fn request(spans: Vec<Span>) -> ExportTraceServiceRequest {
 }
 
 fn endpoints(addresses: &[SocketAddr]) -> Arc<[Endpoint]> {
-    let endpoint =
-        |address: &SocketAddr| Endpoint { identity: address.to_string().into(), address: Some(*address), weight: 1 };
+    let endpoint = |address: &SocketAddr| Endpoint::new(address.to_string(), Some(*address));
     let mut endpoints: Vec<Endpoint> = addresses.iter().map(endpoint).collect();
     endpoints.sort_by(|a, b| a.identity.cmp(&b.identity));
     endpoints.into()

@@ -14,18 +14,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("buffers", &[]),
     ("lifecycle", &[]),
     ("telemetry", &["lifecycle"]),
-    ("health", &["shortage", "telemetry"]),
+    ("health", &["access", "shortage", "telemetry"]),
     ("shortage", &[]),
     ("tls", &["lifecycle", "telemetry"]),
+    ("access", &["telemetry", "tls"]),
     ("split", &["buffers", "otlp"]),
     ("ring", &["discovery", "otlp"]),
     ("route", &["ring", "split", "otlp"]),
-    ("discovery", &["lifecycle", "telemetry"]),
-    ("membership", &["ring", "discovery", "lifecycle", "telemetry", "health", "shortage"]),
+    ("discovery", &["access", "lifecycle", "telemetry"]),
+    ("membership", &["access", "ring", "discovery", "lifecycle", "telemetry", "health", "shortage"]),
     // Of membership only the channel that tables come by.
     (
         "dispatch",
         &[
+            "access",
             "membership",
             "ring",
             "discovery",

@@ -26,7 +26,7 @@ fn bare_metric(admin: SocketAddr, name: &str) -> Result<f64> {
     value.with_context(|| format!("no {name}"))
 }
 
-fn reloads(admin: SocketAddr, result: &str) -> Result<f64> {
+pub(crate) fn reloads(admin: SocketAddr, result: &str) -> Result<f64> {
     metric(admin, RELOADS, &[&format!("result=\"{result}\"")])
 }
 
@@ -57,7 +57,7 @@ fn pool(name: &str, backends: &[SocketAddr], settings: &str) -> String {
 }
 
 /// Writes `text`, asks for it, and waits until one more reload came to `result`.
-fn reload(proxy: &Proxy, text: &str, result: &str) -> Result<()> {
+pub(crate) fn reload(proxy: &Proxy, text: &str, result: &str) -> Result<()> {
     let before = reloads(proxy.admin, result)?;
     proxy.rewrite(text)?;
     proxy.process.signal("HUP")?;

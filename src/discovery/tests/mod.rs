@@ -2,5 +2,6 @@
 
 mod dns;
 mod fixed;
+mod resolvers;
 mod server;
 mod task;

@@ -2,12 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
-
 use super::server::{Machine, NXDOMAIN, SERVFAIL, addresses};
 use crate::{
+    access::Access,
     discovery::{
-        Config, DEFAULT_INTERVAL, EndpointsReceiver, IpFamily, MIN_INTERVAL,
+        Config, DEFAULT_INTERVAL, EndpointsReceiver, IpFamily, MIN_INTERVAL, Resolvers,
         answer::{Answer, Answers},
         dns::Dns,
         jittered,
@@ -34,8 +33,8 @@ fn often(hostname: &str) -> Config {
 }
 
 fn begin(system: System, config: &Config, tasks: &Tasks) -> EndpointsReceiver {
-    let (sender, receiver) = watch::channel(None);
-    start_on(system, &sender, "tail", config, tasks).unwrap();
+    let (resolvers, receiver) = Resolvers::new("tail");
+    start_on(system, &resolvers, "tail", config, Access::default(), tasks).unwrap();
     receiver
 }
 
@@ -71,7 +70,8 @@ async fn a_static_set_is_there_at_once_and_its_task_ends_with_the_last_receiver(
 #[tokio::test]
 async fn a_bad_configuration_starts_nothing() {
     let tasks = Tasks::new();
-    assert!(crate::discovery::start(&watch::channel(None).0, "tail", &Config::default(), &tasks).is_err());
+    let resolvers = Resolvers::new("tail").0;
+    assert!(crate::discovery::start(&resolvers, "tail", &Config::default(), Access::default(), &tasks).is_err());
     assert!(tasks.is_empty());
 }
 
@@ -107,7 +107,6 @@ async fn every_question_is_counted_by_its_result() {
     dns.poll_once().await;
     assert_eq!((count("ipv4", "success"), count("ipv4", "nxdomain")), ("2".to_owned(), "2".to_owned()));
     assert_eq!((count("ipv6", "servfail"), count("ipv6", "nxdomain")), ("3".to_owned(), "1".to_owned()));
-    assert!(rendered().contains("spanring_discovery_endpoints{pool=\"tail\"} 2\n"));
     assert!(!rendered().contains("spanring_discovery_last_success_timestamp_seconds{pool=\"tail\"} 0\n"));
 }
 

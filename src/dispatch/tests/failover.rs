@@ -8,6 +8,7 @@ use tonic::Code;
 
 use super::support::*;
 use crate::{
+    access::Access,
     dispatch::{Cause, Config, Failure, HealthCheck, Join, PartOutcome},
     health::{HealthKind, Prober},
     lifecycle::Tasks,
@@ -183,7 +184,7 @@ async fn probed(status: &'static str, message: Option<&'static [u8]>) -> bool {
         }
         while connection.accept().await.is_some() {}
     });
-    let found = patient(HealthCheck::default().probe("a", address)).await;
+    let found = patient(HealthCheck.probe("a", address, &Access::default())).await;
     tasks.stop();
     found.unwrap()
 }
@@ -201,7 +202,7 @@ async fn any_answer_but_not_serving_is_a_good_one() {
 #[tokio::test]
 async fn peers_that_do_not_answer_are_not_there() {
     let probe = |address: SocketAddr| async move {
-        tokio::time::timeout(Duration::from_millis(300), HealthCheck::default().probe("a", address))
+        tokio::time::timeout(Duration::from_millis(300), HealthCheck.probe("a", address, &Access::default()))
             .await
             .is_ok_and(|answered| answered.unwrap())
     };

@@ -152,7 +152,7 @@ impl Rig {
     pub(crate) fn start_with(config: Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
         let (tables, receiver) = watch::channel(Some(table(1, backends, &[])));
         let (sender, events) = health::channel("test");
-        let dispatch = Dispatch::start("test", config, crate::dispatch::Dialer::default(), receiver, &tasks, sender);
+        let dispatch = Dispatch::start("test", config, receiver, &tasks, sender);
         Self { dispatch, tasks, events, tables }
     }
 
@@ -265,10 +265,8 @@ pub(crate) fn names_of(request: &ExportTraceServiceRequest) -> Vec<String> {
 }
 
 pub(crate) fn table(generation: u64, backends: &[SocketAddr], away: &[SocketAddr]) -> Arc<Table> {
-    let mut endpoints: Vec<_> = backends
-        .iter()
-        .map(|address| Endpoint { identity: address.to_string().into(), address: Some(*address), weight: 1 })
-        .collect();
+    let mut endpoints: Vec<_> =
+        backends.iter().map(|address| Endpoint::new(address.to_string(), Some(*address))).collect();
     endpoints.sort();
     let base = Base::build_with(Algorithm::SlotsV1, &members_of(&endpoints)).unwrap();
     let is_away = |endpoint: &Endpoint| away.iter().any(|address| endpoint.address == Some(*address));

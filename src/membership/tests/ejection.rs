@@ -221,3 +221,26 @@ fn name_without_an_address_counts_as_failed_after_a_while() {
     assert_eq!(rig.away(), ["b"]);
     assert!(rig.answer("b", true) && rig.away().is_empty());
 }
+
+#[test]
+fn who_is_spoken_to_in_another_way_is_asked_at_once_and_by_that() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    rig.see("b", HealthKind::Failed("tls_unknown_ca"));
+    rig.see("b", HealthKind::Refused);
+    rig.wait_for_timer();
+    let access = crate::access::Access::new("tail", None, Vec::new());
+    let all: Vec<Endpoint> = endpoints(&["a", "b", "c"], 1).iter().cloned().collect();
+    let all: Endpoints = all.into_iter().map(|endpoint| Endpoint { access: access.clone(), ..endpoint }).collect();
+    let change = rig.step(Input::Discovered(all)).expect("dispatch must hear of it");
+    assert!(change.moved == 0.0 && change.table.backends().iter().all(|backend| backend.access == access));
+    assert_eq!(rig.probes.iter().filter(|probe| probe.access == access).count(), 1, "it must be asked anew");
+    assert!(!rig.answer("b", true), "what was asked by the old access says nothing");
+    assert_eq!(rig.state_of("b"), Some(BackendState::Ejected));
+    assert!(rig.answer("b", true));
+    // Who has left discovery is spoken to as ever until it is gone.
+    let later = crate::access::Access::new("tail", None, Vec::new());
+    let one: Endpoints = [Endpoint { access: later.clone(), ..endpoints(&["a"], 1)[0].clone() }].into();
+    let change = rig.step(Input::Discovered(one)).expect("another access");
+    let accesses: Vec<_> = change.table.backends().iter().map(|backend| backend.access.clone()).collect();
+    assert_eq!(accesses, [later, access.clone(), access]);
+}

@@ -17,7 +17,7 @@ pub(crate) struct Feed {
 struct Never;
 
 impl Prober for Never {
-    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> Result<bool, Shortage> {
+    async fn probe(&self, _: &str, _: std::net::SocketAddr, _: &crate::access::Access) -> Result<bool, Shortage> {
         Ok(false)
     }
 }

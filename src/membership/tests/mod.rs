@@ -26,8 +26,7 @@ use crate::{
 
 /// Backends of these names, all at one port.
 fn endpoints(hosts: &[&str], port: u16) -> Endpoints {
-    let endpoint =
-        |host: &&str| Endpoint { identity: (*host).into(), address: Some(([127, 0, 0, 1], port).into()), weight: 1 };
+    let endpoint = |host: &&str| Endpoint::new(*host, Some(([127, 0, 0, 1], port).into()));
     hosts.iter().map(endpoint).collect()
 }
 

@@ -1,6 +1,7 @@
 //! What is remembered: since when and why each backend stands as it does, and the last changes.
 
 use super::*;
+use crate::access::Access;
 use crate::membership::record::{KEPT_CHANGES, NAMED, Names, Record};
 
 /// A state and its record, moved together as the task moves them.
@@ -81,7 +82,10 @@ fn changes_name_what_came_of_them() {
     assert!(second.placement.0 == Some(first.placement.1) && second.placement.1 != first.placement.1);
     assert!((0.2..0.5).contains(&second.moved), "{}", second.moved);
     let address = ([127, 0, 0, 1], 1).into();
-    book.apply(Input::Probed { probe: Probe { identity: "b".into(), address }, answered: true });
+    book.apply(Input::Probed {
+        probe: Probe { identity: "b".into(), address, access: Access::default() },
+        answered: true,
+    });
     let third = book.record.last_change().expect("a change");
     assert_eq!((third.cause.as_str(), &*third.returned.named), ("return", &["b".into()][..]));
 }

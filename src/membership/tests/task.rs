@@ -17,7 +17,7 @@ struct Scripted {
 }
 
 impl Prober for Scripted {
-    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> Result<bool, Shortage> {
+    async fn probe(&self, _: &str, _: std::net::SocketAddr, _: &crate::access::Access) -> Result<bool, Shortage> {
         let Some(asked) = self.asked.fetch_add(1, Ordering::Relaxed).checked_sub(self.unasked) else {
             return Err(Shortage::Descriptors);
         };
@@ -40,7 +40,7 @@ fn begin_with(prober: Scripted, receiver: EndpointsReceiver, tasks: &Tasks) -> (
 }
 
 fn unresolved(identities: &[&str]) -> Option<Endpoints> {
-    let endpoint = |identity: &&str| Endpoint { identity: (*identity).into(), address: None, weight: 1 };
+    let endpoint = |identity: &&str| Endpoint::new(*identity, None);
     Some(identities.iter().map(endpoint).collect())
 }
 

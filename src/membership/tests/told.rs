@@ -47,7 +47,7 @@ struct Pool {
 struct Silent;
 
 impl Prober for Silent {
-    async fn probe(&self, _: &str, _: std::net::SocketAddr) -> Result<bool, Shortage> {
+    async fn probe(&self, _: &str, _: std::net::SocketAddr, _: &crate::access::Access) -> Result<bool, Shortage> {
         Ok(false)
     }
 }

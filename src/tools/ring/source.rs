@@ -145,8 +145,8 @@ pub(super) fn table(from: &str, ring: &PoolRing) -> Result<Table, RingToolError>
         .members
         .iter()
         .map(|member| {
-            let identity = member.identity.as_str().into();
-            Endpoint { identity, address: member.address.parse().ok(), weight: member.weight }
+            let identity = member.identity.as_str();
+            Endpoint { weight: member.weight, ..Endpoint::new(identity, member.address.parse().ok()) }
         })
         .collect();
     let table = built(&ring.pool, ring.generation, algorithm, &endpoints)?;
@@ -329,7 +329,7 @@ impl Member {
     }
 
     pub(super) fn endpoint(&self) -> Endpoint {
-        Endpoint { identity: self.identity(), address: self.0.address(), weight: 1 }
+        Endpoint::new(self.identity(), self.0.address())
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::*;
 use crate::{
     admin::{Pools, Readiness, State},
-    dispatch::{self, Dialer, Dispatch},
+    dispatch::{self, Dispatch},
     lifecycle::Tasks,
     membership::tests::Feed,
     telemetry::Recorder,
@@ -47,8 +47,8 @@ impl Rig {
     fn add(&mut self, name: &str) {
         let feed = Feed::start(name, &self.tasks);
         let tables = feed.published.tables.clone();
-        let (config, dialer, events) = (dispatch::Config::default(), Dialer::default(), feed.events.clone());
-        let dispatch = Dispatch::start(name, config, dialer, tables, &self.tasks, events);
+        let (config, events) = (dispatch::Config::default(), feed.events.clone());
+        let dispatch = Dispatch::start(name, config, tables, &self.tasks, events);
         let signals = if self.feeds.is_empty() { vec![Signal::Traces, Signal::Logs] } else { Vec::new() };
         self.state.pools.insert(name, Pool { signals, membership: feed.published.clone(), dispatch });
         self.feeds.push(feed);
