@@ -12,9 +12,10 @@ use super::{
     headers::{self, Headers},
     layout::{Codec, HealthCheck, Layout, Pool, Route, RoutingKey, SignalName},
     memory, rooms,
+    said::Said,
     tls::Complaint,
     tree::Step,
-    values::{HostPort, MIB, WorkerThreads},
+    values::{GoDuration, HostPort, MIB, WorkerThreads},
 };
 use crate::{admin, otlp::Signal};
 
@@ -30,9 +31,12 @@ const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bound on connections and shards, of which every backend gets some: a slip of the finger is not to open thousands.
 const MAX_CONNECTIONS: usize = 64;
 
+/// Whether no message may show what stands at a path of the file.
+pub(super) type IsHidden<'a> = &'a dyn Fn(&[Step]) -> bool;
+
 /// Checks the whole; `root` is where the machine's files are looked for.
-pub(super) fn check(layout: &Layout, root: &Path) -> Result<Config, Vec<ConfigError>> {
-    let mut check = Check::default();
+pub(super) fn check(layout: &Layout, root: &Path, is_hidden: IsHidden<'_>) -> Result<Config, Vec<ConfigError>> {
+    let mut check = Check { is_hidden, problems: Vec::new(), warnings: Vec::new() };
     check.receivers(layout);
     let pools = check.pools(layout);
     let routes = check.routes(layout);
@@ -90,26 +94,44 @@ fn worker_threads(threads: WorkerThreads) -> usize {
     }
 }
 
-#[derive(Default)]
-struct Check {
+struct Check<'a> {
+    is_hidden: IsHidden<'a>,
     problems: Vec<ConfigError>,
     warnings: Vec<String>,
 }
 
-impl Check {
+/// A path as it is complained about.
+fn steps(path: &[&str]) -> Vec<Step> {
+    // Routes are the only list whose members are complained about one by one; a pool may be named "0".
+    let in_list = path.first() == Some(&"routes");
+    let step = |name: &&str| match name.parse() {
+        Ok(index) if in_list => Step::Index(index),
+        _ => Step::Key((*name).to_owned()),
+    };
+    path.iter().map(step).collect()
+}
+
+impl Check<'_> {
+    /// Complains without showing any value.
     fn complain(&mut self, path: &[&str], message: impl Into<String>) {
-        // Routes are the only list whose members are complained about one by one; a pool may be named "0".
-        let in_list = path.first() == Some(&"routes");
-        let step = |name: &&str| match name.parse() {
-            Ok(index) if in_list => Step::Index(index),
-            _ => Step::Key((*name).to_owned()),
-        };
-        self.problems.push(ConfigError { place: None, path: path.iter().map(step).collect(), message: message.into() });
+        self.problems.push(ConfigError { place: None, path: steps(path), message: message.into() });
+    }
+
+    /// Complains about the value at the first of `paths`, in a message that shows the values at all of them.
+    fn complain_of(&mut self, paths: &[&[&str]], said: impl Into<Said>) {
+        let message = self.choose(paths, said.into());
+        self.complain(paths.first().copied().unwrap_or_default(), message);
+    }
+
+    fn choose(&self, paths: &[&[&str]], said: Said) -> String {
+        let hides = paths.iter().any(|path| (self.is_hidden)(&steps(path)));
+        if hides { said.hidden } else { said.shown }
     }
 
     fn within<T: PartialOrd + std::fmt::Display>(&mut self, path: &[&str], value: T, least: T, most: T) {
         if !(least <= value && value <= most) {
-            self.complain(path, format!("{value} is out of range; it must be from {least} to {most}"));
+            let message = format!("is out of range; it must be from {least} to {most}");
+            self.complain_of(&[path], Said::before(value, message));
         }
     }
 
@@ -138,12 +160,12 @@ impl Check {
             Ok(found) => {
                 let address = found.iter().find(|address| address.is_ipv4()).or(found.first()).copied();
                 if address.is_none() {
-                    self.complain(path, format!("\"{}\" has no address", endpoint.host));
+                    self.complain_of(&[path], Said::of(&endpoint.host, |host| format!("{host} has no address")));
                 }
                 address
             }
             Err(error) => {
-                self.complain(path, format!("cannot look up \"{}\": {error}", endpoint.host));
+                self.complain_of(&[path], Said::of(&endpoint.host, |host| format!("cannot look up {host}: {error}")));
                 None
             }
         }
@@ -159,20 +181,28 @@ impl Check {
         self.within(&path("max_header_list_size"), grpc.max_header_list_size.0, 1 << 10, MIB);
         self.within(&path("max_connections"), grpc.max_connections, 1, usize::MAX);
         self.positive(&path("read_header_timeout"), grpc.read_header_timeout.0);
-        for (_, message) in headers::names(&grpc.include_metadata).err().unwrap_or_default() {
-            self.complain(&path("include_metadata"), message);
+        for (_, said) in headers::names(&grpc.include_metadata).err().unwrap_or_default() {
+            self.complain_of(&[&path("include_metadata")], said);
         }
         if let Some(tls) = &grpc.tls {
             self.tls(&path("tls"), tls.check());
         }
     }
 
-    fn tls(&mut self, path: &[&str], found: Result<Vec<String>, Vec<Complaint>>) {
+    fn tls(&mut self, path: &[&str], found: Result<Vec<Complaint>, Vec<Complaint>>) {
+        // With a key that does not belong to its certificate both files are named.
+        let at = |key: &'static str| if key.is_empty() { path.to_vec() } else { [path, &[key]].concat() };
         match found {
-            Ok(warnings) => self.warnings.extend(warnings.iter().map(|text| format!("{}: {text}", path.join(".")))),
+            Ok(warnings) => {
+                for (key, said) in warnings {
+                    let at = at(key);
+                    let warning = format!("{}: {}", at.join("."), self.choose(&[&at], said));
+                    self.warnings.push(warning);
+                }
+            }
             Err(complaints) => {
-                for (key, message) in complaints {
-                    self.complain(&[path, &[key]].concat(), message);
+                for (key, said) in complaints {
+                    self.complain_of(&[&at(key), &at("cert_file")], said);
                 }
             }
         }
@@ -184,23 +214,29 @@ impl Check {
         let listeners: Vec<(&[&str], SocketAddr)> = listeners.filter(|(_, address)| address.port() != 0).collect();
         for (at, (path, address)) in listeners.iter().enumerate() {
             if let Some((other, _)) = listeners.iter().take(at).find(|(_, other)| collide(*address, *other)) {
-                self.complain(path, format!("{} has port {} already", other.join("."), address.port()));
+                let (port, other_key) = (address.port(), other.join("."));
+                let said = Said {
+                    shown: format!("{other_key} has port {port} already"),
+                    hidden: format!("{other_key} has its port already"),
+                };
+                self.complain_of(&[path, other], said);
             }
         }
     }
 
     fn health_check(&mut self, section: &HealthCheck) -> Option<admin::health_check::Config> {
         if !section.path.starts_with('/') || section.path.contains(['?', '#', ' ']) {
-            self.complain(&["health_check", "path"], format!("\"{}\" is no path; write /health", section.path));
+            let said = Said::of(&section.path, |path| format!("{path} is no path; write /health"));
+            self.complain_of(&[&["health_check", "path"]], said);
         }
         let endpoint = self.address(&["health_check", "endpoint"], &section.endpoint)?;
         Some(admin::health_check::Config { endpoint, path: section.path.clone() })
     }
 
     fn headers(&mut self, pool: &str, headers: &Headers) {
-        for (name, message) in headers.room().err().unwrap_or_default() {
+        for (name, said) in headers.room().err().unwrap_or_default() {
             let path = ["pools", pool, "headers", &name];
-            self.complain(if name.is_empty() { &path[..3] } else { &path[..] }, message);
+            self.complain_of(&[if name.is_empty() { &path[..3] } else { &path[..] }], said);
         }
     }
 
@@ -225,16 +261,30 @@ impl Check {
                 "no pool is named; write pools: { NAME: { resolver: { dns: { hostname: collectors.example } } } }",
             );
         }
-        layout.pools.iter().filter_map(|(name, pool)| self.pool(name, pool)).collect()
+        let deadline = layout.receivers.otlp.deadline;
+        layout.pools.iter().filter_map(|(name, pool)| self.pool(name, pool, deadline)).collect()
     }
 
-    fn pool(&mut self, name: &str, pool: &Pool) -> Option<PoolConfig> {
+    /// An attempt that may outlast its request is cut short by it, and says nothing of the backend then.
+    fn timeout(&mut self, path: &[&str], timeout: GoDuration, deadline: GoDuration) {
+        if timeout > deadline {
+            let advice = "an attempt cannot outlast its request; lower timeout, or raise the deadline";
+            let said = Said {
+                shown: format!("{timeout} is longer than receivers.otlp.deadline, {deadline}: {advice}"),
+                hidden: format!("is longer than receivers.otlp.deadline: {advice}"),
+            };
+            self.complain_of(&[path, &["receivers", "otlp", "deadline"]], said);
+        }
+    }
+
+    fn pool(&mut self, name: &str, pool: &Pool, deadline: GoDuration) -> Option<PoolConfig> {
         if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
             self.complain(&["pools", name], "a pool's name has no spaces and is not empty");
         }
         self.resolver(name, pool);
         let path = |key| ["pools", name, key];
         self.positive(&path("timeout"), pool.timeout.0);
+        self.timeout(&path("timeout"), pool.timeout, deadline);
         self.within(&path("max_request_size_mib"), pool.max_request_size_mib, 1, MAX_MESSAGE_MIB);
         self.within(&path("connections"), pool.connections, 1, MAX_CONNECTIONS);
         self.within(&path("shards"), pool.shards, 1, MAX_CONNECTIONS);
@@ -245,22 +295,20 @@ impl Check {
             Codec::Zstd => self.within(&level, pool.compression_params.level, 1, 22),
         }
         if pool.sending_queue.queue_size.0 < pool.max_request_size_mib.saturating_mul(MIB) {
-            self.complain(
-                &["pools", name, "sending_queue", "queue_size"],
-                format!(
-                    "{} is less than one call may hold (max_request_size_mib: {})",
-                    pool.sending_queue.queue_size, pool.max_request_size_mib
-                ),
-            );
+            let (size, least) = (pool.sending_queue.queue_size, pool.max_request_size_mib);
+            let said = Said {
+                shown: format!("{size} is less than one call may hold (max_request_size_mib: {least})"),
+                hidden: "is less than one call may hold (max_request_size_mib)".to_owned(),
+            };
+            let at: [&[&str]; 2] = [&["pools", name, "sending_queue", "queue_size"], &path("max_request_size_mib")];
+            self.complain_of(&at, said);
         }
         let path = |key| ["pools", name, "retry_on_failure", key];
         let retry = &pool.retry_on_failure;
         self.positive(&path("initial_interval"), retry.initial_interval.0);
         if retry.max_interval < retry.initial_interval {
-            self.complain(
-                &path("max_interval"),
-                format!("{} is less than initial_interval, {}", retry.max_interval, retry.initial_interval),
-            );
+            let said = less(retry.max_interval, "initial_interval", retry.initial_interval);
+            self.complain_of(&[&path("max_interval"), &path("initial_interval")], said);
         }
         self.within(&path("multiplier"), retry.multiplier, 1.0, 10.0);
         self.within(&path("randomization_factor"), retry.randomization_factor, 0.0, 1.0);
@@ -286,13 +334,8 @@ impl Check {
         self.within(&path("consecutive_failures"), detection.consecutive_failures, 1, u32::MAX);
         self.interval(&path("base_ejection_time"), detection.base_ejection_time.0);
         if detection.max_ejection_time < detection.base_ejection_time {
-            self.complain(
-                &path("max_ejection_time"),
-                format!(
-                    "{} is less than base_ejection_time, {}",
-                    detection.max_ejection_time, detection.base_ejection_time
-                ),
-            );
+            let said = less(detection.max_ejection_time, "base_ejection_time", detection.base_ejection_time);
+            self.complain_of(&[&path("max_ejection_time"), &path("base_ejection_time")], said);
         }
         for (key, time) in
             [("max_ejection_time", detection.max_ejection_time), ("base_ejection_time", detection.base_ejection_time)]
@@ -315,7 +358,11 @@ impl Check {
                 }
                 let mut seen = BTreeSet::new();
                 for backend in list.hostnames.iter().filter(|backend| !seen.insert(*backend)) {
-                    self.complain(&path("static", "hostnames"), format!("{backend} stands there twice"));
+                    let said = Said {
+                        shown: format!("{backend} stands there twice"),
+                        hidden: "a backend stands there twice".into(),
+                    };
+                    self.complain_of(&[&path("static", "hostnames")], said);
                 }
                 self.interval(&path("static", "interval"), list.interval.0);
                 self.positive(&path("static", "timeout"), list.timeout.0);
@@ -324,10 +371,8 @@ impl Check {
                 if dns.hostname.is_empty() {
                     self.complain(&path("dns", "hostname"), "is missing; write hostname: collectors.example");
                 } else if dns.hostname.contains([':', '/', ' ']) {
-                    self.complain(
-                        &path("dns", "hostname"),
-                        format!("\"{}\" is no name; the port goes to port", dns.hostname),
-                    );
+                    let said = Said::of(&dns.hostname, |name| format!("{name} is no name; the port goes to port"));
+                    self.complain_of(&[&path("dns", "hostname")], said);
                 }
                 self.within(&path("dns", "port"), dns.port, 1, u16::MAX);
                 self.interval(&path("dns", "interval"), dns.interval.0);
@@ -354,13 +399,17 @@ impl Check {
     fn route(&mut self, layout: &Layout, index: usize, route: &Route, routed: &mut BTreeSet<Signal>) -> RouteConfig {
         let index = index.to_string();
         if route.routing_key != RoutingKey::TraceId {
-            self.complain(&["routes", &index, "routing_key"], "is not supported yet; trace_id is");
+            let said =
+                Said::of(route.routing_key.as_str(), |key| format!("{key} is not supported yet; write trace_id"));
+            self.complain_of(&[&["routes", &index, "routing_key"]], said);
         }
         let known: Vec<&str> = layout.pools.keys().map(String::as_str).collect();
         if route.pool.is_empty() {
             self.complain(&["routes", &index], format!("\"pool\" is missing; known pools: {}", known.join(", ")));
         } else if !layout.pools.contains_key(&route.pool) {
-            self.complain(&["routes", &index, "pool"], de::unknown("pool", &route.pool, &known));
+            let hidden = format!("is none of the known pools: {}", known.join(", "));
+            let said = Said { shown: de::unknown("pool", &route.pool, &known), hidden };
+            self.complain_of(&[&["routes", &index, "pool"]], said);
         }
         if route.signals.is_empty() {
             self.complain(&["routes", &index, "signals"], "names none; write signals: [traces]");
@@ -386,6 +435,10 @@ impl Check {
         }
         RouteConfig { signals, pool: route.pool.clone() }
     }
+}
+
+fn less(value: GoDuration, least_key: &str, least: GoDuration) -> Said {
+    Said { shown: format!("{value} is less than {least_key}, {least}"), hidden: format!("is less than {least_key}") }
 }
 
 /// Whether only one of two listeners can have its address. Whether `[::]` takes IPv4 too is the system's choice.

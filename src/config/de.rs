@@ -6,7 +6,7 @@ use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, V
 
 use super::{
     ConfigError,
-    tree::{Entry, Node, Step, Value},
+    tree::{Entry, Node, Origin, Step, Value, is_plain_name},
 };
 
 /// Names closer than this (Jaro-Winkler, 1 is equal) are suggested: it takes `endpiont` and `hostnames`, not `tls` for `dns`.
@@ -14,9 +14,6 @@ const SUGGEST_ABOVE: f64 = 0.75;
 
 /// Keys that are planned; whoever writes one has read of it and is to learn that it is not there yet.
 const NOT_YET: [&str; 7] = ["http", "handoff", "kubernetes", "k8s", "health", "srv", "protocol"];
-
-/// What is said of a value that a file holds, in the place of everything else.
-pub(super) const SECRET_IS_WRONG: &str = "what the file holds does not do here (it is not shown)";
 
 impl Node {
     /// Reads a `T` out of the tree.
@@ -26,11 +23,13 @@ impl Node {
 }
 
 impl ConfigError {
-    /// Fills in the place, unless a deeper one is known; of a secret nothing but that is said.
-    fn at(mut self, node: &Node) -> Self {
-        self.place.get_or_insert(node.place);
-        if node.secret {
-            SECRET_IS_WRONG.clone_into(&mut self.message);
+    /// Fills in the place, unless a deeper one is known. `expected` is all that is said of a value that is not to be shown.
+    fn at(mut self, node: &Node, expected: Option<String>) -> Self {
+        if self.place.is_none() {
+            self.place = Some(node.place);
+            if let Some(expected) = expected {
+                self.message = format!("what stands here does not fit (it is not shown); expected {expected}");
+            }
         }
         self
     }
@@ -59,6 +58,9 @@ impl de::Error for ConfigError {
     }
 
     fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
+        if !is_plain_name(found) {
+            return Self::custom(format_args!("unknown key (it is not shown); known keys: {}", known.join(", ")));
+        }
         if NOT_YET.contains(&found) {
             return Self::custom(format_args!("\"{found}\" is not supported yet; known keys: {}", known.join(", ")));
         }
@@ -140,31 +142,58 @@ impl<'de> NodeDeserializer<'de> {
         }
     }
 
+    /// Reads by `visit`; what goes wrong is said with its place, and without the value where that is not to be shown.
+    fn read<V: Visitor<'de>>(
+        self,
+        visitor: V,
+        visit: impl FnOnce(&'de Value, V) -> Result<V::Value, ConfigError>,
+    ) -> Result<V::Value, ConfigError> {
+        let expected = self.0.is_hidden().then(|| plain(&visitor));
+        visit(&self.0.value, visitor).map_err(|error| error.at(self.0, expected))
+    }
+
     fn text<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
-        match &self.0.value {
+        self.read(visitor, |value, visitor| match value {
             Value::Expanded(text, _) => visitor.visit_str(text),
             other => Self::visit(other, visitor),
-        }
-        .map_err(|error| error.at(self.0))
+        })
     }
 
     /// An empty section (`grpc:`) holds its defaults, as in the Collector.
     fn section<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
-        match &self.0.value {
+        self.read(visitor, |value, visitor| match value {
             Value::Null => visitor.visit_map(Entries { rest: [].iter(), current: None }),
             // Serde's structs take lists too, field by field.
             Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
             other => Self::visit(other, visitor),
-        }
-        .map_err(|error| error.at(self.0))
+        })
     }
+}
+
+/// What stands where one of `known` names should. `off`, `no` and `false` are one value to YAML.
+fn no_name(found: &Value, known: &[&str]) -> ConfigError {
+    let found = match found {
+        Value::Bool(false) if known.contains(&"none") => "false, as YAML reads off, no and false; write none",
+        Value::Bool(false) => "false",
+        Value::Bool(true) => "true",
+        Value::Null => "nothing",
+        Value::List(_) => "a list",
+        Value::Map(_) => "a section of keys",
+        _ => "a number",
+    };
+    de::Error::custom(format_args!("expected {}, found {found}", one_of(known)))
+}
+
+fn one_of(known: &[&str]) -> String {
+    let known: Vec<&str> = known.iter().copied().filter(|name| !name.is_empty()).collect();
+    format!("one of {}", known.join(", "))
 }
 
 impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
     type Error = ConfigError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
-        Self::visit(&self.0.value, visitor).map_err(|error| error.at(self.0))
+        self.read(visitor, Self::visit)
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
@@ -186,14 +215,15 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _name: &'static str,
-        _variants: &'static [&'static str],
+        variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ConfigError> {
         match &self.0.value {
             Value::Text(text) | Value::Expanded(text, _) => visitor.visit_enum(text.as_str().into_deserializer()),
-            other => Self::visit(other, visitor),
+            Value::Bool(false) if variants.contains(&"off") => visitor.visit_enum("off".into_deserializer()),
+            other => Err(no_name(other, variants)),
         }
-        .map_err(|error| error.at(self.0))
+        .map_err(|error: ConfigError| error.at(self.0, self.0.is_hidden().then(|| one_of(variants))))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -246,6 +276,9 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ConfigError> {
         let entry = self.current.take().ok_or_else(|| de::Error::custom("a value was asked for before its key"))?;
-        seed.deserialize(NodeDeserializer(&entry.node)).map_err(|error| error.below(Step::Key(entry.key.clone())))
+        // A value that stands where a header's name should is a name without a value.
+        let is_astray = entry.node.origin == Origin::Header && entry.node.value == Value::Null;
+        let below = |error: ConfigError| if is_astray { error } else { error.below(Step::Key(entry.key.clone())) };
+        seed.deserialize(NodeDeserializer(&entry.node)).map_err(below)
     }
 }

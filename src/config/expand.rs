@@ -7,7 +7,8 @@
 //! than one that does not start.
 //!
 //! A file's content is taken as text, without the newlines at its end, and marked as a secret: it is in no message and in
-//! nothing that is printed.
+//! nothing that is printed. Of a reference messages name the variable, and that only where it is plainly one (`${env:NAME}`):
+//! what else stands between the braces may be a password with a dollar in it.
 
 use std::{
     fs::File,
@@ -17,7 +18,7 @@ use std::{
 
 use super::{
     ConfigError,
-    tree::{Node, Step, Value},
+    tree::{Node, Origin, Step, Value},
 };
 
 /// How deep defaults may hold references in their turn.
@@ -52,11 +53,15 @@ fn expand_at(node: &mut Node, lookup: Lookup<'_>, path: &mut Vec<Step>) -> Resul
             }
         }
         Value::Text(text) if text.contains('$') => {
-            let expanded = expand_text(text, lookup, &mut node.secret, 0).map_err(|message| ConfigError {
+            let mut is_file = false;
+            let expanded = expand_text(text, lookup, &mut is_file, 0).map_err(|message| ConfigError {
                 place: Some(node.place),
                 path: path.clone(),
                 message,
             })?;
+            if is_file {
+                node.origin = Origin::File;
+            }
             node.value = match expanded {
                 Expansion::Whole(text) => {
                     let typed = scalar_of(&text);
@@ -78,7 +83,7 @@ enum Expansion {
     Text(String),
 }
 
-fn expand_text(text: &str, lookup: Lookup<'_>, secret: &mut bool, depth: usize) -> Result<Expansion, String> {
+fn expand_text(text: &str, lookup: Lookup<'_>, is_file: &mut bool, depth: usize) -> Result<Expansion, String> {
     if depth > MAX_DEPTH {
         return Err(format!("references are nested more than {MAX_DEPTH} deep"));
     }
@@ -94,9 +99,9 @@ fn expand_text(text: &str, lookup: Lookup<'_>, secret: &mut bool, depth: usize) 
             out.push('$');
             rest = after;
         } else if let Some(after) = after.strip_prefix('{') {
-            let (reference, after) = split_at_closing(after)
-                .ok_or_else(|| format!("\"{text}\" has a ${{ without its }}; write $$ for a dollar"))?;
-            out.push_str(&value_of(reference, lookup, secret, depth)?);
+            let (reference, after) =
+                split_at_closing(after).ok_or("there is a ${ without its }; write $$ for a dollar")?;
+            out.push_str(&value_of(reference, lookup, is_file, depth)?);
             references += 1;
             rest = after;
         } else {
@@ -127,37 +132,37 @@ fn split_at_closing(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-fn value_of(reference: &str, lookup: Lookup<'_>, secret: &mut bool, depth: usize) -> Result<String, String> {
+fn value_of(reference: &str, lookup: Lookup<'_>, is_file: &mut bool, depth: usize) -> Result<String, String> {
     if let Some(path) = reference.strip_prefix("file:") {
-        *secret = true;
-        return content_of(Path::new(path)).map_err(|error| format!("cannot read the file {path}: {error}"));
+        *is_file = true;
+        return content_of(Path::new(path)).map_err(|error| format!("cannot read the file of ${{file:…}}: {error}"));
     }
     let (name, default) = match reference.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
         None => (reference, None),
     };
-    let name = match name.split_once(':') {
-        Some(("env", name)) => name,
-        Some((scheme, _)) => {
-            return Err(format!("\"${{{scheme}:…}}\" is not known; write ${{env:NAME}} or ${{file:PATH}}"));
-        }
-        None => name,
+    let (name, is_plain) = match name.split_once(':') {
+        Some(("env", name)) => (name, true),
+        Some(_) => return Err("there is a ${SCHEME:…} that is not known; write ${env:NAME} or ${file:PATH}".to_owned()),
+        None => (name, false),
     };
     let is_name =
         name.bytes().enumerate().all(|(i, b)| b == b'_' || b.is_ascii_alphabetic() || i > 0 && b.is_ascii_digit());
     if name.is_empty() || !is_name {
-        return Err(format!(
-            "\"{name}\" is no name of an environment variable; write ${{env:NAME}}, or $$ for a dollar"
-        ));
+        return Err("what stands in ${…} is no name of an environment variable; write ${env:NAME}, or $$ for a dollar"
+            .to_owned());
     }
     match (lookup(name), default) {
         (Some(value), _) => Ok(value),
-        (None, Some(default)) => expand_text(default, lookup, secret, depth + 1).map(|expansion| match expansion {
+        (None, Some(default)) => expand_text(default, lookup, is_file, depth + 1).map(|expansion| match expansion {
             Expansion::Whole(text) | Expansion::Text(text) => text,
         }),
-        (None, None) => {
+        (None, None) if is_plain => {
             Err(format!("environment variable {name} is not set; set it, or give a default: ${{env:{name}:-default}}"))
         }
+        (None, None) => Err("there is a ${NAME} whose environment variable is not set; set it, write \
+                             ${env:NAME:-default} to give a default, or $$ for a dollar"
+            .to_owned()),
     }
 }
 
@@ -252,8 +257,12 @@ mod tests {
             message("${env:NONE}"),
             "environment variable NONE is not set; set it, or give a default: ${env:NONE:-default}"
         );
-        assert_eq!(message("${env:PORT"), "\"${env:PORT\" has a ${ without its }; write $$ for a dollar");
-        assert!(message("${vault:x}").starts_with("\"${vault:…}\" is not known"));
+        assert_eq!(message("hunter2${env:PORT"), "there is a ${ without its }; write $$ for a dollar");
+        assert_eq!(
+            message("${hunter2:x}"),
+            "there is a ${SCHEME:…} that is not known; write ${env:NAME} or ${file:PATH}"
+        );
+        assert!(message("${hunter2}").starts_with("there is a ${NAME} whose environment variable is not set"));
         assert!(message("${env:a b}").contains("is no name"));
         assert!(message("${}").contains("is no name"));
         let deep = (0..20).fold("x".to_owned(), |inner, _| format!("${{env:NONE:-{inner}}}"));
@@ -270,7 +279,9 @@ mod tests {
         };
         let marked = |text: String| {
             let mut node = Node::new(Default::default(), Value::Text(text));
-            expand(&mut node, &environment).map(|()| (node.secret, node.value)).map_err(|error| error.message)
+            expand(&mut node, &environment)
+                .map(|()| (node.origin == Origin::File, node.value))
+                .map_err(|error| error.message)
         };
         let path = file(b"s3cr$t\r\n\n");
         assert_eq!(marked(format!("Bearer ${{file:{path}}}")), Ok((true, Value::Text("Bearer s3cr$t".into()))));
@@ -278,12 +289,8 @@ mod tests {
         assert_eq!(marked(format!("${{env:NONE:-${{file:{path}}}}}")), Ok((true, whole)));
         assert_eq!(marked(format!("${{env:HOST:-${{file:{path}}}}}")).map(|(secret, _)| secret), Ok(false));
         for (content, complaint) in [(&b"hunter\xff"[..], "no UTF-8"), (&[b'x'; 65_537], "more than 65536 bytes")] {
-            let path = file(content);
-            let error = marked(format!("${{file:{path}}}")).unwrap_err();
-            assert!(
-                error.starts_with(&format!("cannot read the file {path}: ")) && error.contains(complaint),
-                "{error}"
-            );
+            let error = marked(format!("${{file:{}}}", file(content))).unwrap_err();
+            assert!(error.starts_with("cannot read the file of ${file:…}: ") && error.contains(complaint), "{error}");
             assert!(!error.contains("hunter") && !error.contains("xxx"), "{error}");
         }
         assert!(marked("${file:/nowhere}".into()).unwrap_err().contains("No such file"));

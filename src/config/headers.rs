@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::said::Said;
+
 /// What stands in the place of a secret wherever a configuration is shown.
 pub(super) const REDACTED: &str = "[REDACTED]";
 
@@ -40,7 +42,7 @@ pub struct Secret(pub String);
 pub struct Headers(pub BTreeMap<String, Secret>);
 
 /// Complaints: the entry, and what is wrong with it.
-pub(super) type Complaints = Vec<(String, String)>;
+pub(super) type Complaints = Vec<(String, Said)>;
 
 /// The headers that `names` stand for.
 pub(super) fn names(names: &[String]) -> Result<Vec<HeaderName>, Complaints> {
@@ -69,7 +71,7 @@ impl Headers {
                 }
                 (Ok(_), Err(_)) => {
                     let message = "the value of this header has characters that no header may have (it is not shown)";
-                    complaints.push((name.clone(), message.to_owned()));
+                    complaints.push((name.clone(), message.into()));
                 }
                 (Ok(header), Ok(mut value)) => {
                     // Shown by no `Debug`, kept in no table of HTTP/2.
@@ -84,17 +86,18 @@ impl Headers {
 
 fn bound(count: usize) -> Complaints {
     let message = || format!("has {count} headers; {MAX_NAMES} are the most");
-    (count > MAX_NAMES).then(|| (String::new(), message())).into_iter().collect()
+    (count > MAX_NAMES).then(|| (String::new(), message().into())).into_iter().collect()
 }
 
-fn twice(name: &HeaderName) -> String {
-    format!("\"{name}\" stands there twice; case does not matter")
+fn twice(name: &HeaderName) -> Said {
+    Said::of(name, |name| format!("{name} stands there twice; case does not matter"))
 }
 
-fn name(text: &str) -> Result<HeaderName, String> {
-    let name = HeaderName::from_str(text).map_err(|_| format!("\"{text}\" is no name of a header"))?;
+fn name(text: &str) -> Result<HeaderName, Said> {
+    let name =
+        HeaderName::from_str(text).map_err(|_| Said::of(text, |name| format!("{name} is no name of a header")))?;
     if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("grpc-") {
-        return Err(format!("\"{name}\" is HTTP's or gRPC's own and is not passed on"));
+        return Err(Said::of(&name, |name| format!("{name} is HTTP's or gRPC's own and is not passed on")));
     }
     Ok(name)
 }
@@ -144,7 +147,7 @@ mod tests {
 
     fn complaints(list: &[&str]) -> Vec<String> {
         let list: Vec<String> = list.iter().map(|name| (*name).to_owned()).collect();
-        names(&list).expect_err("bad names").into_iter().map(|(_, message)| message).collect()
+        names(&list).expect_err("bad names").into_iter().map(|(_, said)| said.shown).collect()
     }
 
     #[test]

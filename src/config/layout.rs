@@ -335,6 +335,20 @@ pub enum RoutingKey {
     StreamId,
 }
 
+impl RoutingKey {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TraceId => "trace_id",
+            Self::Service => "service",
+            Self::Resource => "resource",
+            Self::Attributes => "attributes",
+            Self::Metric => "metric",
+            Self::StreamId => "stream_id",
+        }
+    }
+}
+
 /// `invalid_trace_id`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

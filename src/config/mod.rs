@@ -13,6 +13,7 @@ pub mod headers;
 pub mod layout;
 mod memory;
 mod rooms;
+mod said;
 mod tls;
 pub(crate) mod tree;
 pub mod values;
@@ -168,7 +169,15 @@ impl Draft {
         let invalid = |problem| LoadError::Invalid { name: name.to_owned(), problems: vec![problem] };
         let mut tree = Node::parse(text).map_err(invalid)?;
         expand::expand(&mut tree, lookup).map_err(invalid)?;
-        let layout = tree.read().map_err(invalid)?;
+        let mut layout: Layout = tree.read().map_err(invalid)?;
+        for (name, pool) in &mut layout.pools {
+            let path = ["pools", name, "timeout"].map(|key| Step::Key(key.to_owned()));
+            let deadline = layout.receivers.otlp.deadline;
+            if tree.at(&path).is_none() && !deadline.0.is_zero() {
+                // A default gives way to what was written.
+                pool.timeout = pool.timeout.min(deadline);
+            }
+        }
         Ok(Self { name: name.to_owned(), tree: Some(tree), layout })
     }
 
@@ -191,9 +200,11 @@ impl Draft {
 
     /// Checks the whole, all complaints at once.
     pub fn check(&self) -> Result<Config, LoadError> {
-        check::check(&self.layout, Path::new("/")).map_err(|problems| LoadError::Invalid {
-            name: self.name.clone(),
-            problems: problems.into_iter().map(|problem| self.placed(problem)).collect(),
+        check::check(&self.layout, Path::new("/"), &|path| self.is_hidden(path)).map_err(|problems| {
+            LoadError::Invalid {
+                name: self.name.clone(),
+                problems: problems.into_iter().map(|problem| self.placed(problem)).collect(),
+            }
         })
     }
 
@@ -207,12 +218,14 @@ impl Draft {
         serde_saphyr::to_string(&shown).map_err(|error| print(&error))
     }
 
+    /// Whether no message may show what stands there.
+    fn is_hidden(&self, path: &[Step]) -> bool {
+        self.tree.as_ref().and_then(|tree| tree.at(path)).is_some_and(Node::is_hidden)
+    }
+
     fn placed(&self, problem: ConfigError) -> ConfigError {
-        let tree = self.tree.as_ref();
-        let place = tree.map(|tree| tree.place_of(&problem.path));
-        let is_secret = tree.and_then(|tree| tree.at(&problem.path)).is_some_and(Node::has_secret);
-        let message = if is_secret { de::SECRET_IS_WRONG.to_owned() } else { problem.message };
-        ConfigError { place: problem.place.or(place), path: problem.path, message }
+        let place = self.tree.as_ref().map(|tree| tree.place_of(&problem.path));
+        ConfigError { place: problem.place.or(place), ..problem }
     }
 }
 
@@ -259,8 +272,13 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, step) in self.path.iter().enumerate() {
             match step {
-                Step::Key(key) if index == 0 => f.write_str(key)?,
-                Step::Key(key) => write!(f, ".{key}")?,
+                Step::Key(_) if index > 0 => f.write_str(".")?,
+                _ => {}
+            }
+            match step {
+                Step::Key(key) if tree::is_plain_name(key) => f.write_str(key)?,
+                // It is no name: perhaps a value that went astray.
+                Step::Key(_) => f.write_str("…")?,
                 Step::Index(index) => write!(f, "[{index}]")?,
             }
         }

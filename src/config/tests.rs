@@ -247,7 +247,7 @@ fn what_does_not_fit_together_is_found_with_its_place() {
     );
     assert_eq!(
         complaint("routing_key: trace_id", "routing_key: service"),
-        "spanring.yaml:8:39: routes[0].routing_key: is not supported yet; trace_id is"
+        "spanring.yaml:8:39: routes[0].routing_key: \"service\" is not supported yet; write trace_id"
     );
     assert_eq!(
         complaint("[traces]", "[metrics]"),
@@ -312,7 +312,7 @@ fn variables_keep_types_and_places() {
     assert!(with("timeout: ${env:TIMEOUT:-3s}").is_ok());
     assert_eq!(
         with("connections: ${env:WORD}").expect_err("a word"),
-        "spanring.yaml:6:18: pools.tail.connections: expected a whole number, found \"word\""
+        "spanring.yaml:6:18: pools.tail.connections: what stands here does not fit (it is not shown); expected a whole number"
     );
     assert_eq!(
         with("timeout: ${env:UNSET}s").expect_err("unset"),

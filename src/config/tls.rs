@@ -9,9 +9,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     layout::Resolver,
+    said::Said,
     values::{GoDuration, TlsVersion},
 };
-use crate::tls::{CheckedName, ClientConfig, Identity, ServerConfig, Version};
+use crate::tls::{CheckedName, ClientConfig, Identity, ServerConfig, TlsError, Version, Warning};
 
 /// `receivers.otlp.protocols.grpc.tls`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +55,8 @@ pub struct ClientTls {
 /// The shortest time between two looks at files: below it a slip of the finger is load on a disk.
 const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A complaint: the key, and what is wrong with it.
-pub(super) type Complaint = (&'static str, String);
+/// A complaint or a warning: the key, if it is about one, and what is to be said of it.
+pub(super) type Complaint = (&'static str, Said);
 
 /// Reads a section that is there: an empty one holds its defaults, and is not the same as none.
 pub(super) fn section<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -104,11 +105,11 @@ impl ServerTls {
     }
 
     /// What is wrong with it, and what is worth a warning.
-    pub(super) fn check(&self) -> Result<Vec<String>, Vec<Complaint>> {
+    pub(super) fn check(&self) -> Result<Vec<Complaint>, Vec<Complaint>> {
         let files = [("cert_file", &self.cert_file), ("key_file", &self.key_file)];
         let missing = files.into_iter().filter(|(_, path)| written(path).is_none());
         let missing: Vec<_> = missing
-            .map(|(key, _)| (key, "is missing; a listener that speaks TLS has a certificate and a key".to_owned()))
+            .map(|(key, _)| (key, "is missing; a listener that speaks TLS has a certificate and a key".into()))
             .collect();
         if !missing.is_empty() {
             return Err(missing);
@@ -116,7 +117,7 @@ impl ServerTls {
         if let Some(complaint) = too_often(self.reload_interval) {
             return Err(vec![complaint]);
         }
-        self.room().check().map_err(|error| vec![(error.key, error.to_string())])
+        self.room().check().map(said).map_err(complaints)
     }
 }
 
@@ -143,12 +144,12 @@ impl ClientTls {
     }
 
     /// What is wrong with it, and what is worth a warning.
-    pub(super) fn check(&self, resolver: &Resolver) -> Result<Vec<String>, Vec<Complaint>> {
+    pub(super) fn check(&self, resolver: &Resolver) -> Result<Vec<Complaint>, Vec<Complaint>> {
         if self.insecure {
             let rest = Self { insecure: false, ..self.clone() };
             let idle = rest != Self::default();
             return Ok(idle
-                .then(|| "insecure is true: the pool is plaintext, whatever else stands in tls".to_owned())
+                .then(|| ("", "insecure is true: the pool is plaintext, whatever else stands in tls".into()))
                 .into_iter()
                 .collect());
         }
@@ -156,29 +157,35 @@ impl ClientTls {
             [(&self.cert_file, &self.key_file, "key_file"), (&self.key_file, &self.cert_file, "cert_file")]
         {
             if written(there).is_some() && written(missing).is_none() {
-                return Err(vec![(
-                    key,
-                    "is missing; a certificate needs its key, and a key its certificate".to_owned(),
-                )]);
+                return Err(vec![(key, "is missing; a certificate needs its key, and a key its certificate".into())]);
             }
         }
         if let Some(complaint) = too_often(self.reload_interval) {
             return Err(vec![complaint]);
         }
         let Some(room) = self.room(resolver) else { return Ok(Vec::new()) };
-        let mut warnings = room.check().map_err(|error| vec![(error.key, error.to_string())])?;
+        let mut warnings = room.check().map(said).map_err(complaints)?;
         if self.insecure_skip_verify {
-            warnings.push("insecure_skip_verify is true: anyone may stand in for a backend".to_owned());
+            warnings.push(("", "insecure_skip_verify is true: anyone may stand in for a backend".into()));
         }
         Ok(warnings)
     }
+}
+
+fn complaints(error: TlsError) -> Vec<Complaint> {
+    vec![(error.key, Said { shown: error.to_string(), hidden: error.unnamed() })]
+}
+
+fn said(warnings: Vec<Warning>) -> Vec<Complaint> {
+    let said = |one: Warning| (one.key, Said { shown: one.to_string(), hidden: one.message });
+    warnings.into_iter().map(said).collect()
 }
 
 /// What is wrong with how often files are looked at.
 fn too_often(interval: GoDuration) -> Option<Complaint> {
     let is_often = !interval.0.is_zero() && interval.0 < MIN_RELOAD_INTERVAL;
     is_often.then(|| {
-        ("reload_interval", format!("must be at least {}ms, or 0s for never", MIN_RELOAD_INTERVAL.as_millis()))
+        ("reload_interval", format!("must be at least {}ms, or 0s for never", MIN_RELOAD_INTERVAL.as_millis()).into())
     })
 }
 

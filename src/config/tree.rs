@@ -7,6 +7,9 @@ use serde_saphyr::Spanned;
 
 use super::{ConfigError, headers::REDACTED};
 
+/// The key whose values are secrets, in our files and in the Collector's.
+const HEADERS: &str = "headers";
+
 /// Where something stands in a file, both counted from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
@@ -21,8 +24,22 @@ pub struct Place {
 pub(crate) struct Node {
     pub(crate) place: Place,
     pub(crate) value: Value,
-    /// Whether it came from a file beside this one: it is shown to nobody.
-    pub(crate) secret: bool,
+    /// Where it comes from.
+    pub(crate) origin: Origin,
+}
+
+/// Where a value comes from, which decides who may see it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It stands in the file as it is.
+    #[default]
+    Written,
+    /// There is a reference in it (`${…}`): no message shows it, good or malformed, expanded or not.
+    Reference,
+    /// It stands under `headers`: no message shows it, and its type prints as redacted.
+    Header,
+    /// A file beside this one holds it: it is shown nowhere.
+    File,
 }
 
 /// What a file can hold.
@@ -57,7 +74,7 @@ pub(crate) enum Step {
 
 impl Node {
     pub(crate) fn new(place: Place, value: Value) -> Self {
-        Self { place, value, secret: false }
+        Self { place, value, origin: Origin::default() }
     }
 
     /// Reads YAML.
@@ -70,7 +87,24 @@ impl Node {
             let place = error.location().map(|at| Place { line: at.line(), column: at.column() });
             ConfigError { place, path: Vec::new(), message: plain_message(&error) }
         })?;
-        Ok(node.into())
+        let mut node = Self::from(node);
+        node.mark(Origin::Written);
+        Ok(node)
+    }
+
+    /// Marks what is not to be shown, long before anybody can complain about it.
+    fn mark(&mut self, origin: Origin) {
+        self.origin = origin;
+        match &mut self.value {
+            Value::Text(text) if origin == Origin::Written && text.contains("${") => self.origin = Origin::Reference,
+            Value::List(items) => items.iter_mut().for_each(|item| item.mark(origin)),
+            Value::Map(entries) => {
+                for entry in entries {
+                    entry.node.mark(if entry.key == HEADERS { Origin::Header } else { origin });
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Where `path` stands, or the nearest of its parents that is in the file.
@@ -96,12 +130,21 @@ impl Node {
         at
     }
 
-    /// Whether it, or something in it, is a secret.
+    /// Whether it, or something in it, is to be in no message.
+    pub(crate) fn is_hidden(&self) -> bool {
+        self.any(&|origin| origin != Origin::Written)
+    }
+
+    /// Whether it, or something in it, is not to be printed with the rest.
     pub(super) fn has_secret(&self) -> bool {
-        self.secret
+        self.any(&|origin| origin == Origin::File)
+    }
+
+    fn any(&self, holds: &dyn Fn(Origin) -> bool) -> bool {
+        holds(self.origin)
             || match &self.value {
-                Value::List(items) => items.iter().any(Self::has_secret),
-                Value::Map(entries) => entries.iter().any(|entry| entry.node.has_secret()),
+                Value::List(items) => items.iter().any(|item| item.any(holds)),
+                Value::Map(entries) => entries.iter().any(|entry| entry.node.any(holds)),
                 _ => false,
             }
     }
@@ -119,7 +162,7 @@ impl Node {
 
     /// Hides here what is a secret there: both are trees of the same layout.
     pub(super) fn hide_secrets_of(&mut self, other: &Self) {
-        if other.secret {
+        if other.origin == Origin::File {
             self.value = Value::Text(REDACTED.to_owned());
             return;
         }
@@ -143,21 +186,41 @@ impl Node {
     }
 }
 
-/// The message alone: where it happened is said in our own way.
+/// What is wrong with the YAML, in words of ours. The reader's own are not passed on: they quote what they read, and that may
+/// be a secret.
 fn plain_message(error: &serde_saphyr::Error) -> String {
-    let error = error.without_snippet();
-    match error {
-        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+    use serde_saphyr::Error;
+
+    let message = match error.without_snippet() {
+        Error::DuplicateMappingKey { key: Some(key), .. } if is_plain_name(key) => {
             return format!("the key \"{key}\" stands here twice");
         }
-        serde_saphyr::Error::MultipleDocuments { .. } => {
-            return "a second document begins; a configuration is one".to_owned();
+        Error::DuplicateMappingKey { .. } => "a key stands here twice",
+        Error::MultipleDocuments { .. } => "a second document begins; a configuration is one",
+        Error::Eof { .. } => "the file ends inside a value",
+        Error::UnknownAnchor { .. } => "this alias (*name) has no anchor (&name) before it",
+        Error::MergeValueNotMapOrSeqOfMaps { .. } => "what << merges is no section of keys",
+        Error::NullIntoString { .. } | Error::TaggedScalarCannotDeserializeIntoString { .. } => {
+            "a key has to be text; quotes make it so"
         }
-        _ => {}
-    }
-    let text = error.to_string();
-    let text = text.split(" at line ").next().unwrap_or_default();
-    text.lines().next().unwrap_or_default().to_owned()
+        Error::InvalidUtf8Input => "the file is no UTF-8",
+        Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. }
+        | Error::RecursiveReferencesRequireWeakTypes { .. }
+        | Error::Budget { .. } => "the file is nested too deep, or its aliases make too much of it",
+        _ => {
+            "this is no YAML: look here, and in the lines before, for a quote or bracket that is not closed, an \
+              indentation that does not fit, a tab, a missing space after a colon, or a ${…} without quotes inside { }"
+        }
+    };
+    message.to_owned()
+}
+
+/// Whether a key looks like one, so that it can be shown: what else stands in a key's place may be a value gone astray.
+pub(crate) fn is_plain_name(key: &str) -> bool {
+    let usual = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
+    (1..=64).contains(&key.len()) && key.chars().all(usual)
 }
 
 impl From<Spanned<Value>> for Node {

@@ -15,7 +15,7 @@ use rustls::{
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    CheckedName, ClientConfig, Reload, TlsError,
+    CheckedName, ClientConfig, Reload, TlsError, Warning,
     files::{self, File, IdentityFiles},
     kept::{self, Certificate, Kept, Made, Source},
     provider,
@@ -67,14 +67,13 @@ impl Client {
 
 impl ClientConfig {
     /// Reads the files and says what is wrong with them, or what is worth a warning.
-    pub fn check(&self) -> Result<Vec<String>, TlsError> {
+    pub fn check(&self) -> Result<Vec<Warning>, TlsError> {
         if let CheckedName::Is(name) = &self.name
             && ServerName::try_from(name.trim_end_matches('.')).is_err()
         {
-            return Err(files::refused("server_name_override", &format_args!("\"{name}\" is no name of a host")));
+            return Err(files::no_host_name("server_name_override", name));
         }
-        let made = self.make(&self.read()?)?;
-        Ok(kept::complaints(&made.certificates).collect())
+        Ok(self.make(&self.read()?)?.warnings())
     }
 }
 
@@ -113,7 +112,7 @@ impl Source for ClientConfig {
             None => builder.with_root_certificates(files::system_roots()?),
             Some((ca, path)) => {
                 let (roots, validity) = files::roots(ca)?;
-                certificates.push(Certificate { role: "ca", path: path.clone(), validity });
+                certificates.push(Certificate { key: "ca_file", role: "ca", path: path.clone(), validity });
                 builder.with_root_certificates(roots)
             }
         };
@@ -121,13 +120,19 @@ impl Source for ClientConfig {
             None => builder.with_no_client_auth(),
             Some((identity, paths)) => {
                 let (certified, validity) = identity.parse(&provider)?;
-                certificates.push(Certificate { role: "client", path: paths.cert_file.clone(), validity });
+                certificates.push(Certificate {
+                    key: "cert_file",
+                    role: "client",
+                    path: paths.cert_file.clone(),
+                    validity,
+                });
                 builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
             }
         };
         made.alpn_protocols = vec![b"h2".to_vec()];
         made.resumption = Resumption::in_memory_sessions(SESSIONS);
-        Ok(Made { value: Arc::new(made), certificates })
+        let open_key = identity.as_ref().and_then(IdentityFiles::open_key);
+        Ok(Made { value: Arc::new(made), certificates, open_key })
     }
 }
 

@@ -1,7 +1,11 @@
 //! PEM files: certificates, keys, authorities, and what is said of files that hold something else.
+//!
+//! **Invariant:** no message holds anything of a file's content. What the PEM and X.509 readers say is never passed on, since
+//! they quote what they read: a key whose line ends were lost would be in the log.
 
 use std::{
-    fs,
+    fmt, fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -10,7 +14,10 @@ use std::{
 use rustls::{
     RootCertStore,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
     sign::CertifiedKey,
 };
 use xxhash_rust::xxh3::Xxh3;
@@ -31,10 +38,9 @@ pub struct TlsError {
 }
 
 /// What can be wrong.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// It can't be read.
-    #[error("cannot read {}: {reason}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -42,7 +48,6 @@ pub enum Problem {
         reason: String,
     },
     /// It holds nothing of what it should.
-    #[error("{} holds no {what} in PEM; it should have a line -----BEGIN {label}-----", path.display())]
     Nothing {
         /// The file.
         path: PathBuf,
@@ -52,21 +57,18 @@ pub enum Problem {
         label: &'static str,
     },
     /// It holds a key that needs a password.
-    #[error("the key in {} is encrypted; decrypt it: openssl pkey -in KEY -out PLAIN", path.display())]
     EncryptedKey {
         /// The file.
         path: PathBuf,
     },
     /// What it holds is broken or of a kind that is not supported.
-    #[error("cannot use {}: {reason}", path.display())]
     Broken {
         /// The file.
         path: PathBuf,
-        /// Why.
-        reason: String,
+        /// Why, in words of ours: a library's would quote the file.
+        reason: &'static str,
     },
     /// The key belongs to another certificate.
-    #[error("the key in {} does not belong to the first certificate in {}", key.display(), cert.display())]
     Mismatch {
         /// The key.
         key: PathBuf,
@@ -74,16 +76,82 @@ pub enum Problem {
         cert: PathBuf,
     },
     /// The system trusts nobody.
-    #[error("this system has no certificates of authorities; name those of the backends: ca_file")]
     NoSystemRoots,
+    /// No certificate can bear that name.
+    NoHostName {
+        /// The name.
+        name: String,
+    },
     /// rustls does not want what was made of it.
-    #[error("cannot be used: {0}")]
     Refused(String),
 }
 
 impl Problem {
     fn at(self, key: &'static str) -> TlsError {
         TlsError { key, problem: self }
+    }
+
+    /// Says it, with what the operator wrote (paths, a name) or without.
+    fn say(&self, f: &mut fmt::Formatter<'_>, is_named: bool) -> fmt::Result {
+        let file = |path: &PathBuf| if is_named { path.display().to_string() } else { "the file".to_owned() };
+        match self {
+            Self::Read { path, reason } => write!(f, "cannot read {}: {reason}", file(path)),
+            Self::Nothing { path, what, label } => {
+                write!(f, "{} holds no {what} in PEM; it should have a line -----BEGIN {label}-----", file(path))
+            }
+            Self::EncryptedKey { path } => {
+                write!(f, "the key in {} is encrypted; decrypt it: openssl pkey -in KEY -out PLAIN", file(path))
+            }
+            Self::Broken { path, reason } => write!(f, "cannot use {}: {reason}", file(path)),
+            Self::Mismatch { key, cert } if is_named => {
+                write!(f, "the key in {} does not belong to the first certificate in {}", key.display(), cert.display())
+            }
+            Self::Mismatch { .. } => f.write_str("the key does not belong to the first certificate of cert_file"),
+            Self::NoSystemRoots => {
+                f.write_str("this system has no certificates of authorities; name those of the backends: ca_file")
+            }
+            Self::NoHostName { name } if is_named => write!(f, "cannot be used: \"{name}\" is no name of a host"),
+            Self::NoHostName { .. } => f.write_str("cannot be used: it is no name of a host"),
+            Self::Refused(reason) => write!(f, "cannot be used: {reason}"),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.say(f, true)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl TlsError {
+    /// What is wrong, without the path or name that the operator wrote.
+    pub fn unnamed(&self) -> String {
+        struct Unnamed<'a>(&'a Problem);
+        impl fmt::Display for Unnamed<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.say(f, false)
+            }
+        }
+        Unnamed(&self.problem).to_string()
+    }
+}
+
+/// What is allowed and yet worth a line: something about the file that a key names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The key that names the file.
+    pub key: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// What is to be said of it.
+    pub message: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.message)
     }
 }
 
@@ -92,6 +160,8 @@ pub(super) struct File {
     key: &'static str,
     path: PathBuf,
     bytes: Vec<u8>,
+    /// Whether every user of the machine may read it, or write it. A group may: so Kubernetes mounts Secrets.
+    is_open: bool,
 }
 
 /// When certificates begin and cease to hold, in Unix time.
@@ -104,12 +174,14 @@ pub(super) struct Validity {
 impl File {
     pub(super) fn read(key: &'static str, path: &Path) -> Result<Self, TlsError> {
         let read = |reason: String| Problem::Read { path: path.to_owned(), reason }.at(key);
-        let size = fs::metadata(path).map_err(|error| read(error.to_string()))?.len();
+        let metadata = fs::metadata(path).map_err(|error| read(error.to_string()))?;
+        let size = metadata.len();
         if size > MAX_FILE {
             return Err(read(format!("it has {size} bytes, more than {MAX_FILE}")));
         }
         let bytes = fs::read(path).map_err(|error| read(error.to_string()))?;
-        Ok(Self { key, path: path.to_owned(), bytes })
+        let is_open = metadata.permissions().mode() & 0o007 != 0;
+        Ok(Self { key, path: path.to_owned(), bytes, is_open })
     }
 
     pub(super) fn hash_into(&self, hash: &mut Xxh3) {
@@ -119,7 +191,7 @@ impl File {
 
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let certificates = CertificateDer::pem_slice_iter(&self.bytes).collect::<Result<Vec<_>, _>>();
-        let certificates = certificates.map_err(|error| self.broken(&error))?;
+        let certificates = certificates.map_err(|error| self.no_pem(&error))?;
         if certificates.is_empty() {
             return Err(self.nothing("certificate", "CERTIFICATE"));
         }
@@ -129,11 +201,11 @@ impl File {
     fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
         match PrivateKeyDer::from_pem_slice(&self.bytes) {
             Ok(key) => Ok(key),
-            Err(rustls::pki_types::pem::Error::NoItemsFound) if self.is_encrypted() => {
+            Err(pem::Error::NoItemsFound) if self.is_encrypted() => {
                 Err(Problem::EncryptedKey { path: self.path.clone() }.at(self.key))
             }
-            Err(rustls::pki_types::pem::Error::NoItemsFound) => Err(self.nothing("private key", "PRIVATE KEY")),
-            Err(error) => Err(self.broken(&error)),
+            Err(pem::Error::NoItemsFound) => Err(self.nothing("private key", "PRIVATE KEY")),
+            Err(error) => Err(self.no_pem(&error)),
         }
     }
 
@@ -141,8 +213,22 @@ impl File {
         String::from_utf8_lossy(&self.bytes).contains("ENCRYPTED")
     }
 
-    fn broken(&self, error: &dyn std::fmt::Display) -> TlsError {
-        Problem::Broken { path: self.path.clone(), reason: error.to_string() }.at(self.key)
+    /// What the reader of PEM found, in words of ours: its own quote the file.
+    fn no_pem(&self, error: &pem::Error) -> TlsError {
+        let lines = self.bytes.split(|byte| matches!(byte, b'\n' | b'\r')).filter(|line| !line.is_empty());
+        let reason = match error {
+            _ if lines.count() == 1 => "the whole file is one line: its line ends were lost",
+            pem::Error::IllegalSectionStart { .. } => "a line begins with -----BEGIN and does not end with -----",
+            pem::Error::MissingSectionEnd { .. } => "a section has no -----END line: its end is missing",
+            pem::Error::Base64Decode(_) => "what stands between -----BEGIN and -----END is no base64",
+            pem::Error::SectionTooLarge => "a section is too large",
+            _ => "it is no PEM",
+        };
+        self.broken(reason)
+    }
+
+    fn broken(&self, reason: &'static str) -> TlsError {
+        Problem::Broken { path: self.path.clone(), reason }.at(self.key)
     }
 
     fn nothing(&self, what: &'static str, label: &'static str) -> TlsError {
@@ -150,7 +236,8 @@ impl File {
     }
 
     fn validity(&self, certificate: &CertificateDer<'_>) -> Result<Validity, TlsError> {
-        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| self.broken(&error))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+            .map_err(|_| self.broken("a certificate in it is no X.509 certificate"))?;
         let validity = parsed.validity();
         Ok(Validity { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
     }
@@ -175,6 +262,13 @@ impl IdentityFiles {
         self.key.hash_into(hash);
     }
 
+    /// What is to be said of a key that every user of the machine may read.
+    pub(super) fn open_key(&self) -> Option<Warning> {
+        let message = "every user of this machine can read this key; take that away: chmod o= FILE";
+        let warning = || Warning { key: self.key.key, path: self.key.path.clone(), message: message.to_owned() };
+        self.key.is_open.then(warning)
+    }
+
     /// The certificate with its key, and how long the chain holds: as long as what ends first in it.
     pub(super) fn parse(&self, provider: &CryptoProvider) -> Result<(Arc<CertifiedKey>, Validity), TlsError> {
         let chain = self.cert.certificates()?;
@@ -192,7 +286,8 @@ impl IdentityFiles {
             rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch) => {
                 Problem::Mismatch { key: self.key.path.clone(), cert: self.cert.path.clone() }.at("key_file")
             }
-            other => self.key.broken(&other),
+            rustls::Error::InvalidCertificate(_) => self.cert.broken("its first certificate cannot be parsed"),
+            _ => self.key.broken("its private key is broken or of another kind than RSA, ECDSA and Ed25519"),
         })?;
         Ok((Arc::new(certified), validity))
     }
@@ -208,7 +303,7 @@ pub(super) fn roots(file: &File) -> Result<(Arc<RootCertStore>, Validity), TlsEr
             not_before: whole.not_before.min(validity.not_before),
             not_after: whole.not_after.max(validity.not_after),
         }));
-        roots.add(certificate).map_err(|error| file.broken(&error))?;
+        roots.add(certificate).map_err(|_| file.broken("a certificate in it cannot be that of an authority"))?;
     }
     let validity = whole.unwrap_or(Validity { not_before: i64::MIN, not_after: i64::MAX });
     Ok((Arc::new(roots), validity))
@@ -225,8 +320,13 @@ pub(super) fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
     Ok(Arc::new(roots))
 }
 
+/// A name that no certificate can bear.
+pub(super) fn no_host_name(key: &'static str, name: &str) -> TlsError {
+    Problem::NoHostName { name: name.to_owned() }.at(key)
+}
+
 /// What rustls says of what was made of the files.
-pub(super) fn refused(key: &'static str, error: &dyn std::fmt::Display) -> TlsError {
+pub(super) fn refused(key: &'static str, error: &dyn fmt::Display) -> TlsError {
     Problem::Refused(error.to_string()).at(key)
 }
 
@@ -234,14 +334,13 @@ pub(super) fn refused(key: &'static str, error: &dyn std::fmt::Display) -> TlsEr
 
 impl Validity {
     /// What is to be said of it now, if anything.
-    pub(super) fn complaint(self, path: &Path) -> Option<String> {
+    pub(super) fn complaint(self) -> Option<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let now = i64::try_from(now).unwrap_or(i64::MAX);
-        let path = path.display();
         if self.not_after < now {
-            Some(format!("{path}: a certificate expired {} ago; peers will refuse it", span(now - self.not_after)))
+            Some(format!("a certificate expired {} ago; peers will refuse it", span(now - self.not_after)))
         } else if self.not_before > now {
-            Some(format!("{path}: a certificate holds only in {}; peers will refuse it", span(self.not_before - now)))
+            Some(format!("a certificate holds only in {}; peers will refuse it", span(self.not_before - now)))
         } else {
             None
         }

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     RELOAD_INTERVAL,
-    files::{TlsError, Validity},
+    files::{TlsError, Validity, Warning},
 };
 use crate::{
     lifecycle::Tasks,
@@ -42,10 +42,14 @@ pub(super) trait Source: Clone + Send + Sync + 'static {
 pub(super) struct Made<T> {
     pub(super) value: Arc<T>,
     pub(super) certificates: Vec<Certificate>,
+    /// A key that others may read.
+    pub(super) open_key: Option<Warning>,
 }
 
 /// How long the certificates of one file hold.
 pub(super) struct Certificate {
+    /// The key of the configuration that names the file.
+    pub(super) key: &'static str,
     /// The metric's label `role`.
     pub(super) role: &'static str,
     pub(super) path: PathBuf,
@@ -165,7 +169,7 @@ impl<S: Source> Kept<S> {
         let counted =
             |result: &'static str| counter!(TLS_RELOADS_TOTAL, "owner" => Arc::clone(&owner), "result" => result);
         let (reloaded, failed) = (counted("taken"), counted("refused"));
-        let expiry = Mutex::new(say(&owner, &made.certificates));
+        let expiry = Mutex::new(say(&owner, &made));
         let state = Mutex::new(State { source, hash, complaint: None });
         Ok(Self(Arc::new(Inner { owner, current: ArcSwap::new(made.value), state, reloaded, failed, expiry })))
     }
@@ -252,7 +256,7 @@ impl<S: Source> Reload for Inner<S> {
 
 impl<S: Source> Inner<S> {
     fn take(&self, made: Made<S::Made>) {
-        *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = say(&self.owner, &made.certificates);
+        *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = say(&self.owner, &made);
         self.current.store(made.value);
     }
 
@@ -281,17 +285,25 @@ fn hash<S: Source>(files: &S::Files) -> u128 {
     hash.digest128()
 }
 
-/// What is worth a line about certificates that hold no longer, or not yet.
-pub(super) fn complaints(certificates: &[Certificate]) -> impl Iterator<Item = String> {
-    certificates.iter().filter_map(|certificate| certificate.validity.complaint(&certificate.path))
+// === impl Made ===
+
+impl<T> Made<T> {
+    /// What is worth a line: certificates that hold no longer, or not yet, and a key that others may read.
+    pub(super) fn warnings(&self) -> Vec<Warning> {
+        let certificates = self.certificates.iter().filter_map(|certificate| {
+            let message = certificate.validity.complaint()?;
+            Some(Warning { key: certificate.key, path: certificate.path.clone(), message })
+        });
+        certificates.chain(self.open_key.clone()).collect()
+    }
 }
 
-/// Says what there is to say of certificates that are in use from now on; hands back their series.
-fn say(owner: &Arc<str>, certificates: &[Certificate]) -> Vec<Gauge> {
-    for complaint in complaints(certificates) {
-        tracing::warn!(%owner, "{complaint}");
+/// Says what there is to say of files that are in use from now on; hands back their certificates' series.
+fn say<T>(owner: &Arc<str>, made: &Made<T>) -> Vec<Gauge> {
+    for warning in made.warnings() {
+        tracing::warn!(%owner, key = warning.key, "{warning}");
     }
-    let expiry = certificates.iter().map(|certificate| {
+    let expiry = made.certificates.iter().map(|certificate| {
         let labels = [("owner", owner.to_string()), ("role", certificate.role.to_owned())];
         let gauge = gauge!(TLS_CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS, &labels);
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; seconds are far below 2^52")]

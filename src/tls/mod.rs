@@ -21,7 +21,7 @@ use rustls::{SupportedProtocolVersion, crypto::CryptoProvider};
 pub use self::{
     client::Client,
     failure::{Failures, Reason},
-    files::TlsError,
+    files::{TlsError, Warning},
     kept::{Reload, Reloaded, Reloads},
     server::Server,
 };

@@ -9,7 +9,7 @@ use rustls::{
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    Reload, ServerConfig, TlsError,
+    Reload, ServerConfig, TlsError, Warning,
     files::{self, File, IdentityFiles},
     kept::{self, Certificate, Kept, Made, Source},
     provider,
@@ -56,10 +56,9 @@ impl Server {
 
 impl ServerConfig {
     /// Reads the files and says what is wrong with them, or what is worth a warning.
-    pub fn check(&self) -> Result<Vec<String>, TlsError> {
+    pub fn check(&self) -> Result<Vec<Warning>, TlsError> {
         let settings = Settings { config: self.clone(), alpn: &[] };
-        let made = settings.make(&settings.read()?)?;
-        Ok(kept::complaints(&made.certificates).collect())
+        Ok(settings.make(&settings.read()?)?.warnings())
     }
 }
 
@@ -88,12 +87,17 @@ impl Source for Settings {
         let provider = provider();
         let (certified, validity) = identity.parse(&provider)?;
         let path = self.config.identity.cert_file.clone();
-        let mut certificates = vec![Certificate { role: "server", path, validity }];
+        let mut certificates = vec![Certificate { key: "cert_file", role: "server", path, validity }];
         let verifier: Arc<dyn ClientCertVerifier> = match ca.as_ref().zip(self.config.client_ca_file.as_ref()) {
             None => WebPkiClientVerifier::no_client_auth(),
             Some((ca, path)) => {
                 let (roots, validity) = files::roots(ca)?;
-                certificates.push(Certificate { role: "client_ca", path: path.clone(), validity });
+                certificates.push(Certificate {
+                    key: "client_ca_file",
+                    role: "client_ca",
+                    path: path.clone(),
+                    validity,
+                });
                 WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
                     .build()
                     .map_err(|error| files::refused("client_ca_file", &error))?
@@ -105,6 +109,6 @@ impl Source for Settings {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         made.alpn_protocols = self.alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        Ok(Made { value: Arc::new(made), certificates })
+        Ok(Made { value: Arc::new(made), certificates, open_key: identity.open_key() })
     }
 }

@@ -221,12 +221,75 @@ fn files_that_cannot_be_used_are_named_with_what_to_do() {
 }
 
 #[test]
+fn nothing_of_a_files_content_is_in_any_message() {
+    let world = World::new();
+    let (cert, key) = ["server.crt", "server.key"].map(|name| fs::read_to_string(world.path(name)).unwrap()).into();
+    let canary = |text: &str| text.lines().nth(1).unwrap()[..16].to_owned();
+    // In letters and, as a list of bytes is shown, in numbers.
+    let bytes = |text: &str| text.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
+    type Spoil = fn(&str) -> String;
+    let spoils: [(Spoil, &str); 8] = [
+        (|text| text.replace('\n', ""), "cannot use FILE: the whole file is one line: its line ends were lost"),
+        (|text| text.replace('\n', "\\n"), "cannot use FILE: the whole file is one line: its line ends were lost"),
+        (
+            |text| text.replacen("-----\n", "-----", 1),
+            "cannot use FILE: a line begins with -----BEGIN and does not end with -----",
+        ),
+        (
+            |text| text.split("-----END").next().unwrap().to_owned(),
+            "cannot use FILE: a section has no -----END line: its end is missing",
+        ),
+        (
+            |text| text.replacen('\n', "\n!", 1),
+            "cannot use FILE: what stands between -----BEGIN and -----END is no base64",
+        ),
+        (|text| text.lines().filter(|line| !line.starts_with('-')).collect(), "FILE holds no "),
+        (|text| text.replacen("-----\nM", "-----\nA", 1), "cannot use FILE: "),
+        (|text| text.replace("BEGIN ", "BEGIN X ").replace("END ", "END X "), "FILE holds no "),
+    ];
+    for (spoil, expected) in spoils {
+        for (name, text) in [("server.crt", &cert), ("server.key", &key)] {
+            fs::write(world.path("server.crt"), &cert).unwrap();
+            fs::write(world.path("server.key"), &key).unwrap();
+            fs::write(world.path(name), spoil(text)).unwrap();
+            let error = world.server.check().expect_err(expected);
+            let path = world.path(name);
+            let expected = expected.replace("FILE", path.to_str().unwrap());
+            assert!(error.to_string().starts_with(&expected), "{error}, not {expected}");
+            let said = format!("{error} {error:?} {}", error.unnamed());
+            assert!(!error.unnamed().contains(path.to_str().unwrap()), "{said}");
+            for canary in [canary(&cert), canary(&key)] {
+                assert!(!said.contains(&canary) && !said.contains(&bytes(&canary)), "{canary} in {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_key_that_every_user_can_read_is_worth_a_warning() {
+    let world = World::new();
+    let key = fs::read_to_string(world.path("server.key")).unwrap();
+    // As Kubernetes mounts a Secret for a group, and as it does unless it is told how.
+    for (mode, warned) in [(0o600, false), (0o440, false), (0o640, false), (0o644, true), (0o604, true), (0o602, true)]
+    {
+        pki::replace_with_mode(&world.path("server.key"), &key, mode);
+        let warnings = world.server.check().expect("usable");
+        assert_eq!(!warnings.is_empty(), warned, "{mode:o}: {warnings:?}");
+        let text = warnings.iter().map(|one| format!("{} {one}", one.key)).collect::<String>();
+        assert!(!warned || text.contains("key_file") && text.contains("every user of this machine can read"), "{text}");
+    }
+}
+
+#[test]
 fn an_expired_certificate_is_worth_a_warning() {
     let world = World::new();
     assert_eq!(world.server.check(), Ok(Vec::new()));
     world.authority.issue_expired(&["localhost"]).write(world.dir.path(), "server");
     let warnings = world.server.check().expect("usable");
-    assert!(warnings.len() == 1 && warnings[0].contains("server.crt: a certificate expired"), "{warnings:?}");
+    assert!(
+        warnings.len() == 1 && warnings[0].to_string().contains("server.crt: a certificate expired"),
+        "{warnings:?}"
+    );
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -64,15 +65,21 @@ impl Pair {
     pub(crate) fn write(&self, dir: &Path, name: &str) -> (PathBuf, PathBuf) {
         let (cert, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
         replace(&cert, &self.cert);
-        replace(&key, &self.key);
+        replace_with_mode(&key, &self.key, 0o600);
         (cert, key)
     }
 }
 
 /// Puts a file in the place of another.
 pub(crate) fn replace(path: &Path, text: &str) {
+    replace_with_mode(path, text, 0o644);
+}
+
+/// The same, for those whom `mode` lets read it.
+pub(crate) fn replace_with_mode(path: &Path, text: &str, mode: u32) {
     let fresh = path.with_extension("new");
     fs::write(&fresh, text).unwrap();
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(mode)).unwrap();
     fs::rename(fresh, path).unwrap();
 }
 

@@ -1,6 +1,6 @@
 //! Secrets of a configuration: they reach the backend they are for, and nothing that anybody reads.
 
-use std::{fs, net::SocketAddr, process::Command};
+use std::{fs, net::SocketAddr, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use spanring::lifecycle::Tasks;
@@ -74,4 +74,174 @@ fn secrets_reach_their_backend_and_nothing_that_is_shown() -> Result<()> {
     let log = process.log();
     ensure!(log.contains("configuration refused"), "{log}");
     nobody_is_told("the log", &log)
+}
+
+/// What nobody may read, wherever it stands.
+const CANARY: &str = "hunter2-canary";
+
+/// Lines of a pool that do not hold, each with the canary in another place. `${file:TOKEN}` is a file that holds it.
+const IN_POOL: [&str; 34] = [
+    // What a reference gives, where it does not fit.
+    "timeout: ${env:CANARY}",
+    "connections: ${env:CANARY}",
+    "compression: ${env:CANARY}",
+    "resolver: ${env:CANARY}",
+    "tls: ${env:CANARY}",
+    "tls: { cert_file: \"/nowhere/${env:CANARY}\", key_file: k }",
+    "tls: { ca_file: \"/nowhere/${env:CANARY}\" }",
+    "tls: { ca_file: CA, server_name_override: \"${env:CANARY} x\" }",
+    "sending_queue: { queue_size: \"${env:CANARY}\" }",
+    "sending_queue: { sizer: \"${env:CANARY}\" }",
+    "ring: { algorithm: \"${env:CANARY}\" }",
+    "connections: ${env:UNSET:-hunter2-canary}",
+    "connections: ${file:TOKEN}",
+    "timeout: a${file:TOKEN}b",
+    "compression: ${file:TOKEN}",
+    "headers: ${file:TOKEN}",
+    // References that are malformed.
+    "headers: { authorization: \"Bearer hunter2-canary ${env:TOKEN\" }",
+    "headers: { authorization: \"hunter2-canary${UNSET}\" }",
+    "headers: { authorization: \"${hunter2-canary}\" }",
+    "headers: { authorization: \"${env:hunter2-canary}\" }",
+    "headers: { authorization: \"${hunter2-canary:x}\" }",
+    "headers: { authorization: \"${file:/nowhere/hunter2-canary}\" }",
+    "timeout: ${env:${hunter2-canary}}",
+    // Values of headers, and what stands in their place.
+    "headers: hunter2-canary",
+    "headers: [hunter2-canary]",
+    "headers: { authorization: [hunter2-canary] }",
+    "headers: { authorization: { bearer: hunter2-canary } }",
+    "headers: { authorization: \"hunter2-canary\\u0001\" }",
+    "headers: { hunter2-canary }",
+    "headers: { Bearer hunter2-canary: x }",
+    "headers: { authorization: hunter2-canary, authorization: hunter2-canary }",
+    "headers: { authorization: hunter2-canary, te: x }",
+    // YAML that ends too early, on the line of a secret.
+    "headers: { authorization: \"hunter2-canary }",
+    "headers: { authorization: Bearer: hunter2-canary, x",
+];
+
+/// The same at the top of the file.
+const AT_THE_TOP: [&str; 11] = [
+    "health_check: { path: \"${env:CANARY}\" }",
+    "health_check: { endpoint: \"${env:CANARY}\" }",
+    "health_check: { endpoint: \"${env:CANARY}:1\" }",
+    "telemetry: { logs: { level: \"${env:CANARY}\" } }",
+    "memory_limiter: { limit_mib: \"${env:CANARY}\" }",
+    "invalid_trace_id: ${file:TOKEN}",
+    "worker_threads: ${env:CANARY}",
+    "shutdown: \"${env:CANARY}\"",
+    "\"${hunter2-canary}\": 1",
+    "authorization hunter2-canary: x",
+    "zzz: { headers: { authorization: hunter2-canary } }",
+];
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Whole files that do not hold, each with what it tries.
+fn bad_files(grpc: SocketAddr, admin: SocketAddr, dir: &Path) -> Vec<(&'static str, String)> {
+    let backend = "127.0.0.1:1".parse().expect("an address");
+    let fill = |text: &str| {
+        let [token, ca] = ["token", "ca.crt"].map(|name| dir.join(name).display().to_string());
+        text.replace("TOKEN}", &format!("{token}}}")).replace("ca_file: CA", &format!("ca_file: {ca}"))
+    };
+    let pools = IN_POOL.map(|line| (line, super::rig::config(grpc, admin, &[backend], &fill(line), "")));
+    let tops = AT_THE_TOP.map(|line| (line, super::rig::config(grpc, admin, &[backend], "", &fill(line))));
+    pools.into_iter().chain(tops).collect()
+}
+
+fn has_canary(text: &str) -> bool {
+    // Whole, in another case, or a good part of it.
+    text.to_lowercase().contains("hunter2")
+}
+
+#[test]
+fn no_message_shows_a_secret_wherever_it_stands() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    super::pki::folder(dir.path());
+    fs::write(dir.path().join("token"), CANARY)?;
+    let file = dir.path().join("spanring.yaml");
+    let (grpc, admin) = ("127.0.0.1:0".parse()?, "127.0.0.1:0".parse()?);
+    for (index, (what, text)) in bad_files(grpc, admin, dir.path()).into_iter().enumerate() {
+        fs::write(&file, text)?;
+        let level = LEVELS[index % LEVELS.len()];
+        for words in [&["validate"][..], &["print-config"], &["run", "--log-level", level], &["ring", "show"]] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
+            let output = command.args(words).arg("--config").arg(&file).env("CANARY", CANARY).output()?;
+            let said = format!("{}{}", String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+            ensure!(output.status.code() == Some(2), "{words:?} of {what}: {said}");
+            ensure!(said.contains("spanring.yaml:") && !has_canary(&said), "{words:?} of {what}: {said}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_of_a_certificate_or_key_file_is_shown() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    super::pki::folder(dir.path());
+    let [cert, key] = ["server.crt", "server.key"].map(|name| dir.path().join(name));
+    let texts = [fs::read_to_string(&cert)?, fs::read_to_string(&key)?];
+    let file = dir.path().join("spanring.yaml");
+    let tls = format!("cert_file: {}, key_file: {}", cert.display(), key.display());
+    let text = super::rig::config("127.0.0.1:0".parse()?, "127.0.0.1:0".parse()?, &["127.0.0.1:1".parse()?], "", "");
+    fs::write(&file, text.replacen("grpc: {", &format!("grpc: {{ tls: {{ {tls} }},"), 1))?;
+    for (path, text) in [&cert, &key].into_iter().zip(&texts) {
+        for spoilt in [text.replace('\n', ""), text.replace('\n', " "), text.replacen('\n', "", 1)] {
+            fs::write(path, &spoilt)?;
+            for words in [["validate", "--log-level", "trace"], ["run", "--log-level", "trace"]] {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
+                let output = command.args(words).arg("--config").arg(&file).output()?;
+                let said = format!("{}{}", String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+                ensure!(output.status.code() == Some(2) && said.contains("cannot use "), "{words:?}: {said}");
+                let content = text.lines().nth(1).context("a second line")?.get(..8).context("eight letters")?;
+                let numbers = content.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
+                ensure!(!said.contains(content) && !said.contains(&numbers), "{words:?}: {said}");
+            }
+        }
+        fs::write(path, text)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reload_shows_no_secret_at_any_level() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    super::pki::folder(dir.path());
+    fs::write(dir.path().join("token"), CANARY)?;
+    let file = dir.path().join("spanring.yaml");
+    let good = |grpc: SocketAddr, admin: SocketAddr, delay: &str| {
+        let headers = "headers: { authorization: \"${env:CANARY}\", x-plain: hunter2-canary }";
+        let more = format!("telemetry: {{ logs: {{ level: trace }} }}\nshutdown: {{ delay: {delay} }}");
+        super::rig::config(grpc, admin, &["127.0.0.1:1".parse().expect("an address")], headers, &more)
+    };
+    let (process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
+        fs::write(&file, good(grpc, admin, "0s"))?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
+        command.args(["--watch-config=100ms", "--config"]).arg(&file).env("CANARY", CANARY);
+        Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/livez"))))
+    })?;
+    let failed = || metric(admin, "spanring_config_reloads_total", &["result=\"failed\""]);
+    // By the signal, one after another; the last one is found by looking, too.
+    for (what, text) in bad_files(grpc, admin, dir.path()).into_iter().step_by(4) {
+        let before = failed()?;
+        fs::write(&file, text)?;
+        process.signal("HUP")?;
+        until("the reload is refused", || Ok((failed()? > before).then_some(()))).context(what)?;
+        ensure!(!has_canary(&process.log()), "{what}: {}", process.log());
+    }
+    let (_, text) = bad_files(grpc, admin, dir.path()).swap_remove(1);
+    let before = failed()?;
+    fs::write(&file, text)?;
+    until("the change is found and refused", || Ok((failed()? > before).then_some(())))?;
+    // What changed is named without what it was and is.
+    fs::write(&file, good(grpc, admin, "1s").replace("x-plain: hunter2-canary", "x-plain: hunter2-other"))?;
+    process.signal("HUP")?;
+    until("the reload is taken over", || {
+        Ok((metric(admin, "spanring_config_reloads_total", &["result=\"success\""])? >= 1.0).then_some(()))
+    })?;
+    let log = process.log();
+    ensure!(log.contains("configuration refused") && log.contains("configuration taken over"), "{log}");
+    ensure!(!has_canary(&log), "{log}");
+    Ok(())
 }

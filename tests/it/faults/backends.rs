@@ -76,7 +76,7 @@ async fn row_01_a_crash_under_load_loses_nothing_that_was_acknowledged() -> Resu
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_02_a_backend_that_hangs_makes_only_its_own_slots_wait() -> Result<()> {
     // One attempt may take as long as the request: nothing but the deadline ends it.
-    let fixture = Fixture::start(3, Knobs { deadline: "2s", pool: "timeout: 5s,", ..Knobs::default() }).await?;
+    let fixture = Fixture::start(3, Knobs { deadline: "2s", pool: "timeout: 2s,", ..Knobs::default() }).await?;
     fixture.backends[0].answer(|_| Answer::Hang);
     let (mut hung, mut other) = (fixture.client().await?, fixture.client().await?);
     let spans = fixture.spans_at(0, 1)?;
@@ -102,7 +102,7 @@ async fn row_02_a_backend_that_hangs_makes_only_its_own_slots_wait() -> Result<(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_03_a_stopped_process_holds_up_nobody_and_goes_on_when_it_may() -> Result<()> {
     let ((stopped, [grpc, http]), (_other, [other, _])) = (sink()?, sink()?);
-    let knobs = Knobs { deadline: "1500ms", pool: "timeout: 4s,", ..Knobs::default() };
+    let knobs = Knobs { deadline: "1500ms", pool: "timeout: 1500ms,", ..Knobs::default() };
     let fixture = Fixture::before(&[grpc, other], Vec::new(), knobs)?;
     let mut client = fixture.client().await?;
     client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
@@ -145,7 +145,7 @@ async fn row_03_a_peer_that_says_nothing_is_found_by_ping() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_04_a_slow_backend_fills_its_own_queue_and_nothing_more() -> Result<()> {
-    let pool = "timeout: 10s, max_request_size_mib: 1, sending_queue: { queue_size: 1MiB },";
+    let pool = "timeout: 3s, max_request_size_mib: 1, sending_queue: { queue_size: 1MiB },";
     let fixture = Fixture::start(2, Knobs { deadline: "3s", pool, ..Knobs::default() }).await?;
     fixture.backends[0].answer(|_| Answer::Hang);
     let mut floods = Vec::new();

@@ -1,0 +1,77 @@
+//! What is said of values: with what they are, and without, for those that are not to be shown.
+
+use std::fmt::Display;
+
+/// A message in both forms; they are the same where it shows no value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    /// With the values that it is about.
+    pub(super) shown: String,
+    /// Without them.
+    pub(super) hidden: String,
+}
+
+impl Said {
+    /// A message about one value, in quotes; where that is not to be shown, `it` stands in its place.
+    pub(super) fn of(value: impl Display, message: impl Fn(&str) -> String) -> Self {
+        Self { shown: message(&format!("\"{value}\"")), hidden: message("it") }
+    }
+
+    /// `VALUE MESSAGE`, or the message alone.
+    pub(super) fn before(value: impl Display, message: impl Display) -> Self {
+        Self { shown: format!("{value} {message}"), hidden: message.to_string() }
+    }
+}
+
+impl From<String> for Said {
+    fn from(message: String) -> Self {
+        Self { shown: message.clone(), hidden: message }
+    }
+}
+
+impl From<&str> for Said {
+    fn from(message: &str) -> Self {
+        message.to_owned().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Draft;
+
+    fn complaint(text: &str) -> String {
+        let environment = |name: &str| (name == "LATE").then(|| "20s".to_owned());
+        let text = format!("{text}\nroutes: [{{ signals: [traces], pool: a }}]\n");
+        let checked = Draft::parse("f", &text, &environment).and_then(|draft| draft.check());
+        checked.expect_err(&text).to_string()
+    }
+
+    #[test]
+    fn a_timeout_above_the_deadline_is_refused_with_both_keys() {
+        let pool = |more: &str| format!("pools: {{ a: {{ resolver: {{ dns: {{ hostname: a }} }}, {more} }} }}");
+        assert_eq!(
+            complaint(&pool("timeout: 20s")),
+            "f:1:60: pools.a.timeout: 20s is longer than receivers.otlp.deadline, 8s: an attempt cannot outlast its \
+             request; lower timeout, or raise the deadline"
+        );
+        // Values that come by a reference are not shown, neither of the two.
+        assert_eq!(
+            complaint(&pool("timeout: \"${env:LATE}\"")),
+            "f:1:60: pools.a.timeout: is longer than receivers.otlp.deadline: an attempt cannot outlast its request; \
+             lower timeout, or raise the deadline"
+        );
+        let deadline = "receivers: { otlp: { deadline: 3s } }\n";
+        let hidden = "receivers: { otlp: { deadline: \"${env:SHORT:-3s}\" } }\n";
+        assert!(complaint(&format!("{deadline}{}", pool("timeout: 5s"))).contains("receivers.otlp.deadline, 3s"));
+        assert!(!complaint(&format!("{hidden}{}", pool("timeout: 5s"))).contains("3s"));
+    }
+
+    #[test]
+    fn a_timeout_that_is_not_written_gives_way_to_a_shorter_deadline() {
+        let text = "receivers: { otlp: { deadline: 3s } }\npools: { a: { resolver: { dns: { hostname: a } } } }\n\
+                    routes: [{ signals: [traces], pool: a }]\n";
+        let draft = Draft::parse("f", text, &|_| None).expect("read");
+        assert_eq!(draft.check().expect("valid").pools[0].dispatch.timeout.as_secs(), 3);
+        assert!(draft.print().expect("printed").contains("    timeout: 3s\n"), "what holds is printed");
+    }
+}
