@@ -28,6 +28,7 @@ use tokio::{
 use super::{
     connection::{self, Life, Spawner},
     metrics::ListenerMetrics,
+    streams::Tally,
 };
 use crate::lifecycle::Tasks;
 
@@ -302,7 +303,8 @@ impl<C: Connector, M> Listener<C, M> {
         };
         match connected {
             Ok(Ok(stream)) => {
-                connection::serve(&rules.builder, stream, service, life, &self.tasks).await;
+                let tally = Tally::new(self.metrics.refused_streams());
+                connection::serve(&rules.builder, stream, service, life, tally, &self.tasks).await;
             }
             Ok(Err(error)) => {
                 self.metrics.failed();

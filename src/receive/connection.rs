@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     error::Error,
-    future::Future,
+    future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -28,6 +28,7 @@ use tokio::{
 
 use super::{
     accept::{Limits, Protocol},
+    streams::{Streams, Tally},
     turns::Turns,
 };
 use crate::lifecycle::Tasks;
@@ -96,8 +97,14 @@ impl Life {
 /// Serves a connection to its end. It is closed when no request has come in time; it is told to finish when it is old or the
 /// process drains, and dropped when that takes too long or the process stops: a peer that does not answer could keep it open
 /// for ever.
-pub(super) async fn serve<I, S, B>(builder: &Builder<Spawner>, stream: I, service: S, mut life: Life, tasks: &Tasks)
-where
+pub(super) async fn serve<I, S, B>(
+    builder: &Builder<Spawner>,
+    stream: I,
+    service: S,
+    mut life: Life,
+    tally: Tally,
+    tasks: &Tasks,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -106,14 +113,21 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let served = Arc::new(AtomicBool::new(false));
-    let service = Noticed { service, served: Arc::clone(&served) };
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(Turns::new(stream)), service));
+    let tally = Arc::new(tally);
+    let service = Noticed { service, served: Arc::clone(&served), tally: Arc::clone(&tally) };
+    let stream = Turns::new(Streams::new(stream, Arc::clone(&tally)));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut events = Seldom::new(wait(life, &served, tasks));
     loop {
         // The connection goes first: what has arrived, a turn of it, is served before the drain is looked at.
         let event = tokio::select! {
             biased;
-            end = connection.as_mut() => {
+            end = poll_fn(|context| {
+                let polled = connection.as_mut().poll(context);
+                tally.settle();
+                polled
+            }) => {
+                tally.close();
                 if let Err(error) = end {
                     tracing::debug!(%error, "connection ended");
                 }
@@ -193,6 +207,7 @@ where
 struct Noticed<S> {
     service: S,
     served: Arc<AtomicBool>,
+    tally: Arc<Tally>,
 }
 
 impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Noticed<S> {
@@ -204,6 +219,7 @@ impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Noticed<S> {
         if !self.served.load(Ordering::Relaxed) {
             self.served.store(true, Ordering::Relaxed);
         }
+        self.tally.serves();
         self.service.call(request)
     }
 }
@@ -265,12 +281,12 @@ mod tests {
         let polls = AtomicUsize::new(0);
         let (sender, receiver) = tokio::sync::oneshot::channel::<u8>();
         let mut receiver = pin!(receiver);
-        let mut seldom = Seldom::new(std::future::poll_fn(|context| {
+        let mut seldom = Seldom::new(poll_fn(|context| {
             polls.fetch_add(1, Ordering::Relaxed);
             receiver.as_mut().poll(context)
         }));
         for _ in 0..10 {
-            let polled = std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut seldom).poll(context))).await;
+            let polled = poll_fn(|context| Poll::Ready(Pin::new(&mut seldom).poll(context))).await;
             assert!(polled.is_pending());
         }
         assert_eq!(polls.load(Ordering::Relaxed), 1);

@@ -11,6 +11,7 @@ use crate::{
     buffers,
     lifecycle::Tasks,
     otlp::{Outcome, Reason, Signal},
+    telemetry::metrics::RECEIVER_REFUSED_STREAMS_TOTAL,
 };
 
 /// Requests answered: `signal`, `code`.
@@ -91,6 +92,7 @@ pub(super) struct ListenerMetrics {
     accepted: Counter,
     refused: Counter,
     failed: Counter,
+    refused_streams: Counter,
 }
 
 /// An open connection, counted until it is dropped.
@@ -220,6 +222,7 @@ impl ListenerMetrics {
             accepted: came("accepted"),
             refused: came("refused"),
             failed: came("failed"),
+            refused_streams: counter!(RECEIVER_REFUSED_STREAMS_TOTAL, "listener" => listener),
         }
     }
 
@@ -235,6 +238,11 @@ impl ListenerMetrics {
 
     pub(super) fn failed(&self) {
         self.failed.increment(1);
+    }
+
+    /// What counts streams that are refused before a service sees them.
+    pub(super) fn refused_streams(&self) -> Counter {
+        self.refused_streams.clone()
     }
 }
 

@@ -11,10 +11,12 @@ pub mod accept;
 mod body;
 mod connection;
 mod grpc;
+mod hpack;
 mod inflate;
 pub mod metrics;
 pub mod reply;
 mod secure;
+mod streams;
 mod turns;
 
 #[cfg(test)]

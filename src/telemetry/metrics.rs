@@ -73,6 +73,8 @@ page! {
         "Connections that are open.";
     RECEIVER_CONNECTIONS_TOTAL = "spanring_receiver_connections_total", Counter, ["listener", "result"],
         "Connections that came: accepted, refused (too many) or failed.";
+    RECEIVER_REFUSED_STREAMS_TOTAL = "spanring_receiver_refused_streams_total", Counter, ["listener"],
+        "HTTP/2 streams that were refused before a service saw them: malformed or too large headers, too many streams at once.";
     RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL = "spanring_receiver_tls_handshake_failures_total", Counter, ["listener", "reason"],
         "TLS handshakes with clients that failed: bad_name, closed, expired, no_certificate, not_tls, protocol_version, timeout, unknown_ca or other.";
 

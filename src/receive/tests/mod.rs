@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Request as HttpRequest, Response};
+use metrics::Counter;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
     trace::v1::{ResourceSpans, ScopeSpans, Span},
@@ -22,7 +23,7 @@ use opentelemetry_proto::tonic::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Config, GrpcConfig, accept, connection, grpc::OtlpGrpc};
+use super::{Config, GrpcConfig, accept, connection, grpc::OtlpGrpc, streams};
 use crate::{
     budget::Budget,
     lifecycle::Tasks,
@@ -130,7 +131,15 @@ fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> 
     let watched = tasks.clone();
     drop(tasks.spawn(async move {
         let builder = connection::builder(&limits, &watched);
-        connection::serve(&builder, server, service.for_connection(), life, &watched).await;
+        connection::serve(
+            &builder,
+            server,
+            service.for_connection(),
+            life,
+            streams::Tally::new(Counter::noop()),
+            &watched,
+        )
+        .await;
     }));
     client
 }

@@ -15,6 +15,7 @@ mod backends;
 mod bounds;
 mod content;
 mod failover;
+mod heads;
 mod http2;
 mod life;
 mod refusals;

@@ -1,0 +1,386 @@
+//! Makes the `:authority` of a request readable for h2, inside of its compressed header block.
+//!
+//! h2 resets a stream whose `:authority` is not a host and a port as URIs have them, and clients send others: gRPC's C core
+//! percent-encodes what it was told to dial (`10.0.0.1%3A4317,10.0.0.2%3A4317`, `%2Frun%2Fotlp.sock`). Servers of gRPC do not
+//! look at it, nor does anything here. So what h2 cannot read is replaced by something that it can, of the same length in the
+//! block and of the same number of characters: the dynamic tables of both ends (RFC 7541, 2.3.2) stay in step, and a later
+//! reference to the field finds the new value.
+//!
+//! Nothing is known here of the dynamic table. A literal whose name is a reference into it is not looked at, even if that
+//! name is `:authority`; encoders use the static table's entry 1 or the name itself. An empty `:authority` cannot grow and
+//! stays. h2 resets both streams, and `refused_streams` counts them.
+
+use std::ops::Range;
+
+use http::uri::Authority;
+
+/// Entry of the static table that bears the name `:authority` (RFC 7541, appendix A).
+const AUTHORITY_INDEX: usize = 1;
+
+/// The name as a plain string, and as a Huffman-coded one.
+const AUTHORITY: &[u8] = b":authority";
+const AUTHORITY_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
+
+/// The Huffman codes of one length.
+struct Codes {
+    bits: usize,
+    /// Code of the first symbol; that of each further one is one more.
+    first: u32,
+    symbols: &'static [u8],
+    /// The symbol that takes the place of those which h2 cannot read.
+    substitute: Option<u8>,
+}
+
+/// All codes of at most 15 bits (RFC 7541, appendix B); what is longer stands for bytes that are in no name or address.
+const CODES: &[Codes] = &[
+    Codes { bits: 5, first: 0x0, symbols: b"012aceiost", substitute: Some(b'a') },
+    Codes { bits: 6, first: 0x14, symbols: b" %-./3456789=A_bdfghlmnpru", substitute: Some(b'-') },
+    Codes { bits: 7, first: 0x5c, symbols: b":BCDEFGHIJKLMNOPQRSTUVWYjkqvwxyz", substitute: Some(b'z') },
+    Codes { bits: 8, first: 0xf8, symbols: b"&*,;XZ", substitute: Some(b'X') },
+    Codes { bits: 10, first: 0x3f8, symbols: b"!\"()?", substitute: Some(b'!') },
+    Codes { bits: 11, first: 0x7fa, symbols: b"'+|", substitute: Some(b'+') },
+    Codes { bits: 12, first: 0xffa, symbols: b"#>", substitute: None },
+    Codes { bits: 13, first: 0x1ff8, symbols: b"\0$@[]~", substitute: Some(b'~') },
+    Codes { bits: 14, first: 0x3ffc, symbols: b"^}", substitute: None },
+    Codes { bits: 15, first: 0x7ffc, symbols: b"<`{", substitute: None },
+];
+
+/// Looks for `:authority` in a whole header block and makes its value readable, if it has to. A block that is broken is left
+/// to h2.
+pub(super) fn mend(block: &mut [u8]) {
+    if let Some((huffman, value)) = authority(block)
+        && let Some(value) = block.get_mut(value)
+    {
+        if huffman {
+            mend_huffman(value);
+        } else if !is_readable(value) {
+            value.iter_mut().filter(|byte| !is_plain(**byte)).for_each(|byte| *byte = b'-');
+        }
+    }
+}
+
+/// Where the value of the literal `:authority` is, and whether it is Huffman-coded. There is one at most: h2 resets the
+/// stream of a second.
+fn authority(block: &[u8]) -> Option<(bool, Range<usize>)> {
+    let mut reader = Reader { block, at: 0 };
+    loop {
+        // How fields begin: RFC 7541, 6.
+        let first = *block.get(reader.at)?;
+        let prefix = match first {
+            0x80.. => {
+                reader.integer(7)?;
+                continue;
+            }
+            0x20..0x40 => {
+                reader.integer(5)?;
+                continue;
+            }
+            0x40..0x80 => 6,
+            0x00..0x20 => 4,
+        };
+        let is_authority = match reader.integer(prefix)? {
+            0 => {
+                let (huffman, name) = reader.string()?;
+                block.get(name)? == if huffman { AUTHORITY_HUFFMAN } else { AUTHORITY }
+            }
+            index => index == AUTHORITY_INDEX,
+        };
+        let value = reader.string()?;
+        if is_authority {
+            return Some(value);
+        }
+    }
+}
+
+/// Reads what fields are made of.
+struct Reader<'a> {
+    block: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    /// An integer whose first byte has so many bits of it (RFC 7541, 5.1). h2 takes five bytes at most.
+    fn integer(&mut self, prefix: u32) -> Option<usize> {
+        let mut next = || {
+            let byte = self.block.get(self.at).copied()?;
+            self.at += 1;
+            Some(usize::from(byte))
+        };
+        let most = (1 << prefix) - 1;
+        let mut value = next()? & most;
+        if value < most {
+            return Some(value);
+        }
+        for shift in [0, 7, 14, 21] {
+            let byte = next()?;
+            value += (byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    /// A string (RFC 7541, 5.2): whether it is Huffman-coded, and where it is.
+    fn string(&mut self) -> Option<(bool, Range<usize>)> {
+        let huffman = self.block.get(self.at)? & 0x80 != 0;
+        let len = self.integer(7)?;
+        let start = self.at;
+        self.at = start.checked_add(len).filter(|end| *end <= self.block.len())?;
+        Some((huffman, start..self.at))
+    }
+}
+
+/// Whether h2 takes it.
+fn is_readable(value: &[u8]) -> bool {
+    Authority::try_from(value).is_ok()
+}
+
+/// Whether a byte may be anywhere in a host's name.
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
+}
+
+fn mend_huffman(value: &mut [u8]) {
+    let decoded: Option<Vec<u8>> = Symbols { bytes: value, bit: 0 }.map(|it| it.map(|(_, symbol)| symbol)).collect();
+    let Some(decoded) = decoded else { return };
+    if is_readable(&decoded) {
+        return;
+    }
+    let mut bit = 0;
+    while let Some(Some((codes, symbol))) = (Symbols { bytes: value, bit }).next() {
+        if !is_plain(symbol)
+            && let Some(code) = codes.substitute.and_then(|substitute| codes.code_of(substitute))
+        {
+            write(value, bit, codes.bits, code);
+        }
+        bit += codes.bits;
+    }
+}
+
+/// The symbols of a Huffman-coded string from a bit on; `None` for one whose code is longer than [`CODES`] has, or that is cut.
+struct Symbols<'a> {
+    bytes: &'a [u8],
+    bit: usize,
+}
+
+impl Iterator for Symbols<'_> {
+    type Item = Option<(&'static Codes, u8)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let left = (self.bytes.len() * 8).saturating_sub(self.bit);
+        // What is padded is padded with ones, by less than a byte.
+        let ahead = window(self.bytes, self.bit);
+        if left < 8 && ahead >> (WINDOW - left) == (1 << left) - 1 {
+            return None;
+        }
+        let found = CODES.iter().find_map(|codes| {
+            let at = (ahead >> (WINDOW - codes.bits)).checked_sub(codes.first)?;
+            let symbol = *codes.symbols.get(usize::try_from(at).ok()?)?;
+            (codes.bits <= left).then_some((codes, symbol))
+        });
+        if let Some((codes, _)) = found {
+            self.bit += codes.bits;
+        }
+        Some(found)
+    }
+}
+
+impl Codes {
+    fn code_of(&self, symbol: u8) -> Option<u32> {
+        let at = self.symbols.iter().position(|known| *known == symbol)?;
+        Some(self.first + u32::try_from(at).ok()?)
+    }
+}
+
+/// Bits that [`window`] returns: the longest code of [`CODES`], and one.
+const WINDOW: usize = 16;
+
+/// The [`WINDOW`] bits from `bit` on, with ones behind the end.
+fn window(bytes: &[u8], bit: usize) -> u32 {
+    let start = bit / 8;
+    let three = (start..start + 3).fold(0, |sum, at| sum << 8 | u32::from(bytes.get(at).copied().unwrap_or(0xff)));
+    (three >> (24 - WINDOW - bit % 8)) & 0xffff
+}
+
+/// Puts a code of so many bits where another of that length is.
+fn write(bytes: &mut [u8], bit: usize, bits: usize, code: u32) {
+    for n in 0..bits {
+        let (at, mask) = ((bit + n) / 8, 0x80 >> ((bit + n) % 8));
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte = if code >> (bits - 1 - n) & 1 == 1 { *byte | mask } else { *byte & !mask };
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A string, Huffman-coded or plain, with its length in front.
+    pub(crate) fn string(text: &[u8], huffman: bool) -> Vec<u8> {
+        let bytes = if huffman { coded(text) } else { text.to_vec() };
+        let mut out = integer(bytes.len(), 7, if huffman { 0x80 } else { 0 });
+        out.extend(bytes);
+        out
+    }
+
+    pub(crate) fn integer(value: usize, prefix: u32, first: u8) -> Vec<u8> {
+        let most = (1_usize << prefix) - 1;
+        if value < most {
+            return vec![first | u8::try_from(value).unwrap()];
+        }
+        let (mut out, mut rest) = (vec![first | u8::try_from(most).unwrap()], value - most);
+        while rest >= 0x80 {
+            out.push(0x80 | u8::try_from(rest & 0x7f).unwrap());
+            rest >>= 7;
+        }
+        out.push(u8::try_from(rest).unwrap());
+        out
+    }
+
+    /// Bytes above 0x7f and control characters have longer codes than any that are needed.
+    fn coded(text: &[u8]) -> Vec<u8> {
+        let mut bits = Vec::new();
+        for byte in text {
+            let codes = CODES.iter().find(|codes| codes.symbols.contains(byte)).expect("a code");
+            let code = codes.code_of(*byte).unwrap();
+            bits.extend((0..codes.bits).rev().map(|n| code >> n & 1 == 1));
+        }
+        bits.resize(bits.len().next_multiple_of(8), true);
+        bits.chunks(8).map(|byte| byte.iter().fold(0, |sum, bit| sum << 1 | u8::from(*bit))).collect()
+    }
+
+    /// What a literal `:authority` of that value is after it was mended, in each way of writing one, as h2 would read it.
+    fn mended(value: &[u8]) -> Vec<Vec<u8>> {
+        let long = [b'n'; 300];
+        let names = [vec![0x41], vec![0x01], vec![0x11]].into_iter().chain(
+            [0x40, 0x00, 0x10]
+                .into_iter()
+                .flat_map(|first| [true, false].map(|huffman| [vec![first], string(b":authority", huffman)].concat())),
+        );
+        let mut seen = Vec::new();
+        for name in names {
+            for huffman in [true, false] {
+                // A table's new size, fields by index, a literal with a long value and one by a name of the dynamic table.
+                let before = [
+                    &[0x3f, 0xe1, 0x1f, 0x83, 0xff, 0x85, 0x01, 0x44][..],
+                    &string(&long, huffman),
+                    &[0x7e],
+                    &string(b"5S", huffman),
+                    &name,
+                ]
+                .concat();
+                let behind =
+                    [&[0x5f][..], &string(b"application/grpc", true), &[0x41], &string(b"a%b", false)].concat();
+                let written = string(value, huffman);
+                let mut block = [before.clone(), written.clone(), behind.clone()].concat();
+                mend(&mut block);
+                assert!(block.starts_with(&before) && block.ends_with(&behind), "only the value may change");
+                let now = &block[before.len()..before.len() + written.len()];
+                let head = written.len() - if huffman { coded(value).len() } else { value.len() };
+                assert_eq!(now[..head], written[..head]);
+                seen.push(if huffman {
+                    let symbols = Symbols { bytes: &now[head..], bit: 0 };
+                    symbols.map(|symbol| symbol.expect("codes that are known").1).collect()
+                } else {
+                    now[head..].to_vec()
+                });
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn what_clients_send_of_their_targets_becomes_readable_and_plain_names_stay() {
+        for value in [
+            "10.0.0.1%3A4317,10.0.0.2%3A4317",
+            "%2Frun%2Fotlp.sock",
+            "::1:4317",
+            "a:1:2",
+            "/run/x",
+            "a b",
+            "%",
+            "a|b",
+            "x:y@",
+            "[::1",
+        ] {
+            for seen in mended(value.as_bytes()) {
+                assert_eq!(seen.len(), value.len(), "{value}: tables count characters");
+                assert!(is_readable(&seen), "{value}: {:?}", String::from_utf8_lossy(&seen));
+            }
+        }
+        for value in [
+            "collector:4317",
+            "10.0.0.1:4317",
+            "[::1]:4317",
+            "localhost",
+            "me@host:1",
+            "a%20b@host",
+            "[fe80::1%25eth0]:1",
+            "",
+        ] {
+            for seen in mended(value.as_bytes()) {
+                assert_eq!(seen, value.as_bytes(), "{value}");
+            }
+        }
+        for seen in mended(b"10.0.0.1%3A4317").chunks(2) {
+            assert_eq!(seen, [b"10.0.0.1-3A4317", b"10.0.0.1-3A4317"]);
+        }
+        let mut wide = [&[0x41][..], &string("caf\u{e9}".as_bytes(), false)].concat();
+        mend(&mut wide);
+        assert_eq!(wide[2..], *b"caf--", "what is no ASCII would cost the whole connection");
+    }
+
+    #[test]
+    fn the_huffman_codes_are_those_of_the_specification() {
+        assert_eq!(coded(AUTHORITY), AUTHORITY_HUFFMAN);
+        // RFC 7541, C.4.1 and C.6.1.
+        assert_eq!(coded(b"www.example.com"), [0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff]);
+        assert_eq!(coded(b"https://www.example.com")[..6], [0x9d, 0x29, 0xad, 0x17, 0x18, 0x63]);
+        for codes in CODES {
+            assert!(codes.substitute.is_none_or(|it| is_plain(it) && codes.symbols.contains(&it)), "{}", codes.bits);
+        }
+    }
+
+    #[test]
+    fn what_has_no_substitute_and_what_is_cut_is_left_to_h2() {
+        for value in [&b"a<b"[..], b"#"] {
+            let block = [&[0x41][..], &string(value, true)].concat();
+            let mut now = block.clone();
+            mend(&mut now);
+            let changed = now != block;
+            assert!(!changed || !is_readable(value));
+        }
+        let whole = [&[0x41][..], &string(b"10.0.0.1%3A4317", true)].concat();
+        for len in 0..whole.len() {
+            let mut cut = whole[..len].to_vec();
+            mend(&mut cut);
+            assert_eq!(cut, whole[..len], "{len}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_authority_of_printable_characters_is_read_or_left(value in "[ -;=?-Z\\[\\]_a-z|~]{0,60}") {
+            let value = value.as_bytes();
+            for seen in mended(value) {
+                prop_assert_eq!(seen.len(), value.len());
+                if is_readable(value) {
+                    prop_assert_eq!(&seen, value);
+                } else if !value.is_empty() && !value.contains(&b'#') {
+                    prop_assert!(is_readable(&seen));
+                }
+            }
+        }
+
+        #[test]
+        fn no_block_makes_it_stumble(mut block in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let len = block.len();
+            mend(&mut block);
+            prop_assert_eq!(block.len(), len);
+        }
+    }
+}

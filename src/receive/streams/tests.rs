@@ -1,0 +1,157 @@
+//! Frames that are cut in every way, and what is no frame.
+
+use std::collections::VecDeque;
+
+use tokio::io::AsyncReadExt;
+
+use super::{super::hpack::tests::string, *};
+
+const DATA: u8 = 0x0;
+const SETTINGS: u8 = 0x4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let [_, len @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&len[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+fn block_with(authority: &[u8]) -> Vec<u8> {
+    [&[0x83, 0x86, 0x41][..], &string(authority, false), &[0x5f], &string(b"application/grpc", true)].concat()
+}
+
+fn tally() -> Arc<Tally> {
+    Arc::new(Tally::new(Counter::noop()))
+}
+
+/// A client whose bytes come in these pieces.
+struct Client(VecDeque<Vec<u8>>);
+
+impl AsyncRead for Client {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(mut piece) = self.0.pop_front() {
+            let rest = piece.split_off(piece.len().min(buf.remaining()));
+            buf.put_slice(&piece);
+            if !rest.is_empty() {
+                self.0.push_front(rest);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What h2 reads, a few bytes at a time, of what comes in pieces of at most `most` bytes.
+async fn read(sent: &[u8], most: usize, random: &mut fastrand::Rng, tally: &Arc<Tally>) -> Vec<u8> {
+    let (mut pieces, mut rest) = (VecDeque::new(), sent);
+    while !rest.is_empty() {
+        let (piece, later) = rest.split_at(random.usize(1..=rest.len().min(most)));
+        pieces.push_back(piece.to_vec());
+        rest = later;
+    }
+    let (mut stream, mut seen) = (Streams::new(Client(pieces), Arc::clone(tally)), Vec::new());
+    loop {
+        let mut room = vec![0; random.usize(1..3_000)];
+        match stream.read(&mut room).await.unwrap() {
+            0 => return seen,
+            len => seen.extend_from_slice(&room[..len]),
+        }
+    }
+}
+
+#[tokio::test]
+async fn header_blocks_are_mended_however_they_are_cut_padded_and_read() {
+    let mut random = fastrand::Rng::with_seed(5);
+    for _ in 0..300 {
+        let (mut sent, mut expected) = (PREFACE.to_vec(), PREFACE.to_vec());
+        let mut opened = 0;
+        for stream in (1..).step_by(2).take(random.usize(1..5)) {
+            let settings = frame(SETTINGS, 0, 0, &vec![0; 6 * random.usize(..2)]);
+            let body = frame(DATA, 1, stream, &(0..random.usize(..9_000)).map(|_| random.u8(..)).collect::<Vec<_>>());
+            let (good, bad): (&[u8], &[u8]) = match random.bool() {
+                true => (b"10.0.0.1-3A4317,10.0.0.2-3A4317", b"10.0.0.1%3A4317,10.0.0.2%3A4317"),
+                false => (b"collector:4317", b"collector:4317"),
+            };
+            let cuts = (random.usize(1..20), random.usize(20..30), random.u8(..8));
+            let headers = |authority| {
+                let (block, (first, second, shape)) = (block_with(authority), cuts);
+                let whole = if shape & 1 == 0 { END_HEADERS } else { 0 };
+                let (now, later) = if whole == 0 { block.split_at(first) } else { (&block[..], &[][..]) };
+                let (mut payload, mut flags) = (now.to_vec(), whole);
+                if shape & 2 != 0 {
+                    (payload, flags) = ([&[0; PRIORITY_LEN][..], &payload].concat(), flags | PRIORITY);
+                }
+                if shape & 4 != 0 {
+                    (payload, flags) = ([&[7][..], &payload, &[0; 7]].concat(), flags | PADDED);
+                }
+                let mut bytes = frame(HEADERS, flags, stream, &payload);
+                if whole == 0 {
+                    let (middle, last) = later.split_at(second - first);
+                    bytes.extend(frame(CONTINUATION, 0, stream, middle));
+                    bytes.extend(frame(CONTINUATION, END_HEADERS, stream, last));
+                }
+                bytes
+            };
+            let trailers = frame(HEADERS, END_HEADERS | 1, stream, &[]);
+            sent.extend([settings.clone(), headers(bad), body.clone(), trailers.clone()].concat());
+            expected.extend([settings, headers(good), body, trailers].concat());
+            opened += 1;
+        }
+        let tally = tally();
+        let most = [3, 40, 20_000][random.usize(..3)];
+        assert!(read(&sent, most, &mut random, &tally).await == expected);
+        assert_eq!(tally.opened.load(Relaxed), opened, "trailers open nothing");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_http2_or_broken_or_endless_passes_as_it_is() {
+    let mut random = fastrand::Rng::with_seed(6);
+    let block = block_with(b"a%b");
+    let torn = [PREFACE, &frame(HEADERS, END_HEADERS, 1, &block)].concat();
+    let mut rows = vec![
+        b"GET / HTTP/1.1\r\nhost: a%b\r\n\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n".to_vec(),
+        [PREFACE, &frame(HEADERS, 0, 1, &block), &frame(DATA, 0, 1, &block)].concat(),
+        [PREFACE, &frame(HEADERS, END_HEADERS | PADDED, 1, &[200, 0x41, 1, b'%'])].concat(),
+        [PREFACE, &frame(HEADERS, 0, 1, &block), &frame(CONTINUATION, 0, 1, &[]).repeat(20_000)].concat(),
+        [PREFACE, &frame(HEADERS, 0, 1, &block), &frame(CONTINUATION, 0, 1, &[0; 60_000]).repeat(3)].concat(),
+        [PREFACE, &[0xff; 9], &[1; 100]].concat(),
+    ];
+    rows.extend((PREFACE.len()..torn.len()).map(|len| torn[..len].to_vec()));
+    for sent in rows {
+        for most in [1, 50_000] {
+            assert!(
+                read(&sent, most, &mut random, &tally()).await == sent,
+                "{}",
+                String::from_utf8_lossy(&sent[..30.min(sent.len())])
+            );
+        }
+    }
+    // One frame that is too long to be held is not mended, and the next one is.
+    let long = frame(HEADERS, END_HEADERS, 1, &[&block[..], &vec![0x83; LARGEST]].concat());
+    let sent = [PREFACE, &long, &frame(HEADERS, END_HEADERS, 3, &block)].concat();
+    let expected = [PREFACE, &long, &frame(HEADERS, END_HEADERS, 3, &block_with(b"a-b"))].concat();
+    assert!(read(&sent, 1_000, &mut random, &tally()).await == expected);
+}
+
+#[test]
+fn streams_are_counted_as_refused_once_they_were_read_and_not_served() {
+    let tally = tally();
+    let count = || tally.counted.load(Relaxed);
+    tally.opens(1);
+    tally.settle();
+    assert_eq!(count(), 0, "nobody has read it yet");
+    tally.is_read();
+    tally.serves();
+    for stream in [3, 5, 5, 3] {
+        tally.opens(stream);
+    }
+    tally.settle();
+    assert_eq!(count(), 0);
+    tally.is_read();
+    tally.serves();
+    tally.settle();
+    tally.settle();
+    assert_eq!(count(), 1, "5 was refused");
+    tally.opens(7);
+    tally.close();
+    assert_eq!(count(), 2);
+}
