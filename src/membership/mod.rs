@@ -258,7 +258,7 @@ impl<P: Prober> Room<P> {
         self.state.commit(&change);
         self.metrics.show(&change.table, change.moved, took);
         self.record.changed(&change, took);
-        tell::change(&self.pool, &change);
+        self.lines.change(&change);
         self.tables.send_replace(Some(change.table));
     }
 }

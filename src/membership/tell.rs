@@ -12,13 +12,15 @@ const NAMED_IN_LOG: usize = 20;
 pub(super) struct Lines {
     pool: Arc<str>,
     quota: Quota,
+    /// Of lines about the ring.
+    changes: Quota,
 }
 
 // === impl Lines ===
 
 impl Lines {
     pub(super) fn new(pool: &Arc<str>) -> Self {
-        Self { pool: Arc::clone(pool), quota: Quota::new() }
+        Self { pool: Arc::clone(pool), quota: Quota::new(), changes: Quota::new() }
     }
 
     /// One line, unless there were too many of late.
@@ -49,6 +51,14 @@ impl Lines {
             Note::Panic { begins: false, failing, allowed } => {
                 tracing::info!(pool, failing, allowed, "few enough backends fail: they count as ejected again");
             }
+        }
+    }
+
+    /// One line for a change of the ring, unless there were too many of late.
+    pub(super) fn change(&self, of: &Change) {
+        let pool = &*self.pool;
+        if self.changes.allows(|lines| tracing::warn!(pool, lines, "more changes of the ring than the log takes")) {
+            change(pool, of);
         }
     }
 

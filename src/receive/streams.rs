@@ -246,10 +246,7 @@ impl Walk {
                     if *have == HEAD {
                         let head = *head;
                         let (_, rest) = bytes.split_at_mut(len);
-                        let taken = match self.begin(head, rest, tally) {
-                            Some(taken) => taken,
-                            None => return Some(all - rest.len()),
-                        };
+                        let Some(taken) = self.begin(head, rest, tally) else { return Some(all - rest.len()) };
                         bytes = rest.get_mut(taken..).unwrap_or_default();
                         continue;
                     }

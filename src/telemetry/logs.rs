@@ -1,16 +1,28 @@
 //! Logs: one subscriber, text or JSON, on stderr.
 
-use std::{io::IsTerminal, sync::OnceLock};
+use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tracing::{Event, Subscriber};
 use tracing_subscriber::{
     Layer, Registry,
     filter::{LevelFilter, Targets},
     fmt,
-    layer::SubscriberExt,
+    layer::{Context, SubscriberExt},
     reload,
     util::{SubscriberInitExt, TryInitError},
 };
+
+use super::Quota;
+
+/// What targets of our own lines begin with.
+const OURS: &str = "spanring";
+
+/// Lines of all libraries together in one [`LIBRARY_WINDOW`]. h2 writes one for each unasked answer to a PING.
+const LIBRARY_LINES: u32 = 10;
+
+/// The time that [`LIBRARY_LINES`] are for.
+const LIBRARY_WINDOW: Duration = Duration::from_secs(10);
 
 /// How the process logs. Keys and values are those of the Collector's `service.telemetry.logs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +76,7 @@ impl Level {
             Self::Debug => (LevelFilter::DEBUG, LevelFilter::INFO),
             Self::Trace => (LevelFilter::TRACE, LevelFilter::DEBUG),
         };
-        Targets::new().with_default(others).with_target("spanring", ours)
+        Targets::new().with_default(others).with_target(OURS, ours)
     }
 }
 
@@ -86,10 +98,33 @@ pub fn init(config: Config) -> Result<(), InitError> {
         Encoding::Text => lines.boxed(),
         Encoding::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(InitError)?;
+    tracing_subscriber::registry().with(filter).with(Libraries::new()).with(lines).try_init().map_err(InitError)?;
     // It is the first: a second subscriber was refused.
     drop(FILTER.set(handle));
     Ok(())
+}
+
+/// Bounds what libraries write. Clients and backends can make them write a line for each few bytes; our own lines have their
+/// bounds where they are written.
+struct Libraries(Quota);
+
+impl Libraries {
+    fn new() -> Self {
+        Self(Quota::of(LIBRARY_LINES, LIBRARY_WINDOW))
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Libraries {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        let left_out =
+            |lines| tracing::warn!(lines, "lines of libraries were left out: there were more than the log takes");
+        let target = event.metadata().target();
+        if target.split("::").next() == Some(OURS) {
+            self.0.settle(left_out);
+            return true;
+        }
+        self.0.allows(left_out)
+    }
 }
 
 /// Changes the least level that is written; nothing, where [`init`] was not called.
@@ -131,6 +166,30 @@ pub(crate) fn captured(body: impl FnOnce()) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_of_libraries_are_bounded_and_ours_are_not() {
+        #[derive(Default, Clone)]
+        struct Seen(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+        impl<S: Subscriber> Layer<S> for Seen {
+            fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+                self.0.lock().unwrap().push(event.metadata().target().to_owned());
+            }
+        }
+        let seen = Seen::default();
+        let subscriber = tracing_subscriber::registry().with(Libraries::new()).with(seen.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..500 {
+                tracing::warn!(target: "h2::proto::ping_pong", "recv PING ack that we never sent");
+                tracing::warn!(target: "hyper", "a line");
+                tracing::warn!(target: "spanringer", "a line");
+                tracing::warn!("one of ours");
+            }
+        });
+        let seen = seen.0.lock().unwrap();
+        let ours = seen.iter().filter(|target| target.starts_with("spanring::")).count();
+        assert_eq!((ours, seen.len() - ours), (500, LIBRARY_LINES as usize));
+    }
 
     #[test]
     fn below_info_only_our_own_lines_are_wanted() {

@@ -1,16 +1,23 @@
-//! Panics: each is logged and counted, wherever it happens, so that one that was caught is not forgotten.
+//! Panics: each is counted, and logged as far as the log can bear, wherever it happens, so that one that was caught is not forgotten.
 
 use std::{
     panic,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use super::Quota;
+
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
-/// From now on every panic of the process is logged and counted. What is caught, and by whom, is not changed by it.
+/// From now on every panic of the process is counted, and logged as far as a log can bear: what makes one request panic may
+/// do so to a thousand. What is caught, and by whom, is not changed by it.
 pub fn watch() {
-    panic::set_hook(Box::new(|panic| {
+    let quota = Quota::new();
+    panic::set_hook(Box::new(move |panic| {
         SEEN.fetch_add(1, Ordering::Relaxed);
+        if !quota.allows(|panics| tracing::error!(panics, "more panics than the log takes")) {
+            return;
+        }
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         let said = panic.payload().downcast_ref::<&str>().copied();
         let said = said.or_else(|| panic.payload().downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");

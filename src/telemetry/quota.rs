@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Lines of one kind in one [`WINDOW`]; the rest is counted.
+/// Lines of one kind in one [`WINDOW`], unless told otherwise; the rest is counted.
 const LINES: u32 = 20;
 
 /// The time that [`LINES`] are for.
@@ -15,7 +15,11 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// A bound on lines of one kind, such as those about the backends of one pool.
 #[derive(Debug)]
-pub struct Quota(Mutex<Window>);
+pub struct Quota {
+    lines: u32,
+    window: Duration,
+    now: Mutex<Window>,
+}
 
 #[derive(Debug)]
 struct Window {
@@ -29,25 +33,42 @@ impl Quota {
     /// With all its lines.
     #[expect(clippy::new_without_default, reason = "a default has no clock")]
     pub fn new() -> Self {
-        Self(Mutex::new(Window { begun: Instant::now(), lines: 0 }))
+        Self::of(LINES, WINDOW)
+    }
+
+    /// So many lines in each window.
+    pub(super) fn of(lines: u32, window: Duration) -> Self {
+        Self { lines, window, now: Mutex::new(Window { begun: Instant::now(), lines: 0 }) }
     }
 
     /// Whether one more line may be written now. `left_out` hears how many were not, with the first that may be again.
     pub fn allows(&self, left_out: impl FnOnce(u32)) -> bool {
-        let (now, mut silent) = (Instant::now(), 0);
-        let lines = {
-            let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if now >= window.begun + WINDOW {
-                silent = window.lines.saturating_sub(LINES);
-                *window = Window { begun: now, lines: 0 };
-            }
-            window.lines = window.lines.saturating_add(1);
-            window.lines
-        };
+        let (silent, lines) = self.count(1);
         if silent > 0 {
             left_out(silent);
         }
-        lines <= LINES
+        lines <= self.lines
+    }
+
+    /// `left_out` hears how many lines were not written, if they were not of late and may be again.
+    pub(super) fn settle(&self, left_out: impl FnOnce(u32)) {
+        let (silent, _) = self.count(0);
+        if silent > 0 {
+            left_out(silent);
+        }
+    }
+
+    /// Counts lines: how many were left out of a window that is over, and how many there are of this one.
+    fn count(&self, more: u32) -> (u32, u32) {
+        let now = Instant::now();
+        let mut window = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut silent = 0;
+        if now >= window.begun + self.window {
+            silent = window.lines.saturating_sub(self.lines);
+            *window = Window { begun: now, lines: 0 };
+        }
+        window.lines = window.lines.saturating_add(more);
+        (silent, window.lines)
     }
 }
 
@@ -65,5 +86,11 @@ mod tests {
         assert!(quota.allows(|silent| left_out = silent), "a new second has lines of its own");
         assert_eq!(left_out, 100 - LINES);
         assert!(quota.allows(|_| panic!("it was said already")));
+        assert!((0..LINES).any(|_| !quota.allows(|_| {})));
+        quota.settle(|_| panic!("the window is not over"));
+        tokio::time::advance(WINDOW).await;
+        left_out = 0;
+        quota.settle(|silent| left_out = silent);
+        assert_eq!(left_out, 1, "it is said without a further line too");
     }
 }

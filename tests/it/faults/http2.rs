@@ -153,6 +153,23 @@ async fn row_32_pings_and_settings_without_end_take_no_memory() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_32_answers_to_pings_that_nobody_sent_fill_no_log() -> Result<()> {
+    let fixture = Fixture::start(1, Knobs::default()).await?;
+    let lines = || fixture.process.log().lines().count();
+    for port in [fixture.grpc, fixture.admin] {
+        let before = lines();
+        let mut raw = Raw::connect(port, &[])?;
+        let many = wire::frame(PING, ACK, 0, &[7; 8]).repeat(1000);
+        raw.send_until_closed(50, |_| many.clone());
+        // It is answered when all in front of it was read, if the connection still is there.
+        raw.send(&wire::frame(PING, 0, 0, &[9; 8])).ok();
+        while raw.next()?.is_some_and(|frame| frame.payload != [9; 8]) {}
+        ensure!(lines() - before <= 40, "50,000 frames wrote {} lines:\n{}", lines() - before, fixture.process.log());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_32_a_message_in_frames_of_one_byte_is_served_or_refused_and_takes_no_memory() -> Result<()> {
     let begin = wire::frame(HEADERS, END_HEADERS, 1, &wire::export_headers(&[]));
     let announced = [0_u8, 0, 0x10, 0, 0];
