@@ -17,7 +17,7 @@ pub struct Behaviour {
     pub delay_ms: u64,
     /// Share of requests that are refused: their spans are not taken.
     pub failure_rate: f64,
-    /// The gRPC code of such a refusal.
+    /// How such a refusal is told.
     pub failure_code: FailureCode,
     /// `RetryInfo` that goes with it, in milliseconds.
     pub failure_retry_after_ms: Option<u64>,
@@ -48,9 +48,9 @@ impl Behaviour {
         Duration::from_millis(self.delay_ms)
     }
 
-    /// Whether request number `n` is refused.
-    pub(super) fn fails(&self, n: u64) -> bool {
-        chance(self.seed, n, self.failure_rate)
+    /// How request number `n` is refused, if it is.
+    pub(super) fn failure(&self, n: u64) -> Option<FailureCode> {
+        chance(self.seed, n, self.failure_rate).then_some(self.failure_code)
     }
 
     /// Whether the span with this ID is refused.
@@ -59,11 +59,11 @@ impl Behaviour {
     }
 }
 
-/// The codes that a backend's own failure may have.
+/// The codes that a backend's own failure may have, and failures of the way to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[clap(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "gRPC's own names")]
+#[expect(missing_docs, reason = "gRPC's own names, and HTTP/2's")]
 pub enum FailureCode {
     Cancelled,
     Unknown,
@@ -79,26 +79,48 @@ pub enum FailureCode {
     Unavailable,
     DataLoss,
     Unauthenticated,
+    /// HTTP/2's reset of a stream that was not looked at, as servers send it that stop or are full.
+    RefusedStream,
+    /// HTTP 502 without a gRPC status, as a box in the middle sends it.
+    Http502,
+    /// HTTP 503 without a gRPC status.
+    Http503,
 }
 
-impl From<FailureCode> for tonic::Code {
-    fn from(code: FailureCode) -> Self {
-        match code {
-            FailureCode::Cancelled => Self::Cancelled,
-            FailureCode::Unknown => Self::Unknown,
-            FailureCode::InvalidArgument => Self::InvalidArgument,
-            FailureCode::DeadlineExceeded => Self::DeadlineExceeded,
-            FailureCode::PermissionDenied => Self::PermissionDenied,
-            FailureCode::ResourceExhausted => Self::ResourceExhausted,
-            FailureCode::FailedPrecondition => Self::FailedPrecondition,
-            FailureCode::Aborted => Self::Aborted,
-            FailureCode::OutOfRange => Self::OutOfRange,
-            FailureCode::Unimplemented => Self::Unimplemented,
-            FailureCode::Internal => Self::Internal,
-            FailureCode::Unavailable => Self::Unavailable,
-            FailureCode::DataLoss => Self::DataLoss,
-            FailureCode::Unauthenticated => Self::Unauthenticated,
-        }
+/// What goes over the wire instead of an acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// A gRPC status of this code.
+    Status(tonic::Code),
+    /// A page with this HTTP status.
+    Page(http::StatusCode),
+    /// The stream is reset before its body is read.
+    Reset,
+}
+
+impl FailureCode {
+    pub(super) fn told(self) -> Told {
+        use tonic::Code;
+
+        Told::Status(match self {
+            Self::RefusedStream => return Told::Reset,
+            Self::Http502 => return Told::Page(http::StatusCode::BAD_GATEWAY),
+            Self::Http503 => return Told::Page(http::StatusCode::SERVICE_UNAVAILABLE),
+            Self::Cancelled => Code::Cancelled,
+            Self::Unknown => Code::Unknown,
+            Self::InvalidArgument => Code::InvalidArgument,
+            Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::PermissionDenied => Code::PermissionDenied,
+            Self::ResourceExhausted => Code::ResourceExhausted,
+            Self::FailedPrecondition => Code::FailedPrecondition,
+            Self::Aborted => Code::Aborted,
+            Self::OutOfRange => Code::OutOfRange,
+            Self::Unimplemented => Code::Unimplemented,
+            Self::Internal => Code::Internal,
+            Self::Unavailable => Code::Unavailable,
+            Self::DataLoss => Code::DataLoss,
+            Self::Unauthenticated => Code::Unauthenticated,
+        })
     }
 }
 
@@ -129,7 +151,7 @@ mod tests {
     #[test]
     fn failures_follow_the_seed_and_come_at_their_rate() {
         let sink = Behaviour { failure_rate: 0.1, seed: 7, ..Behaviour::default() };
-        let failures = |sink: &Behaviour| (0..10_000).filter(|n| sink.fails(*n)).collect::<Vec<_>>();
+        let failures = |sink: &Behaviour| (0..10_000).filter(|n| sink.failure(*n).is_some()).collect::<Vec<_>>();
         assert_eq!(failures(&sink), failures(&sink));
         assert_ne!(failures(&sink), failures(&Behaviour { seed: 8, ..sink }));
         assert!((900..1100).contains(&failures(&sink).len()));

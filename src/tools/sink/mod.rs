@@ -65,7 +65,7 @@ pub struct Args {
     /// Share of requests to refuse, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
     pub failure_rate: f64,
-    /// The code to refuse them with
+    /// The code to refuse them with, or how the way to the sink is to fail
     #[arg(long, value_name = "CODE", value_enum, default_value = "unavailable")]
     pub failure_code: FailureCode,
     /// RetryInfo to send with a refusal

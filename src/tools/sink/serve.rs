@@ -8,8 +8,8 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use prost::Message;
 use tokio::{
@@ -22,7 +22,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{
     Inner,
-    behaviour::Behaviour,
+    behaviour::{Behaviour, FailureCode, Told},
     count::{Batch, Detail},
 };
 use crate::{
@@ -84,7 +84,9 @@ where
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(inner.config.max_frame_size)
-        .max_concurrent_streams(inner.config.max_concurrent_streams);
+        .max_concurrent_streams(inner.config.max_concurrent_streams)
+        // A sink that resets every stream goes on to do so.
+        .max_local_error_reset_streams(None);
     let mut connection = builder.handshake::<_, Bytes>(stream).await?;
     let mut calls = FuturesUnordered::new();
     let (mut drained, mut stopped) = (pin!(tasks.drained()), pin!(tasks.stopped()));
@@ -109,23 +111,29 @@ where
     }
 }
 
-async fn answer(request: Request<RecvStream>, respond: SendResponse<Bytes>, inner: &Inner) {
+async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, inner: &Inner) {
     inner.tally.requests.fetch_add(1, Relaxed);
     let behaviour = inner.behaviour.load();
-    let fails = behaviour.fails(inner.sequence.next());
-    let result = match receive(request, &behaviour, inner).await {
+    let failure = behaviour.failure(inner.sequence.next()).map(FailureCode::told);
+    if failure == Some(Told::Reset) {
+        inner.tally.failed.fetch_add(1, Relaxed);
+        respond.send_reset(Reason::REFUSED_STREAM);
+        return;
+    }
+    let reply = match receive(request, &behaviour, inner).await {
         Ok(batch) => {
             if !behaviour.delay().is_zero() {
                 tokio::time::sleep(behaviour.delay()).await;
             }
-            if fails {
+            if failure.is_some() {
                 inner.tally.failed.fetch_add(1, Relaxed);
             }
-            let keeps = !fails || behaviour.failure_keeps_spans;
-            match if keeps { keep(&batch, inner) } else { Ok(()) } {
-                Err(unwritten) => Err(unwritten),
-                Ok(()) if fails => Err(failure(&behaviour)),
-                Ok(()) => Ok(batch.rejected()),
+            let keeps = failure.is_none() || behaviour.failure_keeps_spans;
+            match (if keeps { keep(&batch, inner) } else { Ok(()) }, failure) {
+                (Err(unwritten), _) => refuse(respond, &unwritten),
+                (Ok(()), Some(Told::Page(status))) => page(respond, status),
+                (Ok(()), Some(Told::Status(code))) => refuse(respond, &told(code, &behaviour)),
+                (Ok(()), None | Some(Told::Reset)) => accept_all_but(respond, batch.rejected()),
             }
         }
         Err(Broken::Gone) => {
@@ -134,10 +142,10 @@ async fn answer(request: Request<RecvStream>, respond: SendResponse<Bytes>, inne
         }
         Err(Broken::Invalid(status)) => {
             inner.tally.invalid_requests.fetch_add(1, Relaxed);
-            Err(*status)
+            refuse(respond, &status)
         }
     };
-    if let Err(error) = reply(respond, result) {
+    if let Err(error) = reply {
         tracing::debug!(%error, "reply not sent");
     }
 }
@@ -291,8 +299,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn failure(behaviour: &Behaviour) -> Status {
-    let (code, message) = (Code::from(behaviour.failure_code), "the sink was told to fail");
+/// The status that a sink was told to answer with.
+fn told(code: Code, behaviour: &Behaviour) -> Status {
+    let message = "the sink was told to fail";
     match behaviour.failure_retry_after_ms {
         Some(after) => {
             let after = std::time::Duration::from_millis(after);
@@ -302,19 +311,32 @@ fn failure(behaviour: &Behaviour) -> Status {
     }
 }
 
-fn reply(mut respond: SendResponse<Bytes>, result: Result<u64, Status>) -> Result<(), h2::Error> {
+/// The head of an answer.
+fn head() -> Response<()> {
     let mut response = Response::new(());
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
-    let rejected = match result {
-        Ok(rejected) => rejected,
-        Err(status) => {
-            if let Err(error) = status.add_header(response.headers_mut()) {
-                tracing::debug!(%error, "status without its message");
-            }
-            return respond.send_response(response, true).map(drop);
-        }
-    };
+    response
+}
+
+fn refuse(mut respond: SendResponse<Bytes>, status: &Status) -> Result<(), h2::Error> {
+    let mut response = head();
+    if let Err(error) = status.add_header(response.headers_mut()) {
+        tracing::debug!(%error, "status without its message");
+    }
+    respond.send_response(response, true).map(drop)
+}
+
+/// What a box in the middle says when it cannot reach what is behind it.
+fn page(mut respond: SendResponse<Bytes>, status: StatusCode) -> Result<(), h2::Error> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    response.headers_mut().insert("content-type", HeaderValue::from_static("text/html"));
     let mut stream = respond.send_response(response, false)?;
+    stream.send_data(Bytes::from(format!("<html><h1>{status}</h1></html>")), true)
+}
+
+fn accept_all_but(mut respond: SendResponse<Bytes>, rejected: u64) -> Result<(), h2::Error> {
+    let mut stream = respond.send_response(head(), false)?;
     stream.send_data(message(rejected), false)?;
     let mut trailers = HeaderMap::with_capacity(1);
     trailers.insert("grpc-status", HeaderValue::from_static("0"));

@@ -160,6 +160,29 @@ async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
 }
 
 #[tokio::test]
+async fn failures_of_the_way_are_told_in_http2_and_cost_no_connection() {
+    let failing = |failure_code| Behaviour { failure_rate: 1.0, failure_code, ..Behaviour::default() };
+    let pair = Pair::new(SinkConfig::default(), Compression::None).await;
+    let body = bodies(BodySpec::default()).compose(0, None);
+    pair.sink.set_behaviour(failing(FailureCode::RefusedStream));
+    // More than the h2 crate resets by itself before it gives a connection up.
+    for _ in 0..1_100 {
+        match pair.channel.call(body.clone()).await {
+            Answer::Lost(reason) => assert!(reason.contains("refused stream"), "{reason}"),
+            other => panic!("not reset: {other:?}"),
+        }
+    }
+    for (code, status) in [(FailureCode::Http502, "502"), (FailureCode::Http503, "503")] {
+        pair.sink.set_behaviour(failing(code));
+        let refusal = pair.refusal(body.clone()).await;
+        assert!(refusal.message().contains(status), "{refusal}");
+    }
+    let report = pair.sink.report();
+    assert_eq!((report.failed_requests, report.spans, report.connections), (1_102, 0, 1));
+    pair.end().await;
+}
+
+#[tokio::test]
 async fn rejected_spans_are_said_and_not_counted_as_taken() {
     let behaviour = Behaviour { reject_rate: 0.2, ..Behaviour::default() };
     for max_tracked_traces in [None, Some(1000)] {
