@@ -9,8 +9,9 @@ use tokio::time::sleep;
 use crate::{
     Pace,
     evidence::{Evidence, SECOND, now, share},
+    plan::{BUDGET_MIB, Load, Place, Plan},
     table::Lines,
-    world::{BUDGET_MIB, Load, World},
+    world::World,
 };
 
 /// What a proxy may hold beside its budget, in MiB.
@@ -29,8 +30,8 @@ struct Times {
 /// kill -9 of one of four; DNS drops it three seconds later.
 pub(crate) async fn kill(pace: Pace) -> Result<Lines> {
     const DOOMED: usize = 1;
-    let mut world = World::start_with_names(4)?;
-    let load = world.load(Load { rate: 100.0, retry: false, seed: now() });
+    let mut world = World::start(Plan { place: Place::Named, ..Plan::default() })?;
+    world.load(Load::default());
     sleep(pace.seconds(5, 3)).await;
     let killed = now();
     world.kill(DOOMED);
@@ -45,8 +46,8 @@ pub(crate) async fn kill(pace: Pace) -> Result<Lines> {
     world.revive(DOOMED)?;
     world.list(|_| true);
     sleep(pace.seconds(10, 7)).await;
-    let run = world.end(load).await?;
-    let evidence = Evidence::gather(&world, run)?;
+    let runs = world.end().await?;
+    let evidence = Evidence::gather(&world, runs)?;
     let mut lines = Lines::default();
     let (early, late) = (evidence.failed(killed..killed + SECOND), evidence.failed(killed + SECOND..u64::MAX));
     let late: Vec<_> = late.collect();
@@ -143,8 +144,8 @@ impl Share {
 
 /// All sinks dead.
 pub(crate) async fn outage(pace: Pace) -> Result<Lines> {
-    let mut world = World::start(4, "")?;
-    let load = world.load(Load { rate: 100.0, retry: false, seed: now() });
+    let mut world = World::start(Plan::default())?;
+    world.load(Load::default());
     sleep(pace.seconds(5, 3)).await;
     let killed = now();
     (0..4).for_each(|n| world.kill(n));
@@ -155,13 +156,14 @@ pub(crate) async fn outage(pace: Pace) -> Result<Lines> {
     }
     sleep(pace.seconds(10, 5)).await;
     let peak = world.held()?.iter().map(|held| held.peak_kib).max().unwrap_or(0) >> 10;
-    let run = world.end(load).await?;
-    let evidence = Evidence::gather(&world, run)?;
+    let runs = world.end().await?;
+    let evidence = Evidence::gather(&world, runs)?;
     let mut lines = Lines::default();
-    let first = evidence.run.accepted.iter().map(|accepted| accepted.answered).filter(|at| *at > back).min();
-    let permanent: Vec<_> = evidence.run.failed.iter().filter(|failed| !failed.is_retryable).collect();
+    let first = evidence.accepted().map(|accepted| accepted.answered).filter(|at| *at > back).min();
+    let failures: Vec<_> = evidence.failed(0..u64::MAX).collect();
+    let permanent: Vec<_> = failures.iter().filter(|failed| !failed.is_retryable).collect();
     lines.fact("spans acknowledged", evidence.acknowledged());
-    lines.fact("requests that failed", evidence.run.failed.len());
+    lines.fact("requests that failed", failures.len());
     lines.fact("outage", format!("{:.1} s", Duration::from_nanos(back - killed).as_secs_f64()));
     lines.fact("the first that was not retryable", permanent.first().map_or("none", |failed| failed.answer.as_str()));
     lines.fact("duplicates", evidence.duplicates(|_| true));
@@ -177,7 +179,7 @@ pub(crate) async fn outage(pace: Pace) -> Result<Lines> {
         first.is_some_and(|at| at - back <= 5 * SECOND),
     );
     let settled = back + 5 * SECOND / if pace.is_quick { 2 } else { 1 };
-    let late = evidence.run.failed.iter().filter(|failed| failed.sent > settled).count();
+    let late = failures.iter().filter(|failed| failed.sent > settled).count();
     lines.none("client errors of requests sent once that was settled", late);
     Ok(lines)
 }

@@ -2,7 +2,11 @@
 //!
 //! `spanring sink` processes that note each span before they acknowledge it, three `spanring run` before them, the load of
 //! `spanring load` in front with spans that are never sent twice. Each scenario prints a table and ends with 1 when a line of
-//! it does not hold. `SPANRING_BIN` names another binary to try.
+//! it does not hold. `SPANRING_BIN` names another proxy to try; sinks and load are always of this build. With `--profile dev`
+//! all is built as for tests, which is quick and loads the machine more.
+//!
+//! As root, with iproute2 and util-linux, the bench has a network of its own ([`network`]). Elsewhere `vanish` and `kill`
+//! cannot be run, and `soak` leaves vanished nodes out and says so.
 
 mod evidence;
 mod gone;
@@ -12,9 +16,13 @@ mod harness;
 #[path = "../../tests/it/nameserver.rs"]
 #[allow(dead_code, reason = "tests need more of it")]
 mod nameserver;
+mod network;
+mod plan;
 mod refusals;
+mod shortage;
+mod silent;
 mod soak;
-mod stopped;
+mod strange;
 mod table;
 mod world;
 
@@ -26,16 +34,25 @@ use table::Lines;
 
 const HELP: &str = "cargo bench --bench faults -- SCENARIO… [--quick] [--minutes N]
 
-  kill     kill -9 of one of 4 sinks, which DNS drops 3 s later, left dead for 30 s (needs root)
-  hang     SIGSTOP of one of 4 sinks for 15 s
-  outage   all sinks dead for 20 s
-  half     one of 4 sinks refuses half of its calls retryably
-  invalid  one of 4 sinks calls everything invalid
-  soak     all of these and more in turn for --minutes N (30)
-  all      the first five
+  kill             kill -9 of one of 4 sinks, which DNS drops 3 s later, left dead for 30 s (needs root)
+  hang             SIGSTOP of one of 4 sinks for 15 s, under clients that wait 2, 3, 5 and 10 s
+  vanish           the same with a node whose packets are dropped (needs root and iproute2)
+  outage           all sinks dead for 20 s
+  half             one of 4 sinks refuses half of its calls retryably
+  invalid          one of 4 sinks calls everything invalid
+  refused-streams  one of 2 sinks has every stream refused, or is behind a box that says 502 or 503
+  slow             sinks that answer calls after 3 s and PINGs at once; sinks that are paused for 0.8 s
+  overload         far more than limit_mib holds, over two connections
+  descriptors      300 idle clients at a soft limit of 256, 100 busy ones at a limit of 64
+  soak             all of these and more in turn for --minutes N (30)
+  all              all but the soak
 
 --quick shortens every phase, to see that it works.
 ";
+
+/// What `all` means.
+const ALL: [&str; 10] =
+    ["kill", "hang", "vanish", "outage", "half", "invalid", "refused-streams", "slow", "overload", "descriptors"];
 
 /// How long the phases of a scenario are.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +69,7 @@ impl Pace {
 }
 
 fn main() -> Result<ExitCode> {
+    network::enter()?;
     let mut out = std::io::stdout();
     // Cargo adds --bench of its own.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -63,10 +81,10 @@ fn main() -> Result<ExitCode> {
         is_quick: arguments.iter().any(|argument| argument == "--quick"),
         soak: Duration::try_from_secs_f64(minutes * 60.0)?,
     };
-    let mut names: Vec<&str> =
-        arguments.iter().map(String::as_str).filter(|name| name.chars().all(char::is_alphabetic)).collect();
+    let is_name = |word: &&str| word.starts_with(|first: char| first.is_ascii_alphabetic());
+    let mut names: Vec<&str> = arguments.iter().map(String::as_str).filter(is_name).collect();
     if names == ["all"] {
-        names = vec!["kill", "hang", "outage", "half", "invalid"];
+        names = ALL.to_vec();
     }
     if names.is_empty() {
         write!(out, "{HELP}")?;
@@ -89,10 +107,15 @@ fn main() -> Result<ExitCode> {
 async fn run(name: &str, pace: Pace) -> Result<Option<Lines>> {
     Ok(Some(match name {
         "kill" => gone::kill(pace).await?,
-        "hang" => stopped::hang(pace).await?,
+        "hang" => silent::hang(pace).await?,
+        "vanish" => silent::vanish(pace).await?,
         "outage" => gone::outage(pace).await?,
         "half" => refusals::half(pace).await?,
         "invalid" => refusals::invalid(pace).await?,
+        "refused-streams" => strange::refused_streams(pace).await?,
+        "slow" => strange::slow(pace).await?,
+        "overload" => shortage::overload(pace).await?,
+        "descriptors" => shortage::descriptors(pace).await?,
         "soak" => soak::soak(pace).await?,
         _ => return Ok(None),
     }))

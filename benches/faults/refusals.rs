@@ -5,21 +5,22 @@ use tokio::time::sleep;
 
 use crate::{
     Pace,
-    evidence::{Evidence, now, share},
+    evidence::{Evidence, share},
+    plan::{Load, Plan},
     table::Lines,
-    world::{Load, World},
+    world::World,
 };
 
 /// The sink that refuses.
 const REFUSING: usize = 0;
 
 async fn under(behaviour: &str, pace: Pace, retry: bool) -> Result<(World, Evidence)> {
-    let mut world = World::start(4, "")?;
+    let mut world = World::start(Plan::default())?;
     world.behave(REFUSING, behaviour)?;
-    let load = world.load(Load { rate: 100.0, retry, seed: now() });
+    world.load(Load { retry, ..Load::default() });
     sleep(pace.seconds(15, 5)).await;
-    let run = world.end(load).await?;
-    let evidence = Evidence::gather(&world, run)?;
+    let runs = world.end().await?;
+    let evidence = Evidence::gather(&world, runs)?;
     Ok((world, evidence))
 }
 
@@ -29,18 +30,21 @@ pub(crate) async fn half(pace: Pace) -> Result<Lines> {
     let mut lines = Lines::default();
     let (world, evidence) = under(HALF, pace, false).await?;
     lines.fact("spans acknowledged", evidence.acknowledged());
-    lines.fact("requests that failed", evidence.run.failed.len());
+    lines.fact("requests that failed", evidence.failures().len());
     lines.fact(
         "parts that the proxies sent again",
         world.metric("spanring_dispatch_retried_parts_total", "").unwrap_or(0.0),
     );
     lines.none("duplicates on the sinks that refuse nothing", evidence.duplicates(|sink| sink != REFUSING));
     lines.none("acknowledged spans missing", evidence.missing());
-    lines.none("client errors that were not retryable", evidence.run.failed.iter().filter(|f| !f.is_retryable).count());
+    lines.none(
+        "client errors that were not retryable",
+        evidence.failures().iter().filter(|(_, f)| !f.is_retryable).count(),
+    );
     let (_world, evidence) = under(HALF, pace, true).await?;
     let spans = evidence.arrivals.len();
     lines.fact("spans acknowledged to clients that retry", evidence.acknowledged());
-    lines.fact("requests of theirs that failed for good", evidence.run.failed.len());
+    lines.fact("requests of theirs that failed for good", evidence.failures().len());
     let twice = if spans == 0 { 0.0 } else { share(evidence.duplicates(|_| true), spans) };
     lines.at_most_percent("duplicates overall with clients that retry", 1.0, twice);
     lines.none("acknowledged spans missing with clients that retry", evidence.missing());
@@ -54,32 +58,33 @@ pub(crate) async fn invalid(pace: Pace) -> Result<Lines> {
     let (mut wrong, mut rejected, mut missing) = (0, 0, 0);
     let delivered: std::collections::HashSet<_> =
         evidence.arrivals.iter().map(|arrival| (arrival.entry.trace, arrival.entry.span)).collect();
-    let accepted = std::mem::take(&mut evidence.run.accepted);
-    for request in &accepted {
-        let spans: Vec<_> = evidence.run.bodies.spans(request.ticket).collect();
-        let mut of_refusing = 0;
-        for (key, place) in spans {
-            if evidence.owner(&world, key.to_bytes()) == Some(REFUSING) {
-                of_refusing += 1;
-            } else {
-                missing += usize::from(!delivered.contains(&(key.to_bytes(), key.span_id(place))));
+    let first = evidence.first_failure().to_owned();
+    let (mut accepted, mut failed, mut unexplained) = (0, 0, 0);
+    for run in std::mem::take(&mut evidence.runs) {
+        for request in &run.load.accepted {
+            let mut of_refusing = 0;
+            for (key, place) in run.load.bodies.spans(request.ticket) {
+                if evidence.owner(&world, key.to_bytes()) == Some(REFUSING) {
+                    of_refusing += 1;
+                } else {
+                    missing += usize::from(!delivered.contains(&(key.to_bytes(), key.span_id(place))));
+                }
             }
+            wrong += usize::from(of_refusing != request.rejected);
+            rejected += request.rejected;
+            accepted += 1;
         }
-        wrong += usize::from(of_refusing != request.rejected);
-        rejected += request.rejected;
-    }
-    let mut unexplained = 0;
-    let failed = std::mem::take(&mut evidence.run.failed);
-    for request in &failed {
-        let spans: Vec<_> = evidence.run.bodies.spans(request.ticket).collect();
-        unexplained +=
-            usize::from(spans.iter().any(|(key, _)| evidence.owner(&world, key.to_bytes()) != Some(REFUSING)));
+        for request in &run.load.failed {
+            let mut spans = run.load.bodies.spans(request.ticket);
+            unexplained += usize::from(spans.any(|(key, _)| evidence.owner(&world, key.to_bytes()) != Some(REFUSING)));
+            failed += 1;
+        }
     }
     let mut lines = Lines::default();
-    lines.fact("requests acknowledged", accepted.len());
+    lines.fact("requests acknowledged", accepted);
     lines.fact("spans that they said were rejected", rejected);
-    lines.fact("requests of which all was rejected", failed.len());
-    lines.fact("the first failure", failed.first().map_or("none", |failed| failed.answer.as_str()));
+    lines.fact("requests of which all was rejected", failed);
+    lines.fact("the first failure", first);
     lines.none("requests whose count of rejected spans is not that of the sink's slots", wrong);
     lines.none("requests that failed although other sinks own some of them", unexplained);
     lines.none("spans of the others that were acknowledged and are missing", missing);

@@ -1,22 +1,32 @@
 //! All faults in turn for a long time: nothing acknowledged is lost, and nothing grows.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
+use spanring::tools::load::Failed;
 use tokio::time::{Instant, sleep};
 
 use crate::{
     Pace,
     evidence::{Evidence, now},
+    network,
+    plan::{Load, PATIENCE, Place, Plan},
     table::Lines,
-    world::{Held, Load, Silent, World},
+    world::{Held, Silent, World},
 };
+
+/// How long a sink says nothing, in milliseconds, in turn.
+const SILENCES: [u64; 8] = [500, 20_000, 2_000, 5_000, 900, 12_000, 3_000, 8_000];
+
+/// Descriptors that a proxy is left with beside those that it has open.
+const SPARE_DESCRIPTORS: usize = 3;
 
 /// What may be done to the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     Killed,
     Stopped,
+    Vanished,
     Slow,
     Refuses,
     Exhausted,
@@ -24,11 +34,13 @@ enum Fault {
     Partial,
     AllKilled,
     SilentClients,
+    NoDescriptors,
 }
 
-const FAULTS: [Fault; 9] = [
+const FAULTS: [Fault; 11] = [
     Fault::Killed,
     Fault::Stopped,
+    Fault::Vanished,
     Fault::Slow,
     Fault::Refuses,
     Fault::Exhausted,
@@ -36,13 +48,16 @@ const FAULTS: [Fault; 9] = [
     Fault::Partial,
     Fault::AllKilled,
     Fault::SilentClients,
+    Fault::NoDescriptors,
 ];
 
 impl Fault {
     fn name(self) -> &'static str {
         match self {
             Self::Killed => "a sink killed and started again",
-            Self::Stopped => "a sink stopped and continued",
+            Self::Stopped => "a sink stopped for a while",
+            Self::Vanished => "a sink's node that vanished for a while",
+            Self::NoDescriptors => "no descriptors left in the proxies, and clients that want some",
             Self::Slow => "a sink that takes 300 ms",
             Self::Refuses => "a sink that refuses half, UNAVAILABLE",
             Self::Exhausted => "a sink that refuses a third, RESOURCE_EXHAUSTED with RetryInfo",
@@ -85,16 +100,24 @@ struct Sample {
 
 /// Mixed faults for as long as was asked for.
 pub(crate) async fn soak(pace: Pace) -> Result<Lines> {
-    let mut world = World::start(4, "")?;
-    let load = world.load(Load { rate: 20.0, retry: false, seed: now() });
+    let mut lines = Lines::default();
+    let why_not = network::why_not();
+    let place = if why_not.is_none() { Place::Nodes } else { Place::Here };
+    if let Some(reason) = why_not {
+        lines.fact("skipped: nodes that vanish", reason);
+    }
+    let faults: Vec<Fault> =
+        FAULTS.into_iter().filter(|fault| *fault != Fault::Vanished || place == Place::Nodes).collect();
+    let mut world = World::start(Plan { place, ..Plan::default() })?;
+    Load::mixed(20.0).into_iter().for_each(|load| world.load(load));
     sleep(pace.seconds(5, 2)).await;
     let (mut turns, mut samples) = (Vec::new(), Vec::new());
     let end = Instant::now() + pace.soak;
     let mut number = 0;
     while Instant::now() < end {
         let from = now();
-        let fault = FAULTS.get(number % FAULTS.len()).copied().unwrap_or(Fault::Slow);
-        inject(&mut world, fault, number / FAULTS.len() % 4, pace).await?;
+        let fault = faults.get(number % faults.len()).copied().unwrap_or(Fault::Slow);
+        inject(&mut world, fault, number / faults.len(), pace).await?;
         sleep(pace.seconds(5, 2)).await;
         turns.push(Turn { fault, from, to: now() });
         samples.push(sample(&world)?);
@@ -103,27 +126,34 @@ pub(crate) async fn soak(pace: Pace) -> Result<Lines> {
     sleep(pace.seconds(10, 3)).await;
     let counters = ["spanring_membership_ejections_total", "spanring_membership_returns_total"];
     let counters = counters.map(|name| (name, world.metric(name, "")));
+    let counted = world.metric("spanring_dispatch_possible_duplicate_records_total", "").unwrap_or(0.0);
     let peak = world.held()?.iter().map(|held| held.peak_kib).max().unwrap_or(0) >> 10;
-    let run = world.end(load).await?;
-    let evidence = Evidence::gather(&world, run)?;
-    let mut lines = Lines::default();
+    let runs = world.end().await?;
+    let evidence = Evidence::gather(&world, runs)?;
     lines.fact("spans acknowledged", evidence.acknowledged());
-    lines.fact("duplicates", evidence.duplicates(|_| true));
     lines.fact("largest resident set of a proxy", format!("{peak} MiB"));
     for (name, value) in counters {
         lines.fact(name, value.map_or("no such metric".to_owned(), |value| value.to_string()));
     }
-    seen(&turns, &evidence, &mut lines);
+    let failures = evidence.failures();
+    seen(&turns, &evidence, &failures, &mut lines);
     lines.none("acknowledged spans missing", evidence.missing());
-    let broken = evidence.run.failed.iter().filter(|failed| !failed.is_retryable && !is_of_a_sink(&failed.answer));
-    lines.none("client errors that were neither retryable nor a sink's own", broken.count());
+    let has_reason = |failed: &Failed| is_of_a_sink(&failed.answer) || were_all_away(&turns, failed);
+    let patient = failures.iter().filter(|(patience, failed)| *patience >= PATIENCE[1] && !has_reason(failed));
+    let patient: Vec<&str> = patient.map(|(_, failed)| failed.answer.as_str()).collect();
+    lines.fact("the first error of a client that waits 3 s or more", patient.first().unwrap_or(&"none"));
+    lines.none("errors of clients that wait 3 s or more, a backend being there, not a sink's own", patient.len());
+    let broken = failures.iter().filter(|(_, failed)| !failed.is_retryable && !is_of_a_sink(&failed.answer));
+    lines.fact("client errors that were neither retryable nor a sink's own", broken.count());
+    lines.duplicates(counted, evidence.duplicates(|_| true));
     flat(&samples, &mut lines);
     Ok(lines)
 }
 
-/// Does it, waits, and undoes it.
-async fn inject(world: &mut World, fault: Fault, sink: usize, pace: Pace) -> Result<()> {
-    let held = pace.seconds(10, 2);
+/// Does it, waits, and undoes it: the `nth` time.
+async fn inject(world: &mut World, fault: Fault, nth: usize, pace: Pace) -> Result<()> {
+    let (sink, held) = (nth % 4, pace.seconds(10, 2));
+    let silence = SILENCES.get(nth % SILENCES.len()).copied().map_or(held, Duration::from_millis);
     if let Some(behaviour) = fault.behaviour() {
         world.behave(sink, behaviour)?;
         sleep(held).await;
@@ -132,19 +162,27 @@ async fn inject(world: &mut World, fault: Fault, sink: usize, pace: Pace) -> Res
     match fault {
         Fault::Stopped => {
             world.signal(sink, "STOP")?;
-            sleep(held).await;
+            sleep(silence).await;
             world.signal(sink, "CONT")
+        }
+        Fault::Vanished => {
+            world.node(sink)?.vanish()?;
+            sleep(silence).await;
+            world.node(sink)?.appear()
         }
         Fault::AllKilled => {
             (0..4).for_each(|n| world.kill(n));
             sleep(held).await;
             (0..4).try_for_each(|n| world.revive(n))
         }
-        Fault::SilentClients => {
+        Fault::SilentClients | Fault::NoDescriptors => {
+            if fault == Fault::NoDescriptors {
+                world.limit_descriptors(Some(SPARE_DESCRIPTORS))?;
+            }
             let clients: Vec<Silent> = world.silent_clients(100)?;
             sleep(held).await;
             drop(clients);
-            Ok(())
+            world.limit_descriptors(None)
         }
         _ => {
             world.kill(sink);
@@ -152,6 +190,12 @@ async fn inject(world: &mut World, fault: Fault, sink: usize, pace: Pace) -> Res
             world.revive(sink)
         }
     }
+}
+
+/// Whether a request was under way while all sinks were dead.
+fn were_all_away(turns: &[Turn], failed: &Failed) -> bool {
+    let mut outages = turns.iter().filter(|turn| turn.fault == Fault::AllKilled);
+    outages.any(|turn| failed.sent < turn.to && failed.answered > turn.from)
 }
 
 /// Whether a refusal says what a sink was told to say.
@@ -171,18 +215,23 @@ fn sample(world: &World) -> Result<Sample> {
 }
 
 /// A line for each fault: how often, and what clients saw meanwhile.
-fn seen(turns: &[Turn], evidence: &Evidence, lines: &mut Lines) {
-    let mut by_fault = BTreeMap::<Fault, (usize, usize, usize)>::new();
+fn seen(turns: &[Turn], evidence: &Evidence, failures: &[(Duration, &Failed)], lines: &mut Lines) {
+    let mut by_fault = BTreeMap::<Fault, (usize, usize, [usize; PATIENCE.len()])>::new();
     for turn in turns {
         let during = turn.from..turn.to;
-        let accepted = evidence.run.accepted.iter().filter(|accepted| during.contains(&accepted.sent)).count();
-        let failed = evidence.run.failed.iter().filter(|failed| during.contains(&failed.sent)).count();
         let sum = by_fault.entry(turn.fault).or_default();
-        *sum = (sum.0 + 1, sum.1 + accepted, sum.2 + failed);
+        sum.0 += 1;
+        sum.1 += evidence.accepted().filter(|accepted| during.contains(&accepted.sent)).count();
+        for (failed, patience) in sum.2.iter_mut().zip(PATIENCE) {
+            let of_turn = failures.iter().filter(|(of, failed)| *of == patience && during.contains(&failed.sent));
+            *failed += of_turn.count();
+        }
     }
     for (fault, (times, accepted, failed)) in by_fault {
-        lines
-            .fact(&format!("{times} × {}", fault.name()), format!("{accepted} requests acknowledged, {failed} failed"));
+        lines.fact(
+            &format!("{times} × {}", fault.name()),
+            format!("{accepted} requests acknowledged; failed of clients of 2, 3, 5, 10 s: {failed:?}"),
+        );
     }
 }
 

@@ -7,6 +7,8 @@ use anyhow::Result;
 /// A table in the making.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
+    /// What the next ones are about.
+    about: String,
     facts: Vec<(String, String)>,
     lines: Vec<Line>,
 }
@@ -20,14 +22,20 @@ struct Line {
 }
 
 impl Lines {
+    /// From now on all is about this.
+    pub(crate) fn about(&mut self, what: &str) {
+        self.about = format!("{what}: ");
+    }
+
     /// Something to know that nothing hangs on.
     pub(crate) fn fact(&mut self, what: &str, seen: impl ToString) {
-        self.facts.push((what.to_owned(), seen.to_string()));
+        self.facts.push((format!("{}{what}", self.about), seen.to_string()));
     }
 
     /// Something that must hold.
     pub(crate) fn line(&mut self, what: &str, limit: &str, seen: impl ToString, holds: bool) {
-        self.lines.push(Line { what: what.to_owned(), limit: limit.to_owned(), seen: seen.to_string(), holds });
+        let what = format!("{}{what}", self.about);
+        self.lines.push(Line { what, limit: limit.to_owned(), seen: seen.to_string(), holds });
     }
 
     /// A number that must be 0.
@@ -43,6 +51,13 @@ impl Lines {
     /// A share in percent that has a lower limit.
     pub(crate) fn at_least_percent(&mut self, what: &str, limit: f64, share: f64) {
         self.line(what, &format!("≥ {limit} %"), format!("{:.3} %", share * 100.0), share * 100.0 >= limit);
+    }
+
+    /// What proxies counted as possibly sent twice against what sinks saw twice.
+    pub(crate) fn duplicates(&mut self, counted: f64, seen: usize) {
+        let holds = u32::try_from(seen).is_ok_and(|seen| counted >= f64::from(seen));
+        let what = "records that the proxies counted as possible duplicates";
+        self.line(what, &format!("≥ {seen}, as sinks saw"), counted, holds);
     }
 
     pub(crate) fn hold(&self) -> bool {

@@ -16,29 +16,26 @@ use spanring::{
     lifecycle::Tasks,
     ring::{Algorithm, Overlay, Table},
     tools::{
-        load::{LoadConfig, LoadRun, Pace, Until, run_load},
-        otlp_body::BodySpec,
+        load::{LoadConfig, LoadRun, Until, run_load},
+        otlp_body::{BodySpec, default_traces},
     },
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::{
+    evidence::{Run, now},
     harness::{self, Process, Ready, on_free_ports},
     nameserver::{NameServer, loopback},
+    network::{self, Node},
+    plan::{Load, Place, Plan},
 };
-
-/// Proxies of a scenario.
-const PROXIES: usize = 3;
-
-/// Connections of the load: each bears 100 requests at a time, and requests wait for seconds while a backend hangs.
-const CONNECTIONS: usize = 60;
 
 /// What the sinks are called where proxies ask a name server for them.
 const NAME: &str = "collectors.test.";
 
-/// Budget of each proxy, in MiB.
-pub(crate) const BUDGET_MIB: u64 = 128;
+/// The binary of this build.
+const OURS: &str = env!("CARGO_BIN_EXE_spanring");
 
 /// A sink's place in the world: its process comes and goes.
 pub(crate) struct SinkPlace {
@@ -46,6 +43,7 @@ pub(crate) struct SinkPlace {
     http: SocketAddr,
     pub(crate) journal: PathBuf,
     process: Option<Process>,
+    node: Option<Node>,
 }
 
 /// A proxy.
@@ -56,23 +54,19 @@ pub(crate) struct ProxyPlace {
 }
 
 pub(crate) struct World {
+    plan: Plan,
     /// Whom proxies ask for the sinks; without it they are listed in the configuration.
     names: Option<NameServer>,
     pub(crate) sinks: Vec<SinkPlace>,
     pub(crate) proxies: Vec<ProxyPlace>,
     dir: TempDir,
-    binary: PathBuf,
+    /// Loads that run, with their patience.
+    loads: Vec<(Duration, JoinHandle<Result<LoadRun>>)>,
     tasks: Tasks,
 }
 
-/// What to send.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Load {
-    /// Requests of 100 spans a second: an open loop.
-    pub(crate) rate: f64,
-    pub(crate) retry: bool,
-    pub(crate) seed: u64,
-}
+/// Memory for the requests of a load, in bytes.
+const MAX_BODIES: usize = 64 << 20;
 
 /// A client's connection on which nothing is ever sent.
 pub(crate) type Silent = TcpStream;
@@ -87,37 +81,23 @@ pub(crate) struct Held {
 }
 
 impl World {
-    /// Starts so many sinks and the proxies; `pool` has more keys of the pool, each followed by a comma.
-    pub(crate) fn start(sinks: usize, pool: &str) -> Result<Self> {
-        Self::start_by(None, sinks, pool)
-    }
-
-    /// The same with a name server of which proxies hear of the sinks. Needs root.
-    pub(crate) fn start_with_names(sinks: usize) -> Result<Self> {
-        let names = NameServer::start()?.context("a name server for processes needs root")?;
-        Self::start_by(Some(names), sinks, "")
-    }
-
-    fn start_by(names: Option<NameServer>, sinks: usize, pool: &str) -> Result<Self> {
-        let binary = std::env::var_os("SPANRING_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_spanring").into()).into();
+    /// Starts the sinks and the proxies.
+    pub(crate) fn start(plan: Plan) -> Result<Self> {
+        let names = match plan.place {
+            Place::Named => Some(NameServer::start()?.context("a name server for processes needs root")?),
+            Place::Here | Place::Nodes => None,
+        };
         let dir = tempfile::tempdir()?;
-        let mut world = Self { names, sinks: Vec::new(), proxies: Vec::new(), dir, binary, tasks: Tasks::new() };
-        for n in 0..sinks {
-            let journal = world.dir.path().join(format!("sink-{n}.journal"));
-            // By names all sinks have one port, and each an address of its own.
-            let port = world.names.as_ref().and_then(|_| Some(world.sinks.first()?.grpc.port()));
-            let ip = if world.names.is_some() { loopback().into() } else { IpAddr::from([127, 0, 0, 1]) };
-            let at = |free: SocketAddr| SocketAddr::new(ip, port.unwrap_or(free.port()));
-            let (process, [grpc, http]) = on_free_ports(|[grpc, http]| {
-                let process = world.start_sink(n, at(grpc), http, &journal)?;
-                Ok((process, Ready::Listening(vec![at(grpc), http])))
-            })?;
-            world.sinks.push(SinkPlace { grpc: at(grpc), http, journal, process: Some(process) });
+        let (sinks, proxies, loads) = (Vec::new(), Vec::new(), Vec::new());
+        let mut world = Self { plan, names, sinks, proxies, dir, loads, tasks: Tasks::new() };
+        for n in 0..plan.sinks {
+            let place = world.place(n)?;
+            world.sinks.push(place);
         }
         world.list(|_| true);
-        for n in 0..PROXIES {
+        for n in 0..plan.proxies {
             let (process, [grpc, admin]) = on_free_ports(|[grpc, admin]| {
-                let process = world.start_proxy(n, grpc, admin, pool)?;
+                let process = world.start_proxy(n, grpc, admin)?;
                 Ok((process, Ready::Page(format!("http://{admin}/readyz"))))
             })?;
             world.proxies.push(ProxyPlace { grpc, admin, process });
@@ -125,47 +105,86 @@ impl World {
         Ok(world)
     }
 
-    fn start_proxy(&self, n: usize, grpc: SocketAddr, admin: SocketAddr, pool: &str) -> Result<Process> {
+    /// Starts sink number `n`, where the plan says.
+    fn place(&self, n: usize) -> Result<SinkPlace> {
+        let journal = self.dir.path().join(format!("sink-{n}.journal"));
+        let node = (self.plan.place == Place::Nodes).then(|| Node::add(n)).transpose()?;
+        let ip = match (&node, &self.names) {
+            (Some(node), _) => node.address()?,
+            (None, Some(_)) => loopback().into(),
+            (None, None) => IpAddr::from([127, 0, 0, 1]),
+        };
+        // By names all sinks have one port, and each an address of its own.
+        let port = self.names.as_ref().and_then(|_| Some(self.sinks.first()?.grpc.port()));
+        let at = |free: SocketAddr| SocketAddr::new(ip, port.unwrap_or(free.port()));
+        let of_page = |free: SocketAddr| SocketAddr::new(node.as_ref().map_or(free.ip(), |_| ip), free.port());
+        let (process, [grpc, http]) = on_free_ports(|[grpc, http]| {
+            let process = self.start_sink(n, at(grpc), of_page(http), &journal, node.as_ref())?;
+            Ok((process, Ready::Listening(vec![at(grpc), of_page(http)])))
+        })?;
+        Ok(SinkPlace { grpc: at(grpc), http: of_page(http), journal, process: Some(process), node })
+    }
+
+    fn start_proxy(&self, n: usize, grpc: SocketAddr, admin: SocketAddr) -> Result<Process> {
         let hostnames: Vec<String> = self.sinks.iter().map(|sink| format!("\"{}\"", sink.grpc)).collect();
         let resolver = match (&self.names, self.sinks.first()) {
             (Some(_), Some(first)) => format!("dns: {{ hostname: {NAME}, port: {} }}", first.grpc.port()),
             _ => format!("static: {{ hostnames: [{}] }}", hostnames.join(", ")),
         };
         let file = self.dir.path().join(format!("proxy-{n}.yaml"));
+        let limit_mib = self.plan.limit_mib;
         fs::write(
             &file,
             format!(
                 "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: \"{grpc}\" }} }} }} }}
 pools:
-  tail: {{ {pool} resolver: {{ {resolver} }} }}
+  tail: {{ resolver: {{ {resolver} }} }}
 routes: [{{ signals: [traces], routing_key: trace_id, pool: tail }}]
-memory_limiter: {{ limit_mib: {BUDGET_MIB} }}
+memory_limiter: {{ limit_mib: {limit_mib} }}
 admin: {{ endpoint: \"{admin}\" }}
 shutdown: {{ delay: 0s, timeout: 10s }}
 "
             ),
         )?;
-        let binary = self.binary.to_str().context("the binary's path is not UTF-8")?;
-        let mut command = self.names.as_ref().map_or_else(|| Command::new(binary), |names| names.command(binary));
-        Process::start(&format!("proxy-{n}"), command.arg("run").arg("--config").arg(file))
+        let binary = std::env::var("SPANRING_BIN").unwrap_or_else(|_| OURS.to_owned());
+        // Without a limit the shell does nothing but become the proxy.
+        let ulimit = self.plan.ulimit.map_or("exec \"$@\"".to_owned(), |limit| format!("ulimit {limit}; exec \"$@\""));
+        let mut command = self.names.as_ref().map_or_else(|| network::command("sh"), |names| names.command("sh"));
+        command.args(["-ec", &ulimit, "sh", &binary, "run", "--config"]).arg(file);
+        Process::start(&format!("proxy-{n}"), &mut command)
     }
 
-    fn start_sink(&self, n: usize, grpc: SocketAddr, http: SocketAddr, journal: &Path) -> Result<Process> {
-        let mut command = Command::new(&self.binary);
-        command.args(["sink", "--grpc", &grpc.to_string(), "--http", &http.to_string(), "--journal"]);
-        Process::start(&format!("sink-{n}"), command.arg(journal))
+    fn start_sink(
+        &self,
+        n: usize,
+        grpc: SocketAddr,
+        http: SocketAddr,
+        journal: &Path,
+        node: Option<&Node>,
+    ) -> Result<Process> {
+        // Sinks are of this build: those before it cannot do all that is asked of them.
+        let mut command = node.map_or_else(|| network::command(OURS), |node| node.command(OURS));
+        command.args(["sink", "--grpc", &grpc.to_string(), "--http", &http.to_string()]);
+        let command =
+            if self.plan.journals { command.arg("--journal").arg(journal) } else { command.arg("--count-only") };
+        Process::start(&format!("sink-{n}"), command)
     }
 
     /// Starts a sink where it was; its journal goes on.
     pub(crate) fn revive(&mut self, n: usize) -> Result<()> {
         let place = self.sinks.get(n).context("no such sink")?;
         let (grpc, address) = (place.grpc, place.http);
-        let process = self.start_sink(n, grpc, address, &place.journal)?;
+        let process = self.start_sink(n, grpc, address, &place.journal, place.node.as_ref())?;
         harness::until("the sink is back", || Ok(TcpStream::connect(address).ok()))?;
         if let Some(place) = self.sinks.get_mut(n) {
             place.process = Some(process);
         }
         Ok(())
+    }
+
+    /// The node on which a sink runs.
+    pub(crate) fn node(&self, n: usize) -> Result<&Node> {
+        self.sinks.get(n).and_then(|place| place.node.as_ref()).context("the sink is on no node of its own")
     }
 
     /// From now on names resolve to the sinks that `are_listed`.
@@ -196,6 +215,19 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         let reply = http(place.http, "PUT", "/behaviour", behaviour)?;
         ensure!(reply.starts_with("HTTP/1.1 200"), "{reply}");
         Ok(())
+    }
+
+    /// Spans that the sinks took, by their own count.
+    pub(crate) fn taken(&self) -> Result<u64> {
+        let mut taken = 0;
+        for sink in &self.sinks {
+            let reply = http(sink.http, "GET", "/report", "")?;
+            let body = reply.split_once("\r\n\r\n").context("no HTTP reply")?.1;
+            let report: serde_json::Value = serde_json::from_str(body)?;
+            let spans = report.pointer("/sinks/0/spans").and_then(serde_json::Value::as_u64);
+            taken += spans.context("a report without spans")?;
+        }
+        Ok(taken)
     }
 
     fn endpoints(&self, are_members: impl Fn(usize) -> bool) -> Arc<[Endpoint]> {
@@ -230,29 +262,49 @@ shutdown: {{ delay: 0s, timeout: 10s }}
     }
 
     /// Begins load; it ends when [`World::end`] is called.
-    pub(crate) fn load(&self, load: Load) -> JoinHandle<Result<LoadRun>> {
+    pub(crate) fn load(&mut self, load: Load) {
         let config = LoadConfig {
             endpoints: self.proxies.iter().map(|proxy| proxy.grpc.to_string()).collect(),
-            connections: CONNECTIONS,
-            in_flight: 5_000,
-            pace: Pace::Open { rate: load.rate },
-            body: BodySpec { seed: load.seed, unique: true, bodies: 200, ..BodySpec::default() },
+            connections: load.connections,
+            in_flight: load.in_flight,
+            pace: load.pace,
+            body: BodySpec {
+                seed: now().wrapping_add(self.loads.len() as u64),
+                spans: load.spans,
+                traces: default_traces(load.spans),
+                unique: true,
+                bodies: 200,
+                max_bytes: MAX_BODIES,
+                ..BodySpec::default()
+            },
             until: Until::default(),
+            timeout: load.patience,
             retry: load.retry,
             keep_accepted: true,
             ..LoadConfig::default()
         };
         let tasks = self.tasks.clone();
-        self.tasks.spawn(async move { Ok(run_load(config, &indicatif::ProgressBar::hidden(), &tasks).await?) })
+        let run =
+            self.tasks.spawn(async move { Ok(run_load(config, &indicatif::ProgressBar::hidden(), &tasks).await?) });
+        self.loads.push((load.patience, run));
     }
 
-    /// Ends the load and waits for its last answers.
-    pub(crate) async fn end(&mut self, load: JoinHandle<Result<LoadRun>>) -> Result<LoadRun> {
+    /// Ends all load and waits for the last answers.
+    pub(crate) async fn end(&mut self) -> Result<Vec<Run>> {
         self.tasks.drain();
-        let run = load.await??;
+        let mut runs = Vec::new();
+        for (patience, load) in self.loads.drain(..) {
+            runs.push(Run { patience, load: load.await?? });
+        }
         self.tasks.stop();
         self.tasks = Tasks::new();
-        Ok(run)
+        Ok(runs)
+    }
+
+    /// What a proxy logged last, line by line.
+    pub(crate) fn log(&self, proxy: usize) -> Vec<String> {
+        let log = self.proxies.get(proxy).map(|proxy| proxy.process.log()).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
     }
 
     /// Connects so many clients to each proxy that say nothing.
@@ -264,6 +316,25 @@ shutdown: {{ delay: 0s, timeout: 10s }}
     /// What each proxy holds.
     pub(crate) fn held(&self) -> Result<Vec<Held>> {
         self.proxies.iter().map(|proxy| held(proxy.process.id())).collect()
+    }
+
+    /// Leaves each proxy so many descriptors beside those that it has open, or as many as it may have.
+    pub(crate) fn limit_descriptors(&self, spare: Option<usize>) -> Result<()> {
+        for proxy in &self.proxies {
+            let id = proxy.process.id();
+            let soft = match spare {
+                Some(spare) => (fs::read_dir(format!("/proc/{id}/fd"))?.count() + spare).to_string(),
+                None => {
+                    let limits = fs::read_to_string(format!("/proc/{id}/limits"))?;
+                    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+                    files.and_then(|line| line.split_whitespace().nth(1)).context("no limit of files")?.to_owned()
+                }
+            };
+            let mut command = Command::new("prlimit");
+            let limit = command.args(["--pid", &id.to_string(), &format!("--nofile={soft}:")]);
+            ensure!(limit.status()?.success(), "prlimit failed");
+        }
+        Ok(())
     }
 
     /// A metric's sum over its series and the proxies; `None` while there is no such metric.

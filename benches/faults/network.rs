@@ -1,0 +1,125 @@
+//! A network of the bench's own, and nodes in it that can vanish: what is sent to them is dropped without a word.
+//!
+//! The whole bench runs in a network and mounts of its own where it may (as root; with iproute2 and util-linux). Nothing that
+//! it sends can leave that network, nothing of the machine is changed, and all of it is gone with the bench's last process,
+//! however that ended.
+
+use std::{
+    net::IpAddr,
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Set for a bench that is in a network of its own: why it is not, or nothing.
+const INSIDE: &str = "SPANRING_FAULTS_NETWORK";
+
+/// A loopback device, and a place for the names of nodes.
+const PREPARE: &str =
+    "mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns; ip link set lo up; ip link show lo >/dev/null";
+
+/// Starts the bench again in a network of its own, unless it is there already or cannot have one.
+pub(crate) fn enter() -> Result<()> {
+    if std::env::var_os(INSIDE).is_some() {
+        return Ok(());
+    }
+    let mut trial = apart("setpriv --pdeathsig KILL true");
+    let tried = trial.stdin(Stdio::null()).output();
+    let why_not = match tried {
+        Err(error) => format!("cannot run unshare: {error}"),
+        Ok(output) if output.status.success() => String::new(),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    };
+    let mut again = if why_not.is_empty() { apart("exec \"$@\"") } else { Command::new("env") };
+    again.arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, why_not);
+    Err(again.exec()).context("cannot start the bench again")
+}
+
+/// A command that runs a line of a shell, with arguments, in a network and mounts of its own.
+fn apart(line: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount", "sh", "-ec", &format!("{PREPARE}; {line}"), "faults"]);
+    command
+}
+
+/// Why there can be no nodes here; `None` where there can.
+pub(crate) fn why_not() -> Option<String> {
+    std::env::var(INSIDE).ok().filter(|reason| !reason.is_empty())
+}
+
+/// A command for a program that ends with the bench, where that can be had.
+pub(crate) fn command(program: &str) -> Command {
+    if why_not().is_some() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
+    command
+}
+
+/// A node with an address of its own. It is gone when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Node {
+    name: String,
+    /// The end of its link on our side.
+    link: String,
+    net: String,
+}
+
+impl Node {
+    /// Adds node number `n`.
+    pub(crate) fn add(n: usize) -> Result<Self> {
+        if let Some(reason) = why_not() {
+            bail!("nodes that vanish need root, iproute2 and util-linux: {reason}");
+        }
+        let node = Self { name: format!("node-{n}"), link: format!("to-node-{n}"), net: format!("10.0.{n}") };
+        let Self { name, link, net } = &node;
+        ip(&format!("netns add {name}"))?;
+        ip(&format!("link add {link} type veth peer name link netns {name}"))?;
+        ip(&format!("addr add {net}.1/30 dev {link}"))?;
+        ip(&format!("link set {link} up"))?;
+        ip(&format!("-n {name} link set lo up"))?;
+        ip(&format!("-n {name} link set dev link address 02:00:00:00:00:02 up"))?;
+        // The way to it is always known: nobody is told that it is not there.
+        ip(&format!("neigh replace {net}.2 lladdr 02:00:00:00:00:02 dev {link} nud permanent"))?;
+        node.appear()?;
+        Ok(node)
+    }
+
+    pub(crate) fn address(&self) -> Result<IpAddr> {
+        Ok(format!("{}.2", self.net).parse()?)
+    }
+
+    /// A command for a program that runs there, and ends with the bench.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, "setpriv", "--pdeathsig", "KILL", program]);
+        command
+    }
+
+    /// From now on packets to it and from it are dropped.
+    pub(crate) fn vanish(&self) -> Result<()> {
+        ip(&format!("-n {} addr del {}.2/30 dev link", self.name, self.net))
+    }
+
+    /// Undoes [`Node::vanish`].
+    pub(crate) fn appear(&self) -> Result<()> {
+        ip(&format!("-n {} addr add {}.2/30 dev link", self.name, self.net))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // What is left goes with the bench.
+        drop(ip(&format!("link del {}", self.link)));
+        drop(ip(&format!("netns del {}", self.name)));
+    }
+}
+
+fn ip(line: &str) -> Result<()> {
+    let output =
+        Command::new("ip").args(line.split_whitespace()).stdin(Stdio::null()).output().context("cannot run ip")?;
+    ensure!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}

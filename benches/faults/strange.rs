@@ -1,0 +1,95 @@
+//! A way to a backend that fails without a broken connection; backends that are slow or paused, and well.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::sleep;
+
+use crate::{
+    Pace,
+    evidence::{Evidence, SECOND, now, share},
+    plan::{Load, Plan},
+    table::Lines,
+    world::World,
+};
+
+const EJECTIONS: &str = "spanring_membership_ejections_total";
+
+/// How one of two sinks fails, and whether that is a failure of the way to it.
+const FAILURES: [(&str, bool); 5] = [
+    ("refused_stream", true),
+    ("http502", true),
+    ("http503", true),
+    ("unavailable", false),
+    ("resource_exhausted", false),
+];
+
+/// One of two sinks has every stream refused, or is behind a box that says 502 or 503. The last two are a collector's own
+/// answers: it is not ejected for them.
+pub(crate) async fn refused_streams(pace: Pace) -> Result<Lines> {
+    let mut lines = Lines::default();
+    for (code, is_of_the_way) in FAILURES {
+        lines.about(code);
+        let mut world = World::start(Plan { sinks: 2, ..Plan::default() })?;
+        Load::mixed(40.0).into_iter().for_each(|load| world.load(load));
+        sleep(Duration::from_secs(2)).await;
+        let from = now();
+        world.behave(0, &format!(r#"{{"failure_rate": 1.0, "failure_code": "{code}"}}"#))?;
+        sleep(pace.seconds(10, 6)).await;
+        let ejections = world.metric(EJECTIONS, "").unwrap_or(0.0);
+        let runs = world.end().await?;
+        let evidence = Evidence::gather(&world, runs)?;
+        let failures = evidence.failures();
+        lines.fact("requests acknowledged", evidence.accepted().count());
+        lines.fact("requests that failed", failures.len());
+        lines.fact("the first", evidence.first_failure());
+        if is_of_the_way {
+            lines.line("proxies that ejected it", "≥ 3 ejections", ejections, ejections >= 3.0);
+            // Clients of 2 s whose requests were there before the ejection.
+            let late = failures.iter().filter(|(_, failed)| failed.answered > from + 3 * SECOND).count();
+            lines.none("client errors later than 3 s after it began", late);
+        } else {
+            lines.line("ejections", "0", ejections, ejections == 0.0);
+        }
+        lines.none("acknowledged spans missing", evidence.missing());
+    }
+    Ok(lines)
+}
+
+/// Backends that answer each call after 3 s and PINGs at once, then pauses of 0.8 s: nobody is ejected for that.
+pub(crate) async fn slow(pace: Pace) -> Result<Lines> {
+    let mut world = World::start(Plan::default())?;
+    (0..4).try_for_each(|n| world.behave(n, r#"{"delay_ms": 3000}"#))?;
+    world.load(Load::default());
+    sleep(pace.seconds(20, 8)).await;
+    let slow = world.metric(EJECTIONS, "").unwrap_or(0.0);
+    (0..4).try_for_each(|n| world.behave(n, "{}"))?;
+    // The last slow answers.
+    sleep(Duration::from_secs(4)).await;
+    let from = now();
+    for n in (0..4).cycle().take(if pace.is_quick { 4 } else { 12 }) {
+        world.signal(n, "STOP")?;
+        sleep(Duration::from_millis(800)).await;
+        world.signal(n, "CONT")?;
+        sleep(Duration::from_secs(1)).await;
+    }
+    let paused = world.metric(EJECTIONS, "").unwrap_or(0.0) - slow;
+    let runs = world.end().await?;
+    let evidence = Evidence::gather(&world, runs)?;
+    let mut lines = Lines::default();
+    let slowly = evidence.accepted().filter(|a| a.answered >= a.sent + 3 * SECOND).count();
+    lines.fact("requests acknowledged", evidence.accepted().count());
+    lines.fact("of them, after 3 s or more", slowly);
+    let waited = evidence.accepted().filter(|a| a.sent > from && a.answered > a.sent + SECOND / 2).count();
+    lines.fact("of those sent while backends were paused, acknowledged after 0.5 s or more", waited);
+    lines.fact("the first client error", evidence.first_failure());
+    lines.line("backends ejected that answered after 3 s", "0", slow, slow == 0.0);
+    lines.line("backends ejected that were paused for 0.8 s", "0", paused, paused == 0.0);
+    lines.none("client errors", evidence.failures().len());
+    lines.none("acknowledged spans missing", evidence.missing());
+    let moved = evidence.arrivals.iter().filter(|a| a.owner != Some(a.sink)).count();
+    lines.at_most_percent("spans that went elsewhere", 0.0, share(moved, evidence.arrivals.len()));
+    let twice = evidence.duplicates(|_| true);
+    lines.none("spans delivered twice", twice);
+    Ok(lines)
+}
