@@ -1,12 +1,11 @@
 //! What clients were told against what sinks noted.
 
-use std::{collections::HashMap, ops::Range, time::Duration};
+use std::{collections::HashMap, ops::Range};
 
 use anyhow::Result;
 use spanring::{
     ring::Table,
     tools::{
-        ids::{Place, TraceKey},
         load::{Accepted, Failed, LoadRun},
         sink::{JournalEntry, SpanId, TraceId, read_journal},
     },
@@ -26,14 +25,8 @@ pub(crate) struct Arrival {
     pub(crate) entry: JournalEntry,
 }
 
-/// What clients with one patience were told.
-pub(crate) struct Run {
-    pub(crate) patience: Duration,
-    pub(crate) load: LoadRun,
-}
-
 pub(crate) struct Evidence {
-    pub(crate) runs: Vec<Run>,
+    pub(crate) run: LoadRun,
     pub(crate) arrivals: Vec<Arrival>,
     counts: HashMap<(TraceId, SpanId), u32>,
     table: Table,
@@ -42,9 +35,9 @@ pub(crate) struct Evidence {
 
 impl Evidence {
     /// Reads the journals. Their processes may be dead.
-    pub(crate) fn gather(world: &World, runs: Vec<Run>) -> Result<Self> {
+    pub(crate) fn gather(world: &World, run: LoadRun) -> Result<Self> {
         let table = world.table(&[])?;
-        let mut evidence = Self { runs, arrivals: Vec::new(), counts: HashMap::new(), table, owners: HashMap::new() };
+        let mut evidence = Self { run, arrivals: Vec::new(), counts: HashMap::new(), table, owners: HashMap::new() };
         for (sink, place) in world.sinks.iter().enumerate() {
             for entry in read_journal(&place.journal)? {
                 let owner = evidence.owner(world, entry.trace);
@@ -62,8 +55,7 @@ impl Evidence {
     }
 
     fn acknowledged_spans(&self) -> impl Iterator<Item = (TraceId, SpanId)> {
-        let spans = self.runs.iter().flat_map(|run| run.load.acknowledged());
-        spans.map(|(key, place)| (key.to_bytes(), key.span_id(place)))
+        self.run.acknowledged().map(|(key, place)| (key.to_bytes(), key.span_id(place)))
     }
 
     /// Spans that were acknowledged.
@@ -78,21 +70,19 @@ impl Evidence {
 
     /// Requests that were acknowledged.
     pub(crate) fn accepted(&self) -> impl Iterator<Item = &Accepted> {
-        self.runs.iter().flat_map(|run| &run.load.accepted)
+        self.run.accepted.iter()
     }
 
-    /// Requests that were given up, with what their clients had patience for, in the order in which clients were told.
-    pub(crate) fn failures(&self) -> Vec<(Duration, &Failed)> {
-        let runs = self.runs.iter();
-        let mut failures: Vec<_> =
-            runs.flat_map(|run| run.load.failed.iter().map(|failed| (run.patience, failed))).collect();
-        failures.sort_by_key(|(_, failed)| failed.answered);
+    /// Requests that were given up, in the order in which clients were told.
+    pub(crate) fn failures(&self) -> Vec<&Failed> {
+        let mut failures: Vec<_> = self.run.failed.iter().collect();
+        failures.sort_by_key(|failed| failed.answered);
         failures
     }
 
     /// What the first of the requests that were given up came to.
     pub(crate) fn first_failure(&self) -> &str {
-        self.failures().first().map_or("none", |(_, failed)| failed.answer.as_str())
+        self.failures().first().map_or("none", |failed| failed.answer.as_str())
     }
 
     /// Of the spans sent in a span of time, the share that was taken more than once.
@@ -123,7 +113,7 @@ impl Evidence {
 
     /// Requests that were given up in a span of time.
     pub(crate) fn failed(&self, answered: Range<u64>) -> impl Iterator<Item = &Failed> {
-        self.failures().into_iter().map(|(_, failed)| failed).filter(move |failed| answered.contains(&failed.answered))
+        self.run.failed.iter().filter(move |failed| answered.contains(&failed.answered))
     }
 
     /// Arrivals of spans that were sent in a span of time and that `chosen` picks.
@@ -138,7 +128,11 @@ impl Evidence {
         sent: Range<u64>,
         chosen: impl Fn(usize) -> bool,
     ) -> Vec<(TraceId, SpanId)> {
-        let spans: Vec<_> = self.runs.iter().flat_map(|run| spans_sent(&run.load, &sent)).collect();
+        let accepted = self.run.accepted.iter().map(|accepted| (accepted.ticket, accepted.sent));
+        let failed = self.run.failed.iter().map(|failed| (failed.ticket, failed.sent));
+        let tickets: Vec<u64> =
+            accepted.chain(failed).filter(|(_, at)| sent.contains(at)).map(|(ticket, _)| ticket).collect();
+        let spans: Vec<_> = tickets.iter().flat_map(|ticket| self.run.bodies.spans(*ticket)).collect();
         let mut offered = Vec::new();
         for (key, place) in spans {
             let trace = key.to_bytes();
@@ -148,14 +142,6 @@ impl Evidence {
         }
         offered
     }
-}
-
-/// The spans of a run's requests that were sent in a span of time.
-fn spans_sent(run: &LoadRun, sent: &Range<u64>) -> Vec<(TraceKey, Place)> {
-    let accepted = run.accepted.iter().map(|accepted| (accepted.ticket, accepted.sent));
-    let failed = run.failed.iter().map(|failed| (failed.ticket, failed.sent));
-    let tickets = accepted.chain(failed).filter(|(_, at)| sent.contains(at)).map(|(ticket, _)| ticket);
-    tickets.flat_map(|ticket| run.bodies.spans(ticket)).collect()
 }
 
 /// Milliseconds from send to sink, at a quantile.

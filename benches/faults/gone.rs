@@ -46,8 +46,8 @@ pub(crate) async fn kill(pace: Pace) -> Result<Lines> {
     world.revive(DOOMED)?;
     world.list(|_| true);
     sleep(pace.seconds(10, 7)).await;
-    let runs = world.end().await?;
-    let evidence = Evidence::gather(&world, runs)?;
+    let run = world.end().await?;
+    let evidence = Evidence::gather(&world, run)?;
     let mut lines = Lines::default();
     let (early, late) = (evidence.failed(killed..killed + SECOND), evidence.failed(killed + SECOND..u64::MAX));
     let late: Vec<_> = late.collect();
@@ -156,8 +156,8 @@ pub(crate) async fn outage(pace: Pace) -> Result<Lines> {
     }
     sleep(pace.seconds(10, 5)).await;
     let peak = world.held()?.iter().map(|held| held.peak_kib).max().unwrap_or(0) >> 10;
-    let runs = world.end().await?;
-    let evidence = Evidence::gather(&world, runs)?;
+    let run = world.end().await?;
+    let evidence = Evidence::gather(&world, run)?;
     let mut lines = Lines::default();
     let first = evidence.accepted().map(|accepted| accepted.answered).filter(|at| *at > back).min();
     let failures: Vec<_> = evidence.failed(0..u64::MAX).collect();

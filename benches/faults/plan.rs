@@ -1,12 +1,9 @@
 //! What a scenario asks for: which processes, where, and what is sent.
 
-use std::time::Duration;
-
 use spanring::tools::load::Pace;
 
-/// What the four kinds of clients of a mixed load wait for: an agent's short timeout, the Collector's default, an SDK's.
-pub(crate) const PATIENCE: [Duration; 4] =
-    [Duration::from_secs(2), Duration::from_secs(3), Duration::from_secs(5), Duration::from_secs(10)];
+/// Seconds that clients wait for an answer: an agent's short timeout, the Collector's default, an SDK's.
+pub(crate) static PATIENCE: [u64; 4] = [2, 3, 5, 10];
 
 /// Budget of each proxy, in MiB.
 pub(crate) const BUDGET_MIB: u64 = 128;
@@ -48,7 +45,10 @@ pub(crate) struct Load {
     /// Of each request.
     pub(crate) spans: usize,
     pub(crate) retry: bool,
-    pub(crate) patience: Duration,
+    /// Seconds that clients wait for an answer; connections take these in turn.
+    pub(crate) patience: &'static [u64],
+    /// Whether no span is ever sent twice; needed by journals, and work for the load.
+    pub(crate) unique: bool,
     pub(crate) connections: usize,
     pub(crate) in_flight: usize,
 }
@@ -61,17 +61,10 @@ impl Default for Load {
             pace: Pace::Open { rate: 100.0 },
             spans: 100,
             retry: false,
-            patience: Duration::from_secs(10),
+            patience: &[10],
+            unique: true,
             connections: 60,
             in_flight: 5_000,
         }
-    }
-}
-
-impl Load {
-    /// The same requests, from clients of mixed patience.
-    pub(crate) fn mixed(rate: f64) -> [Self; 4] {
-        let pace = Pace::Open { rate: rate / 4.0 };
-        PATIENCE.map(|patience| Self { pace, patience, connections: 15, in_flight: 1_250, ..Self::default() })
     }
 }

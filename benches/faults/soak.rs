@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
-use spanring::tools::load::Failed;
+use spanring::tools::load::{Failed, Pace as LoadPace};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -14,6 +14,9 @@ use crate::{
     table::Lines,
     world::{Held, Silent, World},
 };
+
+/// Clients that wait so long see no error while a backend is there.
+const PATIENT: Duration = Duration::from_secs(3);
 
 /// How long a sink says nothing, in milliseconds, in turn.
 const SILENCES: [u64; 8] = [500, 20_000, 2_000, 5_000, 900, 12_000, 3_000, 8_000];
@@ -109,7 +112,7 @@ pub(crate) async fn soak(pace: Pace) -> Result<Lines> {
     let faults: Vec<Fault> =
         FAULTS.into_iter().filter(|fault| *fault != Fault::Vanished || place == Place::Nodes).collect();
     let mut world = World::start(Plan { place, ..Plan::default() })?;
-    Load::mixed(20.0).into_iter().for_each(|load| world.load(load));
+    world.load(Load { pace: LoadPace::Open { rate: 20.0 }, patience: &PATIENCE, ..Load::default() });
     sleep(pace.seconds(5, 2)).await;
     let (mut turns, mut samples) = (Vec::new(), Vec::new());
     let end = Instant::now() + pace.soak;
@@ -128,8 +131,8 @@ pub(crate) async fn soak(pace: Pace) -> Result<Lines> {
     let counters = counters.map(|name| (name, world.metric(name, "")));
     let counted = world.metric("spanring_dispatch_possible_duplicate_records_total", "").unwrap_or(0.0);
     let peak = world.held()?.iter().map(|held| held.peak_kib).max().unwrap_or(0) >> 10;
-    let runs = world.end().await?;
-    let evidence = Evidence::gather(&world, runs)?;
+    let run = world.end().await?;
+    let evidence = Evidence::gather(&world, run)?;
     lines.fact("spans acknowledged", evidence.acknowledged());
     lines.fact("largest resident set of a proxy", format!("{peak} MiB"));
     for (name, value) in counters {
@@ -139,11 +142,11 @@ pub(crate) async fn soak(pace: Pace) -> Result<Lines> {
     seen(&turns, &evidence, &failures, &mut lines);
     lines.none("acknowledged spans missing", evidence.missing());
     let has_reason = |failed: &Failed| is_of_a_sink(&failed.answer) || were_all_away(&turns, failed);
-    let patient = failures.iter().filter(|(patience, failed)| *patience >= PATIENCE[1] && !has_reason(failed));
-    let patient: Vec<&str> = patient.map(|(_, failed)| failed.answer.as_str()).collect();
+    let patient = failures.iter().filter(|failed| failed.timeout >= PATIENT && !has_reason(failed));
+    let patient: Vec<&str> = patient.map(|failed| failed.answer.as_str()).collect();
     lines.fact("the first error of a client that waits 3 s or more", patient.first().unwrap_or(&"none"));
     lines.none("errors of clients that wait 3 s or more, a backend being there, not a sink's own", patient.len());
-    let broken = failures.iter().filter(|(_, failed)| !failed.is_retryable && !is_of_a_sink(&failed.answer));
+    let broken = failures.iter().filter(|failed| !failed.is_retryable && !is_of_a_sink(&failed.answer));
     lines.fact("client errors that were neither retryable nor a sink's own", broken.count());
     lines.duplicates(counted, evidence.duplicates(|_| true));
     flat(&samples, &mut lines);
@@ -215,15 +218,16 @@ fn sample(world: &World) -> Result<Sample> {
 }
 
 /// A line for each fault: how often, and what clients saw meanwhile.
-fn seen(turns: &[Turn], evidence: &Evidence, failures: &[(Duration, &Failed)], lines: &mut Lines) {
-    let mut by_fault = BTreeMap::<Fault, (usize, usize, [usize; PATIENCE.len()])>::new();
+fn seen(turns: &[Turn], evidence: &Evidence, failures: &[&Failed], lines: &mut Lines) {
+    let mut by_fault = BTreeMap::<Fault, (usize, usize, [usize; 4])>::new();
     for turn in turns {
         let during = turn.from..turn.to;
         let sum = by_fault.entry(turn.fault).or_default();
         sum.0 += 1;
         sum.1 += evidence.accepted().filter(|accepted| during.contains(&accepted.sent)).count();
         for (failed, patience) in sum.2.iter_mut().zip(PATIENCE) {
-            let of_turn = failures.iter().filter(|(of, failed)| *of == patience && during.contains(&failed.sent));
+            let of_turn =
+                failures.iter().filter(|failed| failed.timeout.as_secs() == patience && during.contains(&failed.sent));
             *failed += of_turn.count();
         }
     }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use spanring::tools::load::Pace as LoadPace;
 use tokio::time::sleep;
 
 use crate::{
     Pace,
     evidence::{Evidence, SECOND, now, share},
-    plan::{Load, Plan},
+    plan::{Load, PATIENCE, Plan},
     table::Lines,
     world::World,
 };
@@ -31,14 +32,14 @@ pub(crate) async fn refused_streams(pace: Pace) -> Result<Lines> {
     for (code, is_of_the_way) in FAILURES {
         lines.about(code);
         let mut world = World::start(Plan { sinks: 2, ..Plan::default() })?;
-        Load::mixed(40.0).into_iter().for_each(|load| world.load(load));
+        world.load(Load { pace: LoadPace::Open { rate: 40.0 }, patience: &PATIENCE, ..Load::default() });
         sleep(Duration::from_secs(2)).await;
         let from = now();
         world.behave(0, &format!(r#"{{"failure_rate": 1.0, "failure_code": "{code}"}}"#))?;
         sleep(pace.seconds(10, 6)).await;
         let ejections = world.metric(EJECTIONS, "").unwrap_or(0.0);
-        let runs = world.end().await?;
-        let evidence = Evidence::gather(&world, runs)?;
+        let run = world.end().await?;
+        let evidence = Evidence::gather(&world, run)?;
         let failures = evidence.failures();
         lines.fact("requests acknowledged", evidence.accepted().count());
         lines.fact("requests that failed", failures.len());
@@ -46,7 +47,7 @@ pub(crate) async fn refused_streams(pace: Pace) -> Result<Lines> {
         if is_of_the_way {
             lines.line("proxies that ejected it", "≥ 3 ejections", ejections, ejections >= 3.0);
             // Clients of 2 s whose requests were there before the ejection.
-            let late = failures.iter().filter(|(_, failed)| failed.answered > from + 3 * SECOND).count();
+            let late = failures.iter().filter(|failed| failed.answered > from + 3 * SECOND).count();
             lines.none("client errors later than 3 s after it began", late);
         } else {
             lines.line("ejections", "0", ejections, ejections == 0.0);
@@ -74,8 +75,8 @@ pub(crate) async fn slow(pace: Pace) -> Result<Lines> {
         sleep(Duration::from_secs(1)).await;
     }
     let paused = world.metric(EJECTIONS, "").unwrap_or(0.0) - slow;
-    let runs = world.end().await?;
-    let evidence = Evidence::gather(&world, runs)?;
+    let run = world.end().await?;
+    let evidence = Evidence::gather(&world, run)?;
     let mut lines = Lines::default();
     let slowly = evidence.accepted().filter(|a| a.answered >= a.sent + 3 * SECOND).count();
     lines.fact("requests acknowledged", evidence.accepted().count());

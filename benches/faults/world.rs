@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::{
-    evidence::{Run, now},
+    evidence::now,
     harness::{self, Process, Ready, on_free_ports},
     nameserver::{NameServer, loopback},
     network::{self, Node},
@@ -60,8 +60,7 @@ pub(crate) struct World {
     pub(crate) sinks: Vec<SinkPlace>,
     pub(crate) proxies: Vec<ProxyPlace>,
     dir: TempDir,
-    /// Loads that run, with their patience.
-    loads: Vec<(Duration, JoinHandle<Result<LoadRun>>)>,
+    load: Option<JoinHandle<Result<LoadRun>>>,
     tasks: Tasks,
 }
 
@@ -88,8 +87,8 @@ impl World {
             Place::Here | Place::Nodes => None,
         };
         let dir = tempfile::tempdir()?;
-        let (sinks, proxies, loads) = (Vec::new(), Vec::new(), Vec::new());
-        let mut world = Self { plan, names, sinks, proxies, dir, loads, tasks: Tasks::new() };
+        let (sinks, proxies) = (Vec::new(), Vec::new());
+        let mut world = Self { plan, names, sinks, proxies, dir, load: None, tasks: Tasks::new() };
         for n in 0..plan.sinks {
             let place = world.place(n)?;
             world.sinks.push(place);
@@ -269,16 +268,16 @@ shutdown: {{ delay: 0s, timeout: 10s }}
             in_flight: load.in_flight,
             pace: load.pace,
             body: BodySpec {
-                seed: now().wrapping_add(self.loads.len() as u64),
+                seed: now(),
                 spans: load.spans,
                 traces: default_traces(load.spans),
-                unique: true,
+                unique: load.unique,
                 bodies: 200,
                 max_bytes: MAX_BODIES,
                 ..BodySpec::default()
             },
             until: Until::default(),
-            timeout: load.patience,
+            timeouts: load.patience.iter().copied().map(Duration::from_secs).collect(),
             retry: load.retry,
             keep_accepted: true,
             ..LoadConfig::default()
@@ -286,19 +285,16 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         let tasks = self.tasks.clone();
         let run =
             self.tasks.spawn(async move { Ok(run_load(config, &indicatif::ProgressBar::hidden(), &tasks).await?) });
-        self.loads.push((load.patience, run));
+        self.load = Some(run);
     }
 
-    /// Ends all load and waits for the last answers.
-    pub(crate) async fn end(&mut self) -> Result<Vec<Run>> {
+    /// Ends the load and waits for its last answers.
+    pub(crate) async fn end(&mut self) -> Result<LoadRun> {
         self.tasks.drain();
-        let mut runs = Vec::new();
-        for (patience, load) in self.loads.drain(..) {
-            runs.push(Run { patience, load: load.await?? });
-        }
+        let run = self.load.take().context("there is no load")?.await??;
         self.tasks.stop();
         self.tasks = Tasks::new();
-        Ok(runs)
+        Ok(run)
     }
 
     /// What a proxy logged last, line by line.
