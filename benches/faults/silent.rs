@@ -21,6 +21,9 @@ const SILENT: usize = 2;
 /// Clients that wait no longer than this may see errors before the silence is noticed.
 const IMPATIENT: Duration = Duration::from_secs(3);
 
+/// What other work on the machine may add to a latency.
+const NOISE_MS: f64 = 10.0;
+
 /// From when to when it said nothing, and when its spans first went elsewhere.
 struct Times {
     from: u64,
@@ -54,7 +57,8 @@ async fn silence(pace: Pace, place: Place, set: impl Fn(&World, bool) -> Result<
     let mut lines = Lines::default();
     for patience in PATIENCE.chunks(1) {
         let mut world = World::start(Plan { place, ..Plan::default() })?;
-        lines.about(&format!("clients of {patience:?} s"));
+        let seconds: Vec<String> = patience.iter().map(u64::to_string).collect();
+        lines.about(&format!("clients of {} s", seconds.join(", ")));
         world.load(Load { patience, pace: LoadPace::Open { rate: 50.0 }, ..Load::default() });
         sleep(pace.seconds(5, 4)).await;
         let from = now();
@@ -133,7 +137,8 @@ fn others(world: &World, evidence: &mut Evidence, times: &Times, lines: &mut Lin
     let others = |from: u64, to: u64| evidence.sent(from..to, |a| a.owner == Some(a.sink) && a.sink != SILENT);
     let (before, during) = (latency_ms(others(from - 3 * SECOND, from), 0.99), latency_ms(others(from, until), 0.99));
     lines.fact("p99 from send to sink before", format!("{before:.2} ms"));
-    lines.line("p99 from send to sink until then", "≤ 2 × before", format!("{during:.2} ms"), during <= 2.0 * before);
+    let holds = during <= 2.0 * before + NOISE_MS;
+    lines.line("p99 from send to sink until then", "≤ 2 × before + 10 ms", format!("{during:.2} ms"), holds);
 
     let settled = until + SECOND..times.to;
     let accepted = evidence.accepted().filter(|a| settled.contains(&a.sent));
