@@ -21,6 +21,10 @@ use crate::{lifecycle::Tasks, otlp::framed::PREFIX_LEN, tls::Client};
 /// Largest reply that is read: replies are a few bytes.
 const MAX_REPLY: usize = 64 * 1024;
 
+/// Streams that are opened before the server said how many it takes; as many as gRPC clients open. Without it a burst on a
+/// fresh connection ends in streams that are refused.
+const FIRST_STREAMS: usize = 100;
+
 /// How a call ended.
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -167,8 +171,9 @@ impl Channel {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (sender, connection) =
-            h2::client::Builder::new().max_concurrent_reset_streams(1024).handshake(stream).await?;
+        let mut builder = h2::client::Builder::new();
+        builder.max_concurrent_reset_streams(1024).initial_max_send_streams(FIRST_STREAMS);
+        let (sender, connection) = builder.handshake(stream).await?;
         let tasks = self.tasks.clone();
         self.tasks.spawn(async move {
             tokio::select! {
