@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use crate::{
     Pace,
     evidence::{Evidence, SECOND, now, share},
+    network,
     plan::{BUDGET_MIB, Load, Place, Plan},
     table::Lines,
     world::World,
@@ -30,6 +31,9 @@ struct Times {
 /// kill -9 of one of four; DNS drops it three seconds later.
 pub(crate) async fn kill(pace: Pace) -> Result<Lines> {
     const DOOMED: usize = 1;
+    if let Some(reason) = network::why_not() {
+        return Ok(Lines::skipped(&format!("a name server for processes needs root: {reason}")));
+    }
     let mut world = World::start(Plan { place: Place::Named, ..Plan::default() })?;
     world.load(Load::default());
     sleep(pace.seconds(5, 3)).await;

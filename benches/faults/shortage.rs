@@ -18,8 +18,8 @@ use crate::{
 /// How soon a kubelet wants its answer.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// Clients that were refused because there were too many.
-const REFUSED_CONNECTIONS: &str = "spanring_receiver_refused_connections_total";
+/// Connections that came, by what became of them.
+const CONNECTIONS: &str = "spanring_receiver_connections_total";
 
 /// Far more than the budget holds, from clients that send as fast as they are answered.
 pub(crate) async fn overload(pace: Pace) -> Result<Lines> {
@@ -95,7 +95,7 @@ async fn busy(pace: Pace, lines: &mut Lines) -> Result<()> {
         ..Load::default()
     });
     let probes = probe(&world, pace.seconds(15, 6)).await;
-    let refused = world.metric(REFUSED_CONNECTIONS, "");
+    let refused = world.metric(CONNECTIONS, "result=\"refused\"");
     let run = world.end().await?;
     let evidence = Evidence::gather(&world, run)?;
     let accepted = evidence.accepted().count();

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use crate::{
     Pace,
     evidence::{Evidence, SECOND, latency_ms, now, share},
+    network,
     plan::{Load, PATIENCE, Place, Plan},
     table::Lines,
     world::World,
@@ -20,6 +21,9 @@ const SILENT: usize = 2;
 
 /// Clients that wait no longer than this may see errors before the silence is noticed.
 const IMPATIENT: Duration = Duration::from_secs(3);
+
+/// What a failure says of a client whose own time was over.
+const UNTOLD: &str = "no answer in time";
 
 /// What other work on the machine may add to a latency.
 const NOISE_MS: f64 = 10.0;
@@ -45,6 +49,9 @@ pub(crate) async fn hang(pace: Pace) -> Result<Lines> {
 
 /// The node of one of four vanishes: packets to it and from it are dropped, so that not even its kernel answers.
 pub(crate) async fn vanish(pace: Pace) -> Result<Lines> {
+    if let Some(reason) = network::why_not() {
+        return Ok(Lines::skipped(&format!("nodes that vanish need root, iproute2 and util-linux: {reason}")));
+    }
     let set = |world: &World, vanishes| {
         let node = world.node(SILENT)?;
         if vanishes { node.vanish() } else { node.appear() }
@@ -109,7 +116,10 @@ fn clients(evidence: &Evidence, times: &Times, lines: &mut Lines) {
 /// Whether clients and operators learn which backend it is.
 fn told(world: &World, evidence: &Evidence, lines: &mut Lines) {
     let name = world.sinks.get(SILENT).map(|sink| sink.grpc.to_string()).unwrap_or_default();
-    let unnamed = evidence.failures().iter().filter(|failed| !failed.answer.contains(&name)).count();
+    // A client whose own time was over is told nothing.
+    let (untold, told): (Vec<_>, Vec<_>) = evidence.failures().into_iter().partition(|failed| failed.answer == UNTOLD);
+    lines.fact("errors by the client's own clock", untold.len());
+    let unnamed = told.iter().filter(|failed| !failed.answer.contains(&name)).count();
     lines.none("client errors that do not name the backend", unnamed);
     let named = |proxy| world.log(proxy).into_iter().filter(|line| line.contains(" WARN ") && line.contains(&name));
     let logs: Vec<Vec<String>> = (0..world.proxies.len()).map(|proxy| named(proxy).collect()).collect();

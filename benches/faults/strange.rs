@@ -57,8 +57,16 @@ pub(crate) async fn refused_streams(pace: Pace) -> Result<Lines> {
     Ok(lines)
 }
 
-/// Backends that answer each call after 3 s and PINGs at once, then pauses of 0.8 s: nobody is ejected for that.
+/// Backends that answer each call after 3 s and PINGs at once, then pauses of 0.8 s: nobody is ejected for that. Then one
+/// that answers PINGs and no call at all.
 pub(crate) async fn slow(pace: Pace) -> Result<Lines> {
+    let mut lines = Lines::default();
+    living(pace, &mut lines).await?;
+    mute(&mut lines).await?;
+    Ok(lines)
+}
+
+async fn living(pace: Pace, lines: &mut Lines) -> Result<()> {
     let mut world = World::start(Plan::default())?;
     (0..4).try_for_each(|n| world.behave(n, r#"{"delay_ms": 3000}"#))?;
     world.load(Load::default());
@@ -77,7 +85,6 @@ pub(crate) async fn slow(pace: Pace) -> Result<Lines> {
     let paused = world.metric(EJECTIONS, "").unwrap_or(0.0) - slow;
     let run = world.end().await?;
     let evidence = Evidence::gather(&world, run)?;
-    let mut lines = Lines::default();
     let slowly = evidence.accepted().filter(|a| a.answered >= a.sent + 3 * SECOND).count();
     lines.fact("requests acknowledged", evidence.accepted().count());
     lines.fact("of them, after 3 s or more", slowly);
@@ -92,5 +99,34 @@ pub(crate) async fn slow(pace: Pace) -> Result<Lines> {
     lines.at_most_percent("spans that went elsewhere", 0.0, share(moved, evidence.arrivals.len()));
     let twice = evidence.duplicates(|_| true);
     lines.none("spans delivered twice", twice);
-    Ok(lines)
+    Ok(())
+}
+
+/// A sink that answers PINGs at once, and calls after a minute: it is ejected once it answered none for 2 × `timeout`.
+async fn mute(lines: &mut Lines) -> Result<()> {
+    lines.about("a backend that answers PINGs and no call");
+    let mut world = World::start(Plan::default())?;
+    world.load(Load { pace: LoadPace::Open { rate: 40.0 }, ..Load::default() });
+    sleep(Duration::from_secs(2)).await;
+    let from = now();
+    world.behave(0, r#"{"delay_ms": 60000}"#)?;
+    let mut ejected = None;
+    while now() < from + 20 * SECOND {
+        sleep(Duration::from_millis(200)).await;
+        if ejected.is_none() && world.metric(EJECTIONS, "").unwrap_or(0.0) > 0.0 {
+            ejected = Some(Duration::from_nanos(now() - from).as_secs_f64());
+        }
+    }
+    let by = world.metric(EJECTIONS, "").unwrap_or(0.0);
+    let run = world.end().await?;
+    let evidence = Evidence::gather(&world, run)?;
+    let failures = evidence.failures();
+    lines.fact("requests that failed", failures.len());
+    let after = ejected.map_or("never".to_owned(), |seconds| format!("{seconds:.1} s"));
+    let holds = ejected.is_some_and(|seconds| (9.0..14.0).contains(&seconds)) && by >= 3.0;
+    lines.line("ejected first after, and by each proxy", "9 to 14 s", format!("{after}, {by} times"), holds);
+    let late = failures.iter().filter(|failed| failed.answered > from + 16 * SECOND).count();
+    lines.none("client errors later than 16 s after it began", late);
+    lines.none("acknowledged spans missing", evidence.missing());
+    Ok(())
 }

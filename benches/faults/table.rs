@@ -53,6 +53,13 @@ impl Lines {
         self.line(what, &format!("≥ {limit} %"), format!("{:.3} %", share * 100.0), share * 100.0 >= limit);
     }
 
+    /// A scenario that cannot be run here.
+    pub(crate) fn skipped(reason: &str) -> Self {
+        let mut lines = Self::default();
+        lines.fact("skipped", reason);
+        lines
+    }
+
     /// What proxies counted as possibly sent twice against what sinks saw twice.
     pub(crate) fn duplicates(&mut self, counted: f64, seen: usize) {
         let holds = u32::try_from(seen).is_ok_and(|seen| counted >= f64::from(seen));
@@ -68,6 +75,9 @@ impl Lines {
         writeln!(out, "\n### {name}\n")?;
         for (what, seen) in &self.facts {
             writeln!(out, "- {what}: {seen}")?;
+        }
+        if self.lines.is_empty() {
+            return Ok(());
         }
         writeln!(out, "\n| what must hold | limit | seen | |\n| --- | --- | --- | --- |")?;
         for Line { what, limit, seen, holds } in &self.lines {
