@@ -31,13 +31,12 @@ pub struct HealthEvent {
 pub enum HealthKind {
     /// It answered, after failures. Its own `UNAVAILABLE` or `RESOURCE_EXHAUSTED` is an answer too.
     Answered,
-    /// The way to it failed: a reset, a lost PING, a connect that timed out, a peer that does not speak HTTP/2. The label
-    /// says how, in a word that fits a metric. A connection that dies with several calls counts once.
+    /// The way to it failed: a reset, a connect that timed out, a peer that does not speak HTTP/2. The label says how, in a word that fits a metric. A connection that dies with several calls counts once.
     Failed(&'static str),
     /// Nobody listens, or a new connection was reset at once: no doubt is left.
     Refused,
-    /// A call's attempt had no answer in its time.
-    TimedOut,
+    /// It answers no PING, or it has answered no call for long: no doubt is left. The label says which.
+    Silent(&'static str),
 }
 
 /// Asks a backend whether it is there.
@@ -65,12 +64,14 @@ pub struct Events {
 
 /// Why backends are ejected, as metrics and logs name it: the kinds of [`HealthKind`] that are failures, dispatch's words for
 /// [`HealthKind::Failed`], and `unresolved`, which membership itself sees.
-pub const REASONS: [&str; 17] = [
+pub const REASONS: [&str; 20] = [
     "connect_error",
     "connect_timeout",
+    "gateway",
     "ping",
     "protocol",
     "refused",
+    "refused_stream",
     "reset",
     "timeout",
     "tls_bad_name",
@@ -82,6 +83,7 @@ pub const REASONS: [&str; 17] = [
     "tls_protocol_version",
     "tls_timeout",
     "tls_unknown_ca",
+    "turned_away",
     "unresolved",
 ];
 
@@ -136,10 +138,14 @@ impl HealthKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Answered => "answered",
-            Self::Failed(label) => label,
+            Self::Failed(label) | Self::Silent(label) => label,
             Self::Refused => "refused",
-            Self::TimedOut => "timeout",
         }
+    }
+
+    /// Whether it leaves no doubt that the backend cannot be reached.
+    pub fn is_certain(self) -> bool {
+        matches!(self, Self::Refused | Self::Silent(_))
     }
 }
 

@@ -246,11 +246,6 @@ impl Backend {
         }
     }
 
-    /// An answer came: the backend lives.
-    pub(super) fn answered(&self) {
-        self.pulse.answered(&self.shared.events, &self.identity);
-    }
-
     /// Our transport failed. A backend that has left the table is not given a second chance.
     pub(super) fn failed(&self, failure: Failure) {
         if self.closing.load(Ordering::Acquire) && !matches!(failure, Failure::Local(_)) {
@@ -284,6 +279,7 @@ impl Backend {
         let mut state = self.lock();
         if state.away.take().is_some() {
             // It answered a probe: that ends every pause.
+            self.pulse.begin_anew();
             state.retry_at = None;
             state.turned_away = false;
             state.backoff.reset();

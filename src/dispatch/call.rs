@@ -21,7 +21,7 @@ pub(super) struct Call {
     pub(super) deadline: Instant,
     /// Its deadline has passed and its reply was looked for since.
     pub(super) overdue: bool,
-    reply: Reply,
+    pub(super) reply: Reply,
 }
 
 /// Where a call begins.
@@ -56,7 +56,7 @@ impl Call {
             Err(error) => {
                 tracing::debug!(backend = %backend.identity, %error, "cannot begin a call");
                 // Its header was never written, or its connection is over.
-                Err(NotBegun { batch, verdict: Verdict::Unprocessed })
+                Err(NotBegun { batch, verdict: Verdict::Unprocessed { refused: false } })
             }
         }
     }

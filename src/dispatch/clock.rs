@@ -12,11 +12,8 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     Failure,
-    silence::{Advice, Silence},
+    silence::{Advice, Silence, Traffic},
 };
-
-/// How often silence is looked for while calls are unanswered.
-pub(super) const CHECK_EVERY: Duration = Duration::from_millis(2500);
 
 /// What is overdue is looked at once more after this time. The timer fires with the reactor's next turn, which reads the
 /// sockets first: after a stall of this process (a stopped container, a starved CPU) answers that are there are heard.
@@ -51,7 +48,7 @@ impl Clock {
             sleep: Box::pin(tokio::time::sleep_until(now)),
             at: None,
             waker,
-            silence: Silence::new(now),
+            silence: Silence::default(),
             pinger,
             doubt: false,
             starved_by: None,
@@ -110,13 +107,12 @@ impl Clock {
         Ok(())
     }
 
-    /// Looks for silence; PINGs, or says that the connection is dead. Returns when to look again.
-    pub(super) fn listen(&mut self, now: Instant, heard: bool) -> Result<Instant, Option<Failure>> {
-        let advice = self.silence.look(now, heard);
+    /// Judges the silence and sends a PING if one is due, for the driver to write.
+    pub(super) fn listen(&mut self, now: Instant, traffic: Traffic, is_waiting: bool) -> Advice {
+        let advice = self.silence.look(now, traffic, is_waiting);
         let doubted = std::mem::replace(&mut self.doubt, advice == Advice::GiveUp);
         match advice {
-            Advice::GiveUp if doubted => return Err(Some(Failure::Ping)),
-            Advice::GiveUp => return Ok(now + SECOND_LOOK),
+            Advice::GiveUp if !doubted => return Advice::Wait(now + SECOND_LOOK),
             Advice::Ping => {
                 if let Some(pinger) = &mut self.pinger {
                     // The answer to the last one makes way; if it is still on its way, it will do.
@@ -124,8 +120,8 @@ impl Clock {
                     drop(pinger.send_ping(Ping::opaque()));
                 }
             }
-            Advice::Wait => {}
+            Advice::Ask | Advice::GiveUp | Advice::Rest | Advice::Wait(_) => {}
         }
-        Ok(now + CHECK_EVERY)
+        advice
     }
 }

@@ -1,5 +1,7 @@
 //! The task of one connection: begins calls as places open, hears their replies, drives HTTP/2, notices when it is over.
 
+mod watch;
+
 use std::{
     future::Future,
     pin::Pin,
@@ -15,12 +17,14 @@ use super::{
     backend::Backend,
     call::{Call, NotBegun, Place},
     client::Connected,
-    clock::{CHECK_EVERY, Clock, SECOND_LOOK},
-    hub::{AWAY, Hub, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER},
+    clock::Clock,
+    hub::{ASKED, AWAY, Hub, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER, WITNESS},
     outcome::{Scope, Verdict},
-    queue::Rules,
+    queue::{Batch, Rules},
+    silence::SILENCE,
     stream::Stream,
     wire::{Outlet, Wire},
+    witness::Witness,
 };
 use crate::otlp::Chunk;
 
@@ -57,10 +61,18 @@ pub(super) struct Driver {
     has_end: bool,
     /// Whether the peer answered a call.
     answered: bool,
-    /// Whether anything was read, as far as it was looked for.
-    heard: bool,
     clock: Clock,
+    /// A call that outlives its clients.
+    witness: Option<Witness>,
+    /// Whether the peer is alive, as it is asked on a fresh connection.
+    question: Option<Question>,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// A question on a fresh connection, and when it was asked.
+struct Question {
+    asked_at: Instant,
+    is_alive: Pin<Box<dyn Future<Output = bool> + Send>>,
 }
 
 /// A place of the connection.
@@ -93,8 +105,9 @@ impl Driver {
             gave_way: false,
             has_end: false,
             answered: false,
-            heard: false,
             clock,
+            witness: None,
+            question: None,
             stopped: Box::pin(async move { tasks.stopped().await }),
             backend,
             hub,
@@ -116,9 +129,7 @@ impl Driver {
             self.give_up(cause);
             return Poll::Ready(());
         }
-        if self.takes(TIMER)
-            && let Err(failure) = self.tick()
-        {
+        if let Err(failure) = self.watch() {
             self.end(failure);
             return Poll::Ready(());
         }
@@ -155,9 +166,10 @@ impl Driver {
     fn begin(&mut self) -> bool {
         let (Some(line), Some(sender)) = (self.line, &mut self.sender) else { return false };
         let mut begun = false;
+        let witnesses = usize::from(self.witness.is_some());
         while self.backend.waits()
             && self.running < self.calls.len()
-            && self.running < sender.current_max_send_streams()
+            && self.running + witnesses < sender.current_max_send_streams()
         {
             let now = Instant::now();
             let Some(at) = self.calls.iter().position(|slot| slot.call.is_none()) else { break };
@@ -165,11 +177,10 @@ impl Driver {
             let mut place = Place { at, sender, outlet: &self.outlet, chunks: &mut self.chunks };
             match Call::begin(batch, &self.backend, &mut place, now) {
                 Ok(call) => {
-                    if self.running == 0 {
-                        self.clock.silence.begin(now);
-                    }
+                    self.clock.silence.begin(now);
+                    self.backend.called(now);
                     self.running += 1;
-                    self.clock.set(call.deadline.min(now + CHECK_EVERY));
+                    self.clock.set(call.deadline.min(now + SILENCE));
                     if let Some(slot) = self.calls.get_mut(at) {
                         slot.call = Some(call);
                     }
@@ -207,21 +218,32 @@ impl Driver {
 
     fn finish(&mut self, at: usize, verdict: Verdict) {
         let Some(call) = self.calls.get_mut(at).and_then(|slot| slot.call.take()) else { return };
+        if verdict.is_answer() {
+            self.note_answer();
+        }
+        self.settle(at, call.batch, call.started, verdict);
+    }
+
+    /// Frees the place of a call that is over and tells its parts.
+    fn settle(&mut self, at: usize, batch: Batch, started: Instant, verdict: Verdict) {
         self.running -= 1;
         self.outlet.take_back(at);
-        self.backend.done(self.line, call.batch.bytes);
-        if matches!(verdict, Verdict::Accepted(_) | Verdict::Busy { .. } | Verdict::Refused { .. }) {
-            if !self.answered {
-                self.answered = true;
-                self.backend.proved();
-            }
-            self.backend.answered();
-        }
+        self.backend.done(self.line, batch.bytes);
         let now = Instant::now();
         let metrics = &self.backend.shared.metrics;
-        metrics.call_duration.record(now.saturating_duration_since(call.started));
-        metrics.call_parts.record(f64::from(u32::try_from(call.batch.parts.len()).unwrap_or(u32::MAX)));
-        self.backend.settle(call.batch.parts, verdict, now);
+        metrics.call_duration.record(now.saturating_duration_since(started));
+        metrics.call_parts.record(f64::from(u32::try_from(batch.parts.len()).unwrap_or(u32::MAX)));
+        self.backend.settle(batch.parts, verdict, now);
+    }
+
+    /// The backend answered a call.
+    fn note_answer(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            self.backend.proved();
+        }
+        self.clock.silence.answered();
+        self.backend.answered();
     }
 
     /// Drives HTTP/2: reads, writes, notices its end (`Err`) and GOAWAY.
@@ -257,12 +279,9 @@ impl Driver {
         Ok(())
     }
 
-    /// Takes no more calls: what waits goes to another connection.
+    /// Takes no more calls, since the peer said GOAWAY or nothing is left to do: what waits goes to another connection.
     fn leave(&mut self) {
-        self.sender = None;
-        self.bits |= SOCKET;
-        self.clock.say_goodbye(self.running > 0);
-        if let Some(line) = self.line.take() {
+        if let Some(line) = self.retire() {
             if self.answered || self.backend.is_closed() {
                 self.backend.left(line);
             } else {
@@ -271,38 +290,12 @@ impl Driver {
         }
     }
 
-    /// Looks at the clock: calls that took too long, silence. What has come is heard first.
-    fn tick(&mut self) -> Result<(), Option<Failure>> {
-        if !self.clock.has_fired() {
-            return Ok(());
-        }
-        self.drive()?;
-        self.bits |= self.hub.again();
-        self.hear();
-        let now = Instant::now();
-        let mut next = now + CHECK_EVERY;
-        for at in 0..self.calls.len() {
-            let Some(Slot { call: Some(call), .. }) = self.calls.get_mut(at) else { continue };
-            if call.deadline > now {
-                next = next.min(call.deadline);
-            } else if !std::mem::replace(&mut call.overdue, true) {
-                next = next.min(now + SECOND_LOOK);
-            } else {
-                let had = now.saturating_duration_since(call.started);
-                let scope = if had >= self.backend.shared.config.timeout / 2 { Scope::Stream } else { Scope::Request };
-                self.finish(at, Verdict::Failed { failure: Failure::Timeout, reached: true, scope });
-            }
-        }
-        // Calls that took too long are reset: h2 has that to write.
+    /// Takes no more calls. Returns the slot that it had.
+    fn retire(&mut self) -> Option<usize> {
+        self.sender = None;
         self.bits |= SOCKET;
-        if self.running == 0 {
-            return self.clock.rest(now);
-        }
-        let heard = self.outlet.heard();
-        self.heard |= heard;
-        let next = next.min(self.clock.listen(now, heard)?);
-        self.clock.set(next);
-        Ok(())
+        self.clock.say_goodbye(self.running > 0);
+        self.line.take()
     }
 
     /// The connection is over: its calls hear so, and if it was still in use its failure is counted, once.
@@ -328,13 +321,18 @@ impl Driver {
             lost |= matches!(verdict, Verdict::Failed { scope: Scope::Connection, .. });
             self.finish(at, verdict);
         }
-        let heard = self.heard || self.outlet.heard();
+        // A peer that is silent or mute has failed although no call was lost with it.
+        lost |= failure == Some(Failure::Ping);
+        let heard = self.outlet.has_read();
         let failed = failure.or(lost.then_some(Failure::Reset)).map(|failure| match failure {
             Failure::Reset if !heard => Failure::ResetAtOnce,
             failure => failure,
         });
         match (self.line.take(), failed) {
-            (Some(line), Some(failure)) if !self.answered && !self.backend.is_closed() => {
+            // Whoever says nothing gets no further connection for a while: what waits is better off elsewhere.
+            (Some(line), Some(failure))
+                if (!self.answered || failure == Failure::Ping) && !self.backend.is_closed() =>
+            {
                 self.backend.unreachable(line, failure);
             }
             (Some(line), None) if !self.answered && !self.backend.is_closed() => self.backend.turned_away(line),
@@ -357,9 +355,7 @@ impl Driver {
         for at in 0..self.calls.len() {
             let Some(Slot { call: Some(call), waker }) = self.calls.get_mut(at) else { continue };
             let verdict = match call.poll(&mut Context::from_waker(waker)) {
-                Poll::Ready(verdict @ (Verdict::Accepted(_) | Verdict::Busy { .. } | Verdict::Refused { .. })) => {
-                    verdict
-                }
+                Poll::Ready(verdict) if verdict.is_answer() => verdict,
                 Poll::Ready(_) | Poll::Pending => Verdict::GivenUp(cause),
             };
             self.finish(at, verdict);

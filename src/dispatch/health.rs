@@ -1,22 +1,63 @@
 //! What deliveries say about a backend's health: each failure of the way to it, and the answer that ends a row of them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
-use super::Failure;
+use tokio::time::Instant;
+
+use super::{Failure, backend::Backend};
 use crate::health::{Events, HealthKind};
 
-/// What was said last of one backend; its shards share it.
-#[derive(Debug, Default)]
+/// A backend that has answered no call for so many times `timeout` is ejected, although it answers PINGs (design 3, Silence).
+const MUTE_TIMEOUTS: u32 = 2;
+
+/// What was said last of one backend, and since when it has answered no call; its shards share it.
+#[derive(Debug)]
 pub(super) struct Pulse {
     failing: AtomicBool,
+    /// What `unanswered_since` counts from.
+    base: Instant,
+    /// Milliseconds, plus one, from `base` to the first call since the last answer; 0 if there was none.
+    unanswered_since: AtomicU64,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { failing: AtomicBool::new(false), base: Instant::now(), unanswered_since: AtomicU64::new(0) }
+    }
 }
 
 impl Pulse {
-    /// Notes an answer. One relaxed load while all is well.
+    /// Notes that a call began. One relaxed load while another one is unanswered.
+    pub(super) fn called(&self, now: Instant) {
+        if self.unanswered_since.load(Ordering::Relaxed) == 0 {
+            self.unanswered_since.store(self.millis(now).saturating_add(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether no call was answered for so long, although some were made.
+    pub(super) fn is_mute(&self, now: Instant, time: Duration) -> bool {
+        let since = self.unanswered_since.load(Ordering::Relaxed);
+        since > 0 && u128::from(self.millis(now).saturating_sub(since - 1)) >= time.as_millis()
+    }
+
+    /// Forgets that calls were unanswered: the backend returned to service.
+    pub(super) fn begin_anew(&self) {
+        self.unanswered_since.store(0, Ordering::Relaxed);
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.base).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Notes an answer. Two relaxed loads and a store while all is well.
     pub(super) fn answered(&self, events: &Events, identity: &Arc<str>) {
+        self.begin_anew();
         if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
             // What was not taken is said again with the next answer.
             let taken = events.send(identity, HealthKind::Answered);
@@ -33,16 +74,37 @@ impl Pulse {
     }
 }
 
+impl Backend {
+    /// A call begins.
+    pub(super) fn called(&self, now: Instant) {
+        self.pulse.called(now);
+    }
+
+    /// A call had all its time and no answer. That alone says that the backend is slow; that none of them was answered for
+    /// long says that it takes no calls.
+    pub(super) fn timed_out(&self, now: Instant) {
+        if self.pulse.is_mute(now, self.shared.config.timeout * MUTE_TIMEOUTS) {
+            self.failed(Failure::Timeout);
+        }
+    }
+
+    /// An answer came: the backend lives.
+    pub(super) fn answered(&self) {
+        self.pulse.answered(&self.shared.events, &self.identity);
+    }
+}
+
 /// What membership hears of a failure, if it says anything of the backend.
 fn kind_of(failure: Failure) -> Option<HealthKind> {
     Some(match failure {
         Failure::Local(_) => return None,
         Failure::ConnectRefused | Failure::ResetAtOnce => HealthKind::Refused,
-        Failure::Timeout => HealthKind::TimedOut,
+        Failure::Ping | Failure::Timeout => HealthKind::Silent(failure.as_str()),
         Failure::ConnectError
         | Failure::ConnectTimeout
-        | Failure::Ping
+        | Failure::Gateway(_)
         | Failure::Protocol
+        | Failure::RefusedStream
         | Failure::Reset
         | Failure::Tls(_)
         | Failure::TurnedAway => HealthKind::Failed(failure.as_str()),
@@ -56,11 +118,29 @@ mod tests {
 
     #[test]
     fn every_failure_is_a_reason_that_membership_knows() {
-        use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Ping, Protocol, Reset, ResetAtOnce, Timeout};
-        let plain = [ConnectError, ConnectRefused, ConnectTimeout, Ping, Protocol, Reset, ResetAtOnce, Timeout];
-        for failure in plain.into_iter().chain(crate::tls::Reason::ALL.map(Failure::Tls)) {
+        use Failure::{
+            ConnectError, ConnectRefused, ConnectTimeout, Gateway, Ping, Protocol, RefusedStream, Reset, ResetAtOnce,
+            Timeout, TurnedAway,
+        };
+        let connecting = [ConnectError, ConnectRefused, ConnectTimeout];
+        let calling = [Gateway(502), Ping, Protocol, RefusedStream, Reset, ResetAtOnce, Timeout, TurnedAway];
+        for failure in connecting.into_iter().chain(calling).chain(crate::tls::Reason::ALL.map(Failure::Tls)) {
             assert!(kind_of(failure).is_some_and(|kind| health::REASONS.contains(&kind.as_str())), "{failure:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_backend_is_mute_once_no_call_was_answered_for_long() {
+        let (events, _inbox) = health::channel("test");
+        let (pulse, start) = (Pulse::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let is_mute = |seconds| pulse.is_mute(at(seconds), Duration::from_secs(10));
+        assert!(!is_mute(100), "nobody called it");
+        pulse.called(at(100));
+        pulse.called(at(109));
+        assert!(!is_mute(109) && is_mute(110), "measured from the first call on");
+        pulse.answered(&events, &"a".into());
+        assert!(!is_mute(200));
     }
 
     #[tokio::test]
@@ -79,7 +159,7 @@ mod tests {
         while let Some(event) = inbox.recv().await {
             kinds.push(event.kind);
         }
-        assert_eq!(kinds, [HealthKind::TimedOut, HealthKind::Refused, HealthKind::Answered]);
+        assert_eq!(kinds, [HealthKind::Silent("timeout"), HealthKind::Refused, HealthKind::Answered]);
     }
 
     #[tokio::test]

@@ -26,6 +26,10 @@ pub(super) const TIMER: u64 = 1 << 61;
 pub(super) const STOP: u64 = 1 << 60;
 /// The backend's slots have gone elsewhere: what is under way is given up.
 pub(super) const AWAY: u64 = 1 << 58;
+/// The call that outlives its clients.
+pub(super) const WITNESS: u64 = 1 << 57;
+/// The question on a fresh connection.
+pub(super) const ASKED: u64 = 1 << 56;
 /// The task is running: it will look again before it rests.
 const RUNNING: u64 = 1 << 59;
 

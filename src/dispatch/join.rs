@@ -100,6 +100,11 @@ impl Join {
         .await
     }
 
+    /// What has arrived and was not taken yet.
+    pub fn arrived(&self) -> Vec<(u32, PartOutcome)> {
+        std::mem::take(&mut self.0.lock().outcomes)
+    }
+
     pub(super) fn inbox(&self) -> &Arc<Inbox> {
         &self.0
     }

@@ -138,7 +138,7 @@ impl BackendMetrics {
         match verdict {
             Verdict::Accepted(None) => &self.accepted,
             Verdict::Accepted(Some(_)) => &self.partial,
-            Verdict::Busy { .. } | Verdict::Unprocessed => &self.retryable,
+            Verdict::Busy { .. } | Verdict::Unprocessed { .. } => &self.retryable,
             Verdict::Failed { failure: Failure::Timeout, .. } => &self.timeout,
             Verdict::Failed { .. } | Verdict::GivenUp(_) | Verdict::Stopped => &self.transport,
             Verdict::Refused { .. } => &self.rejected,

@@ -50,6 +50,7 @@ mod submit;
 #[cfg(test)]
 pub(crate) mod tests;
 mod wire;
+mod witness;
 
 use std::{sync::Arc, time::Duration};
 

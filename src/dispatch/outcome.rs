@@ -79,12 +79,16 @@ pub enum Failure {
     ConnectRefused,
     /// No answer to the connect.
     ConnectTimeout,
+    /// A proxy on the way answered with this HTTP status: it cannot reach the backend.
+    Gateway(u16),
     /// This process or machine has run out of something. It says nothing of the backend.
     Local(Shortage),
     /// No answer to a PING.
     Ping,
     /// The peer does not speak HTTP/2 or gRPC as it should.
     Protocol,
+    /// The peer refuses every stream before it looks at it.
+    RefusedStream,
     /// The connection or the stream was reset or closed before the answer.
     Reset,
     /// A new connection was reset or closed before the peer had said anything.
@@ -112,8 +116,9 @@ pub(super) enum Verdict {
     Refused { code: Code, message: String },
     /// We are stopping.
     Stopped,
-    /// The backend said that it never looked at the call.
-    Unprocessed,
+    /// The backend said that it never looked at the call: by `REFUSED_STREAM` if `refused`, else by GOAWAY, or the call never
+    /// began.
+    Unprocessed { refused: bool },
 }
 
 /// `partial_success` of a reply.
@@ -128,7 +133,7 @@ pub(super) struct Partial {
 pub(super) enum Scope {
     /// The connection with all its calls; it is counted against the backend once, by the driver.
     Connection,
-    /// This call alone, whose client had too little time for it to say anything of the backend.
+    /// This call alone, whose time was up: that says nothing of the way to the backend.
     Request,
     /// This call alone.
     Stream,
@@ -141,9 +146,11 @@ impl Failure {
             Self::ConnectError => "connect_error",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Gateway(_) => "gateway",
             Self::Local(shortage) => shortage.as_str(),
             Self::Ping => "ping",
             Self::Protocol => "protocol",
+            Self::RefusedStream => "refused_stream",
             Self::Reset => "reset",
             Self::ResetAtOnce => "reset_at_once",
             Self::Timeout => "timeout",
@@ -169,11 +176,13 @@ impl fmt::Display for Failure {
             Self::ConnectError => "cannot connect",
             Self::ConnectRefused => "connection refused",
             Self::ConnectTimeout => "no answer to a connect",
+            Self::Gateway(status) => return write!(f, "a proxy on the way to it answered HTTP {status}"),
             Self::Local(shortage) => {
                 return write!(f, "this proxy could not open a connection to it: {shortage} on this side");
             }
             Self::Ping => "no answer to a PING",
             Self::Protocol => "it does not speak HTTP/2 or gRPC as it should",
+            Self::RefusedStream => "it refuses every stream (REFUSED_STREAM)",
             Self::Reset => "connection or stream reset before the answer",
             Self::ResetAtOnce => "connection reset at once",
             Self::Timeout => "no answer within the timeout",
@@ -214,6 +223,11 @@ impl fmt::Display for Cause {
 }
 
 impl Verdict {
+    /// Whether the backend itself answered.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self, Self::Accepted(_) | Self::Busy { .. } | Self::Refused { .. })
+    }
+
     /// Classifies an error of the HTTP/2 layer.
     ///
     /// `REFUSED_STREAM` promises that nothing was processed (RFC 9113, 8.7), and h2 gives GOAWAY's error only to streams
@@ -221,7 +235,7 @@ impl Verdict {
     pub(super) fn of_h2(error: &h2::Error) -> Self {
         let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         if error.is_remote() && (refused || error.is_go_away()) {
-            return Self::Unprocessed;
+            return Self::Unprocessed { refused };
         }
         let scope = if error.is_reset() { Scope::Stream } else { Scope::Connection };
         Self::Failed { failure: failure_of(error), reached: true, scope }
@@ -257,12 +271,18 @@ impl Verdict {
             401 => Code::Unauthenticated,
             403 => Code::PermissionDenied,
             404 => Code::Unimplemented,
-            429 | 502 | 503 | 504 => return Some(Self::Busy { code: Code::Unavailable, after: retry_after(headers) }),
+            429 => return Some(Self::Busy { code: Code::Unavailable, after: retry_after(headers) }),
+            502..=504 => return Some(Self::gateway(status.as_u16())),
             _ => Code::Unknown,
         };
         let kind = content_type.unwrap_or(Cow::Borrowed("no content type"));
         let message = format!("the backend answered HTTP {} with {kind}: is it an OTLP/gRPC port?", status.as_u16());
         Some(Self::Refused { code, message: shorten(&message).into_owned() })
+    }
+
+    /// A proxy on the way could not reach the backend. With 503 it did not try; with 502 and 504 the backend may have the call.
+    fn gateway(status: u16) -> Self {
+        Self::Failed { failure: Failure::Gateway(status), reached: status != 503, scope: Scope::Stream }
     }
 }
 

@@ -5,16 +5,24 @@ use std::{
     net::SocketAddr,
     pin::{Pin, pin},
     task::Poll,
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use h2::client::SendRequest;
+use h2::{
+    Ping,
+    client::{Connection, SendRequest},
+};
 use http::{Method, Request, StatusCode, Version, uri::Scheme};
 use prost::Message;
+use tokio::time::timeout;
 
 use super::{
     Failure,
     client::{self, Connected},
+    silence::SILENCE,
+    stream::Stream,
+    wire::{Outlet, Wire},
 };
 use crate::{
     access::Access,
@@ -52,27 +60,53 @@ impl Prober for HealthCheck {
             Err(_) => return Ok(false),
         };
         let scheme = if access.tls().is_some() { Scheme::HTTPS } else { Scheme::HTTP };
-        let mut answer = pin!(ask(sender, scheme, address));
-        let over = poll_fn(|cx| {
-            // Flushed after each look: h2 has written what it wanted to by then.
-            let over = Pin::new(&mut connection).poll(cx).is_ready();
-            let flushed = outlet.poll_flush(cx);
-            if matches!(flushed, Poll::Ready(Ok(false))) {
-                cx.waker().wake_by_ref();
-            }
-            let broken = matches!(flushed, Poll::Ready(Err(_)));
-            if over || broken { Poll::Ready(()) } else { Poll::Pending }
-        });
-        let heard = tokio::select! {
-            biased;
-            heard = &mut answer => heard,
-            // It may have answered before it ended.
-            () = over => poll_fn(|cx| match answer.as_mut().poll(cx) {
-                Poll::Ready(heard) => Poll::Ready(heard),
-                Poll::Pending => Poll::Ready(None),
-            }).await,
+        Ok(drive(ask(sender, scheme, address), &mut connection, &outlet).await.unwrap_or(false))
+    }
+}
+
+/// How long a fresh connection may take to show that its peer is alive: as long as a PING may stay unanswered.
+const ALIVE_WITHIN: Duration = SILENCE;
+
+/// Whether the backend of that identity accepts a fresh connection and answers a PING on it in time. Where we cannot ask, for
+/// want of a descriptor say, it has the benefit of the doubt.
+pub(super) async fn is_alive(access: &Access, identity: &str, address: SocketAddr) -> bool {
+    let asked = async {
+        let mut connected = match client::connect(access, identity, address).await {
+            Ok(connected) => connected,
+            Err(failure) => return matches!(failure, Failure::Local(_)),
         };
-        Ok(heard.unwrap_or(false))
+        let Some(mut pinger) = connected.connection.ping_pong() else { return false };
+        let answer = async { pinger.ping(Ping::opaque()).await.is_ok().then_some(true) };
+        drive(answer, &mut connected.connection, &connected.outlet).await.unwrap_or(false)
+    };
+    timeout(ALIVE_WITHIN, asked).await.unwrap_or(false)
+}
+
+/// Drives a connection until there is an answer, or until it ends without one.
+async fn drive(
+    answer: impl Future<Output = Option<bool>>,
+    connection: &mut Connection<Wire<Stream>, Chunk>,
+    outlet: &Outlet<Stream>,
+) -> Option<bool> {
+    let mut answer = pin!(answer);
+    let over = poll_fn(|cx| {
+        // Flushed after each look: h2 has written what it wanted to by then.
+        let over = Pin::new(&mut *connection).poll(cx).is_ready();
+        let flushed = outlet.poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(false))) {
+            cx.waker().wake_by_ref();
+        }
+        let broken = matches!(flushed, Poll::Ready(Err(_)));
+        if over || broken { Poll::Ready(()) } else { Poll::Pending }
+    });
+    tokio::select! {
+        biased;
+        heard = &mut answer => heard,
+        // It may have answered before it ended.
+        () = over => poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(heard) => Poll::Ready(heard),
+            Poll::Pending => Poll::Ready(None),
+        }).await,
     }
 }
 

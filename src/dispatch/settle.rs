@@ -42,7 +42,7 @@ impl Backend {
                 }
             }
             Verdict::Stopped => self.hand_back(parts, None, true, Cause::Stopped),
-            Verdict::Unprocessed => self.unprocessed(parts, now),
+            Verdict::Unprocessed { refused } => self.unprocessed(parts, refused, now),
         }
     }
 
@@ -76,8 +76,8 @@ impl Backend {
         self.push_back_in_front(parts, now);
     }
 
-    /// Sends parts again that the backend never looked at.
-    fn unprocessed(self: &Arc<Self>, parts: Vec<Queued>, now: Instant) {
+    /// Sends parts again that the backend never looked at. A backend that has `refused` one again and again cannot be reached.
+    fn unprocessed(self: &Arc<Self>, parts: Vec<Queued>, refused: bool, now: Instant) {
         let (again, spent): (Vec<_>, Vec<_>) = parts
             .into_iter()
             .map(|mut part| {
@@ -85,7 +85,11 @@ impl Backend {
                 part
             })
             .partition(|part| part.unprocessed <= MAX_UNPROCESSED);
-        self.hand_back(spent, None, false, Cause::Transport(Failure::Reset));
+        let failure = if refused { Failure::RefusedStream } else { Failure::Reset };
+        if refused && !spent.is_empty() {
+            self.failed(failure);
+        }
+        self.hand_back(spent, None, false, Cause::Transport(failure));
         if !again.is_empty() {
             self.push_back_in_front(again, now);
         }

@@ -6,19 +6,20 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use super::{
     frames::Frames,
     outgoing::Outgoing,
+    silence::Traffic,
     stream::{MAX_PACKET, Stream},
 };
 use crate::tls::Reason;
@@ -45,18 +46,30 @@ pub(super) struct Outlet<S>(Arc<Shared<S>>);
 
 struct Shared<S> {
     inner: Mutex<Inner<S>>,
-    heard: AtomicBool,
 }
 
 struct Inner<S> {
     stream: S,
     out: Outgoing,
     frames: Frames,
-    has_read: bool,
+    /// When something was read last.
+    read_at: Option<Instant>,
+    /// Bytes that were written in all.
+    written: u64,
+    mark: Mark,
     /// Bytes that are gathered before they are written.
     limit: usize,
     /// Bytes of a packet: see [`Stream::packet_len`].
     packet_len: fn(&S) -> usize,
+}
+
+/// When the bytes up to a point in the stream have left for the kernel.
+#[derive(Clone, Copy)]
+enum Mark {
+    /// Once so many bytes were written in all.
+    Ahead(u64),
+    /// They were written then; `None` if none were ever marked.
+    Passed(Option<Instant>),
 }
 
 /// Both halves of a stream, of whose packets `packet_len` says how many bytes they have.
@@ -65,11 +78,13 @@ pub(super) fn gather<S>(stream: S, packet_len: fn(&S) -> usize) -> (Wire<S>, Out
         stream,
         out: Outgoing::default(),
         frames: Frames::default(),
-        has_read: false,
+        read_at: None,
+        written: 0,
+        mark: Mark::Passed(None),
         limit: GATHER,
         packet_len,
     });
-    let shared = Arc::new(Shared { inner, heard: AtomicBool::new(false) });
+    let shared = Arc::new(Shared { inner });
     (Wire(Arc::clone(&shared)), Outlet(shared))
 }
 
@@ -98,9 +113,30 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
         self.0.lock().out.take_back(place);
     }
 
-    /// Whether anything was read since this was asked last.
-    pub(super) fn heard(&self) -> bool {
-        self.0.heard.swap(false, Ordering::Relaxed)
+    /// Whether anything was ever read.
+    pub(super) fn has_read(&self) -> bool {
+        self.0.lock().read_at.is_some()
+    }
+
+    /// Notes when the bytes that are gathered by now have been written: the last of them is a PING.
+    pub(super) fn mark(&self) {
+        let mut inner = self.0.lock();
+        let ahead = u64::try_from(inner.out.len()).unwrap_or(u64::MAX);
+        inner.mark = if ahead == 0 {
+            Mark::Passed(Some(Instant::now()))
+        } else {
+            Mark::Ahead(inner.written.saturating_add(ahead))
+        };
+    }
+
+    /// What was read and written.
+    pub(super) fn traffic(&self) -> Traffic {
+        let inner = self.0.lock();
+        let ping_written_at = match inner.mark {
+            Mark::Ahead(_) => None,
+            Mark::Passed(at) => at,
+        };
+        Traffic { read_at: inner.read_at, ping_written_at, written: inner.written }
     }
 }
 
@@ -151,6 +187,12 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
             0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             written => {
                 self.out.advance(written);
+                self.written = self.written.saturating_add(u64::try_from(written).unwrap_or(u64::MAX));
+                if let Mark::Ahead(end) = self.mark
+                    && self.written >= end
+                {
+                    self.mark = Mark::Passed(Some(Instant::now()));
+                }
                 Poll::Ready(Ok(()))
             }
         }
@@ -195,11 +237,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         let before = buf.filled().len();
         let mut inner = self.0.lock();
         let result = Pin::new(&mut inner.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.0.heard.store(true, Ordering::Relaxed);
-            if !std::mem::replace(&mut inner.has_read, true) {
-                inner.frames.hear(buf.filled_mut().get_mut(before..).unwrap_or_default());
-            }
+        if buf.filled().len() > before && inner.read_at.replace(Instant::now()).is_none() {
+            inner.frames.hear(buf.filled_mut().get_mut(before..).unwrap_or_default());
         }
         result
     }
@@ -271,11 +310,28 @@ mod tests {
         wire.write_all(&frame(b"more")).await.unwrap();
         let mut seen = vec![0; GATHER];
         far.read_exact(&mut seen).await.unwrap();
-        assert!(!outlet.heard());
+        assert!(!outlet.has_read());
         far.write_all(b"answer").await.unwrap();
         wire.read_exact(&mut [0; 6]).await.unwrap();
-        assert!(outlet.heard(), "what was read must be noted");
-        assert!(!outlet.heard(), "once");
+        assert!(outlet.has_read(), "what was read must be noted");
+    }
+
+    #[tokio::test]
+    async fn a_mark_is_passed_once_all_that_was_gathered_before_it_is_written() {
+        let (near, mut far) = duplex(1_000);
+        let (mut wire, outlet) = gather(near, NO_PACKETS);
+        outlet.mark();
+        assert!(outlet.traffic().ping_written_at.is_some(), "nothing waits");
+        wire.write_all(PREFACE).await.unwrap();
+        wire.write_all(&frame(&[7; 1_500])).await.unwrap();
+        outlet.mark();
+        let flush = || std::future::poll_fn(|cx| Poll::Ready(outlet.poll_flush(cx).is_ready()));
+        assert!(!flush().await, "the far end takes 1,000 bytes");
+        let traffic = outlet.traffic();
+        assert_eq!((traffic.ping_written_at, traffic.written), (None, 1_000));
+        far.read_exact(&mut [0; 600]).await.unwrap();
+        assert!(flush().await);
+        assert!(outlet.traffic().ping_written_at.is_some());
     }
 
     #[tokio::test]

@@ -147,7 +147,7 @@ impl Backend {
             return None;
         }
         self.failures = self.failures.saturating_add(1);
-        let enough = kind == HealthKind::Refused || self.failures >= config.consecutive_failures;
+        let enough = kind.is_certain() || self.failures >= config.consecutive_failures;
         enough.then(|| self.eject(kind.as_str(), config, jitter, now)).flatten()
     }
 

@@ -3,16 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
-use tonic::Code;
 
-use super::{Pipeline, Route, cut, held::Held, retry_delay};
+use super::{Pipeline, Route, cut, held::Held, retry_delay, tally::Tally};
 use crate::{
     dispatch::{Backoff, Cause, Full, Join, Part, PartOutcome, View},
     otlp::{Outcome, Reason, Refusal},
+    ring::Table,
 };
 
-/// Longest `partial_success.error_message` that is passed on, in bytes (design 3).
-const MAX_MESSAGE: usize = 256;
+/// Backends that the message of a late request names.
+const NAMED: usize = 3;
 
 /// One request on its way: what is owed, what is known, what waits to be placed again.
 pub(super) struct Delivery<'a> {
@@ -21,6 +21,8 @@ pub(super) struct Delivery<'a> {
     join: Join,
     /// Every part that was ever placed, by its index.
     placed: Vec<Placed>,
+    /// The tables that placed them.
+    tables: Vec<Arc<Table>>,
     /// The cuts that they are of.
     held: Held,
     /// Parts with a backend or in its queue.
@@ -38,8 +40,14 @@ struct Placed {
     backoff: Backoff,
     /// Generation of the table that placed it.
     generation: u64,
+    /// Index of its owner in that table's backends.
+    backend: u32,
     /// Number of the cut that made it.
     cut: usize,
+    /// Whether its records still wait for an answer.
+    owed: bool,
+    /// Whether an attempt that failed may have delivered its records.
+    may_be_there: bool,
     /// Whether its last attempt took a token of the retry budget.
     paid: bool,
 }
@@ -56,20 +64,6 @@ struct Failed {
     cause: Cause,
 }
 
-/// What is known of a request's records by now.
-#[derive(Default)]
-pub(super) struct Tally {
-    records: u64,
-    /// Refused for good: at the door, in a backend's `partial_success`, or with their whole part.
-    rejected: u64,
-    /// Of these, those whose whole part was refused.
-    refused: u64,
-    message: Option<String>,
-    /// The code of the refused parts, while they agree.
-    code: Option<Code>,
-    last_failure: Option<(Arc<str>, Cause)>,
-}
-
 impl<'a> Delivery<'a> {
     pub(super) fn new(
         pipeline: &'a Pipeline,
@@ -80,14 +74,24 @@ impl<'a> Delivery<'a> {
         tally: Tally,
     ) -> Self {
         let (backoff, generation) = (Backoff::new(view.retry()), view.table().generation);
-        let placed = |part: &Part| Placed { records: part.records, backoff, generation, cut: 0, paid: false };
+        let placed = |part: &Part| Placed {
+            records: part.records,
+            backoff,
+            generation,
+            backend: part.backend,
+            cut: 0,
+            owed: true,
+            may_be_there: false,
+            paid: false,
+        };
         Self {
             pipeline,
             route,
             join,
             placed: parts.iter().map(placed).collect(),
+            tables: vec![Arc::clone(view.table())],
             held: Held::new(parts.len()),
-            under_way: parts.len(),
+            under_way: 0,
             waiting: Vec::new(),
             changes: None,
             tally,
@@ -99,8 +103,9 @@ impl<'a> Delivery<'a> {
         &self.join
     }
 
-    /// Waits until nothing is owed any more or `deadline` has come.
+    /// All parts were queued: waits until nothing is owed any more or `deadline` has come.
     pub(super) async fn finish(mut self, deadline: Instant) -> Result<Outcome, Refusal> {
+        self.under_way = self.placed.len();
         while self.owes() {
             let wake = self.next_due().map_or(deadline, |due| due.min(deadline));
             if self.under_way == 0 && wake >= deadline {
@@ -119,7 +124,8 @@ impl<'a> Delivery<'a> {
                 }
             }
         }
-        if self.owes() { Err(self.late()) } else { self.tally.outcome() }
+        self.take_last();
+        if self.owes() { Err(self.late()) } else { std::mem::take(&mut self.tally).outcome() }
     }
 
     fn owes(&self) -> bool {
@@ -132,32 +138,71 @@ impl<'a> Delivery<'a> {
 
     fn take_in(&mut self, results: Vec<(u32, PartOutcome)>) {
         for (index, outcome) in results {
-            self.under_way = self.under_way.saturating_sub(1);
-            match outcome {
-                PartOutcome::Accepted { rejected, message } => {
-                    self.tally.accepted(rejected, message);
-                    self.settled(index);
-                }
-                PartOutcome::Rejected { code, message } => {
-                    self.tally.refused(self.records_of(index), code, message);
-                    self.settled(index);
-                }
-                PartOutcome::Retry { owner, after, reached, cause, part } => {
-                    if reached {
-                        self.route.metrics.possible_duplicates.increment(part.records.into());
-                    }
-                    self.tally.last_failure = Some((Arc::clone(&owner), cause));
-                    self.settle_retry(&part, cause.was_no_attempt() && !reached);
-                    self.failed(Failed { part, owner, cause }, after);
-                }
+            if let Some((failed, after)) = self.take(index, outcome) {
+                self.failed(failed, after);
             }
+        }
+    }
+
+    /// Takes note of what has arrived when nothing more is placed.
+    #[cold]
+    fn take_last(&mut self) {
+        for (index, outcome) in self.join.arrived() {
+            if let Some((failed, after)) = self.take(index, outcome) {
+                self.wait_for(failed, after);
+            }
+        }
+    }
+
+    /// Takes note of one outcome. Returns the part if it is still owed, and the pause that its backend asked for.
+    fn take(&mut self, index: u32, outcome: PartOutcome) -> Option<(Failed, Option<Duration>)> {
+        self.under_way = self.under_way.saturating_sub(1);
+        match outcome {
+            PartOutcome::Accepted { rejected, message } => {
+                self.note_repeat(index);
+                self.tally.accepted(self.records_of(index), rejected, message);
+                self.settled(index);
+                None
+            }
+            PartOutcome::Rejected { code, message } => {
+                self.tally.refused(self.records_of(index), code, message);
+                self.settled(index);
+                None
+            }
+            PartOutcome::Retry { owner, after, reached, cause, part } => {
+                if reached {
+                    self.note_repeat(index);
+                    self.note_reached(index);
+                }
+                self.tally.last_failure = Some((Arc::clone(&owner), cause));
+                self.settle_retry(&part, cause.was_no_attempt() && !reached);
+                Some((Failed { part, owner, cause }, after))
+            }
+        }
+    }
+
+    /// An attempt was sent: if an earlier one may have arrived, a backend may have its records twice.
+    fn note_repeat(&self, index: u32) {
+        if let Some(placed) = self.placed.get(index as usize)
+            && placed.may_be_there
+        {
+            self.route.metrics.possible_duplicates.increment(placed.records.into());
+        }
+    }
+
+    /// An attempt failed that may have arrived.
+    fn note_reached(&mut self, index: u32) {
+        if let Some(placed) = self.placed.get_mut(index as usize) {
+            placed.may_be_there = true;
         }
     }
 
     /// A part is done with. What its cut holds of the budget is given back with the last of that cut, unless the request is
     /// over anyway.
     fn settled(&mut self, index: u32) {
-        let Some(cut) = self.placed.get(index as usize).map(|placed| placed.cut) else { return };
+        let Some(Placed { owed, cut, .. }) = self.placed.get_mut(index as usize) else { return };
+        *owed = false;
+        let cut = *cut;
         if self.held.settle(cut) && self.owes() {
             self.join.release(cut);
         }
@@ -257,6 +302,9 @@ impl<'a> Delivery<'a> {
         match cut::again(signal, message, permit, view.table(), max) {
             Ok(again) => {
                 drop(failed);
+                if self.tables.iter().all(|table| table.generation != generation) {
+                    self.tables.push(Arc::clone(view.table()));
+                }
                 self.route.metrics.replaced.increment(1);
                 self.join.hold(again.permit);
                 let cut = self.held.add(again.parts.len());
@@ -282,7 +330,7 @@ impl<'a> Delivery<'a> {
     fn adopt(&mut self, mut parts: Vec<Part>, like: Placed) -> Vec<Part> {
         for part in &mut parts {
             part.index = u32::try_from(self.placed.len()).unwrap_or(u32::MAX);
-            self.placed.push(Placed { records: part.records, ..like });
+            self.placed.push(Placed { records: part.records, backend: part.backend, ..like });
         }
         parts
     }
@@ -307,11 +355,60 @@ impl<'a> Delivery<'a> {
     }
 
     #[cold]
-    fn late(self) -> Refusal {
-        let why = self.tally.last_failure.map(|(owner, cause)| format!("backend {owner}: {cause}"));
-        let why = why.as_deref().unwrap_or("no answer yet");
-        let message = format!("not all of {} records were acknowledged in time; {why}", self.tally.records);
+    fn late(&self) -> Refusal {
+        let message =
+            format!("not all of {} records were acknowledged in time; {}", self.tally.records, self.who_owes());
         Refusal::retryable(Reason::Deadline, retry_delay(), message)
+    }
+
+    /// Names the backends whose answer is missing, and what failed last.
+    #[cold]
+    fn who_owes(&self) -> String {
+        let waiting = self.waiting();
+        let under_way = |(index, placed): &(u32, &Placed)| placed.owed && !waiting.contains(index);
+        let mut silent: Vec<Arc<str>> =
+            (0..).zip(&self.placed).filter(under_way).map(|(_, placed)| self.owner_of(placed)).collect();
+        let failed_last = self.tally.last_failure.as_ref().map(|(owner, _)| owner);
+        silent.retain(|owner| Some(owner) != failed_last);
+        silent.sort_unstable();
+        silent.dedup();
+        let more = silent.len().saturating_sub(NAMED);
+        silent.truncate(NAMED);
+        let mut said = Vec::new();
+        if !silent.is_empty() {
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            said.push(format!("no answer yet from backend {}{more}", silent.join(", ")));
+        }
+        if let Some((owner, cause)) = &self.tally.last_failure {
+            said.push(format!("backend {owner}: {cause}"));
+        }
+        said.join("; ")
+    }
+
+    /// Indices of the parts that wait for their next attempt.
+    fn waiting(&self) -> Vec<u32> {
+        self.waiting.iter().map(|waiting| waiting.failed.part.index).collect()
+    }
+
+    fn owner_of(&self, placed: &Placed) -> Arc<str> {
+        let table = self.tables.iter().find(|table| table.generation == placed.generation);
+        let backend = table.and_then(|table| table.backends().get(placed.backend as usize));
+        backend.map_or_else(|| "?".into(), |backend| Arc::clone(&backend.identity))
+    }
+}
+
+impl Drop for Delivery<'_> {
+    /// A client that has no answer, or is told to come again, sends all of its request again: counts what backends then may get
+    /// twice.
+    fn drop(&mut self) {
+        self.take_last();
+        if self.owes() {
+            let waiting = self.waiting();
+            let may_be_there =
+                |(index, placed): &(u32, &Placed)| placed.owed && (placed.may_be_there || !waiting.contains(index));
+            let owed = (0..).zip(&self.placed).filter(may_be_there).map(|(_, placed)| u64::from(placed.records));
+            self.route.metrics.possible_duplicates.increment(self.tally.accepted + owed.sum::<u64>());
+        }
     }
 }
 
@@ -326,58 +423,4 @@ async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
     if over {
         std::future::pending::<()>().await;
     }
-}
-
-impl Tally {
-    /// What is known of a request that was just cut.
-    pub(super) fn new(records: u64, rejected: u64) -> Self {
-        Self { records, rejected, message: refused_at_the_door(rejected), ..Self::default() }
-    }
-
-    fn accepted(&mut self, rejected: u64, message: Option<String>) {
-        self.rejected += rejected;
-        if self.message.is_none() {
-            self.message = message;
-        }
-    }
-
-    #[cold]
-    fn refused(&mut self, records: u32, code: Code, message: String) {
-        let records = u64::from(records);
-        self.code = match self.code {
-            None if self.refused == 0 => Some(code),
-            Some(before) if before == code => Some(code),
-            // Codes that differ stay forgotten: `refused` is no longer 0.
-            _ => None,
-        };
-        self.refused += records;
-        self.rejected += records;
-        if self.message.is_none() {
-            self.message = Some(message);
-        }
-    }
-
-    fn outcome(self) -> Result<Outcome, Refusal> {
-        let message = self.message.map(shortened);
-        if self.refused > 0 && self.refused == self.records {
-            let code = self.code.unwrap_or(Code::InvalidArgument);
-            return Err(Refusal::permanent(code, Reason::Backend, message.unwrap_or_default()));
-        }
-        Ok(Outcome::Accepted { rejected: self.rejected, message })
-    }
-}
-
-/// The outcome of a request of which nothing was to be sent.
-pub(super) fn nothing_to_send(rejected: u64) -> Outcome {
-    Outcome::Accepted { rejected, message: refused_at_the_door(rejected) }
-}
-
-fn refused_at_the_door(rejected: u64) -> Option<String> {
-    (rejected > 0).then(|| "records with an invalid trace ID were refused: invalid_trace_id is reject".to_owned())
-}
-
-fn shortened(mut message: String) -> String {
-    let end = (0..=MAX_MESSAGE.min(message.len())).rev().find(|end| message.is_char_boundary(*end));
-    message.truncate(end.unwrap_or(0));
-    message
 }

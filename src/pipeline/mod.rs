@@ -9,6 +9,7 @@ mod cut;
 mod delivery;
 mod held;
 mod metrics;
+mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -20,11 +21,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Code;
 
 pub use self::connection::ClientConnection;
-use self::{
-    cut::Cut,
-    delivery::{Delivery, Tally},
-    metrics::SignalMetrics,
-};
+use self::{cut::Cut, delivery::Delivery, metrics::SignalMetrics, tally::Tally};
 use crate::{
     budget::{Budget, Permit},
     dispatch::{Dispatch, Full, Join},
@@ -145,7 +142,7 @@ impl Pipeline {
         let Cut { parts, records, rejected, permit } =
             cut::cut(request.signal, request.message, request.permit, table, max, &route.config, &route.metrics)?;
         if parts.is_empty() {
-            let outcome = Ok(delivery::nothing_to_send(rejected));
+            let outcome = Ok(tally::nothing_to_send(rejected));
             route.metrics.note_outcome(records, &outcome);
             return outcome;
         }

@@ -171,6 +171,23 @@ async fn a_hung_backend_costs_a_request_its_deadline_and_no_other_backend_a_repe
 }
 
 #[tokio::test]
+async fn a_late_request_names_the_backend_that_has_not_answered() {
+    let tasks = Tasks::new();
+    let mut hung = Script::start(&tasks, None, 100).await;
+    let mut well = Script::start(&tasks, None, 100).await;
+    let stage = Stage::new(dispatch::Config::default(), &[hung.address, well.address], tasks);
+    // Less than any attempt takes: nothing has failed by then.
+    let sent = stage.send(Duration::from_millis(300));
+    well.call().await.accept();
+    let held = hung.call().await;
+    let Outcome::Refused(refusal) = outcome_of(sent).await else { panic!("must be owed") };
+    let expected =
+        format!("not all of 32 records were acknowledged in time; no answer yet from backend {}", hung.address);
+    assert_eq!(refusal.message, expected);
+    drop(held);
+}
+
+#[tokio::test]
 async fn a_request_that_waits_for_its_next_attempt_rests() {
     let dead = nobody().await;
     let stage = Stage::new(long_pauses(), &[dead], Tasks::new());

@@ -168,7 +168,7 @@ page! {
     DISPATCH_DROPPED_PARTS_TOTAL = "spanring_dispatch_dropped_parts_total", Counter, ["pool", "reason"],
         "Parts dropped before they were sent: abandoned (the client is gone), deadline or stopped.";
     DISPATCH_POSSIBLE_DUPLICATE_RECORDS_TOTAL = "spanring_dispatch_possible_duplicate_records_total", Counter, ["pool"],
-        "Records sent again although a backend may have them.";
+        "Records that backends may get twice: sent again after an attempt that may have arrived, or part of a request whose client is to send it again.";
     DISPATCH_TAKEN_APART_TOTAL = "spanring_dispatch_taken_apart_total", Counter, ["pool"],
         "Merged calls that were refused and sent again part by part.";
     DISPATCH_CROWDED_PARTS_TOTAL = "spanring_dispatch_crowded_parts_total", Counter, ["pool"],

@@ -110,32 +110,6 @@ async fn a_backend_that_left_and_then_fails_hands_back_what_waits() {
 }
 
 #[tokio::test]
-async fn a_call_whose_client_had_little_time_says_nothing_of_the_backend() {
-    let tasks = Tasks::new();
-    let mut backend = Script::start(&tasks, None, 100).await;
-    let mut rig = Rig::start_with(Config::default(), &[backend.address], tasks);
-    let join = Join::new(tokio::time::Instant::now() + Duration::from_millis(100), Default::default());
-    rig.dispatch.view().unwrap().submit(vec![part(&["a"], 0)], &join).expect("there must be room");
-    let held = backend.call().await;
-    assert_eq!(retry(&join).await, (true, Cause::Transport(Failure::Timeout)));
-    assert!(rig.events_are_quiet(), "100 ms of 5 s");
-    drop(held);
-}
-
-#[tokio::test]
-async fn a_call_that_had_its_time_counts_as_a_failure() {
-    let tasks = Tasks::new();
-    let mut backend = Script::start(&tasks, None, 100).await;
-    let config = Config { timeout: Duration::from_millis(100), ..Config::default() };
-    let mut rig = Rig::start_with(config, &[backend.address], tasks);
-    let join = rig.submit(vec![part(&["a"], 0)]);
-    let held = backend.call().await;
-    assert_eq!(retry(&join).await, (true, Cause::Transport(Failure::Timeout)));
-    assert_eq!(rig.event().await, HealthKind::TimedOut);
-    drop(held);
-}
-
-#[tokio::test]
 async fn a_new_connection_that_is_reset_at_once_leaves_no_doubt() {
     let listener = listen().await;
     let mut rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);

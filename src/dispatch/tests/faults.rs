@@ -367,7 +367,10 @@ async fn fault_12_answers_that_are_no_grpc_are_classified_by_their_http_status()
                 assert_eq!(code, expected, "HTTP {status}");
                 assert!(message.contains(&status.to_string()), "{message}");
             }
-            (PartOutcome::Retry { cause: Cause::Status(Code::Unavailable), .. }, None) => {}
+            (PartOutcome::Retry { cause, .. }, None) => match status {
+                429 => assert_eq!(cause, Cause::Status(Code::Unavailable)),
+                _ => assert_eq!(cause, Cause::Transport(Failure::Gateway(status))),
+            },
             (other, _) => panic!("HTTP {status}: {other:?}"),
         }
     }

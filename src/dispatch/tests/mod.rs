@@ -5,4 +5,5 @@ mod faults;
 mod merging;
 mod queueing;
 mod series;
+mod silence;
 pub(crate) mod support;

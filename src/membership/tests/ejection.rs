@@ -19,18 +19,28 @@ fn refused_connection_ejects_at_once() {
 }
 
 #[test]
+fn silence_ejects_at_once() {
+    for reason in ["ping", "timeout"] {
+        let mut rig = Rig::with(&["a", "b", "c"]);
+        assert!(rig.see("b", HealthKind::Silent(reason)));
+        let notes = rig.take_notes();
+        assert!(matches!(notes.as_slice(), [Note::Ejected { reason: why, .. }] if *why == reason), "{notes:?}");
+    }
+}
+
+#[test]
 fn other_failures_eject_after_three_without_an_answer_between() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     for _ in 0..3 {
-        assert!(!rig.see("b", HealthKind::Failed("reset")) && !rig.see("b", HealthKind::TimedOut));
+        assert!(!rig.see("b", HealthKind::Failed("reset")) && !rig.see("b", HealthKind::Failed("connect_timeout")));
         assert!(!rig.see("b", HealthKind::Answered));
     }
-    rig.see("b", HealthKind::TimedOut);
-    rig.see("b", HealthKind::TimedOut);
+    rig.see("b", HealthKind::Failed("connect_timeout"));
+    rig.see("b", HealthKind::Failed("connect_timeout"));
     rig.take_notes();
-    assert!(rig.see("b", HealthKind::TimedOut));
+    assert!(rig.see("b", HealthKind::Failed("connect_timeout")));
     let notes = rig.take_notes();
-    assert!(matches!(notes.as_slice(), [Note::Ejected { reason: "timeout", .. }]), "{notes:?}");
+    assert!(matches!(notes.as_slice(), [Note::Ejected { reason: "connect_timeout", .. }]), "{notes:?}");
 }
 
 #[test]
@@ -139,7 +149,7 @@ fn ejection_can_be_switched_off() {
     let outlier_detection = OutlierDetection { max_ejection_percent: 0, ..OutlierDetection::default() };
     let mut rig = Rig::new(Config { outlier_detection, ..Config::default() });
     rig.discover(&["a", "b", "c"]);
-    assert!((0..9).all(|_| !rig.see("a", HealthKind::Refused) && !rig.see("a", HealthKind::TimedOut)));
+    assert!((0..9).all(|_| !rig.see("a", HealthKind::Refused) && !rig.see("a", HealthKind::Failed("connect_timeout"))));
     assert_eq!((rig.timer, rig.state_of("a")), (None, Some(BackendState::Active)));
 }
 

@@ -94,7 +94,7 @@ impl Replica {
         let input = match random.u8(..7) {
             0 => Input::Discovered(endpoints(&some_of(random), 1)),
             1 => seen(host, HealthKind::Refused),
-            2 => seen(host, HealthKind::TimedOut),
+            2 => seen(host, HealthKind::Silent("ping")),
             3 => seen(host, HealthKind::Failed("reset")),
             4 => seen(host, HealthKind::Answered),
             5 if !self.rig.probes.is_empty() => {

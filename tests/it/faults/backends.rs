@@ -127,19 +127,83 @@ async fn row_03_a_stopped_process_holds_up_nobody_and_goes_on_when_it_may() -> R
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_03_a_peer_that_says_nothing_is_found_by_ping() -> Result<()> {
     let ((stopped, [grpc, _]), (_other, [other, http])) = (sink()?, sink()?);
-    // No call ends by itself for a minute: only PING can find out, after ten seconds and ten more.
-    let pool = "timeout: 60s, outlier_detection: { consecutive_failures: 1 },";
-    let fixture = Fixture::before(&[grpc, other], Vec::new(), Knobs { deadline: "60s", pool, ..Knobs::default() })?;
+    let fixture = Fixture::before(&[grpc, other], Vec::new(), Knobs { deadline: "8s", ..Knobs::default() })?;
     let mut client = fixture.client().await?;
     client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
     stopped.signal("STOP")?;
     let (took, reply) = client.timed(vec![span(&fixture.trace_of(grpc), 0)]).await;
     reply.ok()?;
-    ensure!((15..40).contains(&took.as_secs()), "its substitute had the span after {took:?}");
+    // One second of silence, one for the answer to the PING. A busy machine may take a while to deliver.
+    ensure!((1_900..5_000).contains(&took.as_millis()), "its substitute had the span after {took:?}");
     let by_ping = fixture.metric("spanring_membership_ejections_total", &["reason=\"ping\""])?;
     ensure!(by_ping.round() == 1.0, "ejected by PING: {by_ping}");
+    let twice = fixture.metric("spanring_dispatch_possible_duplicate_records_total", &[])?;
+    // It may have been sent to the stopped one once more before that was ejected.
+    ensure!((1.0..=2.0).contains(&twice), "one record may arrive twice, counted are {twice}");
     let (_, spans) = harness::http_get(&format!("http://{http}/spans"))?;
     ensure!(spans.lines().count() == 1, "the substitute has: {spans}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_03_a_stopped_process_is_found_although_no_client_waits_for_it() -> Result<()> {
+    let ((stopped, [grpc, _]), (_other, [other, _])) = (sink()?, sink()?);
+    let pool = "timeout: 500ms,";
+    let fixture = Fixture::before(&[grpc, other], Vec::new(), Knobs { deadline: "600ms", pool, ..Knobs::default() })?;
+    let mut client = fixture.client().await?;
+    client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
+    stopped.signal("STOP")?;
+    let begun = tokio::time::Instant::now();
+    loop {
+        match client.export(vec![span(&fixture.trace_of(grpc), 0)]).await {
+            Reply::Refused(status) => {
+                is_retryable(&status)?;
+                ensure!(status.message().contains(&grpc.to_string()), "must name the backend: {}", status.message());
+            }
+            reply => break reply.ok()?,
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(10), "the backend was never ejected");
+    }
+    let by_silence = fixture.metric("spanring_membership_ejections_total", &["reason=\"ping\""])?
+        + fixture.metric("spanring_membership_ejections_total", &["reason=\"timeout\""])?;
+    ensure!(by_silence.round() == 1.0, "ejected for its silence: {by_silence}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_03_a_process_that_pauses_for_less_than_a_second_is_not_ejected() -> Result<()> {
+    let ((paused, [grpc, _]), (_other, [other, _])) = (sink()?, sink()?);
+    let fixture = Fixture::before(&[grpc, other], Vec::new(), Knobs::default())?;
+    let mut client = fixture.client().await?;
+    client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
+    paused.signal("STOP")?;
+    let spans = vec![span(&fixture.trace_of(grpc), 0)];
+    let waiting = fixture.tasks.spawn(async move { client.timed(spans).await });
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    paused.signal("CONT")?;
+    let (_, reply) = waiting.await?;
+    reply.ok()?;
+    let ejections = fixture.metric("spanring_membership_ejections_total", &[])?;
+    ensure!(ejections == 0.0, "ejected {ejections} times");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_07_a_backend_that_cannot_be_reached_through_what_answers_is_ejected() -> Result<()> {
+    let answers = [Answer::ResetStream(h2::Reason::REFUSED_STREAM), Answer::Http(502, "text/html", "<html>")];
+    for (answer, reason) in answers.into_iter().zip(["refused_stream", "gateway"]) {
+        let fixture = Fixture::start(2, Knobs::default()).await?;
+        fixture.serves().await?;
+        fixture.backends[0].answer(move |_| answer.clone());
+        let load = fixture.load(4).await?;
+        let label = format!("reason=\"{reason}\"");
+        fixture.until_metric("spanring_membership_ejections_total", &[&label], |n| n >= 1.0)?;
+        load.goes_on(100)?;
+        let (acknowledged, refused) = load.stop().await?;
+        ensure!(refused.is_empty(), "{reason}: {refused:?}");
+        let account = fixture.account(&acknowledged);
+        ensure!(account.missing == 0 && !acknowledged.is_empty(), "{account:?} of {}", acknowledged.len());
+    }
     Ok(())
 }
 

@@ -1,0 +1,148 @@
+//! What the driver does as time passes: ends calls whose time is up, and judges whether the peer is still there.
+
+use std::task::{Context, Poll};
+
+use tokio::time::Instant;
+
+use super::{ASKED, Driver, Failure, Question, SILENCE, SOCKET, Scope, Slot, TIMER, Verdict, WITNESS, Witness};
+use crate::dispatch::{clock::SECOND_LOOK, probe, silence::Advice};
+
+impl Driver {
+    /// Looks at all that time brings; an error is the end of the connection.
+    pub(super) fn watch(&mut self) -> Result<(), Option<Failure>> {
+        if self.takes(WITNESS) {
+            self.hear_witness();
+        }
+        if self.takes(ASKED) {
+            self.hear_question()?;
+        }
+        if self.takes(TIMER) { self.tick() } else { Ok(()) }
+    }
+
+    /// Looks at the clock. What has come is heard first.
+    fn tick(&mut self) -> Result<(), Option<Failure>> {
+        if !self.clock.has_fired() {
+            return Ok(());
+        }
+        self.drive()?;
+        self.bits |= self.hub.again();
+        self.hear();
+        if self.takes(WITNESS) {
+            self.hear_witness();
+        }
+        let now = Instant::now();
+        let next = [self.end_overdue(now), self.end_witness(now), self.listen(now)?].into_iter().flatten().min();
+        // Calls whose time is up are reset: h2 has that to write.
+        self.bits |= SOCKET;
+        if let Some(next) = next {
+            self.clock.set(next);
+        }
+        if self.running == 0 { self.clock.rest(now) } else { Ok(()) }
+    }
+
+    /// Ends calls whose deadline has passed. Returns the next deadline.
+    fn end_overdue(&mut self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for at in 0..self.calls.len() {
+            let Some(Slot { call: Some(call), .. }) = self.calls.get_mut(at) else { continue };
+            let due = if call.deadline > now {
+                call.deadline
+            } else if !std::mem::replace(&mut call.overdue, true) {
+                now + SECOND_LOOK
+            } else {
+                self.time_out(at, now);
+                continue;
+            };
+            next = Some(next.map_or(due, |next| next.min(due)));
+        }
+        next
+    }
+
+    /// Ends a call whose deadline has passed: it had its whole time, or its clients wait no longer.
+    fn time_out(&mut self, at: usize, now: Instant) {
+        let Some(call) = self.calls.get_mut(at).and_then(|slot| slot.call.take()) else { return };
+        let until = call.started + self.backend.shared.config.timeout;
+        let streams = self.sender.as_ref().map_or(0, |sender| sender.current_max_send_streams());
+        self.clock.silence.reset(now);
+        if until <= now {
+            self.backend.timed_out(now);
+        } else if self.witness.is_none() && streams > self.calls.len() {
+            // It keeps its stream; so a peer that allows few has none.
+            let inboxes = call.batch.parts.iter().map(|part| part.inbox().clone()).collect();
+            self.witness = Some(Witness::new(call.reply, until, inboxes));
+            self.bits |= WITNESS;
+            self.clock.set(until);
+        }
+        let verdict = Verdict::Failed { failure: Failure::Timeout, reached: true, scope: Scope::Request };
+        self.settle(at, call.batch, call.started, verdict);
+    }
+
+    fn hear_witness(&mut self) {
+        let Some(witness) = &mut self.witness else { return };
+        let waker = self.hub.waker(WITNESS);
+        if let Poll::Ready(is_answer) = witness.poll(&mut Context::from_waker(&waker)) {
+            self.witness = None;
+            if is_answer {
+                self.note_answer();
+            }
+        }
+    }
+
+    /// Ends the call that outlives its clients once it has had its whole time. Returns when that will be.
+    fn end_witness(&mut self, now: Instant) -> Option<Instant> {
+        let until = self.witness.as_ref()?.until;
+        if until > now {
+            return Some(until);
+        }
+        self.witness = None;
+        self.backend.timed_out(now);
+        None
+    }
+
+    /// Judges the silence. Returns when to look again.
+    fn listen(&mut self, now: Instant) -> Result<Option<Instant>, Option<Failure>> {
+        match self.clock.listen(now, self.outlet.traffic(), self.running > 0) {
+            Advice::Ask => self.ask(now),
+            Advice::GiveUp => return Err(Some(Failure::Ping)),
+            Advice::Ping => {
+                self.drive()?;
+                self.outlet.mark();
+                return Ok(Some(now + SILENCE));
+            }
+            Advice::Rest => {}
+            Advice::Wait(until) => return Ok(Some(until)),
+        }
+        Ok(None)
+    }
+
+    /// Asks on a fresh connection whether the peer is alive. Further calls go to another connection, which may send PINGs.
+    fn ask(&mut self, now: Instant) {
+        if let Some(line) = self.retire() {
+            self.backend.left(line);
+        }
+        let Some(address) = self.backend.address.filter(|_| self.question.is_none()) else { return };
+        let backend = self.backend.clone();
+        let is_alive = Box::pin(async move { probe::is_alive(&backend.access, &backend.identity, address).await });
+        self.question = Some(Question { asked_at: now, is_alive });
+        self.bits |= ASKED;
+    }
+
+    /// Hears whether the peer is alive. What was read here meanwhile says so, too.
+    fn hear_question(&mut self) -> Result<(), Option<Failure>> {
+        let Some(question) = &mut self.question else { return Ok(()) };
+        let waker = self.hub.waker(ASKED);
+        let Poll::Ready(is_alive) = question.is_alive.as_mut().poll(&mut Context::from_waker(&waker)) else {
+            return Ok(());
+        };
+        let asked_at = question.asked_at;
+        self.question = None;
+        let was_read = self.outlet.traffic().read_at.is_some_and(|read_at| read_at >= asked_at);
+        if !is_alive && !was_read {
+            return Err(Some(Failure::Ping));
+        }
+        let now = Instant::now();
+        self.clock.silence.vouch(now);
+        self.clock.set(now + SILENCE);
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! Backends that say nothing, say it late, or refuse each call: what is said of their health, whatever clients are willing to wait.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::Response;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::support::{HealthKind, Rig, accept_h2, accepted, listen, outcome, part, patient, trailers_only, wait_until};
+use crate::dispatch::{Cause, Config, Failure, Join, PartOutcome};
+
+type Respond = SendResponse<Bytes>;
+
+/// A backend that answers PINGs at once; `serve` does with each call what it likes.
+async fn start(rig: impl FnOnce(SocketAddr) -> Rig, serve: impl FnMut(Respond) + Send + 'static) -> Rig {
+    let listener = listen().await;
+    let rig = rig(listener.local_addr().unwrap());
+    let (serve, tasks) = (std::sync::Arc::new(std::sync::Mutex::new(serve)), rig.tasks.clone());
+    rig.tasks.spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { return };
+            let serve = std::sync::Arc::clone(&serve);
+            tasks.spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                while let Some(Ok((_request, respond))) = connection.accept().await {
+                    serve.lock().unwrap()(respond);
+                }
+            });
+        }
+    });
+    rig
+}
+
+/// Submits a part of a client that waits so long.
+fn submit_for(rig: &Rig, wait: Duration) -> Join {
+    let join = Join::new(Instant::now() + wait, std::sync::Arc::default());
+    rig.dispatch.view().unwrap().submit(vec![part(&["a"], 0)], &join).expect("there must be room");
+    join
+}
+
+async fn cause_of(join: &Join) -> Cause {
+    match outcome(join).await {
+        PartOutcome::Retry { cause, .. } => cause,
+        other => panic!("must be owed: {other:?}"),
+    }
+}
+
+const TIMED_OUT: Cause = Cause::Transport(Failure::Timeout);
+
+#[tokio::test]
+async fn a_peer_that_is_stopped_is_found_although_no_client_waits_for_it() {
+    let listener = listen().await;
+    let mut rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
+    let first = rig.submit(vec![part(&["a"], 0)]);
+    let mut connection = accept_h2(&listener).await;
+    let (_request, mut respond) = patient(connection.accept()).await.unwrap().unwrap();
+    respond.send_response(trailers_only("0"), true).unwrap();
+    let served = async { while connection.accept().await.is_some() {} };
+    tokio::select! {
+        biased;
+        answer = outcome(&first) => assert_eq!(answer, accepted()),
+        () = served => panic!("must stay"),
+    }
+    // From here on nobody reads what the proxy sends: the process is stopped.
+    let begun = Instant::now();
+    let wait = Duration::from_millis(300);
+    let event = loop {
+        let join = submit_for(&rig, wait);
+        tokio::select! {
+            biased;
+            event = rig.event() => break event,
+            cause = cause_of(&join) => assert_eq!(cause, TIMED_OUT),
+        }
+    };
+    assert_eq!(event, HealthKind::Silent("ping"));
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(1_900), "found after {took:?}, before the PING could be answered");
+}
+
+#[tokio::test]
+async fn a_peer_that_answers_pings_is_slow_and_not_silent() {
+    let mut held = Vec::new();
+    let mut rig = start(|address| Rig::start(Config::default(), &[address]), move |respond| held.push(respond)).await;
+    // Longer than two PINGs and two questions on fresh connections take.
+    let wait = Duration::from_millis(4_500);
+    assert_eq!(cause_of(&submit_for(&rig, wait)).await, TIMED_OUT);
+    assert!(rig.events_are_quiet(), "a slow backend must not be reported");
+}
+
+#[tokio::test]
+async fn a_backend_that_answers_after_its_clients_left_is_slow_and_not_mute() {
+    let timeout = Duration::from_millis(400);
+    let start_rig = |address| Rig::start(Config { timeout, ..Config::default() }, &[address]);
+    let (calls, mut held) = mpsc::channel::<(Instant, Respond)>(1_024);
+    let mut rig = start(start_rig, move |respond| calls.try_send((Instant::now(), respond)).unwrap()).await;
+    rig.tasks.spawn(async move {
+        while let Some((at, mut respond)) = held.recv().await {
+            tokio::time::sleep_until(at + timeout / 2).await;
+            // Most clients are gone by then.
+            drop(respond.send_response(trailers_only("0"), true));
+        }
+    });
+    let end = Instant::now() + 6 * timeout;
+    while Instant::now() < end {
+        assert_eq!(cause_of(&submit_for(&rig, timeout / 8)).await, TIMED_OUT);
+    }
+    assert!(rig.events_are_quiet(), "a backend that answers late must not be reported");
+}
+
+#[tokio::test]
+async fn a_backend_that_answers_no_call_for_two_timeouts_is_reported_whatever_its_clients_wait() {
+    let timeout = Duration::from_millis(400);
+    for wait in [timeout / 8, 4 * timeout] {
+        let mut held = Vec::new();
+        let start_rig = |address| Rig::start(Config { timeout, ..Config::default() }, &[address]);
+        let mut rig = start(start_rig, move |respond| held.push(respond)).await;
+        let begun = Instant::now();
+        let event = loop {
+            let join = submit_for(&rig, wait);
+            tokio::select! {
+                biased;
+                event = rig.event() => break event,
+                cause = cause_of(&join) => assert_eq!(cause, TIMED_OUT),
+            }
+        };
+        assert_eq!(event, HealthKind::Silent("timeout"));
+        assert!(begun.elapsed() >= 2 * timeout - Duration::from_millis(5), "after {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_every_stream_is_reported_and_nothing_was_delivered() {
+    let refuse = |mut respond: Respond| respond.send_reset(h2::Reason::REFUSED_STREAM);
+    let mut rig = start(|address| Rig::start(Config::default(), &[address]), refuse).await;
+    let join = rig.submit(vec![part(&["a"], 0)]);
+    match outcome(&join).await {
+        PartOutcome::Retry { reached, cause, .. } => {
+            assert_eq!((reached, cause), (false, Cause::Transport(Failure::RefusedStream)));
+        }
+        other => panic!("must be owed: {other:?}"),
+    }
+    assert_eq!(rig.event().await, HealthKind::Failed("refused_stream"));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_refused_once_goes_out_again_and_says_nothing_of_the_backend() {
+    let mut calls = 0;
+    let refuse_first = move |mut respond: Respond| {
+        calls += 1;
+        if calls == 1 {
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+        } else {
+            respond.send_response(trailers_only("0"), true).unwrap();
+        }
+    };
+    let mut rig = start(|address| Rig::start(Config::default(), &[address]), refuse_first).await;
+    assert_eq!(outcome(&rig.submit(vec![part(&["a"], 0)])).await, accepted());
+    assert!(rig.events_are_quiet());
+}
+
+#[tokio::test]
+async fn a_gateway_that_cannot_reach_the_backend_is_a_failure_of_the_way() {
+    for (status, may_be_there) in [(502, true), (503, false), (504, true)] {
+        let answer = move |mut respond: Respond| {
+            let response = Response::builder().status(status).body(()).unwrap();
+            respond.send_response(response, true).map(drop).unwrap();
+        };
+        let mut rig = start(|address| Rig::start(Config::default(), &[address]), answer).await;
+        match outcome(&rig.submit(vec![part(&["a"], 0)])).await {
+            PartOutcome::Retry { reached, cause, .. } => {
+                assert_eq!((reached, cause), (may_be_there, Cause::Transport(Failure::Gateway(status))));
+                assert!(cause.to_string().contains(&status.to_string()), "{cause}");
+            }
+            other => panic!("must be owed: {other:?}"),
+        }
+        assert_eq!(rig.event().await, HealthKind::Failed("gateway"));
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_is_unavailable_by_its_own_word_lives() {
+    for code in ["14", "8"] {
+        let answer = move |mut respond: Respond| respond.send_response(trailers_only(code), true).map(drop).unwrap();
+        let mut rig = start(|address| Rig::start(Config::default(), &[address]), answer).await;
+        let _owed = rig.submit(vec![part(&["a"], 0)]);
+        wait_until(|| rig.dispatch.is_idle()).await;
+        assert!(rig.events_are_quiet(), "its own status {code} is no failure of the way");
+    }
+}
