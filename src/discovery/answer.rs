@@ -1,17 +1,17 @@
 //! What name servers said about one name: the few kinds of answers that discovery tells apart.
 
-use std::{collections::BTreeSet, iter::successors, net::IpAddr};
-
-use hickory_resolver::{
-    lookup::Lookup,
-    net::{DnsError, NetError},
-    proto::{
-        op::ResponseCode,
-        rr::{Name, RData},
-    },
+use std::{
+    collections::BTreeSet,
+    iter::successors,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::{IpFamily, address::is_unicast};
+use hickory_proto::{
+    op::{Message, ResponseCode},
+    rr::{Name, RData, RecordType},
+};
+
+use super::{IpFamily, address::is_unicast, exchange::is_referral};
 
 /// The answer to one question: a name and a type of record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,17 @@ pub(super) enum Answer {
     NoSuchName,
     /// No answer that could be believed.
     Failed(Failure),
+}
+
+/// How bad it is that a name has no address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Badness {
+    /// It does not exist.
+    NoSuchName,
+    /// It exists and has none.
+    Empty,
+    /// Nobody knows: it may well have some.
+    Failed,
 }
 
 /// Why there was no answer that could be believed.
@@ -50,33 +61,59 @@ pub(super) struct Answers {
     pub(super) v6: Option<Answer>,
 }
 
-impl Answer {
-    /// Reads what hickory made of a reply.
-    pub(super) fn from_lookup(name: &Name, lookup: Result<Lookup, NetError>) -> Self {
-        match lookup {
-            Ok(lookup) => Self::from_reply(name, &lookup),
-            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => Self::from_code(none.response_code),
-            Err(NetError::Dns(DnsError::ResponseCode(code))) => Self::from_code(code),
-            Err(NetError::Timeout) => Self::Failed(Failure::Timeout),
-            Err(error) => Self::Failed(Failure::Other(error.to_string())),
-        }
-    }
+/// What a reply says.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// All that was asked.
+    Answer(Answer),
+    /// The name is another's, of which the reply says nothing.
+    Alias(Name),
+}
 
-    /// The addresses of `name` and of its aliases; records of other names in the reply do not count.
-    fn from_reply(name: &Name, lookup: &Lookup) -> Self {
-        let code = lookup.message().metadata.response_code;
+impl Said {
+    /// Reads a reply about `name`: the addresses of it and of its aliases; records of other names do not count.
+    pub(super) fn read(name: &Name, message: &Message) -> Self {
+        let code = message.metadata.response_code;
         if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
-            return Self::from_code(code);
+            return Self::Answer(Answer::from_code(code));
         }
-        let aliases = aliases(name, lookup);
-        let addresses: BTreeSet<IpAddr> = lookup
-            .answers()
-            .iter()
+        let aliases = aliases(name, message);
+        let addresses: BTreeSet<IpAddr> = (message.answers.iter())
             .filter(|record| aliases.contains(&&record.name))
             .filter_map(|record| record.data.ip_addr())
             .map(|ip| ip.to_canonical())
             .collect();
+        if !addresses.is_empty() {
+            return Self::Answer(Answer::Addresses(addresses));
+        }
+        if is_referral(message) {
+            let reason = "the name server refers to others instead of answering";
+            return Self::Answer(Answer::Failed(Failure::Other(reason.to_owned())));
+        }
+        // Whoever shows the zone's SOA says that there is nothing more to be had.
+        let is_final = message.authorities.iter().any(|record| record.record_type() == RecordType::SOA);
+        match aliases.last() {
+            Some(target) if **target != *name && code == ResponseCode::NoError && !is_final => {
+                Self::Alias((*target).clone())
+            }
+            _ => Self::Answer(Answer::from_code(code)),
+        }
+    }
+}
+
+impl Answer {
+    /// These addresses, or that there is none.
+    pub(super) fn of(addresses: BTreeSet<IpAddr>) -> Self {
         if addresses.is_empty() { Self::Empty } else { Self::Addresses(addresses) }
+    }
+
+    /// What there is about `localhost`.
+    pub(super) fn loopback(kind: RecordType) -> Self {
+        let ip = match kind {
+            RecordType::A => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            _ => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        Self::Addresses(BTreeSet::from([ip]))
     }
 
     fn from_code(code: ResponseCode) -> Self {
@@ -113,17 +150,43 @@ impl Answers {
         Self { asked: asked.to_owned(), v4: wanted(family.wants_v4()), v6: wanted(family.wants_v6()) }
     }
 
-    /// Whether the search list may go on: nobody knows the name, and nobody who matters failed to say so.
+    /// There is no name to ask for.
+    pub(super) fn no_such_name(asked: &str, family: IpFamily) -> Self {
+        Self::each(asked, family, &Answer::NoSuchName)
+    }
+
+    /// Whether there is an address of any family.
+    pub(super) fn has_addresses(&self) -> bool {
+        self.both().any(|answer| matches!(answer, Answer::Addresses(_)))
+    }
+
+    /// Whether nobody knows the name, and nobody who matters failed to say so.
     ///
-    /// NXDOMAIN is about a name and not about a type. Said about A records it settles the matter, so that a server
-    /// that drops questions about AAAA does not end every search; said about AAAA it does not, since some servers
-    /// say it where there are A records (RFC 4074, 4.2).
-    pub(super) fn is_no_such_name(&self) -> bool {
+    /// NXDOMAIN is about a name and not about a type. Said about A records it settles the matter, so that a server that
+    /// drops questions about AAAA makes no name doubtful; said about AAAA it does not, since some servers say it where
+    /// there are A records (RFC 4074, 4.2).
+    fn is_no_such_name(&self) -> bool {
         use Answer::{Failed, NoSuchName};
         matches!(
             (&self.v4, &self.v6),
             (Some(NoSuchName), None | Some(NoSuchName | Failed(_))) | (None, Some(NoSuchName))
         )
+    }
+
+    /// Whether there may be addresses all the same: there is none, and somebody failed to say so.
+    pub(super) fn is_failure(&self) -> bool {
+        self.badness() == Badness::Failed
+    }
+
+    /// What of a name without addresses is told when several of the search list have none.
+    pub(super) fn badness(&self) -> Badness {
+        if self.has_addresses() || self.is_no_such_name() {
+            return Badness::NoSuchName;
+        }
+        match self.both().any(|answer| matches!(answer, Answer::Failed(_))) {
+            true => Badness::Failed,
+            false => Badness::Empty,
+        }
     }
 
     /// The answers to what was asked.
@@ -172,9 +235,9 @@ impl IpFamily {
 const MAX_ALIASES: usize = 16;
 
 /// `name` and what its CNAME records lead to, in whatever order they stand.
-fn aliases<'a>(name: &'a Name, lookup: &'a Lookup) -> Vec<&'a Name> {
+fn aliases<'a>(name: &'a Name, message: &'a Message) -> Vec<&'a Name> {
     let next = |name: &&'a Name| {
-        lookup.answers().iter().find_map(|record| match &record.data {
+        message.answers.iter().find_map(|record| match &record.data {
             RData::CNAME(target) if record.name == **name => Some(&target.0),
             _ => None,
         })

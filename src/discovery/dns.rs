@@ -8,6 +8,7 @@ use super::{
     answer::Answers,
     known::Known,
     metrics::Meters,
+    search::Search,
     system::System,
     trouble::{Trouble, Voice},
 };
@@ -15,7 +16,7 @@ use super::{
 /// What the resolver of one pool knows.
 pub(super) struct Dns {
     pool: String,
-    hostname: String,
+    search: Search,
     port: u16,
     family: IpFamily,
     system: System,
@@ -43,7 +44,7 @@ impl Dns {
     pub(super) fn new(hostname: &str, port: u16, family: IpFamily, system: System, meters: Meters, pool: &str) -> Self {
         Self {
             pool: pool.to_owned(),
-            hostname: hostname.to_owned(),
+            search: Search::new(hostname),
             port,
             family,
             system,
@@ -59,11 +60,15 @@ impl Dns {
     pub(super) async fn poll_once(&mut self) -> Option<Endpoints> {
         let (answers, good) = self.ask().await;
         let endpoints = self.endpoints();
-        let voice = Voice { pool: &self.pool, hostname: &self.hostname };
+        let voice = Voice { pool: &self.pool, hostname: self.search.hostname() };
         self.trouble.note(voice, good, &answers, endpoints.len());
         if good {
             self.meters.succeeded();
+            self.trouble.note_count(voice, endpoints.len());
         }
+        let joined = self.known.joined(self.family);
+        self.trouble.note_parts(voice, joined);
+        self.meters.partial(joined.is_some());
         if endpoints.is_empty() || self.published.as_deref() == Some(&*endpoints) {
             return None;
         }
@@ -79,14 +84,14 @@ impl Dns {
     }
 
     pub(super) fn unresolved(&self, reason: String) -> DiscoveryError {
-        DiscoveryError::Unresolved { hostname: self.hostname.clone(), reason }
+        DiscoveryError::Unresolved { hostname: self.search.hostname().to_owned(), reason }
     }
 
     async fn ask(&mut self) -> (Answers, bool) {
         self.system.refresh();
-        let mut answers = self.system.resolve(&self.hostname, self.family).await;
+        let mut answers = self.search.ask(&self.system, self.family).await;
         let dropped = answers.drop_unusable();
-        self.trouble.note_dropped(Voice { pool: &self.pool, hostname: &self.hostname }, dropped);
+        self.trouble.note_dropped(Voice { pool: &self.pool, hostname: self.search.hostname() }, dropped);
         self.meters.count(&answers);
         let good = self.known.absorb(self.family, &answers);
         (answers, good)
@@ -103,7 +108,7 @@ impl Dns {
         endpoints.dedup();
         let beyond = endpoints.len().saturating_sub(MAX_ENDPOINTS);
         if beyond != self.beyond && beyond > 0 {
-            let (pool, hostname) = (&self.pool, &self.hostname);
+            let (pool, hostname) = (&self.pool, self.search.hostname());
             tracing::warn!(pool, hostname, beyond, "discovery leaves out what is more than {MAX_ENDPOINTS} backends");
         }
         self.beyond = beyond;
@@ -114,5 +119,10 @@ impl Dns {
     #[cfg(test)]
     pub(super) fn is_failing(&self) -> bool {
         self.trouble.is_failing()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_told(&self) -> bool {
+        self.trouble.is_told()
     }
 }

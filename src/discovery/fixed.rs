@@ -14,11 +14,12 @@ use super::{
     answer::Answers,
     known::Known,
     metrics::Meters,
+    search::Search,
     system::System,
     trouble::{Trouble, Voice},
 };
 
-/// Names that are asked for at a time: half of what hickory has in flight on a connection.
+/// Names that are asked for at a time, two questions each.
 const AT_A_TIME: usize = 16;
 
 /// The entries, by identity.
@@ -36,6 +37,7 @@ pub(super) struct Fixed {
 struct Entry {
     endpoint: Endpoint,
     host: HostPort,
+    search: Search,
     known: Known,
     trouble: Trouble,
 }
@@ -59,6 +61,7 @@ impl Fixed {
     pub(super) fn new(entries: Entries, system: System, meters: Meters, pool: &str) -> Self {
         let entry = |(identity, host): (_, HostPort)| Entry {
             endpoint: Endpoint::new(identity, host.address()),
+            search: Search::new(host.name().unwrap_or_default()),
             host,
             known: Known::default(),
             trouble: Trouble::default(),
@@ -89,6 +92,7 @@ impl Fixed {
             all_good &= entry.absorb(&self.pool, answers);
             changed |= entry.endpoint.address != before;
         }
+        self.meters.partial(self.entries.iter().any(|entry| entry.known.joined(IpFamily::Auto).is_some()));
         if all_good {
             self.meters.succeeded();
         }
@@ -96,20 +100,22 @@ impl Fixed {
     }
 
     async fn ask(&mut self) -> Vec<(usize, Answers)> {
-        let names: Vec<(usize, String)> = (self.entries.iter().enumerate())
-            .filter_map(|(index, entry)| Some((index, entry.host.name()?.to_owned())))
-            .collect();
-        if names.is_empty() {
+        let Self { entries, system, .. } = self;
+        if entries.iter().all(|entry| entry.host.name().is_none()) {
             return Vec::new();
         }
-        self.system.refresh();
-        let system = &self.system;
-        let ask = async |(index, name): (usize, String)| (index, system.resolve(&name, IpFamily::Auto).await);
-        stream::iter(names).map(ask).buffer_unordered(AT_A_TIME).collect().await
+        system.refresh();
+        let named = entries.iter_mut().enumerate().filter(|(_, entry)| entry.host.name().is_some());
+        let asks: Vec<_> = named.map(|(index, entry)| entry.ask(index, system)).collect();
+        stream::iter(asks).buffer_unordered(AT_A_TIME).collect().await
     }
 }
 
 impl Entry {
+    async fn ask(&mut self, index: usize, system: &System) -> (usize, Answers) {
+        (index, self.search.ask(system, IpFamily::Auto).await)
+    }
+
     /// Takes in the answers about its name; whether they were good.
     fn absorb(&mut self, pool: &str, mut answers: Answers) -> bool {
         let voice = Voice { pool, hostname: self.host.name().unwrap_or_default() };
@@ -117,6 +123,8 @@ impl Entry {
         let good = self.known.absorb(IpFamily::Auto, &answers);
         let addresses: BTreeSet<IpAddr> = self.known.addresses(IpFamily::Auto).collect();
         self.trouble.note(voice, good, &answers, addresses.len());
+        self.trouble.note_parts(voice, self.known.joined(IpFamily::Auto));
+        self.trouble.note_unused(voice, addresses.len());
         // A name behind which there are several is dialled where it was dialled before, while that is an answer.
         let current = self.endpoint.address.map(|address| address.ip()).filter(|ip| addresses.contains(ip));
         if let Some(ip) = current.or_else(|| addresses.first().copied()) {

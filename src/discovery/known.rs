@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{
     IpFamily,
     answer::{Answer, Answers},
+    parts::{Joined, Parts},
 };
 
 /// Rounds in a row after which "the name has no record of this family" is believed while the other family answers:
@@ -12,16 +13,25 @@ use super::{
 /// would disagree. A minute at the default interval: longer than the hiccups of a name server that is being restarted.
 pub(super) const EMPTY_BELIEVED_AFTER: u32 = 12;
 
+/// Rounds in a row in which nobody said whether there are A records, after which `auto` begins with AAAA: a family is not
+/// chosen by a lost packet.
+pub(super) const DOUBTED_FOR: u32 = 3;
+
 /// What is known about a name.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     v4: Kept,
     v6: Kept,
+    /// `auto` has begun with AAAA records.
+    v6_in_use: bool,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
     addresses: BTreeSet<IpAddr>,
+    parts: Parts,
+    /// Rounds in a row in which nobody said whether there are any.
+    failed_rounds: u32,
     /// Rounds in a row in which this family was empty while the other one had addresses.
     empty_rounds: u32,
 }
@@ -35,22 +45,36 @@ impl Known {
         let v6_good = answers.v6.as_ref().is_none_or(|answer| self.v6.absorb(answer, v4_answered));
         // With `auto`, nobody looks at AAAA where there are A records.
         let v6_idle = family == IpFamily::Auto && v4_answered;
+        let is_chosen = family != IpFamily::Auto || !self.is_v6_idle(family);
+        self.v6_in_use = self.v4.addresses.is_empty() && is_chosen && !self.v6.addresses.is_empty();
         v4_good && (v6_good || v6_idle) && (v4_answered || v6_answered)
     }
 
     /// The addresses to use now; empty until the first good answer.
     pub(super) fn addresses(&self, family: IpFamily) -> impl Iterator<Item = IpAddr> {
-        let v6_idle = family == IpFamily::Auto && !self.v4.addresses.is_empty();
-        let v6 = (!v6_idle).then_some(&self.v6.addresses);
+        let v6 = (!self.is_v6_idle(family)).then_some(&self.v6.addresses);
         self.v4.addresses.iter().chain(v6.into_iter().flatten()).copied()
+    }
+
+    /// What is known of answers that are parts of a larger set, of the families in use.
+    pub(super) fn joined(&self, family: IpFamily) -> Option<Joined> {
+        let v6 = || if self.is_v6_idle(family) { None } else { self.v6.parts.joined() };
+        self.v4.parts.joined().or_else(v6)
+    }
+
+    fn is_v6_idle(&self, family: IpFamily) -> bool {
+        let doubted = (1..DOUBTED_FOR).contains(&self.v4.failed_rounds) && !self.v6_in_use;
+        family == IpFamily::Auto && (!self.v4.addresses.is_empty() || doubted)
     }
 }
 
 impl Kept {
     fn absorb(&mut self, answer: &Answer, other_answered: bool) -> bool {
+        let failed = matches!(answer, Answer::Failed(_));
+        self.failed_rounds = if failed { self.failed_rounds.saturating_add(1) } else { 0 };
         match answer {
             Answer::Addresses(addresses) => {
-                self.addresses.clone_from(addresses);
+                self.addresses = self.parts.absorb(addresses);
                 self.empty_rounds = 0;
                 true
             }
@@ -58,6 +82,7 @@ impl Kept {
                 self.empty_rounds = self.empty_rounds.saturating_add(1);
                 if self.empty_rounds >= EMPTY_BELIEVED_AFTER {
                     self.addresses.clear();
+                    self.parts = Parts::default();
                 }
                 self.addresses.is_empty()
             }
@@ -116,10 +141,53 @@ mod tests {
     fn a_family_that_never_answered_blocks_nothing() {
         for family in [IpFamily::Auto, IpFamily::Both] {
             let known = &mut Known::default();
+            for _ in 0..DOUBTED_FOR {
+                round(known, family, &SERVFAIL, &addresses(&["fd::1"]));
+            }
             assert_eq!(round(known, family, &SERVFAIL, &addresses(&["fd::1"])), is("fd::1", false));
             let known = &mut Known::default();
             assert_eq!(round(known, family, &Answer::Empty, &addresses(&["fd::1"])), is("fd::1", true));
         }
+    }
+
+    #[test]
+    fn auto_does_not_begin_with_aaaa_because_an_answer_about_a_was_lost() {
+        let known = &mut Known::default();
+        let (family, lost, v6) = (IpFamily::Auto, Answer::Failed(Failure::Timeout), addresses(&["fd::1"]));
+        assert_eq!(round(known, family, &lost, &v6), is("", false));
+        assert_eq!(round(known, family, &addresses(&["10.0.0.1"]), &v6), is("10.0.0.1", true));
+        for _ in 0..2 * EMPTY_BELIEVED_AFTER {
+            assert_eq!(round(known, family, &lost, &v6), is("10.0.0.1", false), "the last good set holds");
+        }
+
+        let known = &mut Known::default();
+        assert_eq!(round(known, family, &Answer::Empty, &v6), is("fd::1", true));
+        assert_eq!(round(known, family, &lost, &v6), is("fd::1", false), "nor does it leave AAAA for that");
+
+        let known = &mut Known::default();
+        for _ in 1..DOUBTED_FOR {
+            assert_eq!(round(known, family, &lost, &v6), is("", false));
+        }
+        assert_eq!(round(known, family, &lost, &v6), is("fd::1", false), "nobody answers about A");
+        assert_eq!(round(known, family, &lost, &v6), is("fd::1", false));
+    }
+
+    #[test]
+    fn parts_are_joined_a_family_by_itself() {
+        let known = &mut Known::default();
+        let parts = [["10.0.0.1", "10.0.0.2"], ["10.0.0.2", "10.0.0.3"]];
+        for part in parts.iter().cycle().take(8) {
+            round(known, IpFamily::Both, &addresses(part), &addresses(&["fd::1"]));
+        }
+        let all = is("10.0.0.1 10.0.0.2 10.0.0.3 fd::1", true);
+        for part in &parts {
+            assert_eq!(round(known, IpFamily::Both, &addresses(part), &addresses(&["fd::1"])), all);
+        }
+        assert!(known.joined(IpFamily::Both).is_some());
+        assert_eq!(
+            round(known, IpFamily::Both, &SERVFAIL, &addresses(&["fd::2"])).0,
+            "10.0.0.1 10.0.0.2 10.0.0.3 fd::2"
+        );
     }
 
     #[test]

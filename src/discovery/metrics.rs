@@ -8,12 +8,15 @@ use super::{
     Config,
     answer::{Answer, Answers},
 };
-use crate::telemetry::metrics::{DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS, DISCOVERY_LOOKUPS_TOTAL};
+use crate::telemetry::metrics::{
+    DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS, DISCOVERY_LOOKUPS_TOTAL, DISCOVERY_PARTIAL_ANSWERS,
+};
 
 /// The handles of one pool.
 #[derive(Debug)]
 pub(super) struct Meters {
     last_success: Gauge,
+    partial: Gauge,
     v4: Lookups,
     v6: Lookups,
     fixed: Lookups,
@@ -36,6 +39,7 @@ impl Meters {
         };
         Self {
             last_success: gauge!(DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS, "pool" => pool.to_owned()),
+            partial: gauge!(DISCOVERY_PARTIAL_ANSWERS, "pool" => pool.to_owned()),
             v4: lookups("ipv4", dns.is_some_and(super::IpFamily::wants_v4)),
             v6: lookups("ipv6", dns.is_some_and(super::IpFamily::wants_v6)),
             fixed: lookups("static", dns.is_none()),
@@ -44,7 +48,13 @@ impl Meters {
 
     /// Counts for nobody.
     pub(super) fn silent() -> Self {
-        Self { last_success: Gauge::noop(), v4: Lookups::default(), v6: Lookups::default(), fixed: Lookups::default() }
+        Self {
+            last_success: Gauge::noop(),
+            partial: Gauge::noop(),
+            v4: Lookups::default(),
+            v6: Lookups::default(),
+            fixed: Lookups::default(),
+        }
     }
 
     /// Counts the answers about the name of a DNS resolver.
@@ -64,6 +74,11 @@ impl Meters {
         // The wall clock is only shown, never calculated with.
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_success.set(since_1970.as_secs_f64());
+    }
+
+    /// Whether answers are parts of a larger set.
+    pub(super) fn partial(&self, are_parts: bool) {
+        self.partial.set(u32::from(are_parts));
     }
 }
 

@@ -9,10 +9,15 @@
 mod address;
 mod answer;
 mod dns;
+mod exchange;
 mod fixed;
+mod hosts;
 mod known;
 mod metrics;
+mod parts;
+mod resolv;
 mod resolvers;
+mod search;
 mod system;
 mod trouble;
 

@@ -1,28 +1,26 @@
-//! The system's way to name servers: `resolv.conf`, the hosts file, the search list. Re-read when they change.
+//! The system's way to name servers: `resolv.conf`, the hosts file, the servers in their order. Re-read when they change.
 
 use std::{
-    fs,
-    io::Cursor,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    fs::{self, File},
+    io::Read,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use hickory_resolver::{
-    Hosts, Resolver, TokioResolver,
-    config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
-    net::{NetError, runtime::TokioRuntimeProvider},
-    proto::{
-        op::Query,
-        rr::{Name, RecordType},
-    },
+use hickory_proto::{
+    op::Query,
+    rr::{Name, RecordType},
 };
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     IpFamily,
-    answer::{Answer, Answers, Failure},
+    answer::{Answer, Answers, Failure, Said},
+    exchange::Server,
+    hosts::{self, Hosts},
+    resolv::{self, ResolvConf},
 };
 
 /// Where the system's files are, and the name servers' port; other ones only in tests.
@@ -30,25 +28,32 @@ use super::{
 pub(super) struct Paths {
     pub(super) resolv_conf: PathBuf,
     pub(super) hosts: PathBuf,
+    /// Holds the machine's name.
+    pub(super) hostname: PathBuf,
     pub(super) port: u16,
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { resolv_conf: "/etc/resolv.conf".into(), hosts: "/etc/hosts".into(), port: 53 }
+        Self {
+            resolv_conf: "/etc/resolv.conf".into(),
+            hosts: "/etc/hosts".into(),
+            hostname: "/proc/sys/kernel/hostname".into(),
+            port: 53,
+        }
     }
 }
 
+/// The longest chain of aliases that is followed by questions of ours, where a server does not follow them itself.
+const MAX_HOPS: usize = 8;
+
 /// Asks name servers as the system would, but tells every kind of answer apart.
-///
-/// hickory's own walks are not used, since they hide failures: of its list of servers the first reply counts, even
-/// REFUSED; of its search list the last one, even after SERVFAIL. So each server has a resolver of its own here.
 pub(super) struct System {
     paths: Paths,
     timeout: Duration,
     /// What `resolv.conf` held when it was last looked at, usable or not.
     resolv_conf: Option<Vec<u8>>,
-    servers: Vec<TokioResolver>,
+    servers: Vec<Server>,
     search: Vec<Name>,
     ndots: usize,
     hosts: Hosts,
@@ -83,129 +88,83 @@ impl System {
 
     fn refresh_servers(&mut self) {
         // Some hundred bytes from a local file: cheaper than a thread for it.
-        let text = fs::read(&self.paths.resolv_conf).unwrap_or_default();
+        let text = read(&self.paths.resolv_conf, resolv::MAX_BYTES);
         if self.resolv_conf.as_ref() == Some(&text) {
             return;
         }
-        match parse_resolv_conf(&text).and_then(|(config, options)| self.take_over(&config, options.ndots)) {
-            Ok(()) => tracing::debug!(servers = self.servers.len(), "resolv.conf taken over"),
-            Err(error) if self.servers.is_empty() => {
-                tracing::debug!(%error, "no usable resolv.conf; asking the name server on this machine");
-                let local = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-                let local = ResolverConfig::from_name_servers(local.map(NameServerConfig::udp_and_tcp).to_vec());
-                if let Err(error) = self.take_over(&local, 1) {
-                    tracing::debug!(%error, "no name server");
-                }
-            }
-            Err(error) => tracing::debug!(%error, "no usable resolv.conf; the last good one stays in force"),
+        let path = self.paths.resolv_conf.display();
+        let machine = fs::read_to_string(&self.paths.hostname).unwrap_or_default();
+        let mut conf = resolv::parse(&text, &machine, self.paths.port);
+        if !conf.findings.is_empty() {
+            tracing::warn!(%path, left_out = %conf.findings, "resolv.conf has what cannot be used; the rest holds");
+        }
+        if !conf.servers.is_empty() {
+            tracing::debug!(%path, servers = conf.servers.len(), "resolv.conf taken over");
+            self.take_over(conf);
+        } else if self.servers.is_empty() {
+            tracing::warn!(%path, "resolv.conf names no usable name server; asking the one on this machine (127.0.0.1)");
+            let local = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+            conf.servers = local.map(|ip| SocketAddr::new(ip, self.paths.port)).to_vec();
+            self.take_over(conf);
+        } else {
+            tracing::warn!(%path, "resolv.conf names no usable name server; what it said last stays in force");
         }
         self.resolv_conf = Some(text);
     }
 
-    fn take_over(&mut self, config: &ResolverConfig, ndots: usize) -> Result<(), NetError> {
-        let servers = config.name_servers().iter().map(|server| self.resolver(server.clone()));
-        self.servers = servers.collect::<Result<_, _>>()?;
-        // As in glibc: the domain (of `domain` or of the machine's name) counts where no `search` is.
-        let domain = config.domain().filter(|_| config.search().is_empty());
-        self.search = config.search().iter().chain(domain).cloned().collect();
+    fn take_over(&mut self, conf: ResolvConf) {
+        let ResolvConf { servers, search, ndots, tcp_only, .. } = conf;
+        self.servers = servers.into_iter().map(|at| Server::new(at, tcp_only)).collect();
+        self.search = search;
         self.ndots = ndots;
-        Ok(())
-    }
-
-    /// A resolver for one server, without cache, search list, hosts file and retries of failed answers.
-    fn resolver(&self, mut server: NameServerConfig) -> Result<TokioResolver, NetError> {
-        for connection in &mut server.connections {
-            connection.port = self.paths.port;
-        }
-        let config = ResolverConfig::from_name_servers(vec![server]);
-        let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
-        let options = builder.options_mut();
-        *options = ResolverOpts::default();
-        options.cache_size = 0;
-        options.timeout = self.timeout;
-        options.attempts = 0;
-        // Replies above 512 bytes without TCP: more than 28 A records.
-        options.edns0 = true;
-        options.use_hosts_file = ResolveHosts::Never;
-        builder.build()
     }
 
     fn refresh_hosts(&mut self) {
         let stamp = fs::metadata(&self.paths.hosts).and_then(|meta| Ok((meta.modified()?, meta.len()))).ok();
-        if stamp == self.hosts_stamp {
-            return;
+        if stamp != self.hosts_stamp {
+            self.hosts = Hosts::parse(&read(&self.paths.hosts, hosts::MAX_BYTES));
+            self.hosts_stamp = stamp;
         }
-        let mut hosts = Hosts::default();
-        let text = fs::read(&self.paths.hosts).unwrap_or_default();
-        if let Err(error) = hosts.read_hosts_conf(Cursor::new(text)) {
-            tracing::debug!(%error, "the hosts file was read in part");
-        }
-        self.hosts = hosts;
-        self.hosts_stamp = stamp;
     }
 
-    /// Asks for the addresses of `hostname`: the hosts file, then the names that the search list makes of it until
-    /// one is known or a server fails to say so. Both families are asked for the same name, so that a server that
-    /// says NXDOMAIN for want of AAAA records leads nobody to another name's.
-    ///
-    /// Takes at most the timeout for each of the names. Cancel safety: nothing but the question is lost.
-    pub(super) async fn resolve(&self, hostname: &str, family: IpFamily) -> Answers {
-        if let Some(answers) = self.in_hosts(hostname, family) {
-            return answers;
-        }
-        let mut answers = Answers::each(hostname, family, &Answer::NoSuchName);
-        for name in self.candidates(hostname) {
-            answers = self.ask_both(&name, family).await;
-            if !answers.is_no_such_name() {
-                break;
-            }
-        }
-        answers
+    /// What the hosts file says about the name as written: if anything, that is all there is about it.
+    pub(super) fn in_hosts(&self, hostname: &str, family: IpFamily) -> Option<Answers> {
+        let addresses = self.hosts.get(hostname)?;
+        let of = |is_v4: bool| {
+            let of_family = addresses.iter().copied().filter(|ip| ip.is_ipv4() == is_v4);
+            Answer::of(of_family.collect())
+        };
+        Some(Answers {
+            asked: format!("{hostname} in the hosts file"),
+            v4: family.wants_v4().then(|| of(true)),
+            v6: family.wants_v6().then(|| of(false)),
+        })
     }
 
-    /// The names to ask for, in order.
-    fn candidates(&self, hostname: &str) -> Vec<Name> {
-        let Ok(name) = Name::from_str_relaxed(hostname) else { return Vec::new() };
+    /// The names to ask for, in order: what the search list makes of `hostname`, and the name as it is, before or after
+    /// the list by its dots.
+    pub(super) fn candidates(&self, hostname: &str) -> Vec<Name> {
+        let Ok(name) = Name::from_ascii(hostname) else { return Vec::new() };
         let mut absolute = name.clone();
         absolute.set_fqdn(true);
         if name.is_fqdn() {
             return vec![absolute];
         }
         let dots = hostname.bytes().filter(|byte| *byte == b'.').count();
-        let mut names: Vec<Name> = Vec::with_capacity(self.search.len() + 1);
-        for domain in &self.search {
-            // A name that would be too long does not exist.
-            if let Ok(mut name) = name.clone().append_domain(domain) {
-                name.set_fqdn(true);
-                names.push(name);
-            }
-        }
-        let at = if dots >= self.ndots || name.is_localhost() { 0 } else { names.len() };
+        // A name that would be too long does not exist.
+        let mut names: Vec<Name> =
+            self.search.iter().filter_map(|domain| name.clone().append_domain(domain).ok()).collect();
+        // "search ." makes the same name.
+        names.retain(|listed| *listed != absolute);
+        let at = if dots >= self.ndots || absolute.is_localhost() { 0 } else { names.len() };
         names.insert(at, absolute);
         names
     }
 
-    /// What the hosts file says about the name as written: if anything, that is all there is about it.
-    fn in_hosts(&self, hostname: &str, family: IpFamily) -> Option<Answers> {
-        let mut name = Name::from_str_relaxed(hostname.to_ascii_lowercase()).ok()?;
-        name.set_fqdn(true);
-        let look = |kind| {
-            let lookup = self.hosts.lookup_static_host(&Query::query(name.clone(), kind))?;
-            Some(Answer::from_lookup(&name, Ok(lookup)))
-        };
-        let (v4, v6) = (look(RecordType::A), look(RecordType::AAAA));
-        if v4.is_none() && v6.is_none() {
-            return None;
-        }
-        let wanted = |wanted: bool, found: Option<Answer>| wanted.then(|| found.unwrap_or(Answer::Empty));
-        Some(Answers {
-            asked: format!("{hostname} in the hosts file"),
-            v4: wanted(family.wants_v4(), v4),
-            v6: wanted(family.wants_v6(), v6),
-        })
-    }
-
-    async fn ask_both(&self, name: &Name, family: IpFamily) -> Answers {
+    /// Asks for both families of a name, so that they are always of the same one.
+    ///
+    /// Takes at most the timeout. Cancel safety: nothing but the question is lost.
+    pub(super) async fn ask_both(&self, name: &Name, family: IpFamily) -> Answers {
         let ask = async |wanted: bool, kind| match wanted {
             true => Some(self.ask(name, kind).await),
             false => None,
@@ -216,6 +175,10 @@ impl System {
 
     /// Asks the servers in their order, the next one when one fails or is late; the first answer wins.
     async fn ask(&self, name: &Name, kind: RecordType) -> Answer {
+        if name.is_localhost() {
+            // RFC 6761: nobody is asked for that.
+            return Answer::loopback(kind);
+        }
         let mut waiting = self.servers.iter();
         let count = u32::try_from(self.servers.len()).unwrap_or(u32::MAX).max(1);
         let (deadline, step) = (Instant::now() + self.timeout, self.timeout / count);
@@ -226,7 +189,7 @@ impl System {
             if Instant::now() >= next_at
                 && let Some(server) = waiting.next()
             {
-                asked.push(async { Answer::from_lookup(name, server.lookup(name.clone(), kind).await) });
+                asked.push(follow(server, name, kind, deadline));
                 next_at = Instant::now() + step;
             }
             if asked.is_empty() && waiting.len() == 0 {
@@ -248,13 +211,26 @@ impl System {
     }
 }
 
-#[cfg(all(unix, not(any(target_os = "android", target_vendor = "apple"))))]
-fn parse_resolv_conf(text: &[u8]) -> Result<(ResolverConfig, ResolverOpts), NetError> {
-    hickory_resolver::system_conf::parse_resolv_conf(text)
+/// Asks one server, also for what an alias leads to where it does not say so itself.
+async fn follow(server: &Server, name: &Name, kind: RecordType, deadline: Instant) -> Answer {
+    let mut name = name.clone();
+    for _ in 0..MAX_HOPS {
+        let reply = server.ask(&Query::query(name.clone(), kind), deadline).await;
+        match reply.map(|message| Said::read(&name, &message)) {
+            Ok(Said::Answer(answer)) => return answer,
+            Ok(Said::Alias(target)) => name = target,
+            Err(failure) => return Answer::Failed(failure),
+        }
+    }
+    Answer::Failed(Failure::Other(format!("more than {MAX_HOPS} aliases")))
 }
 
-/// Where name servers are not (only) in that file, it still says when to ask the system again.
-#[cfg(not(all(unix, not(any(target_os = "android", target_vendor = "apple")))))]
-fn parse_resolv_conf(_: &[u8]) -> Result<(ResolverConfig, ResolverOpts), NetError> {
-    hickory_resolver::system_conf::read_system_conf()
+/// The file's first bytes, one more than `limit` at most; none where it cannot be read.
+fn read(path: &Path, limit: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    match File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)) {
+        Ok(_) => bytes,
+        Err(_) => Vec::new(),
+    }
 }

@@ -132,6 +132,8 @@ page! {
         "Backends that discovery reports.";
     DISCOVERY_CHANGE_PENDING = "spanring_discovery_change_pending", Gauge, ["pool"],
         "1 while a reload's resolver has no good answer yet: backends, TLS and headers are still those of before.";
+    DISCOVERY_PARTIAL_ANSWERS = "spanring_discovery_partial_answers", Gauge, ["pool"],
+        "1 while the name server answers with changing parts of a larger set, which are joined.";
 
     DISPATCH_CALLS_TOTAL = "spanring_dispatch_calls_total", Counter, ["pool", "backend", "outcome"],
         "Calls to backends: accepted, partial, rejected, retryable, transport or timeout.";

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use hickory_resolver::proto::rr::RecordType;
+use hickory_proto::rr::RecordType;
 use spanring::{
     discovery::Endpoint,
     ring::{Algorithm, Table},
@@ -176,6 +176,51 @@ async fn the_search_list_holds_unless_the_name_ends_with_a_dot() -> Result<()> {
     comes_to_flow(&dotted, short).await.context("with a dot")?;
     let asked = server.asked();
     ensure!(asked.iter().all(|question| question.starts_with("collectors.test. ")), "{asked:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_search_domain_out_of_order_costs_neither_the_start_nor_the_next_change() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let backends = backends(2).await?;
+    let port = port_of(&backends)?;
+    server.resolv_conf("search corp.test obs.test\noptions ndots:5")?;
+    for (bad, all) in [(SERVFAIL, &backends[..1]), (Say::NoData, &backends[..])] {
+        server.say_of_both("collectors.test.corp.test.", &bad);
+        server.resolves(NAME, &ips(all));
+        let proxy = proxy(&server, OFTEN, port, "readyz")?;
+        comes_to_flow(&proxy, all).await.with_context(|| format!("after {bad:?}"))?;
+        server.resolves(NAME, &ips(&backends[1..]));
+        comes_to_flow(&proxy, &backends[1..]).await.with_context(|| format!("a change after {bad:?}"))?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_parts_of_the_set_move_the_ring_no_more_once_they_are_recognised() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let backends = backends(6).await?;
+    let all = ips(&backends);
+    let part = || fastrand::choose_multiple(all.iter().copied(), 3);
+    server.resolves(NAME, &part());
+    let proxy = proxy(&server, OFTEN, port_of(&backends)?, "readyz")?;
+    let partial = || metric(proxy.admin, "spanring_discovery_partial_answers", &[]);
+    until("the parts are recognised and complete", || {
+        server.resolves(NAME, &part());
+        let members = metric(proxy.admin, "spanring_discovery_endpoints", &[])?;
+        Ok((partial()? == 1.0 && members == 6.0).then_some(()))
+    })?;
+    comes_to_flow(&proxy, &backends).await?;
+    let generation = || metric(proxy.admin, "spanring_ring_generation", &[]);
+    let rounds = || metric(proxy.admin, "spanring_discovery_lookups_total", &["ipv4", "success"]);
+    let (before, end) = (generation()?, rounds()? + 30.0);
+    until("30 further rounds", || {
+        server.resolves(NAME, &part());
+        Ok((rounds()? >= end).then_some(()))
+    })?;
+    ensure!(generation()? == before, "the ring was built anew");
+    let warned = proxy.process.log().matches("changing parts of a larger set").count();
+    ensure!(warned == 1, "{warned} warnings:\n{}", proxy.process.log());
     Ok(())
 }
 

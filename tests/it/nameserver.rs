@@ -20,7 +20,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use hickory_resolver::proto::{
+use hickory_proto::{
     op::{Message, OpCode, ResponseCode},
     rr::{Name, RData, Record, RecordType},
 };

@@ -3,27 +3,29 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use super::server::{Machine, NXDOMAIN, REFUSED, SERVFAIL, Say, Server, addresses};
-use crate::discovery::{Config, DiscoveryError, Endpoints, IpFamily, dns::Dns, metrics::Meters, resolve_once_on};
+use crate::discovery::{
+    Config, DiscoveryError, Endpoints, IpFamily, dns::Dns, known::DOUBTED_FOR, metrics::Meters, resolve_once_on,
+};
 
 const NAME: &str = "tail.test.";
 
 /// Short, for questions that nobody answers.
 const SHORT: Duration = Duration::from_millis(300);
 
-fn dns(machine: &Machine, hostname: &str, family: IpFamily) -> Dns {
+pub(super) fn dns(machine: &Machine, hostname: &str, family: IpFamily) -> Dns {
     Dns::new(hostname, 4317, family, machine.system(), Meters::silent(), "tail")
 }
 
-fn identities(endpoints: &Endpoints) -> Vec<&str> {
+pub(super) fn identities(endpoints: &Endpoints) -> Vec<&str> {
     endpoints.iter().map(|endpoint| &*endpoint.identity).collect()
 }
 
 /// One round, and the identities if the set changed.
-async fn poll(dns: &mut Dns) -> Option<String> {
+pub(super) async fn poll(dns: &mut Dns) -> Option<String> {
     dns.poll_once().await.map(|endpoints| identities(&endpoints).join(" "))
 }
 
-fn some(identities: &str) -> Option<String> {
+pub(super) fn some(identities: &str) -> Option<String> {
     Some(identities.to_owned())
 }
 
@@ -55,7 +57,7 @@ async fn another_order_of_the_same_records_is_no_change() {
 #[tokio::test]
 async fn fault_14_15_no_bad_answer_changes_the_set_and_the_next_good_one_does() {
     let machine = Machine::start().await;
-    let unknown = Say::Code(hickory_resolver::proto::op::ResponseCode::NotImp);
+    let unknown = Say::Code(hickory_proto::op::ResponseCode::NotImp);
     let strangers = Say::Mixed(vec![], vec!["10.6.6.6".parse().unwrap()]);
     for bad in [NXDOMAIN, Say::NoData, SERVFAIL, REFUSED, unknown, strangers] {
         machine.server.v4(NAME, addresses(&["10.0.0.1"]));
@@ -144,14 +146,46 @@ async fn fault_19_each_family_fails_alone() {
 #[tokio::test]
 async fn a_family_that_never_answered_blocks_nothing() {
     let machine = Machine::start().await;
-    machine.server.v4(NAME, Say::Silence);
+    machine.server.v4(NAME, SERVFAIL);
     machine.server.v6(NAME, addresses(&["fd00::1"]));
-    for family in [IpFamily::Auto, IpFamily::Both] {
-        let system = machine.system_with(Duration::from_secs(2));
-        let mut dns = Dns::new(NAME, 4317, family, system, Meters::silent(), "tail");
+    for (family, silent_rounds) in [(IpFamily::Auto, DOUBTED_FOR - 1), (IpFamily::Both, 0)] {
+        let mut dns = dns(&machine, NAME, family);
+        for _ in 0..silent_rounds {
+            assert_eq!(poll(&mut dns).await, None, "{family:?}");
+        }
         assert_eq!(poll(&mut dns).await, some("[fd00::1]:4317"), "{family:?}");
         assert!(dns.is_failing(), "{family:?}");
     }
+}
+
+#[tokio::test]
+async fn a_lost_answer_about_a_records_decides_nothing() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, Say::Silence);
+    machine.server.v6(NAME, addresses(&["fd00::1"]));
+    let system = machine.system_with(SHORT);
+    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, system, Meters::silent(), "tail");
+    assert_eq!(poll(&mut dns).await, None, "the pool must not begin with AAAA records");
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    while poll(&mut dns).await != some("10.0.0.1:4317") {}
+    machine.server.v4(NAME, Say::Silence);
+    assert_eq!(poll(&mut dns).await, None, "nor go over to them");
+}
+
+#[tokio::test]
+async fn random_parts_of_the_set_become_one_set_that_stays() {
+    let machine = Machine::start().await;
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    let mut rng = fastrand::Rng::with_seed(3);
+    let (mut early, mut late) = (0, 0);
+    for round in 0..200 {
+        let some: Vec<String> = rng.choose_multiple(1..=6, 3).iter().map(|n| format!("10.0.0.{n}")).collect();
+        machine.server.v4(NAME, addresses(&some.iter().map(String::as_str).collect::<Vec<_>>()));
+        let changed = u32::from(dns.poll_once().await.is_some());
+        if round < 20 { early += changed } else { late += changed }
+    }
+    assert!(early <= 12 && late == 0, "changes of the ring: {early} in 20 rounds, then {late} in 180");
+    assert_eq!(dns.ask_once().await.unwrap().len(), 6);
 }
 
 #[tokio::test]
@@ -194,80 +228,6 @@ async fn fault_20_aliases_are_followed_in_any_order_and_loops_end() {
     machine.server.v4(NAME, Say::Alias(NAME, vec![]));
     assert_eq!(poll(&mut dns).await, None);
     assert!(dns.is_failing());
-}
-
-const KUBERNETES: &str = "nameserver 127.0.0.1\n\
-    search default.svc.cluster.local svc.cluster.local cluster.local\n\
-    options ndots:5\n";
-
-#[tokio::test]
-async fn the_search_list_goes_on_after_nxdomain_only() {
-    let machine = Machine::start().await;
-    machine.resolv_conf(KUBERNETES);
-    machine.server.v4("tail.obs.svc.cluster.local.", addresses(&["10.0.0.1"]));
-    machine.server.v6("tail.obs.svc.cluster.local.", Say::NoData);
-    machine.server.v4("tail.obs.", addresses(&["10.6.6.6"]));
-    let mut dns = dns(&machine, "tail.obs", IpFamily::Ipv4);
-    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
-    let asked = ["tail.obs.default.svc.cluster.local. A", "tail.obs.svc.cluster.local. A"];
-    assert_eq!(machine.server.asked(), asked);
-
-    machine.server.v4("tail.obs.svc.cluster.local.", SERVFAIL);
-    assert_eq!(poll(&mut dns).await, None, "the failure is not hidden by the next name");
-    assert!(dns.is_failing());
-    assert_eq!(machine.server.asked(), asked);
-
-    machine.server.v4("tail.obs.svc.cluster.local.", Say::NoData);
-    assert_eq!(poll(&mut dns).await, None, "nor is an empty answer");
-    assert_eq!(machine.server.asked(), asked);
-}
-
-#[tokio::test]
-async fn the_search_list_is_walked_by_what_is_said_about_a_records() {
-    let machine = Machine::start().await;
-    machine.resolv_conf(KUBERNETES);
-    machine.server.v6("tail.default.svc.cluster.local.", SERVFAIL);
-    machine.server.v4("tail.svc.cluster.local.", addresses(&["10.0.0.1"]));
-    let mut auto = dns(&machine, "tail", IpFamily::Auto);
-    assert_eq!(poll(&mut auto).await, some("10.0.0.1:4317"), "no A records means no such name");
-    assert!(!auto.is_failing());
-
-    machine.server.v4("tail.default.svc.cluster.local.", SERVFAIL);
-    machine.server.v6("tail.default.svc.cluster.local.", NXDOMAIN);
-    machine.server.v4("tail.svc.cluster.local.", addresses(&["10.0.0.2"]));
-    assert_eq!(poll(&mut auto).await, None, "no AAAA records means nothing");
-    assert!(auto.is_failing());
-}
-
-#[tokio::test]
-async fn one_family_without_records_does_not_lead_the_other_to_another_name() {
-    let machine = Machine::start().await;
-    machine.resolv_conf(KUBERNETES);
-    machine.server.v4("tail.default.svc.cluster.local.", addresses(&["10.0.0.1"]));
-    machine.server.v6("tail.svc.cluster.local.", addresses(&["fd00::bad"]));
-    assert_eq!(poll(&mut dns(&machine, "tail", IpFamily::Both)).await, some("10.0.0.1:4317"));
-}
-
-#[tokio::test]
-async fn names_with_enough_dots_are_asked_for_as_they_are_first() {
-    let machine = Machine::start().await;
-    machine.resolv_conf("nameserver 127.0.0.1\nsearch cluster.local\noptions ndots:1\n");
-    poll(&mut dns(&machine, "tail", IpFamily::Ipv4)).await;
-    assert_eq!(machine.server.asked(), ["tail.cluster.local. A", "tail. A"]);
-    machine.server.v4("tail.obs.", addresses(&["10.0.0.1"]));
-    machine.server.v4("tail.obs.cluster.local.", addresses(&["10.6.6.6"]));
-    assert_eq!(poll(&mut dns(&machine, "tail.obs", IpFamily::Ipv4)).await, some("10.0.0.1:4317"));
-    assert_eq!(machine.server.asked(), ["tail.obs. A"]);
-}
-
-#[tokio::test]
-async fn a_dot_at_the_end_means_that_name_and_no_other() {
-    let machine = Machine::start().await;
-    machine.resolv_conf(KUBERNETES);
-    machine.server.v4("tail.obs.default.svc.cluster.local.", addresses(&["10.6.6.6"]));
-    machine.server.v4("tail.obs.", addresses(&["10.0.0.1"]));
-    assert_eq!(poll(&mut dns(&machine, "tail.obs.", IpFamily::Ipv4)).await, some("10.0.0.1:4317"));
-    assert_eq!(machine.server.asked(), ["tail.obs. A"]);
 }
 
 #[tokio::test]

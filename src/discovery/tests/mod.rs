@@ -2,6 +2,8 @@
 
 mod dns;
 mod fixed;
+mod manners;
 mod resolvers;
+mod search;
 mod server;
 mod task;

@@ -8,9 +8,12 @@ use std::{
     time::Duration,
 };
 
-use hickory_resolver::proto::{
-    op::{Message, OpCode, ResponseCode},
-    rr::{Name, RData, Record, RecordType, rdata::CNAME},
+use hickory_proto::{
+    op::{Edns, Message, OpCode, Query, ResponseCode},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{CNAME, NS},
+    },
 };
 use tempfile::TempDir;
 use tokio::{
@@ -33,8 +36,28 @@ pub(super) enum Say {
     Silence,
     /// One record and the bit over UDP, all of them over TCP.
     OverTcp(Vec<IpAddr>),
+    /// All of them where they fit, the bit and half a record where not.
+    BySize(Vec<IpAddr>),
     /// Records of the name that was asked for, and of another one.
     Mixed(Vec<IpAddr>, Vec<IpAddr>),
+    /// The name's alias, and nothing of what that is.
+    AliasOnly(&'static str),
+    /// "Ask somebody else."
+    Referral,
+}
+
+/// What a server makes of questions that are not of its time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Manner {
+    /// It knows EDNS.
+    #[default]
+    Modern,
+    /// It never answers questions with EDNS.
+    DropsEdns,
+    /// It refuses them so, without repeating the question.
+    RefusesEdns(ResponseCode),
+    /// It answers with the name in capitals.
+    Capitals,
 }
 
 pub(super) const NXDOMAIN: Say = Say::Code(ResponseCode::NXDomain);
@@ -47,6 +70,7 @@ pub(super) fn addresses(written: &[&str]) -> Say {
 
 #[derive(Debug, Default)]
 struct Book {
+    manner: Manner,
     answers: HashMap<(String, RecordType), Say>,
     /// With their numbers: a question that is sent again, for want of an answer in time, has the same.
     asked: Vec<(u16, String)>,
@@ -78,6 +102,20 @@ impl Server {
             }
         }));
         server
+    }
+
+    /// A server that nobody can reach by TCP.
+    pub(super) async fn start_without_tcp() -> Self {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let server = Self { at: udp.local_addr().unwrap(), book: Arc::default(), tasks: Tasks::new() };
+        let (book, tasks) = (server.book.clone(), server.tasks.clone());
+        server.tasks.spawn(until_stopped(tasks, serve_udp(udp, book)));
+        server
+    }
+
+    /// From now on.
+    pub(super) fn manner(&self, manner: Manner) {
+        self.book.lock().unwrap().manner = manner;
     }
 
     /// From now on, about the A records of `name` (absolute).
@@ -116,7 +154,10 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) async fn start() -> Self {
-        let server = Server::start(Ipv4Addr::LOCALHOST, 0).await;
+        Self::with(Server::start(Ipv4Addr::LOCALHOST, 0).await)
+    }
+
+    pub(super) fn with(server: Server) -> Self {
         let machine = Self { server, files: TempDir::new().unwrap() };
         machine.resolv_conf("nameserver 127.0.0.1\n");
         machine
@@ -137,7 +178,8 @@ impl Machine {
 
     pub(super) fn system_with(&self, timeout: Duration) -> System {
         let (dir, port) = (self.files.path(), self.server.at.port());
-        System::at(Paths { resolv_conf: dir.join("resolv.conf"), hosts: dir.join("hosts"), port }, timeout)
+        let hostname = dir.join("hostname");
+        System::at(Paths { resolv_conf: dir.join("resolv.conf"), hosts: dir.join("hosts"), hostname, port }, timeout)
     }
 }
 
@@ -170,15 +212,33 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
     let question = Message::from_vec(question).unwrap();
     let query = question.queries[0].clone();
     let (name, kind) = (query.name().clone(), query.query_type());
-    let say = {
+    let (say, manner) = {
         let mut book = book.lock().unwrap();
         let over = if tcp { " tcp" } else { "" };
         book.asked.push((question.metadata.id, format!("{name} {kind}{over}")));
-        book.answers.get(&(name.to_string(), kind)).cloned().unwrap_or(NXDOMAIN)
+        (book.answers.get(&(name.to_string(), kind)).cloned().unwrap_or(NXDOMAIN), book.manner)
     };
     let mut message = Message::response(question.metadata.id, OpCode::Query);
     message.metadata.recursion_available = true;
-    message.add_query(query);
+    let mut name = name;
+    match (manner, &question.edns) {
+        (Manner::DropsEdns, Some(_)) => return None,
+        (Manner::RefusesEdns(code), Some(_)) => {
+            message.metadata.response_code = code;
+            if code == ResponseCode::BADVERS {
+                message.set_edns(Edns::new());
+            }
+            return Some(message.to_vec().unwrap());
+        }
+        (Manner::Modern, Some(_)) => drop(message.set_edns(Edns::new())),
+        (Manner::Capitals, _) => name = Name::from_ascii(name.to_string().to_uppercase()).unwrap(),
+        _ => {}
+    }
+    message.add_query(Query::query(name.clone(), kind));
+    let room = match tcp {
+        true => u16::MAX,
+        false => question.edns.as_ref().map_or(512, Edns::max_payload),
+    };
     let records =
         |name: &Name, ips: &[IpAddr], ttl| -> Vec<Record> { ips.iter().map(|ip| record(name, *ip, ttl)).collect() };
     match say {
@@ -195,6 +255,23 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
         Say::OverTcp(ips) => {
             message.metadata.truncation = true;
             message.add_answers(records(&name, &ips[..1], 5));
+        }
+        Say::BySize(ips) => {
+            message.add_answers(records(&name, &ips, 5));
+            let mut bytes = message.to_vec().unwrap();
+            if bytes.len() > usize::from(room) {
+                bytes.truncate(usize::from(room) - 7);
+                bytes[2] |= 0x02;
+            }
+            return Some(bytes);
+        }
+        Say::AliasOnly(target) => {
+            message.add_answers([Record::from_rdata(name, 5, RData::CNAME(CNAME(target.parse().unwrap())))]);
+        }
+        Say::Referral => {
+            message.metadata.recursion_available = false;
+            let server = RData::NS(NS("ns.elsewhere.test.".parse().unwrap()));
+            message.add_authorities([Record::from_rdata(Name::root(), 5, server)]);
         }
         Say::Mixed(own, strange) => {
             message.add_answers(records(&name, &own, 5));

@@ -11,6 +11,7 @@ use crate::{
         dns::Dns,
         jittered,
         metrics::Meters,
+        parts::Joined,
         start_on,
         system::System,
         trouble::{Trouble, Voice},
@@ -124,4 +125,55 @@ fn the_log_has_one_line_for_each_change_of_state() {
                  reason=A: no such name (NXDOMAIN), AAAA: no such name (NXDOMAIN), asked for tail.test. known=3\n";
     let recovered = " INFO discovery recovered pool=\"tail\" hostname=\"tail.test\" known=3\n";
     assert_eq!(log, format!("{fails}{recovered}{fails}"));
+}
+
+#[test]
+fn parts_and_a_single_address_are_told_once_and_not_in_every_round() {
+    let joined = Some(Joined { answered: 3, known: 6, patience: 24 });
+    let log = captured(|| {
+        let voice = Voice { pool: "tail", hostname: "tail.test" };
+        let mut trouble = Trouble::default();
+        for parts in [None, joined, joined, None, joined, None] {
+            trouble.note_parts(voice, parts);
+        }
+        let mut trouble = Trouble::default();
+        (0..100).for_each(|_| trouble.note_count(voice, 1));
+        trouble.note_count(voice, 2);
+        (0..100).for_each(|_| trouble.note_count(voice, 1));
+        let mut trouble = Trouble::default();
+        (0..100).for_each(|_| trouble.note_unused(voice, 3));
+    });
+    let starts = |start: &str| log.lines().filter(|line| line.trim_start().starts_with(start)).count();
+    assert_eq!(starts("WARN the name server answers with changing parts"), 1, "{log}");
+    assert_eq!(starts("INFO the name server answers with whole sets again"), 2, "{log}");
+    assert_eq!(starts("INFO the name has a single address"), 1, "{log}");
+    assert!(log.contains("clusterIP: None"), "{log}");
+    assert_eq!(starts("WARN a static entry is one backend"), 1, "{log}");
+}
+
+#[tokio::test]
+async fn a_single_address_that_may_be_a_mistake_is_named_after_a_minute_of_rounds() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, machine.system(), Meters::silent(), "tail");
+    for _ in 0..11 {
+        dns.poll_once().await;
+    }
+    assert!(!dns.is_told(), "a pool that is being started must not be complained of");
+    dns.poll_once().await;
+    assert!(dns.is_told());
+}
+
+#[tokio::test]
+async fn parts_are_shown_by_a_metric() {
+    let machine = Machine::start().await;
+    let (recorder, meters) = Recorder::scoped(|recorder| (recorder.clone(), Meters::new("tail", &Config::dns(NAME))));
+    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, machine.system(), meters, "tail");
+    for one in ["10.0.0.1", "10.0.0.2"].iter().cycle().take(5) {
+        assert!(!recorder.render().contains("spanring_discovery_partial_answers{pool=\"tail\"} 1\n"));
+        machine.server.v4(NAME, addresses(&[one]));
+        dns.poll_once().await;
+    }
+    assert!(recorder.render().contains("spanring_discovery_partial_answers{pool=\"tail\"} 1\n"));
+    assert_eq!(dns.ask_once().await.unwrap().len(), 2);
 }

@@ -1,0 +1,282 @@
+//! `resolv.conf`, read as glibc and Go read it: a line that cannot be used is left out and told, the others hold.
+
+use std::{
+    fmt, fs,
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    path::Path,
+};
+
+use hickory_proto::rr::Name;
+
+use super::address::check_name;
+
+/// The longest file that is looked at; what follows is left out.
+pub(super) const MAX_BYTES: usize = 64 * 1024;
+
+/// As many name servers as glibc and musl ask.
+const MAX_SERVERS: usize = 3;
+
+/// As many search domains as Kubernetes lets a pod have.
+const MAX_SEARCH: usize = 32;
+
+/// The highest `ndots`, as in glibc.
+const MAX_NDOTS: usize = 15;
+
+/// As many complaints about a file as one line of the log can bear.
+const MAX_FINDINGS: usize = 8;
+
+/// As much of a word as is shown.
+const SHOWN: usize = 64;
+
+/// What the file says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ResolvConf {
+    pub(super) servers: Vec<SocketAddr>,
+    pub(super) search: Vec<Name>,
+    pub(super) ndots: usize,
+    /// `options use-vc`: TCP for all questions.
+    pub(super) tcp_only: bool,
+    pub(super) findings: Findings,
+}
+
+/// What was left out, and why.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Findings {
+    told: Vec<String>,
+    more: usize,
+}
+
+impl Findings {
+    fn add(&mut self, line: usize, what: &str, word: &str, why: impl fmt::Display) {
+        if self.told.len() == MAX_FINDINGS {
+            self.more += 1;
+            return;
+        }
+        let word: String = word.chars().take(SHOWN).collect();
+        self.told.push(format!("line {line}: {what} {word:?}: {why}"));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.told.is_empty()
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.told.join("; "))?;
+        match self.more {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+/// Reads the file's text. `machine` is the machine's name, whose domain is searched where the file names none.
+pub(super) fn parse(text: &[u8], machine: &str, port: u16) -> ResolvConf {
+    let mut conf = ResolvConf {
+        servers: Vec::new(),
+        search: domain_of(machine).into_iter().collect(),
+        ndots: 1,
+        tcp_only: false,
+        findings: Findings::default(),
+    };
+    if text.len() > MAX_BYTES {
+        conf.findings.add(0, "the file", "", format_args!("only its first {MAX_BYTES} bytes are read"));
+    }
+    // Up to the end of a line: half an address can be another one's.
+    let text = match text.get(..MAX_BYTES) {
+        Some(head) => head.rsplitn(2, |byte| *byte == b'\n').last().unwrap_or_default(),
+        None => text,
+    };
+    for (number, line) in (1..).zip(text.split(|byte| *byte == b'\n')) {
+        // Bytes that are no text may stand in comments.
+        let line = String::from_utf8_lossy(line);
+        let line = line.split(['#', ';']).next().unwrap_or_default();
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => conf.nameserver(number, words.next().unwrap_or_default(), port),
+            // Of these two the last one counts.
+            Some("domain") => conf.search(number, words.take(1)),
+            Some("search") => conf.search(number, words),
+            Some("options") => words.for_each(|option| conf.option(number, option)),
+            // Known to others, and of no use here.
+            None | Some("sortlist" | "lookup" | "family") => {}
+            Some(other) => conf.findings.add(number, "keyword", other, "nobody knows it"),
+        }
+    }
+    conf
+}
+
+impl ResolvConf {
+    fn nameserver(&mut self, line: usize, word: &str, port: u16) {
+        match server(word, port) {
+            _ if self.servers.len() == MAX_SERVERS => {
+                let why = format_args!("only {MAX_SERVERS} are asked, as by the C library");
+                self.findings.add(line, "nameserver", word, why);
+            }
+            Ok(server) => self.servers.push(server),
+            Err(why) => self.findings.add(line, "nameserver", word, why),
+        }
+    }
+
+    fn search<'a>(&mut self, line: usize, domains: impl Iterator<Item = &'a str>) {
+        self.search.clear();
+        for word in domains {
+            match domain(word) {
+                _ if self.search.len() == MAX_SEARCH => {
+                    self.findings.add(line, "search domain", word, format_args!("only {MAX_SEARCH} are searched"));
+                }
+                Ok(domain) if !self.search.contains(&domain) => self.search.push(domain),
+                Ok(_) => {}
+                // NetworkManager's word for "none".
+                Err(_) if word == "--" => {}
+                Err(why) => self.findings.add(line, "search domain", word, why),
+            }
+        }
+    }
+
+    fn option(&mut self, line: usize, option: &str) {
+        match option.split_once(':').unwrap_or((option, "")) {
+            ("ndots", value) => match value.parse::<usize>() {
+                Ok(ndots) => self.ndots = ndots.min(MAX_NDOTS),
+                Err(_) => self.findings.add(line, "option", option, "ndots takes a number"),
+            },
+            ("use-vc", _) => self.tcp_only = true,
+            // Nobody complains of those; the times are the pool's.
+            _ => {}
+        }
+    }
+}
+
+/// The address of a server: IPv6 with a zone too, for one on the link.
+fn server(word: &str, port: u16) -> Result<SocketAddr, &'static str> {
+    if let Some((ip, zone)) = word.split_once('%') {
+        let ip: Ipv6Addr = ip.parse().map_err(|_| "it is no address")?;
+        let scope = interface(zone).ok_or("there is no such network interface")?;
+        return Ok(SocketAddrV6::new(ip, port, 0, scope).into());
+    }
+    let ip: IpAddr = word.parse().map_err(|_| "it is no address")?;
+    Ok(SocketAddr::new(ip, port))
+}
+
+/// The number of a network interface.
+fn interface(zone: &str) -> Option<u32> {
+    if let Ok(number) = zone.parse() {
+        return Some(number);
+    }
+    let is_name = !zone.is_empty() && zone.len() < 16 && zone != ".." && !zone.contains('/');
+    let read = || fs::read_to_string(Path::new("/sys/class/net").join(zone).join("ifindex")).ok();
+    is_name.then(read)??.trim().parse().ok()
+}
+
+fn domain(word: &str) -> Result<Name, String> {
+    // The root: the name as it is.
+    if word == "." {
+        return Ok(Name::root());
+    }
+    // glibc, Kubernetes and Go take a dot in front, too.
+    let word = word.strip_prefix('.').unwrap_or(word);
+    if word.len() > 253 {
+        return Err("it is longer than 253 characters".to_owned());
+    }
+    let labels = word.strip_suffix('.').unwrap_or(word);
+    let usual = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(usual);
+    if !labels.split('.').all(label) || word == "--" {
+        return Err("it is no domain".to_owned());
+    }
+    let mut name = Name::from_ascii(labels).map_err(|error| error.to_string())?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
+/// The domain of the machine's own name.
+fn domain_of(machine: &str) -> Option<Name> {
+    let (_, domain_part) = machine.trim().split_once('.')?;
+    check_name(domain_part).ok()?;
+    domain(domain_part).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> (Vec<String>, Vec<String>, String) {
+        let conf = parse(text.as_bytes(), "box", 53);
+        let servers = conf.servers.iter().map(ToString::to_string).collect();
+        (servers, conf.search.iter().map(ToString::to_string).collect(), conf.findings.to_string())
+    }
+
+    #[test]
+    fn a_pods_file_is_taken_whole() {
+        let text = "# by the kubelet\nsearch obs.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10 ; kube-dns\n\
+                    nameserver fd00::a\noptions ndots:5 edns0 trust-ad timeout:1\n";
+        let conf = parse(text.as_bytes(), "box.example.com", 53);
+        assert_eq!(conf.servers, ["10.96.0.10:53".parse().unwrap(), "[fd00::a]:53".parse().unwrap()]);
+        let search: Vec<String> = conf.search.iter().map(ToString::to_string).collect();
+        assert_eq!(search, ["obs.svc.cluster.local.", "svc.cluster.local."]);
+        assert_eq!((conf.ndots, conf.tcp_only), (5, false));
+        assert!(conf.findings.is_empty(), "{}", conf.findings);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_left_out_and_told_and_the_rest_holds() {
+        let long = "a".repeat(64);
+        let text = format!(
+            "nameserver dns.example.com\nnameserver 10.0.0.1\nnameserver\nsearch -- {long}.test a..b käse.test good.test. \
+             good.test\noptions ndots:x ndots:99 no-such-thing use-vc\nfrobnicate\n"
+        );
+        let (servers, search, findings) = shown(&text);
+        assert_eq!((servers, search), (vec!["10.0.0.1:53".to_owned()], vec!["good.test.".to_owned()]));
+        let expected = format!(
+            "line 1: nameserver \"dns.example.com\": it is no address; line 3: nameserver \"\": it is no address; \
+             line 4: search domain \"{long}\": it is no domain; line 4: search domain \"a..b\": it is no domain; \
+             line 4: search domain \"käse.test\": it is no domain; line 5: option \"ndots:x\": ndots takes a number; \
+             line 6: keyword \"frobnicate\": nobody knows it"
+        );
+        assert_eq!(findings, expected);
+        let conf = parse(text.as_bytes(), "box", 53);
+        assert_eq!((conf.ndots, conf.tcp_only), (MAX_NDOTS, true));
+    }
+
+    #[test]
+    fn servers_domains_bytes_and_complaints_are_bounded() {
+        let servers: String = (1..=5).map(|n| format!("nameserver 10.0.0.{n}\n")).collect();
+        let conf = parse(servers.as_bytes(), "box", 53);
+        assert_eq!(conf.servers.len(), MAX_SERVERS);
+        assert!(conf.findings.to_string().contains("only 3 are asked"), "{}", conf.findings);
+
+        let search: Vec<String> = (0..100).map(|n| format!("d{n}.test")).collect();
+        let conf = parse(format!("search {}", search.join(" ")).as_bytes(), "box", 53);
+        assert_eq!(conf.search.len(), MAX_SEARCH);
+        assert!(conf.findings.to_string().ends_with("; and 60 more"), "{}", conf.findings);
+
+        let mut long = b"nameserver 10.0.0.1\n#".to_vec();
+        long.resize(MAX_BYTES, b'x');
+        long.extend(b"\nnameserver 10.0.0.2\n");
+        let conf = parse(&long, "box", 53);
+        assert_eq!(conf.servers, ["10.0.0.1:53".parse().unwrap()]);
+        assert!(!conf.findings.is_empty());
+    }
+
+    #[test]
+    fn a_zone_is_the_interface_by_number_or_by_name() {
+        let server = |word| server(word, 53).map(|at| at.to_string());
+        assert_eq!(server("fe80::1%7"), Ok("[fe80::1%7]:53".to_owned()));
+        assert_eq!(server("fe80::1%no-such-one"), Err("there is no such network interface"));
+        assert_eq!(server("fe80::1%../lo"), Err("there is no such network interface"));
+        assert_eq!(server("10.0.0.1%lo"), Err("it is no address"));
+        if Path::new("/sys/class/net/lo").exists() {
+            assert_eq!(server("::1%lo"), Ok("[::1%1]:53".to_owned()));
+        }
+    }
+
+    #[test]
+    fn of_domain_and_search_the_last_counts_and_the_machines_domain_only_without() {
+        assert_eq!(shown("search a.test\ndomain b.test").1, ["b.test."]);
+        assert_eq!(shown("domain b.test\nsearch a.test .").1, ["a.test.", "."]);
+        let of = |machine| parse(b"", machine, 53).search.first().map(ToString::to_string);
+        assert_eq!(of("box.example.com\n"), Some("example.com.".to_owned()));
+        assert_eq!((of("box"), of("box."), of("matt.schulte's computer")), (None, None, None));
+    }
+}

@@ -1,0 +1,168 @@
+//! The `dns` resolver before name servers and gateways that know less than today's standards.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use hickory_proto::op::ResponseCode;
+
+use super::{
+    dns::{dns, identities, poll, some},
+    server::{Machine, Manner, NXDOMAIN, SERVFAIL, Say, Server, addresses},
+};
+use crate::{
+    discovery::{IpFamily, dns::Dns, metrics::Meters},
+    telemetry::logs::captured,
+};
+
+const NAME: &str = "tail.test.";
+
+fn many(count: u16) -> Vec<IpAddr> {
+    let ip = |n: u16| Ipv4Addr::new(10, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]).into();
+    (0..count).map(ip).collect()
+}
+
+/// A resolver that waits for so long.
+fn within(machine: &Machine, timeout: Duration) -> Dns {
+    Dns::new(NAME, 4317, IpFamily::Ipv4, machine.system_with(timeout), Meters::silent(), "tail")
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_edns_is_asked_without() {
+    let codes = [ResponseCode::FormErr, ResponseCode::NotImp, ResponseCode::ServFail, ResponseCode::BADVERS];
+    for code in codes {
+        let machine = Machine::start().await;
+        machine.server.manner(Manner::RefusesEdns(code));
+        machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+        let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+        assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"), "{code}");
+        machine.server.v4(NAME, addresses(&["10.0.0.2"]));
+        assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_drops_edns_is_asked_without_within_the_time_and_at_once_from_then_on() {
+    let machine = Machine::start().await;
+    machine.server.manner(Manner::DropsEdns);
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    let mut dns = within(&machine, Duration::from_secs(4));
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+    // Whatever the time: the first question was the plain one.
+    let mut dns = within(&machine, Duration::from_secs(4));
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+    machine.server.v4(NAME, addresses(&["10.0.0.2"]));
+    let before = tokio::time::Instant::now();
+    assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"));
+    assert!(before.elapsed() < Duration::from_secs(1), "the question that is dropped must not be asked first");
+}
+
+#[tokio::test]
+async fn an_old_servers_long_answer_comes_by_tcp() {
+    let machine = Machine::start().await;
+    machine.server.manner(Manner::RefusesEdns(ResponseCode::FormErr));
+    machine.server.v4(NAME, Say::BySize(many(500)));
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    assert_eq!(dns.poll_once().await.unwrap().len(), 500);
+}
+
+#[tokio::test]
+async fn five_hundred_records_come_also_where_tcp_is_refused() {
+    let machine = Machine::with(Server::start_without_tcp().await);
+    machine.server.v4(NAME, Say::BySize(many(500)));
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    assert_eq!(dns.poll_once().await.unwrap().len(), 500);
+}
+
+#[tokio::test]
+async fn a_short_answer_without_tcp_is_a_failure_that_says_so_and_no_smaller_set() {
+    let machine = Machine::with(Server::start_without_tcp().await);
+    machine.server.v4(NAME, Say::BySize(many(3)));
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    assert_eq!(poll(&mut dns).await, some("10.0.0.0:4317 10.0.0.1:4317 10.0.0.2:4317"));
+    machine.server.v4(NAME, Say::OverTcp(many(3)));
+    assert_eq!(poll(&mut dns).await, None);
+    let error = dns.ask_once().await.unwrap_err().to_string();
+    assert!(error.contains("the answer is cut short, and by TCP there is none: Connection refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_name_in_other_letters_is_the_same_name() {
+    let machine = Machine::start().await;
+    machine.server.manner(Manner::Capitals);
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    assert_eq!(poll(&mut dns(&machine, NAME, IpFamily::Ipv4)).await, some("10.0.0.1:4317"));
+}
+
+#[tokio::test]
+async fn an_alias_that_the_server_does_not_follow_is_followed() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, Say::AliasOnly("real.test."));
+    machine.server.v4("real.test.", addresses(&["10.0.0.1"]));
+    let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
+    machine.server.v4("real.test.", Say::AliasOnly(NAME));
+    assert_eq!(poll(&mut dns).await, None, "a loop has an end");
+    assert!(dns.is_failing());
+}
+
+#[tokio::test]
+async fn a_server_that_refers_to_others_is_no_answer() {
+    let machine = Machine::start().await;
+    let other = Server::start(Ipv4Addr::new(127, 0, 0, 2), machine.server.at.port()).await;
+    machine.resolv_conf("nameserver 127.0.0.1\nnameserver 127.0.0.2\n");
+    machine.server.v4(NAME, Say::Referral);
+    other.v4(NAME, addresses(&["10.0.0.1"]));
+    assert_eq!(poll(&mut dns(&machine, NAME, IpFamily::Ipv4)).await, some("10.0.0.1:4317"));
+}
+
+#[tokio::test]
+async fn use_vc_asks_by_tcp_alone() {
+    let machine = Machine::start().await;
+    machine.resolv_conf("nameserver 127.0.0.1\noptions use-vc\n");
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    assert_eq!(poll(&mut dns(&machine, NAME, IpFamily::Ipv4)).await, some("10.0.0.1:4317"));
+    assert_eq!(machine.server.asked(), ["tail.test. A tcp"]);
+}
+
+#[tokio::test]
+async fn lines_of_resolv_conf_that_cannot_be_used_cost_nothing_else() {
+    let machine = Machine::start().await;
+    let bad = format!("search {}.test obs.test\nnameserver dns.example\nnameserver 127.0.0.1\n", "x".repeat(64));
+    machine.resolv_conf(&bad);
+    machine.server.v4("tail.obs.test.", addresses(&["10.0.0.1"]));
+    let mut dns = dns(&machine, "tail", IpFamily::Ipv4);
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"), "the good domain and the good server hold");
+}
+
+#[test]
+fn what_is_left_out_of_resolv_conf_and_whom_is_asked_instead_is_warned_of_once() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let machine = runtime.block_on(Machine::start());
+    machine.resolv_conf("search a..b\n");
+    let mut system = machine.system();
+    let log = captured(|| (0..3).for_each(|_| system.refresh()));
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines.len(), 2, "{log}");
+    assert!(
+        lines[0].contains(" WARN ") && lines[0].contains("line 1: search domain \"a..b\": it is no domain"),
+        "{log}"
+    );
+    assert!(lines[1].contains(" WARN ") && lines[1].contains("127.0.0.1"), "{log}");
+}
+
+#[tokio::test]
+async fn the_wrong_answers_of_old_servers_stay_what_they_are() {
+    let machine = Machine::start().await;
+    machine.server.manner(Manner::RefusesEdns(ResponseCode::FormErr));
+    for bad in [NXDOMAIN, SERVFAIL, Say::NoData] {
+        machine.server.v4(NAME, bad.clone());
+        let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
+        assert_eq!(poll(&mut dns).await, None, "{bad:?}");
+        assert!(dns.is_failing());
+    }
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    let endpoints = dns(&machine, NAME, IpFamily::Ipv4).poll_once().await.unwrap();
+    assert_eq!(identities(&endpoints), ["10.0.0.1:4317"]);
+}
