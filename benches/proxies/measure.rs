@@ -116,6 +116,13 @@ impl Bench {
         Proxy::start(&self.programs, kind, setup, sinks.way, &sinks.addresses, self.dir.path())
     }
 
+    /// A proxy of the build before this one, set up in the same way.
+    pub(crate) fn proxy_before(&self, setup: Setup, sinks: &Sinks) -> Result<Proxy> {
+        let mut programs = self.programs.clone();
+        programs.spanring = programs.before.clone().context("SPANRING_BEFORE names no binary")?;
+        Proxy::start(&programs, Kind::Spanring, setup, sinks.way, &sinks.addresses, self.dir.path())
+    }
+
     fn add_files(&self, command: &mut Command, files: [(&str, &str); 3]) {
         for (flag, file) in files {
             command.arg(format!("--tls-{flag}")).arg(self.dir.path().join(file));

@@ -64,6 +64,8 @@ pub(crate) struct Proxy {
 pub(crate) struct Programs {
     /// `SPANRING_BIN`, or the one that Cargo built for this bench.
     pub(crate) spanring: PathBuf,
+    /// `SPANRING_BEFORE`: an earlier build, to be measured beside it.
+    pub(crate) before: Option<PathBuf>,
     /// Folders to look for the others in: `$SPANRING_PEERS/bin`, then `PATH`, then where Debian puts servers.
     folders: Vec<PathBuf>,
 }
@@ -75,7 +77,8 @@ impl Programs {
         let peers = std::env::var_os("SPANRING_PEERS").map(|dir| PathBuf::from(dir).join("bin"));
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = peers.into_iter().chain(std::env::split_paths(&path)).chain([PathBuf::from("/usr/sbin")]);
-        Self { spanring, folders: folders.collect() }
+        let before = std::env::var_os("SPANRING_BEFORE").map(PathBuf::from);
+        Self { spanring, before, folders: folders.collect() }
     }
 
     /// The program of a proxy, if it is installed.

@@ -118,6 +118,27 @@ fn in_turns(bench: &Bench, load: Load, proxies: &[Proxy]) -> Result<Vec<Vec<f64>
     Ok(costs)
 }
 
+/// What a span costs in this build and in the one before, by turns of both in the same minutes.
+pub(crate) fn before(bench: &Bench, sizes: &[usize], out: &mut impl Write) -> Result<()> {
+    writeln!(out, "### CPU µs a span over 4 backends: this build and the one before, {} turns\n", bench.turns)?;
+    writeln!(out, "| spans a batch | workers | before | now | now ÷ before |\n| --- | --- | --- | --- | --- |")?;
+    for load in ROWS.into_iter().filter(|load| sizes.is_empty() || sizes.contains(&load.spans)) {
+        let sinks = bench.sinks::<4>(Duration::ZERO)?;
+        for workers in Workers::ALL {
+            let setup = Setup { workers, buffers: Buffers::Packaged };
+            let proxies = [bench.proxy_before(setup, &sinks)?, bench.proxy(Kind::Spanring, setup, &sinks)?];
+            if let [before, now] = in_turns(bench, load, &proxies)?.as_slice() {
+                let ratio = median(before.iter().zip(now).map(|(before, now)| now / before).collect());
+                let [before, now] = [before, now].map(|costs| median(costs.clone()));
+                writeln!(out, "| {} | {} | {before:.3} | {now:.3} | {ratio:.3} |", load.spans, workers.name())?;
+            }
+            out.flush()?;
+        }
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
 /// What 96 more backends cost.
 pub(crate) fn backends(bench: &Bench, out: &mut impl Write) -> Result<()> {
     let load = Load { spans: 512, traces: 64, connections: 4, in_flight: 128 };
