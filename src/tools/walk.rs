@@ -1,13 +1,21 @@
-//! Finds the IDs of every span in an export request that arrives in pieces, and keeps none of its bytes.
+//! Finds the records of an export request that arrives in pieces, and the IDs of each span; keeps none of its bytes.
 //!
 //! It shares no code with the split, which it is used to check. It owns nothing but where it stands; HTTP/2's frames go
 //! in as they come and are never joined.
 
-/// Depth of a span: request → `ResourceSpans` → `ScopeSpans` → `Span`.
-const SPAN: usize = 3;
+use crate::otlp::Signal;
 
-/// Field numbers of the children at each depth (opentelemetry-proto 1.11).
-const CHILDREN: [u64; SPAN] = [1, 2, 2];
+/// By depth, the fields that lead from a request down to its records (opentelemetry-proto 1.11).
+type Path = &'static [&'static [u64]];
+
+/// Request → `Resource*` → `Scope*` → span, log record or profile.
+const RECORDS: Path = &[&[1], &[2], &[2]];
+
+/// … → `Metric` → gauge, sum, histogram, exponential histogram or summary → data point.
+const DATA_POINTS: Path = &[&[1], &[2], &[2], &[5, 7, 9, 10, 11], &[1]];
+
+/// The length of the longest.
+const MAX_DEPTH: usize = 5;
 
 /// Longest tag and varint of a protobuf field, together.
 const MAX_HEADER: usize = 20;
@@ -58,9 +66,10 @@ pub(crate) struct Malformed(u64);
 /// Where the walk stands.
 #[derive(Debug)]
 pub(crate) struct Walker {
+    path: Path,
     read_ids: bool,
     pos: u64,
-    ends: [u64; SPAN + 1],
+    ends: [u64; MAX_DEPTH + 1],
     depth: usize,
     groups: u32,
     /// Bytes of the current field's value still to come.
@@ -87,12 +96,14 @@ struct Header {
 }
 
 impl Walker {
-    /// A walk that finds IDs, or (much cheaper) only counts spans.
-    pub(crate) fn new(read_ids: bool) -> Self {
+    /// A walk over requests of a signal that finds the IDs of spans, or (much cheaper) only counts. Records of other signals
+    /// are counted: those of metrics are data points, as OTLP counts them.
+    pub(crate) fn new(signal: Signal, read_ids: bool) -> Self {
         Self {
-            read_ids,
+            path: if signal == Signal::Metrics { DATA_POINTS } else { RECORDS },
+            read_ids: read_ids && signal == Signal::Traces,
             pos: 0,
-            ends: [u64::MAX; SPAN + 1],
+            ends: [u64::MAX; MAX_DEPTH + 1],
             depth: 0,
             groups: 0,
             pending: 0,
@@ -103,7 +114,7 @@ impl Walker {
         }
     }
 
-    /// Takes the next piece; `found` is called for every span that ends in it.
+    /// Takes the next piece; `found` is called for every span that ends in it, or for every record that begins in it.
     pub(crate) fn feed(&mut self, mut piece: &[u8], mut found: impl FnMut(&SpanIds)) -> Result<(), Malformed> {
         loop {
             if self.pending > 0 {
@@ -143,6 +154,11 @@ impl Walker {
         rest
     }
 
+    /// Whether the walk stands in a record.
+    fn in_record(&self) -> bool {
+        self.depth == self.path.len()
+    }
+
     fn end(&self) -> u64 {
         self.ends.get(self.depth).copied().unwrap_or(0)
     }
@@ -152,7 +168,7 @@ impl Walker {
             if self.groups > 0 {
                 return Err(Malformed(self.pos));
             }
-            if self.depth == SPAN {
+            if self.in_record() {
                 found(&self.ids);
             }
             self.depth -= 1;
@@ -202,15 +218,15 @@ impl Walker {
         if header.wire == 2 && self.groups == 0 {
             self.descend(header, value_end, found);
         }
-        if header.wire == 1 && header.field == 8 && self.depth == SPAN && self.groups == 0 {
+        if header.wire == 1 && header.field == 8 && self.in_record() && self.groups == 0 {
             (self.capture, self.ids.end) = (Capture::End, Id { len: 8, ..Id::default() });
         }
         Ok(())
     }
 
     fn descend(&mut self, header: &Header, value_end: u64, found: &mut impl FnMut(&SpanIds)) {
-        if CHILDREN.get(self.depth) == Some(&header.field) {
-            if self.depth + 1 == SPAN && !self.read_ids {
+        if self.path.get(self.depth).is_some_and(|fields| fields.contains(&header.field)) {
+            if self.depth + 1 == self.path.len() && !self.read_ids {
                 found(&SpanIds::default());
                 return;
             }
@@ -220,7 +236,7 @@ impl Walker {
             if let Some(end) = self.ends.get_mut(self.depth) {
                 *end = value_end;
             }
-        } else if self.depth == SPAN {
+        } else if self.in_record() {
             let fresh = Id { len: header.value, ..Id::default() };
             match header.field {
                 1 => (self.capture, self.ids.trace) = (Capture::Trace, fresh),
@@ -271,7 +287,7 @@ mod tests {
 
     fn walk(pieces: &[&[u8]]) -> Result<Vec<SpanIds>, Malformed> {
         let mut spans = Vec::new();
-        let mut walker = Walker::new(true);
+        let mut walker = Walker::new(Signal::Traces, true);
         for piece in pieces {
             walker.feed(piece, |ids| spans.push(*ids))?;
         }

@@ -23,7 +23,8 @@ pub struct Behaviour {
     pub failure_retry_after_ms: Option<u64>,
     /// Take the spans of a refused request all the same, as a backend does that fails after its work.
     pub failure_keeps_spans: bool,
-    /// Share of spans that are refused by `partial_success`; which ones follows from their IDs and the seed.
+    /// Share of records that are refused by `partial_success`; which spans follows from their IDs and the seed, which of other
+    /// signals from the request's number and their place in it.
     pub reject_rate: f64,
     /// Seed of all these.
     pub seed: u64,

@@ -12,9 +12,12 @@ use std::{
 use serde::Serialize;
 
 use super::journal::Noted;
-use crate::tools::{
-    ids::{Place, TraceKey},
-    walk::SpanIds,
+use crate::{
+    otlp::Signal,
+    tools::{
+        ids::{Place, TraceKey},
+        walk::SpanIds,
+    },
 };
 
 /// A trace ID.
@@ -47,9 +50,20 @@ pub struct Report {
     pub invalid_ids: u64,
     /// Spans that other generators made.
     pub foreign_spans: u64,
+    /// Records of the other signals: `data_points`, `log_records` and `profiles`.
+    pub records: BTreeMap<&'static str, RecordsReport>,
     /// What only tracking knows; `None` when it is off.
     #[serde(flatten)]
     pub tracked: Option<TrackedReport>,
+}
+
+/// Records of one signal other than traces. They are counted, not told apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RecordsReport {
+    /// Those that were taken.
+    pub taken: u64,
+    /// Those that `partial_success` took back.
+    pub rejected: u64,
 }
 
 /// What a sink knows when it keeps every span's ID.
@@ -81,9 +95,10 @@ impl SeenTrace {
     }
 }
 
-/// The spans of one request, gathered before any lock is taken.
+/// The records of one request, gathered before any lock is taken. `spans` counts those of any signal.
 #[derive(Debug)]
 pub(super) struct Batch {
+    signal: Signal,
     detail: Detail,
     spans: u64,
     rejected: u64,
@@ -107,9 +122,9 @@ pub(super) enum Detail {
 }
 
 impl Batch {
-    pub(super) fn new(detail: Detail, notes: bool) -> Self {
+    pub(super) fn new(signal: Signal, detail: Detail, notes: bool) -> Self {
         let (own, foreign, noted) = (Vec::new(), Vec::new(), notes.then(Vec::new));
-        Self { detail, spans: 0, rejected: 0, invalid: 0, own, foreign, foreign_spans: 0, noted }
+        Self { signal, detail, spans: 0, rejected: 0, invalid: 0, own, foreign, foreign_spans: 0, noted }
     }
 
     /// Takes a span, unless `reject` says that it is one of those to refuse.
@@ -143,6 +158,12 @@ impl Batch {
         }
     }
 
+    /// Takes a record that has no ID of its own, unless `reject` says by its place in the request that it is one to refuse.
+    pub(super) fn count(&mut self, reject: impl Fn(u64) -> bool) {
+        let count = if reject(self.spans + self.rejected) { &mut self.rejected } else { &mut self.spans };
+        *count += 1;
+    }
+
     pub(super) fn rejected(&self) -> u64 {
         self.rejected
     }
@@ -166,7 +187,19 @@ pub(super) struct Tally {
     rejected: AtomicU64,
     invalid: AtomicU64,
     foreign: AtomicU64,
+    others: [Others; OTHERS.len()],
     tracked: Option<Mutex<Tracked>>,
+}
+
+/// The other signals, and what their records are called.
+const OTHERS: [(Signal, &str); 3] =
+    [(Signal::Metrics, "data_points"), (Signal::Logs, "log_records"), (Signal::Profiles, "profiles")];
+
+/// The counters of another signal.
+#[derive(Debug, Default)]
+struct Others {
+    taken: AtomicU64,
+    rejected: AtomicU64,
 }
 
 type Keyed<V> = HashMap<TraceKey, V, BuildHasherDefault<Spread>>;
@@ -216,6 +249,13 @@ impl Tally {
     }
 
     pub(super) fn commit(&self, batch: &Batch) {
+        if let Some(n) = OTHERS.iter().position(|(signal, _)| *signal == batch.signal)
+            && let Some(others) = self.others.get(n)
+        {
+            others.taken.fetch_add(batch.spans, Relaxed);
+            others.rejected.fetch_add(batch.rejected, Relaxed);
+            return;
+        }
         self.spans.fetch_add(batch.spans, Relaxed);
         for (counter, value) in
             [(&self.rejected, batch.rejected), (&self.invalid, batch.invalid), (&self.foreign, batch.foreign_spans)]
@@ -243,6 +283,11 @@ impl Tally {
             rejected_spans: get(&self.rejected),
             invalid_ids: get(&self.invalid),
             foreign_spans: get(&self.foreign),
+            records: OTHERS
+                .iter()
+                .zip(&self.others)
+                .map(|((_, name), of)| (*name, RecordsReport { taken: get(&of.taken), rejected: get(&of.rejected) }))
+                .collect(),
             tracked: self.with_tracked(|tracked| tracked.report()),
         }
     }

@@ -1,4 +1,5 @@
-//! A backend that counts: OTLP/gRPC in, nothing out. It is cheap, since it shares a machine with what is measured.
+//! A backend that counts: OTLP/gRPC of every signal in, nothing out. It is cheap, since it shares a machine with what is
+//! measured. Spans are known one by one; data points, log records and profiles are only counted.
 //!
 //! It knows which traces came whole, since the IDs of our generator say so ([`super::ids`]), and can be told to be slow,
 //! to fail and to reject.
@@ -30,7 +31,7 @@ pub(crate) use self::journal::now_ns;
 use self::{behaviour::Sequence, count::Tally, journal::Journal};
 pub use self::{
     behaviour::{Behaviour, FailureCode},
-    count::{Report, SeenTrace, SpanId, TraceId, TrackedReport},
+    count::{RecordsReport, Report, SeenTrace, SpanId, TraceId, TrackedReport},
     journal::{JournalEntry, read_journal},
 };
 use super::{grouped, ids::TraceKey, parse_duration, parse_share};
@@ -38,6 +39,8 @@ pub use crate::tools::tls::ServerArgs;
 use crate::{lifecycle::Tasks, tls};
 
 /// A counting OTLP backend.
+///
+/// Takes traces, metrics, logs and profiles. Spans are told apart; data points, log records and profiles are counted.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   spanring sink --grpc 127.0.0.1:15001 --grpc 127.0.0.1:15002    two backends in one process, a report on Ctrl-C
@@ -71,7 +74,7 @@ pub struct Args {
     /// RetryInfo to send with a refusal
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub failure_retry_after: Option<Duration>,
-    /// Share of spans to reject by partial_success, 0 to 1
+    /// Share of spans, data points, log records or profiles to reject by partial_success, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
     pub reject_rate: f64,
     /// Seed of refusals and rejections
@@ -239,6 +242,15 @@ impl SinksReport {
                 ("foreign spans", report.foreign_spans),
                 ("spans untracked", report.tracked.map_or(0, |tracked| tracked.untracked_spans)),
             ];
+            for (name, records) in &report.records {
+                let name = name.replace('_', " ");
+                if records.taken > 0 {
+                    line(&name, records.taken)?;
+                }
+                if records.rejected > 0 {
+                    line(&format!("{name} rejected"), records.rejected)?;
+                }
+            }
             for (name, count) in exceptions.into_iter().filter(|(_, count)| *count > 0) {
                 line(name, count)?;
             }

@@ -31,7 +31,11 @@ use crate::{
         Signal,
         framed::{PREFIX_LEN, prefix_of},
     },
-    tools::{codec::Compression, walk::Walker},
+    tools::{
+        codec::Compression,
+        ids::mix,
+        walk::{SpanIds, Walker},
+    },
 };
 
 /// Windows that never make a client wait: a whole message of the usual limit on each stream, and 16 of them at once.
@@ -114,13 +118,14 @@ where
 async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, inner: &Inner) {
     inner.tally.requests.fetch_add(1, Relaxed);
     let behaviour = inner.behaviour.load();
-    let failure = behaviour.failure(inner.sequence.next()).map(FailureCode::told);
+    let number = inner.sequence.next();
+    let failure = behaviour.failure(number).map(FailureCode::told);
     if failure == Some(Told::Reset) {
         inner.tally.failed.fetch_add(1, Relaxed);
         respond.send_reset(Reason::REFUSED_STREAM);
         return;
     }
-    let reply = match receive(request, &behaviour, inner).await {
+    let reply = match receive(request, number, &behaviour, inner).await {
         Ok(batch) => {
             if !behaviour.delay().is_zero() {
                 tokio::time::sleep(behaviour.delay()).await;
@@ -182,12 +187,17 @@ impl From<Status> for Broken {
     }
 }
 
-async fn receive(request: Request<RecvStream>, behaviour: &Behaviour, inner: &Inner) -> Result<Batch, Broken> {
+async fn receive(
+    request: Request<RecvStream>,
+    number: u64,
+    behaviour: &Behaviour,
+    inner: &Inner,
+) -> Result<Batch, Broken> {
     let (head, mut body) = request.into_parts();
-    if Signal::from_grpc_path(head.uri.path()) != Some(Signal::Traces) {
+    let Some(signal) = Signal::from_grpc_path(head.uri.path()) else {
         return Err(Status::unimplemented(format!("no such method: {}", head.uri.path())).into());
-    }
-    let mut reader = Reader::new(&head.headers, behaviour, inner);
+    };
+    let mut reader = Reader::new(signal, number, &head.headers, behaviour, inner);
     while let Some(piece) = body.data().await {
         let piece = piece?;
         inner.tally.wire_bytes.fetch_add(piece.len() as u64, Relaxed);
@@ -200,6 +210,9 @@ async fn receive(request: Request<RecvStream>, behaviour: &Behaviour, inner: &In
 
 /// Takes a body's frames: walks a plain message at once, gathers a compressed one.
 struct Reader<'a> {
+    signal: Signal,
+    /// The number of the request.
+    number: u64,
     behaviour: &'a Behaviour,
     codec: Option<Compression>,
     max_message: usize,
@@ -212,17 +225,19 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(headers: &HeaderMap, behaviour: &'a Behaviour, inner: &Inner) -> Self {
+    fn new(signal: Signal, number: u64, headers: &HeaderMap, behaviour: &'a Behaviour, inner: &Inner) -> Self {
         let detail = inner.tally.detail(behaviour.reject_rate > 0.0);
         Self {
+            signal,
+            number,
             behaviour,
             codec: Compression::from_encoding(headers.get("grpc-encoding").map(HeaderValue::as_bytes)),
             max_message: inner.config.max_recv_msg_size,
             prefix: BytesMut::new(),
             message: None,
             packed: BytesMut::new(),
-            walker: Walker::new(detail != Detail::Count),
-            batch: Batch::new(detail, inner.journal.is_some()),
+            walker: Walker::new(signal, detail != Detail::Count),
+            batch: Batch::new(signal, detail, inner.journal.is_some()),
         }
     }
 
@@ -248,9 +263,13 @@ impl<'a> Reader<'a> {
     }
 
     fn walk(&mut self, piece: &[u8]) -> Result<(), Status> {
-        let Self { walker, batch, behaviour, .. } = self;
+        let Self { signal, number, walker, batch, behaviour, .. } = self;
+        let found = |ids: &SpanIds| match *signal {
+            Signal::Traces => batch.add(ids, |span| behaviour.rejects(span)),
+            _ => batch.count(|place| behaviour.rejects(mix(*number) ^ place)),
+        };
         walker
-            .feed(piece, |ids| batch.add(ids, |span| behaviour.rejects(span)))
+            .feed(piece, found)
             .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
     }
 
@@ -343,6 +362,7 @@ fn accept_all_but(mut respond: SendResponse<Bytes>, rejected: u64) -> Result<(),
     stream.send_trailers(trailers)
 }
 
+/// The reply; `partial_success` has the same shape and numbers for every signal.
 fn message(rejected: u64) -> Bytes {
     if rejected == 0 {
         return Bytes::from_static(&[0; PREFIX_LEN]);

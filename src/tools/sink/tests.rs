@@ -24,9 +24,13 @@ struct Pair {
 
 impl Pair {
     async fn new(config: SinkConfig, compression: Compression) -> Self {
+        Self::of(Signal::Traces, config, compression).await
+    }
+
+    async fn of(signal: Signal, config: SinkConfig, compression: Compression) -> Self {
         let tasks = Tasks::new();
         let sink = Sink::start(config, &tasks).await.unwrap();
-        let (addr, path) = (sink.addr.to_string(), Signal::Traces.grpc_path());
+        let (addr, path) = (sink.addr.to_string(), signal.grpc_path());
         let channel = Channel::new(&addr, path, compression, Duration::from_secs(10), None, &tasks).unwrap();
         Self { sink, channel, tasks }
     }
@@ -112,6 +116,57 @@ async fn spans_of_other_generators_are_tracked_too() {
     let tracked = report.tracked.unwrap();
     assert_eq!((tracked.traces, tracked.duplicates, tracked.traces_partial), (2, 1, 0));
     pair.end().await;
+}
+
+/// A message as field `number` of another.
+fn nest(number: u8, inner: &[u8]) -> Vec<u8> {
+    let mut field = vec![number << 3 | 2];
+    prost::encode_length_delimiter(inner.len(), &mut field).unwrap();
+    [field, inner.to_vec()].concat()
+}
+
+/// A request of a signal whose records are these.
+fn request_of(records: &[u8]) -> Bytes {
+    Framed::copy_from_payload(&nest(1, &nest(2, records))).unwrap().to_bytes()
+}
+
+#[tokio::test]
+async fn every_signal_is_taken_and_its_records_are_counted() {
+    // A gauge of two points, a sum of one, a histogram, an exponential histogram and a summary of one each, an empty metric.
+    let metric = |field, points| nest(2, &nest(field, &vec![nest(1, &[]); points].concat()));
+    let metrics = [metric(5, 2), metric(7, 1), metric(9, 1), metric(10, 1), metric(11, 1), nest(2, &[])].concat();
+    // The body of a log record is field 5, its trace ID is not asked for.
+    let logs = [nest(2, &nest(5, &nest(1, b"said"))), nest(2, &[])].concat();
+    for (signal, name, records, count) in [
+        (Signal::Metrics, "data_points", metrics, 6),
+        (Signal::Logs, "log_records", logs, 2),
+        (Signal::Profiles, "profiles", nest(2, &nest(1, &[])), 1),
+    ] {
+        let pair = Pair::of(signal, SinkConfig::default(), Compression::None).await;
+        assert_eq!(pair.send(request_of(&records)).await, Some(0), "{name}");
+        let report = pair.sink.report();
+        assert_eq!(report.records[name], RecordsReport { taken: count, rejected: 0 }, "{name}");
+        assert_eq!(report.records.values().map(|of| of.taken).sum::<u64>(), count, "{name}");
+        assert_eq!((report.spans, report.requests, report.invalid_requests), (0, 1, 0), "{name}");
+        let malformed = Framed::copy_from_payload(&[0x0a, 9, 1]).unwrap().to_bytes();
+        assert_eq!(pair.refusal(malformed).await.code(), Code::Internal, "{name}");
+
+        pair.sink.set_behaviour(Behaviour { reject_rate: 0.5, ..Behaviour::default() });
+        let many = request_of(&vec![records; 4].concat());
+        let mut rejected = 0;
+        for _ in 0..40 {
+            rejected += pair.send(many.clone()).await.unwrap();
+        }
+        let RecordsReport { taken, rejected: told } = pair.sink.report().records[name];
+        assert_eq!((taken, told), (count + 160 * count - rejected, rejected), "{name}");
+        assert!((40 * count..120 * count).contains(&rejected), "{name}: {rejected} of {}", 160 * count);
+        let sinks = SinksReport::of(std::slice::from_ref(&pair.sink));
+        let mut text = Vec::new();
+        sinks.write_text(&mut text).unwrap();
+        let line = format!("{} rejected", name.replace('_', " "));
+        assert!(String::from_utf8(text).unwrap().contains(&line), "{line}");
+        pair.end().await;
+    }
 }
 
 #[tokio::test]
