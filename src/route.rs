@@ -1,6 +1,7 @@
 //! Routing: from a record's key to the lane it leaves by. Pure; called by the split for every record.
 
 use crate::{
+    otlp::Signal,
     ring::Table,
     split::{Record, Router, Target, Targets},
 };
@@ -18,6 +19,15 @@ pub enum InvalidTraceId {
     Reject,
 }
 
+/// The same for each signal that is routed by trace ID.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InvalidTraceIds {
+    /// For spans.
+    pub traces: InvalidTraceId,
+    /// For log records, which need no trace ID.
+    pub logs: InvalidTraceId,
+}
+
 /// What was wrong with the IDs of one request, to be added to counters at its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InvalidIds {
@@ -27,6 +37,18 @@ pub struct InvalidIds {
     pub zero: u64,
     /// Records whose ID has another length.
     pub wrong_length: u64,
+}
+
+impl InvalidTraceIds {
+    /// What happens to such records of a signal.
+    pub fn of(self, signal: Signal) -> InvalidTraceId {
+        match signal {
+            Signal::Traces => self.traces,
+            Signal::Logs => self.logs,
+            // They have no trace ID that could be invalid.
+            Signal::Metrics | Signal::Profiles => InvalidTraceId::Forward,
+        }
+    }
 }
 
 impl InvalidIds {

@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::tls::{ClientTls, ServerTls};
 use super::{
     headers::Headers,
     tls,
     values::{Backend, ByteSize, GoDuration, HostPort, WorkerThreads},
+};
+pub use super::{
+    invalid_ids::{InvalidIds, InvalidIdsBySignal},
+    tls::{ClientTls, ServerTls},
 };
 use crate::telemetry::logs;
 
@@ -26,7 +29,7 @@ pub struct Layout {
     /// Which signals go to which pool, by which key.
     pub routes: Vec<Route>,
     /// What is done with records whose trace ID is empty, zero or of a wrong length.
-    pub invalid_trace_id: InvalidIds,
+    pub invalid_trace_id: InvalidIdsBySignal,
     /// The bound on bytes that requests hold in memory.
     pub memory_limiter: MemoryLimiter,
     /// Threads that serve connections: `auto` is one for each CPU that the cgroup grants.
@@ -347,17 +350,6 @@ impl RoutingKey {
             Self::StreamId => "stream_id",
         }
     }
-}
-
-/// `invalid_trace_id`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum InvalidIds {
-    /// Such records are sent on, and a backend's refusal comes back.
-    #[default]
-    Forward,
-    /// Such records are refused at the door with `partial_success`.
-    Reject,
 }
 
 /// `memory_limiter`

@@ -10,6 +10,7 @@ mod defaults;
 mod expand;
 mod fixed;
 pub mod headers;
+mod invalid_ids;
 pub mod layout;
 mod memory;
 mod rooms;

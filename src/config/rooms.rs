@@ -7,7 +7,10 @@ use super::headers;
 use super::layout::{AddressFamily, Algorithm, Codec, InvalidIds, Layout, Pool, Resolver, ServerTls};
 use super::values::MIB;
 pub(super) use crate::{
-    discovery, dispatch, membership, pipeline, proxy::Shutdown, receive, ring, route::InvalidTraceId,
+    discovery, dispatch, membership, pipeline,
+    proxy::Shutdown,
+    receive, ring,
+    route::{InvalidTraceId, InvalidTraceIds},
 };
 
 /// Receivers. `endpoint` is the resolved one.
@@ -41,10 +44,17 @@ pub(super) fn unless_zero(duration: Duration) -> Option<Duration> {
 /// What is done with requests.
 pub(super) fn pipeline(layout: &Layout) -> pipeline::Config {
     pipeline::Config {
-        invalid_trace_id: match layout.invalid_trace_id {
-            InvalidIds::Forward => InvalidTraceId::Forward,
-            InvalidIds::Reject => InvalidTraceId::Reject,
+        invalid_trace_id: InvalidTraceIds {
+            traces: invalid_ids(layout.invalid_trace_id.traces),
+            logs: invalid_ids(layout.invalid_trace_id.logs),
         },
+    }
+}
+
+fn invalid_ids(of_signal: InvalidIds) -> InvalidTraceId {
+    match of_signal {
+        InvalidIds::Forward => InvalidTraceId::Forward,
+        InvalidIds::Reject => InvalidTraceId::Reject,
     }
 }
 

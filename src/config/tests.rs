@@ -111,7 +111,8 @@ fn every_key_reaches_its_room() {
     assert_eq!((&pool.membership.outlier_detection, pool.membership.hold_down), (&detection, Duration::from_secs(10)));
     assert_tls_reaches_its_rooms(grpc.tls.expect("tls"), pool.tls.as_ref().expect("tls"));
     assert_eq!(config.routes[0].signals, [Signal::Traces, Signal::Logs]);
-    assert_eq!(config.pipeline.invalid_trace_id, crate::route::InvalidTraceId::Reject);
+    let reject = crate::route::InvalidTraceId::Reject;
+    assert_eq!([Signal::Traces, Signal::Logs].map(|signal| config.pipeline.invalid_trace_id.of(signal)), [reject; 2]);
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
     assert_eq!(config.shutdown, proxy::Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
     let probes = config.health_check.expect("probes");

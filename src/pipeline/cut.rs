@@ -46,7 +46,7 @@ pub(super) fn cut(
     config: &Config,
     metrics: &SignalMetrics,
 ) -> Result<Cut, Refusal> {
-    let (cut, invalid) = cut_by(signal, message, permit, table, config.invalid_trace_id)?;
+    let (cut, invalid) = cut_by(signal, message, permit, table, config.invalid_trace_id.of(signal))?;
     let cut = fit(cut, max)?;
     metrics.note_invalid(invalid);
     metrics.records.increment(cut.records);

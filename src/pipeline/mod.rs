@@ -27,7 +27,7 @@ use crate::{
     dispatch::{Dispatch, Full, Join},
     otlp::{Framed, Metadata, Outcome, Reason, Refusal, Signal},
     ring::Table,
-    route::InvalidTraceId,
+    route::InvalidTraceIds,
 };
 
 /// An export request as a receiver hands it over: read whole, inflated, framed, not looked at.
@@ -60,7 +60,7 @@ pub trait Export: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// What happens to records whose trace ID no backend can hold.
-    pub invalid_trace_id: InvalidTraceId,
+    pub invalid_trace_id: InvalidTraceIds,
 }
 
 /// Routes and bounds: what turns a request into an outcome.

@@ -74,7 +74,8 @@ pub(super) fn nothing_to_send(rejected: u64) -> Outcome {
 }
 
 fn refused_at_the_door(rejected: u64) -> Option<String> {
-    (rejected > 0).then(|| "records with an invalid trace ID were refused: invalid_trace_id is reject".to_owned())
+    (rejected > 0)
+        .then(|| "records with an invalid trace ID were refused: invalid_trace_id is reject for this signal".to_owned())
 }
 
 fn shortened(mut message: String) -> String {

@@ -4,13 +4,20 @@ use std::{collections::BTreeMap, io::Write as _};
 
 use anyhow::{Context, Result, ensure};
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+    collector::{
+        logs::v1::{ExportLogsServiceRequest, logs_service_client::LogsServiceClient},
+        trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+    },
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
+    logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
     resource::v1::Resource,
     trace::v1::{ResourceSpans, ScopeSpans, Span},
 };
 use prost::Message;
-use spanring::{lifecycle::Tasks, tools::sink::SinkConfig};
+use spanring::{
+    lifecycle::Tasks,
+    tools::sink::{Sink, SinkConfig},
+};
 use tokio::runtime::Runtime;
 use tonic::{Code, codec::CompressionEncoding};
 use tonic_types::StatusExt;
@@ -215,6 +222,36 @@ fn spans_with_invalid_ids_are_forwarded_and_counted() -> Result<()> {
     let kept: Vec<_> = keepers.iter().flat_map(Keeper::kept).map(|(_, request)| request).collect();
     ensure!(spans_of(&kept) == spans_of([&sent]), "every span goes on, once");
     invalid_ids_are_counted(&proxy)
+}
+
+#[test]
+fn spans_without_an_id_are_rejected_and_log_records_without_one_are_taken() -> Result<()> {
+    let sinks = Sinks::start(2, &SinkConfig::default())?;
+    let proxy = Proxy::start("spanring", |grpc, admin| {
+        let by_signal = "invalid_trace_id: { traces: reject, logs: forward }";
+        config(grpc, admin, &sinks.addresses(), "", by_signal).replace("[traces]", "[traces, logs]")
+    })?;
+    let (spans, logs) = sinks.runtime.block_on(async {
+        let spans = client(proxy.grpc).await?.export(with_invalid_ids()).await?.into_inner();
+        let record = |trace_id: Vec<u8>| LogRecord { trace_id, ..LogRecord::default() };
+        let log_records = vec![record(vec![7; 16]), record(Vec::new()), record(Vec::new())];
+        let scope_logs = vec![ScopeLogs { log_records, ..ScopeLogs::default() }];
+        let resource_logs = vec![ResourceLogs { scope_logs, ..ResourceLogs::default() }];
+        let mut client = LogsServiceClient::connect(format!("http://{}", proxy.grpc)).await?;
+        anyhow::Ok((spans, client.export(ExportLogsServiceRequest { resource_logs }).await?.into_inner()))
+    })?;
+    let partial = spans.partial_success.context("a partial success")?;
+    ensure!(partial.rejected_spans == 4 && partial.error_message.contains("invalid_trace_id"), "{partial:?}");
+    ensure!(logs.partial_success.is_none(), "{logs:?}");
+    let reports: Vec<_> = sinks.sinks.iter().map(Sink::report).collect();
+    ensure!(reports.iter().map(|report| report.spans).sum::<u64>() == 1, "{reports:?}");
+    ensure!(reports.iter().map(|report| report.records["log_records"].taken).sum::<u64>() == 3, "{reports:?}");
+    for (signal, count) in [("traces", 1.0), ("logs", 2.0)] {
+        let labels = [format!("signal=\"{signal}\""), "kind=\"empty\"".to_owned()];
+        let counted = metric(proxy.admin, "spanring_split_invalid_ids_total", &labels.each_ref().map(|it| &**it))?;
+        ensure!((counted - count).abs() < 0.5, "{signal}: {counted}");
+    }
+    Ok(())
 }
 
 #[test]
