@@ -30,6 +30,7 @@ mod secrets;
 mod series;
 mod shutdown;
 mod startup;
+mod supply;
 mod threads;
 mod tls;
 mod wire;
