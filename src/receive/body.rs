@@ -3,8 +3,6 @@
 //! Large frames stay where HTTP/2 has read them to, and small ones are copied together: a byte of a large request is not
 //! touched before the split looks at it.
 
-use std::pin::Pin;
-
 use bytes::{Buf, Bytes};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -80,9 +78,9 @@ pub(super) enum BodyError {
 /// Reads a body to its end.
 ///
 /// Cancel safety: what was read is lost; its share of the budget is given back.
-pub(super) async fn read<B>(mut body: Pin<&mut B>, limit: usize, permit: Permit) -> Result<Received, BodyError>
+pub(super) async fn read<B>(body: &mut B, limit: usize, permit: Permit) -> Result<Received, BodyError>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Unpin,
 {
     let mut reader = Reader::new(limit, permit);
     while let Some(frame) = body.frame().await {

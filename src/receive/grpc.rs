@@ -21,6 +21,7 @@ use tonic::Code;
 use super::{
     GrpcConfig,
     body::{self, BodyError, Buffer, Received},
+    discard,
     inflate::{Codec, InflateError, inflate},
     metrics::ReceiverMetrics,
     reply::{self, ReplyBody, retry_delay},
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     budget::{Budget, Permit},
     buffers,
-    lifecycle::{INSTANCE_HEADER, instance},
+    lifecycle::{INSTANCE_HEADER, Tasks, instance},
     otlp::{Framed, Metadata, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN, metadata::TooMuch},
     pipeline::{ClientConnection, Export, Request},
 };
@@ -47,6 +48,7 @@ struct Shared<E> {
     budget: Budget,
     metrics: ReceiverMetrics,
     limits: LimitsHandle,
+    tasks: Tasks,
 }
 
 /// What holds for a request that comes now.
@@ -87,12 +89,15 @@ impl<E> Clone for OtlpGrpc<E> {
 
 impl<E: Export> OtlpGrpc<E> {
     /// A service that delivers to `export` and takes memory from `budget`.
-    pub fn new(export: Arc<E>, budget: Budget, config: &GrpcConfig) -> Self {
+    ///
+    /// What is left of refused requests is read on `tasks`.
+    pub fn new(export: Arc<E>, budget: Budget, config: &GrpcConfig, tasks: &Tasks) -> Self {
         let shared = Shared {
             export,
             budget,
             metrics: ReceiverMetrics::new(),
             limits: LimitsHandle(Arc::new(ArcSwap::from_pointee(Limits::new(config)))),
+            tasks: tasks.clone(),
         };
         Self { shared: Arc::new(shared), connection: Arc::default() }
     }
@@ -115,7 +120,7 @@ impl<E: Export> OtlpGrpc<E> {
     > + Send
     + use<E, B>
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
     {
         let service = Self { shared: Arc::clone(&self.shared), connection: Arc::default() };
         service_fn(move |request| {
@@ -129,12 +134,23 @@ impl<E: Export> OtlpGrpc<E> {
     /// Cancel safety: dropping the future is how HTTP/2 says that the client is gone; the export future goes with it.
     pub async fn answer<B>(self, request: http::Request<B>) -> Response<ReplyBody>
     where
-        B: Body<Data = Bytes> + Send,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+    {
+        let (parts, mut body) = request.into_parts();
+        let limits = self.shared.limits.get();
+        let tasks = self.shared.tasks.clone();
+        let response = self.answer_to(parts, &mut body, &limits).await;
+        discard::rest(body, limits.max_recv_msg_size, &tasks);
+        response
+    }
+
+    /// Answers one request; what is left of its body was not needed for that.
+    async fn answer_to<B>(self, parts: Parts, body: &mut B, limits: &Limits) -> Response<ReplyBody>
+    where
+        B: Body<Data = Bytes> + Send + Unpin,
     {
         let Self { shared, connection } = self;
         let started = Instant::now();
-        let limits = shared.limits.get();
-        let (parts, body) = request.into_parts();
         let signal = match signal_of(&parts) {
             Ok(signal) => signal,
             Err(NotOurs::Grpc(refusal)) => {
@@ -147,7 +163,7 @@ impl<E: Export> OtlpGrpc<E> {
             }
         };
         let in_flight = shared.metrics.of(signal).begin(started);
-        let head = Head::parse(&parts.headers, started, &limits, &connection);
+        let head = Head::parse(&parts.headers, started, limits, &connection);
         drop(parts);
         let (outcome, codec) = match head {
             Ok(head) => {
@@ -169,7 +185,7 @@ impl<E: Export> OtlpGrpc<E> {
 
 impl<E: Export, B> tower::Service<http::Request<B>> for OtlpGrpc<E>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     type Response = Response<ReplyBody>;
     type Error = Infallible;
@@ -218,11 +234,11 @@ impl<E: Export> Shared<E> {
         signal: Signal,
         head: Head,
         limit: usize,
-        body: B,
+        body: &mut B,
         connection: Arc<ClientConnection>,
     ) -> Option<Outcome>
     where
-        B: Body<Data = Bytes> + Send,
+        B: Body<Data = Bytes> + Send + Unpin,
     {
         let received = match self.read(body, limit, head.deadline).await {
             Ok(Ok(received)) => received,
@@ -241,14 +257,16 @@ impl<E: Export> Shared<E> {
     }
 
     /// Reads the message. A timer is set only if the body is not here yet: usually it came with the headers.
-    async fn read<B>(&self, body: B, limit: usize, deadline: Instant) -> Result<Result<Received, BodyError>, Refusal>
+    async fn read<B>(
+        &self,
+        body: &mut B,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Result<Received, BodyError>, Refusal>
     where
-        B: Body<Data = Bytes> + Send,
+        B: Body<Data = Bytes> + Send + Unpin,
     {
-        let mut reading = pin!(async {
-            let body = pin!(body);
-            body::read(body, limit, self.budget.permit()).await
-        });
+        let mut reading = pin!(body::read(body, limit, self.budget.permit()));
         let at_once = std::future::poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await;
         if let Poll::Ready(received) = at_once {
             return Ok(received);

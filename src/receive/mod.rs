@@ -2,7 +2,7 @@
 //!
 //! The way through the room: [`accept`] takes connections (for every listener of the process) and `connection` drives each;
 //! `grpc` turns a request's head into a signal, a codec and a deadline; `body` reads the message, `inflate` inflates it,
-//! both within the limit and the byte budget; [`crate::pipeline::Export`] delivers it; [`reply`] says what became of it.
+//! both within the limit and the byte budget, `discard` reads what a refusal left of a body; [`crate::pipeline::Export`] delivers it; [`reply`] says what became of it.
 //!
 //! **Invariant:** a peer that announces much and sends little costs little: memory is taken as bytes arrive.
 //! **Invariant:** what a peer has to wait for is bounded by a deadline, a limit or the drain's hard end.
@@ -10,6 +10,7 @@
 pub mod accept;
 mod body;
 mod connection;
+mod discard;
 mod grpc;
 mod hpack;
 mod inflate;
@@ -196,7 +197,7 @@ impl Bound {
         let mut receivers = Receivers { listeners: self.listeners(), grpc: None };
         metrics::report_budget(budget.clone(), tasks);
         if let Some(BoundGrpc { port, config, tls }) = self.grpc {
-            let service = OtlpGrpc::new(export, budget, &config);
+            let service = OtlpGrpc::new(export, budget, &config, tasks);
             let limits = service.limits();
             let make_service = move |_peer| service.for_connection();
             let connections = match &tls {

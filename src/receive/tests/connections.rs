@@ -15,7 +15,7 @@ use tonic::Code;
 use super::*;
 
 /// A stand-in whose answers wait for permits, and the number of its futures that are alive.
-fn waiting() -> (Arc<StandIn>, Arc<Semaphore>, Arc<AtomicUsize>) {
+pub(super) fn waiting() -> (Arc<StandIn>, Arc<Semaphore>, Arc<AtomicUsize>) {
     struct Alive(Arc<AtomicUsize>);
     impl Drop for Alive {
         fn drop(&mut self) {

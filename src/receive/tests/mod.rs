@@ -3,6 +3,7 @@
 mod connections;
 mod exports;
 mod limits;
+mod overload;
 
 use std::{
     future::Future,
@@ -125,7 +126,7 @@ fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> 
         max_connection_age: config.max_connection_age,
         max_connection_age_grace: config.max_connection_age_grace,
     };
-    let service = OtlpGrpc::new(export, Budget::new(1 << 30), config);
+    let service = OtlpGrpc::new(export, Budget::new(1 << 30), config, tasks);
     let (client, server) = tokio::io::duplex(1 << 20);
     let life = connection::Life::new(&limits);
     let watched = tasks.clone();

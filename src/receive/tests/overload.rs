@@ -1,0 +1,90 @@
+//! Refusals: however many there are, each is an answer, and neither the connection nor others on it feel it.
+
+use std::time::Duration;
+
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use super::{connections::waiting, *};
+
+/// Requests that are refused, over two connections. h2 gives up a connection after 1,024 frames of streams that it has reset
+/// and forgotten.
+const REFUSED: usize = 4_000;
+
+/// Requests that are under way at once on each connection.
+const AT_ONCE: usize = 40;
+
+const MESSAGE: usize = 128 << 10;
+
+/// Sends a request of [`MESSAGE`] bytes and waits for its answer.
+async fn send(client: &SendRequest<Bytes>, head: HttpRequest<()>) -> tonic::Status {
+    let mut client = client.clone().ready().await.expect("the connection must live");
+    let (response, mut body) = client.send_request(head, false).expect("the connection must live");
+    let mut message = vec![0; 5 + MESSAGE];
+    message[1..5].copy_from_slice(&u32::try_from(MESSAGE).unwrap().to_be_bytes());
+    // In frames, as most clients send it; it may fail if the answer comes first.
+    for frame in message.chunks(16 << 10) {
+        body.send_data(Bytes::copy_from_slice(frame), false).ok();
+        tokio::task::yield_now().await;
+    }
+    body.send_data(Bytes::new(), true).ok();
+    let (parts, _) = response.await.expect("a refusal must be an answer").into_parts();
+    grpc_status(&parts.headers)
+}
+
+/// Has `REFUSED` requests with this head refused on two connections, each of which has a request in flight. `check` looks at
+/// each answer.
+async fn refuse(receiver: &Receiver, gate: &tokio::sync::Semaphore, head: fn() -> HttpRequest<()>, code: Code) {
+    let clients = [receiver.h2().await, receiver.h2().await];
+    let mut neighbours = Vec::new();
+    for client in &clients {
+        let mut client = client.clone().ready().await.unwrap();
+        let (response, mut body) = client.send_request(traces(), false).unwrap();
+        body.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+        neighbours.push(response);
+    }
+    let mut senders = Vec::new();
+    for client in clients.iter().cycle().take(2 * AT_ONCE) {
+        let client = client.clone();
+        senders.push(receiver.tasks.spawn(async move {
+            let mut last = None;
+            for _ in 0..REFUSED / (2 * AT_ONCE) {
+                let status = send(&client, head()).await;
+                assert_eq!(status.code(), code, "{status}");
+                last = Some(status);
+            }
+            last.unwrap()
+        }));
+    }
+    for sender in senders {
+        let status = sender.await.unwrap();
+        let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        assert_eq!(retry.is_some(), code == Code::Unavailable, "{status:?}");
+    }
+    gate.add_permits(neighbours.len());
+    for neighbour in neighbours {
+        let (_, _, trailers) = tokio::time::timeout(Duration::from_secs(20), finish(neighbour)).await.unwrap();
+        assert_eq!(grpc_status(&trailers).code(), Code::Ok);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_for_want_of_memory_cost_neither_the_connection_nor_its_other_requests() {
+    let (export, gate, _alive) = waiting();
+    let budget = Budget::new(1 << 20);
+    let receiver = Receiver::with(export, GrpcConfig::default(), budget.clone());
+    let _others = budget.take((1 << 20) - (32 << 10)).unwrap();
+    refuse(&receiver, &gate, traces, Code::Unavailable).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_for_good_cost_neither_the_connection_nor_its_other_requests() {
+    let head = || {
+        let mut head = traces();
+        head.headers_mut().insert("grpc-encoding", http::HeaderValue::from_static("lzma"));
+        head
+    };
+    let (export, gate, _alive) = waiting();
+    let receiver = Receiver::with(export, GrpcConfig::default(), Budget::new(1 << 30));
+    refuse(&receiver, &gate, head, Code::Unimplemented).await;
+}
