@@ -40,7 +40,7 @@
 //!
 //! # Who may import whom
 //!
-//! Nobody imports upwards: `otlp`, `budget`, `health`, `lifecycle` and `shortage` depend on nothing of ours but names of metrics; `split` and `ring` on the
+//! Nobody imports upwards: `otlp`, `budget`, `descriptors`, `health`, `lifecycle` and `shortage` depend on nothing of ours but names of metrics; `split` and `ring` on the
 //! vocabulary; `route` on both; `dispatch` reads tables; `pipeline` knows split, route and dispatch; `receive` knows the
 //! pipeline's entry only; rooms never import `config`; `proxy` knows everyone. A test holds this.
 
@@ -68,6 +68,7 @@ pub mod access;
 pub mod allocator;
 pub mod budget;
 pub mod buffers;
+pub mod descriptors;
 pub mod health;
 pub mod lifecycle;
 pub mod otlp;

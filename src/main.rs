@@ -13,6 +13,7 @@ use spanring::{
     allocator,
     cli::{Cli, Command, EXIT_FAILURE, EXIT_USAGE, RunArgs},
     config::{Config, LoadError, layout::Layout},
+    descriptors::{self, Raised},
     proxy::Proxy,
     signals::{Hangups, Signals},
     telemetry::{logs, panics},
@@ -84,12 +85,19 @@ fn convert(args: &tools::convert::Args) -> anyhow::Result<ExitCode> {
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     // Before anything is read or bound. Without it freed memory is kept for longer; that is no reason not to run.
     let unsettled = allocator::settle().err();
+    let raised = descriptors::raise();
+    descriptors::share()?;
     let draft = args.clone().draft()?;
     let config = draft.check()?;
     logs::init(config.logs)?;
     panics::watch();
     if let Some(error) = unsettled {
         warn!(%error, "cannot bound what the allocator keeps of freed memory");
+    }
+    match raised {
+        Ok(Raised { from, to }) if from != to => info!(?from, ?to, "raised the soft limit of open files"),
+        Ok(_) => {}
+        Err(error) => warn!(%error, "cannot raise the soft limit of open files"),
     }
     for warning in &config.warnings {
         warn!("{warning}");
@@ -151,6 +159,8 @@ fn tool<F>(run: F) -> anyhow::Result<ExitCode>
 where
     F: AsyncFnOnce(&mut (dyn Write + Send)) -> anyhow::Result<ExitCode>,
 {
+    // Where it cannot be raised, what it is has to do.
+    drop(descriptors::raise());
     let runtime = runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     let result = runtime.block_on(run(&mut io::stdout()));
     runtime.shutdown_background();

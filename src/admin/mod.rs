@@ -28,7 +28,7 @@ pub use self::{
     pools::{Pool, PoolSet, Pools},
     readiness::{Condition, Flag, Readiness},
 };
-use crate::{lifecycle::Tasks, receive::accept, telemetry::Recorder};
+use crate::{descriptors, lifecycle::Tasks, receive::accept, telemetry::Recorder};
 
 /// Bound on connections: scrapers, probes and a person or two. Further ones are closed at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -229,6 +229,7 @@ where
     let limits = accept::Limits {
         protocol: accept::Protocol::Any,
         max_connections: MAX_CONNECTIONS,
+        descriptors: descriptors::for_operators,
         header_timeout: HEADER_TIMEOUT,
         max_concurrent_streams: 16,
         max_header_list_size: 16 << 10,

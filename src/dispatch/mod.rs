@@ -235,6 +235,11 @@ impl Dispatch {
         while self.view().is_none() && changes.changed().await.is_ok() {}
     }
 
+    /// Sockets that it may need at once: its connections, and a fresh one for each backend that is in doubt or probed.
+    pub fn sockets(&self) -> usize {
+        self.shared.all.load().iter().map(|backend| backend.shared.config.connections.max(1) + 1).sum()
+    }
+
     /// Whether nothing waits for a backend or runs there.
     pub fn is_idle(&self) -> bool {
         self.shared.all.load().iter().all(|backend| backend.has_no_work())

@@ -12,6 +12,7 @@ use crate::{
     access::Access,
     admin::{self, Readiness},
     config::PoolConfig,
+    descriptors::Share,
     discovery::{self, Resolvers},
     dispatch::{Dispatch, HealthCheck},
     health,
@@ -23,6 +24,9 @@ use crate::{
 
 /// How often it is looked whether calls that nobody waits for any more have ended.
 const IDLE_POLL: Duration = Duration::from_millis(20);
+
+/// How often it is looked how many connections to backends may be needed, beside each change of the pool.
+const SHARE_POLL: Duration = Duration::from_secs(10);
 
 /// A running pool.
 pub(super) struct Pool {
@@ -56,6 +60,7 @@ impl Pool {
         let published = membership::start(name, chosen, found, inbox, HealthCheck, &tasks);
         let tables = published.tables.clone();
         let dispatch = Dispatch::start(name, config.dispatch.clone(), tables, &tasks, events);
+        tasks.spawn(keep_descriptors(Arc::clone(&dispatch), tasks.clone()));
         let pool = Self {
             config: config.clone(),
             resolvers,
@@ -163,6 +168,22 @@ impl Pool {
         }
         end(&self.tasks).await;
         info!(pool, "pool removed");
+    }
+}
+
+/// Keeps descriptors for connections to the pool's backends, as many as it has need of, for as long as it runs.
+async fn keep_descriptors(dispatch: Arc<Dispatch>, tasks: Tasks) {
+    let (mut share, mut changes) = (Share::unknown(), dispatch.changes());
+    loop {
+        if dispatch.view().is_some() {
+            share.set(dispatch.sockets());
+        }
+        tokio::select! {
+            () = tasks.stopped() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+            // Backends that left close their connections some time later.
+            () = tokio::time::sleep(SHARE_POLL) => {}
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    time::{Instant, sleep, timeout_at},
+    time::{sleep, timeout_at},
 };
 
 use super::{
@@ -30,7 +30,7 @@ use super::{
     metrics::ListenerMetrics,
     streams::Tally,
 };
-use crate::lifecycle::Tasks;
+use crate::{lifecycle::Tasks, telemetry::Seldom};
 
 /// Connections that the kernel keeps for us while we are busy: tokio's own choice, and Linux' usual cap is 4096.
 const BACKLOG: u32 = 1024;
@@ -42,8 +42,6 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// First pause when no descriptor or memory is left for a connection; it doubles up to 64 times this.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: u32 = 64;
-/// The same trouble is logged at most this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A listener whose port is taken; it does not accept yet.
 #[derive(Debug)]
@@ -69,6 +67,8 @@ pub struct Limits {
     pub protocol: Protocol,
     /// Connections at a time; further ones are closed as soon as they are accepted.
     pub max_connections: usize,
+    /// How many of these there are descriptors for at the moment.
+    pub descriptors: fn() -> usize,
     /// Bound on handshakes and on the wait for a connection's first request.
     pub header_timeout: Duration,
     /// Requests at a time on an HTTP/2 connection.
@@ -266,10 +266,9 @@ where
         };
         trouble.over();
         let rules = listener.rules.load_full();
-        let max_connections = rules.limits.max_connections;
-        let Some(place) = Place::take(&open, max_connections) else {
+        let Some(place) = Place::take(&open, rules.limits.most()) else {
             listener.metrics.refused();
-            trouble.with_room(max_connections);
+            trouble.with_room(&rules.limits);
             continue;
         };
         let shared = Arc::clone(&listener);
@@ -278,6 +277,15 @@ where
             shared.connection(stream, peer, service, &rules).await;
             drop(place);
         }));
+    }
+}
+
+// === impl Limits ===
+
+impl Limits {
+    /// How many connections may be open.
+    fn most(&self) -> usize {
+        self.max_connections.min((self.descriptors)())
     }
 }
 
@@ -332,13 +340,12 @@ struct Trouble {
     listener: &'static str,
     /// The last pause as a multiple of the first; 0 while all is well.
     factor: u32,
-    logged: Option<Instant>,
-    unlogged: u64,
+    lines: Seldom,
 }
 
 impl Trouble {
     fn new(listener: &'static str) -> Self {
-        Self { listener, factor: 0, logged: None, unlogged: 0 }
+        Self { listener, factor: 0, lines: Seldom::default() }
     }
 
     fn over(&mut self) {
@@ -351,7 +358,7 @@ impl Trouble {
             return None;
         }
         self.factor = self.factor.saturating_mul(2).clamp(1, LONGEST_PAUSE);
-        if let Some(unlogged) = self.log_now() {
+        if let Some(unlogged) = self.lines.may_tell() {
             tracing::error!(
                 listener = self.listener,
                 %error,
@@ -362,26 +369,18 @@ impl Trouble {
         Some(FIRST_PAUSE * self.factor)
     }
 
-    fn with_room(&mut self, max_connections: usize) {
-        if let Some(unlogged) = self.log_now() {
+    fn with_room(&mut self, limits: &Limits) {
+        let (max_connections, descriptors) = (limits.max_connections, (limits.descriptors)());
+        if let Some(unlogged) = self.lines.may_tell() {
+            let bound = if descriptors < max_connections { "the limit of open files" } else { "max_connections" };
             tracing::warn!(
                 listener = self.listener,
                 max_connections,
+                open = limits.most(),
                 unlogged,
-                "connection refused: as many are open as may be"
+                "connection refused: as many are open as {bound} allows"
             );
         }
-    }
-
-    /// How many times nothing was logged since the last time, if it is time to log again.
-    fn log_now(&mut self) -> Option<u64> {
-        let now = Instant::now();
-        if self.logged.is_some_and(|at| now.saturating_duration_since(at) < LOG_INTERVAL) {
-            self.unlogged += 1;
-            return None;
-        }
-        self.logged = Some(now);
-        Some(std::mem::take(&mut self.unlogged))
     }
 }
 
@@ -411,7 +410,6 @@ mod tests {
             let pauses: Vec<u128> =
                 (0..9).filter_map(|_| trouble.with_accept(&error)).map(|pause| pause.as_millis()).collect();
             assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 640, 640]);
-            assert_eq!(trouble.unlogged, 8, "one line must do for all of them");
             trouble.over();
             assert_eq!(trouble.with_accept(&error), Some(FIRST_PAUSE));
             assert_eq!(trouble.with_accept(&io::ErrorKind::ConnectionAborted.into()), None);

@@ -2,7 +2,8 @@
 //!
 //! The way through the room: [`accept`] takes connections (for every listener of the process) and `connection` drives each;
 //! `grpc` turns a request's head into a signal, a codec and a deadline; `body` reads the message, `inflate` inflates it,
-//! both within the limit and the byte budget, `discard` reads what a refusal left of a body; [`crate::pipeline::Export`] delivers it; [`reply`] says what became of it.
+//! both within the limit and the byte budget; [`crate::pipeline::Export`] delivers it; [`reply`] says what became of it, and
+//! `discard` reads what a refusal left of a body.
 //!
 //! **Invariant:** a peer that announces much and sends little costs little: memory is taken as bytes arrive.
 //! **Invariant:** what a peer has to wait for is bounded by a deadline, a limit or the drain's hard end.
@@ -35,6 +36,7 @@ pub use grpc::OtlpGrpc;
 
 use crate::{
     budget::Budget,
+    descriptors,
     lifecycle::Tasks,
     pipeline::Export,
     tls::{self, TlsError},
@@ -199,6 +201,7 @@ impl Bound {
         if let Some(BoundGrpc { port, config, tls }) = self.grpc {
             let service = OtlpGrpc::new(export, budget, &config, tasks);
             let limits = service.limits();
+            descriptors::want(config.max_connections);
             let make_service = move |_peer| service.for_connection();
             let connections = match &tls {
                 None => port.serve(config.limits(), accept::Plain, make_service, tasks),
@@ -225,6 +228,7 @@ impl Receivers {
     /// with the next connection.
     pub fn reconfigure(&self, config: &Config) {
         if let (Some(grpc), Some(config)) = (&self.grpc, &config.grpc) {
+            descriptors::want(config.max_connections);
             grpc.connections.set(config.limits());
             grpc.requests.set(config);
         }
@@ -249,6 +253,7 @@ impl GrpcConfig {
         accept::Limits {
             protocol: accept::Protocol::Http2,
             max_connections: self.max_connections,
+            descriptors: descriptors::for_clients,
             header_timeout: self.header_timeout,
             max_concurrent_streams: self.max_concurrent_streams,
             max_header_list_size: self.max_header_list_size,

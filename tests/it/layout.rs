@@ -15,6 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("telemetry", &["lifecycle"]),
     ("health", &["access", "shortage", "telemetry"]),
+    ("descriptors", &[]),
     ("shortage", &[]),
     ("tls", &["lifecycle", "telemetry"]),
     ("access", &["telemetry", "tls"]),
@@ -43,9 +44,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("pipeline", &["split", "ring", "route", "dispatch", "otlp", "budget", "telemetry"]),
-    ("receive", &["pipeline", "otlp", "budget", "buffers", "shortage", "telemetry", "lifecycle", "tls"]),
+    ("receive", &["pipeline", "otlp", "budget", "buffers", "descriptors", "shortage", "telemetry", "lifecycle", "tls"]),
     // Dispatch knows what each backend has to do, the vocabulary which signals a pool takes.
-    ("admin", &["membership", "ring", "dispatch", "otlp", "telemetry", "lifecycle", "receive"]),
+    ("admin", &["membership", "ring", "dispatch", "otlp", "telemetry", "lifecycle", "receive", "descriptors"]),
 ];
 
 /// Longest file, in lines.

@@ -120,6 +120,7 @@ fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> 
     let limits = accept::Limits {
         protocol: accept::Protocol::Http2,
         max_connections: 1,
+        descriptors: || usize::MAX,
         header_timeout: config.header_timeout,
         max_concurrent_streams: config.max_concurrent_streams,
         max_header_list_size: config.max_header_list_size,

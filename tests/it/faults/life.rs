@@ -1,4 +1,4 @@
-//! The process and what surrounds it: smuggling, clocks, descriptors, its end, clients that go, loops.
+//! The process and what surrounds it: smuggling, clocks, its end, clients that go, loops.
 
 use std::{
     fs,
@@ -13,7 +13,6 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     backend::Answer,
     fixture::{Account, Fixture, Knobs, Reply, span},
-    harness,
     wire::{self, DATA, END_HEADERS, HEADERS, Raw},
 };
 
@@ -104,27 +103,6 @@ fn row_39_nothing_is_decided_by_a_clock_that_can_jump() -> Result<()> {
         ensure!(may || !code.contains("SystemTime"), "{} reads the wall clock", name.display());
     }
     Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_40_without_descriptors_open_connections_live_on() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs { descriptors: Some(40), ..Knobs::default() }).await?;
-    let mut client = fixture.client().await?;
-    client.export([fixture.spans_at(0, 1)?, fixture.spans_at(1, 1)?].concat()).await.ok()?;
-    let mut others = (0..60).map(|_| Raw::connect(fixture.grpc, &[])).collect::<Result<Vec<_>>>()?;
-    harness::until("descriptors ran out", || {
-        Ok(fixture.process.log().contains("cannot accept connections").then_some(()))
-    })?;
-    for n in [0, 1, 0, 1] {
-        client.export(fixture.spans_at(n, 2)?).await.ok()?;
-    }
-    let lines = fixture.process.log().matches("cannot accept connections").count();
-    ensure!(lines <= 2, "the same trouble was logged {lines} times");
-    others.clear();
-    fixture.until_metric("spanring_receiver_connections", &["listener=\"otlp_grpc\""], |n| n <= 2.0)?;
-    let open = fixture.bare_metric("process_open_fds")?;
-    ensure!(open < 40.0, "{open} descriptors are open");
-    fixture.serves().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

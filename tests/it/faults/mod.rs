@@ -9,11 +9,13 @@
 //! | 13 | TLS that is none, expired, of another authority or for another name | `tls` |
 //! | 27 to 30 | memory, slow clients, huge messages, bombs | `bounds` |
 //! | 34 to 38 | broken, deep and unknown protobuf, IDs that are none | `content` |
-//! | 33, 39 to 41, 45, 47 | smuggling, clocks, descriptors, drain, clients that go, loops | `life` |
+//! | 33, 39, 41, 45, 47 | smuggling, clocks, drain, clients that go, loops | `life` |
+//! | 40 | too few descriptors | `descriptors` |
 
 mod backends;
 mod bounds;
 mod content;
+mod descriptors;
 mod failover;
 mod heads;
 mod http2;

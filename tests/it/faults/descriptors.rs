@@ -1,0 +1,116 @@
+//! Too few descriptors: clients are kept out, and everything else has what it needs.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    backend::Answer,
+    fixture::{Fixture, Knobs, Reply},
+    harness::{self, Process},
+    wire::Raw,
+};
+
+const LISTENER: &str = "listener=\"otlp_grpc\"";
+
+fn with(descriptors: u32) -> Knobs {
+    Knobs { descriptors: Some(descriptors), ..Knobs::default() }
+}
+
+/// The connections of so many clients that say hello and nothing more; who is turned away while it does is not among them.
+fn crowd(fixture: &Fixture, clients: usize) -> Vec<Raw> {
+    (0..clients).filter_map(|_| Raw::connect(fixture.grpc, &[]).ok()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_40_a_crowd_of_idle_clients_keeps_out_neither_probes_nor_deliveries() -> Result<()> {
+    let fixture = Fixture::start(2, with(256)).await?;
+    let mut client = fixture.client().await?;
+    let mut crowd = crowd(&fixture, 300);
+    let refused = "spanring_receiver_connections_total";
+    fixture.until_metric(refused, &[LISTENER, "result=\"refused\""], |count| count >= 50.0)?;
+    let (status, _) = harness::http_get(&format!("http://{}/livez", fixture.admin))?;
+    ensure!(status == 200, "/livez answered {status}");
+    // Its backends were not connected to before.
+    for n in [0, 1, 0, 1] {
+        client.export(fixture.spans_at(n, 2)?).await.ok()?;
+    }
+    let open = fixture.bare_metric("process_open_fds")?;
+    ensure!(open < 256.0, "{open} descriptors are open");
+    let log = fixture.process.log();
+    ensure!(log.contains("instead of 10000: of 256 open files 24 are kept"), "no warning with the numbers: {log}");
+    ensure!(!log.contains("cannot accept connections"), "descriptors ran out: {log}");
+    let lines = log.matches("connection refused").count();
+    ensure!((1..=2).contains(&lines), "the same trouble was logged {lines} times");
+    crowd.clear();
+    fixture.until_metric("spanring_receiver_connections", &[LISTENER], |open| open <= 2.0)?;
+    fixture.serves().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_40_busy_clients_beyond_the_limit_cost_no_backend_its_service() -> Result<()> {
+    let fixture = Fixture::start(3, with(64)).await?;
+    for backend in &fixture.backends {
+        backend.answer(|_| Answer::After(Duration::from_millis(20), Box::new(Answer::Accept)));
+    }
+    // Not one connection to a backend is open yet when the clients have come.
+    let mut early = fixture.client().await?;
+    let mut crowd = crowd(&fixture, 100);
+    for n in [0, 1, 2, 0, 1, 2] {
+        let reply = early.export(fixture.spans_at(n, 2)?).await;
+        let log = fixture.process.log();
+        ensure!(!log.contains("backend ejected"), "a backend was ejected: {log}");
+        reply.ok()?;
+    }
+    crowd.clear();
+    let mut clients = Vec::new();
+    for n in 0..100 {
+        // Those that are turned away come again, as clients do.
+        let (endpoint, spans) = (fixture.endpoint()?, fixture.spans_at(n % 3, 2)?);
+        clients.push(fixture.tasks.spawn(async move {
+            let mut accepted = 0;
+            for _ in 0..40 {
+                let Ok(mut client) = crate::fixture::Client::connect(&endpoint).await else { continue };
+                accepted += usize::from(matches!(client.export(spans.clone()).await, Reply::Accepted { .. }));
+            }
+            accepted
+        }));
+    }
+    let mut accepted = 0;
+    for client in clients {
+        accepted += client.await?;
+    }
+    ensure!(accepted >= 100, "only {accepted} requests were accepted");
+    let ejections = fixture.metric("spanring_membership_ejections_total", &[])?;
+    ensure!(ejections < 1.0, "{ejections} backends were ejected: {}", fixture.process.log());
+    ensure!(fixture.metric("spanring_receiver_connections_total", &[LISTENER, "result=\"refused\""])? >= 1.0);
+    fixture.until_metric("spanring_receiver_connections", &[LISTENER], |open| open <= 2.0)?;
+    fixture.serves().await
+}
+
+/// What a proxy says that a shell starts with these limits, until it ends or says that it listens.
+fn says(limits: &str) -> Result<String> {
+    let script =
+        format!("{limits}; exec \"$0\" --backends static://127.0.0.1:9 --otlp-grpc 127.0.0.1:0 --admin 127.0.0.1:0");
+    let process = Process::start("spanring", Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_spanring")]))?;
+    harness::until("it starts or ends", || {
+        let log = process.log();
+        Ok(["listening", "error: "].iter().any(|word| log.contains(word)).then_some(()))
+    })?;
+    Ok(process.log())
+}
+
+#[test]
+fn the_soft_limit_is_raised_to_the_hard_one() -> Result<()> {
+    let log = says("ulimit -Sn 100 && ulimit -Hn 512")?;
+    ensure!(log.contains("raised the soft limit of open files"), "{log}");
+    ensure!(log.contains("of 512 open files"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_limit_in_which_nothing_fits_is_refused_with_what_to_do() -> Result<()> {
+    let log = says("ulimit -n 30")?;
+    ensure!(log.contains("the limit of open files is 30, and no fewer than 36 will do"), "{log}");
+    Ok(())
+}
