@@ -137,16 +137,17 @@ impl fmt::Debug for Reloads {
     }
 }
 
-/// Looks at the files now and then until the tasks stop or nobody uses what is made of them.
+/// Looks at the files now and then until the tasks drain or nobody uses what is made of them.
 pub(super) fn watch(one: &Arc<dyn Reload>, tasks: &Tasks) {
     let one = Arc::downgrade(one);
-    let stop = tasks.clone();
+    let until = tasks.clone();
     tasks.spawn(async move {
         loop {
             // Other settings may ask for it later.
             let Some(interval) = one.upgrade().map(|one| one.interval()) else { return };
             tokio::select! {
-                () = stop.stopped() => return,
+                // Whoever drains shakes no more hands: a drain is not to wait for this.
+                () = until.drained() => return,
                 // Replicas that share a disk are not to read it together.
                 () = tokio::time::sleep(interval.unwrap_or(RELOAD_INTERVAL).mul_f64(0.9 + 0.2 * fastrand::f64())) => {}
             }

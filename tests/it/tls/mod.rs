@@ -155,6 +155,24 @@ async fn refused(fixture: &Fixture) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_drain_waits_for_clients_of_tls_and_for_nothing_else() -> Result<()> {
+    for connected in [false, true] {
+        let world = World::new()?;
+        let mut fixture = world.fixture(1, "").await?;
+        let mut client = if connected { Some(fixture.client().await?) } else { None };
+        if let Some(client) = &mut client {
+            client.export(fixture.spans_at(0, 1)?).await.ok()?;
+        }
+        fixture.process.signal("TERM")?;
+        let status = fixture.process.wait()?;
+        ensure!(status.success(), "a drained process ends with {status}");
+        let log = fixture.process.log();
+        ensure!(!log.contains("not drained in time"), "with a client: {connected}; {log}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn load_and_sink_speak_tls() -> Result<()> {
     let world = World::new()?;
     let dir = world.dir.path();
