@@ -82,7 +82,7 @@ pub struct Grpc {
     pub max_concurrent_streams: u32,
     /// Bound on the headers of one request.
     pub max_header_list_size: ByteSize,
-    /// How long a new connection has until its first request's headers are there.
+    /// What the handshake of a connection may take, and the headers of a request once they have begun.
     pub read_header_timeout: GoDuration,
     /// Bound on connections.
     pub max_connections: usize,

@@ -22,7 +22,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    time::{sleep, timeout_at},
+    time::sleep,
 };
 
 use super::{
@@ -69,7 +69,7 @@ pub struct Limits {
     pub max_connections: usize,
     /// How many of these there are descriptors for at the moment.
     pub descriptors: fn() -> usize,
-    /// Bound on handshakes and on the wait for a connection's first request.
+    /// Bound on the handshake of a connection, and on each header block of its requests once it has begun.
     pub header_timeout: Duration,
     /// Requests at a time on an HTTP/2 connection.
     pub max_concurrent_streams: u32,
@@ -307,20 +307,17 @@ impl<C: Connector, M> Listener<C, M> {
         }
         let connected = tokio::select! {
             () = self.tasks.stopped() => return,
-            connected = timeout_at(life.first_request_by, self.connector.connect(stream)) => connected,
+            connected = self.connector.connect(stream) => connected,
+            () = life.handshake_is_late(&self.tasks) => Err(io::ErrorKind::TimedOut.into()),
         };
         match connected {
-            Ok(Ok(stream)) => {
+            Ok(stream) => {
                 let tally = Tally::new(self.metrics.refused_streams());
                 connection::serve(&rules.builder, stream, service, life, tally, &self.tasks).await;
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 self.metrics.failed();
                 self.connector.failed(peer, &error);
-            }
-            Err(_elapsed) => {
-                self.metrics.failed();
-                self.connector.failed(peer, &io::ErrorKind::TimedOut.into());
             }
         }
         drop(open);

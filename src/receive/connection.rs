@@ -1,4 +1,4 @@
-//! One connection: HTTP over any stream, closed when its first request is late, drained when the process drains.
+//! One connection: HTTP over any stream, told to go when it is old, late or the process drains, and cut if it does not.
 
 use std::{
     convert::Infallible,
@@ -23,11 +23,12 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
     accept::{Limits, Protocol},
+    progress::{LEFT_AT_DRAIN, Progress},
     streams::{Streams, Tally},
     turns::Turns,
 };
@@ -41,6 +42,8 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Largest DATA frame that a client may send: large enough that a usual batch is one frame, and then it is not copied,
 /// small enough for h2 to make room for on a frame's announcement. Go and Java clients send 16 KiB whatever is allowed.
 const MAX_FRAME_SIZE: u32 = 256 << 10;
+/// What is left to a client that is late, for GOAWAY and for answers that are ready.
+const LATE_GRACE: Duration = Duration::from_secs(1);
 /// What HTTP/1 may buffer of headers that are not complete, in bytes: hyper's least value is 8 KiB.
 const HTTP1_BUFFER: usize = 64 << 10;
 
@@ -67,15 +70,20 @@ pub(super) fn builder(limits: &Limits, tasks: &Tasks) -> Builder<Spawner> {
 /// How long a connection lives at most, by its listener's limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Life {
-    /// It is closed when no request has come by then.
-    pub(super) first_request_by: Instant,
+    /// When it was accepted.
+    begun: Instant,
+    /// What the handshake may take, and each header block.
+    header_timeout: Duration,
     /// Its client is told to go then.
     aged_at: Option<Instant>,
     /// What its requests then have.
     grace: Option<Duration>,
     /// It is cut then.
     cut_at: Option<Instant>,
-    draining: bool,
+    /// When the drain began.
+    draining: Option<Instant>,
+    /// What it owes did not come in time.
+    is_late: bool,
 }
 
 impl Life {
@@ -85,18 +93,20 @@ impl Life {
         // Connections that came together are not to go together.
         let jittered = |age: Duration| age.mul_f64(0.9 + 0.2 * fastrand::f64());
         Self {
-            first_request_by: now + limits.header_timeout,
+            begun: now,
+            header_timeout: limits.header_timeout,
             aged_at: limits.max_connection_age.and_then(|age| now.checked_add(jittered(age))),
             grace: limits.max_connection_age_grace,
             cut_at: None,
-            draining: false,
+            draining: None,
+            is_late: false,
         }
     }
 }
 
-/// Serves a connection to its end. It is closed when no request has come in time; it is told to finish when it is old or the
-/// process drains, and dropped when that takes too long or the process stops: a peer that does not answer could keep it open
-/// for ever.
+/// Serves a connection to its end. It is told to finish (GOAWAY) when it is old, when the process drains, or when the handshake
+/// or a header block was begun and does not end, and dropped when that takes too long or the process stops: a peer that does
+/// not answer could keep it open for ever. One that is idle is left alone.
 pub(super) async fn serve<I, S, B>(
     builder: &Builder<Spawner>,
     stream: I,
@@ -112,12 +122,11 @@ pub(super) async fn serve<I, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let served = Arc::new(AtomicBool::new(false));
-    let tally = Arc::new(tally);
-    let service = Noticed { service, served: Arc::clone(&served), tally: Arc::clone(&tally) };
-    let stream = Turns::new(Streams::new(stream, Arc::clone(&tally)));
+    let (tally, progress) = (Arc::new(tally), Arc::new(Progress::new(life.begun)));
+    let service = Noticed { service, tally: Arc::clone(&tally) };
+    let stream = Turns::new(Streams::new(stream, Arc::clone(&tally), Arc::clone(&progress)));
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut events = Seldom::new(wait(life, &served, tasks));
+    let mut events = Seldom::new(wait(life, &progress, tasks));
     loop {
         // The connection goes first: what has arrived, a turn of it, is served before the drain is looked at.
         let event = tokio::select! {
@@ -136,23 +145,41 @@ pub(super) async fn serve<I, S, B>(
             event = &mut events => event,
         };
         match event {
-            Event::NoRequest => {
-                tracing::debug!("connection closed: it sent no request in time");
-                return;
+            Event::Late => {
+                tracing::debug!(
+                    "connection told to go: the handshake or a header block was begun and did not end in time"
+                );
+                life.is_late = true;
+                let by = Instant::now() + LATE_GRACE;
+                life.cut_at = Some(life.cut_at.map_or(by, |at| at.min(by)));
             }
             Event::Stopped => return,
             Event::Cut => {
                 tracing::debug!("connection cut: it was told to go and did not in time");
                 return;
             }
-            Event::Draining => life.draining = true,
+            Event::Draining => life.draining = Some(Instant::now()),
             Event::Aged => {
                 life.aged_at = None;
                 life.cut_at = life.grace.and_then(|grace| Instant::now().checked_add(grace));
             }
         }
         connection.as_mut().graceful_shutdown();
-        events = Seldom::new(wait(life, &served, tasks));
+        events = Seldom::new(wait(life, &progress, tasks));
+    }
+}
+
+impl Life {
+    /// Resolves when the handshake has taken too long: the limit is past, or a drain has left it a while.
+    pub(super) async fn handshake_is_late(self, tasks: &Tasks) {
+        let draining = async {
+            tasks.drained().await;
+            sleep(LEFT_AT_DRAIN).await;
+        };
+        tokio::select! {
+            () = sleep_until(self.begun + self.header_timeout) => {}
+            () = draining => {}
+        }
     }
 }
 
@@ -161,23 +188,17 @@ enum Event {
     Aged,
     Cut,
     Draining,
-    NoRequest,
+    Late,
     Stopped,
 }
 
-async fn wait(life: Life, served: &AtomicBool, tasks: &Tasks) -> Event {
-    let no_request = async {
-        sleep_until(life.first_request_by).await;
-        if served.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    };
+async fn wait(life: Life, progress: &Progress, tasks: &Tasks) -> Event {
     tokio::select! {
         biased;
         () = tasks.stopped() => Event::Stopped,
-        () = no_request => Event::NoRequest,
         () = at(life.cut_at) => Event::Cut,
-        () = tasks.drained(), if !life.draining => Event::Draining,
+        () = progress.late(life.header_timeout, life.draining), if !life.is_late => Event::Late,
+        () = tasks.drained(), if life.draining.is_none() => Event::Draining,
         () = at(life.aged_at) => Event::Aged,
     }
 }
@@ -206,7 +227,6 @@ where
 /// A service that notes that it was called.
 struct Noticed<S> {
     service: S,
-    served: Arc<AtomicBool>,
     tally: Arc<Tally>,
 }
 
@@ -216,9 +236,6 @@ impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Noticed<S> {
     type Future = S::Future;
 
     fn call(&self, request: Request<Incoming>) -> S::Future {
-        if !self.served.load(Ordering::Relaxed) {
-            self.served.store(true, Ordering::Relaxed);
-        }
         self.tally.serves();
         self.service.call(request)
     }

@@ -16,6 +16,7 @@ mod grpc;
 mod hpack;
 mod inflate;
 pub mod metrics;
+mod progress;
 pub mod reply;
 mod secure;
 mod streams;
@@ -66,7 +67,7 @@ pub struct GrpcConfig {
     pub max_concurrent_streams: u32,
     /// Bound on a request's headers, in bytes (`SETTINGS_MAX_HEADER_LIST_SIZE`).
     pub max_header_list_size: u32,
-    /// A connection that has not sent its first request's headers by then is closed.
+    /// What the handshake of a connection (TLS, preface and SETTINGS) may take, and each header block once it has begun.
     pub header_timeout: Duration,
     /// Connections at a time; further ones are closed as soon as they are accepted.
     pub max_connections: usize,

@@ -19,7 +19,7 @@ use std::{
 use metrics::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::hpack;
+use super::{hpack, progress::Progress};
 
 /// What an HTTP/2 client sends first, which is no frame (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -59,6 +59,9 @@ pub(super) struct Streams<I> {
     /// Bytes of `held` that were read.
     taken: usize,
     tally: Arc<Tally>,
+    progress: Arc<Progress>,
+    /// What `progress` was told last.
+    owes: bool,
 }
 
 /// The streams of one connection, from their header blocks to the service. Only the connection's task writes to it.
@@ -84,9 +87,20 @@ enum Walk {
     /// So many bytes of the preface were seen.
     Preface(usize),
     /// In a frame's head.
-    Head { head: [u8; HEAD], have: usize },
+    Head {
+        head: [u8; HEAD],
+        have: usize,
+        /// Whether this frame is owed: the first of all, or one that goes on with a header block.
+        owed: bool,
+    },
     /// So many bytes of a payload, or of one that is held, are to come.
-    Payload(usize),
+    Payload {
+        left: usize,
+        /// Whether the frame is owed.
+        owed: bool,
+        /// Whether the one that follows is.
+        more: bool,
+    },
     /// In a header block that is held back: length and flags of its first frame.
     Block { len: usize, flags: u8 },
     /// It is no HTTP/2, or none that can be followed.
@@ -111,9 +125,47 @@ struct Pieces {
 
 // === impl Streams ===
 
-impl<I> Streams<I> {
-    pub(super) fn new(stream: I, tally: Arc<Tally>) -> Self {
-        Self { stream, walk: Walk::Preface(0), held: Vec::new(), taken: 0, tally }
+impl<I: AsyncRead + Unpin> Streams<I> {
+    pub(super) fn new(stream: I, tally: Arc<Tally>, progress: Arc<Progress>) -> Self {
+        Self { stream, walk: Walk::Preface(0), held: Vec::new(), taken: 0, tally, progress, owes: true }
+    }
+
+    /// Reads on, and holds back what is to be held back.
+    fn poll_pass(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            while let Some(missing) = self.missing() {
+                let mut room = [0; PIECE];
+                let mut piece = ReadBuf::new(room.get_mut(..missing.min(PIECE)).unwrap_or_default());
+                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut piece))?;
+                if piece.filled().is_empty() {
+                    // The client is gone in the middle of it: h2 hears that after what came.
+                    self.walk = Walk::Lost;
+                }
+                self.held.extend_from_slice(piece.filled());
+            }
+            if !self.held.is_empty() {
+                self.hand_over(buf);
+                return Poll::Ready(Ok(()));
+            }
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            let read = buf.filled_mut().get_mut(before..).unwrap_or_default();
+            let Some(torn) = self.walk.pass(read, &self.tally) else { return Poll::Ready(Ok(())) };
+            self.held.extend_from_slice(read.get(torn..).unwrap_or_default());
+            buf.set_filled(before + torn);
+            if torn > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Says what the client owes by what was read of it.
+    fn note_progress(&mut self) {
+        let owes = self.walk.owes();
+        if owes != self.owes {
+            self.owes = owes;
+            self.progress.owes(owes);
+        }
     }
 
     /// Hands over what was held back and is whole, or as whole as it gets.
@@ -135,7 +187,7 @@ impl<I> Streams<I> {
             Block::Torn(missing) if self.held.len() + missing <= LARGEST => return Some(missing),
             Block::Whole(pieces, _) => {
                 pieces.mend(&mut self.held);
-                self.walk = Walk::head();
+                self.walk = Walk::head(false);
             }
             Block::Torn(_) | Block::Broken => self.walk = Walk::Lost,
         }
@@ -145,34 +197,11 @@ impl<I> Streams<I> {
 
 impl<I: AsyncRead + Unpin> AsyncRead for Streams<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
         // Whoever reads on is done with what was read: h2 takes all frames that it has first.
-        this.tally.is_read();
-        loop {
-            while let Some(missing) = this.missing() {
-                let mut room = [0; PIECE];
-                let mut piece = ReadBuf::new(room.get_mut(..missing.min(PIECE)).unwrap_or_default());
-                ready!(Pin::new(&mut this.stream).poll_read(cx, &mut piece))?;
-                if piece.filled().is_empty() {
-                    // The client is gone in the middle of it: h2 hears that after what came.
-                    this.walk = Walk::Lost;
-                }
-                this.held.extend_from_slice(piece.filled());
-            }
-            if !this.held.is_empty() {
-                this.hand_over(buf);
-                return Poll::Ready(Ok(()));
-            }
-            let before = buf.filled().len();
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-            let read = buf.filled_mut().get_mut(before..).unwrap_or_default();
-            let Some(torn) = this.walk.pass(read, &this.tally) else { return Poll::Ready(Ok(())) };
-            this.held.extend_from_slice(read.get(torn..).unwrap_or_default());
-            buf.set_filled(before + torn);
-            if torn > 0 {
-                return Poll::Ready(Ok(()));
-            }
-        }
+        self.tally.is_read();
+        let polled = self.poll_pass(cx, buf);
+        self.note_progress();
+        polled
     }
 }
 
@@ -205,8 +234,21 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Streams<I> {
 // === impl Walk ===
 
 impl Walk {
-    fn head() -> Self {
-        Self::Head { head: [0; HEAD], have: 0 }
+    fn head(owed: bool) -> Self {
+        Self::Head { head: [0; HEAD], have: 0, owed }
+    }
+
+    fn payload(left: usize, owed: bool, more: bool) -> Self {
+        if left == 0 { Self::head(more) } else { Self::Payload { left, owed, more } }
+    }
+
+    /// Whether the client has begun what it has to end.
+    fn owes(&self) -> bool {
+        match self {
+            Self::Preface(_) | Self::Block { .. } => true,
+            Self::Head { owed, .. } | Self::Payload { owed, .. } => *owed,
+            Self::Lost => false,
+        }
     }
 
     /// Follows what was read, and mends the header blocks in it. Returns where one begins, behind its first frame's head, that
@@ -225,28 +267,25 @@ impl Walk {
                     }
                     *seen += len;
                     if *seen == PREFACE.len() {
-                        *self = Self::head();
+                        *self = Self::head(true);
                     }
                     len
                 }
-                Self::Payload(left) => {
+                Self::Payload { left, owed, more } => {
                     let len = bytes.len().min(*left);
-                    *left -= len;
-                    if *left == 0 {
-                        *self = Self::head();
-                    }
+                    *self = Self::payload(*left - len, *owed, *more);
                     len
                 }
-                Self::Head { head, have } => {
+                Self::Head { head, have, owed } => {
                     let len = bytes.len().min(HEAD - *have);
                     if let (Some(place), Some(now)) = (head.get_mut(*have..*have + len), bytes.get(..len)) {
                         place.copy_from_slice(now);
                     }
                     *have += len;
                     if *have == HEAD {
-                        let head = *head;
+                        let (head, owed) = (*head, *owed);
                         let (_, rest) = bytes.split_at_mut(len);
-                        let Some(taken) = self.begin(head, rest, tally) else { return Some(all - rest.len()) };
+                        let Some(taken) = self.begin(head, owed, rest, tally) else { return Some(all - rest.len()) };
                         bytes = rest.get_mut(taken..).unwrap_or_default();
                         continue;
                     }
@@ -260,10 +299,11 @@ impl Walk {
 
     /// Begins a frame, of which `rest` is here. Returns how much of that is done with; `None` for a header block that has to be
     /// held back.
-    fn begin(&mut self, head: [u8; HEAD], rest: &mut [u8], tally: &Tally) -> Option<usize> {
+    fn begin(&mut self, head: [u8; HEAD], owed: bool, rest: &mut [u8], tally: &Tally) -> Option<usize> {
         let [_, _, _, kind, flags, stream @ ..] = head;
         let len = length_of(&head);
-        *self = if len == 0 { Self::head() } else { Self::Payload(len) };
+        let more = matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS == 0;
+        *self = Self::payload(len, owed || matches!(kind, HEADERS | CONTINUATION), more);
         if kind != HEADERS {
             return Some(0);
         }
@@ -271,7 +311,7 @@ impl Walk {
         match block(rest, len, flags) {
             Block::Whole(pieces, end) => {
                 pieces.mend(rest);
-                *self = Self::head();
+                *self = Self::head(false);
                 Some(end)
             }
             Block::Torn(_) if len <= LARGEST => {

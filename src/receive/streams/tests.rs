@@ -22,6 +22,10 @@ fn tally() -> Arc<Tally> {
     Arc::new(Tally::new(Counter::noop()))
 }
 
+fn progress() -> Arc<Progress> {
+    Arc::new(Progress::new(tokio::time::Instant::now()))
+}
+
 /// A client whose bytes come in these pieces.
 struct Client(VecDeque<Vec<u8>>);
 
@@ -46,7 +50,7 @@ async fn read(sent: &[u8], most: usize, random: &mut fastrand::Rng, tally: &Arc<
         pieces.push_back(piece.to_vec());
         rest = later;
     }
-    let (mut stream, mut seen) = (Streams::new(Client(pieces), Arc::clone(tally)), Vec::new());
+    let (mut stream, mut seen) = (Streams::new(Client(pieces), Arc::clone(tally), progress()), Vec::new());
     loop {
         let mut room = vec![0; random.usize(1..3_000)];
         match stream.read(&mut room).await.unwrap() {

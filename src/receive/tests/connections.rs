@@ -44,32 +44,82 @@ fn empty_message(client: &mut SendRequest<Bytes>) -> ResponseFuture {
     response
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_connection_without_a_preface_is_closed_in_time() {
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let [_, len @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&len[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEADERS: u8 = 0x1;
+const SETTINGS: u8 = 0x4;
+const GOAWAY: u8 = 0x7;
+
+/// The types of the frames that a client is sent that says this and no more, and how long its connection lives then.
+async fn until_closed(sent: &[u8]) -> (Vec<u8>, Duration) {
     let tasks = Tasks::new();
     let mut stream = serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks);
     let started = tokio::time::Instant::now();
-    // It says something, but never enough.
-    stream.write_all(b"PRI * HTTP/2").await.unwrap();
-    stream.read_to_end(&mut Vec::new()).await.unwrap();
-    let waited = started.elapsed().as_millis();
-    assert!((10_000..=10_002).contains(&waited), "{waited} ms");
+    stream.write_all(sent).await.unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    let lived = started.elapsed();
     tasks.stop();
     tasks.wait().await;
+    let (mut kinds, mut rest) = (Vec::new(), &bytes[..]);
+    while let [high, middle, low, kind, later @ ..] = rest {
+        kinds.push(*kind);
+        rest = &later[5 + u32::from_be_bytes([0, *high, *middle, *low]) as usize..];
+    }
+    (kinds, lived)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_without_a_request_is_closed_and_one_with_a_request_is_not() {
+async fn a_handshake_or_a_header_block_that_does_not_end_ends_the_connection() {
+    let torn = [&[0x83, 0x86][..], &[0; 20]].concat();
+    let greeting = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+    let cases = [
+        ("nothing at all", vec![], false),
+        ("half a preface", PREFACE[..12].to_vec(), false),
+        ("no SETTINGS", PREFACE.to_vec(), true),
+        ("half of SETTINGS", [PREFACE, &frame(SETTINGS, 0, 0, &[0; 6])[..11]].concat(), true),
+        ("half of HEADERS", [&greeting[..], &frame(HEADERS, 0x4, 1, &torn)[..15]].concat(), true),
+        ("HEADERS that go on", [&greeting[..], &frame(HEADERS, 0, 1, &torn)].concat(), true),
+        ("HEADERS too long to be held", [&greeting[..], &frame(HEADERS, 0, 1, &vec![0; 70_000])].concat(), true),
+    ];
+    for (case, sent, has_goaway) in cases {
+        let (kinds, lived) = until_closed(&sent).await;
+        assert_eq!(kinds.contains(&GOAWAY), has_goaway, "{case}: {kinds:?}");
+        assert!((10.0..=11.1).contains(&lived.as_secs_f64()), "{case}: {lived:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_left_alone() {
     let tasks = Tasks::new();
-    let idle = h2_over(serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks), &tasks).await;
-    let mut used = h2_over(serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks), &tasks).await;
-    let reply = finish(empty_message(&mut used)).await;
-    assert_eq!(grpc_status(&reply.2).code(), Code::Ok);
-    tokio::time::sleep(Duration::from_secs(11)).await;
-    assert!(idle.ready().await.is_err(), "the idle one must be closed");
-    let mut used = used.ready().await.unwrap();
-    assert_eq!(grpc_status(&finish(empty_message(&mut used)).await.2).code(), Code::Ok);
+    let idle = h2_over(serve_in_memory(StandIn::ok(), &aging(100_000, None), &tasks), &tasks).await;
+    // One that sent a request, and one that never did.
+    let mut used = h2_over(serve_in_memory(StandIn::ok(), &aging(100_000, None), &tasks), &tasks).await;
+    finish(empty_message(&mut used)).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    for client in [idle, used] {
+        let mut client = client.ready().await.expect("it must live");
+        assert_eq!(grpc_status(&finish(empty_message(&mut client)).await.2).code(), Code::Ok);
+    }
     tasks.stop();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_a_handshake() {
+    let tasks = Tasks::new();
+    let _silent = serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks);
+    let mut torn = serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks);
+    torn.write_all(&PREFACE[..12]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let started = tokio::time::Instant::now();
+    tasks.drain();
+    tasks.wait().await;
+    assert!(started.elapsed() <= Duration::from_millis(2_100), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
