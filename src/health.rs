@@ -64,7 +64,7 @@ pub struct Events {
 
 /// Why backends are ejected, as metrics and logs name it: the kinds of [`HealthKind`] that are failures, dispatch's words for
 /// [`HealthKind::Failed`], and `unresolved`, which membership itself sees.
-pub const REASONS: [&str; 20] = [
+pub const REASONS: [&str; 21] = [
     "connect_error",
     "connect_timeout",
     "gateway",
@@ -81,6 +81,7 @@ pub const REASONS: [&str; 20] = [
     "tls_not_tls",
     "tls_other",
     "tls_protocol_version",
+    "tls_revoked",
     "tls_timeout",
     "tls_unknown_ca",
     "turned_away",

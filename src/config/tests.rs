@@ -422,7 +422,7 @@ fn readme_has_every_key_and_its_default() {
     let keys: Vec<String> = leaves(&everything).into_keys().collect();
     assert_eq!(rows.keys().cloned().collect::<Vec<_>>(), keys, "README's keys against the layout's");
     for (key, written) in rows {
-        let default = match &defaults[&key] {
+        let default = match defaults.get(&key).unwrap_or(&Json::Null) {
             Json::Null => String::new(),
             Json::String(text) => text.clone(),
             Json::Array(items) if items.is_empty() => String::new(),
@@ -437,7 +437,9 @@ fn readme_has_every_key_and_its_default() {
 fn the_file_with_every_key_has_none_at_its_default() {
     let everything = leaves(&draft(EVERYTHING).expect("valid").layout);
     let defaults = leaves(&draft(ALL_SECTIONS).expect("ok").layout);
-    assert_eq!(everything.keys().collect::<Vec<_>>(), defaults.keys().collect::<Vec<_>>());
+    // Keys of files are there or name none.
+    let without_files = |key: &&String| !key.ends_with("_file");
+    assert!(everything.keys().filter(without_files).eq(defaults.keys()), "{everything:?}\n{defaults:?}");
     // These have one value only, so far.
     let only = [
         "pools.NAME.ring.algorithm",
@@ -447,7 +449,7 @@ fn the_file_with_every_key_has_none_at_its_default() {
         "pools.NAME.tls.insecure",
     ];
     for (key, value) in everything.iter().filter(|(key, _)| !only.contains(&key.as_str())) {
-        assert_ne!(value, &defaults[key], "{key}");
+        assert_ne!(Some(value), defaults.get(key), "{key}");
     }
 }
 

@@ -1,11 +1,11 @@
 //! The `tls` sections: their layout with the Collector's keys, their defaults, what the rooms get of them.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, Visitor},
+};
 
 use super::{
     layout::Resolver,
@@ -19,11 +19,17 @@ use crate::tls::{CheckedName, ClientConfig, Identity, ServerConfig, TlsError, Ve
 #[serde(default, deny_unknown_fields)]
 pub struct ServerTls {
     /// The certificate, with its chain.
-    pub cert_file: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
+    pub cert_file: Option<FilePath>,
     /// Its key.
-    pub key_file: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
+    pub key_file: Option<FilePath>,
     /// Authorities of clients' certificates; with it every client has to show one.
-    pub client_ca_file: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
+    pub client_ca_file: Option<FilePath>,
+    /// Which of these certificates were revoked.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
+    pub client_crl_file: Option<FilePath>,
     /// The oldest version that is spoken.
     pub min_version: TlsVersion,
     /// How often the files are read again; `0s` is never.
@@ -37,11 +43,14 @@ pub struct ClientTls {
     /// Whether it is plaintext after all.
     pub insecure: bool,
     /// Authorities of the backends' certificates; those that the system trusts unless written.
-    pub ca_file: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
+    pub ca_file: Option<FilePath>,
     /// The certificate to show to backends that ask, with its chain.
-    pub cert_file: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
+    pub cert_file: Option<FilePath>,
     /// Its key.
-    pub key_file: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
+    pub key_file: Option<FilePath>,
     /// The name that backends' certificates have to bear.
     pub server_name_override: String,
     /// Whether any certificate will do.
@@ -51,6 +60,10 @@ pub struct ClientTls {
     /// How often the files are read again; `0s` is never.
     pub reload_interval: GoDuration,
 }
+
+/// The path of a file. A key that is there names one: an empty value is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FilePath(PathBuf);
 
 /// The shortest time between two looks at files: below it a slip of the finger is load on a disk.
 const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(100);
@@ -67,9 +80,10 @@ impl Default for ServerTls {
     fn default() -> Self {
         let room = ServerConfig::default();
         Self {
-            cert_file: PathBuf::new(),
-            key_file: PathBuf::new(),
-            client_ca_file: PathBuf::new(),
+            cert_file: None,
+            key_file: None,
+            client_ca_file: None,
+            client_crl_file: None,
             min_version: TlsVersion(room.min_version),
             reload_interval: GoDuration(room.reload_interval.unwrap_or_default()),
         }
@@ -81,9 +95,9 @@ impl Default for ClientTls {
         let room = ClientConfig::default();
         Self {
             insecure: false,
-            ca_file: PathBuf::new(),
-            cert_file: PathBuf::new(),
-            key_file: PathBuf::new(),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
             server_name_override: String::new(),
             insecure_skip_verify: room.insecure_skip_verify,
             min_version: TlsVersion(room.min_version),
@@ -97,8 +111,12 @@ impl ServerTls {
     pub(super) fn room(&self) -> ServerConfig {
         let TlsVersion(min_version) = self.min_version;
         ServerConfig {
-            identity: Identity { cert_file: self.cert_file.clone(), key_file: self.key_file.clone() },
+            identity: Identity {
+                cert_file: written(&self.cert_file).unwrap_or_default(),
+                key_file: written(&self.key_file).unwrap_or_default(),
+            },
             client_ca_file: written(&self.client_ca_file),
+            client_crl_file: written(&self.client_crl_file),
             min_version,
             reload_interval: super::rooms::unless_zero(self.reload_interval.0),
         }
@@ -107,12 +125,16 @@ impl ServerTls {
     /// What is wrong with it, and what is worth a warning.
     pub(super) fn check(&self) -> Result<Vec<Complaint>, Vec<Complaint>> {
         let files = [("cert_file", &self.cert_file), ("key_file", &self.key_file)];
-        let missing = files.into_iter().filter(|(_, path)| written(path).is_none());
+        let missing = files.into_iter().filter(|(_, path)| path.is_none());
         let missing: Vec<_> = missing
             .map(|(key, _)| (key, "is missing; a listener that speaks TLS has a certificate and a key".into()))
             .collect();
         if !missing.is_empty() {
             return Err(missing);
+        }
+        if self.client_crl_file.is_some() && self.client_ca_file.is_none() {
+            let message = "needs client_ca_file: without it no client is asked for a certificate that could be revoked";
+            return Err(vec![("client_crl_file", message.into())]);
         }
         if let Some(complaint) = too_often(self.reload_interval) {
             return Err(vec![complaint]);
@@ -156,7 +178,7 @@ impl ClientTls {
         for (there, missing, key) in
             [(&self.cert_file, &self.key_file, "key_file"), (&self.key_file, &self.cert_file, "cert_file")]
         {
-            if written(there).is_some() && written(missing).is_none() {
+            if there.is_some() && missing.is_none() {
                 return Err(vec![(key, "is missing; a certificate needs its key, and a key its certificate".into())]);
             }
         }
@@ -189,9 +211,38 @@ fn too_often(interval: GoDuration) -> Option<Complaint> {
     })
 }
 
-/// A path that is there: an empty one is none, as in the Collector.
-fn written(path: &Path) -> Option<PathBuf> {
-    Some(path).filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned)
+impl FilePath {
+    /// As text, if it is any.
+    pub fn to_str(&self) -> Option<&str> {
+        self.0.to_str()
+    }
+}
+
+fn written(path: &Option<FilePath>) -> Option<PathBuf> {
+    path.as_ref().map(|FilePath(path)| path.clone())
+}
+
+impl<'de> Deserialize<'de> for FilePath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = FilePath;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the path of a file, which is not empty; name a file, or leave the key out")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<FilePath, E> {
+                // What a check hangs on is never switched off by a variable that is not set.
+                if text.trim().is_empty() { self.visit_unit() } else { Ok(FilePath(text.into())) }
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<FilePath, E> {
+                Err(E::custom("is empty; name a file, or leave the key out"))
+            }
+        }
+        deserializer.deserialize_string(Text)
+    }
 }
 
 impl std::str::FromStr for TlsVersion {
@@ -265,6 +316,31 @@ mod tests {
         assert_eq!(name(STATIC, &tls(", server_name_override: other.test")), other);
         let error = config(STATIC, &tls(", server_name_override: \"a b\""), "").expect_err("no name");
         assert!(error.contains("server_name_override: cannot be used: \"a b\" is no name of a host"), "{error}");
+    }
+
+    #[test]
+    fn a_key_of_a_file_that_is_there_and_empty_is_refused() {
+        let whole = |more: &str| {
+            let text =
+                format!("{{ cert_file: \"${{env:PKI}}/server.crt\", key_file: \"${{env:PKI}}/server.key\"{more} }}");
+            config(STATIC, "", &format!("tls: {text}"))
+        };
+        assert!(whole("").is_ok());
+        for empty in ["\"\"", "", "~", "\"${env:NONE:-}\"", "\" \""] {
+            for key in ["client_ca_file", "client_crl_file"] {
+                let error = whole(&format!(", {key}: {empty}")).expect_err(empty);
+                assert!(error.contains(&format!("grpc.tls.{key}: ")), "{error}");
+                assert!(error.contains("empty; name a file, or leave the key out"), "{error}");
+            }
+            for key in ["ca_file", "cert_file", "key_file"] {
+                let error = config(STATIC, &format!("tls: {{ {key}: {empty} }}"), "").expect_err(empty);
+                assert!(error.contains(&format!("pools.tail.tls.{key}: ")) && error.contains("empty; name"), "{error}");
+            }
+        }
+        let error = whole(", client_crl_file: \"${env:PKI}/ca.crl\"").expect_err("nobody shows a certificate");
+        assert!(error.contains("grpc.tls.client_crl_file: needs client_ca_file"), "{error}");
+        let both = ", client_ca_file: \"${env:PKI}/ca.crt\", client_crl_file: \"${env:PKI}/ca.crl\"";
+        assert!(whole(both).is_ok_and(|config| config.warnings.is_empty()));
     }
 
     #[test]

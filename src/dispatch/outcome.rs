@@ -162,6 +162,7 @@ impl Failure {
                 Reason::NotTls => "tls_not_tls",
                 Reason::Other => "tls_other",
                 Reason::ProtocolVersion => "tls_protocol_version",
+                Reason::Revoked => "tls_revoked",
                 Reason::Timeout => "tls_timeout",
                 Reason::UnknownCa => "tls_unknown_ca",
             },

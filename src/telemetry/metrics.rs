@@ -76,7 +76,7 @@ page! {
     RECEIVER_REFUSED_STREAMS_TOTAL = "spanring_receiver_refused_streams_total", Counter, ["listener"],
         "HTTP/2 streams that were refused before a service saw them: malformed or too large headers, too many streams at once.";
     RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL = "spanring_receiver_tls_handshake_failures_total", Counter, ["listener", "reason"],
-        "TLS handshakes with clients that failed: bad_name, closed, expired, no_certificate, not_tls, protocol_version, timeout, unknown_ca or other.";
+        "TLS handshakes with clients that failed: bad_name, closed, expired, no_certificate, not_tls, protocol_version, revoked, timeout, unknown_ca or other.";
 
     MEMORY_BUDGET_LIMIT_BYTES = "spanring_memory_budget_limit_bytes", Gauge, [],
         "Bytes that requests may hold in memory (memory_limiter).";

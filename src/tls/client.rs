@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     CheckedName, ClientConfig, Reload, TlsError, Warning,
+    anchors::Backends,
     files::{self, File, IdentityFiles},
     kept::{self, Certificate, Kept, Made, Source},
     provider,
@@ -100,6 +101,7 @@ impl Source for ClientConfig {
     fn make(&self, (identity, ca): &Self::Files) -> Result<Made<Self::Made>, TlsError> {
         let provider = provider();
         let mut certificates = Vec::new();
+        let mut others = Vec::from_iter(identity.as_ref().and_then(IdentityFiles::open_key));
         let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(self.min_version.and_newer())
             .map_err(|error| files::refused("min_version", &error))?;
@@ -111,9 +113,11 @@ impl Source for ClientConfig {
             }
             None => builder.with_root_certificates(files::system_roots()?),
             Some((ca, path)) => {
-                let (roots, validity) = files::roots(ca)?;
+                let (anchors, validity) = files::anchors(ca)?;
+                others.extend(files::idle_anchors(ca, &anchors));
+                let verifier = Backends::new(anchors, &provider).map_err(|error| files::refused("ca_file", &error))?;
                 certificates.push(Certificate { key: "ca_file", role: "ca", path: path.clone(), validity });
-                builder.with_root_certificates(roots)
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
             }
         };
         let mut made = match identity.as_ref().zip(self.identity.as_ref()) {
@@ -131,8 +135,7 @@ impl Source for ClientConfig {
         };
         made.alpn_protocols = vec![b"h2".to_vec()];
         made.resumption = Resumption::in_memory_sessions(SESSIONS);
-        let open_key = identity.as_ref().and_then(IdentityFiles::open_key);
-        Ok(Made { value: Arc::new(made), certificates, open_key })
+        Ok(Made { value: Arc::new(made), certificates, others })
     }
 }
 

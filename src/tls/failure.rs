@@ -31,6 +31,8 @@ pub enum Reason {
     Other,
     /// No version of TLS is spoken by both.
     ProtocolVersion,
+    /// A certificate was revoked, or nothing that still holds says that it was not.
+    Revoked,
     /// It was not done in time.
     Timeout,
     /// A certificate was signed by an authority that is not trusted.
@@ -50,7 +52,7 @@ struct Inner {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::BadName,
         Self::Closed,
         Self::Expired,
@@ -58,6 +60,7 @@ impl Reason {
         Self::NotTls,
         Self::Other,
         Self::ProtocolVersion,
+        Self::Revoked,
         Self::Timeout,
         Self::UnknownCa,
     ];
@@ -72,6 +75,7 @@ impl Reason {
             Self::NotTls => "not_tls",
             Self::Other => "other",
             Self::ProtocolVersion => "protocol_version",
+            Self::Revoked => "revoked",
             Self::Timeout => "timeout",
             Self::UnknownCa => "unknown_ca",
         }
@@ -115,6 +119,13 @@ impl Reason {
                 | CertificateError::NotValidYetContext { .. },
             )
             | Error::AlertReceived(AlertDescription::CertificateExpired) => Self::Expired,
+            Error::InvalidCertificate(
+                CertificateError::Revoked
+                | CertificateError::UnknownRevocationStatus
+                | CertificateError::ExpiredRevocationList
+                | CertificateError::ExpiredRevocationListContext { .. },
+            )
+            | Error::AlertReceived(AlertDescription::CertificateRevoked) => Self::Revoked,
             Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)
             | Error::AlertReceived(AlertDescription::UnknownCA) => Self::UnknownCa,
             Error::InvalidCertificate(
@@ -136,6 +147,7 @@ impl fmt::Display for Reason {
             Self::NotTls => "the peer speaks no TLS",
             Self::Other => "the handshake failed",
             Self::ProtocolVersion => "no version of TLS is spoken by both",
+            Self::Revoked => "a certificate was revoked, or no revocation list that still holds says that it was not",
             Self::Timeout => "the handshake took too long",
             Self::UnknownCa => "a certificate was signed by an authority that is not trusted",
         })

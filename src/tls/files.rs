@@ -15,14 +15,14 @@ use rustls::{
     RootCertStore,
     crypto::CryptoProvider,
     pki_types::{
-        CertificateDer, PrivateKeyDer,
+        CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
         pem::{self, PemObject},
     },
     sign::CertifiedKey,
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use super::Identity;
+use super::{Identity, anchors::Anchor};
 
 /// The most that is read of a file: system bundles have a quarter of a MiB.
 const MAX_FILE: u64 = 4 << 20;
@@ -231,6 +231,10 @@ impl File {
         Problem::Broken { path: self.path.clone(), reason }.at(self.key)
     }
 
+    fn warning(&self, message: String) -> Warning {
+        Warning { key: self.key, path: self.path.clone(), message }
+    }
+
     fn nothing(&self, what: &'static str, label: &'static str) -> TlsError {
         Problem::Nothing { path: self.path.clone(), what, label }.at(self.key)
     }
@@ -294,8 +298,8 @@ impl IdentityFiles {
 }
 
 /// The authorities in a file, and how long they hold: as long as the last of them, since a renewed one stands beside the old.
-pub(super) fn roots(file: &File) -> Result<(Arc<RootCertStore>, Validity), TlsError> {
-    let mut roots = RootCertStore::empty();
+pub(super) fn anchors(file: &File) -> Result<(Vec<Anchor>, Validity), TlsError> {
+    let mut anchors = Vec::new();
     let mut whole: Option<Validity> = None;
     for certificate in file.certificates()? {
         let validity = file.validity(&certificate)?;
@@ -303,10 +307,66 @@ pub(super) fn roots(file: &File) -> Result<(Arc<RootCertStore>, Validity), TlsEr
             not_before: whole.not_before.min(validity.not_before),
             not_after: whole.not_after.max(validity.not_after),
         }));
-        roots.add(certificate).map_err(|_| file.broken("a certificate in it cannot be that of an authority"))?;
+        let no_authority = || file.broken("a certificate in it cannot be that of an authority");
+        let (subject, raw_subject) = match x509_parser::parse_x509_certificate(&certificate) {
+            Ok((_, parsed)) => (parsed.subject().to_string(), parsed.subject().as_raw().to_vec()),
+            Err(_) => return Err(no_authority()),
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).map_err(|_| no_authority())?;
+        let anchor = roots.roots.pop().ok_or_else(no_authority)?;
+        anchors.push(Anchor { anchor, subject, raw_subject, validity });
     }
     let validity = whole.unwrap_or(Validity { not_before: i64::MIN, not_after: i64::MAX });
-    Ok((Arc::new(roots), validity))
+    Ok((anchors, validity))
+}
+
+/// What is to be said of authorities that authenticate nobody now.
+pub(super) fn idle_anchors(file: &File, anchors: &[Anchor]) -> Vec<Warning> {
+    let now = now();
+    let idle = |anchor: &Anchor| {
+        let Validity { not_before, not_after } = anchor.validity;
+        let when = match () {
+            () if not_after < now => format!("expired {} ago", span(now - not_after)),
+            () if not_before > now => format!("holds only in {}", span(not_before - now)),
+            () => return None,
+        };
+        Some(format!("the authority {} {when}: it authenticates nobody", anchor.subject))
+    };
+    let mut messages: Vec<String> = anchors.iter().filter_map(idle).collect();
+    if messages.len() == anchors.len() {
+        messages.push("no authority in it holds: every peer is refused".to_owned());
+    }
+    messages.into_iter().map(|message| file.warning(message)).collect()
+}
+
+/// The lists of revoked certificates in a file, and what is to be said of them and of `anchors` that have none.
+pub(super) fn revocation_lists(
+    file: &File,
+    anchors: &[Anchor],
+) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<Warning>), TlsError> {
+    let lists = CertificateRevocationListDer::pem_slice_iter(&file.bytes).collect::<Result<Vec<_>, _>>();
+    let lists = lists.map_err(|error| file.no_pem(&error))?;
+    if lists.is_empty() {
+        return Err(file.nothing("list of revoked certificates", "X509 CRL"));
+    }
+    let (now, mut messages, mut issuers) = (now(), Vec::new(), Vec::new());
+    for list in &lists {
+        let (_, parsed) = x509_parser::parse_x509_crl(list)
+            .map_err(|_| file.broken("a list in it is no list of revoked certificates"))?;
+        let until = parsed.next_update().map_or(i64::MAX, |at| at.timestamp());
+        if until < now {
+            let (issuer, ago) = (parsed.issuer(), span(now - until));
+            messages.push(format!(
+                "the list of {issuer} expired {ago} ago: whom it signed is refused until there is a newer one"
+            ));
+        }
+        issuers.push(parsed.issuer().as_raw().to_vec());
+    }
+    for anchor in anchors.iter().filter(|anchor| !issuers.contains(&anchor.raw_subject)) {
+        messages.push(format!("it has no list of {}: whom that signed is refused", anchor.subject));
+    }
+    Ok((lists, messages.into_iter().map(|message| file.warning(message)).collect()))
 }
 
 /// Those whom the system trusts. Some that rustls cannot read are no reason to trust none.
@@ -335,8 +395,7 @@ pub(super) fn refused(key: &'static str, error: &dyn fmt::Display) -> TlsError {
 impl Validity {
     /// What is to be said of it now, if anything.
     pub(super) fn complaint(self) -> Option<String> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let now = now();
         if self.not_after < now {
             Some(format!("a certificate expired {} ago; peers will refuse it", span(now - self.not_after)))
         } else if self.not_before > now {
@@ -345,6 +404,12 @@ impl Validity {
             None
         }
     }
+}
+
+/// Unix time.
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 /// Seconds as people say them.

@@ -42,8 +42,8 @@ pub(super) trait Source: Clone + Send + Sync + 'static {
 pub(super) struct Made<T> {
     pub(super) value: Arc<T>,
     pub(super) certificates: Vec<Certificate>,
-    /// A key that others may read.
-    pub(super) open_key: Option<Warning>,
+    /// What else is worth a line: a key that others may read, authorities that do not hold.
+    pub(super) others: Vec<Warning>,
 }
 
 /// How long the certificates of one file hold.
@@ -291,11 +291,13 @@ fn hash<S: Source>(files: &S::Files) -> u128 {
 impl<T> Made<T> {
     /// What is worth a line: certificates that hold no longer, or not yet, and a key that others may read.
     pub(super) fn warnings(&self) -> Vec<Warning> {
-        let certificates = self.certificates.iter().filter_map(|certificate| {
+        // Of authorities each is spoken of by its name.
+        let own = self.certificates.iter().filter(|certificate| !matches!(certificate.role, "ca" | "client_ca"));
+        let certificates = own.filter_map(|certificate| {
             let message = certificate.validity.complaint()?;
             Some(Warning { key: certificate.key, path: certificate.path.clone(), message })
         });
-        certificates.chain(self.open_key.clone()).collect()
+        certificates.chain(self.others.iter().cloned()).collect()
     }
 }
 

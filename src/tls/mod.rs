@@ -1,11 +1,12 @@
 //! TLS of listeners and pools: rustls with one provider, certificates read from files and read again when those change.
 //!
-//! `files` reads PEM and says what is wrong with it; `server` and `client` make of it what rustls takes; `kept` holds that
+//! `files` reads PEM and says what is wrong with it; `anchors` checks peers by the authorities that hold; `server` and `client` make of it what rustls takes; `kept` holds that
 //! and replaces it whole, so that handshakes from then on have the new one and connections live on; `failure` says in a
 //! bounded word why a handshake failed, counts it and logs it.
 //!
 //! **Invariant:** whatever is on disk, what worked goes on working: files that cannot be used are logged and left alone.
 
+mod anchors;
 mod client;
 mod failure;
 mod files;
@@ -37,6 +38,8 @@ pub struct ServerConfig {
     pub identity: Identity,
     /// Who may have signed its clients' certificates; clients need one then.
     pub client_ca_file: Option<PathBuf>,
+    /// Which of these certificates were revoked.
+    pub client_crl_file: Option<PathBuf>,
     /// The oldest version that is spoken.
     pub min_version: Version,
     /// How often the files are looked at; `None` leaves it to [`Reloads::now`].
@@ -95,6 +98,7 @@ impl Default for ServerConfig {
         Self {
             identity: Identity::default(),
             client_ca_file: None,
+            client_crl_file: None,
             min_version: Version::default(),
             reload_interval: Some(RELOAD_INTERVAL),
         }

@@ -1,15 +1,16 @@
 //! TLS of a listener.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::SingleCertAndKey,
 };
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     Reload, ServerConfig, TlsError, Warning,
+    anchors::Clients,
     files::{self, File, IdentityFiles},
     kept::{self, Certificate, Kept, Made, Source},
     provider,
@@ -64,43 +65,52 @@ impl ServerConfig {
 
 impl Source for Settings {
     type Made = rustls::ServerConfig;
-    type Files = (IdentityFiles, Option<File>);
+    /// The identity, clients' authorities, and what these revoked.
+    type Files = (IdentityFiles, Option<File>, Option<File>);
 
     fn interval(&self) -> Option<Duration> {
         self.config.reload_interval
     }
 
     fn read(&self) -> Result<Self::Files, TlsError> {
-        let ca = self.config.client_ca_file.as_deref();
+        let file = |key, path: &Option<PathBuf>| path.as_deref().map(|path| File::read(key, path)).transpose();
         Ok((
             IdentityFiles::read(&self.config.identity)?,
-            ca.map(|path| File::read("client_ca_file", path)).transpose()?,
+            file("client_ca_file", &self.config.client_ca_file)?,
+            file("client_crl_file", &self.config.client_crl_file)?,
         ))
     }
 
-    fn hash_into((identity, ca): &Self::Files, hash: &mut Xxh3) {
+    fn hash_into((identity, ca, crl): &Self::Files, hash: &mut Xxh3) {
         identity.hash_into(hash);
-        ca.iter().for_each(|ca| ca.hash_into(hash));
+        ca.iter().chain(crl).for_each(|file| file.hash_into(hash));
     }
 
-    fn make(&self, (identity, ca): &Self::Files) -> Result<Made<Self::Made>, TlsError> {
+    fn make(&self, (identity, ca, crl): &Self::Files) -> Result<Made<Self::Made>, TlsError> {
         let provider = provider();
         let (certified, validity) = identity.parse(&provider)?;
         let path = self.config.identity.cert_file.clone();
         let mut certificates = vec![Certificate { key: "cert_file", role: "server", path, validity }];
+        let mut others = Vec::from_iter(identity.open_key());
         let verifier: Arc<dyn ClientCertVerifier> = match ca.as_ref().zip(self.config.client_ca_file.as_ref()) {
             None => WebPkiClientVerifier::no_client_auth(),
             Some((ca, path)) => {
-                let (roots, validity) = files::roots(ca)?;
+                let (anchors, validity) = files::anchors(ca)?;
+                others.extend(files::idle_anchors(ca, &anchors));
+                let mut lists = Vec::new();
+                if let Some(crl) = crl {
+                    let (found, said) = files::revocation_lists(crl, &anchors)?;
+                    lists = found;
+                    others.extend(said);
+                }
                 certificates.push(Certificate {
                     key: "client_ca_file",
                     role: "client_ca",
                     path: path.clone(),
                     validity,
                 });
-                WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
-                    .build()
-                    .map_err(|error| files::refused("client_ca_file", &error))?
+                let key = if crl.is_some() { "client_crl_file" } else { "client_ca_file" };
+                Arc::new(Clients::new(anchors, lists, &provider).map_err(|error| files::refused(key, &error))?)
             }
         };
         let mut made = rustls::ServerConfig::builder_with_provider(provider)
@@ -109,6 +119,12 @@ impl Source for Settings {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         made.alpn_protocols = self.alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        Ok(Made { value: Arc::new(made), certificates, open_key: identity.open_key() })
+        if ca.is_some() {
+            // A session that is taken up again has its certificates not checked again: who was let in once would stay in, whatever
+            // became of its certificate or its authority since.
+            made.session_storage = Arc::new(NoServerSessionStorage {});
+            made.send_tls13_tickets = 0;
+        }
+        Ok(Made { value: Arc::new(made), certificates, others })
     }
 }

@@ -4,6 +4,8 @@
 #[allow(dead_code, reason = "tests of processes use the rest")]
 pub(crate) mod pki;
 
+mod mutual;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -62,19 +64,31 @@ impl World {
         self
     }
 
+    fn both(&self) -> (Server, Client) {
+        let server = Server::load("test", self.server.clone(), &[b"h2"]).unwrap();
+        (server, Client::load("test", self.client.clone()).unwrap())
+    }
+
     /// What each side says of a handshake, and of a word back and forth after it.
     async fn shake(&self, entry: &str) -> (Result<(), Reason>, Result<(), Reason>) {
-        let server = Server::load("test", self.server.clone(), &[b"h2"]).unwrap();
-        let client = Client::load("test", self.client.clone()).unwrap();
+        let (server, client) = self.both();
         shake(&server, &client, entry).await
     }
 }
 
 async fn shake(server: &Server, client: &Client, entry: &str) -> (Result<(), Reason>, Result<(), Reason>) {
+    shake_with(server.current(), client, entry).await
+}
+
+async fn shake_with(
+    server: Arc<rustls::ServerConfig>,
+    client: &Client,
+    entry: &str,
+) -> (Result<(), Reason>, Result<(), Reason>) {
     let (near, far) = duplex(64 << 10);
     let name = client.name_of(entry).expect("a name");
     let connector = TlsConnector::from(client.current());
-    let acceptor = TlsAcceptor::from(server.current());
+    let acceptor = TlsAcceptor::from(server);
     let server = async {
         let mut stream = acceptor.accept(far).await?;
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));

@@ -21,6 +21,7 @@ mod memory;
 mod metadata;
 mod nameserver;
 mod otelcol;
+#[allow(dead_code, reason = "the unit tests of TLS use the rest")]
 mod pki;
 mod prometheus;
 mod reload;

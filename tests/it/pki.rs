@@ -4,9 +4,13 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+};
 
 /// An authority.
 pub(crate) struct Authority {
@@ -19,11 +23,21 @@ pub(crate) struct Authority {
 pub(crate) struct Pair {
     pub(crate) cert: String,
     pub(crate) key: String,
+    serial: u64,
 }
+
+/// The last serial number of any authority here.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 impl Authority {
     pub(crate) fn new(name: &str) -> Self {
+        Self::until(name, 4000)
+    }
+
+    /// One that expires with that year's beginning.
+    pub(crate) fn until(name: &str, year: i32) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -45,6 +59,32 @@ impl Authority {
         self.sign(params)
     }
 
+    /// One that expires with that year's beginning.
+    pub(crate) fn issue_until(&self, names: &[&str], year: i32) -> Pair {
+        let mut params = Self::params(names);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        self.sign(params)
+    }
+
+    /// The list of what it revoked, which expires with that year's beginning.
+    pub(crate) fn revoke(&self, pairs: &[&Pair], year: i32) -> String {
+        let revoked = |pair: &&Pair| RevokedCertParams {
+            serial_number: SerialNumber::from(pair.serial),
+            revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(year, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: pairs.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+
     fn params(names: &[&str]) -> CertificateParams {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -53,10 +93,12 @@ impl Authority {
         params
     }
 
-    fn sign(&self, params: CertificateParams) -> Pair {
+    fn sign(&self, mut params: CertificateParams) -> Pair {
         let key = KeyPair::generate().unwrap();
+        let serial = SERIAL.fetch_add(1, Relaxed) + 1;
+        params.serial_number = Some(SerialNumber::from(serial));
         let cert = params.signed_by(&key, &self.issuer).unwrap().pem();
-        Pair { cert, key: key.serialize_pem() }
+        Pair { cert, key: key.serialize_pem(), serial }
     }
 }
 
@@ -83,10 +125,11 @@ pub(crate) fn replace_with_mode(path: &Path, text: &str, mode: u32) {
     fs::rename(fresh, path).unwrap();
 }
 
-/// A folder with `ca.crt`, and `server` and `client` signed by it for `localhost`, `collector.test`, 127.0.0.1 and ::1.
+/// A folder with `ca.crt`, `ca.crl` that revokes nobody, and `server` and `client` signed by it for `localhost`, `collector.test`, 127.0.0.1 and ::1.
 pub(crate) fn folder(dir: &Path) -> Authority {
     let authority = Authority::new("spanring test authority");
     replace(&dir.join("ca.crt"), &authority.pem);
+    replace(&dir.join("ca.crl"), &authority.revoke(&[], 4000));
     for name in ["server", "client"] {
         authority.issue(&["localhost", "collector.test", "127.0.0.1", "::1"]).write(dir, name);
     }

@@ -48,9 +48,14 @@ impl<'a> Section<'a> {
         self.take(key).map_or(Yaml::Scalar(Value::Null), |entry| Yaml::from(&entry.node))
     }
 
-    /// Takes keys as they are, those that are there.
+    /// Takes keys as they are, those that are there and say something: to the Collector an empty text is none.
     pub(super) fn pass_all(&mut self, keys: &[&str]) -> Vec<(String, Yaml)> {
-        keys.iter().filter_map(|key| Some(((*key).to_owned(), Yaml::from(&self.take(key)?.node)))).collect()
+        let said = |entry: &&Entry| {
+            text_of(&entry.node).is_none_or(|text| !text.is_empty()) && !matches!(entry.node.value, Value::Null)
+        };
+        keys.iter()
+            .filter_map(|key| Some(((*key).to_owned(), Yaml::from(&self.take(key).filter(said)?.node))))
+            .collect()
     }
 
     /// Takes a key that holds text; a number is text too.
