@@ -38,7 +38,7 @@ struct Inner {
 impl Access {
     /// That of `pool`: plaintext without a `client`. Every call bears `headers`.
     pub fn new(pool: &str, client: Option<Client>, headers: Vec<(HeaderName, HeaderValue)>) -> Self {
-        let failures = || Failures::new(DISPATCH_TLS_HANDSHAKE_FAILURES_TOTAL, "pool", pool);
+        let failures = || Failures::of_backends(DISPATCH_TLS_HANDSHAKE_FAILURES_TOTAL, "pool", pool);
         let tls = client.map(|client| (client, failures()));
         Self(Some(Arc::new(Inner { serial: SERIAL.fetch_add(1, atomic::Ordering::Relaxed), tls, headers })))
     }

@@ -64,7 +64,7 @@ pub struct Events {
 
 /// Why backends are ejected, as metrics and logs name it: the kinds of [`HealthKind`] that are failures, dispatch's words for
 /// [`HealthKind::Failed`], and `unresolved`, which membership itself sees.
-pub const REASONS: [&str; 21] = [
+pub const REASONS: [&str; 22] = [
     "connect_error",
     "connect_timeout",
     "gateway",
@@ -73,6 +73,7 @@ pub const REASONS: [&str; 21] = [
     "refused",
     "refused_stream",
     "reset",
+    "speaks_tls",
     "timeout",
     "tls_bad_name",
     "tls_closed",

@@ -62,6 +62,8 @@ pub(super) struct Backend {
     room: AtomicUsize,
     /// It left the table: what it has is finished, then its connections close.
     closing: AtomicBool,
+    /// Whether it was seen to speak TLS, though it is spoken to in plaintext.
+    pub(super) speaks_tls: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -120,6 +122,7 @@ impl Backend {
             pulse,
             room: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
+            speaks_tls: AtomicBool::new(false),
             state: Mutex::new(State::new(config)),
         })
     }
@@ -294,6 +297,7 @@ impl Backend {
     /// Slot `line` could not connect, or its connection died before it answered anything: no other attempt for a while, and
     /// unless another connection is up what waits is handed back.
     pub(super) fn unreachable(self: &Arc<Self>, line: usize, failure: Failure) {
+        let failure = self.seen_through(failure);
         self.failed(failure);
         let (nudge, first) = {
             let mut state = self.lock();
@@ -311,6 +315,9 @@ impl Backend {
             };
             (nudge, first)
         };
+        if first {
+            self.ask_for_tls(failure);
+        }
         if first && !self.closing.load(Ordering::Acquire) && self.shared.metrics.may_tell() {
             let pool = &*self.shared.metrics.pool;
             tracing::warn!(pool, backend = %self.identity, failure = failure.as_str(), "backend unreachable, trying on");
@@ -349,6 +356,7 @@ impl Backend {
 
     /// A connection answered: the next failure starts with the shortest pause.
     pub(super) fn proved(&self) {
+        self.speaks_tls.store(false, Ordering::Relaxed);
         let again = {
             let mut state = self.lock();
             state.turned_away = false;

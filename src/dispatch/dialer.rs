@@ -8,6 +8,7 @@ use std::{
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
@@ -17,7 +18,7 @@ use super::{Failure, stream::Stream};
 use crate::{
     access::Access,
     shortage::Shortage,
-    tls::{Client, Reason},
+    tls::{self, Client, Reason, explain},
 };
 
 /// How long a connect may take, and a handshake after it: as long as a PING may stay unanswered (design 3, Silence).
@@ -46,7 +47,7 @@ pub(super) async fn dial(access: &Access, identity: &str, address: SocketAddr) -
             return Failure::Local(shortage);
         }
         let reason = Reason::of_io(&error);
-        access.refused(reason, address, &error);
+        access.refused(reason, address, &explain(&error));
         Failure::Tls(reason)
     })
 }
@@ -81,6 +82,18 @@ fn failure_of(error: &io::Error, address: SocketAddr) -> Failure {
 fn has_source_for(address: SocketAddr) -> bool {
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address)).is_ok()
+}
+
+/// Whether the peer at `address` answers a client of TLS by TLS.
+pub(super) async fn speaks_tls(address: SocketAddr) -> bool {
+    let asked = async {
+        let mut stream = connect(address).await?;
+        stream.write_all(&tls::hello()).await?;
+        let mut first = [0; 2];
+        stream.read_exact(&mut first).await?;
+        io::Result::Ok(tls::is_record(first))
+    };
+    timeout(CONNECT_TIMEOUT, asked).await.is_ok_and(|answered| answered.unwrap_or(false))
 }
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {

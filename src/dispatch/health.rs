@@ -106,6 +106,7 @@ fn kind_of(failure: Failure) -> Option<HealthKind> {
         | Failure::Protocol
         | Failure::RefusedStream
         | Failure::Reset
+        | Failure::SpeaksTls
         | Failure::Tls(_)
         | Failure::TurnedAway => HealthKind::Failed(failure.as_str()),
     })

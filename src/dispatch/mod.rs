@@ -6,7 +6,7 @@
 //!
 //! From the outside in: `reconcile` follows the tables and keeps a `backend` (queue and connections) for each endpoint;
 //! `queue` decides when a call opens and what it carries; `line` holds one connection slot, `driver` the task of one
-//! connection with all its calls, `clock` its timer; `dialer` connects, by TLS where the backend's access has it; `call` is one RPC,
+//! connection with all its calls, `clock` its timer; `diagnosis` finds out why a connection ends at once, `dialer` connects, by TLS where the backend's access has it; `call` is one RPC,
 //! `body` and `codec` what it sends, `reply` what it hears; `settle` tells each part what became of it. `health` says to
 //! membership what is seen of a backend, `probe` asks one that was ejected whether it is there again, `retries` bounds what
 //! is tried again, `shortage` waits when this process cannot open a socket.
@@ -23,6 +23,7 @@ mod call;
 mod client;
 mod clock;
 mod codec;
+mod diagnosis;
 mod dialer;
 mod driver;
 mod frames;

@@ -93,6 +93,8 @@ pub enum Failure {
     Reset,
     /// A new connection was reset or closed before the peer had said anything.
     ResetAtOnce,
+    /// It was spoken to in plaintext and speaks TLS.
+    SpeaksTls,
     /// No answer within the attempt's timeout.
     Timeout,
     /// TLS failed.
@@ -153,6 +155,7 @@ impl Failure {
             Self::RefusedStream => "refused_stream",
             Self::Reset => "reset",
             Self::ResetAtOnce => "reset_at_once",
+            Self::SpeaksTls => "speaks_tls",
             Self::Timeout => "timeout",
             Self::Tls(reason) => match reason {
                 Reason::BadName => "tls_bad_name",
@@ -186,6 +189,7 @@ impl fmt::Display for Failure {
             Self::RefusedStream => "it refuses every stream (REFUSED_STREAM)",
             Self::Reset => "connection or stream reset before the answer",
             Self::ResetAtOnce => "connection reset at once",
+            Self::SpeaksTls => "it speaks TLS and its pool is plaintext: add a tls section to the pool",
             Self::Timeout => "no answer within the timeout",
             Self::Tls(reason) => return write!(f, "TLS: {reason}"),
             Self::TurnedAway => "it accepts connections and takes no calls",
@@ -198,8 +202,11 @@ impl Cause {
     pub fn was_no_attempt(self) -> bool {
         match self {
             Self::Transport(failure) => {
-                use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Local, Tls, TurnedAway};
-                matches!(failure, ConnectError | ConnectRefused | ConnectTimeout | Local(_) | Tls(_) | TurnedAway)
+                use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Local, SpeaksTls, Tls, TurnedAway};
+                matches!(
+                    failure,
+                    ConnectError | ConnectRefused | ConnectTimeout | Local(_) | SpeaksTls | Tls(_) | TurnedAway
+                )
             }
             Self::Abandoned | Self::Deadline | Self::Departed | Self::Ejected | Self::Full | Self::Unresolved => true,
             Self::Status(_) | Self::Stopped => false,

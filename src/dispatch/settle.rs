@@ -25,6 +25,7 @@ impl Backend {
                 self.hand_back(parts, after, reached, Cause::Status(code));
             }
             Verdict::Failed { failure, reached, scope } => {
+                let failure = self.seen_through(failure);
                 if scope == Scope::Stream {
                     self.failed(failure);
                 }

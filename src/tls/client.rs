@@ -15,7 +15,7 @@ use rustls::{
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    CheckedName, ClientConfig, Reload, TlsError, Warning,
+    CheckedName, ClientConfig, Reload, TlsError, Version, Warning,
     anchors::Backends,
     files::{self, File, IdentityFiles},
     kept::{self, Certificate, Kept, Made, Source},
@@ -137,6 +137,28 @@ impl Source for ClientConfig {
         made.resumption = Resumption::in_memory_sessions(SESSIONS);
         Ok(Made { value: Arc::new(made), certificates, others })
     }
+}
+
+/// The first words of a client that speaks TLS, for a look at whether a peer does.
+pub fn hello() -> Vec<u8> {
+    let provider = provider();
+    let mut words = Vec::new();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(Version::Tls12.and_newer())
+        .map(|builder| builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))));
+    let name = ServerName::try_from("backend.invalid");
+    if let (Ok(config), Ok(name)) = (config, name)
+        && let Ok(mut connection) = rustls::ClientConnection::new(Arc::new(config.with_no_client_auth()), name)
+    {
+        // A vector takes everything.
+        drop(connection.write_tls(&mut words));
+    }
+    words
+}
+
+/// Whether a peer's first bytes are those of TLS: the kind of a record, and the version.
+pub fn is_record([kind, major]: [u8; 2]) -> bool {
+    (0x14..=0x17).contains(&kind) && major == 3
 }
 
 /// The host of `host:port` or `[address]:port`.

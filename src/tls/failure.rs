@@ -1,6 +1,7 @@
 //! Why handshakes fail, in words that fit a metric; each is counted, and logged now and then.
 
 use std::{
+    collections::HashMap,
     fmt, io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -8,11 +9,14 @@ use std::{
 };
 
 use metrics::{Counter, counter};
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible};
 use tokio::time::Instant;
 
-/// Failures of one listener or pool are logged at most this often.
+/// Failures of one listener, or of one backend for one reason, are logged at most this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Backends and reasons of one pool that are told apart in the log: what comes beyond them in that time is counted only.
+const MAX_APART: usize = 64;
 
 /// Why a handshake failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,15 +43,23 @@ pub enum Reason {
     UnknownCa,
 }
 
-/// Counts the failed handshakes of a listener or pool, and logs them: one line in ten seconds. Cloning shares both.
+/// Counts the failed handshakes of a listener or pool, and logs them: one line in ten seconds, for a pool one of each backend
+/// and reason. Cloning shares both.
 #[derive(Clone)]
 pub struct Failures(Arc<Inner>);
+
+/// The lines of which one is written in a while: of all, or of one reason and peer.
+type Kind = Option<(Reason, SocketAddr)>;
+
+/// When a line was written last, and how many were not since.
+type Said = (Instant, u64);
 
 struct Inner {
     owner: Arc<str>,
     counters: [Counter; Reason::ALL.len()],
-    /// When a line was written last, and how many were not since.
-    logged: Mutex<(Option<Instant>, u64)>,
+    /// Whether peers and reasons have lines of their own.
+    apart: bool,
+    logged: Mutex<HashMap<Kind, Said>>,
 }
 
 impl Reason {
@@ -155,12 +167,22 @@ impl fmt::Display for Reason {
 }
 
 impl Failures {
-    /// Counters of `metric`, at 0: `label` is `owner`, and every reason has its own.
+    /// Those of a listener, whose peers are many: counters of `metric` at 0, of which `label` is `owner` and every reason has
+    /// its own.
     pub fn new(metric: &'static str, label: &'static str, owner: &str) -> Self {
+        Self::of(metric, label, owner, false)
+    }
+
+    /// Those of a pool, whose peers are its backends: what is wrong with one of them must not hide what is wrong with another.
+    pub fn of_backends(metric: &'static str, label: &'static str, owner: &str) -> Self {
+        Self::of(metric, label, owner, true)
+    }
+
+    fn of(metric: &'static str, label: &'static str, owner: &str, apart: bool) -> Self {
         let owner: Arc<str> = owner.into();
         let counters =
             Reason::ALL.map(|reason| counter!(metric, label => Arc::clone(&owner), "reason" => reason.as_str()));
-        Self(Arc::new(Inner { owner, counters, logged: Mutex::default() }))
+        Self(Arc::new(Inner { owner, counters, apart, logged: Mutex::default() }))
     }
 
     /// Counts one. `error` says more of it, if there is more.
@@ -171,7 +193,7 @@ impl Failures {
         }
         let owner = &self.0.owner;
         // Who only looks whether a port is open closes it again: that is no news.
-        match Some(reason).filter(|reason| *reason != Reason::Closed).and_then(|_| self.0.log_now()) {
+        match Some(reason).filter(|reason| *reason != Reason::Closed).and_then(|_| self.0.log_now(reason, peer)) {
             Some(unlogged) => tracing::warn!(
                 %owner, %peer, reason = reason.as_str(), %error, unlogged, "TLS handshake failed: {reason}"
             ),
@@ -188,15 +210,85 @@ impl fmt::Debug for Failures {
 
 impl Inner {
     /// How many lines were left out since the last, if it is time for one.
-    fn log_now(&self) -> Option<u64> {
+    fn log_now(&self, reason: Reason, peer: SocketAddr) -> Option<u64> {
         let now = Instant::now();
+        let is_fresh = |at: Instant| now.saturating_duration_since(at) < LOG_INTERVAL;
+        let key = self.apart.then_some((reason, peer));
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, unlogged) = &mut *logged;
-        if last.is_some_and(|at| now.saturating_duration_since(at) < LOG_INTERVAL) {
-            *unlogged += 1;
-            return None;
+        match logged.get_mut(&key) {
+            Some((at, unlogged)) if is_fresh(*at) => {
+                *unlogged += 1;
+                None
+            }
+            Some((at, unlogged)) => {
+                *at = now;
+                Some(std::mem::take(unlogged))
+            }
+            None => {
+                if logged.len() >= MAX_APART {
+                    logged.retain(|_, (at, _)| is_fresh(*at));
+                }
+                if logged.len() >= MAX_APART {
+                    return None;
+                }
+                logged.insert(key, (now, 0));
+                Some(0)
+            }
         }
-        *last = Some(now);
-        Some(std::mem::take(unlogged))
+    }
+}
+
+/// Why a handshake with a backend failed, and what can be done, for the log.
+pub fn explain(error: &io::Error) -> String {
+    let what = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let advice = match what {
+        Some(Error::InvalidCertificate(CertificateError::Other(other))) if is_authority(other) => {
+            return "its certificate is marked as an authority's (CA:TRUE), as `openssl req -x509` makes it, and a server must \
+                    not show such a one; make it again with -addext basicConstraints=critical,CA:FALSE"
+                .to_owned();
+        }
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "the authority that signed it has to be in ca_file"
+        }
+        Some(Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => "if that is the right backend, write a name of its certificate as server_name_override",
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            "if the backend is plaintext, so has its pool to be: take the tls section away"
+        }
+        _ => return error.to_string(),
+    };
+    format!("{error}; {advice}")
+}
+
+/// Whether that is webpki's complaint of a certificate that is marked as an authority's and shown by a server.
+fn is_authority(other: &OtherError) -> bool {
+    format!("{other:?}").contains("CaUsedAsEndEntity")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::logs::captured;
+
+    #[test]
+    fn each_backend_and_reason_has_a_line_of_its_own_and_their_number_is_bounded() {
+        let peer = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let lines = |failures: &Failures, reasons: &[Reason], ports: std::ops::Range<u16>| {
+            let log = captured(|| {
+                for _ in 0..3 {
+                    for port in ports.clone() {
+                        reasons.iter().for_each(|reason| failures.note(*reason, peer(port), &"why"));
+                    }
+                }
+            });
+            log.lines().filter(|line| line.contains(" WARN ")).count()
+        };
+        let both = [Reason::Expired, Reason::UnknownCa];
+        let pool = Failures::of_backends("test_failures_total", "pool", "tail");
+        assert_eq!(lines(&pool, &both, 1..3), 4);
+        assert_eq!(lines(&pool, &both, 1..1000), MAX_APART - 4, "a pool of many backends does not fill the log");
+        let listener = Failures::new("test_failures_total", "listener", "otlp_grpc");
+        assert_eq!(lines(&listener, &both, 1..3), 1, "clients are too many to be told apart");
     }
 }

@@ -20,8 +20,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use rustls::{SupportedProtocolVersion, crypto::CryptoProvider};
 
 pub use self::{
-    client::Client,
-    failure::{Failures, Reason},
+    client::{Client, hello, is_record},
+    failure::{Failures, Reason, explain},
     files::{TlsError, Warning},
     kept::{Reload, Reloaded, Reloads},
     server::Server,

@@ -362,3 +362,14 @@ fn a_certificate_that_comes_before_its_key_waits_for_it() {
     pki::replace(&world.path("server.key"), &fresh.key);
     assert_eq!(looking.join().unwrap(), Reloaded::Taken);
 }
+
+#[tokio::test]
+async fn a_certificate_that_signed_itself_does_if_it_is_no_authoritys() {
+    let world = World::new();
+    for (is_ca, expected) in [(true, Err(Reason::Other)), (false, Ok(()))] {
+        let pair = pki::self_signed(is_ca);
+        pair.write(world.dir.path(), "server");
+        pki::replace(&world.path("ca.crt"), &pair.cert);
+        assert_eq!(world.shake("localhost:1").await.1, expected, "an authority's: {is_ca}");
+    }
+}

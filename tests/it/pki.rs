@@ -29,6 +29,15 @@ pub(crate) struct Pair {
 /// The last serial number of any authority here.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
+/// A certificate for 127.0.0.1 that signed itself: as an authority's, as `openssl req -x509` makes it, or not.
+pub(crate) fn self_signed(is_ca: bool) -> Pair {
+    let mut params = Authority::params(&["127.0.0.1", "localhost"]);
+    params.is_ca = if is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
+    params.extended_key_usages.clear();
+    let key = KeyPair::generate().unwrap();
+    Pair { cert: params.self_signed(&key).unwrap().pem(), key: key.serialize_pem(), serial: 0 }
+}
+
 impl Authority {
     pub(crate) fn new(name: &str) -> Self {
         Self::until(name, 4000)

@@ -1,6 +1,7 @@
 //! TLS and mTLS by whole processes: who is let in, who is not and why, and certificates that are replaced under load.
 
 mod collector;
+mod messages;
 mod swap;
 
 use std::path::Path;
