@@ -272,3 +272,31 @@ pub(super) fn is_referral(message: &Message) -> bool {
         && message.answers.is_empty()
         && message.authorities.iter().any(|record| record.record_type() == RecordType::NS)
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::Name;
+
+    use super::*;
+    use crate::discovery::answer::Said;
+
+    #[test]
+    fn whatever_a_name_server_sends_is_read_or_refused_and_harms_nobody() {
+        let name: Name = "tail.test.".parse().unwrap();
+        let query = Query::query(name.clone(), RecordType::A);
+        let mut like = question(7, &query, Manner::Edns(PAYLOAD)).unwrap();
+        like[2] |= 0x80;
+        bolero::check!().with_type::<(Vec<u8>, u16, u8)>().for_each(|(bytes, at, bit)| {
+            // Anything at all, and a reply with some bytes of it other than they should be.
+            let mut bent = like.clone();
+            bent.extend(bytes);
+            let at = usize::from(*at) % bent.len();
+            bent[at] ^= bit;
+            for sent in [bytes, &bent] {
+                if let Read::Reply(Reply::Whole(message)) = read(sent, 7, &query) {
+                    let _ = (Said::read(&name, &message), rejects_edns(&message), is_referral(&message));
+                }
+            }
+        });
+    }
+}

@@ -279,4 +279,19 @@ mod tests {
         assert_eq!(of("box.example.com\n"), Some("example.com.".to_owned()));
         assert_eq!((of("box"), of("box."), of("matt.schulte's computer")), (None, None, None));
     }
+
+    #[test]
+    fn any_bytes_are_a_file_within_its_bounds() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let mut text = b"nameserver 10.0.0.1\nsearch a.test\noptions ndots:".to_vec();
+            text.extend(bytes);
+            for text in [bytes, &text] {
+                let conf = parse(text, "box.example.com", 53);
+                assert!(
+                    conf.servers.len() <= MAX_SERVERS && conf.search.len() <= MAX_SEARCH && conf.ndots <= MAX_NDOTS
+                );
+                assert!(conf.findings.to_string().len() <= (MAX_FINDINGS + 1) * 1024);
+            }
+        });
+    }
 }
