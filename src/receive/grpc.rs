@@ -159,7 +159,7 @@ impl<E: Export> OtlpGrpc<E> {
             }
             Err(NotOurs::Http(status, refusal)) => {
                 shared.metrics.refused_unrouted(refusal.reason);
-                return reply::not_grpc(status, refusal);
+                return reply::not_grpc(status, refusal, &parts.method);
             }
         };
         let in_flight = shared.metrics.of(signal).begin(started);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use prost::Message;
@@ -25,6 +25,7 @@ use crate::otlp::{
 const MAX_MESSAGE: usize = 256;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
@@ -45,6 +46,8 @@ pub enum ReplyBody {
     Message(Bytes),
     /// `grpc-status: 0`.
     Trailers,
+    /// Words for whoever does not speak gRPC, and nothing after them.
+    Words(Bytes),
 }
 
 /// The gRPC reply to an export request. A partial success goes in the client's `codec`, if it asked for one.
@@ -56,9 +59,12 @@ pub(super) fn grpc(outcome: Outcome, codec: Option<Codec>) -> Response<ReplyBody
     }
 }
 
-/// A reply to a request that is not gRPC: as grpc-go does, an HTTP status with the gRPC one beside it.
-pub(super) fn not_grpc(http: StatusCode, refusal: Refusal) -> Response<ReplyBody> {
-    let mut response = refused(refusal);
+/// A reply to a request that is not gRPC: as grpc-go does, an HTTP status with the gRPC one beside it. What is wrong is said in
+/// the body too, for people with a browser or curl, unless the request was a HEAD.
+pub(super) fn not_grpc(http: StatusCode, refusal: Refusal, method: &Method) -> Response<ReplyBody> {
+    let words = if method == Method::HEAD { Bytes::new() } else { format!("{}\n", refusal.message).into() };
+    let mut response = refused(refusal).map(|_| ReplyBody::Words(words));
+    response.headers_mut().insert(CONTENT_TYPE, TEXT);
     *response.status_mut() = http;
     response
 }
@@ -192,6 +198,8 @@ impl Body for ReplyBody {
                 *self = Self::Trailers;
                 Some(Ok(Frame::data(message)))
             }
+            Self::Words(words) if words.is_empty() => None,
+            Self::Words(words) => Some(Ok(Frame::data(words))),
             Self::Trailers => {
                 let mut trailers = HeaderMap::with_capacity(1);
                 trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
@@ -201,7 +209,11 @@ impl Body for ReplyBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Done)
+        match self {
+            Self::Done => true,
+            Self::Words(words) => words.is_empty(),
+            Self::Message(_) | Self::Trailers => false,
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod dns;
 mod faults;
 mod fixture;
 mod grpc;
+mod h2spec;
 mod handover;
 #[allow(dead_code, reason = "the bench of proxies uses the rest")]
 mod harness;

@@ -153,7 +153,15 @@ async fn what_is_not_grpc_gets_an_http_status() {
     let mut get = traces();
     *get.method_mut() = http::Method::GET;
     let (response, _) = client.send_request(get, true).unwrap();
-    assert_eq!(finish(response).await.0.status(), 405);
+    let (head, body, _) = finish(response).await;
+    assert_eq!(head.status(), 405);
+    assert_eq!(head.headers()["content-type"], "text/plain; charset=utf-8");
+    assert_eq!(body, b"gRPC requests have the method POST\n", "a person must be told too");
+    let mut head_only = traces();
+    *head_only.method_mut() = http::Method::HEAD;
+    let (response, _) = client.send_request(head_only, true).unwrap();
+    let (head, body, _) = finish(response).await;
+    assert_eq!((head.status().as_u16(), body.len()), (405, 0), "the answer to HEAD has no body");
     let mut json = traces();
     json.headers_mut().insert("content-type", "application/json".parse().unwrap());
     let (response, _) = client.send_request(json, true).unwrap();

@@ -1,0 +1,85 @@
+//! h2spec, which knows HTTP/2's standard, against the OTLP port: it fails in nothing but what `deploy/docs/http2.md` explains.
+
+use std::{fs, io::Write, path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use spanring::tools::sink::SinkConfig;
+
+use super::{
+    harness::{self, Process, Proxy},
+    rig::{self, Sinks},
+};
+
+/// The tests that `h2spec` 2.2.1 has.
+const TESTS: usize = 145;
+
+/// One test of it.
+struct Case {
+    /// `PACKAGE NAME`
+    name: String,
+    passed: bool,
+}
+
+/// What its report has of each test. It is XML, with an element a line.
+fn cases(report: &str) -> Result<Vec<Case>> {
+    let lines = report.lines().filter(|line| line.trim_start().starts_with("<testcase "));
+    let attribute = |line: &str, name: &str| {
+        let value = line.split(&format!(" {name}=\"")).nth(1).and_then(|rest| rest.split('"').next());
+        value.map(str::to_owned).with_context(|| format!("no {name} in {line}"))
+    };
+    let case = |line: &str| {
+        let name = format!("{} {}", attribute(line, "package")?, attribute(line, "classname")?);
+        // A test that failed or was skipped says so between its tags.
+        let passed = line.ends_with("></testcase>");
+        Ok(Case { name: name.replace("&#34;", "\"").replace("&gt;", ">").replace("&lt;", "<"), passed })
+    };
+    lines.map(case).collect()
+}
+
+/// The tests that the document explains, and whether each passes now.
+fn explained() -> Result<Vec<Case>> {
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/docs/http2.md"))?;
+    let rows = document.lines().filter(|line| line.starts_with("| `"));
+    let case = |row: &str| {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        ensure!(cells.len() == 5, "a row has five cells: {row}");
+        ensure!(["passes", "fails", "may fail"].contains(&cells[4]), "{row}");
+        Ok(Case { name: cells[0].replace('`', ""), passed: cells[4] == "passes" })
+    };
+    rows.map(case).collect()
+}
+
+#[test]
+fn the_explanations_of_h2spec_are_a_table_of_its_tests() -> Result<()> {
+    let rows = explained()?;
+    ensure!(rows.iter().filter(|row| row.passed).count() >= 12 && rows.iter().any(|row| !row.passed), "{}", rows.len());
+    Ok(())
+}
+
+#[test]
+fn h2spec_finds_nothing_but_what_is_explained() -> Result<()> {
+    let Some(h2spec) = harness::peer("h2spec")? else { return Ok(()) };
+    let explained = explained()?;
+    let sinks = Sinks::start(1, &SinkConfig::default())?;
+    let proxy = Proxy::start("spanring", |grpc, admin| rig::config(grpc, admin, &sinks.addresses(), "", ""))?;
+    let dir = tempfile::tempdir()?;
+    let report = dir.path().join("report.xml");
+    let mut command = Command::new(h2spec);
+    command.args(["--host", &proxy.grpc.ip().to_string(), "--port", &proxy.grpc.port().to_string()]);
+    command.args(["--timeout", "5", "--junit-report"]).arg(&report);
+    let mut run = Process::start("h2spec", &mut command)?;
+    // It ends with 1 when a test failed; what the tests say is in the report.
+    run.wait()?;
+    let cases = cases(&fs::read_to_string(&report).with_context(|| run.log())?)?;
+    ensure!(cases.len() == TESTS, "{} tests", cases.len());
+    for row in &explained {
+        ensure!(cases.iter().any(|case| case.name == row.name), "h2spec has no test {}", row.name);
+    }
+    let may_fail = |name: &str| explained.iter().any(|row| !row.passed && row.name == name);
+    let failed: Vec<&str> = cases.iter().filter(|case| !case.passed).map(|case| &*case.name).collect();
+    let unexplained: Vec<&&str> = failed.iter().filter(|name| !may_fail(name)).collect();
+    ensure!(unexplained.is_empty(), "not explained in deploy/docs/http2.md: {unexplained:?}\n{}", run.log());
+    // Past the capture of test output: the count is what one wants to know.
+    writeln!(std::io::stderr(), "\nh2spec: {} of {TESTS} passed; explained: {failed:?}", TESTS - failed.len())?;
+    Ok(())
+}
