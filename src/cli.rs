@@ -72,7 +72,7 @@ pub enum Command {
     PrintConfig(RunArgs),
     /// Ask for rings and the owners of traces, compare rings, plan a change
     Ring(tools::ring::Args),
-    /// Turn a Collector's load-balancing configuration into ours, and name what has no equal
+    /// Turn a Collector's load-balancing configuration into ours, and name what is left out or means something else
     Convert(tools::convert::Args),
     /// Run a counting OTLP backend
     Sink(tools::sink::Args),
@@ -96,10 +96,10 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "BACKENDS")]
     backends: Option<Backends>,
     /// Where OTLP/gRPC comes in [default: 127.0.0.1:4317]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = HostPort::of_grpc)]
     otlp_grpc: Option<HostPort>,
     /// Where metrics and probes are served [default: 127.0.0.1:8888]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = HostPort::of_admin)]
     admin: Option<HostPort>,
     /// How a line of the log looks [default: text]
     #[arg(long, value_enum, value_name = "FORMAT")]
@@ -215,6 +215,14 @@ mod tests {
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), i32::from(EXIT_USAGE), "{line}");
+        }
+        for (line, advice) in [
+            ("spanring --backends dns://a --otlp-grpc 4317", "write 127.0.0.1:4317 "),
+            ("spanring --backends dns://a --otlp-grpc localhost", "write localhost:4317"),
+            ("spanring --backends dns://a --admin 127.0.0.1", "write 127.0.0.1:8888"),
+        ] {
+            let message = parse(line).expect_err(line).to_string();
+            assert!(message.contains(advice), "{message}");
         }
         for line in ["spanring --help", "spanring --version", "spanring run --help"] {
             assert_eq!(parse(line).expect_err(line).exit_code(), i32::from(EXIT_OK), "{line}");

@@ -61,12 +61,12 @@ fn print_config(args: RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Our file goes to stdout, what has no equal to stderr; a file that nothing came of is a wrong one.
+/// Our file goes to stdout, the findings to stderr, those that cost most first; a file that nothing came of is a wrong one.
 #[expect(clippy::print_stderr, reason = "stdout is the file that came out")]
 fn convert(args: &tools::convert::Args) -> anyhow::Result<ExitCode> {
     let converted = args.run()?;
-    for note in &converted.notes {
-        eprintln!("{note}");
+    for line in converted.report() {
+        eprintln!("{line}");
     }
     if converted.routes == 0 {
         eprintln!("error: nothing to convert: no pipeline leads to a load-balancing exporter that goes by trace ID");
@@ -74,7 +74,7 @@ fn convert(args: &tools::convert::Args) -> anyhow::Result<ExitCode> {
     }
     io::stdout().lock().write_all(converted.yaml.as_bytes())?;
     eprintln!(
-        "converted {} pool(s) and {} route(s); {} key(s) have no equal or another meaning",
+        "converted {} pool(s) and {} route(s); {} key(s) are left out or mean something else",
         converted.pools,
         converted.routes,
         converted.notes.len()

@@ -17,7 +17,7 @@ use super::{
     tree::Step,
     values::{GoDuration, HostPort, MIB, WorkerThreads},
 };
-use crate::{admin, otlp::Signal};
+use crate::{admin, discovery, otlp::Signal};
 
 /// Bound on messages in MiB: lengths in gRPC's prefix and in protobuf end at 2 GiB.
 const MAX_MESSAGE_MIB: usize = 2047;
@@ -102,25 +102,26 @@ struct Check<'a> {
 
 /// A path as it is complained about.
 fn steps(path: &[&str]) -> Vec<Step> {
-    // Routes are the only list whose members are complained about one by one; a pool may be named "0".
-    let in_list = path.first() == Some(&"routes");
-    let step = |name: &&str| match name.parse() {
-        Ok(index) if in_list => Step::Index(index),
+    // Of routes and hostnames the members are complained about one by one; a pool may be named "0".
+    let step = |(at, name): (usize, &&str)| match name.parse() {
+        Ok(index) if at > 0 && matches!(path.get(at - 1), Some(&("routes" | "hostnames"))) => Step::Index(index),
         _ => Step::Key((*name).to_owned()),
     };
-    path.iter().map(step).collect()
+    path.iter().enumerate().map(step).collect()
 }
 
 impl Check<'_> {
     /// Complains without showing any value.
     fn complain(&mut self, path: &[&str], message: impl Into<String>) {
-        self.problems.push(ConfigError { place: None, path: steps(path), message: message.into() });
+        self.complain_of(&[path], message.into());
     }
 
     /// Complains about the value at the first of `paths`, in a message that shows the values at all of them.
     fn complain_of(&mut self, paths: &[&[&str]], said: impl Into<Said>) {
-        let message = self.choose(paths, said.into());
-        self.complain(paths.first().copied().unwrap_or_default(), message);
+        let said = said.into();
+        let path = steps(paths.first().copied().unwrap_or_default());
+        let is_local = said.is_local;
+        self.problems.push(ConfigError { place: None, path, message: self.choose(paths, said), is_local });
     }
 
     fn choose(&self, paths: &[&[&str]], said: Said) -> String {
@@ -160,12 +161,18 @@ impl Check<'_> {
             Ok(found) => {
                 let address = found.iter().find(|address| address.is_ipv4()).or(found.first()).copied();
                 if address.is_none() {
-                    self.complain_of(&[path], Said::of(&endpoint.host, |host| format!("{host} has no address")));
+                    self.complain_of(
+                        &[path],
+                        Said::of(&endpoint.host, |host| format!("{host} has no address")).local(),
+                    );
                 }
                 address
             }
             Err(error) => {
-                self.complain_of(&[path], Said::of(&endpoint.host, |host| format!("cannot look up {host}: {error}")));
+                self.complain_of(
+                    &[path],
+                    Said::of(&endpoint.host, |host| format!("cannot look up {host}: {error}")).local(),
+                );
                 None
             }
         }
@@ -215,10 +222,10 @@ impl Check<'_> {
         for (at, (path, address)) in listeners.iter().enumerate() {
             if let Some((other, _)) = listeners.iter().take(at).find(|(_, other)| collide(*address, *other)) {
                 let (port, other_key) = (address.port(), other.join("."));
-                let said = Said {
-                    shown: format!("{other_key} has port {port} already"),
-                    hidden: format!("{other_key} has its port already"),
-                };
+                let said = Said::both(
+                    format!("{other_key} has port {port} already"),
+                    format!("{other_key} has its port already"),
+                );
                 self.complain_of(&[path, other], said);
             }
         }
@@ -269,10 +276,10 @@ impl Check<'_> {
     fn timeout(&mut self, path: &[&str], timeout: GoDuration, deadline: GoDuration) {
         if timeout > deadline {
             let advice = "an attempt cannot outlast its request; lower timeout, or raise the deadline";
-            let said = Said {
-                shown: format!("{timeout} is longer than receivers.otlp.deadline, {deadline}: {advice}"),
-                hidden: format!("is longer than receivers.otlp.deadline: {advice}"),
-            };
+            let said = Said::both(
+                format!("{timeout} is longer than receivers.otlp.deadline, {deadline}: {advice}"),
+                format!("is longer than receivers.otlp.deadline: {advice}"),
+            );
             self.complain_of(&[path, &["receivers", "otlp", "deadline"]], said);
         }
     }
@@ -296,10 +303,10 @@ impl Check<'_> {
         }
         if pool.sending_queue.queue_size.0 < pool.max_request_size_mib.saturating_mul(MIB) {
             let (size, least) = (pool.sending_queue.queue_size, pool.max_request_size_mib);
-            let said = Said {
-                shown: format!("{size} is less than one call may hold (max_request_size_mib: {least})"),
-                hidden: "is less than one call may hold (max_request_size_mib)".to_owned(),
-            };
+            let said = Said::both(
+                format!("{size} is less than one call may hold (max_request_size_mib: {least})"),
+                "is less than one call may hold (max_request_size_mib)",
+            );
             let at: [&[&str]; 2] = [&["pools", name, "sending_queue", "queue_size"], &path("max_request_size_mib")];
             self.complain_of(&at, said);
         }
@@ -357,12 +364,20 @@ impl Check<'_> {
                     );
                 }
                 let mut seen = BTreeSet::new();
-                for backend in list.hostnames.iter().filter(|backend| !seen.insert(*backend)) {
-                    let said = Said {
-                        shown: format!("{backend} stands there twice"),
-                        hidden: "a backend stands there twice".into(),
-                    };
-                    self.complain_of(&[&path("static", "hostnames")], said);
+                for (index, backend) in list.hostnames.iter().enumerate() {
+                    let list = path("static", "hostnames");
+                    match discovery::HostPort::parse(&backend.to_string()) {
+                        Ok(entry) if seen.insert(entry.identity()) => {}
+                        Ok(_) => {
+                            let said =
+                                Said::both(format!("{backend} stands there twice"), "a backend stands there twice");
+                            self.complain_of(&[&list], said);
+                        }
+                        Err(error) => {
+                            let said = Said::both(format!("{backend}: {error}"), error.to_string());
+                            self.complain_of(&[&[&list[..], &[&index.to_string()]].concat(), &list], said);
+                        }
+                    }
                 }
                 self.interval(&path("static", "interval"), list.interval.0);
                 self.positive(&path("static", "timeout"), list.timeout.0);
@@ -408,7 +423,7 @@ impl Check<'_> {
             self.complain(&["routes", &index], format!("\"pool\" is missing; known pools: {}", known.join(", ")));
         } else if !layout.pools.contains_key(&route.pool) {
             let hidden = format!("is none of the known pools: {}", known.join(", "));
-            let said = Said { shown: de::unknown("pool", &route.pool, &known), hidden };
+            let said = Said::both(de::unknown("pool", &route.pool, &known), hidden);
             self.complain_of(&[&["routes", &index, "pool"]], said);
         }
         if route.signals.is_empty() {
@@ -438,7 +453,7 @@ impl Check<'_> {
 }
 
 fn less(value: GoDuration, least_key: &str, least: GoDuration) -> Said {
-    Said { shown: format!("{value} is less than {least_key}, {least}"), hidden: format!("is less than {least_key}") }
+    Said::both(format!("{value} is less than {least_key}, {least}"), format!("is less than {least_key}"))
 }
 
 /// Whether only one of two listeners can have its address. Whether `[::]` takes IPv4 too is the system's choice.

@@ -13,7 +13,19 @@ use super::{
 const SUGGEST_ABOVE: f64 = 0.75;
 
 /// Keys that are planned; whoever writes one has read of it and is to learn that it is not there yet.
-const NOT_YET: [&str; 7] = ["http", "handoff", "kubernetes", "k8s", "health", "srv", "protocol"];
+const NOT_YET: [&str; 3] = ["http", "handoff", "health"];
+
+/// Keys of the Collector's exporter that are not there, and what to write instead.
+const INSTEAD: [(&str, &str); 5] = [
+    ("k8s", "a headless Service has a name in DNS: write dns: { hostname: SERVICE.NAMESPACE.svc }"),
+    ("kubernetes", "a headless Service has a name in DNS: write dns: { hostname: SERVICE.NAMESPACE.svc }"),
+    (
+        "aws_cloud_map",
+        "a namespace of a DNS kind gives its services names: write dns: { hostname: SERVICE_NAME.NAMESPACE }",
+    ),
+    ("srv", "write dns: { hostname: NAME, port: PORT }, with a name that has A or AAAA records"),
+    ("protocol", "its keys (tls, timeout, compression, headers, …) stand in the pool itself"),
+];
 
 impl Node {
     /// Reads a `T` out of the tree.
@@ -42,7 +54,7 @@ impl ConfigError {
 
 impl de::Error for ConfigError {
     fn custom<T: Display>(message: T) -> Self {
-        Self { place: None, path: Vec::new(), message: message.to_string() }
+        Self { place: None, path: Vec::new(), message: message.to_string(), is_local: false }
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -60,6 +72,9 @@ impl de::Error for ConfigError {
     fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
         if !is_plain_name(found) {
             return Self::custom(format_args!("unknown key (it is not shown); known keys: {}", known.join(", ")));
+        }
+        if let Some((_, advice)) = INSTEAD.iter().find(|(name, _)| *name == found) {
+            return Self::custom(format_args!("\"{found}\" is not supported yet; {advice}"));
         }
         if NOT_YET.contains(&found) {
             return Self::custom(format_args!("\"{found}\" is not supported yet; known keys: {}", known.join(", ")));

@@ -27,37 +27,44 @@ const MAX_DEPTH: usize = 8;
 /// Bytes of a file that a value refers to, at most: tokens and passwords are far below it.
 const MAX_FILE: u64 = 64 << 10;
 
-/// Where variables come from: the environment, or a test's table.
-pub(super) type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
-
-/// Expands every scalar below `node`.
-pub(super) fn expand(node: &mut Node, lookup: Lookup<'_>) -> Result<(), ConfigError> {
-    let mut path = Vec::new();
-    expand_at(node, lookup, &mut path)
+/// Where variables and files come from: the system, or a test's table.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    /// What an environment variable holds.
+    pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
+    /// What a file holds.
+    pub(super) file: &'a dyn Fn(&Path) -> io::Result<String>,
 }
 
-fn expand_at(node: &mut Node, lookup: Lookup<'_>, path: &mut Vec<Step>) -> Result<(), ConfigError> {
+/// Expands every scalar below `node`.
+pub(super) fn expand(node: &mut Node, sources: Sources<'_>) -> Result<(), ConfigError> {
+    let mut path = Vec::new();
+    expand_at(node, sources, &mut path)
+}
+
+fn expand_at(node: &mut Node, sources: Sources<'_>, path: &mut Vec<Step>) -> Result<(), ConfigError> {
     match &mut node.value {
         Value::List(items) => {
             for (index, item) in items.iter_mut().enumerate() {
                 path.push(Step::Index(index));
-                expand_at(item, lookup, path)?;
+                expand_at(item, sources, path)?;
                 path.pop();
             }
         }
         Value::Map(entries) => {
             for entry in entries {
                 path.push(Step::Key(entry.key.clone()));
-                expand_at(&mut entry.node, lookup, path)?;
+                expand_at(&mut entry.node, sources, path)?;
                 path.pop();
             }
         }
         Value::Text(text) if text.contains('$') => {
             let mut is_file = false;
-            let expanded = expand_text(text, lookup, &mut is_file, 0).map_err(|message| ConfigError {
+            let expanded = expand_text(text, sources, &mut is_file, 0).map_err(|message| ConfigError {
                 place: Some(node.place),
                 path: path.clone(),
                 message,
+                is_local: false,
             })?;
             if is_file {
                 node.origin = Origin::File;
@@ -83,7 +90,7 @@ enum Expansion {
     Text(String),
 }
 
-fn expand_text(text: &str, lookup: Lookup<'_>, is_file: &mut bool, depth: usize) -> Result<Expansion, String> {
+fn expand_text(text: &str, sources: Sources<'_>, is_file: &mut bool, depth: usize) -> Result<Expansion, String> {
     if depth > MAX_DEPTH {
         return Err(format!("references are nested more than {MAX_DEPTH} deep"));
     }
@@ -101,7 +108,7 @@ fn expand_text(text: &str, lookup: Lookup<'_>, is_file: &mut bool, depth: usize)
         } else if let Some(after) = after.strip_prefix('{') {
             let (reference, after) =
                 split_at_closing(after).ok_or("there is a ${ without its }; write $$ for a dollar")?;
-            out.push_str(&value_of(reference, lookup, is_file, depth)?);
+            out.push_str(&value_of(reference, sources, is_file, depth)?);
             references += 1;
             rest = after;
         } else {
@@ -132,10 +139,11 @@ fn split_at_closing(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-fn value_of(reference: &str, lookup: Lookup<'_>, is_file: &mut bool, depth: usize) -> Result<String, String> {
+fn value_of(reference: &str, sources: Sources<'_>, is_file: &mut bool, depth: usize) -> Result<String, String> {
     if let Some(path) = reference.strip_prefix("file:") {
         *is_file = true;
-        return content_of(Path::new(path)).map_err(|error| format!("cannot read the file of ${{file:…}}: {error}"));
+        return (sources.file)(Path::new(path))
+            .map_err(|error| format!("cannot read the file of ${{file:…}}: {error}"));
     }
     let (name, default) = match reference.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
@@ -152,9 +160,9 @@ fn value_of(reference: &str, lookup: Lookup<'_>, is_file: &mut bool, depth: usiz
         return Err("what stands in ${…} is no name of an environment variable; write ${env:NAME}, or $$ for a dollar"
             .to_owned());
     }
-    match (lookup(name), default) {
+    match ((sources.variable)(name), default) {
         (Some(value), _) => Ok(value),
-        (None, Some(default)) => expand_text(default, lookup, is_file, depth + 1).map(|expansion| match expansion {
+        (None, Some(default)) => expand_text(default, sources, is_file, depth + 1).map(|expansion| match expansion {
             Expansion::Whole(text) | Expansion::Text(text) => text,
         }),
         (None, None) if is_plain => {
@@ -167,7 +175,7 @@ fn value_of(reference: &str, lookup: Lookup<'_>, is_file: &mut bool, depth: usiz
 }
 
 /// What a file holds, without the newlines at its end.
-fn content_of(path: &Path) -> io::Result<String> {
+pub(super) fn content_of(path: &Path) -> io::Result<String> {
     // Opening anything else could wait for ever.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is no regular file"));
@@ -208,9 +216,11 @@ mod tests {
         Some(value.to_owned())
     }
 
+    const SOURCES: Sources<'_> = Sources { variable: &environment, file: &content_of };
+
     fn expanded(text: &str) -> Result<Value, String> {
         let mut node = Node::new(Default::default(), Value::Text(text.to_owned()));
-        expand(&mut node, &environment).map_err(|error| error.message)?;
+        expand(&mut node, SOURCES).map_err(|error| error.message)?;
         Ok(node.value)
     }
 
@@ -279,7 +289,7 @@ mod tests {
         };
         let marked = |text: String| {
             let mut node = Node::new(Default::default(), Value::Text(text));
-            expand(&mut node, &environment)
+            expand(&mut node, SOURCES)
                 .map(|()| (node.origin == Origin::File, node.value))
                 .map_err(|error| error.message)
         };

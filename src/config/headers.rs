@@ -11,7 +11,7 @@ use super::said::Said;
 pub(super) const REDACTED: &str = "[REDACTED]";
 
 /// Names that one list may have.
-const MAX_NAMES: usize = 32;
+pub(crate) const MAX_NAMES: usize = 32;
 
 /// Names to which HTTP or gRPC give a meaning between two neighbours, so that they are ours to write.
 const RESERVED: [&str; 15] = [
@@ -56,6 +56,11 @@ pub(super) fn names(names: &[String]) -> Result<Vec<HeaderName>, Complaints> {
         }
     }
     if complaints.is_empty() { Ok(known) } else { Err(complaints) }
+}
+
+/// Whether a header can be sent.
+pub(crate) fn can_send(name: &str, value: String) -> bool {
+    Headers([(name.to_owned(), Secret(value))].into()).room().is_ok()
 }
 
 impl Headers {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    addresses,
     headers::Headers,
     tls,
     values::{Backend, ByteSize, GoDuration, HostPort, WorkerThreads},
@@ -75,6 +76,7 @@ pub struct Protocols {
 #[serde(default, deny_unknown_fields)]
 pub struct Grpc {
     /// Where it listens. A name is looked up once, IPv4 preferred.
+    #[serde(deserialize_with = "addresses::grpc")]
     pub endpoint: HostPort,
     /// Bound on one inflated message.
     pub max_recv_msg_size_mib: usize,
@@ -165,6 +167,8 @@ pub struct Resolver {
 #[serde(default, deny_unknown_fields)]
 pub struct StaticResolver {
     /// The backends, `host:port` each; 4317 where the port is missing. What is written here is what is hashed.
+    /// One text is taken too: what a variable holds, a list in YAML or with commas.
+    #[serde(deserialize_with = "addresses::backends")]
     pub hostnames: Vec<Backend>,
     /// How often names among them are looked up again.
     pub interval: GoDuration,
@@ -367,6 +371,7 @@ pub struct MemoryLimiter {
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
     /// Where it listens.
+    #[serde(deserialize_with = "addresses::admin")]
     pub endpoint: HostPort,
 }
 
@@ -375,6 +380,7 @@ pub struct Admin {
 #[serde(default, deny_unknown_fields)]
 pub struct HealthCheck {
     /// Where it listens.
+    #[serde(deserialize_with = "addresses::probes")]
     pub endpoint: HostPort,
     /// The page that answers whether clients should send here.
     pub path: String,

@@ -4,6 +4,8 @@
 //! environment variables in, `de` reads the `layout` out of the tree, `check` looks at what one value can't know of
 //! another, `rooms` turns the whole into what each room is configured by. Rooms never import this one.
 
+mod addresses;
+mod changes;
 mod check;
 mod de;
 mod defaults;
@@ -20,6 +22,8 @@ pub(crate) mod tree;
 pub mod values;
 
 #[cfg(test)]
+mod messages;
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -28,7 +32,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::{fixed::FIXED, tree::Place};
+pub use self::{changes::changed_keys, fixed::FIXED, tree::Place};
 use self::{
     layout::{DnsResolver, Layout, Pool, Resolver, Route, SignalName, StaticResolver},
     tree::{Node, Step},
@@ -111,6 +115,8 @@ pub struct ConfigError {
     place: Option<Place>,
     path: Vec<Step>,
     message: String,
+    /// Whether it holds for this machine only: elsewhere a file or a name may be there.
+    is_local: bool,
 }
 
 /// Why there is no configuration.
@@ -169,16 +175,12 @@ impl Draft {
     pub fn parse(name: &str, text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, LoadError> {
         let invalid = |problem| LoadError::Invalid { name: name.to_owned(), problems: vec![problem] };
         let mut tree = Node::parse(text).map_err(invalid)?;
-        expand::expand(&mut tree, lookup).map_err(invalid)?;
-        let mut layout: Layout = tree.read().map_err(invalid)?;
-        for (name, pool) in &mut layout.pools {
-            let path = ["pools", name, "timeout"].map(|key| Step::Key(key.to_owned()));
-            let deadline = layout.receivers.otlp.deadline;
-            if tree.at(&path).is_none() && !deadline.0.is_zero() {
-                // A default gives way to what was written.
-                pool.timeout = pool.timeout.min(deadline);
-            }
+        if let Some(problem) = of_a_collector(&tree) {
+            return Err(invalid(problem));
         }
+        let sources = expand::Sources { variable: lookup, file: &expand::content_of };
+        expand::expand(&mut tree, sources).map_err(invalid)?;
+        let layout = layout_of(&tree).map_err(invalid)?;
         Ok(Self { name: name.to_owned(), tree: Some(tree), layout })
     }
 
@@ -230,6 +232,83 @@ impl Draft {
     }
 }
 
+/// What is said of a Collector's file, before anything in it is complained about.
+fn of_a_collector(tree: &Node) -> Option<ConfigError> {
+    let entry =
+        ["exporters", "service", "processors", "extensions", "connectors"].iter().find_map(|key| tree.entry(key))?;
+    let message = format!(
+        "\"{}\" is a key of a Collector's configuration; spanring convert FILE makes one of ours of that",
+        entry.key
+    );
+    Some(ConfigError { place: Some(entry.place), path: Vec::new(), message, is_local: false })
+}
+
+/// What a tree says; a default gives way to what is written.
+fn layout_of(tree: &Node) -> Result<Layout, ConfigError> {
+    let mut layout: Layout = tree.read()?;
+    let deadline = layout.receivers.otlp.deadline;
+    for (name, pool) in &mut layout.pools {
+        let path = ["pools", name, "timeout"].map(|key| Step::Key(key.to_owned()));
+        if tree.at(&path).is_none() && !deadline.0.is_zero() {
+            pool.timeout = pool.timeout.min(deadline);
+        }
+    }
+    Ok(layout)
+}
+
+/// What would be refused of a file wherever it is to run: values with references are left aside, and so is what this machine
+/// may lack.
+pub(crate) fn problems_of(tree: &Node) -> Vec<ConfigError> {
+    let sources = expand::Sources { variable: &|_| Some(String::new()), file: &|_| Ok(String::new()) };
+    if let Err(problem) = expand::expand(&mut tree.clone(), sources) {
+        return vec![problem];
+    }
+    let mut known = tree.clone();
+    known.drop_references();
+    let layout = match layout_of(&known) {
+        Ok(layout) => layout,
+        Err(problem) => return vec![problem],
+    };
+    let mut problems = check::check(&layout, Path::new("/"), &|_| false).err().unwrap_or_default();
+    problems.retain(|one| !one.is_local && !tree.at(&one.path).is_some_and(Node::has_reference));
+    problems
+}
+
+impl ConfigError {
+    /// Where it is, as steps from the top.
+    pub(crate) fn steps(&self) -> &[Step] {
+        &self.path
+    }
+
+    /// The same in words: `routes[0].pool`.
+    pub(crate) fn path(&self) -> String {
+        let mut path = String::new();
+        for step in &self.path {
+            match step {
+                Step::Index(index) => path.push_str(&format!("[{index}]")),
+                Step::Key(key) => {
+                    if !path.is_empty() {
+                        path.push('.');
+                    }
+                    // What is no name may be a value that went astray.
+                    path.push_str(if tree::is_plain_name(key) { key } else { "…" });
+                }
+            }
+        }
+        path
+    }
+
+    /// What is wrong there.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The same without its place, for a file that nobody has.
+    pub(crate) fn unplaced(self) -> Self {
+        Self { place: None, ..self }
+    }
+}
+
 /// The name alone: values may be secrets.
 impl fmt::Debug for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -271,20 +350,8 @@ impl fmt::Display for Complaints<'_> {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, step) in self.path.iter().enumerate() {
-            match step {
-                Step::Key(_) if index > 0 => f.write_str(".")?,
-                _ => {}
-            }
-            match step {
-                Step::Key(key) if tree::is_plain_name(key) => f.write_str(key)?,
-                // It is no name: perhaps a value that went astray.
-                Step::Key(_) => f.write_str("…")?,
-                Step::Index(index) => write!(f, "[{index}]")?,
-            }
-        }
         if !self.path.is_empty() {
-            f.write_str(": ")?;
+            write!(f, "{}: ", self.path())?;
         }
         f.write_str(&self.message)
     }

@@ -9,23 +9,35 @@ pub(super) struct Said {
     pub(super) shown: String,
     /// Without them.
     pub(super) hidden: String,
+    /// Whether it holds for this machine only: elsewhere the file or name may be there.
+    pub(super) is_local: bool,
 }
 
 impl Said {
+    /// A message with values, and one without.
+    pub(super) fn both(shown: impl Into<String>, hidden: impl Into<String>) -> Self {
+        Self { shown: shown.into(), hidden: hidden.into(), is_local: false }
+    }
+
+    /// The same, for this machine only.
+    pub(super) fn local(self) -> Self {
+        Self { is_local: true, ..self }
+    }
+
     /// A message about one value, in quotes; where that is not to be shown, `it` stands in its place.
     pub(super) fn of(value: impl Display, message: impl Fn(&str) -> String) -> Self {
-        Self { shown: message(&format!("\"{value}\"")), hidden: message("it") }
+        Self::both(message(&format!("\"{value}\"")), message("it"))
     }
 
     /// `VALUE MESSAGE`, or the message alone.
     pub(super) fn before(value: impl Display, message: impl Display) -> Self {
-        Self { shown: format!("{value} {message}"), hidden: message.to_string() }
+        Self::both(format!("{value} {message}"), message.to_string())
     }
 }
 
 impl From<String> for Said {
     fn from(message: String) -> Self {
-        Self { shown: message.clone(), hidden: message }
+        Self::both(message.clone(), message)
     }
 }
 

@@ -195,11 +195,11 @@ impl ClientTls {
 }
 
 fn complaints(error: TlsError) -> Vec<Complaint> {
-    vec![(error.key, Said { shown: error.to_string(), hidden: error.unnamed() })]
+    vec![(error.key, Said::both(error.to_string(), error.unnamed()).local())]
 }
 
 fn said(warnings: Vec<Warning>) -> Vec<Complaint> {
-    let said = |one: Warning| (one.key, Said { shown: one.to_string(), hidden: one.message });
+    let said = |one: Warning| (one.key, Said::both(one.to_string(), one.message));
     warnings.into_iter().map(said).collect()
 }
 

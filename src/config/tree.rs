@@ -85,7 +85,7 @@ impl Node {
         }
         let node: Spanned<Value> = serde_saphyr::from_str(text).map_err(|error| {
             let place = error.location().map(|at| Place { line: at.line(), column: at.column() });
-            ConfigError { place, path: Vec::new(), message: plain_message(&error) }
+            ConfigError { place, path: Vec::new(), message: plain_message(&error), is_local: false }
         })?;
         let mut node = Self::from(node);
         node.mark(Origin::Written);
@@ -135,6 +135,27 @@ impl Node {
         self.any(&|origin| origin != Origin::Written)
     }
 
+    /// Whether it, or something in it, has a reference.
+    pub(super) fn has_reference(&self) -> bool {
+        self.any(&|origin| origin == Origin::Reference)
+    }
+
+    /// Takes out every value that has a reference.
+    pub(super) fn drop_references(&mut self) {
+        let is_known = |node: &Self| node.origin != Origin::Reference;
+        match &mut self.value {
+            Value::List(items) => {
+                items.retain(is_known);
+                items.iter_mut().for_each(Self::drop_references);
+            }
+            Value::Map(entries) => {
+                entries.retain(|entry| is_known(&entry.node));
+                entries.iter_mut().for_each(|entry| entry.node.drop_references());
+            }
+            _ => {}
+        }
+    }
+
     /// Whether it, or something in it, is not to be printed with the rest.
     pub(super) fn has_secret(&self) -> bool {
         self.any(&|origin| origin == Origin::File)
@@ -147,6 +168,12 @@ impl Node {
                 Value::Map(entries) => entries.iter().any(|entry| entry.node.any(holds)),
                 _ => false,
             }
+    }
+
+    /// A key of its own.
+    pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
+        let Value::Map(entries) = &self.value else { return None };
+        entries.iter().find(|entry| entry.key == key)
     }
 
     /// What stands at `path`.

@@ -10,6 +10,12 @@ pub(super) const MIB: usize = 1 << 20;
 /// Port of OTLP/gRPC (IANA), for backends that are written without one.
 pub const OTLP_GRPC_PORT: u16 = 4317;
 
+/// The admin listener's port unless written: where the Collector serves its metrics.
+const ADMIN_PORT: u16 = 8888;
+
+/// The port for probes unless written, as in the Collector's extension.
+const PROBES_PORT: u16 = 13133;
+
 /// Units of Go's `time.ParseDuration`, with their nanoseconds. Longer names first: `ms` must not be read as `m`.
 const DURATION_UNITS: [(&str, f64); 8] =
     [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("μs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
@@ -81,9 +87,14 @@ pub enum ValueError {
     /// Not a version of TLS that is spoken.
     #[error("\"{0}\" is no version of TLS that is spoken here; write 1.2 or 1.3")]
     TlsVersion(String),
-    /// An address without a port.
-    #[error("\"{0}\" has no port; write {0}:4317")]
-    NoPort(String),
+    /// An address without a port; what the port could be.
+    #[error("\"{0}\" has no port; write {0}:{1}")]
+    NoPort(String, ExamplePort),
+    /// A port without an address.
+    #[error(
+        "\"{0}\" is a port without an address; write 127.0.0.1:{0} (this machine) or 0.0.0.0:{0} (all IPv4 interfaces)"
+    )]
+    PortOnly(u16),
     /// An address without a host.
     #[error(
         "\"{0}\" names no address; write localhost{0}, 0.0.0.0{0} (all IPv4 interfaces) or [::]{0} (all interfaces)"
@@ -95,6 +106,19 @@ pub enum ValueError {
     /// Not an address.
     #[error("\"{0}\" is no address; write host:port, or [address]:port for IPv6")]
     Address(String),
+}
+
+/// The port that a message suggests: that of the listener or backend that is meant, where it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExamplePort(pub Option<u16>);
+
+impl fmt::Display for ExamplePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(port) => port.fmt(f),
+            None => f.write_str("PORT"),
+        }
+    }
 }
 
 impl FromStr for GoDuration {
@@ -194,7 +218,8 @@ impl HostPort {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, after) = rest.split_once(']').ok_or_else(bad)?;
-                let _: std::net::Ipv6Addr = host.parse().map_err(|_| bad())?;
+                // Go takes an IPv4 address in brackets too: "[${env:POD_IP}]:4317" is written for both families.
+                let _: std::net::IpAddr = host.parse().map_err(|_| bad())?;
                 (host, if after.is_empty() { None } else { Some(after.strip_prefix(':').ok_or_else(bad)?) })
             }
             None => match text.split_once(':') {
@@ -212,9 +237,35 @@ impl HostPort {
         let port = match port {
             Some(port) if is_number(port) => port.parse().map_err(|_| bad())?,
             Some(_) => return Err(bad()),
-            None => default_port.ok_or_else(|| ValueError::NoPort(text.to_owned()))?,
+            None => default_port.ok_or_else(|| match text.parse() {
+                Ok(port) => ValueError::PortOnly(port),
+                Err(_) => ValueError::NoPort(text.to_owned(), ExamplePort::default()),
+            })?,
         };
         Ok(Self { host: host.to_owned(), port })
+    }
+
+    /// Reads the address of something whose usual port is `example`: suggested where none is written, and not assumed.
+    pub fn with_example(text: &str, example: u16) -> Result<Self, ValueError> {
+        text.parse().map_err(|error| match error {
+            ValueError::NoPort(text, _) => ValueError::NoPort(text, ExamplePort(Some(example))),
+            error => error,
+        })
+    }
+
+    /// The address of an OTLP/gRPC listener.
+    pub fn of_grpc(text: &str) -> Result<Self, ValueError> {
+        Self::with_example(text, OTLP_GRPC_PORT)
+    }
+
+    /// The address of the admin listener.
+    pub fn of_admin(text: &str) -> Result<Self, ValueError> {
+        Self::with_example(text, ADMIN_PORT)
+    }
+
+    /// The address of the listener for probes.
+    pub fn of_probes(text: &str) -> Result<Self, ValueError> {
+        Self::with_example(text, PROBES_PORT)
     }
 }
 
@@ -296,9 +347,9 @@ as_text! {
     TlsVersion: "1.2 or 1.3";
 }
 
-struct TextVisitor<T> {
-    expecting: &'static str,
-    parse: fn(&str) -> Result<T, ValueError>,
+pub(super) struct TextVisitor<T> {
+    pub(super) expecting: &'static str,
+    pub(super) parse: fn(&str) -> Result<T, ValueError>,
 }
 
 impl<T> de::Visitor<'_> for TextVisitor<T> {
@@ -380,8 +431,19 @@ mod tests {
         let address = |text| HostPort::parse(text, None).map(|a| (a.host, a.port)).map_err(|e| e.to_string());
         assert_eq!(address("127.0.0.1:4317"), Ok(("127.0.0.1".into(), 4317)));
         assert_eq!(address("[::1]:4317"), Ok(("::1".into(), 4317)));
+        assert_eq!(address("[10.0.0.1]:4317"), Ok(("10.0.0.1".into(), 4317)), "as Go takes it");
         assert_eq!(address("localhost:0"), Ok(("localhost".into(), 0)));
-        assert_eq!(address("localhost"), Err("\"localhost\" has no port; write localhost:4317".into()));
+        assert_eq!(address("localhost"), Err("\"localhost\" has no port; write localhost:PORT".into()));
+        let admin = HostPort::of_admin("127.0.0.1").map_err(|error| error.to_string());
+        assert_eq!(admin, Err("\"127.0.0.1\" has no port; write 127.0.0.1:8888".into()), "that of no other listener");
+        assert_eq!(
+            address("4317"),
+            Err(
+                "\"4317\" is a port without an address; write 127.0.0.1:4317 (this machine) or 0.0.0.0:4317 (all IPv4 \
+                 interfaces)"
+                    .into()
+            )
+        );
         assert!(address(":4317").is_err_and(|e| e.contains("0.0.0.0:4317 (all IPv4 interfaces)")));
         assert!(address("http://a:1").is_err_and(|e| e.contains("is a URL")));
         for bad in ["", "a:b", "a:1:2", "::1", "[::1", "[::1]4317", "[a]:1", "a:65536", "a b:1", "a:", ":"] {

@@ -58,7 +58,8 @@ impl HostPort {
         }
         if let Some(bracketed) = written.strip_prefix('[') {
             let (ip, rest) = bracketed.split_once(']').ok_or(AddressError::Brackets)?;
-            let ip = ip.parse().map(IpAddr::V6).map_err(|_| AddressError::Brackets)?;
+            // Go takes an IPv4 address in brackets too.
+            let ip = ip.parse().map_err(|_| AddressError::Brackets)?;
             let port = match rest.strip_prefix(':') {
                 Some(port) => parse_port(port)?,
                 None if rest.is_empty() => DEFAULT_PORT,
@@ -170,6 +171,7 @@ mod tests {
         assert_eq!(identity("Collector.Obs.svc.:14317"), "Collector.Obs.svc.:14317", "a name stays as written");
         assert_eq!(identity("10.0.0.1"), "10.0.0.1:4317");
         assert_eq!(identity("[::1]"), "[::1]:4317");
+        assert_eq!(identity("[10.0.0.1]"), "10.0.0.1:4317", "as Go takes it");
     }
 
     #[test]
@@ -190,7 +192,8 @@ mod tests {
             ("::1:4317", AddressError::Brackets),
             ("[::1", AddressError::Brackets),
             ("[::1]4317", AddressError::Brackets),
-            ("[10.0.0.1]:4317", AddressError::Brackets),
+            ("[10.0.1]:4317", AddressError::Brackets),
+            ("[collector]:4317", AddressError::Brackets),
             ("collector:", AddressError::Port),
             ("collector:0", AddressError::Port),
             ("collector:+80", AddressError::Port),

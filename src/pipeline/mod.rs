@@ -130,7 +130,12 @@ impl Pipeline {
 
     fn route(&self, signal: Signal) -> Result<Arc<Route>, Refusal> {
         self.routes.load().by_signal.get(signal.index()).and_then(Clone::clone).ok_or_else(|| {
-            let message = format!("no route for {0}; add one with signals: [{0}]", signal.as_str());
+            let name = signal.as_str();
+            let message = if signal.record_fields().id == 0 {
+                format!("{name} are not taken here: they have no trace ID, and only traces and logs can be routed yet")
+            } else {
+                format!("no route for {name}; add one with signals: [{name}]")
+            };
             Refusal::permanent(Code::Unimplemented, Reason::Unimplemented, message)
         })
     }

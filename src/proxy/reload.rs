@@ -1,7 +1,7 @@
 //! Reading the configuration again, when a signal asks for it or the file changed, and saying what came of it.
 //!
 //! A file that does not hold changes nothing. One that does is taken over but for what takes a restart, which is named in
-//! the log and in `spanring_config_restart_required`.
+//! the log and in `spanring_config_restart_required`. The log names each key that changed, never what it was or is.
 
 use std::{
     error::Error,
@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 
 use super::running::{Applied, Running};
 use crate::{
-    config::{Draft, FIXED, LoadError, layout::Layout},
+    config::{Draft, FIXED, LoadError, changed_keys, layout::Layout},
     lifecycle::Tasks,
     telemetry::metrics as page,
     tls::Reloads,
@@ -27,6 +27,9 @@ use crate::{
 
 /// A change of the file counts once two looks in a row, that far apart, saw the same: it may be half written at the first.
 const SETTLED: Duration = Duration::from_secs(1);
+
+/// Keys that one line names; of more than these their number is said.
+const MAX_NAMED: usize = 20;
 
 /// Reads the configuration anew. Called on a thread that may block.
 pub type Source = Arc<dyn Fn() -> Result<Draft, LoadError> + Send + Sync>;
@@ -44,6 +47,8 @@ pub(super) struct Reloader {
     watch: Option<Duration>,
     /// What was read last: the layout, or what was wrong.
     seen: Seen,
+    /// What was taken over last.
+    taken: Layout,
     metrics: Metrics,
 }
 
@@ -79,7 +84,8 @@ impl Reloader {
         watch: Option<Duration>,
         trigger: Trigger,
     ) -> Self {
-        Self { running, certificates, source, trigger, watch, seen: Ok(read), metrics: Metrics::new() }
+        let seen = Ok(read.clone());
+        Self { running, certificates, source, trigger, watch, seen, taken: read, metrics: Metrics::new() }
     }
 
     /// Runs until `tasks` are stopped.
@@ -128,9 +134,9 @@ impl Reloader {
 
     async fn reload(&mut self) {
         match self.attempt().await {
-            Ok(applied) => {
+            Ok((applied, changed)) => {
                 self.metrics.succeeded(&applied);
-                tell(&applied);
+                tell(&applied, &changed);
             }
             Err(error) => {
                 self.metrics.failed();
@@ -139,10 +145,12 @@ impl Reloader {
         }
     }
 
-    async fn attempt(&mut self) -> Result<Applied, String> {
+    /// What was taken over, and the keys that differ from what was taken over before.
+    async fn attempt(&mut self) -> Result<(Applied, Vec<String>), String> {
         let draft = self.read().await;
         self.seen = draft.as_ref().map(|draft| draft.layout.clone()).map_err(|error| chain(error));
         let draft = draft.map_err(|error| chain(&error))?;
+        let layout = draft.layout.clone();
         // Names of listeners are looked up: for a thread that may block.
         let checked = spawn_blocking(move || draft.check()).await.map_err(|error| chain(&error))?;
         let config = checked.map_err(|error| chain(&error))?;
@@ -152,20 +160,40 @@ impl Reloader {
         let applied = self.running.lock().await.apply(config).await.map_err(|error| chain(&error))?;
         // Files beside the configuration: they say themselves what became of them.
         drop(self.certificates.now().await);
-        Ok(applied)
+        let changed = changed_keys(&self.taken, &layout);
+        self.taken = layout;
+        Ok((applied, changed))
     }
 }
 
-fn tell(applied: &Applied) {
-    let Applied { added, changed, removed, restart, is_nothing } = applied;
-    if !restart.is_empty() {
-        warn!(keys = restart.join(","), "these keys changed and take a restart: what they were stays in force");
-    }
-    if *is_nothing {
+fn tell(applied: &Applied, changed: &[String]) {
+    let Applied { added, changed: pools_changed, removed, restart, is_nothing } = applied;
+    let keys = named(changed);
+    if *is_nothing && restart.is_empty() {
         return info!("configuration unchanged");
     }
-    let [added, changed, removed] = [added, changed, removed].map(|pools| pools.join(","));
-    info!(pools_added = added, pools_changed = changed, pools_removed = removed, "configuration taken over");
+    if *is_nothing {
+        let keys = restart.join(",");
+        return warn!(
+            keys,
+            "the file differs from what is in force only in keys that take a restart: nothing was changed"
+        );
+    }
+    let [added, pools_changed, removed] = [added, pools_changed, removed].map(|pools| pools.join(","));
+    info!(keys, pools_added = added, pools_changed, pools_removed = removed, "configuration taken over");
+    if !restart.is_empty() {
+        let keys = restart.join(",");
+        warn!(keys, "these keys take a restart: they stay as they were, the rest was taken over");
+    }
+}
+
+/// Keys on one line, not all of very many.
+fn named(keys: &[String]) -> String {
+    let named: Vec<&str> = keys.iter().map(String::as_str).take(MAX_NAMED).collect();
+    match keys.len().saturating_sub(MAX_NAMED) {
+        0 => named.join(","),
+        more => format!("{} and {more} more", named.join(",")),
+    }
 }
 
 /// An error with its causes, on one line.

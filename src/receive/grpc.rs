@@ -176,7 +176,8 @@ impl<E: Export> OtlpGrpc<E> {
         let Some(outcome) = outcome else {
             // The client is gone in the middle of its body: whatever is answered goes nowhere.
             drop(in_flight);
-            return reply::grpc(Outcome::Refused(refusal_of_body(BodyError::Gone, limits.max_recv_msg_size)), None);
+            let bound = shared.bound(limits.max_recv_msg_size);
+            return reply::grpc(Outcome::Refused(refusal_of_body(BodyError::Gone, bound)), None);
         };
         in_flight.answered(&outcome);
         reply::grpc(outcome, codec)
@@ -240,20 +241,27 @@ impl<E: Export> Shared<E> {
     where
         B: Body<Data = Bytes> + Send + Unpin,
     {
+        let bound = self.bound(limit);
         let received = match self.read(body, limit, head.deadline).await {
             Ok(Ok(received)) => received,
             Ok(Err(BodyError::Gone)) => return None,
-            Ok(Err(error)) => return Some(Outcome::Refused(refusal_of_body(error, limit))),
+            Ok(Err(error)) => return Some(Outcome::Refused(refusal_of_body(error, bound))),
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
         let wire = received.chunks.iter().map(Bytes::len).sum();
-        let (message, permit) = match unpack(received, head.encoding, limit) {
+        let (message, permit) = match unpack(received, head.encoding, bound) {
             Ok(unpacked) => unpacked,
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
         self.metrics.of(signal).read(wire, message.payload_len());
         let Head { deadline, metadata, .. } = head;
         Some(self.export.export(Request { signal, message, permit, deadline, connection, metadata }).await)
+    }
+
+    /// The bound on messages: where memory is scarcer than what one may take, it is that of memory.
+    fn bound(&self, bytes: usize) -> Bound {
+        let is_memory = bytes >= self.budget.limit();
+        Bound { bytes, key: if is_memory { "memory_limiter" } else { "max_recv_msg_size_mib" } }
     }
 
     /// Reads the message. A timer is set only if the body is not here yet: usually it came with the headers.
@@ -277,28 +285,36 @@ impl<E: Export> Shared<E> {
     }
 }
 
+/// The largest message that is taken.
+#[derive(Clone, Copy)]
+struct Bound {
+    bytes: usize,
+    /// The key that sets it.
+    key: &'static str,
+}
+
 /// The framed, inflated message of what was received.
-fn unpack(received: Received, encoding: Option<Codec>, limit: usize) -> Result<(Framed, Permit), Refusal> {
+fn unpack(received: Received, encoding: Option<Codec>, bound: Bound) -> Result<(Framed, Permit), Refusal> {
     let Received { chunks, mut permit } = received;
     if chunks.first().and_then(|bytes| bytes.first()) != Some(&1) {
         return match Framed::from_chunks(chunks) {
             Some(message) => Ok((message, permit)),
-            None => Err(refusal_of_body(BodyError::Truncated, limit)),
+            None => Err(refusal_of_body(BodyError::Truncated, bound)),
         };
     }
     let Some(codec) = encoding else {
         return Err(framing("message is marked as compressed, but grpc-encoding names no compression"));
     };
-    let bytes = joined(chunks, &mut permit).map_err(|error| refusal_of_body(error, limit))?;
+    let bytes = joined(chunks, &mut permit).map_err(|error| refusal_of_body(error, bound))?;
     let compressed = bytes.get(PREFIX_LEN..).unwrap_or_default();
-    match inflate(codec, compressed, limit, &mut permit) {
+    match inflate(codec, compressed, bound.bytes, &mut permit) {
         Ok((message, held)) => {
             drop(bytes);
             permit.shrink_to(held);
             Ok((message, permit))
         }
-        Err(InflateError::TooLarge) => Err(refusal_of_body(BodyError::TooLarge, limit)),
-        Err(InflateError::Budget) => Err(refusal_of_body(BodyError::Budget, limit)),
+        Err(InflateError::TooLarge) => Err(refusal_of_body(BodyError::TooLarge, bound)),
+        Err(InflateError::Budget) => Err(refusal_of_body(BodyError::Budget, bound)),
         Err(InflateError::Corrupt(what)) => Err(framing(what)),
     }
 }
@@ -321,12 +337,12 @@ fn framing(what: &'static str) -> Refusal {
     Refusal::permanent(Code::Internal, Reason::Framing, what)
 }
 
-fn refusal_of_body(error: BodyError, limit: usize) -> Refusal {
+fn refusal_of_body(error: BodyError, bound: Bound) -> Refusal {
     match error {
         BodyError::TooLarge => Refusal::permanent(
             Code::ResourceExhausted,
             Reason::TooLarge,
-            format!("message is larger than {limit} bytes; send smaller batches or raise max_recv_msg_size_mib"),
+            format!("message is larger than {} bytes; send smaller batches or raise {}", bound.bytes, bound.key),
         ),
         BodyError::Budget => Refusal::retryable(Reason::Budget, retry_delay(), "memory budget is used up; retry later"),
         BodyError::Flag => framing("message prefix has an unknown flag"),

@@ -197,6 +197,9 @@ fn what_takes_a_restart_is_named_and_the_rest_is_taken_over() -> Result<()> {
     ensure!(required("receivers.otlp.protocols.grpc.endpoint")? == 0.0, "is the same");
     let log = proxy.process.log();
     ensure!(log.contains("keys=\"admin.endpoint,worker_threads,telemetry.logs.encoding\""), "{log}");
+    let changed = "keys=\"admin.endpoint,receivers.otlp.protocols.grpc.max_recv_msg_size_mib,shutdown.delay,\
+                   telemetry.logs.encoding,telemetry.logs.level,worker_threads\"";
+    ensure!(log.contains(changed), "what changed is named: {log}");
     let refused = sinks.runtime.block_on(async { anyhow::Ok(client().await?.export(large()).await.err()) })?;
     let refused = refused.context("the new limit must hold")?;
     ensure!(refused.code() == tonic::Code::ResourceExhausted, "{refused:?}");
@@ -208,6 +211,9 @@ fn what_takes_a_restart_is_named_and_the_rest_is_taken_over() -> Result<()> {
     // Nothing new, and yet the file still says what takes a restart.
     reload(&proxy, &text, "unchanged")?;
     ensure!(required("worker_threads")? == 1.0, "still");
+    let log = proxy.process.log();
+    ensure!(log.contains("only in keys that take a restart: nothing was changed"), "{log}");
+    ensure!(!log.contains("configuration unchanged"), "not that, too: {log}");
     reload(&proxy, &file(proxy.grpc, proxy.admin).text(), "success")?;
     ensure!(required("worker_threads")? == 0.0, "no more");
     Ok(())

@@ -245,3 +245,44 @@ fn a_reload_shows_no_secret_at_any_level() -> Result<()> {
     ensure!(!has_canary(&log), "{log}");
     Ok(())
 }
+
+/// Keys of an exporter in a Collector's file, each with the canary in another place.
+const COLLECTORS: [&str; 12] = [
+    "protocol: { otlp: { headers: { te: hunter2-canary } } }",
+    "protocol: { otlp: { headers: hunter2-canary } }",
+    "protocol: { otlp: { headers: [hunter2-canary] } }",
+    "protocol: { otlp: { headers: { hunter2-canary } } }",
+    "protocol: { otlp: { headers: { authorization: \"hunter2-canary\\u0001\" } } }",
+    "protocol: { otlp: { headers: { Bearer hunter2-canary: x } } }",
+    "protocol: { otlp: { timeout: \"${hunter2-canary}\", compression: \"${hunter2-canary:x}\" } }",
+    "protocol: { otlp: { tls: { ca_file: \"${env:hunter2-canary\" } } }",
+    "protocol: { otlp: { sending_queue: { sizer: \"${env:hunter2-canary\" } } }",
+    "routing_key: \"${env:hunter2-canary}\"",
+    "\"${hunter2-canary}\": 1",
+    "protocol: { otlp: { headers: { authorization: \"hunter2-canary } } }",
+];
+
+#[test]
+fn what_is_converted_shows_no_secret_in_its_findings() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("collector.yaml");
+    let convert = |exporter: &str| {
+        let text =
+            format!("exporters:\n  loadbalancing:\n    resolver: {{ dns: {{ hostname: a }} }}\n    {exporter}\n");
+        fs::write(&file, text)?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
+        let output = command.arg("convert").arg(&file).env("CANARY", CANARY).output()?;
+        anyhow::Ok((String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
+    };
+    for exporter in COLLECTORS {
+        let (stdout, stderr) = convert(exporter)?;
+        ensure!(!has_canary(&stdout) && !has_canary(&stderr), "{exporter}: {stdout}{stderr}");
+    }
+    // What the new file has to hold stands under its key and nowhere else.
+    let (stdout, stderr) =
+        convert("protocol: { otlp: { headers: { authorization: hunter2-canary, x: \"${env:CANARY}\" } } }")?;
+    let shown: Vec<&str> = stdout.lines().filter(|line| has_canary(line)).map(str::trim).collect();
+    ensure!(shown == ["authorization: hunter2-canary"] && !has_canary(&stderr), "{stdout}{stderr}");
+    ensure!(stdout.contains("${env:CANARY}"), "{stdout}");
+    Ok(())
+}

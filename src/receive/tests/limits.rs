@@ -20,8 +20,17 @@ async fn a_message_above_the_limit_is_refused_for_good() {
     let status = client.export(request(100, 100)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
     assert!(status.get_details_retry_info().is_none(), "it would be sent again for ever");
+    assert!(status.message().ends_with("raise max_recv_msg_size_mib"), "{status}");
     client.export(request(1, 100)).await.unwrap();
     assert_eq!(receiver.budget.used(), receiver.export.take()[0].permit.bytes());
+}
+
+#[tokio::test]
+async fn where_memory_is_the_bound_it_is_what_is_to_be_raised() {
+    let receiver = Receiver::with(StandIn::ok(), limited(MIB), Budget::new(MIB));
+    let status = receiver.client().await.export(request(1, 3 * MIB)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().ends_with("send smaller batches or raise memory_limiter"), "{status}");
 }
 
 #[tokio::test]

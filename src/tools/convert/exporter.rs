@@ -1,14 +1,19 @@
 //! `exporters`: each load-balancing exporter is a pool, and a route for each signal that goes to it.
 
 use super::{
-    Note,
-    section::{Section, texts_of},
+    Cost, Note,
+    section::{Section, shown, texts_of},
     service::{Service, exporter_kinds},
     yaml::Yaml,
 };
-use crate::config::{
-    tree::{Entry, Value},
-    values::GoDuration,
+use crate::{
+    config::{
+        headers,
+        layout::Otlp,
+        tree::{Entry, Node, Value},
+        values::GoDuration,
+    },
+    discovery::HostPort,
 };
 
 /// Keys of a resolver that mean the same here.
@@ -36,13 +41,19 @@ pub(super) fn pools(root: &mut Section<'_>, service: &mut Service, notes: &mut V
         let suffix = name.split_once('/').map_or("default", |(_, suffix)| suffix);
         let is_taken = pools.iter().any(|(pool, _)| pool == suffix);
         let pool = if is_taken { name.replace('/', "_") } else { suffix.to_owned() };
-        if route(&mut exporter, name, &pool, service, notes) {
+        let pool = pool.replace(|c: char| c.is_whitespace() || c.is_control(), "_");
+        if !exporter.has("resolver") {
+            notes.push(exporter.note("has no resolver; left out").costing(Cost::Data));
+        } else if route(&mut exporter, name, &pool, service, notes) {
             let section = self::pool(&mut exporter, notes);
             exporter.rest(notes);
             pools.push((pool, section));
         }
     }
-    exporters.rest(notes);
+    for (name, section) in exporters.others() {
+        let cost = if service.exports_to(name) { Cost::Data } else { Cost::Setting };
+        notes.push(section.note("is left out: it is no load-balancing exporter").costing(cost));
+    }
     pools
 }
 
@@ -67,16 +78,20 @@ fn route(exporter: &mut Section<'_>, name: &str, pool: &str, service: &mut Servi
             None => exporter.note(message),
         };
         if by != "traceID" {
-            notes.push(say(format!("{signal} by {by} can't be routed yet, only by trace ID; left out")));
+            let by = key.filter(|_| !written.is_empty()).map_or(by.to_owned(), |key| shown(&key.node));
+            let message = format!("{signal} by {by} cannot be routed yet, only by trace ID; left out");
+            notes.push(say(message).costing(Cost::Data));
         } else if signal != "traces" && signal != "logs" {
-            notes.push(say(format!("{signal} have no trace ID; left out")));
+            notes.push(say(format!("{signal} have no trace ID; left out")).costing(Cost::Data));
         } else if service.route(&signal, pool) {
             is_routed = true;
             if signal == "logs" && written.is_empty() {
-                notes.push(say("logs go by trace ID; newer Collectors take the service's name by default".to_owned()));
+                let message = "logs go by trace ID; newer Collectors take the service's name by default";
+                notes.push(say(message.to_owned()).costing(Cost::Routing));
             }
         } else {
-            notes.push(exporter.note(format!("{signal} go to one pool only, that of the exporter before; left out")));
+            let message = format!("{signal} go to one pool only, that of the exporter before; left out");
+            notes.push(exporter.note(message).costing(Cost::Data));
         }
     }
     is_routed
@@ -127,19 +142,20 @@ fn calls(otlp: Option<&mut Section<'_>>, notes: &mut Vec<Note>) -> Vec<(String, 
         (Some("" | "none"), _) => Yaml::text("none"),
         (Some(name @ ("gzip" | "zstd")), _) => Yaml::text(name),
         (Some(name), Some(entry)) if !name.contains('$') => {
-            notes.push(otlp.note_of(entry, format!("{name} is not known here; gzip takes its place")));
+            notes.push(otlp.note_of(entry, format!("\"{name}\" is not known here; gzip takes its place")));
             gzip()
         }
         (Some(reference), _) => Yaml::text(reference),
     };
     out.push(("compression".to_owned(), taken));
-    for key in ["compression_params", "timeout"] {
-        out.push((key.to_owned(), otlp.pass(key)));
-    }
+    out.push(("compression_params".to_owned(), otlp.pass("compression_params")));
+    out.push(("timeout".to_owned(), timeout(otlp, notes)));
+    out.push(("headers".to_owned(), headers(otlp, notes)));
     out.push(("sending_queue".to_owned(), queue(otlp, notes)));
     out.push(("retry_on_failure".to_owned(), retry(otlp, notes)));
     // A placeholder: the exporter puts each backend's address there.
     otlp.ignore(&["endpoint"]);
+    otlp.leave(&[("auth", "write what it sends under headers")], notes);
     let connections = "connections are Spanring's own";
     otlp.leave(
         &[
@@ -154,9 +170,62 @@ fn calls(otlp: Option<&mut Section<'_>>, notes: &mut Vec<Note>) -> Vec<(String, 
     out
 }
 
+/// An attempt may take as long as its request, and no longer.
+fn timeout(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let Some(entry) = otlp.take("timeout") else { return Yaml::Scalar(Value::Null) };
+    let deadline = Otlp::default().deadline;
+    let written = texts_of(&entry.node).pop().and_then(|text| text.parse::<GoDuration>().ok());
+    if written.is_none_or(|written| written <= deadline && !written.0.is_zero()) {
+        return Yaml::from(&entry.node);
+    }
+    let message = format!(
+        "becomes {deadline}, since an attempt cannot outlast its request (receivers.otlp.deadline); where clients wait \
+         longer than 10s, raise both"
+    );
+    notes.push(otlp.note_of(entry, message));
+    Yaml::text(deadline.to_string())
+}
+
+/// Headers of every call, as a section or as a list of names and values. Values are in no finding.
+fn headers(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let Some(entry) = otlp.take("headers") else { return Yaml::Scalar(Value::Null) };
+    let of_pair = |node: &Node| {
+        let mut pair = Section::root(node);
+        Some((pair.text("name")?, pair.take("value")?.node.clone()))
+    };
+    let (written, pairs): (usize, Vec<(String, Node)>) = match &entry.node.value {
+        Value::Map(entries) => (entries.len(), entries.iter().map(|one| (one.key.clone(), one.node.clone())).collect()),
+        Value::List(items) => (items.len(), items.iter().filter_map(of_pair).collect()),
+        _ => (1, Vec::new()),
+    };
+    let mut taken: Vec<(String, Yaml)> = Vec::new();
+    for (name, node) in pairs {
+        let Some(value) = texts_of(&node).pop().filter(|_| !matches!(node.value, Value::List(_))) else { continue };
+        let is_there = taken.iter().any(|(known, _)| known.eq_ignore_ascii_case(&name));
+        // A reference is whatever it stands for.
+        let tried = if value.contains('$') { String::new() } else { value.clone() };
+        if !is_there && headers::can_send(&name, tried) {
+            taken.push((name, Yaml::text(value)));
+        }
+    }
+    taken.truncate(headers::MAX_NAMES);
+    if taken.len() < written {
+        let missing = written - taken.len();
+        let message = format!(
+            "{missing} of {written} headers are left out: twice there, reserved by HTTP or gRPC, above {}, or with \
+             characters that no header may have",
+            headers::MAX_NAMES
+        );
+        notes.push(otlp.note_of(entry, message).costing(Cost::Data));
+    }
+    Yaml::Map(taken)
+}
+
 /// TLS is what the exporter speaks unless it is told not to; here a pool without the section is plaintext.
 fn tls(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let Some(mut tls) = otlp.section("tls") else { return encrypted() };
+    // Without one of its keys backends may not be reached at all.
+    tls.costs(Cost::Data);
     let insecure = tls.take("insecure");
     let mut out = tls.pass_all(&TLS);
     tls.rest(notes);
@@ -186,7 +255,7 @@ fn queue(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         if sizer == "bytes" {
             out = Yaml::map([("queue_size", Yaml::from(&size.node))]);
         } else {
-            let message = format!("counts {sizer}; here a queue counts bytes, 16MiB a backend unless said otherwise");
+            let message = "counts no bytes; here a queue counts bytes, 16MiB a backend unless said otherwise";
             notes.push(queue.note_of(size, message));
         }
     }
@@ -238,7 +307,7 @@ fn is_at_most_a_second(entry: &Entry) -> bool {
 
 fn resolver(resolver: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     if let Some(mut list) = resolver.section("static") {
-        let hostnames = list.pass("hostnames");
+        let hostnames = hostnames(&mut list, notes);
         list.rest(notes);
         return Yaml::map([("static", Yaml::map([("hostnames", hostnames)]))]);
     }
@@ -255,9 +324,9 @@ fn resolver(resolver: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let Some(mut map) = resolver.section("aws_cloud_map") else { return Yaml::Map(Vec::new()) };
     let name = |section: &mut Section<'_>, key| section.text(key).unwrap_or_default();
     let hostname = format!("{}.{}", name(&mut map, "service_name"), name(&mut map, "namespace"));
-    notes.push(map.note(
-        "has no equal: its DNS name takes its place, which only namespaces of a DNS kind have; a DNS answer may hold 8 hosts",
-    ));
+    let message =
+        "becomes a look-up of its DNS name, which only namespaces of a DNS kind have; an answer holds 8 hosts at most";
+    notes.push(map.note(message).costing(Cost::Routing));
     let out = Yaml::map([
         ("hostname", Yaml::text(hostname)),
         ("port", map.pass("port").numeric()),
@@ -268,12 +337,37 @@ fn resolver(resolver: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     Yaml::map([("dns", out)])
 }
 
+/// The backends of a list, each once: the exporter takes `a` and `a:4317` for two of its ring's members.
+fn hostnames(list: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    let Some(entry) = list.take("hostnames") else { return Yaml::Scalar(Value::Null) };
+    let Value::List(items) = &entry.node.value else { return Yaml::from(&entry.node) };
+    let identity = |node: &Node| {
+        let text = texts_of(node).pop().unwrap_or_default();
+        HostPort::parse(&text).map_or(text, |backend| backend.identity())
+    };
+    let mut seen = Vec::new();
+    let mut kept = Vec::new();
+    for item in items {
+        let identity = identity(item);
+        if !seen.contains(&identity) {
+            seen.push(identity);
+            kept.push(Yaml::from(item));
+        }
+    }
+    if kept.len() < items.len() {
+        let message = "names a backend twice, once 4317 is put where the port is missing; it gets one share, not two";
+        notes.push(list.note_of(entry, message).costing(Cost::Routing));
+    }
+    Yaml::List(kept)
+}
+
 /// A Service by its DNS name: with a headless one the answer is the same set of addresses.
 fn kubernetes(k8s: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let service = k8s.text("service").unwrap_or_default();
     // In its own namespace a bare name resolves by the search list; `name.namespace` needs the zone's `svc`.
     let hostname = if service.contains('.') && !service.contains("${") { format!("{service}.svc") } else { service };
-    notes.push(k8s.note("becomes a DNS look-up of the Service, which has to be headless (clusterIP: None)"));
+    let message = "becomes a DNS look-up of the Service, which has to be headless (clusterIP: None)";
+    notes.push(k8s.note(message).costing(Cost::Routing));
     let mut port = Yaml::Scalar(Value::Null);
     if let Some(ports) = k8s.take("ports") {
         let mut written = match Yaml::from(&ports.node) {
@@ -282,15 +376,16 @@ fn kubernetes(k8s: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         };
         port = written.next().unwrap_or(port).numeric();
         if written.next().is_some() {
-            notes.push(k8s.note_of(ports, "has no equal beyond its first: a backend has one port"));
+            let message = "only the first port is taken: a backend has one";
+            notes.push(k8s.note_of(ports, message).costing(Cost::Routing));
         }
     }
     if let Some(entry) = k8s.take("return_hostnames")
         && texts_of(&entry.node) == ["true"]
     {
         let message =
-            "has no equal yet: addresses are hashed, so a pod that comes back with another one moves its traces";
-        notes.push(k8s.note_of(entry, message));
+            "is not there yet: addresses are hashed, so a pod that comes back with another one moves its traces";
+        notes.push(k8s.note_of(entry, message).costing(Cost::Routing));
     }
     k8s.ignore(&["timeout"]);
     Yaml::map([("dns", Yaml::map([("hostname", Yaml::text(hostname)), ("port", port)]))])

@@ -1,14 +1,19 @@
-//! `spanring convert`: a Collector's load-balancing configuration in, ours out, and a word on all that has no equal.
+//! `spanring convert`: a Collector's load-balancing configuration in, ours out, and a finding for each key that is left out or
+//! means something else here.
 //!
 //! Nothing is dropped in silence: `section::Section` hands every key out once, and what nobody asked for is named.
-//! References (`${env:NAME}`) pass as they are, since both sides write them alike.
+//! References (`${env:NAME}`) pass as they are, since both sides write them alike. What comes out passes `validate` wherever the
+//! files, variables and addresses that it names are there: `valid` takes out what would not.
 
 mod exporter;
 mod receiver;
 mod section;
 mod service;
+mod valid;
 mod yaml;
 
+#[cfg(test)]
+mod examples;
 #[cfg(test)]
 mod tests;
 
@@ -28,9 +33,9 @@ pub struct Args {
 /// What came out.
 #[derive(Clone, Debug)]
 pub struct Converted {
-    /// Our file; what has no equal stands above it in comments.
+    /// Our file; the findings stand above it in comments.
     pub yaml: String,
-    /// What has no equal or means something else here, each with its key's path.
+    /// Keys that are left out or mean something else here: what costs most first, then by line.
     pub notes: Vec<Note>,
     /// Pools that came out; without one there is nothing to run.
     pub pools: usize,
@@ -43,15 +48,50 @@ pub struct Converted {
 pub struct Note {
     /// Where it stands: `exporters.loadbalancing.protocol.otlp.keepalive`.
     pub path: String,
-    /// The line, counted from 1.
+    /// The line, counted from 1; 0 for a key of the file that comes out.
     pub line: u64,
     /// What became of it.
     pub message: String,
+    /// What that costs.
+    pub cost: Cost,
+}
+
+/// What it costs that a key is left out or means something else here; the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cost {
+    /// Data goes to other backends than before, or by another key.
+    Routing,
+    /// Data is no longer taken, changed or delivered as before.
+    Data,
+    /// A setting that moves no data.
+    Setting,
+}
+
+impl Cost {
+    /// What stands above the findings of that cost.
+    pub fn heading(self) -> &'static str {
+        match self {
+            Self::Routing => "Data is routed differently:",
+            Self::Data => "Data is dropped, or not treated as before:",
+            Self::Setting => "Settings that are left out or mean something else:",
+        }
+    }
 }
 
 impl std::fmt::Display for Note {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} (line {}): {}", self.path, self.line, self.message)
+        match self.line {
+            // It is of the file that comes out.
+            0 => write!(f, "{}: {}", self.path, self.message),
+            line => write!(f, "{} (line {line}): {}", self.path, self.message),
+        }
+    }
+}
+
+impl Converted {
+    /// The findings, by cost, with a heading for each.
+    pub fn report(&self) -> Vec<String> {
+        report(&self.notes)
     }
 }
 
@@ -76,7 +116,6 @@ pub fn convert(name: &str, text: &str) -> Result<Converted, LoadError> {
     let memory_limiter = service.memory_limiter(&mut root, &mut notes);
     let health_check = service.health_check(&mut root, &mut notes);
     root.rest(&mut notes);
-    let counts = (pools.len(), service.routes.len());
     let whole = Yaml::map([
         ("receivers", receivers),
         ("pools", Yaml::Map(pools)),
@@ -86,18 +125,30 @@ pub fn convert(name: &str, text: &str) -> Result<Converted, LoadError> {
         ("health_check", health_check),
         ("telemetry", service.telemetry),
     ]);
-    notes.sort_by_key(|note| note.line);
+    let whole = valid::made(whole, &mut notes).map_err(invalid)?;
+    notes.sort_by_key(|note| (note.cost, note.line));
     let yaml = format!("{}{}", header(name, &notes), whole.print().map_err(LoadError::Print)?);
-    Ok(Converted { yaml, notes, pools: counts.0, routes: counts.1 })
+    let count = |key| whole.at(key).map_or(0, Yaml::len);
+    Ok(Converted { yaml, notes, pools: count("pools"), routes: count("routes") })
 }
 
 fn header(name: &str, notes: &[Note]) -> String {
     let mut text = format!("# Converted from {name} by spanring {}.\n", env!("CARGO_PKG_VERSION"));
-    if !notes.is_empty() {
-        text.push_str("# What has no equal, or another meaning here:\n");
-    }
-    for note in notes {
-        text.push_str(&format!("#   {}\n", note.to_string().replace('\n', " ")));
+    for line in report(notes) {
+        text.push_str(&format!("# {}\n", line.replace('\n', " ")));
     }
     text
+}
+
+fn report(notes: &[Note]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut last = None;
+    for note in notes {
+        if last != Some(note.cost) {
+            lines.push(note.cost.heading().to_owned());
+            last = Some(note.cost);
+        }
+        lines.push(format!("  {note}"));
+    }
+    lines
 }

@@ -1,7 +1,7 @@
 //! `receivers`: the OTLP receiver of the pipelines that lead to load balancing.
 
 use super::{
-    Note,
+    Cost, Note,
     section::Section,
     service::{Service, with_host},
     yaml::Yaml,
@@ -24,10 +24,13 @@ pub(super) fn receivers(root: &mut Section<'_>, service: &Service, notes: &mut V
             out = Yaml::map([("otlp", self::otlp(&mut otlp, notes))]);
             otlp.rest(notes);
         } else {
-            notes.push(otlp.note("has no equal: there is one OTLP receiver"));
+            notes.push(otlp.note("is left out: there is one OTLP receiver").costing(Cost::Data));
         }
     }
-    receivers.rest(notes);
+    for (name, section) in receivers.others() {
+        let cost = if service.takes_from(name) { Cost::Data } else { Cost::Setting };
+        notes.push(section.note("is left out: Spanring receives OTLP").costing(cost));
+    }
     out
 }
 
@@ -39,7 +42,7 @@ fn otlp(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         out
     });
     if let Some(http) = protocols.section("http") {
-        notes.push(http.note("is not supported yet"));
+        notes.push(http.note("is left out: OTLP/HTTP is not supported yet").costing(Cost::Data));
     }
     protocols.rest(notes);
     Yaml::map([("protocols", Yaml::map([("grpc", grpc)]))])
@@ -54,7 +57,13 @@ fn grpc(grpc: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         out.push((key.to_owned(), grpc.pass(key)));
     }
     if let Some(mut tls) = grpc.section("tls") {
-        out.push(("tls".to_owned(), Yaml::Map(tls.pass_all(&TLS))));
+        tls.costs(Cost::Data);
+        let mut keys = tls.pass_all(&TLS);
+        if keys.is_empty() {
+            // A listener that was encrypted is never made plaintext: without its files the check refuses it.
+            keys.push(("min_version".to_owned(), Yaml::text("1.2")));
+        }
+        out.push(("tls".to_owned(), Yaml::Map(keys)));
         tls.rest(notes);
     }
     if let Some(mut keepalive) = grpc.section("keepalive") {

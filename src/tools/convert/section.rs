@@ -1,12 +1,14 @@
 //! A section of the Collector's file that hands each of its keys out once and names what is left.
 
-use super::{Note, yaml::Yaml};
-use crate::config::tree::{Entry, Node, Value};
+use super::{Cost, Note, yaml::Yaml};
+use crate::config::tree::{Entry, Node, Value, is_plain_name};
 
 /// The keys of a section that nobody took yet.
 pub(super) struct Section<'a> {
     path: String,
     line: u64,
+    /// What it costs that a key of it is left out.
+    cost: Cost,
     left: Vec<&'a Entry>,
 }
 
@@ -22,7 +24,16 @@ impl<'a> Section<'a> {
             Value::Map(entries) => entries.iter().collect(),
             _ => Vec::new(),
         };
-        Self { path, line: node.place.line, left }
+        Self { path, line: node.place.line, cost: Cost::Setting, left }
+    }
+
+    /// Whether a key is there and holds something.
+    pub(super) fn has(&self, key: &str) -> bool {
+        let is_empty = |node: &Node| match &node.value {
+            Value::Map(entries) => entries.is_empty(),
+            value => *value == Value::Null,
+        };
+        self.left.iter().any(|entry| entry.key == key && !is_empty(&entry.node))
     }
 
     /// Takes a key.
@@ -31,15 +42,27 @@ impl<'a> Section<'a> {
         Some(self.left.remove(at))
     }
 
+    /// What it costs that a key of it is left out, from here on.
+    pub(super) fn costs(&mut self, cost: Cost) {
+        self.cost = cost;
+    }
+
     /// Takes a key that holds a section.
     pub(super) fn section(&mut self, key: &str) -> Option<Self> {
-        self.take(key).map(|entry| Self { line: entry.place.line, ..Self::of(self.path_of(key), &entry.node) })
+        let entry = self.take(key)?;
+        Some(Self { line: entry.place.line, cost: self.cost, ..Self::of(self.path_of(key), &entry.node) })
     }
 
     /// Takes all keys whose component type is one of `kinds`: `otlp` and `otlp/2` are of the type `otlp`.
     pub(super) fn components(&mut self, kinds: &[&str]) -> Vec<(&'a str, Self)> {
         let keys: Vec<&'a Entry> =
             self.left.iter().copied().filter(|entry| kinds.contains(&kind_of(&entry.key))).collect();
+        keys.into_iter().filter_map(|entry| Some((entry.key.as_str(), self.section(&entry.key)?))).collect()
+    }
+
+    /// Takes all keys that are left, as components.
+    pub(super) fn others(&mut self) -> Vec<(&'a str, Self)> {
+        let keys = self.left.clone();
         keys.into_iter().filter_map(|entry| Some((entry.key.as_str(), self.section(&entry.key)?))).collect()
     }
 
@@ -67,11 +90,7 @@ impl<'a> Section<'a> {
     pub(super) fn leave(&mut self, reasons: &[(&str, &str)], notes: &mut Vec<Note>) {
         for (key, reason) in reasons {
             if let Some(entry) = self.take(key) {
-                notes.push(Note {
-                    path: self.path_of(key),
-                    line: entry.place.line,
-                    message: format!("has no equal: {reason}"),
-                });
+                notes.push(self.note_of(entry, format!("is left out: {reason}")));
             }
         }
     }
@@ -84,22 +103,23 @@ impl<'a> Section<'a> {
     /// Names what nobody took.
     pub(super) fn rest(self, notes: &mut Vec<Note>) {
         for entry in &self.left {
-            let path = self.path_of(&entry.key);
-            notes.push(Note { path, line: entry.place.line, message: "has no equal".to_owned() });
+            notes.push(self.note_of(entry, "is left out: Spanring has nothing like it"));
         }
     }
 
     /// Says something of the section itself.
     pub(super) fn note(&self, message: impl Into<String>) -> Note {
-        Note { path: self.path.clone(), line: self.line, message: message.into() }
+        Note { path: self.path.clone(), line: self.line, message: message.into(), cost: self.cost }
     }
 
     /// Says something of a key that was taken.
     pub(super) fn note_of(&self, entry: &Entry, message: impl Into<String>) -> Note {
-        Note { path: self.path_of(&entry.key), line: entry.place.line, message: message.into() }
+        Note { path: self.path_of(&entry.key), line: entry.place.line, message: message.into(), cost: self.cost }
     }
 
     fn path_of(&self, key: &str) -> String {
+        // What is no plain name may be a value that went astray: it is not to be in a finding.
+        let key = if is_plain_name(key) { key } else { "…" };
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 }
@@ -121,10 +141,25 @@ pub(super) fn text_of(node: &Node) -> Option<String> {
     }
 }
 
+/// A value as a finding may show it: not where it has a reference.
+pub(super) fn shown(node: &Node) -> String {
+    match text_of(node) {
+        Some(text) if !node.is_hidden() => format!("\"{text}\""),
+        _ => "this value".to_owned(),
+    }
+}
+
 /// The members of a list, as text.
 pub(super) fn texts_of(node: &Node) -> Vec<String> {
     match &node.value {
         Value::List(items) => items.iter().filter_map(text_of).collect(),
         _ => text_of(node).into_iter().collect(),
+    }
+}
+
+impl Note {
+    /// The same, at another cost.
+    pub(super) fn costing(self, cost: Cost) -> Self {
+        Self { cost, ..self }
     }
 }

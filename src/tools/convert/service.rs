@@ -1,7 +1,7 @@
 //! `service`, `extensions`, `processors`: which signals go through load balancing, and what the process is told of itself.
 
 use super::{
-    Note,
+    Cost, Note,
     section::{Section, kind_of, text_of, texts_of},
     yaml::Yaml,
 };
@@ -49,7 +49,7 @@ impl Service {
         let Some(mut service) = root.section("service") else { return this };
         if let Some(mut pipelines) = service.section("pipelines") {
             for signal in ["traces", "metrics", "logs", "profiles"] {
-                for (name, mut pipeline) in pipelines.components(&[signal]) {
+                for (_, mut pipeline) in pipelines.components(&[signal]) {
                     let mut list = |key| pipeline.take(key).map(|entry| texts_of(&entry.node)).unwrap_or_default();
                     let parts = Pipeline {
                         signal: signal.to_owned(),
@@ -60,11 +60,13 @@ impl Service {
                     if parts.exporters.iter().any(|name| is_load_balancing(name)) {
                         this.pipelines.push(parts);
                     } else {
-                        notes.push(pipeline.note(format!("{name} leads to no load-balancing exporter; left out")));
+                        let message = "leads to no load-balancing exporter; left out";
+                        notes.push(pipeline.note(message).costing(Cost::Data));
                     }
                     pipeline.rest(notes);
                 }
             }
+            pipelines.costs(Cost::Data);
             pipelines.rest(notes);
         }
         this.extensions = service.take("extensions").map(|entry| texts_of(&entry.node)).unwrap_or_default();
@@ -74,6 +76,11 @@ impl Service {
         }
         service.rest(notes);
         this
+    }
+
+    /// Whether a pipeline that leads to load balancing exports there too.
+    pub(super) fn exports_to(&self, exporter: &str) -> bool {
+        self.pipelines.iter().any(|pipeline| pipeline.exporters.iter().any(|name| name == exporter))
     }
 
     /// Signals that go to `exporter`; a file without pipelines means traces.
@@ -129,15 +136,18 @@ impl Service {
                 );
                 section.rest(notes);
             } else {
-                notes.push(section.note("has no equal: there is one memory_limiter for all"));
+                notes.push(section.note("is left out: there is one memory_limiter for all"));
             }
         }
         for (kind, reason) in NEEDLESS {
             for (_, section) in processors.components(&[kind]) {
-                notes.push(section.note(format!("has no equal, and is not needed: {reason}")));
+                notes.push(section.note(format!("is left out, and is not needed: {reason}")));
             }
         }
-        processors.rest(notes);
+        for (name, section) in processors.others() {
+            let cost = if self.is_used(name) { Cost::Data } else { Cost::Setting };
+            notes.push(section.note("is left out: Spanring changes no data; let the backends do it").costing(cost));
+        }
         limiter
     }
 
@@ -180,7 +190,7 @@ impl Service {
         if let Some(readers) = metrics.take("readers") {
             match prometheus_address(readers) {
                 Some(address) => self.admin = endpoint(address),
-                None => notes.push(metrics.note_of(readers, "has no equal: metrics are a page at admin.endpoint")),
+                None => notes.push(metrics.note_of(readers, "is left out: metrics are a page at admin.endpoint")),
             }
         }
         metrics.leave(&[("level", "all metrics are always there")], notes);

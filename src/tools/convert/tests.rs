@@ -132,9 +132,9 @@ fn every_key_without_an_equal_is_named_with_its_path_and_line() {
     found.sort_unstable();
     wanted.sort_unstable();
     assert_eq!(found, wanted);
-    assert!(converted.notes.is_sorted_by_key(|note| note.line));
+    assert!(converted.notes.is_sorted_by_key(|note| (note.cost, note.line)));
     assert!(
-        notes(&converted).contains(&"receivers.zipkin (line 9): has no equal".to_owned()),
+        notes(&converted).contains(&"receivers.zipkin (line 9): is left out: Spanring receives OTLP".to_owned()),
         "{:?}",
         notes(&converted)
     );
@@ -178,7 +178,10 @@ fn tls_is_what_it_was() {
         (section.ca_file.as_ref().and_then(|path| path.to_str()), section.server_name_override.as_str()),
         (Some("ca.crt"), "a.b")
     );
-    assert_eq!(told, "exporters.load_balancing.protocol.otlp.tls.ca_pem (line 2): has no equal");
+    assert_eq!(
+        told,
+        "exporters.load_balancing.protocol.otlp.tls.ca_pem (line 2): is left out: Spanring has nothing like it"
+    );
     let text = "receivers:\n  otlp: { protocols: { grpc: { tls: { cert_file: c, key_file: k, client_ca_file: a } } } }\n\
                 exporters:\n  loadbalancing: { resolver: { dns: { hostname: a } } }\n";
     let draft = Draft::parse("spanring.yaml", &converted(text).yaml, &environment).expect("read");
@@ -223,7 +226,7 @@ fn routing_keys_that_are_not_there_yet_are_refused_by_name() {
         let converted = with_exporter(&exporter, &TO_IT.replace("traces", signal));
         assert_eq!((converted.pools, converted.routes), (0, 0), "{key}");
         let notes = notes(&converted).join("\n");
-        assert!(notes.contains("can't be routed yet, only by trace ID; left out"), "{notes}");
+        assert!(notes.contains("cannot be routed yet, only by trace ID; left out"), "{notes}");
     }
 }
 
@@ -243,7 +246,119 @@ fn a_service_becomes_its_dns_name() {
     assert!(told.contains("k8s.return_hostnames"), "{told}");
     let (name, _, told) = dns("aws_cloud_map: { namespace: obs.local, service_name: tail, health_status: HEALTHY }");
     assert_eq!(name, "tail.obs.local");
-    assert!(told.contains("aws_cloud_map.health_status (line 2): has no equal"), "{told}");
+    assert!(told.contains("aws_cloud_map.health_status (line 2): is left out"), "{told}");
+}
+
+#[test]
+fn headers_go_on_to_the_pool() {
+    let headers = |written: &str| {
+        let exporter =
+            format!("{{ protocol: {{ otlp: {{ headers: {written} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}");
+        let converted = with_exporter(&exporter, TO_IT);
+        let mut sent = checked(&converted).pools[0].headers.clone();
+        sent.sort_by_key(|(name, _)| name.to_string());
+        let sent: Vec<String> =
+            sent.iter().map(|(name, value)| format!("{name}={}", value.to_str().expect("text"))).collect();
+        assert!(!notes(&converted).join("").contains("hunter2"), "{converted:?}");
+        (sent, notes(&converted).join("\n"))
+    };
+    let (sent, told) = headers("{ X-Scope-OrgID: tenant, x-token: hunter2, x-number: 7 }");
+    assert_eq!(sent, ["x-number=7", "x-scope-orgid=tenant", "x-token=hunter2"]);
+    assert_eq!(told, "");
+    // As newer Collectors take them too.
+    assert_eq!(headers("[{ name: x-token, value: hunter2 }]").0, ["x-token=hunter2"]);
+    assert_eq!(headers("{ authorization: \"Bearer ${env:MY_POD_IP}\" }").0, ["authorization=Bearer 127.0.0.1"]);
+    // What validate would refuse.
+    let (sent, told) =
+        headers("{ te: hunter2, x-a: \"hunter2\\n\", x-b: [hunter2], X-C: one, x-c: hunter2, \"x d\": hunter2 }");
+    assert_eq!(sent, ["x-c=one"]);
+    assert!(told.contains("otlp.headers (line 2): 5 of 6 headers are left out"), "{told}");
+}
+
+#[test]
+fn an_attempt_is_no_longer_than_its_request() {
+    let timeout = |written: &str| {
+        let exporter =
+            format!("{{ protocol: {{ otlp: {{ timeout: {written} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}");
+        let converted = with_exporter(&exporter, TO_IT);
+        (checked(&converted).pools[0].dispatch.timeout.as_secs(), notes(&converted).join("\n"))
+    };
+    assert_eq!(timeout("1s"), (1, String::new()));
+    for long in ["30s", "0s"] {
+        let (seconds, told) = timeout(long);
+        assert_eq!(seconds, 8, "the deadline");
+        let expected =
+            "exporters.load_balancing.protocol.otlp.timeout (line 2): becomes 8s, since an attempt cannot outlast";
+        assert!(told.starts_with(expected), "{told}");
+    }
+}
+
+#[test]
+fn a_backend_that_is_named_twice_is_named_once() {
+    let converted = with_exporter(
+        "{ resolver: { static: { hostnames: [a, \"a:4317\", b, \"[10.0.0.1]:4317\", 10.0.0.1] } } }",
+        TO_IT,
+    );
+    let crate::discovery::Config::Static { hostnames, .. } = &checked(&converted).pools[0].discovery else { panic!() };
+    assert_eq!(hostnames, &["a:4317", "b:4317", "10.0.0.1:4317"]);
+    let told = notes(&converted).join("\n");
+    assert!(told.contains("static.hostnames (line 2): names a backend twice"), "{told}");
+}
+
+#[test]
+fn findings_are_sorted_by_what_they_cost() {
+    let exporter = "{ resolver: { k8s: { service: a } }, protocol: { otlp: { keepalive: { time: 1s } } } }";
+    let pipelines =
+        "{ traces: { receivers: [otlp, zipkin], processors: [filter], exporters: [load_balancing, debug] } }";
+    let converted = converted(&format!(
+        "receivers: {{ zipkin: {{}}, otlp: {{}} }}\nprocessors: {{ filter: {{}} }}\n\
+         exporters:\n  debug: {{}}\n  load_balancing: {exporter}\nservice: {{ pipelines: {pipelines} }}\n"
+    ));
+    checked(&converted);
+    let found: Vec<(Cost, &str)> = converted.notes.iter().map(|note| (note.cost, note.path.as_str())).collect();
+    assert_eq!(
+        found,
+        [
+            (Cost::Routing, "exporters.load_balancing.resolver.k8s"),
+            (Cost::Data, "receivers.zipkin"),
+            (Cost::Data, "processors.filter"),
+            (Cost::Data, "exporters.debug"),
+            (Cost::Setting, "exporters.load_balancing.protocol.otlp.keepalive"),
+        ]
+    );
+    let report = converted.report();
+    assert_eq!(report[0], "Data is routed differently:");
+    assert_eq!(report[2], "Data is dropped, or not treated as before:");
+    assert_eq!(report[6], "Settings that are left out or mean something else:");
+}
+
+#[test]
+fn what_validate_would_refuse_is_left_out_and_named() {
+    let text = "receivers:\n  otlp: { protocols: { grpc: { endpoint: localhost, max_recv_msg_size_mib: 0 } } }\n\
+                exporters:\n  loadbalancing:\n    resolver: { static: { hostnames: [a, \"b c\", 0.0.0.0] } }\n    \
+                protocol: { otlp: { timeout: soon, compression_params: { level: 99 }, tls: { insecure: true } } }\n";
+    let converted = converted(text);
+    let config = checked(&converted);
+    assert_eq!(config.receive.grpc.expect("gRPC").endpoint, "127.0.0.1:4317".parse().expect("ok"));
+    let told = notes(&converted).join("\n");
+    for key in [
+        "hostnames[1]: is left",
+        "hostnames[1]: is left out, since Spanring would refuse it: 0.0.0.0",
+        "endpoint: is left",
+        "max_recv_msg_size_mib: is left",
+        "timeout: is left",
+        "level: is left",
+    ] {
+        assert!(told.contains(key), "{key}: {told}");
+    }
+}
+
+#[test]
+fn what_is_encrypted_is_never_made_plaintext() {
+    let text = "receivers:\n  otlp: { protocols: { grpc: { tls: { cert_pem: x, key_pem: y } } } }\n\
+                exporters:\n  loadbalancing: { resolver: { dns: { hostname: a } } }\n";
+    let error = convert("collector.yaml", text).expect_err("no certificate").to_string();
+    assert!(error.starts_with("collector.yaml: receivers.otlp.protocols.grpc.tls.cert_file: is missing"), "{error}");
 }
 
 #[test]

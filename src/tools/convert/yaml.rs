@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-use crate::config::tree::{Node, Value};
+use crate::config::tree::{Node, Step, Value};
 
 /// A piece of the file that comes out.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,43 @@ impl Yaml {
             Self::Scalar(value) => *value == Value::Null,
             Self::List(items) => items.is_empty(),
             Self::Map(entries) => entries.is_empty(),
+        }
+    }
+
+    /// A key of a map.
+    pub(super) fn at(&self, key: &str) -> Option<&Self> {
+        let Self::Map(entries) = self else { return None };
+        entries.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    /// How many members a list or map has.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Scalar(_) => 0,
+            Self::List(items) => items.len(),
+            Self::Map(entries) => entries.len(),
+        }
+    }
+
+    /// Takes out what stands at `path`; says whether something did.
+    pub(super) fn remove(&mut self, path: &[Step]) -> bool {
+        match (self, path) {
+            (Self::Map(entries), [Step::Key(key)]) => {
+                let before = entries.len();
+                entries.retain(|(name, _)| name != key);
+                entries.len() < before
+            }
+            (Self::List(items), [Step::Index(index)]) if *index < items.len() => {
+                items.remove(*index);
+                true
+            }
+            (Self::Map(entries), [Step::Key(key), rest @ ..]) => {
+                entries.iter_mut().find(|(name, _)| name == key).is_some_and(|(_, value)| value.remove(rest))
+            }
+            (Self::List(items), [Step::Index(index), rest @ ..]) => {
+                items.get_mut(*index).is_some_and(|item| item.remove(rest))
+            }
+            _ => false,
         }
     }
 

@@ -25,8 +25,8 @@ pub(super) struct Plan {
     slots: u32,
     moved_slots: u32,
     pub(super) moved_share: f64,
-    /// What any placement by these weights has to move.
-    pub(super) least_share: f64,
+    /// By how much the backends' fair shares change: what a placement moves on average if it moves no slot in vain.
+    pub(super) expected_share: f64,
     membership_fingerprint_before: String,
     membership_fingerprint: String,
     pub(super) backends: Vec<Moves>,
@@ -69,7 +69,7 @@ pub(super) fn of(rings: &Rings, add: &[Member], remove: &[Member]) -> Result<Pla
         slots: after.slots(),
         moved_slots,
         moved_share: after.moved_share(&before),
-        least_share: least(&before, &after),
+        expected_share: expected(&before, &after),
         membership_fingerprint_before: format!("{:012x}", before.membership_fingerprint()),
         membership_fingerprint: format!("{:012x}", after.membership_fingerprint()),
         backends,
@@ -137,8 +137,8 @@ fn moves(before: &Table, after: &Table) -> (u32, Vec<Moves>) {
     (counts.values().map(|counts| counts.lost).sum(), counts.into_iter().map(moves).collect())
 }
 
-/// What fair shares by weight make unavoidable.
-fn least(before: &Table, after: &Table) -> f64 {
+/// The sum of what fair shares by weight gain.
+fn expected(before: &Table, after: &Table) -> f64 {
     let fair = |table: &Table| -> BTreeMap<Arc<str>, f64> {
         let total: f64 = table.backends().iter().map(|backend| f64::from(backend.weight)).sum();
         let share = |backend: &Endpoint| (Arc::clone(&backend.identity), f64::from(backend.weight) / total);
@@ -155,8 +155,8 @@ pub(super) fn print(plan: &Plan, as_json: bool, out: &mut (dyn Write + Send)) ->
     }
     let Plan { from, pool, slots, moved_slots, .. } = plan;
     writeln!(out, "{from}: pool {pool}, {} added, {} removed", plan.added.len(), plan.removed.len())?;
-    let (moved, least) = (percent(plan.moved_share), percent(plan.least_share));
-    writeln!(out, "would move {moved} of the slots ({moved_slots} of {slots}); any placement has to move {least}")?;
+    let (moved, expected) = (percent(plan.moved_share), percent(plan.expected_share));
+    writeln!(out, "would move {moved} of the slots ({moved_slots} of {slots}); the fair shares change by {expected}")?;
     writeln!(out, "membership {} becomes {}", plan.membership_fingerprint_before, plan.membership_fingerprint)?;
     let mut rows = vec![["BACKEND", "OWNS", "WOULD OWN", "GAINS", "LOSES"].map(str::to_owned)];
     rows.extend(plan.backends.iter().map(|moves| {

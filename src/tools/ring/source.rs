@@ -311,7 +311,7 @@ impl FromStr for AdminAddress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-        address.parse().map(Self).map_err(|error: crate::config::values::ValueError| error.to_string())
+        HostPort::of_admin(address).map(Self).map_err(|error: crate::config::values::ValueError| error.to_string())
     }
 }
 

@@ -46,8 +46,9 @@ async fn a_list_is_shown_as_a_ring() {
 #[tokio::test]
 async fn a_plan_says_what_would_move() {
     let plan = json("plan --members a,b,c,d --add e").await;
-    let (moved, least) = (plan["moved_share"].as_f64().expect("a share"), plan["least_share"].as_f64().expect("one"));
-    assert!((least - 0.2).abs() < 1e-9 && (0.19..0.26).contains(&moved), "{plan}");
+    let (moved, expected) =
+        (plan["moved_share"].as_f64().expect("a share"), plan["expected_share"].as_f64().expect("one"));
+    assert!((expected - 0.2).abs() < 1e-9 && (0.19..0.26).contains(&moved), "{plan}");
     let backends = plan["backends"].as_array().expect("backends");
     let sum = |key: &str| backends.iter().filter_map(|backend| backend[key].as_f64()).sum::<f64>();
     assert!((sum("gained_share") - moved).abs() < 1e-9 && (sum("lost_share") - moved).abs() < 1e-9, "{plan}");
@@ -59,9 +60,9 @@ async fn a_plan_says_what_would_move() {
         json("show --members a,b,c,d,e").await["pools"][0]["membership_fingerprint"]
     );
     let swap = json("plan --members a,b,c --add d --remove a").await;
-    assert!((swap["least_share"].as_f64().expect("a share") - 1.0 / 3.0).abs() < 1e-9, "{swap}");
+    assert!((swap["expected_share"].as_f64().expect("a share") - 1.0 / 3.0).abs() < 1e-9, "{swap}");
     let (text, _) = ring("plan --members a,b,c --remove a").await.expect("a plan");
-    assert!(text.contains("0 added, 1 removed") && text.contains("any placement has to move 33.33 %"), "{text}");
+    assert!(text.contains("0 added, 1 removed") && text.contains("the fair shares change by 33.33 %"), "{text}");
 }
 
 #[tokio::test]

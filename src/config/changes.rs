@@ -1,0 +1,76 @@
+//! Which keys differ between two configurations: named by their paths, without what they were and are.
+
+use serde_json::Value;
+
+use super::{layout::Layout, tree::is_plain_name};
+
+/// The paths of keys that differ, in order. A section that one of the two lacks is named, not all that is in it.
+pub fn changed_keys(before: &Layout, after: &Layout) -> Vec<String> {
+    let mut changed = Vec::new();
+    if let (Ok(one), Ok(other)) = (serde_json::to_value(before), serde_json::to_value(after)) {
+        walk("", &one, &other, &mut changed);
+    }
+    for (name, pool) in &before.pools {
+        let Some(other) = after.pools.get(name) else { continue };
+        // They print alike, whatever they are.
+        for (header, value) in &pool.headers.0 {
+            if other.headers.0.get(header).is_some_and(|other| other != value) {
+                changed.push(below(&below(&below("pools", name), "headers"), header));
+            }
+        }
+    }
+    changed
+}
+
+fn walk(path: &str, before: &Value, after: &Value, changed: &mut Vec<String>) {
+    match (before, after) {
+        _ if before == after => {}
+        (Value::Object(one), Value::Object(other)) => {
+            let gone = one.keys().filter(|key| !other.contains_key(*key));
+            for key in gone.chain(other.keys()) {
+                let [one, other] = [one, other].map(|map| map.get(key).unwrap_or(&Value::Null));
+                walk(&below(path, key), one, other, changed);
+            }
+        }
+        (Value::Array(one), Value::Array(other)) if one.len() == other.len() && one.iter().all(Value::is_object) => {
+            for (index, (one, other)) in one.iter().zip(other).enumerate() {
+                walk(&format!("{path}[{index}]"), one, other, changed);
+            }
+        }
+        _ => changed.push(path.to_owned()),
+    }
+}
+
+fn below(path: &str, key: &str) -> String {
+    let key = if is_plain_name(key) { key } else { "…" };
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Draft;
+
+    fn layout(text: &str) -> Layout {
+        Draft::parse("f", text, &|_| None).expect(text).layout
+    }
+
+    #[test]
+    fn what_differs_is_named_by_its_path() {
+        let changed = |one: &str, other: &str| changed_keys(&layout(one), &layout(other));
+        let pool = |more: &str| format!("pools: {{ a: {{ {more} }} }}");
+        assert_eq!(changed(&pool("timeout: 1s"), &pool("timeout: 1s")), [""; 0]);
+        assert_eq!(changed(&pool("timeout: 1s"), &pool("timeout: 2s")), ["pools.a.timeout"]);
+        assert_eq!(changed("pools: { a: {} }", "pools: { b: {} }"), ["pools.a", "pools.b"]);
+        let [one, other] =
+            ["[a, b]", "[a, c]"].map(|list| pool(&format!("resolver: {{ static: {{ hostnames: {list} }} }}")));
+        assert_eq!(changed(&one, &other), ["pools.a.resolver.static.hostnames"]);
+        let routes =
+            |pool: &str| format!("routes: [{{ signals: [traces], pool: a }}, {{ signals: [logs], pool: {pool} }}]");
+        assert_eq!(changed(&routes("a"), &routes("b")), ["routes[1].pool"]);
+        assert_eq!(changed(&routes("a"), "routes: [{ signals: [traces], pool: a }]"), ["routes"]);
+        assert_eq!(changed("", "health_check: {}"), ["health_check"]);
+        let headers = |value: &str| pool(&format!("headers: {{ x-a: {value}, x-b: same }}"));
+        assert_eq!(changed(&headers("hunter2"), &headers("hunter3")), ["pools.a.headers.x-a"]);
+    }
+}

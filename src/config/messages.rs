@@ -1,0 +1,89 @@
+//! Messages that once misled, each with what it says now.
+
+use super::Draft;
+
+fn complaint(text: &str) -> String {
+    let environment = |name: &str| match name {
+        "LIST" => Some("[one, \"two:1\"]".to_owned()),
+        "LINES" => Some("- one\n- two:1\n".to_owned()),
+        "COMMAS" => Some("one, two:1,[::1]:2".to_owned()),
+        "BAD" => Some("one,hunter2 x".to_owned()),
+        _ => None,
+    };
+    let checked = Draft::parse("f", text, &environment).and_then(|draft| draft.check());
+    checked.map_or_else(|error| error.to_string(), |config| format!("{:?}", config.pools[0].discovery))
+}
+
+fn pool(more: &str) -> String {
+    complaint(&format!("pools:\n  a: {{ {more} }}\nroutes: [{{ signals: [traces], pool: a }}]\n"))
+}
+
+#[test]
+fn off_is_a_boolean_to_yaml() {
+    assert_eq!(
+        pool("resolver: { dns: { hostname: a } }, compression: off"),
+        "f:2:57: pools.a.compression: expected one of none, gzip, zstd, found false, as YAML reads off, no and false; write none"
+    );
+    let level = "pools: { a: { resolver: { dns: { hostname: a } } } }\nroutes: [{ signals: [traces], pool: a }]\n\
+                 telemetry: { logs: { level: off } }\n";
+    let draft = Draft::parse("f", level, &|_| None).expect("off is a level");
+    assert_eq!(draft.layout.telemetry.logs.level, crate::telemetry::logs::Level::Off);
+}
+
+#[test]
+fn a_collectors_file_hints_at_convert() {
+    let text = "receivers: { otlp: { protocols: { http: {} } } }\nexporters: { load_balancing: {} }\nservice: {}\n";
+    assert_eq!(
+        complaint(text),
+        "f:2:1: \"exporters\" is a key of a Collector's configuration; spanring convert FILE makes one of ours of that"
+    );
+}
+
+#[test]
+fn resolvers_of_the_exporter_are_known_by_name() {
+    assert_eq!(
+        pool("resolver: { aws_cloud_map: { namespace: n } }"),
+        "f:2:20: pools.a.resolver: \"aws_cloud_map\" is not supported yet; a namespace of a DNS kind gives its services names: \
+         write dns: { hostname: SERVICE_NAME.NAMESPACE }"
+    );
+    assert_eq!(
+        pool("resolver: { k8s: { service: s } }"),
+        "f:2:20: pools.a.resolver: \"k8s\" is not supported yet; a headless Service has a name in DNS: write dns: { hostname: \
+         SERVICE.NAMESPACE.svc }"
+    );
+}
+
+#[test]
+fn a_port_alone_gets_an_address_and_an_address_the_port_of_its_listener() {
+    let with = |section: &str| {
+        complaint(&format!("pools: {{ a: {{ resolver: {{ dns: {{ hostname: a }} }} }} }}\n{section}\n"))
+    };
+    assert_eq!(
+        with("receivers: { otlp: { protocols: { grpc: { endpoint: 4317 } } } }"),
+        "f:2:53: receivers.otlp.protocols.grpc.endpoint: \"4317\" is a port without an address; write 127.0.0.1:4317 (this \
+         machine) or 0.0.0.0:4317 (all IPv4 interfaces)"
+    );
+    assert!(with("admin: { endpoint: 127.0.0.1 }").ends_with("\"127.0.0.1\" has no port; write 127.0.0.1:8888"));
+    assert!(with("health_check: { endpoint: 0.0.0.0 }").ends_with("\"0.0.0.0\" has no port; write 0.0.0.0:13133"));
+}
+
+#[test]
+fn one_variable_may_hold_all_backends() {
+    let list = |hostnames: &str| pool(&format!("resolver: {{ static: {{ hostnames: \"{hostnames}\" }} }}"));
+    assert!(list("${env:LIST}").contains("[\"one:4317\", \"two:1\"]"), "{}", list("${env:LIST}"));
+    assert!(list("${env:LINES}").contains("[\"one:4317\", \"two:1\"]"), "{}", list("${env:LINES}"));
+    assert!(list("${env:COMMAS}").contains("[\"one:4317\", \"two:1\", \"[::1]:2\"]"), "{}", list("${env:COMMAS}"));
+    assert!(list("[::1]:4317").contains("[\"[::1]:4317\"]"), "{}", list("[::1]:4317"));
+    assert_eq!(
+        list("${env:BAD}"),
+        "f:2:41: pools.a.resolver.static.hostnames: what stands here does not fit (it is not shown); expected a list of backends \
+         such as [collector-0:4317, collector-1:4317]"
+    );
+    // The same backend, spelled in two ways, and one that nobody can dial.
+    assert!(list("10.0.0.1,[10.0.0.1]:4317").ends_with("hostnames: 10.0.0.1:4317 stands there twice"));
+    let dialled = pool("resolver: { static: { hostnames: [a, 0.0.0.0] } }");
+    assert!(
+        dialled.starts_with("f:2:45: pools.a.resolver.static.hostnames[1]: 0.0.0.0:4317: an unspecified"),
+        "{dialled}"
+    );
+}
