@@ -233,7 +233,7 @@ impl Check<'_> {
 
     fn health_check(&mut self, section: &HealthCheck) -> Option<admin::health_check::Config> {
         if !section.path.starts_with('/') || section.path.contains(['?', '#', ' ']) {
-            let said = Said::of(&section.path, |path| format!("{path} is no path; write /health"));
+            let said = Said::of(&section.path, |path| format!("{path} is not a path; write /health"));
             self.complain_of(&[&["health_check", "path"]], said);
         }
         let endpoint = self.address(&["health_check", "endpoint"], &section.endpoint)?;
@@ -369,8 +369,7 @@ impl Check<'_> {
                     match discovery::HostPort::parse(&backend.to_string()) {
                         Ok(entry) if seen.insert(entry.identity()) => {}
                         Ok(_) => {
-                            let said =
-                                Said::both(format!("{backend} stands there twice"), "a backend stands there twice");
+                            let said = Said::both(format!("{backend} is listed twice"), "a backend is listed twice");
                             self.complain_of(&[&list], said);
                         }
                         Err(error) => {
@@ -386,7 +385,9 @@ impl Check<'_> {
                 if dns.hostname.is_empty() {
                     self.complain(&path("dns", "hostname"), "is missing; write hostname: collectors.example");
                 } else if dns.hostname.contains([':', '/', ' ']) {
-                    let said = Said::of(&dns.hostname, |name| format!("{name} is no name; the port goes to port"));
+                    let said = Said::of(&dns.hostname, |name| {
+                        format!("{name} is not a host name; the port has a key of its own, port")
+                    });
                     self.complain_of(&[&path("dns", "hostname")], said);
                 }
                 self.within(&path("dns", "port"), dns.port, 1, u16::MAX);
@@ -404,7 +405,7 @@ impl Check<'_> {
         if layout.routes.is_empty() {
             self.complain(
                 &["routes"],
-                "there is none; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]",
+                "no route is defined; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]",
             );
         }
         let mut routed = BTreeSet::new();
@@ -427,7 +428,7 @@ impl Check<'_> {
             self.complain_of(&[&["routes", &index, "pool"]], said);
         }
         if route.signals.is_empty() {
-            self.complain(&["routes", &index, "signals"], "names none; write signals: [traces]");
+            self.complain(&["routes", &index, "signals"], "is empty; write signals: [traces]");
         }
         let signals = route.signals.iter().map(|name| match name {
             SignalName::Traces => Signal::Traces,

@@ -157,8 +157,10 @@ fn value_of(reference: &str, sources: Sources<'_>, is_file: &mut bool, depth: us
     let is_name =
         name.bytes().enumerate().all(|(i, b)| b == b'_' || b.is_ascii_alphabetic() || i > 0 && b.is_ascii_digit());
     if name.is_empty() || !is_name {
-        return Err("what stands in ${…} is no name of an environment variable; write ${env:NAME}, or $$ for a dollar"
-            .to_owned());
+        return Err(
+            "what stands in ${…} is not the name of an environment variable; write ${env:NAME}, or $$ for a dollar"
+                .to_owned(),
+        );
     }
     match ((sources.variable)(name), default) {
         (Some(value), _) => Ok(value),
@@ -178,7 +180,7 @@ fn value_of(reference: &str, sources: Sources<'_>, is_file: &mut bool, depth: us
 pub(super) fn content_of(path: &Path) -> io::Result<String> {
     // Opening anything else could wait for ever.
     if !path.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
@@ -186,7 +188,7 @@ pub(super) fn content_of(path: &Path) -> io::Result<String> {
         return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
     }
     // The error of a text that is none shows the text.
-    let text = String::from_utf8(bytes).map_err(|_| io::Error::other("it is no UTF-8"))?;
+    let text = String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))?;
     Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
@@ -273,8 +275,8 @@ mod tests {
             "there is a ${SCHEME:…} that is not known; write ${env:NAME} or ${file:PATH}"
         );
         assert!(message("${hunter2}").starts_with("there is a ${NAME} whose environment variable is not set"));
-        assert!(message("${env:a b}").contains("is no name"));
-        assert!(message("${}").contains("is no name"));
+        assert!(message("${env:a b}").contains("is not the name"));
+        assert!(message("${}").contains("is not the name"));
         let deep = (0..20).fold("x".to_owned(), |inner, _| format!("${{env:NONE:-{inner}}}"));
         assert_eq!(message(&deep), "references are nested more than 8 deep");
     }
@@ -298,12 +300,12 @@ mod tests {
         let whole = Value::Expanded("s3cr$t".into(), Box::new(Value::Text("s3cr$t".into())));
         assert_eq!(marked(format!("${{env:NONE:-${{file:{path}}}}}")), Ok((true, whole)));
         assert_eq!(marked(format!("${{env:HOST:-${{file:{path}}}}}")).map(|(secret, _)| secret), Ok(false));
-        for (content, complaint) in [(&b"hunter\xff"[..], "no UTF-8"), (&[b'x'; 65_537], "more than 65536 bytes")] {
+        for (content, complaint) in [(&b"hunter\xff"[..], "not UTF-8"), (&[b'x'; 65_537], "more than 65536 bytes")] {
             let error = marked(format!("${{file:{}}}", file(content))).unwrap_err();
             assert!(error.starts_with("cannot read the file of ${file:…}: ") && error.contains(complaint), "{error}");
             assert!(!error.contains("hunter") && !error.contains("xxx"), "{error}");
         }
         assert!(marked("${file:/nowhere}".into()).unwrap_err().contains("No such file"));
-        assert!(marked("${file:/dev/zero}".into()).unwrap_err().ends_with("it is no regular file"));
+        assert!(marked("${file:/dev/zero}".into()).unwrap_err().ends_with("it is not a regular file"));
     }
 }

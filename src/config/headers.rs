@@ -95,12 +95,11 @@ fn bound(count: usize) -> Complaints {
 }
 
 fn twice(name: &HeaderName) -> Said {
-    Said::of(name, |name| format!("{name} stands there twice; case does not matter"))
+    Said::of(name, |name| format!("{name} is listed twice; case does not matter"))
 }
 
 fn name(text: &str) -> Result<HeaderName, Said> {
-    let name =
-        HeaderName::from_str(text).map_err(|_| Said::of(text, |name| format!("{name} is no name of a header")))?;
+    let name = HeaderName::from_str(text).map_err(|_| Said::of(text, |name| format!("{name} is not a header name")))?;
     if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("grpc-") {
         return Err(Said::of(&name, |name| format!("{name} is HTTP's or gRPC's own and is not passed on")));
     }
@@ -159,7 +158,7 @@ mod tests {
     fn names_are_lower_case_and_none_that_have_a_meaning_here() {
         let good = names(&["X-Scope-OrgID".into(), "authorization".into(), "x-trace-bin".into()]).expect("good names");
         assert_eq!(good, ["x-scope-orgid", "authorization", "x-trace-bin"]);
-        assert_eq!(complaints(&["x-a", "X-A"]), ["\"x-a\" stands there twice; case does not matter"]);
+        assert_eq!(complaints(&["x-a", "X-A"]), ["\"x-a\" is listed twice; case does not matter"]);
         assert_eq!(complaints(&["a b", ":path", ""]).len(), 3);
         for reserved in ["grpc-timeout", "Grpc-Tags-Bin", "TE", "content-type", "Connection", "host"] {
             assert!(complaints(&[reserved])[0].ends_with("is HTTP's or gRPC's own and is not passed on"), "{reserved}");

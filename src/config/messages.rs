@@ -80,7 +80,7 @@ fn one_variable_may_hold_all_backends() {
          such as [collector-0:4317, collector-1:4317]"
     );
     // The same backend, spelled in two ways, and one that nobody can dial.
-    assert!(list("10.0.0.1,[10.0.0.1]:4317").ends_with("hostnames: 10.0.0.1:4317 stands there twice"));
+    assert!(list("10.0.0.1,[10.0.0.1]:4317").ends_with("hostnames: 10.0.0.1:4317 is listed twice"));
     let dialled = pool("resolver: { static: { hostnames: [a, 0.0.0.0] } }");
     assert!(
         dialled.starts_with("f:2:45: pools.a.resolver.static.hostnames[1]: 0.0.0.0:4317: an unspecified"),

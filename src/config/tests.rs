@@ -118,7 +118,7 @@ fn every_key_reaches_its_room() {
     let probes = config.health_check.expect("probes");
     assert_eq!((probes.endpoint, probes.path.as_str()), ("127.0.0.1:23133".parse().expect("ok"), "/health"));
     assert_eq!(config.logs, logs::Config { level: logs::Level::Debug, encoding: logs::Encoding::Json });
-    let warning = "pools.tail.tls: insecure_skip_verify is true: anyone may stand in for a backend";
+    let warning = "pools.tail.tls: insecure_skip_verify is true: anyone can impersonate a backend";
     assert_eq!(config.warnings, [warning]);
 }
 
@@ -193,7 +193,7 @@ fn a_wrong_value_is_found_with_its_place() {
     assert_eq!(with("timeout: 5"), "spanring.yaml:6:14: pools.tail.timeout: \"5\" has no unit; write 5s or 5ms");
     assert_eq!(
         with("timeout: soon"),
-        "spanring.yaml:6:14: pools.tail.timeout: \"soon\" is no duration; write 200ms, 5s or 1m30s"
+        "spanring.yaml:6:14: pools.tail.timeout: \"soon\" is not a duration; write 200ms, 5s or 1m30s"
     );
     assert_eq!(
         with("connections: many"),
@@ -264,7 +264,7 @@ fn what_does_not_fit_together_is_found_with_its_place() {
     );
     assert_eq!(
         complaint("\"127.0.0.1:15002\"", "\"127.0.0.1:15001\""),
-        "spanring.yaml:5:27: pools.tail.resolver.static.hostnames: 127.0.0.1:15001 stands there twice"
+        "spanring.yaml:5:27: pools.tail.resolver.static.hostnames: 127.0.0.1:15001 is listed twice"
     );
     assert_eq!(
         complaint("{ static:", "{ dns: { hostname: a }, static:"),
@@ -280,16 +280,16 @@ fn all_that_does_not_fit_is_said_at_once() {
         "spanring.yaml:2:21: receivers.otlp.deadline: must be longer than 0s\n\
          spanring.yaml:4:3: pools.a.resolver: is missing; write static or dns\n\
          spanring.yaml:5:14: pools.a.timeout: must be longer than 0s\n\
-         spanring.yaml:1:1: routes: there is none; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]"
+         spanring.yaml:1:1: routes: no route is defined; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]"
     );
 }
 
 #[test]
 fn what_is_no_yaml_is_found_with_its_place() {
     let message = complaint("admin: { endpoint: 127.0.0.1:18888 }", "pools: {}");
-    assert_eq!(message, "spanring.yaml:9:1: the key \"pools\" stands here twice");
+    assert_eq!(message, "spanring.yaml:9:1: the key \"pools\" is written twice");
     let message = config(&format!("{STATIC}---\na: 1\n")).expect_err("two documents");
-    assert_eq!(message, "spanring.yaml:11:1: a second document begins; a configuration is one");
+    assert_eq!(message, "spanring.yaml:11:1: a second document begins here; a configuration is a single document");
     let message = complaint("[traces]", "[traces");
     assert!(message.starts_with("spanring.yaml:8:"), "{message}");
     assert!(!message.contains('\n'), "{message}");
@@ -300,7 +300,7 @@ fn an_empty_file_says_what_is_needed() {
     for text in ["", "# nothing\n\n", "{}"] {
         let message = config(text).expect_err("invalid");
         assert!(
-            message.contains(": pools: no pool is named") && message.contains(": routes: there is none"),
+            message.contains(": pools: no pool is named") && message.contains(": routes: no route is defined"),
             "{message}"
         );
     }

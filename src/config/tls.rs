@@ -188,7 +188,7 @@ impl ClientTls {
         let Some(room) = self.room(resolver) else { return Ok(Vec::new()) };
         let mut warnings = room.check().map(said).map_err(complaints)?;
         if self.insecure_skip_verify {
-            warnings.push(("", "insecure_skip_verify is true: anyone may stand in for a backend".into()));
+            warnings.push(("", "insecure_skip_verify is true: anyone can impersonate a backend".into()));
         }
         Ok(warnings)
     }
@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(name(dns, &tls(", server_name_override: other.test")), other);
         assert_eq!(name(STATIC, &tls(", server_name_override: other.test")), other);
         let error = config(STATIC, &tls(", server_name_override: \"a b\""), "").expect_err("no name");
-        assert!(error.contains("server_name_override: cannot be used: \"a b\" is no name of a host"), "{error}");
+        assert!(error.contains("server_name_override: cannot be used: \"a b\" is not a host name"), "{error}");
     }
 
     #[test]
@@ -357,7 +357,7 @@ mod tests {
         );
         assert!(
             server("{ min_version: 1.1 }")
-                .contains("\"1.1\" is no version of TLS that is spoken here; write 1.2 or 1.3")
+                .contains("\"1.1\" is not a TLS version that is spoken here; write 1.2 or 1.3")
         );
         assert!(server("{ cert_fil: a }").contains("unknown key \"cert_fil\", did you mean \"cert_file\"?"));
         let client = config(STATIC, "tls: { cert_file: a }", "").expect_err("no key");

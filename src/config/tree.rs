@@ -220,24 +220,24 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
 
     let message = match error.without_snippet() {
         Error::DuplicateMappingKey { key: Some(key), .. } if is_plain_name(key) => {
-            return format!("the key \"{key}\" stands here twice");
+            return format!("the key \"{key}\" is written twice");
         }
-        Error::DuplicateMappingKey { .. } => "a key stands here twice",
-        Error::MultipleDocuments { .. } => "a second document begins; a configuration is one",
+        Error::DuplicateMappingKey { .. } => "a key is written twice",
+        Error::MultipleDocuments { .. } => "a second document begins here; a configuration is a single document",
         Error::Eof { .. } => "the file ends inside a value",
         Error::UnknownAnchor { .. } => "this alias (*name) has no anchor (&name) before it",
         Error::MergeValueNotMapOrSeqOfMaps { .. } => "what << merges is no section of keys",
         Error::NullIntoString { .. } | Error::TaggedScalarCannotDeserializeIntoString { .. } => {
             "a key has to be text; quotes make it so"
         }
-        Error::InvalidUtf8Input => "the file is no UTF-8",
+        Error::InvalidUtf8Input => "the file is not UTF-8",
         Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }
         | Error::AliasReplayStackDepthExceeded { .. }
         | Error::RecursiveReferencesRequireWeakTypes { .. }
         | Error::Budget { .. } => "the file is nested too deep, or its aliases make too much of it",
         _ => {
-            "this is no YAML: look here, and in the lines before, for a quote or bracket that is not closed, an \
+            "this is not valid YAML: look here, and in the lines before, for a quote or bracket that is not closed, an \
               indentation that does not fit, a tab, a missing space after a colon, or a ${…} without quotes inside { }"
         }
     };

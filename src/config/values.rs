@@ -73,19 +73,19 @@ pub enum ValueError {
     #[error("\"{0}\" has no unit; write {0}s or {0}ms")]
     NoUnit(String),
     /// Not a duration.
-    #[error("\"{0}\" is no duration; write 200ms, 5s or 1m30s")]
+    #[error("\"{0}\" is not a duration; write 200ms, 5s or 1m30s")]
     Duration(String),
     /// Not a size.
-    #[error("\"{0}\" is no size; write 16MiB, 64KiB or a number of bytes")]
+    #[error("\"{0}\" is not a size; write 16MiB, 64KiB or a number of bytes")]
     Size(String),
     /// Not a way to name backends on the command line.
     #[error("\"{0}\" names no backends; write static://host:port,host:port or dns://name:port")]
     Backends(String),
     /// Not a number of threads.
-    #[error("\"{0}\" is no number of threads; write auto, or a number from 1 up")]
+    #[error("\"{0}\" is not a number of threads; write auto, or a number from 1 up")]
     Threads(String),
     /// Not a version of TLS that is spoken.
-    #[error("\"{0}\" is no version of TLS that is spoken here; write 1.2 or 1.3")]
+    #[error("\"{0}\" is not a TLS version that is spoken here; write 1.2 or 1.3")]
     TlsVersion(String),
     /// An address without a port; what the port could be.
     #[error("\"{0}\" has no port; write {0}:{1}")]
@@ -104,7 +104,7 @@ pub enum ValueError {
     #[error("\"{0}\" is a URL; write host:port, without scheme and path")]
     Url(String),
     /// Not an address.
-    #[error("\"{0}\" is no address; write host:port, or [address]:port for IPv6")]
+    #[error("\"{0}\" is not an address; write host:port, or [address]:port for IPv6")]
     Address(String),
 }
 

@@ -301,7 +301,7 @@ fn causes_are_said_in_words() {
 #[test]
 fn a_signal_without_a_route_is_told_what_can_be_done() {
     let pipeline = Pipeline::new(Routes::new(Config::default()), Budget::new(1));
-    let said = |signal| pipeline.route(signal).err().map(|refusal| refusal.message.to_string()).unwrap_or_default();
+    let said = |signal| pipeline.route(signal).err().map(|refusal| refusal.message).unwrap_or_default();
     assert_eq!(said(Signal::Logs), "no route for logs; add one with signals: [logs]");
     assert_eq!(
         said(Signal::Metrics),

@@ -140,7 +140,7 @@ impl Reloader {
             }
             Err(error) => {
                 self.metrics.failed();
-                error!(error, "configuration refused: what was in force stays in force");
+                error!(error, "configuration refused: the previous one stays in force");
             }
         }
     }

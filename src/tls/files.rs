@@ -110,8 +110,8 @@ impl Problem {
             Self::NoSystemRoots => {
                 f.write_str("this system has no certificates of authorities; name those of the backends: ca_file")
             }
-            Self::NoHostName { name } if is_named => write!(f, "cannot be used: \"{name}\" is no name of a host"),
-            Self::NoHostName { .. } => f.write_str("cannot be used: it is no name of a host"),
+            Self::NoHostName { name } if is_named => write!(f, "cannot be used: \"{name}\" is not a host name"),
+            Self::NoHostName { .. } => f.write_str("cannot be used: it is not a host name"),
             Self::Refused(reason) => write!(f, "cannot be used: {reason}"),
         }
     }
@@ -220,9 +220,9 @@ impl File {
             _ if lines.count() == 1 => "the whole file is one line: its line ends were lost",
             pem::Error::IllegalSectionStart { .. } => "a line begins with -----BEGIN and does not end with -----",
             pem::Error::MissingSectionEnd { .. } => "a section has no -----END line: its end is missing",
-            pem::Error::Base64Decode(_) => "what stands between -----BEGIN and -----END is no base64",
+            pem::Error::Base64Decode(_) => "what stands between -----BEGIN and -----END is not base64",
             pem::Error::SectionTooLarge => "a section is too large",
-            _ => "it is no PEM",
+            _ => "it is not PEM",
         };
         self.broken(reason)
     }
@@ -241,7 +241,7 @@ impl File {
 
     fn validity(&self, certificate: &CertificateDer<'_>) -> Result<Validity, TlsError> {
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-            .map_err(|_| self.broken("a certificate in it is no X.509 certificate"))?;
+            .map_err(|_| self.broken("a certificate in it is not in X.509"))?;
         let validity = parsed.validity();
         Ok(Validity { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
     }
@@ -399,7 +399,10 @@ impl Validity {
         if self.not_after < now {
             Some(format!("a certificate expired {} ago; peers will refuse it", span(now - self.not_after)))
         } else if self.not_before > now {
-            Some(format!("a certificate holds only in {}; peers will refuse it", span(self.not_before - now)))
+            Some(format!(
+                "a certificate becomes valid only in {}; peers refuse it until then",
+                span(self.not_before - now)
+            ))
         } else {
             None
         }

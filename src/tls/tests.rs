@@ -255,7 +255,7 @@ fn nothing_of_a_files_content_is_in_any_message() {
         ),
         (
             |text| text.replacen('\n', "\n!", 1),
-            "cannot use FILE: what stands between -----BEGIN and -----END is no base64",
+            "cannot use FILE: what stands between -----BEGIN and -----END is not base64",
         ),
         (|text| text.lines().filter(|line| !line.starts_with('-')).collect(), "FILE holds no "),
         (|text| text.replacen("-----\nM", "-----\nA", 1), "cannot use FILE: "),

@@ -155,7 +155,7 @@ const OWN: [Row; 22] = [
     ("exporters: { loadbalancing: { protocol: { otlp: { timeout: 60s } } } }", 0, &["has no resolver; left out"]),
     ("exporters: { loadbalancing: { resolver: { dns: { hostname: \"${env:HOST}\", port: \"${env:PORT}\" } } } }", 1, &[]),
     ("exporters: { loadbalancing: { resolver: { dns: { hostname: a, interval: 10ms } } } }", 1, &["interval: is left out"]),
-    ("exporters: { loadbalancing: { resolver: { dns: { hostname: \"a:4317\" } } } }", 0, &["is no name"]),
+    ("exporters: { loadbalancing: { resolver: { dns: { hostname: \"a:4317\" } } } }", 0, &["is not a host name"]),
     ("receivers: { otlp: { protocols: { grpc: { endpoint: \"[${env:IP}]:4317\" } } } }
 exporters: { loadbalancing: { resolver: { dns: { hostname: a } } } }", 1, &[]),
     ("receivers: { otlp: { protocols: { grpc: { endpoint: /run/otlp.sock, transport: unix } } } }
