@@ -1,7 +1,11 @@
 //! Refusals: however many there are, each is an answer, and neither the connection nor others on it feel it.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
+use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -32,9 +36,14 @@ async fn send(client: &SendRequest<Bytes>, head: HttpRequest<()>) -> tonic::Stat
     grpc_status(&parts.headers)
 }
 
-/// Has `REFUSED` requests with this head refused on two connections, each of which has a request in flight. `check` looks at
-/// each answer.
-async fn refuse(receiver: &Receiver, gate: &tokio::sync::Semaphore, head: fn() -> HttpRequest<()>, code: Code) {
+/// Has `REFUSED` requests with this head refused with that code, on two connections, each of which has a request in flight
+/// that waits at the gate.
+async fn refuse(
+    receiver: &Receiver,
+    (gate, alive): (Arc<Semaphore>, Arc<AtomicUsize>),
+    head: fn() -> HttpRequest<()>,
+    code: Code,
+) {
     let clients = [receiver.h2().await, receiver.h2().await];
     let mut neighbours = Vec::new();
     for client in &clients {
@@ -43,6 +52,7 @@ async fn refuse(receiver: &Receiver, gate: &tokio::sync::Semaphore, head: fn() -
         body.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
         neighbours.push(response);
     }
+    until("both are in flight", || alive.load(Ordering::SeqCst) == 2).await;
     let mut senders = Vec::new();
     for client in clients.iter().cycle().take(2 * AT_ONCE) {
         let client = client.clone();
@@ -70,11 +80,11 @@ async fn refuse(receiver: &Receiver, gate: &tokio::sync::Semaphore, head: fn() -
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_for_want_of_memory_cost_neither_the_connection_nor_its_other_requests() {
-    let (export, gate, _alive) = waiting();
+    let (export, gate, alive) = waiting();
     let budget = Budget::new(1 << 20);
     let receiver = Receiver::with(export, GrpcConfig::default(), budget.clone());
     let _others = budget.take((1 << 20) - (32 << 10)).unwrap();
-    refuse(&receiver, &gate, traces, Code::Unavailable).await;
+    refuse(&receiver, (gate, alive), traces, Code::Unavailable).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,7 +94,7 @@ async fn refusals_for_good_cost_neither_the_connection_nor_its_other_requests() 
         head.headers_mut().insert("grpc-encoding", http::HeaderValue::from_static("lzma"));
         head
     };
-    let (export, gate, _alive) = waiting();
+    let (export, gate, alive) = waiting();
     let receiver = Receiver::with(export, GrpcConfig::default(), Budget::new(1 << 30));
-    refuse(&receiver, &gate, head, Code::Unimplemented).await;
+    refuse(&receiver, (gate, alive), head, Code::Unimplemented).await;
 }
