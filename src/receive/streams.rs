@@ -101,8 +101,8 @@ enum Walk {
         /// Whether the one that follows is.
         more: bool,
     },
-    /// In a header block that is held back: length and flags of its first frame.
-    Block { len: usize, flags: u8 },
+    /// In a header block that is held back: length, flags and stream of its first frame.
+    Block { len: usize, flags: u8, stream: u32 },
     /// It is no HTTP/2, or none that can be followed.
     Lost,
 }
@@ -182,14 +182,18 @@ impl<I: AsyncRead + Unpin> Streams<I> {
 
     /// How many bytes are missing of the block that is held back; it is mended and goes on once it is whole.
     fn missing(&mut self) -> Option<usize> {
-        let Walk::Block { len, flags } = self.walk else { return None };
+        let Walk::Block { len, flags, stream } = self.walk else { return None };
         match block(&self.held, len, flags) {
             Block::Torn(missing) if self.held.len() + missing <= LARGEST => return Some(missing),
             Block::Whole(pieces, _) => {
                 pieces.mend(&mut self.held);
+                self.tally.opens(stream);
                 self.walk = Walk::head(false);
             }
-            Block::Torn(_) | Block::Broken => self.walk = Walk::Lost,
+            Block::Torn(_) | Block::Broken => {
+                self.tally.opens(stream);
+                self.walk = Walk::Lost;
+            }
         }
         None
     }
@@ -198,7 +202,9 @@ impl<I: AsyncRead + Unpin> Streams<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Streams<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // Whoever reads on is done with what was read: h2 takes all frames that it has first.
-        self.tally.is_read();
+        if self.held.is_empty() {
+            self.tally.is_read();
+        }
         let polled = self.poll_pass(cx, buf);
         self.note_progress();
         polled
@@ -307,20 +313,26 @@ impl Walk {
         if kind != HEADERS {
             return Some(0);
         }
-        tally.opens(u32::from_be_bytes(stream) & 0x7fff_ffff);
+        let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
         match block(rest, len, flags) {
             Block::Whole(pieces, end) => {
                 pieces.mend(rest);
+                tally.opens(stream);
                 *self = Self::head(false);
                 Some(end)
             }
             Block::Torn(_) if len <= LARGEST => {
-                *self = Self::Block { len, flags };
+                *self = Self::Block { len, flags, stream };
                 None
             }
             // Too long to be held: nothing is mended in it, and its frames are followed as others are.
-            Block::Torn(_) => Some(0),
+            Block::Torn(_) => {
+                // It is too long for h2 too, which refuses it.
+                tally.opens(stream);
+                Some(0)
+            }
             Block::Broken => {
+                tally.opens(stream);
                 *self = Self::Lost;
                 Some(rest.len())
             }

@@ -159,3 +159,26 @@ fn streams_are_counted_as_refused_once_they_were_read_and_not_served() {
     tally.close();
     assert_eq!(count(), 2);
 }
+
+#[tokio::test]
+async fn a_stream_is_refused_only_once_h2_has_its_whole_header_block() {
+    let (mut far, near) = tokio::io::duplex(1 << 16);
+    let tally = tally();
+    let mut stream = Streams::new(near, Arc::clone(&tally));
+    let bytes = [PREFACE, &frame(HEADERS, END_HEADERS, 1, &block_with(b"a%b"))].concat();
+    let half = bytes.len() - 10;
+    let refused = || {
+        tally.settle();
+        tally.counted.load(Relaxed)
+    };
+    let mut seen = 0;
+    for (piece, until) in [(&bytes[..half], PREFACE.len() + HEAD), (&bytes[half..], bytes.len())] {
+        tokio::io::AsyncWriteExt::write_all(&mut far, piece).await.unwrap();
+        while seen < until {
+            seen += stream.read(&mut [0; 5]).await.unwrap();
+            assert_eq!(refused(), 0, "h2 has {seen} bytes of {}", bytes.len());
+        }
+        assert!(futures_util::FutureExt::now_or_never(stream.read(&mut [0; 5])).is_none(), "nothing more can come");
+        assert_eq!(refused(), u64::from(seen == bytes.len()), "h2 has {seen} bytes of {}", bytes.len());
+    }
+}
