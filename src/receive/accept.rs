@@ -28,6 +28,7 @@ use tokio::{
 use super::{
     connection::{self, Life, Spawner},
     metrics::ListenerMetrics,
+    opening::{self, Foreign, Opening, Reopened, SPEAKS_GRPC, Strangers},
     streams::Tally,
 };
 use crate::{lifecycle::Tasks, telemetry::Seldom};
@@ -164,6 +165,7 @@ impl Bound {
         let listener = Arc::new(Listener {
             rules: Arc::clone(&rules),
             metrics: ListenerMetrics::new(self.name),
+            strangers: Strangers::new(self.name),
             connector,
             make_service,
             tasks: tasks.clone(),
@@ -227,6 +229,7 @@ impl Drop for Place {
 struct Listener<C, M> {
     rules: Arc<ArcSwap<Rules>>,
     metrics: ListenerMetrics,
+    strangers: Strangers,
     connector: C,
     make_service: M,
     tasks: Tasks,
@@ -300,18 +303,30 @@ impl<C: Connector, M> Listener<C, M> {
         B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let open = self.metrics.accepted();
+        let open = self.metrics.opened();
         let life = Life::new(&rules.limits);
         if let Err(error) = set_options(&stream) {
             tracing::debug!(%error, "cannot set the options of a connection");
         }
         let connected = tokio::select! {
             () = self.tasks.stopped() => return,
-            connected = self.connector.connect(stream) => connected,
+            connected = self.greet(stream, rules.limits.protocol) => connected,
             () = life.handshake_is_late(&self.tasks) => Err(io::ErrorKind::TimedOut.into()),
         };
         match connected {
-            Ok(stream) => {
+            Ok((_, Opening::Silent)) => self.metrics.accepted(),
+            Ok((mut stream, Opening::Foreign(kind, first))) => {
+                self.metrics.failed();
+                self.strangers.note(kind, peer);
+                if kind == Foreign::Http1 {
+                    tokio::select! {
+                        () = self.tasks.stopped() => {}
+                        () = opening::answer(&mut stream, first, SPEAKS_GRPC) => {}
+                    }
+                }
+            }
+            Ok((stream, Opening::Http2)) => {
+                self.metrics.accepted();
                 let tally = Tally::new(self.metrics.refused_streams());
                 connection::serve(&rules.builder, stream, service, life, tally, &self.tasks).await;
             }
@@ -321,6 +336,21 @@ impl<C: Connector, M> Listener<C, M> {
             }
         }
         drop(open);
+    }
+
+    /// Shakes hands, and reads how the client begins where it has to begin with HTTP/2.
+    async fn greet(&self, stream: TcpStream, protocol: Protocol) -> io::Result<(Reopened<C::Stream>, Opening)> {
+        let mut stream = self.connector.connect(stream).await?;
+        match protocol {
+            Protocol::Any => Ok((Reopened::untouched(stream), Opening::Http2)),
+            Protocol::Http2 => {
+                // Whoever is gone by then said nothing.
+                let opening = Opening::read(&mut stream).await.unwrap_or(Opening::Silent);
+                let is_http2 = matches!(opening, Opening::Http2);
+                let stream = if is_http2 { Reopened::new(stream) } else { Reopened::untouched(stream) };
+                Ok((stream, opening))
+            }
+        }
     }
 }
 

@@ -30,7 +30,8 @@ pub const RECEIVER_IN_FLIGHT_REQUESTS: &str = "spanring_receiver_in_flight_reque
 pub const RECEIVER_REQUEST_DURATION_SECONDS: &str = "spanring_receiver_request_duration_seconds";
 /// Connections open: `listener`.
 pub const RECEIVER_CONNECTIONS: &str = "spanring_receiver_connections";
-/// Connections that came: `listener`, `result` = `accepted`, `refused` (above the bound), `failed` (no descriptors, no handshake).
+/// Connections that came: `listener`, `result` = `accepted`, `refused` (above the bound), `failed` (no descriptors, no
+/// handshake, not what is spoken here).
 pub const RECEIVER_CONNECTIONS_TOTAL: &str = "spanring_receiver_connections_total";
 /// The byte budget.
 pub const MEMORY_BUDGET_LIMIT_BYTES: &str = "spanring_memory_budget_limit_bytes";
@@ -226,10 +227,15 @@ impl ListenerMetrics {
         }
     }
 
-    pub(super) fn accepted(&self) -> OpenConnection {
-        self.accepted.increment(1);
+    /// One is open, whatever comes of it.
+    pub(super) fn opened(&self) -> OpenConnection {
         self.open.increment(1.0);
         OpenConnection(self.open.clone())
+    }
+
+    /// One speaks what is spoken here.
+    pub(super) fn accepted(&self) {
+        self.accepted.increment(1);
     }
 
     pub(super) fn refused(&self) {

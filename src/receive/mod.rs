@@ -16,6 +16,7 @@ mod grpc;
 mod hpack;
 mod inflate;
 pub mod metrics;
+mod opening;
 mod progress;
 pub mod reply;
 mod secure;

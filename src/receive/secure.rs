@@ -5,11 +5,22 @@ use std::{io, net::SocketAddr};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::accept::Connector;
+use super::{
+    accept::Connector,
+    opening::{self, Foreign, Opening, SPEAKS_TLS},
+};
 use crate::{
     telemetry::metrics::RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL,
     tls::{Failures, Reason, Server},
 };
+
+/// How every TLS connection begins: a record of a handshake (RFC 8446, 5.1).
+const HANDSHAKE: u8 = 0x16;
+
+/// A client that sends something else than TLS.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotTls(&'static str);
 
 /// Speaks TLS with every client.
 #[derive(Clone, Debug)]
@@ -27,11 +38,32 @@ impl Tls {
 impl Connector for Tls {
     type Stream = TlsStream<TcpStream>;
 
-    async fn connect(&self, stream: TcpStream) -> io::Result<Self::Stream> {
+    async fn connect(&self, mut stream: TcpStream) -> io::Result<Self::Stream> {
+        let mut first = [HANDSHAKE];
+        stream.peek(&mut first).await?;
+        if first != [HANDSHAKE] {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, not_tls(&mut stream).await?));
+        }
         TlsAcceptor::from(self.server.current()).accept(stream).await
     }
 
     fn failed(&self, peer: SocketAddr, error: &io::Error) {
-        self.failures.note(Reason::of_io(error), peer, error);
+        let is_plaintext = error.get_ref().is_some_and(|inner| inner.is::<NotTls>());
+        self.failures.note(if is_plaintext { Reason::NotTls } else { Reason::of_io(error) }, peer, error);
     }
+}
+
+/// What a client without TLS is; one that speaks HTTP/1 is answered in words.
+async fn not_tls(stream: &mut TcpStream) -> io::Result<NotTls> {
+    Ok(NotTls(match Opening::read(stream).await? {
+        Opening::Http2 => "it sent HTTP/2 in plaintext: let the exporter use TLS (https://, or insecure: false)",
+        Opening::Foreign(Foreign::Http1, first) => {
+            opening::answer(stream, first, SPEAKS_TLS).await;
+            "it sent HTTP/1 in plaintext: let it use https:// and gRPC, or ask probes of the admin port"
+        }
+        Opening::Foreign(Foreign::Proxy, _) => {
+            "it sent the PROXY protocol, which is not understood: switch it off at the load balancer"
+        }
+        Opening::Foreign(..) | Opening::Silent => "it sent neither TLS nor HTTP",
+    }))
 }

@@ -72,7 +72,9 @@ page! {
     RECEIVER_CONNECTIONS = "spanring_receiver_connections", Gauge, ["listener"],
         "Connections that are open.";
     RECEIVER_CONNECTIONS_TOTAL = "spanring_receiver_connections_total", Counter, ["listener", "result"],
-        "Connections that came: accepted, refused (too many) or failed.";
+        "Connections that came: accepted, refused (too many) or failed (no handshake, not HTTP/2 where that is spoken).";
+    RECEIVER_FOREIGN_CONNECTIONS_TOTAL = "spanring_receiver_foreign_connections_total", Counter, ["listener", "kind"],
+        "Connections to a port for gRPC that began with something else: http1 (answered in words), tls, proxy (PROXY protocol) or garbage.";
     RECEIVER_REFUSED_STREAMS_TOTAL = "spanring_receiver_refused_streams_total", Counter, ["listener"],
         "HTTP/2 streams that were refused before a service saw them: malformed or too large headers, too many streams at once.";
     RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL = "spanring_receiver_tls_handshake_failures_total", Counter, ["listener", "reason"],

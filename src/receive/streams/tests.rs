@@ -164,7 +164,7 @@ fn streams_are_counted_as_refused_once_they_were_read_and_not_served() {
 async fn a_stream_is_refused_only_once_h2_has_its_whole_header_block() {
     let (mut far, near) = tokio::io::duplex(1 << 16);
     let tally = tally();
-    let mut stream = Streams::new(near, Arc::clone(&tally));
+    let mut stream = Streams::new(near, Arc::clone(&tally), progress());
     let bytes = [PREFACE, &frame(HEADERS, END_HEADERS, 1, &block_with(b"a%b"))].concat();
     let half = bytes.len() - 10;
     let refused = || {

@@ -1,0 +1,364 @@
+//! What a client says first on a port for gRPC: HTTP/2's preface, or something that shows what it takes the port for.
+//!
+//! Nothing is sent before that is known. So HTTP/1 can be answered in words; TLS, the PROXY protocol and what is none of
+//! these are closed. Each is counted by its kind, and a line in ten seconds says who it was.
+
+use std::{
+    io::{self, IoSlice},
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use metrics::{Counter, counter};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    time::timeout,
+};
+
+use super::streams::PREFACE;
+use crate::telemetry::{Seldom, metrics::RECEIVER_FOREIGN_CONNECTIONS_TOTAL};
+
+/// How TLS begins: a record of a handshake, of a version that begins with 3 (RFC 8446, 5.1).
+const TLS: &[u8] = &[0x16, 0x03];
+
+/// How the PROXY protocol begins, versions 1 and 2.
+const PROXY: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
+
+/// The longest method of HTTP/1 that is looked for.
+const METHOD: usize = 20;
+
+/// What is read of an HTTP/1 request before it is answered: its head, which usual servers take up to 8 KiB of.
+const HTTP1_HEAD: usize = 16 << 10;
+
+/// What is read of it after it was answered, and for how long. A client whose bytes are not read may lose the answer: TCP
+/// resets the connection.
+const HTTP1_REST: u64 = 1 << 20;
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How long the head of an HTTP/1 request may take, and its answer.
+const HTTP1_WITHIN: Duration = Duration::from_secs(2);
+
+/// The answer at a port without TLS ...
+pub(super) const SPEAKS_GRPC: &str = "this port speaks gRPC (HTTP/2 without TLS), not HTTP/1.1: set the exporter's protocol to \
+                                      grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc); OTLP/HTTP is not served here, and probes are \
+                                      answered at the admin port (/livez, /readyz)\n";
+
+/// ... and at one with TLS, to whoever uses none and to whoever does.
+pub(super) const SPEAKS_TLS: &str = "this port speaks gRPC over TLS, not HTTP/1.1 without it: set the exporter's endpoint to https:// \
+                                     and its protocol to grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc)\n";
+
+/// What a client is that does not speak HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Foreign {
+    /// It sent a request of HTTP/1.
+    Http1,
+    /// It wants to shake hands.
+    Tls,
+    /// It is a load balancer that says whom it speaks for.
+    Proxy,
+    /// Nothing that is known here.
+    Garbage,
+}
+
+/// What was read first.
+#[derive(Debug)]
+pub(super) enum Opening {
+    /// The preface of HTTP/2.
+    Http2,
+    /// Something else: these bytes.
+    Foreign(Foreign, Vec<u8>),
+    /// The client went without a word, as those do that look whether a port is open.
+    Silent,
+}
+
+/// A stream whose preface was read, and is read again by whoever comes next.
+#[derive(Debug)]
+pub(super) struct Reopened<I> {
+    stream: I,
+    /// Bytes of the preface that are still to be read again.
+    left: usize,
+}
+
+/// Counts the connections that do not speak HTTP/2, and tells of them now and then.
+#[derive(Debug)]
+pub(super) struct Strangers {
+    listener: &'static str,
+    counters: [Counter; Foreign::ALL.len()],
+    told: Seldom,
+}
+
+// === impl Foreign ===
+
+impl Foreign {
+    pub(super) const ALL: [Self; 4] = [Self::Http1, Self::Tls, Self::Proxy, Self::Garbage];
+
+    /// The label's value.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Tls => "tls",
+            Self::Proxy => "proxy",
+            Self::Garbage => "garbage",
+        }
+    }
+
+    /// What an operator has to know.
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Http1 => {
+                "HTTP/1 on the port for gRPC: set the client's protocol to grpc, or let the probe ask the admin port"
+            }
+            Self::Tls => {
+                "TLS on a port without: let the client send plaintext (insecure), or give the receiver a tls section"
+            }
+            Self::Proxy => {
+                "the PROXY protocol is not understood: switch it off at the load balancer (send-proxy, proxy_protocol)"
+            }
+            Self::Garbage => "neither HTTP/2 nor anything else that is known here",
+        }
+    }
+
+    /// What begins with these bytes, once there are enough to tell. They are not how the preface begins.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        for (start, kind) in [(TLS, Self::Tls), (PROXY[0], Self::Proxy), (PROXY[1], Self::Proxy)] {
+            if bytes.starts_with(start) {
+                return Some(kind);
+            }
+            if start.starts_with(bytes) {
+                return None;
+            }
+        }
+        let method = bytes.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
+        match bytes.get(method) {
+            None if method <= METHOD => None,
+            Some(b' ') if method > 0 => Some(Self::Http1),
+            _ => Some(Self::Garbage),
+        }
+    }
+}
+
+// === impl Opening ===
+
+impl Opening {
+    /// Reads until it is clear what it is; whoever asks bounds the time.
+    ///
+    /// Cancel safety: none; what was read is lost.
+    pub(super) async fn read<I: AsyncRead + Unpin>(stream: &mut I) -> io::Result<Self> {
+        let (mut room, mut len) = ([0; PREFACE.len()], 0);
+        loop {
+            let more = stream.read(room.get_mut(len..).unwrap_or_default()).await?;
+            len += more;
+            let bytes = room.get(..len).unwrap_or_default();
+            let kind = match more {
+                0 if len == 0 => return Ok(Self::Silent),
+                0 => Some(Foreign::Garbage),
+                _ if bytes == PREFACE => return Ok(Self::Http2),
+                _ if PREFACE.starts_with(bytes) => None,
+                _ => Foreign::of(bytes),
+            };
+            if let Some(kind) = kind {
+                return Ok(Self::Foreign(kind, bytes.to_vec()));
+            }
+        }
+    }
+}
+
+/// Answers a request of HTTP/1 in words, as far as its client takes them, and ends the connection.
+///
+/// The status is 400, as of servers that are sent plaintext where they speak TLS: it is the client that is set up wrongly, no
+/// OTLP exporter sends the same again for it, and none takes it for trouble of the proxy, as 5xx are.
+pub(super) async fn answer<I>(stream: &mut I, first: Vec<u8>, words: &str)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut head = first;
+    let read = async {
+        while !head.windows(4).any(|four| four == b"\r\n\r\n") && head.len() < HTTP1_HEAD {
+            if stream.read_buf(&mut head).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    // What is late is answered too.
+    drop(timeout(HTTP1_WITHIN, read).await);
+    let body = if head.starts_with(b"HEAD ") { "" } else { words };
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{body}",
+        words.len()
+    );
+    let answered = timeout(HTTP1_WITHIN, async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await
+    });
+    if let Ok(Ok(())) = answered.await {
+        let mut rest = stream.take(HTTP1_REST);
+        // Whatever it is, it is not looked at.
+        drop(timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await);
+    }
+}
+
+// === impl Strangers ===
+
+impl Strangers {
+    /// Counters of every kind, at 0.
+    pub(super) fn new(listener: &'static str) -> Self {
+        let counters = Foreign::ALL
+            .map(|kind| counter!(RECEIVER_FOREIGN_CONNECTIONS_TOTAL, "listener" => listener, "kind" => kind.as_str()));
+        Self { listener, counters, told: Seldom::default() }
+    }
+
+    /// One came.
+    pub(super) fn note(&self, kind: Foreign, peer: SocketAddr) {
+        if let Some((_, counter)) = Foreign::ALL.iter().zip(&self.counters).find(|(of, _)| **of == kind) {
+            counter.increment(1);
+        }
+        if let Some(unlogged) = self.told.may_tell() {
+            let (listener, kind, advice) = (self.listener, kind.as_str(), kind.advice());
+            tracing::warn!(listener, %peer, kind, unlogged, "connection closed: {advice}");
+        }
+    }
+}
+
+// === impl Reopened ===
+
+impl<I> Reopened<I> {
+    /// A stream of which [`Opening::read`] has read the preface.
+    pub(super) fn new(stream: I) -> Self {
+        Self { stream, left: PREFACE.len() }
+    }
+
+    /// A stream of which nothing was read.
+    pub(super) fn untouched(stream: I) -> Self {
+        Self { stream, left: 0 }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Reopened<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.left > 0 {
+            let rest = PREFACE.get(PREFACE.len() - self.left..).unwrap_or_default();
+            let now = rest.get(..buf.remaining()).unwrap_or(rest);
+            buf.put_slice(now);
+            self.left -= now.len();
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Reopened<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    /// What is read first of a client that sends these bytes, one by one, and goes.
+    async fn opening(bytes: &[u8]) -> Opening {
+        let (mut far, mut near) = duplex(1);
+        let read = async move { Opening::read(&mut near).await.unwrap() };
+        let (opening, ()) = tokio::join!(read, async move {
+            // Once it is clear what it is, nobody reads on.
+            far.write_all(bytes).await.ok();
+        });
+        opening
+    }
+
+    #[tokio::test]
+    async fn clients_are_told_apart_by_their_first_bytes() {
+        let rows: [(&[u8], Foreign); 14] = [
+            (b"GET /v1/traces HTTP/1.1\r\n", Foreign::Http1),
+            (b"POST /v1/traces HTTP/1.1\r\n", Foreign::Http1),
+            (b"PRI * HTTP/1.1\r\n\r\n", Foreign::Http1),
+            (b"M-SEARCH * HTTP/1.1\r\n", Foreign::Http1),
+            (b"\x16\x03\x01\x02\x00\x01", Foreign::Tls),
+            (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", Foreign::Proxy),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c", Foreign::Proxy),
+            (b"\x16\x04", Foreign::Garbage),
+            (b"P", Foreign::Garbage),
+            (b"get / HTTP/1.1\r\n", Foreign::Garbage),
+            (b" GET / HTTP/1.1\r\n", Foreign::Garbage),
+            (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAA", Foreign::Garbage),
+            (b"\r\n\r\n\r\n", Foreign::Garbage),
+            (b"\0\0\0\x04\0\0\0\0\0", Foreign::Garbage),
+        ];
+        for (bytes, kind) in rows {
+            match opening(bytes).await {
+                Opening::Foreign(found, first) => {
+                    assert_eq!(found, kind, "{}", bytes.escape_ascii());
+                    assert!(bytes.starts_with(&first));
+                }
+                other => panic!("{}: {other:?}", bytes.escape_ascii()),
+            }
+        }
+        assert!(matches!(opening(PREFACE).await, Opening::Http2));
+        assert!(matches!(opening(b"").await, Opening::Silent));
+    }
+
+    #[tokio::test]
+    async fn the_preface_is_read_again() {
+        let (mut far, near) = duplex(100);
+        far.write_all(b"frames").await.unwrap();
+        drop(far);
+        let (mut stream, mut seen) = (Reopened::new(near), Vec::new());
+        loop {
+            let mut room = [0; 7];
+            match stream.read(&mut room).await.unwrap() {
+                0 => break,
+                len => seen.extend_from_slice(&room[..len]),
+            }
+        }
+        assert_eq!(seen, [PREFACE, b"frames"].concat());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_in_words_ends_whatever_its_client_does() {
+        for (request, takes) in
+            [(&b"GET / HTTP/1.1\r\n\r\n"[..], true), (b"GET / HT", true), (b"POST / HTTP/1.1\r\n\r\n", false)]
+        {
+            let (mut far, mut near) = duplex(if takes { 4096 } else { 8 });
+            answer(&mut near, request.to_vec(), SPEAKS_GRPC).await;
+            drop(near);
+            if takes {
+                let mut said = String::new();
+                far.read_to_string(&mut said).await.unwrap();
+                let (head, body) = said.split_once("\r\n\r\n").unwrap();
+                assert!(
+                    head.starts_with("HTTP/1.1 400 Bad Request\r\n") && head.contains("connection: close"),
+                    "{head}"
+                );
+                assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+                assert_eq!(body, SPEAKS_GRPC);
+            }
+        }
+    }
+}
