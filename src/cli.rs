@@ -35,6 +35,7 @@ Examples:
   spanring print-config --backends dns://collectors.test
   spanring ring lookup 4bf92f3577b34da6a3ce929d0e0e4736 --admin localhost:8888
   spanring convert collector.yaml >spanring.yaml
+  spanring healthcheck --admin localhost:8888 --timeout 1s
 
 Exit codes:
   0    did what was asked; after a signal: drained
@@ -74,6 +75,8 @@ pub enum Command {
     Ring(tools::ring::Args),
     /// Turn a Collector's load-balancing configuration into ours, and name what is left out or means something else
     Convert(tools::convert::Args),
+    /// Ask a running proxy whether it is ready, for containers without a shell: exit code 0 or 1
+    Healthcheck(tools::healthcheck::Args),
     /// Run a counting OTLP backend
     Sink(tools::sink::Args),
     /// Generate OTLP load

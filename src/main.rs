@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::PrintConfig(args) => print_config(args),
         Command::Ring(args) => tool(async move |out| Ok(tools::ring::run(args, out, &mut io::stderr()).await?)),
         Command::Convert(args) => convert(&args),
+        Command::Healthcheck(args) => tool(async move |out| tools::healthcheck::run(args, out).await),
         Command::Sink(args) => sink(args),
         Command::Load(args) => tool(async move |out| tools::load::run(args, out).await),
         Command::Demo(args) => tool(async move |out| tools::demo::run(args, demo_proxy, out).await),

@@ -34,7 +34,7 @@ pub fn serve(listener: accept::Bound, path: String, readiness: Readiness, tasks:
 
 /// 200 when clients should send here and 503 otherwise; at `/livez` 200 as long as the process answers.
 fn respond<B>(path: &str, readiness: &Readiness, request: &Request<B>) -> Response<Full<Bytes>> {
-    reply(request, || match request.uri().path() {
+    reply(request, true, || match request.uri().path() {
         asked if asked == path || asked == "/readyz" => ready_or_not(readiness, request.uri().query()),
         "/livez" => Answer::text(StatusCode::OK, "alive\n"),
         _ => Answer::text(StatusCode::NOT_FOUND, format!("no such page; there are: {path}, /livez, /readyz\n")),
@@ -58,8 +58,11 @@ mod tests {
         table.set();
         assert_eq!(all("/"), [200, 200, 200, 404, 404]);
         assert_eq!(all("/health"), [404, 200, 200, 200, 404]);
-        assert_eq!(status("POST", "/", "/"), 405);
+        assert_eq!(["HEAD", "OPTIONS", "POST"].map(|method| status(method, "/", "/")), [200, 200, 405]);
         readiness.drain();
         assert_eq!(all("/health"), [404, 503, 200, 503, 404]);
+        for method in ["HEAD", "OPTIONS"] {
+            assert_eq!(["/", "/livez", "/metrics"].map(|uri| status(method, "/", uri)), [503, 200, 404], "{method}");
+        }
     }
 }

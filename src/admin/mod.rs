@@ -83,6 +83,9 @@ struct Answer {
 /// The one page that needs a query.
 const LOOKUP: &str = "/api/v1/lookup";
 
+/// The pages that say with their status alone how the proxy is.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
+
 /// What every answer says to browsers: nothing here loads, frames or sends anything.
 const SECURITY: &[(HeaderName, &str)] = &[
     (
@@ -169,7 +172,7 @@ fn not_found(path: &str) -> Answer {
 }
 
 fn not_allowed(path: &str) -> Answer {
-    const MESSAGE: &str = "GET and HEAD only";
+    const MESSAGE: &str = "GET, HEAD and OPTIONS only";
     if path.starts_with(json::PREFIX) {
         return json::error(StatusCode::METHOD_NOT_ALLOWED, "unimplemented", MESSAGE);
     }
@@ -181,18 +184,24 @@ pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> 
     let path = request.uri().path();
     let route = ROUTES.iter().find(|route| route.path == path);
     let page = || route.map_or_else(|| not_found(path), |route| (route.page)(state, request.uri().query()));
-    reply(request, page)
+    reply(request, PROBES.contains(&path), page)
 }
 
-/// A whole response to a request that may only read.
-fn reply<B>(request: &Request<B>, page: impl FnOnce() -> Answer) -> Response<Full<Bytes>> {
+/// A whole response to a request that may only read. At the address of a probe OPTIONS is answered as GET is, without a body:
+/// it is what HAProxy asks with unless told otherwise. Elsewhere it says what may be asked.
+fn reply<B>(request: &Request<B>, is_probe: bool, page: impl FnOnce() -> Answer) -> Response<Full<Bytes>> {
     let method = request.method();
-    let Answer { status, content_type, body } = match *method {
+    let Answer { status, content_type, mut body } = match *method {
         Method::GET | Method::HEAD => page(),
+        Method::OPTIONS if is_probe => Answer { body: String::new(), ..page() },
+        Method::OPTIONS => Answer::text(StatusCode::OK, ""),
         _ => not_allowed(request.uri().path()),
     };
     let length = body.len();
-    let body = if *method == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
+    if *method == Method::HEAD {
+        body.clear();
+    }
+    let body = Bytes::from(body);
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -202,8 +211,8 @@ fn reply<B>(request: &Request<B>, page: impl FnOnce() -> Answer) -> Response<Ful
     for (name, value) in SECURITY {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    if status == StatusCode::METHOD_NOT_ALLOWED || *method == Method::OPTIONS {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
     }
     response
 }

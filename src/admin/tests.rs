@@ -74,16 +74,25 @@ fn readiness_says_what_is_missing() {
 #[test]
 fn pages_are_only_read() {
     with_state(|state| {
-        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
+        for method in [Method::POST, Method::PUT, Method::DELETE] {
             let (head, _) = ask(state, method, "/metrics");
             assert_eq!(
                 (head.status().as_u16(), &head.headers()[header::ALLOW]),
-                (405, &HeaderValue::from_static("GET, HEAD"))
+                (405, &HeaderValue::from_static("GET, HEAD, OPTIONS"))
             );
         }
         let (head, body) = ask(state, Method::HEAD, "/livez");
         assert_eq!((head.status().as_u16(), body.as_str()), (200, ""));
         assert_eq!(head.headers()[header::CONTENT_LENGTH], "6");
+        let table = state.readiness.flag("pool tail", "no backends yet");
+        let options = |uri| {
+            let (head, body) = ask(state, Method::OPTIONS, uri);
+            assert_eq!((&head.headers()[header::ALLOW], &*body), (&HeaderValue::from_static("GET, HEAD, OPTIONS"), ""));
+            head.status().as_u16()
+        };
+        assert_eq!(["/livez", "/readyz", "/metrics"].map(options), [200, 503, 200], "a probe may ask so");
+        table.set();
+        assert_eq!(options("/readyz"), 200);
     });
 }
 

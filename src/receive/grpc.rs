@@ -409,12 +409,13 @@ impl Head {
         let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
             None | Some(b"identity") => None,
             Some(b"gzip") => Some(Codec::Gzip),
+            Some(b"snappy") => Some(Codec::Snappy),
             Some(b"zstd") => Some(Codec::Zstd),
             Some(_) => {
                 return Err(Refusal::permanent(
                     Code::Unimplemented,
                     Reason::Unimplemented,
-                    "unknown grpc-encoding; identity, gzip and zstd are understood",
+                    "unknown grpc-encoding; identity, gzip, zstd and snappy are understood",
                 ));
             }
         };

@@ -1,6 +1,9 @@
-//! Inflates gzip and zstd with the output bounded while it is made: by the size limit and by the budget.
+//! Inflates gzip, zstd and snappy with the output bounded while it is made: by the size limit and by the budget.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    io::{self, Read},
+};
 
 use bytes::Bytes;
 use flate2::{Crc, Decompress, FlushDecompress, Status};
@@ -22,6 +25,9 @@ const ZSTD_WINDOW_LOG: u32 = 23;
 /// Members of one gzip stream. Real clients send one; each costs a reset of the decoder.
 const GZIP_MEMBERS: usize = 256;
 
+/// The most that a chunk of snappy inflates to.
+const SNAPPY_CHUNK: usize = 64 << 10;
+
 /// What a stream's own statement of its inflated size is believed up to, whatever it says ...
 const BELIEVED: usize = 256 << 10;
 /// ... or up to this many times its compressed size, which its sender had to send.
@@ -31,6 +37,8 @@ const BELIEVED_RATIO: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codec {
     Gzip,
+    /// In its framing format, as Collectors send it.
+    Snappy,
     Zstd,
 }
 
@@ -64,6 +72,7 @@ pub(super) fn inflate(
     let mut output = Output::new(limit, permit);
     match codec {
         Codec::Gzip => GZIP.with_borrow_mut(|decoder| gunzip(decoder, input, &mut output))?,
+        Codec::Snappy => unsnappy(input, &mut output)?,
         Codec::Zstd => ZSTD.with_borrow_mut(|decoder| unzstd(decoder, input, &mut output))?,
     }
     output.seal()
@@ -176,6 +185,30 @@ fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_
     }
 }
 
+/// The framing format of snappy: chunks of at most 64 KiB, inflated, each with a checksum. It has no end of its own, so that what
+/// is cut between chunks can't be told; gRPC's prefix says how long it is.
+fn unsnappy(input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
+    // It states no size: a guess that suits telemetry.
+    output.start(input.len() as u64 * 4, input.len())?;
+    let mut decoder = snap::read::FrameDecoder::new(input);
+    loop {
+        output.make_room()?;
+        let bytes = &mut output.buffer.bytes;
+        let len = bytes.len();
+        bytes.resize(bytes.capacity().min(len + SNAPPY_CHUNK), 0);
+        let read = decoder.read(bytes.get_mut(len..).unwrap_or_default());
+        bytes.truncate(len + *read.as_ref().unwrap_or(&0));
+        match read {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(InflateError::Corrupt("truncated snappy data"));
+            }
+            Err(_) => return Err(InflateError::Corrupt("broken snappy data: it has to have snappy's framing format")),
+        }
+    }
+}
+
 fn new_zstd_decoder() -> Option<DCtx<'static>> {
     let mut decoder = DCtx::try_create()?;
     decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).ok()?;
@@ -266,6 +299,12 @@ mod tests {
         zstd::encode_all(data, 1).unwrap()
     }
 
+    fn snappy(data: &[u8]) -> Vec<u8> {
+        let mut encoder = snap::write::FrameEncoder::new(Vec::new());
+        encoder.write_all(data).unwrap();
+        encoder.into_inner().unwrap()
+    }
+
     fn text(len: usize) -> Vec<u8> {
         (0..len).map(|i| u8::try_from((i * i / 7) % 64).unwrap()).collect()
     }
@@ -287,25 +326,29 @@ mod tests {
             let data = text(len);
             assert_eq!(run(Codec::Gzip, &gzip(&data), len, 64 * MIB), Ok(data.clone()), "gzip of {len}");
             assert_eq!(run(Codec::Zstd, &zstd(&data), len, 64 * MIB), Ok(data.clone()), "zstd of {len}");
+            assert_eq!(run(Codec::Snappy, &snappy(&data), len, 64 * MIB), Ok(data.clone()), "snappy of {len}");
         }
     }
 
     #[test]
     fn one_byte_above_the_limit_is_too_large() {
         let data = text(10_000);
-        for (codec, input) in [(Codec::Gzip, gzip(&data)), (Codec::Zstd, zstd(&data))] {
+        let inputs = [(Codec::Gzip, gzip(&data)), (Codec::Zstd, zstd(&data)), (Codec::Snappy, snappy(&data))];
+        for (codec, input) in inputs {
             assert_eq!(run(codec, &input, 9_999, MIB), Err(InflateError::TooLarge), "{codec:?}");
         }
     }
 
     #[test]
     fn a_bomb_never_holds_more_than_the_limit() {
-        let bombs = [(Codec::Gzip, gzip(&vec![0; 64 * MIB])), (Codec::Zstd, zstd(&vec![0; 64 * MIB]))];
+        let zeros = vec![0; 64 * MIB];
+        let bombs = [(Codec::Gzip, gzip(&zeros)), (Codec::Zstd, zstd(&zeros)), (Codec::Snappy, snappy(&zeros))];
         for (codec, bomb) in bombs {
-            assert!(bomb.len() < MIB, "{codec:?}");
+            // Snappy never inflates to more than some twenty times its size.
+            assert!(bomb.len() < 4 * MIB, "{codec:?}");
             assert_eq!(run(codec, &bomb, 4 * MIB, 512 * MIB), Err(InflateError::TooLarge), "{codec:?}");
             // The budget says no before the limit does.
-            assert_eq!(run(codec, &bomb, 63 * MIB, 2 * MIB), Err(InflateError::Budget), "{codec:?}");
+            assert_eq!(run(codec, &bomb, 63 * MIB, bomb.len() + 2 * MIB), Err(InflateError::Budget), "{codec:?}");
         }
     }
 
@@ -345,6 +388,38 @@ mod tests {
             }
         }
         assert_eq!(run(Codec::Gzip, &gzip(&data), 1000, MIB), Ok(data), "a decoder must survive broken input");
+    }
+
+    #[test]
+    fn snappy_is_read_in_chunks_and_whatever_is_broken_in_them_is_found() {
+        let data = text(200_000);
+        let good = snappy(&data);
+        // A stream may begin again, and hold padding and chunks of kinds that may be skipped.
+        let odd = [&good[..], &[0xfe, 3, 0, 0, 1, 2, 3], &[0x80, 0, 0, 0], &good].concat();
+        assert_eq!(run(Codec::Snappy, &odd, MIB, 64 * MIB), Ok([&data[..], &data].concat()));
+        assert_eq!(run(Codec::Snappy, b"", 100, MIB), Ok(Vec::new()), "an empty message");
+        let raw = snap::raw::Encoder::new().compress_vec(&data).unwrap();
+        for broken in
+            [&raw[..], b"\xff\x06\0\0sNaPpX", &[&good[..], &[0x02, 0, 0, 0]].concat(), &[&good[..], b"x"].concat()]
+        {
+            assert!(matches!(run(Codec::Snappy, broken, MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
+        }
+        let good = snappy(&text(600));
+        for len in 1..good.len() {
+            let cut = run(Codec::Snappy, &good[..len], 1000, MIB);
+            // What is cut behind the first chunk, which says that it is snappy, is an empty message.
+            assert!(matches!(cut, Err(InflateError::Corrupt(_))) || (len == 10 && cut == Ok(Vec::new())), "{len}");
+        }
+        for at in 0..good.len() {
+            let mut broken = good.clone();
+            broken[at] ^= 0x55;
+            if let Ok(inflated) = run(Codec::Snappy, &broken, 1000, MIB) {
+                assert!(
+                    inflated == text(600) || inflated.is_empty(),
+                    "a chunk may have become one that is skipped: {at}"
+                );
+            }
+        }
     }
 
     #[test]

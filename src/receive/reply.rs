@@ -31,7 +31,7 @@ const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// The encodings that requests may use.
-pub(super) const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip,zstd");
+pub(super) const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip,zstd,snappy");
 
 /// An empty `Export*ServiceResponse` behind its prefix: full success, for every signal.
 static EMPTY_RESPONSE: Bytes = Bytes::from_static(&[0; PREFIX_LEN]);
@@ -138,6 +138,8 @@ fn deflate(codec: Codec, payload: &[u8]) -> Option<Bytes> {
             encoder.finish().ok()?;
         }
         Codec::Zstd => zstd::stream::copy_encode(payload, &mut bytes, 1).ok()?,
+        // It is taken only: answers are short, and plain ones are understood by all.
+        Codec::Snappy => return None,
     }
     let [_, length @ ..] = prefix_of(u32::try_from(bytes.len().checked_sub(PREFIX_LEN)?).ok()?);
     let (flag, rest) = bytes.split_first_mut()?;
@@ -177,6 +179,7 @@ impl Codec {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",
+            Self::Snappy => "snappy",
             Self::Zstd => "zstd",
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod convert;
 pub mod demo;
+pub mod healthcheck;
 pub mod ids;
 pub mod load;
 pub mod otlp_body;

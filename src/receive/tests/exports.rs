@@ -143,7 +143,7 @@ async fn an_unknown_encoding_is_unimplemented_and_ours_are_named() {
     body.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
     let (head, _, trailers) = finish(response).await;
     assert_eq!(grpc_status(&trailers).code(), Code::Unimplemented);
-    assert_eq!(head.headers()["grpc-accept-encoding"], "identity,gzip,zstd");
+    assert_eq!(head.headers()["grpc-accept-encoding"], "identity,gzip,zstd,snappy");
 }
 
 #[tokio::test]

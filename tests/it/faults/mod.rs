@@ -21,4 +21,5 @@ mod heads;
 mod http2;
 mod life;
 mod refusals;
+mod strangers;
 mod tls;
