@@ -320,7 +320,7 @@ impl Backend {
         }
         if first && !self.closing.load(Ordering::Acquire) && self.shared.metrics.may_tell() {
             let pool = &*self.shared.metrics.pool;
-            tracing::warn!(pool, backend = %self.identity, failure = failure.as_str(), "backend unreachable, trying again");
+            tracing::warn!(pool, backend = %self.identity, failure = failure.as_str(), "backend unreachable, retrying");
         }
         self.act(nudge);
     }

@@ -24,6 +24,7 @@ use super::{
     discard,
     inflate::{Codec, InflateError, inflate},
     metrics::ReceiverMetrics,
+    refusal::{Bound, framing, refusal_of_body},
     reply::{self, ReplyBody, retry_delay},
 };
 use crate::{
@@ -176,7 +177,7 @@ impl<E: Export> OtlpGrpc<E> {
         let Some(outcome) = outcome else {
             // The client is gone in the middle of its body: whatever is answered goes nowhere.
             drop(in_flight);
-            let bound = shared.bound(limits.max_recv_msg_size);
+            let bound = Bound::of(limits.max_recv_msg_size, &shared.budget);
             return reply::grpc(Outcome::Refused(refusal_of_body(BodyError::Gone, bound)), None);
         };
         in_flight.answered(&outcome);
@@ -241,7 +242,7 @@ impl<E: Export> Shared<E> {
     where
         B: Body<Data = Bytes> + Send + Unpin,
     {
-        let bound = self.bound(limit);
+        let bound = Bound::of(limit, &self.budget);
         let received = match self.read(body, limit, head.deadline).await {
             Ok(Ok(received)) => received,
             Ok(Err(BodyError::Gone)) => return None,
@@ -256,12 +257,6 @@ impl<E: Export> Shared<E> {
         self.metrics.of(signal).read(wire, message.payload_len());
         let Head { deadline, metadata, .. } = head;
         Some(self.export.export(Request { signal, message, permit, deadline, connection, metadata }).await)
-    }
-
-    /// The bound on messages: where memory is scarcer than what one may take, it is that of memory.
-    fn bound(&self, bytes: usize) -> Bound {
-        let is_memory = bytes >= self.budget.limit();
-        Bound { bytes, key: if is_memory { "memory_limiter" } else { "max_recv_msg_size_mib" } }
     }
 
     /// Reads the message. A timer is set only if the body is not here yet: usually it came with the headers.
@@ -283,14 +278,6 @@ impl<E: Export> Shared<E> {
             Refusal::retryable(Reason::Deadline, retry_delay(), "the request did not arrive within its deadline")
         })
     }
-}
-
-/// The largest message that is taken.
-#[derive(Clone, Copy)]
-struct Bound {
-    bytes: usize,
-    /// The key that sets it.
-    key: &'static str,
 }
 
 /// The framed, inflated message of what was received.
@@ -330,32 +317,6 @@ fn joined(chunks: Vec<Bytes>, permit: &mut Permit) -> Result<Bytes, BodyError> {
     chunks.into_iter().for_each(|chunk| buffer.bytes.extend_from_slice(&chunk));
     permit.shrink_to(permit.bytes().saturating_sub(held));
     Ok(buffers::share(buffer.bytes))
-}
-
-/// gRPC's own code for a message that is not framed or compressed as its headers say is `INTERNAL`.
-fn framing(what: &'static str) -> Refusal {
-    Refusal::permanent(Code::Internal, Reason::Framing, what)
-}
-
-fn refusal_of_body(error: BodyError, bound: Bound) -> Refusal {
-    match error {
-        BodyError::TooLarge => Refusal::permanent(
-            Code::ResourceExhausted,
-            Reason::TooLarge,
-            format!("message is larger than {} bytes; send smaller batches or raise {}", bound.bytes, bound.key),
-        ),
-        BodyError::Budget => Refusal::retryable(Reason::Budget, retry_delay(), "memory budget is used up; retry later"),
-        BodyError::Flag => framing("message prefix has an unknown flag"),
-        BodyError::Truncated => framing("body ends inside a message"),
-        // The code of gRPC's specification for a wrong number of messages (doc/statuscodes.md).
-        BodyError::Missing => {
-            Refusal::permanent(Code::Unimplemented, Reason::Framing, "body holds no message where one is needed")
-        }
-        BodyError::Excess => {
-            Refusal::permanent(Code::Unimplemented, Reason::Framing, "body holds more than one message")
-        }
-        BodyError::Gone => Refusal::permanent(Code::Cancelled, Reason::Framing, "the request was cancelled"),
-    }
 }
 
 #[cold]

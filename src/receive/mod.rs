@@ -18,6 +18,7 @@ mod inflate;
 pub mod metrics;
 mod opening;
 mod progress;
+mod refusal;
 pub mod reply;
 mod secure;
 mod streams;
