@@ -304,8 +304,7 @@ impl Backend {
             if let Some(line) = state.lines.get_mut(line) {
                 *line = Line::default();
             }
-            let first = state.backoff.is_fresh();
-            let pause = state.backoff.pause();
+            let (first, pause) = (state.backoff.is_fresh(), state.backoff.pause());
             state.retry_at = Some(Instant::now() + pause);
             let nudge = if state.lines.iter().all(|line| matches!(line.phase, Phase::Down)) {
                 let entries = state.queue.drain();
