@@ -24,11 +24,18 @@ pub(super) struct Pulse {
     base: Instant,
     /// Milliseconds, plus one, from `base` to the first call since the last answer; 0 if there was none.
     unanswered_since: AtomicU64,
+    /// Whether it was ejected for that and has answered no call since: answering probes does not make up for it.
+    is_on_trial: AtomicBool,
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self { failing: AtomicBool::new(false), base: Instant::now(), unanswered_since: AtomicU64::new(0) }
+        Self {
+            failing: AtomicBool::new(false),
+            base: Instant::now(),
+            unanswered_since: AtomicU64::new(0),
+            is_on_trial: AtomicBool::new(false),
+        }
     }
 }
 
@@ -40,10 +47,17 @@ impl Pulse {
         }
     }
 
-    /// Whether no call was answered for so long, although some were made.
-    pub(super) fn is_mute(&self, now: Instant, time: Duration) -> bool {
+    /// Whether no call was answered for too long, although some were made. A backend that comes back from an ejection for
+    /// this reason has half the time for its first answer, so that it costs clients less each time.
+    pub(super) fn is_mute(&self, now: Instant, timeout: Duration) -> bool {
+        let timeouts = if self.is_on_trial.load(Ordering::Relaxed) { 1 } else { MUTE_TIMEOUTS };
         let since = self.unanswered_since.load(Ordering::Relaxed);
-        since > 0 && u128::from(self.millis(now).saturating_sub(since - 1)) >= time.as_millis()
+        let is_mute =
+            since > 0 && u128::from(self.millis(now).saturating_sub(since - 1)) >= (timeout * timeouts).as_millis();
+        if is_mute {
+            self.is_on_trial.store(true, Ordering::Relaxed);
+        }
+        is_mute
     }
 
     /// Forgets that calls were unanswered: the backend returned to service.
@@ -55,9 +69,10 @@ impl Pulse {
         u64::try_from(now.saturating_duration_since(self.base).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Notes an answer. Two relaxed loads and a store while all is well.
+    /// Notes an answer. A few relaxed loads and stores while all is well.
     pub(super) fn answered(&self, events: &Events, identity: &Arc<str>) {
         self.begin_anew();
+        self.is_on_trial.store(false, Ordering::Relaxed);
         if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
             // What was not taken is said again with the next answer.
             let taken = events.send(identity, HealthKind::Answered);
@@ -83,7 +98,7 @@ impl Backend {
     /// A call had all its time and no answer. That alone says that the backend is slow; that none of them was answered for
     /// long says that it takes no calls.
     pub(super) fn timed_out(&self, now: Instant) {
-        if self.pulse.is_mute(now, self.shared.config.timeout * MUTE_TIMEOUTS) {
+        if self.pulse.is_mute(now, self.shared.config.timeout) {
             self.failed(Failure::Timeout);
         }
     }
@@ -135,13 +150,17 @@ mod tests {
         let (events, _inbox) = health::channel("test");
         let (pulse, start) = (Pulse::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let is_mute = |seconds| pulse.is_mute(at(seconds), Duration::from_secs(10));
+        let is_mute = |seconds| pulse.is_mute(at(seconds), Duration::from_secs(5));
         assert!(!is_mute(100), "nobody called it");
         pulse.called(at(100));
         pulse.called(at(109));
         assert!(!is_mute(109) && is_mute(110), "measured from the first call on");
+        pulse.begin_anew();
+        pulse.called(at(200));
+        assert!(!is_mute(204) && is_mute(205), "it came back and owes its first answer sooner");
         pulse.answered(&events, &"a".into());
-        assert!(!is_mute(200));
+        pulse.called(at(300));
+        assert!(!is_mute(309) && is_mute(310), "an answer makes up for it");
     }
 
     #[tokio::test]
