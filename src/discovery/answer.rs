@@ -1,17 +1,17 @@
 //! What name servers said about one name: the few kinds of answers that discovery tells apart.
 
-use std::{
-    collections::BTreeSet,
-    iter::successors,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+use std::{collections::BTreeSet, iter::successors, net::IpAddr};
+
+use hickory_resolver::{
+    lookup::Lookup,
+    net::{DnsError, NetError, NoRecords},
+    proto::{
+        op::{Message, ResponseCode},
+        rr::{Name, RData},
+    },
 };
 
-use hickory_proto::{
-    op::{Message, ResponseCode},
-    rr::{Name, RData, RecordType},
-};
-
-use super::{IpFamily, address::is_unicast, exchange::is_referral};
+use super::{IpFamily, address::is_unicast};
 
 /// The answer to one question: a name and a type of record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,59 +61,42 @@ pub(super) struct Answers {
     pub(super) v6: Option<Answer>,
 }
 
-/// What a reply says.
-#[derive(Debug)]
-pub(super) enum Said {
-    /// All that was asked.
-    Answer(Answer),
-    /// The name is another's, of which the reply says nothing.
-    Alias(Name),
-}
-
-impl Said {
-    /// Reads a reply about `name`: the addresses of it and of its aliases; records of other names do not count.
-    pub(super) fn read(name: &Name, message: &Message) -> Self {
-        let code = message.metadata.response_code;
-        if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
-            return Self::Answer(Answer::from_code(code));
-        }
-        let aliases = aliases(name, message);
-        let addresses: BTreeSet<IpAddr> = (message.answers.iter())
-            .filter(|record| aliases.contains(&&record.name))
-            .filter_map(|record| record.data.ip_addr())
-            .map(|ip| ip.to_canonical())
-            .collect();
-        if !addresses.is_empty() {
-            return Self::Answer(Answer::Addresses(addresses));
-        }
-        if is_referral(message) {
-            let reason = "the name server refers to others instead of answering";
-            return Self::Answer(Answer::Failed(Failure::Other(reason.to_owned())));
-        }
-        // Whoever shows the zone's SOA says that there is nothing more to be had.
-        let is_final = message.authorities.iter().any(|record| record.record_type() == RecordType::SOA);
-        match aliases.last() {
-            Some(target) if **target != *name && code == ResponseCode::NoError && !is_final => {
-                Self::Alias((*target).clone())
-            }
-            _ => Self::Answer(Answer::from_code(code)),
-        }
-    }
-}
-
 impl Answer {
     /// These addresses, or that there is none.
     pub(super) fn of(addresses: BTreeSet<IpAddr>) -> Self {
         if addresses.is_empty() { Self::Empty } else { Self::Addresses(addresses) }
     }
 
-    /// What there is about `localhost`.
-    pub(super) fn loopback(kind: RecordType) -> Self {
-        let ip = match kind {
-            RecordType::A => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            _ => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        };
-        Self::Addresses(BTreeSet::from([ip]))
+    /// Reads what hickory made of a reply.
+    pub(super) fn from_lookup(name: &Name, lookup: Result<Lookup, NetError>) -> Self {
+        match lookup {
+            Ok(lookup) => Self::from_reply(name, lookup.message()),
+            Err(NetError::Dns(DnsError::NoRecordsFound(none))) if is_referral(&none) => {
+                let reason = "the name server refers to others instead of answering";
+                Self::Failed(Failure::Other(reason.to_owned()))
+            }
+            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => Self::from_code(none.response_code),
+            Err(NetError::Dns(DnsError::ResponseCode(code))) => Self::from_code(code),
+            Err(NetError::Timeout) => Self::Failed(Failure::Timeout),
+            // So hickory calls all that sockets say.
+            Err(NetError::NoConnections) => Self::Failed(Failure::Other("no connection to the name server".to_owned())),
+            Err(error) => Self::Failed(Failure::Other(error.to_string())),
+        }
+    }
+
+    /// The addresses of `name` and of its aliases; records of other names in the reply do not count.
+    pub(super) fn from_reply(name: &Name, reply: &Message) -> Self {
+        let code = reply.metadata.response_code;
+        let aliases = aliases(name, reply);
+        let addresses: BTreeSet<IpAddr> = (reply.answers.iter())
+            .filter(|record| aliases.contains(&&record.name))
+            .filter_map(|record| record.data.ip_addr())
+            .map(|ip| ip.to_canonical())
+            .collect();
+        match code {
+            ResponseCode::NoError | ResponseCode::NXDomain if !addresses.is_empty() => Self::Addresses(addresses),
+            code => Self::from_code(code),
+        }
     }
 
     fn from_code(code: ResponseCode) -> Self {
@@ -233,6 +216,12 @@ impl IpFamily {
 
 /// The longest chain of CNAME records that is followed; name servers stop at 8 to 16 themselves.
 const MAX_ALIASES: usize = 16;
+
+/// Whether a server passes the question on to others instead of answering, as one that serves no clients does: it names
+/// them, and no zone of its own (RFC 2308, 2.2).
+fn is_referral(none: &NoRecords) -> bool {
+    none.response_code == ResponseCode::NoError && none.ns.is_some() && none.soa.is_none()
+}
 
 /// `name` and what its CNAME records lead to, in whatever order they stand.
 fn aliases<'a>(name: &'a Name, message: &'a Message) -> Vec<&'a Name> {

@@ -1,12 +1,11 @@
 //! `resolv.conf`, read as glibc and Go read it: a line that cannot be used is left out and told, the others hold.
 
 use std::{
-    fmt, fs,
-    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
-    path::Path,
+    fmt,
+    net::{IpAddr, SocketAddr},
 };
 
-use hickory_proto::rr::Name;
+use hickory_resolver::proto::rr::Name;
 
 use super::address::check_name;
 
@@ -148,25 +147,13 @@ impl ResolvConf {
     }
 }
 
-/// The address of a server: IPv6 with a zone too, for one on the link.
+/// The address of a server.
 fn server(word: &str, port: u16) -> Result<SocketAddr, &'static str> {
-    if let Some((ip, zone)) = word.split_once('%') {
-        let ip: Ipv6Addr = ip.parse().map_err(|_| "it is no address")?;
-        let scope = interface(zone).ok_or("there is no such network interface")?;
-        return Ok(SocketAddrV6::new(ip, port, 0, scope).into());
+    match word.split_once('%') {
+        // hickory's resolver takes an address without its interface.
+        Some((ip, _)) if ip.parse::<IpAddr>().is_ok() => Err("servers with a zone (%) are not asked"),
+        _ => word.parse().map(|ip| SocketAddr::new(ip, port)).map_err(|_| "it is no address"),
     }
-    let ip: IpAddr = word.parse().map_err(|_| "it is no address")?;
-    Ok(SocketAddr::new(ip, port))
-}
-
-/// The number of a network interface.
-fn interface(zone: &str) -> Option<u32> {
-    if let Ok(number) = zone.parse() {
-        return Some(number);
-    }
-    let is_name = !zone.is_empty() && zone.len() < 16 && zone != ".." && !zone.contains('/');
-    let read = || fs::read_to_string(Path::new("/sys/class/net").join(zone).join("ifindex")).ok();
-    is_name.then(read)??.trim().parse().ok()
 }
 
 fn domain(word: &str) -> Result<Name, String> {
@@ -260,15 +247,10 @@ mod tests {
     }
 
     #[test]
-    fn a_zone_is_the_interface_by_number_or_by_name() {
-        let server = |word| server(word, 53).map(|at| at.to_string());
-        assert_eq!(server("fe80::1%7"), Ok("[fe80::1%7]:53".to_owned()));
-        assert_eq!(server("fe80::1%no-such-one"), Err("there is no such network interface"));
-        assert_eq!(server("fe80::1%../lo"), Err("there is no such network interface"));
-        assert_eq!(server("10.0.0.1%lo"), Err("it is no address"));
-        if Path::new("/sys/class/net/lo").exists() {
-            assert_eq!(server("::1%lo"), Ok("[::1%1]:53".to_owned()));
-        }
+    fn a_server_with_a_zone_is_left_out_and_told() {
+        let (servers, _, findings) = shown("nameserver fe80::1%eth0\nnameserver 10.0.0.1");
+        assert_eq!(servers, ["10.0.0.1:53"]);
+        assert_eq!(findings, "line 1: nameserver \"fe80::1%eth0\": servers with a zone (%) are not asked");
     }
 
     #[test]

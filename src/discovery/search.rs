@@ -9,7 +9,7 @@
 //! may be what was meant: they are asked for along with it, and the first of them that has addresses takes its place.
 
 use futures_util::future::join_all;
-use hickory_proto::rr::Name;
+use hickory_resolver::proto::rr::Name;
 
 use super::{IpFamily, answer::Answers, system::System};
 

@@ -9,15 +9,12 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use hickory_proto::{
-    op::Query,
-    rr::{Name, RecordType},
-};
+use hickory_resolver::proto::rr::{Name, RecordType};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     IpFamily,
-    answer::{Answer, Answers, Failure, Said},
+    answer::{Answer, Answers, Failure},
     exchange::Server,
     hosts::{self, Hosts},
     resolv::{self, ResolvConf},
@@ -44,10 +41,10 @@ impl Default for Paths {
     }
 }
 
-/// The longest chain of aliases that is followed by questions of ours, where a server does not follow them itself.
-const MAX_HOPS: usize = 8;
-
 /// Asks name servers as the system would, but tells every kind of answer apart.
+///
+/// hickory's own walks are not used, since they hide failures: of its list of servers the first reply counts, even
+/// REFUSED; of its search list the last one, even after SERVFAIL. So each server has resolvers of its own here.
 pub(super) struct System {
     paths: Paths,
     timeout: Duration,
@@ -114,7 +111,7 @@ impl System {
 
     fn take_over(&mut self, conf: ResolvConf) {
         let ResolvConf { servers, search, ndots, tcp_only, .. } = conf;
-        self.servers = servers.into_iter().map(|at| Server::new(at, tcp_only)).collect();
+        self.servers = servers.into_iter().map(|at| Server::new(at, tcp_only, self.timeout)).collect();
         self.search = search;
         self.ndots = ndots;
     }
@@ -175,10 +172,6 @@ impl System {
 
     /// Asks the servers in their order, the next one when one fails or is late; the first answer wins.
     async fn ask(&self, name: &Name, kind: RecordType) -> Answer {
-        if name.is_localhost() {
-            // RFC 6761: nobody is asked for that.
-            return Answer::loopback(kind);
-        }
         let mut waiting = self.servers.iter();
         let count = u32::try_from(self.servers.len()).unwrap_or(u32::MAX).max(1);
         let (deadline, step) = (Instant::now() + self.timeout, self.timeout / count);
@@ -189,7 +182,7 @@ impl System {
             if Instant::now() >= next_at
                 && let Some(server) = waiting.next()
             {
-                asked.push(follow(server, name, kind, deadline));
+                asked.push(server.ask(name, kind, deadline));
                 next_at = Instant::now() + step;
             }
             if asked.is_empty() && waiting.len() == 0 {
@@ -209,20 +202,6 @@ impl System {
             }
         }
     }
-}
-
-/// Asks one server, also for what an alias leads to where it does not say so itself.
-async fn follow(server: &Server, name: &Name, kind: RecordType, deadline: Instant) -> Answer {
-    let mut name = name.clone();
-    for _ in 0..MAX_HOPS {
-        let reply = server.ask(&Query::query(name.clone(), kind), deadline).await;
-        match reply.map(|message| Said::read(&name, &message)) {
-            Ok(Said::Answer(answer)) => return answer,
-            Ok(Said::Alias(target)) => name = target,
-            Err(failure) => return Answer::Failed(failure),
-        }
-    }
-    Answer::Failed(Failure::Other(format!("more than {MAX_HOPS} aliases")))
 }
 
 /// The file's first bytes, one more than `limit` at most; none where it cannot be read.
