@@ -28,7 +28,7 @@ impl Default for Config {
 
 /// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
 pub fn serve(listener: accept::Bound, path: String, readiness: Readiness, tasks: &Tasks) {
-    let grpc = api::grpc::health(&readiness);
+    let grpc = api::grpc::health(&readiness, tasks);
     serve_pages(listener, tasks, grpc, move |request| respond(&path, &readiness, request));
 }
 

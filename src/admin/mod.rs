@@ -225,7 +225,13 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
 
 /// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
 pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
-    serve_pages(listener, tasks, api::grpc::routes(&state), move |request| respond(&state, request));
+    serve_pages(listener, tasks, api::grpc::routes(&state, tasks), move |request| respond(&state, request));
+}
+
+/// What the port of OTLP/gRPC serves beside OTLP: `grpc.health.v1`, which says what `/readyz` says until the tasks drain, and
+/// reflection.
+pub fn beside_otlp(readiness: Readiness) -> impl FnOnce(&Tasks) -> Routes + Send {
+    move |tasks| api::grpc::health_and_reflection(&readiness, tasks)
 }
 
 /// Serves `grpc`, made when it is first asked for, and beside it what `respond` answers, within the bounds of this room.

@@ -14,7 +14,7 @@ use super::{
     pool::{Pool, condition},
 };
 use crate::{
-    admin::{Pools, Readiness},
+    admin::{Pools, Readiness, beside_otlp},
     budget::Budget,
     config::{Config, PoolConfig},
     lifecycle::Tasks,
@@ -114,6 +114,7 @@ impl Running {
 
     /// Serves clients from now on.
     pub(super) fn serve(&mut self, bound: crate::receive::Bound, front: &Tasks) -> crate::receive::Listeners {
+        let bound = bound.beside(beside_otlp(self.readiness.clone()));
         let receivers = bound.serve(Arc::clone(&self.pipeline), self.budget.clone(), front);
         self.receivers.insert(receivers).listeners()
     }

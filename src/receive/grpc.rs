@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    error::Error,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
@@ -20,6 +21,7 @@ use tonic::Code;
 
 use super::{
     GrpcConfig,
+    beside::Beside,
     body::{self, BodyError, Buffer, Received},
     discard,
     inflate::{Codec, InflateError, inflate},
@@ -49,6 +51,8 @@ struct Shared<E> {
     budget: Budget,
     metrics: ReceiverMetrics,
     limits: LimitsHandle,
+    /// What is served beside OTLP, if anything is.
+    beside: Option<Beside>,
     tasks: Tasks,
 }
 
@@ -93,11 +97,23 @@ impl<E: Export> OtlpGrpc<E> {
     ///
     /// What is left of refused requests is read on `tasks`.
     pub fn new(export: Arc<E>, budget: Budget, config: &GrpcConfig, tasks: &Tasks) -> Self {
+        Self::with(None, export, budget, config, tasks)
+    }
+
+    /// The same, whose connections serve `beside` too.
+    pub(super) fn with(
+        beside: Option<Beside>,
+        export: Arc<E>,
+        budget: Budget,
+        config: &GrpcConfig,
+        tasks: &Tasks,
+    ) -> Self {
         let shared = Shared {
             export,
             budget,
             metrics: ReceiverMetrics::new(),
             limits: LimitsHandle(Arc::new(ArcSwap::from_pointee(Limits::new(config)))),
+            beside,
             tasks: tasks.clone(),
         };
         Self { shared: Arc::new(shared), connection: Arc::default() }
@@ -122,12 +138,28 @@ impl<E: Export> OtlpGrpc<E> {
     + use<E, B>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let service = Self { shared: Arc::clone(&self.shared), connection: Arc::default() };
-        service_fn(move |request| {
+        service_fn(move |request: http::Request<B>| {
             let service = service.clone();
-            async move { Ok(service.answer(request).await) }
+            async move {
+                Ok(match service.beside(&request) {
+                    None => service.answer(request).await,
+                    // Boxed: exports are not to be larger for its sake.
+                    Some(beside) => Box::pin(beside.answer(request)).await,
+                })
+            }
         })
+    }
+
+    /// Who answers a request that is not of OTLP; one that is not gRPC at all is refused as others are.
+    fn beside<B>(&self, request: &http::Request<B>) -> Option<Beside> {
+        if !Beside::has(request.uri().path()) {
+            return None;
+        }
+        let is_call = request.method() == Method::POST && request.headers().get(CONTENT_TYPE).is_some_and(is_grpc);
+        self.shared.beside.clone().filter(|_| is_call)
     }
 
     /// Answers one request.
@@ -437,38 +469,4 @@ impl<F: Future<Output = Option<Outcome>>> Future for CatchPanic<'_, F> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_are_read_as_grpc_writes_them() {
-        assert_eq!(parse_timeout(b"1H"), Some(Duration::from_secs(3600)));
-        assert_eq!(parse_timeout(b"2M"), Some(Duration::from_secs(120)));
-        assert_eq!(parse_timeout(b"10S"), Some(Duration::from_secs(10)));
-        assert_eq!(parse_timeout(b"99999999m"), Some(Duration::from_millis(99_999_999)));
-        assert_eq!(parse_timeout(b"5u"), Some(Duration::from_micros(5)));
-        assert_eq!(parse_timeout(b"00000000n"), Some(Duration::ZERO));
-        for broken in [&b""[..], b"S", b"123456789m", b"-1S", b"1", b"1s", b"1.5S", b" 1S"] {
-            assert_eq!(parse_timeout(broken), None, "{broken:?}");
-        }
-    }
-
-    #[test]
-    fn a_margin_is_taken_off_every_deadline() {
-        assert_eq!(less_margin(Duration::from_secs(8)), Duration::from_millis(7_600));
-        assert_eq!(less_margin(Duration::from_secs(1)), Duration::from_millis(900));
-        assert_eq!(less_margin(Duration::from_millis(100)), Duration::from_millis(50));
-        assert_eq!(less_margin(Duration::ZERO), Duration::ZERO);
-    }
-
-    #[test]
-    fn only_grpc_of_protobuf_is_grpc() {
-        for yes in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8", "Application/gRPC"]
-        {
-            assert!(is_grpc(&HeaderValue::from_static(yes)), "{yes}");
-        }
-        for no in ["application/grpc+json", "application/grpc-web", "application/grpcx", "application/json", ""] {
-            assert!(!is_grpc(&HeaderValue::from_static(no)), "{no}");
-        }
-    }
-}
+mod tests;

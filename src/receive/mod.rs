@@ -3,12 +3,13 @@
 //! The way through the room: [`accept`] takes connections (for every listener of the process) and `connection` drives each;
 //! `grpc` turns a request's head into a signal, a codec and a deadline; `body` reads the message, `inflate` inflates it,
 //! both within the limit and the byte budget; [`crate::pipeline::Export`] delivers it; [`reply`] says what became of it, and
-//! `discard` reads what a refusal left of a body.
+//! `discard` reads what a refusal left of a body. `beside` is what the port serves beside OTLP: health and reflection.
 //!
 //! **Invariant:** a peer that announces much and sends little costs little: memory is taken as bytes arrive.
 //! **Invariant:** what a peer has to wait for is bounded by a deadline, a limit or the drain's hard end.
 
 pub mod accept;
+mod beside;
 mod body;
 mod connection;
 mod discard;
@@ -28,15 +29,18 @@ mod turns;
 mod tests;
 
 use std::{
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use http::HeaderName;
+use tonic::service::Routes;
 
 pub use grpc::OtlpGrpc;
 
+use self::beside::Beside;
 use crate::{
     budget::Budget,
     descriptors,
@@ -92,11 +96,11 @@ pub struct Bound {
     grpc: Option<BoundGrpc>,
 }
 
-#[derive(Debug)]
 struct BoundGrpc {
     port: accept::Bound,
     config: GrpcConfig,
     tls: Option<tls::Server>,
+    beside: Option<beside::Make>,
 }
 
 /// Where the receivers listen.
@@ -166,7 +170,7 @@ pub fn bind(config: &Config) -> Result<Bound, ReceiveError> {
         Some(grpc) => {
             let tls = grpc.tls.clone().map(|tls| tls::Server::load(GRPC, tls, ALPN)).transpose()?;
             let port = accept::bind(GRPC, grpc.endpoint).map_err(ReceiveError::Grpc)?;
-            Some(BoundGrpc { port, config: grpc.clone(), tls })
+            Some(BoundGrpc { port, config: grpc.clone(), tls, beside: None })
         }
     };
     Ok(Bound { grpc })
@@ -182,12 +186,30 @@ pub fn start<E: Export>(
     Ok(bind(config)?.serve(export, budget, tasks).listeners())
 }
 
+// === impl BoundGrpc ===
+
+impl fmt::Debug for BoundGrpc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundGrpc").field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
 // === impl Bound ===
 
 impl Bound {
     /// Where the receivers will serve.
     pub fn listeners(&self) -> Listeners {
         Listeners { grpc: self.grpc.as_ref().map(|grpc| grpc.port.address()) }
+    }
+
+    /// Serves `grpc.health.v1` and reflection too, at the OTLP/gRPC listener: those among what `make` makes when one is first
+    /// asked for. What they send without end has to end when the tasks that `make` is given drain.
+    #[must_use]
+    pub fn beside(mut self, make: impl FnOnce(&Tasks) -> Routes + Send + 'static) -> Self {
+        if let Some(grpc) = &mut self.grpc {
+            grpc.beside = Some(Box::new(make));
+        }
+        self
     }
 
     /// TLS of the OTLP/gRPC listener, if it speaks it.
@@ -201,8 +223,9 @@ impl Bound {
     pub fn serve<E: Export>(self, export: Arc<E>, budget: Budget, tasks: &Tasks) -> Receivers {
         let mut receivers = Receivers { listeners: self.listeners(), grpc: None };
         metrics::report_budget(budget.clone(), tasks);
-        if let Some(BoundGrpc { port, config, tls }) = self.grpc {
-            let service = OtlpGrpc::new(export, budget, &config, tasks);
+        if let Some(BoundGrpc { port, config, tls, beside }) = self.grpc {
+            let beside = beside.map(|make| Beside::new(make, tasks));
+            let service = OtlpGrpc::with(beside, export, budget, &config, tasks);
             let limits = service.limits();
             descriptors::want(config.max_connections);
             let make_service = move |_peer| service.for_connection();

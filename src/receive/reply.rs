@@ -15,7 +15,7 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::inflate::Codec;
+use super::{beside::Answer, inflate::Codec};
 use crate::otlp::{
     Framed, Outcome, Reason, Refusal,
     framed::{PREFIX_LEN, prefix_of},
@@ -48,6 +48,8 @@ pub enum ReplyBody {
     Trailers,
     /// Words for whoever does not speak gRPC, and nothing after them.
     Words(Bytes),
+    /// What a service beside OTLP answers.
+    Beside(Box<Answer>),
 }
 
 /// The gRPC reply to an export request. A partial success goes in the client's `codec`, if it asked for one.
@@ -193,10 +195,13 @@ impl Body for ReplyBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Self::Beside(answer) = &mut *self {
+            return answer.poll(context);
+        }
         Poll::Ready(match std::mem::take(&mut *self) {
-            Self::Done => None,
+            Self::Done | Self::Beside(_) => None,
             Self::Message(message) => {
                 *self = Self::Trailers;
                 Some(Ok(Frame::data(message)))
@@ -216,6 +221,7 @@ impl Body for ReplyBody {
             Self::Done => true,
             Self::Words(words) => words.is_empty(),
             Self::Message(_) | Self::Trailers => false,
+            Self::Beside(answer) => answer.is_end(),
         }
     }
 }

@@ -24,6 +24,7 @@ mod nameserver;
 mod otelcol;
 #[allow(dead_code, reason = "the unit tests of TLS use the rest")]
 mod pki;
+mod probes;
 mod prometheus;
 mod reload;
 mod rig;

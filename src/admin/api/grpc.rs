@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use metrics::Gauge;
 use tokio::sync::Semaphore;
-use tonic::{Request, Response, Status, service::Routes};
-use tonic_health::pb::health_server::HealthServer;
+use tonic::{Request, Response, Status, server::NamedService, service::Routes};
+use tonic_health::pb::health_server::{HealthServer, SERVICE_NAME as HEALTH_SERVICE};
 
 use super::{
     super::{
@@ -20,10 +20,10 @@ use super::{
         },
     },
     AskError,
-    health::Health,
+    health::{Health, otlp_services},
     watch::{Place, Watch},
 };
-use crate::telemetry::metrics::ADMIN_WATCHERS;
+use crate::{lifecycle::Tasks, telemetry::metrics::ADMIN_WATCHERS};
 
 /// Watchers at a time; a further one is refused.
 pub(super) const MAX_WATCHERS: usize = 16;
@@ -40,36 +40,54 @@ struct RingService {
 }
 
 /// All gRPC services of the admin listener, made when one is first asked for: reflection decodes its descriptors.
-pub(in super::super) fn routes(state: &State) -> impl FnOnce() -> Routes + Send + use<> {
+pub(in super::super) fn routes(state: &State, tasks: &Tasks) -> impl FnOnce() -> Routes + Send + use<> {
     let watchers = metrics::gauge!(ADMIN_WATCHERS);
     watchers.set(0.0);
     let ring = RingService { pools: state.pools.clone(), places: Arc::new(Semaphore::new(MAX_WATCHERS)), watchers };
-    let health = health(&state.readiness);
+    let health = health(&state.readiness, tasks);
     || {
         let ring = RingServer::new(ring).max_decoding_message_size(MAX_QUESTION);
-        with_reflection(health().add_service(ring))
+        with_reflection(health().add_service(ring), &[pb::DESCRIPTORS], [<RingServer<()> as NamedService>::NAME])
     }
 }
 
-fn with_reflection(routes: Routes) -> Routes {
+/// `grpc.health.v1` and reflection for the port of OTLP/gRPC, whose services are listed; their descriptors are not here.
+pub(in super::super) fn health_and_reflection(readiness: &Readiness, tasks: &Tasks) -> Routes {
+    with_reflection(health(readiness, tasks)(), &[], otlp_services())
+}
+
+/// Adds reflection, which lists the `services`, health and itself, and describes what is in `descriptors` and the latter two.
+fn with_reflection(
+    routes: Routes,
+    descriptors: &[&'static [u8]],
+    services: impl IntoIterator<Item = &'static str>,
+) -> Routes {
+    let own = [HEALTH_SERVICE, "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+    let services: Vec<&str> = services.into_iter().chain(own).collect();
     let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        let mut builder = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        for set in descriptors {
+            builder = builder.register_encoded_file_descriptor_set(set);
+        }
+        services.iter().fold(builder, |builder, name| builder.with_service_name(*name))
     };
     // Two versions: many clients know only the older one.
     match (reflection().build_v1(), reflection().build_v1alpha()) {
-        (Ok(v1), Ok(v1alpha)) => routes.add_service(v1).add_service(v1alpha).prepare(),
+        (Ok(v1), Ok(v1alpha)) => {
+            let v1 = v1.max_decoding_message_size(MAX_QUESTION);
+            routes.add_service(v1).add_service(v1alpha.max_decoding_message_size(MAX_QUESTION)).prepare()
+        }
         (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "no reflection on the admin listener");
+            tracing::error!(%error, "no reflection");
             routes.prepare()
         }
     }
 }
 
 /// `grpc.health.v1` alone, for probes.
-pub(in super::super) fn health(readiness: &Readiness) -> impl FnOnce() -> Routes + Send + use<> {
-    let health = Health::new(readiness.clone());
+pub(in super::super) fn health(readiness: &Readiness, tasks: &Tasks) -> impl FnOnce() -> Routes + Send + use<> {
+    let health = Health::new(readiness.clone(), tasks.clone());
     || Routes::new(HealthServer::new(health).max_decoding_message_size(MAX_QUESTION))
 }
 

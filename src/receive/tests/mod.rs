@@ -1,5 +1,6 @@
 //! The receivers against real clients, with a stand-in for the pipeline.
 
+mod beside;
 mod connections;
 mod exports;
 mod limits;
@@ -117,6 +118,11 @@ where
 
 /// A connection in memory, served as an accepted one: for tests with a paused clock.
 fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> tokio::io::DuplexStream {
+    serve_service_in_memory(OtlpGrpc::new(export, Budget::new(1 << 30), config, tasks), config, tasks)
+}
+
+/// The same of a service that is there already.
+fn serve_service_in_memory(service: OtlpGrpc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> tokio::io::DuplexStream {
     let limits = accept::Limits {
         protocol: accept::Protocol::Http2,
         max_connections: 1,
@@ -127,7 +133,6 @@ fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> 
         max_connection_age: config.max_connection_age,
         max_connection_age_grace: config.max_connection_age_grace,
     };
-    let service = OtlpGrpc::new(export, Budget::new(1 << 30), config, tasks);
     let (client, server) = tokio::io::duplex(1 << 20);
     let life = connection::Life::new(&limits);
     let watched = tasks.clone();

@@ -9,7 +9,10 @@ use tonic_reflection::pb::v1::{
 
 use super::*;
 use crate::admin::{
-    api::grpc::{MAX_WATCHERS, routes},
+    api::{
+        grpc::{MAX_WATCHERS, routes},
+        health::MAX_WATCHERS as MAX_HEALTH_WATCHERS,
+    },
     pb::v1::{
         Cause, GetRingRequest, ListBackendsRequest, ListChangesRequest, WatchRingRequest, WatchRingResponse,
         ring_client::RingClient,
@@ -18,7 +21,7 @@ use crate::admin::{
 
 impl Rig {
     fn client(&self) -> RingClient<Routes> {
-        RingClient::new(routes(&self.state)())
+        RingClient::new(routes(&self.state, &Tasks::new())())
     }
 }
 
@@ -125,7 +128,7 @@ async fn a_watch_of_a_pool_ends_with_the_pool() {
 #[tokio::test]
 async fn reflection_lists_the_service_and_its_methods() {
     let rig = Rig::new(&[]);
-    let mut client = ServerReflectionClient::new(routes(&rig.state)());
+    let mut client = ServerReflectionClient::new(routes(&rig.state, &Tasks::new())());
     let mut ask = async |question| {
         let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
         let mut answers = client.server_reflection_info(futures_util::stream::iter([request])).await.expect("answers");
@@ -149,7 +152,7 @@ async fn reflection_lists_the_service_and_its_methods() {
 async fn health_follows_readiness() {
     let rig = Rig::new(&[]);
     let flag = rig.state.readiness.flag("start", "the process is starting");
-    let mut client = HealthClient::new(routes(&rig.state)());
+    let mut client = HealthClient::new(routes(&rig.state, &Tasks::new())());
     let mut check = async |service: &str| {
         let request = HealthCheckRequest { service: service.to_owned() };
         client.check(request).await.map(|answer| answer.into_inner().status())
@@ -165,9 +168,31 @@ async fn health_follows_readiness() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn watchers_of_health_are_bounded_and_hear_the_end() {
+    let (rig, tasks) = (Rig::new(&[]), Tasks::new());
+    let mut client = HealthClient::new(routes(&rig.state, &tasks)());
+    let mut streams = Vec::new();
+    for _ in 0..MAX_HEALTH_WATCHERS {
+        streams.push(client.watch(HealthCheckRequest::default()).await.expect("a place").into_inner());
+    }
+    let refused = client.watch(HealthCheckRequest::default()).await.expect_err("no place");
+    // Clients send as before when they hear this, and stop sending when they hear anything else.
+    assert_eq!(refused.code(), Code::Unimplemented);
+    assert!(client.check(HealthCheckRequest::default()).await.is_ok(), "probes are answered as ever");
+    streams.pop();
+    assert!(client.watch(HealthCheckRequest::default()).await.is_ok(), "one has gone");
+    let stream = &mut streams[0];
+    assert_eq!(stream.message().await.expect("a message").expect("no end").status(), ServingStatus::Serving);
+    rig.state.readiness.drain();
+    tasks.drain();
+    assert_eq!(stream.message().await.expect("a message").expect("no end").status(), ServingStatus::NotServing);
+    assert_eq!(stream.message().await.expect_err("the end").code(), Code::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
 async fn health_is_watched() {
     let rig = Rig::new(&[]);
-    let mut client = HealthClient::new(routes(&rig.state)());
+    let mut client = HealthClient::new(routes(&rig.state, &Tasks::new())());
     let mut watch = async |service: &str| {
         client.watch(HealthCheckRequest { service: service.to_owned() }).await.expect("a stream").into_inner()
     };

@@ -1,0 +1,34 @@
+//! What a request's head says.
+
+use super::*;
+
+#[test]
+fn timeouts_are_read_as_grpc_writes_them() {
+    assert_eq!(parse_timeout(b"1H"), Some(Duration::from_secs(3600)));
+    assert_eq!(parse_timeout(b"2M"), Some(Duration::from_secs(120)));
+    assert_eq!(parse_timeout(b"10S"), Some(Duration::from_secs(10)));
+    assert_eq!(parse_timeout(b"99999999m"), Some(Duration::from_millis(99_999_999)));
+    assert_eq!(parse_timeout(b"5u"), Some(Duration::from_micros(5)));
+    assert_eq!(parse_timeout(b"00000000n"), Some(Duration::ZERO));
+    for broken in [&b""[..], b"S", b"123456789m", b"-1S", b"1", b"1s", b"1.5S", b" 1S"] {
+        assert_eq!(parse_timeout(broken), None, "{broken:?}");
+    }
+}
+
+#[test]
+fn a_margin_is_taken_off_every_deadline() {
+    assert_eq!(less_margin(Duration::from_secs(8)), Duration::from_millis(7_600));
+    assert_eq!(less_margin(Duration::from_secs(1)), Duration::from_millis(900));
+    assert_eq!(less_margin(Duration::from_millis(100)), Duration::from_millis(50));
+    assert_eq!(less_margin(Duration::ZERO), Duration::ZERO);
+}
+
+#[test]
+fn only_grpc_of_protobuf_is_grpc() {
+    for yes in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8", "Application/gRPC"] {
+        assert!(is_grpc(&HeaderValue::from_static(yes)), "{yes}");
+    }
+    for no in ["application/grpc+json", "application/grpc-web", "application/grpcx", "application/json", ""] {
+        assert!(!is_grpc(&HeaderValue::from_static(no)), "{no}");
+    }
+}

@@ -1,0 +1,118 @@
+//! What the port serves beside OTLP: made when it is asked for, bounded, and ended when the drain begins.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::{StreamExt, stream};
+use tonic::{Code, Status, Streaming, service::Routes};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_server::{Health, HealthServer},
+};
+use tonic_reflection::{
+    pb::v1::{
+        ServerReflectionRequest, ServerReflectionResponse, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest,
+    },
+    server::Builder,
+};
+
+use super::*;
+use crate::receive::beside::{Beside, MAX_REFLECTION};
+
+/// Health that says nothing.
+struct Mute;
+
+#[tonic::async_trait]
+impl Health for Mute {
+    type WatchStream = stream::Pending<Result<HealthCheckResponse, Status>>;
+
+    async fn check(
+        &self,
+        _: tonic::Request<HealthCheckRequest>,
+    ) -> Result<tonic::Response<HealthCheckResponse>, Status> {
+        Err(Status::data_loss("a whole question came"))
+    }
+
+    async fn watch(&self, _: tonic::Request<HealthCheckRequest>) -> Result<tonic::Response<Self::WatchStream>, Status> {
+        Ok(tonic::Response::new(stream::pending()))
+    }
+}
+
+/// A receiver with reflection, and how often that was made.
+async fn started() -> (Receiver, Arc<AtomicUsize>) {
+    let made = Arc::<AtomicUsize>::default();
+    let (tasks, budget, export) = (Tasks::new(), Budget::new(1 << 30), StandIn::ok());
+    let config = GrpcConfig { endpoint: SocketAddr::from(([127, 0, 0, 1], 0)), ..GrpcConfig::default() };
+    let count = Arc::clone(&made);
+    let bound = crate::receive::bind(&Config { grpc: Some(config) }).unwrap().beside(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Routes::new(Builder::configure().build_v1().unwrap())
+    });
+    let listeners = bound.serve(Arc::clone(&export), budget.clone(), &tasks).listeners();
+    (Receiver { address: listeners.grpc.unwrap(), budget, tasks, export }, made)
+}
+
+/// A stream of reflection that its client leaves open, with one answer read.
+async fn asked(channel: &Channel) -> Result<Streaming<ServerReflectionResponse>, Status> {
+    let question = MessageRequest::ListServices(String::new());
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+    let requests = stream::iter([request]).chain(stream::pending());
+    let mut answers = ServerReflectionClient::new(channel.clone()).server_reflection_info(requests).await?.into_inner();
+    answers.message().await?.expect("an answer");
+    Ok(answers)
+}
+
+#[tokio::test]
+async fn services_beside_otlp_are_made_once_and_only_for_those_who_ask() {
+    let (receiver, made) = started().await;
+    receiver.client().await.export(ExportTraceServiceRequest::default()).await.unwrap();
+    assert_eq!(made.load(Ordering::Relaxed), 0);
+    let channel = Endpoint::from_shared(format!("http://{}", receiver.address)).unwrap().connect().await.unwrap();
+    for _ in 0..2 {
+        asked(&channel).await.unwrap();
+    }
+    assert_eq!(made.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn calls_beside_exports_are_bounded_and_end_when_the_drain_begins() {
+    let (receiver, _made) = started().await;
+    let channel = Endpoint::from_shared(format!("http://{}", receiver.address)).unwrap().connect().await.unwrap();
+    let mut open = Vec::new();
+    for _ in 0..MAX_REFLECTION {
+        open.push(asked(&channel).await.unwrap());
+    }
+    assert_eq!(asked(&channel).await.unwrap_err().code(), Code::ResourceExhausted);
+    receiver.client().await.export(ExportTraceServiceRequest::default()).await.unwrap();
+    receiver.tasks.drain();
+    for mut answers in open {
+        assert_eq!(answers.message().await.unwrap_err().code(), Code::Unavailable);
+    }
+    // Nothing is left of them that the drain would wait for.
+    receiver.tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_does_not_end_is_answered_and_what_is_not_grpc_is_refused_as_elsewhere() {
+    let (tasks, config) = (Tasks::new(), GrpcConfig::default());
+    let beside = Beside::new(Box::new(|_| Routes::new(HealthServer::new(Mute))), &tasks);
+    let service = OtlpGrpc::with(Some(beside), StandIn::ok(), Budget::new(1 << 30), &config, &tasks);
+    let mut client = h2_over(serve_service_in_memory(service, &config, &tasks), &tasks).await;
+    let mut status = async |request: HttpRequest<()>, question: Option<&'static [u8]>| {
+        client = client.clone().ready().await.unwrap();
+        let (response, mut sending) = client.send_request(request, false).unwrap();
+        if let Some(question) = question {
+            sending.send_data(question.into(), true).unwrap();
+        }
+        let response = response.await.unwrap();
+        (response.status().as_u16(), response.headers()["grpc-status"].to_str().unwrap().to_owned())
+    };
+    const CHECK: &str = "/grpc.health.v1.Health/Check";
+    let url = format!("http://localhost{CHECK}");
+    assert_eq!(status(HttpRequest::get(&url).body(()).unwrap(), None).await, (405, "13".to_owned()));
+    assert_eq!(status(HttpRequest::post(&url).body(()).unwrap(), None).await, (415, "3".to_owned()));
+    assert_eq!(status(head(CHECK), Some(&[0; 5])).await, (200, "15".to_owned()), "it is asked");
+    assert_eq!(status(head(CHECK), None).await, (200, "4".to_owned()), "it waits for its question no longer");
+    assert_eq!(status(head("/grpc.health.v2.Health/Check"), None).await, (200, "12".to_owned()), "not ours");
+    tasks.stop();
+}
