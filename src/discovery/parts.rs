@@ -66,6 +66,10 @@ impl Parts {
         self.swaps.retain(|swap| self.round - swap < SWAPS_WITHIN);
         self.are_parts |= self.swaps.len() >= SWAPS;
         self.seen.extend(answer.iter().map(|ip| (*ip, self.round)));
+        if self.seen.len() > MAX_ENDPOINTS {
+            // More than a pool may have: what is not in this answer is not worth its memory.
+            self.seen.retain(|ip, _| answer.contains(ip));
+        }
         let patience = self.patience(answer.len());
         self.seen.retain(|_, seen| self.round - *seen < patience);
         self.last.clone_from(answer);

@@ -52,7 +52,10 @@ impl Call {
     ) -> Result<Self, NotBegun> {
         let deadline = deadline_of(&batch.parts, now + backend.shared.config.timeout);
         match send(&batch, backend, place, deadline.saturating_duration_since(now)) {
-            Ok(reply) => Ok(Self { batch, started: now, deadline, overdue: false, reply }),
+            Ok(reply) => {
+                batch.parts.iter().for_each(Queued::begin);
+                Ok(Self { batch, started: now, deadline, overdue: false, reply })
+            }
             Err(error) => {
                 tracing::debug!(backend = %backend.identity, %error, "cannot begin a call");
                 // Its header was never written, or its connection is over.

@@ -53,6 +53,9 @@ pub(super) async fn connect(access: &Access, identity: &str, address: SocketAddr
         .initial_connection_window_size(1 << 20)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        // An answer to a call that was reset long ago is no fault that should end the connection with all that is in flight:
+        // a backend that pauses and goes on sends many of them.
+        .max_local_error_reset_streams(None)
         // Until the peer has said what it takes, one call: more might be refused.
         .initial_max_send_streams(1)
         .handshake(wire)

@@ -26,7 +26,7 @@ use super::{
     wire::{Outlet, Wire},
     witness::Witness,
 };
-use crate::otlp::Chunk;
+use crate::{otlp::Chunk, shortage::Shortage};
 
 /// Times that a poll looks again at what came meanwhile before other tasks get their turn.
 const MAX_ROUNDS: usize = 8;
@@ -153,6 +153,9 @@ impl Driver {
         if self.running == 0 && self.line.is_some() && self.backend.is_closed() {
             self.leave();
         }
+        if self.running == 0 && self.line.is_none() && self.question.is_none() && self.sender.is_some() {
+            self.retire();
+        }
         Poll::Pending
     }
 
@@ -177,7 +180,7 @@ impl Driver {
             let mut place = Place { at, sender, outlet: &self.outlet, chunks: &mut self.chunks };
             match Call::begin(batch, &self.backend, &mut place, now) {
                 Ok(call) => {
-                    self.clock.silence.begin(now);
+                    self.clock.silence.begin(now, self.running > 0);
                     self.backend.called(now);
                     self.running += 1;
                     self.clock.set(call.deadline.min(now + SILENCE));
@@ -265,7 +268,7 @@ impl Driver {
             Poll::Ready(Ok(is_all)) => self.has_end = !is_all,
             Poll::Ready(Err(error)) => {
                 tracing::debug!(backend = %self.backend.identity, %error, "cannot write to a connection");
-                return Err(Some(Failure::Reset));
+                return Err(Some(Shortage::of(&error).map_or(Failure::Reset, Failure::Local)));
             }
             Poll::Pending => {}
         }

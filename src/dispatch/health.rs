@@ -52,12 +52,12 @@ impl Pulse {
     pub(super) fn is_mute(&self, now: Instant, timeout: Duration) -> bool {
         let timeouts = if self.is_on_trial.load(Ordering::Relaxed) { 1 } else { MUTE_TIMEOUTS };
         let since = self.unanswered_since.load(Ordering::Relaxed);
-        let is_mute =
-            since > 0 && u128::from(self.millis(now).saturating_sub(since - 1)) >= (timeout * timeouts).as_millis();
-        if is_mute {
-            self.is_on_trial.store(true, Ordering::Relaxed);
-        }
-        is_mute
+        since > 0 && u128::from(self.millis(now).saturating_sub(since - 1)) >= (timeout * timeouts).as_millis()
+    }
+
+    /// It is reported as mute.
+    pub(super) fn begin_trial(&self) {
+        self.is_on_trial.store(true, Ordering::Relaxed);
     }
 
     /// Forgets that calls were unanswered: the backend returned to service.
@@ -99,6 +99,7 @@ impl Backend {
     /// long says that it takes no calls.
     pub(super) fn timed_out(&self, now: Instant) {
         if self.pulse.is_mute(now, self.shared.config.timeout) {
+            self.pulse.begin_trial();
             self.failed(Failure::Timeout);
         }
     }
@@ -155,6 +156,7 @@ mod tests {
         pulse.called(at(100));
         pulse.called(at(109));
         assert!(!is_mute(109) && is_mute(110), "measured from the first call on");
+        pulse.begin_trial();
         pulse.begin_anew();
         pulse.called(at(200));
         assert!(!is_mute(204) && is_mute(205), "it came back and owes its first answer sooner");

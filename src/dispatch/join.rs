@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Poll, Waker},
 };
@@ -22,6 +22,8 @@ pub struct Join(Arc<Inbox>);
 pub(super) struct Inbox {
     state: Mutex<State>,
     abandoned: AtomicBool,
+    /// Parts that a call has begun with, by their index; those from 63 on share a bit.
+    begun: AtomicU64,
     /// Parts are not sent after it.
     pub(super) deadline: Instant,
     /// The connection whose data this is.
@@ -51,8 +53,8 @@ impl Join {
 
     /// The same for a request that brings headers that go on.
     pub fn carrying(deadline: Instant, connection: Arc<ClientConnection>, metadata: Option<Arc<Metadata>>) -> Self {
-        let (state, abandoned) = (Mutex::default(), AtomicBool::new(false));
-        Self(Arc::new(Inbox { state, abandoned, deadline, connection, metadata }))
+        let (state, abandoned, begun) = (Mutex::default(), AtomicBool::new(false), AtomicU64::new(0));
+        Self(Arc::new(Inbox { state, abandoned, begun, deadline, connection, metadata }))
     }
 
     /// Keeps a share of the memory budget until it is released or the last part of the request is gone, even when the request
@@ -105,6 +107,11 @@ impl Join {
         std::mem::take(&mut self.0.lock().outcomes)
     }
 
+    /// Whether a call may have begun with the part of that index. Of the first 63 parts it is known exactly.
+    pub fn may_have_begun(&self, index: u32) -> bool {
+        self.0.begun.load(Ordering::Relaxed) & bit_of(index) != 0
+    }
+
     pub(super) fn inbox(&self) -> &Arc<Inbox> {
         &self.0
     }
@@ -120,6 +127,11 @@ impl fmt::Debug for Join {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Join").field("deadline", &self.0.deadline).finish_non_exhaustive()
     }
+}
+
+/// The bit of a part in [`Inbox::begun`].
+fn bit_of(index: u32) -> u64 {
+    1 << index.min(63)
 }
 
 impl Inbox {
@@ -140,6 +152,11 @@ impl Inbox {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// A call begins with the part of that index.
+    pub(super) fn begin(&self, index: u32) {
+        self.begun.fetch_or(bit_of(index), Ordering::Relaxed);
     }
 
     /// Whether nobody waits any longer.

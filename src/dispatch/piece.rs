@@ -49,6 +49,11 @@ impl Queued {
         &self.inbox
     }
 
+    /// A call begins with it.
+    pub(super) fn begin(&self) {
+        self.inbox.begin(self.index);
+    }
+
     /// What it takes of a queue's room.
     pub(super) fn cost(&self) -> usize {
         self.message.framed_len()

@@ -5,7 +5,6 @@ use std::{
     net::SocketAddr,
     pin::{Pin, pin},
     task::Poll,
-    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -64,22 +63,18 @@ impl Prober for HealthCheck {
     }
 }
 
-/// How long a fresh connection may take to show that its peer is alive: as long as a PING may stay unanswered.
-const ALIVE_WITHIN: Duration = SILENCE;
-
 /// Whether the backend of that identity accepts a fresh connection and answers a PING on it in time. Where we cannot ask, for
 /// want of a descriptor say, it has the benefit of the doubt.
 pub(super) async fn is_alive(access: &Access, identity: &str, address: SocketAddr) -> bool {
-    let asked = async {
-        let mut connected = match client::connect(access, identity, address).await {
-            Ok(connected) => connected,
-            Err(failure) => return matches!(failure, Failure::Local(_)),
-        };
-        let Some(mut pinger) = connected.connection.ping_pong() else { return false };
-        let answer = async { pinger.ping(Ping::opaque()).await.is_ok().then_some(true) };
-        drive(answer, &mut connected.connection, &connected.outlet).await.unwrap_or(false)
+    // Connecting has a time of its own.
+    let mut connected = match client::connect(access, identity, address).await {
+        Ok(connected) => connected,
+        Err(failure) => return matches!(failure, Failure::Local(_)),
     };
-    timeout(ALIVE_WITHIN, asked).await.unwrap_or(false)
+    let Some(mut pinger) = connected.connection.ping_pong() else { return false };
+    let answer = async { pinger.ping(Ping::opaque()).await.is_ok().then_some(true) };
+    let answered = drive(answer, &mut connected.connection, &connected.outlet);
+    timeout(SILENCE, answered).await.is_ok_and(|answered| answered.unwrap_or(false))
 }
 
 /// Drives a connection until there is an answer, or until it ends without one.

@@ -69,9 +69,13 @@ pub(super) enum Advice {
 }
 
 impl Silence {
-    /// A call begins.
-    pub(super) fn begin(&mut self, now: Instant) {
-        self.owed_since.get_or_insert(now);
+    /// A call begins; `is_waiting` says whether others wait for their answers.
+    pub(super) fn begin(&mut self, now: Instant, is_waiting: bool) {
+        match self.owed_since {
+            Some(_) if is_waiting || self.reset_at.is_some() => {}
+            // Until now nothing was owed, whenever that was looked at last.
+            _ => self.owed_since = Some(now),
+        }
     }
 
     /// The peer answered a call: it forgives the PINGs so far.
@@ -153,8 +157,9 @@ mod tests {
             self.start + Duration::from_millis(millis)
         }
 
+        /// A call begins while no other waits.
         fn begin(&mut self, millis: u64) {
-            self.silence.begin(self.at(millis));
+            self.silence.begin(self.at(millis), false);
         }
 
         fn read(&mut self, millis: u64) {
@@ -209,6 +214,17 @@ mod tests {
         assert_eq!(peer.look_with(1_000, false), Advice::Rest);
         peer.begin(60_000);
         assert_eq!(peer.look(60_500), peer.wait(61_000));
+    }
+
+    #[test]
+    fn idle_time_that_nobody_looked_at_is_no_silence_either() {
+        let mut peer = Peer::new();
+        peer.begin(0);
+        peer.read(10);
+        peer.begin(990);
+        assert_eq!(peer.look(1_000), peer.wait(1_990));
+        peer.silence.begin(peer.at(1_500), true);
+        assert_eq!(peer.look(1_990), Advice::Ping, "the first of two that wait counts");
     }
 
     #[test]

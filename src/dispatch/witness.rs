@@ -19,7 +19,8 @@ pub(super) struct Witness {
     reply: Reply,
     /// When it has had its whole time.
     pub(super) until: Instant,
-    /// Requests whose share of the memory budget covers what HTTP/2 still holds of the call's body.
+    /// Its requests: while their cut holds its share of the memory budget, that covers what HTTP/2 still has of the body. One
+    /// call of a connection may hold more than was counted for up to the attempt's timeout.
     _inboxes: Vec<Arc<Inbox>>,
 }
 

@@ -404,8 +404,9 @@ impl Drop for Delivery<'_> {
         self.take_last();
         if self.owes() {
             let waiting = self.waiting();
+            let is_under_way = |index: &u32| !waiting.contains(index) && self.join.may_have_begun(*index);
             let may_be_there =
-                |(index, placed): &(u32, &Placed)| placed.owed && (placed.may_be_there || !waiting.contains(index));
+                |(index, placed): &(u32, &Placed)| placed.owed && (placed.may_be_there || is_under_way(index));
             let owed = (0..).zip(&self.placed).filter(may_be_there).map(|(_, placed)| u64::from(placed.records));
             self.route.metrics.possible_duplicates.increment(self.tally.accepted + owed.sum::<u64>());
         }

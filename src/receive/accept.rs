@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     connection::{self, Life, Spawner},
     metrics::ListenerMetrics,
-    opening::{self, Foreign, Opening, Reopened, SPEAKS_GRPC, Strangers},
+    opening::{self, Foreign, Opening, Reopened, Strangers},
     streams::Tally,
 };
 use crate::{lifecycle::Tasks, telemetry::Seldom};
@@ -93,6 +93,9 @@ pub enum Protocol {
 
 /// Makes the stream that HTTP runs on from an accepted connection: the place of TLS.
 pub trait Connector: Send + Sync + 'static {
+    /// What a client of HTTP/1 is told at a port for gRPC.
+    const SPEAKS: &'static str;
+
     /// What HTTP runs on.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
@@ -108,6 +111,8 @@ pub trait Connector: Send + Sync + 'static {
 pub struct Plain;
 
 impl Connector for Plain {
+    const SPEAKS: &'static str = opening::SPEAKS_GRPC;
+
     type Stream = TcpStream;
 
     async fn connect(&self, stream: TcpStream) -> io::Result<TcpStream> {
@@ -321,7 +326,7 @@ impl<C: Connector, M> Listener<C, M> {
                 if kind == Foreign::Http1 {
                     tokio::select! {
                         () = self.tasks.stopped() => {}
-                        () = opening::answer(&mut stream, first, SPEAKS_GRPC) => {}
+                        () = opening::answer(&mut stream, first, C::SPEAKS) => {}
                     }
                 }
             }

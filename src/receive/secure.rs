@@ -36,6 +36,8 @@ impl Tls {
 }
 
 impl Connector for Tls {
+    const SPEAKS: &'static str = SPEAKS_TLS;
+
     type Stream = TlsStream<TcpStream>;
 
     async fn connect(&self, mut stream: TcpStream) -> io::Result<Self::Stream> {

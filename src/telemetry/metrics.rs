@@ -116,7 +116,7 @@ page! {
     MEMBERSHIP_BACKEND_STATE = "spanring_membership_backend_state", Gauge, ["pool", "backend", "state"],
         "1 for the state that the backend is in (active, draining, ejected or unresolved), 0 for the others.";
     MEMBERSHIP_EJECTIONS_TOTAL = "spanring_membership_ejections_total", Counter, ["pool", "reason"],
-        "Ejections by reason: refused, timeout, unresolved or a failure of the connection.";
+        "Ejections by reason: refused, ping (silence), timeout (no call answered), unresolved or another failure of the way to it.";
     MEMBERSHIP_RETURNS_TOTAL = "spanring_membership_returns_total", Counter, ["pool"],
         "Ejected backends that answered and took their slots back.";
     MEMBERSHIP_PROBES_TOTAL = "spanring_membership_probes_total", Counter, ["pool", "result"],

@@ -212,7 +212,7 @@ fn replicas_of_different_memberships_are_told_apart_by_backend() -> Result<()> {
     let (code, text) = said(&["show", "--admin", &at_a])?;
     ensure!(code == 0 && text.contains("by ejection: moved ") && text.contains("ejected"), "{text}");
     let (code, text) = said(&["plan", "--admin", &at_b, "--add", "10.0.0.1", "--remove", &dead.to_string()])?;
-    ensure!(code == 0 && text.contains("any placement has to move 33.33 %"), "{text}");
+    ensure!(code == 0 && text.contains("the fair shares change by 33.33 %"), "{text}");
     let grpc = a.grpc.to_string();
     let (code, text) = said(&["diff", &at_a, &grpc])?;
     ensure!(code == 2 && text.contains("is it a spanring's admin.endpoint?"), "{code}: {text}");

@@ -204,8 +204,9 @@ fn what_takes_a_restart_is_named_and_the_rest_is_taken_over() -> Result<()> {
     let refused = refused.context("the new limit must hold")?;
     ensure!(refused.code() == tonic::Code::ResourceExhausted, "{refused:?}");
     ensure!(refused.message().contains("max_recv_msg_size_mib"), "{refused:?}");
-    // What is no HTTP/2 is worth a line at debug only.
-    std::io::Write::write_all(&mut std::net::TcpStream::connect(proxy.grpc)?, &[b'x'; 64])?;
+    // A connection that goes on otherwise than HTTP/2 does is worth a line at debug only.
+    let broken = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &[b'x'; 64]].concat();
+    std::io::Write::write_all(&mut std::net::TcpStream::connect(proxy.grpc)?, &broken)?;
     until("the new level holds", || Ok(proxy.process.log().contains("DEBUG").then_some(())))?;
 
     // Nothing new, and yet the file still says what takes a restart.

@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
-use super::{ASKED, Driver, Failure, Question, SILENCE, SOCKET, Scope, Slot, TIMER, Verdict, WITNESS, Witness};
+use super::{ASKED, AWAY, Driver, Failure, Question, SILENCE, SOCKET, Scope, Slot, TIMER, Verdict, WITNESS, Witness};
 use crate::dispatch::{clock::SECOND_LOOK, probe, silence::Advice};
 
 impl Driver {
@@ -37,7 +37,13 @@ impl Driver {
         if let Some(next) = next {
             self.clock.set(next);
         }
-        if self.running == 0 { self.clock.rest(now) } else { Ok(()) }
+        if self.line.is_none() {
+            // Nobody tells a connection that has left its slot.
+            self.bits |= AWAY;
+        }
+        // What the connection may still learn of its peer is not cut off by its end.
+        let is_done = self.running == 0 && self.witness.is_none() && self.question.is_none();
+        if is_done { self.clock.rest(now) } else { Ok(()) }
     }
 
     /// Ends calls whose deadline has passed. Returns the next deadline.
@@ -62,12 +68,13 @@ impl Driver {
     fn time_out(&mut self, at: usize, now: Instant) {
         let Some(call) = self.calls.get_mut(at).and_then(|slot| slot.call.take()) else { return };
         let until = call.started + self.backend.shared.config.timeout;
-        let streams = self.sender.as_ref().map_or(0, |sender| sender.current_max_send_streams());
+        // It keeps its stream; so a peer that allows few has none, unless the connection opens no more anyway.
+        let calls = self.calls.len();
+        let has_room = self.sender.as_ref().is_none_or(|sender| sender.current_max_send_streams() > calls);
         self.clock.silence.reset(now);
         if until <= now {
             self.backend.timed_out(now);
-        } else if self.witness.is_none() && streams > self.calls.len() {
-            // It keeps its stream; so a peer that allows few has none.
+        } else if self.witness.is_none() && has_room {
             let inboxes = call.batch.parts.iter().map(|part| part.inbox().clone()).collect();
             self.witness = Some(Witness::new(call.reply, until, inboxes));
             self.bits |= WITNESS;
@@ -82,6 +89,8 @@ impl Driver {
         let waker = self.hub.waker(WITNESS);
         if let Poll::Ready(is_answer) = witness.poll(&mut Context::from_waker(&waker)) {
             self.witness = None;
+            // The connection may have nothing left to do.
+            self.clock.set(Instant::now());
             if is_answer {
                 self.note_answer();
             }
@@ -115,9 +124,10 @@ impl Driver {
         Ok(None)
     }
 
-    /// Asks on a fresh connection whether the peer is alive. Further calls go to another connection, which may send PINGs.
+    /// Asks on a fresh connection whether the peer is alive. Further calls go to another connection, which may send PINGs;
+    /// this one stays until its calls are over and the question is answered.
     fn ask(&mut self, now: Instant) {
-        if let Some(line) = self.retire() {
+        if let Some(line) = self.line.take() {
             self.backend.left(line);
         }
         let Some(address) = self.backend.address.filter(|_| self.question.is_none()) else { return };

@@ -129,6 +129,33 @@ async fn a_backend_that_answers_no_call_for_two_timeouts_is_reported_whatever_it
     }
 }
 
+/// The time of an attempt is longer than the time in which PINGs and questions are used up.
+#[tokio::test]
+async fn a_mute_backend_is_found_also_when_its_connection_takes_no_more_calls() {
+    let timeout = Duration::from_secs(4);
+    let found = async |wait| {
+        let mut held = Vec::new();
+        let start_rig = |address| Rig::start(Config { timeout, ..Config::default() }, &[address]);
+        let mut rig = start(start_rig, move |respond| held.push(respond)).await;
+        let begun = Instant::now();
+        let event = loop {
+            let join = submit_for(&rig, wait);
+            tokio::select! {
+                biased;
+                event = rig.event() => break event,
+                cause = cause_of(&join) => assert_eq!(cause, TIMED_OUT),
+            }
+            assert!(begun.elapsed() < 5 * timeout, "clients that wait {wait:?}: it was never found");
+        };
+        assert_eq!(event, HealthKind::Silent("timeout"), "clients that wait {wait:?}");
+    };
+    tokio::join!(
+        found(Duration::from_millis(1_500)),
+        found(Duration::from_millis(3_500)),
+        found(Duration::from_millis(5_000)),
+    );
+}
+
 #[tokio::test]
 async fn a_backend_that_refuses_every_stream_is_reported_and_nothing_was_delivered() {
     let refuse = |mut respond: Respond| respond.send_reset(h2::Reason::REFUSED_STREAM);
