@@ -35,6 +35,9 @@ pub enum HealthKind {
     Failed(&'static str),
     /// Nobody listens, or a new connection was reset at once: no doubt is left.
     Refused,
+    /// It did not answer a connect, or TLS, within a second. Packets get lost, so once leaves a doubt; twice in a row is as long
+    /// as a PING is waited for.
+    Unanswered(&'static str),
     /// It answers no PING, or it has answered no call for long: no doubt is left. The label says which.
     Silent(&'static str),
 }
@@ -140,8 +143,17 @@ impl HealthKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Answered => "answered",
-            Self::Failed(label) | Self::Silent(label) => label,
+            Self::Failed(label) | Self::Silent(label) | Self::Unanswered(label) => label,
             Self::Refused => "refused",
+        }
+    }
+
+    /// How many failures in a row it counts as.
+    pub fn weight(self) -> u32 {
+        match self {
+            Self::Answered => 0,
+            Self::Unanswered(_) => 2,
+            Self::Failed(_) | Self::Refused | Self::Silent(_) => 1,
         }
     }
 

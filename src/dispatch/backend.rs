@@ -61,7 +61,7 @@ pub(super) struct Backend {
     /// Bytes that wait.
     room: AtomicUsize,
     /// It left the table: what it has is finished, then its connections close.
-    closing: AtomicBool,
+    pub(super) closing: AtomicBool,
     /// Whether it was seen to speak TLS, though it is spoken to in plaintext.
     pub(super) speaks_tls: AtomicBool,
     state: Mutex<State>,
@@ -249,21 +249,12 @@ impl Backend {
         }
     }
 
-    /// Our transport failed. A backend that has left the table is not given a second chance.
-    pub(super) fn failed(&self, failure: Failure) {
-        if self.closing.load(Ordering::Acquire) && !matches!(failure, Failure::Local(_)) {
-            self.stand_down(Cause::Departed);
-        } else if self.address.is_some() {
-            self.pulse.failed(&self.shared.events, &self.identity, failure);
-        }
-    }
-
     /// The table sends its slots elsewhere: what waits is handed back, calls are given up, connections end.
     pub(super) fn eject(&self) {
         self.stand_down(Cause::Ejected);
     }
 
-    fn stand_down(&self, cause: Cause) {
+    pub(super) fn stand_down(&self, cause: Cause) {
         let (entries, hubs) = {
             let mut state = self.lock();
             if state.away.is_some() {

@@ -10,8 +10,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Failure, backend::Backend};
-use crate::health::{Events, HealthKind};
+use super::{Cause, Failure, backend::Backend};
+use crate::{
+    health::{Events, HealthKind},
+    tls::Reason,
+};
 
 /// A backend that has answered no call for so many times `timeout` is ejected, although it answers PINGs (design 3, Silence).
 const MUTE_TIMEOUTS: u32 = 2;
@@ -26,6 +29,9 @@ pub(super) struct Pulse {
     unanswered_since: AtomicU64,
     /// Whether it was ejected for that and has answered no call since: answering probes does not make up for it.
     is_on_trial: AtomicBool,
+    /// Whether a backend of that identity and address is in the table, which after a change of the configuration may be another
+    /// object than the one that fails.
+    is_listed: AtomicBool,
 }
 
 impl Default for Pulse {
@@ -35,6 +41,7 @@ impl Default for Pulse {
             base: Instant::now(),
             unanswered_since: AtomicU64::new(0),
             is_on_trial: AtomicBool::new(false),
+            is_listed: AtomicBool::new(true),
         }
     }
 }
@@ -53,6 +60,11 @@ impl Pulse {
         let timeouts = if self.is_on_trial.load(Ordering::Relaxed) { 1 } else { MUTE_TIMEOUTS };
         let since = self.unanswered_since.load(Ordering::Relaxed);
         since > 0 && u128::from(self.millis(now).saturating_sub(since - 1)) >= (timeout * timeouts).as_millis()
+    }
+
+    /// Notes whether the table still has it.
+    pub(super) fn list(&self, is_listed: bool) {
+        self.is_listed.store(is_listed, Ordering::Release);
     }
 
     /// It is reported as mute.
@@ -104,6 +116,20 @@ impl Backend {
         }
     }
 
+    /// Our transport failed. A backend that has left the table is not given a second chance. If another took over from it with
+    /// other settings, its silence is that one's too: it is the same process that does not answer.
+    pub(super) fn failed(&self, failure: Failure) {
+        let is_closing = self.closing.load(Ordering::Acquire);
+        let is_listed = self.pulse.is_listed.load(Ordering::Acquire);
+        let is_silence = matches!(failure, Failure::Ping | Failure::Timeout);
+        if self.address.is_some() && (!is_closing || is_listed && is_silence) {
+            self.pulse.failed(&self.shared.events, &self.identity, failure);
+        }
+        if is_closing && !matches!(failure, Failure::Local(_)) {
+            self.stand_down(if is_listed { Cause::Transport(failure) } else { Cause::Departed });
+        }
+    }
+
     /// An answer came: the backend lives.
     pub(super) fn answered(&self) {
         self.pulse.answered(&self.shared.events, &self.identity);
@@ -116,8 +142,8 @@ fn kind_of(failure: Failure) -> Option<HealthKind> {
         Failure::Local(_) => return None,
         Failure::ConnectRefused | Failure::ResetAtOnce => HealthKind::Refused,
         Failure::Ping | Failure::Timeout => HealthKind::Silent(failure.as_str()),
+        Failure::ConnectTimeout | Failure::Tls(Reason::Timeout) => HealthKind::Unanswered(failure.as_str()),
         Failure::ConnectError
-        | Failure::ConnectTimeout
         | Failure::Gateway(_)
         | Failure::Protocol
         | Failure::RefusedStream
@@ -141,7 +167,7 @@ mod tests {
         };
         let connecting = [ConnectError, ConnectRefused, ConnectTimeout];
         let calling = [Gateway(502), Ping, Protocol, RefusedStream, Reset, ResetAtOnce, Timeout, TurnedAway];
-        for failure in connecting.into_iter().chain(calling).chain(crate::tls::Reason::ALL.map(Failure::Tls)) {
+        for failure in connecting.into_iter().chain(calling).chain(Reason::ALL.map(Failure::Tls)) {
             assert!(kind_of(failure).is_some_and(|kind| health::REASONS.contains(&kind.as_str())), "{failure:?}");
         }
     }

@@ -91,6 +91,8 @@ impl Reconciler {
         view.readmit();
         self.view.store(Some(Arc::clone(&view)));
         // After that: what is handed back is to be placed by the new table.
+        gone.iter().for_each(|backend| backend.pulse.list(false));
+        view.backends().for_each(|backend| backend.pulse.list(true));
         gone.iter().for_each(|backend| backend.close());
         view.eject();
         self.shared.changes.send_replace(view.table().generation);

@@ -146,7 +146,7 @@ impl Backend {
             self.failures = 0;
             return None;
         }
-        self.failures = self.failures.saturating_add(1);
+        self.failures = self.failures.saturating_add(kind.weight());
         let enough = kind.is_certain() || self.failures >= config.consecutive_failures;
         enough.then(|| self.eject(kind.as_str(), config, jitter, now)).flatten()
     }

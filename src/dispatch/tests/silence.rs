@@ -79,6 +79,25 @@ async fn a_peer_that_is_stopped_is_found_although_no_client_waits_for_it() {
 }
 
 #[tokio::test]
+async fn a_peer_that_is_stopped_is_found_although_the_configuration_changes_meanwhile() {
+    let listener = listen().await;
+    let mut rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
+    let waiting = rig.submit(vec![part(&["a"], 0)]);
+    // Its SETTINGS are sent, and then nobody reads what the proxy sends.
+    let _connection = accept_h2(&listener).await;
+    let begun = Instant::now();
+    for queue_size in 1..4 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let before = rig.dispatch.view().unwrap();
+        rig.dispatch.reconfigure(Config { queue_size: queue_size << 20, ..Config::default() });
+        wait_until(|| !std::sync::Arc::ptr_eq(&before, &rig.dispatch.view().unwrap())).await;
+    }
+    assert_eq!(rig.event().await, HealthKind::Silent("ping"));
+    assert!(begun.elapsed() < Duration::from_millis(2_900), "found after {:?}", begun.elapsed());
+    assert_eq!(cause_of(&waiting).await, Cause::Transport(Failure::Ping));
+}
+
+#[tokio::test]
 async fn a_peer_that_answers_pings_is_slow_and_not_silent() {
     let mut held = Vec::new();
     let mut rig = start(|address| Rig::start(Config::default(), &[address]), move |respond| held.push(respond)).await;

@@ -29,6 +29,15 @@ fn silence_ejects_at_once() {
 }
 
 #[test]
+fn two_connects_without_an_answer_eject() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    assert!(!rig.see("b", HealthKind::Unanswered("connect_timeout")), "a packet may be lost");
+    assert!(!rig.see("b", HealthKind::Answered));
+    assert!(!rig.see("b", HealthKind::Unanswered("connect_timeout")));
+    assert!(rig.see("b", HealthKind::Unanswered("tls_timeout")));
+}
+
+#[test]
 fn other_failures_eject_after_three_without_an_answer_between() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     for _ in 0..3 {
