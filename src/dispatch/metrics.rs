@@ -18,6 +18,8 @@ pub(super) struct PoolMetrics {
     quota: Quota,
     /// Of lines about sockets that this process could not open.
     pub(super) shortages: Seldom,
+    /// Of lines about data that a backend refuses for good.
+    pub(super) refusals: Seldom,
     pub(super) call_duration: Histogram,
     pub(super) call_parts: Histogram,
     pub(super) dropped_abandoned: Counter,
@@ -63,6 +65,7 @@ impl PoolMetrics {
         Self {
             quota: Quota::new(),
             shortages: Seldom::default(),
+            refusals: Seldom::default(),
             queue_limit: gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label()),
             call_duration: histogram!(names::DISPATCH_CALL_DURATION_SECONDS, "pool" => label()),
             call_parts: histogram!(names::DISPATCH_CALL_PARTS, "pool" => label()),

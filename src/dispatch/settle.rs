@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
+use tonic::Code;
 
 use super::{
     Cause, Failure,
@@ -34,6 +35,7 @@ impl Backend {
             Verdict::GivenUp(cause) => self.hand_back(parts, None, true, cause),
             Verdict::Refused { .. } if parts.len() > 1 => self.take_apart(parts, now),
             Verdict::Refused { code, message } => {
+                self.tell_refusal(code);
                 for part in parts {
                     if part.apart {
                         part.inbox().connection.keep_unmerged(now, UNMERGED_FOR);
@@ -44,6 +46,22 @@ impl Backend {
             }
             Verdict::Stopped => self.hand_back(parts, None, true, Cause::Stopped),
             Verdict::Unprocessed { refused } => self.unprocessed(parts, refused, now),
+        }
+    }
+
+    /// Says that a backend refuses data for good, which is lost: a proxy that is no OTLP receiver does so, too. Its words go to
+    /// the client and not to the log, since they may hold anything.
+    #[cold]
+    fn tell_refusal(&self, code: Code) {
+        if let Some(unlogged) = self.shared.metrics.refusals.may_tell() {
+            let pool = &*self.shared.metrics.pool;
+            tracing::warn!(
+                pool,
+                backend = %self.identity,
+                ?code,
+                unlogged,
+                "the backend refuses records for good: they are lost, and clients are told why"
+            );
         }
     }
 
