@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{self, Life, Spawner},
+    connection::{self, Life},
     metrics::ListenerMetrics,
     opening::{self, Foreign, Opening, Reopened, Strangers},
     streams::Tally,
@@ -166,9 +166,9 @@ impl Bound {
         B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let rules = Arc::new(ArcSwap::from_pointee(Rules::new(limits, tasks)));
+        let limits = Arc::new(ArcSwap::from_pointee(limits));
         let listener = Arc::new(Listener {
-            rules: Arc::clone(&rules),
+            limits: Arc::clone(&limits),
             metrics: ListenerMetrics::new(self.name),
             strangers: Strangers::new(self.name),
             connector,
@@ -176,38 +176,25 @@ impl Bound {
             tasks: tasks.clone(),
         });
         drop(tasks.spawn(accept(self, listener)));
-        Handle { rules, tasks: tasks.clone() }
+        Handle { limits }
     }
 }
 
 /// Changes the limits of a listener that serves.
 pub struct Handle {
-    rules: Arc<ArcSwap<Rules>>,
-    tasks: Tasks,
-}
-
-/// What holds for connections that come now.
-struct Rules {
-    builder: hyper_util::server::conn::auto::Builder<Spawner>,
-    limits: Limits,
+    limits: Arc<ArcSwap<Limits>>,
 }
 
 impl Handle {
     /// Limits for every connection that comes from now on; those that are open keep theirs.
     pub fn set(&self, limits: Limits) {
-        self.rules.store(Arc::new(Rules::new(limits, &self.tasks)));
+        self.limits.store(Arc::new(limits));
     }
 }
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("limits", &self.rules.load().limits).finish_non_exhaustive()
-    }
-}
-
-impl Rules {
-    fn new(limits: Limits, tasks: &Tasks) -> Self {
-        Self { builder: connection::builder(&limits, tasks), limits }
+        f.debug_struct("Handle").field("limits", &self.limits.load()).finish_non_exhaustive()
     }
 }
 
@@ -232,7 +219,8 @@ impl Drop for Place {
 
 /// What the connections of a listener share.
 struct Listener<C, M> {
-    rules: Arc<ArcSwap<Rules>>,
+    /// What holds for connections that come now.
+    limits: Arc<ArcSwap<Limits>>,
     metrics: ListenerMetrics,
     strangers: Strangers,
     connector: C,
@@ -273,16 +261,16 @@ where
             }
         };
         trouble.over();
-        let rules = listener.rules.load_full();
-        let Some(place) = Place::take(&open, rules.limits.most()) else {
+        let limits = listener.limits.load_full();
+        let Some(place) = Place::take(&open, limits.most()) else {
             listener.metrics.refused();
-            trouble.with_room(&rules.limits);
+            trouble.with_room(&limits);
             continue;
         };
         let shared = Arc::clone(&listener);
         let service = (listener.make_service)(peer);
         drop(listener.tasks.spawn(async move {
-            shared.connection(stream, peer, service, &rules).await;
+            shared.connection(stream, peer, service, &limits).await;
             drop(place);
         }));
     }
@@ -300,7 +288,7 @@ impl Limits {
 // === impl Listener ===
 
 impl<C: Connector, M> Listener<C, M> {
-    async fn connection<S, B>(&self, stream: TcpStream, peer: SocketAddr, service: S, rules: &Rules)
+    async fn connection<S, B>(&self, stream: TcpStream, peer: SocketAddr, service: S, limits: &Limits)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S::Future: Send + 'static,
@@ -309,13 +297,13 @@ impl<C: Connector, M> Listener<C, M> {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let open = self.metrics.opened();
-        let life = Life::new(&rules.limits);
+        let life = Life::new(limits);
         if let Err(error) = set_options(&stream) {
             tracing::debug!(%error, "cannot set the options of a connection");
         }
         let connected = tokio::select! {
             () = self.tasks.stopped() => return,
-            connected = self.greet(stream, rules.limits.protocol) => connected,
+            connected = self.greet(stream, limits.protocol) => connected,
             () = life.handshake_is_late(&self.tasks) => Err(io::ErrorKind::TimedOut.into()),
         };
         match connected {
@@ -333,7 +321,7 @@ impl<C: Connector, M> Listener<C, M> {
             Ok((stream, Opening::Http2)) => {
                 self.metrics.accepted();
                 let tally = Tally::new(self.metrics.refused_streams());
-                connection::serve(&rules.builder, stream, service, life, tally, &self.tasks).await;
+                connection::serve(limits, stream, service, life, tally, &self.tasks).await;
             }
             Err(error) => {
                 self.metrics.failed();

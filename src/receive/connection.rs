@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::task::AtomicWaker;
+use futures_util::{FutureExt, task::AtomicWaker};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, rt::Executor, service::Service};
@@ -44,12 +44,15 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 const MAX_FRAME_SIZE: u32 = 256 << 10;
 /// What is left to a client that is late, for GOAWAY and for answers that are ready.
 const LATE_GRACE: Duration = Duration::from_secs(1);
+/// What is left to a client that was told to go and has no request in hand. HTTP/2 has it answer a PING first, because requests
+/// may still be on their way, and one that stands still never does; grpc-go's servers wait about as long for that answer.
+const IDLE_GRACE: Duration = Duration::from_secs(5);
 /// What HTTP/1 may buffer of headers that are not complete, in bytes: hyper's least value is 8 KiB.
 const HTTP1_BUFFER: usize = 64 << 10;
 
-/// Builds the connections of one listener.
-pub(super) fn builder(limits: &Limits, tasks: &Tasks) -> Builder<Spawner> {
-    let mut builder = Builder::new(Spawner(tasks.clone()));
+/// Builds one connection.
+fn builder(limits: &Limits, spawner: Spawner) -> Builder<Spawner> {
+    let mut builder = Builder::new(spawner);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(HTTP1_BUFFER);
     builder
         .http2()
@@ -80,6 +83,8 @@ pub(super) struct Life {
     grace: Option<Duration>,
     /// It is cut then.
     cut_at: Option<Instant>,
+    /// Once it is told to go: when to look whether it idles, and how many of its requests had ended before.
+    idle: Option<(Instant, u64)>,
     /// When the drain began.
     draining: Option<Instant>,
     /// What it owes did not come in time.
@@ -98,6 +103,7 @@ impl Life {
             aged_at: limits.max_connection_age.and_then(|age| now.checked_add(jittered(age))),
             grace: limits.max_connection_age_grace,
             cut_at: None,
+            idle: None,
             draining: None,
             is_late: false,
         }
@@ -106,15 +112,9 @@ impl Life {
 
 /// Serves a connection to its end. It is told to finish (GOAWAY) when it is old, when the process drains, or when the handshake
 /// or a header block was begun and does not end, and dropped when that takes too long or the process stops: a peer that does
-/// not answer could keep it open for ever. One that is idle is left alone.
-pub(super) async fn serve<I, S, B>(
-    builder: &Builder<Spawner>,
-    stream: I,
-    service: S,
-    mut life: Life,
-    tally: Tally,
-    tasks: &Tasks,
-) where
+/// not answer could keep it open for ever. One that is idle is left alone until it is told to finish.
+pub(super) async fn serve<I, S, B>(limits: &Limits, stream: I, service: S, mut life: Life, tally: Tally, tasks: &Tasks)
+where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -125,6 +125,7 @@ pub(super) async fn serve<I, S, B>(
     let (tally, progress) = (Arc::new(tally), Arc::new(Progress::new(life.begun)));
     let service = Noticed { service, tally: Arc::clone(&tally) };
     let stream = Turns::new(Streams::new(stream, Arc::clone(&tally), Arc::clone(&progress)));
+    let builder = builder(limits, Spawner { tasks: tasks.clone(), tally: Arc::clone(&tally) });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut events = Seldom::new(wait(life, &progress, tasks));
     loop {
@@ -158,6 +159,12 @@ pub(super) async fn serve<I, S, B>(
                 tracing::debug!("connection cut: it was told to go and did not in time");
                 return;
             }
+            Event::Idle(ended) if tally.is_idle_since(ended) => {
+                tracing::debug!("connection cut: it was told to go, has no request in hand and did not go in time");
+                return;
+            }
+            // It had some meanwhile, the last of them maybe until now, and their answers are to reach the client.
+            Event::Idle(_) => life.idle = None,
             Event::Draining => life.draining = Some(Instant::now()),
             Event::Aged => {
                 life.aged_at = None;
@@ -165,6 +172,7 @@ pub(super) async fn serve<I, S, B>(
             }
         }
         connection.as_mut().graceful_shutdown();
+        life.idle = life.idle.or_else(|| Some((Instant::now() + IDLE_GRACE, tally.ended())));
         events = Seldom::new(wait(life, &progress, tasks));
     }
 }
@@ -188,6 +196,8 @@ enum Event {
     Aged,
     Cut,
     Draining,
+    /// It was told to go a while ago, when so many of its requests had ended.
+    Idle(u64),
     Late,
     Stopped,
 }
@@ -197,6 +207,7 @@ async fn wait(life: Life, progress: &Progress, tasks: &Tasks) -> Event {
         biased;
         () = tasks.stopped() => Event::Stopped,
         () = at(life.cut_at) => Event::Cut,
+        ended = idle(life.idle) => Event::Idle(ended),
         () = progress.late(life.header_timeout, life.draining), if !life.is_late => Event::Late,
         () = tasks.drained(), if life.draining.is_none() => Event::Draining,
         () = at(life.aged_at) => Event::Aged,
@@ -210,9 +221,26 @@ async fn at(moment: Option<Instant>) {
     }
 }
 
-/// hyper's executor: streams are tasks that shutdown waits for.
+async fn idle(idle: Option<(Instant, u64)>) -> u64 {
+    at(idle.map(|(moment, _)| moment)).await;
+    idle.map_or(0, |(_, ended)| ended)
+}
+
+/// hyper's executor of one connection: streams are tasks that shutdown waits for.
 #[derive(Clone)]
-pub(super) struct Spawner(Tasks);
+struct Spawner {
+    tasks: Tasks,
+    tally: Arc<Tally>,
+}
+
+/// Tells the end of a stream's task, also when it is dropped before.
+struct Ends(Arc<Tally>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.ends();
+    }
+}
 
 impl<F> Executor<F> for Spawner
 where
@@ -220,7 +248,11 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, future: F) {
-        drop(self.0.spawn(future));
+        let ends = Ends(Arc::clone(&self.tally));
+        drop(self.tasks.spawn(future.map(move |output| {
+            drop(ends);
+            output
+        })));
     }
 }
 

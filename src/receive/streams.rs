@@ -64,7 +64,8 @@ pub(super) struct Streams<I> {
     owes: bool,
 }
 
-/// The streams of one connection, from their header blocks to the service. Only the connection's task writes to it.
+/// The streams of one connection, from their header blocks to the service and the ends of their answers. Only the connection's
+/// task writes to it, but for `ended`.
 #[derive(Debug)]
 pub(super) struct Tally {
     /// Streams that ended before a service saw them.
@@ -77,6 +78,8 @@ pub(super) struct Tally {
     read: AtomicU64,
     /// Requests that the service was given.
     served: AtomicU64,
+    /// Those of them whose tasks have ended: they were answered or given up. Those of HTTP/1 have no tasks.
+    ended: AtomicU64,
     /// What `refused` has of this connection.
     counted: AtomicU64,
 }
@@ -411,7 +414,8 @@ impl Tally {
     /// Nothing yet; `refused` counts what is refused before a service sees it.
     pub(super) fn new(refused: Counter) -> Self {
         let zero = AtomicU64::default;
-        Self { refused, last: AtomicU32::default(), opened: zero(), read: zero(), served: zero(), counted: zero() }
+        let last = AtomicU32::default();
+        Self { refused, last, opened: zero(), read: zero(), served: zero(), ended: zero(), counted: zero() }
     }
 
     /// A header block came. Further ones of a stream are trailers, which open nothing.
@@ -430,6 +434,21 @@ impl Tally {
     /// The service is given a request.
     pub(super) fn serves(&self) {
         self.served.store(self.served.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// The task of a request that the service was given has ended.
+    pub(super) fn ends(&self) {
+        self.ended.fetch_add(1, Relaxed);
+    }
+
+    /// How many such tasks have ended.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended.load(Relaxed)
+    }
+
+    /// Whether no request has been in hand since so many had ended: the service was not given more.
+    pub(super) fn is_idle_since(&self, ended: u64) -> bool {
+        self.served.load(Relaxed) == ended
     }
 
     /// Counts what was refused: h2 was polled, and gave the service all requests of the header blocks that it has read.

@@ -1,6 +1,9 @@
 //! How a running proxy ends: drained after one signal, at once after two, in time whatever its peers do.
 
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -146,6 +149,32 @@ fn a_drain_ends_in_time_with_a_backend_that_never_answers() -> Result<()> {
     ensure!(begun.elapsed() >= Duration::from_millis(500), "it must have its time: {:?}", begun.elapsed());
     ensure!(begun.elapsed() < Duration::from_millis(500) + SLACK, "{:?}", begun.elapsed());
     ensure!(sinks.runtime.block_on(waiting)?.is_err(), "what was not delivered must not be acknowledged");
+    Ok(())
+}
+
+#[test]
+fn a_drain_does_not_wait_for_clients_that_do_not_answer() -> Result<()> {
+    let sinks = slow_sinks(0)?;
+    let mut proxy = proxy(&sinks, "delay: 0s, timeout: 45s")?;
+    // They begin, by the preface and an empty SETTINGS, and then only stay: no PING is answered.
+    let mut mute = Vec::new();
+    for _ in 0..2 {
+        let mut client = std::net::TcpStream::connect(proxy.grpc)?;
+        client.set_read_timeout(Some(PATIENCE))?;
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")?;
+        client.read_exact(&mut [0; 9])?;
+        mute.push(client);
+    }
+    let begun = Instant::now();
+    let status = proxy.process.stop()?;
+    ensure!(status.code() == Some(0), "{status}");
+    // They have 5 s; the rest is for a slow machine.
+    ensure!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    for mut client in mute {
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest)?;
+        ensure!(!rest.is_empty(), "they must be told to go");
+    }
     Ok(())
 }
 

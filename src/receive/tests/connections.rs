@@ -51,6 +51,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
 const GOAWAY: u8 = 0x7;
@@ -66,18 +67,46 @@ async fn until_closed(sent: &[u8]) -> (Vec<u8>, Duration) {
     let lived = started.elapsed();
     tasks.stop();
     tasks.wait().await;
-    let (mut kinds, mut rest) = (Vec::new(), &bytes[..]);
+    (kinds(&bytes), lived)
+}
+
+/// The types of these frames.
+fn kinds(bytes: &[u8]) -> Vec<u8> {
+    let (mut kinds, mut rest) = (Vec::new(), bytes);
     while let [high, middle, low, kind, later @ ..] = rest {
         kinds.push(*kind);
         rest = &later[5 + u32::from_be_bytes([0, *high, *middle, *low]) as usize..];
     }
-    (kinds, lived)
+    kinds
+}
+
+/// What a client sends that opens a connection and answers no PING.
+fn greeting() -> Vec<u8> {
+    [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
+}
+
+/// A request for traces that holds nothing, as frames of stream 1.
+fn raw_request() -> Vec<u8> {
+    // `:method: POST`, `:scheme: http`, then names of the static table with literal values (RFC 7541, 6.2.2).
+    let mut block = vec![0x83, 0x86];
+    let fields: [(&[u8], &str); 4] = [
+        (&[0x04], Signal::Traces.grpc_path()),
+        (&[0x01], "localhost"),
+        (&[0x0f, 0x10], "application/grpc"),
+        (&[0x00, 0x02, b't', b'e'], "trailers"),
+    ];
+    for (name, value) in fields {
+        block.extend_from_slice(name);
+        block.push(u8::try_from(value.len()).unwrap());
+        block.extend_from_slice(value.as_bytes());
+    }
+    [frame(HEADERS, 0x4, 1, &block), frame(DATA, 0x1, 1, &[0; 5])].concat()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_handshake_or_a_header_block_that_does_not_end_ends_the_connection() {
     let torn = [&[0x83, 0x86][..], &[0; 20]].concat();
-    let greeting = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+    let greeting = greeting();
     let cases = [
         ("nothing at all", vec![], false),
         ("half a preface", PREFACE[..12].to_vec(), false),
@@ -120,6 +149,54 @@ async fn a_drain_does_not_wait_for_a_handshake() {
     tasks.drain();
     tasks.wait().await;
     assert!(started.elapsed() <= Duration::from_millis(2_100), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_answer_is_not_waited_for_while_nothing_is_in_hand() {
+    let cases = [
+        ("drain", GrpcConfig::default(), 5.0..=5.1),
+        ("age with a grace", aging(100, Some(60)), 95.0..=115.1),
+        ("age without one", aging(100, None), 95.0..=115.1),
+    ];
+    for (case, config, expected) in cases {
+        let tasks = Tasks::new();
+        let mut client = serve_in_memory(StandIn::ok(), &config, &tasks);
+        client.write_all(&[greeting(), raw_request()].concat()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let started = tokio::time::Instant::now();
+        if case == "drain" {
+            tasks.drain();
+        }
+        let mut bytes = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(3600), client.read_to_end(&mut bytes)).await;
+        closed.unwrap_or_else(|_| panic!("{case}: it must be closed")).unwrap();
+        let lived = started.elapsed().as_secs_f64();
+        assert!(expected.contains(&lived), "{case}: {lived} s");
+        assert!(kinds(&bytes).contains(&GOAWAY), "{case}: {bytes:?}");
+        tasks.stop();
+        tasks.wait().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_answer_is_waited_for_while_its_request_is_in_hand() {
+    let tasks = Tasks::new();
+    let (export, gate, alive) = waiting();
+    let mut client = serve_in_memory(export, &GrpcConfig::default(), &tasks);
+    client.write_all(&[greeting(), raw_request()].concat()).await.unwrap();
+    until("the request is in flight", || alive.load(Ordering::SeqCst) == 1).await;
+    tasks.drain();
+    tokio::time::sleep(Duration::from_millis(59_990)).await;
+    assert_eq!(alive.load(Ordering::SeqCst), 1, "it must have its time");
+    // Answered just before the connection is looked at again: the answer has its time too.
+    let answered = tokio::time::Instant::now();
+    gate.add_permits(1);
+    let mut bytes = Vec::new();
+    client.read_to_end(&mut bytes).await.unwrap();
+    assert!(kinds(&bytes).contains(&HEADERS), "it must be answered: {bytes:?}");
+    let lived = answered.elapsed().as_secs_f64();
+    assert!((5.0..=10.1).contains(&lived), "{lived} s");
+    tasks.wait().await;
 }
 
 #[tokio::test]

@@ -137,9 +137,8 @@ fn serve_service_in_memory(service: OtlpGrpc<StandIn>, config: &GrpcConfig, task
     let life = connection::Life::new(&limits);
     let watched = tasks.clone();
     drop(tasks.spawn(async move {
-        let builder = connection::builder(&limits, &watched);
         connection::serve(
-            &builder,
+            &limits,
             server,
             service.for_connection(),
             life,
