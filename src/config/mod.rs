@@ -265,11 +265,13 @@ pub(crate) fn problems_of(tree: &Node) -> Vec<ConfigError> {
     }
     let mut known = tree.clone();
     known.drop_references();
-    let layout = match layout_of(&known) {
-        Ok(layout) => layout,
-        Err(problem) => return vec![problem],
+    let found = match layout_of(&known) {
+        Ok(layout) => check::check(&layout, Path::new("/"), &|_| false).err().unwrap_or_default(),
+        Err(problem) => vec![problem],
     };
-    let mut problems = check::check(&layout, Path::new("/"), &|_| false).err().unwrap_or_default();
+    // Members of lists are counted with those that have references.
+    let counted = |problem: ConfigError| ConfigError { path: tree.with_references(&problem.path), ..problem };
+    let mut problems: Vec<ConfigError> = found.into_iter().map(counted).collect();
     problems.retain(|one| !one.is_local && !tree.at(&one.path).is_some_and(Node::has_reference));
     problems
 }
@@ -280,33 +282,33 @@ impl ConfigError {
         &self.path
     }
 
-    /// The same in words: `routes[0].pool`.
-    pub(crate) fn path(&self) -> String {
-        let mut path = String::new();
-        for step in &self.path {
-            match step {
-                Step::Index(index) => path.push_str(&format!("[{index}]")),
-                Step::Key(key) => {
-                    if !path.is_empty() {
-                        path.push('.');
-                    }
-                    // What is no name may be a value that went astray.
-                    path.push_str(if tree::is_plain_name(key) { key } else { "…" });
-                }
-            }
-        }
-        path
+    /// A complaint about a place in another file.
+    pub(crate) fn elsewhere(place: Place, path: Vec<Step>, message: String) -> Self {
+        Self { place: Some(place), path, message, is_local: false }
     }
 
     /// What is wrong there.
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
+}
 
-    /// The same without its place, for a file that nobody has.
-    pub(crate) fn unplaced(self) -> Self {
-        Self { place: None, ..self }
+/// A path in words: `routes[0].pool`.
+pub(crate) fn path_of(steps: &[Step]) -> String {
+    let mut path = String::new();
+    for step in steps {
+        match step {
+            Step::Index(index) => path.push_str(&format!("[{index}]")),
+            Step::Key(key) => {
+                if !path.is_empty() {
+                    path.push('.');
+                }
+                // What is no name may be a value that went astray.
+                path.push_str(if tree::is_plain_name(key) { key } else { "…" });
+            }
+        }
     }
+    path
 }
 
 /// The name alone: values may be secrets.
@@ -351,7 +353,7 @@ impl fmt::Display for Complaints<'_> {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path())?;
+            write!(f, "{}: ", path_of(&self.path))?;
         }
         f.write_str(&self.message)
     }

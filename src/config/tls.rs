@@ -126,18 +126,16 @@ impl ServerTls {
     pub(super) fn check(&self) -> Result<Vec<Complaint>, Vec<Complaint>> {
         let files = [("cert_file", &self.cert_file), ("key_file", &self.key_file)];
         let missing = files.into_iter().filter(|(_, path)| path.is_none());
-        let missing: Vec<_> = missing
+        let mut wrong: Vec<Complaint> = missing
             .map(|(key, _)| (key, "is missing; a listener that speaks TLS has a certificate and a key".into()))
             .collect();
-        if !missing.is_empty() {
-            return Err(missing);
-        }
         if self.client_crl_file.is_some() && self.client_ca_file.is_none() {
             let message = "needs client_ca_file: without it no client is asked for a certificate that could be revoked";
-            return Err(vec![("client_crl_file", message.into())]);
+            wrong.push(("client_crl_file", message.into()));
         }
-        if let Some(complaint) = too_often(self.reload_interval) {
-            return Err(vec![complaint]);
+        wrong.extend(too_often(self.reload_interval));
+        if !wrong.is_empty() {
+            return Err(wrong);
         }
         self.room().check().map(said).map_err(complaints)
     }
@@ -175,17 +173,23 @@ impl ClientTls {
                 .into_iter()
                 .collect());
         }
+        let mut wrong: Vec<Complaint> = Vec::new();
         for (there, missing, key) in
             [(&self.cert_file, &self.key_file, "key_file"), (&self.key_file, &self.cert_file, "cert_file")]
         {
             if there.is_some() && missing.is_none() {
-                return Err(vec![(key, "is missing; a certificate needs its key, and a key its certificate".into())]);
+                wrong.push((key, "is missing; a certificate needs its key, and a key its certificate".into()));
             }
         }
-        if let Some(complaint) = too_often(self.reload_interval) {
-            return Err(vec![complaint]);
-        }
+        wrong.extend(too_often(self.reload_interval));
         let Some(room) = self.room(resolver) else { return Ok(Vec::new()) };
+        // A name that is missing is complained about where it is.
+        if let Some(error) = room.name_error().filter(|_| room.name != CheckedName::Is(String::new())) {
+            wrong.push((error.key, Said::both(error.to_string(), error.unnamed())));
+        }
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
         let mut warnings = room.check().map(said).map_err(complaints)?;
         if self.insecure_skip_verify {
             warnings.push(("", "insecure_skip_verify is true: anyone can impersonate a backend".into()));

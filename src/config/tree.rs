@@ -156,6 +156,24 @@ impl Node {
         }
     }
 
+    /// `path` in this tree, for one that counts no member of a list that has a reference.
+    pub(super) fn with_references(&self, path: &[Step]) -> Vec<Step> {
+        let mut node = Some(self);
+        let mut counted = Vec::with_capacity(path.len());
+        for step in path {
+            let step = match (step, node.map(|node| &node.value)) {
+                (Step::Index(index), Some(Value::List(items))) => {
+                    let mut known = items.iter().enumerate().filter(|(_, item)| item.origin != Origin::Reference);
+                    Step::Index(known.nth(*index).map_or(*index, |(at, _)| at))
+                }
+                _ => step.clone(),
+            };
+            node = node.and_then(|node| node.at(std::slice::from_ref(&step)));
+            counted.push(step);
+        }
+        counted
+    }
+
     /// Whether it, or something in it, is not to be printed with the rest.
     pub(super) fn has_secret(&self) -> bool {
         self.any(&|origin| origin == Origin::File)
@@ -177,7 +195,7 @@ impl Node {
     }
 
     /// What stands at `path`.
-    pub(super) fn at(&self, path: &[Step]) -> Option<&Self> {
+    pub(crate) fn at(&self, path: &[Step]) -> Option<&Self> {
         let Some((step, rest)) = path.split_first() else { return Some(self) };
         let child = match (step, &self.value) {
             (Step::Key(key), Value::Map(entries)) => entries.iter().find(|entry| entry.key == *key).map(|e| &e.node),

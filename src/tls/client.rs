@@ -67,12 +67,17 @@ impl Client {
 }
 
 impl ClientConfig {
+    /// What is wrong with the name that certificates have to bear, which no file has to be read for.
+    pub fn name_error(&self) -> Option<TlsError> {
+        let CheckedName::Is(name) = &self.name else { return None };
+        let is_wrong = ServerName::try_from(name.trim_end_matches('.')).is_err();
+        is_wrong.then(|| files::no_host_name("server_name_override", name))
+    }
+
     /// Reads the files and says what is wrong with them, or what is worth a warning.
     pub fn check(&self) -> Result<Vec<Warning>, TlsError> {
-        if let CheckedName::Is(name) = &self.name
-            && ServerName::try_from(name.trim_end_matches('.')).is_err()
-        {
-            return Err(files::no_host_name("server_name_override", name));
+        if let Some(error) = self.name_error() {
+            return Err(error);
         }
         Ok(self.make(&self.read()?)?.warnings())
     }

@@ -1,10 +1,13 @@
 //! Files as the exporter's documentation and its users write them: what is made of each passes `validate`.
 
-use super::convert;
+use super::{
+    convert,
+    unusable::{UNSAFE, UNUSABLE},
+};
 use crate::config::Draft;
 
 /// A file, how many routes come of it, and words of its findings.
-type Row = (&'static str, usize, &'static [&'static str]);
+pub(super) type Row = (&'static str, usize, &'static [&'static str]);
 
 /// The structures of the exporter's own documentation and test files, in words of ours.
 const DOCUMENTED: [Row; 15] = [
@@ -154,26 +157,26 @@ const OWN: [Row; 22] = [
     ("exporters: { loadbalancing: { resolver: { static: { hostnames: [\"http://a:1\"] } } } }", 0, &["is a URL"]),
     ("exporters: { loadbalancing: { protocol: { otlp: { timeout: 60s } } } }", 0, &["has no resolver; left out"]),
     ("exporters: { loadbalancing: { resolver: { dns: { hostname: \"${env:HOST}\", port: \"${env:PORT}\" } } } }", 1, &[]),
-    ("exporters: { loadbalancing: { resolver: { dns: { hostname: a, interval: 10ms } } } }", 1, &["interval: is left out"]),
+    ("exporters: { loadbalancing: { resolver: { dns: { hostname: a, interval: 10ms } } } }", 1, &["interval (line 1): is left out"]),
     ("exporters: { loadbalancing: { resolver: { dns: { hostname: \"a:4317\" } } } }", 0, &["is not a host name"]),
     ("receivers: { otlp: { protocols: { grpc: { endpoint: \"[${env:IP}]:4317\" } } } }
 exporters: { loadbalancing: { resolver: { dns: { hostname: a } } } }", 1, &[]),
     ("receivers: { otlp: { protocols: { grpc: { endpoint: /run/otlp.sock, transport: unix } } } }
-exporters: { loadbalancing: { resolver: { dns: { hostname: a } } } }", 1, &["endpoint: is left out"]),
+exporters: { loadbalancing: { resolver: { dns: { hostname: a } } } }", 1, &["grpc.endpoint (line 1): is left out"]),
     ("exporters: { \"loadbalancing/my pool\": { resolver: { dns: { hostname: a } } } }", 1, &[]),
     ("exporters: { loadbalancing/1: { resolver: { dns: { hostname: a } } } }", 1, &[]),
     ("exporters: { loadbalancing: { protocol: { otlp: { compression: snappy, timeout: \"${env:LONG:-5s}\" } }, resolver: { dns: { hostname: a } } } }", 1, &["\"snappy\" is not known"]),
     ("exporters: { loadbalancing: { protocol: { otlp: { compression: \"${vault:x}\", timeout: \"${env:X\" } }, resolver: { dns: { hostname: a } } } }", 1, &["${ without its }", "SCHEME"]),
     ("exporters: { loadbalancing: { protocol: { otlp: { auth: { authenticator: oauth2client }, headers: { x-a: b } } }, resolver: { dns: { hostname: a } } } }", 1, &["write what it sends under headers"]),
-    ("exporters: { loadbalancing: { protocol: { otlp: { retry_on_failure: { initial_interval: 900ms, max_interval: 100ms, multiplier: 0.1 } } }, resolver: { dns: { hostname: a } } } }", 1, &["max_interval: is left out", "multiplier: is left out"]),
+    ("exporters: { loadbalancing: { protocol: { otlp: { retry_on_failure: { initial_interval: 900ms, max_interval: 100ms, multiplier: 0.1 } } }, resolver: { dns: { hostname: a } } } }", 1, &["max_interval (line 1): is left out", "multiplier (line 1): is left out"]),
     ("exporters: { loadbalancing: { resolver: { dns: { hostname: a } } } }
-service: { telemetry: { logs: { level: fatal, encoding: console }, metrics: { level: detailed, address: \":8888\" } }, pipelines: { traces: { exporters: [loadbalancing] } } }", 1, &["level: is left out"]),
+service: { telemetry: { logs: { level: fatal, encoding: console }, metrics: { level: detailed, address: \":8888\" } }, pipelines: { traces: { exporters: [loadbalancing] } } }", 1, &["level (line 2): is left out"]),
     ("processors: { memory_limiter: { limit_mib: 0, limit_percentage: 80, check_interval: 1s }, tail_sampling: {} }
 exporters: { loadbalancing: { resolver: { dns: { hostname: a } } } }
-service: { pipelines: { traces: { processors: [memory_limiter, tail_sampling], exporters: [loadbalancing] } } }", 1, &["limit_mib: is left out", "Spanring changes no data"]),
+service: { pipelines: { traces: { processors: [memory_limiter, tail_sampling], exporters: [loadbalancing] } } }", 1, &["limit_mib (line 1): is left out", "Spanring changes no data"]),
     ("extensions: { health_check: { endpoint: \"localhost:8888\" } }
 exporters: { loadbalancing: { resolver: { dns: { hostname: a } } } }
-service: { extensions: [health_check], pipelines: { traces: { exporters: [loadbalancing] } } }", 1, &["health_check.endpoint: is left out"]),
+service: { extensions: [health_check], pipelines: { traces: { exporters: [loadbalancing] } } }", 1, &["health_check.endpoint (line 1): is left out"]),
 ];
 
 fn environment(name: &str) -> Option<String> {
@@ -190,7 +193,7 @@ fn environment(name: &str) -> Option<String> {
 
 #[test]
 fn what_is_written_always_passes_validate() {
-    for (text, routes, findings) in DOCUMENTED.into_iter().chain(OWN) {
+    for (text, routes, findings) in DOCUMENTED.into_iter().chain(OWN).chain(UNUSABLE) {
         let converted = convert("collector.yaml", text).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(converted.routes, routes, "{text}\n{converted:?}");
         let report = converted.report().join("\n");
@@ -199,7 +202,19 @@ fn what_is_written_always_passes_validate() {
         }
         if routes > 0 {
             let checked = Draft::parse("f", &converted.yaml, &environment).and_then(|draft| draft.check());
-            checked.unwrap_or_else(|error| panic!("{error}\n{text}\n{}", converted.yaml));
+            // Files that are named may be elsewhere.
+            if let Err(error) = checked {
+                let is_about_a_file = error.to_string().lines().all(|line| line.contains("cannot read "));
+                assert!(is_about_a_file, "{error}\n{text}\n{}", converted.yaml);
+            }
         }
+    }
+}
+
+#[test]
+fn what_would_be_less_safe_is_an_error_with_a_place_in_the_file() {
+    for (text, words) in UNSAFE {
+        let error = convert("collector.yaml", text).expect_err(text).to_string();
+        assert!(error.starts_with("collector.yaml:") && error.contains(words), "{words} in {error}\n{text}");
     }
 }

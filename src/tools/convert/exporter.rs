@@ -2,7 +2,7 @@
 
 use super::{
     Cost, Note,
-    section::{Section, shown, texts_of},
+    section::{Section, shown, text_of, texts_of},
     service::{Service, exporter_kinds},
     yaml::Yaml,
 };
@@ -45,7 +45,14 @@ pub(super) fn pools(root: &mut Section<'_>, service: &mut Service, notes: &mut V
         if !exporter.has("resolver") {
             notes.push(exporter.note("has no resolver; left out").costing(Cost::Data));
         } else if route(&mut exporter, name, &pool, service, notes) {
-            let section = self::pool(&mut exporter, notes);
+            service.origins.add(&["pools", &pool], &["exporters", name, "protocol", "otlp"]);
+            service.origins.add(&["pools", &pool, "resolver"], &["exporters", name, "resolver"]);
+            let mut came = |key: &str, theirs: [&str; 2]| {
+                let [section, name_of_key] = theirs;
+                let theirs = ["exporters", name, "resolver", section, name_of_key];
+                service.origins.add(&["pools", &pool, "resolver", "dns", key], &theirs);
+            };
+            let section = self::pool(&mut exporter, &mut came, notes);
             exporter.rest(notes);
             pools.push((pool, section));
         }
@@ -97,9 +104,12 @@ fn route(exporter: &mut Section<'_>, name: &str, pool: &str, service: &mut Servi
     is_routed
 }
 
-fn pool(exporter: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+/// Is told which key of `resolver.dns` comes from which section and key of another resolver.
+type Came<'a> = &'a mut dyn FnMut(&str, [&str; 2]);
+
+fn pool(exporter: &mut Section<'_>, came: Came<'_>, notes: &mut Vec<Note>) -> Yaml {
     let resolver = exporter.section("resolver").map_or(Yaml::Map(Vec::new()), |mut resolver| {
-        let out = self::resolver(&mut resolver, notes);
+        let out = self::resolver(&mut resolver, came, notes);
         resolver.rest(notes);
         out
     });
@@ -227,18 +237,38 @@ fn tls(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     // Without one of its keys backends may not be reached at all.
     tls.costs(Cost::Data);
     let insecure = tls.take("insecure");
+    let written = insecure.and_then(|entry| text_of(&entry.node));
+    let is_plaintext = written.as_deref() == Some("true");
+    if !is_plaintext {
+        identity(&mut tls, notes);
+    }
     let mut out = tls.pass_all(&TLS);
     tls.rest(notes);
-    match insecure.map(|entry| texts_of(&entry.node)) {
-        Some(written) if written == ["true"] => Yaml::Map(Vec::new()),
-        Some(written) if written == ["false"] && !out.is_empty() => Yaml::Map(out),
-        None if !out.is_empty() => Yaml::Map(out),
+    match written.as_deref() {
+        _ if is_plaintext => Yaml::Map(Vec::new()),
+        Some("false") if !out.is_empty() => Yaml::Map(out),
+        None if insecure.is_none() && !out.is_empty() => Yaml::Map(out),
         _ => {
             let written = insecure.map_or(Yaml::Scalar(Value::Bool(false)), |entry| Yaml::from(&entry.node));
             out.insert(0, ("insecure".to_owned(), written));
             Yaml::Map(out)
         }
     }
+}
+
+/// Leaves a certificate out that has no file with its key, and a key without its certificate: the Collector takes one of them
+/// from a file and the other as text.
+fn identity(tls: &mut Section<'_>, notes: &mut Vec<Note>) {
+    let missing = match (tls.says("cert_file"), tls.says("key_file")) {
+        (true, false) => "key_file",
+        (false, true) => "cert_file",
+        _ => return,
+    };
+    let reason = format!(
+        "{missing} is missing, and both are read from files; NO CLIENT CERTIFICATE IS SHOWN, so backends that ask for one \
+         refuse the connection"
+    );
+    tls.leave(&[("cert_file", &reason), ("key_file", &reason)], notes);
 }
 
 /// A section that says so much.
@@ -305,25 +335,38 @@ fn is_at_most_a_second(entry: &Entry) -> bool {
     text.parse::<GoDuration>().is_ok_and(|duration| duration.0.as_secs_f64() <= 1.0)
 }
 
-fn resolver(resolver: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+fn resolver(resolver: &mut Section<'_>, came: Came<'_>, notes: &mut Vec<Note>) -> Yaml {
+    // A section that lacks what it needs stays, for the finding to say what that is.
+    let of = |kind: &str, section| Yaml::Map(vec![(kind.to_owned(), section)]);
     if let Some(mut list) = resolver.section("static") {
         let hostnames = hostnames(&mut list, notes);
         list.rest(notes);
-        return Yaml::map([("static", Yaml::map([("hostnames", hostnames)]))]);
+        return of("static", Yaml::map([("hostnames", hostnames)]));
     }
     if let Some(mut dns) = resolver.section("dns") {
         let out = DNS.map(|key| (key, if key == "port" { dns.pass(key).numeric() } else { dns.pass(key) }));
         dns.rest(notes);
-        return Yaml::map([("dns", Yaml::map(out))]);
+        return of("dns", Yaml::map(out));
     }
     if let Some(mut k8s) = resolver.section("k8s") {
+        came("hostname", ["k8s", "service"]);
+        came("port", ["k8s", "ports"]);
         let out = kubernetes(&mut k8s, notes);
         k8s.rest(notes);
-        return out;
+        return of("dns", out);
     }
     let Some(mut map) = resolver.section("aws_cloud_map") else { return Yaml::Map(Vec::new()) };
-    let name = |section: &mut Section<'_>, key| section.text(key).unwrap_or_default();
-    let hostname = format!("{}.{}", name(&mut map, "service_name"), name(&mut map, "namespace"));
+    let names = ["service_name", "namespace"].map(|key| (key, map.text(key).unwrap_or_default()));
+    let missing = names.iter().find(|(_, name)| name.is_empty());
+    let hostname = missing.map_or_else(|| names.each_ref().map(|(_, name)| name.as_str()).join("."), |_| String::new());
+    for (key, theirs) in [
+        ("hostname", missing.map_or("service_name", |(key, _)| key)),
+        ("port", "port"),
+        ("interval", "interval"),
+        ("timeout", "timeout"),
+    ] {
+        came(key, ["aws_cloud_map", theirs]);
+    }
     let message =
         "becomes a look-up of its DNS name, which only namespaces of a DNS kind have; an answer holds 8 hosts at most";
     notes.push(map.note(message).costing(Cost::Routing));
@@ -334,7 +377,7 @@ fn resolver(resolver: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         ("timeout", map.pass("timeout")),
     ]);
     map.rest(notes);
-    Yaml::map([("dns", out)])
+    of("dns", out)
 }
 
 /// The backends of a list, each once: the exporter takes `a` and `a:4317` for two of its ring's members.
@@ -388,5 +431,5 @@ fn kubernetes(k8s: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         notes.push(k8s.note_of(entry, message).costing(Cost::Routing));
     }
     k8s.ignore(&["timeout"]);
-    Yaml::map([("dns", Yaml::map([("hostname", Yaml::text(hostname)), ("port", port)]))])
+    Yaml::map([("hostname", Yaml::text(hostname)), ("port", port)])
 }

@@ -6,6 +6,7 @@
 //! files, variables and addresses that it names are there: `valid` takes out what would not.
 
 mod exporter;
+mod origin;
 mod receiver;
 mod section;
 mod service;
@@ -16,6 +17,8 @@ mod yaml;
 mod examples;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unusable;
 
 use std::{fs, path::PathBuf};
 
@@ -48,7 +51,7 @@ pub struct Converted {
 pub struct Note {
     /// Where it stands: `exporters.loadbalancing.protocol.otlp.keepalive`.
     pub path: String,
-    /// The line, counted from 1; 0 for a key of the file that comes out.
+    /// The line, counted from 1; 0 for the file as a whole.
     pub line: u64,
     /// What became of it.
     pub message: String,
@@ -81,7 +84,6 @@ impl Cost {
 impl std::fmt::Display for Note {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.line {
-            // It is of the file that comes out.
             0 => write!(f, "{}: {}", self.path, self.message),
             line => write!(f, "{} (line {line}): {}", self.path, self.message),
         }
@@ -107,12 +109,12 @@ impl Args {
 /// Converts the text of a file called `name`.
 pub fn convert(name: &str, text: &str) -> Result<Converted, LoadError> {
     let invalid = |problem| LoadError::Invalid { name: name.to_owned(), problems: vec![problem] };
-    let root = Node::parse(text).map_err(invalid)?;
+    let file = Node::parse(text).map_err(invalid)?;
     let mut notes = Vec::new();
-    let mut root = Section::root(&root);
+    let mut root = Section::root(&file);
     let mut service = service::Service::read(&mut root, &mut notes);
     let pools = exporter::pools(&mut root, &mut service, &mut notes);
-    let receivers = receiver::receivers(&mut root, &service, &mut notes);
+    let receivers = receiver::receivers(&mut root, &mut service, &mut notes);
     let memory_limiter = service.memory_limiter(&mut root, &mut notes);
     let health_check = service.health_check(&mut root, &mut notes);
     root.rest(&mut notes);
@@ -125,7 +127,7 @@ pub fn convert(name: &str, text: &str) -> Result<Converted, LoadError> {
         ("health_check", health_check),
         ("telemetry", service.telemetry),
     ]);
-    let whole = valid::made(whole, &mut notes).map_err(invalid)?;
+    let whole = valid::made(whole, &service.origins, &file, &mut notes).map_err(invalid)?;
     notes.sort_by_key(|note| (note.cost, note.line));
     let yaml = format!("{}{}", header(name, &notes), whole.print().map_err(LoadError::Print)?);
     let count = |key| whole.at(key).map_or(0, Yaml::len);

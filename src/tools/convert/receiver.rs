@@ -2,7 +2,7 @@
 
 use super::{
     Cost, Note,
-    section::Section,
+    section::{Section, text_of},
     service::{Service, with_host},
     yaml::Yaml,
 };
@@ -14,13 +14,14 @@ const GRPC: [&str; 2] = ["max_recv_msg_size_mib", "max_concurrent_streams"];
 const TLS: [&str; 5] = ["cert_file", "key_file", "client_ca_file", "min_version", "reload_interval"];
 
 /// `receivers` of our file.
-pub(super) fn receivers(root: &mut Section<'_>, service: &Service, notes: &mut Vec<Note>) -> Yaml {
+pub(super) fn receivers(root: &mut Section<'_>, service: &mut Service, notes: &mut Vec<Note>) -> Yaml {
     let Some(mut receivers) = root.section("receivers") else { return Yaml::Map(Vec::new()) };
     let mut out = Yaml::Map(Vec::new());
     for (name, mut otlp) in receivers.components(&["otlp"]) {
         if !service.takes_from(name) {
             notes.push(otlp.note("is in no pipeline that leads to load balancing; left out"));
         } else if out.is_empty() {
+            service.origins.add(&["receivers", "otlp"], &["receivers", name]);
             out = Yaml::map([("otlp", self::otlp(&mut otlp, notes))]);
             otlp.rest(notes);
         } else {
@@ -50,8 +51,9 @@ fn otlp(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
 
 fn grpc(grpc: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let mut out = Vec::new();
-    if let Some(address) = grpc.text("endpoint") {
-        out.push(("endpoint".to_owned(), Yaml::text(with_host(address))));
+    if let Some(entry) = grpc.take("endpoint") {
+        let address = text_of(&entry.node).map(|address| Yaml::text(with_host(address)));
+        out.push(("endpoint".to_owned(), address.unwrap_or_else(|| Yaml::from(&entry.node))));
     }
     for key in GRPC {
         out.push((key.to_owned(), grpc.pass(key)));

@@ -73,12 +73,16 @@ impl<'a> Section<'a> {
 
     /// Takes keys as they are, those that are there and say something: to the Collector an empty text is none.
     pub(super) fn pass_all(&mut self, keys: &[&str]) -> Vec<(String, Yaml)> {
-        let said = |entry: &&Entry| {
-            text_of(&entry.node).is_none_or(|text| !text.is_empty()) && !matches!(entry.node.value, Value::Null)
-        };
         keys.iter()
-            .filter_map(|key| Some(((*key).to_owned(), Yaml::from(&self.take(key).filter(said)?.node))))
+            .filter_map(|key| {
+                Some(((*key).to_owned(), Yaml::from(&self.take(key).filter(|entry| says(&entry.node))?.node)))
+            })
             .collect()
+    }
+
+    /// Whether a key is there and says something: to the Collector an empty text is none.
+    pub(super) fn says(&self, key: &str) -> bool {
+        self.left.iter().any(|entry| entry.key == key && says(&entry.node))
     }
 
     /// Takes a key that holds text; a number is text too.
@@ -122,6 +126,10 @@ impl<'a> Section<'a> {
         let key = if is_plain_name(key) { key } else { "…" };
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
+}
+
+fn says(node: &Node) -> bool {
+    text_of(node).is_none_or(|text| !text.is_empty()) && !matches!(node.value, Value::Null)
 }
 
 /// A component's type: what stands before the slash.

@@ -2,6 +2,7 @@
 
 use super::{
     Cost, Note,
+    origin::Origins,
     section::{Section, kind_of, text_of, texts_of},
     yaml::Yaml,
 };
@@ -23,6 +24,8 @@ pub(super) struct Service {
     pub(super) admin: Yaml,
     /// `telemetry` of our file.
     pub(super) telemetry: Yaml,
+    /// Where what is written comes from.
+    pub(super) origins: Origins,
     routed: Vec<String>,
 }
 
@@ -44,8 +47,11 @@ impl Service {
             routes: Vec::new(),
             admin: none(),
             telemetry: none(),
+            origins: Origins::default(),
             routed: Vec::new(),
         };
+        this.origins.add(&["telemetry"], &["service", "telemetry"]);
+        this.origins.add(&["admin"], &["service", "telemetry", "metrics"]);
         let Some(mut service) = root.section("service") else { return this };
         if let Some(mut pipelines) = service.section("pipelines") {
             for signal in ["traces", "metrics", "logs", "profiles"] {
@@ -114,11 +120,12 @@ impl Service {
     }
 
     /// `memory_limiter` of our file, from the processor of the first pipeline that has one.
-    pub(super) fn memory_limiter(&self, root: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    pub(super) fn memory_limiter(&mut self, root: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         let Some(mut processors) = root.section("processors") else { return Yaml::Map(Vec::new()) };
         let mut limiter = Yaml::Map(Vec::new());
         for (name, mut section) in processors.components(&["memory_limiter"]) {
             if self.is_used(name) && limiter.is_empty() {
+                self.origins.add(&["memory_limiter"], &["processors", name]);
                 limiter = Yaml::map([
                     ("limit_mib", section.pass("limit_mib")),
                     ("limit_percentage", section.pass("limit_percentage")),
@@ -157,11 +164,12 @@ impl Service {
     }
 
     /// `health_check` of our file, from the extension of that name; other extensions are named.
-    pub(super) fn health_check(&self, root: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    pub(super) fn health_check(&mut self, root: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         let Some(mut extensions) = root.section("extensions") else { return Yaml::Map(Vec::new()) };
         let mut out = Yaml::Map(Vec::new());
         for (name, mut section) in extensions.components(&["health_check"]) {
             if self.extensions.iter().any(|extension| extension == name) && out.is_empty() {
+                self.origins.add(&["health_check"], &["extensions", name]);
                 // As the Collector has it when nothing is written.
                 let address = section.text("endpoint").map_or_else(|| "localhost:13133".to_owned(), with_host);
                 out = Yaml::map([("endpoint", Yaml::text(address)), ("path", section.pass("path"))]);

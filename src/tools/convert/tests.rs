@@ -342,12 +342,12 @@ fn what_validate_would_refuse_is_left_out_and_named() {
     assert_eq!(config.receive.grpc.expect("gRPC").endpoint, "127.0.0.1:4317".parse().expect("ok"));
     let told = notes(&converted).join("\n");
     for key in [
-        "hostnames[1]: is left",
-        "hostnames[1]: is left out, since Spanring would refuse it: 0.0.0.0",
-        "endpoint: is left",
-        "max_recv_msg_size_mib: is left",
-        "timeout: is left",
-        "level: is left",
+        "hostnames[1] (line 5): is left",
+        "hostnames[2] (line 5): is left out, since Spanring would refuse it: 0.0.0.0",
+        "endpoint (line 2): is left",
+        "max_recv_msg_size_mib (line 2): is left",
+        "timeout (line 6): is left",
+        "level (line 6): is left",
     ] {
         assert!(told.contains(key), "{key}: {told}");
     }
@@ -358,7 +358,10 @@ fn what_is_encrypted_is_never_made_plaintext() {
     let text = "receivers:\n  otlp: { protocols: { grpc: { tls: { cert_pem: x, key_pem: y } } } }\n\
                 exporters:\n  loadbalancing: { resolver: { dns: { hostname: a } } }\n";
     let error = convert("collector.yaml", text).expect_err("no certificate").to_string();
-    assert!(error.starts_with("collector.yaml: receivers.otlp.protocols.grpc.tls.cert_file: is missing"), "{error}");
+    assert!(
+        error.starts_with("collector.yaml:2:32: receivers.otlp.protocols.grpc.tls: cert_file is missing"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -1,44 +1,108 @@
 //! What `validate` would refuse is taken out of what was converted, each with a finding.
 
-use super::{Cost, Note, yaml::Yaml};
+use super::{Cost, Note, origin::Origins, yaml::Yaml};
 use crate::config::{
     self, ConfigError,
     tree::{Node, Step},
 };
 
-/// `whole`, without what our own check complains about; an error where that would change what is encrypted.
-pub(super) fn made(mut whole: Yaml, notes: &mut Vec<Note>) -> Result<Yaml, ConfigError> {
+/// `whole`, without what our own check complains about; an error where that would change what is encrypted or who is trusted.
+/// Findings and errors are placed in `file`, the Collector's.
+pub(super) fn made(
+    mut whole: Yaml,
+    origins: &Origins,
+    file: &Node,
+    notes: &mut Vec<Note>,
+) -> Result<Yaml, ConfigError> {
     // Every round takes something out.
     while whole.at("routes").map_or(0, Yaml::len) > 0 {
         let Ok(text) = whole.print() else { break };
         let problems = config::problems_of(&Node::parse(&text)?);
         let Some(problem) = problems.into_iter().next() else { break };
-        let path = problem.path();
-        if let Some(pool) = pool_without_backends(&problem) {
-            remove_pool(&mut whole, pool);
-            let message = format!("the pool is left out: {}", problem.message());
-            notes.push(Note { path, line: 0, message, cost: Cost::Data });
+        let (steps, said) = (problem.steps(), problem.message());
+        let origin = |steps: &[Step]| origins.of(steps, whole.get(steps), file);
+        if let Some((pool, steps)) = pool_without_backends(steps, &whole) {
+            let said = match said.split_once("; ") {
+                _ if steps.len() == 3 => "names none of static, dns, k8s and aws_cloud_map",
+                // What to write is another key in the Collector's words.
+                Some((missing @ "is missing", _)) => missing,
+                _ => said,
+            };
+            notes.push(origin(&steps).note(&format!("{said}; the pool is left out"), Cost::Data));
+            remove_pool(&mut whole, &pool);
             continue;
         }
-        if path.contains(".tls") || !remove(&mut whole, &problem) {
-            return Err(problem.unplaced());
+        let origin = origin(steps);
+        let (is_gone, so, cost) = match tls_key(steps) {
+            Some(key) => match can_go(key) {
+                Some((so, cost)) => (whole.remove(steps), so, cost),
+                None => (false, "", Cost::Data),
+            },
+            None => (remove(&mut whole, steps), "", cost(steps)),
+        };
+        if !is_gone {
+            let so = "nothing is converted, since leaving it out would change what is encrypted or who is trusted";
+            return Err(origin.error(&format!("{said}; {so}")));
         }
-        let message = format!("is left out, since Spanring would refuse it: {}", problem.message());
-        notes.push(Note { path, line: 0, message, cost: Cost::Setting });
+        notes.push(origin.note(&format!("is left out, since Spanring would refuse it: {said}{so}"), cost));
     }
     Ok(whole)
 }
 
-/// The pool, if the problem is one of who its backends are.
-fn pool_without_backends(problem: &ConfigError) -> Option<&str> {
-    let [Step::Key(pools), Step::Key(pool), Step::Key(resolver), rest @ ..] = problem.steps() else { return None };
+/// The pool and what is wrong with it, if the problem is one of who its backends are.
+fn pool_without_backends(steps: &[Step], whole: &Yaml) -> Option<(String, Vec<Step>)> {
+    let [Step::Key(pools), Step::Key(pool), Step::Key(section), rest @ ..] = steps else { return None };
+    if pools != "pools" {
+        return None;
+    }
+    // The name that is looked up is the one that certificates have to bear, unless another is written.
+    if tls_key(steps) == Some("server_name_override") && whole.get(steps).is_none() {
+        let path = ["pools", pool, "resolver", "dns", "hostname"];
+        return Some((pool.clone(), path.map(|key| Step::Key(key.to_owned())).to_vec()));
+    }
     let can_go = match rest.last() {
         Some(Step::Key(key)) => ["port", "interval", "timeout"].contains(&key.as_str()),
         // One of several.
         Some(Step::Index(_)) => true,
         None => false,
     };
-    (pools == "pools" && resolver == "resolver" && !can_go).then_some(pool)
+    (section == "resolver" && !can_go).then(|| (pool.clone(), steps.to_vec()))
+}
+
+/// The key of a `tls` section that the problem is about; empty for the section itself.
+fn tls_key(steps: &[Step]) -> Option<&str> {
+    let keys: Vec<&str> = steps.iter().map(|step| if let Step::Key(key) = step { key } else { "" }).collect();
+    match keys[..] {
+        ["pools", _, "tls", ref rest @ ..] | ["receivers", "otlp", "protocols", "grpc", "tls", ref rest @ ..] => {
+            Some(rest.first().copied().unwrap_or_default())
+        }
+        _ => None,
+    }
+}
+
+/// What comes of it that a key of TLS is left out, if that makes nothing less safe.
+fn can_go(key: &str) -> Option<(&'static str, Cost)> {
+    match key {
+        "min_version" => Some(("; peers have to speak TLS 1.2 or newer", Cost::Data)),
+        "insecure" => Some(("; backends have to speak TLS", Cost::Data)),
+        "insecure_skip_verify" => Some(("; certificates of backends are verified", Cost::Data)),
+        "server_name_override" => Some(("; certificates of backends have to bear the name that is called", Cost::Data)),
+        "reload_interval" => Some(("", Cost::Setting)),
+        _ => None,
+    }
+}
+
+/// What it costs that something else is left out.
+fn cost(steps: &[Step]) -> Cost {
+    let is = |at: usize, name: &str| matches!(steps.get(at), Some(Step::Key(key)) if key == name);
+    let is_last = |name: &str| is(steps.len().saturating_sub(1), name);
+    if is(0, "pools") && is(2, "resolver") && (is(4, "hostnames") || is_last("port")) {
+        Cost::Routing
+    } else if is(0, "receivers") && is_last("endpoint") {
+        Cost::Data
+    } else {
+        Cost::Setting
+    }
 }
 
 /// Takes out a pool and the routes that lead there.
@@ -55,10 +119,12 @@ fn remove_pool(whole: &mut Yaml, pool: &str) {
     }
 }
 
-/// Takes out what the problem is about, or the nearest thing around it that is there.
-fn remove(whole: &mut Yaml, problem: &ConfigError) -> bool {
-    let mut path = problem.steps();
+/// Takes out what the problem is about, or the nearest thing around it that is there; nothing with TLS in it.
+fn remove(whole: &mut Yaml, mut path: &[Step]) -> bool {
     while !path.is_empty() {
+        if whole.get(path).is_some_and(|value| value.holds("tls")) {
+            return false;
+        }
         if whole.remove(path) {
             return true;
         }

@@ -48,6 +48,26 @@ impl Yaml {
         entries.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
+    /// What stands at `path`.
+    pub(super) fn get(&self, path: &[Step]) -> Option<&Self> {
+        let Some((step, rest)) = path.split_first() else { return Some(self) };
+        let child = match (self, step) {
+            (_, Step::Key(key)) => self.at(key),
+            (Self::List(items), Step::Index(index)) => items.get(*index),
+            _ => None,
+        };
+        child?.get(rest)
+    }
+
+    /// Whether a map in it has `key`.
+    pub(super) fn holds(&self, key: &str) -> bool {
+        match self {
+            Self::Scalar(_) => false,
+            Self::List(items) => items.iter().any(|item| item.holds(key)),
+            Self::Map(entries) => entries.iter().any(|(name, value)| name == key || value.holds(key)),
+        }
+    }
+
     /// How many members a list or map has.
     pub(super) fn len(&self) -> usize {
         match self {
