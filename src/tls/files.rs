@@ -1,7 +1,8 @@
 //! PEM files: certificates, keys, authorities, and what is said of files that hold something else.
 //!
-//! **Invariant:** no message holds anything of a file's content. What the PEM and X.509 readers say is never passed on, since
-//! they quote what they read: a key whose line ends were lost would be in the log.
+//! **Invariant:** no message holds anything of a file's content, but for the names in a certificate or a revocation list that
+//! could be read: its subject or issuer. What the PEM and X.509 readers say is never passed on, since they quote what they
+//! read: a key whose line ends were lost would be in the log.
 
 use std::{
     fmt, fs,
