@@ -12,6 +12,9 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpSocket;
+
+use crate::shortage::Shortage;
 
 /// Files that are neither a client's, an operator's nor a backend's connection: standard streams, listeners, the runtime's
 /// own (11 when it idles), certificates and the configuration while they are read, logs, sockets for DNS.
@@ -101,6 +104,16 @@ pub fn share() -> Result<(), TooFew> {
     match Plan::of(limit, 0) {
         Some(_) => Ok(()),
         None => Err(TooFew { limit, least: least() }),
+    }
+}
+
+/// Whether a descriptor can be had at the moment. The limit can be lowered from outside while the process runs, and the machine
+/// can run out of them (`ENFILE`), so this asks the system.
+pub fn is_one_left() -> bool {
+    // A socket that is not bound to anything costs next to nothing and goes at once.
+    match TcpSocket::new_v4() {
+        Ok(_) => true,
+        Err(error) => Shortage::of(&error).is_none(),
     }
 }
 

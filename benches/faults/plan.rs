@@ -17,13 +17,16 @@ pub(crate) struct Plan {
     pub(crate) journals: bool,
     pub(crate) proxies: usize,
     pub(crate) limit_mib: u64,
+    /// `max_connection_age` of the proxies.
+    pub(crate) age: &'static str,
     /// Arguments of the shell's `ulimit` for proxies, such as `-Sn 256`.
     pub(crate) ulimit: Option<&'static str>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { sinks: 4, place: Place::Here, journals: true, proxies: 3, limit_mib: BUDGET_MIB, ulimit: None }
+        let (sinks, proxies, limit_mib) = (4, 3, BUDGET_MIB);
+        Self { sinks, place: Place::Here, journals: true, proxies, limit_mib, age: "10m", ulimit: None }
     }
 }
 

@@ -21,6 +21,9 @@ const PATIENT: Duration = Duration::from_secs(3);
 /// How long a sink says nothing, in milliseconds, in turn.
 const SILENCES: [u64; 8] = [500, 20_000, 2_000, 5_000, 900, 12_000, 3_000, 8_000];
 
+/// Age of clients' connections: short, so that some end in every turn.
+const AGE: &str = "1m";
+
 /// Descriptors that a proxy is left with beside those that it has open.
 const SPARE_DESCRIPTORS: usize = 3;
 
@@ -111,7 +114,7 @@ pub(crate) async fn soak(pace: Pace) -> Result<Lines> {
     }
     let faults: Vec<Fault> =
         FAULTS.into_iter().filter(|fault| *fault != Fault::Vanished || place == Place::Nodes).collect();
-    let mut world = World::start(Plan { place, ..Plan::default() })?;
+    let mut world = World::start(Plan { place, age: AGE, ..Plan::default() })?;
     world.load(Load { pace: LoadPace::Open { rate: 20.0 }, patience: &PATIENCE, ..Load::default() });
     sleep(pace.seconds(5, 2)).await;
     let (mut turns, mut samples) = (Vec::new(), Vec::new());
@@ -143,8 +146,10 @@ pub(crate) async fn soak(pace: Pace) -> Result<Lines> {
     lines.none("acknowledged spans missing", evidence.missing());
     let has_reason = |failed: &Failed| is_of_a_sink(&failed.answer) || were_all_away(&turns, failed);
     let patient = failures.iter().filter(|failed| failed.timeout >= PATIENT && !has_reason(failed));
-    let patient: Vec<&str> = patient.map(|failed| failed.answer.as_str()).collect();
-    lines.fact("the first error of a client that waits 3 s or more", patient.first().unwrap_or(&"none"));
+    let patient: Vec<&Failed> = patient.copied().collect();
+    for failed in patient.iter().take(20) {
+        lines.fact("such a client saw", when(&turns, failed));
+    }
     lines.none("errors of clients that wait 3 s or more, a backend being there, not a sink's own", patient.len());
     let broken = failures.iter().filter(|failed| !failed.is_retryable && !is_of_a_sink(&failed.answer));
     lines.fact("client errors that were neither retryable nor a sink's own", broken.count());
@@ -199,6 +204,15 @@ async fn inject(world: &mut World, fault: Fault, nth: usize, pace: Pace) -> Resu
 fn were_all_away(turns: &[Turn], failed: &Failed) -> bool {
     let mut outages = turns.iter().filter(|turn| turn.fault == Fault::AllKilled);
     outages.any(|turn| failed.sent < turn.to && failed.answered > turn.from)
+}
+
+/// What a client saw, and what was done to the world meanwhile.
+fn when(turns: &[Turn], failed: &Failed) -> String {
+    let since = |from: u64| Duration::from_nanos(failed.sent.saturating_sub(from)).as_secs_f64();
+    let turn = turns.iter().find(|turn| (turn.from..turn.to).contains(&failed.sent));
+    let during = turn.map_or("no fault".to_owned(), |turn| format!("{}, {:.2} s", turn.fault.name(), since(turn.from)));
+    let waited = Duration::from_nanos(failed.answered.saturating_sub(failed.sent)).as_secs_f64();
+    format!("{} after {waited:.2} s of {} s ({during})", failed.answer, failed.timeout.as_secs())
 }
 
 /// Whether a refusal says what a sink was told to say.

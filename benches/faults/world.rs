@@ -132,10 +132,14 @@ impl World {
         };
         let file = self.dir.path().join(format!("proxy-{n}.yaml"));
         let limit_mib = self.plan.limit_mib;
+        let age = self.plan.age;
         fs::write(
             &file,
             format!(
-                "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: \"{grpc}\" }} }} }} }}
+                "receivers:
+  otlp:
+    protocols:
+      grpc: {{ endpoint: \"{grpc}\", keepalive: {{ server_parameters: {{ max_connection_age: {age} }} }} }}
 pools:
   tail: {{ resolver: {{ {resolver} }} }}
 routes: [{{ signals: [traces], routing_key: trace_id, pool: tail }}]

@@ -32,7 +32,7 @@ use super::{
     streams::{Streams, Tally},
     turns::Turns,
 };
-use crate::lifecycle::Tasks;
+use crate::{descriptors, lifecycle::Tasks};
 
 /// What a client may send on one stream before we read it. h2 keeps received bytes that were not read yet outside of
 /// the byte budget, so windows are what a connection can make us hold unasked.
@@ -47,6 +47,8 @@ const LATE_GRACE: Duration = Duration::from_secs(1);
 /// What is left to a client that was told to go and has no request in hand. HTTP/2 has it answer a PING first, because requests
 /// may still be on their way, and one that stands still never does; grpc-go's servers wait about as long for that answer.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
+/// When to look again whether a client that is told to go could connect anew.
+const NO_ROOM_AGAIN: Duration = Duration::from_secs(5);
 /// What HTTP/1 may buffer of headers that are not complete, in bytes: hyper's least value is 8 KiB.
 const HTTP1_BUFFER: usize = 64 << 10;
 
@@ -166,6 +168,12 @@ where
             // It had some meanwhile, the last of them maybe until now, and their answers are to reach the client.
             Event::Idle(_) => life.idle = None,
             Event::Draining => life.draining = Some(Instant::now()),
+            // Its client would connect anew and find nobody who accepts: requests would wait in the kernel until they are late.
+            Event::Aged if !descriptors::is_one_left() => {
+                life.aged_at = Instant::now().checked_add(NO_ROOM_AGAIN);
+                events = Seldom::new(wait(life, &progress, tasks));
+                continue;
+            }
             Event::Aged => {
                 life.aged_at = None;
                 life.cut_at = life.grace.and_then(|grace| Instant::now().checked_add(grace));

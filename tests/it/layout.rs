@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("telemetry", &["lifecycle"]),
     ("health", &["access", "shortage", "telemetry"]),
-    ("descriptors", &[]),
+    ("descriptors", &["shortage"]),
     ("shortage", &[]),
     ("tls", &["lifecycle", "telemetry"]),
     ("access", &["telemetry", "tls"]),

@@ -1,6 +1,6 @@
 //! Too few descriptors: clients are kept out, and everything else has what it needs.
 
-use std::{process::Command, time::Duration};
+use std::{net::TcpStream, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
 
@@ -8,7 +8,7 @@ use crate::{
     backend::Answer,
     fixture::{Fixture, Knobs, Reply},
     harness::{self, Process},
-    wire::Raw,
+    wire::{Frame, GOAWAY, Raw},
 };
 
 const LISTENER: &str = "listener=\"otlp_grpc\"";
@@ -86,6 +86,34 @@ async fn row_40_busy_clients_beyond_the_limit_cost_no_backend_its_service() -> R
     ensure!(fixture.metric("spanring_receiver_connections_total", &[LISTENER, "result=\"refused\""])? >= 1.0);
     fixture.until_metric("spanring_receiver_connections", &[LISTENER], |open| open <= 2.0)?;
     fixture.serves().await
+}
+
+/// Sets the soft limit of descriptors of a process that runs.
+fn limit(process: &Process, descriptors: usize) -> Result<()> {
+    let (pid, limit) = (process.id().to_string(), format!("--nofile={descriptors}:"));
+    ensure!(Command::new("prlimit").args(["--pid", &pid, &limit]).status()?.success(), "prlimit failed");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_is_not_told_to_go_while_it_could_not_come_back() -> Result<()> {
+    const ENOUGH: usize = 256;
+    let grpc = "keepalive: { server_parameters: { max_connection_age: 2s } },";
+    let fixture = Fixture::start(1, Knobs { grpc, ..with(u32::try_from(ENOUGH)?) }).await?;
+    let mut client = Raw::connect(fixture.grpc, &[])?;
+    let open = std::fs::read_dir(format!("/proc/{}/fd", fixture.process.id()))?.count();
+    limit(&fixture.process, open)?;
+    // Numbers below the limit that are free are taken by clients.
+    let crowd: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(fixture.grpc)).collect::<Result<_, _>>()?;
+    client.patience(Duration::from_secs(4))?;
+    while let Some(Frame { kind, .. }) = client.next().unwrap_or(None) {
+        ensure!(kind != GOAWAY, "the client is told to go, and nobody would accept it again");
+    }
+    limit(&fixture.process, ENOUGH)?;
+    drop(crowd);
+    client.patience(Duration::from_secs(20))?;
+    ensure!(client.dismissal()?.is_some(), "an old connection was closed without GOAWAY");
+    Ok(())
 }
 
 /// What a proxy says that a shell starts with these limits, until it ends or says that it listens.
