@@ -1,7 +1,7 @@
 //! The layout of a configuration file: the Collector's key names wherever the thing is the same.
 //!
-//! Every key has a default (`super::defaults`) except a pool's resolver and the routes. README's configuration reference
-//! has a row for each key; a test compares the two.
+//! Every key has a default (`super::defaults`) except a pool's resolver and the routes. The table of
+//! `deploy/docs/configuration.md` has a row for each key; a test compares the two.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! Files as operators write them: what they mean, what is said of bad ones, and what README says of both.
+//! Files as operators write them: what they mean, what is said of bad ones, and whether `deploy/docs/` has every key,
+//! metric and flag.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +12,7 @@ use super::{
     *,
 };
 
-/// The file of the first page of README, as it must always work.
+/// The file that README begins with, as it must always work.
 const STATIC: &str = r#"receivers:
   otlp: { protocols: { grpc: { endpoint: 127.0.0.1:14317 } } }
 pools:
@@ -401,26 +402,27 @@ fn leaves(layout: &Layout) -> BTreeMap<String, Json> {
     out
 }
 
-/// Rows of the first table below README's heading `heading`: cells without code marks.
-fn readme_table(heading: &str) -> Vec<Vec<String>> {
-    let section =
-        README.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_else(|| panic!("README has no {heading}"));
+/// Returns the rows of the first table below the heading `heading` of a document, as cells without code marks.
+fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
+    let section = document.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_else(|| panic!("no heading {heading}"));
     let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
     rows.skip(2)
         .map(|row| row.trim_matches('|').split(" | ").map(|cell| cell.trim().replace('`', "")).collect())
         .collect()
 }
 
-const README: &str = include_str!("../../README.md");
+const COMMAND_LINE: &str = include_str!("../../deploy/docs/command-line.md");
+const CONFIGURATION: &str = include_str!("../../deploy/docs/configuration.md");
+const METRICS: &str = include_str!("../../deploy/docs/metrics.md");
 
 #[test]
-fn readme_has_every_key_and_its_default() {
+fn the_reference_has_every_key_and_its_default() {
     let rows: BTreeMap<String, String> =
-        readme_table("Configuration reference").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+        table(CONFIGURATION, "Keys").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
     let everything = draft(EVERYTHING).expect("valid").layout;
     let defaults = leaves(&draft(ALL_SECTIONS).expect("ok").layout);
     let keys: Vec<String> = leaves(&everything).into_keys().collect();
-    assert_eq!(rows.keys().cloned().collect::<Vec<_>>(), keys, "README's keys against the layout's");
+    assert_eq!(rows.keys().cloned().collect::<Vec<_>>(), keys, "the reference's keys against the layout's");
     for (key, written) in rows {
         let default = match defaults.get(&key).unwrap_or(&Json::Null) {
             Json::Null => String::new(),
@@ -454,8 +456,8 @@ fn the_file_with_every_key_has_none_at_its_default() {
 }
 
 #[test]
-fn readme_has_every_metric() {
-    let kept: Vec<Vec<String>> = readme_table("Metrics");
+fn the_reference_has_every_metric() {
+    let kept: Vec<Vec<String>> = table(METRICS, "All metrics");
     let page: Vec<Vec<String>> = crate::telemetry::metrics::ALL
         .iter()
         .map(|metric| {
@@ -471,7 +473,7 @@ fn readme_has_every_metric() {
 }
 
 #[test]
-fn readme_has_every_flag() {
+fn the_reference_has_every_flag() {
     use clap::CommandFactory;
 
     let command = crate::cli::Cli::command();
@@ -489,8 +491,9 @@ fn readme_has_every_flag() {
             vec![format!("--{}{value}", argument.get_long().expect("a long name")), help]
         })
         .collect();
-    assert_eq!(readme_table("Command line"), flags);
+    assert_eq!(table(COMMAND_LINE, "Commands and flags"), flags);
     for sub in command.get_subcommands() {
-        assert!(README.contains(&format!("spanring {}", sub.get_name())), "README does not show {}", sub.get_name());
+        let shown = COMMAND_LINE.contains(&format!("spanring {}", sub.get_name()));
+        assert!(shown, "the reference does not show {}", sub.get_name());
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Rules: names start with `spanring_` (those of the process excepted, which every Prometheus client names alike), base
 //! units, `_total` on counters; label values come from the configuration or from a list that stands here, never from a
-//! client. README's table repeats this page and a test compares the two. Whoever takes the handle of a series with the label
-//! `pool` or `owner` keeps it as long as the series is to stay.
+//! client. The table of `deploy/docs/metrics.md` repeats this page; a test compares the two. Whoever takes the handle of
+//! a series with the label `pool` or `owner` keeps it as long as the series is to stay.
 
 /// A metric's behaviour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
