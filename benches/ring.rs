@@ -13,7 +13,7 @@ use std::{
 
 use divan::{Bencher, black_box};
 use spanring::{
-    discovery::{Endpoint, Endpoints},
+    endpoint::{Endpoint, Endpoints},
     ring::{Algorithm, Base, Overlay, Table, members_of},
 };
 

@@ -21,8 +21,8 @@ use crate::{
     admin::{self, Pools, Readiness},
     config::{Config, layout::Layout},
     discovery,
-    lifecycle::Tasks,
-    receive,
+    lifecycle::{Shutdown, Tasks},
+    listen, receive,
     telemetry::{Recorder, RecorderError},
     tls,
 };
@@ -52,30 +52,15 @@ pub struct Proxy {
     back: Tasks,
 }
 
-/// How a proxy drains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shutdown {
-    /// How long it goes on serving, not ready, so that those who send to it learn of its end.
-    pub delay: Duration,
-    /// How long requests in hand then have, before connections are cut.
-    pub timeout: Duration,
-}
-
-impl Default for Shutdown {
-    fn default() -> Self {
-        Self { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) }
-    }
-}
-
 /// Why a proxy could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// The admin listener's port could not be taken.
     #[error("cannot start the admin listener (admin.endpoint)")]
-    Admin(#[source] receive::accept::BindError),
+    Admin(#[source] listen::BindError),
     /// The port for probes could not be taken.
     #[error("cannot start the listener for probes (health_check.endpoint)")]
-    HealthCheck(#[source] receive::accept::BindError),
+    HealthCheck(#[source] listen::BindError),
     /// A pool's resolver could not be started.
     #[error("cannot start the resolver of pool {pool}")]
     Discovery {
@@ -114,12 +99,12 @@ impl Proxy {
         if let Some(tls) = bound.tls() {
             certificates.add(&tls.as_reload());
         }
-        let admin = config.admin.map(|admin| receive::accept::bind("admin", admin.endpoint));
+        let admin = config.admin.map(|admin| listen::bind("admin", admin.endpoint));
         let admin = admin.transpose().map_err(ProxyError::Admin)?;
-        let probes = config.health_check.as_ref().map(|probes| receive::accept::bind("health_check", probes.endpoint));
+        let probes = config.health_check.as_ref().map(|probes| listen::bind("health_check", probes.endpoint));
         let probes = probes.transpose().map_err(ProxyError::HealthCheck)?;
-        let health_check = probes.as_ref().map(receive::accept::Bound::address);
-        let admin_address = admin.as_ref().map(receive::accept::Bound::address);
+        let health_check = probes.as_ref().map(listen::Bound::address);
+        let admin_address = admin.as_ref().map(listen::Bound::address);
         let readiness = Readiness::new();
         let pools = Pools::new();
         let started = readiness.flag("start", "the process is starting");

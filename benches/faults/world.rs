@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use spanring::{
-    discovery::Endpoint,
+    endpoint::Endpoint,
     lifecycle::Tasks,
     ring::{Algorithm, Overlay, Table},
     tools::{

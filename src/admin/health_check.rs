@@ -8,7 +8,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 
 use super::{Answer, Readiness, api, ready_or_not, reply, serve_pages};
-use crate::{lifecycle::Tasks, receive::accept};
+use crate::{lifecycle::Tasks, listen};
 
 /// Where it listens and answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Default for Config {
 }
 
 /// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
-pub fn serve(listener: accept::Bound, path: String, readiness: Readiness, tasks: &Tasks) {
+pub fn serve(listener: listen::Bound, path: String, readiness: Readiness, tasks: &Tasks) {
     let grpc = api::grpc::health(&readiness, tasks);
     serve_pages(listener, tasks, grpc, move |request| respond(&path, &readiness, request));
 }

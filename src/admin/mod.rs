@@ -28,7 +28,7 @@ pub use self::{
     pools::{Pool, PoolSet, Pools},
     readiness::{Condition, Flag, Readiness},
 };
-use crate::{descriptors, lifecycle::Tasks, receive::accept, telemetry::Recorder};
+use crate::{descriptors, lifecycle::Tasks, listen, telemetry::Recorder};
 
 /// Bound on connections: scrapers, probes and a person or two. Further ones are closed at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -224,7 +224,7 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
 }
 
 /// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
-pub fn serve(listener: accept::Bound, state: State, tasks: &Tasks) {
+pub fn serve(listener: listen::Bound, state: State, tasks: &Tasks) {
     serve_pages(listener, tasks, api::grpc::routes(&state, tasks), move |request| respond(&state, request));
 }
 
@@ -235,14 +235,14 @@ pub fn beside_otlp(readiness: Readiness) -> impl FnOnce(&Tasks) -> Routes + Send
 }
 
 /// Serves `grpc`, made when it is first asked for, and beside it what `respond` answers, within the bounds of this room.
-fn serve_pages<G, F>(listener: accept::Bound, tasks: &Tasks, grpc: G, respond: F)
+fn serve_pages<G, F>(listener: listen::Bound, tasks: &Tasks, grpc: G, respond: F)
 where
     G: FnOnce() -> Routes + Send + 'static,
     F: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
 {
     let (respond, grpc) = (Arc::new(respond), Arc::new(LazyLock::new(grpc)));
-    let limits = accept::Limits {
-        protocol: accept::Protocol::Any,
+    let limits = listen::Limits {
+        protocol: listen::Protocol::Any,
         max_connections: MAX_CONNECTIONS,
         descriptors: descriptors::for_operators,
         header_timeout: HEADER_TIMEOUT,
@@ -263,7 +263,7 @@ where
             }
         })
     };
-    drop(listener.serve(limits, accept::Plain, service, tasks));
+    drop(listener.serve(limits, listen::Plain, service, tasks));
 }
 
 #[cfg(test)]

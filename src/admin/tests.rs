@@ -111,7 +111,7 @@ async fn pages_are_served_until_tasks_stop() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let tasks = Tasks::new();
-    let listener = accept::bind("admin", (Ipv4Addr::LOCALHOST, 0).into()).expect("a listener");
+    let listener = listen::bind("admin", (Ipv4Addr::LOCALHOST, 0).into()).expect("a listener");
     let address = listener.address();
     with_state(|state| serve(listener, state.clone(), &tasks));
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");

@@ -38,7 +38,9 @@ use self::{
     tree::{Node, Step},
     values::{Backend, HostPort, OTLP_GRPC_PORT, ValueError},
 };
-use crate::{admin, discovery, dispatch, membership, otlp::Signal, pipeline, proxy, receive, telemetry::logs};
+use crate::{
+    admin, discovery, dispatch, lifecycle::Shutdown, membership, otlp::Signal, pipeline, receive, telemetry::logs,
+};
 
 /// The pool's name when backends are given on the command line.
 const COMMAND_LINE_POOL: &str = "default";
@@ -63,7 +65,7 @@ pub struct Config {
     /// Threads of the runtime.
     pub worker_threads: usize,
     /// How the process ends.
-    pub shutdown: proxy::Shutdown,
+    pub shutdown: Shutdown,
     /// How it logs.
     pub logs: logs::Config,
     /// What is allowed and yet worth a line in the log at start.

@@ -7,9 +7,9 @@ use super::headers;
 use super::layout::{AddressFamily, Algorithm, Codec, InvalidIds, Layout, Pool, Resolver, ServerTls};
 use super::values::MIB;
 pub(super) use crate::{
-    discovery, dispatch, membership, pipeline,
-    proxy::Shutdown,
-    receive, ring,
+    discovery, dispatch,
+    lifecycle::Shutdown,
+    membership, pipeline, receive, ring,
     route::{InvalidTraceId, InvalidTraceIds},
 };
 

@@ -62,7 +62,7 @@ fn the_static_example_is_a_whole_configuration() {
     let discovery::Config::Static { hostnames, .. } = &pool.discovery else { panic!("static") };
     assert_eq!(hostnames, &["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"]);
     assert_eq!(config.pipeline, pipeline::Config::default());
-    assert_eq!(config.shutdown, proxy::Shutdown { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) });
+    assert_eq!(config.shutdown, Shutdown { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) });
     assert!(config.memory_limit > 0 && config.worker_threads > 0);
     assert_eq!(config.logs, logs::Config::default());
     assert_eq!(config.health_check, None);
@@ -115,7 +115,7 @@ fn every_key_reaches_its_room() {
     let reject = crate::route::InvalidTraceId::Reject;
     assert_eq!([Signal::Traces, Signal::Logs].map(|signal| config.pipeline.invalid_trace_id.of(signal)), [reject; 2]);
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
-    assert_eq!(config.shutdown, proxy::Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
+    assert_eq!(config.shutdown, Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
     let probes = config.health_check.expect("probes");
     assert_eq!((probes.endpoint, probes.path.as_str()), ("127.0.0.1:23133".parse().expect("ok"), "/health"));
     assert_eq!(config.logs, logs::Config { level: logs::Level::Debug, encoding: logs::Encoding::Json });

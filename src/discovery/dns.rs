@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    DiscoveryError, Endpoint, Endpoints, IpFamily, MAX_ENDPOINTS,
+    DiscoveryError, IpFamily, MAX_ENDPOINTS,
     address::check_name,
     answer::Answers,
     known::Known,
@@ -12,6 +12,7 @@ use super::{
     system::System,
     trouble::{Trouble, Voice},
 };
+use crate::endpoint::{Endpoint, Endpoints};
 
 /// What the resolver of one pool knows.
 pub(super) struct Dns {

@@ -9,7 +9,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 
 use super::{
-    DiscoveryError, Endpoint, Endpoints, IpFamily, MAX_ENDPOINTS,
+    DiscoveryError, IpFamily, MAX_ENDPOINTS,
     address::HostPort,
     answer::Answers,
     known::Known,
@@ -18,6 +18,7 @@ use super::{
     system::System,
     trouble::{Trouble, Voice},
 };
+use crate::endpoint::{Endpoint, Endpoints};
 
 /// Names that are asked for at a time, two questions each.
 const AT_A_TIME: usize = 16;

@@ -24,40 +24,16 @@ mod trouble;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 pub use self::{
     address::{AddressError, DEFAULT_PORT, HostPort},
     resolvers::Resolvers,
 };
 use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, system::System};
-use crate::{access::Access, lifecycle::Tasks};
-
-/// One backend as discovery reports it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Endpoint {
-    /// What is hashed: `ip:port` in RFC 5952 form from A and AAAA records, `name:port` as written for a static entry.
-    pub identity: Arc<str>,
-    /// What is dialled; `None` while a static entry's name has not been resolved yet.
-    pub address: Option<SocketAddr>,
-    /// Share of the ring relative to others; 1 unless configured.
-    pub weight: u32,
-    /// How it is spoken to, by the configuration that found it.
-    pub access: Access,
-}
-
-/// The full set that discovery reports now, sorted by identity, without duplicates, never empty.
-pub type Endpoints = Arc<[Endpoint]>;
-
-/// What a resolver publishes: `None` until the first good answer.
-///
-/// A new set can have the old identities in it and only other addresses.
-pub type EndpointsReceiver = watch::Receiver<Option<Endpoints>>;
+use crate::{access::Access, endpoint::Endpoints, lifecycle::Tasks};
 
 /// Time between two rounds of questions; the Collector's DNS resolver has the same.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
@@ -158,13 +134,6 @@ pub enum DiscoveryError {
         /// What the name servers said.
         reason: String,
     },
-}
-
-impl Endpoint {
-    /// One of weight 1, spoken to in plaintext until whoever publishes it says otherwise.
-    pub fn new(identity: impl Into<Arc<str>>, address: Option<SocketAddr>) -> Self {
-        Self { identity: identity.into(), address, weight: 1, access: Access::default() }
-    }
 }
 
 impl Config {

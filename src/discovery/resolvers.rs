@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use metrics::{Gauge, gauge};
 use tokio::sync::watch;
 
-use super::{Endpoint, Endpoints, EndpointsReceiver};
 use crate::{
     access::Access,
+    endpoint::{Endpoint, Endpoints, EndpointsReceiver},
     lifecycle::Tasks,
     telemetry::metrics::{DISCOVERY_CHANGE_PENDING, DISCOVERY_ENDPOINTS},
 };

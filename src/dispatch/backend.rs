@@ -25,7 +25,7 @@ use super::{
     queue::Batch,
     state::{Line, Nudge, Phase, State},
 };
-use crate::{access::Access, discovery::Endpoint, health::Events, lifecycle::Tasks};
+use crate::{access::Access, endpoint::Endpoint, health::Events, lifecycle::Tasks};
 
 /// How long counts are kept exact after a `partial_success` that could not be attributed, and how long a client's data goes
 /// alone after it was refused (design 3, Dispatch).

@@ -13,7 +13,10 @@ use std::{
 use tokio::time::Instant;
 
 use super::PartOutcome;
-use crate::{budget::Permit, otlp::Metadata, pipeline::ClientConnection};
+use crate::{
+    budget::Permit,
+    otlp::{ClientConnection, Metadata},
+};
 
 /// One request's mailbox. Dropping it abandons the request: what waits is dropped and counted, what was sent is awaited.
 pub struct Join(Arc<Inbox>);

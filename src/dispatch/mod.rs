@@ -71,8 +71,8 @@ pub use self::{
 use crate::{
     health::Events,
     lifecycle::Tasks,
-    membership::Tables,
     otlp::{Framed, Signal},
+    ring::Tables,
 };
 
 /// What an operator may choose about deliveries to one pool.

@@ -10,7 +10,7 @@ use super::{
     backend::{Backend, Load, Shared},
     submit::View,
 };
-use crate::{membership::Tables, ring::Table};
+use crate::ring::{Table, Tables};
 
 /// How often gauges are set; nothing on the way of the data touches them.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::OutlierDetection;
-use crate::{access::Access, discovery::Endpoint, health::HealthKind};
+use crate::{access::Access, endpoint::Endpoint, health::HealthKind};
 
 /// The reason of an ejection without any delivery: its name has had no address for a while.
 pub(super) const UNRESOLVED: &str = "unresolved";

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    discovery::Endpoints,
+    endpoint::Endpoints,
     ring::{Algorithm, Base, Overlay, RingError, Table, members_of},
 };
 

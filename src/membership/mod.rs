@@ -15,10 +15,10 @@ use tokio::{
 };
 
 use crate::{
-    discovery::EndpointsReceiver,
+    endpoint::EndpointsReceiver,
     health::{Inbox, PROBE_TIMEOUT, Prober},
     lifecycle::Tasks,
-    ring::{self, RingError, Table},
+    ring::{self, RingError, Table, Tables},
 };
 
 mod backend;
@@ -36,9 +36,6 @@ use metrics::Metrics;
 use record::Record;
 use state::{Effects, Input, State};
 use tell::Lines;
-
-/// What is published: `None` until the first good answer of discovery.
-pub type Tables = watch::Receiver<Option<Arc<Table>>>;
 
 /// What a pool's task shows to others.
 #[derive(Clone, Debug)]

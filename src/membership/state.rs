@@ -17,7 +17,7 @@ use super::{
     build::{Cause, Change, Rebuild, View},
 };
 use crate::{
-    discovery::{Endpoint, Endpoints},
+    endpoint::{Endpoint, Endpoints},
     health::{HealthEvent, HealthKind},
     ring::Table,
 };

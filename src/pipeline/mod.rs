@@ -4,7 +4,6 @@
 //! owner's part. All parts get room in their owners' queues, or none does. Then `delivery` waits for what becomes of
 //! them, places again what failed and can be helped, and joins the rest into one [`Outcome`].
 
-mod connection;
 mod cut;
 mod delivery;
 mod held;
@@ -20,12 +19,11 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Code;
 
-pub use self::connection::ClientConnection;
 use self::{cut::Cut, delivery::Delivery, metrics::SignalMetrics, tally::Tally};
 use crate::{
     budget::{Budget, Permit},
     dispatch::{Dispatch, Full, Join},
-    otlp::{Framed, Metadata, Outcome, Reason, Refusal, Signal},
+    otlp::{ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal},
     ring::Table,
     route::InvalidTraceIds,
 };

@@ -10,14 +10,14 @@ use std::{
 use tokio::time::timeout;
 
 use super::{
-    ProxyError, Shutdown,
+    ProxyError,
     pool::{Pool, condition},
 };
 use crate::{
     admin::{Pools, Readiness, beside_otlp},
     budget::Budget,
     config::{Config, PoolConfig},
-    lifecycle::Tasks,
+    lifecycle::{Shutdown, Tasks},
     pipeline::{Pipeline, Routes},
     receive::Receivers,
     telemetry::logs,

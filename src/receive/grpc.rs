@@ -33,8 +33,10 @@ use crate::{
     budget::{Budget, Permit},
     buffers,
     lifecycle::{INSTANCE_HEADER, Tasks, instance},
-    otlp::{Framed, Metadata, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN, metadata::TooMuch},
-    pipeline::{ClientConnection, Export, Request},
+    otlp::{
+        ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN, metadata::TooMuch,
+    },
+    pipeline::{Export, Request},
 };
 
 /// What is taken off a deadline so that the answer still arrives in time: 5 %, at least this (design 3, Receive).

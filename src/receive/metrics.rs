@@ -11,7 +11,6 @@ use crate::{
     buffers,
     lifecycle::Tasks,
     otlp::{Outcome, Reason, Signal},
-    telemetry::metrics::RECEIVER_REFUSED_STREAMS_TOTAL,
 };
 
 /// Requests answered: `signal`, `code`.
@@ -28,11 +27,6 @@ pub const RECEIVER_ABANDONED_REQUESTS_TOTAL: &str = "spanring_receiver_abandoned
 pub const RECEIVER_IN_FLIGHT_REQUESTS: &str = "spanring_receiver_in_flight_requests";
 /// From a request's headers to its reply: `signal`.
 pub const RECEIVER_REQUEST_DURATION_SECONDS: &str = "spanring_receiver_request_duration_seconds";
-/// Connections open: `listener`.
-pub const RECEIVER_CONNECTIONS: &str = "spanring_receiver_connections";
-/// Connections that came: `listener`, `result` = `accepted`, `refused` (above the bound), `failed` (no descriptors, no
-/// handshake, not what is spoken here).
-pub const RECEIVER_CONNECTIONS_TOTAL: &str = "spanring_receiver_connections_total";
 /// The byte budget.
 pub const MEMORY_BUDGET_LIMIT_BYTES: &str = "spanring_memory_budget_limit_bytes";
 /// What requests hold of it.
@@ -85,19 +79,6 @@ pub(super) struct InFlight<'a> {
     started: Instant,
     answered: bool,
 }
-
-/// The handles of one listener.
-#[derive(Clone)]
-pub(super) struct ListenerMetrics {
-    open: Gauge,
-    accepted: Counter,
-    refused: Counter,
-    failed: Counter,
-    refused_streams: Counter,
-}
-
-/// An open connection, counted until it is dropped.
-pub(super) struct OpenConnection(Gauge);
 
 /// Writes the budget's gauges until the drain begins, which waits for every task of the listeners.
 pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
@@ -209,51 +190,5 @@ impl Drop for InFlight<'_> {
         if !self.answered {
             self.metrics.abandoned.increment(1);
         }
-    }
-}
-
-// === impl ListenerMetrics ===
-
-impl ListenerMetrics {
-    pub(super) fn new(listener: &'static str) -> Self {
-        let came =
-            |result: &'static str| counter!(RECEIVER_CONNECTIONS_TOTAL, "listener" => listener, "result" => result);
-        Self {
-            open: gauge!(RECEIVER_CONNECTIONS, "listener" => listener),
-            accepted: came("accepted"),
-            refused: came("refused"),
-            failed: came("failed"),
-            refused_streams: counter!(RECEIVER_REFUSED_STREAMS_TOTAL, "listener" => listener),
-        }
-    }
-
-    /// One is open, whatever comes of it.
-    pub(super) fn opened(&self) -> OpenConnection {
-        self.open.increment(1.0);
-        OpenConnection(self.open.clone())
-    }
-
-    /// One speaks what is spoken here.
-    pub(super) fn accepted(&self) {
-        self.accepted.increment(1);
-    }
-
-    pub(super) fn refused(&self) {
-        self.refused.increment(1);
-    }
-
-    pub(super) fn failed(&self) {
-        self.failed.increment(1);
-    }
-
-    /// What counts streams that are refused before a service sees them.
-    pub(super) fn refused_streams(&self) -> Counter {
-        self.refused_streams.clone()
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
     }
 }

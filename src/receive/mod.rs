@@ -1,29 +1,21 @@
-//! OTLP in: listeners, connections, bodies, replies. Everything between a client's socket and a whole, inflated message.
+//! OTLP in: bodies and replies. Everything between an accepted connection and a whole, inflated message.
 //!
-//! The way through the room: [`accept`] takes connections (for every listener of the process) and `connection` drives each;
-//! `grpc` turns a request's head into a signal, a codec and a deadline; `body` reads the message, `inflate` inflates it,
-//! both within the limit and the byte budget; [`crate::pipeline::Export`] delivers it; [`reply`] says what became of it, and
-//! `discard` reads what a refusal left of a body. `beside` is what the port serves beside OTLP: health and reflection.
+//! The way through the room: [`crate::listen`] accepts connections and serves them; `grpc` turns a request's head into a
+//! signal, a codec and a deadline; `body` reads the message, `inflate` inflates it, both within the limit and the byte
+//! budget; [`crate::pipeline::Export`] delivers it; [`reply`] says what became of it, and `discard` reads what a refusal left
+//! of a body. `beside` is what the port serves beside OTLP: health and reflection.
 //!
 //! **Invariant:** a peer that announces much and sends little costs little: memory is taken as bytes arrive.
 //! **Invariant:** what a peer has to wait for is bounded by a deadline, a limit or the drain's hard end.
 
-pub mod accept;
 mod beside;
 mod body;
-mod connection;
 mod discard;
 mod grpc;
-mod hpack;
 mod inflate;
 pub mod metrics;
-mod opening;
-mod progress;
 mod refusal;
 pub mod reply;
-mod secure;
-mod streams;
-mod turns;
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +37,7 @@ use crate::{
     budget::Budget,
     descriptors,
     lifecycle::Tasks,
+    listen,
     pipeline::Export,
     tls::{self, TlsError},
 };
@@ -97,7 +90,7 @@ pub struct Bound {
 }
 
 struct BoundGrpc {
-    port: accept::Bound,
+    port: listen::Bound,
     config: GrpcConfig,
     tls: Option<tls::Server>,
     beside: Option<beside::Make>,
@@ -119,7 +112,7 @@ pub struct Receivers {
 
 #[derive(Debug)]
 struct ServingGrpc {
-    connections: accept::Handle,
+    connections: listen::Handle,
     requests: grpc::LimitsHandle,
     tls: Option<tls::Server>,
 }
@@ -129,7 +122,7 @@ struct ServingGrpc {
 pub enum ReceiveError {
     /// A port could not be taken.
     #[error("cannot start the OTLP/gRPC receiver (receivers.otlp.protocols.grpc.endpoint)")]
-    Grpc(#[source] accept::BindError),
+    Grpc(#[source] listen::BindError),
     /// A certificate can't be used.
     #[error("cannot start the OTLP/gRPC receiver (receivers.otlp.protocols.grpc.tls)")]
     Tls(#[from] TlsError),
@@ -169,7 +162,7 @@ pub fn bind(config: &Config) -> Result<Bound, ReceiveError> {
         None => None,
         Some(grpc) => {
             let tls = grpc.tls.clone().map(|tls| tls::Server::load(GRPC, tls, ALPN)).transpose()?;
-            let port = accept::bind(GRPC, grpc.endpoint).map_err(ReceiveError::Grpc)?;
+            let port = listen::bind(GRPC, grpc.endpoint).map_err(ReceiveError::Grpc)?;
             Some(BoundGrpc { port, config: grpc.clone(), tls, beside: None })
         }
     };
@@ -230,10 +223,10 @@ impl Bound {
             descriptors::want(config.max_connections);
             let make_service = move |_peer| service.for_connection();
             let connections = match &tls {
-                None => port.serve(config.limits(), accept::Plain, make_service, tasks),
+                None => port.serve(config.limits(), listen::Plain, make_service, tasks),
                 Some(tls) => {
                     tls.watch(tasks);
-                    port.serve(config.limits(), secure::Tls::new(GRPC, tls.clone()), make_service, tasks)
+                    port.serve(config.limits(), listen::Tls::new(GRPC, tls.clone()), make_service, tasks)
                 }
             };
             receivers.grpc = Some(ServingGrpc { connections, requests: limits, tls });
@@ -275,9 +268,9 @@ impl Receivers {
 // === impl GrpcConfig ===
 
 impl GrpcConfig {
-    fn limits(&self) -> accept::Limits {
-        accept::Limits {
-            protocol: accept::Protocol::Http2,
+    fn limits(&self) -> listen::Limits {
+        listen::Limits {
+            protocol: listen::Protocol::Http2,
             max_connections: self.max_connections,
             descriptors: descriptors::for_clients,
             header_timeout: self.header_timeout,

@@ -21,7 +21,7 @@ mod table;
 pub use base::Base;
 pub use overlay::Overlay;
 pub use slots_v1::slot_of;
-pub use table::{Table, members_of};
+pub use table::{Table, Tables, members_of};
 
 /// What an operator chooses of a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

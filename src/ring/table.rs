@@ -2,8 +2,13 @@
 
 use std::{fmt, sync::Arc};
 
+use tokio::sync::watch;
+
 use super::{Algorithm, Base, Member, Overlay, RingError, fingerprint};
-use crate::discovery::{Endpoint, Endpoints};
+use crate::endpoint::{Endpoint, Endpoints};
+
+/// The table in force, published by membership: `None` until the first good answer of discovery.
+pub type Tables = watch::Receiver<Option<Arc<Table>>>;
 
 /// Base + overlay + addresses. (Hand-off windows, when they come, are a further part beside the overlay.)
 pub struct Table {

@@ -12,7 +12,7 @@ use super::{
     slots_v1::{Probes, SLOTS},
     *,
 };
-use crate::discovery::{Endpoint, Endpoints};
+use crate::endpoint::{Endpoint, Endpoints};
 
 const GOLDEN: &str = include_str!("../../tests/golden/slots_v1.csv");
 

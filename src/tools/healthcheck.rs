@@ -10,10 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    cli::EXIT_FAILURE,
-    config::values::{GoDuration, HostPort},
-};
+use crate::config::values::{GoDuration, HostPort};
 
 /// The longest answer that is read.
 const LONGEST: u64 = 64 << 10;
@@ -49,7 +46,7 @@ pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<Exi
         Err(reason) => (false, format!("http://{}{path}: {reason}", args.admin)),
     };
     writeln!(out, "{line}")?;
-    Ok(if yes { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILURE) })
+    Ok(if yes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The status of a page, and what it says in one line.
@@ -111,7 +108,7 @@ mod tests {
     #[tokio::test]
     async fn the_answer_is_a_line_and_an_exit_code() {
         let yes = format!("{:?}", ExitCode::SUCCESS);
-        let no = format!("{:?}", ExitCode::from(EXIT_FAILURE));
+        let no = format!("{:?}", ExitCode::FAILURE);
         let (code, line) = check(Some("HTTP/1.0 200 OK\r\na: b\r\n\r\nready\n"), &[]).await;
         assert_eq!((code, &*line), (yes.clone(), "ready\n"));
         let (code, line) = check(Some("HTTP/1.1 200 OK\r\n\r\nalive\n"), &["--live"]).await;
@@ -139,7 +136,7 @@ mod tests {
         let address = socket.local_addr().unwrap().to_string();
         let mut out = Vec::new();
         let code = run(Line::parse_from(["healthcheck", "--admin", &address]).args, &mut out).await.unwrap();
-        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(EXIT_FAILURE)));
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::FAILURE));
         assert!(String::from_utf8(out).unwrap().starts_with(&format!("http://{address}/readyz: ")));
     }
 }

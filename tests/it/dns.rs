@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use hickory_proto::rr::RecordType;
 use spanring::{
-    discovery::Endpoint,
+    endpoint::Endpoint,
     ring::{Algorithm, Table},
 };
 use tokio::time::{Instant, sleep};

@@ -20,7 +20,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use spanring::{
-    discovery::Endpoint,
+    endpoint::Endpoint,
     lifecycle::Tasks,
     ring::{Algorithm, Table},
 };

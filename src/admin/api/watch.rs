@@ -17,7 +17,7 @@ use super::{
     super::{Pool, PoolSet, Pools, pb::v1::WatchRingResponse},
     AskError, VERSION, facts,
 };
-use crate::membership::Tables;
+use crate::ring::Tables;
 
 /// What one watcher is told. It ends with an error when the pool that it asked for goes.
 pub(super) struct Watch(Pin<Box<dyn Stream<Item = Result<WatchRingResponse, Status>> + Send>>);

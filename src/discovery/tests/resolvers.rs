@@ -6,10 +6,11 @@ use super::server::{Machine, SERVFAIL, addresses};
 use crate::{
     access::Access,
     discovery::{
-        Endpoint, EndpointsReceiver, Resolvers,
+        Resolvers,
         fixed::{Fixed, parse},
         metrics::Meters,
     },
+    endpoint::{Endpoint, EndpointsReceiver},
     lifecycle::Tasks,
     telemetry::Recorder,
 };

@@ -6,7 +6,7 @@ use super::server::{Machine, NXDOMAIN, SERVFAIL, addresses};
 use crate::{
     access::Access,
     discovery::{
-        Config, DEFAULT_INTERVAL, EndpointsReceiver, IpFamily, MIN_INTERVAL, Resolvers,
+        Config, DEFAULT_INTERVAL, IpFamily, MIN_INTERVAL, Resolvers,
         answer::{Answer, Answers},
         dns::Dns,
         jittered,
@@ -16,6 +16,7 @@ use crate::{
         system::System,
         trouble::{Trouble, Voice},
     },
+    endpoint::EndpointsReceiver,
     lifecycle::Tasks,
     telemetry::{Recorder, logs::captured},
 };

@@ -476,7 +476,7 @@ async fn several_connections_share_the_calls() {
 
 #[tokio::test]
 async fn a_backend_without_an_address_hands_back_at_once() {
-    let endpoint = crate::discovery::Endpoint::new("later:4317", None);
+    let endpoint = crate::endpoint::Endpoint::new("later:4317", None);
     let table = crate::ring::Table::of(1, crate::ring::Algorithm::SlotsV1, &vec![endpoint].into()).unwrap();
     let (_tables, receiver) = tokio::sync::watch::channel(Some(std::sync::Arc::new(table)));
     let tasks = Tasks::new();

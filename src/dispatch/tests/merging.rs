@@ -78,7 +78,7 @@ async fn parts_marked_so_go_in_calls_of_their_own() {
     let rig = Rig::start_with(one_place(), &[backend.address], tasks);
     let _first = rig.submit(vec![part(&["a"], 0)]);
     let call = backend.call().await;
-    let suspect = Arc::<crate::pipeline::ClientConnection>::default();
+    let suspect = Arc::<crate::otlp::ClientConnection>::default();
     suspect.keep_unmerged(Instant::now(), Duration::from_secs(60));
     let _joins = [
         rig.submit(vec![crate::dispatch::Part { alone: true, ..part(&["alone"], 0) }]),
@@ -104,7 +104,7 @@ async fn a_merged_call_that_is_refused_fails_only_the_bad_part() {
     let rig = Rig::start_with(one_place(), &[backend.address], tasks);
     let _first = rig.submit(vec![part(&["a"], 0)]);
     let call = backend.call().await;
-    let (good_client, bad_client) = (Arc::default(), Arc::<crate::pipeline::ClientConnection>::default());
+    let (good_client, bad_client) = (Arc::default(), Arc::<crate::otlp::ClientConnection>::default());
     let good = rig.submit_from(vec![part(&["good"], 0)], &good_client);
     let bad = rig.submit_from(vec![part(&["bad", "bad"], 0)], &bad_client);
     call.accept();

@@ -23,11 +23,10 @@ use tokio::{
 use tonic::{Request, Response, Status, codec::CompressionEncoding, metadata::MetadataMap};
 
 use crate::{
-    discovery::Endpoint,
     dispatch::{Config, Dispatch, Join, Part, PartOutcome},
+    endpoint::Endpoint,
     health::{self, Inbox},
-    otlp::{Framed, Signal},
-    pipeline::ClientConnection,
+    otlp::{ClientConnection, Framed, Signal},
     ring::{Algorithm, Base, Table, members_of},
 };
 

@@ -20,7 +20,7 @@ use super::{
     *,
 };
 use crate::{
-    discovery::{Endpoint, Endpoints},
+    endpoint::{Endpoint, Endpoints},
     health::{HealthEvent, HealthKind},
 };
 

@@ -17,7 +17,6 @@ use std::{
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Request as HttpRequest, Response};
-use metrics::Counter;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
     trace::v1::{ResourceSpans, ScopeSpans, Span},
@@ -25,10 +24,11 @@ use opentelemetry_proto::tonic::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Config, GrpcConfig, accept, connection, grpc::OtlpGrpc, streams};
+use super::{Config, GrpcConfig, grpc::OtlpGrpc};
 use crate::{
     budget::Budget,
     lifecycle::Tasks,
+    listen,
     otlp::{Outcome, Signal},
     pipeline::{Export, Request},
     telemetry::Recorder,
@@ -123,31 +123,7 @@ fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> 
 
 /// The same of a service that is there already.
 fn serve_service_in_memory(service: OtlpGrpc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> tokio::io::DuplexStream {
-    let limits = accept::Limits {
-        protocol: accept::Protocol::Http2,
-        max_connections: 1,
-        descriptors: || usize::MAX,
-        header_timeout: config.header_timeout,
-        max_concurrent_streams: config.max_concurrent_streams,
-        max_header_list_size: config.max_header_list_size,
-        max_connection_age: config.max_connection_age,
-        max_connection_age_grace: config.max_connection_age_grace,
-    };
-    let (client, server) = tokio::io::duplex(1 << 20);
-    let life = connection::Life::new(&limits);
-    let watched = tasks.clone();
-    drop(tasks.spawn(async move {
-        connection::serve(
-            &limits,
-            server,
-            service.for_connection(),
-            life,
-            streams::Tally::new(Counter::noop()),
-            &watched,
-        )
-        .await;
-    }));
-    client
+    listen::tests::serve_in_memory(config.limits(), service.for_connection(), tasks)
 }
 
 fn head(path: &str) -> HttpRequest<()> {

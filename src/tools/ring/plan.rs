@@ -13,7 +13,7 @@ use super::{
     source::{self, Member, Rings},
     table,
 };
-use crate::{admin::pb::v1::PoolRing, discovery::Endpoint, ring::Table};
+use crate::{admin::pb::v1::PoolRing, endpoint::Endpoint, ring::Table};
 
 /// What would happen to one pool.
 #[derive(Debug, Serialize)]

@@ -16,7 +16,8 @@ use crate::{
         pb::v1::{GetRingRequest, LookupRequest, LookupResponse, PoolRing, ring_client::RingClient},
     },
     config::{Backends, Config, Draft, values::HostPort},
-    discovery::{self, AddressError, Endpoint, Endpoints},
+    discovery::{self, AddressError},
+    endpoint::{Endpoint, Endpoints},
     ring::{Algorithm, Table},
 };
 

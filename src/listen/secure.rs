@@ -24,13 +24,14 @@ struct NotTls(&'static str);
 
 /// Speaks TLS with every client.
 #[derive(Clone, Debug)]
-pub(super) struct Tls {
+pub struct Tls {
     server: Server,
     failures: Failures,
 }
 
 impl Tls {
-    pub(super) fn new(listener: &'static str, server: Server) -> Self {
+    /// TLS by `server`; `listener` is the label of the metric that counts handshakes that failed.
+    pub fn new(listener: &'static str, server: Server) -> Self {
         Self { server, failures: Failures::new(RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL, "listener", listener) }
     }
 }

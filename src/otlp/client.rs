@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 
-use crate::otlp::{Metadata, metadata::TooMuch};
+use super::{Metadata, metadata::TooMuch};
 
 /// What is remembered of a client's connection: whether its parts may share calls with those of others, and what its last
 /// request brought of headers that go on.

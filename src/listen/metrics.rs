@@ -1,0 +1,64 @@
+//! The metrics of a listener's connections: handles that are resolved once.
+
+use metrics::{Counter, Gauge, counter, gauge};
+
+use crate::telemetry::metrics::{RECEIVER_CONNECTIONS, RECEIVER_CONNECTIONS_TOTAL, RECEIVER_REFUSED_STREAMS_TOTAL};
+
+/// The handles of one listener.
+#[derive(Clone)]
+pub(super) struct ListenerMetrics {
+    open: Gauge,
+    accepted: Counter,
+    refused: Counter,
+    failed: Counter,
+    refused_streams: Counter,
+}
+
+/// An open connection, counted until it is dropped.
+pub(super) struct OpenConnection(Gauge);
+
+// === impl ListenerMetrics ===
+
+impl ListenerMetrics {
+    pub(super) fn new(listener: &'static str) -> Self {
+        let came =
+            |result: &'static str| counter!(RECEIVER_CONNECTIONS_TOTAL, "listener" => listener, "result" => result);
+        Self {
+            open: gauge!(RECEIVER_CONNECTIONS, "listener" => listener),
+            accepted: came("accepted"),
+            refused: came("refused"),
+            failed: came("failed"),
+            refused_streams: counter!(RECEIVER_REFUSED_STREAMS_TOTAL, "listener" => listener),
+        }
+    }
+
+    /// One is open, whatever comes of it.
+    pub(super) fn opened(&self) -> OpenConnection {
+        self.open.increment(1.0);
+        OpenConnection(self.open.clone())
+    }
+
+    /// One speaks what is spoken here.
+    pub(super) fn accepted(&self) {
+        self.accepted.increment(1);
+    }
+
+    pub(super) fn refused(&self) {
+        self.refused.increment(1);
+    }
+
+    pub(super) fn failed(&self) {
+        self.failed.increment(1);
+    }
+
+    /// What counts streams that are refused before a service sees them.
+    pub(super) fn refused_streams(&self) -> Counter {
+        self.refused_streams.clone()
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}

@@ -1,0 +1,30 @@
+//! A connection in memory, for tests of the rooms above that pause the clock.
+
+use std::{convert::Infallible, error::Error};
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, service::Service};
+use metrics::Counter;
+use tokio::io::DuplexStream;
+
+use super::{Limits, connection, streams};
+use crate::lifecycle::Tasks;
+
+/// Serves `service` on a connection in memory, as on an accepted one. Returns the client's end.
+pub(crate) fn serve_in_memory<S, B>(limits: Limits, service: S, tasks: &Tasks) -> DuplexStream
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (client, server) = tokio::io::duplex(1 << 20);
+    let life = connection::Life::new(&limits);
+    let watched = tasks.clone();
+    drop(tasks.spawn(async move {
+        connection::serve(&limits, server, service, life, streams::Tally::new(Counter::noop()), &watched).await;
+    }));
+    client
+}
