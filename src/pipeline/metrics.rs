@@ -1,10 +1,11 @@
 //! Counters of the split, resolved once for each signal of a route.
 
-use metrics::Counter;
+use metrics::{Counter, counter};
 
 use crate::{
     otlp::{Outcome, Refusal, Signal},
     route::InvalidIds,
+    telemetry::metrics as page,
 };
 
 /// What the pipeline counts of one signal.
@@ -29,19 +30,18 @@ impl SignalMetrics {
     pub(super) fn new(pool: &str, signal: Signal) -> Self {
         let name = signal.as_str();
         let pool = pool.to_owned();
-        let requests = |kind| metrics::counter!("spanring_split_requests_total", "signal" => name, "kind" => kind);
-        let invalid = |kind| metrics::counter!("spanring_split_invalid_ids_total", "signal" => name, "kind" => kind);
-        let answered =
-            |outcome| metrics::counter!("spanring_receiver_records_total", "signal" => name, "outcome" => outcome);
+        let requests = |kind| counter!(page::SPLIT_REQUESTS_TOTAL, "signal" => name, "kind" => kind);
+        let invalid = |kind| counter!(page::SPLIT_INVALID_IDS_TOTAL, "signal" => name, "kind" => kind);
+        let answered = |outcome| counter!(page::RECEIVER_RECORDS_TOTAL, "signal" => name, "outcome" => outcome);
         Self {
             whole: requests("whole"),
             cut: requests("cut"),
             empty: requests("empty"),
-            records: metrics::counter!("spanring_split_records_total", "signal" => name),
-            parts: metrics::counter!("spanring_split_parts_total", "signal" => name),
-            retried: metrics::counter!("spanring_dispatch_retried_parts_total", "pool" => pool.clone(), "signal" => name),
-            replaced: metrics::counter!("spanring_dispatch_replaced_parts_total", "pool" => pool.clone(), "signal" => name),
-            possible_duplicates: metrics::counter!("spanring_dispatch_possible_duplicate_records_total", "pool" => pool),
+            records: counter!(page::SPLIT_RECORDS_TOTAL, "signal" => name),
+            parts: counter!(page::SPLIT_PARTS_TOTAL, "signal" => name),
+            retried: counter!(page::DISPATCH_RETRIED_PARTS_TOTAL, "pool" => pool.clone(), "signal" => name),
+            replaced: counter!(page::DISPATCH_REPLACED_PARTS_TOTAL, "pool" => pool.clone(), "signal" => name),
+            possible_duplicates: counter!(page::DISPATCH_POSSIBLE_DUPLICATE_RECORDS_TOTAL, "pool" => pool),
             accepted: answered("accepted"),
             rejected: answered("rejected"),
             refused: answered("refused"),

@@ -1,4 +1,4 @@
-//! The receivers' metrics: their names, and the handles that are resolved once.
+//! The handles of the receivers' metrics, taken once.
 
 use std::time::Duration;
 
@@ -11,26 +11,8 @@ use crate::{
     buffers,
     lifecycle::Tasks,
     otlp::{Outcome, Reason, Signal},
+    telemetry::metrics as page,
 };
-
-/// Requests answered: `signal`, `code`.
-pub const RECEIVER_REQUESTS_TOTAL: &str = "spanring_receiver_requests_total";
-/// Bytes of messages, inflated: `signal`.
-pub const RECEIVER_BYTES_TOTAL: &str = "spanring_receiver_bytes_total";
-/// Bytes of bodies as they came: `signal`.
-pub const RECEIVER_WIRE_BYTES_TOTAL: &str = "spanring_receiver_wire_bytes_total";
-/// Requests refused: `signal` (`none` for those that name no signal), `reason`.
-pub const RECEIVER_REFUSED_REQUESTS_TOTAL: &str = "spanring_receiver_refused_requests_total";
-/// Requests whose client went away before it was answered: `signal`.
-pub const RECEIVER_ABANDONED_REQUESTS_TOTAL: &str = "spanring_receiver_abandoned_requests_total";
-/// Requests being read or delivered: `signal`.
-pub const RECEIVER_IN_FLIGHT_REQUESTS: &str = "spanring_receiver_in_flight_requests";
-/// From a request's headers to its reply: `signal`.
-pub const RECEIVER_REQUEST_DURATION_SECONDS: &str = "spanring_receiver_request_duration_seconds";
-/// The byte budget.
-pub const MEMORY_BUDGET_LIMIT_BYTES: &str = "spanring_memory_budget_limit_bytes";
-/// What requests hold of it.
-pub const MEMORY_BUDGET_USED_BYTES: &str = "spanring_memory_budget_used_bytes";
 
 /// How often the budget's gauge is written: finer than any scrape interval in use.
 const BUDGET_INTERVAL: Duration = Duration::from_secs(1);
@@ -84,8 +66,8 @@ pub(super) struct InFlight<'a> {
 pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 bytes are more than a machine has")]
     let as_gauge = |bytes: usize| bytes as f64;
-    let limit = gauge!(MEMORY_BUDGET_LIMIT_BYTES);
-    let used = gauge!(MEMORY_BUDGET_USED_BYTES);
+    let limit = gauge!(page::MEMORY_BUDGET_LIMIT_BYTES);
+    let used = gauge!(page::MEMORY_BUDGET_USED_BYTES);
     let watch = tasks.clone();
     drop(tasks.spawn(async move {
         let mut ticks = tokio::time::interval(BUDGET_INTERVAL);
@@ -104,7 +86,8 @@ pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
 }
 
 fn refusals(signal: &'static str) -> [Counter; Reason::ALL.len()] {
-    Reason::ALL.map(|reason| counter!(RECEIVER_REFUSED_REQUESTS_TOTAL, "signal" => signal, "reason" => reason.as_str()))
+    Reason::ALL
+        .map(|reason| counter!(page::RECEIVER_REFUSED_REQUESTS_TOTAL, "signal" => signal, "reason" => reason.as_str()))
 }
 
 fn count_refusal(counters: &[Counter; Reason::ALL.len()], reason: Reason) {
@@ -144,13 +127,13 @@ impl SignalMetrics {
     fn new(signal: Signal) -> Self {
         let signal = signal.as_str();
         Self {
-            requests: CODES.map(|code| counter!(RECEIVER_REQUESTS_TOTAL, "signal" => signal, "code" => code)),
+            requests: CODES.map(|code| counter!(page::RECEIVER_REQUESTS_TOTAL, "signal" => signal, "code" => code)),
             refused: refusals(signal),
-            bytes: counter!(RECEIVER_BYTES_TOTAL, "signal" => signal),
-            wire_bytes: counter!(RECEIVER_WIRE_BYTES_TOTAL, "signal" => signal),
-            abandoned: counter!(RECEIVER_ABANDONED_REQUESTS_TOTAL, "signal" => signal),
-            in_flight: gauge!(RECEIVER_IN_FLIGHT_REQUESTS, "signal" => signal),
-            duration: histogram!(RECEIVER_REQUEST_DURATION_SECONDS, "signal" => signal),
+            bytes: counter!(page::RECEIVER_BYTES_TOTAL, "signal" => signal),
+            wire_bytes: counter!(page::RECEIVER_WIRE_BYTES_TOTAL, "signal" => signal),
+            abandoned: counter!(page::RECEIVER_ABANDONED_REQUESTS_TOTAL, "signal" => signal),
+            in_flight: gauge!(page::RECEIVER_IN_FLIGHT_REQUESTS, "signal" => signal),
+            duration: histogram!(page::RECEIVER_REQUEST_DURATION_SECONDS, "signal" => signal),
         }
     }
 

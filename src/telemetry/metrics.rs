@@ -218,7 +218,7 @@ page! {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, fs, path::Path};
 
     use super::*;
 
@@ -238,5 +238,23 @@ mod tests {
             }
             assert!(metric.help.ends_with('.'), "{name}: help is a sentence");
         }
+    }
+
+    #[test]
+    fn rooms_take_names_from_here() {
+        let literals: Vec<String> = ALL.iter().map(|metric| format!("\"{}\"", metric.name)).collect();
+        let (mut folders, mut wrong) = (vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")], Vec::new());
+        while let Some(folder) = folders.pop() {
+            for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                if path.is_dir() {
+                    folders.push(path);
+                } else if !path.ends_with("src/telemetry/metrics.rs") {
+                    let text = fs::read_to_string(&path).unwrap();
+                    let found = literals.iter().filter(|literal| text.contains(*literal));
+                    wrong.extend(found.map(|literal| format!("{} writes {literal}", path.display())));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "use the constant of `telemetry::metrics`:\n{}", wrong.join("\n"));
     }
 }

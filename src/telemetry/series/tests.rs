@@ -184,7 +184,7 @@ fn too_many_gone_backends_leave_at_once() {
     let held = backend(&handles, "here");
     store.sweep(Instant::now());
     let text = rendered(&store);
-    assert!(!text.contains("spanring_dispatch_connections"), "{} bytes", text.len());
+    assert!(!text.contains(page::DISPATCH_CONNECTIONS), "{} bytes", text.len());
     assert!(text.contains("backend=\"here\""), "{text}");
     drop(held);
 }
