@@ -4,7 +4,7 @@
 
 use std::io;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{Compression, codec, queue::Batch};
 use crate::otlp::{
@@ -19,48 +19,38 @@ const JOINED: usize = 16 << 10;
 /// Parts from this length go as they are: a frame of their own costs less than their copy.
 const LARGE: usize = 8 << 10;
 
-/// Fills `chunks` with the body of `batch`.
-pub(super) fn build(batch: &Batch, compression: Compression, chunks: &mut Vec<Chunk>) -> io::Result<()> {
-    chunks.clear();
+/// The body of `batch`, in the buffers that it lies in.
+pub(super) fn build(batch: &Batch, compression: Compression) -> io::Result<Vec<Bytes>> {
     match (compression, batch.parts.as_slice()) {
-        (Compression::None, [only]) => chunks.extend(only.message.chunk().pieces()),
-        (Compression::None, _) => join(batch, chunks)?,
+        (Compression::None, [only]) => Ok(only.message.buffers()),
+        (Compression::None, _) => join(batch),
         (compression, parts) => {
             let payloads = parts.iter().flat_map(|part| part.message.payload_runs());
-            chunks.push(codec::compress(compression, payloads, batch.bytes)?.into());
+            Ok(vec![codec::compress(compression, payloads, batch.bytes)?])
         }
     }
-    Ok(())
 }
 
-/// Makes one of several chunks, if they are buffers: h2 does much for each chunk.
-pub(super) fn string(chunks: &mut Vec<Chunk>) {
-    let buffer = |chunk: &Chunk| match chunk {
-        Chunk::Bytes(bytes) => Some(bytes.clone()),
-        Chunk::Rope(_) => None,
-    };
-    if chunks.len() > 1
-        && let Some(rope) = chunks.iter().map(buffer).collect::<Option<_>>().and_then(Rope::of)
-    {
-        chunks.clear();
-        chunks.push(Chunk::Rope(rope));
-    }
+/// One chunk of a body's buffers: h2 does much for each chunk. `None` if a buffer is longer than 32 bits can say.
+pub(super) fn one_chunk(mut buffers: Vec<Bytes>) -> Option<Chunk> {
+    if buffers.len() == 1 { buffers.pop().map(Chunk::Bytes) } else { Rope::of(buffers).map(Chunk::Rope) }
 }
 
-fn join(batch: &Batch, chunks: &mut Vec<Chunk>) -> io::Result<()> {
+fn join(batch: &Batch) -> io::Result<Vec<Bytes>> {
     let len = u32::try_from(batch.bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut left = PREFIX_LEN + batch.bytes;
+    let mut buffers = Vec::new();
     let mut buffer = BytesMut::with_capacity(left.min(JOINED));
     buffer.put_slice(&prefix_of(len));
     for part in &batch.parts {
         let len = part.message.payload_len();
         if !buffer.is_empty() && (len >= LARGE || buffer.len() + len > JOINED) {
             left -= buffer.len();
-            chunks.push(std::mem::take(&mut buffer).freeze().into());
+            buffers.push(std::mem::take(&mut buffer).freeze());
         }
         if len >= LARGE {
             left -= len;
-            chunks.extend(part.message.payload_chunk().pieces());
+            buffers.extend(part.message.payload_chunks());
         } else {
             if buffer.capacity() == 0 {
                 buffer.reserve(left.min(JOINED));
@@ -69,9 +59,9 @@ fn join(batch: &Batch, chunks: &mut Vec<Chunk>) -> io::Result<()> {
         }
     }
     if !buffer.is_empty() {
-        chunks.push(buffer.freeze().into());
+        buffers.push(buffer.freeze());
     }
-    Ok(())
+    Ok(buffers)
 }
 
 #[cfg(test)]
@@ -84,29 +74,17 @@ mod tests {
     use super::*;
     use crate::{
         dispatch::{Join, Part, piece::Queued},
-        otlp::{Framed, Signal, rope::Weaver},
+        otlp::{Framed, Signal},
     };
 
-    /// A message of `len` bytes: runs of another one's, or bytes of its own, in several buffers if they are many.
-    fn message(len: u32, woven: bool) -> Framed {
-        let source: Bytes = (0..len).map(|at| at.to_le_bytes()[0]).collect();
-        if !woven && len >= 9_000 {
-            let all = Framed::copy_from_payload(&source).unwrap().to_bytes();
-            return Framed::from_chunks(
-                [0..8_500, 8_500..8_502, 8_502..all.len()].map(|range| all.slice(range)).into(),
-            )
-            .unwrap();
+    /// A message of `len` bytes, in one buffer or in several.
+    fn message(len: u32, in_one: bool) -> Framed {
+        let payload: Bytes = (0..len).map(|at| at.to_le_bytes()[0]).collect();
+        let all = Framed::copy_from_payload(&payload).unwrap().to_bytes();
+        if in_one {
+            return Framed::from_prefixed(all).unwrap();
         }
-        if !woven {
-            return Framed::copy_from_payload(&source).unwrap();
-        }
-        let mut weaver = Weaver::new([source].into_iter(), 1, 5, PREFIX_LEN).unwrap();
-        weaver.headers().extend_from_slice(&prefix_of(len));
-        for run in [0..1, 1..len / 2, len / 2..len] {
-            weaver.share(0, run.start, run.end);
-        }
-        weaver.end();
-        Framed::from_rope(weaver.finish().next().unwrap()).unwrap()
+        Framed::from_chunks([0..3, 3..7, 7..all.len()].map(|range| all.slice(range)).into()).unwrap()
     }
 
     fn batch(messages: &[Framed]) -> Batch {
@@ -127,29 +105,36 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_its_parts_one_after_the_other_whether_they_share_a_request_or_not() {
+    fn a_call_is_its_parts_one_after_the_other_whatever_buffers_they_lie_in() {
         let sizes = [10, 20_000, 3, 9_000, 8_000, 8_000, 8_000, 40_000];
         for count in 1..=sizes.len() {
-            for woven in 0..1_u32 << count {
-                let messages: Vec<Framed> = (0..count).map(|at| message(sizes[at], woven >> at & 1 == 1)).collect();
+            for in_one in 0..1_u32 << count {
+                let messages: Vec<Framed> = (0..count).map(|at| message(sizes[at], in_one >> at & 1 == 1)).collect();
                 let expected: Vec<u8> = messages.iter().flat_map(|message| message.payload().into_owned()).collect();
                 for compression in [Compression::None, Compression::Zstd { level: 1 }] {
-                    let mut chunks = Vec::new();
-                    build(&batch(&messages), compression, &mut chunks).unwrap();
-                    let has_runs = chunks.iter().any(|chunk| matches!(chunk, Chunk::Rope(_)));
-                    string(&mut chunks);
-                    assert!(has_runs || chunks.len() == 1, "{} chunks", chunks.len());
-                    let body: Vec<u8> =
-                        chunks.into_iter().flat_map(|mut chunk| chunk.copy_to_bytes(chunk.remaining())).collect();
+                    let buffers = build(&batch(&messages), compression).unwrap();
+                    let large = buffers.iter().filter(|buffer| buffer.len() >= LARGE).count();
+                    assert!(large > 0 || buffers.len() <= 3, "{} buffers", buffers.len());
+                    let mut chunk = one_chunk(buffers).unwrap();
+                    let body = chunk.copy_to_bytes(chunk.remaining());
                     let (prefix, payload) = body.split_at(PREFIX_LEN);
                     if compression == Compression::None {
                         assert_eq!(prefix, prefix_of(u32::try_from(expected.len()).unwrap()));
-                        assert!(payload == expected, "{count} parts, {woven:b}");
+                        assert!(payload == expected, "{count} parts, {in_one:b}");
                     } else {
-                        assert!(codec::inflate(b"zstd", payload).unwrap() == expected, "{count} parts, {woven:b}");
+                        assert!(codec::inflate(b"zstd", payload).unwrap() == expected, "{count} parts, {in_one:b}");
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn small_parts_share_a_buffer_and_large_ones_are_not_copied() {
+        let messages = [message(100, true), message(100, true), message(9_000, true), message(100, true)];
+        let buffers = build(&batch(&messages), Compression::None).unwrap();
+        assert_eq!(buffers.iter().map(Bytes::len).collect::<Vec<_>>(), [PREFIX_LEN + 200, 9_000, 100]);
+        let large = messages[2].to_bytes();
+        assert_eq!(buffers[1].as_ptr(), large[PREFIX_LEN..].as_ptr(), "the part's own buffer is sent");
     }
 }

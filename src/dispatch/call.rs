@@ -30,8 +30,6 @@ pub(super) struct Place<'a> {
     pub(super) at: usize,
     pub(super) sender: &'a mut SendRequest<Chunk>,
     pub(super) outlet: &'a Outlet<Stream>,
-    /// Room for its body, from one call to the next.
-    pub(super) chunks: &'a mut Vec<Chunk>,
 }
 
 /// A call that could not begin.
@@ -77,19 +75,13 @@ fn send(batch: &Batch, backend: &Backend, place: &mut Place<'_>, timeout: std::t
     if let Some(metadata) = batch.parts.first().and_then(|part| part.inbox().metadata.as_deref()) {
         metadata.add_to(request.headers_mut());
     }
-    let Place { at, sender, outlet, chunks } = place;
-    body::build(batch, backend.shared.config.compression, chunks)?;
+    let Place { at, sender, outlet } = place;
+    let buffers = body::build(batch, backend.shared.config.compression)?;
+    // Before h2 hands over the first slice of it. Should the call not begin, the driver takes its buffers back.
+    buffers.iter().for_each(|buffer| outlet.lend(*at, buffer));
+    let chunk = body::one_chunk(buffers).ok_or(io::ErrorKind::InvalidInput)?;
     let (response, mut stream) = sender.send_request(request, false).map_err(io::Error::other)?;
-    for chunk in chunks.iter() {
-        if let Chunk::Bytes(bytes) = chunk {
-            outlet.lend(*at, bytes);
-        }
-    }
-    body::string(chunks);
-    let last = chunks.len().saturating_sub(1);
-    for (number, chunk) in chunks.drain(..).enumerate() {
-        stream.send_data(chunk, number == last).map_err(io::Error::other)?;
-    }
+    stream.send_data(chunk, true).map_err(io::Error::other)?;
     backend.metrics.bytes.increment(u64::try_from(batch.bytes).unwrap_or(u64::MAX));
     Ok(Reply::Head(response))
 }

@@ -52,7 +52,6 @@ pub(super) struct Driver {
     sender: Option<SendRequest<Chunk>>,
     connection: Connection<Wire<Stream>, Chunk>,
     outlet: Outlet<Stream>,
-    chunks: Vec<Chunk>,
     /// Whether it let others run since it was woken: a thread runs the task that was woken last at once, while requests that
     /// are being cut at this moment may have more for the same call, and backends that answer the same requests their answers.
     /// It takes 5 to 10 % off a span.
@@ -101,7 +100,6 @@ impl Driver {
             sender: Some(sender),
             connection,
             outlet,
-            chunks: Vec::new(),
             gave_way: false,
             has_end: false,
             answered: false,
@@ -177,7 +175,7 @@ impl Driver {
             let now = Instant::now();
             let Some(at) = self.calls.iter().position(|slot| slot.call.is_none()) else { break };
             let Some(batch) = self.backend.take(line, now) else { break };
-            let mut place = Place { at, sender, outlet: &self.outlet, chunks: &mut self.chunks };
+            let mut place = Place { at, sender, outlet: &self.outlet };
             match Call::begin(batch, &self.backend, &mut place, now) {
                 Ok(call) => {
                     self.clock.silence.begin(now, self.running > 0);

@@ -66,7 +66,7 @@ pub use self::{
     outcome::{Cause, Failure, PartOutcome},
     probe::HealthCheck,
     retries::RetryBudget,
-    submit::{Full, View},
+    submit::{NotQueued, View, WhyNotQueued},
 };
 use crate::{
     health::Events,

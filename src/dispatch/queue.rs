@@ -88,18 +88,14 @@ impl Queue {
     pub(super) fn push(&mut self, entry: Queued) {
         self.bytes += entry.cost();
         let lane = self.lane_of(&entry);
-        if let Some(lane) = self.lane_mut(lane) {
-            lane.push_back(entry);
-        }
+        self.lane_mut(lane).push_back(entry);
     }
 
     /// Puts back what was taken: it has waited longest.
     pub(super) fn push_front(&mut self, entry: Queued) {
         self.bytes += entry.cost();
         let lane = self.lane_of(&entry);
-        if let Some(lane) = self.lane_mut(lane) {
-            lane.push_front(entry);
-        }
+        self.lane_mut(lane).push_front(entry);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -165,7 +161,7 @@ impl Queue {
             }
             let alone = !merge || at == ALONE;
             let Rules { max_bytes, .. } = self.rules;
-            let (mut left, lane) = (self.bytes, self.lane_mut(at)?);
+            let (mut left, lane) = (self.bytes, self.lane_mut(at));
             while let Some(next) = lane.front() {
                 let size = next.message.payload_len();
                 let fits = !alone && bytes.saturating_add(size) <= max_bytes;
@@ -230,11 +226,15 @@ impl Queue {
         self.lanes.iter_mut().chain(self.keyed.iter_mut().map(|lane| &mut lane.entries))
     }
 
-    fn lane_mut(&mut self, at: usize) -> Option<&mut VecDeque<Queued>> {
-        match at.checked_sub(self.lanes.len()) {
-            None => self.lanes.get_mut(at),
-            Some(at) => self.keyed.get_mut(at).map(|lane| &mut lane.entries),
-        }
+    /// The lane of that number; should there be none, the lane of those that go alone, so that no entry is ever lost.
+    fn lane_mut(&mut self, at: usize) -> &mut VecDeque<Queued> {
+        let [merged @ .., alone] = &mut self.lanes;
+        let lane = match at.checked_sub(ALONE) {
+            None => merged.get_mut(at),
+            Some(0) => None,
+            Some(keyed) => self.keyed.get_mut(keyed - 1).map(|lane| &mut lane.entries),
+        };
+        lane.unwrap_or(alone)
     }
 
     fn lane_of(&mut self, entry: &Queued) -> usize {

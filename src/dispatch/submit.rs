@@ -23,14 +23,26 @@ pub struct View {
     retry: RetryConfig,
 }
 
-/// A queue had no room: nothing was queued.
+/// Nothing was queued.
 #[derive(Debug, thiserror::Error)]
-#[error("the queue of a backend is full")]
-pub struct Full {
-    /// Index of the backend.
-    pub backend: u32,
+#[error("{why}")]
+pub struct NotQueued {
+    /// Why not.
+    pub why: WhyNotQueued,
     /// The parts, given back in their order.
     pub parts: Vec<Part>,
+}
+
+/// Why a request's parts were not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WhyNotQueued {
+    /// The queue of the backend of this index has no room.
+    #[error("the queue of a backend is full")]
+    Full(u32),
+    /// A part names a backend that the view does not have. Parts are cut by the table of their view, so this is a defect of
+    /// ours.
+    #[error("a part is for a backend that is not in its table")]
+    NoSuchBackend,
 }
 
 impl View {
@@ -92,48 +104,53 @@ impl View {
 
     /// Queues all parts, or none when one of their owners' queues has no room. Their outcomes arrive at `join`.
     ///
-    /// What is larger than a whole queue is taken when that queue is empty.
-    pub fn submit(&self, parts: Vec<Part>, join: &Join) -> Result<(), Full> {
-        let Some(shard) = self.shards.get(shard_of_thread() % self.shards.len().max(1)) else {
-            return Err(Full { backend: 0, parts });
+    /// A part that is larger than a whole queue is taken when that queue is empty.
+    pub fn submit(&self, parts: Vec<Part>, join: &Join) -> Result<(), NotQueued> {
+        let Some(owners) = self.owners_of(&parts) else {
+            return Err(NotQueued { why: WhyNotQueued::NoSuchBackend, parts });
         };
-        let owner = |backend: u32| shard.get(usize::try_from(backend).unwrap_or(usize::MAX));
-        let needs = needs_of(&parts);
-        let admits = |need: &Need| owner(need.backend).is_some_and(|backend| backend.admit(need.bytes));
-        if let Some(at) = needs.iter().position(|need| !admits(need)) {
-            for Need { backend, bytes } in needs.iter().take(at) {
-                if let Some(backend) = owner(*backend) {
-                    backend.release(*bytes);
-                }
+        let needs = needs_of(&parts, &owners);
+        if let Some(at) = needs.iter().position(|need| !need.owner.admit(need.bytes)) {
+            for need in needs.iter().take(at) {
+                need.owner.release(need.bytes);
             }
-            let backend = needs.get(at).map_or(0, |need| need.backend);
-            if let Some(full) = owner(backend) {
-                full.metrics.queue_full.increment(1);
-            }
-            return Err(Full { backend, parts });
+            let backend = needs.get(at).map_or(0, |full| {
+                full.owner.metrics.queue_full.increment(1);
+                full.backend
+            });
+            return Err(NotQueued { why: WhyNotQueued::Full(backend), parts });
         }
         let inbox = join.inbox();
         inbox.expect(parts.len());
         let now = Instant::now();
-        for part in parts {
-            // Room was made by its owner, so there is one.
-            let Some(backend) = owner(part.backend) else { continue };
-            backend.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
+        for (part, owner) in parts.into_iter().zip(owners) {
+            owner.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
         }
         Ok(())
+    }
+
+    /// The backend of each part, on this thread's shard; `None` if the view lacks one of them.
+    fn owners_of(&self, parts: &[Part]) -> Option<Vec<&Arc<Backend>>> {
+        let shard = self.shards.get(shard_of_thread() % self.shards.len().max(1))?;
+        parts.iter().map(|part| shard.get(usize::try_from(part.backend).ok()?)).collect()
     }
 }
 
 /// Room that a request takes in one queue.
-struct Need {
+struct Need<'a> {
     backend: u32,
+    owner: &'a Arc<Backend>,
     bytes: usize,
 }
 
-/// What parts take, each backend named once: two parts for one queue get room together or not at all.
-fn needs_of(parts: &[Part]) -> Vec<Need> {
-    let need = |part: &Part| Need { backend: part.backend, bytes: part.message.framed_len() };
-    let mut needs: Vec<Need> = parts.iter().map(need).collect();
+/// The room that parts take. Each backend is named once: two parts for one queue get room together or not at all.
+fn needs_of<'a>(parts: &[Part], owners: &[&'a Arc<Backend>]) -> Vec<Need<'a>> {
+    let need = |(part, owner): (&Part, &&'a Arc<Backend>)| Need {
+        backend: part.backend,
+        owner,
+        bytes: part.message.framed_len(),
+    };
+    let mut needs: Vec<Need<'a>> = parts.iter().zip(owners).map(need).collect();
     needs.sort_unstable_by_key(|need| need.backend);
     needs.dedup_by(|next, kept| {
         let same = next.backend == kept.backend;

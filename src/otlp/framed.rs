@@ -80,10 +80,7 @@ impl Framed {
 
     /// The protobuf message in as many buffers as it has runs, shared.
     pub fn payload_chunks(&self) -> Vec<Bytes> {
-        match self.payload_chunk() {
-            Chunk::Bytes(bytes) => vec![bytes],
-            Chunk::Rope(rope) => rope.shares().collect(),
-        }
+        self.payload_chunk().buffers()
     }
 
     /// The protobuf message, run by run.
@@ -111,6 +108,11 @@ impl Framed {
     /// Prefix and message on their way, sharing the buffer.
     pub fn chunk(&self) -> Chunk {
         self.0.clone()
+    }
+
+    /// Prefix and message in as many buffers as they lie in, shared.
+    pub fn buffers(&self) -> Vec<Bytes> {
+        self.0.buffers()
     }
 
     /// Prefix and message in one buffer: shared if they are, else copied.
@@ -146,13 +148,12 @@ impl PartialEq for Framed {
 }
 
 impl Chunk {
-    /// What goes to HTTP/2 by itself: each buffer does, runs do not.
-    pub fn pieces(self) -> impl Iterator<Item = Self> {
-        let (whole, buffers) = match self {
-            Self::Rope(rope) if !rope.is_woven() => (None, rope.shares().map(Self::Bytes).collect()),
-            chunk => (Some(chunk), Vec::new()),
-        };
-        whole.into_iter().chain(buffers)
+    /// The buffers that it lies in, shared.
+    fn buffers(&self) -> Vec<Bytes> {
+        match self {
+            Self::Bytes(bytes) => vec![bytes.clone()],
+            Self::Rope(rope) => rope.shares().collect(),
+        }
     }
 }
 

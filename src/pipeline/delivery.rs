@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Pipeline, Route, cut, held::Held, retry_delay, tally::Tally};
+use super::{Pipeline, Route, cut, defect, held::Held, retry_delay, tally::Tally};
 use crate::{
-    dispatch::{Backoff, Cause, Full, Join, Part, PartOutcome, View},
+    dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
     otlp::{Outcome, Reason, Refusal},
     ring::Table,
 };
@@ -32,6 +32,8 @@ pub(super) struct Delivery<'a> {
     /// Says that a table took over, once a part has failed: what waits may have another owner by it.
     changes: Option<watch::Receiver<u64>>,
     tally: Tally,
+    /// What went wrong that cannot go wrong unless this program has a defect. Nothing is then acknowledged.
+    defect: Option<&'static str>,
 }
 
 #[derive(Clone, Copy)]
@@ -95,6 +97,7 @@ impl<'a> Delivery<'a> {
             waiting: Vec::new(),
             changes: None,
             tally,
+            defect: None,
         }
     }
 
@@ -106,7 +109,7 @@ impl<'a> Delivery<'a> {
     /// All parts were queued: waits until nothing is owed any more or `deadline` has come.
     pub(super) async fn finish(mut self, deadline: Instant) -> Result<Outcome, Refusal> {
         self.under_way = self.placed.len();
-        while self.owes() {
+        while self.owes() && self.defect.is_none() {
             let wake = self.next_due().map_or(deadline, |due| due.min(deadline));
             if self.under_way == 0 && wake >= deadline {
                 break;
@@ -125,7 +128,24 @@ impl<'a> Delivery<'a> {
             }
         }
         self.take_last();
-        if self.owes() { Err(self.late()) } else { std::mem::take(&mut self.tally).outcome() }
+        self.conclude()
+    }
+
+    /// What the client is answered. A request is acknowledged only if every part has an outcome and every record is accounted
+    /// for.
+    fn conclude(&mut self) -> Result<Outcome, Refusal> {
+        if !self.owes() {
+            if self.placed.iter().any(|placed| placed.owed) {
+                self.defect.get_or_insert("a part was lost on its way");
+            } else if !self.tally.is_complete() {
+                self.defect.get_or_insert("the parts of a request do not have all of its records");
+            }
+        }
+        match self.defect {
+            Some(what) => Err(defect(what)),
+            None if self.owes() => Err(self.late()),
+            None => std::mem::take(&mut self.tally).outcome(),
+        }
     }
 
     fn owes(&self) -> bool {
@@ -157,6 +177,10 @@ impl<'a> Delivery<'a> {
     /// Takes note of one outcome. Returns the part if it is still owed, and the pause that its backend asked for.
     fn take(&mut self, index: u32, outcome: PartOutcome) -> Option<(Failed, Option<Duration>)> {
         self.under_way = self.under_way.saturating_sub(1);
+        if !self.placed.get(index as usize).is_some_and(|placed| placed.owed) {
+            self.defect = Some("a part has more outcomes than one");
+            return None;
+        }
         match outcome {
             PartOutcome::Accepted { rejected, message } => {
                 self.note_repeat(index);
@@ -244,7 +268,10 @@ impl<'a> Delivery<'a> {
     /// Keeps a failed part for its next attempt, no sooner than its backend asked for.
     #[cold]
     fn wait_for(&mut self, failed: Failed, after: Option<Duration>) {
-        let Some(placed) = self.placed.get_mut(failed.part.index as usize) else { return };
+        let Some(placed) = self.placed.get_mut(failed.part.index as usize) else {
+            self.defect = Some("a part is unknown");
+            return;
+        };
         let pause = placed.backoff.pause().max(after.unwrap_or_default());
         self.waiting.push(Waiting { failed, due: Instant::now() + pause });
     }
@@ -287,7 +314,10 @@ impl<'a> Delivery<'a> {
     /// Sends a part to its owner by the table of this moment, cut again when that is another table. Whether it was queued;
     /// if not, it waits again.
     fn place(&mut self, failed: Failed, view: &View) -> bool {
-        let Some(placed) = self.placed.get(failed.part.index as usize).copied() else { return false };
+        let Some(placed) = self.placed.get(failed.part.index as usize).copied() else {
+            self.defect = Some("a part is unknown");
+            return false;
+        };
         let generation = view.table().generation;
         if placed.generation == generation {
             self.route.metrics.retried.increment(1);
@@ -300,6 +330,10 @@ impl<'a> Delivery<'a> {
         let max = view.max_request_size();
         let Part { signal, records, index, ref message, .. } = failed.part;
         match cut::again(signal, message, permit, view.table(), max) {
+            Ok(again) if again.records != u64::from(records) => {
+                self.defect = Some("a part does not have the records that it was counted with");
+                false
+            }
             Ok(again) => {
                 drop(failed);
                 if self.tables.iter().all(|table| table.generation != generation) {
@@ -343,7 +377,10 @@ impl<'a> Delivery<'a> {
                 self.under_way += count;
                 true
             }
-            Err(Full { parts, .. }) => {
+            Err(NotQueued { why, parts }) => {
+                if why == WhyNotQueued::NoSuchBackend {
+                    self.defect = Some("a part is for a backend that is not in its table");
+                }
                 for part in parts {
                     let owner = view.identity_of(part.backend);
                     self.tally.last_failure = Some((Arc::clone(&owner), Cause::Full));
@@ -402,7 +439,7 @@ impl Drop for Delivery<'_> {
     /// twice.
     fn drop(&mut self) {
         self.take_last();
-        if self.owes() {
+        if self.owes() || self.defect.is_some() {
             let waiting = self.waiting();
             let is_under_way = |index: &u32| !waiting.contains(index) && self.join.may_have_begun(*index);
             let may_be_there =
@@ -425,3 +462,6 @@ async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
         std::future::pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

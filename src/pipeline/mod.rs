@@ -12,7 +12,11 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -22,10 +26,11 @@ use tonic::Code;
 use self::{cut::Cut, delivery::Delivery, metrics::SignalMetrics, tally::Tally};
 use crate::{
     budget::{Budget, Permit},
-    dispatch::{Dispatch, Full, Join},
+    dispatch::{Dispatch, Join, WhyNotQueued},
     otlp::{ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal},
     ring::Table,
     route::InvalidTraceIds,
+    telemetry::Seldom,
 };
 
 /// An export request as a receiver hands it over: read whole, inflated, framed, not looked at.
@@ -160,7 +165,7 @@ impl Pipeline {
                 route.dispatch.retries().earn(sent);
                 delivery.finish(request.deadline).await
             }
-            Err(full) => Err(queue_full(view.table(), &full)),
+            Err(error) => Err(not_queued(view.table(), error.why)),
         };
         route.metrics.note_outcome(records, &outcome);
         outcome
@@ -179,10 +184,29 @@ fn not_ready(pool: &str) -> Refusal {
 }
 
 #[cold]
-fn queue_full(table: &Table, full: &Full) -> Refusal {
-    let backend = table.backends().get(full.backend as usize).map_or("?", |backend| &*backend.identity);
-    let message = format!("the queue of backend {backend} is full");
-    Refusal::retryable(Reason::QueueFull, retry_delay(), message)
+fn not_queued(table: &Table, why: WhyNotQueued) -> Refusal {
+    match why {
+        WhyNotQueued::Full(backend) => {
+            let backend = table.backends().get(backend as usize).map_or("?", |backend| &*backend.identity);
+            Refusal::retryable(Reason::QueueFull, retry_delay(), format!("the queue of backend {backend} is full"))
+        }
+        WhyNotQueued::NoSuchBackend => defect("a part is for a backend that is not in its table"),
+    }
+}
+
+/// The refusal of a request that met a defect of ours. What was or was not delivered of it is not certain, so that nothing is
+/// acknowledged and the client sends it again. It is logged once in a while, and counted as every refusal is: by its reason.
+#[cold]
+fn defect(what: &'static str) -> Refusal {
+    static TOLD: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+    if let Some(unlogged) = TOLD.may_tell() {
+        tracing::error!(
+            what,
+            unlogged,
+            "a defect of this program: a request was refused instead of acknowledged; please report it"
+        );
+    }
+    Refusal::retryable(Reason::Internal, retry_delay(), format!("a defect of the proxy: {what}"))
 }
 
 /// When a refused client should come again: 1 to 5 s, jittered so that clients do not come back together.

@@ -58,6 +58,11 @@ impl Tally {
         }
     }
 
+    /// Whether every record of the request was accepted or refused, each once.
+    pub(super) fn is_complete(&self) -> bool {
+        self.accepted + self.rejected == self.records
+    }
+
     pub(super) fn outcome(self) -> Result<Outcome, Refusal> {
         let message = self.message.map(shortened);
         if self.refused > 0 && self.refused == self.records {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::support::{Rig, Script, accepted, large_part, outcome, part, patient, wait_until};
 use crate::{
     dispatch::{
-        Config, Join, Part, PartOutcome,
+        Config, Join, Part, PartOutcome, WhyNotQueued,
         piece::Queued,
         queue::{Queue, Rules},
     },
@@ -175,7 +175,7 @@ async fn a_backend_that_hangs_holds_eight_full_calls_or_thirty_two_and_a_queue()
         // What comes now waits, until the queue is full too.
         let join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
         let refused = (0..).find_map(|_| rig.dispatch.view().unwrap().submit(vec![part.clone()], &join).err());
-        assert_eq!(refused.map(|full| full.backend), Some(0));
+        assert_eq!(refused.map(|refused| refused.why), Some(WhyNotQueued::Full(0)));
         let all = load();
         assert_eq!((all.calls, all.call_bytes), (calls, calls * part.message.payload_len()));
         assert!(all.call_bytes <= 8 * size && all.waiting_bytes <= 4 * cost, "{all:?}");
@@ -216,6 +216,20 @@ fn what_nobody_waits_for_is_dropped_when_its_turn_comes() {
 }
 
 #[tokio::test]
+async fn a_part_for_a_backend_that_is_not_in_the_table_keeps_the_others_from_being_queued() {
+    let tasks = Tasks::new();
+    let mut backend = Script::start(&tasks, None, 100).await;
+    let rig = Rig::start_with(Config::default(), &[backend.address], tasks);
+    let parts = vec![part(&["a"], 0), part(&["b"], 1)];
+    let join = Join::new(Instant::now() + Duration::from_secs(10), Arc::default());
+    let refused = rig.dispatch.view().unwrap().submit(parts.clone(), &join).expect_err("there is one backend");
+    assert_eq!((refused.why, refused.parts), (WhyNotQueued::NoSuchBackend, parts));
+    assert!(join.next().await.is_empty(), "nothing must have been queued");
+    assert_eq!(rig.dispatch.view().unwrap().backends().next().unwrap().load().waiting_bytes, 0);
+    assert!(rig.dispatch.is_idle() && backend.is_quiet());
+}
+
+#[tokio::test]
 async fn a_request_gets_room_in_all_queues_or_in_none() {
     let tasks = Tasks::new();
     let mut backends = [Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await];
@@ -231,7 +245,7 @@ async fn a_request_gets_room_in_all_queues_or_in_none() {
     let parts: Vec<_> = [0, 0, 1].iter().map(|at| large_part(1, 1_000, index[*at])).collect();
     let join = Join::new(Instant::now() + Duration::from_secs(10), Arc::default());
     let full = rig.dispatch.view().unwrap().submit(parts.clone(), &join).expect_err("there is no room");
-    assert_eq!(full.backend, index[1]);
+    assert_eq!(full.why, WhyNotQueued::Full(index[1]));
     assert_eq!(full.parts, parts, "the parts must be given back");
     assert!(join.next().await.is_empty(), "nothing must have been queued");
     // The first backend's room is whole: two more fit.
