@@ -1,70 +1,123 @@
-//! The shape of the tree: who imports whom, how long a file may be, how it opens.
+//! The shape of the tree: which room uses which, how long a file may be, how it opens.
+//!
+//! A room is a folder or file of `src`, or a folder in one that keeps a floor of its own. The table of rooms is their order:
+//! a room uses only rooms that stand before it. So there is no circle, and whoever reads from the top never meets a name that
+//! is explained further down.
+
+mod imports;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
-/// What each room of `src` may use of the crate; rooms that are not named may use everything.
-const MAY_USE: &[(&str, &[&str])] = &[
+/// A room and the rooms that it uses.
+type Room = (&'static str, &'static [&'static str]);
+
+/// All rooms, each behind those that it uses.
+const ROOMS: &[Room] = &[
+    // The vocabulary, and what stands by itself.
     ("otlp", &[]),
     ("allocator", &[]),
     ("budget", &[]),
     ("buffers", &[]),
     ("lifecycle", &[]),
     ("shortage", &[]),
-    ("telemetry", &["lifecycle"]),
+    ("signals", &[]),
     ("descriptors", &["shortage"]),
+    ("telemetry", &["lifecycle"]),
     ("tls", &["lifecycle", "telemetry"]),
     ("access", &["telemetry", "tls"]),
     ("endpoint", &["access"]),
     ("health", &["access", "shortage", "telemetry"]),
+    // Connections of clients, whatever they speak.
     ("listen", &["descriptors", "lifecycle", "telemetry", "tls"]),
+    // Who owns what.
     ("split", &["buffers", "otlp"]),
-    ("ring", &["endpoint", "otlp"]),
-    ("route", &["ring", "split", "otlp"]),
+    ("ring", &["endpoint"]),
+    ("route", &["otlp", "ring", "split"]),
     ("discovery", &["access", "endpoint", "lifecycle", "telemetry"]),
-    ("membership", &["access", "endpoint", "ring", "lifecycle", "telemetry", "health", "shortage"]),
+    ("membership", &["access", "endpoint", "health", "lifecycle", "ring", "telemetry"]),
+    // The way of the data, from its end.
     (
         "dispatch",
         &[
             "access",
-            "endpoint",
-            "ring",
-            "otlp",
             "budget",
             "buffers",
-            "lifecycle",
-            "telemetry",
+            "endpoint",
             "health",
+            "lifecycle",
+            "otlp",
+            "ring",
             "shortage",
+            "telemetry",
             "tls",
         ],
     ),
-    ("pipeline", &["split", "ring", "route", "dispatch", "otlp", "budget", "telemetry"]),
-    ("receive", &["listen", "pipeline", "otlp", "budget", "buffers", "descriptors", "telemetry", "lifecycle", "tls"]),
+    ("pipeline", &["budget", "dispatch", "otlp", "ring", "route", "split", "telemetry"]),
+    ("receive", &["budget", "buffers", "descriptors", "lifecycle", "listen", "otlp", "pipeline", "telemetry", "tls"]),
     // Dispatch knows what each backend has to do, the vocabulary which signals a pool takes.
-    ("admin", &["listen", "membership", "ring", "dispatch", "otlp", "telemetry", "lifecycle", "descriptors"]),
+    ("admin", &["descriptors", "dispatch", "lifecycle", "listen", "membership", "otlp", "ring", "telemetry"]),
+    // From a file to what each room is configured by.
+    (
+        "config",
+        &[
+            "admin",
+            "discovery",
+            "dispatch",
+            "lifecycle",
+            "membership",
+            "otlp",
+            "pipeline",
+            "receive",
+            "ring",
+            "route",
+            "telemetry",
+            "tls",
+        ],
+    ),
+    (
+        "proxy",
+        &[
+            "access",
+            "admin",
+            "budget",
+            "config",
+            "descriptors",
+            "discovery",
+            "dispatch",
+            "health",
+            "lifecycle",
+            "listen",
+            "membership",
+            "otlp",
+            "pipeline",
+            "receive",
+            "telemetry",
+            "tls",
+        ],
+    ),
+    // The other commands.
+    ("tools", &["admin", "config", "discovery", "endpoint", "lifecycle", "otlp", "ring", "tls"]),
+    ("cli", &["config", "telemetry", "tools"]),
+    ("lib", &[]),
+    ("main", &["allocator", "cli", "config", "descriptors", "proxy", "signals", "telemetry", "tools"]),
 ];
 
 /// Longest file, in lines.
 const MAX_LINES: usize = 500;
 
 #[test]
-fn rooms_import_only_what_lies_below_them() {
-    let allowed: BTreeMap<_, _> = MAY_USE.iter().copied().collect();
-    let mut wrong = Vec::new();
-    for file in sources("src") {
-        let room = room_of(&file);
-        let Some(may) = allowed.get(room.as_str()) else { continue };
-        for used in rooms_used(&read(&file)) {
-            if used != room && !may.contains(&used.as_str()) {
-                wrong.push(format!("{} uses crate::{used}", file.display()));
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "rooms must not import upwards:\n{}", wrong.join("\n"));
+fn a_room_uses_only_rooms_below_it() {
+    let files: Vec<_> = sources("src")
+        .into_iter()
+        .map(|file| (file.strip_prefix(root().join("src")).unwrap().to_str().unwrap().to_owned(), read(&file)))
+        .collect();
+    let files: Vec<_> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let wrong = complaints(ROOMS, &files);
+    assert!(wrong.is_empty(), "rooms must be known and use only what is below them:\n{}", wrong.join("\n"));
 }
 
 #[test]
@@ -82,50 +135,76 @@ fn files_are_short_and_say_what_they_own() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-fn rooms_used(text: &str) -> Vec<String> {
-    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-    let flat = code.replace('\n', " ");
-    let mut used = Vec::new();
-    for (at, _) in flat.match_indices("crate::") {
-        let rest = flat[at + "crate::".len()..].trim_start();
-        match rest.strip_prefix('{') {
-            Some(group) => used.extend(top_level_names(group)),
-            None => used.push(name(rest)),
-        }
+/// All that is wrong with files of these names, from `src` on, and texts, in these rooms.
+fn complaints(rooms: &[Room], files: &[(&str, &str)]) -> Vec<String> {
+    let mut wrong = against_the_order(rooms);
+    let read: Vec<_> = files.iter().map(|(path, text)| (*path, imports::read(&module_of(path), text))).collect();
+    let mut for_tests: BTreeSet<Vec<String>> = BTreeSet::new();
+    for (path, imports) in &read {
+        let inside = |name: &String| [module_of(path), vec![name.clone()]].concat();
+        for_tests.extend(imports.test_modules.iter().map(inside));
     }
-    used.retain(|room| !room.is_empty());
-    used
+    let is_test = |module: &[String]| {
+        module.iter().any(|name| name == "tests") || for_tests.iter().any(|tests| module.starts_with(tests))
+    };
+    let mut used: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (path, imports) in &read {
+        let module = module_of(path);
+        let name = if module.is_empty() { vec![path.trim_end_matches(".rs").to_owned()] } else { module };
+        if is_test(&name) {
+            continue;
+        }
+        let Some((room, may)) = room_of(rooms, &name) else {
+            wrong.push(format!("{path}: is in no room that is known"));
+            continue;
+        };
+        let mut others = BTreeSet::new();
+        for import in &imports.paths {
+            match room_of(rooms, import) {
+                Some((other, _)) => drop(others.insert(*other)),
+                None => {
+                    wrong.push(format!("{path}: uses crate::{}, which is in no room that is known", import.join("::")));
+                }
+            }
+        }
+        let above = others.iter().filter(|other| *other != room && !may.contains(other));
+        wrong.extend(above.map(|other| format!("{path}: {room} uses {other}")));
+        used.entry(room).or_default().extend(others);
+    }
+    for (room, may) in rooms {
+        let unused = may.iter().filter(|other| !used.get(room).is_some_and(|used| used.contains(*other)));
+        wrong.extend(unused.map(|other| format!("{room} may use {other} and does not")));
+    }
+    wrong
 }
 
-/// The first names of a braced import's members: `a::b, c::{d, e}}` gives `a` and `c`.
-fn top_level_names(group: &str) -> Vec<String> {
-    let (mut depth, mut names, mut start) = (0, Vec::new(), 0);
-    for (at, c) in group.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth == 0 => {
-                names.push(name(group[start..at].trim()));
-                break;
-            }
-            '}' => depth -= 1,
-            ',' if depth == 0 => {
-                names.push(name(group[start..at].trim()));
-                start = at + 1;
-            }
-            _ => {}
-        }
+/// What is wrong with the table by itself: a room that may use one that stands behind it, or nowhere.
+fn against_the_order(rooms: &[Room]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (at, (room, may)) in rooms.iter().enumerate() {
+        let is_below = |other: &&str| rooms[..at].iter().any(|(below, _)| below == other);
+        wrong.extend(may.iter().filter(|other| !is_below(other)).map(|other| format!("{room} is not above {other}")));
+    }
+    wrong
+}
+
+/// The room that a module is in: the innermost.
+fn room_of<'r>(rooms: &'r [Room], module: &[String]) -> Option<&'r Room> {
+    let is_in = |(room, _): &&Room| {
+        let names: Vec<&str> = room.split("::").collect();
+        module.len() >= names.len() && names.iter().zip(module).all(|(name, of)| name == of)
+    };
+    rooms.iter().filter(is_in).max_by_key(|(room, _)| room.len())
+}
+
+/// The module of a file: `a/b.rs` and `a/b/mod.rs` are `a::b`; `lib.rs` and `main.rs` are the root.
+fn module_of(path: &str) -> Vec<String> {
+    let mut names: Vec<String> = path.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
+    if names.last().is_some_and(|name| name == "mod") || matches!(&names[..], [name] if name == "lib" || name == "main")
+    {
+        names.pop();
     }
     names
-}
-
-fn name(text: &str) -> String {
-    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
-}
-
-fn room_of(file: &Path) -> String {
-    let inside = file.strip_prefix(root().join("src")).unwrap();
-    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
-    first.trim_end_matches(".rs").to_owned()
 }
 
 fn sources(folder: &str) -> Vec<PathBuf> {
@@ -151,4 +230,103 @@ fn read(file: &Path) -> String {
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+// === The check itself, on text that is made up ===
+
+#[test]
+fn a_circle_fails_whether_it_is_declared_or_not() {
+    let files =
+        [("low.rs", "use crate::high::Name;"), ("high/mod.rs", "mod part;"), ("high/part.rs", "use crate::low::f;")];
+    let declared: &[Room] = &[("low", &["high"]), ("high", &["low"])];
+    assert_eq!(complaints(declared, &files), ["low is not above high"]);
+    let undeclared: &[Room] = &[("low", &[]), ("high", &["low"])];
+    assert_eq!(complaints(undeclared, &files), ["low.rs: low uses high"]);
+    assert_eq!(complaints(undeclared, &files[1..]), [""; 0]);
+    let far: &[Room] = &[("a", &["c"]), ("b", &["a"]), ("c", &["b"])];
+    assert_eq!(against_the_order(far), ["a is not above c"], "a circle of three");
+}
+
+#[test]
+fn every_way_to_name_another_room_is_seen() {
+    let rooms: &[Room] = &[("low", &[]), ("high", &[])];
+    for text in [
+        "use crate::high::Name;",
+        "use crate::{low::{a, b}, high};",
+        "use crate::{low, high::{self, Name as Other}};",
+        "pub use crate :: /* there */ high :: *;",
+        "use super::high::Name;",
+        "mod inner { use super::super::high::Name; }",
+        "fn f() -> crate::high::Name { todo!() }",
+        "fn f() { let text = \"\\\"//\"; let quote = '\"'; crate::high::f::<u8>() }",
+        "fn f<'a>(name: &'a str) { g(r#\"\"#, 'x', self::super::high::f) }",
+        "macro_rules! m { () => { $crate::high::f() } }",
+        "mod messages;\n#[cfg(test)]\nmod tests { fn f() {} }\nuse crate::high::Name;",
+        "#[cfg(test)]\nuse crate::low::Name;\n#[cfg(test)]\nmod messages;\nuse crate::high::Name;",
+        "struct S {\n #[cfg(test)]\n seen: u8,\n other: crate::high::Name }",
+        "#[cfg(not(test))]\nuse crate::high::Name;",
+    ] {
+        assert_eq!(complaints(rooms, &[("low.rs", text)]), ["low.rs: low uses high"], "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_use_of_another_room_is_left_alone() {
+    let rooms: &[Room] = &[("low", &[]), ("high", &[])];
+    let files = [
+        (
+            "low/mod.rs",
+            "//! See crate::high.\nuse self::part::f; use crate::low::part; #[cfg(test)] mod messages; mod part;",
+        ),
+        (
+            "low/part.rs",
+            "pub(in crate::high) fn f() { \"crate::high\"; /* crate::high /* */ crate::high */ super::g() }",
+        ),
+        ("low/messages.rs", "use crate::high::Name;"),
+        ("low/tests.rs", "use crate::high::Name;"),
+        ("low/tests/deep.rs", "use crate::high::Name;"),
+        (
+            "low/inner.rs",
+            "#[cfg(test)]\nmod tests { use crate::high::{a, b}; }\n#[cfg(test)]\nuse crate::high::{a, b};",
+        ),
+        (
+            "low/fields.rs",
+            "struct S {\n #[cfg(test)]\n seen: crate::high::Name,\n}\n#[cfg(all(test, unix))]\nfn f<A, B>() { crate::high::f() }",
+        ),
+        ("low/std.rs", "use std::high::Name; use other::crate_high; fn f(self) { self.high() }"),
+    ];
+    assert_eq!(complaints(rooms, &files), [""; 0]);
+}
+
+#[test]
+fn a_room_in_a_room_does_not_use_the_floor_above() {
+    let rooms: &[Room] = &[("calls::wire", &[]), ("calls", &["calls::wire"])];
+    let above = ("calls/mod.rs", "mod wire; use self::wire::send; use crate::calls::wire::Name;");
+    for text in ["use super::Config;", "use crate::calls::queue::f;", "use crate::{calls::{wire::a, queue}};"] {
+        let wrong = complaints(rooms, &[above, ("calls/wire/mod.rs", text)]);
+        assert_eq!(wrong, ["calls/wire/mod.rs: calls::wire uses calls"], "{text}");
+    }
+    let wrong = complaints(rooms, &[above, ("calls/wire/frames.rs", "use super::super::Config; use super::Name;")]);
+    assert_eq!(wrong, ["calls/wire/frames.rs: calls::wire uses calls"]);
+    assert_eq!(complaints(rooms, &[above, ("calls/wire/frames.rs", "use super::Name;")]), [""; 0]);
+}
+
+#[test]
+fn rooms_that_nobody_knows_and_uses_that_are_not_there_fail() {
+    let rooms: &[Room] = &[("low", &[]), ("lib", &[]), ("high", &["low"])];
+    let files = [
+        ("lib.rs", "pub mod low; pub mod high;"),
+        ("new.rs", ""),
+        ("low.rs", "use crate::new::Name; use crate::{self as all};"),
+    ];
+    let wrong = complaints(rooms, &files);
+    assert_eq!(
+        wrong,
+        [
+            "new.rs: is in no room that is known",
+            "low.rs: uses crate::, which is in no room that is known",
+            "low.rs: uses crate::new::Name, which is in no room that is known",
+            "high may use low and does not",
+        ]
+    );
 }
