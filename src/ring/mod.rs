@@ -6,6 +6,32 @@
 //! - [`Overlay`] lists the slots that go elsewhere while their owner is away;
 //! - [`Table`] is one immutable snapshot of both, with the addresses to dial. Requests see nothing else.
 //!
+//! # Example
+//!
+//! Which of three backends gets a trace:
+//!
+//! ```
+//! use spanring::{
+//!     endpoint::{Endpoint, Endpoints},
+//!     ring::{Algorithm, Table},
+//! };
+//!
+//! // Sorted by identity. No address is needed: only the identity is hashed.
+//! let endpoints: Endpoints =
+//!     ["10.0.0.1:4317", "10.0.0.2:4317", "10.0.0.3:4317"].map(|identity| Endpoint::new(identity, None)).into();
+//! let table = Table::of(1, Algorithm::SlotsV1, &endpoints)?;
+//!
+//! let trace_id = 0x4bf92f3577b34da6a3ce929d0e0e4736_u128.to_be_bytes();
+//! let owner = table.owner(&trace_id);
+//! assert_eq!(&*table.backends()[owner as usize].identity, "10.0.0.1:4317");
+//!
+//! // Another process with the same backends has the same table.
+//! let elsewhere = Table::of(1, Algorithm::SlotsV1, &endpoints)?;
+//! assert_eq!(elsewhere.owner(&trace_id), owner);
+//! assert_eq!(elsewhere.membership_fingerprint(), table.membership_fingerprint());
+//! # Ok::<(), spanring::ring::RingError>(())
+//! ```
+//!
 //! **Invariant:** the same membership gives the same owners in every replica, platform and release. Byte order, hash seed,
 //! names and numbers in [`slots_v1`] never change; `tests/golden/slots_v1.csv` pins what comes of them.
 
