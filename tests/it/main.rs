@@ -8,6 +8,7 @@
 mod age;
 mod api;
 mod backend;
+mod clients;
 mod collector;
 mod dns;
 mod faults;
