@@ -56,11 +56,11 @@ page! {
     RECEIVER_REQUESTS_TOTAL = "spanring_receiver_requests_total", Counter, ["signal", "code"],
         "Requests answered, by the gRPC status code of the answer.";
     RECEIVER_RECORDS_TOTAL = "spanring_receiver_records_total", Counter, ["signal", "outcome"],
-        "Records of answered requests: accepted, rejected (for good, said in partial_success) or refused (to be sent again).";
+        "Records of answered requests: accepted, rejected (for good, by partial_success) or refused (the client is to send them again).";
     RECEIVER_BYTES_TOTAL = "spanring_receiver_bytes_total", Counter, ["signal"],
-        "Bytes of requests, inflated.";
+        "Bytes of requests, after decompression.";
     RECEIVER_WIRE_BYTES_TOTAL = "spanring_receiver_wire_bytes_total", Counter, ["signal"],
-        "Bytes of requests as they came.";
+        "Bytes of requests, as they were received.";
     RECEIVER_REFUSED_REQUESTS_TOTAL = "spanring_receiver_refused_requests_total", Counter, ["signal", "reason"],
         "Requests that were refused whole, by reason.";
     RECEIVER_ABANDONED_REQUESTS_TOTAL = "spanring_receiver_abandoned_requests_total", Counter, ["signal"],
@@ -72,11 +72,11 @@ page! {
     RECEIVER_CONNECTIONS = "spanring_receiver_connections", Gauge, ["listener"],
         "Connections that are open.";
     RECEIVER_CONNECTIONS_TOTAL = "spanring_receiver_connections_total", Counter, ["listener", "result"],
-        "Connections that came: accepted, refused (too many) or failed (no handshake, not HTTP/2 where that is spoken).";
+        "Connections by result: accepted, refused (too many are open) or failed (no TLS handshake, or not HTTP/2).";
     RECEIVER_FOREIGN_CONNECTIONS_TOTAL = "spanring_receiver_foreign_connections_total", Counter, ["listener", "kind"],
-        "Connections to a port for gRPC that began with something else: http1 (answered in words), tls, proxy (PROXY protocol) or garbage.";
+        "Connections to a gRPC port that began with another protocol: http1 (answered with an explanation), tls, proxy (PROXY protocol) or garbage.";
     RECEIVER_REFUSED_STREAMS_TOTAL = "spanring_receiver_refused_streams_total", Counter, ["listener"],
-        "HTTP/2 streams that were refused before a service saw them: malformed or too large headers, too many streams at once.";
+        "HTTP/2 streams that were refused before a service saw them: headers malformed or too large, or too many streams at once.";
     RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL = "spanring_receiver_tls_handshake_failures_total", Counter, ["listener", "reason"],
         "TLS handshakes with clients that failed: bad_name, closed, expired, no_certificate, not_tls, protocol_version, revoked, timeout, unknown_ca or other.";
 
@@ -86,22 +86,22 @@ page! {
         "Bytes that requests hold in memory.";
 
     SPLIT_REQUESTS_TOTAL = "spanring_split_requests_total", Counter, ["signal", "kind"],
-        "Requests cut: whole (one backend owns all, nothing was copied), cut or empty.";
+        "Requests by what the cut made of them: whole (one backend owns all of it), cut or empty.";
     SPLIT_RECORDS_TOTAL = "spanring_split_records_total", Counter, ["signal"],
-        "Records seen by the cut.";
+        "Records that were cut.";
     SPLIT_PARTS_TOTAL = "spanring_split_parts_total", Counter, ["signal"],
         "Parts that the cut made.";
     SPLIT_INVALID_IDS_TOTAL = "spanring_split_invalid_ids_total", Counter, ["signal", "kind"],
         "Records whose trace ID is empty, zero or of a wrong length.";
 
     RING_MEMBERS = "spanring_ring_members", Gauge, ["pool", "state"],
-        "Backends by state: active, draining (left discovery, still held), ejected (it fails) or unresolved (no address).";
+        "Backends by state: active, draining (it has left discovery and keeps its slots for hold_down), ejected (it fails) or unresolved (it has no address).";
     RING_GENERATION = "spanring_ring_generation", Gauge, ["pool"],
         "Number of tables that this process has published.";
     RING_FINGERPRINT = "spanring_ring_fingerprint", Gauge, ["pool"],
-        "48 bits over the membership as a number: replicas that agree have the same.";
+        "Fingerprint of the membership, 48 bits as a number: equal on all replicas that have the same backends.";
     RING_PLACEMENT_FINGERPRINT = "spanring_ring_placement_fingerprint", Gauge, ["pool"],
-        "48 bits over what the table says now, failed backends included.";
+        "Fingerprint of the table, ejections included, 48 bits as a number: equal on all replicas that send every trace to the same backend.";
     RING_OWNERSHIP_RATIO = "spanring_ring_ownership_ratio", Gauge, ["pool", "backend"],
         "Share of the ring's slots that the backend owns.";
     RING_MOVED_RATIO = "spanring_ring_moved_ratio", Gauge, ["pool"],
@@ -116,15 +116,15 @@ page! {
     MEMBERSHIP_BACKEND_STATE = "spanring_membership_backend_state", Gauge, ["pool", "backend", "state"],
         "1 for the state that the backend is in (active, draining, ejected or unresolved), 0 for the others.";
     MEMBERSHIP_EJECTIONS_TOTAL = "spanring_membership_ejections_total", Counter, ["pool", "reason"],
-        "Ejections by reason: refused, ping (silence), timeout (no call answered), unresolved or another failure of the way to it.";
+        "Ejections by reason: refused, ping (silence), timeout (no call was answered), unresolved or another transport failure.";
     MEMBERSHIP_RETURNS_TOTAL = "spanring_membership_returns_total", Counter, ["pool"],
-        "Ejected backends that answered and took their slots back.";
+        "Ejected backends that answered and got their slots back.";
     MEMBERSHIP_PROBES_TOTAL = "spanring_membership_probes_total", Counter, ["pool", "result"],
-        "Questions to ejected backends whether they are back: answered or failed.";
+        "Probes of ejected backends: answered or failed.";
     MEMBERSHIP_PANIC = "spanring_membership_panic", Gauge, ["pool"],
-        "1 while so many backends fail that none counts as ejected (max_ejection_percent).";
+        "1 while so many backends fail that none is treated as ejected (max_ejection_percent).";
     HEALTH_EVENTS_DROPPED_TOTAL = "spanring_health_events_dropped_total", Counter, ["pool"],
-        "Observations of backends' health that found no room on their way to membership.";
+        "Observations of backends' health that were dropped because the membership's queue was full.";
 
     DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS = "spanring_discovery_last_success_timestamp_seconds", Gauge, ["pool"],
         "When discovery last had a good answer, in Unix time.";
@@ -133,20 +133,20 @@ page! {
     DISCOVERY_ENDPOINTS = "spanring_discovery_endpoints", Gauge, ["pool"],
         "Backends that discovery reports.";
     DISCOVERY_CHANGE_PENDING = "spanring_discovery_change_pending", Gauge, ["pool"],
-        "1 while a reload's resolver has no good answer yet: backends, TLS and headers are still those of before.";
+        "1 while the resolver of a reload has no good answer yet: backends, TLS and headers are still the old ones.";
     DISCOVERY_PARTIAL_ANSWERS = "spanring_discovery_partial_answers", Gauge, ["pool"],
-        "1 while the name server answers with changing parts of a larger set, which are joined.";
+        "1 while the name server answers with changing parts of a larger set, and the answers are joined.";
 
     DISPATCH_CALLS_TOTAL = "spanring_dispatch_calls_total", Counter, ["pool", "backend", "outcome"],
         "Calls to backends: accepted, partial, rejected, retryable, transport or timeout.";
     DISPATCH_CALL_DURATION_SECONDS = "spanring_dispatch_call_duration_seconds", Histogram, ["pool"],
-        "Time that a call took.";
+        "Time from the start of a call to its answer.";
     DISPATCH_CALL_PARTS = "spanring_dispatch_call_parts", Histogram, ["pool"],
         "Parts that were merged in a call.";
     DISPATCH_RECORDS_TOTAL = "spanring_dispatch_records_total", Counter, ["pool", "backend", "signal", "outcome"],
         "Records that a backend accepted or rejected.";
     DISPATCH_BYTES_TOTAL = "spanring_dispatch_bytes_total", Counter, ["pool", "backend"],
-        "Bytes of calls, inflated.";
+        "Bytes of calls, before compression.";
     DISPATCH_QUEUE_BYTES = "spanring_dispatch_queue_bytes", Gauge, ["pool", "backend"],
         "Bytes that wait for the backend.";
     DISPATCH_QUEUE_LIMIT_BYTES = "spanring_dispatch_queue_limit_bytes", Gauge, ["pool"],
@@ -160,13 +160,13 @@ page! {
     DISPATCH_CONNECTIONS = "spanring_dispatch_connections", Gauge, ["pool", "backend"],
         "Connections to the backend.";
     DISPATCH_CONNECTS_TOTAL = "spanring_dispatch_connects_total", Counter, ["pool", "backend", "result"],
-        "Attempts to connect: ok, refused, timeout, tls (the handshake failed), local (this process had no descriptor, port or memory left for it) or error.";
+        "Attempts to connect: ok, refused, timeout, tls (the handshake failed), local (this process had no descriptor, port or memory left) or error.";
     DISPATCH_TLS_HANDSHAKE_FAILURES_TOTAL = "spanring_dispatch_tls_handshake_failures_total", Counter, ["pool", "reason"],
         "TLS handshakes with backends that failed, by the same reasons as those with clients.";
     DISPATCH_RETRIED_PARTS_TOTAL = "spanring_dispatch_retried_parts_total", Counter, ["pool", "signal"],
         "Parts that were tried again.";
     DISPATCH_REPLACED_PARTS_TOTAL = "spanring_dispatch_replaced_parts_total", Counter, ["pool", "signal"],
-        "Parts that were cut again by a newer table.";
+        "Parts that were cut again because the table had changed.";
     DISPATCH_RETRY_BUDGET_EXHAUSTED_TOTAL = "spanring_dispatch_retry_budget_exhausted_total", Counter, ["pool"],
         "Retries that waited longer because the budget was used up (retry_on_failure.budget_percent).";
     DISPATCH_DROPPED_PARTS_TOTAL = "spanring_dispatch_dropped_parts_total", Counter, ["pool", "reason"],
@@ -176,23 +176,23 @@ page! {
     DISPATCH_TAKEN_APART_TOTAL = "spanring_dispatch_taken_apart_total", Counter, ["pool"],
         "Merged calls that were refused and sent again part by part.";
     DISPATCH_CROWDED_PARTS_TOTAL = "spanring_dispatch_crowded_parts_total", Counter, ["pool"],
-        "Parts that went in calls of their own because 64 other values of forwarded headers waited for the backend already.";
+        "Parts sent in calls of their own because parts with 64 other values of forwarded headers were waiting for the backend.";
     DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL = "spanring_dispatch_unattributed_rejections_total", Counter, ["pool"],
-        "Records that backends rejected in merged calls, so that no client was told a count.";
+        "Records that backends rejected in merged calls, so that no client could be told its count.";
 
     TLS_CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS = "spanring_tls_certificate_expiry_timestamp_seconds", Gauge, ["owner", "role"],
-        "When certificates in use expire, in Unix time, by listener or pool: server (the listener's own), client_ca, client (the pool's own) or ca.";
+        "When certificates in use expire, in Unix time, by listener or pool. The role is server (the listener's own), client_ca, client (the pool's own) or ca.";
     TLS_RELOADS_TOTAL = "spanring_tls_reloads_total", Counter, ["owner", "result"],
-        "Changes of a listener's or pool's TLS files: taken, or refused (they could not be used and the old ones stay in force).";
+        "Changes of a listener's or pool's TLS files: taken, or refused (they cannot be used, and the old ones stay in use).";
 
     CONFIG_RELOADS_TOTAL = "spanring_config_reloads_total", Counter, ["result"],
-        "Times that the configuration was read again: success, unchanged or failed (what was in force stays in force).";
+        "Reloads of the configuration: success, unchanged or failed (the old one stays in use).";
     CONFIG_LAST_RELOAD_SUCCESSFUL = "spanring_config_last_reload_successful", Gauge, [],
-        "1 if the configuration held when it was read last, 0 if it was refused.";
+        "1 if the last reload of the configuration was accepted, 0 if it was refused.";
     CONFIG_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS = "spanring_config_last_reload_success_timestamp_seconds", Gauge, [],
-        "When the configuration was last read and held, in Unix time.";
+        "When a configuration was last accepted, in Unix time.";
     CONFIG_RESTART_REQUIRED = "spanring_config_restart_required", Gauge, ["key"],
-        "1 for a key of which the file says something else than the process does: it takes a restart.";
+        "1 for a key whose value in the file takes effect only after a restart.";
 
     BUILD_INFO = "spanring_build_info", Gauge, ["version"],
         "Always 1; the version is the label.";
@@ -213,7 +213,7 @@ page! {
     PROCESS_THREADS = "process_threads", Gauge, [],
         "Threads of the process.";
     PROCESS_PANICS_TOTAL = "process_panics_total", Counter, [],
-        "Panics, those included that were caught: defects of Spanring, please report them.";
+        "Panics, including those that were caught. Each is a defect of Spanring: please report it.";
 }
 
 #[cfg(test)]
