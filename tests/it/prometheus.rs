@@ -151,10 +151,10 @@ fn documents_name_metrics_that_exist() -> Result<()> {
     };
     let recorded =
         BTreeSet::from(["spanring:owned_share:ratio".to_owned(), "spanring:dispatch_share:ratio".to_owned()]);
-    let (theirs, questions) =
-        (rows("docs/migration.md", "Metrics")?, rows("docs/operations.md", "Do the replicas agree?")?);
-    ensure!(theirs.len() > 15 && questions.len() > 4, "{theirs:?} {questions:?}");
-    for row in theirs.iter().chain(&questions) {
+    let theirs = rows("docs/migration.md", "Metrics")?;
+    let questions = [rows("docs/operations.md", "Do the replicas agree?")?, rows("docs/metrics.md", "Where to start")?];
+    ensure!(theirs.len() > 15 && questions.iter().all(|rows| rows.len() > 4), "{theirs:?} {questions:?}");
+    for row in theirs.iter().chain(questions.iter().flatten()) {
         let cell = row.trim_matches('|').split_once(" | ").context("two cells")?.1;
         let code: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
         ensure!(!code.is_empty(), "{row}");
@@ -165,6 +165,23 @@ fn documents_name_metrics_that_exist() -> Result<()> {
             ensure!(wrong.is_empty(), "{wrong:?} in {row}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn every_alert_has_its_section_in_the_documents() -> Result<()> {
+    let operations = fs::read_to_string(deployed("docs/operations.md"))?;
+    let (mut alerts, mut runbooks) = (Vec::new(), Vec::new());
+    texts(&rules()?, "alert", &mut alerts);
+    texts(&rules()?, "runbook", &mut runbooks);
+    ensure!(alerts.len() > 10, "{alerts:?}");
+    let sections: Vec<&str> = operations.lines().filter_map(|line| line.strip_prefix("### Spanring")).collect();
+    ensure!(
+        alerts.iter().map(|alert| &alert["Spanring".len()..]).eq(sections.iter().copied()),
+        "{alerts:?} {sections:?}"
+    );
+    let named = alerts.iter().map(|alert| format!("deploy/docs/operations.md#{}", alert.to_lowercase()));
+    ensure!(named.eq(runbooks.iter().cloned()), "{runbooks:?}");
     Ok(())
 }
 
