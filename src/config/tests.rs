@@ -12,7 +12,7 @@ use super::{
     *,
 };
 
-/// The file that README begins with, as it must always work.
+/// A small file, as it must always work.
 const STATIC: &str = r#"receivers:
   otlp: { protocols: { grpc: { endpoint: 127.0.0.1:14317 } } }
 pools:

@@ -11,6 +11,7 @@ mod backend;
 mod clients;
 mod collector;
 mod dns;
+mod documents;
 mod faults;
 mod fixture;
 mod grpc;
