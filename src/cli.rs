@@ -5,11 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::{
-    config::{
-        Backends, Draft, LoadError,
-        values::{GoDuration, HostPort},
+    config::{Backends, Draft, LoadError},
+    settings::{
+        LogEncoding, LogLevel,
+        addresses::{ADMIN_PORT, ListenAddress, OTLP_GRPC_PORT},
+        values::GoDuration,
     },
-    telemetry::logs::{Encoding, Level},
     tools,
 };
 
@@ -99,17 +100,17 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "BACKENDS")]
     backends: Option<Backends>,
     /// Where OTLP/gRPC comes in [default: 127.0.0.1:4317]
-    #[arg(long, value_name = "ADDR", value_parser = HostPort::of_grpc)]
-    otlp_grpc: Option<HostPort>,
+    #[arg(long, value_name = "ADDR")]
+    otlp_grpc: Option<ListenAddress<OTLP_GRPC_PORT>>,
     /// Where metrics and probes are served [default: 127.0.0.1:8888]
-    #[arg(long, value_name = "ADDR", value_parser = HostPort::of_admin)]
-    admin: Option<HostPort>,
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<ListenAddress<ADMIN_PORT>>,
     /// How a line of the log looks [default: text]
     #[arg(long, value_enum, value_name = "FORMAT")]
-    log_format: Option<Encoding>,
+    log_format: Option<LogEncoding>,
     /// The least level that is logged [default: info]
     #[arg(long, value_enum, value_name = "LEVEL")]
-    log_level: Option<Level>,
+    log_level: Option<LogLevel>,
 }
 
 impl Cli {
@@ -131,11 +132,11 @@ impl RunArgs {
             (Some(path), _) => Draft::read(&path)?,
             (None, backends) => Draft::of_backends(backends.unwrap_or_else(|| Backends::Static(Vec::new()))),
         };
-        let layout = &mut draft.layout;
-        override_with(&mut layout.receivers.otlp.protocols.grpc.endpoint, self.otlp_grpc);
-        override_with(&mut layout.admin.endpoint, self.admin);
-        override_with(&mut layout.telemetry.logs.encoding, self.log_format);
-        override_with(&mut layout.telemetry.logs.level, self.log_level);
+        let settings = &mut draft.settings;
+        override_with(&mut settings.receivers.otlp.protocols.grpc.endpoint, self.otlp_grpc);
+        override_with(&mut settings.admin.endpoint, self.admin);
+        override_with(&mut settings.telemetry.logs.encoding, self.log_format);
+        override_with(&mut settings.telemetry.logs.level, self.log_level);
         Ok(draft)
     }
 }
@@ -156,10 +157,10 @@ mod tests {
         Cli::try_parse_from(line.split_whitespace()).map(Cli::into_command)
     }
 
-    fn layout(line: &str) -> crate::config::layout::Layout {
+    fn settings(line: &str) -> crate::settings::Settings {
         match parse(line).expect(line) {
             Command::Run(args) | Command::Validate(args) | Command::PrintConfig(args) => {
-                args.draft().expect(line).layout
+                args.draft().expect(line).settings
             }
             other => panic!("{other:?}"),
         }
@@ -183,18 +184,18 @@ mod tests {
     #[test]
     fn run_is_what_is_asked_for_without_a_word() {
         let flags = "--backends dns://collectors.test --otlp-grpc [::1]:1 --admin localhost:0 --log-level debug";
-        let bare = layout(&format!("spanring {flags}"));
-        assert_eq!(bare, layout(&format!("spanring run {flags}")));
+        let bare = settings(&format!("spanring {flags}"));
+        assert_eq!(bare, settings(&format!("spanring run {flags}")));
         assert_eq!(bare.receivers.otlp.protocols.grpc.endpoint.to_string(), "[::1]:1");
         assert_eq!(bare.admin.endpoint.to_string(), "localhost:0");
-        assert_eq!(bare.telemetry.logs.level, Level::Debug);
+        assert_eq!(bare.telemetry.logs.level, LogLevel::Debug);
         let dns = bare.pools["default"].resolver.dns.as_ref().expect("dns");
         assert_eq!((dns.hostname.as_str(), dns.port), ("collectors.test", 4317));
     }
 
     #[test]
     fn backends_are_taken_as_a_list() {
-        let list = layout("spanring --backends static://a:1,b,[::1]:2").pools["default"].resolver.r#static.clone();
+        let list = settings("spanring --backends static://a:1,b,[::1]:2").pools["default"].resolver.r#static.clone();
         let written: Vec<String> = list.expect("a list").hostnames.iter().map(ToString::to_string).collect();
         assert_eq!(written, ["a:1", "b:4317", "[::1]:2"]);
     }

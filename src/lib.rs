@@ -18,9 +18,9 @@
 //! them. [`dispatch`] merges what waits for one backend into calls, sends them and classifies the answers.
 //!
 //! Beside that way: [`discovery`] says who the backends are, [`membership`] turns that into tables and publishes them,
-//! [`config`] is what the operator asked for, [`tls`] what certificates say, [`access`] how a backend is spoken to,
-//! [`listen`] accepts connections for receivers and admin pages and ages them,
-//! [`telemetry`] what the process says about itself, [`admin`] where it
+//! [`settings`] are the keys of the configuration file, [`config`] reads and checks it, [`tls`] is what certificates say,
+//! [`access`] how a backend is spoken to, [`listen`] accepts connections for receivers and admin pages and ages them,
+//! [`telemetry`] is what the process says about itself, [`admin`] where it
 //! answers, [`tools`] the demo, the load generator and the counting backend, [`proxy`] wires all of it.
 //!
 //! # Invariants
@@ -78,4 +78,5 @@ pub mod endpoint;
 pub mod health;
 pub mod lifecycle;
 pub mod otlp;
+pub mod settings;
 pub mod shortage;

@@ -1,6 +1,6 @@
 //! The process and its tasks: who is running, when to drain, when to stop, which process this is. Depends on nothing of ours.
 
-use std::{future::Future, sync::OnceLock, time::Duration};
+use std::{future::Future, sync::OnceLock};
 
 use tokio::task::JoinHandle;
 use tokio_util::{
@@ -15,21 +15,6 @@ pub const INSTANCE_HEADER: &str = "spanring-instance";
 pub fn instance() -> &'static str {
     static INSTANCE: OnceLock<String> = OnceLock::new();
     INSTANCE.get_or_init(|| format!("{:016x}", fastrand::u64(..)))
-}
-
-/// How a proxy drains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shutdown {
-    /// How long it goes on serving, not ready, so that those who send to it learn of its end.
-    pub delay: Duration,
-    /// How long requests in hand then have, before connections are cut.
-    pub timeout: Duration,
-}
-
-impl Default for Shutdown {
-    fn default() -> Self {
-        Self { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) }
-    }
 }
 
 /// The tasks of one process and the two moments they watch for. Cloning shares them.

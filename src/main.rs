@@ -12,9 +12,10 @@ use clap::Parser;
 use spanring::{
     allocator,
     cli::{Cli, Command, EXIT_FAILURE, EXIT_USAGE, RunArgs},
-    config::{Config, LoadError, layout::Layout},
+    config::{Config, LoadError},
     descriptors::{self, Raised},
     proxy::Proxy,
+    settings::Settings,
     signals::{Hangups, Signals},
     telemetry::{logs, panics},
     tools::{self, demo::RunningProxy, ring::RingToolError},
@@ -116,7 +117,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(serve(config, args, draft.layout));
+    let result = runtime.block_on(serve(config, args, draft.settings));
     // What still runs was given its time: a blocked look-up must not hold the process.
     runtime.shutdown_background();
     // From here on the log is where things are said, in its own format.
@@ -127,7 +128,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// From the first port to the last: one signal drains, a second one ends at once; SIGHUP reads the configuration again.
-async fn serve(config: Config, args: RunArgs, read: Layout) -> anyhow::Result<ExitCode> {
+async fn serve(config: Config, args: RunArgs, read: Settings) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("cannot listen to signals")?;
     let mut hangups = Hangups::listen().context("cannot listen to signals")?;
     let proxy = Proxy::start(config).await?;

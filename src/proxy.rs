@@ -19,10 +19,11 @@ use self::{
 };
 use crate::{
     admin::{self, Pools, Readiness},
-    config::{Config, layout::Layout},
+    config::Config,
     discovery,
-    lifecycle::{Shutdown, Tasks},
+    lifecycle::Tasks,
     listen, receive,
+    settings::{Settings, Shutdown},
     telemetry::{Recorder, RecorderError},
     tls,
 };
@@ -149,7 +150,7 @@ impl Proxy {
 
     /// Takes over what `source` says whenever the trigger that comes back asks for it and, with `watch`, whenever what it says
     /// is not what it was; `read` is what the proxy was started with.
-    pub fn reload_from(&self, source: Source, read: Layout, watch: Option<Duration>) -> Trigger {
+    pub fn reload_from(&self, source: Source, read: Settings, watch: Option<Duration>) -> Trigger {
         let trigger = Trigger::default();
         let reloader =
             Reloader::new(Arc::clone(&self.running), self.certificates.clone(), source, read, watch, trigger.clone());

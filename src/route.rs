@@ -1,32 +1,13 @@
 //! Routing: from a record's key to the lane it leaves by. Pure; called by the split for every record.
 
 use crate::{
-    otlp::Signal,
     ring::Table,
+    settings::InvalidTraceId,
     split::{Record, Router, Target, Targets},
 };
 
 /// Length of a trace ID in bytes (W3C Trace Context, OTLP `Span.trace_id`).
 const TRACE_ID_LEN: usize = 16;
-
-/// What happens to records whose trace ID no backend can hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum InvalidTraceId {
-    /// They are sent on; a backend's refusal comes back as `partial_success`.
-    #[default]
-    Forward,
-    /// They are refused at the door with `partial_success`.
-    Reject,
-}
-
-/// The same for each signal that is routed by trace ID.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InvalidTraceIds {
-    /// For spans.
-    pub traces: InvalidTraceId,
-    /// For log records, which need no trace ID.
-    pub logs: InvalidTraceId,
-}
 
 /// What was wrong with the IDs of one request, to be added to counters at its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,18 +18,6 @@ pub struct InvalidIds {
     pub zero: u64,
     /// Records whose ID has another length.
     pub wrong_length: u64,
-}
-
-impl InvalidTraceIds {
-    /// What happens to such records of a signal.
-    pub fn of(self, signal: Signal) -> InvalidTraceId {
-        match signal {
-            Signal::Traces => self.traces,
-            Signal::Logs => self.logs,
-            // They have no trace ID that could be invalid.
-            Signal::Metrics | Signal::Profiles => InvalidTraceId::Forward,
-        }
-    }
 }
 
 impl InvalidIds {

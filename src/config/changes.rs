@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
-use super::{layout::Layout, tree::is_plain_name};
+use super::tree::is_plain_name;
+use crate::settings::{Settings, section::Printed};
 
 /// The paths of keys that differ, in order. A section that one of the two lacks is named, not all that is in it.
-pub fn changed_keys(before: &Layout, after: &Layout) -> Vec<String> {
+pub fn changed_keys(before: &Settings, after: &Settings) -> Vec<String> {
     let mut changed = Vec::new();
-    if let (Ok(one), Ok(other)) = (serde_json::to_value(before), serde_json::to_value(after)) {
+    if let (Ok(one), Ok(other)) = (serde_json::to_value(Printed(before)), serde_json::to_value(Printed(after))) {
         walk("", &one, &other, &mut changed);
     }
     for (name, pool) in &before.pools {
@@ -51,13 +52,13 @@ mod tests {
     use super::*;
     use crate::config::Draft;
 
-    fn layout(text: &str) -> Layout {
-        Draft::parse("f", text, &|_| None).expect(text).layout
+    fn settings(text: &str) -> Settings {
+        Draft::parse("f", text, &|_| None).expect(text).settings
     }
 
     #[test]
     fn what_differs_is_named_by_its_path() {
-        let changed = |one: &str, other: &str| changed_keys(&layout(one), &layout(other));
+        let changed = |one: &str, other: &str| changed_keys(&settings(one), &settings(other));
         let pool = |more: &str| format!("pools: {{ a: {{ {more} }} }}");
         assert_eq!(changed(&pool("timeout: 1s"), &pool("timeout: 1s")), [""; 0]);
         assert_eq!(changed(&pool("timeout: 1s"), &pool("timeout: 2s")), ["pools.a.timeout"]);

@@ -8,16 +8,17 @@ use std::{
 };
 
 use super::{
-    Config, ConfigError, PoolConfig, RouteConfig, de,
-    headers::{self, Headers},
-    layout::{Codec, HealthCheck, Layout, Pool, Route, RoutingKey, SignalName},
-    memory, rooms,
-    said::Said,
-    tls::Complaint,
-    tree::Step,
-    values::{GoDuration, HostPort, MIB, WorkerThreads},
+    Config, ConfigError, PoolConfig, RouteConfig, de, headers, memory, rooms, said::Said, tls::Complaint, tree::Step,
 };
-use crate::{admin, discovery, otlp::Signal};
+use crate::{
+    admin, discovery,
+    otlp::Signal,
+    settings::{
+        Compression, Headers, HealthCheck, Pool, Route, RoutingKey, Settings,
+        addresses::HostPort,
+        values::{GoDuration, MIB, WorkerThreads},
+    },
+};
 
 /// Bound on messages in MiB: lengths in gRPC's prefix and in protobuf end at 2 GiB.
 const MAX_MESSAGE_MIB: usize = 2047;
@@ -35,18 +36,18 @@ const MAX_CONNECTIONS: usize = 64;
 pub(super) type IsHidden<'a> = &'a dyn Fn(&[Step]) -> bool;
 
 /// Checks the whole; `root` is where the machine's files are looked for.
-pub(super) fn check(layout: &Layout, root: &Path, is_hidden: IsHidden<'_>) -> Result<Config, Vec<ConfigError>> {
+pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -> Result<Config, Vec<ConfigError>> {
     let mut check = Check { is_hidden, problems: Vec::new(), warnings: Vec::new() };
-    check.receivers(layout);
-    let pools = check.pools(layout);
-    let routes = check.routes(layout);
-    let memory_limit = check.memory(layout, root);
+    check.receivers(settings);
+    let pools = check.pools(settings);
+    let routes = check.routes(settings);
+    let memory_limit = check.memory(settings, root);
     let grpc = check.address(
         &["receivers", "otlp", "protocols", "grpc", "endpoint"],
-        &layout.receivers.otlp.protocols.grpc.endpoint,
+        &settings.receivers.otlp.protocols.grpc.endpoint.0,
     );
-    let admin = check.address(&["admin", "endpoint"], &layout.admin.endpoint);
-    let health_check = layout.health_check.as_ref().and_then(|section| check.health_check(section));
+    let admin = check.address(&["admin", "endpoint"], &settings.admin.endpoint.0);
+    let health_check = settings.health_check.as_ref().and_then(|section| check.health_check(section));
     check.ports(&[
         (&["receivers", "otlp", "protocols", "grpc", "endpoint"], grpc),
         (&["admin", "endpoint"], admin),
@@ -55,16 +56,16 @@ pub(super) fn check(layout: &Layout, root: &Path, is_hidden: IsHidden<'_>) -> Re
     if let (true, Some(grpc), Some(admin), Some(memory_limit)) = (check.problems.is_empty(), grpc, admin, memory_limit)
     {
         let mut config = Config {
-            receive: rooms::receive(layout, grpc),
-            pipeline: rooms::pipeline(layout),
+            receive: rooms::receive(settings, grpc),
+            pipeline: rooms::pipeline(settings),
             pools,
             routes,
             admin: Some(admin::Config { endpoint: admin }),
             health_check,
             memory_limit,
-            worker_threads: worker_threads(layout.worker_threads),
-            shutdown: rooms::Shutdown { delay: layout.shutdown.delay.0, timeout: layout.shutdown.timeout.0 },
-            logs: layout.telemetry.logs,
+            worker_threads: worker_threads(settings.worker_threads),
+            shutdown: settings.shutdown,
+            logs: settings.telemetry.logs,
             warnings: check.warnings,
         };
         fit_messages_to_memory(&mut config);
@@ -178,20 +179,20 @@ impl Check<'_> {
         }
     }
 
-    fn receivers(&mut self, layout: &Layout) {
-        let otlp = &layout.receivers.otlp;
-        self.positive(&["receivers", "otlp", "deadline"], otlp.deadline.0);
+    fn receivers(&mut self, settings: &Settings) {
+        let otlp = &settings.receivers.otlp;
+        self.positive(&["receivers", "otlp", "deadline"], otlp.deadline);
         let path = |key| ["receivers", "otlp", "protocols", "grpc", key];
         let grpc = &otlp.protocols.grpc;
-        self.within(&path("max_recv_msg_size_mib"), grpc.max_recv_msg_size_mib, 1, MAX_MESSAGE_MIB);
+        self.within(&path("max_recv_msg_size_mib"), grpc.max_recv_msg_size_mib.mebibytes(), 1, MAX_MESSAGE_MIB);
         self.within(&path("max_concurrent_streams"), grpc.max_concurrent_streams, 1, u32::MAX);
         self.within(&path("max_header_list_size"), grpc.max_header_list_size.0, 1 << 10, MIB);
         self.within(&path("max_connections"), grpc.max_connections, 1, usize::MAX);
-        self.positive(&path("read_header_timeout"), grpc.read_header_timeout.0);
+        self.positive(&path("read_header_timeout"), grpc.read_header_timeout);
         for (_, said) in headers::names(&grpc.include_metadata).err().unwrap_or_default() {
             self.complain_of(&[&path("include_metadata")], said);
         }
-        if let Some(tls) = &grpc.tls {
+        if let Some(tls) = &*grpc.tls {
             self.tls(&path("tls"), tls.check());
         }
     }
@@ -236,7 +237,7 @@ impl Check<'_> {
             let said = Said::of(&section.path, |path| format!("{path} is not a path; write /health"));
             self.complain_of(&[&["health_check", "path"]], said);
         }
-        let endpoint = self.address(&["health_check", "endpoint"], &section.endpoint)?;
+        let endpoint = self.address(&["health_check", "endpoint"], &section.endpoint.0)?;
         Some(admin::health_check::Config { endpoint, path: section.path.clone() })
     }
 
@@ -247,8 +248,8 @@ impl Check<'_> {
         }
     }
 
-    fn memory(&mut self, layout: &Layout, root: &Path) -> Option<usize> {
-        let limiter = &layout.memory_limiter;
+    fn memory(&mut self, settings: &Settings, root: &Path) -> Option<usize> {
+        let limiter = &settings.memory_limiter;
         if let Some(limit) = limiter.limit_mib {
             self.within(&["memory_limiter", "limit_mib"], limit, 1, usize::MAX / MIB);
             return Some(limit.saturating_mul(MIB));
@@ -261,20 +262,21 @@ impl Check<'_> {
         usize::try_from(memory / 100 * u64::from(limiter.limit_percentage)).ok()
     }
 
-    fn pools(&mut self, layout: &Layout) -> Vec<PoolConfig> {
-        if layout.pools.is_empty() {
+    fn pools(&mut self, settings: &Settings) -> Vec<PoolConfig> {
+        if settings.pools.is_empty() {
             self.complain(
                 &["pools"],
                 "no pool is named; write pools: { NAME: { resolver: { dns: { hostname: collectors.example } } } }",
             );
         }
-        let deadline = layout.receivers.otlp.deadline;
-        layout.pools.iter().filter_map(|(name, pool)| self.pool(name, pool, deadline)).collect()
+        let deadline = settings.receivers.otlp.deadline;
+        settings.pools.iter().filter_map(|(name, pool)| self.pool(name, pool, deadline)).collect()
     }
 
     /// An attempt that may outlast its request is cut short by it, and says nothing of the backend then.
-    fn timeout(&mut self, path: &[&str], timeout: GoDuration, deadline: GoDuration) {
+    fn timeout(&mut self, path: &[&str], timeout: Duration, deadline: Duration) {
         if timeout > deadline {
+            let [timeout, deadline] = [timeout, deadline].map(GoDuration);
             let advice = "an attempt cannot outlast its request; lower timeout, or raise the deadline";
             let said = Said::both(
                 format!("{timeout} is longer than receivers.otlp.deadline, {deadline}: {advice}"),
@@ -284,25 +286,26 @@ impl Check<'_> {
         }
     }
 
-    fn pool(&mut self, name: &str, pool: &Pool, deadline: GoDuration) -> Option<PoolConfig> {
+    fn pool(&mut self, name: &str, pool: &Pool, deadline: Duration) -> Option<PoolConfig> {
         if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
             self.complain(&["pools", name], "a pool's name has no spaces and is not empty");
         }
         self.resolver(name, pool);
+        let delivery = &pool.delivery;
         let path = |key| ["pools", name, key];
-        self.positive(&path("timeout"), pool.timeout.0);
-        self.timeout(&path("timeout"), pool.timeout, deadline);
-        self.within(&path("max_request_size_mib"), pool.max_request_size_mib, 1, MAX_MESSAGE_MIB);
-        self.within(&path("connections"), pool.connections, 1, MAX_CONNECTIONS);
-        self.within(&path("shards"), pool.shards, 1, MAX_CONNECTIONS);
+        self.positive(&path("timeout"), delivery.timeout);
+        self.timeout(&path("timeout"), delivery.timeout, deadline);
+        self.within(&path("max_request_size_mib"), delivery.max_request_size_mib.mebibytes(), 1, MAX_MESSAGE_MIB);
+        self.within(&path("connections"), delivery.connections, 1, MAX_CONNECTIONS);
+        self.within(&path("shards"), delivery.shards, 1, MAX_CONNECTIONS);
         let level = ["pools", name, "compression_params", "level"];
-        match pool.compression {
-            Codec::None => {}
-            Codec::Gzip => self.within(&level, pool.compression_params.level, 1, 9),
-            Codec::Zstd => self.within(&level, pool.compression_params.level, 1, 22),
+        match delivery.compression {
+            Compression::None => {}
+            Compression::Gzip => self.within(&level, delivery.compression_params.level, 1, 9),
+            Compression::Zstd => self.within(&level, delivery.compression_params.level, 1, 22),
         }
-        if pool.sending_queue.queue_size.0 < pool.max_request_size_mib.saturating_mul(MIB) {
-            let (size, least) = (pool.sending_queue.queue_size, pool.max_request_size_mib);
+        if delivery.sending_queue.queue_size.0 < delivery.max_request_size_mib.bytes {
+            let (size, least) = (delivery.sending_queue.queue_size, delivery.max_request_size_mib.mebibytes());
             let said = Said::both(
                 format!("{size} is less than one call may hold (max_request_size_mib: {least})"),
                 "is less than one call may hold (max_request_size_mib)",
@@ -311,8 +314,8 @@ impl Check<'_> {
             self.complain_of(&at, said);
         }
         let path = |key| ["pools", name, "retry_on_failure", key];
-        let retry = &pool.retry_on_failure;
-        self.positive(&path("initial_interval"), retry.initial_interval.0);
+        let retry = &delivery.retry_on_failure;
+        self.positive(&path("initial_interval"), retry.initial_interval);
         if retry.max_interval < retry.initial_interval {
             let said = less(retry.max_interval, "initial_interval", retry.initial_interval);
             self.complain_of(&[&path("max_interval"), &path("initial_interval")], said);
@@ -322,7 +325,7 @@ impl Check<'_> {
         self.within(&path("budget_percent"), retry.budget_percent, 0, 1000);
         self.headers(name, &pool.headers);
         self.outlier_detection(name, pool);
-        if let Some(tls) = &pool.tls {
+        if let Some(tls) = &*pool.tls {
             self.tls(&["pools", name, "tls"], tls.check(&pool.resolver));
         }
         Some(PoolConfig {
@@ -337,9 +340,9 @@ impl Check<'_> {
 
     fn outlier_detection(&mut self, name: &str, pool: &Pool) {
         let path = |key| ["pools", name, "outlier_detection", key];
-        let detection = &pool.outlier_detection;
+        let detection = &pool.placement.outlier_detection;
         self.within(&path("consecutive_failures"), detection.consecutive_failures, 1, u32::MAX);
-        self.interval(&path("base_ejection_time"), detection.base_ejection_time.0);
+        self.interval(&path("base_ejection_time"), detection.base_ejection_time);
         if detection.max_ejection_time < detection.base_ejection_time {
             let said = less(detection.max_ejection_time, "base_ejection_time", detection.base_ejection_time);
             self.complain_of(&[&path("max_ejection_time"), &path("base_ejection_time")], said);
@@ -347,10 +350,10 @@ impl Check<'_> {
         for (key, time) in
             [("max_ejection_time", detection.max_ejection_time), ("base_ejection_time", detection.base_ejection_time)]
         {
-            self.at_most_a_day(&path(key), time.0);
+            self.at_most_a_day(&path(key), time);
         }
         self.within(&path("max_ejection_percent"), detection.max_ejection_percent, 0, 100);
-        self.at_most_a_day(&["pools", name, "hold_down"], pool.hold_down.0);
+        self.at_most_a_day(&["pools", name, "hold_down"], pool.placement.hold_down);
     }
 
     fn resolver(&mut self, name: &str, pool: &Pool) {
@@ -378,8 +381,8 @@ impl Check<'_> {
                         }
                     }
                 }
-                self.interval(&path("static", "interval"), list.interval.0);
-                self.positive(&path("static", "timeout"), list.timeout.0);
+                self.interval(&path("static", "interval"), list.interval);
+                self.positive(&path("static", "timeout"), list.timeout);
             }
             (None, Some(dns)) => {
                 if dns.hostname.is_empty() {
@@ -391,8 +394,8 @@ impl Check<'_> {
                     self.complain_of(&[&path("dns", "hostname")], said);
                 }
                 self.within(&path("dns", "port"), dns.port, 1, u16::MAX);
-                self.interval(&path("dns", "interval"), dns.interval.0);
-                self.positive(&path("dns", "timeout"), dns.timeout.0);
+                self.interval(&path("dns", "interval"), dns.interval);
+                self.positive(&path("dns", "timeout"), dns.timeout);
             }
             (None, None) => self.complain(&["pools", name, "resolver"], "is missing; write static or dns"),
             (Some(_), Some(_)) => {
@@ -401,28 +404,39 @@ impl Check<'_> {
         }
     }
 
-    fn routes(&mut self, layout: &Layout) -> Vec<RouteConfig> {
-        if layout.routes.is_empty() {
+    fn routes(&mut self, settings: &Settings) -> Vec<RouteConfig> {
+        if settings.routes.is_empty() {
             self.complain(
                 &["routes"],
                 "no route is defined; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]",
             );
         }
         let mut routed = BTreeSet::new();
-        layout.routes.iter().enumerate().map(|(index, route)| self.route(layout, index, route, &mut routed)).collect()
+        settings
+            .routes
+            .iter()
+            .enumerate()
+            .map(|(index, route)| self.route(settings, index, route, &mut routed))
+            .collect()
     }
 
-    fn route(&mut self, layout: &Layout, index: usize, route: &Route, routed: &mut BTreeSet<Signal>) -> RouteConfig {
+    fn route(
+        &mut self,
+        settings: &Settings,
+        index: usize,
+        route: &Route,
+        routed: &mut BTreeSet<Signal>,
+    ) -> RouteConfig {
         let index = index.to_string();
         if route.routing_key != RoutingKey::TraceId {
             let said =
                 Said::of(route.routing_key.as_str(), |key| format!("{key} is not supported yet; write trace_id"));
             self.complain_of(&[&["routes", &index, "routing_key"]], said);
         }
-        let known: Vec<&str> = layout.pools.keys().map(String::as_str).collect();
+        let known: Vec<&str> = settings.pools.keys().map(String::as_str).collect();
         if route.pool.is_empty() {
             self.complain(&["routes", &index], format!("\"pool\" is missing; known pools: {}", known.join(", ")));
-        } else if !layout.pools.contains_key(&route.pool) {
+        } else if !settings.pools.contains_key(&route.pool) {
             let hidden = format!("is none of the known pools: {}", known.join(", "));
             let said = Said::both(de::unknown("pool", &route.pool, &known), hidden);
             self.complain_of(&[&["routes", &index, "pool"]], said);
@@ -430,14 +444,7 @@ impl Check<'_> {
         if route.signals.is_empty() {
             self.complain(&["routes", &index, "signals"], "is empty; write signals: [traces]");
         }
-        let signals = route.signals.iter().map(|name| match name {
-            SignalName::Traces => Signal::Traces,
-            SignalName::Logs => Signal::Logs,
-            SignalName::Metrics => Signal::Metrics,
-            SignalName::Profiles => Signal::Profiles,
-        });
-        let signals: Vec<Signal> = signals.collect();
-        for signal in &signals {
+        for signal in &route.signals {
             if signal.record_fields().id == 0 {
                 let message = format!(
                     "{} have no trace ID; routing them is not supported yet, traces and logs are",
@@ -449,11 +456,12 @@ impl Check<'_> {
                 self.complain(&["routes", &index, "signals"], format!("{} are routed already", signal.as_str()));
             }
         }
-        RouteConfig { signals, pool: route.pool.clone() }
+        RouteConfig { signals: route.signals.clone(), pool: route.pool.clone() }
     }
 }
 
-fn less(value: GoDuration, least_key: &str, least: GoDuration) -> Said {
+fn less(value: Duration, least_key: &str, least: Duration) -> Said {
+    let [value, least] = [value, least].map(GoDuration);
     Said::both(format!("{value} is less than {least_key}, {least}"), format!("is less than {least_key}"))
 }
 

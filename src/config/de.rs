@@ -8,6 +8,7 @@ use super::{
     ConfigError,
     tree::{Entry, Node, Origin, Step, Value, is_plain_name},
 };
+use crate::settings::section::Setting;
 
 /// Names closer than this (Jaro-Winkler, 1 is equal) are suggested: it takes `endpiont` and `hostnames`, not `tls` for `dns`.
 const SUGGEST_ABOVE: f64 = 0.75;
@@ -29,8 +30,8 @@ const INSTEAD: [(&str, &str); 5] = [
 
 impl Node {
     /// Reads a `T` out of the tree.
-    pub(super) fn read<'de, T: de::Deserialize<'de>>(&'de self) -> Result<T, ConfigError> {
-        T::deserialize(NodeDeserializer(self))
+    pub(super) fn read<T: Setting>(&self) -> Result<T, ConfigError> {
+        T::read(NodeDeserializer(self))
     }
 }
 

@@ -1,14 +1,11 @@
 //! Headers: which of a client's go on to backends, which each pool adds. Values of the latter are secrets.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::str::FromStr;
 
 use http::{HeaderName, HeaderValue};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::said::Said;
-
-/// What stands in the place of a secret wherever a configuration is shown.
-pub(super) const REDACTED: &str = "[REDACTED]";
+use crate::settings::{Headers, Secret};
 
 /// Names that one list may have.
 pub(crate) const MAX_NAMES: usize = 32;
@@ -31,15 +28,6 @@ const RESERVED: [&str; 15] = [
     "upgrade",
     "user-agent",
 ];
-
-/// A text that is shown to nobody.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-/// Headers by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Headers(pub BTreeMap<String, Secret>);
 
 /// Complaints: the entry, and what is wrong with it.
 pub(super) type Complaints = Vec<(String, Said)>;
@@ -104,45 +92,6 @@ fn name(text: &str) -> Result<HeaderName, Said> {
         return Err(Said::of(&name, |name| format!("{name} is HTTP's or gRPC's own and is not passed on")));
     }
     Ok(name)
-}
-
-// === impl Secret ===
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(REDACTED)
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(REDACTED)
-    }
-}
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(SecretVisitor)
-    }
-}
-
-struct SecretVisitor;
-
-impl de::Visitor<'_> for SecretVisitor {
-    type Value = Secret;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("text, in quotes where YAML reads something else in it")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
-        Ok(Secret(text.to_owned()))
-    }
-
-    // A number with a fraction is refused: 1.10 would become 1.1.
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Secret, E> {
-        Ok(Secret(number.to_string()))
-    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ fn off_is_a_boolean_to_yaml() {
     let level = "pools: { a: { resolver: { dns: { hostname: a } } } }\nroutes: [{ signals: [traces], pool: a }]\n\
                  telemetry: { logs: { level: off } }\n";
     let draft = Draft::parse("f", level, &|_| None).expect("off is a level");
-    assert_eq!(draft.layout.telemetry.logs.level, crate::telemetry::logs::Level::Off);
+    assert_eq!(draft.settings.telemetry.logs.level, crate::settings::LogLevel::Off);
 }
 
 #[test]

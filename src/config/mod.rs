@@ -1,25 +1,20 @@
 //! What the operator asked for, read and checked once, before any port is bound.
 //!
 //! A file goes through five steps, each a file here: `tree` reads YAML and keeps every value's place, `expand` puts
-//! environment variables in, `de` reads the `layout` out of the tree, `check` looks at what one value can't know of
-//! another, `rooms` turns the whole into what each room is configured by. Rooms never import this one.
+//! environment variables in, `de` reads the [`settings`](crate::settings) out of the tree, `check` looks at what one value
+//! can't know of another, `rooms` turns the whole into what each room is configured by. Rooms never import this one.
 
-mod addresses;
 mod changes;
 mod check;
 mod de;
-mod defaults;
 mod expand;
 mod fixed;
 pub mod headers;
-mod invalid_ids;
-pub mod layout;
 mod memory;
 mod rooms;
 mod said;
 mod tls;
 pub(crate) mod tree;
-pub mod values;
 
 #[cfg(test)]
 mod messages;
@@ -32,14 +27,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use self::tree::{Node, Step};
 pub use self::{changes::changed_keys, fixed::FIXED, tree::Place};
-use self::{
-    layout::{DnsResolver, Layout, Pool, Resolver, Route, SignalName, StaticResolver},
-    tree::{Node, Step},
-    values::{Backend, HostPort, OTLP_GRPC_PORT, ValueError},
-};
 use crate::{
-    admin, discovery, dispatch, lifecycle::Shutdown, membership, otlp::Signal, pipeline, receive, telemetry::logs,
+    admin, discovery, dispatch, membership,
+    otlp::Signal,
+    pipeline, receive,
+    settings::{
+        DnsResolver, Logs, Pool, Resolver, Route, Settings, Shutdown, StaticResolver,
+        addresses::{Backend, HostPort, ListenAddress, OTLP_GRPC_PORT},
+        section::Printed,
+        values::ValueError,
+    },
 };
 
 /// The pool's name when backends are given on the command line.
@@ -67,7 +66,7 @@ pub struct Config {
     /// How the process ends.
     pub shutdown: Shutdown,
     /// How it logs.
-    pub logs: logs::Config,
+    pub logs: Logs,
     /// What is allowed and yet worth a line in the log at start.
     pub warnings: Vec<String>,
 }
@@ -105,8 +104,8 @@ impl Config {
         let backend = |address: &SocketAddr| Backend(HostPort { host: address.ip().to_string(), port: address.port() });
         let hostnames = backends.iter().map(backend).collect();
         let mut draft = Draft::of_backends(Backends::Static(hostnames));
-        draft.layout.receivers.otlp.protocols.grpc.endpoint = any.clone();
-        draft.layout.admin.endpoint = any;
+        draft.settings.receivers.otlp.protocols.grpc.endpoint = ListenAddress(any.clone());
+        draft.settings.admin.endpoint = ListenAddress(any);
         draft.check()
     }
 }
@@ -154,7 +153,7 @@ pub struct Draft {
     name: String,
     tree: Option<Node>,
     /// What it says; the command line may override.
-    pub layout: Layout,
+    pub settings: Settings,
 }
 
 /// Backends as they are given on the command line.
@@ -182,8 +181,8 @@ impl Draft {
         }
         let sources = expand::Sources { variable: lookup, file: &expand::content_of };
         expand::expand(&mut tree, sources).map_err(invalid)?;
-        let layout = layout_of(&tree).map_err(invalid)?;
-        Ok(Self { name: name.to_owned(), tree: Some(tree), layout })
+        let settings = settings_of(&tree).map_err(invalid)?;
+        Ok(Self { name: name.to_owned(), tree: Some(tree), settings })
     }
 
     /// What `--backends` stands for: one pool, and traces by trace ID to it.
@@ -196,16 +195,15 @@ impl Draft {
                 Resolver { r#static: None, dns: Some(DnsResolver { hostname: host, port, ..DnsResolver::default() }) }
             }
         };
-        let route = Route { signals: vec![SignalName::Traces], pool: COMMAND_LINE_POOL.into(), ..Route::default() };
-        let pool = Pool { resolver, ..Pool::default() };
-        let layout =
-            Layout { pools: [(COMMAND_LINE_POOL.to_owned(), pool)].into(), routes: vec![route], ..Layout::default() };
-        Self { name: "command line".into(), tree: None, layout }
+        let route = Route { signals: vec![Signal::Traces], pool: COMMAND_LINE_POOL.into(), ..Route::default() };
+        let pools = [(COMMAND_LINE_POOL.to_owned(), Pool { resolver, ..Pool::default() })].into();
+        let settings = Settings { pools, routes: vec![route], ..Settings::default() };
+        Self { name: "command line".into(), tree: None, settings }
     }
 
     /// Checks the whole, all complaints at once.
     pub fn check(&self) -> Result<Config, LoadError> {
-        check::check(&self.layout, Path::new("/"), &|path| self.is_hidden(path)).map_err(|problems| {
+        check::check(&self.settings, Path::new("/"), &|path| self.is_hidden(path)).map_err(|problems| {
             LoadError::Invalid {
                 name: self.name.clone(),
                 problems: problems.into_iter().map(|problem| self.placed(problem)).collect(),
@@ -216,7 +214,7 @@ impl Draft {
     /// The whole file, defaults filled in, references replaced, secrets hidden.
     pub fn print(&self) -> Result<String, LoadError> {
         let print = |error: &dyn fmt::Display| LoadError::Print(error.to_string());
-        let text = serde_saphyr::to_string(&self.layout).map_err(|error| print(&error))?;
+        let text = serde_saphyr::to_string(&Printed(&self.settings)).map_err(|error| print(&error))?;
         let Some(secrets) = self.tree.as_ref().filter(|tree| tree.has_secret()) else { return Ok(text) };
         let mut shown = Node::parse(&text).map_err(|error| print(&error))?;
         shown.hide_secrets_of(secrets);
@@ -246,16 +244,16 @@ fn of_a_collector(tree: &Node) -> Option<ConfigError> {
 }
 
 /// What a tree says; a default gives way to what is written.
-fn layout_of(tree: &Node) -> Result<Layout, ConfigError> {
-    let mut layout: Layout = tree.read()?;
-    let deadline = layout.receivers.otlp.deadline;
-    for (name, pool) in &mut layout.pools {
+fn settings_of(tree: &Node) -> Result<Settings, ConfigError> {
+    let mut settings: Settings = tree.read()?;
+    let deadline = settings.receivers.otlp.deadline;
+    for (name, pool) in &mut settings.pools {
         let path = ["pools", name, "timeout"].map(|key| Step::Key(key.to_owned()));
-        if tree.at(&path).is_none() && !deadline.0.is_zero() {
-            pool.timeout = pool.timeout.min(deadline);
+        if tree.at(&path).is_none() && !deadline.is_zero() {
+            pool.delivery.timeout = pool.delivery.timeout.min(deadline);
         }
     }
-    Ok(layout)
+    Ok(settings)
 }
 
 /// What would be refused of a file wherever it is to run: values with references are left aside, and so is what this machine
@@ -267,8 +265,8 @@ pub(crate) fn problems_of(tree: &Node) -> Vec<ConfigError> {
     }
     let mut known = tree.clone();
     known.drop_references();
-    let found = match layout_of(&known) {
-        Ok(layout) => check::check(&layout, Path::new("/"), &|_| false).err().unwrap_or_default(),
+    let found = match settings_of(&known) {
+        Ok(settings) => check::check(&settings, Path::new("/"), &|_| false).err().unwrap_or_default(),
         Err(problem) => vec![problem],
     };
     // Members of lists are counted with those that have references.

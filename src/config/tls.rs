@@ -1,69 +1,12 @@
-//! The `tls` sections: their layout with the Collector's keys, their defaults, what the rooms get of them.
+//! The `tls` sections: what is wrong with them, what the rooms get of them.
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{self, Visitor},
+use super::said::Said;
+use crate::{
+    settings::{ClientTls, IfWritten, Resolver, ServerTls, values::FilePath},
+    tls::{CheckedName, ClientConfig, Identity, ServerConfig, TlsError, Warning},
 };
-
-use super::{
-    layout::Resolver,
-    said::Said,
-    values::{GoDuration, TlsVersion},
-};
-use crate::tls::{CheckedName, ClientConfig, Identity, ServerConfig, TlsError, Version, Warning};
-
-/// `receivers.otlp.protocols.grpc.tls`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerTls {
-    /// The certificate, with its chain.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
-    pub cert_file: Option<FilePath>,
-    /// Its key.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
-    pub key_file: Option<FilePath>,
-    /// Authorities of clients' certificates; with it every client has to show one.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
-    pub client_ca_file: Option<FilePath>,
-    /// Which of these certificates were revoked.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
-    pub client_crl_file: Option<FilePath>,
-    /// The oldest version that is spoken.
-    pub min_version: TlsVersion,
-    /// How often the files are read again; `0s` is never.
-    pub reload_interval: GoDuration,
-}
-
-/// `pools.NAME.tls`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClientTls {
-    /// Whether it is plaintext after all.
-    pub insecure: bool,
-    /// Authorities of the backends' certificates; those that the system trusts unless written.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
-    pub ca_file: Option<FilePath>,
-    /// The certificate to show to backends that ask, with its chain.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
-    pub cert_file: Option<FilePath>,
-    /// Its key.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "section")]
-    pub key_file: Option<FilePath>,
-    /// The name that backends' certificates have to bear.
-    pub server_name_override: String,
-    /// Whether any certificate will do.
-    pub insecure_skip_verify: bool,
-    /// The oldest version that is spoken.
-    pub min_version: TlsVersion,
-    /// How often the files are read again; `0s` is never.
-    pub reload_interval: GoDuration,
-}
-
-/// The path of a file. A key that is there names one: an empty value is refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FilePath(PathBuf);
 
 /// The shortest time between two looks at files: below it a slip of the finger is load on a disk.
 const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(100);
@@ -71,45 +14,9 @@ const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(100);
 /// A complaint or a warning: the key, if it is about one, and what is to be said of it.
 pub(super) type Complaint = (&'static str, Said);
 
-/// Reads a section that is there: an empty one holds its defaults, and is not the same as none.
-pub(super) fn section<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
-impl Default for ServerTls {
-    fn default() -> Self {
-        let room = ServerConfig::default();
-        Self {
-            cert_file: None,
-            key_file: None,
-            client_ca_file: None,
-            client_crl_file: None,
-            min_version: TlsVersion(room.min_version),
-            reload_interval: GoDuration(room.reload_interval.unwrap_or_default()),
-        }
-    }
-}
-
-impl Default for ClientTls {
-    fn default() -> Self {
-        let room = ClientConfig::default();
-        Self {
-            insecure: false,
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            server_name_override: String::new(),
-            insecure_skip_verify: room.insecure_skip_verify,
-            min_version: TlsVersion(room.min_version),
-            reload_interval: GoDuration(room.reload_interval.unwrap_or_default()),
-        }
-    }
-}
-
 impl ServerTls {
     /// What the receiver gets of it.
     pub(super) fn room(&self) -> ServerConfig {
-        let TlsVersion(min_version) = self.min_version;
         ServerConfig {
             identity: Identity {
                 cert_file: written(&self.cert_file).unwrap_or_default(),
@@ -117,8 +24,8 @@ impl ServerTls {
             },
             client_ca_file: written(&self.client_ca_file),
             client_crl_file: written(&self.client_crl_file),
-            min_version,
-            reload_interval: super::rooms::unless_zero(self.reload_interval.0),
+            min_version: self.min_version,
+            reload_interval: self.reload_interval,
         }
     }
 
@@ -147,7 +54,6 @@ impl ClientTls {
         if self.insecure {
             return None;
         }
-        let TlsVersion(min_version) = self.min_version;
         let cert_file = written(&self.cert_file).zip(written(&self.key_file));
         Some(ClientConfig {
             ca_file: written(&self.ca_file),
@@ -158,8 +64,8 @@ impl ClientTls {
                 (_, name) => CheckedName::Is(name.to_owned()),
             },
             insecure_skip_verify: self.insecure_skip_verify,
-            min_version,
-            reload_interval: super::rooms::unless_zero(self.reload_interval.0),
+            min_version: self.min_version,
+            reload_interval: self.reload_interval,
         })
     }
 
@@ -208,66 +114,14 @@ fn said(warnings: Vec<Warning>) -> Vec<Complaint> {
 }
 
 /// What is wrong with how often files are looked at.
-fn too_often(interval: GoDuration) -> Option<Complaint> {
-    let is_often = !interval.0.is_zero() && interval.0 < MIN_RELOAD_INTERVAL;
-    is_often.then(|| {
+fn too_often(interval: Option<Duration>) -> Option<Complaint> {
+    interval.filter(|interval| *interval < MIN_RELOAD_INTERVAL).map(|_| {
         ("reload_interval", format!("must be at least {}ms, or 0s for never", MIN_RELOAD_INTERVAL.as_millis()).into())
     })
 }
 
-impl FilePath {
-    /// As text, if it is any.
-    pub fn to_str(&self) -> Option<&str> {
-        self.0.to_str()
-    }
-}
-
-fn written(path: &Option<FilePath>) -> Option<PathBuf> {
+fn written(path: &IfWritten<FilePath>) -> Option<PathBuf> {
     path.as_ref().map(|FilePath(path)| path.clone())
-}
-
-impl<'de> Deserialize<'de> for FilePath {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = FilePath;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("the path of a file, which is not empty; name a file, or leave the key out")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<FilePath, E> {
-                // What a check hangs on is never switched off by a variable that is not set.
-                if text.trim().is_empty() { self.visit_unit() } else { Ok(FilePath(text.into())) }
-            }
-
-            fn visit_unit<E: de::Error>(self) -> Result<FilePath, E> {
-                Err(E::custom("is empty; name a file, or leave the key out"))
-            }
-        }
-        deserializer.deserialize_string(Text)
-    }
-}
-
-impl std::str::FromStr for TlsVersion {
-    type Err = super::values::ValueError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "1.2" => Ok(Self(Version::Tls12)),
-            "1.3" => Ok(Self(Version::Tls13)),
-            _ => Err(super::values::ValueError::TlsVersion(text.to_owned())),
-        }
-    }
-}
-
-impl std::fmt::Display for TlsVersion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self.0 {
-            Version::Tls12 => "1.2",
-            Version::Tls13 => "1.3",
-        })
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeMap};
 use serde_saphyr::Spanned;
 
-use super::{ConfigError, headers::REDACTED};
+use super::ConfigError;
+use crate::settings::headers::REDACTED;
 
 /// The key whose values are secrets, in our files and in the Collector's.
 const HEADERS: &str = "headers";

@@ -33,6 +33,7 @@ pub use self::{
     resolvers::Resolvers,
 };
 use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, system::System};
+pub use crate::settings::IpFamily;
 use crate::{access::Access, endpoint::Endpoints, lifecycle::Tasks};
 
 /// Time between two rounds of questions; the Collector's DNS resolver has the same.
@@ -75,20 +76,6 @@ pub enum Config {
         /// Which records count.
         ip_family: IpFamily,
     },
-}
-
-/// Which records of a name count as backends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum IpFamily {
-    /// A records if there are any, else AAAA: a pod with two addresses is one backend.
-    #[default]
-    Auto,
-    /// A records.
-    Ipv4,
-    /// AAAA records.
-    Ipv6,
-    /// All of them, each a backend.
-    Both,
 }
 
 /// Why discovery cannot start, or (from [`resolve_once`]) has no answer.

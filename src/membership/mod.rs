@@ -14,11 +14,13 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
+/// Where a pool's traces are placed, and what happens to backends that fail or leave.
+pub use crate::settings::{OutlierDetection, Placement as Config};
 use crate::{
     endpoint::EndpointsReceiver,
     health::{Inbox, PROBE_TIMEOUT, Prober},
     lifecycle::Tasks,
-    ring::{self, RingError, Table, Tables},
+    ring::{RingError, Table, Tables},
 };
 
 mod backend;
@@ -55,30 +57,6 @@ const AT_ONCE: usize = 256;
 /// Pause before a backend is probed again that could not be asked for want of a descriptor, a port or memory here.
 const UNASKED_PAUSE: Duration = Duration::from_secs(1);
 
-/// What an operator chooses of a pool's membership.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// How slots are placed.
-    pub ring: ring::Config,
-    /// When backends are ejected.
-    pub outlier_detection: OutlierDetection,
-    /// How long a backend that has left discovery and still answers is held.
-    pub hold_down: Duration,
-}
-
-/// When backends are ejected, and for how long.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutlierDetection {
-    /// Failures in a row that eject a backend. A refused connection does so at once.
-    pub consecutive_failures: u32,
-    /// The time until the first probe; it doubles with each further one.
-    pub base_ejection_time: Duration,
-    /// The longest time between probes; and how long a backend must stay well for the doubling to begin anew.
-    pub max_ejection_time: Duration,
-    /// Share of the pool that may be ejected at once; above it no backend counts as ejected. 0 is off.
-    pub max_ejection_percent: u8,
-}
-
 /// One pool's membership, as its task holds it.
 struct Room<P> {
     pool: Arc<str>,
@@ -101,27 +79,6 @@ enum BuildError {
     Ring(#[source] RingError),
     #[error("the thread that built the ring ended early")]
     Thread(#[source] JoinError),
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            ring: ring::Config::default(),
-            outlier_detection: OutlierDetection::default(),
-            hold_down: Duration::from_secs(5),
-        }
-    }
-}
-
-impl Default for OutlierDetection {
-    fn default() -> Self {
-        Self {
-            consecutive_failures: 3,
-            base_ejection_time: Duration::from_secs(1),
-            max_ejection_time: Duration::from_secs(30),
-            max_ejection_percent: 50,
-        }
-    }
 }
 
 /// Starts the task of `pool`, which ends when `tasks` are stopped. It follows `configs` and forgets nothing over that.

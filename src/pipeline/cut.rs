@@ -13,7 +13,8 @@ use crate::{
         wire::{Malformed, WireError},
     },
     ring::Table,
-    route::{ByTraceId, InvalidIds, InvalidTraceId, Lane},
+    route::{ByTraceId, InvalidIds, Lane},
+    settings::InvalidTraceId,
     split::{self, Built, BySize, Plan, Scratch},
 };
 

@@ -29,7 +29,7 @@ use crate::{
     dispatch::{Dispatch, Join, WhyNotQueued},
     otlp::{ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal},
     ring::Table,
-    route::InvalidTraceIds,
+    settings::InvalidTraceIds,
     telemetry::Seldom,
 };
 

@@ -19,8 +19,9 @@ use tracing::{error, info, warn};
 
 use super::running::{Applied, Running};
 use crate::{
-    config::{Draft, FIXED, LoadError, changed_keys, layout::Layout},
+    config::{Draft, FIXED, LoadError, changed_keys},
     lifecycle::Tasks,
+    settings::Settings,
     telemetry::metrics as page,
     tls::Reloads,
 };
@@ -45,14 +46,14 @@ pub(super) struct Reloader {
     source: Source,
     trigger: Trigger,
     watch: Option<Duration>,
-    /// What was read last: the layout, or what was wrong.
+    /// What was read last: the settings, or what was wrong.
     seen: Seen,
     /// What was taken over last.
-    taken: Layout,
+    taken: Settings,
     metrics: Metrics,
 }
 
-type Seen = Result<Layout, String>;
+type Seen = Result<Settings, String>;
 
 /// What reloads tell, there from the start: the configuration that the process started with was a success.
 struct Metrics {
@@ -80,7 +81,7 @@ impl Reloader {
         running: Arc<Mutex<Running>>,
         certificates: Reloads,
         source: Source,
-        read: Layout,
+        read: Settings,
         watch: Option<Duration>,
         trigger: Trigger,
     ) -> Self {
@@ -124,7 +125,7 @@ impl Reloader {
     }
 
     async fn look(&self) -> Seen {
-        self.read().await.map(|draft| draft.layout).map_err(|error| chain(&error))
+        self.read().await.map(|draft| draft.settings).map_err(|error| chain(&error))
     }
 
     async fn read(&self) -> Result<Draft, LoadError> {
@@ -148,9 +149,9 @@ impl Reloader {
     /// What was taken over, and the keys that differ from what was taken over before.
     async fn attempt(&mut self) -> Result<(Applied, Vec<String>), String> {
         let draft = self.read().await;
-        self.seen = draft.as_ref().map(|draft| draft.layout.clone()).map_err(|error| chain(error));
+        self.seen = draft.as_ref().map(|draft| draft.settings.clone()).map_err(|error| chain(error));
         let draft = draft.map_err(|error| chain(&error))?;
-        let layout = draft.layout.clone();
+        let settings = draft.settings.clone();
         // Names of listeners are looked up: for a thread that may block.
         let checked = spawn_blocking(move || draft.check()).await.map_err(|error| chain(&error))?;
         let config = checked.map_err(|error| chain(&error))?;
@@ -160,8 +161,8 @@ impl Reloader {
         let applied = self.running.lock().await.apply(config).await.map_err(|error| chain(&error))?;
         // Files beside the configuration: they say themselves what became of them.
         drop(self.certificates.now().await);
-        let changed = changed_keys(&self.taken, &layout);
-        self.taken = layout;
+        let changed = changed_keys(&self.taken, &settings);
+        self.taken = settings;
         Ok((applied, changed))
     }
 }

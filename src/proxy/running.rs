@@ -17,9 +17,10 @@ use crate::{
     admin::{Pools, Readiness, beside_otlp},
     budget::Budget,
     config::{Config, PoolConfig},
-    lifecycle::{Shutdown, Tasks},
+    lifecycle::Tasks,
     pipeline::{Pipeline, Routes},
     receive::Receivers,
+    settings::Shutdown,
     telemetry::logs,
     tls::{Client, Reloads, TlsError},
 };

@@ -49,22 +49,7 @@ pub use overlay::Overlay;
 pub use slots_v1::slot_of;
 pub use table::{Table, Tables, members_of};
 
-/// What an operator chooses of a ring.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Config {
-    /// How slots are placed.
-    pub algorithm: Algorithm,
-}
-
-/// A way to place slots: it names the slot function, the number of slots and who owns each.
-///
-/// Its numbers are no settings, so that its name says all: two replicas with the same name and members agree.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Algorithm {
-    /// 131,072 slots, 4,096 points a backend, nobody above 1.05 of its fair share. See [`slots_v1`].
-    #[default]
-    SlotsV1,
-}
+pub use crate::settings::Algorithm;
 
 /// One backend as placement sees it: nothing that is dialled, only what is hashed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,7 +2,6 @@
 
 use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
-use serde::{Deserialize, Serialize};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
     Layer, Registry,
@@ -14,6 +13,7 @@ use tracing_subscriber::{
 };
 
 use super::Quota;
+pub use crate::settings::{LogEncoding as Encoding, LogLevel as Level, Logs as Config};
 
 /// What targets of our own lines begin with.
 const OURS: &str = "spanring";
@@ -23,47 +23,6 @@ const LIBRARY_LINES: u32 = 10;
 
 /// The time that [`LIBRARY_LINES`] are for.
 const LIBRARY_WINDOW: Duration = Duration::from_secs(10);
-
-/// How the process logs. Keys and values are those of the Collector's `service.telemetry.logs`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// The least level that is written.
-    pub level: Level,
-    /// How a line looks.
-    pub encoding: Encoding,
-}
-
-/// The least level that is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Nothing.
-    Off,
-    /// Data was lost, or an operator must act.
-    Error,
-    /// Something went wrong and was mended.
-    Warn,
-    /// Life of the process, changes of membership.
-    #[default]
-    Info,
-    /// Single requests.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-/// How a line looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Encoding {
-    /// For people.
-    #[default]
-    #[serde(alias = "console")]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
 
 impl Level {
     /// Below info only our own lines are wanted: HTTP/2 logs every frame at debug.

@@ -15,13 +15,13 @@ use rustls::{
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    CheckedName, ClientConfig, Reload, TlsError, Version, Warning,
+    CheckedName, ClientConfig, Reload, TlsError, Warning,
     anchors::Backends,
     files::{self, File, IdentityFiles},
     kept::{self, Certificate, Kept, Made, Source},
     provider,
 };
-use crate::lifecycle::Tasks;
+use crate::{lifecycle::Tasks, settings::TlsVersion};
 
 /// Sessions that are kept to be taken up again, one for each name that is checked, at most.
 const SESSIONS: usize = 1024;
@@ -149,7 +149,7 @@ pub fn hello() -> Vec<u8> {
     let provider = provider();
     let mut words = Vec::new();
     let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(Version::Tls12.and_newer())
+        .with_protocol_versions(TlsVersion::Tls12.and_newer())
         .map(|builder| builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))));
     let name = ServerName::try_from("backend.invalid");
     if let (Ok(config), Ok(name)) = (config, name)

@@ -26,10 +26,7 @@ pub use self::{
     kept::{Reload, Reloaded, Reloads},
     server::Server,
 };
-
-/// How often files are looked at unless the operator says otherwise: Kubernetes takes about as long to renew a mounted
-/// Secret, and three small files a minute are nothing.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
+use crate::settings::{RELOAD_INTERVAL, TlsVersion};
 
 /// TLS of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +38,7 @@ pub struct ServerConfig {
     /// Which of these certificates were revoked.
     pub client_crl_file: Option<PathBuf>,
     /// The oldest version that is spoken.
-    pub min_version: Version,
+    pub min_version: TlsVersion,
     /// How often the files are looked at; `None` leaves it to [`Reloads::now`].
     pub reload_interval: Option<Duration>,
 }
@@ -58,7 +55,7 @@ pub struct ClientConfig {
     /// Whether any certificate will do.
     pub insecure_skip_verify: bool,
     /// The oldest version that is spoken.
-    pub min_version: Version,
+    pub min_version: TlsVersion,
     /// How often the files are looked at; `None` leaves it to [`Reloads::now`].
     pub reload_interval: Option<Duration>,
 }
@@ -82,16 +79,6 @@ pub enum CheckedName {
     Is(String),
 }
 
-/// A version of TLS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Version {
-    /// 1.2
-    #[default]
-    Tls12,
-    /// 1.3
-    Tls13,
-}
-
 impl Default for ServerConfig {
     /// Without its files, which have no default.
     fn default() -> Self {
@@ -99,7 +86,7 @@ impl Default for ServerConfig {
             identity: Identity::default(),
             client_ca_file: None,
             client_crl_file: None,
-            min_version: Version::default(),
+            min_version: TlsVersion::default(),
             reload_interval: Some(RELOAD_INTERVAL),
         }
     }
@@ -112,7 +99,7 @@ impl Default for ClientConfig {
             identity: None,
             name: CheckedName::default(),
             insecure_skip_verify: false,
-            min_version: Version::default(),
+            min_version: TlsVersion::default(),
             reload_interval: Some(RELOAD_INTERVAL),
         }
     }
@@ -121,7 +108,7 @@ impl Default for ClientConfig {
 static FROM_12: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
 static FROM_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
 
-impl Version {
+impl TlsVersion {
     /// This and all that are newer.
     fn and_newer(self) -> &'static [&'static SupportedProtocolVersion] {
         match self {

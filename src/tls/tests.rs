@@ -158,7 +158,7 @@ async fn a_server_that_is_not_to_be_trusted_is_refused_with_the_reason() {
 #[tokio::test]
 async fn versions_that_do_not_meet_are_refused() {
     let mut world = World::new();
-    world.server.min_version = Version::Tls13;
+    world.server.min_version = TlsVersion::Tls13;
     assert_eq!(world.shake("localhost:1").await, (Ok(()), Ok(())));
     let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
     let old = rustls::ClientConfig::builder_with_provider(provider())

@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::config::values::{GoDuration, HostPort};
+use crate::settings::{addresses::HostPort, values::GoDuration};
 
 /// The longest answer that is read.
 const LONGEST: u64 = 64 << 10;

@@ -19,6 +19,7 @@ type Room = (&'static str, &'static [&'static str]);
 const ROOMS: &[Room] = &[
     // The vocabulary, and what stands by itself.
     ("otlp", &[]),
+    ("settings", &["otlp"]),
     ("allocator", &[]),
     ("budget", &[]),
     ("buffers", &[]),
@@ -26,8 +27,8 @@ const ROOMS: &[Room] = &[
     ("shortage", &[]),
     ("signals", &[]),
     ("descriptors", &["shortage"]),
-    ("telemetry", &["lifecycle"]),
-    ("tls", &["lifecycle", "telemetry"]),
+    ("telemetry", &["lifecycle", "settings"]),
+    ("tls", &["lifecycle", "settings", "telemetry"]),
     ("access", &["telemetry", "tls"]),
     ("endpoint", &["access"]),
     ("health", &["access", "shortage", "telemetry"]),
@@ -35,10 +36,10 @@ const ROOMS: &[Room] = &[
     ("listen", &["descriptors", "lifecycle", "telemetry", "tls"]),
     // Who owns what.
     ("split", &["buffers", "otlp"]),
-    ("ring", &["endpoint"]),
-    ("route", &["otlp", "ring", "split"]),
-    ("discovery", &["access", "endpoint", "lifecycle", "telemetry"]),
-    ("membership", &["access", "endpoint", "health", "lifecycle", "ring", "telemetry"]),
+    ("ring", &["endpoint", "settings"]),
+    ("route", &["ring", "settings", "split"]),
+    ("discovery", &["access", "endpoint", "lifecycle", "settings", "telemetry"]),
+    ("membership", &["access", "endpoint", "health", "lifecycle", "ring", "settings", "telemetry"]),
     // The way of the data, from its end.
     (
         "dispatch",
@@ -56,28 +57,12 @@ const ROOMS: &[Room] = &[
             "tls",
         ],
     ),
-    ("pipeline", &["budget", "dispatch", "otlp", "ring", "route", "split", "telemetry"]),
+    ("pipeline", &["budget", "dispatch", "otlp", "ring", "route", "settings", "split", "telemetry"]),
     ("receive", &["budget", "buffers", "descriptors", "lifecycle", "listen", "otlp", "pipeline", "telemetry", "tls"]),
     // Dispatch knows what each backend has to do, the vocabulary which signals a pool takes.
     ("admin", &["descriptors", "dispatch", "lifecycle", "listen", "membership", "otlp", "ring", "telemetry"]),
     // From a file to what each room is configured by.
-    (
-        "config",
-        &[
-            "admin",
-            "discovery",
-            "dispatch",
-            "lifecycle",
-            "membership",
-            "otlp",
-            "pipeline",
-            "receive",
-            "ring",
-            "route",
-            "telemetry",
-            "tls",
-        ],
-    ),
+    ("config", &["admin", "discovery", "dispatch", "membership", "otlp", "pipeline", "receive", "settings", "tls"]),
     (
         "proxy",
         &[
@@ -95,15 +80,16 @@ const ROOMS: &[Room] = &[
             "otlp",
             "pipeline",
             "receive",
+            "settings",
             "telemetry",
             "tls",
         ],
     ),
     // The other commands.
-    ("tools", &["admin", "config", "discovery", "endpoint", "lifecycle", "otlp", "ring", "tls"]),
-    ("cli", &["config", "telemetry", "tools"]),
+    ("tools", &["admin", "config", "discovery", "endpoint", "lifecycle", "otlp", "ring", "settings", "tls"]),
+    ("cli", &["config", "settings", "tools"]),
     ("lib", &[]),
-    ("main", &["allocator", "cli", "config", "descriptors", "proxy", "signals", "telemetry", "tools"]),
+    ("main", &["allocator", "cli", "config", "descriptors", "proxy", "settings", "signals", "telemetry", "tools"]),
 ];
 
 /// Longest file, in lines.

@@ -9,11 +9,10 @@ use super::{
 use crate::{
     config::{
         headers,
-        layout::Otlp,
         tree::{Entry, Node, Value},
-        values::GoDuration,
     },
     discovery::HostPort,
+    settings::{Otlp, values::GoDuration},
 };
 
 /// Keys of a resolver that mean the same here.
@@ -183,7 +182,7 @@ fn calls(otlp: Option<&mut Section<'_>>, notes: &mut Vec<Note>) -> Vec<(String, 
 /// An attempt may take as long as its request, and no longer.
 fn timeout(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let Some(entry) = otlp.take("timeout") else { return Yaml::Scalar(Value::Null) };
-    let deadline = Otlp::default().deadline;
+    let deadline = GoDuration(Otlp::default().deadline);
     let written = texts_of(&entry.node).pop().and_then(|text| text.parse::<GoDuration>().ok());
     if written.is_none_or(|written| written <= deadline && !written.0.is_zero()) {
         return Yaml::from(&entry.node);

@@ -162,7 +162,7 @@ fn tls_is_what_it_was() {
         let exporter = format!("{{ protocol: {{ otlp: {{ {written} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}");
         let converted = with_exporter(&exporter, TO_IT);
         let draft = Draft::parse("spanring.yaml", &converted.yaml, &environment).expect("read");
-        (draft.layout.pools["default"].tls.clone(), notes(&converted).join("\n"))
+        (draft.settings.pools["default"].tls.0.clone(), notes(&converted).join("\n"))
     };
     assert_eq!(tls("tls: { insecure: true }").0, None);
     // The exporter speaks TLS unless it is told not to.
@@ -175,7 +175,7 @@ fn tls_is_what_it_was() {
     let (section, told) = tls("tls: { ca_file: ca.crt, server_name_override: a.b, min_version: \"1.3\", ca_pem: x }");
     let section = section.expect("TLS");
     assert_eq!(
-        (section.ca_file.as_ref().and_then(|path| path.to_str()), section.server_name_override.as_str()),
+        (section.ca_file.as_ref().and_then(|path| path.0.to_str()), section.server_name_override.as_str()),
         (Some("ca.crt"), "a.b")
     );
     assert_eq!(
@@ -185,8 +185,8 @@ fn tls_is_what_it_was() {
     let text = "receivers:\n  otlp: { protocols: { grpc: { tls: { cert_file: c, key_file: k, client_ca_file: a } } } }\n\
                 exporters:\n  loadbalancing: { resolver: { dns: { hostname: a } } }\n";
     let draft = Draft::parse("spanring.yaml", &converted(text).yaml, &environment).expect("read");
-    let section = draft.layout.receivers.otlp.protocols.grpc.tls.expect("TLS");
-    assert_eq!(section.client_ca_file.as_ref().and_then(|path| path.to_str()), Some("a"));
+    let section = draft.settings.receivers.otlp.protocols.grpc.tls.0.expect("TLS");
+    assert_eq!(section.client_ca_file.as_ref().and_then(|path| path.0.to_str()), Some("a"));
 }
 
 #[test]

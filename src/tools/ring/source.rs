@@ -15,10 +15,14 @@ use crate::{
         api::{self, facts},
         pb::v1::{GetRingRequest, LookupRequest, LookupResponse, PoolRing, ring_client::RingClient},
     },
-    config::{Backends, Config, Draft, values::HostPort},
+    config::{Backends, Config, Draft},
     discovery::{self, AddressError},
     endpoint::{Endpoint, Endpoints},
     ring::{Algorithm, Table},
+    settings::{
+        addresses::{ADMIN_PORT, ListenAddress},
+        values::ValueError,
+    },
 };
 
 /// A proxy's admin address unless its file says another.
@@ -63,7 +67,7 @@ pub(super) enum Source {
 
 /// `host:port` of an admin listener, `http://` before it or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct AdminAddress(HostPort);
+pub(super) struct AdminAddress(ListenAddress<ADMIN_PORT>);
 
 /// A backend as a static list names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,7 +203,7 @@ impl SourceArgs {
         } else if !self.members.is_empty() {
             vec![Source::Members(self.members)]
         } else if self.admin.is_empty() {
-            vec![Source::Admin(AdminAddress(HostPort { host: "127.0.0.1".into(), port: 8888 }))]
+            vec![Source::Admin(AdminAddress(ListenAddress::local()))]
         } else {
             self.admin.into_iter().map(Source::Admin).collect()
         }
@@ -248,10 +252,7 @@ impl FromStr for Source {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.starts_with("static://") || text.starts_with("dns://") {
-            return text
-                .parse()
-                .map(Self::Backends)
-                .map_err(|error: crate::config::values::ValueError| error.to_string());
+            return text.parse().map(Self::Backends).map_err(|error: ValueError| error.to_string());
         }
         if text.ends_with(".yaml") || text.ends_with(".yml") {
             return Ok(Self::Config(text.into()));
@@ -312,7 +313,7 @@ impl FromStr for AdminAddress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-        HostPort::of_admin(address).map(Self).map_err(|error: crate::config::values::ValueError| error.to_string())
+        address.parse().map(Self).map_err(|error: ValueError| error.to_string())
     }
 }
 

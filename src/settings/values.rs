@@ -1,20 +1,14 @@
-//! Values as an operator writes them: Go durations, sizes, `host:port`. Each says what a good one looks like.
+//! Values that are written as text: durations, sizes, numbers of threads, paths of files. The error for a bad value says
+//! what a good one looks like.
 
-use std::{fmt, num::NonZeroUsize, str::FromStr, time::Duration};
+use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::{addresses::ExamplePort, section::Setting};
+
 /// Bytes in a mebibyte.
-pub(super) const MIB: usize = 1 << 20;
-
-/// Port of OTLP/gRPC (IANA), for backends that are written without one.
-pub const OTLP_GRPC_PORT: u16 = 4317;
-
-/// The admin listener's port unless written: where the Collector serves its metrics.
-const ADMIN_PORT: u16 = 8888;
-
-/// The port for probes unless written, as in the Collector's extension.
-const PROBES_PORT: u16 = 13133;
+pub(crate) const MIB: usize = 1 << 20;
 
 /// Units of Go's `time.ParseDuration`, with their nanoseconds. Longer names first: `ms` must not be read as `m`.
 const DURATION_UNITS: [(&str, f64); 8] =
@@ -39,18 +33,16 @@ pub struct GoDuration(pub Duration);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);
 
-/// A host or address, and a port.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostPort {
-    /// A name, an IPv4 address, or an IPv6 address without brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
+/// A number of bytes whose key is a number of MiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mebibytes {
+    /// The bytes.
+    pub bytes: usize,
 }
 
-/// A backend of a list: a [`HostPort`] whose port is 4317 unless written.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Backend(pub HostPort);
+/// The path of a file. A key that is written names a file: an empty value is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilePath(pub PathBuf);
 
 /// How many threads serve connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,10 +53,6 @@ pub enum WorkerThreads {
     /// As many as said.
     Count(NonZeroUsize),
 }
-
-/// A version of TLS: `1.2` or `1.3`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TlsVersion(pub crate::tls::Version);
 
 /// Why a value can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,19 +94,6 @@ pub enum ValueError {
     /// Not an address.
     #[error("\"{0}\" is not an address; write host:port, or [address]:port for IPv6")]
     Address(String),
-}
-
-/// The port that a message suggests: that of the listener or backend that is meant, where it is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ExamplePort(pub Option<u16>);
-
-impl fmt::Display for ExamplePort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(port) => port.fmt(f),
-            None => f.write_str("PORT"),
-        }
-    }
 }
 
 impl FromStr for GoDuration {
@@ -208,99 +183,6 @@ impl fmt::Display for ByteSize {
     }
 }
 
-impl HostPort {
-    /// Reads `host:port`; without a port it has `default_port`, and where there is none that is an error.
-    pub fn parse(text: &str, default_port: Option<u16>) -> Result<Self, ValueError> {
-        let bad = || ValueError::Address(text.to_owned());
-        if text.contains('/') {
-            return Err(ValueError::Url(text.to_owned()));
-        }
-        let (host, port) = match text.strip_prefix('[') {
-            Some(rest) => {
-                let (host, after) = rest.split_once(']').ok_or_else(bad)?;
-                // Go takes an IPv4 address in brackets too: "[${env:POD_IP}]:4317" is written for both families.
-                let _: std::net::IpAddr = host.parse().map_err(|_| bad())?;
-                (host, if after.is_empty() { None } else { Some(after.strip_prefix(':').ok_or_else(bad)?) })
-            }
-            None => match text.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
-            },
-        };
-        let is_number = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-        if host.is_empty() && port.is_some_and(is_number) {
-            return Err(ValueError::NoHost(text.to_owned()));
-        }
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == ',' || c == '@') {
-            return Err(bad());
-        }
-        let port = match port {
-            Some(port) if is_number(port) => port.parse().map_err(|_| bad())?,
-            Some(_) => return Err(bad()),
-            None => default_port.ok_or_else(|| match text.parse() {
-                Ok(port) => ValueError::PortOnly(port),
-                Err(_) => ValueError::NoPort(text.to_owned(), ExamplePort::default()),
-            })?,
-        };
-        Ok(Self { host: host.to_owned(), port })
-    }
-
-    /// Reads the address of something whose usual port is `example`: suggested where none is written, and not assumed.
-    pub fn with_example(text: &str, example: u16) -> Result<Self, ValueError> {
-        text.parse().map_err(|error| match error {
-            ValueError::NoPort(text, _) => ValueError::NoPort(text, ExamplePort(Some(example))),
-            error => error,
-        })
-    }
-
-    /// The address of an OTLP/gRPC listener.
-    pub fn of_grpc(text: &str) -> Result<Self, ValueError> {
-        Self::with_example(text, OTLP_GRPC_PORT)
-    }
-
-    /// The address of the admin listener.
-    pub fn of_admin(text: &str) -> Result<Self, ValueError> {
-        Self::with_example(text, ADMIN_PORT)
-    }
-
-    /// The address of the listener for probes.
-    pub fn of_probes(text: &str) -> Result<Self, ValueError> {
-        Self::with_example(text, PROBES_PORT)
-    }
-}
-
-impl FromStr for HostPort {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        Self::parse(text, None)
-    }
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-impl FromStr for Backend {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        HostPort::parse(text, Some(OTLP_GRPC_PORT)).map(Self)
-    }
-}
-
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 impl FromStr for WorkerThreads {
     type Err = ValueError;
 
@@ -321,32 +203,120 @@ impl fmt::Display for WorkerThreads {
     }
 }
 
-/// Serialises as it is written, and reads from text or from a bare number.
-macro_rules! as_text {
-    ($($type:ident: $expecting:literal;)*) => {$(
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
+impl Mebibytes {
+    /// So many MiB.
+    pub const fn of(mebibytes: usize) -> Self {
+        Self { bytes: mebibytes.saturating_mul(MIB) }
+    }
 
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_str(TextVisitor { expecting: $expecting, parse: $type::from_str })
+    /// How many MiB it is, rounded down.
+    pub const fn mebibytes(self) -> usize {
+        self.bytes / MIB
+    }
+}
+
+impl Setting for Mebibytes {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        usize::deserialize(from).map(Self::of)
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.mebibytes().serialize(to)
+    }
+}
+
+impl Setting for Duration {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        GoDuration::read(from).map(|GoDuration(duration)| duration)
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        GoDuration(*self).print(to)
+    }
+}
+
+/// A time after which something happens, or never: `0s` in the file.
+impl Setting for Option<Duration> {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Duration::read(from).map(|duration| Some(duration).filter(|duration| !duration.is_zero()))
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.unwrap_or_default().print(to)
+    }
+}
+
+impl Setting for FilePath {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_string(FilePathVisitor)
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(to)
+    }
+}
+
+struct FilePathVisitor;
+
+impl de::Visitor<'_> for FilePathVisitor {
+    type Value = FilePath;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the path of a file, which is not empty; name a file, or leave the key out")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<FilePath, E> {
+        // A variable that is not set must not switch off what is checked with the file.
+        if text.trim().is_empty() { self.visit_unit() } else { Ok(FilePath(text.into())) }
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<FilePath, E> {
+        Err(E::custom("is empty; name a file, or leave the key out"))
+    }
+}
+
+/// Values that serde reads and writes by itself.
+macro_rules! as_serde {
+    ($($Type:ty),* $(,)?) => {$(
+        impl $crate::settings::section::Setting for $Type {
+            fn read<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                serde::Deserialize::deserialize(from)
+            }
+
+            fn print<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                serde::Serialize::serialize(self, to)
             }
         }
     )*};
 }
+pub(super) use as_serde;
+
+as_serde! { bool, u8, u16, u32, usize, f64, String, Vec<String>, Option<usize> }
+
+/// Values that are written as they print (`Display`) and are read from text (`FromStr`) or from a bare number.
+macro_rules! as_text {
+    ($($Type:ty: $expecting:literal;)*) => {$(
+        impl $crate::settings::section::Setting for $Type {
+            fn read<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let parse = <$Type as std::str::FromStr>::from_str;
+                from.deserialize_str($crate::settings::values::TextVisitor { expecting: $expecting, parse })
+            }
+
+            fn print<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+    )*};
+}
+pub(super) use as_text;
 
 as_text! {
     GoDuration: "a duration such as 200ms, 5s or 1m30s";
     ByteSize: "a size such as 16MiB or a number of bytes";
-    HostPort: "an address such as localhost:4317";
-    Backend: "a backend such as collector-0:4317";
     WorkerThreads: "auto or a number of threads";
-    TlsVersion: "1.2 or 1.3";
 }
 
+/// Reads a value from text, or from a number as if it were text.
 pub(super) struct TextVisitor<T> {
     pub(super) expecting: &'static str,
     pub(super) parse: fn(&str) -> Result<T, ValueError>,
@@ -424,32 +394,5 @@ mod tests {
         }
         assert_eq!(ByteSize(16 << 20).to_string(), "16MiB");
         assert_eq!(ByteSize(1500).to_string(), "1500B");
-    }
-
-    #[test]
-    fn addresses_are_host_and_port() {
-        let address = |text| HostPort::parse(text, None).map(|a| (a.host, a.port)).map_err(|e| e.to_string());
-        assert_eq!(address("127.0.0.1:4317"), Ok(("127.0.0.1".into(), 4317)));
-        assert_eq!(address("[::1]:4317"), Ok(("::1".into(), 4317)));
-        assert_eq!(address("[10.0.0.1]:4317"), Ok(("10.0.0.1".into(), 4317)), "as Go takes it");
-        assert_eq!(address("localhost:0"), Ok(("localhost".into(), 0)));
-        assert_eq!(address("localhost"), Err("\"localhost\" has no port; write localhost:PORT".into()));
-        let admin = HostPort::of_admin("127.0.0.1").map_err(|error| error.to_string());
-        assert_eq!(admin, Err("\"127.0.0.1\" has no port; write 127.0.0.1:8888".into()), "that of no other listener");
-        assert_eq!(
-            address("4317"),
-            Err(
-                "\"4317\" is a port without an address; write 127.0.0.1:4317 (this machine) or 0.0.0.0:4317 (all IPv4 \
-                 interfaces)"
-                    .into()
-            )
-        );
-        assert!(address(":4317").is_err_and(|e| e.contains("0.0.0.0:4317 (all IPv4 interfaces)")));
-        assert!(address("http://a:1").is_err_and(|e| e.contains("is a URL")));
-        for bad in ["", "a:b", "a:1:2", "::1", "[::1", "[::1]4317", "[a]:1", "a:65536", "a b:1", "a:", ":"] {
-            assert!(address(bad).is_err(), "{bad}");
-        }
-        assert_eq!(HostPort::parse("a", Some(4317)), Ok(HostPort { host: "a".into(), port: 4317 }));
-        assert_eq!(HostPort { host: "::1".into(), port: 1 }.to_string(), "[::1]:1");
     }
 }

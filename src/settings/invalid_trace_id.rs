@@ -1,4 +1,4 @@
-//! `invalid_trace_id`: one word for every signal, or one for each. Written back as a word where one says it all.
+//! `invalid_trace_id`: one word for all signals, or one for each signal. It is printed as one word where that says it all.
 
 use std::fmt;
 
@@ -7,76 +7,94 @@ use serde::{
     de::{self, IntoDeserializer},
 };
 
-/// What is done with records whose trace ID no backend can hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InvalidIdsBySignal {
-    /// With spans.
-    pub traces: InvalidIds,
-    /// With log records; many have no trace ID, and need none.
-    pub logs: InvalidIds,
-}
+use super::{
+    section::{Setting, section},
+    values::as_serde,
+};
+use crate::otlp::Signal;
 
-/// What is done with such records of one signal.
+/// What happens to records whose trace ID is empty, all zero or of a wrong length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum InvalidIds {
-    /// They are sent on, and a backend's refusal comes back.
+pub enum InvalidTraceId {
+    /// They are sent on; a backend's refusal comes back as `partial_success`.
     #[default]
     Forward,
-    /// They are refused at the door with `partial_success`.
+    /// They are refused with `partial_success`, and not sent on.
     Reject,
 }
 
-/// As it is written with one word for each signal.
-#[derive(Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Written {
-    traces: InvalidIds,
-    logs: InvalidIds,
+as_serde! { InvalidTraceId }
+
+/// What happens to such records of each signal that is routed by trace ID.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InvalidTraceIds {
+    /// For spans.
+    pub traces: InvalidTraceId,
+    /// For log records. Many have no trace ID, and need none.
+    pub logs: InvalidTraceId,
 }
 
-struct WordOrWords;
+section! {
+    /// One word for each signal.
+    struct BySignal {
+        /// For spans.
+        traces: InvalidTraceId,
+        /// For log records.
+        logs: InvalidTraceId,
+    }
+}
 
-impl Serialize for InvalidIdsBySignal {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+impl InvalidTraceIds {
+    /// What happens to such records of a signal.
+    pub fn of(self, signal: Signal) -> InvalidTraceId {
+        match signal {
+            Signal::Traces => self.traces,
+            Signal::Logs => self.logs,
+            // They have no trace ID that could be invalid.
+            Signal::Metrics | Signal::Profiles => InvalidTraceId::Forward,
+        }
+    }
+}
+
+impl Setting for InvalidTraceIds {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(WordOrSection)
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let Self { traces, logs } = *self;
-        if traces == logs { traces.serialize(serializer) } else { Written { traces, logs }.serialize(serializer) }
+        if traces == logs { traces.print(to) } else { BySignal { traces, logs }.print(to) }
     }
 }
 
-impl<'de> Deserialize<'de> for InvalidIdsBySignal {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(WordOrWords)
-    }
-}
+struct WordOrSection;
 
-impl<'de> de::Visitor<'de> for WordOrWords {
-    type Value = InvalidIdsBySignal;
+impl<'de> de::Visitor<'de> for WordOrSection {
+    type Value = InvalidTraceIds;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("forward, reject, or one of them for each signal: { traces: reject, logs: forward }")
     }
 
-    fn visit_str<E: de::Error>(self, word: &str) -> Result<InvalidIdsBySignal, E> {
-        let of_all = InvalidIds::deserialize(word.into_deserializer())?;
-        Ok(InvalidIdsBySignal { traces: of_all, logs: of_all })
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<InvalidTraceIds, E> {
+        let of_all = InvalidTraceId::deserialize(word.into_deserializer())?;
+        Ok(InvalidTraceIds { traces: of_all, logs: of_all })
     }
 
-    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<InvalidIdsBySignal, A::Error> {
-        let Written { traces, logs } = Written::deserialize(de::value::MapAccessDeserializer::new(map))?;
-        Ok(InvalidIdsBySignal { traces, logs })
+    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<InvalidTraceIds, A::Error> {
+        let BySignal { traces, logs } = BySignal::read(de::value::MapAccessDeserializer::new(map))?;
+        Ok(InvalidTraceIds { traces, logs })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        Draft,
-        layout::{InvalidIds, InvalidIdsBySignal},
-    };
+    use super::{InvalidTraceId, InvalidTraceIds};
+    use crate::config::Draft;
 
     /// What a file with `value` says, and how it is printed.
-    fn read(value: &str) -> Result<(InvalidIdsBySignal, String), String> {
+    fn read(value: &str) -> Result<(InvalidTraceIds, String), String> {
         let text = format!(
             "pools: {{ a: {{ resolver: {{ static: {{ hostnames: [b] }} }} }} }}\n\
              routes: [{{ signals: [traces, logs], pool: a }}]\ninvalid_trace_id: {value}\n"
@@ -86,12 +104,12 @@ mod tests {
         let printed = draft.print().map_err(|error| error.to_string())?;
         let at = printed.find("invalid_trace_id:").ok_or("not printed")?;
         let section = printed.get(at..).unwrap_or_default().split("\nmemory_limiter").next().unwrap_or_default();
-        Ok((draft.layout.invalid_trace_id, section.split_whitespace().collect::<Vec<_>>().join(" ")))
+        Ok((draft.settings.invalid_trace_id, section.split_whitespace().collect::<Vec<_>>().join(" ")))
     }
 
     #[test]
     fn one_word_is_for_all_signals_and_a_map_has_one_for_each() {
-        use InvalidIds::{Forward, Reject};
+        use InvalidTraceId::{Forward, Reject};
         for (value, traces, logs, printed) in [
             ("reject", Reject, Reject, "reject"),
             ("${env:WORD}", Reject, Reject, "reject"),
@@ -100,7 +118,7 @@ mod tests {
             ("{ logs: reject, traces: \"${env:WORD}\" }", Reject, Reject, "reject"),
             ("{}", Forward, Forward, "forward"),
         ] {
-            let expected = (InvalidIdsBySignal { traces, logs }, format!("invalid_trace_id: {printed}"));
+            let expected = (InvalidTraceIds { traces, logs }, format!("invalid_trace_id: {printed}"));
             assert_eq!(read(value), Ok(expected), "{value}");
         }
     }

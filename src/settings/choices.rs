@@ -1,0 +1,169 @@
+//! Values that are one of a few names.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::values::{ValueError, as_serde, as_text};
+use crate::otlp::Signal;
+
+/// Which addresses of a name are backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IpFamily {
+    /// A records if there are any, else AAAA: a pod with two addresses is one backend.
+    #[default]
+    Auto,
+    /// A records.
+    Ipv4,
+    /// AAAA records.
+    Ipv6,
+    /// All of them, each a backend.
+    Both,
+}
+
+/// How calls to backends are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Not at all. The Collector writes an empty text for it too.
+    #[default]
+    #[serde(alias = "")]
+    None,
+    /// gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+/// What the size of a queue counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sizer {
+    /// Bytes.
+    #[default]
+    Bytes,
+}
+
+/// A way to place slots: it names the slot function, the number of slots and who owns each.
+///
+/// Its numbers are no settings, so that its name says all: two replicas with the same name and members agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// 131,072 slots, 4,096 points a backend, no backend above 1.05 of its fair share.
+    #[default]
+    SlotsV1,
+}
+
+/// What is hashed. The Collector's spellings are accepted too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoutingKey {
+    /// The trace ID.
+    #[default]
+    #[serde(alias = "traceID")]
+    TraceId,
+    /// The name of the service.
+    Service,
+    /// The whole resource.
+    Resource,
+    /// Chosen attributes.
+    Attributes,
+    /// The name of the metric.
+    Metric,
+    /// The identity of the metric's stream.
+    #[serde(alias = "streamID")]
+    StreamId,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2
+    #[default]
+    Tls12,
+    /// 1.3
+    Tls13,
+}
+
+/// The least severe level that is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// Data was lost, or an operator must act.
+    Error,
+    /// Something went wrong and was mended.
+    Warn,
+    /// Life of the process, changes of membership.
+    #[default]
+    Info,
+    /// Single requests.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The format of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogEncoding {
+    /// Text for people.
+    #[default]
+    #[serde(alias = "console")]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+as_serde! {
+    IpFamily,
+    Compression,
+    Sizer,
+    Algorithm,
+    Vec<Signal>,
+    RoutingKey,
+    LogLevel,
+    LogEncoding,
+}
+
+as_text! {
+    TlsVersion: "1.2 or 1.3";
+}
+
+impl RoutingKey {
+    /// Its name in a file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TraceId => "trace_id",
+            Self::Service => "service",
+            Self::Resource => "resource",
+            Self::Attributes => "attributes",
+            Self::Metric => "metric",
+            Self::StreamId => "stream_id",
+        }
+    }
+}
+
+impl FromStr for TlsVersion {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "1.2" => Ok(Self::Tls12),
+            "1.3" => Ok(Self::Tls13),
+            _ => Err(ValueError::TlsVersion(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for TlsVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tls12 => "1.2",
+            Self::Tls13 => "1.3",
+        })
+    }
+}

@@ -1,0 +1,132 @@
+//! The keys of the configuration file. This is the one place where a key is declared: its name, its type, its default and its
+//! documentation (see [`section!`](section)).
+//!
+//! The names are the Collector's wherever the meaning is the same. Every key has a default, except for a pool's resolver and
+//! the routes. The rooms take these sections as they are; `config` reads, checks and prints the file. A key that is
+//! new is declared here, checked in `config::check` and used in the room that it concerns.
+
+pub mod addresses;
+mod choices;
+pub(crate) mod headers;
+mod invalid_trace_id;
+mod pools;
+mod receivers;
+#[cfg(test)]
+pub(crate) mod reference;
+pub(crate) mod section;
+mod tls;
+pub mod values;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use self::{
+    addresses::{ADMIN_PORT, ListenAddress, PROBES_PORT},
+    section::section,
+    values::WorkerThreads,
+};
+pub use self::{
+    choices::{Algorithm, Compression, IpFamily, LogEncoding, LogLevel, RoutingKey, Sizer, TlsVersion},
+    headers::{Headers, Secret},
+    invalid_trace_id::{InvalidTraceId, InvalidTraceIds},
+    pools::{
+        CompressionParams, Delivery, DnsResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Ring,
+        SendingQueue, StaticResolver,
+    },
+    receivers::{Grpc, Keepalive, Otlp, Protocols, Receivers, ServerParameters},
+    section::IfWritten,
+    tls::{ClientTls, RELOAD_INTERVAL, ServerTls},
+};
+use crate::otlp::Signal;
+
+section! {
+    /// A whole file.
+    pub struct Settings {
+        /// Where OTLP comes in.
+        receivers: Receivers,
+        /// Sets of backends, by name.
+        pools: BTreeMap<String, Pool>,
+        /// Which signals go to which pool, by which key.
+        routes: Vec<Route>,
+        /// What happens to records whose trace ID is empty, all zero or of a wrong length: `forward` sends them on,
+        /// `reject` rejects them by `partial_success`. It can be set per signal: `{ traces: reject, logs: forward }`.
+        /// Log records outside of any trace have no ID. A signal that is left out is forwarded.
+        invalid_trace_id: InvalidTraceIds,
+        /// The limit of the memory that requests may hold.
+        memory_limiter: MemoryLimiter,
+        /// Number of threads that serve connections. `auto` is one per CPU that the cgroup grants.
+        worker_threads: WorkerThreads,
+        /// The listener for metrics, probes and the ring's state.
+        admin: Admin,
+        /// The listener for probes alone, if there is one.
+        health_check: Option<HealthCheck>,
+        /// How the process ends.
+        shutdown: Shutdown,
+        /// What the process says about itself.
+        telemetry: Telemetry,
+    }
+
+    /// One of `routes`
+    #[derive(Eq)]
+    pub struct Route {
+        /// The signals of the route: `traces`, `logs`. A signal may appear in one route only.
+        signals: Vec<Signal>,
+        /// What is hashed. `trace_id` (or `traceID`) is the only value so far.
+        routing_key: RoutingKey,
+        /// The pool that the signals are sent to.
+        pool: String,
+    }
+
+    /// `memory_limiter`
+    #[derive(Eq)]
+    pub struct MemoryLimiter {
+        /// The most memory, in MiB, that requests may hold. Above it requests are refused with `UNAVAILABLE` and
+        /// `RetryInfo`. It takes precedence over `limit_percentage`.
+        limit_mib: Option<usize>,
+        /// The same limit, in percent of the cgroup's memory limit or, without one, of the machine's memory.
+        limit_percentage: u8 = 75,
+    }
+
+    /// `admin`
+    #[derive(Eq)]
+    pub struct Admin {
+        /// The address that serves metrics, probes and the ring's state.
+        endpoint: ListenAddress<ADMIN_PORT> = ListenAddress::local(),
+    }
+
+    /// `health_check`: the Collector's extension.
+    #[derive(Eq)]
+    pub struct HealthCheck {
+        /// An address that serves probes only, like the Collector's extension. It is open only if the `health_check`
+        /// section is there: `health_check: { endpoint: 0.0.0.0:13133 }`.
+        endpoint: ListenAddress<PROBES_PORT> = ListenAddress::local(),
+        /// The path that answers like `/readyz`. `/readyz` and `/livez` are served as well.
+        path: String = "/".into(),
+    }
+
+    /// `shutdown`
+    #[derive(Copy, Eq)]
+    pub struct Shutdown {
+        /// How long the process goes on serving after SIGTERM, reported as not ready, so that load balancers and
+        /// clients can stop using it.
+        delay: Duration = Duration::from_secs(5),
+        /// How long unanswered requests then have before their connections are closed.
+        timeout: Duration = Duration::from_secs(25),
+    }
+
+    /// `telemetry`
+    #[derive(Eq)]
+    pub struct Telemetry {
+        /// Logs, on stderr.
+        logs: Logs,
+    }
+
+    /// `telemetry.logs`: keys and values are those of the Collector's `service.telemetry.logs`.
+    #[derive(Copy, Eq)]
+    pub struct Logs {
+        /// The least severe level that is logged: `off`, `error`, `warn`, `info`, `debug` or `trace`. At `info` and
+        /// above nothing is logged per request.
+        level: LogLevel,
+        /// The format of the log: `text` (or `console`), or `json` with one object per line.
+        encoding: LogEncoding,
+    }
+}

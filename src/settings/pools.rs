@@ -1,0 +1,166 @@
+//! `pools.NAME`: a set of backends, how they are found, and how parts are placed and delivered.
+
+use std::time::Duration;
+
+use super::{
+    addresses::{Backend, OTLP_GRPC_PORT},
+    choices::{Algorithm, Compression, IpFamily, Sizer},
+    headers::Headers,
+    section::{IfWritten, section},
+    tls::ClientTls,
+    values::{ByteSize, Mebibytes},
+};
+
+section! {
+    /// `pools.NAME`
+    pub struct Pool {
+        /// How the backends are found.
+        resolver: Resolver,
+        /// TLS of the connections to the backends; plaintext without it.
+        tls: IfWritten<ClientTls>,
+        /// Headers that are added to every call, e.g. `{ x-scope-orgid: one }`. They replace headers of the same name
+        /// from clients. Their values are treated as secrets; `${file:…}` keeps them out of the configuration file.
+        headers: Headers,
+        /// How parts are delivered.
+        delivery: Delivery as included,
+        /// How traces are placed.
+        placement: Placement as included,
+    }
+
+    /// `pools.NAME.resolver`: exactly one of its sections.
+    pub struct Resolver {
+        /// A list.
+        r#static: Option<StaticResolver>,
+        /// A name whose A and AAAA records are the backends.
+        dns: Option<DnsResolver>,
+    }
+
+    /// `pools.NAME.resolver.static`: backends by name or address, all of them members whether their names resolve or not.
+    #[derive(Eq)]
+    pub struct StaticResolver {
+        /// The backends, each `host:port`; the port is 4317 where it is missing. The text as written is what is hashed,
+        /// so all replicas must write it alike. One variable may hold the whole list, as YAML or separated by commas:
+        /// `${env:BACKENDS}`.
+        hostnames: Vec<Backend>,
+        /// How often host names in the list are looked up again.
+        interval: Duration = RESOLVER_INTERVAL,
+        /// How long one look-up may take.
+        timeout: Duration = RESOLVER_TIMEOUT,
+    }
+
+    /// `pools.NAME.resolver.dns`
+    #[derive(Eq)]
+    pub struct DnsResolver {
+        /// The name whose A and AAAA records are the backends. Search domains apply unless the name ends with a dot.
+        hostname: String,
+        /// The port of every backend.
+        port: u16 = OTLP_GRPC_PORT,
+        /// How often, ± 10 %, the name is looked up.
+        interval: Duration = RESOLVER_INTERVAL,
+        /// How long one look-up may take.
+        timeout: Duration = RESOLVER_TIMEOUT,
+        /// Which records are used: `auto` (A records if there are any, else AAAA), `ipv4`, `ipv6` or `both`.
+        ip_family: IpFamily,
+    }
+}
+
+/// Time between two rounds of look-ups; the Collector's DNS resolver has the same.
+const RESOLVER_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Time for one question to a name server; the Collector's DNS resolver has the same.
+const RESOLVER_TIMEOUT: Duration = Duration::from_secs(1);
+
+section! {
+    /// The keys of a pool that say how parts are delivered to its backends. When one of them changes, the pool gets new queues
+    /// and connections.
+    pub struct Delivery {
+        /// Compression of calls to backends: `none`, `gzip` or `zstd`.
+        compression: Compression,
+        /// Parameters of the compression.
+        compression_params: CompressionParams,
+        /// How long one attempt to deliver may take. A value above `receivers.otlp.deadline` is refused; the default is
+        /// lowered to a shorter deadline.
+        timeout: Duration = Duration::from_secs(5),
+        /// The largest message of one call, in MiB before compression. A Collector accepts 4 MiB unless it is
+        /// configured otherwise.
+        max_request_size_mib: Mebibytes = Mebibytes::of(4),
+        /// HTTP/2 connections to each backend, per shard.
+        connections: usize = 1,
+        /// Independent sets of queues and connections.
+        shards: usize = 1,
+        /// What waits for a backend.
+        sending_queue: SendingQueue,
+        /// How failed parts are tried again.
+        retry_on_failure: RetryOnFailure,
+    }
+
+    /// `pools.NAME.compression_params`
+    #[derive(Copy, Eq)]
+    pub struct CompressionParams {
+        // The fastest level of both: telemetry is repetitive, and the proxy's CPU time costs more than the last 10 %.
+        /// The compression level: 1 to 9 for gzip, 1 to 22 for zstd.
+        level: u32 = 1,
+    }
+
+    /// `pools.NAME.sending_queue`
+    #[derive(Copy, Eq)]
+    pub struct SendingQueue {
+        /// The unit of `queue_size`. `bytes` is the only value.
+        sizer: Sizer,
+        /// The size of the queue of each backend. A request is accepted only if all its parts find room in their
+        /// queues; otherwise it is refused whole.
+        queue_size: ByteSize = ByteSize(16 << 20),
+    }
+
+    /// `pools.NAME.retry_on_failure`
+    #[derive(Copy)]
+    pub struct RetryOnFailure {
+        /// The first wait before a retry. All retries happen within the request's deadline.
+        initial_interval: Duration = Duration::from_millis(50),
+        /// The longest wait before a retry.
+        max_interval: Duration = Duration::from_secs(1),
+        /// The factor by which each wait is longer than the one before.
+        multiplier: f64 = 1.5,
+        /// The share of each wait that is random.
+        randomization_factor: f64 = 0.5,
+        // One backend of four that refuses half of its calls takes 25 %; one of two takes all of it.
+        /// How many retries are allowed, in percent of the parts that are sent for the first time, in addition to 10
+        /// per second. Parts that move to another backend because theirs was ejected or left do not count.
+        budget_percent: u32 = 50,
+    }
+
+    /// The keys of a pool that say where traces are placed, and what happens to backends that fail or leave.
+    #[derive(Eq)]
+    pub struct Placement {
+        /// The hash ring.
+        ring: Ring,
+        /// When a backend that fails is ejected, so that its traces go elsewhere.
+        outlier_detection: OutlierDetection,
+        /// How long a backend that has left discovery keeps its traces while it still answers. A backend that fails is
+        /// removed at once.
+        hold_down: Duration = Duration::from_secs(5),
+    }
+
+    /// `pools.NAME.ring`
+    #[derive(Copy, Eq)]
+    pub struct Ring {
+        /// How traces are placed. It must be the same on all replicas.
+        algorithm: Algorithm,
+    }
+
+    /// `pools.NAME.outlier_detection`
+    #[derive(Eq)]
+    pub struct OutlierDetection {
+        /// After how many transport failures in a row a backend is ejected. See [ejection](#ejection).
+        consecutive_failures: u32 = 3,
+        /// Time, ± 10 %, after which an ejected backend is probed. It doubles after each failed probe and with each
+        /// further ejection.
+        base_ejection_time: Duration = Duration::from_secs(1),
+        /// The longest time between two probes. A backend that has stayed healthy for this long starts again at
+        /// `base_ejection_time`.
+        max_ejection_time: Duration = Duration::from_secs(30),
+        /// The largest share of the pool that may be ejected at once (at least one backend, never all). When more fail,
+        /// none is treated as ejected and all are tried. `0` switches ejection off.
+        max_ejection_percent: u8 = 50,
+    }
+}

@@ -1,0 +1,425 @@
+//! Sections of the configuration file: how they are declared, read, printed and documented.
+//!
+//! [`section!`] declares a section once: each key has its name, its type, its default and its documentation there. The
+//! macro makes the struct and its `Default` of it, the code that reads the section from a file and prints it, and the rows
+//! of the table in `deploy/docs/configuration.md`, which a test writes and compares.
+
+use std::{collections::BTreeMap, fmt, marker::PhantomData, ops::Deref};
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, DeserializeSeed, MapAccess, Visitor},
+    ser::SerializeMap,
+};
+
+#[cfg(test)]
+use super::reference::Row;
+
+/// What can stand behind a key: a value, a section, or several sections.
+pub(crate) trait Setting: Sized {
+    /// Reads it from a file.
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error>;
+
+    /// Writes it as it can be read again; a secret is replaced by a placeholder.
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error>;
+
+    /// Whether its key is not printed at all.
+    fn is_left_out(&self) -> bool {
+        false
+    }
+
+    /// Adds the rows of the reference: one for a value, one for each key of a section.
+    #[cfg(test)]
+    fn document(default: Option<&Self>, path: &str, help: &str, rows: &mut Vec<Row>) {
+        rows.push(Row::new(path, default.map(Printed), help));
+    }
+}
+
+/// A section as [`section!`] declares it. A section can include the keys of another one, as if they were its own.
+pub(crate) trait Section: Setting + Default {
+    /// Adds the names of its keys, in the order in which they are printed.
+    fn add_keys(keys: &mut Vec<&'static str>);
+
+    /// Takes the value of `key` from `values`. Returns `false` if the section has no such key.
+    fn read_key<'de, A: MapAccess<'de>>(&mut self, key: &str, values: &mut A) -> Result<bool, A::Error>;
+
+    /// Writes the keys and their values.
+    fn print_keys<M: SerializeMap>(&self, to: &mut M) -> Result<(), M::Error>;
+
+    /// Adds the rows of its keys to the reference; `path` is the path of the section.
+    #[cfg(test)]
+    fn document_keys(&self, path: &str, rows: &mut Vec<Row>);
+}
+
+/// Declares sections of the file.
+///
+/// A field is a key of the same name. Its documentation is its row in the reference; its default is what stands after `=`,
+/// or that of its type. `as included` says that the field is a section whose keys belong to this section: in the file they
+/// stand beside the others.
+macro_rules! section {
+    ($(
+        $(#[$attribute:meta])*
+        $vis:vis struct $Section:ident {
+            $($(#[doc = $help:literal])+ $key:ident: $Type:ty $(as $included:ident)? $(= $default:expr)?,)*
+        }
+    )*) => {$(
+        $(#[$attribute])*
+        #[derive(Clone, Debug, PartialEq)]
+        $vis struct $Section {
+            $($(#[doc = $help])+ pub $key: $Type,)*
+        }
+
+        impl Default for $Section {
+            fn default() -> Self {
+                Self { $($key: section!(@default $($default)?),)* }
+            }
+        }
+
+        impl $crate::settings::section::Section for $Section {
+            fn add_keys(keys: &mut Vec<&'static str>) {
+                $(section!(@name keys, $key, $Type $(, $included)?);)*
+            }
+
+            fn read_key<'de, A: serde::de::MapAccess<'de>>(
+                &mut self,
+                key: &str,
+                values: &mut A,
+            ) -> Result<bool, A::Error> {
+                $(section!(@read self, key, values, $key, $Type $(, $included)?);)*
+                Ok(false)
+            }
+
+            fn print_keys<M: serde::ser::SerializeMap>(&self, to: &mut M) -> Result<(), M::Error> {
+                $(section!(@print self, to, $key $(, $included)?);)*
+                Ok(())
+            }
+
+            #[cfg(test)]
+            fn document_keys(&self, path: &str, rows: &mut Vec<$crate::settings::reference::Row>) {
+                $(section!(@document self, path, rows, $key, [$($help)+] $(, $included)?);)*
+            }
+        }
+
+        impl $crate::settings::section::Setting for $Section {
+            fn read<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                static KEYS: std::sync::LazyLock<Vec<&'static str>> =
+                    std::sync::LazyLock::new($crate::settings::section::keys_of::<$Section>);
+                $crate::settings::section::read(from, &KEYS)
+            }
+
+            fn print<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                $crate::settings::section::print(self, to)
+            }
+
+            #[cfg(test)]
+            fn document(
+                default: Option<&Self>,
+                path: &str,
+                _help: &str,
+                rows: &mut Vec<$crate::settings::reference::Row>,
+            ) {
+                let section = default.cloned().unwrap_or_default();
+                $crate::settings::section::Section::document_keys(&section, path, rows);
+            }
+        }
+    )*};
+
+    (@default) => { Default::default() };
+    (@default $default:expr) => { $default };
+
+    (@name $keys:ident, $key:ident, $Type:ty) => {
+        $keys.push($crate::settings::section::name(stringify!($key)))
+    };
+    (@name $keys:ident, $key:ident, $Type:ty, included) => {
+        <$Type as $crate::settings::section::Section>::add_keys($keys)
+    };
+
+    (@read $section:tt, $wanted:ident, $values:ident, $key:ident, $Type:ty) => {
+        if $wanted == $crate::settings::section::name(stringify!($key)) {
+            $section.$key = $values.next_value::<$crate::settings::section::Read<$Type>>()?.0;
+            return Ok(true);
+        }
+    };
+    (@read $section:tt, $wanted:ident, $values:ident, $key:ident, $Type:ty, included) => {
+        if $crate::settings::section::Section::read_key(&mut $section.$key, $wanted, $values)? {
+            return Ok(true);
+        }
+    };
+
+    (@print $section:tt, $to:ident, $key:ident) => {
+        if !$crate::settings::section::Setting::is_left_out(&$section.$key) {
+            let name = $crate::settings::section::name(stringify!($key));
+            $to.serialize_entry(name, &$crate::settings::section::Printed(&$section.$key))?;
+        }
+    };
+    (@print $section:tt, $to:ident, $key:ident, included) => {
+        $crate::settings::section::Section::print_keys(&$section.$key, $to)?
+    };
+
+    (@document $section:tt, $path:ident, $rows:ident, $key:ident, [$($help:literal)+]) => {{
+        let path = $crate::settings::reference::below($path, $crate::settings::section::name(stringify!($key)));
+        $crate::settings::section::Setting::document(Some(&$section.$key), &path, concat!($($help),+), $rows);
+    }};
+    (@document $section:tt, $path:ident, $rows:ident, $key:ident, [$($help:literal)+], included) => {
+        $crate::settings::section::Section::document_keys(&$section.$key, $path, $rows)
+    };
+}
+pub(super) use section;
+
+/// The key of a field, which Rust may want with `r#` in front.
+pub(crate) fn name(field: &'static str) -> &'static str {
+    field.trim_start_matches("r#")
+}
+
+/// The names of a section's keys.
+pub(crate) fn keys_of<T: Section>() -> Vec<&'static str> {
+    let mut keys = Vec::new();
+    T::add_keys(&mut keys);
+    keys
+}
+
+/// Reads a section. A key that is missing has its default; a key that is not in `keys` is an error.
+pub(crate) fn read<'de, T: Section, D: Deserializer<'de>>(
+    from: D,
+    keys: &'static [&'static str],
+) -> Result<T, D::Error> {
+    from.deserialize_struct("section", keys, SectionVisitor { keys, section: PhantomData })
+}
+
+/// Writes a section.
+pub(crate) fn print<T: Section, S: Serializer>(section: &T, to: S) -> Result<S::Ok, S::Error> {
+    let mut map = to.serialize_map(None)?;
+    section.print_keys(&mut map)?;
+    map.end()
+}
+
+/// A [`Setting`] as serde reads it.
+pub(crate) struct Read<T>(pub(crate) T);
+
+/// A [`Setting`] as serde writes it.
+pub(crate) struct Printed<'a, T>(pub(crate) &'a T);
+
+impl<'de, T: Setting> Deserialize<'de> for Read<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::read(deserializer).map(Self)
+    }
+}
+
+impl<T: Setting> Serialize for Printed<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.print(serializer)
+    }
+}
+
+struct SectionVisitor<T> {
+    keys: &'static [&'static str],
+    section: PhantomData<T>,
+}
+
+impl<'de, T: Section> Visitor<'de> for SectionVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a section of keys")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut values: A) -> Result<T, A::Error> {
+        let mut section = T::default();
+        while let Some(key) = values.next_key_seed(KnownKey(self.keys))? {
+            section.read_key(key, &mut values)?;
+        }
+        Ok(section)
+    }
+}
+
+/// One of the names that a section's keys have.
+struct KnownKey(&'static [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for KnownKey {
+    type Value = &'static str;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<&'static str, D::Error> {
+        deserializer.deserialize_identifier(self)
+    }
+}
+
+impl Visitor<'_> for KnownKey {
+    type Value = &'static str;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a key")
+    }
+
+    fn visit_str<E: de::Error>(self, key: &str) -> Result<&'static str, E> {
+        let known = self.0.iter().find(|known| **known == key);
+        known.copied().ok_or_else(|| E::unknown_field(key, self.0))
+    }
+}
+
+/// Sections by a name that the operator chooses.
+impl<T: Section> Setting for BTreeMap<String, T> {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let named = BTreeMap::<String, Read<T>>::deserialize(from)?;
+        Ok(named.into_iter().map(|(name, Read(section))| (name, section)).collect())
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.iter().map(|(name, section)| (name, Printed(section))))
+    }
+
+    #[cfg(test)]
+    fn document(_: Option<&Self>, path: &str, help: &str, rows: &mut Vec<Row>) {
+        T::document(None, &format!("{path}.NAME"), help, rows);
+    }
+}
+
+/// A list of sections.
+impl<T: Section> Setting for Vec<T> {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Vec::<Read<T>>::deserialize(from)?.into_iter().map(|Read(section)| section).collect())
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.iter().map(Printed))
+    }
+
+    #[cfg(test)]
+    fn document(_: Option<&Self>, path: &str, help: &str, rows: &mut Vec<Row>) {
+        T::document(None, &format!("{path}[]"), help, rows);
+    }
+}
+
+/// A section that can be missing: nothing, or `null`, behind its key means that it is.
+impl<T: Section> Setting for Option<T> {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Option::<Read<T>>::deserialize(from)?.map(|Read(section)| section))
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.as_ref().map(Printed).serialize(to)
+    }
+
+    fn is_left_out(&self) -> bool {
+        self.is_none()
+    }
+
+    #[cfg(test)]
+    fn document(_: Option<&Self>, path: &str, help: &str, rows: &mut Vec<Row>) {
+        T::document(None, path, help, rows);
+    }
+}
+
+/// What is there if its key is written: a section behind whose key nothing stands has its defaults, and is not the same as
+/// a section that is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IfWritten<T>(pub Option<T>);
+
+impl<T> Default for IfWritten<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T> Deref for IfWritten<T> {
+    type Target = Option<T>;
+
+    fn deref(&self) -> &Option<T> {
+        &self.0
+    }
+}
+
+impl<T: Setting> Setting for IfWritten<T> {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        T::read(from).map(|written| Self(Some(written)))
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.0.as_ref().map(Printed).serialize(to)
+    }
+
+    fn is_left_out(&self) -> bool {
+        self.0.is_none()
+    }
+
+    #[cfg(test)]
+    fn document(_: Option<&Self>, path: &str, help: &str, rows: &mut Vec<Row>) {
+        T::document(None, path, help, rows);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    section! {
+        /// A section that a test reads.
+        struct Outer {
+            /// A number.
+            count: u32 = 3,
+            /// Keys of another section.
+            inner: Inner as included,
+            /// A key
+            /// that is a word of Rust.
+            r#static: IfWritten<Inner>,
+            /// A list.
+            several: Vec<Inner>,
+        }
+
+        /// Its keys stand in another section, and in a section of its own.
+        struct Inner {
+            /// A flag.
+            on: bool,
+        }
+    }
+
+    fn read(value: Value) -> Result<Outer, String> {
+        Outer::read(value).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_are_read_from_where_they_stand_and_have_defaults() {
+        let default = Outer { count: 3, ..Outer::default() };
+        assert_eq!(read(json!({})), Ok(default.clone()));
+        let all = json!({ "count": 4, "on": true, "static": {}, "several": [{ "on": false }, { "on": true }] });
+        let expected = Outer {
+            count: 4,
+            inner: Inner { on: true },
+            r#static: IfWritten(Some(Inner { on: false })),
+            several: vec![Inner { on: false }, Inner { on: true }],
+        };
+        assert_eq!(read(all), Ok(expected.clone()));
+        let printed = serde_json::to_value(Printed(&expected)).expect("printed");
+        assert_eq!(printed["static"], json!({ "on": false }), "a section that is written has its defaults");
+        assert_eq!(read(printed), Ok(expected), "what is printed can be read again");
+        assert_eq!(
+            serde_json::to_value(Printed(&default)).ok(),
+            Some(json!({ "count": 3, "on": false, "several": [] }))
+        );
+    }
+
+    #[test]
+    fn a_key_that_does_not_exist_is_an_error_that_lists_those_that_do() {
+        let error = "unknown field `inner`, expected one of `count`, `on`, `static`, `several`";
+        assert_eq!(read(json!({ "inner": {} })), Err(error.into()));
+        assert!(read(json!({ "several": [{ "off": 1 }] })).is_err_and(|error| error.contains("unknown field `off`")));
+        assert!(read(json!({ "count": "x" })).is_err_and(|error| error.contains("invalid type")));
+    }
+
+    #[test]
+    fn each_key_has_one_row_in_the_reference() {
+        let mut rows = Vec::new();
+        Outer::default().document_keys("a.b", &mut rows);
+        let lines: Vec<String> = rows.iter().map(Row::line).collect();
+        assert_eq!(
+            lines,
+            [
+                "| `a.b.count` | `3` | A number. |",
+                "| `a.b.on` | `false` | A flag. |",
+                "| `a.b.static.on` | `false` | A flag. |",
+                "| `a.b.several[].on` | `false` | A flag. |",
+            ]
+        );
+    }
+}
