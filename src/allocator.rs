@@ -5,12 +5,13 @@ use std::{env, io};
 /// Allocations from this size on are maps of their own, which go back to the system when they are freed. glibc raises its
 /// threshold (128 KiB at first) to the size of whatever was freed, up to 32 MiB: after a few large messages, further ones
 /// come from arenas that keep their fragments, which is memory beyond the budget. Naming a threshold keeps it where it is.
-/// The largest frames of HTTP/2 lie below it, inflated requests of some MiB above: 64 of 6.5 MiB at once, with a budget of
-/// 128 MiB, peak at 226 MiB without it, at 194 with 1 MiB, at 191 with this.
+/// The largest frames of HTTP/2 are below the threshold, inflated requests of some MiB above it (peaks of memory with and
+/// without it: `deploy/docs/performance.md`).
 const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "524288");
 
-/// Freed memory at the end of an arena goes back to the system once there is so much of it. glibc's 128 KiB are less than the
-/// parts of one request: 512 spans a batch cost a fifth more while pages went back and came anew with each of them.
+/// Freed memory at the end of an arena goes back to the system once there is so much of it. glibc's own 128 KiB are less than
+/// the parts of one request of 512 spans, so that pages would go back and be fetched again with each request (cost:
+/// `deploy/docs/performance.md`).
 const TRIM_THRESHOLD: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "4194304");
 
 /// Starts the program once more in this process, with these settings in its environment, unless somebody has chosen any.

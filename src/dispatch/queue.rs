@@ -124,8 +124,8 @@ impl Queue {
                 && (self.has_enough(lane) || now.saturating_duration_since(oldest) >= self.rules.open_after))
     }
 
-    /// Whether so much waits that a further call, from that lane, is worth it. Large parts wait for some more: with two instead
-    /// of four of them in a call a span costs 3 to 5 % more at 512 spans a batch. What goes alone waits for nothing.
+    /// Whether so much waits that a further call, from that lane, is worth it. Large parts wait until four of them make a call:
+    /// two cost more (`deploy/docs/performance.md`). A part that is sent alone does not wait.
     fn has_enough(&self, lane: usize) -> bool {
         let Rules { open_bytes, .. } = self.rules;
         let count = || self.all().nth(lane).map_or(0, VecDeque::len);

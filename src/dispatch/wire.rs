@@ -24,12 +24,12 @@ use super::{
 };
 use crate::tls::Reason;
 
-/// Bytes that are gathered before they are written. At 512 spans a batch a span costs 1 % more with half of it, and 3 % more
-/// with twice as much.
+/// Bytes that are gathered before they are written. Half and twice as much cost more at 512 spans a request
+/// (`deploy/docs/performance.md`).
 const GATHER: usize = 256 << 10;
 
-/// The same once so many were written and the driver has not polled everything yet. A large call then costs fewer writes,
-/// each of which wakes its reader. At 8,192 spans a batch 256 KiB take 15 % off a span and these 20 %; 128 KiB take none.
+/// The same once so many were written and the driver has not polled everything yet. A large call then needs fewer writes,
+/// each of which wakes its reader. Smaller values bring less at 8,192 spans a request (`deploy/docs/performance.md`).
 const GATHER_MUCH: usize = 512 << 10;
 
 /// What is taken beyond the limit: the end of a call that ends a little later then goes with the rest of it.

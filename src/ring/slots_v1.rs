@@ -31,13 +31,13 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Member;
 
-/// The number of slots. With half as many, moves would reach 1.41 of the ideal near 200 backends.
+/// The number of slots. With half as many, too many slots would move near 200 backends (`deploy/docs/performance.md`, "The
+/// ring").
 pub const SLOTS: u32 = 1 << SLOT_BITS;
 
-/// Points on the ring for each unit of weight. When an ejected backend leaves, at most 1 % of its slots are to move again and
-/// at most 0.1 % of the others', at every size from 3 to 200. With names, the first, middle and last backend leaving at each
-/// size: 1,024 points miss that at 21 sizes (at 42 if a slot's first probe is drawn), 2,048 at one. With 20 leaving at each
-/// size, 3,824 departures, 3,072 points miss it once (0.105 %); 4,096 never, by names, IPv4 or IPv6 (worst: 0.77 % and 0.054 %).
+/// Points on the ring for each unit of weight. The goal: when an ejected backend leaves, at most 1 % of its slots move again,
+/// and at most 0.1 % of the others', at every size from 3 to 200. 3,072 points miss it in one of 3,824 departures, 4,096 never;
+/// `deploy/docs/performance.md` has the figures of each number of points.
 pub const POINTS_PER_WEIGHT: u32 = 4096;
 
 /// The most that all weights may add up to: at 64 slots a unit, 5 % above the fair share still is whole slots more, and the
@@ -200,9 +200,8 @@ impl Hash for Point {
 impl Hash for Probe {
     fn hash<H: Hasher>(&self, state: &mut H) {
         if self.probe == 0 {
-            // Even places: drawn ones would add their own scatter to that of the points, more backends would be overfull, and a
-            // departure would move 0.76 % of the leaver's slots twice instead of 0.42 %, and 1.18 of the ideal instead of 1.07
-            // (names, three leavers a size).
+            // Evenly spread positions. Hashed ones would vary like the points do, so that more backends would be overfull and a
+            // departure would move more slots (`deploy/docs/performance.md`, "The ring").
             state.write_u64(u64::from(self.slot) << (u64::BITS - SLOT_BITS) | HALF_SLOT);
         } else {
             let pair = u64::from(self.slot) | u64::from(self.probe) << 32;

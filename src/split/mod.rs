@@ -46,8 +46,8 @@ use crate::otlp::{
     wire::{Malformed, WireError},
 };
 
-/// Length of a request from which records are copied early: smaller ones stay in the nearest caches until they are cut, and
-/// their parts are joined in one buffer anyway. 512 spans a batch cost 4 % less than with copies after the walk, 8,192 15 %.
+/// Length of a request from which records are copied while it is walked. A smaller request stays in the nearest caches until
+/// it is cut, and its parts are joined in one buffer anyway (figures: `deploy/docs/performance.md`).
 const EARLY_FROM: usize = 64 << 10;
 
 /// Mean length of a run from which parts share the request's bytes: a shorter one is copied for less than it costs to note
