@@ -11,7 +11,7 @@ use super::{
     rig::{Sinks, client, request, send_raw, span},
 };
 
-/// A whole configuration, as issue and README show it.
+/// A whole configuration, like the one in README.
 pub(crate) const EXAMPLE: &str = r#"receivers:
   otlp: { protocols: { grpc: { endpoint: 127.0.0.1:14317 } } }
 pools:
