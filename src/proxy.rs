@@ -100,7 +100,7 @@ impl Proxy {
         if let Some(tls) = bound.tls() {
             certificates.add(&tls.as_reload());
         }
-        let admin = config.admin.map(|admin| listen::bind("admin", admin.endpoint));
+        let admin = config.admin.as_ref().map(|admin| listen::bind("admin", admin.endpoint));
         let admin = admin.transpose().map_err(ProxyError::Admin)?;
         let probes = config.health_check.as_ref().map(|probes| listen::bind("health_check", probes.endpoint));
         let probes = probes.transpose().map_err(ProxyError::HealthCheck)?;
@@ -115,7 +115,7 @@ impl Proxy {
             admin::serve(admin, admin::State { recorder, readiness: readiness.clone(), pools: pools.clone() }, &back);
         }
         if let (Some(probes), Some(config)) = (probes, &config.health_check) {
-            admin::health_check::serve(probes, config.path.clone(), readiness.clone(), &back);
+            admin::health_check::serve(probes, config.keys.path.clone(), readiness.clone(), &back);
         }
 
         let shutdown = Arc::new(Mutex::new(config.shutdown));

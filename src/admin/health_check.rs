@@ -1,29 +1,22 @@
 //! Probes for kubelets and load balancers, apart from the admin pages: those tell much and stay local, this one tells little and
 //! is open. Off unless the configuration has `health_check`, which is the Collector's extension of that name.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 
 use super::{Answer, Readiness, api, ready_or_not, reply, serve_pages};
-use crate::{lifecycle::Tasks, listen};
+use crate::{lifecycle::Tasks, listen, settings::HealthCheck};
 
-/// Where it listens and answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The listener for probes.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The address.
+    /// The section of the file.
+    pub keys: HealthCheck,
+    /// The address of its `endpoint`.
     pub endpoint: SocketAddr,
-    /// The page that answers like `/readyz`.
-    pub path: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        // Both as in the Collector.
-        Self { endpoint: (Ipv4Addr::LOCALHOST, 13133).into(), path: "/".to_owned() }
-    }
 }
 
 /// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.

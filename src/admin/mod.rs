@@ -28,7 +28,13 @@ pub use self::{
     pools::{Pool, PoolSet, Pools},
     readiness::{Condition, Flag, Readiness},
 };
-use crate::{descriptors, lifecycle::Tasks, listen, telemetry::Recorder};
+use crate::{
+    descriptors,
+    lifecycle::Tasks,
+    listen,
+    settings::{self, addresses::ADMIN_PORT},
+    telemetry::Recorder,
+};
 
 /// Bound on connections: scrapers, probes and a person or two. Further ones are closed at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -41,17 +47,18 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// Prometheus' text format.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Where it listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The admin listener.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The address.
+    /// The section of the file.
+    pub keys: settings::Admin,
+    /// The address of its `endpoint`.
     pub endpoint: SocketAddr,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        // The port of the Collector's own metrics; local, since the pages are open to whoever reaches them.
-        Self { endpoint: (Ipv4Addr::LOCALHOST, 8888).into() }
+        Self { keys: settings::Admin::default(), endpoint: (Ipv4Addr::LOCALHOST, ADMIN_PORT).into() }
     }
 }
 

@@ -8,13 +8,14 @@ use std::{
 };
 
 use super::{
-    Config, ConfigError, PoolConfig, RouteConfig, de, headers, memory, rooms, said::Said, tls::Complaint, tree::Step,
+    Config, ConfigError, PoolConfig, RouteConfig, de, headers, memory, said::Said, tls::Complaint, tree::Step,
 };
 use crate::{
     admin, discovery,
     otlp::Signal,
+    pipeline, receive,
     settings::{
-        Compression, Headers, HealthCheck, Pool, Route, RoutingKey, Settings,
+        Compression, Headers, HealthCheck, Pool, Route, RoutingKey, ServerTls, Settings,
         addresses::HostPort,
         values::{GoDuration, MIB, WorkerThreads},
     },
@@ -56,11 +57,11 @@ pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -
     if let (true, Some(grpc), Some(admin), Some(memory_limit)) = (check.problems.is_empty(), grpc, admin, memory_limit)
     {
         let mut config = Config {
-            receive: rooms::receive(settings, grpc),
-            pipeline: rooms::pipeline(settings),
+            receive: receive(settings, grpc),
+            pipeline: pipeline::Config { invalid_trace_id: settings.invalid_trace_id },
             pools,
             routes,
-            admin: Some(admin::Config { endpoint: admin }),
+            admin: Some(admin::Config { keys: settings.admin.clone(), endpoint: admin }),
             health_check,
             memory_limit,
             worker_threads: worker_threads(settings.worker_threads),
@@ -74,16 +75,31 @@ pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -
     Err(check.problems)
 }
 
+/// The receivers, with what was checked of their keys. `endpoint` is the address of the listener.
+fn receive(settings: &Settings, endpoint: SocketAddr) -> receive::Config {
+    let otlp = &settings.receivers.otlp;
+    let keys = otlp.protocols.grpc.clone();
+    receive::Config {
+        grpc: Some(receive::GrpcConfig {
+            endpoint,
+            include_metadata: headers::names(&keys.include_metadata).unwrap_or_default(),
+            tls: keys.tls.as_ref().map(ServerTls::room),
+            deadline: otlp.deadline,
+            keys,
+        }),
+    }
+}
+
 /// A message that can never fit would be refused as "try again", for ever.
 fn fit_messages_to_memory(config: &mut Config) {
     let limit = config.memory_limit;
-    if let Some(grpc) = config.receive.grpc.as_mut().filter(|grpc| grpc.max_recv_msg_size > limit) {
+    if let Some(grpc) = config.receive.grpc.as_mut().filter(|grpc| grpc.keys.max_recv_msg_size_mib.bytes > limit) {
         config.warnings.push(format!(
             "max_recv_msg_size_mib is {} MiB, but memory_limiter leaves {} MiB: the smaller of them holds",
-            grpc.max_recv_msg_size / MIB,
+            grpc.keys.max_recv_msg_size_mib.mebibytes(),
             limit / MIB,
         ));
-        grpc.max_recv_msg_size = limit;
+        grpc.keys.max_recv_msg_size_mib.bytes = limit;
     }
 }
 
@@ -238,7 +254,7 @@ impl Check<'_> {
             self.complain_of(&[&["health_check", "path"]], said);
         }
         let endpoint = self.address(&["health_check", "endpoint"], &section.endpoint.0)?;
-        Some(admin::health_check::Config { endpoint, path: section.path.clone() })
+        Some(admin::health_check::Config { keys: section.clone(), endpoint })
     }
 
     fn headers(&mut self, pool: &str, headers: &Headers) {
@@ -330,9 +346,9 @@ impl Check<'_> {
         }
         Some(PoolConfig {
             name: name.to_owned(),
-            discovery: rooms::discovery(&pool.resolver)?,
-            membership: rooms::membership(pool),
-            dispatch: rooms::dispatch(pool),
+            discovery: discovery::Config::of(&pool.resolver)?,
+            membership: pool.placement.clone(),
+            dispatch: pool.delivery.clone().into(),
             headers: pool.headers.room().unwrap_or_default(),
             tls: pool.tls.as_ref().and_then(|tls| tls.room(&pool.resolver)),
         })

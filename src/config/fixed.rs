@@ -32,13 +32,15 @@ impl Config {
         keep(health_check, self.health_check == running.health_check);
         keep(worker_threads, self.worker_threads == running.worker_threads);
         keep(log_encoding, self.logs.encoding == running.logs.encoding);
-        if let (Some(mine), Some(endpoint)) = (&mut self.receive.grpc, endpoint(running)) {
-            mine.endpoint = endpoint;
+        if let (Some(mine), Some(running)) = (&mut self.receive.grpc, &running.receive.grpc) {
+            mine.endpoint = running.endpoint;
+            mine.keys.endpoint.clone_from(&running.keys.endpoint);
             if tls_begins_or_ends {
-                mine.tls = tls(running);
+                mine.tls.clone_from(&running.tls);
+                mine.keys.tls.clone_from(&running.keys.tls);
             }
         }
-        self.admin = running.admin;
+        self.admin.clone_from(&running.admin);
         self.health_check.clone_from(&running.health_check);
         self.worker_threads = running.worker_threads;
         self.logs.encoding = running.logs.encoding;

@@ -2,7 +2,7 @@
 //!
 //! A file goes through five steps, each a file here: `tree` reads YAML and keeps every value's place, `expand` puts
 //! environment variables in, `de` reads the [`settings`](crate::settings) out of the tree, `check` looks at what one value
-//! can't know of another, `rooms` turns the whole into what each room is configured by. Rooms never import this one.
+//! can't know of another and makes of the whole what the rooms are started with. Rooms never import this one.
 
 mod changes;
 mod check;
@@ -11,7 +11,6 @@ mod expand;
 mod fixed;
 pub mod headers;
 mod memory;
-mod rooms;
 mod said;
 mod tls;
 pub(crate) mod tree;

@@ -83,7 +83,7 @@ mod tests {
         let text = "receivers: { otlp: { deadline: 3s } }\npools: { a: { resolver: { dns: { hostname: a } } } }\n\
                     routes: [{ signals: [traces], pool: a }]\n";
         let draft = Draft::parse("f", text, &|_| None).expect("read");
-        assert_eq!(draft.check().expect("valid").pools[0].dispatch.timeout.as_secs(), 3);
+        assert_eq!(draft.check().expect("valid").pools[0].dispatch.keys.timeout.as_secs(), 3);
         assert!(draft.print().expect("printed").contains("    timeout: 3s\n"), "what holds is printed");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     settings::{
-        Grpc, InvalidTraceId, LogEncoding, LogLevel, Secret, TlsVersion,
+        Compression, Grpc, InvalidTraceId, LogEncoding, LogLevel, OutlierDetection, Secret, TlsVersion,
         section::{Section, keys_of},
     },
     tls::CheckedName,
@@ -53,14 +53,17 @@ fn complaint(from: &str, to: &str) -> String {
 fn the_static_example_is_a_whole_configuration() {
     let config = config(STATIC).expect("valid");
     let grpc = config.receive.grpc.expect("gRPC");
-    assert_eq!(grpc, receive::GrpcConfig { endpoint: "127.0.0.1:14317".parse().expect("ok"), ..Default::default() });
-    assert_eq!(config.admin, Some(admin::Config { endpoint: "127.0.0.1:18888".parse().expect("ok") }));
+    let keys = Grpc { endpoint: "127.0.0.1:14317".parse().expect("ok"), ..Grpc::default() };
+    let endpoint = "127.0.0.1:14317".parse().expect("ok");
+    assert_eq!(grpc, receive::GrpcConfig { keys, endpoint, ..Default::default() });
+    assert_eq!(config.admin.map(|admin| admin.endpoint), Some("127.0.0.1:18888".parse().expect("ok")));
     assert_eq!(config.routes, [RouteConfig { signals: vec![Signal::Traces], pool: "tail".into() }]);
     let [pool] = config.pools.as_slice() else { panic!("one pool") };
     assert_eq!(pool.name, "tail");
     assert_eq!(pool.dispatch, dispatch::Config::default());
-    let discovery::Config::Static { hostnames, .. } = &pool.discovery else { panic!("static") };
-    assert_eq!(hostnames, &["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"]);
+    let discovery::Config::Static(list) = &pool.discovery else { panic!("static") };
+    let hostnames: Vec<String> = list.hostnames.iter().map(ToString::to_string).collect();
+    assert_eq!(hostnames, ["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"]);
     assert_eq!(config.pipeline, pipeline::Config::default());
     assert_eq!(config.shutdown, Shutdown { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) });
     assert!(config.memory_limit > 0 && config.worker_threads > 0);
@@ -75,14 +78,8 @@ fn the_dns_example_is_too() {
         "{ dns: { hostname: collectors.test, port: 4317, interval: 5s, timeout: 1s } }",
     );
     let config = config(&text).expect("valid");
-    let expected = discovery::Config::Dns {
-        hostname: "collectors.test".into(),
-        port: 4317,
-        interval: Duration::from_secs(5),
-        timeout: Duration::from_secs(1),
-        ip_family: discovery::IpFamily::Auto,
-    };
-    assert_eq!(config.pools[0].discovery, expected);
+    let expected = DnsResolver { hostname: "collectors.test".into(), ..DnsResolver::default() };
+    assert_eq!(config.pools[0].discovery, discovery::Config::Dns(expected));
 }
 
 #[test]
@@ -90,20 +87,21 @@ fn keys_reach_the_rooms_that_they_concern() {
     let config = config(SAMPLE).expect("valid");
     let grpc = config.receive.grpc.expect("gRPC");
     assert_eq!(grpc.endpoint, "127.0.0.1:5317".parse().expect("ok"));
-    assert_eq!((grpc.max_recv_msg_size, grpc.max_concurrent_streams), (32 << 20, 50));
-    assert_eq!((grpc.max_header_list_size, grpc.max_connections), (8 << 10, 500));
-    assert_eq!((grpc.header_timeout, grpc.deadline), (Duration::from_secs(3), Duration::from_secs(7)));
-    let ages = (grpc.max_connection_age, grpc.max_connection_age_grace);
-    assert_eq!(ages, (Some(Duration::from_secs(300)), Some(Duration::from_secs(30))));
+    assert_eq!((grpc.keys.max_recv_msg_size_mib.bytes, grpc.keys.max_concurrent_streams), (32 << 20, 50));
+    assert_eq!((grpc.keys.max_header_list_size.0, grpc.keys.max_connections), (8 << 10, 500));
+    assert_eq!((grpc.keys.read_header_timeout, grpc.deadline), (Duration::from_secs(3), Duration::from_secs(7)));
+    let ages = &grpc.keys.keepalive.server_parameters;
+    let minutes = (ages.max_connection_age, ages.max_connection_age_grace);
+    assert_eq!(minutes, (Some(Duration::from_secs(300)), Some(Duration::from_secs(30))));
     let pool = config.pools.iter().find(|pool| pool.name == "tail").expect("tail");
-    assert_eq!(pool.dispatch.compression, dispatch::Compression::Zstd { level: 3 });
-    assert_eq!((pool.dispatch.timeout, pool.dispatch.max_request_size), (Duration::from_secs(4), 8 << 20));
-    assert_eq!((pool.dispatch.connections, pool.dispatch.shards, pool.dispatch.queue_size), (2, 3, 32 << 20));
-    let retry = &pool.dispatch.retry;
+    let keys = &pool.dispatch.keys;
+    assert_eq!((keys.compression, keys.compression_params.level), (Compression::Zstd, 3));
+    assert_eq!((keys.timeout, keys.max_request_size_mib.bytes), (Duration::from_secs(4), 8 << 20));
+    assert_eq!((keys.connections, keys.shards, keys.sending_queue.queue_size.0), (2, 3, 32 << 20));
+    let retry = &keys.retry_on_failure;
     assert_eq!((retry.initial_interval, retry.max_interval), (Duration::from_millis(20), Duration::from_millis(500)));
-    assert!((retry.multiplier, retry.jitter) == (2.0, 0.25));
-    assert_eq!(pool.dispatch.retry_budget_percent, 30);
-    let detection = membership::OutlierDetection {
+    assert!((retry.multiplier, retry.randomization_factor, retry.budget_percent) == (2.0, 0.25, 30));
+    let detection = OutlierDetection {
         consecutive_failures: 5,
         base_ejection_time: Duration::from_secs(2),
         max_ejection_time: Duration::from_secs(60),
@@ -117,7 +115,7 @@ fn keys_reach_the_rooms_that_they_concern() {
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
     assert_eq!(config.shutdown, Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
     let probes = config.health_check.expect("probes");
-    assert_eq!((probes.endpoint, probes.path.as_str()), ("127.0.0.1:23133".parse().expect("ok"), "/health"));
+    assert_eq!((probes.endpoint, probes.keys.path.as_str()), ("127.0.0.1:23133".parse().expect("ok"), "/health"));
     assert_eq!(config.logs, Logs { level: LogLevel::Debug, encoding: LogEncoding::Json });
     let warning = "pools.tail.tls: insecure_skip_verify is true: anyone can impersonate a backend";
     assert_eq!(config.warnings, [warning]);
@@ -322,7 +320,9 @@ fn an_empty_file_says_what_is_needed() {
 #[test]
 fn variables_keep_types_and_places() {
     let with = |line: &str| config(&STATIC.replacen("    compression: none", &format!("    {line}"), 1));
-    assert!(with("connections: ${env:CONNECTIONS:-2}").is_ok_and(|config| config.pools[0].dispatch.connections == 2));
+    assert!(
+        with("connections: ${env:CONNECTIONS:-2}").is_ok_and(|config| config.pools[0].dispatch.keys.connections == 2)
+    );
     assert!(with("timeout: ${env:TIMEOUT:-3s}").is_ok());
     assert_eq!(
         with("connections: ${env:WORD}").expect_err("a word"),
@@ -338,7 +338,7 @@ fn variables_keep_types_and_places() {
 #[test]
 fn a_small_memory_limit_bounds_messages() {
     let config = config(&format!("{STATIC}memory_limiter: {{ limit_mib: 40 }}\n")).expect("valid");
-    assert_eq!(config.receive.grpc.expect("gRPC").max_recv_msg_size, 40 << 20);
+    assert_eq!(config.receive.grpc.expect("gRPC").keys.max_recv_msg_size_mib.bytes, 40 << 20);
     assert_eq!(
         config.warnings,
         ["max_recv_msg_size_mib is 64 MiB, but memory_limiter leaves 40 MiB: the smaller of them holds"]

@@ -2,8 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// The port where none is written: OTLP/gRPC's, as in the Collector.
-pub const DEFAULT_PORT: u16 = 4317;
+use crate::settings::addresses::OTLP_GRPC_PORT;
 
 /// A backend as written, checked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,7 +61,7 @@ impl HostPort {
             let ip = ip.parse().map_err(|_| AddressError::Brackets)?;
             let port = match rest.strip_prefix(':') {
                 Some(port) => parse_port(port)?,
-                None if rest.is_empty() => DEFAULT_PORT,
+                None if rest.is_empty() => OTLP_GRPC_PORT,
                 None => return Err(AddressError::Brackets),
             };
             return Ok(Self { host: unicast(ip)?, port });
@@ -70,7 +69,7 @@ impl HostPort {
         let (host, port) = match written.split_once(':') {
             Some((_, rest)) if rest.contains(':') => return Err(AddressError::Brackets),
             Some((host, port)) => (host, parse_port(port)?),
-            None => (written, DEFAULT_PORT),
+            None => (written, OTLP_GRPC_PORT),
         };
         let host = match host.parse::<Ipv4Addr>() {
             Ok(ip) => unicast(IpAddr::V4(ip))?,

@@ -18,7 +18,10 @@ use super::{
     system::System,
     trouble::{Trouble, Voice},
 };
-use crate::endpoint::{Endpoint, Endpoints};
+use crate::{
+    endpoint::{Endpoint, Endpoints},
+    settings::addresses::Backend,
+};
 
 /// Names that are asked for at a time, two questions each.
 const AT_A_TIME: usize = 16;
@@ -44,11 +47,10 @@ struct Entry {
 }
 
 /// Reads the entries: canonical, sorted by identity, each once.
-pub(super) fn parse(hostnames: &[String]) -> Result<Entries, DiscoveryError> {
+pub(super) fn parse(hostnames: &[Backend]) -> Result<Entries, DiscoveryError> {
     let mut entries = Entries::new();
-    for written in hostnames {
-        let entry =
-            HostPort::parse(written).map_err(|source| DiscoveryError::Hostname { written: written.clone(), source })?;
+    for written in hostnames.iter().map(ToString::to_string) {
+        let entry = HostPort::parse(&written).map_err(|source| DiscoveryError::Hostname { written, source })?;
         entries.insert(entry.identity().into(), entry);
     }
     match entries.len() {

@@ -34,8 +34,8 @@ impl Meters {
             false => Lookups::default(),
         };
         let dns = match config {
-            Config::Static { .. } => None,
-            Config::Dns { ip_family, .. } => Some(*ip_family),
+            Config::Static(_) => None,
+            Config::Dns(dns) => Some(dns.ip_family),
         };
         Self {
             last_success: gauge!(DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS, "pool" => pool.to_owned()),

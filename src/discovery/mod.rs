@@ -29,18 +29,16 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 pub use self::{
-    address::{AddressError, DEFAULT_PORT, HostPort},
+    address::{AddressError, HostPort},
     resolvers::Resolvers,
 };
 use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, system::System};
-pub use crate::settings::IpFamily;
-use crate::{access::Access, endpoint::Endpoints, lifecycle::Tasks};
-
-/// Time between two rounds of questions; the Collector's DNS resolver has the same.
-pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Time for one question to a name server and its fallbacks; the Collector's DNS resolver has the same.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+use crate::{
+    access::Access,
+    endpoint::Endpoints,
+    lifecycle::Tasks,
+    settings::{DnsResolver, IpFamily, Resolver, StaticResolver},
+};
 
 /// The shortest interval: below it a typing error would be load on the cluster's name servers.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -55,27 +53,9 @@ pub const MAX_ENDPOINTS: usize = 65_535;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Config {
     /// Backends by name or address, all of them members whether their names resolve or not.
-    Static {
-        /// `name`, `name:port`, `1.2.3.4:port` or `[::1]:port`; the port is 4317 where none is written.
-        hostnames: Vec<String>,
-        /// Time between two resolutions of the names, ± 10 %.
-        interval: Duration,
-        /// Time for one question.
-        timeout: Duration,
-    },
-    /// One name whose A and AAAA records are the backends.
-    Dns {
-        /// The name; with a dot at its end the search list is not used.
-        hostname: String,
-        /// The port of all backends.
-        port: u16,
-        /// Time between two rounds of questions, ± 10 %; TTLs are not looked at.
-        interval: Duration,
-        /// Time for one question.
-        timeout: Duration,
-        /// Which records count.
-        ip_family: IpFamily,
-    },
+    Static(StaticResolver),
+    /// One name whose A and AAAA records are the backends. Their TTLs are not looked at.
+    Dns(DnsResolver),
 }
 
 /// Why discovery cannot start, or (from [`resolve_once`]) has no answer.
@@ -124,58 +104,33 @@ pub enum DiscoveryError {
 }
 
 impl Config {
-    /// A static resolver with the default interval and timeout.
-    pub fn fixed<I, S>(hostnames: I) -> Self
-    where
-        I: IntoIterator<Item = S>,
-        S: Into<String>,
-    {
-        let hostnames = hostnames.into_iter().map(Into::into).collect();
-        Self::Static { hostnames, interval: DEFAULT_INTERVAL, timeout: DEFAULT_TIMEOUT }
-    }
-
-    /// A DNS resolver with the default port, interval, timeout and family.
-    pub fn dns(hostname: impl Into<String>) -> Self {
-        Self::Dns {
-            hostname: hostname.into(),
-            port: DEFAULT_PORT,
-            interval: DEFAULT_INTERVAL,
-            timeout: DEFAULT_TIMEOUT,
-            ip_family: IpFamily::Auto,
-        }
+    /// The resolver that a pool has; `None` where it has none.
+    pub fn of(resolver: &Resolver) -> Option<Self> {
+        let list = resolver.r#static.clone().map(Self::Static);
+        list.or_else(|| resolver.dns.clone().map(Self::Dns))
     }
 
     /// Says what [`start`] would refuse, without asking anybody.
     pub fn check(&self) -> Result<(), DiscoveryError> {
+        check_times(self.interval(), self.timeout())?;
         match self {
-            Self::Static { hostnames, interval, timeout } => {
-                check_times(*interval, *timeout)?;
-                fixed::parse(hostnames).map(drop)
-            }
-            Self::Dns { hostname, port, interval, timeout, .. } => {
-                check_times(*interval, *timeout)?;
-                dns::check(hostname, *port)
-            }
+            Self::Static(list) => fixed::parse(&list.hostnames).map(drop),
+            Self::Dns(dns) => dns::check(&dns.hostname, dns.port),
         }
     }
 
     fn interval(&self) -> Duration {
         match self {
-            Self::Static { interval, .. } | Self::Dns { interval, .. } => *interval,
+            Self::Static(list) => list.interval,
+            Self::Dns(dns) => dns.interval,
         }
     }
 
     fn timeout(&self) -> Duration {
         match self {
-            Self::Static { timeout, .. } | Self::Dns { timeout, .. } => *timeout,
+            Self::Static(list) => list.timeout,
+            Self::Dns(dns) => dns.timeout,
         }
-    }
-}
-
-impl Default for Config {
-    /// A static resolver that still lacks its hostnames.
-    fn default() -> Self {
-        Self::fixed([""; 0])
     }
 }
 
@@ -254,11 +209,11 @@ impl Source {
     fn new(system: System, meters: Meters, pool: &str, config: &Config) -> Result<Self, DiscoveryError> {
         config.check()?;
         Ok(match config {
-            Config::Static { hostnames, .. } => {
-                Self::Fixed(Box::new(Fixed::new(fixed::parse(hostnames)?, system, meters, pool)))
+            Config::Static(list) => {
+                Self::Fixed(Box::new(Fixed::new(fixed::parse(&list.hostnames)?, system, meters, pool)))
             }
-            Config::Dns { hostname, port, ip_family, .. } => {
-                Self::Dns(Box::new(Dns::new(hostname, *port, *ip_family, system, meters, pool)))
+            Config::Dns(dns) => {
+                Self::Dns(Box::new(Dns::new(&dns.hostname, dns.port, dns.ip_family, system, meters, pool)))
             }
         })
     }

@@ -79,7 +79,8 @@ impl Shared {
     pub(super) fn new(pool: &str, config: Config, tasks: &Tasks, events: Events) -> Arc<Self> {
         let metrics = PoolMetrics::new(pool);
         metrics.show_limit(&config);
-        let retries = RetryBudget::new(config.retry_budget_percent, metrics.retry_budget_exhausted.clone());
+        let retries =
+            RetryBudget::new(config.keys.retry_on_failure.budget_percent, metrics.retry_budget_exhausted.clone());
         Arc::new(Self {
             config,
             tasks: tasks.clone(),
@@ -95,7 +96,7 @@ impl Shared {
     /// The same pool under another configuration: all but that is shared with what it was before.
     pub(super) fn reconfigured(&self, config: Config) -> Arc<Self> {
         self.metrics.show_limit(&config);
-        self.retries.set_percent(config.retry_budget_percent);
+        self.retries.set_percent(config.keys.retry_on_failure.budget_percent);
         Arc::new(Self {
             config,
             tasks: self.tasks.clone(),
@@ -118,7 +119,7 @@ impl Backend {
             access: endpoint.access.clone(),
             shared: Arc::clone(shared),
             metrics: shared.metrics.of_backend(&endpoint.identity),
-            templates: Templates::new(&endpoint.identity, endpoint.address, config, &endpoint.access),
+            templates: Templates::new(&endpoint.identity, endpoint.address, &config.keys, &endpoint.access),
             pulse,
             room: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
@@ -146,7 +147,7 @@ impl Backend {
     }
 
     fn try_admit(&self, bytes: usize) -> bool {
-        let limit = self.shared.config.queue_size;
+        let limit = self.shared.config.keys.sending_queue.queue_size.0;
         self.room
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|sum| used == 0 || *sum <= limit)

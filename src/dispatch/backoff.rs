@@ -2,30 +2,30 @@
 
 use std::time::Duration;
 
-use super::RetryConfig;
+use crate::settings::RetryOnFailure;
 
 /// A growing pause. Used between connects here and between a request's attempts by the pipeline.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
-    config: RetryConfig,
+    keys: RetryOnFailure,
     failures: u32,
 }
 
 impl Backoff {
     /// Begins with the first pause.
-    pub fn new(config: RetryConfig) -> Self {
-        Self { config, failures: 0 }
+    pub fn new(keys: RetryOnFailure) -> Self {
+        Self { keys, failures: 0 }
     }
 
     /// The next pause.
     pub fn pause(&mut self) -> Duration {
-        let RetryConfig { initial_interval, max_interval, multiplier, jitter } = self.config;
+        let RetryOnFailure { initial_interval, max_interval, multiplier, randomization_factor, .. } = self.keys;
         // Beyond 64 steps every sensible multiplier has met the bound.
         let exponent = i32::try_from(self.failures.min(64)).unwrap_or(64);
         self.failures = self.failures.saturating_add(1);
         let grown = initial_interval.as_secs_f64() * multiplier.max(1.0).powi(exponent);
         let bounded = grown.min(max_interval.as_secs_f64()).max(0.0);
-        let spread = jitter.clamp(0.0, 1.0) * (2.0 * fastrand::f64() - 1.0);
+        let spread = randomization_factor.clamp(0.0, 1.0) * (2.0 * fastrand::f64() - 1.0);
         Duration::try_from_secs_f64(bounded * (1.0 + spread)).unwrap_or(max_interval)
     }
 
@@ -46,14 +46,14 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_their_bound_and_start_over() {
-        let config = RetryConfig { jitter: 0.0, ..RetryConfig::default() };
-        let mut backoff = Backoff::new(config);
+        let keys = RetryOnFailure { randomization_factor: 0.0, ..RetryOnFailure::default() };
+        let mut backoff = Backoff::new(keys);
         assert_eq!(backoff.pause(), Duration::from_millis(50));
         assert_eq!(backoff.pause(), Duration::from_millis(75));
         for _ in 0..1000 {
-            assert!(backoff.pause() <= config.max_interval);
+            assert!(backoff.pause() <= keys.max_interval);
         }
-        assert_eq!(backoff.pause(), config.max_interval, "must stay at the bound");
+        assert_eq!(backoff.pause(), keys.max_interval, "must stay at the bound");
         assert!(backoff.reset());
         assert!(backoff.is_fresh());
         assert_eq!(backoff.pause(), Duration::from_millis(50));
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn jitter_stays_within_its_share() {
         for _ in 0..1000 {
-            let pause = Backoff::new(RetryConfig::default()).pause();
+            let pause = Backoff::new(RetryOnFailure::default()).pause();
             assert!((Duration::from_millis(25)..=Duration::from_millis(75)).contains(&pause), "{pause:?}");
         }
     }

@@ -6,11 +6,14 @@ use std::io;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Compression, codec, queue::Batch};
-use crate::otlp::{
-    Chunk,
-    framed::{PREFIX_LEN, prefix_of},
-    rope::Rope,
+use super::{codec, queue::Batch};
+use crate::{
+    otlp::{
+        Chunk,
+        framed::{PREFIX_LEN, prefix_of},
+        rope::Rope,
+    },
+    settings::Compression,
 };
 
 /// Length of a buffer that small parts are joined in: one DATA frame of HTTP/2's smallest maximum.
@@ -20,13 +23,13 @@ const JOINED: usize = 16 << 10;
 const LARGE: usize = 8 << 10;
 
 /// The body of `batch`, in the buffers that it lies in.
-pub(super) fn build(batch: &Batch, compression: Compression) -> io::Result<Vec<Bytes>> {
+pub(super) fn build(batch: &Batch, compression: Compression, level: u32) -> io::Result<Vec<Bytes>> {
     match (compression, batch.parts.as_slice()) {
         (Compression::None, [only]) => Ok(only.message.buffers()),
         (Compression::None, _) => join(batch),
         (compression, parts) => {
             let payloads = parts.iter().flat_map(|part| part.message.payload_runs());
-            Ok(vec![codec::compress(compression, payloads, batch.bytes)?])
+            Ok(vec![codec::compress(compression, level, payloads, batch.bytes)?])
         }
     }
 }
@@ -111,8 +114,8 @@ mod tests {
             for in_one in 0..1_u32 << count {
                 let messages: Vec<Framed> = (0..count).map(|at| message(sizes[at], in_one >> at & 1 == 1)).collect();
                 let expected: Vec<u8> = messages.iter().flat_map(|message| message.payload().into_owned()).collect();
-                for compression in [Compression::None, Compression::Zstd { level: 1 }] {
-                    let buffers = build(&batch(&messages), compression).unwrap();
+                for compression in [Compression::None, Compression::Zstd] {
+                    let buffers = build(&batch(&messages), compression, 1).unwrap();
                     let large = buffers.iter().filter(|buffer| buffer.len() >= LARGE).count();
                     assert!(large > 0 || buffers.len() <= 3, "{} buffers", buffers.len());
                     let mut chunk = one_chunk(buffers).unwrap();
@@ -132,7 +135,7 @@ mod tests {
     #[test]
     fn small_parts_share_a_buffer_and_large_ones_are_not_copied() {
         let messages = [message(100, true), message(100, true), message(9_000, true), message(100, true)];
-        let buffers = build(&batch(&messages), Compression::None).unwrap();
+        let buffers = build(&batch(&messages), Compression::None, 1).unwrap();
         assert_eq!(buffers.iter().map(Bytes::len).collect::<Vec<_>>(), [PREFIX_LEN + 200, 9_000, 100]);
         let large = messages[2].to_bytes();
         assert_eq!(buffers[1].as_ptr(), large[PREFIX_LEN..].as_ptr(), "the part's own buffer is sent");

@@ -48,7 +48,7 @@ impl Call {
         place: &mut Place<'_>,
         now: Instant,
     ) -> Result<Self, NotBegun> {
-        let deadline = deadline_of(&batch.parts, now + backend.shared.config.timeout);
+        let deadline = deadline_of(&batch.parts, now + backend.shared.config.keys.timeout);
         match send(&batch, backend, place, deadline.saturating_duration_since(now)) {
             Ok(reply) => {
                 batch.parts.iter().for_each(Queued::begin);
@@ -76,7 +76,8 @@ fn send(batch: &Batch, backend: &Backend, place: &mut Place<'_>, timeout: std::t
         metadata.add_to(request.headers_mut());
     }
     let Place { at, sender, outlet } = place;
-    let buffers = body::build(batch, backend.shared.config.compression)?;
+    let keys = &backend.shared.config.keys;
+    let buffers = body::build(batch, keys.compression, keys.compression_params.level)?;
     // Before h2 hands over the first slice of it. Should the call not begin, the driver takes its buffers back.
     buffers.iter().for_each(|buffer| outlet.lend(*at, buffer));
     let chunk = body::one_chunk(buffers).ok_or(io::ErrorKind::InvalidInput)?;

@@ -10,7 +10,7 @@ use http::{
 };
 
 use super::{
-    Compression, Config, Failure, dialer,
+    Failure, dialer,
     stream::Stream,
     wire::{Outlet, Wire, gather},
 };
@@ -18,6 +18,7 @@ use crate::{
     access::Access,
     lifecycle::{INSTANCE_HEADER, instance},
     otlp::{Chunk, Signal},
+    settings::{Compression, Delivery},
 };
 
 /// Window for one reply and for all: replies are a few bytes, at most a message of 4 MiB that is read at once.
@@ -66,12 +67,12 @@ pub(super) async fn connect(access: &Access, identity: &str, address: SocketAddr
 
 impl Templates {
     /// The requests to the backend of that identity: it is the authority if it can be one, else the address is.
-    pub(super) fn new(identity: &str, address: Option<SocketAddr>, config: &Config, access: &Access) -> Self {
+    pub(super) fn new(identity: &str, address: Option<SocketAddr>, keys: &Delivery, access: &Access) -> Self {
         let authority = Authority::try_from(identity)
             .ok()
             .filter(|authority| authority.port().is_some())
             .or_else(|| Authority::try_from(address?.to_string()).ok());
-        let headers = headers_of(config, access);
+        let headers = headers_of(keys, access);
         let request = |signal: Signal| {
             let mut uri = http::uri::Parts::default();
             uri.scheme = Some(if access.tls().is_some() { Scheme::HTTPS } else { Scheme::HTTP });
@@ -84,7 +85,7 @@ impl Templates {
             *request.headers_mut() = headers.clone();
             request
         };
-        Self { requests: authority.is_some().then(|| Signal::ALL.map(request)), timeout: config.timeout }
+        Self { requests: authority.is_some().then(|| Signal::ALL.map(request)), timeout: keys.timeout }
     }
 
     /// The request of one call that may take `timeout`.
@@ -99,22 +100,22 @@ impl Templates {
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-fn headers_of(config: &Config, access: &Access) -> HeaderMap {
+fn headers_of(keys: &Delivery, access: &Access) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("spanring/", env!("CARGO_PKG_VERSION"))));
-    headers.insert(GRPC_TIMEOUT, timeout_value(config.timeout));
+    headers.insert(GRPC_TIMEOUT, timeout_value(keys.timeout));
     // Should a backend be this process, it refuses what comes back to it.
     if let Ok(instance) = HeaderValue::from_str(instance()) {
         headers.insert(HeaderName::from_static(INSTANCE_HEADER), instance);
     }
     // grpc-go answers in the codec of the request, whatever is accepted.
     headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip,zstd"));
-    let encoding = match config.compression {
-        Compression::Gzip { .. } => Some("gzip"),
+    let encoding = match keys.compression {
+        Compression::Gzip => Some("gzip"),
         Compression::None => None,
-        Compression::Zstd { .. } => Some("zstd"),
+        Compression::Zstd => Some("zstd"),
     };
     if let Some(encoding) = encoding {
         headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
@@ -154,7 +155,7 @@ mod tests {
     fn an_identity_that_is_no_authority_is_replaced_by_the_address() {
         let address = Some("[::1]:4317".parse().unwrap());
         let uri = |identity| {
-            let templates = Templates::new(identity, address, &Config::default(), &Access::default());
+            let templates = Templates::new(identity, address, &Delivery::default(), &Access::default());
             templates.request(Signal::Traces, Duration::MAX).unwrap().uri().authority().unwrap().to_string()
         };
         assert_eq!(uri("collector-0.obs:4317"), "collector-0.obs:4317");

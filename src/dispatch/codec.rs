@@ -9,8 +9,8 @@ use bytes::Bytes;
 use flate2::{Compress, FlushCompress, Status};
 use zstd::stream::raw::{Encoder, InBuffer, Operation, OutBuffer};
 
-use super::{Compression, reply::MAX_REPLY};
-use crate::otlp::framed::PREFIX_LEN;
+use super::reply::MAX_REPLY;
+use crate::{otlp::framed::PREFIX_LEN, settings::Compression};
 
 /// Room beyond zlib's worst growth (5 bytes for each 16 KiB block) for headers and trailers.
 const GZIP_SLACK: usize = 64;
@@ -26,15 +26,18 @@ thread_local! {
 /// Compresses payloads as one message behind a prefix that says so. `len` is their sum.
 pub(super) fn compress<'a>(
     compression: Compression,
+    level: u32,
     payloads: impl Iterator<Item = &'a [u8]>,
     len: usize,
 ) -> io::Result<Bytes> {
     let mut out = Vec::with_capacity(PREFIX_LEN + len / 4 + GZIP_SLACK);
     out.extend_from_slice(&[0; PREFIX_LEN]);
     match compression {
-        Compression::Gzip { level } => GZIP.with_borrow_mut(|kept| gzip(kept, level, payloads, &mut out))?,
+        Compression::Gzip => GZIP.with_borrow_mut(|kept| gzip(kept, level, payloads, &mut out))?,
         Compression::None => payloads.for_each(|payload| out.extend_from_slice(payload)),
-        Compression::Zstd { level } => ZSTD.with_borrow_mut(|kept| zstd(kept, level, payloads, len, &mut out))?,
+        Compression::Zstd => {
+            ZSTD.with_borrow_mut(|kept| zstd(kept, i32::try_from(level).unwrap_or(i32::MAX), payloads, len, &mut out))?
+        }
     }
     let compressed = u32::try_from(out.len() - PREFIX_LEN).map_err(|_| io::ErrorKind::InvalidInput)?;
     let [a, b, c, d] = compressed.to_be_bytes();
@@ -137,12 +140,10 @@ mod tests {
     fn what_is_compressed_inflates_to_the_same() {
         let noise: Vec<u8> = (0..100_000).map(|_| fastrand::u8(..)).collect();
         let bodies: [&[&[u8]]; 4] = [&[b"one ", b"two"], &[b""], &[&noise, b"tail"], &[&[7; 1 << 20]]];
-        for (compression, encoding) in
-            [(Compression::Gzip { level: 6 }, "gzip"), (Compression::Zstd { level: 1 }, "zstd")]
-        {
+        for (compression, level, encoding) in [(Compression::Gzip, 6, "gzip"), (Compression::Zstd, 1, "zstd")] {
             for parts in bodies {
                 let whole = parts.concat();
-                let message = compress(compression, parts.iter().copied(), whole.len()).unwrap();
+                let message = compress(compression, level, parts.iter().copied(), whole.len()).unwrap();
                 assert_eq!(message[0], 1, "the flag must be set");
                 let len = u32::from_be_bytes(message[1..5].try_into().unwrap());
                 assert_eq!(usize::try_from(len).unwrap(), message.len() - PREFIX_LEN);
@@ -154,10 +155,8 @@ mod tests {
     #[test]
     fn a_bomb_is_refused() {
         let bomb = vec![0; MAX_REPLY + 1];
-        for (compression, encoding) in
-            [(Compression::Gzip { level: 9 }, "gzip"), (Compression::Zstd { level: 9 }, "zstd")]
-        {
-            let message = compress(compression, [bomb.as_slice()].into_iter(), bomb.len()).unwrap();
+        for (compression, encoding) in [(Compression::Gzip, "gzip"), (Compression::Zstd, "zstd")] {
+            let message = compress(compression, 9, [bomb.as_slice()].into_iter(), bomb.len()).unwrap();
             assert!(inflate(encoding.as_bytes(), &message[5..]).is_err(), "{encoding}");
         }
     }

@@ -110,7 +110,7 @@ impl Backend {
     /// A call had all its time and no answer. That alone says that the backend is slow; that none of them was answered for
     /// long says that it takes no calls.
     pub(super) fn timed_out(&self, now: Instant) {
-        if self.pulse.is_mute(now, self.shared.config.timeout) {
+        if self.pulse.is_mute(now, self.shared.config.keys.timeout) {
             self.pulse.begin_trial();
             self.failed(Failure::Timeout);
         }

@@ -83,7 +83,8 @@ impl PoolMetrics {
     /// Shows the bound of each queue.
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; queue sizes are far below 2^52")]
     pub(super) fn show_limit(&self, config: &Config) {
-        self.queue_limit.set(config.queue_size.saturating_mul(config.shards.max(1)) as f64);
+        let keys = &config.keys;
+        self.queue_limit.set(keys.sending_queue.queue_size.0.saturating_mul(keys.shards.max(1)) as f64);
     }
 
     /// Whether one more line about a backend may be written now.

@@ -73,66 +73,22 @@ use crate::{
     lifecycle::Tasks,
     otlp::{Framed, Signal},
     ring::Tables,
+    settings::Delivery,
 };
 
-/// What an operator may choose about deliveries to one pool.
+/// How parts are delivered to the backends of one pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// How calls are compressed.
-    pub compression: Compression,
-    /// How long one attempt may take.
-    pub timeout: Duration,
-    /// HTTP/2 connections per backend and shard.
-    pub connections: usize,
-    /// Sets of queues and connections; a thread keeps to one of them.
-    pub shards: usize,
-    /// Payload bytes of one call, at most. Collectors take 4 MiB unless told otherwise. Larger parts, which the pipeline makes
-    /// of single records only, go alone.
-    pub max_request_size: usize,
-    /// Bytes that may wait for one backend (and shard).
-    pub queue_size: usize,
+    /// The keys of the pool. `max_request_size_mib` bounds the payload of one call: larger parts, which the pipeline makes of
+    /// single records only, go alone.
+    pub keys: Delivery,
     /// Calls that may run at once to one backend (and shard), at most 48. The bytes under way to it have a bound of their
-    /// own: 8 × `max_request_size`; a larger single record runs alone.
+    /// own: 8 × `max_request_size_mib`; a larger single record runs alone.
     pub places: usize,
     /// Waiting bytes that open a further place at once, if they are of four parts; four times as many do in any case.
     pub open_place_bytes: usize,
     /// How long a part waits before it opens a further place.
     pub open_place_after: Duration,
-    /// How retries space themselves.
-    pub retry: RetryConfig,
-    /// Retries that may be made, as a percentage of the parts that are sent for the first time.
-    pub retry_budget_percent: u32,
-}
-
-/// The compression of calls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// `grpc-encoding: gzip`.
-    Gzip {
-        /// 1 to 9.
-        level: u32,
-    },
-    /// None.
-    #[default]
-    None,
-    /// `grpc-encoding: zstd`.
-    Zstd {
-        /// −7 to 22; levels below 0 are the fast ones.
-        level: i32,
-    },
-}
-
-/// Exponential growth with jitter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RetryConfig {
-    /// The first pause.
-    pub initial_interval: Duration,
-    /// The longest pause.
-    pub max_interval: Duration,
-    /// The growth from one pause to the next.
-    pub multiplier: f64,
-    /// A pause of `p` becomes one between `p × (1 − jitter)` and `p × (1 + jitter)`.
-    pub jitter: f64,
 }
 
 /// The piece of a request for one backend.
@@ -164,31 +120,18 @@ pub struct Dispatch {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            compression: Compression::None,
-            timeout: Duration::from_secs(5),
-            connections: 1,
-            shards: 1,
-            max_request_size: 4 << 20,
-            queue_size: 16 << 20,
+            keys: Delivery::default(),
             // One opens each two or three milliseconds: behind a backend that takes 20 ms eight are too few.
             places: 32,
             open_place_bytes: 64 << 10,
             open_place_after: Duration::from_millis(2),
-            retry: RetryConfig::default(),
-            // A backend among four that refuses half of its calls takes 25; one among two, all there is.
-            retry_budget_percent: 50,
         }
     }
 }
 
-impl Default for RetryConfig {
-    fn default() -> Self {
-        Self {
-            initial_interval: Duration::from_millis(50),
-            max_interval: Duration::from_secs(1),
-            multiplier: 1.5,
-            jitter: 0.5,
-        }
+impl From<Delivery> for Config {
+    fn from(keys: Delivery) -> Self {
+        Self { keys, ..Self::default() }
     }
 }
 
@@ -238,7 +181,7 @@ impl Dispatch {
 
     /// Sockets that it may need at once: its connections, and a fresh one for each backend that is in doubt or probed.
     pub fn sockets(&self) -> usize {
-        self.shared.all.load().iter().map(|backend| backend.shared.config.connections.max(1) + 1).sum()
+        self.shared.all.load().iter().map(|backend| backend.shared.config.keys.connections.max(1) + 1).sum()
     }
 
     /// Whether nothing waits for a backend or runs there.

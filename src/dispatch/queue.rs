@@ -70,7 +70,7 @@ impl Rules {
             places: config.places.clamp(1, super::hub::MAX_PLACES),
             open_bytes: config.open_place_bytes,
             open_after: config.open_place_after,
-            max_bytes: config.max_request_size,
+            max_bytes: config.keys.max_request_size_mib.bytes,
         }
     }
 

@@ -128,7 +128,7 @@ impl Reconciler {
 
 /// The view of `table`, with the backends of `old` that stay, and those that don't.
 fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (View, Vec<Arc<Backend>>) {
-    let shards = shared.config.shards.max(1);
+    let shards = shared.config.keys.shards.max(1);
     let mut kept: HashMap<Key, Vec<Arc<Backend>>> = HashMap::new();
     for backend in old.into_iter().flat_map(View::backends) {
         kept.entry((Arc::clone(&backend.identity), backend.address)).or_default().push(Arc::clone(backend));

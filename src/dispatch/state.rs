@@ -72,8 +72,8 @@ impl State {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             queue: Queue::new(Rules::new(config)),
-            lines: (0..config.connections.max(1)).map(|_| Line::default()).collect(),
-            backoff: Backoff::new(config.retry),
+            lines: (0..config.keys.connections.max(1)).map(|_| Line::default()).collect(),
+            backoff: Backoff::new(config.keys.retry_on_failure),
             retry_at: None,
             shortage: None,
             unmerged_until: None,

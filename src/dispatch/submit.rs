@@ -11,8 +11,8 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Config, Join, Part, RetryConfig, backend::Backend, piece::Queued};
-use crate::ring::Table;
+use super::{Config, Join, Part, backend::Backend, piece::Queued};
+use crate::{ring::Table, settings::RetryOnFailure};
 
 /// One table and the queues of its backends. Parts are submitted to the view of the table that they were cut by.
 pub struct View {
@@ -20,7 +20,7 @@ pub struct View {
     /// By shard, then by backend index.
     shards: Box<[Box<[Arc<Backend>]>]>,
     max_request_size: usize,
-    retry: RetryConfig,
+    retry: RetryOnFailure,
 }
 
 /// Nothing was queued.
@@ -47,7 +47,12 @@ pub enum WhyNotQueued {
 
 impl View {
     pub(super) fn new(table: Arc<Table>, shards: Box<[Box<[Arc<Backend>]>]>, config: &Config) -> Self {
-        Self { table, shards, max_request_size: config.max_request_size, retry: config.retry }
+        Self {
+            table,
+            shards,
+            max_request_size: config.keys.max_request_size_mib.bytes,
+            retry: config.keys.retry_on_failure,
+        }
     }
 
     /// The table.
@@ -61,7 +66,7 @@ impl View {
     }
 
     /// How retries space themselves.
-    pub fn retry(&self) -> RetryConfig {
+    pub fn retry(&self) -> RetryOnFailure {
         self.retry
     }
 

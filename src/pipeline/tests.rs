@@ -21,7 +21,10 @@ use tokio::{task::JoinHandle, time::Instant};
 use tonic::{Code, Status};
 
 use super::*;
-use crate::dispatch::{self, Cause, Failure, RetryConfig, tests::support::*};
+use crate::{
+    dispatch::{self, Cause, Failure, tests::support::*},
+    settings::RetryOnFailure,
+};
 
 const SPANS: u8 = 32;
 
@@ -64,13 +67,15 @@ impl Stage {
 /// Pauses that no test waits for.
 fn long_pauses() -> dispatch::Config {
     let hour = Duration::from_secs(3600);
-    let retry = RetryConfig { initial_interval: hour, max_interval: hour, jitter: 0.0, ..RetryConfig::default() };
-    dispatch::Config { retry, ..dispatch::Config::default() }
+    with_keys(|keys| {
+        let retry = &mut keys.retry_on_failure;
+        (retry.initial_interval, retry.max_interval, retry.randomization_factor) = (hour, hour, 0.0);
+    })
 }
 
-fn short_pauses() -> RetryConfig {
+fn short_pauses() -> RetryOnFailure {
     let pause = Duration::from_millis(5);
-    RetryConfig { initial_interval: pause, max_interval: pause, ..RetryConfig::default() }
+    RetryOnFailure { initial_interval: pause, max_interval: pause, ..RetryOnFailure::default() }
 }
 
 async fn outcome_of(sent: JoinHandle<Outcome>) -> Outcome {
@@ -151,7 +156,10 @@ async fn a_hung_backend_costs_a_request_its_deadline_and_no_other_backend_a_repe
     let tasks = Tasks::new();
     let mut hung = Script::start(&tasks, None, 100).await;
     let mut well = Script::start(&tasks, None, 100).await;
-    let config = dispatch::Config { timeout: Duration::from_millis(100), retry: short_pauses(), ..Default::default() };
+    let config = with_keys(|keys| {
+        keys.timeout = Duration::from_millis(100);
+        keys.retry_on_failure = short_pauses();
+    });
     let stage = Stage::new(config, &[hung.address, well.address], tasks);
     let begun = Instant::now();
     let sent = stage.send(Duration::from_millis(500));
@@ -206,7 +214,7 @@ async fn without_a_retry_budget_parts_wait_and_do_not_fail() {
     let tasks = Tasks::new();
     let mut busy = Script::start(&tasks, None, 100).await;
     let mut well = Script::start(&tasks, None, 100).await;
-    let config = dispatch::Config { retry: short_pauses(), retry_budget_percent: 0, ..Default::default() };
+    let config = with_keys(|keys| keys.retry_on_failure = RetryOnFailure { budget_percent: 0, ..short_pauses() });
     let stage = Stage::new(config, &[busy.address, well.address], tasks);
     while stage.rig.dispatch.retries().spend(Instant::now()) {}
     let begun = Instant::now();
@@ -225,7 +233,7 @@ async fn without_a_retry_budget_parts_wait_and_do_not_fail() {
 #[tokio::test]
 async fn retries_that_nobody_heard_of_cost_nothing() {
     let dead = nobody().await;
-    let config = dispatch::Config { retry: short_pauses(), retry_budget_percent: 0, ..Default::default() };
+    let config = with_keys(|keys| keys.retry_on_failure = RetryOnFailure { budget_percent: 0, ..short_pauses() });
     let stage = Stage::new(config, &[dead], Tasks::new());
     let retries = stage.rig.dispatch.retries();
     while retries.spend(Instant::now()) {}
@@ -241,7 +249,11 @@ async fn retries_that_nobody_heard_of_cost_nothing() {
 async fn pieces_of_a_large_part_have_outcomes_of_their_own() {
     let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
-    let config = dispatch::Config { max_request_size: 300, places: 1, retry: short_pauses(), ..Default::default() };
+    let keys = with_keys(|keys| {
+        keys.max_request_size_mib.bytes = 300;
+        keys.retry_on_failure = short_pauses();
+    });
+    let config = dispatch::Config { places: 1, ..keys };
     let stage = Stage::new(config, &[backend.address], tasks);
     let sent = stage.send(Duration::from_secs(8));
     let first = backend.call().await;

@@ -243,7 +243,7 @@ impl Limits {
     fn new(config: &GrpcConfig) -> Self {
         let names = &config.include_metadata;
         Self {
-            max_recv_msg_size: config.max_recv_msg_size,
+            max_recv_msg_size: config.keys.max_recv_msg_size_mib.bytes,
             deadline: config.deadline,
             include_metadata: (!names.is_empty()).then(|| names.as_slice().into()),
         }

@@ -39,6 +39,7 @@ use crate::{
     lifecycle::Tasks,
     listen,
     pipeline::Export,
+    settings::{Grpc, Otlp, addresses::OTLP_GRPC_PORT},
     tls::{self, TlsError},
 };
 
@@ -48,39 +49,27 @@ const GRPC: &str = "otlp_grpc";
 /// What runs on its TLS.
 const ALPN: &[&[u8]] = &[b"h2"];
 
-/// What the operator asked of the receivers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The receivers.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// OTLP/gRPC, unless it is off.
     pub grpc: Option<GrpcConfig>,
 }
 
-/// OTLP/gRPC: `receivers.otlp.protocols.grpc`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// OTLP/gRPC.
+#[derive(Clone, Debug, PartialEq)]
 pub struct GrpcConfig {
-    /// Where to listen.
+    /// The section of the file: its limits are taken from here.
+    pub keys: Grpc,
+    /// The address of its `endpoint`.
     pub endpoint: SocketAddr,
-    /// Bound on a message, compressed and inflated, in bytes.
-    pub max_recv_msg_size: usize,
-    /// Requests in flight on one connection (`SETTINGS_MAX_CONCURRENT_STREAMS`).
-    pub max_concurrent_streams: u32,
-    /// Bound on a request's headers, in bytes (`SETTINGS_MAX_HEADER_LIST_SIZE`).
-    pub max_header_list_size: u32,
-    /// What the handshake of a connection (TLS, preface and SETTINGS) may take, and each header block once it has begun.
-    pub header_timeout: Duration,
-    /// Connections at a time; further ones are closed as soon as they are accepted.
-    pub max_connections: usize,
-    /// Age at which a connection's client is told to go (GOAWAY), give or take a tenth: the next one may come to a replica
-    /// that is new. `None` is never.
-    pub max_connection_age: Option<Duration>,
-    /// How long its requests then have before it is cut; `None` is as long as they need.
-    pub max_connection_age_grace: Option<Duration>,
-    /// When a request is answered at the latest, before the margin is taken off; `grpc-timeout` can only shorten it.
-    pub deadline: Duration,
-    /// Headers whose values go on to backends.
+    /// The headers of its `include_metadata`.
     pub include_metadata: Vec<HeaderName>,
-    /// TLS; `None` is plaintext.
+    /// Its `tls`; `None` is plaintext.
     pub tls: Option<tls::ServerConfig>,
+    /// `receivers.otlp.deadline`: when a request is answered at the latest, before the margin is taken off. `grpc-timeout`
+    /// can only shorten it.
+    pub deadline: Duration,
 }
 
 /// Receivers whose ports are taken but which do not accept yet.
@@ -137,21 +126,11 @@ impl Default for Config {
 impl Default for GrpcConfig {
     fn default() -> Self {
         Self {
-            endpoint: SocketAddr::from((Ipv4Addr::LOCALHOST, 4317)),
-            // OTLP's recommendation (opentelemetry-proto 1.11, docs/specification.md, "OTLP/gRPC Request").
-            max_recv_msg_size: 64 << 20,
-            max_concurrent_streams: 100,
-            max_header_list_size: 16 << 10,
-            header_timeout: Duration::from_secs(10),
-            max_connections: 10_000,
-            // Seldom enough to cost nothing, often enough that a new replica has its share of clients soon.
-            max_connection_age: Some(Duration::from_secs(600)),
-            // Far above any request's deadline.
-            max_connection_age_grace: Some(Duration::from_secs(60)),
-            // SDKs give up at 10 s: they are to hear from us before.
-            deadline: Duration::from_secs(8),
+            keys: Grpc::default(),
+            endpoint: SocketAddr::from((Ipv4Addr::LOCALHOST, OTLP_GRPC_PORT)),
             include_metadata: Vec::new(),
             tls: None,
+            deadline: Otlp::default().deadline,
         }
     }
 }
@@ -220,7 +199,7 @@ impl Bound {
             let beside = beside.map(|make| Beside::new(make, tasks));
             let service = OtlpGrpc::with(beside, export, budget, &config, tasks);
             let limits = service.limits();
-            descriptors::want(config.max_connections);
+            descriptors::want(config.keys.max_connections);
             let make_service = move |_peer| service.for_connection();
             let connections = match &tls {
                 None => port.serve(config.limits(), listen::Plain, make_service, tasks),
@@ -247,7 +226,7 @@ impl Receivers {
     /// with the next connection.
     pub fn reconfigure(&self, config: &Config) {
         if let (Some(grpc), Some(config)) = (&self.grpc, &config.grpc) {
-            descriptors::want(config.max_connections);
+            descriptors::want(config.keys.max_connections);
             grpc.connections.set(config.limits());
             grpc.requests.set(config);
         }
@@ -269,15 +248,17 @@ impl Receivers {
 
 impl GrpcConfig {
     fn limits(&self) -> listen::Limits {
+        let keys = &self.keys;
+        let ages = &keys.keepalive.server_parameters;
         listen::Limits {
             protocol: listen::Protocol::Http2,
-            max_connections: self.max_connections,
+            max_connections: keys.max_connections,
             descriptors: descriptors::for_clients,
-            header_timeout: self.header_timeout,
-            max_concurrent_streams: self.max_concurrent_streams,
-            max_header_list_size: self.max_header_list_size,
-            max_connection_age: self.max_connection_age,
-            max_connection_age_grace: self.max_connection_age_grace,
+            header_timeout: keys.read_header_timeout,
+            max_concurrent_streams: keys.max_concurrent_streams,
+            max_header_list_size: u32::try_from(keys.max_header_list_size.0).unwrap_or(u32::MAX),
+            max_connection_age: ages.max_connection_age,
+            max_connection_age_grace: ages.max_connection_age_grace,
         }
     }
 }

@@ -52,15 +52,33 @@ const ROOMS: &[Room] = &[
             "lifecycle",
             "otlp",
             "ring",
+            "settings",
             "shortage",
             "telemetry",
             "tls",
         ],
     ),
     ("pipeline", &["budget", "dispatch", "otlp", "ring", "route", "settings", "split", "telemetry"]),
-    ("receive", &["budget", "buffers", "descriptors", "lifecycle", "listen", "otlp", "pipeline", "telemetry", "tls"]),
+    (
+        "receive",
+        &[
+            "budget",
+            "buffers",
+            "descriptors",
+            "lifecycle",
+            "listen",
+            "otlp",
+            "pipeline",
+            "settings",
+            "telemetry",
+            "tls",
+        ],
+    ),
     // Dispatch knows what each backend has to do, the vocabulary which signals a pool takes.
-    ("admin", &["descriptors", "dispatch", "lifecycle", "listen", "membership", "otlp", "ring", "telemetry"]),
+    (
+        "admin",
+        &["descriptors", "dispatch", "lifecycle", "listen", "membership", "otlp", "ring", "settings", "telemetry"],
+    ),
     // From a file to what each room is configured by.
     ("config", &["admin", "discovery", "dispatch", "membership", "otlp", "pipeline", "receive", "settings", "tls"]),
     (

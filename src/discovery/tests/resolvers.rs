@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use super::server::{Machine, SERVFAIL, addresses};
+use super::{
+    backends,
+    server::{Machine, SERVFAIL, addresses},
+};
 use crate::{
     access::Access,
     discovery::{
@@ -83,7 +86,7 @@ fn who_found_nobody_is_replaced_at_once_by_whoever_comes_next() {
 #[tokio::test]
 async fn static_names_take_the_place_of_a_set_once_enough_of_them_resolve() {
     let machine = Machine::start().await;
-    let names = ["a.test", "b.test", "10.0.0.1"].map(str::to_owned);
+    let names = backends(["a.test", "b.test", "10.0.0.1"]);
     let mut fixed = Fixed::new(parse(&names).unwrap(), machine.system(), Meters::silent(), "tail");
     assert!(fixed.instead(0).is_none() && fixed.instead(2).is_none(), "one of three is too few");
     machine.server.v4("a.test.", addresses(&["10.0.0.2"]));
@@ -94,7 +97,7 @@ async fn static_names_take_the_place_of_a_set_once_enough_of_them_resolve() {
     machine.server.v4("b.test.", addresses(&["10.0.0.3"]));
     fixed.poll_once().await;
     assert!(fixed.instead(1).is_some_and(|set| set.iter().all(|endpoint| endpoint.address.is_some())));
-    let only_addresses = ["10.0.0.1", "10.0.0.2"].map(str::to_owned);
+    let only_addresses = backends(["10.0.0.1", "10.0.0.2"]);
     let fixed = Fixed::new(parse(&only_addresses).unwrap(), machine.system(), Meters::silent(), "tail");
     assert!(fixed.instead(0).is_some(), "addresses have nothing to wait for");
 }

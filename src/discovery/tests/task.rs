@@ -6,7 +6,7 @@ use super::server::{Machine, NXDOMAIN, SERVFAIL, addresses};
 use crate::{
     access::Access,
     discovery::{
-        Config, DEFAULT_INTERVAL, IpFamily, MIN_INTERVAL, Resolvers,
+        Config, IpFamily, MIN_INTERVAL, Resolvers,
         answer::{Answer, Answers},
         dns::Dns,
         jittered,
@@ -18,6 +18,7 @@ use crate::{
     },
     endpoint::EndpointsReceiver,
     lifecycle::Tasks,
+    settings::DnsResolver,
     telemetry::{Recorder, logs::captured},
 };
 
@@ -25,13 +26,8 @@ const NAME: &str = "tail.test.";
 
 fn often(hostname: &str) -> Config {
     let timeout = Duration::from_secs(20);
-    Config::Dns {
-        hostname: hostname.to_owned(),
-        port: 4317,
-        interval: MIN_INTERVAL,
-        timeout,
-        ip_family: IpFamily::Auto,
-    }
+    let hostname = hostname.to_owned();
+    Config::Dns(DnsResolver { hostname, interval: MIN_INTERVAL, timeout, ..DnsResolver::default() })
 }
 
 fn begin(system: System, config: &Config, tasks: &Tasks) -> EndpointsReceiver {
@@ -73,14 +69,14 @@ async fn a_static_set_is_there_at_once_and_its_task_ends_with_the_last_receiver(
 async fn a_bad_configuration_starts_nothing() {
     let tasks = Tasks::new();
     let resolvers = Resolvers::new("tail").0;
-    assert!(crate::discovery::start(&resolvers, "tail", &Config::default(), Access::default(), &tasks).is_err());
+    assert!(crate::discovery::start(&resolvers, "tail", &Config::fixed([]), Access::default(), &tasks).is_err());
     assert!(tasks.is_empty());
 }
 
 #[test]
 fn the_interval_varies_by_a_tenth() {
     for _ in 0..1000 {
-        let jittered = jittered(DEFAULT_INTERVAL).as_secs_f64();
+        let jittered = jittered(DnsResolver::default().interval).as_secs_f64();
         assert!((4.5..=5.5).contains(&jittered), "{jittered}");
     }
 }

@@ -67,7 +67,7 @@ impl Driver {
     /// Ends a call whose deadline has passed: it had its whole time, or its clients wait no longer.
     fn time_out(&mut self, at: usize, now: Instant) {
         let Some(call) = self.calls.get_mut(at).and_then(|slot| slot.call.take()) else { return };
-        let until = call.started + self.backend.shared.config.timeout;
+        let until = call.started + self.backend.shared.config.keys.timeout;
         // It keeps its stream; so a peer that allows few has none, unless the connection opens no more anyway.
         let calls = self.calls.len();
         let has_room = self.sender.as_ref().is_none_or(|sender| sender.current_max_send_streams() > calls);

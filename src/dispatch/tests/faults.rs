@@ -10,9 +10,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::support::*;
 use crate::{
-    dispatch::{Cause, Compression, Config, Failure, PartOutcome},
+    dispatch::{Cause, Config, Failure, PartOutcome},
     health::HealthKind,
     lifecycle::Tasks,
+    settings::Compression,
 };
 
 type Respond = h2::server::SendResponse<Bytes>;
@@ -157,7 +158,7 @@ async fn fault_01_nobody_listens() {
 async fn fault_02_a_backend_that_never_answers_is_timed_out_and_the_next_call_goes_on() {
     let listener = listen().await;
     let timeout = Duration::from_millis(200);
-    let rig = Rig::start(Config { timeout, ..Config::default() }, &[listener.local_addr().unwrap()]);
+    let rig = Rig::start(with_keys(|keys| keys.timeout = timeout), &[listener.local_addr().unwrap()]);
     let (held, mut holds) = tokio::sync::mpsc::channel(8);
     rig.tasks.spawn(async move {
         serve(&listener, |at, mut respond| {
@@ -209,7 +210,7 @@ fn backend_on_a_thread() -> (SocketAddr, oneshot::Receiver<()>, oneshot::Sender<
 async fn fault_02_an_answer_that_came_while_this_process_stood_still_is_heard() {
     let (address, is_called, go, is_answered) = backend_on_a_thread();
     let timeout = Duration::from_millis(300);
-    let mut rig = Rig::start(Config { timeout, ..Config::default() }, &[address]);
+    let mut rig = Rig::start(with_keys(|keys| keys.timeout = timeout), &[address]);
     // Then the connection has nothing more to hear before the answer that this is about.
     assert_eq!(outcome(&rig.submit(vec![part(&["a"], 0)])).await, accepted());
     let join = rig.submit(vec![part(&["b"], 0)]);
@@ -402,10 +403,14 @@ async fn fault_12_a_peer_that_speaks_http_1_is_our_failure() {
 #[tokio::test]
 async fn compressed_replies_are_understood() {
     for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
-        for compression in [Compression::None, Compression::Gzip { level: 1 }, Compression::Zstd { level: 3 }] {
+        for (compression, level) in [(Compression::None, 1), (Compression::Gzip, 1), (Compression::Zstd, 3)] {
             let tasks = Tasks::new();
             let mut backend = Script::start(&tasks, Some(encoding), 100).await;
-            let rig = Rig::start_with(Config { compression, ..Config::default() }, &[backend.address], tasks);
+            let config = with_keys(|keys| {
+                keys.compression = compression;
+                keys.compression_params.level = level;
+            });
+            let rig = Rig::start_with(config, &[backend.address], tasks);
             let join = rig.submit(vec![part(&["a", "b", "c"], 0)]);
             let call = backend.call().await;
             assert_eq!(call.spans, ["a", "b", "c"]);
@@ -460,7 +465,7 @@ async fn large_calls_flow_through_small_windows() {
 #[tokio::test]
 async fn several_connections_share_the_calls() {
     let listener = listen().await;
-    let config = Config { connections: 2, open_place_bytes: 1, ..Config::default() };
+    let config = Config { open_place_bytes: 1, ..with_keys(|keys| keys.connections = 2) };
     let rig = Rig::start(config, &[listener.local_addr().unwrap()]);
     let first = rig.submit(vec![part(&["a"], 0)]);
     let mut one = accept_h2(&listener).await;

@@ -7,7 +7,10 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Status};
 
 use super::support::*;
-use crate::dispatch::{Compression, Config, PartOutcome};
+use crate::{
+    dispatch::{Config, PartOutcome},
+    settings::Compression,
+};
 
 /// One place: what arrives while a call runs waits for its answer.
 fn one_place() -> Config {
@@ -51,10 +54,14 @@ async fn a_further_place_opens_when_a_part_has_waited() {
 
 #[tokio::test]
 async fn many_small_and_large_parts_merge_to_their_union() {
-    for compression in [Compression::None, Compression::Gzip { level: 6 }, Compression::Zstd { level: 1 }] {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let tasks = Tasks::new();
         let mut backend = Script::start(&tasks, None, 100).await;
-        let rig = Rig::start_with(Config { compression, ..one_place() }, &[backend.address], tasks);
+        let rig = Rig::start_with(
+            Config { places: 1, ..with_keys(|keys| keys.compression = compression) },
+            &[backend.address],
+            tasks,
+        );
         let first = rig.submit(vec![part(&["first"], 0)]);
         let call = backend.call().await;
         let sizes = [1, 100, 9_000, 20_000, 300, 8_192, 70_000, 1, 15_000];
@@ -152,7 +159,11 @@ async fn partial_success_of_a_merged_call_is_a_warning_to_each_and_the_next_coun
 async fn a_single_record_above_the_limit_goes_alone() {
     let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
-    let config = Config { max_request_size: 1_000, queue_size: 2_000, ..one_place() };
+    let keys = with_keys(|keys| {
+        keys.max_request_size_mib.bytes = 1_000;
+        keys.sending_queue.queue_size.0 = 2_000;
+    });
+    let config = Config { places: 1, ..keys };
     let rig = Rig::start_with(config, &[backend.address], tasks);
     let join = rig.submit(vec![large_part(1, 5_000, 0)]);
     backend.call().await.accept();

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::support::{Rig, Script, accepted, large_part, outcome, part, patient, wait_until};
+use super::support::{Rig, Script, accepted, large_part, outcome, part, patient, wait_until, with_keys};
 use crate::{
     dispatch::{
         Config, Join, Part, PartOutcome, WhyNotQueued,
@@ -95,7 +95,8 @@ fn large_parts_wait_for_others_until_there_are_four() {
 fn bytes_under_way_are_bounded_whatever_places_there_are() {
     let full = large_part(10, 1_000, 0);
     let size = full.message.payload_len();
-    let mut bench = Bench::new(Config { max_request_size: size, open_place_bytes: 1, ..Config::default() });
+    let mut bench =
+        Bench::new(Config { open_place_bytes: 1, ..with_keys(|keys| keys.max_request_size_mib.bytes = size) });
     for _ in 0..10 {
         bench.push(full.clone(), NOW);
     }
@@ -123,7 +124,8 @@ fn thirty_two_calls_may_run_and_no_more() {
 fn a_record_that_is_larger_than_all_that_may_be_under_way_runs_alone() {
     let small = large_part(1, 1_000, 0);
     let (size, huge) = (small.message.payload_len(), large_part(1, 10_000, 0));
-    let mut bench = Bench::new(Config { max_request_size: size, open_place_bytes: 1, ..Config::default() });
+    let mut bench =
+        Bench::new(Config { open_place_bytes: 1, ..with_keys(|keys| keys.max_request_size_mib.bytes = size) });
     // It goes at once where nothing runs, and nothing goes beside it.
     bench.push(huge.clone(), NOW);
     bench.push(small.clone(), NOW);
@@ -144,7 +146,8 @@ fn a_record_that_is_larger_than_all_that_may_be_under_way_runs_alone() {
 fn what_was_dropped_before_a_large_record_makes_no_room_for_it() {
     let small = large_part(1, 1_000, 0);
     let (size, larger) = (small.message.payload_len(), large_part(1, 7_500, 0));
-    let mut bench = Bench::new(Config { max_request_size: size, open_place_bytes: 1, ..Config::default() });
+    let mut bench =
+        Bench::new(Config { open_place_bytes: 1, ..with_keys(|keys| keys.max_request_size_mib.bytes = size) });
     bench.push(small.clone(), NOW);
     assert_eq!(bench.take(NOW), Some((1, 0)));
     let late = Join::new(bench.start + SOON, Arc::default());
@@ -164,7 +167,11 @@ async fn a_backend_that_hangs_holds_eight_full_calls_or_thirty_two_and_a_queue()
         let mut backend = Script::start(&tasks, None, 100).await;
         // Every part may have a call of its own at once.
         let part = Part { alone: true, ..part };
-        let config = Config { max_request_size: size, queue_size: 4 * cost, open_place_bytes: 1, ..Config::default() };
+        let keys = with_keys(|keys| {
+            keys.max_request_size_mib.bytes = size;
+            keys.sending_queue.queue_size.0 = 4 * cost;
+        });
+        let config = Config { open_place_bytes: 1, ..keys };
         let rig = Rig::start_with(config, &[backend.address], tasks);
         let load = || rig.dispatch.view().unwrap().backends().next().unwrap().load();
         let (mut joins, mut held) = (Vec::new(), Vec::new());
@@ -192,7 +199,7 @@ async fn a_backend_that_hangs_holds_eight_full_calls_or_thirty_two_and_a_queue()
 fn a_call_carries_no_more_than_its_size_and_no_other_signal() {
     let one = part(&["a"], 0);
     let size = one.message.payload_len();
-    let mut bench = Bench::new(Config { max_request_size: 2 * size, ..Config::default() });
+    let mut bench = Bench::new(with_keys(|keys| keys.max_request_size_mib.bytes = 2 * size));
     for signal in [Signal::Traces, Signal::Logs, Signal::Traces, Signal::Traces, Signal::Profiles, Signal::Profiles] {
         bench.push(Part { signal, ..one.clone() }, NOW);
     }
@@ -234,7 +241,7 @@ async fn a_request_gets_room_in_all_queues_or_in_none() {
     let tasks = Tasks::new();
     let mut backends = [Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await];
     let size = large_part(1, 1_000, 0).message.framed_len();
-    let config = Config { places: 1, queue_size: 2 * size, ..Config::default() };
+    let config = Config { places: 1, ..with_keys(|keys| keys.sending_queue.queue_size.0 = 2 * size) };
     let addresses = [backends[0].address, backends[1].address];
     let rig = Rig::start_with(config, &addresses, tasks);
     let index = addresses.map(|address| rig.index_of(address));
@@ -271,7 +278,7 @@ async fn two_parts_for_one_queue_get_room_together() {
     let normal = large_part(1, 1_000, 0);
     let lone = Part { alone: true, index: 1, ..normal.clone() };
     // Each fits by itself, and both together only where nothing waits.
-    let config = Config { queue_size: 2 * normal.message.framed_len() - 1, ..Config::default() };
+    let config = with_keys(|keys| keys.sending_queue.queue_size.0 = 2 * normal.message.framed_len() - 1);
     let rig = Rig::start_with(config, &[backend.address], tasks);
     let join = rig.submit(vec![normal, lone]);
     for _ in 0..2 {
@@ -287,7 +294,7 @@ async fn abandoned_parts_make_room() {
     let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let size = large_part(1, 1_000, 0).message.framed_len();
-    let config = Config { places: 1, queue_size: size, ..Config::default() };
+    let config = Config { places: 1, ..with_keys(|keys| keys.sending_queue.queue_size.0 = size) };
     let rig = Rig::start_with(config, &[backend.address], tasks);
     let first = rig.submit(vec![large_part(1, 1_000, 0)]);
     let held = backend.call().await;

@@ -7,7 +7,9 @@ use h2::server::SendResponse;
 use http::Response;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::support::{HealthKind, Rig, accept_h2, accepted, listen, outcome, part, patient, trailers_only, wait_until};
+use super::support::{
+    HealthKind, Rig, accept_h2, accepted, listen, outcome, part, patient, trailers_only, wait_until, with_keys,
+};
 use crate::dispatch::{Cause, Config, Failure, Join, PartOutcome};
 
 type Respond = SendResponse<Bytes>;
@@ -89,7 +91,7 @@ async fn a_peer_that_is_stopped_is_found_although_the_configuration_changes_mean
     for queue_size in 1..4 {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let before = rig.dispatch.view().unwrap();
-        rig.dispatch.reconfigure(Config { queue_size: queue_size << 20, ..Config::default() });
+        rig.dispatch.reconfigure(with_keys(|keys| keys.sending_queue.queue_size.0 = queue_size << 20));
         wait_until(|| !std::sync::Arc::ptr_eq(&before, &rig.dispatch.view().unwrap())).await;
     }
     assert_eq!(rig.event().await, HealthKind::Silent("ping"));
@@ -110,7 +112,7 @@ async fn a_peer_that_answers_pings_is_slow_and_not_silent() {
 #[tokio::test]
 async fn a_backend_that_answers_after_its_clients_left_is_slow_and_not_mute() {
     let timeout = Duration::from_millis(400);
-    let start_rig = |address| Rig::start(Config { timeout, ..Config::default() }, &[address]);
+    let start_rig = |address| Rig::start(with_keys(|keys| keys.timeout = timeout), &[address]);
     let (calls, mut held) = mpsc::channel::<(Instant, Respond)>(1_024);
     let mut rig = start(start_rig, move |respond| calls.try_send((Instant::now(), respond)).unwrap()).await;
     rig.tasks.spawn(async move {
@@ -132,7 +134,7 @@ async fn a_backend_that_answers_no_call_for_two_timeouts_is_reported_whatever_it
     let timeout = Duration::from_millis(400);
     for wait in [timeout / 8, 4 * timeout] {
         let mut held = Vec::new();
-        let start_rig = |address| Rig::start(Config { timeout, ..Config::default() }, &[address]);
+        let start_rig = |address| Rig::start(with_keys(|keys| keys.timeout = timeout), &[address]);
         let mut rig = start(start_rig, move |respond| held.push(respond)).await;
         let begun = Instant::now();
         let event = loop {
@@ -154,7 +156,7 @@ async fn a_mute_backend_is_found_also_when_its_connection_takes_no_more_calls() 
     let timeout = Duration::from_secs(4);
     let found = async |wait| {
         let mut held = Vec::new();
-        let start_rig = |address| Rig::start(Config { timeout, ..Config::default() }, &[address]);
+        let start_rig = |address| Rig::start(with_keys(|keys| keys.timeout = timeout), &[address]);
         let mut rig = start(start_rig, move |respond| held.push(respond)).await;
         let begun = Instant::now();
         let event = loop {

@@ -28,6 +28,7 @@ use crate::{
     health::{self, Inbox},
     otlp::{ClientConnection, Framed, Signal},
     ring::{Algorithm, Base, Table, members_of},
+    settings::Delivery,
 };
 
 pub(crate) use crate::{health::HealthKind, lifecycle::Tasks};
@@ -139,6 +140,13 @@ impl Call {
         // A client that gave up meanwhile is what some tests are about.
         drop(self.reply.send(answer));
     }
+}
+
+/// A configuration in which some keys of the pool are not at their defaults.
+pub(crate) fn with_keys(change: impl FnOnce(&mut Delivery)) -> Config {
+    let mut keys = Delivery::default();
+    change(&mut keys);
+    keys.into()
 }
 
 impl Rig {

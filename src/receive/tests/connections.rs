@@ -201,7 +201,8 @@ async fn a_client_that_does_not_answer_is_waited_for_while_its_request_is_in_han
 
 #[tokio::test]
 async fn connections_above_the_bound_are_closed_and_the_others_live() {
-    let config = GrpcConfig { max_connections: 1, ..GrpcConfig::default() };
+    let mut config = GrpcConfig::default();
+    config.keys.max_connections = 1;
     let receiver = Receiver::with(StandIn::ok(), config, Budget::new(1 << 30));
     let mut first = receiver.h2().await;
     finish(empty_message(&mut first)).await;
@@ -298,11 +299,11 @@ async fn the_export_of_a_client_that_is_gone_is_dropped() {
 }
 
 fn aging(age: u64, grace: Option<u64>) -> GrpcConfig {
-    GrpcConfig {
-        max_connection_age: Some(Duration::from_secs(age)),
-        max_connection_age_grace: grace.map(Duration::from_secs),
-        ..GrpcConfig::default()
-    }
+    let mut config = GrpcConfig::default();
+    let ages = &mut config.keys.keepalive.server_parameters;
+    ages.max_connection_age = Some(Duration::from_secs(age));
+    ages.max_connection_age_grace = grace.map(Duration::from_secs);
+    config
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,9 @@ use super::*;
 const MIB: usize = 1 << 20;
 
 fn limited(max_recv_msg_size: usize) -> GrpcConfig {
-    GrpcConfig { max_recv_msg_size, ..GrpcConfig::default() }
+    let mut config = GrpcConfig::default();
+    config.keys.max_recv_msg_size_mib.bytes = max_recv_msg_size;
+    config
 }
 
 #[tokio::test]

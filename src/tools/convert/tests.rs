@@ -1,7 +1,14 @@
 //! Files as operators of the load-balancing exporter have them: what comes of each key, and that the result is valid.
 
+use std::time::Duration;
+
 use super::*;
-use crate::{config::Draft, otlp::Signal};
+use crate::{
+    config::Draft,
+    discovery,
+    otlp::Signal,
+    settings::{Compression, DnsResolver, SendingQueue},
+};
 
 /// A front tier as it is commonly written, with most of what the exporter knows.
 const TRACES: &str = r#"receivers:
@@ -66,6 +73,12 @@ fn checked(converted: &Converted) -> crate::config::Config {
     config.unwrap_or_else(|error| panic!("{error}\n{}", converted.yaml))
 }
 
+/// The hostnames of the first pool, whose resolver is static.
+fn hostnames(config: &crate::config::Config) -> Vec<String> {
+    let discovery::Config::Static(list) = &config.pools[0].discovery else { panic!("static") };
+    list.hostnames.iter().map(ToString::to_string).collect()
+}
+
 fn notes(converted: &Converted) -> Vec<String> {
     converted.notes.iter().map(ToString::to_string).collect()
 }
@@ -84,24 +97,27 @@ fn a_front_tier_becomes_a_valid_configuration() {
     let config = checked(&converted);
     let grpc = config.receive.grpc.expect("gRPC");
     assert_eq!(grpc.endpoint, "127.0.0.1:4317".parse().expect("ok"));
-    assert_eq!((grpc.max_recv_msg_size, grpc.max_connection_age), (16 << 20, Some(std::time::Duration::from_secs(60))));
+    let age = grpc.keys.keepalive.server_parameters.max_connection_age;
+    assert_eq!((grpc.keys.max_recv_msg_size_mib.bytes, age), (16 << 20, Some(Duration::from_secs(60))));
     let pool = &config.pools[0];
     assert_eq!(pool.name, "default");
-    let dns = crate::discovery::Config::Dns {
+    let dns = DnsResolver {
         hostname: "collectors.observability.svc.cluster.local".into(),
-        port: 4317,
-        interval: std::time::Duration::from_secs(10),
-        timeout: std::time::Duration::from_secs(2),
-        ip_family: crate::discovery::IpFamily::Auto,
+        interval: Duration::from_secs(10),
+        timeout: Duration::from_secs(2),
+        ..DnsResolver::default()
     };
-    assert_eq!(pool.discovery, dns);
-    assert_eq!(pool.dispatch.compression, crate::dispatch::Compression::Zstd { level: 1 });
-    assert_eq!(pool.dispatch.timeout, std::time::Duration::from_secs(1));
-    assert!((pool.dispatch.retry.multiplier - 2.0).abs() < f64::EPSILON);
+    assert_eq!(pool.discovery, discovery::Config::Dns(dns));
+    assert_eq!(pool.dispatch.keys.compression, Compression::Zstd);
+    assert_eq!(pool.dispatch.keys.timeout, Duration::from_secs(1));
+    assert!((pool.dispatch.keys.retry_on_failure.multiplier - 2.0).abs() < f64::EPSILON);
     assert_eq!(config.routes[0].signals, [Signal::Traces]);
     assert_eq!(config.admin.expect("admin").endpoint, "0.0.0.0:8888".parse().expect("ok"));
     let health_check = config.health_check.expect("probes");
-    assert_eq!((health_check.endpoint.to_string(), health_check.path), ("127.0.0.1:13133".into(), "/healthy".into()));
+    assert_eq!(
+        (health_check.endpoint.to_string(), health_check.keys.path),
+        ("127.0.0.1:13133".into(), "/healthy".into())
+    );
     assert_eq!(config.logs.encoding, crate::telemetry::logs::Encoding::Json);
 }
 
@@ -148,12 +164,11 @@ fn what_the_exporter_does_unasked_is_written_out() {
     let converted = with_exporter("{ resolver: { static: { hostnames: [a, \"b:4317\"] } } }", TO_IT);
     let config = checked(&converted);
     // Its own default is gzip, ours is none.
-    assert_eq!(config.pools[0].dispatch.compression, crate::dispatch::Compression::Gzip { level: 1 });
-    let crate::discovery::Config::Static { hostnames, .. } = &config.pools[0].discovery else { panic!("static") };
-    assert_eq!(hostnames, &["a:4317", "b:4317"]);
+    assert_eq!(config.pools[0].dispatch.keys.compression, Compression::Gzip);
+    assert_eq!(hostnames(&config), ["a:4317", "b:4317"]);
     assert_eq!(converted.notes, []);
     let none = "{ protocol: { otlp: { compression: none } }, resolver: { dns: { hostname: a } } }";
-    assert_eq!(checked(&with_exporter(none, TO_IT)).pools[0].dispatch.compression, crate::dispatch::Compression::None);
+    assert_eq!(checked(&with_exporter(none, TO_IT)).pools[0].dispatch.keys.compression, Compression::None);
 }
 
 #[test]
@@ -235,8 +250,8 @@ fn a_service_becomes_its_dns_name() {
     let dns = |resolver: &str| {
         let converted = with_exporter(&format!("{{ resolver: {{ {resolver} }} }}"), TO_IT);
         let config = checked(&converted);
-        let crate::discovery::Config::Dns { hostname, port, .. } = &config.pools[0].discovery else { panic!("dns") };
-        (hostname.clone(), *port, notes(&converted).join("\n"))
+        let discovery::Config::Dns(dns) = &config.pools[0].discovery else { panic!("dns") };
+        (dns.hostname.clone(), dns.port, notes(&converted).join("\n"))
     };
     let (name, port, told) = dns("k8s: { service: collectors.observability, ports: [14317, 4318] }");
     assert_eq!((name.as_str(), port), ("collectors.observability.svc", 14317));
@@ -281,7 +296,7 @@ fn an_attempt_is_no_longer_than_its_request() {
         let exporter =
             format!("{{ protocol: {{ otlp: {{ timeout: {written} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}");
         let converted = with_exporter(&exporter, TO_IT);
-        (checked(&converted).pools[0].dispatch.timeout.as_secs(), notes(&converted).join("\n"))
+        (checked(&converted).pools[0].dispatch.keys.timeout.as_secs(), notes(&converted).join("\n"))
     };
     assert_eq!(timeout("1s"), (1, String::new()));
     for long in ["30s", "0s"] {
@@ -299,8 +314,7 @@ fn a_backend_that_is_named_twice_is_named_once() {
         "{ resolver: { static: { hostnames: [a, \"a:4317\", b, \"[10.0.0.1]:4317\", 10.0.0.1] } } }",
         TO_IT,
     );
-    let crate::discovery::Config::Static { hostnames, .. } = &checked(&converted).pools[0].discovery else { panic!() };
-    assert_eq!(hostnames, &["a:4317", "b:4317", "10.0.0.1:4317"]);
+    assert_eq!(hostnames(&checked(&converted)), ["a:4317", "b:4317", "10.0.0.1:4317"]);
     let told = notes(&converted).join("\n");
     assert!(told.contains("static.hostnames (line 2): names a backend twice"), "{told}");
 }
@@ -370,10 +384,10 @@ fn a_queue_that_counts_bytes_is_taken_over() {
         let exporter = format!(
             "{{ protocol: {{ otlp: {{ sending_queue: {{ {queue} }} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}"
         );
-        checked(&with_exporter(&exporter, TO_IT)).pools[0].dispatch.queue_size
+        checked(&with_exporter(&exporter, TO_IT)).pools[0].dispatch.keys.sending_queue.queue_size.0
     };
     assert_eq!(queue("sizer: bytes, queue_size: 33554432"), 32 << 20);
-    assert_eq!(queue("sizer: items, queue_size: 33554432"), crate::dispatch::Config::default().queue_size);
+    assert_eq!(queue("sizer: items, queue_size: 33554432"), SendingQueue::default().queue_size.0);
 }
 
 #[test]
