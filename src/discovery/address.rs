@@ -1,10 +1,11 @@
-//! Addresses as people write them: `host`, `host:port`, `1.2.3.4:port`, `[::1]:port`, and their one canonical form.
+//! Parses addresses of backends as operators write them (`host`, `host:port`, `1.2.3.4:port`, `[::1]:port`) into one
+//! canonical form.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::settings::addresses::OTLP_GRPC_PORT;
 
-/// A backend as written, checked.
+/// The address of a backend as it was configured, parsed and checked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPort {
     host: Host,
@@ -17,37 +18,39 @@ enum Host {
     Name(String),
 }
 
-/// What is wrong with an address as written.
+/// The reason why a configured address is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// Nothing there.
+    /// The text is empty.
     #[error("it is empty")]
     Empty,
-    /// `http://…`
+    /// The text has a scheme or a path, like `http://…`.
     #[error("write name:port, without a scheme or path")]
     Scheme,
-    /// `::1` or `::1:4317`, of which nobody knows where the address ends.
+    /// An IPv6 address without brackets, like `::1` or `::1:4317`: it is ambiguous where the address ends and the port
+    /// begins.
     #[error("write an IPv6 address in brackets, with a port or without: [::1]:4317")]
     Brackets,
-    /// Not a number from 1 to 65535.
+    /// The port is not a number from 1 to 65535.
     #[error("the port must be a number from 1 to 65535")]
     Port,
-    /// `name:port` where the port is a setting of its own.
+    /// A port is written where the port has a configuration key of its own.
     #[error("write the name alone; the port has a key of its own")]
     NameOnly,
-    /// Like 1.2.3 or 010.0.0.1.
-    #[error("it looks like an IPv4 address but is none")]
+    /// The text is not a host name and not a valid IPv4 address, like `1.2.3` or `010.0.0.1`.
+    #[error("it looks like an IPv4 address but is not one")]
     NotIpv4,
-    /// `0.0.0.0`, `[::]`, multicast or broadcast.
+    /// The address is `0.0.0.0`, `[::]`, a multicast or the broadcast address.
     #[error("an unspecified, broadcast or multicast address cannot be dialled")]
     NotUnicast,
-    /// Labels of 1 to 63 of the usual characters, 253 in all.
+    /// The name is no host name: labels have 1 to 63 letters, digits, `-` or `_`; the whole name has at most 253
+    /// characters.
     #[error("a host name has up to 253 ASCII letters, digits, '-', '_', and single dots between at most 63 of them")]
     Name,
 }
 
 impl HostPort {
-    /// Reads an entry; port 4317 where none is written.
+    /// Parses an entry. The port is 4317 if none is written.
     pub fn parse(written: &str) -> Result<Self, AddressError> {
         if written.is_empty() {
             return Err(AddressError::Empty);
@@ -57,7 +60,7 @@ impl HostPort {
         }
         if let Some(bracketed) = written.strip_prefix('[') {
             let (ip, rest) = bracketed.split_once(']').ok_or(AddressError::Brackets)?;
-            // Go takes an IPv4 address in brackets too.
+            // Go accepts an IPv4 address in brackets too, and so do we.
             let ip = ip.parse().map_err(|_| AddressError::Brackets)?;
             let port = match rest.strip_prefix(':') {
                 Some(port) => parse_port(port)?,
@@ -81,7 +84,7 @@ impl HostPort {
         Ok(Self { host, port })
     }
 
-    /// What is hashed: the canonical form of an address, a name as it was written, and the port.
+    /// Returns the identity that is hashed: the address in canonical form or the name as written, and the port.
     pub fn identity(&self) -> String {
         match &self.host {
             Host::Ip(ip) => SocketAddr::new(*ip, self.port).to_string(),
@@ -89,7 +92,7 @@ impl HostPort {
         }
     }
 
-    /// The address, if no name has to be resolved for it.
+    /// Returns the address, or `None` if a name has to be resolved first.
     pub fn address(&self) -> Option<SocketAddr> {
         match self.host {
             Host::Ip(ip) => Some(SocketAddr::new(ip, self.port)),
@@ -97,7 +100,7 @@ impl HostPort {
         }
     }
 
-    /// The name, if there is one.
+    /// Returns the name, or `None` if the entry is an IP address.
     pub fn name(&self) -> Option<&str> {
         match &self.host {
             Host::Ip(_) => None,
@@ -105,20 +108,20 @@ impl HostPort {
         }
     }
 
-    /// The port, as written or 4317.
+    /// Returns the port.
     pub fn port(&self) -> u16 {
         self.port
     }
 }
 
-/// Whether an address can be a backend's.
+/// Returns whether a backend can have this address.
 pub(super) fn is_unicast(ip: IpAddr) -> bool {
     let broadcast = ip == IpAddr::V4(Ipv4Addr::BROADCAST);
     !(ip.is_unspecified() || ip.is_multicast() || broadcast)
 }
 
 fn unicast(ip: IpAddr) -> Result<Host, AddressError> {
-    // An IPv4 address in IPv6 clothes is the same backend.
+    // An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) names the same backend as the IPv4 address.
     let ip = ip.to_canonical();
     if is_unicast(ip) { Ok(Host::Ip(ip)) } else { Err(AddressError::NotUnicast) }
 }
@@ -131,7 +134,7 @@ fn parse_port(written: &str) -> Result<u16, AddressError> {
     }
 }
 
-/// Refuses what no name server can be asked for.
+/// Checks that `name` is a valid host name, so that it can be looked up in DNS.
 pub(super) fn check_name(name: &str) -> Result<(), AddressError> {
     if name.is_empty() {
         return Err(AddressError::Empty);
@@ -147,7 +150,8 @@ pub(super) fn check_name(name: &str) -> Result<(), AddressError> {
     if relative.len() > 253 || !relative.split('.').all(label) {
         return Err(AddressError::Name);
     }
-    // No top-level domain is a number, and inet_aton's old forms must not reach a name server.
+    // No top-level domain is a number. A name that ends with one is a malformed IPv4 address or one in an old form of
+    // inet_aton, and must not be sent to a name server.
     let last = relative.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(AddressError::NotIpv4);
@@ -176,13 +180,17 @@ mod tests {
     #[test]
     fn addresses_take_their_canonical_form() {
         assert_eq!(identity("[2001:DB8:0:0:0:0:0:1]:9"), "[2001:db8::1]:9");
-        assert_eq!(identity("[2001:db8:0:0:1:0:0:1]:9"), "[2001:db8::1:0:0:1]:9", "the first of equal runs is cut");
-        assert_eq!(identity("[2001:db8:0:1:1:1:1:1]"), "[2001:db8:0:1:1:1:1:1]:4317", "one zero is not cut");
-        assert_eq!(identity("[::ffff:10.0.0.1]:9"), "10.0.0.1:9", "an IPv4 address in IPv6 clothes");
+        assert_eq!(
+            identity("[2001:db8:0:0:1:0:0:1]:9"),
+            "[2001:db8::1:0:0:1]:9",
+            "the first of equal runs of zeros is shortened"
+        );
+        assert_eq!(identity("[2001:db8:0:1:1:1:1:1]"), "[2001:db8:0:1:1:1:1:1]:4317", "a single zero is not shortened");
+        assert_eq!(identity("[::ffff:10.0.0.1]:9"), "10.0.0.1:9", "an IPv4-mapped address");
     }
 
     #[test]
-    fn what_cannot_be_dialled_or_told_apart_is_refused_with_its_reason() {
+    fn invalid_addresses_are_refused_with_their_reason() {
         let cases = [
             ("", AddressError::Empty),
             (":4317", AddressError::Empty),

@@ -1,4 +1,4 @@
-//! What name servers said about one name: the few kinds of answers that discovery tells apart.
+//! The kinds of answers about one name that discovery distinguishes, and how hickory's replies map to them.
 
 use std::{collections::BTreeSet, iter::successors, net::IpAddr};
 
@@ -13,7 +13,7 @@ use hickory_resolver::{
 
 use super::{IpFamily, address::is_unicast};
 
-/// The answer to one question: a name and a type of record.
+/// The answer to one question (a name and a record type).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// At least one usable address.
@@ -22,52 +22,52 @@ pub(super) enum Answer {
     Empty,
     /// The name does not exist (NXDOMAIN).
     NoSuchName,
-    /// No answer that could be believed.
+    /// No reliable answer.
     Failed(Failure),
 }
 
-/// How bad it is that a name has no address.
+/// Why a name has no address, ordered by how likely it is that it has one all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Badness {
     /// It does not exist.
     NoSuchName,
-    /// It exists and has none.
+    /// It exists and has no address.
     Empty,
-    /// Nobody knows: it may well have some.
+    /// No server answered reliably, so the name may have addresses.
     Failed,
 }
 
-/// Why there was no answer that could be believed.
+/// The reason why there was no reliable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// REFUSED.
     Refused,
     /// SERVFAIL.
     ServFail,
-    /// Nothing came in time.
+    /// No reply arrived in time.
     Timeout,
-    /// Anything else, in the words of whoever noticed.
+    /// Any other error, as reported by its source.
     Other(String),
 }
 
-/// The answers to one round of questions for a name.
+/// The answers about one name, for each address family.
 #[derive(Clone, Debug)]
 pub(super) struct Answers {
-    /// The name that was asked for at last, with the part of the search list that was appended.
+    /// The name that was asked for, after a domain of the search list was appended.
     pub(super) asked: String,
-    /// About A records, if they were wanted.
+    /// The answer about A records, if they were asked for.
     pub(super) v4: Option<Answer>,
-    /// About AAAA records, if they were wanted.
+    /// The answer about AAAA records, if they were asked for.
     pub(super) v6: Option<Answer>,
 }
 
 impl Answer {
-    /// These addresses, or that there is none.
+    /// Returns [`Answer::Addresses`], or [`Answer::Empty`] if there are none.
     pub(super) fn of(addresses: BTreeSet<IpAddr>) -> Self {
         if addresses.is_empty() { Self::Empty } else { Self::Addresses(addresses) }
     }
 
-    /// Reads what hickory made of a reply.
+    /// Converts the result of a lookup by hickory.
     pub(super) fn from_lookup(name: &Name, lookup: Result<Lookup, NetError>) -> Self {
         match lookup {
             Ok(lookup) => Self::from_reply(name, lookup.message()),
@@ -78,13 +78,13 @@ impl Answer {
             Err(NetError::Dns(DnsError::NoRecordsFound(none))) => Self::from_code(none.response_code),
             Err(NetError::Dns(DnsError::ResponseCode(code))) => Self::from_code(code),
             Err(NetError::Timeout) => Self::Failed(Failure::Timeout),
-            // So hickory calls all that sockets say.
+            // hickory reports every socket error as `NoConnections`.
             Err(NetError::NoConnections) => Self::Failed(Failure::Other("no connection to the name server".to_owned())),
             Err(error) => Self::Failed(Failure::Other(error.to_string())),
         }
     }
 
-    /// The addresses of `name` and of its aliases; records of other names in the reply do not count.
+    /// Collects the addresses of `name` and of its aliases (CNAME records). Records of other names are ignored.
     pub(super) fn from_reply(name: &Name, reply: &Message) -> Self {
         let code = reply.metadata.response_code;
         let aliases = aliases(name, reply);
@@ -109,7 +109,7 @@ impl Answer {
         }
     }
 
-    /// The value of the metric's label `result`.
+    /// Returns the value of the metric label `result`.
     pub(super) fn result(&self) -> &'static str {
         match self {
             Self::Addresses(_) => "success",
@@ -122,32 +122,32 @@ impl Answer {
         }
     }
 
-    /// Every value of the label `result`.
+    /// All values of the metric label `result`.
     pub(super) const RESULTS: [&str; 7] = ["success", "empty", "nxdomain", "refused", "servfail", "timeout", "error"];
 }
 
 impl Answers {
-    /// The same for every family that is wanted.
+    /// Returns the same answer for every family in use.
     pub(super) fn each(asked: &str, family: IpFamily, answer: &Answer) -> Self {
         let wanted = |wanted: bool| wanted.then(|| answer.clone());
         Self { asked: asked.to_owned(), v4: wanted(family.wants_v4()), v6: wanted(family.wants_v6()) }
     }
 
-    /// There is no name to ask for.
+    /// Returns the answers of a round in which there was no name to ask for.
     pub(super) fn no_such_name(asked: &str, family: IpFamily) -> Self {
         Self::each(asked, family, &Answer::NoSuchName)
     }
 
-    /// Whether there is an address of any family.
+    /// Returns whether any family has an address.
     pub(super) fn has_addresses(&self) -> bool {
         self.both().any(|answer| matches!(answer, Answer::Addresses(_)))
     }
 
-    /// Whether nobody knows the name, and nobody who matters failed to say so.
+    /// Returns whether the name does not exist, according to the answers that decide about that.
     ///
-    /// NXDOMAIN is about a name and not about a type. Said about A records it settles the matter, so that a server that
-    /// drops questions about AAAA makes no name doubtful; said about AAAA it does not, since some servers say it where
-    /// there are A records (RFC 4074, 4.2).
+    /// NXDOMAIN is about the name, not about a record type. An NXDOMAIN about A records is conclusive even if the
+    /// question about AAAA failed, since some servers drop questions about AAAA. If both were asked, an NXDOMAIN about
+    /// AAAA only is not conclusive, since some servers send it for names that have A records (RFC 4074, 4.2).
     fn is_no_such_name(&self) -> bool {
         use Answer::{Failed, NoSuchName};
         matches!(
@@ -156,12 +156,14 @@ impl Answers {
         )
     }
 
-    /// Whether there may be addresses all the same: there is none, and somebody failed to say so.
+    /// Returns whether there is no address and at least one question failed, so that the name may have addresses all
+    /// the same.
     pub(super) fn is_failure(&self) -> bool {
         self.badness() == Badness::Failed
     }
 
-    /// What of a name without addresses is told when several of the search list have none.
+    /// Returns how bad the answers are. When several names of the search list have no address, the worst one is
+    /// reported.
     pub(super) fn badness(&self) -> Badness {
         if self.has_addresses() || self.is_no_such_name() {
             return Badness::NoSuchName;
@@ -172,12 +174,12 @@ impl Answers {
         }
     }
 
-    /// The answers to what was asked.
+    /// Iterates over the answers to the questions that were asked.
     pub(super) fn both(&self) -> impl Iterator<Item = &Answer> {
         self.v4.iter().chain(&self.v6)
     }
 
-    /// One word for all of them: how well a name is known that needs any address, whatever the family.
+    /// Returns the `result` label of the best answer. It suits a name for which an address of either family is enough.
     pub(super) fn best(&self) -> &'static str {
         let rank = |answer: &&Answer| match answer {
             Answer::Addresses(_) => 0,
@@ -188,7 +190,7 @@ impl Answers {
         self.both().min_by_key(rank).map_or("error", Answer::result)
     }
 
-    /// Takes out what cannot be dialled, and returns it.
+    /// Removes addresses that cannot be dialled, and returns them.
     pub(super) fn drop_unusable(&mut self) -> BTreeSet<IpAddr> {
         let mut dropped = BTreeSet::new();
         for answer in [&mut self.v4, &mut self.v6].into_iter().flatten() {
@@ -214,16 +216,16 @@ impl IpFamily {
     }
 }
 
-/// The longest chain of CNAME records that is followed; name servers stop at 8 to 16 themselves.
+/// The longest chain of CNAME records that is followed. Name servers themselves stop at 8 to 16.
 const MAX_ALIASES: usize = 16;
 
-/// Whether a server passes the question on to others instead of answering, as one that serves no clients does: it names
-/// them, and no zone of its own (RFC 2308, 2.2).
+/// Returns whether a reply is a referral: it names other servers (NS) and no zone of its own (SOA), as a server sends
+/// that does not answer recursive questions (RFC 2308, 2.2).
 fn is_referral(none: &NoRecords) -> bool {
     none.response_code == ResponseCode::NoError && none.ns.is_some() && none.soa.is_none()
 }
 
-/// `name` and what its CNAME records lead to, in whatever order they stand.
+/// Returns `name` and the targets of its CNAME records, in whatever order the records stand.
 fn aliases<'a>(name: &'a Name, message: &'a Message) -> Vec<&'a Name> {
     let next = |name: &&'a Name| {
         message.answers.iter().find_map(|record| match &record.data {

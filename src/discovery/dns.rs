@@ -10,11 +10,11 @@ use super::{
     metrics::Meters,
     search::Search,
     system::System,
-    trouble::{Trouble, Voice},
+    trouble::{LogFields, Trouble},
 };
 use crate::endpoint::{Endpoint, Endpoints};
 
-/// What the resolver of one pool knows.
+/// The state of one pool's `dns` resolver.
 pub(super) struct Dns {
     pool: String,
     search: Search,
@@ -25,11 +25,11 @@ pub(super) struct Dns {
     known: Known,
     published: Option<Endpoints>,
     trouble: Trouble,
-    /// Addresses that a ring has no room for.
+    /// The number of addresses that were left out because the pool would have more than [`MAX_ENDPOINTS`] backends.
     beyond: usize,
 }
 
-/// Refuses what is no name, and port 0.
+/// Checks the configured host name and port.
 pub(super) fn check(hostname: &str, port: u16) -> Result<(), DiscoveryError> {
     let written = || hostname.to_owned();
     if hostname.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
@@ -57,18 +57,18 @@ impl Dns {
         }
     }
 
-    /// One round of questions; the new set if it is another than the last one.
+    /// Asks once. Returns the new set if it differs from the last one.
     pub(super) async fn poll_once(&mut self) -> Option<Endpoints> {
         let (answers, good) = self.ask().await;
         let endpoints = self.endpoints();
-        let voice = Voice { pool: &self.pool, hostname: self.search.hostname() };
-        self.trouble.note(voice, good, &answers, endpoints.len());
+        let fields = LogFields { pool: &self.pool, hostname: self.search.hostname() };
+        self.trouble.note(fields, good, &answers, endpoints.len());
         if good {
             self.meters.succeeded();
-            self.trouble.note_count(voice, endpoints.len());
+            self.trouble.note_count(fields, endpoints.len());
         }
         let joined = self.known.joined(self.family);
-        self.trouble.note_parts(voice, joined);
+        self.trouble.note_parts(fields, joined);
         self.meters.partial(joined.is_some());
         if endpoints.is_empty() || self.published.as_deref() == Some(&*endpoints) {
             return None;
@@ -78,7 +78,7 @@ impl Dns {
         Some(endpoints)
     }
 
-    /// The same for those who want one good answer or none.
+    /// Asks once, and returns an error unless the answer is complete.
     pub(super) async fn ask_once(&mut self) -> Result<Endpoints, DiscoveryError> {
         let (answers, good) = self.ask().await;
         if good { Ok(self.endpoints().into()) } else { Err(self.unresolved(answers.to_string())) }
@@ -92,13 +92,13 @@ impl Dns {
         self.system.refresh();
         let mut answers = self.search.ask(&self.system, self.family).await;
         let dropped = answers.drop_unusable();
-        self.trouble.note_dropped(Voice { pool: &self.pool, hostname: self.search.hostname() }, dropped);
+        self.trouble.note_dropped(LogFields { pool: &self.pool, hostname: self.search.hostname() }, dropped);
         self.meters.count(&answers);
         let good = self.known.absorb(self.family, &answers);
         (answers, good)
     }
 
-    /// What is known, sorted by identity; the same addresses are the same set in whatever order they came.
+    /// Returns the known endpoints, sorted by identity, so that the order of addresses in an answer never matters.
     fn endpoints(&mut self) -> Vec<Endpoint> {
         let endpoint = |ip| {
             let address = SocketAddr::new(ip, self.port);
@@ -110,7 +110,7 @@ impl Dns {
         let beyond = endpoints.len().saturating_sub(MAX_ENDPOINTS);
         if beyond != self.beyond && beyond > 0 {
             let (pool, hostname) = (&self.pool, self.search.hostname());
-            tracing::warn!(pool, hostname, beyond, "discovery leaves out what is more than {MAX_ENDPOINTS} backends");
+            tracing::warn!(pool, hostname, beyond, "discovery leaves out what exceeds {MAX_ENDPOINTS} backends");
         }
         self.beyond = beyond;
         endpoints.truncate(MAX_ENDPOINTS);
@@ -123,7 +123,7 @@ impl Dns {
     }
 
     #[cfg(test)]
-    pub(super) fn is_told(&self) -> bool {
-        self.trouble.is_told()
+    pub(super) fn is_count_logged(&self) -> bool {
+        self.trouble.is_count_logged()
     }
 }

@@ -1,11 +1,12 @@
-//! One question to one name server, in the manner that it understands.
+//! Asks one question of one name server, with the protocol options that the server supports.
 //!
-//! hickory's resolvers ask. One of them has one manner of asking, and not all that answers on port 53 is of today: some
-//! refuse or drop questions with an OPT record (EDNS), or cut an answer short and are not to be had over TCP. So a server
-//! has a resolver for each manner here, and what is ours is which of them is asked next.
+//! The requests themselves are hickory's. A hickory resolver always asks in the same way, but some servers and gateways
+//! refuse or drop questions with an OPT record (EDNS), or truncate a reply and cannot be reached over TCP. So this
+//! module keeps several resolvers for each server, one for each way of asking, and decides which of them is used next.
 //!
-//! One thing hickory cannot do: it reads no datagram above 4,096 bytes (254 A records). Where firewalls let nothing but UDP
-//! pass, a larger pool would get no address at all; [`in_fragments`] asks for it after every resolver has failed.
+//! hickory cannot read datagrams above 4,096 bytes (254 A records). Where a firewall passes UDP only, a larger pool
+//! would never get an address. [`ask_with_large_buffer`] therefore asks with a socket of its own after all resolvers
+//! have failed.
 
 use std::{
     io,
@@ -33,69 +34,75 @@ use tokio::{
 
 use super::answer::{Answer, Failure};
 
-/// The payload that EDNS announces: what passes any path unfragmented (DNS flag day 2020).
+/// The UDP payload size that is announced with EDNS. Datagrams of this size pass any path without fragmentation (DNS
+/// flag day 2020).
 const PAYLOAD: u16 = 1232;
 
-/// The one announced to a server that cuts its answer short and is not to be had over TCP: all that hickory reads.
+/// The payload size that is announced to a server whose reply was truncated and that cannot be reached over TCP. It is
+/// the largest that hickory reads.
 const LARGE_PAYLOAD: u16 = 4096;
 
-/// How long an answer to the question with EDNS is awaited before the plain one is asked beside it; a quarter of the time
-/// if that is less.
+/// How long a reply to the question with EDNS is awaited before the question without EDNS is sent as well; a quarter of
+/// the remaining time if that is less.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a server that did not understand EDNS is spoken to without: gateways are replaced by better ones.
+/// How long a server that rejected EDNS is asked without it. After that EDNS is tried again, since the gateway may have
+/// been replaced.
 const PLAIN_FOR: Duration = Duration::from_secs(600);
 
-/// A name server and what was learned of its manners.
+/// A name server and which ways of asking it supports.
 #[derive(Debug)]
 pub(super) struct Server {
     at: SocketAddr,
     tcp_only: bool,
-    /// With an OPT record.
-    edns: Manner,
-    /// As of 1987.
-    plain: Manner,
-    tcp: Manner,
-    /// With an OPT record that announces room for a long answer.
-    large: Manner,
+    /// Over UDP with an OPT record.
+    edns: Asker,
+    /// Over UDP without an OPT record (RFC 1035).
+    plain: Asker,
+    tcp: Asker,
+    /// Over UDP with an OPT record that announces [`LARGE_PAYLOAD`].
+    large: Asker,
     plain_until: Mutex<Option<Instant>>,
 }
 
-/// A resolver for one server, made when it is first needed: most servers need but one.
+/// A hickory resolver for one server and one way of asking. It is built on first use, since most servers need only one.
 #[derive(Debug)]
-struct Manner {
+struct Asker {
     server: NameServerConfig,
     options: ResolverOpts,
     resolver: OnceLock<Result<TokioResolver, NetError>>,
 }
 
 impl Server {
-    /// `limit` is the longest that a question can take.
+    /// Returns a server that was not asked yet. `limit` is the timeout of its resolvers, so it must be at least the
+    /// longest time that a question may take.
     pub(super) fn new(at: SocketAddr, tcp_only: bool, limit: Duration) -> Self {
         let (udp, tcp) = (ConnectionConfig::udp(), ConnectionConfig::tcp());
         Self {
             at,
             tcp_only,
-            edns: Manner::new(at, udp.clone(), Some(PAYLOAD), limit),
-            plain: Manner::new(at, udp.clone(), None, limit),
-            tcp: Manner::new(at, tcp, None, limit),
-            large: Manner::new(at, udp, Some(LARGE_PAYLOAD), limit),
+            edns: Asker::new(at, udp.clone(), Some(PAYLOAD), limit),
+            plain: Asker::new(at, udp.clone(), None, limit),
+            tcp: Asker::new(at, tcp, None, limit),
+            large: Asker::new(at, udp, Some(LARGE_PAYLOAD), limit),
             plain_until: Mutex::default(),
         }
     }
 
-    /// Asks until `deadline`. Cancel safety: nothing but the question is lost.
+    /// Asks until `deadline`.
+    ///
+    /// Cancel safety: only the question is lost.
     pub(super) async fn ask(&self, name: &Name, kind: RecordType, deadline: Instant) -> Answer {
         if self.tcp_only {
             return Answer::from_lookup(name, self.tcp.ask(name, kind, deadline).await);
         }
         match self.over_udp(name, kind, deadline).await {
-            result if is_cut(&result) => self.otherwise(name, kind, deadline).await,
+            result if is_cut(&result) => self.ask_for_long_reply(name, kind, deadline).await,
             result => Answer::from_lookup(name, result),
         }
     }
 
-    /// Asks with EDNS, and without where that is refused, or not answered for a while.
+    /// Asks with EDNS first. Asks without it if the server rejects EDNS or does not reply for a while.
     async fn over_udp(&self, name: &Name, kind: RecordType, deadline: Instant) -> Result<Lookup, NetError> {
         let mut plain = pin!(self.plain.ask(name, kind, deadline));
         if self.is_plain() {
@@ -107,22 +114,25 @@ impl Server {
             Ok(result) => result,
             Err(_) => match select(edns, &mut plain).await {
                 Either::Left((result, _)) => result,
-                Either::Right((result, _)) if is_answer(&result) || is_cut(&result) => return self.learn(result),
+                Either::Right((result, _)) if is_answer(&result) || is_cut(&result) => {
+                    return self.remember_plain(result);
+                }
                 Either::Right((failure, edns)) => {
-                    // A server that has answered one of the two is not awaited much longer for the other.
-                    return or(timeout(patience, edns).await.unwrap_or(Err(NetError::Timeout)), failure);
+                    // The server replied to the question without EDNS. The other reply is not awaited much longer.
+                    return unless_timeout(timeout(patience, edns).await.unwrap_or(Err(NetError::Timeout)), failure);
                 }
             },
         };
         match rejects_edns(&result) {
-            true => self.learn(or(plain.await, result)),
+            true => self.remember_plain(unless_timeout(plain.await, result)),
             false => result,
         }
     }
 
-    /// Gets an answer that is too long for a datagram.
-    async fn otherwise(&self, name: &Name, kind: RecordType, deadline: Instant) -> Answer {
-        // A firewall that drops TCP must not take all of the time.
+    /// Asks for a reply that does not fit into a datagram of the usual size: over TCP, then over UDP with larger
+    /// buffers.
+    async fn ask_for_long_reply(&self, name: &Name, kind: RecordType, deadline: Instant) -> Answer {
+        // TCP gets half of the time: a firewall that drops its packets must not use up all of it.
         let quarter = deadline.saturating_duration_since(Instant::now()) / 4;
         let failure = match Answer::from_lookup(name, self.tcp.ask(name, kind, deadline - quarter * 2).await) {
             Answer::Failed(failure) => failure,
@@ -133,11 +143,11 @@ impl Server {
             return Answer::from_lookup(name, large);
         }
         let query = Query::query(name.clone(), kind);
-        match timeout_at(deadline, in_fragments(self.at, &query)).await {
+        match timeout_at(deadline, ask_with_large_buffer(self.at, &query)).await {
             Ok(Ok(Some(message))) => Answer::from_reply(name, &message),
-            _ => {
-                Answer::Failed(Failure::Other(format!("the answer is cut short, and by TCP there is none: {failure}")))
-            }
+            _ => Answer::Failed(Failure::Other(format!(
+                "the reply over UDP is truncated, and over TCP there is none: {failure}"
+            ))),
         }
     }
 
@@ -146,8 +156,8 @@ impl Server {
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Notes that only the plain question was answered, if it was.
-    fn learn(&self, result: Result<Lookup, NetError>) -> Result<Lookup, NetError> {
+    /// If `result` is an answer, remembers that the server answers only without EDNS.
+    fn remember_plain(&self, result: Result<Lookup, NetError>) -> Result<Lookup, NetError> {
         if is_answer(&result) {
             *self.plain_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + PLAIN_FOR);
         }
@@ -155,7 +165,7 @@ impl Server {
     }
 }
 
-impl Manner {
+impl Asker {
     fn new(at: SocketAddr, mut connection: ConnectionConfig, payload: Option<u16>, limit: Duration) -> Self {
         connection.port = at.port();
         let mut options = ResolverOpts::default();
@@ -173,7 +183,8 @@ impl Manner {
         timeout_at(deadline, resolver.lookup(name.clone(), kind)).await.unwrap_or(Err(NetError::Timeout))
     }
 
-    /// Without search list and hosts file, which are in other files here, and without a cache, since every round asks.
+    /// Builds the resolver without search list, hosts file and cache: the first two are handled by [`super::system`],
+    /// and every round has to ask the server.
     fn resolver(&self) -> Result<TokioResolver, NetError> {
         let config = ResolverConfig::from_name_servers(vec![self.server.clone()]);
         let builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
@@ -181,18 +192,18 @@ impl Manner {
     }
 }
 
-/// Whether a server said what it knows.
+/// Returns whether the server gave an answer, be it records or the information that there are none.
 fn is_answer(result: &Result<Lookup, NetError>) -> bool {
     matches!(result, Ok(_) | Err(NetError::Dns(DnsError::NoRecordsFound(_))))
 }
 
-/// Whether a server said more than came: of what is cut within a record, hickory only says that it cannot be read.
+/// Returns whether the reply was truncated. hickory reports a reply that ends within a record as unreadable.
 fn is_cut(result: &Result<Lookup, NetError>) -> bool {
     matches!(result, Err(NetError::Truncated | NetError::Proto(_)))
 }
 
-/// Whether that is what a server says that does not know EDNS, or not this version of it (RFC 2671 let it be SERVFAIL,
-/// too), or what hickory cannot read.
+/// Returns whether the reply is that of a server that does not know EDNS or this version of it (RFC 2671 allowed
+/// SERVFAIL for that too), or one that hickory cannot read.
 fn rejects_edns(result: &Result<Lookup, NetError>) -> bool {
     use ResponseCode::{BADSIG, BADVERS, FormErr, NotImp, ServFail};
     matches!(
@@ -201,19 +212,20 @@ fn rejects_edns(result: &Result<Lookup, NetError>) -> bool {
     )
 }
 
-/// The first, unless it is silence.
-fn or(first: Result<Lookup, NetError>, second: Result<Lookup, NetError>) -> Result<Lookup, NetError> {
+/// Returns `first`, or `second` if `first` timed out.
+fn unless_timeout(first: Result<Lookup, NetError>, second: Result<Lookup, NetError>) -> Result<Lookup, NetError> {
     if matches!(first, Err(NetError::Timeout)) { second } else { first }
 }
 
-/// Asks for an answer of any length by UDP; `None` if even that is cut short, or no answer. The caller bounds the time.
-async fn in_fragments(at: SocketAddr, query: &Query) -> io::Result<Option<Message>> {
+/// Asks over UDP for a reply of up to 65,535 bytes, which arrives in IP fragments. Returns `None` if even that reply is
+/// truncated or has no records. The caller limits the time.
+async fn ask_with_large_buffer(at: SocketAddr, query: &Query) -> io::Result<Option<Message>> {
     let any: SocketAddr =
         if at.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    // A port of its own, to which nobody but the server can send.
+    // The socket has a port of its own and is connected, so that only the server can send to it.
     let socket = UdpSocket::bind(any).await?;
     socket.connect(at).await?;
-    // Its number is one that nobody who does not see the question can guess.
+    // hickory draws the message ID at random, so that nobody who does not see the question can guess it.
     let mut question = Message::query();
     question.metadata.recursion_desired = true;
     question.add_query(query.clone());
@@ -224,16 +236,16 @@ async fn in_fragments(at: SocketAddr, query: &Query) -> io::Result<Option<Messag
     let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        // What is not the answer to this question is passed over.
-        if let Some(reply) = read(buffer.get(..length).unwrap_or_default(), question.metadata.id, query) {
+        // Datagrams that do not answer this question are ignored.
+        if let Some(reply) = parse_reply(buffer.get(..length).unwrap_or_default(), question.metadata.id, query) {
             return Ok((!reply.metadata.truncation && !reply.answers.is_empty()).then_some(reply));
         }
     }
 }
 
-/// The reply to a question.
-fn read(bytes: &[u8], id: u16, query: &Query) -> Option<Message> {
-    // The number is checked before anything else: a stranger's bytes are not worth the reading.
+/// Parses a reply to `query` with the message ID `id`; `None` for anything else.
+fn parse_reply(bytes: &[u8], id: u16, query: &Query) -> Option<Message> {
+    // The ID is compared first, so that a datagram from elsewhere is not parsed at all.
     let reply = bytes.starts_with(&id.to_be_bytes()).then(|| Message::from_vec(bytes).ok())??;
     let is_reply = reply.metadata.message_type == MessageType::Response;
     (is_reply && reply.queries == [query.clone()]).then_some(reply)
@@ -244,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_a_name_server_sends_is_read_or_refused_and_harms_nobody() {
+    fn any_datagram_is_parsed_or_rejected_without_a_panic() {
         let name: Name = "tail.test.".parse().unwrap();
         let query = Query::query(name.clone(), RecordType::A);
         let mut like = Message::query();
@@ -252,15 +264,15 @@ mod tests {
         like.add_query(query.clone());
         let mut like = like.to_vec().unwrap();
         like[2] |= 0x80;
-        assert!(read(&like, 7, &query).is_some());
+        assert!(parse_reply(&like, 7, &query).is_some());
         bolero::check!().with_type::<(Vec<u8>, u16, u8)>().for_each(|(bytes, at, bit)| {
-            // Anything at all, and a reply with some bytes of it other than they should be.
+            // Random bytes, and a valid reply with random changes.
             let mut bent = like.clone();
             bent.extend(bytes);
             let at = usize::from(*at) % bent.len();
             bent[at] ^= bit;
             for sent in [bytes, &bent] {
-                if let Some(message) = read(sent, 7, &query) {
+                if let Some(message) = parse_reply(sent, 7, &query) {
                     drop(Answer::from_reply(&name, &message));
                 }
             }

@@ -1,4 +1,4 @@
-//! The `static` resolver: every entry is a member for ever; only the addresses behind names are looked up.
+//! The `static` resolver: every configured entry is always a member. Only the addresses of names are looked up.
 
 use std::{
     collections::{BTreeSet, btree_map::BTreeMap},
@@ -16,20 +16,20 @@ use super::{
     metrics::Meters,
     search::Search,
     system::System,
-    trouble::{Trouble, Voice},
+    trouble::{LogFields, Trouble},
 };
 use crate::{
     endpoint::{Endpoint, Endpoints},
     settings::addresses::Backend,
 };
 
-/// Names that are asked for at a time, two questions each.
+/// The number of names that are looked up at the same time, with two questions each.
 const AT_A_TIME: usize = 16;
 
-/// The entries, by identity.
+/// The configured entries, by identity.
 pub(super) type Entries = BTreeMap<Arc<str>, HostPort>;
 
-/// What the resolver of one pool knows.
+/// The state of one pool's `static` resolver.
 pub(super) struct Fixed {
     pool: String,
     entries: Vec<Entry>,
@@ -37,7 +37,7 @@ pub(super) struct Fixed {
     meters: Meters,
 }
 
-/// One backend.
+/// One configured backend.
 struct Entry {
     endpoint: Endpoint,
     host: HostPort,
@@ -72,20 +72,20 @@ impl Fixed {
         Self { pool: pool.to_owned(), entries: entries.into_iter().map(entry).collect(), system, meters }
     }
 
-    /// All entries, with the addresses that are known.
+    /// Returns all entries with the addresses known so far.
     pub(super) fn endpoints(&self) -> Endpoints {
         self.entries.iter().map(|entry| entry.endpoint.clone()).collect()
     }
 
-    /// All entries, if they may take the place of a set that works: all of them have addresses or, when a second round of
-    /// questions is over and found no more, at least half.
-    pub(super) fn instead(&self, rounds: u32) -> Option<Endpoints> {
+    /// Returns all entries if they may replace the set of another resolver: all of them have addresses or, after two
+    /// rounds, at least half of them.
+    pub(super) fn replacement(&self, rounds: u32) -> Option<Endpoints> {
         let known = self.entries.iter().filter(|entry| entry.endpoint.address.is_some()).count();
         let enough = known == self.entries.len() || (rounds >= 2 && 2 * known >= self.entries.len());
         enough.then(|| self.endpoints())
     }
 
-    /// One round of questions about all names; the set if an address in it is another than before.
+    /// Looks up all names once. Returns the set if an address changed.
     pub(super) async fn poll_once(&mut self) -> Option<Endpoints> {
         let (mut changed, mut all_good) = (false, true);
         for (index, answers) in self.ask().await {
@@ -119,16 +119,16 @@ impl Entry {
         (index, self.search.ask(system, IpFamily::Auto).await)
     }
 
-    /// Takes in the answers about its name; whether they were good.
+    /// Processes the answers about the entry's name. Returns whether they were good.
     fn absorb(&mut self, pool: &str, mut answers: Answers) -> bool {
-        let voice = Voice { pool, hostname: self.host.name().unwrap_or_default() };
-        self.trouble.note_dropped(voice, answers.drop_unusable());
+        let fields = LogFields { pool, hostname: self.host.name().unwrap_or_default() };
+        self.trouble.note_dropped(fields, answers.drop_unusable());
         let good = self.known.absorb(IpFamily::Auto, &answers);
         let addresses: BTreeSet<IpAddr> = self.known.addresses(IpFamily::Auto).collect();
-        self.trouble.note(voice, good, &answers, addresses.len());
-        self.trouble.note_parts(voice, self.known.joined(IpFamily::Auto));
-        self.trouble.note_unused(voice, addresses.len());
-        // A name behind which there are several is dialled where it was dialled before, while that is an answer.
+        self.trouble.note(fields, good, &answers, addresses.len());
+        self.trouble.note_parts(fields, self.known.joined(IpFamily::Auto));
+        self.trouble.note_unused(fields, addresses.len());
+        // If the name has several addresses, the current one is kept as long as it is among them.
         let current = self.endpoint.address.map(|address| address.ip()).filter(|ip| addresses.contains(ip));
         if let Some(ip) = current.or_else(|| addresses.first().copied()) {
             self.endpoint.address = Some(SocketAddr::new(ip, self.host.port()));

@@ -1,19 +1,19 @@
-//! The hosts file: addresses that hold without asking anybody.
+//! Reads the hosts file, whose addresses take precedence over DNS.
 
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
 };
 
-/// The longest file that is looked at.
+/// The number of bytes of the file that are read.
 pub(super) const MAX_BYTES: usize = 1024 * 1024;
 
-/// What the file says, by name in small letters and without a dot at its end.
+/// The addresses in the file, by name in lower case without a dot at the end.
 #[derive(Debug, Default)]
 pub(super) struct Hosts(HashMap<String, BTreeSet<IpAddr>>);
 
 impl Hosts {
-    /// Reads the file's text; a line that begins with no address says nothing.
+    /// Parses the file. Lines that do not begin with an IP address are ignored.
     pub(super) fn parse(text: &[u8]) -> Self {
         let mut hosts = HashMap::<_, BTreeSet<_>>::new();
         for line in text.get(..MAX_BYTES).unwrap_or(text).split(|byte| *byte == b'\n') {
@@ -27,7 +27,7 @@ impl Hosts {
         Self(hosts)
     }
 
-    /// The addresses of a name, if the file knows it.
+    /// Returns the addresses of `name`, if the file has any.
     pub(super) fn get(&self, name: &str) -> Option<&BTreeSet<IpAddr>> {
         self.0.get(&key(name))
     }

@@ -1,4 +1,4 @@
-//! The last good addresses of one name, kept per family: what an answer may change, and what it may not. Pure.
+//! Keeps the last good addresses of one name, for each address family, and decides what an answer may change. Pure.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -8,21 +8,22 @@ use super::{
     parts::{Joined, Parts},
 };
 
-/// Rounds in a row after which "the name has no record of this family" is believed while the other family answers:
-/// the one change that a rule of keeping would hide for ever, and by which replicas that started before and after it
-/// would disagree. A minute at the default interval: longer than the hiccups of a name server that is being restarted.
+/// The number of consecutive rounds after which "the name has no record of this family" is believed, while the other
+/// family has addresses. Without this limit, the addresses of a family that was removed would be kept for ever, and
+/// replicas started before and after the removal would disagree. It is a minute at the default interval, which is
+/// longer than the restart of a name server.
 pub(super) const EMPTY_BELIEVED_AFTER: u32 = 12;
 
-/// Rounds in a row in which nobody said whether there are A records, after which `auto` begins with AAAA: a family is not
-/// chosen by a lost packet.
+/// The number of consecutive rounds without an answer about A records after which `auto` begins to use AAAA records.
+/// One lost packet must not decide which family is used.
 pub(super) const DOUBTED_FOR: u32 = 3;
 
-/// What is known about a name.
+/// The known addresses of one name.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     v4: Kept,
     v6: Kept,
-    /// `auto` has begun with AAAA records.
+    /// Whether `auto` uses AAAA records at present.
     v6_in_use: bool,
 }
 
@@ -30,33 +31,34 @@ pub(super) struct Known {
 struct Kept {
     addresses: BTreeSet<IpAddr>,
     parts: Parts,
-    /// Rounds in a row in which nobody said whether there are any.
+    /// Consecutive rounds without an answer about this family.
     failed_rounds: u32,
-    /// Rounds in a row in which this family was empty while the other one had addresses.
+    /// Consecutive rounds in which this family had no record while the other one had addresses.
     empty_rounds: u32,
 }
 
 impl Known {
-    /// Takes in a round of answers; says whether all of it was good, so that what is known now is fresh.
+    /// Processes one round of answers. Returns whether all of them were good, so that the known addresses are up to
+    /// date.
     pub(super) fn absorb(&mut self, family: IpFamily, answers: &Answers) -> bool {
         let v4_answered = matches!(answers.v4, Some(Answer::Addresses(_)));
         let v6_answered = matches!(answers.v6, Some(Answer::Addresses(_)));
         let v4_good = answers.v4.as_ref().is_none_or(|answer| self.v4.absorb(answer, v6_answered));
         let v6_good = answers.v6.as_ref().is_none_or(|answer| self.v6.absorb(answer, v4_answered));
-        // With `auto`, nobody looks at AAAA where there are A records.
+        // With `auto`, AAAA records do not matter where there are A records.
         let v6_idle = family == IpFamily::Auto && v4_answered;
         let is_chosen = family != IpFamily::Auto || !self.is_v6_idle(family);
         self.v6_in_use = self.v4.addresses.is_empty() && is_chosen && !self.v6.addresses.is_empty();
         v4_good && (v6_good || v6_idle) && (v4_answered || v6_answered)
     }
 
-    /// The addresses to use now; empty until the first good answer.
+    /// Returns the addresses to use now; none until the first good answer.
     pub(super) fn addresses(&self, family: IpFamily) -> impl Iterator<Item = IpAddr> {
         let v6 = (!self.is_v6_idle(family)).then_some(&self.v6.addresses);
         self.v4.addresses.iter().chain(v6.into_iter().flatten()).copied()
     }
 
-    /// What is known of answers that are parts of a larger set, of the families in use.
+    /// Returns details of partial answers, if one of the families in use gets them.
     pub(super) fn joined(&self, family: IpFamily) -> Option<Joined> {
         let v6 = || if self.is_v6_idle(family) { None } else { self.v6.parts.joined() };
         self.v4.parts.joined().or_else(v6)
@@ -109,7 +111,8 @@ mod tests {
         Answer::Addresses(written.iter().map(|ip| ip.parse().unwrap()).collect())
     }
 
-    /// Absorbs an answer per family that is wanted; what is known then, and whether it was a good round.
+    /// Processes one answer for each family in use. Returns the known addresses after it and whether the round was
+    /// good.
     fn round(known: &mut Known, family: IpFamily, v4: &Answer, v6: &Answer) -> (String, bool) {
         let answers = Answers {
             asked: "test.".to_owned(),
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_never_answered_blocks_nothing() {
+    fn a_family_without_an_answer_does_not_block_the_other() {
         for family in [IpFamily::Auto, IpFamily::Both] {
             let known = &mut Known::default();
             for _ in 0..DOUBTED_FOR {
@@ -162,7 +165,11 @@ mod tests {
 
         let known = &mut Known::default();
         assert_eq!(round(known, family, &Answer::Empty, &v6), is("fd::1", true));
-        assert_eq!(round(known, family, &lost, &v6), is("fd::1", false), "nor does it leave AAAA for that");
+        assert_eq!(
+            round(known, family, &lost, &v6),
+            is("fd::1", false),
+            "a failure must not stop the use of AAAA either"
+        );
 
         let known = &mut Known::default();
         for _ in 1..DOUBTED_FOR {
@@ -173,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_joined_a_family_by_itself() {
+    fn parts_are_joined_for_each_family_separately() {
         let known = &mut Known::default();
         let parts = [["10.0.0.1", "10.0.0.2"], ["10.0.0.2", "10.0.0.3"]];
         for part in parts.iter().cycle().take(8) {
@@ -213,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_has_left_for_good_is_let_go_while_the_other_answers() {
+    fn a_family_without_records_for_long_is_removed_while_the_other_has_addresses() {
         for family in [IpFamily::Auto, IpFamily::Both] {
             let known = &mut Known::default();
             let v6 = addresses(&["fd::1"]);
@@ -230,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_known_and_nothing_answered_is_no_good_round() {
+    fn a_round_without_any_address_is_not_good() {
         for family in [IpFamily::Auto, IpFamily::Ipv4, IpFamily::Ipv6, IpFamily::Both] {
             let known = &mut Known::default();
             assert_eq!(round(known, family, &Answer::Empty, &Answer::NoSuchName), is("", false), "{family:?}");

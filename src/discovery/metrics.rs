@@ -1,4 +1,4 @@
-//! Discovery's metrics: handles that are resolved once a pool.
+//! Metrics of discovery. The handles are looked up once for each pool.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,12 +22,12 @@ pub(super) struct Meters {
     fixed: Lookups,
 }
 
-/// Counters by result.
+/// Counters by the label `result`.
 #[derive(Debug, Default)]
 struct Lookups(Vec<(&'static str, Counter)>);
 
 impl Meters {
-    /// Registers what this kind of resolver can count, at 0.
+    /// Registers, with value 0, the series that this kind of resolver can count.
     pub(super) fn new(pool: &str, config: &Config) -> Self {
         let lookups = |family: &'static str, wanted: bool| match wanted {
             true => Lookups::new(pool, family),
@@ -46,7 +46,7 @@ impl Meters {
         }
     }
 
-    /// Counts for nobody.
+    /// Returns handles that record nothing, for [`super::resolve_once`] and tests.
     pub(super) fn silent() -> Self {
         Self {
             last_success: Gauge::noop(),
@@ -57,26 +57,26 @@ impl Meters {
         }
     }
 
-    /// Counts the answers about the name of a DNS resolver.
+    /// Counts the answers about a `dns` resolver's name, each family by itself.
     pub(super) fn count(&self, answers: &Answers) {
         for (lookups, answer) in [(&self.v4, &answers.v4), (&self.v6, &answers.v6)] {
             lookups.count(answer.as_ref().map(Answer::result));
         }
     }
 
-    /// Counts the answers about the name of a static entry as one.
+    /// Counts the answers about a static entry's name as one lookup.
     pub(super) fn count_fixed(&self, answers: &Answers) {
         self.fixed.count(Some(answers.best()));
     }
 
-    /// A whole round was good.
+    /// Records the time of a round in which all answers were good.
     pub(super) fn succeeded(&self) {
-        // The wall clock is only shown, never calculated with.
+        // The wall clock is only displayed; nothing is computed with it.
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_success.set(since_1970.as_secs_f64());
     }
 
-    /// Whether answers are parts of a larger set.
+    /// Records whether the answers are parts of a larger set.
     pub(super) fn partial(&self, are_parts: bool) {
         self.partial.set(u32::from(are_parts));
     }

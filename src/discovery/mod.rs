@@ -1,10 +1,10 @@
-//! Who the backends are: a resolver's whole interface is a watch channel of full sets.
+//! Discovery: finds the backends of a pool. A resolver publishes full sets of endpoints through a watch channel.
 //!
-//! A resolver is asked again at every interval, never while a request waits. Whatever the answer, a set that was
-//! once good is only ever replaced by another good one: an empty or failed answer changes nothing but the metrics
-//! and, once per change of state, the log.
+//! A resolver asks at a fixed interval, independently of requests. A set that was good once is replaced only by another
+//! good one. An empty or failed answer changes nothing except the metrics; the log has a line whenever the state
+//! changes.
 //!
-//! [`start`] is called by the proxy for each pool, [`resolve_once`] by the tools.
+//! The proxy calls [`start`] for each pool; the tools call [`resolve_once`].
 
 mod address;
 mod answer;
@@ -40,16 +40,16 @@ use crate::{
     settings::{DnsResolver, IpFamily, Resolver, StaticResolver},
 };
 
-/// The shortest interval: below it a typing error would be load on the cluster's name servers.
+/// The shortest interval. A shorter one is most likely a mistake and would burden the cluster's name servers.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The longest interval and timeout: more is a typing error, or a static address.
+/// The longest interval and timeout. A longer one is most likely a mistake.
 pub const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The most backends that a pool can have: owners of slots are 16-bit indices, and one value stays free.
+/// The most backends that a pool can have: owners of slots are 16-bit indices, of which one value is reserved.
 pub const MAX_ENDPOINTS: usize = 65_535;
 
-/// Where a pool's backends come from.
+/// The configuration of a pool's resolver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Config {
     /// Backends by name or address, all of them members whether their names resolve or not.
@@ -58,19 +58,19 @@ pub enum Config {
     Dns(DnsResolver),
 }
 
-/// Why discovery cannot start, or (from [`resolve_once`]) has no answer.
+/// The reason why discovery cannot start or, from [`resolve_once`], has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryError {
-    /// A static resolver without entries.
+    /// A static resolver has no entries.
     #[error("a static resolver needs at least one entry in hostnames")]
     NoHostnames,
-    /// More entries than a ring can hold.
+    /// A static resolver has more entries than a ring can hold.
     #[error("{count} hostnames are more than the {MAX_ENDPOINTS} that a pool can have")]
     TooManyHostnames {
-        /// Distinct entries.
+        /// The number of distinct entries.
         count: usize,
     },
-    /// An entry or hostname that is no address and no name.
+    /// An entry or host name is neither an address nor a name.
     #[error("bad hostname {written:?}")]
     Hostname {
         /// As it was configured.
@@ -78,27 +78,27 @@ pub enum DiscoveryError {
         /// What is wrong with it.
         source: AddressError,
     },
-    /// A DNS resolver for an address.
+    /// A DNS resolver is configured with an address instead of a name.
     #[error("{written:?} is an address, which the dns resolver cannot look up; use the static resolver")]
     NotAName {
         /// As it was configured.
         written: String,
     },
-    /// Port 0, which cannot be dialled.
+    /// The port is 0, which cannot be dialled.
     #[error("port 0 cannot be dialled")]
     Port,
-    /// An interval that would flood the name servers, or that nobody lives to see.
+    /// The interval is shorter than [`MIN_INTERVAL`] or longer than [`MAX_TIME`].
     #[error("interval {0:?} is not between {MIN_INTERVAL:?} and {MAX_TIME:?}")]
     Interval(Duration),
-    /// A timeout in which nothing can be answered, or that never ends.
+    /// The timeout is 0 or longer than [`MAX_TIME`].
     #[error("timeout {0:?} is not above 0s and up to {MAX_TIME:?}")]
     Timeout(Duration),
-    /// The name servers gave nothing usable.
+    /// The name servers returned no usable address.
     #[error("cannot resolve {hostname:?}: {reason}")]
     Unresolved {
-        /// What was asked for.
+        /// The configured name.
         hostname: String,
-        /// What the name servers said.
+        /// The answers of the name servers.
         reason: String,
     },
 }
@@ -110,7 +110,7 @@ impl Config {
         list.or_else(|| resolver.dns.clone().map(Self::Dns))
     }
 
-    /// Says what [`start`] would refuse, without asking anybody.
+    /// Returns the error with which [`start`] would fail, if there is one. Nothing is looked up.
     pub fn check(&self) -> Result<(), DiscoveryError> {
         check_times(self.interval(), self.timeout())?;
         match self {
@@ -144,11 +144,12 @@ fn check_times(interval: Duration, timeout: Duration) -> Result<(), DiscoveryErr
     Ok(())
 }
 
-/// Starts a resolver of a pool, whose members are spoken to by `access`. If `resolvers` has one already, that one goes on
-/// until this one has its first good answer.
+/// Starts a resolver for a pool. The endpoints that it publishes carry `access`. If `resolvers` already has a resolver,
+/// that one continues until the new one has its first good answer.
 ///
-/// The first one of a pool, if it is static, has published its set when this returns, and so has one of addresses only; a
-/// DNS one publishes when it was answered. Its task ends with `tasks`, or when nobody holds the receiver any more.
+/// A pool's first resolver has published its set when this returns if it is static. A static resolver of addresses only
+/// has done so in any case. A DNS resolver publishes once it has an answer. The resolver's task ends with `tasks` or
+/// when all receivers are dropped.
 pub fn start(
     resolvers: &Resolvers,
     pool: &str,
@@ -159,10 +160,10 @@ pub fn start(
     start_on(System::new(config.timeout()), resolvers, pool, config, access, tasks)
 }
 
-/// Asks once, for at most `limit`, and answers with what a proxy that starts now would use.
+/// Asks once, for at most `limit`, and returns the set that a proxy started now would use.
 ///
-/// Stricter than a proxy, which goes on with half an answer: whoever looks at a ring wants to know.
-/// Static entries whose names were not resolved have no address, as in a proxy.
+/// Unlike a proxy, which uses partial answers, this returns an error if any question of a DNS resolver fails. Static
+/// entries whose names were not resolved have no address, as in a proxy.
 pub async fn resolve_once(config: &Config, limit: Duration) -> Result<Endpoints, DiscoveryError> {
     resolve_once_on(System::new(config.timeout().min(limit)), config, limit).await
 }
@@ -177,9 +178,9 @@ fn start_on(
 ) -> Result<(), DiscoveryError> {
     let source = Source::new(system, Meters::new(pool, config), pool, config)?;
     let tasks = tasks.child();
-    let publisher = resolvers.enter(access, tasks.clone());
-    let at_once = if publisher.is_next() { source.instead(0) } else { source.at_once() };
-    if let Some(endpoints) = at_once {
+    let publisher = resolvers.register(access, tasks.clone());
+    let endpoints = if publisher.is_next() { source.replacement(0) } else { source.initial() };
+    if let Some(endpoints) = endpoints {
         publisher.publish(&endpoints);
     }
     tasks.spawn(run(source, publisher, config.interval(), tasks.clone()));
@@ -199,7 +200,7 @@ async fn resolve_once_on(system: System, config: &Config, limit: Duration) -> Re
     }
 }
 
-/// The two kinds of resolvers, behind one loop.
+/// A resolver of either kind.
 enum Source {
     Fixed(Box<Fixed>),
     Dns(Box<Dns>),
@@ -218,24 +219,24 @@ impl Source {
         })
     }
 
-    /// What is known before anybody was asked.
-    fn at_once(&self) -> Option<Endpoints> {
+    /// Returns the set that is known before anything was looked up.
+    fn initial(&self) -> Option<Endpoints> {
         match self {
             Self::Fixed(fixed) => Some(fixed.endpoints()),
             Self::Dns(_) => None,
         }
     }
 
-    /// What may take the place of another resolver's set, after `rounds` of questions.
-    fn instead(&self, rounds: u32) -> Option<Endpoints> {
+    /// Returns the set that may replace another resolver's set after `rounds` rounds of questions.
+    fn replacement(&self, rounds: u32) -> Option<Endpoints> {
         match self {
-            Self::Fixed(fixed) => fixed.instead(rounds),
-            // What it finds is good as soon as it finds anything.
+            Self::Fixed(fixed) => fixed.replacement(rounds),
+            // A set found by DNS is published as soon as `poll_once` returns it.
             Self::Dns(_) => None,
         }
     }
 
-    /// One round of questions; the new set if it changed.
+    /// Asks once. Returns the new set if it changed.
     async fn poll_once(&mut self) -> Option<Endpoints> {
         match self {
             Self::Fixed(fixed) => fixed.poll_once().await,
@@ -244,8 +245,8 @@ impl Source {
     }
 }
 
-/// A resolver's task: owned by its pool, ended by [`Tasks::stop`], by the one that takes over from it, or with the last
-/// receiver; nothing is in hand then.
+/// Runs a resolver. The task belongs to its pool and ends with [`Tasks::stop`], when another resolver takes over, or
+/// when all receivers are dropped. It has no work in hand then.
 async fn run(mut source: Source, publisher: Publisher, interval: Duration, tasks: Tasks) {
     let rounds = async {
         let mut round = 0_u32;
@@ -253,7 +254,7 @@ async fn run(mut source: Source, publisher: Publisher, interval: Duration, tasks
             round = round.saturating_add(1);
             let found = source.poll_once().await;
             let is_next = publisher.is_next();
-            let found = if is_next && matches!(source, Source::Fixed(_)) { source.instead(round) } else { found };
+            let found = if is_next && matches!(source, Source::Fixed(_)) { source.replacement(round) } else { found };
             match found {
                 Some(endpoints) => publisher.publish(&endpoints),
                 None if is_next && round == 1 => publisher.warn_of_waiting(),
@@ -270,7 +271,7 @@ async fn run(mut source: Source, publisher: Publisher, interval: Duration, tasks
     }
 }
 
-/// `interval` ± 10 %, so that replicas that started together do not ask together for ever.
+/// Returns `interval` ± 10 %, so that replicas that started together do not keep asking at the same time.
 fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

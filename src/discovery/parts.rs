@@ -1,9 +1,10 @@
-//! Answers that are parts of a larger set: recognised, and joined over some rounds. Pure.
+//! Recognises answers that are parts of a larger set, and joins them over several rounds. Pure.
 //!
-//! Some name servers answer with a random or rotating few of many addresses (AWS Cloud Map with 8 at most). Believed one by
-//! one they would move the ring at every look. They show themselves by answers of one size in which addresses that had
-//! left come back in the place of others. From then on the set is what all answers of the last rounds had in them, and an
-//! address leaves when it has been missed for so many rounds that chance does not explain it.
+//! Some name servers answer with a random or rotating selection of many addresses (AWS Cloud Map with at most 8). If
+//! each answer were taken as the whole set, the ring would change in every round. Such answers have a constant size,
+//! and addresses that had disappeared come back in the place of others. Once this was seen often enough, the set is the
+//! union of the answers of the last rounds, and an address is removed when it has been missing for so many rounds that
+//! chance does not explain it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -12,49 +13,50 @@ use std::{
 
 use super::MAX_ENDPOINTS;
 
-/// Rounds for which an address is remembered while answers are believed one by one: 5 minutes at the default interval.
+/// The number of rounds for which an address is remembered while answers are taken as whole sets: 5 minutes at the
+/// default interval.
 const MEMORY: u64 = 60;
 
-/// That many swaps show parts, if they are no further apart than [`SWAPS_WITHIN`] rounds: a backend or two that flap, or
-/// a rolling restart, make one or two.
+/// The number of swaps within [`SWAPS_WITHIN`] rounds after which answers count as parts. In a swap, an address returns
+/// in the place of another. A few flapping backends or a rolling restart cause one or two.
 const SWAPS: usize = 3;
 const SWAPS_WITHIN: u64 = 12;
 
-/// The fewest and the most rounds for which a missing address stays in a joined set: 1 to 20 minutes at the default
-/// interval. The most is enough for 8 of 120 addresses.
+/// The least and the greatest number of rounds for which a missing address stays in a joined set: 1 to 20 minutes at
+/// the default interval. The greatest is enough for answers with 8 of 120 addresses.
 const LEAST_PATIENCE: u64 = 12;
 pub(super) const MOST_PATIENCE: u64 = 240;
 
-/// How likely a missing address may be missing by chance alone when it is given up.
+/// The probability that an address is missing by chance alone when it is removed.
 const CHANCE: f64 = 1e-7;
 
-/// What the answers about one family of a name had in them.
+/// The history of the answers about one name and family.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     round: u64,
     last: BTreeSet<IpAddr>,
-    /// The round in which each address was last in an answer.
+    /// The round in which each address was last part of an answer.
     seen: BTreeMap<IpAddr, u64>,
-    /// The latest rounds in which an address came back in the place of another.
+    /// The latest rounds with a swap (see [`SWAPS`]).
     swaps: VecDeque<u64>,
-    /// Rounds in a row with the same answer.
+    /// The number of consecutive rounds with the same answer.
     steady: u64,
     are_parts: bool,
 }
 
-/// What is known of parts, to be told.
+/// Details of a joined set, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Joined {
-    /// Addresses in the last answer.
+    /// The number of addresses in the last answer.
     pub(super) answered: usize,
-    /// Addresses in the joined set.
+    /// The number of addresses in the joined set.
     pub(super) known: usize,
-    /// Rounds after which a missing one leaves.
+    /// The number of rounds after which a missing address is removed.
     pub(super) patience: u64,
 }
 
 impl Parts {
-    /// Takes in an answer; the set that is to be used now.
+    /// Processes an answer. Returns the set to use now.
     pub(super) fn absorb(&mut self, answer: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
         self.round += 1;
         let same = *answer == self.last;
@@ -67,7 +69,7 @@ impl Parts {
         self.are_parts |= self.swaps.len() >= SWAPS;
         self.seen.extend(answer.iter().map(|ip| (*ip, self.round)));
         if self.seen.len() > MAX_ENDPOINTS {
-            // More than a pool may have: what is not in this answer is not worth its memory.
+            // A pool cannot have that many backends, so only the addresses of this answer are remembered.
             self.seen.retain(|ip, _| answer.contains(ip));
         }
         let patience = self.patience(answer.len());
@@ -82,18 +84,19 @@ impl Parts {
         }
     }
 
-    /// What is to be told while answers are parts.
+    /// Returns the details of the joined set, if answers are parts.
     pub(super) fn joined(&self) -> Option<Joined> {
         let (answered, known) = (self.last.len(), self.seen.len());
         self.are_parts.then(|| Joined { answered, known, patience: self.patience(answered) })
     }
 
-    /// Rounds for which a missing address is kept in mind.
+    /// Returns the number of rounds for which a missing address is remembered.
     fn patience(&self, answered: usize) -> u64 {
         if !self.are_parts {
             return MEMORY;
         }
-        // A share of the addresses is in each answer, so one is missed `n` times in a row with (1 - share)^n.
+        // Each answer has a share of the addresses, so the probability that one is missing `n` times in a row is (1 -
+        // share)^n.
         let count = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         let share = count(answered) / count(self.seen.len()).max(1.0);
         let rounds = CHANCE.ln() / (1.0 - share).ln();
@@ -114,12 +117,12 @@ mod tests {
         numbers.into_iter().map(|n| Ipv4Addr::new(10, 0, 0, n).into()).collect()
     }
 
-    /// `k` of the numbers 1 to `n`.
+    /// Returns `k` of the addresses with the numbers 1 to `n`.
     fn some_of(rng: &mut fastrand::Rng, k: usize, n: u8) -> BTreeSet<IpAddr> {
         set(rng.choose_multiple(1..=n, k))
     }
 
-    /// The rounds in which the set was another than before, among `rounds`.
+    /// Returns the rounds, of the first `rounds`, in which the set changed.
     fn changes(parts: &mut Parts, rounds: u64, mut answer: impl FnMut(u64) -> BTreeSet<IpAddr>) -> Vec<u64> {
         let (mut before, mut changed) = (None, Vec::new());
         for round in 1..=rounds {
@@ -133,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn random_parts_are_one_steady_set_after_a_short_while() {
+    fn random_parts_become_one_stable_set_after_a_few_rounds() {
         for (k, n, within) in [(3, 6, 20), (1, 3, 40), (8, 20, 40), (8, 100, 120), (2, 30, 200)] {
             for seed in 0..20 {
                 let (mut rng, mut parts) = (fastrand::Rng::with_seed(seed), Parts::default());
@@ -147,14 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rotating_answer_is_one_set_too() {
+    fn rotating_parts_become_one_stable_set() {
         let mut parts = Parts::default();
         let changed = changes(&mut parts, 1000, |round| set([u8::try_from(round % 20).unwrap()]));
         assert!(changed.iter().all(|round| *round <= 25), "{changed:?}");
     }
 
     #[test]
-    fn what_has_left_parts_leaves_the_set_after_a_bounded_time() {
+    fn an_address_missing_from_all_parts_is_removed_after_a_bounded_time() {
         for (k, n, left) in [(3, 6, 4), (8, 100, 50), (2, 30, 20)] {
             let (mut rng, mut parts) = (fastrand::Rng::with_seed(7), Parts::default());
             changes(&mut parts, 500, |_| some_of(&mut rng, k, n));
@@ -166,22 +169,22 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_are_whole_again_are_believed_again() {
+    fn whole_answers_after_parts_are_taken_as_whole_sets_again() {
         let (mut rng, mut parts) = (fastrand::Rng::with_seed(7), Parts::default());
         changes(&mut parts, 100, |_| some_of(&mut rng, 3, 6));
         assert!(parts.joined().is_some());
         changes(&mut parts, 2 * MOST_PATIENCE, |_| set(1..=6));
         assert_eq!(parts.joined(), None);
-        assert_eq!(parts.absorb(&set(1..=5)), set(1..=5), "one that leaves has left");
+        assert_eq!(parts.absorb(&set(1..=5)), set(1..=5), "a missing address must be removed at once");
     }
 
     #[test]
-    fn whole_answers_that_change_are_no_parts() {
+    fn changing_whole_answers_do_not_count_as_parts() {
         let never = |name: &str, rounds: u64, answer: &dyn Fn(u64) -> BTreeSet<IpAddr>| {
             let mut parts = Parts::default();
             for round in 0..rounds {
-                let said = answer(round);
-                assert_eq!(parts.absorb(&said), said, "{name}, round {round}");
+                let answer = answer(round);
+                assert_eq!(parts.absorb(&answer), answer, "{name}, round {round}");
             }
         };
         let byte = |round: u64| u8::try_from(round % 200).unwrap();

@@ -1,4 +1,5 @@
-//! `resolv.conf`, read as glibc and Go read it: a line that cannot be used is left out and told, the others hold.
+//! Parses `resolv.conf` as glibc and Go do. A line that cannot be used is left out and reported; all other lines are
+//! used.
 
 use std::{
     fmt,
@@ -9,60 +10,60 @@ use hickory_resolver::proto::rr::Name;
 
 use super::address::check_name;
 
-/// The longest file that is looked at; what follows is left out.
+/// The number of bytes of the file that are read.
 pub(super) const MAX_BYTES: usize = 64 * 1024;
 
-/// As many name servers as glibc and musl ask.
+/// The number of name servers that are used, as in glibc and musl.
 const MAX_SERVERS: usize = 3;
 
-/// As many search domains as Kubernetes lets a pod have.
+/// The number of search domains that are used; Kubernetes allows a pod as many.
 const MAX_SEARCH: usize = 32;
 
 /// The highest `ndots`, as in glibc.
 const MAX_NDOTS: usize = 15;
 
-/// As many complaints about a file as one line of the log can bear.
+/// The number of findings that are reported in one line of the log; further ones are only counted.
 const MAX_FINDINGS: usize = 8;
 
-/// As much of a word as is shown.
+/// The number of characters of a word that are shown in a finding.
 const SHOWN: usize = 64;
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ResolvConf {
     pub(super) servers: Vec<SocketAddr>,
     pub(super) search: Vec<Name>,
     pub(super) ndots: usize,
-    /// `options use-vc`: TCP for all questions.
+    /// `options use-vc`: all questions are asked over TCP.
     pub(super) tcp_only: bool,
     pub(super) findings: Findings,
 }
 
-/// What was left out, and why.
+/// The lines and words that were left out, each with the reason.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Findings {
-    told: Vec<String>,
+    shown: Vec<String>,
     more: usize,
 }
 
 impl Findings {
     fn add(&mut self, line: usize, what: &str, word: &str, why: impl fmt::Display) {
-        if self.told.len() == MAX_FINDINGS {
+        if self.shown.len() == MAX_FINDINGS {
             self.more += 1;
             return;
         }
         let word: String = word.chars().take(SHOWN).collect();
-        self.told.push(format!("line {line}: {what} {word:?}: {why}"));
+        self.shown.push(format!("line {line}: {what} {word:?}: {why}"));
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.told.is_empty()
+        self.shown.is_empty()
     }
 }
 
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.told.join("; "))?;
+        f.write_str(&self.shown.join("; "))?;
         match self.more {
             0 => Ok(()),
             more => write!(f, "; and {more} more"),
@@ -70,7 +71,7 @@ impl fmt::Display for Findings {
     }
 }
 
-/// Reads the file's text. `machine` is the machine's name, whose domain is searched where the file names none.
+/// Parses the file. `machine` is the machine's host name; its domain is the search list if the file has none.
 pub(super) fn parse(text: &[u8], machine: &str, port: u16) -> ResolvConf {
     let mut conf = ResolvConf {
         servers: Vec::new(),
@@ -82,25 +83,25 @@ pub(super) fn parse(text: &[u8], machine: &str, port: u16) -> ResolvConf {
     if text.len() > MAX_BYTES {
         conf.findings.add(0, "the file", "", format_args!("only its first {MAX_BYTES} bytes are read"));
     }
-    // Up to the end of a line: half an address can be another one's.
+    // Only whole lines are used: an address that is cut off can be another valid address.
     let text = match text.get(..MAX_BYTES) {
         Some(head) => head.rsplitn(2, |byte| *byte == b'\n').last().unwrap_or_default(),
         None => text,
     };
     for (number, line) in (1..).zip(text.split(|byte| *byte == b'\n')) {
-        // Bytes that are no text may stand in comments.
+        // Comments may contain bytes that are not UTF-8.
         let line = String::from_utf8_lossy(line);
         let line = line.split(['#', ';']).next().unwrap_or_default();
         let mut words = line.split_whitespace();
         match words.next() {
             Some("nameserver") => conf.nameserver(number, words.next().unwrap_or_default(), port),
-            // Of these two the last one counts.
+            // `domain` and `search` replace each other; the last one counts.
             Some("domain") => conf.search(number, words.take(1)),
             Some("search") => conf.search(number, words),
             Some("options") => words.for_each(|option| conf.option(number, option)),
-            // Known to others, and of no use here.
+            // Keywords of other resolvers, which mean nothing here.
             None | Some("sortlist" | "lookup" | "family") => {}
-            Some(other) => conf.findings.add(number, "keyword", other, "nobody knows it"),
+            Some(other) => conf.findings.add(number, "keyword", other, "it is unknown"),
         }
     }
     conf
@@ -127,7 +128,7 @@ impl ResolvConf {
                 }
                 Ok(domain) if !self.search.contains(&domain) => self.search.push(domain),
                 Ok(_) => {}
-                // NetworkManager's word for "none".
+                // NetworkManager writes "--" for an empty search list.
                 Err(_) if word == "--" => {}
                 Err(why) => self.findings.add(line, "search domain", word, why),
             }
@@ -141,27 +142,27 @@ impl ResolvConf {
                 Err(_) => self.findings.add(line, "option", option, "ndots takes a number"),
             },
             ("use-vc", _) => self.tcp_only = true,
-            // Nobody complains of those; the times are the pool's.
+            // As in glibc, unknown options are ignored. Timeouts and attempts come from the pool's configuration.
             _ => {}
         }
     }
 }
 
-/// The address of a server.
+/// Parses the address of a name server.
 fn server(word: &str, port: u16) -> Result<SocketAddr, &'static str> {
     match word.split_once('%') {
-        // hickory's resolver takes an address without its interface.
+        // hickory's resolver cannot be given the interface of a link-local address.
         Some((ip, _)) if ip.parse::<IpAddr>().is_ok() => Err("servers with a zone (%) are not asked"),
-        _ => word.parse().map(|ip| SocketAddr::new(ip, port)).map_err(|_| "it is no address"),
+        _ => word.parse().map(|ip| SocketAddr::new(ip, port)).map_err(|_| "it is not an address"),
     }
 }
 
 fn domain(word: &str) -> Result<Name, String> {
-    // The root: the name as it is.
+    // "." is the root domain: the name is asked for as it is.
     if word == "." {
         return Ok(Name::root());
     }
-    // glibc, Kubernetes and Go take a dot in front, too.
+    // Like glibc, Kubernetes and Go, this accepts a leading dot.
     let word = word.strip_prefix('.').unwrap_or(word);
     if word.len() > 253 {
         return Err("it is longer than 253 characters".to_owned());
@@ -170,14 +171,14 @@ fn domain(word: &str) -> Result<Name, String> {
     let usual = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(usual);
     if !labels.split('.').all(label) || word == "--" {
-        return Err("it is no domain".to_owned());
+        return Err("it is not a domain".to_owned());
     }
     let mut name = Name::from_ascii(labels).map_err(|error| error.to_string())?;
     name.set_fqdn(true);
     Ok(name)
 }
 
-/// The domain of the machine's own name.
+/// Returns the domain in the machine's host name.
 fn domain_of(machine: &str) -> Option<Name> {
     let (_, domain_part) = machine.trim().split_once('.')?;
     check_name(domain_part).ok()?;
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_file_is_taken_whole() {
+    fn a_pods_file_is_read_completely() {
         let text = "# by the kubelet\nsearch obs.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10 ; kube-dns\n\
                     nameserver fd00::a\noptions ndots:5 edns0 trust-ad timeout:1\n";
         let conf = parse(text.as_bytes(), "box.example.com", 53);
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_left_out_and_told_and_the_rest_holds() {
+    fn unusable_entries_are_left_out_and_reported_and_the_others_are_used() {
         let long = "a".repeat(64);
         let text = format!(
             "nameserver dns.example.com\nnameserver 10.0.0.1\nnameserver\nsearch -- {long}.test a..b käse.test good.test. \
@@ -216,10 +217,10 @@ mod tests {
         let (servers, search, findings) = shown(&text);
         assert_eq!((servers, search), (vec!["10.0.0.1:53".to_owned()], vec!["good.test.".to_owned()]));
         let expected = format!(
-            "line 1: nameserver \"dns.example.com\": it is no address; line 3: nameserver \"\": it is no address; \
-             line 4: search domain \"{long}\": it is no domain; line 4: search domain \"a..b\": it is no domain; \
-             line 4: search domain \"käse.test\": it is no domain; line 5: option \"ndots:x\": ndots takes a number; \
-             line 6: keyword \"frobnicate\": nobody knows it"
+            "line 1: nameserver \"dns.example.com\": it is not an address; line 3: nameserver \"\": it is not an address; \
+             line 4: search domain \"{long}\": it is not a domain; line 4: search domain \"a..b\": it is not a domain; \
+             line 4: search domain \"käse.test\": it is not a domain; line 5: option \"ndots:x\": ndots takes a number; \
+             line 6: keyword \"frobnicate\": it is unknown"
         );
         assert_eq!(findings, expected);
         let conf = parse(text.as_bytes(), "box", 53);
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_domains_bytes_and_complaints_are_bounded() {
+    fn servers_domains_bytes_and_findings_are_bounded() {
         let servers: String = (1..=5).map(|n| format!("nameserver 10.0.0.{n}\n")).collect();
         let conf = parse(servers.as_bytes(), "box", 53);
         assert_eq!(conf.servers.len(), MAX_SERVERS);
@@ -247,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn a_server_with_a_zone_is_left_out_and_told() {
+    fn a_server_with_a_zone_is_left_out_and_reported() {
         let (servers, _, findings) = shown("nameserver fe80::1%eth0\nnameserver 10.0.0.1");
         assert_eq!(servers, ["10.0.0.1:53"]);
         assert_eq!(findings, "line 1: nameserver \"fe80::1%eth0\": servers with a zone (%) are not asked");
     }
 
     #[test]
-    fn of_domain_and_search_the_last_counts_and_the_machines_domain_only_without() {
+    fn the_last_of_domain_and_search_counts_and_the_machines_domain_is_the_default() {
         assert_eq!(shown("search a.test\ndomain b.test").1, ["b.test."]);
         assert_eq!(shown("domain b.test\nsearch a.test .").1, ["a.test.", "."]);
         let of = |machine| parse(b"", machine, 53).search.first().map(ToString::to_string);
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_are_a_file_within_its_bounds() {
+    fn any_bytes_are_parsed_within_the_bounds() {
         bolero::check!().for_each(|bytes: &[u8]| {
             let mut text = b"nameserver 10.0.0.1\nsearch a.test\noptions ndots:".to_vec();
             text.extend(bytes);

@@ -1,8 +1,8 @@
-//! The resolvers of one pool: the one whose sets are in force, and the one of a new configuration that takes over from it
-//! with its first good answer.
+//! The resolvers of one pool: the active one, whose sets are published, and, after a change of the configuration, the
+//! next one, which takes over with its first good answer.
 //!
-//! **Invariant:** every endpoint that is published bears the access that it was configured with, and a configuration that
-//! has found nobody yet changes neither the set nor how its members are spoken to.
+//! **Invariant:** every published endpoint carries the access it was configured with. A new configuration that has
+//! found no backend yet changes neither the set nor the access of its members.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,52 +16,52 @@ use crate::{
     telemetry::metrics::{DISCOVERY_CHANGE_PENDING, DISCOVERY_ENDPOINTS},
 };
 
-/// Where the resolvers of a pool publish. Cloning shares it.
+/// The handle through which all resolvers of a pool publish. Cloning shares it.
 #[derive(Clone)]
 pub struct Resolvers {
     pool: Arc<str>,
     sender: watch::Sender<Option<Endpoints>>,
-    seats: Arc<Mutex<Seats>>,
+    registrations: Arc<Mutex<Registrations>>,
     count: Gauge,
     pending: Gauge,
 }
 
 #[derive(Default)]
-struct Seats {
-    in_force: Option<Seat>,
-    next: Option<Seat>,
+struct Registrations {
+    in_force: Option<Registration>,
+    next: Option<Registration>,
     count: u64,
 }
 
-/// A resolver, as it is known here.
-struct Seat {
+/// A resolver that may publish now or later.
+struct Registration {
     number: u64,
     access: Access,
     tasks: Tasks,
 }
 
-/// The right of one resolver to publish: as soon as another took over from it, nothing that it says is heard.
+/// The permission of one resolver to publish. What it publishes is ignored once another resolver has taken over.
 pub(super) struct Publisher {
     resolvers: Resolvers,
     number: u64,
 }
 
 impl Resolvers {
-    /// Those of `pool`, none yet; the receiver has what they publish.
+    /// Creates the handle for `pool`, without a resolver, and the receiver of what its resolvers publish.
     pub fn new(pool: &str) -> (Self, EndpointsReceiver) {
         let (sender, receiver) = watch::channel(None);
         let gauge = |name: &'static str| gauge!(name, "pool" => pool.to_owned());
         let (count, pending) = (gauge(DISCOVERY_ENDPOINTS), gauge(DISCOVERY_CHANGE_PENDING));
-        (Self { pool: pool.into(), sender, seats: Arc::default(), count, pending }, receiver)
+        (Self { pool: pool.into(), sender, registrations: Arc::default(), count, pending }, receiver)
     }
 
-    /// Speaks by `access` from now on with the members that the newest configuration found; if it has found none yet, with
-    /// those that it will find.
+    /// Sets the access of the members that the newest configuration found. If it has found none yet, the access applies
+    /// to those that it will find.
     pub fn speak_by(&self, access: Access) {
-        let mut seats = self.lock();
-        if let Some(next) = &mut seats.next {
+        let mut registrations = self.lock();
+        if let Some(next) = &mut registrations.next {
             next.access = access;
-        } else if let Some(in_force) = &mut seats.in_force {
+        } else if let Some(in_force) = &mut registrations.in_force {
             in_force.access = access.clone();
             self.sender.send_if_modified(|set| {
                 let Some(set) = set else { return false };
@@ -71,51 +71,53 @@ impl Resolvers {
         }
     }
 
-    /// Gives a resolver, which runs in `tasks`, the right to publish. It takes over with the first set that it publishes; at
-    /// once if nothing was published yet.
-    pub(super) fn enter(&self, access: Access, tasks: Tasks) -> Publisher {
-        let mut seats = self.lock();
-        seats.count += 1;
-        let seat = Seat { number: seats.count, access, tasks };
+    /// Registers a resolver whose task runs in `tasks`. It takes over when it publishes its first set, or at once if
+    /// nothing was published yet.
+    pub(super) fn register(&self, access: Access, tasks: Tasks) -> Publisher {
+        let mut registrations = self.lock();
+        registrations.count += 1;
+        let registration = Registration { number: registrations.count, access, tasks };
         let is_first = self.sender.borrow().is_none();
-        let place = if is_first { &mut seats.in_force } else { &mut seats.next };
-        if let Some(before) = place.replace(seat) {
+        let entry = if is_first { &mut registrations.in_force } else { &mut registrations.next };
+        if let Some(before) = entry.replace(registration) {
             before.tasks.stop();
         }
         self.pending.set(f64::from(u8::from(!is_first)));
-        Publisher { resolvers: self.clone(), number: seats.count }
+        Publisher { resolvers: self.clone(), number: registrations.count }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seats> {
-        // Nothing panics while it is held, save for a lack of memory.
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Registrations> {
+        // No code panics while the lock is held, except when memory runs out.
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Publisher {
-    /// Whether it has not taken over yet.
+    /// Returns whether this resolver has not taken over yet.
     pub(super) fn is_next(&self) -> bool {
         self.resolvers.lock().next.as_ref().is_some_and(|next| next.number == self.number)
     }
 
-    /// Publishes a good answer.
+    /// Publishes a good answer, and takes over if this resolver is the next one.
     pub(super) fn publish(&self, endpoints: &[Endpoint]) {
         let Resolvers { pool, sender, count, pending, .. } = &self.resolvers;
-        let mut seats = self.resolvers.lock();
-        if let Some(next) = seats.next.take_if(|next| next.number == self.number) {
-            if let Some(before) = seats.in_force.replace(next) {
+        let mut registrations = self.resolvers.lock();
+        if let Some(next) = registrations.next.take_if(|next| next.number == self.number) {
+            if let Some(before) = registrations.in_force.replace(next) {
                 before.tasks.stop();
             }
             pending.set(0.0);
             tracing::info!(%pool, backends = endpoints.len(), "discovery has an answer by the new configuration: it holds now");
         }
-        if let Some(in_force) = seats.in_force.as_ref().filter(|seat| seat.number == self.number) {
+        if let Some(in_force) =
+            registrations.in_force.as_ref().filter(|registration| registration.number == self.number)
+        {
             count.set(u32::try_from(endpoints.len()).unwrap_or(u32::MAX));
             sender.send_replace(Some(stamped(endpoints, &in_force.access)));
         }
     }
 
-    /// Says once that a reload waits for this resolver.
+    /// Logs that a new configuration is waiting for this resolver's first good answer.
     pub(super) fn warn_of_waiting(&self) {
         tracing::warn!(
             pool = %self.resolvers.pool,
@@ -123,7 +125,7 @@ impl Publisher {
         );
     }
 
-    /// Resolves when nobody hears any more.
+    /// Resolves when all receivers are dropped.
     pub(super) async fn closed(&self) {
         self.resolvers.sender.closed().await;
     }

@@ -1,23 +1,24 @@
-//! The search list: which of the names that it makes of one is asked for, and which is kept to.
+//! The search list: decides which of the candidate names for a configured name are asked for, and which one is kept.
 //!
-//! As in glibc and Go the names are asked for in their order until one has an address; one that fails does not end the
-//! search. When none has any, the worst that was said counts: a name whose server fails may well exist.
+//! As in glibc and Go, the candidates are asked for in order until one has an address; a failure does not end the
+//! search. When none has an address, the worst answer is reported, since a name whose server fails may well exist.
 //!
-//! Other than there, a name that had addresses is kept to, so that a pool does not move to another domain's name because
-//! its own fails for a moment. It is given up when it was said not to exist, or to have no address, in
-//! [`GIVEN_UP_AFTER`] rounds in a row and another name of the list has some. Names before it that failed when it was found
-//! may be what was meant: they are asked for along with it, and the first of them that has addresses takes its place.
+//! Unlike there, a candidate that had addresses is kept, so that a pool does not change over to a name in another
+//! domain because its own fails for a moment. It is given up when it did not exist or had no address in
+//! [`GIVEN_UP_AFTER`] consecutive rounds and another candidate has addresses. Earlier candidates that failed when it
+//! was found may be the intended name. They are asked for as well, and the first of them that has addresses replaces
+//! it.
 
 use futures_util::future::join_all;
 use hickory_resolver::proto::rr::Name;
 
 use super::{IpFamily, answer::Answers, system::System};
 
-/// Rounds in a row in which a name must be said to be gone before the search goes past it. A minute at the default
-/// interval: a Service that is scaled to nothing, or created anew, comes back to its own name.
+/// The number of consecutive rounds in which the kept name must be absent before other candidates are tried. It is a
+/// minute at the default interval, so that a Service that is scaled to zero or created anew keeps its name.
 pub(super) const GIVEN_UP_AFTER: u32 = 12;
 
-/// The search for one configured name.
+/// The state of the search for one configured name.
 #[derive(Debug)]
 pub(super) struct Search {
     hostname: String,
@@ -27,9 +28,9 @@ pub(super) struct Search {
 #[derive(Debug)]
 struct Kept {
     name: Name,
-    /// Names before it that failed when it was found.
+    /// Earlier candidates that failed when this name was found.
     doubtful: Vec<Name>,
-    /// Rounds in a row in which it was said to be gone.
+    /// The number of consecutive rounds in which the name did not exist or had no address.
     gone: u32,
 }
 
@@ -42,15 +43,15 @@ impl Search {
         &self.hostname
     }
 
-    /// One round: the hosts file, the name that is kept to, or the list.
+    /// Asks once: looks into the hosts file, then asks for the kept name or, if there is none, for all candidates.
     ///
-    /// Takes at most the timeout for each of the names. Cancel safety: nothing but the questions is lost.
+    /// Takes at most the timeout for each name. Cancel safety: only the questions are lost.
     pub(super) async fn ask(&mut self, system: &System, family: IpFamily) -> Answers {
         if let Some(answers) = system.in_hosts(&self.hostname, family) {
             return answers;
         }
         let candidates = system.candidates(&self.hostname);
-        // A changed list can have lost it.
+        // The search list may have changed so that the kept name is no longer a candidate.
         self.kept = self.kept.take().filter(|kept| candidates.contains(&kept.name));
         match &mut self.kept {
             Some(kept) => {
@@ -65,7 +66,7 @@ impl Search {
         }
     }
 
-    /// Asks for all names in their order until one has an address, which is kept to from then on.
+    /// Asks for the candidates in order until one has an address, and keeps that one.
     async fn walk(&mut self, candidates: &[Name], system: &System, family: IpFamily) -> Answers {
         let mut worst: Option<Answers> = None;
         let mut doubtful = Vec::new();
@@ -113,7 +114,7 @@ impl Kept {
             *self = Self { name, doubtful: Vec::new(), gone: 0 };
             return answers;
         }
-        // What is said not to exist is in doubt no longer.
+        // An earlier candidate that now has a definite answer is not asked for any more.
         let mut fails = earlier.iter().map(Answers::is_failure);
         self.doubtful.retain(|_| fails.next().unwrap_or(true));
         let answers = all.pop().unwrap_or_else(|| Answers::no_such_name("", family));

@@ -1,4 +1,5 @@
-//! The system's way to name servers: `resolv.conf`, the hosts file, the servers in their order. Re-read when they change.
+//! Looks up names as the system does: by `resolv.conf`, the hosts file and the name servers in their order. Both files
+//! are read again when they change.
 
 use std::{
     fs::{self, File},
@@ -20,12 +21,12 @@ use super::{
     resolv::{self, ResolvConf},
 };
 
-/// Where the system's files are, and the name servers' port; other ones only in tests.
+/// The paths of the system's files and the port of name servers. Only tests use other values than the default.
 #[derive(Clone, Debug)]
 pub(super) struct Paths {
     pub(super) resolv_conf: PathBuf,
     pub(super) hosts: PathBuf,
-    /// Holds the machine's name.
+    /// The file that holds the machine's host name.
     pub(super) hostname: PathBuf,
     pub(super) port: u16,
 }
@@ -41,14 +42,15 @@ impl Default for Paths {
     }
 }
 
-/// Asks name servers as the system would, but tells every kind of answer apart.
+/// The system's resolver configuration, which keeps the different kinds of answers apart.
 ///
-/// hickory's own walks are not used, since they hide failures: of its list of servers the first reply counts, even
-/// REFUSED; of its search list the last one, even after SERVFAIL. So each server has resolvers of its own here.
+/// hickory's own handling of several servers and search domains hides failures: it takes the first reply of any server,
+/// even REFUSED, and the answer about the last search domain, even after a SERVFAIL. So each server has resolvers of
+/// its own here, and [`super::search`] handles the search list.
 pub(super) struct System {
     paths: Paths,
     timeout: Duration,
-    /// What `resolv.conf` held when it was last looked at, usable or not.
+    /// The contents of `resolv.conf` when it was last read, valid or not.
     resolv_conf: Option<Vec<u8>>,
     servers: Vec<Server>,
     search: Vec<Name>,
@@ -58,12 +60,13 @@ pub(super) struct System {
 }
 
 impl System {
-    /// The system's files, read at the first [`System::refresh`]; `timeout` is for one question to all servers.
+    /// Uses the system's files, which the first [`System::refresh`] reads. `timeout` is the time for one question, all
+    /// servers included.
     pub(super) fn new(timeout: Duration) -> Self {
         Self::at(Paths::default(), timeout)
     }
 
-    /// The same with other files.
+    /// Uses the files at other paths.
     pub(super) fn at(paths: Paths, timeout: Duration) -> Self {
         Self {
             paths,
@@ -77,14 +80,15 @@ impl System {
         }
     }
 
-    /// Takes over the files if they changed. One that is gone, or names no server, leaves what was there before.
+    /// Reads the files again if they changed. If `resolv.conf` is missing or names no server, the previous contents
+    /// stay in use.
     pub(super) fn refresh(&mut self) {
         self.refresh_servers();
         self.refresh_hosts();
     }
 
     fn refresh_servers(&mut self) {
-        // Some hundred bytes from a local file: cheaper than a thread for it.
+        // The file has some hundred bytes, so that reading it here costs less than a blocking thread.
         let text = read(&self.paths.resolv_conf, resolv::MAX_BYTES);
         if self.resolv_conf.as_ref() == Some(&text) {
             return;
@@ -93,7 +97,7 @@ impl System {
         let machine = fs::read_to_string(&self.paths.hostname).unwrap_or_default();
         let mut conf = resolv::parse(&text, &machine, self.paths.port);
         if !conf.findings.is_empty() {
-            tracing::warn!(%path, left_out = %conf.findings, "resolv.conf has what cannot be used; the rest holds");
+            tracing::warn!(%path, left_out = %conf.findings, "resolv.conf has unusable entries; the others are used");
         }
         if !conf.servers.is_empty() {
             tracing::debug!(%path, servers = conf.servers.len(), "resolv.conf taken over");
@@ -104,7 +108,7 @@ impl System {
             conf.servers = local.map(|ip| SocketAddr::new(ip, self.paths.port)).to_vec();
             self.take_over(conf);
         } else {
-            tracing::warn!(%path, "resolv.conf names no usable name server; what it said last stays in force");
+            tracing::warn!(%path, "resolv.conf names no usable name server; the previous ones stay in use");
         }
         self.resolv_conf = Some(text);
     }
@@ -124,7 +128,7 @@ impl System {
         }
     }
 
-    /// What the hosts file says about the name as written: if anything, that is all there is about it.
+    /// Returns the addresses in the hosts file for the name as written. If there are any, nothing else is asked.
     pub(super) fn in_hosts(&self, hostname: &str, family: IpFamily) -> Option<Answers> {
         let addresses = self.hosts.get(hostname)?;
         let of = |is_v4: bool| {
@@ -138,8 +142,8 @@ impl System {
         })
     }
 
-    /// The names to ask for, in order: what the search list makes of `hostname`, and the name as it is, before or after
-    /// the list by its dots.
+    /// Returns the names to ask for, in order: `hostname` with each domain of the search list, and `hostname` itself,
+    /// which comes first if it has at least `ndots` dots and last otherwise.
     pub(super) fn candidates(&self, hostname: &str) -> Vec<Name> {
         let Ok(name) = Name::from_ascii(hostname) else { return Vec::new() };
         let mut absolute = name.clone();
@@ -148,19 +152,19 @@ impl System {
             return vec![absolute];
         }
         let dots = hostname.bytes().filter(|byte| *byte == b'.').count();
-        // A name that would be too long does not exist.
+        // A name that would be too long with the domain cannot exist.
         let mut names: Vec<Name> =
             self.search.iter().filter_map(|domain| name.clone().append_domain(domain).ok()).collect();
-        // "search ." makes the same name.
+        // The root domain in the search list yields the same name.
         names.retain(|listed| *listed != absolute);
         let at = if dots >= self.ndots || absolute.is_localhost() { 0 } else { names.len() };
         names.insert(at, absolute);
         names
     }
 
-    /// Asks for both families of a name, so that they are always of the same one.
+    /// Asks for the A and AAAA records of one name, as far as `family` includes them.
     ///
-    /// Takes at most the timeout. Cancel safety: nothing but the question is lost.
+    /// Takes at most the timeout. Cancel safety: only the questions are lost.
     pub(super) async fn ask_both(&self, name: &Name, family: IpFamily) -> Answers {
         let ask = async |wanted: bool, kind| match wanted {
             true => Some(self.ask(name, kind).await),
@@ -170,7 +174,8 @@ impl System {
         Answers { asked: name.to_string(), v4, v6 }
     }
 
-    /// Asks the servers in their order, the next one when one fails or is late; the first answer wins.
+    /// Asks the servers in order. The next one is asked as well when one fails or does not reply in its share of the
+    /// time; the first answer counts.
     async fn ask(&self, name: &Name, kind: RecordType) -> Answer {
         let mut waiting = self.servers.iter();
         let count = u32::try_from(self.servers.len()).unwrap_or(u32::MAX).max(1);
@@ -204,7 +209,7 @@ impl System {
     }
 }
 
-/// The file's first bytes, one more than `limit` at most; none where it cannot be read.
+/// Reads at most `limit + 1` bytes of the file; returns nothing if it cannot be read.
 fn read(path: &Path, limit: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);

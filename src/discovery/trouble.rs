@@ -1,4 +1,5 @@
-//! What the log hears of a resolver's state: one line when it begins to fail, one when it recovers, and the words.
+//! Logs changes of a resolver's state: one line when it begins to fail and one when it recovers. Also defines the texts
+//! that describe answers.
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, time::Duration};
 
@@ -9,35 +10,37 @@ use super::{
     parts::Joined,
 };
 
-/// Answers that begin to be parts again and again are told no more often than that.
-const PARTS_TOLD_EVERY: Duration = Duration::from_secs(600);
+/// The least time between two warnings that answers are parts of a larger set.
+const PARTS_LOG_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Good rounds in a row with one address, after which it is said what that means: a minute at the default interval.
-const SINGLE_TOLD_AFTER: u32 = 12;
+/// The number of consecutive good rounds with a single address after which its meaning is logged: a minute at the
+/// default interval.
+const SINGLE_LOGGED_AFTER: u32 = 12;
 
-/// Whether a name's last round was good, and what was said about it.
+/// The state of a name's lookups and what was logged about it.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
     failing: bool,
     dropped: BTreeSet<IpAddr>,
     parts: bool,
-    parts_told: Option<Instant>,
+    parts_logged_at: Option<Instant>,
     single_rounds: u32,
-    /// One address where more may be meant, or more where one is dialled: said once.
-    count_told: bool,
+    /// Whether an unexpected number of addresses was logged: a single one where several may be meant, or several where
+    /// one is dialled.
+    count_logged: bool,
 }
 
-/// Who says it.
+/// The fields of a log line about a name.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Voice<'a> {
+pub(super) struct LogFields<'a> {
     pub(super) pool: &'a str,
     pub(super) hostname: &'a str,
 }
 
 impl Trouble {
-    /// Notes how a round went, and logs the change if it is one.
-    pub(super) fn note(&mut self, voice: Voice<'_>, good: bool, answers: &Answers, known: usize) {
-        let Voice { pool, hostname } = voice;
+    /// Records whether a round was good, and logs a change.
+    pub(super) fn note(&mut self, fields: LogFields<'_>, good: bool, answers: &Answers, known: usize) {
+        let LogFields { pool, hostname } = fields;
         match (self.failing, good) {
             (false, false) if known == 0 => {
                 tracing::warn!(pool, hostname, reason = %answers, "discovery has no address yet and keeps asking");
@@ -52,10 +55,10 @@ impl Trouble {
         self.failing = !good;
     }
 
-    /// Notes the addresses that no backend can have, and logs them when they are others than before.
-    pub(super) fn note_dropped(&mut self, voice: Voice<'_>, dropped: BTreeSet<IpAddr>) {
+    /// Records the addresses that cannot be dialled, and logs them when they change.
+    pub(super) fn note_dropped(&mut self, fields: LogFields<'_>, dropped: BTreeSet<IpAddr>) {
         if dropped != self.dropped && !dropped.is_empty() {
-            let Voice { pool, hostname } = voice;
+            let LogFields { pool, hostname } = fields;
             tracing::warn!(
                 pool,
                 hostname,
@@ -66,13 +69,13 @@ impl Trouble {
         self.dropped = dropped;
     }
 
-    /// Notes whether answers are parts of a larger set, and logs when they begin or cease to be.
-    pub(super) fn note_parts(&mut self, voice: Voice<'_>, joined: Option<Joined>) {
-        let Voice { pool, hostname } = voice;
-        let may_tell = self.parts_told.is_none_or(|told| told.elapsed() >= PARTS_TOLD_EVERY);
+    /// Records whether answers are parts of a larger set, and logs when that begins or ends.
+    pub(super) fn note_parts(&mut self, fields: LogFields<'_>, joined: Option<Joined>) {
+        let LogFields { pool, hostname } = fields;
+        let may_log = self.parts_logged_at.is_none_or(|at| at.elapsed() >= PARTS_LOG_INTERVAL);
         match joined {
-            Some(Joined { answered, known, patience }) if !self.parts && may_tell => {
-                self.parts_told = Some(Instant::now());
+            Some(Joined { answered, known, patience }) if !self.parts && may_log => {
+                self.parts_logged_at = Some(Instant::now());
                 tracing::warn!(
                     pool,
                     hostname,
@@ -89,12 +92,12 @@ impl Trouble {
         self.parts = joined.is_some();
     }
 
-    /// Notes the number of addresses after a good round; logs once when it stays at one.
-    pub(super) fn note_count(&mut self, voice: Voice<'_>, known: usize) {
+    /// Records the number of addresses after a good round. Logs once when it stays at one.
+    pub(super) fn note_count(&mut self, fields: LogFields<'_>, known: usize) {
         self.single_rounds = if known == 1 { self.single_rounds.saturating_add(1) } else { 0 };
-        if self.single_rounds == SINGLE_TOLD_AFTER && !self.count_told {
-            self.count_told = true;
-            let Voice { pool, hostname } = voice;
+        if self.single_rounds == SINGLE_LOGGED_AFTER && !self.count_logged {
+            self.count_logged = true;
+            let LogFields { pool, hostname } = fields;
             tracing::info!(
                 pool,
                 hostname,
@@ -104,11 +107,12 @@ impl Trouble {
         }
     }
 
-    /// Notes the number of addresses of a name of which one is dialled; logs once when there are more.
-    pub(super) fn note_unused(&mut self, voice: Voice<'_>, known: usize) {
-        if known > 1 && !self.count_told {
-            self.count_told = true;
-            let Voice { pool, hostname } = voice;
+    /// Records the number of addresses of a static entry's name, of which only one is dialled. Logs once when there are
+    /// several.
+    pub(super) fn note_unused(&mut self, fields: LogFields<'_>, known: usize) {
+        if known > 1 && !self.count_logged {
+            self.count_logged = true;
+            let LogFields { pool, hostname } = fields;
             tracing::warn!(
                 pool,
                 hostname,
@@ -119,16 +123,16 @@ impl Trouble {
         }
     }
 
-    /// Whether the last round was not good.
+    /// Returns whether the last round was not good.
     #[cfg(test)]
     pub(super) fn is_failing(&self) -> bool {
         self.failing
     }
 
-    /// Whether something was said of the number of addresses.
+    /// Returns whether the number of addresses was logged.
     #[cfg(test)]
-    pub(super) fn is_told(&self) -> bool {
-        self.count_told
+    pub(super) fn is_count_logged(&self) -> bool {
+        self.count_logged
     }
 }
 

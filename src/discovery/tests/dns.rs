@@ -1,4 +1,4 @@
-//! The `dns` resolver: what each kind of answer does to the set.
+//! Tests of the `dns` resolver: how each kind of answer changes the set.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::discovery::{
 
 const NAME: &str = "tail.test.";
 
-/// Short, for questions that nobody answers.
+/// A short timeout for questions that get no reply.
 const SHORT: Duration = Duration::from_millis(300);
 
 pub(super) fn dns(machine: &Machine, hostname: &str, family: IpFamily) -> Dns {
@@ -20,7 +20,7 @@ pub(super) fn identities(endpoints: &Endpoints) -> Vec<&str> {
     endpoints.iter().map(|endpoint| &*endpoint.identity).collect()
 }
 
-/// One round, and the identities if the set changed.
+/// Asks once. Returns the identities if the set changed.
 pub(super) async fn poll(dns: &mut Dns) -> Option<String> {
     dns.poll_once().await.map(|endpoints| identities(&endpoints).join(" "))
 }
@@ -37,7 +37,7 @@ async fn records_become_backends_sorted_by_identity() {
     let endpoints = dns.poll_once().await.unwrap();
     assert_eq!(identities(&endpoints), ["10.0.0.10:4317", "10.0.0.9:4317"]);
     for endpoint in &*endpoints {
-        assert_eq!(endpoint.address, endpoint.identity.parse().ok(), "what is hashed is what is dialled");
+        assert_eq!(endpoint.address, endpoint.identity.parse().ok(), "identity and address must be the same");
         assert_eq!(endpoint.weight, 1);
     }
 }
@@ -101,7 +101,7 @@ async fn fault_16_a_truncated_answer_is_asked_for_over_tcp() {
 }
 
 #[tokio::test]
-async fn fault_17_every_round_asks_once_whatever_the_ttl() {
+async fn fault_17_every_round_asks_once_regardless_of_the_ttl() {
     let machine = Machine::start().await;
     for ttl in [0, u32::MAX] {
         machine.server.v4(NAME, Say::Addresses(vec!["10.0.0.1".parse().unwrap()], ttl));
@@ -133,7 +133,7 @@ async fn fault_19_each_family_fails_alone() {
     assert_eq!(poll(&mut both).await, some("10.0.0.2:4317 [fd00::1]:4317"), "the last AAAA set stays");
     assert_eq!(poll(&mut auto).await, some("10.0.0.2:4317"));
     assert_eq!(poll(&mut six).await, None);
-    assert!(both.is_failing() && six.is_failing() && !auto.is_failing(), "auto has A records and wants no others");
+    assert!(both.is_failing() && six.is_failing() && !auto.is_failing(), "auto has A records and ignores AAAA");
 
     server.v4(NAME, REFUSED);
     server.v6(NAME, addresses(&["fd00::2"]));
@@ -144,7 +144,7 @@ async fn fault_19_each_family_fails_alone() {
 }
 
 #[tokio::test]
-async fn a_family_that_never_answered_blocks_nothing() {
+async fn a_family_without_an_answer_does_not_block_the_other() {
     let machine = Machine::start().await;
     machine.server.v4(NAME, SERVFAIL);
     machine.server.v6(NAME, addresses(&["fd00::1"]));
@@ -169,7 +169,7 @@ async fn a_lost_answer_about_a_records_decides_nothing() {
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
     while poll(&mut dns).await != some("10.0.0.1:4317") {}
     machine.server.v4(NAME, Say::Silence);
-    assert_eq!(poll(&mut dns).await, None, "nor go over to them");
+    assert_eq!(poll(&mut dns).await, None, "the pool must not change to AAAA records");
 }
 
 #[tokio::test]
@@ -198,7 +198,7 @@ async fn only_wanted_families_are_asked_for() {
 }
 
 #[tokio::test]
-async fn ipv6_identities_are_canonical_and_one_backend_has_one() {
+async fn identities_are_canonical_and_unique_for_each_backend() {
     let machine = Machine::start().await;
     machine.server.v6(NAME, addresses(&["2001:db8:0:0:1:0:0:1", "::ffff:10.0.0.1", "fd00::1"]));
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
@@ -207,7 +207,7 @@ async fn ipv6_identities_are_canonical_and_one_backend_has_one() {
 }
 
 #[tokio::test]
-async fn fault_20_what_cannot_be_dialled_or_was_not_asked_for_is_no_backend() {
+async fn fault_20_unusable_addresses_and_records_of_other_names_are_not_backends() {
     let machine = Machine::start().await;
     machine.server.v4(NAME, addresses(&["0.0.0.0", "10.0.0.1", "224.0.0.1", "255.255.255.255"]));
     let mut dns = dns(&machine, NAME, IpFamily::Auto);
@@ -215,7 +215,7 @@ async fn fault_20_what_cannot_be_dialled_or_was_not_asked_for_is_no_backend() {
     machine.server.v4(NAME, Say::Mixed(vec!["10.0.0.2".parse().unwrap()], vec!["10.6.6.6".parse().unwrap()]));
     assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"));
     machine.server.v4(NAME, addresses(&["0.0.0.0"]));
-    assert_eq!(poll(&mut dns).await, None, "nothing usable is as good as nothing");
+    assert_eq!(poll(&mut dns).await, None, "an answer without usable addresses must count as empty");
     assert!(dns.is_failing());
 }
 
@@ -231,7 +231,7 @@ async fn fault_20_aliases_are_followed_in_any_order_and_loops_end() {
 }
 
 #[tokio::test]
-async fn a_name_that_appears_later_is_found_then() {
+async fn a_name_that_is_created_later_is_found() {
     let machine = Machine::start().await;
     let mut dns = dns(&machine, NAME, IpFamily::Auto);
     for _ in 0..3 {
@@ -265,7 +265,7 @@ async fn fault_21_a_replaced_resolv_conf_is_taken_over_and_a_lost_one_is_not() {
 }
 
 #[tokio::test]
-async fn a_server_that_fails_or_is_silent_is_helped_by_the_next() {
+async fn the_next_server_is_asked_when_one_fails_or_does_not_reply() {
     let machine = Machine::start().await;
     let other = Server::start(Ipv4Addr::new(127, 0, 0, 2), machine.server.at.port()).await;
     machine.resolv_conf("nameserver 127.0.0.1\nnameserver 127.0.0.2\n");
@@ -282,7 +282,7 @@ async fn a_server_that_fails_or_is_silent_is_helped_by_the_next() {
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
     other.asked();
     assert_eq!(poll(&mut dns).await, None);
-    assert!(other.asked().is_empty(), "an answer is an answer, NXDOMAIN too");
+    assert!(other.asked().is_empty(), "NXDOMAIN is an answer, so no other server must be asked");
 }
 
 #[tokio::test]
@@ -292,14 +292,14 @@ async fn the_hosts_file_comes_first_and_is_read_again() {
     machine.server.v6(NAME, addresses(&["fd00::1"]));
     machine.hosts("127.0.0.7 Tail.test other # comment\n127.0.0.8 tail.test\n");
     let mut dns = dns(&machine, NAME, IpFamily::Both);
-    assert_eq!(poll(&mut dns).await, some("127.0.0.7:4317 127.0.0.8:4317"), "and is all there is about the name");
+    assert_eq!(poll(&mut dns).await, some("127.0.0.7:4317 127.0.0.8:4317"), "nothing else must be asked");
     assert!(machine.server.asked().is_empty());
     machine.hosts("");
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317 [fd00::1]:4317"));
 }
 
 #[tokio::test]
-async fn asking_once_gives_a_whole_answer_or_the_reason() {
+async fn asking_once_returns_a_complete_answer_or_the_reason() {
     let machine = Machine::start().await;
     let limit = Duration::from_secs(60);
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));

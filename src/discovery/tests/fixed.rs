@@ -1,4 +1,4 @@
-//! The `static` resolver: entries are members whatever name servers say.
+//! Tests of the `static` resolver: entries stay members whatever the name servers answer.
 
 use super::{
     backends,
@@ -18,7 +18,7 @@ fn fixed(machine: &Machine, hostnames: &[&str]) -> Fixed {
     Fixed::new(parse(&backends(hostnames.iter().copied())).unwrap(), machine.system(), Meters::silent(), "tail")
 }
 
-/// `identity=address` of each.
+/// Formats each endpoint as `identity=address`.
 fn shown(endpoints: &Endpoints) -> Vec<String> {
     let address = |address: Option<std::net::SocketAddr>| address.map_or("?".to_owned(), |known| known.to_string());
     endpoints.iter().map(|endpoint| format!("{}={}", endpoint.identity, address(endpoint.address))).collect()
@@ -74,7 +74,7 @@ async fn asking_once_shows_every_entry() {
 }
 
 #[test]
-fn what_cannot_be_a_pool_is_refused_with_its_reason() {
+fn invalid_configurations_are_refused_with_their_reason() {
     let message = |config: Config| config.check().unwrap_err().to_string();
     assert_eq!(message(Config::fixed([])), "a static resolver needs at least one entry in hostnames");
     assert_eq!(message(Config::fixed(["ok", "a..b"])), "bad hostname \"a..b:4317\"");

@@ -1,4 +1,4 @@
-//! The `dns` resolver before name servers and gateways that know less than today's standards.
+//! Tests of the `dns` resolver with name servers and gateways that do not support today's standards.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -23,13 +23,13 @@ fn many(count: u16) -> Vec<IpAddr> {
     (0..count).map(ip).collect()
 }
 
-/// A resolver that waits for so long.
+/// Returns a resolver with this timeout.
 fn within(machine: &Machine, timeout: Duration) -> Dns {
     Dns::new(NAME, 4317, IpFamily::Ipv4, machine.system_with(timeout), Meters::silent(), "tail")
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_edns_is_asked_without() {
+async fn a_server_that_refuses_edns_is_asked_without_it() {
     let codes = [ResponseCode::FormErr, ResponseCode::NotImp, ResponseCode::ServFail, ResponseCode::BADVERS];
     for code in codes {
         let machine = Machine::start().await;
@@ -43,23 +43,23 @@ async fn a_server_that_refuses_edns_is_asked_without() {
 }
 
 #[tokio::test]
-async fn a_server_that_drops_edns_is_asked_without_within_the_time_and_at_once_from_then_on() {
+async fn a_server_that_drops_edns_is_asked_without_it_within_the_timeout_and_at_once_afterwards() {
     let machine = Machine::start().await;
     machine.server.manner(Manner::DropsEdns);
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
     let mut dns = within(&machine, Duration::from_secs(4));
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
-    // Whatever the time: the first question was the plain one.
+    // A new resolver: it tries EDNS first, and remembers that the server does not reply to it.
     let mut dns = within(&machine, Duration::from_secs(4));
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
     machine.server.v4(NAME, addresses(&["10.0.0.2"]));
     let before = tokio::time::Instant::now();
     assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"));
-    assert!(before.elapsed() < Duration::from_secs(1), "the question that is dropped must not be asked first");
+    assert!(before.elapsed() < Duration::from_secs(1), "EDNS must not be tried first");
 }
 
 #[tokio::test]
-async fn an_old_servers_long_answer_comes_by_tcp() {
+async fn a_long_reply_of_a_server_without_edns_is_fetched_over_tcp() {
     let machine = Machine::start().await;
     machine.server.manner(Manner::RefusesEdns(ResponseCode::FormErr));
     machine.server.v4(NAME, Say::BySize(many(500)));
@@ -68,7 +68,7 @@ async fn an_old_servers_long_answer_comes_by_tcp() {
 }
 
 #[tokio::test]
-async fn five_hundred_records_come_also_where_tcp_is_refused() {
+async fn five_hundred_records_are_received_even_if_tcp_is_refused() {
     let machine = Machine::with(Server::start_without_tcp().await);
     machine.server.v4(NAME, Say::BySize(many(500)));
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
@@ -76,7 +76,7 @@ async fn five_hundred_records_come_also_where_tcp_is_refused() {
 }
 
 #[tokio::test]
-async fn a_short_answer_without_tcp_is_a_failure_that_says_so_and_no_smaller_set() {
+async fn a_truncated_reply_without_tcp_is_a_failure_and_not_a_smaller_set() {
     let machine = Machine::with(Server::start_without_tcp().await);
     machine.server.v4(NAME, Say::BySize(many(3)));
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
@@ -84,7 +84,7 @@ async fn a_short_answer_without_tcp_is_a_failure_that_says_so_and_no_smaller_set
     machine.server.v4(NAME, Say::OverTcp(many(3)));
     assert_eq!(poll(&mut dns).await, None);
     let error = dns.ask_once().await.unwrap_err().to_string();
-    assert!(error.contains("the answer is cut short, and by TCP there is none: no connection"), "{error}");
+    assert!(error.contains("the reply over UDP is truncated, and over TCP there is none: no connection"), "{error}");
 }
 
 #[tokio::test]
@@ -103,12 +103,12 @@ async fn an_alias_that_the_server_does_not_follow_is_followed() {
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
     machine.server.v4("real.test.", Say::AliasOnly(NAME));
-    assert_eq!(poll(&mut dns).await, None, "a loop has an end");
+    assert_eq!(poll(&mut dns).await, None, "a loop of aliases must end");
     assert!(dns.is_failing());
 }
 
 #[tokio::test]
-async fn a_server_that_refers_to_others_is_no_answer() {
+async fn a_referral_is_not_an_answer() {
     let machine = Machine::start().await;
     let other = Server::start(Ipv4Addr::new(127, 0, 0, 2), machine.server.at.port()).await;
     machine.resolv_conf("nameserver 127.0.0.1\nnameserver 127.0.0.2\n");
@@ -118,7 +118,7 @@ async fn a_server_that_refers_to_others_is_no_answer() {
 }
 
 #[tokio::test]
-async fn use_vc_asks_by_tcp_alone() {
+async fn use_vc_asks_over_tcp_only() {
     let machine = Machine::start().await;
     machine.resolv_conf("nameserver 127.0.0.1\noptions use-vc\n");
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
@@ -127,17 +127,17 @@ async fn use_vc_asks_by_tcp_alone() {
 }
 
 #[tokio::test]
-async fn lines_of_resolv_conf_that_cannot_be_used_cost_nothing_else() {
+async fn unusable_lines_of_resolv_conf_do_not_affect_the_others() {
     let machine = Machine::start().await;
     let bad = format!("search {}.test obs.test\nnameserver dns.example\nnameserver 127.0.0.1\n", "x".repeat(64));
     machine.resolv_conf(&bad);
     machine.server.v4("tail.obs.test.", addresses(&["10.0.0.1"]));
     let mut dns = dns(&machine, "tail", IpFamily::Ipv4);
-    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"), "the good domain and the good server hold");
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"), "the valid domain and server must be used");
 }
 
 #[test]
-fn what_is_left_out_of_resolv_conf_and_whom_is_asked_instead_is_warned_of_once() {
+fn unusable_entries_of_resolv_conf_and_the_fallback_server_are_logged_once() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let machine = runtime.block_on(Machine::start());
     machine.resolv_conf("search a..b\n");
@@ -146,14 +146,14 @@ fn what_is_left_out_of_resolv_conf_and_whom_is_asked_instead_is_warned_of_once()
     let lines: Vec<&str> = log.lines().collect();
     assert_eq!(lines.len(), 2, "{log}");
     assert!(
-        lines[0].contains(" WARN ") && lines[0].contains("line 1: search domain \"a..b\": it is no domain"),
+        lines[0].contains(" WARN ") && lines[0].contains("line 1: search domain \"a..b\": it is not a domain"),
         "{log}"
     );
     assert!(lines[1].contains(" WARN ") && lines[1].contains("127.0.0.1"), "{log}");
 }
 
 #[tokio::test]
-async fn the_wrong_answers_of_old_servers_stay_what_they_are() {
+async fn failures_of_old_servers_without_edns_are_still_failures() {
     let machine = Machine::start().await;
     machine.server.manner(Manner::RefusesEdns(ResponseCode::FormErr));
     for bad in [NXDOMAIN, SERVFAIL, Say::NoData] {

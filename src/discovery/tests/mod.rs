@@ -1,4 +1,5 @@
-//! Resolvers against a real name server in the same process, round by round, without sleeping.
+//! Tests of the resolvers with a real name server in the same process. Each test calls the rounds one by one, without
+//! sleeping.
 
 mod dns;
 mod fixed;

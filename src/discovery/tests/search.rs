@@ -1,4 +1,4 @@
-//! The search list: what each answer about each of its names does.
+//! Tests of the search list: how the answers about each candidate name decide which one is used.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const KUBERNETES: &str = "nameserver 127.0.0.1\n\
     search default.svc.cluster.local svc.cluster.local cluster.local\n\
     options ndots:5\n";
 
-/// The same with one more domain in front, whose servers are out of order.
+/// The same search list with one more domain in front, whose name servers fail.
 const ONE_MORE: &str = "nameserver 127.0.0.1\n\
     search corp.test default.svc.cluster.local svc.cluster.local cluster.local\n\
     options ndots:5\n";
@@ -21,7 +21,7 @@ fn all_bad() -> [Say; 5] {
     [SERVFAIL, REFUSED, Say::NoData, NXDOMAIN, Say::Silence]
 }
 
-/// A resolver that does not wait for long.
+/// Returns a resolver with a short timeout.
 fn soon(machine: &Machine, hostname: &str) -> Dns {
     let system = machine.system_with(Duration::from_millis(500));
     Dns::new(hostname, 4317, IpFamily::Ipv4, system, Meters::silent(), "tail")
@@ -52,7 +52,7 @@ async fn a_name_that_fails_itself_does_not_end_the_search_either() {
 }
 
 #[tokio::test]
-async fn without_any_address_the_worst_answer_is_told() {
+async fn the_worst_answer_is_reported_if_no_name_has_an_address() {
     let machine = Machine::start().await;
     machine.resolv_conf(KUBERNETES);
     let reason =
@@ -68,7 +68,7 @@ async fn without_any_address_the_worst_answer_is_told() {
 }
 
 #[tokio::test]
-async fn a_name_that_was_good_once_is_asked_alone_and_kept_to_while_it_fails() {
+async fn a_name_that_had_addresses_is_kept_while_it_fails_and_no_other_is_asked_for() {
     let machine = Machine::start().await;
     machine.resolv_conf(KUBERNETES);
     machine.server.v4("tail.obs.svc.cluster.local.", addresses(&["10.0.0.1"]));
@@ -90,7 +90,7 @@ async fn a_name_that_was_good_once_is_asked_alone_and_kept_to_while_it_fails() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_gone_for_good_is_given_up_for_another_of_the_list() {
+async fn a_name_without_addresses_for_long_is_replaced_by_another_of_the_list() {
     let machine = Machine::start().await;
     machine.resolv_conf(KUBERNETES);
     for gone in [NXDOMAIN, Say::NoData] {
@@ -110,7 +110,7 @@ async fn a_name_that_is_gone_for_good_is_given_up_for_another_of_the_list() {
         }
         assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"), "{gone:?}");
         machine.server.v4("tail.obs.svc.cluster.local.", addresses(&["10.0.0.3"]));
-        assert_eq!(poll(&mut dns).await, None, "the one that is kept to now");
+        assert_eq!(poll(&mut dns).await, None, "the new name must be kept");
     }
 }
 
@@ -138,13 +138,13 @@ async fn an_earlier_name_that_failed_at_the_start_takes_its_place_once_it_answer
     let mut dns = dns(&machine, "tail.obs", IpFamily::Ipv4);
     assert_eq!(poll(&mut dns).await, some("10.6.6.6:4317"));
     machine.server.v4("tail.obs.svc.cluster.local.", addresses(&["10.0.0.1"]));
-    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"), "what was meant");
+    assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"), "the earlier name must be used");
     machine.server.v4("tail.obs.svc.cluster.local.", SERVFAIL);
-    assert_eq!(poll(&mut dns).await, None, "and is kept to from then on");
+    assert_eq!(poll(&mut dns).await, None, "it must be kept from then on");
 }
 
 #[tokio::test]
-async fn another_search_list_ends_the_keeping() {
+async fn a_name_that_is_not_in_a_changed_search_list_is_dropped() {
     let machine = Machine::start().await;
     machine.resolv_conf("nameserver 127.0.0.1\nsearch a.test\n");
     machine.server.v4("tail.a.test.", addresses(&["10.0.0.1"]));
@@ -156,7 +156,7 @@ async fn another_search_list_ends_the_keeping() {
 }
 
 #[tokio::test]
-async fn one_family_without_records_does_not_lead_the_other_to_another_name() {
+async fn both_families_use_the_same_name_even_if_one_has_no_records() {
     let machine = Machine::start().await;
     machine.resolv_conf(KUBERNETES);
     machine.server.v4("tail.default.svc.cluster.local.", addresses(&["10.0.0.1"]));
@@ -177,7 +177,7 @@ async fn names_with_enough_dots_are_asked_for_as_they_are_first() {
 }
 
 #[tokio::test]
-async fn a_dot_at_the_end_means_that_name_and_no_other() {
+async fn a_name_with_a_dot_at_the_end_is_the_only_candidate() {
     let machine = Machine::start().await;
     machine.resolv_conf(KUBERNETES);
     machine.server.v4("tail.obs.default.svc.cluster.local.", addresses(&["10.6.6.6"]));

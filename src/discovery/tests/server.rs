@@ -1,4 +1,4 @@
-//! A name server in the test's process, over UDP and TCP, that answers what it is told to.
+//! A name server in the test's process, over UDP and TCP, with answers set by the test.
 
 use std::{
     collections::HashMap,
@@ -26,7 +26,7 @@ use crate::{
     lifecycle::Tasks,
 };
 
-/// What is said about a name and type.
+/// The answer to questions about one name and type.
 #[derive(Clone, Debug)]
 pub(super) enum Say {
     Addresses(Vec<IpAddr>, u32),
@@ -34,29 +34,29 @@ pub(super) enum Say {
     NoData,
     Code(ResponseCode),
     Silence,
-    /// One record and the bit over UDP, all of them over TCP.
+    /// One record and the truncation bit over UDP, all records over TCP.
     OverTcp(Vec<IpAddr>),
-    /// All of them where they fit, the bit and half a record where not.
+    /// All records if they fit into the datagram; otherwise a reply that is cut off, with the truncation bit.
     BySize(Vec<IpAddr>),
-    /// Records of the name that was asked for, and of another one.
+    /// Records of the name that was asked for, and of another name.
     Mixed(Vec<IpAddr>, Vec<IpAddr>),
-    /// The name's alias, and nothing of what that is.
+    /// A CNAME record without the records of its target.
     AliasOnly(&'static str),
-    /// "Ask somebody else."
+    /// A referral to another name server.
     Referral,
 }
 
-/// What a server makes of questions that are not of its time.
+/// How a server treats questions with EDNS and the case of names.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Manner {
-    /// It knows EDNS.
+    /// It supports EDNS.
     #[default]
     Modern,
-    /// It never answers questions with EDNS.
+    /// It does not reply to questions with EDNS.
     DropsEdns,
-    /// It refuses them so, without repeating the question.
+    /// It replies to questions with EDNS with this code and without the question.
     RefusesEdns(ResponseCode),
-    /// It answers with the name in capitals.
+    /// It replies with the name in capitals.
     Capitals,
 }
 
@@ -72,11 +72,11 @@ pub(super) fn addresses(written: &[&str]) -> Say {
 struct Book {
     manner: Manner,
     answers: HashMap<(String, RecordType), Say>,
-    /// With their numbers: a question that is sent again, for want of an answer in time, has the same.
+    /// The message IDs and texts of the questions. hickory repeats an unanswered question with the same ID.
     asked: Vec<(u16, String)>,
 }
 
-/// The server; unknown names do not exist.
+/// The server. Names without an answer do not exist.
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) at: SocketAddr,
@@ -88,7 +88,7 @@ impl Server {
     pub(super) async fn start(ip: Ipv4Addr, port: u16) -> Self {
         let (udp, tcp) = loop {
             let udp = UdpSocket::bind((ip, port)).await.unwrap();
-            // The same port of the other protocol is nearly always free.
+            // The TCP port of the same number is nearly always free.
             if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
                 break (udp, tcp);
             }
@@ -104,7 +104,7 @@ impl Server {
         server
     }
 
-    /// A server that nobody can reach by TCP.
+    /// Starts a server that listens on UDP only.
     pub(super) async fn start_without_tcp() -> Self {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let server = Self { at: udp.local_addr().unwrap(), book: Arc::default(), tasks: Tasks::new() };
@@ -113,22 +113,22 @@ impl Server {
         server
     }
 
-    /// From now on.
+    /// Sets how the server treats questions from now on.
     pub(super) fn manner(&self, manner: Manner) {
         self.book.lock().unwrap().manner = manner;
     }
 
-    /// From now on, about the A records of `name` (absolute).
+    /// Sets the answer about the A records of `name` (absolute).
     pub(super) fn v4(&self, name: &str, say: Say) {
         self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::A), say);
     }
 
-    /// From now on, about the AAAA records of `name` (absolute).
+    /// Sets the answer about the AAAA records of `name` (absolute).
     pub(super) fn v6(&self, name: &str, say: Say) {
         self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::AAAA), say);
     }
 
-    /// The questions since the last call, as `name type` or, over TCP, `name type tcp`.
+    /// Returns the questions since the last call, without repetitions, as `name type` or, over TCP, `name type tcp`.
     pub(super) fn asked(&self) -> Vec<String> {
         let asked = std::mem::take(&mut self.book.lock().unwrap().asked);
         let again = |at: usize| asked[..at].contains(&asked[at]);
@@ -146,7 +146,7 @@ async fn until_stopped(tasks: Tasks, work: impl Future<Output = ()>) {
     tokio::select! { () = tasks.stopped() => {}, () = work => {} }
 }
 
-/// A machine: its name servers, `resolv.conf` and hosts file.
+/// A machine with its name server, `resolv.conf` and hosts file.
 pub(super) struct Machine {
     pub(super) server: Server,
     pub(super) files: TempDir,
@@ -172,7 +172,7 @@ impl Machine {
     }
 
     pub(super) fn system(&self) -> System {
-        // Answers come at once; the bound is for a machine under load.
+        // Answers arrive at once. The long timeout is for test machines under load.
         self.system_with(Duration::from_secs(20))
     }
 

@@ -1,4 +1,4 @@
-//! The task round a resolver: what it publishes, when it ends, what it counts and says.
+//! Tests of a resolver's task: what it publishes, when it ends, what it counts and logs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
         parts::Joined,
         start_on,
         system::System,
-        trouble::{Trouble, Voice},
+        trouble::{LogFields, Trouble},
     },
     endpoint::EndpointsReceiver,
     lifecycle::Tasks,
@@ -50,7 +50,7 @@ async fn nothing_is_published_until_the_name_resolves_and_then_every_change() {
     tasks.stop();
     tasks.wait().await;
     assert!(endpoints.changed().await.is_err(), "the task is gone");
-    assert!(endpoints.borrow().is_some(), "what it said last stays");
+    assert!(endpoints.borrow().is_some(), "the last set must stay");
 }
 
 #[tokio::test]
@@ -112,10 +112,10 @@ async fn every_question_is_counted_by_its_result() {
 fn the_log_has_one_line_for_each_change_of_state() {
     let log = captured(|| {
         let mut trouble = Trouble::default();
-        let voice = Voice { pool: "tail", hostname: "tail.test" };
+        let fields = LogFields { pool: "tail", hostname: "tail.test" };
         let answers = Answers::each("tail.test.", IpFamily::Auto, &Answer::NoSuchName);
         for good in [true, false, false, false, true, true, false] {
-            trouble.note(voice, good, &answers, 3);
+            trouble.note(fields, good, &answers, 3);
         }
     });
     let fails = " WARN discovery fails; the last good set stays pool=\"tail\" hostname=\"tail.test\" \
@@ -125,20 +125,20 @@ fn the_log_has_one_line_for_each_change_of_state() {
 }
 
 #[test]
-fn parts_and_a_single_address_are_told_once_and_not_in_every_round() {
+fn parts_and_a_single_address_are_logged_once_and_not_in_every_round() {
     let joined = Some(Joined { answered: 3, known: 6, patience: 24 });
     let log = captured(|| {
-        let voice = Voice { pool: "tail", hostname: "tail.test" };
+        let fields = LogFields { pool: "tail", hostname: "tail.test" };
         let mut trouble = Trouble::default();
         for parts in [None, joined, joined, None, joined, None] {
-            trouble.note_parts(voice, parts);
+            trouble.note_parts(fields, parts);
         }
         let mut trouble = Trouble::default();
-        (0..100).for_each(|_| trouble.note_count(voice, 1));
-        trouble.note_count(voice, 2);
-        (0..100).for_each(|_| trouble.note_count(voice, 1));
+        (0..100).for_each(|_| trouble.note_count(fields, 1));
+        trouble.note_count(fields, 2);
+        (0..100).for_each(|_| trouble.note_count(fields, 1));
         let mut trouble = Trouble::default();
-        (0..100).for_each(|_| trouble.note_unused(voice, 3));
+        (0..100).for_each(|_| trouble.note_unused(fields, 3));
     });
     let starts = |start: &str| log.lines().filter(|line| line.trim_start().starts_with(start)).count();
     assert_eq!(starts("WARN the name server answers with changing parts"), 1, "{log}");
@@ -149,16 +149,16 @@ fn parts_and_a_single_address_are_told_once_and_not_in_every_round() {
 }
 
 #[tokio::test]
-async fn a_single_address_that_may_be_a_mistake_is_named_after_a_minute_of_rounds() {
+async fn a_single_address_is_logged_after_a_minute_of_rounds() {
     let machine = Machine::start().await;
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
     let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, machine.system(), Meters::silent(), "tail");
     for _ in 0..11 {
         dns.poll_once().await;
     }
-    assert!(!dns.is_told(), "a pool that is being started must not be complained of");
+    assert!(!dns.is_count_logged(), "a pool that is being started must not be reported");
     dns.poll_once().await;
-    assert!(dns.is_told());
+    assert!(dns.is_count_logged());
 }
 
 #[tokio::test]
