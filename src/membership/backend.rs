@@ -1,4 +1,4 @@
-//! What is believed of one backend: failures in a row, ejection and its growing time, absence. Pure.
+//! The health of one backend: consecutive failures, ejection with its growing periods, absence from discovery. Pure.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,51 +7,51 @@ use tokio::time::Instant;
 use super::OutlierDetection;
 use crate::{access::Access, endpoint::Endpoint, health::HealthKind};
 
-/// The reason of an ejection without any delivery: its name has had no address for a while.
+/// The reason of an ejection that no delivery caused: the backend's name has had no address for a while.
 pub(super) const UNRESOLVED: &str = "unresolved";
 
-/// A period of ejection differs by up to this share, so that replicas do not probe in step.
+/// The period of an ejection varies by up to this share, so that replicas do not probe at the same time.
 const JITTER: f64 = 0.1;
 
-/// One backend.
+/// One member of the pool.
 #[derive(Debug)]
 pub(super) struct Backend {
     pub(super) endpoint: Endpoint,
-    /// In a row, without an answer among them.
+    /// Failures since the last answer.
     failures: u32,
     ejection: Option<Ejection>,
-    /// Ejections and fruitless probes since it was last well for long.
+    /// Ejections and failed probes since the backend was last healthy for `max_ejection_time`.
     periods: u32,
     returned_at: Option<Instant>,
     unresolved_since: Option<Instant>,
     absent_since: Option<Instant>,
 }
 
-/// It takes no records until it answers a probe.
+/// The state of an ejected backend, which takes no records until it answers a probe.
 #[derive(Clone, Copy, Debug)]
 struct Ejection {
-    /// When it is probed next; `None` while a probe runs.
+    /// When the next probe is due; `None` while a probe runs.
     probe_at: Option<Instant>,
 }
 
-/// An ejection that just began.
+/// An ejection that has just begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ejected {
     pub(super) reason: &'static str,
-    /// Until the first probe.
+    /// The time until the first probe.
     pub(super) period: Duration,
 }
 
-/// A backend's state, as metrics and pages name it.
+/// The state of a backend, as metrics and the admin pages name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BackendState {
-    /// It takes what it owns.
+    /// The backend takes the records that it owns.
     Active,
-    /// It has left discovery and is held for a while, since it still answers.
+    /// Discovery no longer lists the backend. It still answers, so it is held for a while.
     Draining,
-    /// It fails; its slots go elsewhere, unless too many fail.
+    /// The backend fails. Its slots go to others, unless too many backends fail.
     Ejected,
-    /// It has no address.
+    /// The backend has no address.
     Unresolved,
 }
 
@@ -61,7 +61,7 @@ impl BackendState {
     /// All states, in the order of their series.
     pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Ejected, Self::Unresolved];
 
-    /// The label.
+    /// Returns the value of the metric label `state`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -105,7 +105,8 @@ impl Backend {
         self.absent_since.is_some()
     }
 
-    /// Discovery lists it. What failed at another address, or by another access, says nothing of this one: it is asked at once.
+    /// Notes that discovery lists the backend. Failures at another address or with another access say nothing about
+    /// this one, so a changed backend is probed at once.
     pub(super) fn listed(&mut self, endpoint: &Endpoint, now: Instant) {
         self.absent_since = None;
         if self.endpoint.address != endpoint.address || self.endpoint.access != endpoint.access {
@@ -122,19 +123,19 @@ impl Backend {
         self.endpoint = endpoint.clone();
     }
 
-    /// Discovery no longer lists it. Whether that is news.
-    pub(super) fn missed(&mut self, now: Instant) -> bool {
-        let news = self.absent_since.is_none();
+    /// Notes that discovery does not list the backend. Returns whether it was listed before.
+    pub(super) fn unlisted(&mut self, now: Instant) -> bool {
+        let was_listed = self.absent_since.is_none();
         self.absent_since.get_or_insert(now);
-        news
+        was_listed
     }
 
-    /// Whether its absence is to be believed by now.
+    /// Returns whether the backend is to be removed: it is absent and either ejected or past its `hold_down`.
     pub(super) fn is_gone(&self, hold_down: Duration, now: Instant) -> bool {
         self.absent_since.is_some_and(|since| self.is_ejected() || now >= since + hold_down)
     }
 
-    /// Takes note of what a delivery saw. Answers the ejection that it is enough for.
+    /// Notes what a delivery observed. Returns the ejection that this causes, if it does.
     pub(super) fn seen(
         &mut self,
         kind: HealthKind,
@@ -151,7 +152,7 @@ impl Backend {
         enough.then(|| self.eject(kind.as_str(), config, jitter, now)).flatten()
     }
 
-    /// Ejects it, unless it is already or ejection is off.
+    /// Ejects the backend, unless it is ejected already or ejection is switched off.
     pub(super) fn eject(
         &mut self,
         reason: &'static str,
@@ -170,12 +171,13 @@ impl Backend {
         Some(Ejected { reason, period })
     }
 
-    /// Whether it has had no address for so long that it counts as failed.
+    /// Returns whether the backend has had no address for so long that it is to be ejected.
     pub(super) fn is_long_unresolved(&self, config: &OutlierDetection, now: Instant) -> bool {
         !self.is_ejected() && self.unresolved_since.is_some_and(|since| now >= since + config.base_ejection_time)
     }
 
-    /// Where a probe is due; then it counts as running. Without an address there is nothing to ask.
+    /// If a probe is due, marks it as running and returns the address to probe. A backend without an address is not
+    /// probed.
     pub(super) fn begin_probe(&mut self, now: Instant) -> Option<SocketAddr> {
         let address = self.endpoint.address?;
         let ejection = self.ejection.as_mut()?;
@@ -184,12 +186,12 @@ impl Backend {
         Some(address)
     }
 
-    /// Whether `probe` asked it where it is now, by its access.
+    /// Returns whether `probe` used the backend's current address and access.
     pub(super) fn is_reached_by(&self, probe: &Probe) -> bool {
         self.endpoint.address == Some(probe.address) && self.endpoint.access == probe.access
     }
 
-    /// Takes note of a probe's end. Whether the backend returns.
+    /// Notes the result of a probe. Returns whether the backend takes records again.
     pub(super) fn probed(&mut self, answered: bool, config: &OutlierDetection, jitter: f64, now: Instant) -> bool {
         if answered {
             return self.come_back(now);
@@ -201,14 +203,14 @@ impl Backend {
         false
     }
 
-    /// Ends its ejection, if there is one.
+    /// Ends the ejection. Returns whether there was one.
     pub(super) fn come_back(&mut self, now: Instant) -> bool {
         self.failures = 0;
         self.returned_at = Some(now);
         self.ejection.take().is_some()
     }
 
-    /// When something becomes due here next.
+    /// Returns when [`super::state::Input::Timer`] is due for this backend.
     pub(super) fn next_due(&self, config: &OutlierDetection, hold_down: Duration) -> Option<Instant> {
         let probe = self.ejection.and_then(|ejection| ejection.probe_at).filter(|_| self.endpoint.address.is_some());
         let off = config.max_ejection_percent == 0 || self.is_ejected();
@@ -217,7 +219,8 @@ impl Backend {
         [probe, unresolved, gone].into_iter().flatten().min()
     }
 
-    /// `base_ejection_time × 2^(n−1)` up to `max_ejection_time`, ± 10 %; `jitter` is from 0 to 1.
+    /// Returns the next period: `base_ejection_time × 2^(n−1)` up to `max_ejection_time`, ± 10 %. `jitter` is from 0 to
+    /// 1.
     fn next_period(&mut self, config: &OutlierDetection, jitter: f64) -> Duration {
         let doubled = 1_u32.checked_shl(self.periods).unwrap_or(u32::MAX);
         self.periods = self.periods.saturating_add(1);
@@ -231,8 +234,8 @@ impl Backend {
 pub struct Probe {
     /// The backend.
     pub identity: Arc<str>,
-    /// Where it is asked: an answer from an address that it no longer has says nothing.
+    /// The address to probe. The result is ignored if the backend has another address by then.
     pub address: SocketAddr,
-    /// How it is asked.
+    /// The TLS settings and headers to use. The result is ignored if they have changed by then.
     pub access: Access,
 }

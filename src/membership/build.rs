@@ -1,4 +1,5 @@
-//! From a view of the pool to the next table, on a blocking thread; what did not change is taken over.
+//! Builds the next table from a view of the pool, on a blocking thread. Parts that did not change are shared with the
+//! previous table.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -7,33 +8,33 @@ use crate::{
     ring::{Algorithm, Base, Overlay, RingError, Table, members_of},
 };
 
-/// Why a table was replaced, for the log.
+/// The reason why a table was replaced, for the log and the admin pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Discovery reported another set, or other addresses.
+    /// Discovery reported other backends, addresses or access.
     Discovery,
-    /// A backend left after it was held for a while, or since it failed too.
+    /// A backend left the membership: its `hold_down` ended, or it was ejected while it was absent.
     Departure,
-    /// The pool is configured in another way.
+    /// The pool's configuration changed.
     Configuration,
     /// A backend was ejected.
     Ejection,
-    /// A backend came back.
+    /// A backend answered and takes records again.
     Return,
-    /// So many backends fail that none counts as ejected any more.
+    /// Panic began or ended: so many backends fail that none counts as ejected.
     Panic,
 }
 
-/// Who is a member and who of them is away: all that a table depends on.
+/// The members and which of them are away. A table depends on nothing else but the algorithm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
-    /// The membership, sorted by identity.
+    /// The members, sorted by identity.
     pub endpoints: Endpoints,
-    /// Whose slots go elsewhere. Identities, since indexes change with the membership.
+    /// The members whose slots go elsewhere. They are identities, since indexes change with the membership.
     pub away: BTreeSet<Arc<str>>,
 }
 
-/// The wish for a new table: everything that it takes to build it, elsewhere.
+/// A request for a new table, with everything that is needed to build it on another thread.
 #[derive(Debug)]
 pub struct Rebuild {
     pub(super) cause: Cause,
@@ -42,14 +43,14 @@ pub struct Rebuild {
     pub(super) previous: Option<Arc<Table>>,
 }
 
-/// A table that is ready to be published, beside the one that it replaces.
+/// A table that is ready to be published, and the one that it replaces.
 #[derive(Debug)]
 pub struct Change {
-    /// Why.
+    /// The reason of the change.
     pub cause: Cause,
     /// The new table.
     pub table: Arc<Table>,
-    /// The table before.
+    /// The previous table.
     pub previous: Option<Arc<Table>>,
     /// The share of slots with another owner than before; 0 for the first table.
     pub moved: f64,
@@ -58,7 +59,7 @@ pub struct Change {
 // === impl Cause ===
 
 impl Cause {
-    /// The word in the log.
+    /// Returns the word used in the log and on the admin pages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Discovery => "discovery",
@@ -74,14 +75,14 @@ impl Cause {
 // === impl Rebuild ===
 
 impl Rebuild {
-    /// What the table is to be built of.
+    /// Returns the view that the table is built from.
     pub fn view(&self) -> &View {
         &self.view
     }
 
-    /// Builds the table. Takes tens of milliseconds with hundreds of backends: for a blocking thread.
+    /// Builds the table. This takes tens of milliseconds with hundreds of backends, so it belongs on a blocking thread.
     ///
-    /// What did not change is taken over from the table before, so that a new address costs next to nothing.
+    /// What did not change is shared with the previous table, so that a new address costs next to nothing.
     pub fn run(self) -> Result<Change, RingError> {
         let base = self.base()?;
         let overlay = self.overlay(&base);
@@ -114,19 +115,19 @@ impl Rebuild {
 // === impl Change ===
 
 impl Change {
-    /// Identities in the new table and not in the one before.
+    /// Returns the identities that are in the new table only.
     pub fn added(&self) -> Vec<Arc<str>> {
         difference(Some(&self.table), self.previous.as_ref())
     }
 
-    /// Identities in the table before and not in the new one.
+    /// Returns the identities that are in the previous table only.
     pub fn removed(&self) -> Vec<Arc<str>> {
         difference(self.previous.as_ref(), Some(&self.table))
     }
 }
 
 fn difference(of: Option<&Arc<Table>>, without: Option<&Arc<Table>>) -> Vec<Arc<str>> {
-    let strange = |identity: &Arc<str>| without.is_none_or(|table| table.position(identity).is_none());
+    let is_new = |identity: &Arc<str>| without.is_none_or(|table| table.position(identity).is_none());
     let identities = of.into_iter().flat_map(|table| table.backends()).map(|backend| Arc::clone(&backend.identity));
-    identities.filter(strange).collect()
+    identities.filter(is_new).collect()
 }

@@ -1,4 +1,4 @@
-//! What a ring says of itself: handles of one pool, resolved once, and the series of its backends.
+//! Metrics of a pool's ring and backends. The handles are looked up once.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{health, ring::Table, telemetry::metrics as page};
 
-/// The series of one pool. Those of a backend are held while it is there: they fall to 0 when it leaves, and are gone some
-/// time later.
+/// The metrics of one pool. The series of a backend are held while it is a member. They are set to 0 when it leaves,
+/// and the recorder removes them some time later.
 pub(super) struct Metrics {
     pool: Arc<str>,
     members: [(BackendState, Gauge); 4],
@@ -25,11 +25,11 @@ pub(super) struct Metrics {
     moved: Gauge,
     build_duration: Gauge,
     changes: Counter,
-    /// By reason.
+    /// Counters by the label `reason`.
     ejections: BTreeMap<&'static str, Counter>,
-    /// Owned shares, of the backends of the table.
+    /// The share of slots of each backend in the table.
     ownership: BTreeMap<Arc<str>, Gauge>,
-    /// What each member is, and a series for each state.
+    /// Each member's state, and its series for each of the states.
     states: BTreeMap<Arc<str>, (BackendState, [Gauge; BackendState::ALL.len()])>,
 }
 
@@ -59,7 +59,8 @@ impl Metrics {
         }
     }
 
-    /// Shows `table`, of whose slots `moved` have another owner than before.
+    /// Records a published table. `moved` is the share of slots with another owner than before; `took` is the build
+    /// time.
     pub(super) fn show(&mut self, table: &Table, moved: f64, took: Duration) {
         self.generation.set(table.generation as f64);
         self.fingerprint.set(table.membership_fingerprint() as f64);
@@ -83,12 +84,13 @@ impl Metrics {
         }
     }
 
-    /// Counts a probe.
+    /// Counts a finished probe.
     pub(super) fn probed(&self, answered: bool) {
         if answered { &self.probes_answered } else { &self.probes_failed }.increment(1);
     }
 
-    /// Shows what is believed of every member. In panic the failing ones stand as ejected, though they are tried.
+    /// Records the state of every member. During panic, failing backends still count as ejected here, although they get
+    /// records.
     pub(super) fn show_states(&mut self, state: &State) {
         self.panic.set(f64::from(u8::from(state.is_panicking())));
         let now: BTreeMap<Arc<str>, BackendState> =

@@ -1,10 +1,11 @@
-//! The table's owner: one task a pool. Discovery's sets and backends' health come in, the published table goes out.
+//! Membership: one task for each pool, which turns discovery's sets and observed health into published tables.
 //!
-//! [`state`] decides, a blocking thread builds ([`build`]), the task here publishes and tells. Probes run beside it.
-//! Dispatch and the admin pages only read.
+//! [`state`] decides, a blocking thread builds the table ([`build`]), and the task publishes and logs it. Probes run in
+//! tasks of their own. Dispatch and the admin pages only read.
 //!
-//! **Invariant:** two replicas that believe the same of who is there and who fails publish the same placement, whatever came
-//! before; and a slot leaves its owner only with a change of the membership or of that owner's own state.
+//! **Invariant:** two replicas with the same view of which backends are members and which of them fail publish the same
+//! placement, whatever happened before. A slot changes its owner only when the membership or the state of that owner
+//! changes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,40 +26,43 @@ use crate::{
 
 mod backend;
 pub mod build;
+mod change_log;
 pub mod metrics;
 pub mod record;
 pub mod state;
-mod tell;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use backend::{BackendState, Probe};
 use build::{Change, Rebuild};
+use change_log::ChangeLog;
 use metrics::Metrics;
 use record::Record;
 use state::{Effects, Input, State};
-use tell::Lines;
 
-/// What a pool's task shows to others.
+/// What a pool's task shows to other rooms.
 #[derive(Clone, Debug)]
 pub struct Published {
-    /// The table of the moment, and the news of each next one.
+    /// The current table; the receiver is notified of each new one.
     pub tables: Tables,
-    /// What is remembered beside it.
+    /// The states of the backends and the latest changes.
     pub record: Record,
 }
 
-/// Results of probes that may wait; a probe that finds no room waits, and its backend stays away so long.
-const RESULTS: usize = 256;
+/// The capacity of the channel for results of probes. When it is full, a finished probe waits, and its backend stays
+/// ejected meanwhile.
+const PROBE_RESULTS: usize = 256;
 
-/// Events that are looked at before one table is built of them: a death of many is to be one change, or few.
-const AT_ONCE: usize = 256;
+/// The number of events that are processed before a table is built, so that many simultaneous failures lead to one or a
+/// few new tables.
+const EVENTS_PER_TABLE: usize = 256;
 
-/// Pause before a backend is probed again that could not be asked for want of a descriptor, a port or memory here.
-const UNASKED_PAUSE: Duration = Duration::from_secs(1);
+/// The pause before a probe is tried again that could not be sent because this process had no descriptor, port or
+/// memory.
+const PROBE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// One pool's membership, as its task holds it.
-struct Room<P> {
+/// The task of one pool's membership.
+struct MembershipTask<P> {
     pool: Arc<str>,
     state: State,
     configs: watch::Receiver<Config>,
@@ -70,7 +74,7 @@ struct Room<P> {
     tables: watch::Sender<Option<Arc<Table>>>,
     metrics: Metrics,
     record: Record,
-    lines: Lines,
+    log: ChangeLog,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +85,8 @@ enum BuildError {
     Thread(#[source] JoinError),
 }
 
-/// Starts the task of `pool`, which ends when `tasks` are stopped. It follows `configs` and forgets nothing over that.
+/// Starts the task of `pool`, which ends with `tasks`. A new configuration from `configs` applies to what is known;
+/// nothing is forgotten.
 pub fn start<P: Prober>(
     pool: &str,
     mut configs: watch::Receiver<Config>,
@@ -94,34 +99,34 @@ pub fn start<P: Prober>(
     let config = configs.borrow_and_update().clone();
     let record = Record::new(config.hold_down);
     let pool: Arc<str> = pool.into();
-    let room = Room {
+    let task = MembershipTask {
         metrics: Metrics::new(&pool),
         record: record.clone(),
-        lines: Lines::new(&pool),
+        log: ChangeLog::new(&pool),
         pool,
         state: State::new(config, fastrand::Rng::new()),
         configs,
         endpoints,
         inbox,
         prober: Arc::new(prober),
-        results: mpsc::channel(RESULTS),
+        results: mpsc::channel(PROBE_RESULTS),
         tasks: tasks.clone(),
         tables: sender,
     };
-    tasks.spawn(room.run());
+    tasks.spawn(task.run());
     Published { tables, record }
 }
 
-impl<P: Prober> Room<P> {
+impl<P: Prober> MembershipTask<P> {
     async fn run(mut self) {
-        // What discovery published before this task began counts as news too.
+        // The set that discovery published before this task started is new too.
         self.endpoints.mark_changed();
         let until = self.tasks.clone();
         let mut timer = None;
         loop {
             let input = tokio::select! {
                 biased;
-                // First: a process that ends needs no further table.
+                // Stopping comes first: a process that ends needs no further table.
                 () = until.stopped() => return,
                 input = configured(&mut self.configs) => input,
                 input = discovered(&mut self.endpoints) => input,
@@ -129,10 +134,10 @@ impl<P: Prober> Room<P> {
                 Some(event) = self.inbox.recv() => Input::Seen(event),
                 () = due(timer) => Input::Timer,
             };
-            let mut effects = self.take(input);
-            for _ in 0..AT_ONCE {
+            let mut effects = self.handle(input);
+            for _ in 0..EVENTS_PER_TABLE {
                 let Some(event) = self.inbox.try_recv() else { break };
-                let later = self.take(Input::Seen(event));
+                let later = self.handle(Input::Seen(event));
                 effects = Effects { rebuild: later.rebuild.or(effects.rebuild), ..later };
             }
             timer = effects.timer;
@@ -142,26 +147,26 @@ impl<P: Prober> Room<P> {
         }
     }
 
-    /// Lets the state have `input`; tells, shows and starts what comes of it, except for the table.
-    fn take(&mut self, input: Input) -> Effects {
+    /// Applies `input` to the state and carries out all effects except for building the table.
+    fn handle(&mut self, input: Input) -> Effects {
         if let Input::Probed { answered, .. } = &input {
             self.metrics.probed(*answered);
         }
         if let Input::Seen(event) = &input {
-            self.record.saw(event);
+            self.record.note_failure(event);
         }
         if let Input::Configured(config) = &input {
-            self.record.hold_for(config.hold_down);
+            self.record.set_hold_down(config.hold_down);
         }
         let by_discovery = matches!(input, Input::Discovered(_));
         let mut effects = self.state.apply(input, Instant::now());
         if by_discovery || effects.rebuild.is_some() || !effects.notes.is_empty() {
             self.metrics.show_states(&self.state);
-            self.record.believe(&self.state, &effects.notes);
+            self.record.update(&self.state, &effects.notes);
         }
         for note in effects.notes.drain(..) {
             self.metrics.note(&note);
-            self.lines.tell(&note);
+            self.log.state_changed(&note);
         }
         effects.probes.drain(..).for_each(|probe| self.start_probe(probe));
         effects
@@ -175,23 +180,24 @@ impl<P: Prober> Room<P> {
                     match timeout(PROBE_TIMEOUT, prober.probe(&probe.identity, probe.address, &probe.access)).await {
                         Ok(Ok(answered)) => return answered,
                         Err(_elapsed) => return false,
-                        // The backend was not asked, so that nothing is known that could count against it.
+                        // The backend was not asked, so this does not count as a failed probe.
                         Ok(Err(shortage)) => tracing::debug!(backend = %probe.identity, %shortage, "cannot probe"),
                     }
-                    sleep(UNASKED_PAUSE).await;
+                    sleep(PROBE_RETRY_PAUSE).await;
                 }
             };
             tokio::select! {
                 () = until.stopped() => {}
                 answered = asked => {
-                    // The task that waits for it ends only with the process.
+                    // The receiver is dropped only when the membership task ends.
                     drop(results.send(Input::Probed { probe, answered }).await);
                 }
             }
         });
     }
 
-    /// Builds on a blocking thread; meanwhile inputs wait, of which the watch channel keeps the newest only.
+    /// Builds a table on a blocking thread and publishes it. Inputs wait meanwhile; the watch channels keep only their
+    /// newest values.
     async fn rebuild(&mut self, rebuild: Rebuild) {
         let begun = Instant::now();
         let built = spawn_blocking(|| rebuild.run()).await;
@@ -200,7 +206,7 @@ impl<P: Prober> Room<P> {
             Err(error) => {
                 self.state.revert(Instant::now());
                 self.metrics.show_states(&self.state);
-                self.record.believe(&self.state, &[]);
+                self.record.update(&self.state, &[]);
                 let cause: &dyn std::error::Error = &error;
                 let source = cause.source().map(ToString::to_string);
                 tracing::error!(pool = %self.pool, %error, source, "keeping the ring as it is");
@@ -211,15 +217,15 @@ impl<P: Prober> Room<P> {
     fn publish(&mut self, change: Change, took: Duration) {
         self.state.commit(&change);
         self.metrics.show(&change.table, change.moved, took);
-        self.record.changed(&change, took);
-        self.lines.change(&change);
+        self.record.note_change(&change, took);
+        self.log.ring_changed(&change);
         self.tables.send_replace(Some(change.table));
     }
 }
 
-/// The next configuration; never, once nobody can send one.
+/// Waits for the next configuration; for ever once the sender is dropped.
 ///
-/// Cancel safety: the channel keeps what was not taken.
+/// Cancel safety: a configuration that was not returned stays in the channel.
 async fn configured(configs: &mut watch::Receiver<Config>) -> Input {
     if configs.changed().await.is_err() {
         std::future::pending::<()>().await;
@@ -227,9 +233,9 @@ async fn configured(configs: &mut watch::Receiver<Config>) -> Input {
     Input::Configured(configs.borrow_and_update().clone())
 }
 
-/// The next set of discovery; never, once discovery has ended.
+/// Waits for discovery's next set; for ever once discovery has ended.
 ///
-/// Cancel safety: the channel keeps what was not taken.
+/// Cancel safety: a set that was not returned stays in the channel.
 async fn discovered(endpoints: &mut EndpointsReceiver) -> Input {
     loop {
         if endpoints.changed().await.is_err() {
@@ -241,7 +247,7 @@ async fn discovered(endpoints: &mut EndpointsReceiver) -> Input {
     }
 }
 
-/// Resolves at `timer`; never, if nothing is due.
+/// Resolves at `timer`; never if it is `None`.
 async fn due(timer: Option<Instant>) {
     match timer {
         Some(at) => sleep_until(at).await,

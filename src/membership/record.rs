@@ -1,6 +1,7 @@
-//! What a pool's membership remembers for those who ask: how each backend stands and since when, and the last changes.
+//! A history of a pool's membership for the admin pages: the state of each backend and since when it has it, and the
+//! latest changes.
 //!
-//! Written by the pool's task, read by the admin pages. Nothing is decided by it.
+//! The pool's task writes it, the admin pages read it. No decision depends on it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,13 +19,14 @@ use crate::{
     ring::Table,
 };
 
-/// Changes that are kept; older ones are forgotten.
+/// The number of changes that are kept.
 pub const KEPT_CHANGES: usize = 64;
 
-/// Backends that one list of a change names before it only counts: 64 changes of 2,048 backends would be megabytes.
+/// The number of backends that one list of a change names; further ones are only counted. With all names, 64 changes of
+/// 2,048 backends would take megabytes.
 pub const NAMED: usize = 100;
 
-/// The memory of one pool. Cloning shares it.
+/// The history of one pool. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Record(Arc<Mutex<Inner>>);
 
@@ -36,61 +38,61 @@ struct Inner {
     changes: VecDeque<Arc<Past>>,
 }
 
-/// How one backend stands.
+/// The state of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Its state.
+    /// The state.
     pub state: BackendState,
-    /// Since when it is in it.
+    /// When the backend entered this state.
     pub since: SystemTime,
-    /// When it is let go, if it is held.
+    /// When a draining backend will be removed.
     pub held_until: Option<SystemTime>,
-    /// Why it was ejected last.
+    /// The reason of the last ejection.
     pub ejected_for: Option<&'static str>,
-    /// The last failure of the way to it, as metrics name it, and when it was heard of.
+    /// The last failure to reach the backend, by its name in metrics, and when it was reported.
     pub last_failure: Option<(&'static str, SystemTime)>,
 }
 
-/// A change of the ring, as it is remembered.
+/// A past change of the ring.
 #[derive(Clone, Debug)]
 pub struct Past {
-    /// When its table was published.
+    /// When the table was published.
     pub at: SystemTime,
-    /// Why.
+    /// The reason of the change.
     pub cause: Cause,
-    /// The generation of its table.
+    /// The generation of the table.
     pub generation: u64,
     /// How long the table took to build.
     pub took: Duration,
-    /// The share of slots with another owner than before.
+    /// The share of slots that changed their owner.
     pub moved: f64,
-    /// Members since then.
+    /// Members that joined.
     pub added: Names,
-    /// Members until then.
+    /// Members that left.
     pub removed: Names,
-    /// Members whose slots go elsewhere since then.
+    /// Members whose slots go elsewhere since this change.
     pub ejected: Names,
-    /// Members that have their slots back.
+    /// Members that got their slots back.
     pub returned: Names,
-    /// The membership fingerprint before (none before the first table) and after.
+    /// The membership fingerprints before (`None` for the first table) and after.
     pub membership: (Option<u64>, u64),
-    /// The placement fingerprint before and after.
+    /// The placement fingerprints before and after.
     pub placement: (Option<u64>, u64),
 }
 
-/// Some backends, the first [`NAMED`] of them by name.
+/// A list of backends, of which at most [`NAMED`] are named.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// Those that are named, sorted.
+    /// The first [`NAMED`] backends, sorted.
     pub named: Vec<Arc<str>>,
-    /// How many there are.
+    /// The number of all backends in the list.
     pub count: usize,
 }
 
 // === impl Record ===
 
 impl Record {
-    /// Nothing is known yet; `hold_down` is how long a backend is held that left discovery.
+    /// Creates an empty record. `hold_down` is how long an absent backend is held.
     pub fn new(hold_down: Duration) -> Self {
         let inner = Inner {
             hold_down,
@@ -101,38 +103,38 @@ impl Record {
         Self(Arc::new(Mutex::new(inner)))
     }
 
-    /// Another time for those that leave discovery from now on.
-    pub(super) fn hold_for(&self, hold_down: Duration) {
+    /// Changes `hold_down`, by which [`Standing::held_until`] is computed.
+    pub(super) fn set_hold_down(&self, hold_down: Duration) {
         self.lock().hold_down = hold_down;
     }
 
-    /// How every member stands.
+    /// Returns the states of all members.
     pub fn standings(&self) -> BTreeMap<Arc<str>, Standing> {
         self.lock().standings.clone()
     }
 
-    /// How one member stands.
+    /// Returns the state of one member.
     pub fn standing(&self, identity: &str) -> Option<Standing> {
         self.lock().standings.get(identity).cloned()
     }
 
-    /// Whether so many fail that none counts as ejected.
+    /// Returns whether so many backends fail that none counts as ejected.
     pub fn is_panicking(&self) -> bool {
         self.lock().panicking
     }
 
-    /// The last changes, the oldest first; at most [`KEPT_CHANGES`].
+    /// Returns the latest changes, the oldest first; at most [`KEPT_CHANGES`].
     pub fn changes(&self) -> Vec<Arc<Past>> {
         self.lock().changes.iter().cloned().collect()
     }
 
-    /// The last change.
+    /// Returns the latest change.
     pub fn last_change(&self) -> Option<Arc<Past>> {
         self.lock().changes.back().cloned()
     }
 
-    /// Takes note of what a delivery saw.
-    pub(super) fn saw(&self, event: &HealthEvent) {
+    /// Records a failure that a delivery observed.
+    pub(super) fn note_failure(&self, event: &HealthEvent) {
         if event.kind == HealthKind::Answered {
             return;
         }
@@ -141,8 +143,8 @@ impl Record {
         }
     }
 
-    /// Takes note of what is believed of every member now, and of what led to it.
-    pub(super) fn believe(&self, state: &State, notes: &[Note]) {
+    /// Records the states of all members and the reasons of new ejections.
+    pub(super) fn update(&self, state: &State, notes: &[Note]) {
         let now = SystemTime::now();
         let mut inner = self.lock();
         let Inner { hold_down, standings, panicking, .. } = &mut *inner;
@@ -150,7 +152,7 @@ impl Record {
         let mut before = std::mem::take(standings);
         for (identity, state) in state.states() {
             let mut standing = before.remove(identity).unwrap_or_else(|| Standing::new(state, now));
-            standing.become_state(state, now, *hold_down);
+            standing.set_state(state, now, *hold_down);
             standings.insert(Arc::clone(identity), standing);
         }
         for note in notes {
@@ -162,8 +164,8 @@ impl Record {
         }
     }
 
-    /// Takes note of a change; to be called before its table is seen.
-    pub(super) fn changed(&self, change: &Change, took: Duration) {
+    /// Records a change. It is called before the table is published.
+    pub(super) fn note_change(&self, change: &Change, took: Duration) {
         let past = Arc::new(Past::of(change, took));
         let mut inner = self.lock();
         if inner.changes.len() == KEPT_CHANGES {
@@ -173,7 +175,7 @@ impl Record {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // What is written under it is whole after every statement.
+        // The data under the lock are consistent after every statement.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -185,7 +187,7 @@ impl Standing {
         Self { state, since: now, held_until: None, ejected_for: None, last_failure: None }
     }
 
-    fn become_state(&mut self, state: BackendState, now: SystemTime, hold_down: Duration) {
+    fn set_state(&mut self, state: BackendState, now: SystemTime, hold_down: Duration) {
         if self.state != state {
             (self.state, self.since) = (state, now);
         }

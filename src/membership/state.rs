@@ -1,7 +1,8 @@
-//! What membership believes, as a pure state machine: inputs in, effects out. No task, no clock.
+//! The membership of one pool as a pure state machine: inputs in, effects out. It spawns nothing and reads no clock.
 //!
-//! Every input changes what is believed of single backends; then what is due by now is done, it is settled whether so many
-//! fail that none counts as ejected, and a table is wished for if the view of the pool became another one.
+//! Each input updates the backends it is about. Then everything that is due is done: names without an address are
+//! ejected, absent members are removed, and panic begins or ends. If the view of the pool has changed after that, a new
+//! table is requested.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,30 +23,30 @@ use crate::{
     ring::Table,
 };
 
-/// Something that membership learned.
+/// An event that changes the state.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// Discovery reports this full set. An empty one is not believed.
+    /// Discovery reports this full set. An empty set is ignored.
     Discovered(Endpoints),
-    /// A delivery saw something of a backend.
+    /// A delivery observed the health of a backend.
     Seen(HealthEvent),
     /// A probe has ended.
     Probed {
         /// The probe.
         probe: Probe,
-        /// Whether there was an answer.
+        /// Whether the backend answered.
         answered: bool,
     },
-    /// The operator chose otherwise; what is known of backends stays.
+    /// The configuration changed. What is known about backends is kept.
     Configured(Config),
     /// Time has passed.
     Timer,
 }
 
-/// What is to be done now.
+/// The effects of an input.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// The table to build, if the view of the pool changed. A later wish makes an earlier one void.
+    /// The table to build, if the view of the pool changed. A later request replaces an earlier one.
     pub rebuild: Option<Rebuild>,
     /// Probes to start.
     pub probes: Vec<Probe>,
@@ -55,65 +56,65 @@ pub struct Effects {
     pub timer: Option<Instant>,
 }
 
-/// A change of state.
+/// A change of state, for metrics and the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A backend takes no records for now.
+    /// A backend was ejected.
     Ejected {
         /// The backend.
         identity: Arc<str>,
-        /// Why.
+        /// The reason.
         reason: &'static str,
-        /// Until its first probe.
+        /// The time until its first probe.
         period: Duration,
     },
-    /// A probe had no answer.
+    /// An ejected backend did not answer a probe.
     ProbeFailed(Arc<str>),
     /// A backend answered and takes records again.
     Returned(Arc<str>),
-    /// A backend has left discovery and is held for a while.
+    /// A backend is no longer in discovery and is held for a while.
     Held(Arc<str>),
     /// A backend left the membership.
     Left {
         /// The backend.
         identity: Arc<str>,
-        /// Whether it was ejected, so that its absence was believed at once.
+        /// Whether it was ejected, so that it was removed without being held to the end.
         ejected: bool,
     },
-    /// Panic begins (or ends): so many backends fail that none counts as ejected.
+    /// Panic began or ended. During panic, so many backends fail that none counts as ejected.
     Panic {
-        /// Whether it begins.
+        /// Whether panic began.
         begins: bool,
-        /// Backends that fail.
+        /// The number of backends that fail.
         failing: usize,
-        /// How many of them may be ejected.
+        /// The number of backends that may be ejected.
         allowed: usize,
     },
 }
 
-/// All that decides about the next table.
+/// Everything that decides about the next table.
 #[derive(Debug)]
 pub struct State {
     config: Config,
     random: fastrand::Rng,
-    /// Members: those that discovery lists and those that are held.
+    /// The members: those that discovery lists and those that are held.
     backends: BTreeMap<Arc<str>, Backend>,
     panic: bool,
-    /// What was wished for last.
-    asked: Option<View>,
-    /// The table that was published last.
+    /// The view for which a table was last requested.
+    requested: Option<View>,
+    /// The table that was last published.
     table: Option<Arc<Table>>,
 }
 
 // === impl State ===
 
 impl State {
-    /// Nothing is known yet. `random` spreads the periods of ejections, and nothing else.
+    /// Creates a state without members. `random` is used only to vary the periods of ejections.
     pub fn new(config: Config, random: fastrand::Rng) -> Self {
-        Self { config, random, backends: BTreeMap::new(), panic: false, asked: None, table: None }
+        Self { config, random, backends: BTreeMap::new(), panic: false, requested: None, table: None }
     }
 
-    /// Takes note of `input` at the instant `now`.
+    /// Applies `input` at the time `now`.
     pub fn apply(&mut self, input: Input, now: Instant) -> Effects {
         let mut effects = Effects::default();
         let source = match &input {
@@ -128,21 +129,21 @@ impl State {
             Input::Configured(config) => self.configured(config),
             Input::Timer => {}
         }
-        self.give_up_on_names(now, &mut effects.notes);
-        self.let_go(now, &mut effects.notes);
-        self.settle_panic(&mut effects.notes);
+        self.eject_unresolved(now, &mut effects.notes);
+        self.remove_absent(now, &mut effects.notes);
+        self.update_panic(&mut effects.notes);
         effects.probes = self.due_probes(now);
         effects.timer = self.next_due();
-        effects.rebuild = self.wish(source.unwrap_or_else(|| cause_of(&effects.notes)));
+        effects.rebuild = self.request_table(source.unwrap_or_else(|| cause_of(&effects.notes)));
         effects
     }
 
-    /// Takes note that `change` was published.
+    /// Notes that the table of `change` was published.
     pub fn commit(&mut self, change: &Change) {
         self.table = Some(Arc::clone(&change.table));
     }
 
-    /// Takes note that what was wished for last cannot be built: the membership of the last table is believed again.
+    /// Notes that the last requested table cannot be built: the members of the published table are restored.
     pub fn revert(&mut self, now: Instant) {
         let endpoints: &[Endpoint] = self.table.as_ref().map_or(&[], |table| table.backends());
         let mut before = std::mem::take(&mut self.backends);
@@ -156,21 +157,21 @@ impl State {
             };
             self.backends.insert(Arc::clone(&endpoint.identity), backend);
         }
-        self.settle_panic(&mut Vec::new());
-        self.asked = self.view();
+        self.update_panic(&mut Vec::new());
+        self.requested = self.view();
     }
 
-    /// Every member's state.
+    /// Iterates over the members and their states.
     pub fn states(&self) -> impl Iterator<Item = (&Arc<str>, BackendState)> {
         self.backends.iter().map(|(identity, backend)| (identity, backend.state()))
     }
 
-    /// Whether so many backends fail that none counts as ejected.
+    /// Returns whether so many backends fail that none counts as ejected.
     pub fn is_panicking(&self) -> bool {
         self.panic
     }
 
-    /// Who is a member now and who of them is away; `None` before the first set.
+    /// Returns the members and which of them are away; `None` before the first set.
     pub fn view(&self) -> Option<View> {
         if self.backends.is_empty() {
             return None;
@@ -185,7 +186,7 @@ impl State {
         }
         let listed: BTreeSet<&Arc<str>> = endpoints.iter().map(|endpoint| &endpoint.identity).collect();
         for (identity, backend) in self.backends.iter_mut().filter(|(identity, _)| !listed.contains(identity)) {
-            if backend.missed(now) && !backend.is_ejected() {
+            if backend.unlisted(now) && !backend.is_ejected() {
                 notes.push(Note::Held(Arc::clone(identity)));
             }
         }
@@ -199,8 +200,8 @@ impl State {
 
     fn configured(&mut self, config: Config) {
         if config.ring != self.config.ring {
-            // The same view is placed in another way.
-            self.asked = None;
+            // The same view has another placement now, so a table is requested in any case.
+            self.requested = None;
         }
         self.config = config;
     }
@@ -211,7 +212,7 @@ impl State {
         if let Some(ejected) = backend.seen(event.kind, &self.config.outlier_detection, jitter, now) {
             notes.push(Note::ejected(&event.identity, ejected));
         }
-        // In panic it is sent records though it counts as failing: what answers them needs no probe.
+        // During panic, ejected backends get records, so an answered call is as good as an answered probe.
         let answered = self.panic && event.kind == HealthKind::Answered;
         if answered && backend.come_back(now) {
             notes.push(Note::Returned(Arc::clone(&event.identity)));
@@ -229,8 +230,9 @@ impl State {
         }
     }
 
-    /// Ejects whoever has had no address for a while: another replica may know it, and then knows that it fails.
-    fn give_up_on_names(&mut self, now: Instant, notes: &mut Vec<Note>) {
+    /// Ejects backends that have had no address for a while. Another replica may know the address and eject the backend
+    /// because it fails, so that both agree.
+    fn eject_unresolved(&mut self, now: Instant, notes: &mut Vec<Note>) {
         let config = &self.config.outlier_detection;
         for (identity, backend) in self.backends.iter_mut().filter(|(_, it)| it.is_long_unresolved(config, now)) {
             if let Some(ejected) = backend.eject(UNRESOLVED, config, self.random.f64(), now) {
@@ -239,8 +241,8 @@ impl State {
         }
     }
 
-    /// Drops members whose absence is to be believed.
-    fn let_go(&mut self, now: Instant, notes: &mut Vec<Note>) {
+    /// Removes members that have been absent for long enough.
+    fn remove_absent(&mut self, now: Instant, notes: &mut Vec<Note>) {
         let hold_down = self.config.hold_down;
         self.backends.retain(|identity, backend| {
             let gone = backend.is_gone(hold_down, now);
@@ -251,7 +253,7 @@ impl State {
         });
     }
 
-    fn settle_panic(&mut self, notes: &mut Vec<Note>) {
+    fn update_panic(&mut self, notes: &mut Vec<Note>) {
         let (failing, allowed) = (self.ejected().count(), self.allowed());
         let begins = failing > allowed;
         if begins != self.panic {
@@ -260,7 +262,8 @@ impl State {
         self.panic = begins;
     }
 
-    /// How many may be ejected at once: the configured share, at least one where there are two, never all.
+    /// Returns how many backends may be ejected at the same time: the configured percentage, at least one if there are
+    /// two or more members, and never all of them.
     fn allowed(&self) -> usize {
         let members = self.backends.len();
         let share = members * usize::from(self.config.outlier_detection.max_ejection_percent) / 100;
@@ -284,13 +287,13 @@ impl State {
         self.backends.values().filter_map(|backend| backend.next_due(outlier_detection, *hold_down)).min()
     }
 
-    /// The wish for a table of the view, unless that was wished for last.
-    fn wish(&mut self, cause: Cause) -> Option<Rebuild> {
+    /// Requests a table for the current view, unless that was the last request.
+    fn request_table(&mut self, cause: Cause) -> Option<Rebuild> {
         let view = self.view()?;
-        if self.asked.as_ref() == Some(&view) {
+        if self.requested.as_ref() == Some(&view) {
             return None;
         }
-        self.asked = Some(view.clone());
+        self.requested = Some(view.clone());
         Some(Rebuild { cause, algorithm: self.config.ring.algorithm, view, previous: self.table.clone() })
     }
 }
@@ -303,7 +306,7 @@ impl Note {
     }
 }
 
-/// What a change that discovery did not bring is put down to.
+/// Returns the cause of a change that came neither from discovery nor from the configuration.
 fn cause_of(notes: &[Note]) -> Cause {
     let cause = |note: &Note| match note {
         Note::Panic { .. } => Some(Cause::Panic),
@@ -312,6 +315,6 @@ fn cause_of(notes: &[Note]) -> Cause {
         Note::Returned(_) => Some(Cause::Return),
         Note::Held(_) | Note::ProbeFailed(_) => None,
     };
-    // The last note speaks of the widest change.
+    // The last note is about the change with the widest effect.
     notes.iter().rev().find_map(cause).unwrap_or(Cause::Discovery)
 }

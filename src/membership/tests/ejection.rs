@@ -1,14 +1,7 @@
-//! One pool, instant by instant: when a backend is ejected, probed and returned, when panic begins, who is held how long.
+//! Tests of ejection and absence, one input at a time: when a backend is ejected, probed and returned, when panic
+//! begins, and how long an absent backend is held.
 
 use super::*;
-
-const SECOND: Duration = Duration::from_secs(1);
-
-/// A period of ejection is within 10 % of what it says.
-fn about(period: Duration, seconds: u64) {
-    let ratio = period.as_secs_f64() / Duration::from_secs(seconds).as_secs_f64();
-    assert!((0.9..=1.1).contains(&ratio), "{period:?} is not about {seconds} s");
-}
 
 #[test]
 fn refused_connection_ejects_at_once() {
@@ -53,9 +46,9 @@ fn other_failures_eject_after_three_without_an_answer_between() {
 }
 
 #[test]
-fn failures_of_strangers_count_for_nobody() {
+fn failures_of_unknown_backends_are_ignored() {
     let mut rig = Rig::new(Config::default());
-    assert!(!rig.see("b", HealthKind::Refused), "nobody is known yet");
+    assert!(!rig.see("b", HealthKind::Refused), "no backend is known yet");
     rig.discover(&["a", "b"]);
     assert!(!rig.see("x", HealthKind::Refused));
     assert!(rig.away().is_empty());
@@ -77,7 +70,7 @@ fn ejected_backend_is_probed_at_growing_intervals_until_it_answers() {
 }
 
 #[test]
-fn time_of_ejection_begins_anew_only_after_the_backend_stayed_well() {
+fn ejection_time_is_reset_only_after_the_backend_stayed_healthy() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     for (pause, seconds) in [(0, 1), (1, 2), (29, 4), (31, 1)] {
         rig.wait(SECOND * pause);
@@ -104,15 +97,15 @@ fn probes_of_many_replicas_are_not_in_step() {
 }
 
 #[test]
-fn half_of_a_pool_may_be_ejected_and_beyond_that_nobody_is() {
+fn half_of_a_pool_may_be_ejected_and_none_if_more_fail() {
     let mut rig = Rig::with(&["a", "b", "c", "d"]);
     assert!(rig.see("a", HealthKind::Refused) && rig.see("b", HealthKind::Refused));
     rig.take_notes();
     assert!(rig.see("c", HealthKind::Refused));
     assert!(rig.state.is_panicking() && rig.away().is_empty(), "all must be tried");
     assert_eq!(rig.take_notes().last(), Some(&Note::Panic { begins: true, failing: 3, allowed: 2 }));
-    assert!(!rig.see("d", HealthKind::Refused), "it is panic already");
-    // One answers: still panic. Another does: the two that are left count as ejected.
+    assert!(!rig.see("d", HealthKind::Refused), "panic has begun already");
+    // One backend answers and panic goes on. Another one does and panic ends: the two remaining ones count as ejected.
     rig.wait(SECOND * 2);
     assert!(!rig.answer("a", true));
     assert!(rig.answer("c", true));
@@ -143,7 +136,7 @@ fn small_pools_eject_one_and_single_backends_are_always_tried() {
 }
 
 #[test]
-fn never_are_all_away_whatever_share_is_allowed() {
+fn all_backends_are_never_away_whatever_percentage_is_allowed() {
     let outlier_detection = OutlierDetection { max_ejection_percent: 100, ..OutlierDetection::default() };
     let mut rig = Rig::new(Config { outlier_detection, ..Config::default() });
     rig.discover(&["a", "b", "c"]);
@@ -163,19 +156,19 @@ fn ejection_can_be_switched_off() {
 }
 
 #[test]
-fn leaver_that_answers_is_held_and_then_let_go() {
+fn absent_backend_that_answers_is_held_and_then_removed() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     assert!(!rig.discover(&["a", "c"]), "nothing moves yet");
     assert_eq!((rig.members().len(), rig.state_of("b")), (3, Some(BackendState::Draining)));
     rig.wait(SECOND * 3);
-    assert!(!rig.discover(&["a", "c"]), "a repeated answer does not begin the time anew");
+    assert!(!rig.discover(&["a", "c"]), "a repeated answer must not restart the time");
     assert_eq!(rig.wait_for_timer(), SECOND * 2);
     assert_eq!(rig.members(), ["a", "c"]);
     assert_eq!(rig.take_notes(), [Note::Held("b".into()), Note::Left { identity: "b".into(), ejected: false }]);
 }
 
 #[test]
-fn return_in_time_ends_the_hold() {
+fn held_backend_that_is_listed_again_stays() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     rig.discover(&["a", "c"]);
     rig.wait(SECOND * 4);
@@ -185,16 +178,19 @@ fn return_in_time_ends_the_hold() {
 }
 
 #[test]
-fn absence_of_an_ejected_backend_is_believed_at_once() {
+fn absent_ejected_backend_is_removed_at_once() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     rig.see("b", HealthKind::Refused);
     assert!(rig.discover(&["a", "c"]));
     assert_eq!(rig.members(), ["a", "c"]);
-    assert!(rig.discover(&["a", "b", "c"]) && rig.away().is_empty(), "who joins anew starts anew");
+    assert!(
+        rig.discover(&["a", "b", "c"]) && rig.away().is_empty(),
+        "a backend that joins again must start without failures"
+    );
 }
 
 #[test]
-fn held_backend_that_fails_is_let_go_at_once() {
+fn held_backend_that_fails_is_removed_at_once() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     rig.discover(&["a", "c"]);
     rig.take_notes();
@@ -204,7 +200,7 @@ fn held_backend_that_fails_is_let_go_at_once() {
 }
 
 #[test]
-fn pool_that_is_replaced_whole_moves_over_as_its_old_members_end() {
+fn replaced_pool_moves_to_its_new_members_as_the_old_ones_are_removed() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     assert!(rig.discover(&["x", "y", "z"]));
     assert_eq!(rig.members().len(), 6);
@@ -223,26 +219,26 @@ fn new_address_of_an_ejected_backend_is_probed_at_once() {
     rig.apply(Input::Discovered(endpoints(&["a", "b", "c"], 2)));
     let ports: Vec<u16> = rig.probes.iter().map(|probe| probe.address.port()).collect();
     assert_eq!(ports, [1, 2]);
-    assert!(!rig.answer("b", true), "the old address says nothing of the new one");
+    assert!(!rig.answer("b", true), "a probe of the old address must be ignored");
     assert!(rig.answer("b", true));
 }
 
 #[test]
-fn name_without_an_address_counts_as_failed_after_a_while() {
+fn backend_without_an_address_is_ejected_after_a_while() {
     let mut rig = Rig::new(Config::default());
     let mut listed = endpoints(&["a", "b", "c"], 1).to_vec();
     listed[1].address = None;
     rig.apply(Input::Discovered(listed.into()));
     assert_eq!((rig.away().len(), rig.state_of("b")), (0, Some(BackendState::Unresolved)));
     assert_eq!(rig.wait_for_timer(), SECOND);
-    assert_eq!((rig.away(), rig.timer), (vec!["b".to_owned()], None), "there is nothing to ask");
-    assert!(rig.discover(&["a", "b", "c"]), "its address is news");
+    assert_eq!((rig.away(), rig.timer), (vec!["b".to_owned()], None), "there is no address to probe");
+    assert!(rig.discover(&["a", "b", "c"]), "a new address must lead to a new table");
     assert_eq!(rig.away(), ["b"]);
     assert!(rig.answer("b", true) && rig.away().is_empty());
 }
 
 #[test]
-fn who_is_spoken_to_in_another_way_is_asked_at_once_and_by_that() {
+fn backend_with_another_access_is_probed_at_once_with_the_new_access() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     rig.see("b", HealthKind::Failed("tls_unknown_ca"));
     rig.see("b", HealthKind::Refused);
@@ -250,13 +246,13 @@ fn who_is_spoken_to_in_another_way_is_asked_at_once_and_by_that() {
     let access = crate::access::Access::new("tail", None, Vec::new());
     let all: Vec<Endpoint> = endpoints(&["a", "b", "c"], 1).iter().cloned().collect();
     let all: Endpoints = all.into_iter().map(|endpoint| Endpoint { access: access.clone(), ..endpoint }).collect();
-    let change = rig.step(Input::Discovered(all)).expect("dispatch must hear of it");
+    let change = rig.step(Input::Discovered(all)).expect("a new access must lead to a new table");
     assert!(change.moved == 0.0 && change.table.backends().iter().all(|backend| backend.access == access));
-    assert_eq!(rig.probes.iter().filter(|probe| probe.access == access).count(), 1, "it must be asked anew");
-    assert!(!rig.answer("b", true), "what was asked by the old access says nothing");
+    assert_eq!(rig.probes.iter().filter(|probe| probe.access == access).count(), 1, "it must be probed again");
+    assert!(!rig.answer("b", true), "a probe with the old access must be ignored");
     assert_eq!(rig.state_of("b"), Some(BackendState::Ejected));
     assert!(rig.answer("b", true));
-    // Who has left discovery is spoken to as ever until it is gone.
+    // A backend that is no longer listed keeps its access until it is removed.
     let later = crate::access::Access::new("tail", None, Vec::new());
     let one: Endpoints = [Endpoint { access: later.clone(), ..endpoints(&["a"], 1)[0].clone() }].into();
     let change = rig.step(Input::Discovered(one)).expect("another access");

@@ -1,4 +1,4 @@
-//! A pool's membership that tests of other rooms feed by hand.
+//! A pool's membership whose inputs are given by tests of other rooms.
 
 use super::*;
 use crate::{
@@ -6,14 +6,14 @@ use crate::{
     shortage::Shortage,
 };
 
-/// Discovery and deliveries of one pool, played by a test.
+/// The membership of one pool, with discovery and deliveries played by the test.
 pub(crate) struct Feed {
     pub(crate) published: Published,
     pub(crate) events: Events,
     discovery: watch::Sender<Option<Endpoints>>,
 }
 
-/// Nobody who was ejected answers.
+/// A prober to which no backend answers.
 struct Never;
 
 impl Prober for Never {
@@ -30,12 +30,12 @@ impl Feed {
         Self { published, events, discovery }
     }
 
-    /// Discovery reports these; answers the generation of the table that comes of it.
+    /// Publishes these backends. Returns the generation of the resulting table.
     pub(crate) async fn discover(&mut self, hosts: &[&str]) -> u64 {
         self.step(|feed| drop(feed.discovery.send_replace(Some(endpoints(hosts, 1))))).await
     }
 
-    /// Nobody listens at that backend.
+    /// Reports that a backend refused a connection. Returns the generation of the resulting table.
     pub(crate) async fn refuse(&mut self, host: &str) -> u64 {
         self.step(|feed| assert!(feed.events.send(&host.into(), HealthKind::Refused), "there must be room")).await
     }

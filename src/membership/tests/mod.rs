@@ -1,12 +1,13 @@
-//! Tests of membership: the state machine instant by instant, random sequences, the task.
+//! Tests of membership: the state machine one input at a time, random sequences, and the task.
 
 mod ejection;
 mod feed;
+mod inputs;
 mod record;
+mod reports;
 mod sequences;
 mod tables;
 mod task;
-mod told;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,17 +25,25 @@ use crate::{
     health::{HealthEvent, HealthKind},
 };
 
-/// Backends of these names, all at one port.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Asserts that a period of ejection is within 10 % of `seconds`.
+fn about(period: Duration, seconds: u64) {
+    let ratio = period.as_secs_f64() / Duration::from_secs(seconds).as_secs_f64();
+    assert!((0.9..=1.1).contains(&ratio), "{period:?} is not about {seconds} s");
+}
+
+/// Returns backends with these names, all at the same address and port.
 fn endpoints(hosts: &[&str], port: u16) -> Endpoints {
     let endpoint = |host: &&str| Endpoint::new(*host, Some(([127, 0, 0, 1], port).into()));
     hosts.iter().map(endpoint).collect()
 }
 
-/// A state with a clock that only the test moves.
+/// A state with a clock that only the test advances.
 struct Rig {
     state: State,
     now: Instant,
-    /// Running probes.
+    /// The probes that run.
     probes: Vec<Probe>,
     notes: Vec<Note>,
     timer: Option<Instant>,
@@ -61,7 +70,7 @@ impl Rig {
         rebuild
     }
 
-    /// Applies, builds and commits.
+    /// Applies `input`, builds the requested table and commits it.
     fn step(&mut self, input: Input) -> Option<Change> {
         let change = self.apply(input)?.run().expect("the set must be placeable");
         self.state.commit(&change);
@@ -88,7 +97,7 @@ impl Rig {
         self.apply(Input::Timer).is_some()
     }
 
-    /// Waits until something is due; says after how long.
+    /// Advances the clock to the timer. Returns the time that passed.
     fn wait_for_timer(&mut self) -> Duration {
         let at = self.timer.expect("something must be due");
         let waited = at.saturating_duration_since(self.now);

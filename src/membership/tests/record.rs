@@ -1,10 +1,10 @@
-//! What is remembered: since when and why each backend stands as it does, and the last changes.
+//! Tests of the record: the state of each backend, since when and why it has it, and the latest changes.
 
 use super::*;
 use crate::access::Access;
 use crate::membership::record::{KEPT_CHANGES, NAMED, Names, Record};
 
-/// A state and its record, moved together as the task moves them.
+/// A state and its record, updated together as the task does it.
 struct Book {
     rig: Rig,
     record: Record,
@@ -19,13 +19,13 @@ impl Book {
 
     fn apply(&mut self, input: Input) {
         if let Input::Seen(event) = &input {
-            self.record.saw(event);
+            self.record.note_failure(event);
         }
         self.rig.notes.clear();
         let change = self.rig.step(input);
-        self.record.believe(&self.rig.state, &self.rig.notes);
+        self.record.update(&self.rig.state, &self.rig.notes);
         if let Some(change) = change {
-            self.record.changed(&change, Duration::from_millis(3));
+            self.record.note_change(&change, Duration::from_millis(3));
         }
     }
 
@@ -39,7 +39,7 @@ fn refused(host: &str) -> Input {
 }
 
 #[test]
-fn a_backends_standing_says_since_when_and_why() {
+fn standing_has_the_time_and_the_reason_of_the_state() {
     let mut book = Book::with(&["a", "b", "c"]);
     let before = book.record.standings();
     assert_eq!((book.state("b"), before["b"].last_failure), (BackendState::Active, None));
@@ -54,7 +54,7 @@ fn a_backends_standing_says_since_when_and_why() {
 }
 
 #[test]
-fn a_backend_that_left_discovery_is_held_until_a_time_and_then_forgotten() {
+fn absent_backend_is_held_for_the_hold_down_and_then_forgotten() {
     let mut book = Book::with(&["a", "b"]);
     book.apply(Input::Discovered(endpoints(&["a"], 1)));
     let standing = book.record.standings()["b"].clone();
@@ -70,7 +70,7 @@ fn a_backend_that_left_discovery_is_held_until_a_time_and_then_forgotten() {
 }
 
 #[test]
-fn changes_name_what_came_of_them() {
+fn changes_list_the_backends_they_are_about() {
     let mut book = Book::with(&["a", "b", "c"]);
     book.apply(refused("b"));
     let changes = book.record.changes();
@@ -78,7 +78,7 @@ fn changes_name_what_came_of_them() {
     assert_eq!((first.generation, first.membership.0, first.added.count), (1, None, 3));
     assert_eq!((second.generation, second.cause.as_str()), (2, "ejection"));
     assert_eq!((&*second.ejected.named, second.added.count), (&["b".into()][..], 0));
-    assert_eq!(second.membership, (Some(first.membership.1), first.membership.1), "the membership is what it was");
+    assert_eq!(second.membership, (Some(first.membership.1), first.membership.1), "the membership must be the same");
     assert!(second.placement.0 == Some(first.placement.1) && second.placement.1 != first.placement.1);
     assert!((0.2..0.5).contains(&second.moved), "{}", second.moved);
     let address = ([127, 0, 0, 1], 1).into();
@@ -91,7 +91,7 @@ fn changes_name_what_came_of_them() {
 }
 
 #[test]
-fn what_is_kept_is_bounded() {
+fn numbers_of_changes_and_names_are_bounded() {
     let mut book = Book::with(&["a", "b"]);
     for n in 0..KEPT_CHANGES {
         book.apply(Input::Discovered(endpoints(if n % 2 == 0 { &["a", "b", "c"] } else { &["a", "b"] }, 1)));

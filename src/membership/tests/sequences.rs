@@ -1,4 +1,5 @@
-//! Random sequences of eject, return, join and leave, seen by two replicas at different times and in different order.
+//! Random sequences of eject, return, join and leave, applied to two replicas at different times and in different
+//! order.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -11,13 +12,13 @@ const SEQUENCES: u64 = 10_000;
 
 const STEPS: usize = 8;
 
-/// One table in so many is built by way of the replica's own last one, and compared with the one made at first.
+/// One in this many tables is built again from the replica's own previous table, and compared with the one built first.
 const BUILT_AGAIN: u64 = 2048;
 
-/// Members, and who of them is away.
+/// The members, and which of them are away.
 type Key = (Vec<Arc<str>>, BTreeSet<Arc<str>>);
 
-/// Tables by what they are made of, since building each anew would take hours without optimisation.
+/// All tables built so far. Building each one anew would take hours without optimisation.
 #[derive(Default)]
 struct Tables {
     made: BTreeMap<Key, Arc<Table>>,
@@ -25,7 +26,7 @@ struct Tables {
     built_again: u64,
 }
 
-/// One replica: a state, the table it published last, and what happened to it.
+/// One replica: a state, the table it published last, and the backends that changed since.
 struct Replica {
     rig: Rig,
     table: Option<Arc<Table>>,
@@ -49,7 +50,7 @@ impl Replica {
             }
         }
         if panicked != self.rig.state.is_panicking() {
-            // Then every backend that fails changes its state.
+            // When panic begins or ends, every failing backend changes its state.
             self.touched
                 .extend(self.rig.state.states().filter(|it| it.1 == BackendState::Ejected).map(|it| Arc::clone(it.0)));
         }
@@ -67,7 +68,7 @@ impl Replica {
         self.touched.clear();
     }
 
-    /// Lets all that is under way come to its end: who is ejected in `dead` stays so, others answer.
+    /// Applies inputs until nothing is in progress: the backends in `dead` stay ejected, all others answer.
     fn settle(&mut self, hosts: &[&str], dead: &BTreeSet<&str>, tables: &mut Tables, random: &mut fastrand::Rng) {
         self.apply(Input::Discovered(endpoints(hosts, 1)), tables, random);
         for host in dead.iter().filter(|host| hosts.contains(host)) {
@@ -82,13 +83,13 @@ impl Replica {
             if failing == dead.len() && self.rig.members().len() == hosts.len() {
                 return;
             }
-            self.rig.now = self.rig.timer.expect("something is under way").max(self.rig.now);
+            self.rig.now = self.rig.timer.expect("something must be in progress").max(self.rig.now);
             self.apply(Input::Timer, tables, random);
         }
         panic!("must settle");
     }
 
-    /// Something that happens to it alone, or to it first.
+    /// Applies a random input, which the other replica does not see or sees later.
     fn wander(&mut self, tables: &mut Tables, random: &mut fastrand::Rng) {
         let host = NAMES[random.usize(..NAMES.len())];
         let input = match random.u8(..7) {
@@ -128,7 +129,7 @@ impl Tables {
         table
     }
 
-    /// While membership stands still, only slots of backends whose own state changed may move.
+    /// Asserts that, as long as the membership is the same, only slots of backends move whose own state changed.
     fn compare(&mut self, before: &Table, after: &Table, touched: &BTreeSet<Arc<str>>) {
         if before.membership_fingerprint() != after.membership_fingerprint() {
             return;
@@ -146,7 +147,8 @@ impl Tables {
         let base = before.base().owners();
         for (slot, owner) in (0..).zip(base) {
             let owner = &before.backends()[usize::from(*owner)].identity;
-            // A slot of one that stays away may find another substitute when its present one goes, and only then.
+            // A slot of a backend that stays away may get another substitute when its present one goes; no other slot
+            // may move.
             let stays = !was.contains(owner) && !is.contains(owner);
             assert!(!stays || before.owner_of_slot(slot) == after.owner_of_slot(slot), "slot {slot} of {owner} moved");
         }
@@ -157,7 +159,7 @@ fn seen(host: &str, kind: HealthKind) -> Input {
     Input::Seen(HealthEvent { identity: host.into(), kind })
 }
 
-/// A set that is never empty, in the order of names.
+/// Returns a random selection of the names, at least one, in their order.
 fn some_of(random: &mut fastrand::Rng) -> Vec<&'static str> {
     let mask = random.usize(1..1 << NAMES.len());
     NAMES.iter().enumerate().filter(|(index, _)| mask >> index & 1 == 1).map(|(_, name)| *name).collect()

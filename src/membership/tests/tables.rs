@@ -1,4 +1,4 @@
-//! What is wished for, built: tables that share what did not change, and sets that have no placement.
+//! Tests of the tables that the state requests: what is shared with the previous table, and sets that cannot be placed.
 
 use super::*;
 use crate::ring::RingError;
@@ -12,7 +12,7 @@ fn rig() -> Rig {
 }
 
 #[test]
-fn first_set_makes_the_first_table_and_repeating_it_nothing() {
+fn first_set_leads_to_the_first_table_and_repeating_it_to_none() {
     let mut rig = rig();
     let first = rig.step(Input::Discovered(endpoints(&["a", "b"], 1))).expect("must build");
     assert_eq!((first.table.generation, first.moved), (1, 0.0));
@@ -26,7 +26,7 @@ fn empty_set_is_refused() {
     assert!(rig.step(Input::Discovered(endpoints(&[], 1))).is_none());
     rig.step(Input::Discovered(endpoints(&["a", "b"], 1)));
     assert!(rig.step(Input::Discovered(endpoints(&[], 1))).is_none());
-    let change = rig.step(refused("a")).expect("the last set must still be believed");
+    let change = rig.step(refused("a")).expect("the last set must still be in use");
     assert_eq!(change.table.backends().len(), 2);
 }
 

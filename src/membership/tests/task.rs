@@ -1,4 +1,4 @@
-//! The task: discovery and events in, tables out, probes beside it.
+//! Tests of the task: discovery's sets and health events in, tables out, probes beside it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,23 +8,24 @@ use crate::{
     shortage::Shortage,
 };
 
-/// Cannot ask at first, then answers the next probes with no, so many times each.
+/// A prober that cannot send the first `unsent` probes, and to which the backend does not answer the next `unanswered`
+/// ones.
 #[derive(Clone, Default)]
 struct Scripted {
-    unasked: usize,
-    noes: usize,
+    unsent: usize,
+    unanswered: usize,
     asked: Arc<AtomicUsize>,
 }
 
 impl Prober for Scripted {
     async fn probe(&self, _: &str, _: std::net::SocketAddr, _: &crate::access::Access) -> Result<bool, Shortage> {
-        let Some(asked) = self.asked.fetch_add(1, Ordering::Relaxed).checked_sub(self.unasked) else {
+        let Some(asked) = self.asked.fetch_add(1, Ordering::Relaxed).checked_sub(self.unsent) else {
             return Err(Shortage::Descriptors);
         };
         match asked {
-            // Like a stopped process: connected, and silent.
-            0 if self.noes > 0 => std::future::pending().await,
-            asked => Ok(asked >= self.noes),
+            // Like a stopped process: the connection is made and nothing is answered.
+            0 if self.unanswered > 0 => std::future::pending().await,
+            asked => Ok(asked >= self.unanswered),
         }
     }
 }
@@ -50,7 +51,7 @@ async fn published(tables: &mut Tables, generation: u64) -> Arc<Table> {
     table.expect("a table was waited for")
 }
 
-/// The paused clock moves only once nothing else can, blocking threads included.
+/// Lets the task finish its work: the paused clock advances only when nothing else can run, blocking threads included.
 async fn settle() {
     sleep(Duration::from_secs(1)).await;
 }
@@ -71,7 +72,7 @@ async fn tables_follow_discovery_and_end_with_the_process() {
 }
 
 #[tokio::test]
-async fn what_discovery_published_before_the_start_is_taken() {
+async fn set_that_was_published_before_the_start_is_used() {
     let tasks = Tasks::new();
     let (discovery, receiver) = watch::channel(unresolved(&["a"]));
     drop(discovery);
@@ -105,7 +106,7 @@ async fn neither_an_empty_nor_an_unplaceable_set_replaces_a_table() {
 async fn refused_backend_is_replaced_and_returns_once_a_probe_is_answered() {
     let tasks = Tasks::new();
     let (_discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c"], 1)));
-    let prober = Scripted { noes: 2, ..Scripted::default() };
+    let prober = Scripted { unanswered: 2, ..Scripted::default() };
     let asked = Arc::clone(&prober.asked);
     let (events, mut tables) = begin_with(prober, receiver, &tasks);
     let first = published(&mut tables, 1).await;
@@ -114,40 +115,40 @@ async fn refused_backend_is_replaced_and_returns_once_a_probe_is_answered() {
     assert_eq!(second.overlay().away().len(), 1);
     assert_eq!(second.membership_fingerprint(), first.membership_fingerprint());
     let third = published(&mut tables, 3).await;
-    assert_eq!(asked.load(Ordering::Relaxed), 3, "one probe was silent, one said no, one yes");
+    assert_eq!(asked.load(Ordering::Relaxed), 3, "two probes without an answer and one with it must have run");
     assert_eq!(third.placement_fingerprint(), first.placement_fingerprint());
     tasks.stop();
     tasks.wait().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_this_process_could_not_send_counts_for_nothing() {
-    let returned_after = async |unasked: usize| {
+async fn a_probe_that_could_not_be_sent_does_not_count_as_failed() {
+    let returned_after = async |unsent: usize| {
         let tasks = Tasks::new();
         let (_discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c"], 1)));
-        let prober = Scripted { unasked, ..Scripted::default() };
+        let prober = Scripted { unsent, ..Scripted::default() };
         let asked = Arc::clone(&prober.asked);
         let (events, mut tables) = begin_with(prober, receiver, &tasks);
         published(&mut tables, 1).await;
         let ejected_at = Instant::now();
         events.send(&"b".into(), HealthKind::Refused);
         published(&mut tables, 3).await;
-        assert_eq!(asked.load(Ordering::Relaxed), unasked + 1);
+        assert_eq!(asked.load(Ordering::Relaxed), unsent + 1);
         tasks.stop();
         tasks.wait().await;
         ejected_at.elapsed()
     };
     let longest = Config::default().outlier_detection.base_ejection_time.mul_f64(1.1);
     assert!(returned_after(0).await <= longest);
-    // If each counted as failed, the time to the next would double with each.
-    assert!(returned_after(5).await <= longest + 6 * UNASKED_PAUSE);
+    // If each of them counted as a failed probe, the time to the next one would double each time.
+    assert!(returned_after(5).await <= longest + 6 * PROBE_RETRY_PAUSE);
 }
 
 #[tokio::test]
 async fn stopping_ends_probes_that_run() {
     let tasks = Tasks::new();
     let (_discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c"], 1)));
-    let prober = Scripted { noes: 1, ..Scripted::default() };
+    let prober = Scripted { unanswered: 1, ..Scripted::default() };
     let asked = Arc::clone(&prober.asked);
     let (events, mut tables) = begin_with(prober, receiver, &tasks);
     published(&mut tables, 1).await;
@@ -156,5 +157,23 @@ async fn stopping_ends_probes_that_run() {
         sleep(Duration::from_millis(5)).await;
     }
     tasks.stop();
-    timeout(Duration::from_millis(500), tasks.wait()).await.expect("nothing may wait for a probe");
+    timeout(Duration::from_millis(500), tasks.wait()).await.expect("stopping must not wait for a probe");
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_configuration_applies_to_a_running_task() {
+    let tasks = Tasks::new();
+    let (discovery, receiver) = watch::channel(Some(endpoints(&["a", "b"], 1)));
+    let (configs, config) = watch::channel(Config::default());
+    let (_events, inbox) = health::channel("tail");
+    let mut shown = start("tail", config, receiver, inbox, Scripted::default(), &tasks);
+    published(&mut shown.tables, 1).await;
+    configs.send_replace(Config { hold_down: Duration::ZERO, ..Config::default() });
+    settle().await;
+    let removed_at = Instant::now();
+    discovery.send_replace(Some(endpoints(&["a"], 1)));
+    assert_eq!(published(&mut shown.tables, 2).await.backends().len(), 1);
+    assert!(removed_at.elapsed() < Config::default().hold_down, "the new hold_down must be in use");
+    tasks.stop();
+    tasks.wait().await;
 }

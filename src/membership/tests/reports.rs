@@ -1,21 +1,22 @@
-//! What an operator is told: the line of each change of the ring, and the series of backends that come and go.
+//! Tests of the log line of each change of the ring, and of the series of backends that come and go.
 
 use super::*;
 use crate::{
     health,
-    membership::tell,
+    membership::change_log,
     shortage::Shortage,
     telemetry::{LINGER, Recorder, logs::captured},
 };
 
 #[test]
-fn every_change_of_the_ring_has_one_line_with_its_cause_and_all_that_changed() {
+fn every_change_of_the_ring_has_one_log_line_with_its_cause_and_details() {
     let mut rig = Rig::new(Config::default());
     let first = rig.step(Input::Discovered(endpoints(&["a", "b"], 1))).expect("must build");
     let second = rig.step(Input::Discovered(endpoints(&["a", "b", "c"], 1))).expect("must build");
     let refused = HealthEvent { identity: "b".into(), kind: HealthKind::Refused };
     let third = rig.step(Input::Seen(refused)).expect("must build");
-    let log = captured(|| [&first, &second, &third].into_iter().for_each(|change| tell::change("tail", change)));
+    let log =
+        captured(|| [&first, &second, &third].into_iter().for_each(|change| change_log::log_change("tail", change)));
     let lines: Vec<&str> = log.lines().collect();
     let line = |change: &Change, cause: &str, backends: usize, away: usize, added: &str| {
         let table = &change.table;
@@ -36,14 +37,14 @@ fn every_change_of_the_ring_has_one_line_with_its_cause_and_all_that_changed() {
     assert_eq!(lines, expected);
 }
 
-/// A pool whose discovery the test is.
+/// A pool whose discovery is played by the test.
 struct Pool {
     discovery: watch::Sender<Option<Endpoints>>,
     tables: Tables,
     _events: health::Events,
 }
 
-/// Never asked in these tests.
+/// A prober that is not used in these tests.
 struct Silent;
 
 impl Prober for Silent {

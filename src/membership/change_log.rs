@@ -1,34 +1,34 @@
-//! What membership says in the log: one line for each change of state, and not more than a log can bear.
+//! The log lines of membership: one for each change of state, with a limited rate.
 
 use std::sync::Arc;
 
 use super::{build::Change, state::Note};
 use crate::telemetry::Quota;
 
-/// How many backends one log line names before it counts the rest.
+/// The number of backends that one log line names; further ones are only counted.
 const NAMED_IN_LOG: usize = 20;
 
-/// Lines about the backends of one pool.
-pub(super) struct Lines {
+/// The log lines about one pool.
+pub(super) struct ChangeLog {
     pool: Arc<str>,
     quota: Quota,
-    /// Of lines about the ring.
+    /// The limit for lines about the ring; `quota` is for those about backends.
     changes: Quota,
 }
 
-// === impl Lines ===
+// === impl ChangeLog ===
 
-impl Lines {
+impl ChangeLog {
     pub(super) fn new(pool: &Arc<str>) -> Self {
         Self { pool: Arc::clone(pool), quota: Quota::new(), changes: Quota::new() }
     }
 
-    /// One line, unless there were too many of late.
-    pub(super) fn tell(&self, note: &Note) {
-        // Panic is what an operator must not miss.
-        let may = matches!(note, Note::Panic { .. }) || self.may_tell();
+    /// Logs a change of state, unless there were too many lines lately.
+    pub(super) fn state_changed(&self, note: &Note) {
+        // Panic is always logged, since an operator must not miss it.
+        let allowed_to_log = matches!(note, Note::Panic { .. }) || self.is_allowed();
         let pool = &*self.pool;
-        if !may {
+        if !allowed_to_log {
             return;
         }
         match note {
@@ -54,23 +54,23 @@ impl Lines {
         }
     }
 
-    /// One line for a change of the ring, unless there were too many of late.
-    pub(super) fn change(&self, of: &Change) {
+    /// Logs a change of the ring, unless there were too many lines lately.
+    pub(super) fn ring_changed(&self, of: &Change) {
         let pool = &*self.pool;
         if self.changes.allows(|lines| tracing::warn!(pool, lines, "more changes of the ring than the log takes")) {
-            change(pool, of);
+            log_change(pool, of);
         }
     }
 
-    fn may_tell(&self) -> bool {
+    fn is_allowed(&self) -> bool {
         self.quota.allows(|lines| {
             tracing::warn!(pool = &*self.pool, lines, "more changes of backends' state than the log takes");
         })
     }
 }
 
-/// One line for each change.
-pub(super) fn change(pool: &str, change: &Change) {
+/// Logs a change of the ring.
+pub(super) fn log_change(pool: &str, change: &Change) {
     let table = &change.table;
     tracing::info!(
         pool,
