@@ -1,8 +1,8 @@
-//! How the members of a pool are spoken to: TLS or plaintext, and the headers of every call.
+//! How the members of a pool are reached: TLS or plaintext, and the headers of every call.
 //!
-//! An [`Access`] travels with the endpoints that discovery reports, from the moment they are found until they leave: whoever
-//! dials a backend, calls it or probes it uses the access of that endpoint and no other. So a configuration that names other
-//! backends and other credentials never shows these to the backends that were there before.
+//! An [`Access`] is part of each endpoint from the moment that discovery reports it. Connections, calls and probes use
+//! the access of their endpoint and no other. So when a configuration names other backends and other credentials, the
+//! previous backends never see these credentials.
 
 use std::{
     cmp::Ordering,
@@ -21,11 +21,11 @@ use crate::{
     tls::{Client, Failures, Reason},
 };
 
-/// Makes each access another than all before it.
+/// The serial number of the next access, so that each has a number of its own. 0 is the default access.
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
-/// How the members of one set are spoken to. The default is plaintext without headers. Cloning shares it; two are equal if
-/// one is a clone of the other.
+/// How the members of one set are reached. The default is plaintext without headers. Clones share the data and are
+/// equal; all others differ.
 #[derive(Clone, Default)]
 pub struct Access(Option<Arc<Inner>>);
 
@@ -36,24 +36,24 @@ struct Inner {
 }
 
 impl Access {
-    /// That of `pool`: plaintext without a `client`. Every call bears `headers`.
+    /// Creates the access of `pool`: TLS with `client`, or plaintext without it. Every call carries `headers`.
     pub fn new(pool: &str, client: Option<Client>, headers: Vec<(HeaderName, HeaderValue)>) -> Self {
         let failures = || Failures::of_backends(DISPATCH_TLS_HANDSHAKE_FAILURES_TOTAL, "pool", pool);
         let tls = client.map(|client| (client, failures()));
         Self(Some(Arc::new(Inner { serial: SERIAL.fetch_add(1, atomic::Ordering::Relaxed), tls, headers })))
     }
 
-    /// TLS, unless it is plaintext.
+    /// Returns the TLS client, or `None` for plaintext.
     pub fn tls(&self) -> Option<&Client> {
         self.0.as_ref()?.tls.as_ref().map(|(client, _)| client)
     }
 
-    /// The headers of every call.
+    /// Returns the headers of every call.
     pub fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         self.0.as_ref().map_or(&[], |inner| &inner.headers)
     }
 
-    /// Notes that TLS with a backend failed.
+    /// Counts and logs a failed TLS handshake with a backend.
     pub fn refused(&self, reason: Reason, address: SocketAddr, error: &dyn fmt::Display) {
         if let Some((_, failures)) = self.0.as_ref().and_then(|inner| inner.tls.as_ref()) {
             failures.note(reason, address, error);
@@ -87,7 +87,7 @@ impl Ord for Access {
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Never the headers: they are credentials.
+        // The headers are not shown, since they are credentials.
         f.debug_struct("Access")
             .field("serial", &self.serial())
             .field("tls", &self.tls().is_some())

@@ -1,11 +1,11 @@
-//! One byte budget for everything that requests hold in memory: bodies, inflated bytes, parts.
+//! A bound on the bytes that all requests together hold in memory: bodies, inflated bytes, parts.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// The process-wide bound on bytes held by requests. Cloning shares it.
+/// A process-wide bound on the bytes held by requests. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Inner>);
 
@@ -16,32 +16,33 @@ struct Inner {
 }
 
 impl Budget {
-    /// A budget of `limit` bytes.
+    /// Creates a budget of `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Inner { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) }))
     }
 
-    /// The bound, in bytes.
+    /// Returns the limit in bytes.
     pub fn limit(&self) -> usize {
         self.0.limit.load(Ordering::Relaxed)
     }
 
-    /// Changes the bound. What is held stays; above a smaller bound nothing is taken until enough was given back.
+    /// Changes the limit. Permits that are held keep their bytes. While they exceed a lower limit, no further bytes are
+    /// granted.
     pub fn set_limit(&self, limit: usize) {
         self.0.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Bytes taken now.
+    /// Returns the number of bytes held now.
     pub fn used(&self) -> usize {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// An empty permit that can grow.
+    /// Returns an empty permit that can grow.
     pub fn permit(&self) -> Permit {
         Permit { budget: self.clone(), bytes: 0 }
     }
 
-    /// Takes `bytes`, or nothing when there is no room.
+    /// Takes `bytes`, or returns `None` if there is no room for them.
     pub fn take(&self, bytes: usize) -> Option<Permit> {
         let mut permit = self.permit();
         permit.grow(bytes).then_some(permit)
@@ -62,7 +63,7 @@ impl Budget {
     }
 }
 
-/// A share of the budget, given back when dropped.
+/// Bytes taken from a budget. They are given back on drop.
 #[derive(Debug)]
 pub struct Permit {
     budget: Budget,
@@ -70,7 +71,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Takes `more` bytes on top; on `false` nothing changed.
+    /// Takes `more` bytes in addition. Returns `false`, without any change, if there is no room for them.
     #[must_use]
     pub fn grow(&mut self, more: usize) -> bool {
         let grown = more == 0 || self.budget.try_add(more);
@@ -88,12 +89,12 @@ impl Permit {
         }
     }
 
-    /// Bytes held.
+    /// Returns the number of bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The bound of the budget that this is a share of, in bytes.
+    /// Returns the limit of the budget in bytes.
     pub fn limit(&self) -> usize {
         self.budget.limit()
     }
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_that_falls_below_what_is_held_takes_nothing_back() {
+    fn a_limit_below_what_is_held_takes_nothing_back() {
         let budget = Budget::new(100);
         let held = budget.take(80);
         budget.set_limit(50);

@@ -1,7 +1,8 @@
-//! How the descriptors that the process may have are shared: a connection is a file, and the limit of open files counts
-//! them all. Clients get what admin, probes, backends and files leave, so that a crowd of clients cannot keep out the rest.
+//! Shares out the file descriptors that the process may have. Each connection takes one, and the limit of open files
+//! counts them all. Clients get what admin, probes, backends and files leave, so that many clients cannot block the
+//! rest.
 //!
-//! The limit is one of the process, and so is this account: it is kept here once, whoever asks.
+//! The limit is that of the whole process, so the account is kept in statics.
 
 use std::{
     fmt, io,
@@ -16,39 +17,39 @@ use tokio::net::TcpSocket;
 
 use crate::shortage::Shortage;
 
-/// Files that are neither a client's, an operator's nor a backend's connection: standard streams, listeners, the runtime's
-/// own (11 when it idles), certificates and the configuration while they are read, logs, sockets for DNS.
-const FILES: usize = 24;
+/// Descriptors that are not connections of clients, operators or backends: standard streams, listeners, the runtime (11
+/// when idle), certificates and configuration files while they are read, logs, and sockets for DNS.
+const RESERVED: usize = 24;
 
-/// Connections of each of the two listeners for operators: this part of the limit, within bounds.
-const DOOR_PART: usize = 16;
-const LEAST_DOOR: usize = 2;
-const LARGEST_DOOR: usize = 64;
+/// Each of the two listeners for operators gets the limit divided by this number, within the bounds below.
+const OPERATORS_DIVISOR: usize = 16;
+const MIN_OPERATORS: usize = 2;
+const MAX_OPERATORS: usize = 64;
 
-/// Connections to backends that there is always room for, and those that there is room for beyond what the pools of the moment
-/// need: new backends take over before old ones have gone.
-const LEAST_BACKENDS: usize = 4;
+/// The least number of connections to backends. A quarter of what the pools need is added, since new backends are
+/// connected before old ones are gone.
+const MIN_BACKENDS: usize = 4;
 
-/// Sockets that one pool needs for DNS.
-const RESOLVER: usize = 2;
+/// The sockets for DNS of one pool.
+const DNS_SOCKETS: usize = 2;
 
-/// What a pool is taken to need until it knows its backends.
-const UNKNOWN: usize = 32;
+/// The connections that a pool is assumed to need until its backends are known.
+const UNKNOWN_POOL: usize = 32;
 
-/// Connections of clients that there is always room for; with fewer the process does not start.
-const LEAST_CLIENTS: usize = 4;
+/// The least number of client connections. With fewer, the process does not start.
+const MIN_CLIENTS: usize = 4;
 
-/// The limit of open files; not set until it was asked for.
+/// The limit of open files, set by [`share`].
 static LIMIT: OnceLock<usize> = OnceLock::new();
 
-/// What the pools need for connections to their backends.
+/// The number of connections that all pools need.
 static NEEDED: AtomicUsize = AtomicUsize::new(0);
 
-/// How many connections of clients were asked for, and the lowest bound on them that was told of since.
+/// The configured number of client connections, and the lowest actual bound that was logged for it.
 static WANTED: AtomicUsize = AtomicUsize::new(0);
-static TOLD: AtomicUsize = AtomicUsize::new(usize::MAX);
+static LOGGED: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// What became of the limit at the start.
+/// How the limit changed at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raised {
     /// The limit before.
@@ -57,7 +58,7 @@ pub struct Raised {
     pub to: Option<u64>,
 }
 
-/// Why the process cannot run with the limit that it has.
+/// The limit of open files is too low to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the limit of open files is {limit}, and no fewer than {least} will do: raise the hard limit (ulimit -Hn, LimitNOFILE, \
@@ -68,28 +69,28 @@ pub struct TooFew {
     least: usize,
 }
 
-/// How a limit is shared.
+/// The shares of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
     limit: usize,
     /// Connections of each listener for operators.
-    door: usize,
+    operators: usize,
     /// Connections to backends.
     backends: usize,
     /// Connections of clients.
     clients: usize,
 }
 
-/// What one pool needs for its backends; given back when it is dropped.
+/// The descriptors that one pool needs for its backends. They are given back on drop.
 #[derive(Debug)]
 #[must_use]
 pub struct Share(usize);
 
-/// Raises the soft limit of open files to the hard one. The soft one is low, often 1,024, for programs that use select(2); this
-/// one does not.
+/// Raises the soft limit of open files to the hard limit. The soft limit is often only 1,024, for programs that use
+/// select(2); this one does not.
 pub fn raise() -> io::Result<Raised> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // None is without a bound.
+    // `None` means that there is no limit.
     if current == maximum || current.is_none() {
         return Ok(Raised { from: current, to: current });
     }
@@ -97,7 +98,7 @@ pub fn raise() -> io::Result<Raised> {
     Ok(Raised { from: current, to: maximum })
 }
 
-/// From now on connections are bounded by the limit that there is. Fails if nothing sensible fits in it.
+/// Reads the limit of open files; all bounds follow from it from now on. Fails if the limit is too low to run.
 pub fn share() -> Result<(), TooFew> {
     let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
     let limit = *LIMIT.get_or_init(|| limit.unwrap_or(usize::MAX));
@@ -107,32 +108,32 @@ pub fn share() -> Result<(), TooFew> {
     }
 }
 
-/// Whether a descriptor can be had at the moment. The limit can be lowered from outside while the process runs, and the machine
-/// can run out of them (`ENFILE`), so this asks the system.
+/// Returns whether the system would grant a descriptor now. It tries to open a socket, since the limit can be lowered
+/// from outside and the machine can run out of descriptors (`ENFILE`).
 pub fn is_one_left() -> bool {
-    // A socket that is not bound to anything costs next to nothing and goes at once.
+    // An unbound socket costs next to nothing and is closed at once.
     match TcpSocket::new_v4() {
         Ok(_) => true,
         Err(error) => Shortage::of(&error).is_none(),
     }
 }
 
-/// How many connections of clients there is room for.
+/// Returns how many client connections there is room for.
 pub fn for_clients() -> usize {
     plan().map_or(usize::MAX, |plan| plan.clients)
 }
 
-/// How many connections there is room for at each listener for operators.
+/// Returns how many connections there is room for at each listener for operators.
 pub fn for_operators() -> usize {
-    plan().map_or(usize::MAX, |plan| plan.door)
+    plan().map_or(usize::MAX, |plan| plan.operators)
 }
 
-/// Says how many connections of clients were asked for, which is told of if they find no room.
+/// Sets the configured number of client connections. A warning is logged if there is no room for them.
 pub fn want(clients: usize) {
     if WANTED.swap(clients, Relaxed) != clients {
-        TOLD.store(usize::MAX, Relaxed);
+        LOGGED.store(usize::MAX, Relaxed);
     }
-    tell();
+    warn_if_short();
 }
 
 fn plan() -> Option<Plan> {
@@ -140,13 +141,13 @@ fn plan() -> Option<Plan> {
 }
 
 fn least() -> usize {
-    (0..=FILES * 8).find(|limit| Plan::of(*limit, 0).is_some()).unwrap_or(usize::MAX)
+    (0..=RESERVED * 8).find(|limit| Plan::of(*limit, 0).is_some()).unwrap_or(usize::MAX)
 }
 
-/// Warns if clients get less than they were to have, each time that it is less than was told before.
-fn tell() {
+/// Warns if clients get fewer connections than configured, whenever the number is lower than the last one logged.
+fn warn_if_short() {
     let (Some(plan), wanted) = (plan(), WANTED.load(Relaxed)) else { return };
-    if plan.clients < wanted && TOLD.fetch_min(plan.clients, Relaxed) > plan.clients {
+    if plan.clients < wanted && LOGGED.fetch_min(plan.clients, Relaxed) > plan.clients {
         tracing::warn!(
             max_connections = wanted,
             open_files = plan.limit,
@@ -160,25 +161,25 @@ fn tell() {
 // === impl Plan ===
 
 impl Plan {
-    /// Shares `limit` where the pools need `needed`; `None` if it is too low.
+    /// Shares out `limit` if the pools need `needed` connections. Returns `None` if the limit is too low.
     fn of(limit: usize, needed: usize) -> Option<Self> {
-        let door = (limit / DOOR_PART).clamp(LEAST_DOOR, LARGEST_DOOR);
-        let rest = limit.checked_sub(FILES + 2 * door)?;
-        // Clients keep a fourth whatever the pools need: without clients there is nothing to deliver.
-        let most = (rest - rest / 4).min(rest.checked_sub(LEAST_CLIENTS)?);
-        let backends = (needed + needed / 4).max(LEAST_BACKENDS).min(most);
-        (most >= LEAST_BACKENDS).then_some(Self { limit, door, backends, clients: rest - backends })
+        let operators = (limit / OPERATORS_DIVISOR).clamp(MIN_OPERATORS, MAX_OPERATORS);
+        let rest = limit.checked_sub(RESERVED + 2 * operators)?;
+        // Clients always keep a quarter: without clients there is nothing to deliver.
+        let most = (rest - rest / 4).min(rest.checked_sub(MIN_CLIENTS)?);
+        let backends = (needed + needed / 4).max(MIN_BACKENDS).min(most);
+        (most >= MIN_BACKENDS).then_some(Self { limit, operators, backends, clients: rest - backends })
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { limit, door, backends, .. } = self;
+        let Self { limit, operators, backends, .. } = self;
         write!(
             f,
-            "of {limit} open files {FILES} are kept for files, listeners and DNS, {} for admin and probes, {backends} for \
+            "of {limit} open files {RESERVED} are kept for files, listeners and DNS, {} for admin and probes, {backends} for \
              connections to backends",
-            2 * door
+            2 * operators
         )
     }
 }
@@ -186,19 +187,19 @@ impl fmt::Display for Plan {
 // === impl Share ===
 
 impl Share {
-    /// The share of a pool that does not know its backends yet.
+    /// Returns the share of a pool whose backends are not known yet.
     pub fn unknown() -> Self {
         let mut share = Self(0);
-        share.set(UNKNOWN);
+        share.set(UNKNOWN_POOL);
         share
     }
 
-    /// The pool needs that many connections to its backends now.
+    /// Sets the number of connections to backends that the pool needs now.
     pub fn set(&mut self, connections: usize) {
-        let needed = connections + RESOLVER;
+        let needed = connections + DNS_SOCKETS;
         NEEDED.fetch_add(needed, Relaxed);
         NEEDED.fetch_sub(std::mem::replace(&mut self.0, needed), Relaxed);
-        tell();
+        warn_if_short();
     }
 }
 
@@ -213,25 +214,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_get_what_the_others_leave() {
-        let plan = |limit, needed| Plan::of(limit, needed).map(|plan| (plan.door, plan.backends, plan.clients));
+    fn clients_get_the_remaining_connections() {
+        let plan = |limit, needed| Plan::of(limit, needed).map(|plan| (plan.operators, plan.backends, plan.clients));
         assert_eq!(plan(64, 0), Some((4, 4, 28)));
         assert_eq!(plan(64, 8), Some((4, 10, 22)));
         assert_eq!(plan(256, 12), Some((16, 15, 185)));
         assert_eq!(plan(1_024, 408), Some((64, 510, 362)));
         assert_eq!(plan(1 << 20, 1_000), Some((64, 1_250, 1_047_174)));
-        assert_eq!(plan(usize::MAX, 0).map(|(door, ..)| door), Some(64));
+        assert_eq!(plan(usize::MAX, 0).map(|(operators, ..)| operators), Some(64));
     }
 
     #[test]
-    fn no_plan_gives_away_more_than_there_is() {
+    fn the_shares_of_a_plan_add_up_to_the_limit() {
         for limit in 0..3_000 {
             for needed in [0, 1, 7, 64, 500, 10_000] {
                 match Plan::of(limit, needed) {
                     Some(plan) => {
-                        assert_eq!(FILES + 2 * plan.door + plan.backends + plan.clients, limit);
-                        assert!(plan.clients >= LEAST_CLIENTS && plan.backends >= LEAST_BACKENDS, "{plan:?}");
-                        assert!(plan.clients >= (limit - FILES - 2 * plan.door) / 4, "{plan:?}");
+                        assert_eq!(RESERVED + 2 * plan.operators + plan.backends + plan.clients, limit);
+                        assert!(plan.clients >= MIN_CLIENTS && plan.backends >= MIN_BACKENDS, "{plan:?}");
+                        assert!(plan.clients >= (limit - RESERVED - 2 * plan.operators) / 4, "{plan:?}");
                     }
                     None => assert!(limit < least(), "{limit}"),
                 }

@@ -1,8 +1,10 @@
-//! What is said of backends' health: the words that dispatch, which sees it, and membership, which judges it, share.
+//! The vocabulary of backend health, shared by dispatch, which observes it, and membership, which decides about
+//! ejection.
 //!
-//! Dispatch reports failures of the way to a backend and the answer that ends them, never each success. Membership ejects,
-//! and asks a [`Prober`] before it lets a backend return. The channel between them is bounded and never waits: what finds no
-//! room is dropped and counted, and the next failure says it again.
+//! Dispatch reports each failure to reach a backend, and the first answer after failures, but no other success.
+//! Membership ejects backends and asks a [`Prober`] before a backend takes records again. The channel between them is
+//! bounded and never blocks the sender. If it is full, an event is dropped and counted; the next failure is reported as
+//! usual.
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -11,43 +13,47 @@ use tokio::sync::mpsc;
 
 use crate::{access::Access, shortage::Shortage, telemetry::metrics::HEALTH_EVENTS_DROPPED_TOTAL};
 
-/// Events that may wait for membership. A pool of hundreds of backends that die together fits.
+/// The capacity of the channel of one pool: hundreds of backends can fail at the same time without a lost event.
 const CAPACITY: usize = 1024;
 
-/// How long a probe may take, as membership enforces it.
+/// The longest time for a probe. Membership enforces it.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One observation of one backend.
+/// One observation about one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthEvent {
     /// The backend.
     pub identity: Arc<str>,
-    /// What was seen.
+    /// The observation.
     pub kind: HealthKind,
 }
 
-/// What was seen of a backend.
+/// An observation about a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthKind {
-    /// It answered, after failures. Its own `UNAVAILABLE` or `RESOURCE_EXHAUSTED` is an answer too.
+    /// It answered after failures. A status of its own, even `UNAVAILABLE` or `RESOURCE_EXHAUSTED`, is an answer too.
     Answered,
-    /// The way to it failed: a reset, a connect that timed out, a peer that does not speak HTTP/2. The label says how, in a word that fits a metric. A connection that dies with several calls counts once.
+    /// It could not be reached: a reset, a failed connect, a peer that does not speak HTTP/2. The label names the
+    /// failure in metrics. A connection that ends with several calls counts once.
     Failed(&'static str),
-    /// Nobody listens, or a new connection was reset at once: no doubt is left.
+    /// The connection was refused, or reset as soon as it was made. This is certain enough to eject at once.
     Refused,
-    /// It did not answer a connect, or TLS, within a second. Packets get lost, so once leaves a doubt; twice in a row is as long
-    /// as a PING is waited for.
+    /// It did not answer a connect or a TLS handshake within a second. A packet may have been lost, so one such failure
+    /// does not eject. Two in a row do; they take as long as an unanswered PING.
     Unanswered(&'static str),
-    /// It answers no PING, or it has answered no call for long: no doubt is left. The label says which.
+    /// It answers no PING, or has answered no call for a long time. This is certain enough to eject at once. The label
+    /// says which.
     Silent(&'static str),
 }
 
-/// Asks a backend whether it is there.
+/// Asks backends whether they are alive.
 pub trait Prober: Send + Sync + 'static {
-    /// Whether the backend of that identity, at `address` and spoken to by `access`, answers a question of its own protocol. A connect alone is not enough, since a
-    /// stopped process still accepts; any status of its own is, except that it says it is not serving.
+    /// Returns whether the backend with this identity, reached at `address` with `access`, answers a request of its
+    /// protocol. A successful connect is not enough, since the kernel still accepts for a stopped process. Any status
+    /// from the backend is enough, unless it says that it is not serving.
     ///
-    /// An error says that it could not be asked for want of something of this process, which says nothing of the backend.
+    /// An error means that the probe could not be sent because this process lacks a resource, which says nothing about
+    /// the backend.
     ///
     /// Membership gives up after [`PROBE_TIMEOUT`] and drops the future.
     fn probe(
@@ -58,15 +64,15 @@ pub trait Prober: Send + Sync + 'static {
     ) -> impl Future<Output = Result<bool, Shortage>> + Send;
 }
 
-/// Where dispatch says what it saw. Cloning shares the channel.
+/// The sending side, for dispatch. Cloning shares the channel.
 #[derive(Clone, Debug)]
 pub struct Events {
     sender: mpsc::Sender<HealthEvent>,
     dropped: Counter,
 }
 
-/// Why backends are ejected, as metrics and logs name it: the kinds of [`HealthKind`] that are failures, dispatch's words for
-/// [`HealthKind::Failed`], and `unresolved`, which membership itself sees.
+/// The reasons of ejections in metrics and logs: the kinds of [`HealthKind`] that are failures, dispatch's labels for
+/// [`HealthKind::Failed`], and `unresolved`, which membership itself observes.
 pub const REASONS: [&str; 22] = [
     "connect_error",
     "connect_timeout",
@@ -92,11 +98,11 @@ pub const REASONS: [&str; 22] = [
     "unresolved",
 ];
 
-/// Where membership hears it.
+/// The receiving side, for membership.
 #[derive(Debug)]
 pub struct Inbox(mpsc::Receiver<HealthEvent>);
 
-/// The channel of one pool.
+/// Creates the channel of one pool.
 pub fn channel(pool: &str) -> (Events, Inbox) {
     let (sender, receiver) = mpsc::channel(CAPACITY);
     let dropped = metrics::counter!(HEALTH_EVENTS_DROPPED_TOTAL, "pool" => pool.to_owned());
@@ -106,15 +112,15 @@ pub fn channel(pool: &str) -> (Events, Inbox) {
 // === impl Events ===
 
 impl Events {
-    /// Says what was seen; never waits. Whether it was taken: an [`HealthKind::Answered`] that was not is to be said again
-    /// with the next answer, since nothing else ends a row of failures.
+    /// Sends an observation without waiting. Returns `false` if the channel was full. The caller must then send an
+    /// [`HealthKind::Answered`] again with the next answer, since nothing else ends a row of failures.
     pub fn send(&self, identity: &Arc<str>, kind: HealthKind) -> bool {
         match self.sender.try_send(HealthEvent { identity: Arc::clone(identity), kind }) {
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.dropped.increment(1);
                 false
             }
-            // Nobody listening is no error: events are advice.
+            // A closed channel is not an error: no membership is left that needs the event.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => true,
         }
     }
@@ -123,14 +129,14 @@ impl Events {
 // === impl Inbox ===
 
 impl Inbox {
-    /// The next event; `None` once nobody can send any more.
+    /// Receives the next event; `None` once all senders are dropped.
     ///
-    /// Cancel safety: what was not answered stays in the channel.
+    /// Cancel safety: an event that was not returned stays in the channel.
     pub async fn recv(&mut self) -> Option<HealthEvent> {
         self.0.recv().await
     }
 
-    /// The next event, if one waits.
+    /// Returns the next event, if there is one.
     pub fn try_recv(&mut self) -> Option<HealthEvent> {
         self.0.try_recv().ok()
     }
@@ -139,7 +145,7 @@ impl Inbox {
 // === impl HealthKind ===
 
 impl HealthKind {
-    /// The reason in metrics and logs.
+    /// Returns the reason for metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Answered => "answered",
@@ -148,7 +154,7 @@ impl HealthKind {
         }
     }
 
-    /// How many failures in a row it counts as.
+    /// Returns how many consecutive failures it counts as.
     pub fn weight(self) -> u32 {
         match self {
             Self::Answered => 0,
@@ -157,7 +163,7 @@ impl HealthKind {
         }
     }
 
-    /// Whether it leaves no doubt that the backend cannot be reached.
+    /// Returns whether it is certain that the backend cannot be reached.
     pub fn is_certain(self) -> bool {
         matches!(self, Self::Refused | Self::Silent(_))
     }
@@ -168,7 +174,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_full_channel_drops_and_says_so() {
+    async fn a_full_channel_drops_the_event_and_returns_false() {
         let (events, mut inbox) = channel("tail");
         let identity: Arc<str> = "a".into();
         assert!((0..CAPACITY).all(|_| events.send(&identity, HealthKind::Failed("reset"))));
@@ -176,6 +182,6 @@ mod tests {
         assert_eq!(inbox.recv().await.map(|event| event.kind), Some(HealthKind::Failed("reset")));
         assert!(events.send(&identity, HealthKind::Answered), "there is room again");
         drop(inbox);
-        assert!(events.send(&identity, HealthKind::Refused), "nobody listening is no reason to say it again");
+        assert!(events.send(&identity, HealthKind::Refused), "an event for a closed channel must not be repeated");
     }
 }

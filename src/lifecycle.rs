@@ -1,4 +1,4 @@
-//! The process and its tasks: who is running, when to drain, when to stop, which process this is. Depends on nothing of ours.
+//! The process and its tasks: spawning, draining and stopping, and the process's own ID. Depends on no other room.
 
 use std::{future::Future, sync::OnceLock};
 
@@ -8,22 +8,22 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-/// The header by which a proxy knows its own calls.
+/// The header by which a proxy recognises its own calls.
 pub const INSTANCE_HEADER: &str = "spanring-instance";
 
-/// What this process drew when it was first asked: 16 hex digits that no other process has.
+/// Returns the ID of this process: 16 hexadecimal digits, drawn at random on first use.
 pub fn instance() -> &'static str {
     static INSTANCE: OnceLock<String> = OnceLock::new();
     INSTANCE.get_or_init(|| format!("{:016x}", fastrand::u64(..)))
 }
 
-/// The tasks of one process and the two moments they watch for. Cloning shares them.
+/// The tasks of one process, and the signals to drain and to stop. Cloning shares them.
 ///
-/// Everything that runs beside a request is spawned here, so that shutdown can wait for it.
+/// Everything that runs beside requests is spawned here, so that shutdown can wait for it.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
-    /// Those of the sets that this is a part of.
+    /// The trackers of the sets that this one was created from.
     outer: Vec<TaskTracker>,
     draining: CancellationToken,
     stopped: CancellationToken,
@@ -35,8 +35,8 @@ impl Tasks {
         Self::default()
     }
 
-    /// A set of its own that can be ended alone: it drains and stops with this one at the latest, and this one waits for its
-    /// tasks too.
+    /// Returns a child set, which can be stopped by itself. It drains and stops with this set at the latest, and this
+    /// set waits for its tasks too.
     #[must_use]
     pub fn child(&self) -> Self {
         Self {
@@ -54,7 +54,7 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        // None, and no allocation, for the tasks of the process itself.
+        // For tasks of the process's own set this is empty and allocates nothing.
         let outer: Vec<TaskTrackerToken> = self.outer.iter().map(TaskTracker::token).collect();
         tokio::spawn(self.tracker.track_future(async move {
             let output = future.await;
@@ -63,12 +63,12 @@ impl Tasks {
         }))
     }
 
-    /// Says that the process takes no new work: listeners send GOAWAY, readiness is lost.
+    /// Signals that no new work is accepted: listeners send GOAWAY, and the process is no longer ready.
     pub fn drain(&self) {
         self.draining.cancel();
     }
 
-    /// Whether [`Tasks::drain`] was called.
+    /// Returns whether [`Tasks::drain`] was called.
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }
@@ -78,13 +78,13 @@ impl Tasks {
         self.draining.cancelled().await;
     }
 
-    /// Says that work in hand is over: every task ends.
+    /// Signals that all tasks must end. It includes [`Tasks::drain`].
     pub fn stop(&self) {
         self.draining.cancel();
         self.stopped.cancel();
     }
 
-    /// Whether [`Tasks::stop`] was called.
+    /// Returns whether [`Tasks::stop`] was called.
     pub fn is_stopped(&self) -> bool {
         self.stopped.is_cancelled()
     }
@@ -100,12 +100,12 @@ impl Tasks {
         self.tracker.wait().await;
     }
 
-    /// Number of tasks that have not ended.
+    /// Returns the number of tasks that have not ended.
     pub fn len(&self) -> usize {
         self.tracker.len()
     }
 
-    /// Whether no task is running.
+    /// Returns whether no task is running.
     pub fn is_empty(&self) -> bool {
         self.tracker.is_empty()
     }
@@ -116,17 +116,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_child_ends_alone_or_with_the_whole_and_the_whole_waits_for_it() {
+    async fn a_child_stops_by_itself_or_with_its_parent_which_waits_for_it() {
         let all = Tasks::new();
         let [one, other] = [all.child(), all.child().child()];
         for tasks in [&one, &other] {
             let until = tasks.clone();
             drop(tasks.spawn(async move { until.stopped().await }));
         }
-        assert_eq!(all.len(), 2, "the whole counts its parts' tasks");
+        assert_eq!(all.len(), 2, "a parent must count its children's tasks");
         one.stop();
         one.wait().await;
-        assert!(!all.is_stopped() && !other.is_stopped(), "a part's end must not be the end of others");
+        assert!(!all.is_stopped() && !other.is_stopped(), "stopping a child must not stop others");
         assert_eq!((all.len(), other.len()), (1, 1));
         all.stop();
         all.wait().await;

@@ -1,10 +1,10 @@
-//! What this process can run out of when it opens a socket or writes to one. The peer has no part in it.
+//! Resources that this process can run out of when it opens a socket or writes to one. The peer is not the cause.
 
 use std::{fmt, io};
 
 use rustix::io::Errno;
 
-/// Something of this process or machine that has run out.
+/// A resource of this process or machine that has run out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shortage {
     /// File descriptors, of the process (`EMFILE`) or of the machine (`ENFILE`).
@@ -16,7 +16,7 @@ pub enum Shortage {
 }
 
 impl Shortage {
-    /// The shortage that an error is of, if it is of one.
+    /// Returns the shortage that caused `error`, if one did.
     pub fn of(error: &io::Error) -> Option<Self> {
         match Errno::from_io_error(error)? {
             Errno::MFILE | Errno::NFILE => Some(Self::Descriptors),
@@ -26,7 +26,7 @@ impl Shortage {
         }
     }
 
-    /// The name in logs and labels.
+    /// Returns the name in logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Descriptors => "no_descriptors",
@@ -35,7 +35,7 @@ impl Shortage {
         }
     }
 
-    /// What an operator can do about it.
+    /// Returns what an operator can do about it.
     pub fn advice(self) -> &'static str {
         match self {
             Self::Descriptors => "raise the limit of open files (ulimit -n, LimitNOFILE) or lower max_connections",
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_this_machine_are_told_from_those_of_the_peer() {
+    fn errors_of_this_machine_are_distinguished_from_those_of_the_peer() {
         let of = |errno: Errno| Shortage::of(&io::Error::from(errno));
         for errno in [Errno::MFILE, Errno::NFILE] {
             assert_eq!(of(errno), Some(Shortage::Descriptors));

@@ -1,6 +1,7 @@
-//! Discovery as an operator meets it: the binary, the system's `resolv.conf`, a name server on port 53.
+//! Tests of discovery with the binary, the system's `resolv.conf` and a name server on port 53.
 //!
-//! The tests need root, say so when they are skipped, and have to run as root in CI (see [`NameServer::start`]).
+//! The tests need root. They print a line when they are skipped, and must not be skipped in CI (see
+//! [`NameServer::start`]).
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -28,15 +29,15 @@ use super::{
 
 const NAME: &str = "collectors.test.";
 
-/// The resolver as the example of a configuration has it.
+/// The resolver as in the example configuration.
 const RESOLVER: &str = "hostname: collectors.test, port: 4317, interval: 5s, timeout: 1s";
 
-/// The same for those who wait for many rounds.
-const OFTEN: &str = "hostname: collectors.test, port: 4317, interval: 100ms, timeout: 300ms";
+/// The same with a short interval, for tests that wait for many rounds.
+const SHORT_INTERVAL: &str = "hostname: collectors.test, port: 4317, interval: 100ms, timeout: 300ms";
 
-/// Backends that listen on the same port of addresses of their own.
+/// Starts backends that listen on the same port of different addresses.
 async fn backends(count: usize) -> Result<Vec<Backend>> {
-    // The example's port, unless somebody has it on all addresses.
+    // Port 4317 as in the example, unless another process listens on it at all addresses.
     let mut first = Backend::start_at((loopback(), 4317).into()).await;
     if first.is_err() {
         first = Backend::start_at((loopback(), 0).into()).await;
@@ -57,7 +58,7 @@ fn ips(backends: &[Backend]) -> Vec<IpAddr> {
     backends.iter().map(|backend| backend.address.ip()).collect()
 }
 
-/// A proxy that takes `server` for the system's and was started when `page` answers 200.
+/// Starts a proxy that uses `server` as the system's name server, and waits until `page` answers 200.
 fn proxy(server: &NameServer, resolver: &str, port: u16, page: &str) -> Result<Proxy> {
     let resolver = resolver.replace("4317", &port.to_string());
     let command = || server.command(env!("CARGO_BIN_EXE_spanring"));
@@ -80,8 +81,8 @@ fn has_members(proxy: &Proxy, count: usize) -> Result<()> {
     })
 }
 
-/// Spans of many traces go to `backends` and each trace to the one that owns it.
-async fn flow(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
+/// Sends spans of many traces and checks that each arrives at the backend that owns its trace.
+async fn spans_arrive(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
     static TRACES: AtomicU64 = AtomicU64::new(1);
     let endpoint = |at: SocketAddr| Endpoint::new(at.to_string(), Some(at));
     let mut endpoints: Vec<Endpoint> = backends.iter().map(|backend| endpoint(backend.address)).collect();
@@ -102,11 +103,11 @@ async fn flow(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
     Ok(())
 }
 
-/// The same once deliveries see the table that was published a moment ago.
-async fn comes_to_flow(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
+/// The same, repeated until the proxy uses the table that was published a moment ago.
+async fn spans_arrive_eventually(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
     has_members(proxy, backends.len())?;
     let end = Instant::now() + PATIENCE;
-    while let Err(error) = flow(proxy, backends).await {
+    while let Err(error) = spans_arrive(proxy, backends).await {
         ensure!(Instant::now() < end, "{error:#}");
         sleep(GLANCE).await;
     }
@@ -127,7 +128,7 @@ async fn the_example_waits_for_its_name_and_then_serves() -> Result<()> {
 
     server.resolves(NAME, &ips(&backends));
     until("it is ready", || Ok((http_get(&format!("http://{}/readyz", proxy.admin))?.0 == 200).then_some(())))?;
-    flow(&proxy, &backends).await.context("ready, but not of use")?;
+    spans_arrive(&proxy, &backends).await.context("ready, but not of use")?;
     has_members(&proxy, 3)?;
     ensure!(proxy.process.ended()?.is_none(), "it must be the same process");
     Ok(())
@@ -137,50 +138,50 @@ async fn the_example_waits_for_its_name_and_then_serves() -> Result<()> {
 async fn aaaa_records_are_backends_too() -> Result<()> {
     let Some(server) = NameServer::start()? else { return Ok(()) };
     let Ok(sixth) = Backend::start_at((Ipv6Addr::LOCALHOST, 0).into()).await else {
-        // A machine without IPv6 has nothing to listen on.
+        // The machine has no IPv6.
         return Ok(());
     };
     let port = sixth.address.port();
     let mut all = vec![sixth];
     server.resolves(NAME, &ips(&all));
-    let only = proxy(&server, OFTEN, port, "readyz")?;
-    comes_to_flow(&only, &all).await.context("a name with AAAA records only")?;
+    let only = proxy(&server, SHORT_INTERVAL, port, "readyz")?;
+    spans_arrive_eventually(&only, &all).await.context("a name with AAAA records only")?;
 
     all.push(Backend::start_at((loopback(), port).into()).await?);
     server.resolves(NAME, &ips(&all));
-    let both = proxy(&server, &format!("{OFTEN}, ip_family: both"), port, "readyz")?;
-    comes_to_flow(&both, &all).await.context("both families")?;
-    let auto = proxy(&server, OFTEN, port, "readyz")?;
-    comes_to_flow(&auto, &all[1..]).await.context("A records go before AAAA records")
+    let both = proxy(&server, &format!("{SHORT_INTERVAL}, ip_family: both"), port, "readyz")?;
+    spans_arrive_eventually(&both, &all).await.context("both families")?;
+    let auto = proxy(&server, SHORT_INTERVAL, port, "readyz")?;
+    spans_arrive_eventually(&auto, &all[1..]).await.context("A records go before AAAA records")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_search_list_holds_unless_the_name_ends_with_a_dot() -> Result<()> {
+async fn the_search_list_is_used_unless_the_name_ends_with_a_dot() -> Result<()> {
     let Some(server) = NameServer::start()? else { return Ok(()) };
     let backends = backends(2).await?;
     let (short, long) = backends.split_at(1);
     let port = port_of(short)?;
-    // As in a pod: names with fewer than five dots are looked for in the list first.
+    // As in a pod: a name with fewer than five dots is looked up in the search domains first.
     server.resolv_conf("search other.test obs.test\noptions ndots:5")?;
     server.resolves(NAME, &ips(short));
     server.resolves("collectors.test.obs.test.", &ips(long));
-    let listed = proxy(&server, OFTEN, port, "readyz")?;
-    comes_to_flow(&listed, long).await.context("without a dot")?;
+    let listed = proxy(&server, SHORT_INTERVAL, port, "readyz")?;
+    spans_arrive_eventually(&listed, long).await.context("without a dot")?;
     drop(listed);
     let asked = server.asked();
     let first = asked.iter().filter(|question| question.ends_with(" A")).take(2);
     ensure!(first.eq(["collectors.test.other.test. A", "collectors.test.obs.test. A"]), "{asked:?}");
 
-    let absolute = OFTEN.replace("collectors.test", "collectors.test.");
+    let absolute = SHORT_INTERVAL.replace("collectors.test", "collectors.test.");
     let dotted = proxy(&server, &absolute, port, "readyz")?;
-    comes_to_flow(&dotted, short).await.context("with a dot")?;
+    spans_arrive_eventually(&dotted, short).await.context("with a dot")?;
     let asked = server.asked();
     ensure!(asked.iter().all(|question| question.starts_with("collectors.test. ")), "{asked:?}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_search_domain_out_of_order_costs_neither_the_start_nor_the_next_change() -> Result<()> {
+async fn a_failing_search_domain_affects_neither_the_start_nor_the_next_change() -> Result<()> {
     let Some(server) = NameServer::start()? else { return Ok(()) };
     let backends = backends(2).await?;
     let port = port_of(&backends)?;
@@ -188,29 +189,29 @@ async fn a_search_domain_out_of_order_costs_neither_the_start_nor_the_next_chang
     for (bad, all) in [(SERVFAIL, &backends[..1]), (Say::NoData, &backends[..])] {
         server.say_of_both("collectors.test.corp.test.", &bad);
         server.resolves(NAME, &ips(all));
-        let proxy = proxy(&server, OFTEN, port, "readyz")?;
-        comes_to_flow(&proxy, all).await.with_context(|| format!("after {bad:?}"))?;
+        let proxy = proxy(&server, SHORT_INTERVAL, port, "readyz")?;
+        spans_arrive_eventually(&proxy, all).await.with_context(|| format!("after {bad:?}"))?;
         server.resolves(NAME, &ips(&backends[1..]));
-        comes_to_flow(&proxy, &backends[1..]).await.with_context(|| format!("a change after {bad:?}"))?;
+        spans_arrive_eventually(&proxy, &backends[1..]).await.with_context(|| format!("a change after {bad:?}"))?;
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_parts_of_the_set_move_the_ring_no_more_once_they_are_recognised() -> Result<()> {
+async fn random_parts_of_the_set_do_not_move_the_ring_once_they_are_recognised() -> Result<()> {
     let Some(server) = NameServer::start()? else { return Ok(()) };
     let backends = backends(6).await?;
     let all = ips(&backends);
     let part = || fastrand::choose_multiple(all.iter().copied(), 3);
     server.resolves(NAME, &part());
-    let proxy = proxy(&server, OFTEN, port_of(&backends)?, "readyz")?;
+    let proxy = proxy(&server, SHORT_INTERVAL, port_of(&backends)?, "readyz")?;
     let partial = || metric(proxy.admin, "spanring_discovery_partial_answers", &[]);
     until("the parts are recognised and complete", || {
         server.resolves(NAME, &part());
         let members = metric(proxy.admin, "spanring_discovery_endpoints", &[])?;
         Ok((partial()? == 1.0 && members == 6.0).then_some(()))
     })?;
-    comes_to_flow(&proxy, &backends).await?;
+    spans_arrive_eventually(&proxy, &backends).await?;
     let generation = || metric(proxy.admin, "spanring_ring_generation", &[]);
     let rounds = || metric(proxy.admin, "spanring_discovery_lookups_total", &["ipv4", "success"]);
     let (before, end) = (generation()?, rounds()? + 30.0);
@@ -225,17 +226,18 @@ async fn random_parts_of_the_set_move_the_ring_no_more_once_they_are_recognised(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_udp_cannot_hold_comes_over_tcp() -> Result<()> {
+async fn a_reply_too_long_for_udp_is_fetched_over_tcp() -> Result<()> {
     let Some(server) = NameServer::start()? else { return Ok(()) };
     let backends = backends(3).await?;
-    // 200 A records: more than 3 kB. Three of them are somebody, the rest would refuse.
+    // The reply with 200 A records has more than 3 kB. Three of the addresses are backends, the others refuse
+    // connections.
     let others = (0..197).map(|_| IpAddr::from(loopback()));
     let mut all: Vec<IpAddr> = ips(&backends).into_iter().chain(others).collect();
     all.sort_unstable();
     all.dedup();
     server.say(NAME, RecordType::A, Say::OverTcp(all.clone()));
     server.say(NAME, RecordType::AAAA, Say::NoData);
-    let proxy = proxy(&server, OFTEN, port_of(&backends)?, "readyz")?;
+    let proxy = proxy(&server, SHORT_INTERVAL, port_of(&backends)?, "readyz")?;
     until("every address is known", || {
         Ok((metric(proxy.admin, "spanring_discovery_endpoints", &[])? == all.len() as f64).then_some(()))
     })?;
@@ -249,13 +251,13 @@ async fn what_udp_cannot_hold_comes_over_tcp() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_a_name_server_says_the_last_good_set_stays() -> Result<()> {
+async fn the_last_good_set_stays_whatever_the_name_server_answers() -> Result<()> {
     let Some(server) = NameServer::start()? else { return Ok(()) };
     let backends = backends(3).await?;
     let (two, port) = (&backends[..2], port_of(&backends)?);
     server.resolves(NAME, &ips(two));
-    let proxy = proxy(&server, OFTEN, port, "readyz")?;
-    comes_to_flow(&proxy, two).await?;
+    let proxy = proxy(&server, SHORT_INTERVAL, port, "readyz")?;
+    spans_arrive_eventually(&proxy, two).await?;
     let bad = [
         (SERVFAIL, "servfail"),
         (NXDOMAIN, "nxdomain"),
@@ -271,10 +273,10 @@ async fn whatever_a_name_server_says_the_last_good_set_stays() -> Result<()> {
         server.say_of_both(NAME, &say);
         until(&format!("{result} is heard twice"), || Ok((heard()? >= before + 2.0).then_some(())))?;
         has_members(&proxy, 2).context(result)?;
-        flow(&proxy, two).await.context(result)?;
+        spans_arrive(&proxy, two).await.context(result)?;
         ensure!(http_get(&format!("http://{}/readyz", proxy.admin))?.0 == 200, "not ready after {result}");
     }
     ensure!(proxy.process.log().contains("the last good set stays"), "the log must say it:\n{}", proxy.process.log());
     server.resolves(NAME, &ips(&backends));
-    comes_to_flow(&proxy, &backends).await.context("the next good answer must count")
+    spans_arrive_eventually(&proxy, &backends).await.context("the next good answer must be used")
 }

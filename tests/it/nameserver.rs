@@ -1,8 +1,9 @@
-//! A name server that answers what it is told to, and processes that take it for the system's.
+//! A name server with answers set by the test, and processes that use it as the system's name server.
 //!
-//! It listens on port 53 of an address of 127.0.0.0/8 that nobody else uses, and a process that [`NameServer::command`]
-//! starts sees a `resolv.conf` of its own, which names that address: a private mount, so nothing of the machine changes.
-//! Both need root (port 53; mounts only where user namespaces are not allowed). The bench `faults` can use it too.
+//! The server listens on port 53 of a random address in 127.0.0.0/8. A process started with [`NameServer::command`]
+//! sees a `resolv.conf` of its own that names this address. It is mounted in a private mount namespace, so nothing
+//! changes on the machine. Port 53 needs root; so do mounts where user namespaces are not allowed. The bench `faults`
+//! uses the server too.
 
 use std::{
     collections::HashMap,
@@ -26,24 +27,24 @@ use hickory_proto::{
 };
 use tempfile::TempDir;
 
-/// Seconds for which an answer is good; longer than any test, so that one who keeps answers is found out.
+/// The TTL of all records in seconds. It is longer than any test, so that a client that caches answers fails.
 const TTL: u32 = 3600;
 
-/// How many addresses are tried; one is enough unless name servers listen on all of them.
+/// The number of addresses that are tried. One is enough unless a name server listens on all addresses.
 const TRIES: usize = 8;
 
-/// How long a TCP connection may say nothing.
+/// How long a TCP connection may be idle.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// What is said about a name and type.
+/// The answer to questions about one name and type.
 #[derive(Clone, Debug)]
 pub(crate) enum Say {
     Addresses(Vec<IpAddr>),
-    /// The name is known and has no such record.
+    /// The name exists and has no such record.
     NoData,
     Code(ResponseCode),
     Silence,
-    /// Nothing but the bit for "truncated" over UDP, all of these over TCP.
+    /// An empty reply with the truncation bit over UDP, all these addresses over TCP.
     OverTcp(Vec<IpAddr>),
 }
 
@@ -51,12 +52,12 @@ pub(crate) const NXDOMAIN: Say = Say::Code(ResponseCode::NXDomain);
 pub(crate) const SERVFAIL: Say = Say::Code(ResponseCode::ServFail);
 pub(crate) const REFUSED: Say = Say::Code(ResponseCode::Refused);
 
-/// The server; names of which nothing was said do not exist. It ends when it is dropped.
+/// The server. Names without an answer do not exist. It stops on drop.
 pub(crate) struct NameServer {
     ip: Ipv4Addr,
     book: Arc<Mutex<Book>>,
     files: TempDir,
-    /// The arguments of `unshare` that work here.
+    /// The arguments of `unshare` that work on this machine.
     namespace: &'static [&'static str],
     over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -68,19 +69,20 @@ struct Book {
     asked: Vec<String>,
 }
 
-/// An address of this machine's own that nearly certainly nobody else uses.
+/// Returns a random loopback address, which is almost certainly not in use.
 pub(crate) fn loopback() -> Ipv4Addr {
     Ipv4Addr::new(127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255))
 }
 
 impl NameServer {
-    /// Starts a server; `None`, and a visible line, where that cannot be done. As root and with `CI` set it has to be.
+    /// Starts a server. Returns `None`, after printing a line, where that is not possible; as root with `CI` set this
+    /// is an error.
     pub(crate) fn start() -> Result<Option<Self>> {
         match Self::try_start() {
             Ok(server) => Ok(Some(server)),
             Err(reason) if std::env::var_os("CI").is_some() && is_root()? => Err(reason),
             Err(reason) => {
-                // Written past the capture of test output, so that nobody takes it for a test that passed.
+                // This bypasses the capture of test output, so that a skipped test is not taken for one that passed.
                 writeln!(std::io::stderr(), "\nskipped: no name server for processes can be had here: {reason:#}")?;
                 Ok(None)
             }
@@ -106,13 +108,13 @@ impl NameServer {
         Ok(server)
     }
 
-    /// Gives `resolv.conf` more lines than that of this server, also for processes that run already.
+    /// Writes `resolv.conf` with this server and further lines. Running processes see the change.
     pub(crate) fn resolv_conf(&self, more: &str) -> Result<()> {
-        // Written in place: a file under another inode would not be the one that is mounted.
+        // The file is written in place, since a new inode would not be the one that is mounted.
         Ok(fs::write(self.files.path().join("resolv.conf"), format!("nameserver {}\n{more}\n", self.ip))?)
     }
 
-    /// A command for `program` that sees this server, and no other, as the system's.
+    /// Returns a command for `program` that sees this server as the system's only name server.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("unshare");
         command.args(self.namespace).args(["sh", "-ec", "mount --bind \"$0\" /etc/resolv.conf; exec \"$@\""]);
@@ -120,18 +122,18 @@ impl NameServer {
         command
     }
 
-    /// From now on, about the records of `name` (absolute, with its dot) of that type.
+    /// Sets the answer about records of this type of `name` (absolute, with a dot at the end).
     pub(crate) fn say(&self, name: &str, kind: RecordType, say: Say) {
         lock(&self.book).answers.insert((name.to_owned(), kind), say);
     }
 
-    /// From now on, about all addresses of `name`.
+    /// Sets the answer about A and AAAA records of `name`.
     pub(crate) fn say_of_both(&self, name: &str, say: &Say) {
         self.say(name, RecordType::A, say.clone());
         self.say(name, RecordType::AAAA, say.clone());
     }
 
-    /// From now on `name` has these addresses, as A and AAAA records.
+    /// Sets the addresses of `name`, as A and AAAA records.
     pub(crate) fn resolves(&self, name: &str, addresses: &[IpAddr]) {
         for (kind, is_v4) in [(RecordType::A, true), (RecordType::AAAA, false)] {
             let of_kind: Vec<IpAddr> = addresses.iter().copied().filter(|ip| ip.is_ipv4() == is_v4).collect();
@@ -139,7 +141,7 @@ impl NameServer {
         }
     }
 
-    /// The questions since the last call, as `name type` or, over TCP, `name type tcp`.
+    /// Returns the questions since the last call, as `name type` or, over TCP, `name type tcp`.
     pub(crate) fn asked(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.book).asked)
     }
@@ -148,7 +150,7 @@ impl NameServer {
 impl Drop for NameServer {
     fn drop(&mut self) {
         self.over.store(true, Relaxed);
-        // Both threads wait for a question; these are none.
+        // Both threads wait for a question. An empty datagram and a connection wake them up.
         let at = SocketAddr::from((self.ip, 53));
         drop(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.send_to(&[], at)));
         drop(TcpStream::connect(at));
@@ -158,7 +160,7 @@ impl Drop for NameServer {
     }
 }
 
-/// The arguments of `unshare` with which a process here gets mounts of its own.
+/// Returns the arguments of `unshare` with which a process may mount files in a namespace of its own.
 fn namespace() -> Result<&'static [&'static str]> {
     const WAYS: [&[&str]; 2] = [&["--mount"], &["--mount", "--map-root-user"]];
     let mut said = String::new();
@@ -174,7 +176,7 @@ fn namespace() -> Result<&'static [&'static str]> {
     bail!("no mounts of one's own without CAP_SYS_ADMIN or user namespaces: {said}")
 }
 
-/// Port 53 of an address that was free.
+/// Binds port 53 of a free loopback address.
 fn bind() -> Result<(Ipv4Addr, UdpSocket, TcpListener)> {
     let mut last = None;
     for _ in 0..TRIES {
@@ -199,7 +201,7 @@ fn serve_udp(socket: &UdpSocket, book: &Mutex<Book>, over: &AtomicBool) {
             return;
         }
         if let Some(reply) = buffer.get(..length).and_then(|question| reply(question, book, false)) {
-            // Who asked may be gone.
+            // The client may have gone.
             drop(socket.send_to(&reply, peer));
         }
     }
@@ -230,7 +232,7 @@ fn serve_stream(mut stream: TcpStream, book: &Mutex<Book>) -> Result<()> {
     }
 }
 
-/// The answer to a question, if there is to be one.
+/// Returns the reply to a question, or `None` if there is to be none.
 fn reply(question: &[u8], book: &Mutex<Book>, is_tcp: bool) -> Option<Vec<u8>> {
     let question = Message::from_vec(question).ok()?;
     let query = question.queries.first()?.clone();
