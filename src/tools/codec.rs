@@ -1,22 +1,22 @@
-//! gzip and zstd for one gRPC message at a time.
+//! Compression and decompression of single gRPC messages with gzip and zstd.
 
 use std::io::{self, Read, Write};
 
-/// How messages are compressed on the wire.
+/// Compression of messages on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     #[default]
     None,
-    /// gzip, level 1.
+    /// gzip at level 1.
     Gzip,
-    /// Zstandard, level 1.
+    /// Zstandard at level 1.
     Zstd,
 }
 
 impl Compression {
-    /// The value of `grpc-encoding`; `None` for identity.
+    /// Returns the value of `grpc-encoding`, or `None` for no compression.
     pub(crate) fn encoding(self) -> Option<&'static str> {
         match self {
             Self::None => None,
@@ -25,7 +25,7 @@ impl Compression {
         }
     }
 
-    /// The codec that a `grpc-encoding` header names.
+    /// Returns the codec named by a `grpc-encoding` header, or `None` if it is unknown.
     pub(crate) fn from_encoding(encoding: Option<&[u8]>) -> Option<Self> {
         match encoding {
             None | Some(b"identity") => Some(Self::None),
@@ -48,7 +48,8 @@ impl Compression {
         }
     }
 
-    /// Inflates a message piece by piece, so that nobody holds it whole.
+    /// Decompresses a message and passes it to `each` in chunks of up to 64 KiB, so that it is never held in memory
+    /// whole.
     pub(crate) fn inflate(self, compressed: &[u8], mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut reader: Box<dyn Read + '_> = match self {
             Self::None => return each(compressed),

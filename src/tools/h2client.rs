@@ -1,4 +1,4 @@
-//! The smallest gRPC client that a load generator needs: one HTTP/2 connection that is opened again when it is lost.
+//! A minimal gRPC client for the load generator: one HTTP/2 connection, which is reopened when it is lost.
 
 use std::{fmt, time::Duration};
 
@@ -18,25 +18,25 @@ use tonic::Status;
 use super::codec::Compression;
 use crate::{lifecycle::Tasks, otlp::framed::PREFIX_LEN, tls::Client};
 
-/// Largest reply that is read: replies are a few bytes.
+/// Largest reply that is read. Export replies have a few bytes.
 const MAX_REPLY: usize = 64 * 1024;
 
-/// Streams that are opened before the server said how many it takes; as many as gRPC clients open. Without it a burst on a
-/// fresh connection ends in streams that are refused.
+/// Number of streams that may be opened before the server's SETTINGS arrive; gRPC clients use the same number. Without
+/// this limit, the server refuses some streams of a burst on a new connection.
 const FIRST_STREAMS: usize = 100;
 
-/// How a call ended.
+/// Result of a call.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Acknowledged, less so many records.
+    /// Acknowledged, except for `rejected` records.
     Accepted { rejected: u64 },
-    /// The server's own status.
+    /// The server answered with an error status.
     Status(Box<Status>),
-    /// No connection could be made.
+    /// No connection could be established.
     NoConnection(String),
-    /// The connection or stream ended without an answer.
+    /// The connection or stream ended before the reply.
     Lost(String),
-    /// Nothing came in time.
+    /// No reply arrived before the timeout.
     TimedOut,
 }
 
@@ -52,7 +52,7 @@ impl fmt::Display for Answer {
     }
 }
 
-/// An address that calls go to.
+/// A gRPC client for one address.
 #[derive(Debug)]
 pub(crate) struct Channel {
     authority: String,
@@ -65,7 +65,7 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    /// A channel to `host:port` (a leading `http://` is dropped). Connects when first used.
+    /// Creates a client for `host:port` (a leading `http://` is dropped). It connects when first used.
     pub(crate) fn new(
         endpoint: &str,
         path: &str,
@@ -92,12 +92,12 @@ impl Channel {
         Ok(Self { authority, uri, headers, timeout, tls, tasks: tasks.clone(), sender: Mutex::new(None) })
     }
 
-    /// Opens the connection, so that a wrong address is found before the load begins.
+    /// Opens the connection, so that a wrong address is reported before the load begins.
     pub(crate) async fn connect(&self) -> Result<(), String> {
         self.sender().await.map(drop)
     }
 
-    /// Sends one framed message and waits for its answer.
+    /// Sends one framed message and waits for the reply.
     pub(crate) async fn call(&self, message: Bytes) -> Answer {
         match tokio::time::timeout(self.timeout, self.attempt(message)).await {
             Ok(answer) => answer,
@@ -122,7 +122,7 @@ impl Channel {
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
         let (response, mut body) = sender.send_request(request, false)?;
-        // h2 holds what the window has no room for; the message is in memory already.
+        // h2 buffers what exceeds the flow-control window. That is fine, since the message is in memory already.
         body.send_data(message, true)?;
         let (head, mut reply) = response.await?.into_parts();
         let mut bytes = BytesMut::new();
@@ -146,7 +146,7 @@ impl Channel {
     async fn sender(&self) -> Result<SendRequest<Bytes>, String> {
         let mut held = self.sender.lock().await;
         if let Some(sender) = held.take()
-            // A fresh clone waits for nothing; it only learns whether the connection still stands.
+            // The clone is ready at once unless the connection is gone.
             && let Ok(ready) = sender.clone().ready().await
         {
             *held = Some(sender);
@@ -185,7 +185,7 @@ impl Channel {
     }
 }
 
-/// Records that an OK reply takes back. A reply that cannot be read takes back none.
+/// Returns the number of records that an OK reply rejects; 0 if the reply cannot be decoded.
 fn rejected(headers: &HeaderMap, mut reply: Bytes) -> u64 {
     if reply.len() <= PREFIX_LEN {
         return 0;

@@ -1,6 +1,7 @@
-//! `spanring healthcheck`: one question to a running proxy's admin port, for containers without a shell.
+//! `spanring healthcheck` sends one request to the admin port of a running proxy. It is meant for containers without a
+//! shell.
 //!
-//! It speaks HTTP/1.0 by hand: the question has one line, and the answer is short.
+//! The request is written by hand as HTTP/1.0: it has one line and the response is short.
 
 use std::{io::Write, process::ExitCode, time::Duration};
 
@@ -12,24 +13,24 @@ use tokio::{
 
 use crate::settings::{addresses::HostPort, values::GoDuration};
 
-/// The longest answer that is read.
+/// Largest number of bytes that are read of a response.
 const LONGEST: u64 = 64 << 10;
 
-/// Which proxy, and what.
+/// Arguments of `spanring healthcheck`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Admin address of the proxy
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8888")]
     admin: HostPort,
-    /// Ask whether the process answers (/livez), not whether it is ready (/readyz)
+    /// Ask whether the process is alive (/livez) instead of whether it is ready (/readyz)
     #[arg(long)]
     live: bool,
-    /// How long the answer may take
+    /// Time limit for the response
     #[arg(long, value_name = "TIME", default_value = "2s")]
     timeout: GoDuration,
 }
 
-/// Asks, writes one line, and ends with 0 for yes and 1 for everything else.
+/// Sends the request and writes one line. The exit code is 0 if the proxy answered 200, else 1.
 pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
     let path = if args.live { "/livez" } else { "/readyz" };
     let within: Duration = args.timeout.0;
@@ -49,7 +50,7 @@ pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<Exi
     Ok(if yes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The status of a page, and what it says in one line.
+/// Requests `path`; returns the HTTP status and the body joined into one line.
 async fn ask(admin: &HostPort, path: &str) -> Result<(u16, String), String> {
     let failed = |error: std::io::Error| error.to_string();
     let mut stream = TcpStream::connect((admin.host.as_str(), admin.port)).await.map_err(failed)?;
@@ -78,7 +79,7 @@ mod tests {
         args: Args,
     }
 
-    /// The code and the line of a check whose proxy answers with these bytes, or does not answer at all.
+    /// Runs a check against a server that sends `answer`, or never answers; returns the exit code and the line written.
     async fn check(answer: Option<&str>, more: &[&str]) -> (String, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -123,7 +124,7 @@ mod tests {
             (None, "no answer within 50ms"),
         ] {
             let (code, line) = check(answer, &["--timeout", "50ms"]).await;
-            // A slow machine may not have had time for an answer either.
+            // A slow machine may run into the timeout before the response arrives.
             assert!(code == no && (line.contains(says) || line.contains("no answer")), "{answer:?}: {line}");
             assert_eq!(line.lines().count(), 1);
         }

@@ -1,9 +1,10 @@
-//! What is run beside the proxy: `sink` (a counting backend), `load` (a generator), `demo` (both, with proxies between),
-//! `ring` (questions about placement) and `convert` (a Collector's configuration to ours).
+//! Commands other than the proxy itself: `sink` (a counting backend), `load` (a load generator), `demo` (both, with
+//! proxies in between), `ring` (questions about placement), `convert` (a Collector's configuration to ours) and
+//! `healthcheck`.
 //!
-//! The pieces that they share: [`ids`] says how a generated span names its place in its trace, so that a sink can tell
-//! whether a trace is complete; [`otlp_body`] writes the requests; `walk` reads them back without any code of the
-//! split's, so that a fault in one is seen by the other; `h2client` and `codec` are the way over the wire.
+//! Shared modules: [`ids`] generates trace and span IDs from which a sink can tell whether a trace is complete.
+//! [`otlp_body`] writes the requests. `walk` parses them again; it shares no code with `split`, so that a defect in one
+//! is noticed by the other. `h2client` and `codec` send and compress requests.
 
 pub mod convert;
 pub mod demo;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 pub use codec::Compression;
 
-/// Resolves when the process is asked to end: SIGINT or SIGTERM.
+/// Resolves when the process receives SIGINT or SIGTERM.
 pub(crate) async fn interrupted() -> std::io::Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
@@ -32,7 +33,7 @@ pub(crate) async fn interrupted() -> std::io::Result<()> {
     }
 }
 
-/// Reads a duration as the command line takes it: a number with a unit, `20ms`, `5s`, `1.5m`.
+/// Parses a duration given on the command line: a number with a unit, such as `20ms`, `5s` or `1.5m`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
@@ -49,7 +50,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * scale).map_err(|error| error.to_string())
 }
 
-/// Reads a share: a number from 0 to 1.
+/// Parses a share, which is a number from 0 to 1.
 pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
@@ -57,7 +58,7 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A count with thousands set apart, for reports that people read.
+/// Formats a count with a comma between thousands.
 pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -70,8 +71,8 @@ pub(crate) fn grouped(count: u64) -> String {
     text
 }
 
-/// `part ÷ whole`, 0 when there is nothing to divide by.
-#[expect(clippy::cast_precision_loss, reason = "for reports: 53 bits are more than is printed")]
+/// Returns `part ÷ whole`, or 0 if `whole` is 0.
+#[expect(clippy::cast_precision_loss, reason = "only used in reports, which print fewer than 53 bits")]
 pub(crate) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }

@@ -1,8 +1,8 @@
-//! Export requests written once, before the load begins, so that sending them costs almost nothing.
+//! Export requests that are written once, before the load begins, so that sending them is cheap.
 //!
-//! A *group* of batches shares its traces: every batch of a group holds some spans of each of them, in turn, as the
-//! batches of several services do that took part in the same traces. In a unique run the IDs and times of a copy are
-//! overwritten in place before it is sent, so that no span is ever sent twice.
+//! Batches form *groups*. The batches of a group share their traces: each batch has some spans of every trace, like the
+//! batches of several services that took part in the same traces. With `unique`, a request is copied before it is sent
+//! and its IDs and times are overwritten in place, so that no span is sent twice.
 
 use std::time::Duration;
 
@@ -10,28 +10,28 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     codec::Compression,
-    ids::{MAX_SPANS_PER_TRACE, Place, TraceKey},
+    ids::{MAX_SPANS_PER_TRACE, SpanPosition, TraceKey},
 };
 use crate::otlp::framed::PREFIX_LEN;
 
-/// What the requests look like.
+/// Shape and number of the requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BodySpec {
-    /// Same seed, same requests.
+    /// Seed; equal seeds give equal requests.
     pub seed: u64,
-    /// Spans a batch.
+    /// Spans in a batch.
     pub spans: usize,
-    /// Traces a batch.
+    /// Traces in a batch.
     pub traces: usize,
-    /// Over how many batches a trace's spans are spread.
+    /// Number of batches over which the spans of a trace are spread.
     pub spread: usize,
-    /// How many distinct requests to write, if `max_bytes` allows.
+    /// Number of distinct requests to write, if `max_bytes` allows.
     pub bodies: usize,
-    /// What all requests together may take.
+    /// Upper limit for the memory of all requests together, in bytes.
     pub max_bytes: usize,
-    /// How they are compressed.
+    /// Compression of the requests.
     pub compression: Compression,
-    /// Whether each request gets trace IDs of its own on each pass.
+    /// Whether each request gets new trace IDs on each pass.
     pub unique: bool,
 }
 
@@ -50,49 +50,49 @@ impl Default for BodySpec {
     }
 }
 
-/// Traces a batch when nothing else is said: one for 8 spans, at least 5 (at least as many as there are spans).
+/// Returns the default number of traces in a batch: one for 8 spans and at least 5, but no more than there are spans.
 pub fn default_traces(spans: usize) -> usize {
     (spans / 8).max(5).min(spans)
 }
 
-/// Why no requests could be written.
+/// Reason why no requests could be written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// A number that must not be 0 is.
+    /// A number that must be at least 1 is 0.
     #[error("spans, traces and spread must be at least 1")]
     Zero,
-    /// A batch with more traces than spans.
+    /// A batch has more traces than spans.
     #[error("{traces} traces do not fit into {spans} spans a batch; ask for fewer traces")]
     TooManyTraces {
-        /// As asked for.
+        /// Traces requested.
         traces: usize,
-        /// As asked for.
+        /// Spans requested.
         spans: usize,
     },
-    /// More spans in a trace than a sink can tell apart.
+    /// A trace has more spans than a sink can tell apart.
     #[error("{0} spans a trace are more than {MAX_SPANS_PER_TRACE}; ask for more traces a batch or a smaller spread")]
     LongTraces(usize),
-    /// A message that gRPC or the compressor cannot hold.
+    /// A message is too large for a gRPC frame, or cannot be compressed.
     #[error("a request of {0} bytes cannot be framed; ask for fewer spans a batch")]
     TooLarge(usize),
 }
 
-/// Where a span's IDs are in a request, and whose they are.
+/// Position of a span in its request, and its IDs.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     offset: u32,
     trace: u32,
-    place: Place,
+    place: SpanPosition,
 }
 
 #[derive(Debug)]
 struct Body {
-    /// With gRPC's prefix, compressed unless the run is unique.
+    /// The message with gRPC's prefix; compressed unless the run is unique.
     message: Bytes,
     slots: Box<[Slot]>,
 }
 
-/// The requests of a run. A *ticket* numbers what is sent: 0, 1, 2, … and around again.
+/// The requests of a run. A *ticket* is the number of a request sent: 0, 1, 2, …; the requests are sent in turn.
 #[derive(Debug)]
 pub struct Bodies {
     spec: BodySpec,
@@ -100,12 +100,12 @@ pub struct Bodies {
 }
 
 impl Bodies {
-    /// Writes them.
+    /// Writes the requests.
     pub fn generate(spec: BodySpec) -> Result<Self, SpecError> {
         check(&spec)?;
         let mut bodies = Vec::new();
         let mut bytes = 0;
-        // Whole groups only, so that each trace is complete after each pass; at least one.
+        // Only whole groups, so that each trace is complete after each pass; at least one group.
         let wanted = spec.bodies.max(1).next_multiple_of(spec.spread);
         while bodies.len() < wanted {
             for batch in 0..spec.spread {
@@ -121,22 +121,23 @@ impl Bodies {
         Ok(Self { spec, bodies })
     }
 
-    /// How many distinct requests there are.
+    /// Returns the number of distinct requests.
     pub fn len(&self) -> usize {
         self.bodies.len()
     }
 
-    /// Whether there are none; there always are.
+    /// Returns whether there are no requests, which never happens.
     pub fn is_empty(&self) -> bool {
         self.bodies.is_empty()
     }
 
-    /// What they were written to.
+    /// Returns the specification of the requests.
     pub fn spec(&self) -> &BodySpec {
         &self.spec
     }
 
-    /// The request of a ticket, as it goes on the wire. `now` (since 1970) becomes the end of each span of a unique run.
+    /// Returns the request of a ticket in wire format. In a unique run, `now` (time since 1970) becomes the end time of
+    /// each span.
     pub fn compose(&self, ticket: u64, now: Option<Duration>) -> Bytes {
         let (pass, index) = self.split(ticket);
         let Some(body) = self.bodies.get(index) else {
@@ -155,8 +156,8 @@ impl Bodies {
         }
     }
 
-    /// The spans of a ticket: trace and place.
-    pub fn spans(&self, ticket: u64) -> impl Iterator<Item = (TraceKey, Place)> + '_ {
+    /// Returns the trace and the place of each span in the request of a ticket.
+    pub fn spans(&self, ticket: u64) -> impl Iterator<Item = (TraceKey, SpanPosition)> + '_ {
         let (pass, index) = self.split(ticket);
         let slots = self.bodies.get(index).map(|body| body.slots.as_ref()).unwrap_or_default();
         slots.iter().map(move |slot| (self.key(pass, index, slot.trace), slot.place))
@@ -181,7 +182,7 @@ impl Bodies {
         };
         put(span, layout::TRACE_ID, &key.to_bytes());
         put(span, layout::SPAN_ID, &key.span_id(slot.place));
-        let parent = Place { index: 0, ..slot.place };
+        let parent = SpanPosition { index: 0, ..slot.place };
         put(span, layout::PARENT_ID, &if slot.place.index == 0 { [0; 8] } else { key.span_id(parent) });
         if let Some(now) = now {
             let (start, end) = times(now, slot.place);
@@ -191,7 +192,7 @@ impl Bodies {
     }
 }
 
-/// Offsets within a span of what is overwritten: these fields come first and have fixed lengths.
+/// Offsets of the fields of a span that are overwritten. These fields come first and have fixed lengths.
 mod layout {
     pub(super) const TRACE_ID: usize = 2;
     pub(super) const SPAN_ID: usize = TRACE_ID + 16 + 2;
@@ -206,8 +207,8 @@ fn put(span: &mut [u8], at: usize, value: &[u8]) {
     }
 }
 
-/// Start and end of a span in nanoseconds: the root takes 50 ms, its children a little less each.
-fn times(now: Duration, place: Place) -> (u64, u64) {
+/// Returns the start and end of a span in nanoseconds: the root takes 50 ms, each further span 0.5 ms less.
+fn times(now: Duration, place: SpanPosition) -> (u64, u64) {
     let end = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let length = 50_000_000 - u64::from(place.index) * 500_000;
     (end.saturating_sub(length), end)
@@ -224,12 +225,12 @@ fn check(spec: &BodySpec) -> Result<(), SpecError> {
     if longest > MAX_SPANS_PER_TRACE { Err(SpecError::LongTraces(longest)) } else { Ok(()) }
 }
 
-/// Place of span `i` of batch `batch` of a group; its trace is `i % traces`.
-fn place(spec: &BodySpec, batch: usize, i: usize) -> Place {
+/// Returns the place of span `i` of batch `batch` of a group. The span belongs to trace `i % traces`.
+fn place(spec: &BodySpec, batch: usize, i: usize) -> SpanPosition {
     let trace = i % spec.traces;
     let per_batch = spec.spans / spec.traces + usize::from(trace < spec.spans % spec.traces);
     let small = |n: usize| u8::try_from(n).unwrap_or(u8::MAX);
-    Place { index: small(batch * per_batch + i / spec.traces), count: small(per_batch * spec.spread) }
+    SpanPosition { index: small(batch * per_batch + i / spec.traces), count: small(per_batch * spec.spread) }
 }
 
 fn write_body(spec: &BodySpec, index: usize, batch: usize) -> Result<Body, SpecError> {
@@ -258,7 +259,7 @@ fn write_body(spec: &BodySpec, index: usize, batch: usize) -> Result<Body, SpecE
     Ok(Body { slots: slots.ok_or(SpecError::TooLarge(message.len()))?, message })
 }
 
-/// Puts resource and scope around the spans; returns the message and where in its frame the spans begin.
+/// Wraps the spans in a resource and a scope; returns the message and the offset of the spans in its gRPC frame.
 fn envelope(random: &mut fastrand::Rng, spans: &[u8]) -> (Vec<u8>, usize) {
     let mut scope = Vec::new();
     put_message(&mut scope, 1, b"io.example.http-server");
@@ -303,10 +304,10 @@ fn resource(random: &mut fastrand::Rng) -> Vec<u8> {
     resource
 }
 
-fn write_span(span: &mut Vec<u8>, random: &mut fastrand::Rng, key: TraceKey, place: Place, now: Duration) {
+fn write_span(span: &mut Vec<u8>, random: &mut fastrand::Rng, key: TraceKey, place: SpanPosition, now: Duration) {
     const ROUTES: [&str; 4] = ["/api/v1/cart/{id}", "/api/v1/orders", "/api/v1/products/{id}", "/healthz/deep"];
     let (start, end) = times(now, place);
-    let parent = if place.index == 0 { [0; 8] } else { key.span_id(Place { index: 0, ..place }) };
+    let parent = if place.index == 0 { [0; 8] } else { key.span_id(SpanPosition { index: 0, ..place }) };
     let route = ROUTES.get(random.usize(..ROUTES.len())).copied().unwrap_or_default();
     put_message(span, 1, &key.to_bytes());
     put_message(span, 2, &key.span_id(place));
@@ -325,7 +326,7 @@ fn write_span(span: &mut Vec<u8>, random: &mut fastrand::Rng, key: TraceKey, pla
     put_attribute(span, 9, "enduser.id", &format!("user-{:08x}", random.u32(..)));
     put_attribute(span, 9, "thread.name", &format!("worker-{}", random.u8(..32)));
     put_attribute(span, 9, "user_agent.original", "okhttp/4.12.0 (shop-android 7.31.0; build 2025)");
-    // status {} and flags: sampled.
+    // An empty `status`, and `flags` with the sampled bit.
     span.extend_from_slice(&[15 << 3 | 2, 0, 0x85, 0x01, 1, 1, 0, 0]);
 }
 
@@ -338,7 +339,7 @@ fn put_attribute(out: &mut Vec<u8>, field: u8, key: &str, value: &str) {
     put_message(out, field, &pair);
 }
 
-/// A length-delimited field; `field` is at most 15.
+/// Appends a length-delimited field; `field` is at most 15.
 fn put_message(out: &mut Vec<u8>, field: u8, value: &[u8]) {
     out.push(field << 3 | 2);
     prost::encoding::encode_varint(value.len() as u64, out);
@@ -422,7 +423,7 @@ mod tests {
         }
         assert_eq!(traces.len(), 8);
         for (bits, count, batches) in traces.values() {
-            assert_eq!(*bits, Place::full(*count));
+            assert_eq!(*bits, SpanPosition::full(*count));
             assert_eq!(batches.len(), 4);
         }
     }

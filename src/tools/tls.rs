@@ -1,39 +1,39 @@
-//! TLS of the generator and of the sink, as it is asked for on the command line.
+//! TLS options of the load generator and the sink.
 
 use std::path::PathBuf;
 
 use crate::tls::{ClientConfig, Identity, ServerConfig};
 
-/// TLS of a generator.
+/// TLS options of the load generator.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ClientArgs {
-    /// Speak TLS, and trust who has a certificate of these authorities (PEM)
+    /// Use TLS; trust servers whose certificates these authorities signed (PEM)
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
-    /// Show this certificate (PEM, with its chain)
+    /// Present this client certificate (PEM, with its chain)
     #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
     pub tls_cert: Option<PathBuf>,
-    /// The key of --tls-cert (PEM)
+    /// Private key of --tls-cert (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
 }
 
-/// TLS of a sink.
+/// TLS options of a sink.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ServerArgs {
-    /// Speak TLS with this certificate (PEM, with its chain)
+    /// Use TLS with this certificate (PEM, with its chain)
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
-    /// The key of --tls-cert (PEM)
+    /// Private key of --tls-cert (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Demand certificates of these authorities (PEM)
+    /// Require client certificates signed by these authorities (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_client_ca: Option<PathBuf>,
 }
 
 impl ClientArgs {
-    /// What is asked for; `None` is plaintext.
+    /// Returns the TLS configuration, or `None` for plaintext.
     pub(crate) fn config(self) -> Option<ClientConfig> {
         Some(ClientConfig {
             ca_file: Some(self.tls_ca?),
@@ -44,7 +44,7 @@ impl ClientArgs {
 }
 
 impl ServerArgs {
-    /// What is asked for; `None` is plaintext.
+    /// Returns the TLS configuration, or `None` for plaintext.
     pub(crate) fn config(self) -> Option<ServerConfig> {
         let identity = identity(self.tls_cert, self.tls_key)?;
         Some(ServerConfig { identity, client_ca_file: self.tls_client_ca, ..ServerConfig::default() })

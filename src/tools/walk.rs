@@ -1,11 +1,12 @@
-//! Finds the records of an export request that arrives in pieces, and the IDs of each span; keeps none of its bytes.
+//! An incremental parser that finds the records of an export request, and the IDs of each span. It stores none of the
+//! request's bytes.
 //!
-//! It shares no code with the split, which it is used to check. It owns nothing but where it stands; HTTP/2's frames go
-//! in as they come and are never joined.
+//! It is used to check `split` and therefore shares no code with it. Input may arrive in chunks cut anywhere, such as
+//! HTTP/2 frames; the chunks are never joined.
 
 use crate::otlp::Signal;
 
-/// By depth, the fields that lead from a request down to its records (opentelemetry-proto 1.11).
+/// For each depth, the fields that lead from a request down to its records (opentelemetry-proto 1.11).
 type Path = &'static [&'static [u64]];
 
 /// Request → `Resource*` → `Scope*` → span, log record or profile.
@@ -14,13 +15,13 @@ const RECORDS: Path = &[&[1], &[2], &[2]];
 /// … → `Metric` → gauge, sum, histogram, exponential histogram or summary → data point.
 const DATA_POINTS: Path = &[&[1], &[2], &[2], &[5, 7, 9, 10, 11], &[1]];
 
-/// The length of the longest.
+/// The length of the longest path.
 const MAX_DEPTH: usize = 5;
 
-/// Longest tag and varint of a protobuf field, together.
+/// Largest size of a protobuf field's tag and length together, in bytes.
 const MAX_HEADER: usize = 20;
 
-/// Up to 16 bytes of an ID, and how long it really was.
+/// The first 16 bytes of an ID, and its length on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Id {
     bytes: [u8; 16],
@@ -29,7 +30,7 @@ pub(crate) struct Id {
 }
 
 impl Id {
-    /// The ID, if it has exactly `N` bytes.
+    /// Returns the ID if it has exactly `N` bytes.
     pub(crate) fn exactly<const N: usize>(&self) -> Option<[u8; N]> {
         if self.len != N as u64 {
             return None;
@@ -47,23 +48,23 @@ impl Id {
     }
 }
 
-/// What a span said of itself; the last of repeated fields counts.
+/// The fields of a span that are read. If a field is repeated, the last occurrence counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SpanIds {
-    /// Field 1.
+    /// Field 1, `trace_id`.
     pub(crate) trace: Id,
-    /// Field 2.
+    /// Field 2, `span_id`.
     pub(crate) span: Id,
-    /// Field 8, `end_time_unix_nano`, as it is on the wire.
+    /// Field 8, `end_time_unix_nano`, in wire format.
     pub(crate) end: Id,
 }
 
-/// The bytes are no export request.
+/// The bytes are not a valid export request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed protobuf near byte {0}")]
 pub(crate) struct Malformed(u64);
 
-/// Where the walk stands.
+/// State of the parser.
 #[derive(Debug)]
 pub(crate) struct Walker {
     path: Path,
@@ -72,7 +73,7 @@ pub(crate) struct Walker {
     ends: [u64; MAX_DEPTH + 1],
     depth: usize,
     groups: u32,
-    /// Bytes of the current field's value still to come.
+    /// Number of bytes of the current field's value still to come.
     pending: u64,
     capture: Capture,
     ids: SpanIds,
@@ -96,8 +97,9 @@ struct Header {
 }
 
 impl Walker {
-    /// A walk over requests of a signal that finds the IDs of spans, or (much cheaper) only counts. Records of other signals
-    /// are counted: those of metrics are data points, as OTLP counts them.
+    /// Creates a parser for requests of `signal`. With `read_ids`, it reads the IDs of spans; without, it only counts
+    /// records, which is much cheaper. Records of signals other than traces are only counted. The records of metrics
+    /// are data points, as in OTLP's `partial_success`.
     pub(crate) fn new(signal: Signal, read_ids: bool) -> Self {
         Self {
             path: if signal == Signal::Metrics { DATA_POINTS } else { RECORDS },
@@ -114,7 +116,8 @@ impl Walker {
         }
     }
 
-    /// Takes the next piece; `found` is called for every span that ends in it, or for every record that begins in it.
+    /// Parses the next chunk. `found` is called for every span that ends in it, or, when records are only counted, for
+    /// every record that begins in it.
     pub(crate) fn feed(&mut self, mut piece: &[u8], mut found: impl FnMut(&SpanIds)) -> Result<(), Malformed> {
         loop {
             if self.pending > 0 {
@@ -134,7 +137,7 @@ impl Walker {
         }
     }
 
-    /// Says whether the request ended where a field ends.
+    /// Checks that the request ended at the end of a field.
     pub(crate) fn finish(&self) -> Result<(), Malformed> {
         let whole = self.depth == 0 && self.pending == 0 && self.carried == 0 && self.groups == 0;
         if whole { Ok(()) } else { Err(Malformed(self.pos)) }
@@ -154,7 +157,7 @@ impl Walker {
         rest
     }
 
-    /// Whether the walk stands in a record.
+    /// Returns whether the current position is inside a record.
     fn in_record(&self) -> bool {
         self.depth == self.path.len()
     }
@@ -176,7 +179,8 @@ impl Walker {
         Ok(())
     }
 
-    /// Reads a tag and its varint, or keeps what there is of them for the next piece.
+    /// Reads a tag and its varint. If the chunk ends before they do, keeps their bytes for the next call and returns
+    /// `None`.
     fn header(&mut self, piece: &mut &[u8]) -> Result<Option<Header>, Malformed> {
         if self.carried == 0
             && let Some(header) = read_header(piece, self.pos)?
@@ -264,9 +268,9 @@ fn read_header(bytes: &[u8], pos: u64) -> Result<Option<Header>, Malformed> {
     }
 }
 
-/// A varint and its length; `None` when the bytes end before it does.
+/// Reads a varint; returns its value and length, or `None` if the bytes end before it does.
 fn varint(bytes: &[u8], pos: u64) -> Result<Option<(u64, usize)>, Malformed> {
-    // Nearly all tags and half of the lengths.
+    // Fast path: nearly all tags and about half of the lengths have one byte.
     if let Some(byte) = bytes.first().filter(|byte| **byte < 0x80) {
         return Ok(Some((u64::from(*byte), 1)));
     }
@@ -314,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_last_id_counts_and_groups_hide_what_is_in_them() {
-        // Span: group 7 { field 1: "x" }, trace ID of 2 bytes, then one of 16, then a span ID of 8.
+        // A span with group 7 { field 1: "x" }, a trace ID of 2 bytes, a trace ID of 16 bytes and a span ID of 8 bytes.
         let mut span = vec![0x3b, 0x0a, 1, b'x', 0x3c, 0x0a, 2, 1, 1, 0x0a, 16];
         span.extend([9; 16]);
         span.extend([0x12, 8, 1, 2, 3, 4, 5, 6, 7, 8]);

@@ -1,4 +1,5 @@
-//! Files as the exporter's documentation and its users write them: what is made of each passes `validate`.
+//! Configurations as in the exporter's documentation and as users write them. The conversion of each must pass
+//! `validate`.
 
 use super::{
     convert,
@@ -6,12 +7,12 @@ use super::{
 };
 use crate::config::Draft;
 
-/// A file, how many routes come of it, and words of its findings.
+/// A configuration, the expected number of routes, and words of the expected findings.
 pub(super) type Row = (&'static str, usize, &'static [&'static str]);
 
-/// The structures of the exporter's own documentation and test files, in words of ours.
+/// Adapted from the exporter's documentation and its test files.
 const DOCUMENTED: [Row; 15] = [
-    // Two tiers in one process: the pipelines of the second lead elsewhere.
+    // Two tiers in one process; the pipelines of the second tier have no load-balancing exporter.
     (
         "receivers:
   otlp/in: { protocols: { grpc: { endpoint: \"localhost:4317\" } } }
@@ -30,7 +31,7 @@ service:
         2,
         &["leads to no load-balancing exporter", "logs go by trace ID"],
     ),
-    // By service: not yet.
+    // Routing by service, which is not supported yet.
     (
         "receivers: { otlp: { protocols: { grpc: { endpoint: \"localhost:4317\" } } } }
 processors:
@@ -67,7 +68,7 @@ service: { pipelines: { traces: { receivers: [otlp], exporters: [load_balancing]
         1,
         &["only namespaces of a DNS kind"],
     ),
-    // Queue and retries above the backends, kept on disk.
+    // A queue on disk and retries in front of the backends.
     (
         "receivers: { otlp: { protocols: { grpc: , http: } } }
 extensions: { file_storage/q: { directory: /var/lib/q, create_directory: true } }
@@ -84,7 +85,7 @@ service:
         1,
         &["acknowledged when its backends have it", "OTLP/HTTP is not supported yet"],
     ),
-    // As the exporter's test file has them: names alone, everything else left out.
+    // From the exporter's test file: only required keys.
     ("exporters: { loadbalancing: { protocol: { otlp: { timeout: 1s } }, resolver: { static: { hostnames: [one, \"two:55678\"] } } } }", 1, &[]),
     ("exporters: { loadbalancing/2: { protocol: { otlp: }, resolver: { dns: { hostname: service-1 } } } }", 1, &[]),
     ("exporters: { loadbalancing/3: { protocol: { otlp: }, resolver: { dns: { hostname: service-1, port: 55690 } } } }", 1, &[]),
@@ -103,7 +104,7 @@ service:
         0,
         &["cannot be routed yet"],
     ),
-    // Metrics by a stream, beside traces.
+    // Metrics routed by stream, besides traces.
     (
         "receivers: { otlp: { protocols: { grpc: } } }
 exporters:
@@ -116,13 +117,13 @@ service:
         1,
         &["metrics by \"streamID\" cannot be routed yet"],
     ),
-    // Kubernetes with host names of pods.
+    // Kubernetes resolver with the pods' host names.
     (
         "exporters: { load_balancing: { protocol: { otlp: { tls: { insecure: true } } }, resolver: { k8s: { service: \"lb.ns\", return_hostnames: true, timeout: 2s } } } }",
         1,
         &["return_hostnames"],
     ),
-    // An agent in front, by its example.
+    // The agent of the exporter's example.
     (
         "receivers: { otlp: { protocols: { grpc: { endpoint: \"0.0.0.0:4317\" } } } }
 processors: { batch: }
@@ -133,7 +134,7 @@ service: { pipelines: { traces: { receivers: [otlp], processors: [batch], export
         1,
         &["it is no load-balancing exporter", "not needed"],
     ),
-    // A queue that batches, by bytes.
+    // A queue that counts bytes and batches.
     (
         "exporters:
   load_balancing:
@@ -146,7 +147,7 @@ service: { pipelines: { traces: { receivers: [otlp], processors: [batch], export
     ),
 ];
 
-/// What users write besides.
+/// Further configurations as users write them.
 const OWN: [Row; 22] = [
     ("exporters: { loadbalancing: { resolver: { static: { hostnames: \"${env:BACKENDS}\" } } } }", 1, &[]),
     ("exporters: { loadbalancing: { resolver: { static: { hostnames: \"${env:YAML}\" } } } }", 1, &[]),
@@ -202,7 +203,7 @@ fn what_is_written_always_passes_validate() {
         }
         if routes > 0 {
             let checked = Draft::parse("f", &converted.yaml, &environment).and_then(|draft| draft.check());
-            // Files that are named may be elsewhere.
+            // The files that the configuration names need not exist.
             if let Err(error) = checked {
                 let is_about_a_file = error.to_string().lines().all(|line| line.contains("cannot read "));
                 assert!(is_about_a_file, "{error}\n{text}\n{}", converted.yaml);

@@ -1,4 +1,5 @@
-//! `exporters`: each load-balancing exporter is a pool, and a route for each signal that goes to it.
+//! Converts `exporters`: each load-balancing exporter becomes a pool, with a route for each signal that the exporter
+//! receives.
 
 use super::{
     Cost, Note,
@@ -15,10 +16,10 @@ use crate::{
     settings::{Otlp, values::GoDuration},
 };
 
-/// Keys of a resolver that mean the same here.
+/// Keys of the DNS resolver that mean the same here.
 const DNS: [&str; 4] = ["hostname", "port", "interval", "timeout"];
 
-/// Keys of a client's TLS that are the same here.
+/// Keys of the client's TLS that are the same here.
 const TLS: [&str; 7] = [
     "ca_file",
     "cert_file",
@@ -29,10 +30,10 @@ const TLS: [&str; 7] = [
     "reload_interval",
 ];
 
-/// Why the exporter's own queue and retries are not taken over.
+/// Reason for leaving out the exporter's own queue and retries.
 const ACKNOWLEDGED: &str = "a request is acknowledged when its backends have it, and tried again elsewhere until then";
 
-/// `pools` of our file; routes go to `service`.
+/// Returns `pools` of our configuration; adds the routes to `service`.
 pub(super) fn pools(root: &mut Section<'_>, service: &mut Service, notes: &mut Vec<Note>) -> Vec<(String, Yaml)> {
     let mut pools: Vec<(String, Yaml)> = Vec::new();
     let Some(mut exporters) = root.section("exporters") else { return pools };
@@ -46,12 +47,12 @@ pub(super) fn pools(root: &mut Section<'_>, service: &mut Service, notes: &mut V
         } else if route(&mut exporter, name, &pool, service, notes) {
             service.origins.add(&["pools", &pool], &["exporters", name, "protocol", "otlp"]);
             service.origins.add(&["pools", &pool, "resolver"], &["exporters", name, "resolver"]);
-            let mut came = |key: &str, theirs: [&str; 2]| {
+            let mut record_origin = |key: &str, theirs: [&str; 2]| {
                 let [section, name_of_key] = theirs;
                 let theirs = ["exporters", name, "resolver", section, name_of_key];
                 service.origins.add(&["pools", &pool, "resolver", "dns", key], &theirs);
             };
-            let section = self::pool(&mut exporter, &mut came, notes);
+            let section = self::pool(&mut exporter, &mut record_origin, notes);
             exporter.rest(notes);
             pools.push((pool, section));
         }
@@ -63,7 +64,7 @@ pub(super) fn pools(root: &mut Section<'_>, service: &mut Service, notes: &mut V
     pools
 }
 
-/// Makes the routes to an exporter; says whether there is one.
+/// Adds the routes to the pool of an exporter; returns whether there is one.
 fn route(exporter: &mut Section<'_>, name: &str, pool: &str, service: &mut Service, notes: &mut Vec<Note>) -> bool {
     let key = exporter.take("routing_key");
     let written = key.and_then(|key| texts_of(&key.node).pop()).unwrap_or_default();
@@ -73,7 +74,7 @@ fn route(exporter: &mut Section<'_>, name: &str, pool: &str, service: &mut Servi
     }
     let mut is_routed = false;
     for signal in signals {
-        // What the exporter takes for a signal when nothing is written.
+        // The exporter's default depends on the signal.
         let by = match (written.as_str(), signal.as_str()) {
             ("", "metrics") => "service",
             ("", _) => "traceID",
@@ -103,12 +104,12 @@ fn route(exporter: &mut Section<'_>, name: &str, pool: &str, service: &mut Servi
     is_routed
 }
 
-/// Is told which key of `resolver.dns` comes from which section and key of another resolver.
-type Came<'a> = &'a mut dyn FnMut(&str, [&str; 2]);
+/// Called with a key of `resolver.dns`, and the section and key of another resolver that it was made from.
+type RecordOrigin<'a> = &'a mut dyn FnMut(&str, [&str; 2]);
 
-fn pool(exporter: &mut Section<'_>, came: Came<'_>, notes: &mut Vec<Note>) -> Yaml {
+fn pool(exporter: &mut Section<'_>, record_origin: RecordOrigin<'_>, notes: &mut Vec<Note>) -> Yaml {
     let resolver = exporter.section("resolver").map_or(Yaml::Map(Vec::new()), |mut resolver| {
-        let out = self::resolver(&mut resolver, came, notes);
+        let out = self::resolver(&mut resolver, record_origin, notes);
         resolver.rest(notes);
         out
     });
@@ -120,7 +121,7 @@ fn pool(exporter: &mut Section<'_>, came: Came<'_>, notes: &mut Vec<Note>) -> Ya
         ],
         notes,
     );
-    // Without trace IDs by attributes there is nothing that would read them.
+    // Routing by attributes is refused above, so nothing else would use this key.
     exporter.leave(&[("routing_attributes", "routes go by trace ID")], notes);
     let mut out = vec![("resolver".to_owned(), resolver)];
     let mut protocol = exporter.section("protocol");
@@ -136,9 +137,9 @@ fn pool(exporter: &mut Section<'_>, came: Came<'_>, notes: &mut Vec<Note>) -> Ya
     Yaml::Map(out)
 }
 
-/// `protocol.otlp`, the settings of every backend's own exporter.
+/// Converts `protocol.otlp`, the settings of the exporter for each backend.
 fn calls(otlp: Option<&mut Section<'_>>, notes: &mut Vec<Note>) -> Vec<(String, Yaml)> {
-    // What the exporter does when nothing is written.
+    // The exporter compresses with gzip unless configured otherwise.
     let gzip = || Yaml::text("gzip");
     let Some(otlp) = otlp else {
         return vec![("tls".to_owned(), encrypted()), ("compression".to_owned(), gzip())];
@@ -162,7 +163,7 @@ fn calls(otlp: Option<&mut Section<'_>>, notes: &mut Vec<Note>) -> Vec<(String, 
     out.push(("headers".to_owned(), headers(otlp, notes)));
     out.push(("sending_queue".to_owned(), queue(otlp, notes)));
     out.push(("retry_on_failure".to_owned(), retry(otlp, notes)));
-    // A placeholder: the exporter puts each backend's address there.
+    // The exporter replaces this placeholder by the address of each backend.
     otlp.ignore(&["endpoint"]);
     otlp.leave(&[("auth", "write what it sends under headers")], notes);
     let connections = "connections are Spanring's own";
@@ -179,7 +180,7 @@ fn calls(otlp: Option<&mut Section<'_>>, notes: &mut Vec<Note>) -> Vec<(String, 
     out
 }
 
-/// An attempt may take as long as its request, and no longer.
+/// Converts `timeout`. An attempt must not last longer than its request.
 fn timeout(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let Some(entry) = otlp.take("timeout") else { return Yaml::Scalar(Value::Null) };
     let deadline = GoDuration(Otlp::default().deadline);
@@ -195,7 +196,7 @@ fn timeout(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     Yaml::text(deadline.to_string())
 }
 
-/// Headers of every call, as a section or as a list of names and values. Values are in no finding.
+/// Converts `headers`, which is a map or a list of names and values. Findings never contain the values.
 fn headers(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let Some(entry) = otlp.take("headers") else { return Yaml::Scalar(Value::Null) };
     let of_pair = |node: &Node| {
@@ -211,7 +212,7 @@ fn headers(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     for (name, node) in pairs {
         let Some(value) = texts_of(&node).pop().filter(|_| !matches!(node.value, Value::List(_))) else { continue };
         let is_there = taken.iter().any(|(known, _)| known.eq_ignore_ascii_case(&name));
-        // A reference is whatever it stands for.
+        // The value of a reference is not known here, so it cannot be checked.
         let tried = if value.contains('$') { String::new() } else { value.clone() };
         if !is_there && headers::can_send(&name, tried) {
             taken.push((name, Yaml::text(value)));
@@ -230,11 +231,11 @@ fn headers(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     Yaml::Map(taken)
 }
 
-/// TLS is what the exporter speaks unless it is told not to; here a pool without the section is plaintext.
+/// Converts `tls`. The exporter uses TLS unless it is turned off; here a pool without a `tls` section is plaintext.
 fn tls(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let Some(mut tls) = otlp.section("tls") else { return encrypted() };
-    // Without one of its keys backends may not be reached at all.
-    tls.costs(Cost::Data);
+    // A missing key may make backends unreachable.
+    tls.set_cost(Cost::Data);
     let insecure = tls.take("insecure");
     let written = insecure.and_then(|entry| text_of(&entry.node));
     let is_plaintext = written.as_deref() == Some("true");
@@ -255,10 +256,10 @@ fn tls(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     }
 }
 
-/// Leaves a certificate out that has no file with its key, and a key without its certificate: the Collector takes one of them
-/// from a file and the other as text.
+/// Removes a certificate whose key is not in a file, and a key whose certificate is not in a file. The Collector also
+/// takes either of them as text, which is not supported here.
 fn identity(tls: &mut Section<'_>, notes: &mut Vec<Note>) {
-    let missing = match (tls.says("cert_file"), tls.says("key_file")) {
+    let missing = match (tls.is_set("cert_file"), tls.is_set("key_file")) {
         (true, false) => "key_file",
         (false, true) => "cert_file",
         _ => return,
@@ -270,7 +271,7 @@ fn identity(tls: &mut Section<'_>, notes: &mut Vec<Note>) {
     tls.leave(&[("cert_file", &reason), ("key_file", &reason)], notes);
 }
 
-/// A section that says so much.
+/// Returns a `tls` section that only says that TLS is used.
 fn encrypted() -> Yaml {
     Yaml::map([("insecure", Yaml::Scalar(Value::Bool(false)))])
 }
@@ -334,8 +335,8 @@ fn is_at_most_a_second(entry: &Entry) -> bool {
     text.parse::<GoDuration>().is_ok_and(|duration| duration.0.as_secs_f64() <= 1.0)
 }
 
-fn resolver(resolver: &mut Section<'_>, came: Came<'_>, notes: &mut Vec<Note>) -> Yaml {
-    // A section that lacks what it needs stays, for the finding to say what that is.
+fn resolver(resolver: &mut Section<'_>, record_origin: RecordOrigin<'_>, notes: &mut Vec<Note>) -> Yaml {
+    // Keep an incomplete section, so that the check can report what it lacks.
     let of = |kind: &str, section| Yaml::Map(vec![(kind.to_owned(), section)]);
     if let Some(mut list) = resolver.section("static") {
         let hostnames = hostnames(&mut list, notes);
@@ -348,8 +349,8 @@ fn resolver(resolver: &mut Section<'_>, came: Came<'_>, notes: &mut Vec<Note>) -
         return of("dns", Yaml::map(out));
     }
     if let Some(mut k8s) = resolver.section("k8s") {
-        came("hostname", ["k8s", "service"]);
-        came("port", ["k8s", "ports"]);
+        record_origin("hostname", ["k8s", "service"]);
+        record_origin("port", ["k8s", "ports"]);
         let out = kubernetes(&mut k8s, notes);
         k8s.rest(notes);
         return of("dns", out);
@@ -364,7 +365,7 @@ fn resolver(resolver: &mut Section<'_>, came: Came<'_>, notes: &mut Vec<Note>) -
         ("interval", "interval"),
         ("timeout", "timeout"),
     ] {
-        came(key, ["aws_cloud_map", theirs]);
+        record_origin(key, ["aws_cloud_map", theirs]);
     }
     let message =
         "becomes a look-up of its DNS name, which only namespaces of a DNS kind have; an answer holds 8 hosts at most";
@@ -379,7 +380,8 @@ fn resolver(resolver: &mut Section<'_>, came: Came<'_>, notes: &mut Vec<Note>) -
     of("dns", out)
 }
 
-/// The backends of a list, each once: the exporter takes `a` and `a:4317` for two of its ring's members.
+/// Converts the list of backends and removes duplicates. The exporter treats `a` and `a:4317` as two members of its
+/// ring.
 fn hostnames(list: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let Some(entry) = list.take("hostnames") else { return Yaml::Scalar(Value::Null) };
     let Value::List(items) = &entry.node.value else { return Yaml::from(&entry.node) };
@@ -403,10 +405,11 @@ fn hostnames(list: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     Yaml::List(kept)
 }
 
-/// A Service by its DNS name: with a headless one the answer is the same set of addresses.
+/// Converts a Kubernetes Service to its DNS name; for a headless Service the answer is the same set of addresses.
 fn kubernetes(k8s: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let service = k8s.text("service").unwrap_or_default();
-    // In its own namespace a bare name resolves by the search list; `name.namespace` needs the zone's `svc`.
+    // The search list resolves a bare name in its own namespace; `name.namespace` also needs `svc` of the cluster's
+    // zone.
     let hostname = if service.contains('.') && !service.contains("${") { format!("{service}.svc") } else { service };
     let message = "becomes a DNS look-up of the Service, which has to be headless (clusterIP: None)";
     notes.push(k8s.note(message).costing(Cost::Routing));

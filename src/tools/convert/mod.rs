@@ -1,9 +1,9 @@
-//! `spanring convert`: a Collector's load-balancing configuration in, ours out, and a finding for each key that is left out or
-//! means something else here.
+//! `spanring convert` converts the configuration of a Collector with load-balancing exporters to ours. It reports each
+//! key that is left out or means something else here.
 //!
-//! Nothing is dropped in silence: `section::Section` hands every key out once, and what nobody asked for is named.
-//! References (`${env:NAME}`) pass as they are, since both sides write them alike. What comes out passes `validate` wherever the
-//! files, variables and addresses that it names are there: `valid` takes out what would not.
+//! No key is dropped silently: `section::Section` keeps track of the keys that were used, and the others are reported.
+//! References (`${env:NAME}`) are copied unchanged, since both programs write them alike. The result passes `validate`,
+//! provided that the files, variables and addresses that it names exist: `valid` removes what would be refused.
 
 mod exporter;
 mod origin;
@@ -25,7 +25,7 @@ use std::{fs, path::PathBuf};
 use self::{section::Section, yaml::Yaml};
 use crate::config::{LoadError, tree::Node};
 
-/// What the command line says.
+/// Arguments of `spanring convert`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The Collector's configuration file
@@ -33,45 +33,45 @@ pub struct Args {
     file: PathBuf,
 }
 
-/// What came out.
+/// Result of a conversion.
 #[derive(Clone, Debug)]
 pub struct Converted {
-    /// Our file; the findings stand above it in comments.
+    /// Our configuration file. It begins with the findings as comments.
     pub yaml: String,
-    /// Keys that are left out or mean something else here: what costs most first, then by line.
+    /// The findings, sorted by cost (the most serious first), then by line.
     pub notes: Vec<Note>,
-    /// Pools that came out; without one there is nothing to run.
+    /// Number of pools. Without pools there is nothing to run.
     pub pools: usize,
-    /// Routes that came out.
+    /// Number of routes.
     pub routes: usize,
 }
 
-/// A key of the Collector's file, and what became of it.
+/// A finding about one key of the Collector's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// Where it stands: `exporters.loadbalancing.protocol.otlp.keepalive`.
+    /// Path of the key, such as `exporters.loadbalancing.protocol.otlp.keepalive`.
     pub path: String,
-    /// The line, counted from 1; 0 for the file as a whole.
+    /// Line number, from 1; 0 for the file as a whole.
     pub line: u64,
-    /// What became of it.
+    /// What the conversion did with the key.
     pub message: String,
-    /// What that costs.
+    /// Consequence of that.
     pub cost: Cost,
 }
 
-/// What it costs that a key is left out or means something else here; the worst first.
+/// Consequence of leaving a key out or changing its meaning; the most serious first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cost {
-    /// Data goes to other backends than before, or by another key.
+    /// Data goes to other backends than before, or is routed by another key.
     Routing,
-    /// Data is no longer taken, changed or delivered as before.
+    /// Data is no longer received, changed or delivered as before.
     Data,
-    /// A setting that moves no data.
+    /// A setting changes; data is not affected.
     Setting,
 }
 
 impl Cost {
-    /// What stands above the findings of that cost.
+    /// Returns the heading above the findings of this cost.
     pub fn heading(self) -> &'static str {
         match self {
             Self::Routing => "Data is routed differently:",
@@ -91,7 +91,7 @@ impl std::fmt::Display for Note {
 }
 
 impl Converted {
-    /// The findings, by cost, with a heading for each.
+    /// Returns the findings grouped by cost, with a heading for each group.
     pub fn report(&self) -> Vec<String> {
         report(&self.notes)
     }
@@ -106,7 +106,7 @@ impl Args {
     }
 }
 
-/// Converts the text of a file called `name`.
+/// Converts `text`, the content of the file `name`.
 pub fn convert(name: &str, text: &str) -> Result<Converted, LoadError> {
     let invalid = |problem| LoadError::Invalid { name: name.to_owned(), problems: vec![problem] };
     let file = Node::parse(text).map_err(invalid)?;
@@ -127,7 +127,7 @@ pub fn convert(name: &str, text: &str) -> Result<Converted, LoadError> {
         ("health_check", health_check),
         ("telemetry", service.telemetry),
     ]);
-    let whole = valid::made(whole, &service.origins, &file, &mut notes).map_err(invalid)?;
+    let whole = valid::remove_refused(whole, &service.origins, &file, &mut notes).map_err(invalid)?;
     notes.sort_by_key(|note| (note.cost, note.line));
     let yaml = format!("{}{}", header(name, &notes), whole.print().map_err(LoadError::Print)?);
     let count = |key| whole.at(key).map_or(0, Yaml::len);

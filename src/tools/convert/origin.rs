@@ -1,4 +1,5 @@
-//! Where in the Collector's file a value of ours comes from: findings name the file that the operator has.
+//! Maps the sections of our configuration to those of the Collector's file, because findings refer to the file that the
+//! operator has.
 
 use super::{Cost, Note, yaml::Yaml};
 use crate::config::{
@@ -6,7 +7,7 @@ use crate::config::{
     tree::{Node, Place, Step, Value},
 };
 
-/// Which sections of ours were made of which of the Collector's.
+/// Pairs of paths: a section of our configuration, and the section of the Collector's file that it was made from.
 #[derive(Debug, Default)]
 pub(super) struct Origins(Vec<(Vec<Step>, Vec<Step>)>);
 
@@ -14,25 +15,25 @@ pub(super) struct Origins(Vec<(Vec<Step>, Vec<Step>)>);
 pub(super) struct Origin {
     path: Vec<Step>,
     place: Place,
-    /// The key that is not there, if the complaint is about one.
+    /// The missing key, if the problem is that a key does not exist.
     missing: Option<String>,
 }
 
 impl Origins {
-    /// What stands at `ours` was made of what stands at `theirs`.
+    /// Records that the section at `ours` was made from the section at `theirs`.
     pub(super) fn add(&mut self, ours: &[&str], theirs: &[&str]) {
         let steps = |path: &[&str]| path.iter().map(|key| Step::Key((*key).to_owned())).collect();
         self.0.push((steps(ours), steps(theirs)));
     }
 
-    /// Where `path`, which holds `value`, comes from in `file`.
+    /// Returns the place in `file` from which the value at `path` was made.
     pub(super) fn of(&self, path: &[Step], value: Option<&Yaml>, file: &Node) -> Origin {
         let nearest = self.0.iter().filter(|(ours, _)| path.starts_with(ours)).max_by_key(|(ours, _)| ours.len());
         let mut theirs = match nearest {
             Some((ours, theirs)) => [theirs, path.get(ours.len()..).unwrap_or_default()].concat(),
             None => path.to_vec(),
         };
-        // Of a list something may be left out already.
+        // Earlier members of the list may have been removed already, so find the member by its value.
         if let Some((Step::Index(index), list)) = theirs.split_last_mut()
             && let Some(Node { value: Value::List(items), .. }) = file.at(list)
             && let Some(found) = items.iter().position(|item| Some(&Yaml::from(item)) == value)
@@ -51,13 +52,13 @@ impl Origins {
 }
 
 impl Origin {
-    /// A finding there.
+    /// Returns a finding at this place.
     pub(super) fn note(self, message: &str, cost: Cost) -> Note {
         let line = if self.path.is_empty() { 0 } else { self.place.line };
         Note { path: path_of(&self.path), line, message: self.say(message), cost }
     }
 
-    /// An error there.
+    /// Returns an error at this place.
     pub(super) fn error(self, message: &str) -> ConfigError {
         let message = self.say(message);
         ConfigError::elsewhere(self.place, self.path, message)

@@ -1,4 +1,4 @@
-//! `receivers`: the OTLP receiver of the pipelines that lead to load balancing.
+//! Converts `receivers`: the OTLP receiver of the pipelines that lead to a load-balancing exporter.
 
 use super::{
     Cost, Note,
@@ -10,10 +10,10 @@ use super::{
 /// Keys of the gRPC server that are the same here.
 const GRPC: [&str; 2] = ["max_recv_msg_size_mib", "max_concurrent_streams"];
 
-/// Keys of its TLS that are the same here.
+/// Keys of the server's TLS that are the same here.
 const TLS: [&str; 5] = ["cert_file", "key_file", "client_ca_file", "min_version", "reload_interval"];
 
-/// `receivers` of our file.
+/// Returns `receivers` of our configuration.
 pub(super) fn receivers(root: &mut Section<'_>, service: &mut Service, notes: &mut Vec<Note>) -> Yaml {
     let Some(mut receivers) = root.section("receivers") else { return Yaml::Map(Vec::new()) };
     let mut out = Yaml::Map(Vec::new());
@@ -59,10 +59,11 @@ fn grpc(grpc: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         out.push((key.to_owned(), grpc.pass(key)));
     }
     if let Some(mut tls) = grpc.section("tls") {
-        tls.costs(Cost::Data);
+        tls.set_cost(Cost::Data);
         let mut keys = tls.pass_all(&TLS);
         if keys.is_empty() {
-            // A listener that was encrypted is never made plaintext: without its files the check refuses it.
+            // Keep the section, so that a TLS listener never becomes plaintext. Without certificate files the check
+            // refuses it.
             keys.push(("min_version".to_owned(), Yaml::text("1.2")));
         }
         out.push(("tls".to_owned(), Yaml::Map(keys)));

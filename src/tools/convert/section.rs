@@ -1,24 +1,25 @@
-//! A section of the Collector's file that hands each of its keys out once and names what is left.
+//! One section of the Collector's file. Callers take its keys one by one; the keys that nobody took are reported.
 
 use super::{Cost, Note, yaml::Yaml};
 use crate::config::tree::{Entry, Node, Value, is_plain_name};
 
-/// The keys of a section that nobody took yet.
+/// A section with the keys that were not taken yet.
 pub(super) struct Section<'a> {
     path: String,
     line: u64,
-    /// What it costs that a key of it is left out.
+    /// Cost of leaving out one of its keys.
     cost: Cost,
     left: Vec<&'a Entry>,
 }
 
 impl<'a> Section<'a> {
-    /// The whole file.
+    /// Returns the whole file as a section.
     pub(super) fn root(node: &'a Node) -> Self {
         Self::of(String::new(), node)
     }
 
-    /// `node` as a section; what is no section (`otlp:` with nothing below it) is an empty one.
+    /// Returns `node` as a section. Anything that is not a map (`otlp:` with nothing below it) becomes an empty
+    /// section.
     fn of(path: String, node: &'a Node) -> Self {
         let left = match &node.value {
             Value::Map(entries) => entries.iter().collect(),
@@ -27,7 +28,7 @@ impl<'a> Section<'a> {
         Self { path, line: node.place.line, cost: Cost::Setting, left }
     }
 
-    /// Whether a key is there and holds something.
+    /// Returns whether a key exists and is not empty.
     pub(super) fn has(&self, key: &str) -> bool {
         let is_empty = |node: &Node| match &node.value {
             Value::Map(entries) => entries.is_empty(),
@@ -42,8 +43,8 @@ impl<'a> Section<'a> {
         Some(self.left.remove(at))
     }
 
-    /// What it costs that a key of it is left out, from here on.
-    pub(super) fn costs(&mut self, cost: Cost) {
+    /// Sets the cost of leaving out a key, for all findings from here on.
+    pub(super) fn set_cost(&mut self, cost: Cost) {
         self.cost = cost;
     }
 
@@ -53,44 +54,45 @@ impl<'a> Section<'a> {
         Some(Self { line: entry.place.line, cost: self.cost, ..Self::of(self.path_of(key), &entry.node) })
     }
 
-    /// Takes all keys whose component type is one of `kinds`: `otlp` and `otlp/2` are of the type `otlp`.
+    /// Takes all keys whose component type is one of `kinds`: both `otlp` and `otlp/2` have the type `otlp`.
     pub(super) fn components(&mut self, kinds: &[&str]) -> Vec<(&'a str, Self)> {
         let keys: Vec<&'a Entry> =
             self.left.iter().copied().filter(|entry| kinds.contains(&kind_of(&entry.key))).collect();
         keys.into_iter().filter_map(|entry| Some((entry.key.as_str(), self.section(&entry.key)?))).collect()
     }
 
-    /// Takes all keys that are left, as components.
+    /// Takes all remaining keys as components.
     pub(super) fn others(&mut self) -> Vec<(&'a str, Self)> {
         let keys = self.left.clone();
         keys.into_iter().filter_map(|entry| Some((entry.key.as_str(), self.section(&entry.key)?))).collect()
     }
 
-    /// Takes a key as it is; [`Yaml::is_empty`] when it is not there.
+    /// Takes a key and its value unchanged. Returns an empty [`Yaml`] if the key does not exist.
     pub(super) fn pass(&mut self, key: &str) -> Yaml {
         self.take(key).map_or(Yaml::Scalar(Value::Null), |entry| Yaml::from(&entry.node))
     }
 
-    /// Takes keys as they are, those that are there and say something: to the Collector an empty text is none.
+    /// Takes those of the keys that are set, with their values unchanged. An empty text counts as not set, as in the
+    /// Collector.
     pub(super) fn pass_all(&mut self, keys: &[&str]) -> Vec<(String, Yaml)> {
         keys.iter()
             .filter_map(|key| {
-                Some(((*key).to_owned(), Yaml::from(&self.take(key).filter(|entry| says(&entry.node))?.node)))
+                Some(((*key).to_owned(), Yaml::from(&self.take(key).filter(|entry| is_set(&entry.node))?.node)))
             })
             .collect()
     }
 
-    /// Whether a key is there and says something: to the Collector an empty text is none.
-    pub(super) fn says(&self, key: &str) -> bool {
-        self.left.iter().any(|entry| entry.key == key && says(&entry.node))
+    /// Returns whether a key is set. An empty text counts as not set, as in the Collector.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.left.iter().any(|entry| entry.key == key && is_set(&entry.node))
     }
 
-    /// Takes a key that holds text; a number is text too.
+    /// Takes a key and returns its value as text; numbers and booleans are converted.
     pub(super) fn text(&mut self, key: &str) -> Option<String> {
         self.take(key).and_then(|entry| text_of(&entry.node))
     }
 
-    /// Takes keys that mean nothing here, each for a reason; not being there is fine.
+    /// Takes keys that have no equivalent here, and adds a finding with the given reason for each that exists.
     pub(super) fn leave(&mut self, reasons: &[(&str, &str)], notes: &mut Vec<Note>) {
         for (key, reason) in reasons {
             if let Some(entry) = self.take(key) {
@@ -99,45 +101,45 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Takes keys that say nothing that is not so anyway.
+    /// Takes keys without a finding, because they would change nothing.
     pub(super) fn ignore(&mut self, keys: &[&str]) {
         self.left.retain(|entry| !keys.contains(&entry.key.as_str()));
     }
 
-    /// Names what nobody took.
+    /// Adds a finding for each key that was not taken.
     pub(super) fn rest(self, notes: &mut Vec<Note>) {
         for entry in &self.left {
             notes.push(self.note_of(entry, "is left out: Spanring has nothing like it"));
         }
     }
 
-    /// Says something of the section itself.
+    /// Returns a finding about the section itself.
     pub(super) fn note(&self, message: impl Into<String>) -> Note {
         Note { path: self.path.clone(), line: self.line, message: message.into(), cost: self.cost }
     }
 
-    /// Says something of a key that was taken.
+    /// Returns a finding about a key that was taken.
     pub(super) fn note_of(&self, entry: &Entry, message: impl Into<String>) -> Note {
         Note { path: self.path_of(&entry.key), line: entry.place.line, message: message.into(), cost: self.cost }
     }
 
     fn path_of(&self, key: &str) -> String {
-        // What is no plain name may be a value that went astray: it is not to be in a finding.
+        // A key that is not a plain name may be a misplaced value, such as a secret, so it is not shown.
         let key = if is_plain_name(key) { key } else { "…" };
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 }
 
-fn says(node: &Node) -> bool {
+fn is_set(node: &Node) -> bool {
     text_of(node).is_none_or(|text| !text.is_empty()) && !matches!(node.value, Value::Null)
 }
 
-/// A component's type: what stands before the slash.
+/// Returns the type of a component, which is its name up to the slash.
 pub(super) fn kind_of(name: &str) -> &str {
     name.split('/').next().unwrap_or_default()
 }
 
-/// A scalar as text.
+/// Returns a scalar as text.
 pub(super) fn text_of(node: &Node) -> Option<String> {
     match &node.value {
         Value::Text(text) | Value::Expanded(text, _) => Some(text.clone()),
@@ -149,7 +151,7 @@ pub(super) fn text_of(node: &Node) -> Option<String> {
     }
 }
 
-/// A value as a finding may show it: not where it has a reference.
+/// Formats a value for a finding. Values with references are not shown, since they may hold secrets.
 pub(super) fn shown(node: &Node) -> String {
     match text_of(node) {
         Some(text) if !node.is_hidden() => format!("\"{text}\""),
@@ -157,7 +159,7 @@ pub(super) fn shown(node: &Node) -> String {
     }
 }
 
-/// The members of a list, as text.
+/// Returns the members of a list as texts; a scalar counts as a list with one member.
 pub(super) fn texts_of(node: &Node) -> Vec<String> {
     match &node.value {
         Value::List(items) => items.iter().filter_map(text_of).collect(),
@@ -166,7 +168,7 @@ pub(super) fn texts_of(node: &Node) -> Vec<String> {
 }
 
 impl Note {
-    /// The same, at another cost.
+    /// Returns the same finding with another cost.
     pub(super) fn costing(self, cost: Cost) -> Self {
         Self { cost, ..self }
     }

@@ -1,4 +1,5 @@
-//! `service`, `extensions`, `processors`: which signals go through load balancing, and what the process is told of itself.
+//! Converts `service`, `extensions` and `processors`: which signals are load-balanced, and the telemetry and health
+//! check of the process.
 
 use super::{
     Cost, Note,
@@ -8,13 +9,13 @@ use super::{
 };
 use crate::config::tree::{Entry, Value};
 
-/// Processors that nobody misses here, and why.
+/// Processors that are not needed here, and the reasons.
 const NEEDLESS: [(&str, &str); 2] = [
     ("batch", "what waits for one backend is merged anyway"),
     ("groupbytrace", "a trace's spans reach one backend without being held"),
 ];
 
-/// What `service` says, and what comes of it.
+/// The content of `service`, and the sections of our configuration that are made from it.
 pub(super) struct Service {
     pipelines: Vec<Pipeline>,
     extensions: Vec<String>,
@@ -24,12 +25,12 @@ pub(super) struct Service {
     pub(super) admin: Yaml,
     /// `telemetry` of our file.
     pub(super) telemetry: Yaml,
-    /// Where what is written comes from.
+    /// Origins of the sections that were written so far.
     pub(super) origins: Origins,
     routed: Vec<String>,
 }
 
-/// A pipeline that leads to a load-balancing exporter.
+/// A pipeline with a load-balancing exporter.
 struct Pipeline {
     signal: String,
     receivers: Vec<String>,
@@ -38,7 +39,7 @@ struct Pipeline {
 }
 
 impl Service {
-    /// Reads the section `service`; a file without one is taken for a piece that means traces.
+    /// Reads the section `service`. A file without it is taken as a fragment whose exporters receive traces.
     pub(super) fn read(root: &mut Section<'_>, notes: &mut Vec<Note>) -> Self {
         let none = || Yaml::Map(Vec::new());
         let mut this = Self {
@@ -72,7 +73,7 @@ impl Service {
                     pipeline.rest(notes);
                 }
             }
-            pipelines.costs(Cost::Data);
+            pipelines.set_cost(Cost::Data);
             pipelines.rest(notes);
         }
         this.extensions = service.take("extensions").map(|entry| texts_of(&entry.node)).unwrap_or_default();
@@ -84,12 +85,12 @@ impl Service {
         this
     }
 
-    /// Whether a pipeline that leads to load balancing exports there too.
+    /// Returns whether a pipeline with a load-balancing exporter also exports to `exporter`.
     pub(super) fn exports_to(&self, exporter: &str) -> bool {
         self.pipelines.iter().any(|pipeline| pipeline.exporters.iter().any(|name| name == exporter))
     }
 
-    /// Signals that go to `exporter`; a file without pipelines means traces.
+    /// Returns the signals that `exporter` receives; only traces if the file has no pipelines.
     pub(super) fn signals_to(&self, exporter: &str) -> Vec<String> {
         if self.pipelines.is_empty() {
             return vec!["traces".to_owned()];
@@ -100,12 +101,12 @@ impl Service {
         signals
     }
 
-    /// Whether any pipeline takes from `receiver`.
+    /// Returns whether any pipeline uses `receiver`.
     pub(super) fn takes_from(&self, receiver: &str) -> bool {
         self.pipelines.is_empty() || self.pipelines.iter().any(|one| one.receivers.iter().any(|name| name == receiver))
     }
 
-    /// Adds a route, unless the signal has one: says whether it was added.
+    /// Adds a route unless the signal has one already; returns whether it was added.
     pub(super) fn route(&mut self, signal: &str, pool: &str) -> bool {
         if self.routed.iter().any(|routed| routed == signal) {
             return false;
@@ -119,7 +120,7 @@ impl Service {
         true
     }
 
-    /// `memory_limiter` of our file, from the processor of the first pipeline that has one.
+    /// Returns `memory_limiter` of our configuration, from the first processor of that type that a pipeline uses.
     pub(super) fn memory_limiter(&mut self, root: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         let Some(mut processors) = root.section("processors") else { return Yaml::Map(Vec::new()) };
         let mut limiter = Yaml::Map(Vec::new());
@@ -163,14 +164,14 @@ impl Service {
             || self.pipelines.iter().any(|one| one.processors.iter().any(|name| name == processor))
     }
 
-    /// `health_check` of our file, from the extension of that name; other extensions are named.
+    /// Returns `health_check` of our configuration, from the extension of that type; reports all other extensions.
     pub(super) fn health_check(&mut self, root: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         let Some(mut extensions) = root.section("extensions") else { return Yaml::Map(Vec::new()) };
         let mut out = Yaml::Map(Vec::new());
         for (name, mut section) in extensions.components(&["health_check"]) {
             if self.extensions.iter().any(|extension| extension == name) && out.is_empty() {
                 self.origins.add(&["health_check"], &["extensions", name]);
-                // As the Collector has it when nothing is written.
+                // The Collector's default endpoint.
                 let address = section.text("endpoint").map_or_else(|| "localhost:13133".to_owned(), with_host);
                 out = Yaml::map([("endpoint", Yaml::text(address)), ("path", section.pass("path"))]);
                 section.rest(notes);
@@ -206,12 +207,12 @@ impl Service {
     }
 }
 
-/// Whether a component's name is that of a load-balancing exporter; it was renamed in v0.153.
+/// Returns whether a component is a load-balancing exporter. Its type was renamed in v0.153.
 pub(super) fn is_load_balancing(name: &str) -> bool {
     exporter_kinds().contains(&kind_of(name))
 }
 
-/// Both names of the exporter's type.
+/// Returns both names of the exporter's type.
 pub(super) fn exporter_kinds() -> [&'static str; 2] {
     ["loadbalancing", "load_balancing"]
 }
@@ -220,12 +221,12 @@ fn endpoint(address: String) -> Yaml {
     Yaml::map([("endpoint", Yaml::text(with_host(address)))])
 }
 
-/// An address without a host is all interfaces to the Collector; ours wants that written.
+/// Adds a host to an address without one: the Collector takes it for all interfaces, we require it.
 pub(super) fn with_host(address: String) -> String {
     if address.starts_with(':') { format!("0.0.0.0{address}") } else { address }
 }
 
-/// `readers: [{ pull: { exporter: { prometheus: { host, port } } } }]`
+/// Finds the address in `readers: [{ pull: { exporter: { prometheus: { host, port } } } }]`.
 fn prometheus_address(readers: &Entry) -> Option<String> {
     let Value::List(readers) = &readers.node.value else { return None };
     readers.iter().find_map(|reader| {

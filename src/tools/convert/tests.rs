@@ -1,4 +1,4 @@
-//! Files as operators of the load-balancing exporter have them: what comes of each key, and that the result is valid.
+//! Converts files as operators write them; checks what becomes of each key and that the result is valid.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
     settings::{Compression, DnsResolver, SendingQueue},
 };
 
-/// A front tier as it is commonly written, with most of what the exporter knows.
+/// A typical front tier that uses most keys of the exporter.
 const TRACES: &str = r#"receivers:
   otlp:
     protocols:
@@ -66,7 +66,7 @@ fn converted(text: &str) -> Converted {
     convert("collector.yaml", text).expect("converted")
 }
 
-/// The configuration that came out; it must be valid.
+/// Parses and checks the converted configuration, which must be valid.
 fn checked(converted: &Converted) -> crate::config::Config {
     let draft = Draft::parse("spanring.yaml", &converted.yaml, &environment);
     let config = draft.and_then(|draft| draft.check());
@@ -83,7 +83,7 @@ fn notes(converted: &Converted) -> Vec<String> {
     converted.notes.iter().map(ToString::to_string).collect()
 }
 
-/// A file whose one exporter is `exporter`, written below its name.
+/// Converts a file with one exporter, whose settings are `exporter`.
 fn with_exporter(exporter: &str, pipelines: &str) -> Converted {
     converted(&format!("exporters:\n  load_balancing: {exporter}\nservice: {{ pipelines: {pipelines} }}\n"))
 }
@@ -180,7 +180,7 @@ fn tls_is_what_it_was() {
         (draft.settings.pools["default"].tls.0.clone(), notes(&converted).join("\n"))
     };
     assert_eq!(tls("tls: { insecure: true }").0, None);
-    // The exporter speaks TLS unless it is told not to.
+    // The exporter uses TLS unless it is turned off.
     for unasked in ["timeout: 1s", "tls: {}", "tls: { insecure: false }"] {
         let section = tls(unasked).0.expect(unasked);
         assert!(!section.insecure && section.ca_file.is_none(), "{unasked}: {section:?}");
@@ -280,10 +280,10 @@ fn headers_go_on_to_the_pool() {
     let (sent, told) = headers("{ X-Scope-OrgID: tenant, x-token: hunter2, x-number: 7 }");
     assert_eq!(sent, ["x-number=7", "x-scope-orgid=tenant", "x-token=hunter2"]);
     assert_eq!(told, "");
-    // As newer Collectors take them too.
+    // Newer Collectors also accept a list.
     assert_eq!(headers("[{ name: x-token, value: hunter2 }]").0, ["x-token=hunter2"]);
     assert_eq!(headers("{ authorization: \"Bearer ${env:MY_POD_IP}\" }").0, ["authorization=Bearer 127.0.0.1"]);
-    // What validate would refuse.
+    // Headers that `validate` would refuse.
     let (sent, told) =
         headers("{ te: hunter2, x-a: \"hunter2\\n\", x-b: [hunter2], X-C: one, x-c: hunter2, \"x d\": hunter2 }");
     assert_eq!(sent, ["x-c=one"]);

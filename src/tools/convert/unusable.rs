@@ -1,8 +1,8 @@
-//! Files with values that cannot be used, and what is found of each: rows for the tests of `examples`.
+//! Configurations with unusable values and the expected findings: test data of `examples`.
 
 use super::examples::Row;
 
-/// A value that cannot be used, for every key of TLS, resolvers and the receiver.
+/// For every key of TLS, resolvers and the receiver, a value that cannot be used.
 pub(super) const UNUSABLE: [Row; 33] = [
     (
         "exporters:
@@ -248,7 +248,8 @@ exporters: { loadbalancing: { resolver: { dns: { hostname: a } } } }",
     ),
 ];
 
-/// Files that are not converted, since what would be left out decides what is encrypted or who is trusted; words of the error.
+/// Configurations that must not be converted, because removing the unusable value would change what is encrypted or who
+/// is trusted; and words of the expected error.
 pub(super) const UNSAFE: [(&str, &str); 8] = [
     (
         "receivers: { otlp/in: { protocols: { grpc: { tls: {} } } } }

@@ -1,4 +1,4 @@
-//! What `validate` would refuse is taken out of what was converted, each with a finding.
+//! Removes from the converted configuration what `validate` would refuse, and adds a finding for each removal.
 
 use super::{Cost, Note, origin::Origins, yaml::Yaml};
 use crate::config::{
@@ -6,15 +6,15 @@ use crate::config::{
     tree::{Node, Step},
 };
 
-/// `whole`, without what our own check complains about; an error where that would change what is encrypted or who is trusted.
-/// Findings and errors are placed in `file`, the Collector's.
-pub(super) fn made(
+/// Returns `whole` without the parts that our own check refuses. Returns an error if removing a part would change what
+/// is encrypted or who is trusted. Findings and errors refer to lines of `file`, the Collector's configuration.
+pub(super) fn remove_refused(
     mut whole: Yaml,
     origins: &Origins,
     file: &Node,
     notes: &mut Vec<Note>,
 ) -> Result<Yaml, ConfigError> {
-    // Every round takes something out.
+    // Every iteration removes something, so the loop ends.
     while whole.at("routes").map_or(0, Yaml::len) > 0 {
         let Ok(text) = whole.print() else { break };
         let problems = config::problems_of(&Node::parse(&text)?);
@@ -24,7 +24,7 @@ pub(super) fn made(
         if let Some((pool, steps)) = pool_without_backends(steps, &whole) {
             let said = match said.split_once("; ") {
                 _ if steps.len() == 3 => "names none of static, dns, k8s and aws_cloud_map",
-                // What to write is another key in the Collector's words.
+                // The rest of the message names one of our keys; the Collector's key may be another.
                 Some((missing @ "is missing", _)) => missing,
                 _ => said,
             };
@@ -49,27 +49,28 @@ pub(super) fn made(
     Ok(whole)
 }
 
-/// The pool and what is wrong with it, if the problem is one of who its backends are.
+/// If the problem is that a pool has no usable backends, returns the name of the pool and the path to report.
 fn pool_without_backends(steps: &[Step], whole: &Yaml) -> Option<(String, Vec<Step>)> {
     let [Step::Key(pools), Step::Key(pool), Step::Key(section), rest @ ..] = steps else { return None };
     if pools != "pools" {
         return None;
     }
-    // The name that is looked up is the one that certificates have to bear, unless another is written.
+    // Without `server_name_override`, certificates are verified against the DNS name that is looked up, so report that
+    // name.
     if tls_key(steps) == Some("server_name_override") && whole.get(steps).is_none() {
         let path = ["pools", pool, "resolver", "dns", "hostname"];
         return Some((pool.clone(), path.map(|key| Step::Key(key.to_owned())).to_vec()));
     }
     let can_go = match rest.last() {
         Some(Step::Key(key)) => ["port", "interval", "timeout"].contains(&key.as_str()),
-        // One of several.
+        // One of several host names.
         Some(Step::Index(_)) => true,
         None => false,
     };
     (section == "resolver" && !can_go).then(|| (pool.clone(), steps.to_vec()))
 }
 
-/// The key of a `tls` section that the problem is about; empty for the section itself.
+/// Returns the key of a `tls` section that the problem is about, or an empty text for the section itself.
 fn tls_key(steps: &[Step]) -> Option<&str> {
     let keys: Vec<&str> = steps.iter().map(|step| if let Step::Key(key) = step { key } else { "" }).collect();
     match keys[..] {
@@ -80,7 +81,7 @@ fn tls_key(steps: &[Step]) -> Option<&str> {
     }
 }
 
-/// What comes of it that a key of TLS is left out, if that makes nothing less safe.
+/// If a key of `tls` can be removed without making the configuration less secure, returns the consequence and its cost.
 fn can_go(key: &str) -> Option<(&'static str, Cost)> {
     match key {
         "min_version" => Some(("; peers have to speak TLS 1.2 or newer", Cost::Data)),
@@ -92,7 +93,7 @@ fn can_go(key: &str) -> Option<(&'static str, Cost)> {
     }
 }
 
-/// What it costs that something else is left out.
+/// Returns the cost of removing a part outside of `tls` sections.
 fn cost(steps: &[Step]) -> Cost {
     let is = |at: usize, name: &str| matches!(steps.get(at), Some(Step::Key(key)) if key == name);
     let is_last = |name: &str| is(steps.len().saturating_sub(1), name);
@@ -105,7 +106,7 @@ fn cost(steps: &[Step]) -> Cost {
     }
 }
 
-/// Takes out a pool and the routes that lead there.
+/// Removes a pool and the routes to it.
 fn remove_pool(whole: &mut Yaml, pool: &str) {
     let Yaml::Map(sections) = whole else { return };
     for (name, section) in sections {
@@ -119,7 +120,8 @@ fn remove_pool(whole: &mut Yaml, pool: &str) {
     }
 }
 
-/// Takes out what the problem is about, or the nearest thing around it that is there; nothing with TLS in it.
+/// Removes the value at `path`, or else the nearest existing value that contains it. Removes nothing that contains a
+/// `tls` section.
 fn remove(whole: &mut Yaml, mut path: &[Step]) -> bool {
     while !path.is_empty() {
         if whole.get(path).is_some_and(|value| value.holds("tls")) {

@@ -1,13 +1,13 @@
-//! What is written: maps that keep their order.
+//! YAML output. Maps keep the order of their entries.
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::config::tree::{Node, Step, Value};
 
-/// A piece of the file that comes out.
+/// A value of the output.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Yaml {
-    /// A value as the Collector's file has it, or one of ours.
+    /// A scalar copied from the Collector's file, or one of ours.
     Scalar(Value),
     List(Vec<Self>),
     Map(Vec<(String, Self)>),
@@ -18,7 +18,8 @@ impl Yaml {
         Self::Scalar(Value::Text(text.into()))
     }
 
-    /// A number that was written as text (the Collector's `port: "4317"`) as a number; anything else as it is.
+    /// Converts a number that was written as text (the Collector's `port: "4317"`) to a number; returns anything else
+    /// unchanged.
     pub(super) fn numeric(self) -> Self {
         match &self {
             Self::Scalar(Value::Text(text)) => {
@@ -28,7 +29,7 @@ impl Yaml {
         }
     }
 
-    /// A map without what is empty.
+    /// Returns a map of the entries that are not empty.
     pub(super) fn map<const N: usize>(entries: [(&str, Self); N]) -> Self {
         let kept = entries.into_iter().filter(|(_, value)| !value.is_empty());
         Self::Map(kept.map(|(key, value)| (key.to_owned(), value)).collect())
@@ -42,13 +43,13 @@ impl Yaml {
         }
     }
 
-    /// A key of a map.
+    /// Returns the value of a key, if this is a map that has it.
     pub(super) fn at(&self, key: &str) -> Option<&Self> {
         let Self::Map(entries) = self else { return None };
         entries.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
-    /// What stands at `path`.
+    /// Returns the value at `path`.
     pub(super) fn get(&self, path: &[Step]) -> Option<&Self> {
         let Some((step, rest)) = path.split_first() else { return Some(self) };
         let child = match (self, step) {
@@ -59,7 +60,7 @@ impl Yaml {
         child?.get(rest)
     }
 
-    /// Whether a map in it has `key`.
+    /// Returns whether this value or any map in it has `key`.
     pub(super) fn holds(&self, key: &str) -> bool {
         match self {
             Self::Scalar(_) => false,
@@ -68,7 +69,7 @@ impl Yaml {
         }
     }
 
-    /// How many members a list or map has.
+    /// Returns the number of members of a list or map; 0 for a scalar.
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Scalar(_) => 0,
@@ -77,7 +78,7 @@ impl Yaml {
         }
     }
 
-    /// Takes out what stands at `path`; says whether something did.
+    /// Removes the value at `path`; returns whether it existed.
     pub(super) fn remove(&mut self, path: &[Step]) -> bool {
         match (self, path) {
             (Self::Map(entries), [Step::Key(key)]) => {
@@ -124,7 +125,7 @@ impl Serialize for Yaml {
             Self::Scalar(Value::Signed(number)) => serializer.serialize_i64(*number),
             Self::Scalar(Value::Float(number)) => serializer.serialize_f64(*number),
             Self::Scalar(Value::Text(text) | Value::Expanded(text, _)) => serializer.serialize_str(text),
-            // Lists and maps have variants of their own.
+            // Unreachable for lists and maps, which have variants of their own.
             Self::Scalar(Value::Null | Value::List(_) | Value::Map(_)) => serializer.serialize_unit(),
             Self::List(items) => serializer.collect_seq(items),
             Self::Map(entries) => {

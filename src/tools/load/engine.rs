@@ -1,4 +1,4 @@
-//! Sends what [`Bodies`] wrote at the pace that was asked for, and keeps account of every answer.
+//! Sends the requests of [`Bodies`] at the configured pace and records the answer to each.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,13 +25,13 @@ use crate::{
     },
 };
 
-/// An SDK's retry: five attempts, from 1 s to 5 s apart, half as long again each time
-/// (OTLP's exporter in the Java SDK; others differ a little).
+/// Retries like an SDK: up to five attempts; the delay starts at 1 s and grows by half each time, up to 5 s. These are
+/// the values of the OTLP exporter in the Java SDK; other SDKs differ little.
 const ATTEMPTS: u64 = 5;
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// A pause after a refused connection, so that a closed loop does not spin.
+/// Delay after a refused connection, so that a closed loop does not spin.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
 struct Shared {
@@ -47,21 +47,21 @@ struct Shared {
     tasks: Tasks,
 }
 
-/// A connection, and how long it waits.
+/// A connection with its timeout.
 struct Client {
     channel: Channel,
-    /// Which of the timeouts.
+    /// Index of the timeout in `LoadConfig::timeouts`.
     timeout: usize,
 }
 
-/// A request that was acknowledged.
+/// An acknowledged request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
-    /// Which.
+    /// Ticket of the request.
     pub ticket: u64,
-    /// How many of its spans `partial_success` took back.
+    /// Number of its spans that `partial_success` rejected.
     pub rejected: u64,
-    /// How many attempts it took.
+    /// Number of attempts.
     pub attempts: u64,
     /// When it was first sent, in nanoseconds since 1970.
     pub sent: u64,
@@ -69,28 +69,28 @@ pub struct Accepted {
     pub answered: u64,
 }
 
-/// A request that was given up.
+/// A request that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed {
-    /// Which.
+    /// Ticket of the request.
     pub ticket: u64,
     /// When it was first sent, in nanoseconds since 1970.
     pub sent: u64,
     /// When it was given up, in nanoseconds since 1970.
     pub answered: u64,
-    /// Whether the server said that the client may send it again (OTLP's retryable codes).
+    /// Whether the status allows the client to send the request again (OTLP's retryable codes).
     pub is_retryable: bool,
-    /// How long the client waited for each attempt at most.
+    /// Timeout of each attempt.
     pub timeout: Duration,
-    /// What the last attempt came to, to a client.
+    /// Kind of the last attempt's failure.
     pub kind: FailureKind,
-    /// What the last attempt came to, in words.
+    /// Description of the last attempt's failure.
     pub answer: String,
 }
 
-/// Runs load until it is over, or until `tasks` drain.
+/// Sends load until the run is over or `tasks` drain.
 ///
-/// Cancel safety: when dropped, the workers go on until `tasks` drain, and the report is lost.
+/// Cancel safety: if the future is dropped, the workers continue until `tasks` drain, and the report is lost.
 pub async fn run(config: LoadConfig, progress: &ProgressBar, tasks: &Tasks) -> Result<LoadRun, LoadError> {
     config.check()?;
     let spec = config.body;
@@ -122,7 +122,8 @@ pub async fn run(config: LoadConfig, progress: &ProgressBar, tasks: &Tasks) -> R
     Ok(LoadRun { report, bodies, accepted, failed, sent, began })
 }
 
-/// Opens the connections. Each endpoint gets at least one for each timeout, so that none is met by patient clients alone.
+/// Opens the connections. Each endpoint gets at least one connection for each timeout, so that every endpoint has
+/// clients of all timeouts.
 async fn connect(config: &LoadConfig, tasks: &Tasks) -> Result<Vec<Client>, LoadError> {
     let tls = config.tls.clone().map(|tls| tls::Client::load("load", tls)).transpose()?;
     let (endpoints, timeouts) = (config.endpoints.len(), config.timeouts.len());
@@ -139,7 +140,7 @@ async fn connect(config: &LoadConfig, tasks: &Tasks) -> Result<Vec<Client>, Load
     Ok(clients)
 }
 
-/// Waits for a worker and shows how far the run is meanwhile.
+/// Waits for a worker to end and updates the progress bar meanwhile.
 async fn watch(
     mut worker: tokio::task::JoinHandle<()>,
     shared: &Shared,
@@ -182,7 +183,7 @@ impl Shared {
     async fn send(&self, ticket: Ticket) {
         let sent = now_ns();
         let body = self.bodies.compose(ticket.number, Some(Duration::from_nanos(sent)));
-        // Consecutive tickets go over different connections, so a trace's batches do too.
+        // Consecutive tickets use different connections, so the batches of a trace do too.
         let n = ticket.number % (self.clients.len().max(1) as u64);
         let Some(client) = usize::try_from(n).ok().and_then(|n| self.clients.get(n)) else {
             return;
@@ -231,7 +232,7 @@ impl Shared {
     }
 }
 
-/// How long an SDK waits before it tries again; `None` when it gives up.
+/// Returns how long an SDK waits before it retries; `None` if it does not retry.
 fn backoff(answer: &Answer, attempt: u64) -> Option<Duration> {
     let after = match answer {
         Answer::Accepted { .. } => return None,

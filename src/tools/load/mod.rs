@@ -1,4 +1,5 @@
-//! An OTLP/gRPC generator: requests written beforehand, interleaved traces, closed or open loop, every answer counted.
+//! An OTLP/gRPC load generator. It sends requests that were written in advance and whose traces are interleaved, in a
+//! closed or an open loop, and counts every answer.
 
 use std::{
     io::{IsTerminal, Write},
@@ -22,7 +23,7 @@ pub use self::{
 };
 use super::{
     Compression, grouped,
-    ids::{Place, TraceKey},
+    ids::{SpanPosition, TraceKey},
     interrupted,
     otlp_body::{Bodies, BodySpec, SpecError, default_traces},
     parse_duration,
@@ -33,21 +34,21 @@ use crate::{
     tls::{ClientConfig, TlsError},
 };
 
-/// Most requests in flight of an open loop when nothing else is said.
+/// Default limit for the requests in flight of an open loop.
 const OPEN_LOOP_IN_FLIGHT: usize = 1024;
 
 /// An OTLP load generator.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
-  spanring load --endpoint 127.0.0.1:4317 --duration 10s    as fast as 16 requests in flight go
+  spanring load --endpoint 127.0.0.1:4317 --duration 10s    as fast as 16 requests in flight allow
   spanring load --rate 200 --batch 512 --duration 1m    an open loop: latency counts from when a request was due
-  spanring load --timeout 2s,5s,10s --rate 200 --duration 1m    clients of mixed patience; their failures are told apart
-  spanring load --unique --requests 5000 --endpoint 127.0.0.1:14317 --endpoint 127.0.0.1:14318    no span sent twice")]
+  spanring load --timeout 2s,5s,10s --rate 200 --duration 1m    clients with different timeouts; failures are reported by timeout
+  spanring load --unique --requests 5000 --endpoint 127.0.0.1:14317 --endpoint 127.0.0.1:14318    no span is sent twice")]
 pub struct Args {
-    /// Where to send to; repeated: connections and the batches of a trace are spread over all
+    /// Address to send to. May be repeated; the connections and the batches of a trace are spread over all addresses
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:4317")]
     pub endpoint: Vec<String>,
-    /// Seed of the requests: the same seed, the same spans
+    /// Seed of the requests; equal seeds give equal spans
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Spans in each request
@@ -56,49 +57,50 @@ pub struct Args {
     /// Traces in each request [default: one for 8 spans, at least 5]
     #[arg(long, value_name = "N")]
     pub traces_per_batch: Option<usize>,
-    /// Over how many requests the spans of a trace are spread
+    /// Number of requests over which the spans of a trace are spread
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub batches_per_trace: usize,
-    /// Distinct requests to write, as far as --max-body-mib allows
+    /// Number of distinct requests to write, as far as --max-body-mib allows
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub bodies: usize,
     /// Memory for distinct requests
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     pub max_body_mib: usize,
-    /// Give the spans new IDs on each pass, so that none is ever sent twice
+    /// Give the spans new IDs on each pass, so that no span is sent twice
     #[arg(long)]
     pub unique: bool,
-    /// Connections, over all endpoints (at least one each, for each --timeout)
+    /// Connections to all endpoints together (at least one for each endpoint and --timeout)
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub connections: usize,
-    /// Requests in flight, over all connections [default: 16; with a rate at most 1024]
+    /// Requests in flight on all connections together [default: 16; with a rate, 1024]
     #[arg(long, value_name = "N")]
     pub in_flight: Option<usize>,
-    /// Send so many requests a second, whatever becomes of them (an open loop)
+    /// Send this many requests per second, whether or not they are answered (an open loop)
     #[arg(long, value_name = "REQUESTS", conflicts_with = "span_rate")]
     pub rate: Option<f64>,
-    /// The same, in spans a second
+    /// Send this many spans per second (an open loop)
     #[arg(long, value_name = "SPANS")]
     pub span_rate: Option<f64>,
-    /// Compress requests (before the run; with --unique within it)
+    /// Compress requests (before the run; with --unique, when they are sent)
     #[arg(long, value_enum, default_value = "none")]
     pub compression: Compression,
-    /// How long to run, warm-up included [default: 10s, unless --requests is given]
+    /// How long to run, including the warm-up [default: 10s, unless --requests is given]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
-    /// How many requests to send, and those that complete the traces begun; with --duration the run lasts until both are reached
+    /// Number of requests to send; the last group of batches is completed. With --duration, the run lasts until both
+    /// are reached
     #[arg(long, value_name = "N")]
     pub requests: Option<u64>,
-    /// Leave requests of the first moments out of the report
+    /// Leave the requests of this initial period out of the report
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     pub warmup: Duration,
-    /// Give a request up after this long (also sent as grpc-timeout); several, for connections that take them in turn
+    /// Timeout of an attempt, which is also sent as grpc-timeout. With several, the connections use them in turn
     #[arg(long, value_name = "DURATION", default_value = "10s", value_delimiter = ',', value_parser = parse_timeout)]
     pub timeout: Vec<Duration>,
-    /// Retry as an SDK does: retryable codes only, 1 s to 5 s apart or as RetryInfo says, five attempts
+    /// Retry as an SDK does: retryable codes only, after 1 s to 5 s or as RetryInfo says, up to five attempts
     #[arg(long)]
     pub retry: bool,
-    /// TLS, if it is wanted.
+    /// TLS options.
     #[command(flatten)]
     pub tls: ClientArgs,
     /// Print the report as JSON
@@ -106,36 +108,36 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What to send, where, and how fast.
+/// Configuration of a load run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadConfig {
     /// `host:port` of each receiver.
     pub endpoints: Vec<String>,
-    /// Connections over all of them; each gets at least one for each timeout.
+    /// Connections to all of them together. Each endpoint gets at least one for each timeout.
     pub connections: usize,
-    /// Requests in flight over all connections.
+    /// Requests in flight on all connections together.
     pub in_flight: usize,
     /// Closed or open loop.
     pub pace: Pace,
-    /// What is sent.
+    /// Shape of the requests.
     pub body: BodySpec,
-    /// When it ends.
+    /// When the run ends.
     pub until: Until,
-    /// What is left out of the report.
+    /// Initial period that is left out of the report.
     pub warmup: Duration,
-    /// How long a client waits for the answer to one attempt. A connection is a client and has one of these; the
-    /// connections to each endpoint take them in turn.
+    /// How long a client waits for the answer to one attempt. Each connection is a client with one of these timeouts;
+    /// the connections to an endpoint use them in turn.
     pub timeouts: Vec<Duration>,
     /// Whether to retry as an SDK does.
     pub retry: bool,
-    /// TLS of the connections; `None` is plaintext.
+    /// TLS of the connections, or `None` for plaintext.
     pub tls: Option<ClientConfig>,
-    /// Whether to keep which requests were acknowledged and which given up (40 bytes each and more).
+    /// Whether to keep a list of the acknowledged and the failed requests (40 bytes and more for each).
     pub keep_accepted: bool,
 }
 
 impl Default for LoadConfig {
-    /// A closed loop of 16 that ends when its tasks drain; no endpoint.
+    /// A closed loop of 16 requests in flight without endpoints. It ends when its tasks drain.
     fn default() -> Self {
         Self {
             endpoints: Vec::new(),
@@ -154,7 +156,7 @@ impl Default for LoadConfig {
 }
 
 impl LoadConfig {
-    /// Timeout number `n`.
+    /// Returns timeout number `n`.
     fn timeout(&self, n: usize) -> Duration {
         self.timeouts.get(n).copied().unwrap_or_default()
     }
@@ -173,70 +175,70 @@ impl LoadConfig {
     }
 }
 
-/// Why no load could be sent.
+/// Reason why no load could be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Nothing to do.
+    /// No endpoint, or no request in flight.
     #[error("load needs an endpoint and at least one request in flight")]
     Nothing,
-    /// Clients that would not wait at all.
+    /// No timeout, or one of 0.
     #[error("load needs a timeout above 0")]
     Timeout,
-    /// A rate that is none.
+    /// The rate is not a positive number.
     #[error("{0} is no rate; write a number above 0")]
     Rate(f64),
-    /// An endpoint that is none.
+    /// An endpoint is not a valid address.
     #[error("\"{endpoint}\" is no endpoint; write host:port")]
     Endpoint {
-        /// As given.
+        /// The endpoint as given.
         endpoint: String,
-        /// What was wrong with it.
+        /// The cause.
         source: ::http::Error,
     },
-    /// Certificates that can't be used.
+    /// Certificates cannot be used.
     #[error("cannot speak TLS")]
     Tls(#[from] TlsError),
-    /// Nobody there at the start.
+    /// A connection could not be opened at the start.
     #[error("{0}; is the receiver running?")]
     Connect(String),
-    /// Impossible requests.
+    /// The requests cannot be written as specified.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// A defect of ours.
+    /// A task panicked, which is a defect of Spanring.
     #[error("a task of the load failed")]
     Task(#[from] tokio::task::JoinError),
-    /// A defect of ours.
+    /// The histogram could not be created, which is a defect of Spanring.
     #[error("no histogram")]
     Histogram(#[from] hdrhistogram::errors::CreationError),
 }
 
-/// A run that ended.
+/// Result of a load run.
 #[derive(Debug)]
 pub struct LoadRun {
-    /// What it found.
+    /// The report.
     pub report: LoadReport,
-    /// What was sent: `bodies.spans(ticket)`.
+    /// The requests; `bodies.spans(ticket)` lists the spans of a ticket.
     pub bodies: Arc<Bodies>,
-    /// Which requests were acknowledged, in no order; empty unless they were kept.
+    /// The acknowledged requests, in no particular order; empty unless they were kept.
     pub accepted: Vec<Accepted>,
-    /// Which were given up, in no order; empty unless they were kept.
+    /// The failed requests, in no particular order; empty unless they were kept.
     pub failed: Vec<Failed>,
-    /// How many tickets were handed out.
+    /// Number of tickets issued.
     pub sent: u64,
-    /// When it began, in nanoseconds since 1970.
+    /// Start of the run, in nanoseconds since 1970.
     pub began: u64,
 }
 
 impl LoadRun {
-    /// Spans that were surely acknowledged: those of replies that took back none.
-    pub fn acknowledged(&self) -> impl Iterator<Item = (TraceKey, Place)> + '_ {
+    /// Returns the spans that were certainly acknowledged: those of requests of which no span was rejected.
+    pub fn acknowledged(&self) -> impl Iterator<Item = (TraceKey, SpanPosition)> + '_ {
         self.accepted.iter().filter(|accepted| accepted.rejected == 0).flat_map(|a| self.bodies.spans(a.ticket))
     }
 }
 
-/// `spanring load`: sends until it is over or interrupted, then prints its report.
+/// `spanring load`: sends load until the run is over or interrupted, then prints the report.
 ///
-/// Ends with 1 when not a single span was acknowledged.
+/// The exit code is 1 if no span was acknowledged.
 pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
     let is_json = args.json;
     let config = config(args);
@@ -263,7 +265,7 @@ pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<Exi
     Ok(if report.spans_acknowledged > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Reads how long a client waits.
+/// Parses a timeout, which must be above 0.
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         Duration::ZERO => Err("a client that does not wait gets no answer; write a duration above 0".to_owned()),
@@ -301,7 +303,7 @@ fn config(args: Args) -> LoadConfig {
     }
 }
 
-/// A bar on stderr, or a spinner when the length is not known; nothing unless stderr is a terminal.
+/// Returns a progress bar on stderr, a spinner if the length is not known, or a hidden bar if stderr is not a terminal.
 pub(crate) fn progress_bar(length: Option<Duration>) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -1,37 +1,39 @@
-//! Which request comes next, when it is due, and when the run is over. Pure: it is told what time it is.
+//! Decides which request is sent next, when it is due, and when the run ends. It reads no clock; the caller passes the
+//! time.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How requests follow each other.
+/// Schedule of the requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
-    /// As soon as an earlier one is answered: a closed loop.
+    /// A closed loop: a request is sent as soon as an earlier one was answered.
     Closed,
-    /// So many a second, whatever becomes of the earlier ones: an open loop. Latency counts from when one was due.
+    /// An open loop: requests are sent at a fixed rate, whether or not earlier ones were answered. Latency is measured
+    /// from when a request was due.
     Open {
-        /// Requests a second.
+        /// Requests per second.
         rate: f64,
     },
 }
 
-/// When a run is over: when all that is set here has come to pass.
+/// End of a run: all conditions that are set must be met. Without any, the run does not end by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Until {
-    /// It lasted this long, its warm-up included.
+    /// Duration of the run, warm-up included.
     pub elapsed: Option<Duration>,
-    /// It sent this many requests.
+    /// Number of requests sent.
     pub requests: Option<u64>,
 }
 
-/// Hands out tickets: 0, 1, 2, …
+/// Issues the tickets 0, 1, 2, …
 #[derive(Debug)]
 pub(crate) struct Tickets {
     pace: Pace,
     until: Until,
     start: Instant,
-    /// Tickets are handed out in whole groups, so that every trace is complete at the end.
+    /// Tickets are issued in whole groups of this size, so that every trace is complete at the end.
     group: u64,
     next: u64,
     stop_at: Option<u64>,
@@ -41,7 +43,7 @@ pub(crate) struct Tickets {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ticket {
     pub(crate) number: u64,
-    /// When it is meant to be sent.
+    /// When the request should be sent.
     pub(crate) due: Instant,
 }
 
@@ -50,7 +52,7 @@ impl Tickets {
         Self { pace, until, start, group: group.max(1), next: 0, stop_at: None }
     }
 
-    /// The next ticket; `None` when the run is over.
+    /// Returns the next ticket, or `None` when the run is over.
     pub(crate) fn take(&mut self, now: Instant) -> Option<Ticket> {
         let due = self.due(self.next).unwrap_or(now);
         if self.stop_at.is_none() && self.is_over(due) {
@@ -64,13 +66,13 @@ impl Tickets {
         Some(Ticket { number, due })
     }
 
-    /// Ends the run after the group that was begun.
+    /// Ends the run when the current group is complete.
     pub(crate) fn end(&mut self) {
         let stop_at = self.next.next_multiple_of(self.group);
         self.stop_at.get_or_insert(stop_at);
     }
 
-    /// How many were handed out.
+    /// Returns the number of tickets issued.
     pub(crate) fn taken(&self) -> u64 {
         self.next
     }

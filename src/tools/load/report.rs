@@ -1,4 +1,4 @@
-//! What a run of load found.
+//! The report of a load run.
 
 use std::{
     collections::BTreeMap,
@@ -13,78 +13,78 @@ use tonic::Code;
 
 use crate::tools::{grouped, h2client::Answer, otlp_body::BodySpec, ratio};
 
-/// What a run of load found. Counts are of what came after the warm-up.
+/// The report of a load run. Requests of the warm-up are not counted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LoadReport {
-    /// Distinct requests that were sent in turn.
+    /// Number of distinct requests, which are sent in turn.
     pub distinct_bodies: u64,
-    /// Spans in each.
+    /// Spans in each request.
     pub spans_per_batch: u64,
-    /// Traces in each.
+    /// Traces in each request.
     pub traces_per_batch: u64,
-    /// Seconds from the end of the warm-up to the last answer.
+    /// Seconds from the end of the warm-up to the last reply.
     pub seconds: f64,
-    /// Requests answered or given up.
+    /// Requests that were acknowledged or failed.
     pub requests: u64,
-    /// Spans in them.
+    /// Spans in these requests.
     pub spans: u64,
-    /// Spans acknowledged, those that `partial_success` took back counted off.
+    /// Acknowledged spans, without those that `partial_success` rejected.
     pub spans_acknowledged: u64,
-    /// Spans that `partial_success` took back.
+    /// Spans that `partial_success` rejected.
     pub spans_rejected: u64,
     /// Spans in requests that failed.
     pub spans_failed: u64,
-    /// Requests that failed for good, by code.
+    /// Failed requests (after retries, if enabled), by status code.
     pub failed: BTreeMap<String, u64>,
-    /// What the first of these said.
+    /// Description of the first failure.
     pub first_failure: Option<String>,
-    /// The failures again, by how long the clients wait and by what the failures mean to a client.
+    /// The same failures by the clients' timeout and by kind.
     pub clients: Vec<ClientsReport>,
-    /// Attempts beyond the first.
+    /// Attempts after the first.
     pub retries: u64,
-    /// Requests acknowledged a second.
+    /// Acknowledged requests per second.
     pub requests_per_second: f64,
-    /// Spans acknowledged a second.
+    /// Acknowledged spans per second.
     pub spans_per_second: f64,
-    /// Milliseconds from when a request was due (closed loop: sent) to its last answer.
+    /// Latency in milliseconds, from when a request was due (in a closed loop: sent) to its final reply.
     pub latency_ms: Latency,
 }
 
-/// What became of the requests of all connections with one timeout.
+/// Requests of all connections with the same timeout.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ClientsReport {
-    /// How many seconds they wait for an answer.
+    /// The timeout, in seconds.
     pub timeout_seconds: f64,
-    /// Their requests that were answered or given up.
+    /// Requests of these connections that were acknowledged or failed.
     pub requests: u64,
-    /// Those that failed for good, by kind.
+    /// The failed ones, by kind.
     pub failures: BTreeMap<FailureKind, Failures>,
 }
 
 /// Failures of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Failures {
-    /// How many requests failed so.
+    /// Number of requests.
     pub requests: u64,
-    /// Seconds from the start of the load (warm-up included) to the first failure that is counted.
+    /// Seconds from the start of the load (warm-up included) to the first failure counted.
     pub first_seconds: f64,
-    /// The same to the last.
+    /// Seconds from the start of the load to the last failure.
     pub last_seconds: f64,
 }
 
-/// What a failure means to a client.
+/// Kind of a failure, from a client's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// The time was over: the client gave up, or the answer was `DEADLINE_EXCEEDED`.
+    /// The client's timeout passed, or the reply was `DEADLINE_EXCEEDED`.
     Deadline,
-    /// The answer was `UNAVAILABLE`.
+    /// The reply was `UNAVAILABLE`.
     Unavailable,
-    /// The connection or the stream ended without an answer.
+    /// The connection or the stream ended without a reply.
     ConnectionLost,
-    /// No connection could be made.
+    /// No connection could be established.
     NoConnection,
-    /// The answer was any other status.
+    /// The reply was another error status.
     Other,
 }
 
@@ -101,7 +101,7 @@ pub struct Latency {
 }
 
 impl LoadReport {
-    /// Writes it for people.
+    /// Writes the report as text.
     pub fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
         let latency = &self.latency_ms;
         writeln!(
@@ -165,7 +165,7 @@ impl ClientsReport {
 }
 
 impl FailureKind {
-    /// What an answer is to a client; `None` when it is what the client wanted.
+    /// Returns the kind of a failed answer, or `None` if the request was acknowledged.
     pub(crate) fn of(answer: &Answer) -> Option<Self> {
         match answer {
             Answer::Accepted { .. } => None,
@@ -191,20 +191,20 @@ impl fmt::Display for FailureKind {
     }
 }
 
-/// One request that came to its end.
+/// A request with its final answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ended<'a> {
     pub(crate) answer: &'a Answer,
     pub(crate) retries: u64,
-    /// From when it was due.
+    /// Time since the request was due.
     pub(crate) latency: Duration,
-    /// From the start of the load to now.
+    /// Time since the start of the load.
     pub(crate) at: Duration,
-    /// Which of the timeouts its client has.
+    /// Index of the client's timeout in the list of timeouts.
     pub(crate) timeout: usize,
 }
 
-/// Gathers a report while the run lasts.
+/// Collects the numbers of the report during the run.
 #[derive(Debug)]
 pub(crate) struct Stats {
     report: LoadReport,
@@ -227,7 +227,7 @@ impl Stats {
             traces_per_batch: spec.traces as u64,
             ..LoadReport::default()
         };
-        // Microseconds up to an hour, to three digits.
+        // From 1 µs to one hour, with three significant digits.
         Ok(Self { report, accepted_requests: 0, latency: Histogram::new_with_max(3_600_000_000, 3)? })
     }
 
@@ -262,7 +262,7 @@ impl Stats {
         #[expect(clippy::cast_precision_loss, reason = "microseconds of an hour fit")]
         let at = |quantile: f64| self.latency.value_at_quantile(quantile) as f64 / 1e3;
         let seconds = elapsed.as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        #[expect(clippy::cast_precision_loss, reason = "only printed")]
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         LoadReport {
             seconds,
@@ -281,7 +281,7 @@ impl Stats {
     }
 }
 
-/// The name under which a failure is counted.
+/// Returns the key under which a failure is counted in [`LoadReport::failed`].
 fn label(answer: &Answer) -> String {
     match answer {
         Answer::Accepted { .. } => "ok".to_owned(),

@@ -1,4 +1,4 @@
-//! Load against sinks on real sockets.
+//! Load runs against sinks on real sockets.
 
 use std::collections::BTreeMap;
 
@@ -121,7 +121,7 @@ async fn clients_of_mixed_patience_are_told_apart_and_each_endpoint_meets_all_of
     assert_eq!((impatient.timeout_seconds, patient.timeout_seconds), (0.04, 60.0));
     assert_eq!((impatient.requests, patient.requests), (8, 8));
     assert_eq!(patient.failures, BTreeMap::new());
-    // The fast sink may be too slow for 40 ms on a busy machine.
+    // On a busy machine the fast sink may take longer than 40 ms, too.
     let at_slow = u64::try_from(run.failed.len()).unwrap();
     let Failures { requests, first_seconds, last_seconds } = impatient.failures[&FailureKind::Deadline];
     assert!((4..=8).contains(&requests) && requests == at_slow, "{impatient:?}");

@@ -1,4 +1,4 @@
-//! Whether two rings agree, and if not, on whom they differ.
+//! Compares the rings of two sources.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use crate::admin::{
     pb::v1::{Member, PoolRing},
 };
 
-/// Two sources, pool by pool.
+/// Comparison of two sources, pool by pool.
 #[derive(Debug, Serialize)]
 pub(super) struct Diff {
     a: String,
@@ -22,24 +22,24 @@ pub(super) struct Diff {
     pub(super) pools: Vec<PoolDiff>,
 }
 
-/// Two rings.
+/// Comparison of two rings.
 #[derive(Debug, Serialize)]
 pub(super) struct PoolDiff {
     pub(super) pool: String,
     pub(super) agree: bool,
-    /// What differs, beside the backends.
+    /// Differences other than those of backends.
     pub(super) why: Vec<String>,
     membership_fingerprints: [String; 2],
     placement_fingerprints: [String; 2],
     pub(super) only_in_a: Vec<String>,
     pub(super) only_in_b: Vec<String>,
-    /// Members of both that stand otherwise in one than in the other.
+    /// Members of both rings whose states differ.
     pub(super) states: Vec<Differing>,
-    /// Members of both with another weight in one than in the other.
+    /// Members of both rings whose weights differ.
     pub(super) weights: Vec<Differing>,
 }
 
-/// A member of both.
+/// A member of both rings with different values.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Differing {
     pub(super) identity: String,
@@ -47,7 +47,7 @@ pub(super) struct Differing {
     pub(super) in_b: String,
 }
 
-/// Compares pools of one name; where each side has one, those two.
+/// Compares the pools with the same name. If each side has only one pool, compares these two.
 pub(super) fn of(a: &Rings, b: &Rings) -> Diff {
     let live = a.live && b.live;
     let mut pools = Vec::new();
@@ -67,8 +67,8 @@ pub(super) fn of(a: &Rings, b: &Rings) -> Diff {
     Diff { a: a.from.clone(), b: b.from.clone(), agree: pools.iter().all(|pool| pool.agree), pools }
 }
 
-/// Two rings agree when they send every trace to the same backend, as far as that is known: what a proxy does with failing
-/// backends no file can tell.
+/// Compares two rings. They agree if they send every trace to the same backend. If one of them does not belong to a
+/// running proxy, only memberships are compared, since the states of its backends are not known.
 fn compared(a: &PoolRing, b: &PoolRing, live: bool) -> PoolDiff {
     let (of_a, of_b) = (by_identity(a), by_identity(b));
     let only = |these: &BTreeMap<&str, &Member>, those: &BTreeMap<&str, &Member>| -> Vec<String> {
@@ -108,7 +108,7 @@ fn by_identity(ring: &PoolRing) -> BTreeMap<&str, &Member> {
     ring.members.iter().map(|member| (&*member.identity, member)).collect()
 }
 
-/// Prints what differs.
+/// Prints the comparison.
 pub(super) fn print(diff: &Diff, as_json: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
     if as_json {
         return json_line(diff, out);

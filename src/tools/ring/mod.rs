@@ -1,8 +1,9 @@
-//! `spanring ring`: rings of running proxies, of a configuration file or of a list of backends, as a table or as JSON.
+//! `spanring ring` prints the rings of running proxies, of a configuration file or of a list of backends, as a table or
+//! as JSON.
 //!
-//! `source` gets rings, from wherever; `replicas` asks several at once; `plan` and `diff` compute over them; `show`, `watch` and
-//! each of those print. A ring
-//! that no proxy runs is built here, by the same code; one that a proxy runs is asked for by gRPC.
+//! `source` obtains rings and `replicas` asks several proxies at once; `plan` and `diff` compute with rings; `show`,
+//! `watch`, `plan` and `diff` print. The ring of a running proxy is requested by gRPC. Any other ring is built here,
+//! with the code that a proxy uses.
 
 mod diff;
 mod plan;
@@ -28,10 +29,10 @@ use self::{
 };
 use crate::{config::LoadError, discovery::DiscoveryError, ring::RingError};
 
-/// What the commands end with when replicas differ.
+/// Exit code if replicas differ.
 const EXIT_DIFFER: u8 = 1;
 
-/// What they end with when one of several gave no answer. That of a lone one is an error.
+/// Exit code if one of several proxies gave no answer. If there is only one, that is an error.
 const EXIT_UNANSWERED: u8 = 2;
 
 /// `spanring ring`
@@ -46,9 +47,9 @@ enum Command {
     /// Show rings: fingerprints, members, their states and shares
     #[command(after_help = "\
 Examples:
-  spanring ring show                                    the proxy at 127.0.0.1:8888
+  spanring ring show                                    the ring of the proxy at 127.0.0.1:8888
   spanring ring show --admin spanring-0:8888 --admin spanring-1:8888
-  spanring ring show --config spanring.yaml --pool tail    what a proxy that starts now would do
+  spanring ring show --config spanring.yaml --pool tail    the ring of a proxy that starts now
   spanring ring show --members a:4317,b:4317 --json
 
 Exit codes:
@@ -56,7 +57,7 @@ Exit codes:
   1    the rings of several replicas differ
   2    the command line is wrong, or one of them can't be asked; the answers of the others are printed")]
     Show(Show),
-    /// Say which backend gets a trace, and why
+    /// Show which backend gets a trace, and why
     #[command(after_help = "\
 Examples:
   spanring ring lookup 4bf92f3577b34da6a3ce929d0e0e4736
@@ -69,24 +70,24 @@ Exit codes:
   1    several replicas place a trace on different backends
   2    the command line is wrong, or one of them can't be asked; the answers of the others are printed")]
     Lookup(Lookup),
-    /// Say what adding or removing backends would move
+    /// Show what adding or removing backends would move
     #[command(after_help = "\
 Examples:
   spanring ring plan --add collector-3:4317
   spanring ring plan --config spanring.yaml --remove 10.0.0.7:4317
   spanring ring plan --members a,b,c --add d,e --remove a --json")]
     Plan(Plan),
-    /// Print each change of running proxies' rings, with its cause; a proxy that goes is watched again when it is back
+    /// Print each change of running proxies' rings with its cause; reconnect to proxies that restart
     #[command(after_help = "\
 Examples:
   spanring ring watch
   spanring ring watch --admin spanring-0:8888 --admin spanring-1:8888 --json")]
     Watch(Watch),
-    /// Say whether two rings agree, and which backends differ
+    /// Show whether two rings agree, and which backends differ
     #[command(after_help = "\
 Examples:
   spanring ring diff spanring-0:8888 spanring-1:8888
-  spanring ring diff spanring-0:8888 spanring.yaml       a proxy and what its file says by now
+  spanring ring diff spanring-0:8888 spanring.yaml       a running proxy and its current file
   spanring ring diff static://a,b static://a,b,c
 
 Exit codes:
@@ -106,7 +107,7 @@ struct Show {
 
 #[derive(Debug, clap::Args)]
 struct Lookup {
-    /// Trace IDs of 32 hex digits; - reads them from stdin
+    /// Trace IDs of 32 hex digits; - reads IDs from stdin
     #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
     /// Only pools that this signal is routed to
@@ -134,7 +135,7 @@ struct Plan {
 
 #[derive(Debug, clap::Args)]
 struct Watch {
-    /// Admin address of a running proxy; repeated for several
+    /// Admin address of a running proxy; may be repeated
     #[arg(long, value_name = "HOST:PORT", default_value = source::DEFAULT_ADMIN)]
     admin: Vec<AdminAddress>,
     #[command(flatten)]
@@ -153,89 +154,89 @@ struct Diff {
 
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// One pool; all without it
+    /// Only this pool
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     pool: String,
-    /// JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 }
 
-/// Why there is no answer.
+/// Reason why a ring command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RingToolError {
-    /// Nobody listens there, or not a proxy's admin listener.
+    /// Nothing listens at the address, or it is not a proxy's admin listener.
     #[error("cannot reach the admin listener at {from}; is the proxy running, and is that its admin.endpoint?")]
     Unreachable {
-        /// The address.
+        /// The admin address.
         from: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: tonic::transport::Error,
     },
-    /// It does not answer.
+    /// The proxy did not answer in time.
     #[error("{from} did not answer within {}s", source::ANSWER_WITHIN.as_secs())]
     Silent {
-        /// The address.
+        /// The admin address.
         from: String,
     },
-    /// It answered that it can't.
+    /// The proxy answered with an error.
     #[error("{from} answered: {message}")]
     Refused {
-        /// The address.
+        /// The admin address.
         from: String,
-        /// What it said.
+        /// The proxy's error message.
         message: String,
     },
-    /// It was watched until now.
+    /// The watch of a proxy ended.
     #[error("the watch of {from} ended: {why}")]
     Ended {
-        /// The address.
+        /// The admin address.
         from: String,
-        /// Why.
+        /// The cause.
         why: String,
     },
-    /// What it answered makes no sense here.
+    /// The answer cannot be used, for example because the proxy has another version.
     #[error("{from}, pool {pool}: {what}")]
     Strange {
         /// The source.
         from: String,
         /// The pool.
         pool: String,
-        /// What is wrong.
+        /// The problem.
         what: String,
     },
-    /// The configuration can't be read.
+    /// The configuration cannot be read.
     #[error(transparent)]
     Config(#[from] LoadError),
-    /// The pool's resolver has no answer.
+    /// The pool's resolver failed.
     #[error("cannot resolve the backends of pool {pool}")]
     Discovery {
         /// The pool.
         pool: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: DiscoveryError,
     },
-    /// These backends make no ring.
+    /// A ring cannot be built of these backends.
     #[error("pool {pool} has no ring")]
     Ring {
         /// The pool.
         pool: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: RingError,
     },
-    /// What was asked makes no sense.
+    /// The arguments make no sense.
     #[error("{0}")]
     Usage(String),
-    /// The answer can't be printed, or questions can't be read.
+    /// The answer cannot be printed, or IDs cannot be read from stdin.
     #[error("cannot read or write")]
     Io(#[from] io::Error),
 }
 
-/// Runs one of the commands to its end; `watch` has none. Answers go to `out`, what is missing in them and whether replicas
-/// differ to `err`.
+/// Runs a command to its end; `watch` runs until it fails. Answers are written to `out`. Sources without an answer, and
+/// differences between replicas, are reported on `err`.
 pub async fn run(
     args: Args,
     out: &mut (dyn Write + Send),
@@ -289,7 +290,7 @@ pub async fn run(
     }
 }
 
-/// An answer that is missing is worse than answers that differ.
+/// Returns the exit code. A missing answer takes precedence over answers that differ.
 fn code(is_complete: bool, agree: bool) -> ExitCode {
     match (is_complete, agree) {
         (false, _) => ExitCode::from(EXIT_UNANSWERED),
@@ -298,7 +299,7 @@ fn code(is_complete: bool, agree: bool) -> ExitCode {
     }
 }
 
-/// The IDs, those of stdin in the place of `-`.
+/// Returns the IDs; `-` is replaced by the IDs read from stdin.
 fn read_ids(ids: Vec<String>) -> io::Result<Vec<String>> {
     let mut all = Vec::new();
     for id in ids {
@@ -313,13 +314,13 @@ fn read_ids(ids: Vec<String>) -> io::Result<Vec<String>> {
     Ok(all)
 }
 
-/// Writes a message and ends the line.
+/// Writes a value as one line of JSON.
 fn json_line(value: &impl serde::Serialize, out: &mut (dyn Write + Send)) -> io::Result<()> {
     serde_json::to_writer(&mut *out, value)?;
     writeln!(out)
 }
 
-/// A share as people read it.
+/// Formats a share as a percentage.
 fn percent(share: f64) -> String {
     format!("{:.2} %", share * 100.0)
 }

@@ -1,4 +1,4 @@
-//! What a change of the membership would move.
+//! Computes what a change of the membership would move.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{admin::pb::v1::PoolRing, endpoint::Endpoint, ring::Table};
 
-/// What would happen to one pool.
+/// Effect of a change on one pool.
 #[derive(Debug, Serialize)]
 pub(super) struct Plan {
     from: String,
@@ -25,14 +25,14 @@ pub(super) struct Plan {
     slots: u32,
     moved_slots: u32,
     pub(super) moved_share: f64,
-    /// By how much the backends' fair shares change: what a placement moves on average if it moves no slot in vain.
+    /// Change of the backends' fair shares: the share of slots that an ideal placement would move.
     pub(super) expected_share: f64,
     membership_fingerprint_before: String,
     membership_fingerprint: String,
     pub(super) backends: Vec<Moves>,
 }
 
-/// What would happen to one backend, in shares of all slots.
+/// Effect of a change on one backend, in shares of all slots.
 #[derive(Debug, Serialize)]
 pub(super) struct Moves {
     pub(super) identity: String,
@@ -42,7 +42,7 @@ pub(super) struct Moves {
     pub(super) lost_share: f64,
 }
 
-/// The plan for the one pool of `rings`: what `add` and `remove` would move while everybody is there.
+/// Returns the effect of adding and removing backends on the only pool of `rings`, if all backends are healthy.
 pub(super) fn of(rings: &Rings, add: &[Member], remove: &[Member]) -> Result<Plan, RingToolError> {
     let ring = match &*rings.pools {
         [ring] => ring,
@@ -103,7 +103,7 @@ fn changed(
     Ok(endpoints)
 }
 
-/// Slot by slot, who loses and who gains, and how many slots that are.
+/// Returns the number of slots that move, and for each backend the shares it gains and loses.
 fn moves(before: &Table, after: &Table) -> (u32, Vec<Moves>) {
     #[derive(Default)]
     struct Counts {
@@ -137,7 +137,7 @@ fn moves(before: &Table, after: &Table) -> (u32, Vec<Moves>) {
     (counts.values().map(|counts| counts.lost).sum(), counts.into_iter().map(moves).collect())
 }
 
-/// The sum of what fair shares by weight gain.
+/// Returns the sum of the gains of fair shares by weight.
 fn expected(before: &Table, after: &Table) -> f64 {
     let fair = |table: &Table| -> BTreeMap<Arc<str>, f64> {
         let total: f64 = table.backends().iter().map(|backend| f64::from(backend.weight)).sum();

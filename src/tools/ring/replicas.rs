@@ -1,4 +1,4 @@
-//! Several replicas asked at once: who gave no answer is named and hides nobody else, and whether the others agree is told.
+//! Asks several replicas at once. Reports those without an answer, and whether the answers of the others agree.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,26 +13,27 @@ use super::{
 };
 use crate::admin::pb::v1::LookupResponse;
 
-/// Most traces that are named when replicas differ on them; the rows above tell the rest.
+/// Largest number of traces that are listed when replicas differ; the table contains all of them.
 const NAMED: usize = 5;
 
-/// What several sources answered.
+/// The answers of several sources.
 #[derive(Debug)]
 pub(super) struct Answers<T> {
-    /// Those that answered, in their order.
+    /// The answers, in the order of the sources.
     pub(super) given: Vec<T>,
-    /// Whether each of them did.
+    /// Whether all sources answered.
     pub(super) complete: bool,
 }
 
-/// Where one source places traces, in the order of the question.
+/// Placements of traces by one source, in the order of the request.
 #[derive(Debug)]
 pub(super) struct Placements {
     pub(super) from: String,
     pub(super) answers: Vec<LookupResponse>,
 }
 
-/// Asks all sources at once. A lone one that gives no answer is an error; of several each is named on `err`.
+/// Asks all sources at once. If the only source fails, its error is returned; if one of several fails, the error is
+/// written to `err`.
 pub(super) async fn ask<'a, T, F>(
     sources: &'a [Source],
     ask: impl Fn(&'a Source) -> F,
@@ -52,12 +53,12 @@ where
     Ok(Answers { complete: given.len() == sources.len(), given })
 }
 
-/// One line for an error with all its causes, as the end of the process would have it.
+/// Writes an error and its causes as one line, like errors that end the process.
 pub(super) fn say(error: RingToolError, err: &mut (dyn Write + Send)) -> io::Result<()> {
     writeln!(err, "error: {:#}", anyhow::Error::from(error))
 }
 
-/// Whether the rings of all are those of the first; says on `err` which are not.
+/// Returns whether all rings equal those of the first source; reports on `err` which do not.
 pub(super) fn rings_agree(given: &[Rings], err: &mut (dyn Write + Send)) -> io::Result<bool> {
     let Some((first, others)) = given.split_first() else { return Ok(true) };
     let mut agree = true;
@@ -69,7 +70,8 @@ pub(super) fn rings_agree(given: &[Rings], err: &mut (dyn Write + Send)) -> io::
     Ok(agree)
 }
 
-/// Whether all place each trace on the same backends; says on `err` which traces they do not.
+/// Returns whether all sources place each trace on the same backends; reports on `err` the traces for which they do
+/// not.
 pub(super) fn placements_agree(given: &[Placements], err: &mut (dyn Write + Send)) -> io::Result<bool> {
     let Some((first, others)) = given.split_first() else { return Ok(true) };
     let differs = |(n, answer): &(usize, &LookupResponse)| {
@@ -88,7 +90,7 @@ pub(super) fn placements_agree(given: &[Placements], err: &mut (dyn Write + Send
     Ok(false)
 }
 
-/// By pool, the backends that own the trace.
+/// Returns the backends that own the trace, by pool.
 fn owners(answer: &LookupResponse) -> BTreeMap<&str, BTreeSet<&str>> {
     let pools = answer.pools.iter();
     pools.map(|pool| (&*pool.pool, pool.owners.iter().map(|owner| &*owner.identity).collect())).collect()

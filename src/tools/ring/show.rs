@@ -1,4 +1,4 @@
-//! Rings and placements, printed.
+//! Prints rings and placements.
 
 use std::io::{self, Write};
 
@@ -10,17 +10,17 @@ use crate::admin::{
     pb::v1::{LookupResponse, PoolRing},
 };
 
-/// As `/api/v1/ring` has it, and where it is from.
+/// The JSON of `/api/v1/ring` with its source.
 #[derive(Serialize)]
-struct Shown<'a> {
+struct RingsLine<'a> {
     from: &'a str,
     api_version: &'static str,
     pools: &'a [PoolRing],
 }
 
-/// As `/api/v1/lookup` has it, and where it is from.
+/// The JSON of `/api/v1/lookup` with its source.
 #[derive(Serialize)]
-struct Looked<'a> {
+struct LookupLine<'a> {
     from: &'a str,
     #[serde(flatten)]
     answer: &'a LookupResponse,
@@ -30,7 +30,7 @@ struct Looked<'a> {
 pub(super) fn rings(rings: &Rings, as_json: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
     let Rings { from, pools, .. } = rings;
     if as_json {
-        return json_line(&Shown { from, api_version: api::VERSION, pools }, out);
+        return json_line(&RingsLine { from, api_version: api::VERSION, pools }, out);
     }
     for ring in pools {
         head(from, ring, out)?;
@@ -80,8 +80,8 @@ fn members(ring: &PoolRing, out: &mut (dyn Write + Send)) -> io::Result<()> {
     table::write(&rows, out)
 }
 
-/// Prints where traces go: a row for each owner in each pool. The rows of a trace stand together; when several replicas were
-/// asked, each row names its own.
+/// Prints placements: one row for each owner in each pool, sorted by trace. If several replicas were asked, each row
+/// names its replica.
 pub(super) fn placements(
     answers: &[Placements],
     of_several: bool,
@@ -91,7 +91,9 @@ pub(super) fn placements(
     let traces = answers.iter().map(|it| it.answers.len()).max().unwrap_or_default();
     let by_trace = (0..traces).flat_map(|n| answers.iter().filter_map(move |it| Some((&*it.from, it.answers.get(n)?))));
     if as_json {
-        return by_trace.map(|(from, answer)| Looked { from, answer }).try_for_each(|looked| json_line(&looked, out));
+        return by_trace
+            .map(|(from, answer)| LookupLine { from, answer })
+            .try_for_each(|looked| json_line(&looked, out));
     }
     let mut rows =
         vec![["TRACE", "REPLICA", "POOL", "SLOT", "BACKEND", "ADDRESS", "STATE", "REASON"].map(str::to_owned)];

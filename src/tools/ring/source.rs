@@ -1,4 +1,4 @@
-//! Where rings come from: a running proxy's admin address, a configuration file, backends on the command line.
+//! Sources of rings: the admin address of a running proxy, a configuration file, or backends given on the command line.
 
 use std::{fmt, future::Future, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
@@ -25,38 +25,38 @@ use crate::{
     },
 };
 
-/// A proxy's admin address unless its file says another.
+/// Default admin address of a proxy.
 pub(super) const DEFAULT_ADMIN: &str = "127.0.0.1:8888";
 
-/// How long a question may take.
+/// Time limit for a request to a proxy and for resolving backends.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Look-ups under way at a time.
+/// Largest number of concurrent look-ups.
 const LOOKUPS_AT_A_TIME: usize = 16;
 
-/// The name of the pool that `--members` stands for.
+/// Name of the pool made by `--members`.
 const MEMBERS_POOL: &str = "default";
 
-/// Which rings; the proxy at [`DEFAULT_ADMIN`] where nothing says it.
+/// Sources of rings. The default is the proxy at [`DEFAULT_ADMIN`].
 #[derive(Debug, clap::Args)]
 #[group(id = "rings", multiple = false)]
 pub(super) struct SourceArgs {
-    /// Admin address of a running proxy; repeated for several [default: 127.0.0.1:8888]
+    /// Admin address of a running proxy; may be repeated [default: 127.0.0.1:8888]
     #[arg(long, value_name = "HOST:PORT")]
     admin: Vec<AdminAddress>,
-    /// The pools of a configuration file, their backends resolved once
+    /// The pools of a configuration file; their backends are resolved once
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A pool as of `spanring --backends`: static://HOST:PORT,… or dns://NAME[:4317]
+    /// A pool as in `spanring --backends`: static://HOST:PORT,… or dns://NAME[:4317]
     #[arg(short, long, value_name = "BACKENDS")]
     backends: Option<Backends>,
-    /// A pool of these backends, nothing resolved
+    /// A pool of these backends; names are not resolved
     #[arg(long, value_delimiter = ',', value_name = "BACKENDS")]
     members: Vec<Member>,
 }
 
-/// One place to get rings from.
+/// A source of rings.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     Admin(AdminAddress),
@@ -65,11 +65,11 @@ pub(super) enum Source {
     Members(Vec<Member>),
 }
 
-/// `host:port` of an admin listener, `http://` before it or not.
+/// `host:port` of an admin listener, with or without `http://`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AdminAddress(ListenAddress<ADMIN_PORT>);
 
-/// A backend as a static list names it.
+/// A backend, written as in a static list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member(discovery::HostPort);
 
@@ -77,12 +77,12 @@ pub(super) struct Member(discovery::HostPort);
 #[derive(Debug)]
 pub(super) struct Rings {
     pub(super) from: String,
-    /// Whether a proxy runs them; else states and overlays are not known.
+    /// Whether a proxy runs them. If not, states and overlays are not known.
     pub(super) live: bool,
     pub(super) pools: Vec<PoolRing>,
 }
 
-/// The rings of `source`, or the one of `pool` if that is not empty.
+/// Returns the rings of `source`; only that of `pool` if `pool` is not empty.
 pub(super) async fn rings(source: &Source, pool: &str) -> Result<Rings, RingToolError> {
     let pools = match source {
         Source::Admin(address) => {
@@ -94,13 +94,13 @@ pub(super) async fn rings(source: &Source, pool: &str) -> Result<Rings, RingTool
     Ok(Rings { from: source.to_string(), live: matches!(source, Source::Admin(_)), pools })
 }
 
-/// Reads trace IDs, so that a wrong one is refused before anybody is asked.
+/// Parses trace IDs, so that an invalid one is reported before any proxy is asked.
 pub(super) fn parsed(ids: &[String]) -> Result<Vec<facts::TraceId>, RingToolError> {
     let parsed = |id: &String| id.parse().map_err(|error| RingToolError::Usage(format!("{id:?}: {error}")));
     ids.iter().map(parsed).collect()
 }
 
-/// Where each trace goes, in the order of `ids`.
+/// Returns the placement of each trace, in the order of `ids`.
 pub(super) async fn lookup(
     source: &Source,
     ids: &[facts::TraceId],
@@ -138,7 +138,7 @@ pub(super) async fn lookup(
     Ok(placed.collect())
 }
 
-/// The table of a ring's members, all of them there, built here.
+/// Builds the table of a ring's members, with all of them healthy.
 pub(super) fn table(from: &str, ring: &PoolRing) -> Result<Table, RingToolError> {
     let strange = |what: String| RingToolError::Strange { from: from.to_owned(), pool: ring.pool.clone(), what };
     if ring.members.is_empty() {
@@ -161,7 +161,7 @@ pub(super) fn table(from: &str, ring: &PoolRing) -> Result<Table, RingToolError>
     Ok(table)
 }
 
-/// The table of `endpoints`.
+/// Builds the table of `endpoints`.
 pub(super) fn built(
     pool: &str,
     generation: u64,
@@ -171,7 +171,7 @@ pub(super) fn built(
     Table::of(generation, algorithm, endpoints).map_err(|source| RingToolError::Ring { pool: pool.to_owned(), source })
 }
 
-/// The answer of a proxy, in time.
+/// Waits for the answer of a proxy, up to [`ANSWER_WITHIN`].
 pub(super) async fn answered<T>(
     address: &AdminAddress,
     question: impl Future<Output = Result<tonic::Response<T>, Status>>,
@@ -213,7 +213,7 @@ impl SourceArgs {
 // === impl Source ===
 
 impl Source {
-    /// The rings of what is no running proxy, built here.
+    /// Builds the rings of a source that is not a running proxy.
     async fn built(&self) -> Result<Vec<PoolRing>, RingToolError> {
         let config = match self {
             Self::Admin(_) => return Ok(Vec::new()),
@@ -231,7 +231,7 @@ impl Source {
     }
 }
 
-/// The rings of a configuration, each pool resolved once.
+/// Builds the rings of a configuration. The backends of each pool are resolved once.
 async fn resolved(config: &Config) -> Result<Vec<PoolRing>, RingToolError> {
     let mut rings = Vec::new();
     for pool in &config.pools {
@@ -279,12 +279,13 @@ impl fmt::Display for Source {
 // === impl AdminAddress ===
 
 impl AdminAddress {
-    /// A client over a connection of its own.
+    /// Returns a client with its own connection.
     pub(super) async fn client(&self) -> Result<RingClient<Channel>, RingToolError> {
         self.connected(|target| target).await
     }
 
-    /// The same for an answer that lasts: a connection that is silent for `ask_after` is asked whether it still stands.
+    /// Returns a client for a long-lived stream. If nothing was received for `ask_after`, a keep-alive PING checks
+    /// whether the connection is still alive.
     pub(super) async fn lasting_client(&self, ask_after: Duration) -> Result<RingClient<Channel>, RingToolError> {
         let keep_alive = |target: Target| {
             target.http2_keep_alive_interval(ask_after).keep_alive_timeout(ask_after).keep_alive_while_idle(true)

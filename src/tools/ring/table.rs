@@ -1,8 +1,8 @@
-//! Rows of text in columns.
+//! Prints rows of text in aligned columns.
 
 use std::io::{self, Write};
 
-/// Writes rows with each column as wide as its widest cell; the first row is the head.
+/// Writes rows. Each column is as wide as its widest cell. The first row is the header.
 pub(super) fn write(rows: &[impl AsRef<[String]>], out: &mut (dyn Write + Send)) -> io::Result<()> {
     let columns = rows.first().map_or(0, |head| head.as_ref().len());
     let cells_of = |column: usize| rows.iter().filter_map(move |row| row.as_ref().get(column));

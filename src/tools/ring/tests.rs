@@ -1,17 +1,17 @@
-//! Plans and comparisons over lists of backends, and how sources are written.
+//! Tests of plans and comparisons of lists of backends, and of the notation of sources.
 
 use clap::Parser;
 
 use super::*;
 
-/// A command line of its own.
+/// A command line of this subcommand alone.
 #[derive(Parser)]
 struct Line {
     #[command(flatten)]
     args: Args,
 }
 
-/// What the command answers, and its exit code.
+/// Runs a command; returns its output and its exit code.
 async fn ring(line: &str) -> Result<(String, ExitCode), RingToolError> {
     let words = ["ring"].into_iter().chain(line.split_whitespace());
     let line = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
@@ -95,7 +95,7 @@ async fn a_trace_is_looked_up_in_a_list() {
     let owner = answer["pools"][0]["owners"][0]["identity"].as_str().expect("an owner").to_owned();
     let (text, _) = ring(&format!("lookup {id} --members c,b,a")).await.expect("an owner");
     assert!(text.lines().nth(1).is_some_and(|row| row.starts_with(id) && row.contains(&owner)), "{text}");
-    // Before anybody is asked.
+    // Refused before a proxy is asked.
     assert_eq!(
         refused("lookup 12 --admin 127.0.0.1:1").await,
         "\"12\": a trace ID has 32 hex digits, this has 2 characters"

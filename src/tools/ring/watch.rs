@@ -1,5 +1,5 @@
-//! Changes of running proxies' rings, printed as they come. A proxy that goes, or was never there, is tried again and again
-//! beside the others.
+//! Prints the changes of running proxies' rings as they are reported. If the connection to a proxy fails, it is
+//! reopened with increasing delays, independently of the other proxies.
 
 use std::{
     error::Error,
@@ -21,52 +21,52 @@ use crate::admin::{
     pb::v1::{Change, PoolRing, WatchRingRequest, WatchRingResponse},
 };
 
-/// A message, and where it is from.
+/// A message with its source.
 #[derive(Serialize)]
-struct Told<'a> {
+struct MessageLine<'a> {
     from: &'a str,
     #[serde(flatten)]
     message: &'a WatchRingResponse,
 }
 
-/// The pause before the first try to reach a proxy that went; each that follows is twice as long.
+/// Delay before the first reconnection attempt. Each further delay is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// The longest pause. A watch that lasted as long begins with the first pause again.
+/// Longest delay. After a watch that lasted this long, delays start at [`FIRST_PAUSE`] again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a connection may be silent before it is asked whether it still stands, and how long that may take: a node that
-/// vanished says nothing.
+/// Time without received data after which a keep-alive PING is sent, and time to wait for its answer. Without it, the
+/// crash of a node would go unnoticed.
 const ASK_AFTER: Duration = Duration::from_secs(10);
 
-/// What becomes of the watch of one proxy.
+/// An event of one proxy's watch.
 enum Event {
-    /// It answered.
+    /// The proxy accepted the watch.
     Began,
-    /// A ring, and what changed.
-    Told(WatchRingResponse),
-    /// It cannot be watched for now.
+    /// A ring and its changes.
+    Message(WatchRingResponse),
+    /// The watch failed or could not be opened.
     Failed(RingToolError),
 }
 
-/// The watch of one proxy, between two events.
+/// The watch of one proxy.
 struct Watching<'a> {
     address: &'a AdminAddress,
     pool: &'a str,
     messages: Option<(Streaming<WatchRingResponse>, Instant)>,
-    /// Before the next try; none before the first.
+    /// Delay before the next connection attempt; zero before the first.
     pause: Duration,
 }
 
-/// What was said of one proxy last.
+/// What was last reported about one proxy.
 #[derive(Default)]
-struct Said {
+struct Reported {
     began: bool,
     failure: Option<String>,
 }
 
-/// Prints for as long as it is let. Ends when not one of the proxies could be watched at the beginning: then the addresses are
-/// wrong rather than the proxies away for a moment.
+/// Prints changes until writing fails. Returns an error if none of the proxies can be watched at the start, because
+/// then the addresses are probably wrong.
 pub(super) async fn run(
     addresses: &[AdminAddress],
     pool: &str,
@@ -80,32 +80,33 @@ pub(super) async fn run(
         events.map(move |event| (n, address, event)).boxed()
     };
     let mut events = stream::select_all(addresses.iter().enumerate().map(begin));
-    let mut said: Vec<Said> = addresses.iter().map(|_| Said::default()).collect();
+    let mut reported: Vec<Reported> = addresses.iter().map(|_| Reported::default()).collect();
     while let Some((n, address, event)) = events.next().await {
         let from = &*address.to_string();
         match event {
             Event::Began => {
-                let Some(said) = said.get_mut(n) else { continue };
-                said.began = true;
-                if said.failure.take().is_some() {
+                let Some(reported) = reported.get_mut(n) else { continue };
+                reported.began = true;
+                if reported.failure.take().is_some() {
                     writeln!(err, "{from} is watched again")?;
                 }
             }
-            Event::Told(message) => {
+            Event::Message(message) => {
                 if as_json {
-                    json_line(&Told { from, message: &message }, out)?;
+                    json_line(&MessageLine { from, message: &message }, out)?;
                 } else {
                     print(from, &message, out)?;
                 }
                 out.flush()?;
             }
             Event::Failed(error) => {
-                let is_hopeless = |(it, said): (usize, &Said)| !said.began && (it == n || said.failure.is_some());
-                if said.iter().enumerate().all(is_hopeless) {
+                let is_hopeless =
+                    |(it, reported): (usize, &Reported)| !reported.began && (it == n || reported.failure.is_some());
+                if reported.iter().enumerate().all(is_hopeless) {
                     return Err(error);
                 }
-                if let Some(said) = said.get_mut(n) {
-                    said.tell(error, err)?;
+                if let Some(reported) = reported.get_mut(n) {
+                    reported.failure(error, err)?;
                 }
             }
         }
@@ -129,7 +130,7 @@ impl Watching<'_> {
             Some((mut messages, since)) => match messages.message().await {
                 Ok(Some(message)) => {
                     self.messages = Some((messages, since));
-                    Event::Told(message)
+                    Event::Message(message)
                 }
                 ended => {
                     if since.elapsed() >= LONGEST_PAUSE {
@@ -152,7 +153,7 @@ impl Watching<'_> {
     }
 }
 
-/// Why a watch ended: what the proxy said of it, if it said anything.
+/// Returns why a watch ended: the proxy's message, if it sent one.
 fn why(status: Option<Status>) -> String {
     match status {
         Some(status) if status.source().is_none() => status.message().to_owned(),
@@ -160,9 +161,9 @@ fn why(status: Option<Status>) -> String {
     }
 }
 
-impl Said {
-    /// Says it once for as long as it goes on.
-    fn tell(&mut self, error: RingToolError, err: &mut (dyn Write + Send)) -> io::Result<()> {
+impl Reported {
+    /// Reports a failure, unless it was the last one reported.
+    fn failure(&mut self, error: RingToolError, err: &mut (dyn Write + Send)) -> io::Result<()> {
         let text = format!("{:#}", anyhow::Error::from(error));
         if self.failure.as_ref() != Some(&text) {
             writeln!(err, "{text}; trying again until it can be watched")?;
@@ -172,7 +173,7 @@ impl Said {
     }
 }
 
-/// One line for the ring as it was found, then one for each change.
+/// Prints one line for the initial ring, or one line for each change.
 fn print(from: &str, message: &WatchRingResponse, out: &mut (dyn Write + Send)) -> io::Result<()> {
     let Some(ring) = &message.ring else { return Ok(()) };
     if message.changes.is_empty() {

@@ -1,4 +1,4 @@
-//! How a sink is told to misbehave, and the seeded dice that decide when.
+//! Configurable misbehaviour of a sink, and the seeded random numbers that decide when it occurs.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -9,24 +9,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::tools::ids::mix;
 
-/// What a sink does to its clients; may be changed while it runs. The default is to take everything at once.
+/// How a sink treats requests. It may be changed while the sink runs. By default, everything is accepted at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Behaviour {
-    /// Milliseconds from a whole request to its answer.
+    /// Milliseconds from the end of a request to its answer.
     pub delay_ms: u64,
-    /// Share of requests that are refused: their spans are not taken.
+    /// Share of requests that are refused. Their spans are not counted as accepted.
     pub failure_rate: f64,
-    /// How such a refusal is told.
+    /// Status of a refusal.
     pub failure_code: FailureCode,
-    /// `RetryInfo` that goes with it, in milliseconds.
+    /// `RetryInfo` of a refusal, in milliseconds.
     pub failure_retry_after_ms: Option<u64>,
-    /// Take the spans of a refused request all the same, as a backend does that fails after its work.
+    /// Whether to accept the spans of a refused request all the same, like a backend that fails after its work is done.
     pub failure_keeps_spans: bool,
-    /// Share of records that are refused by `partial_success`; which spans follows from their IDs and the seed, which of other
-    /// signals from the request's number and their place in it.
+    /// Share of records that are rejected by `partial_success`. For spans, the choice depends on the seed and the span
+    /// ID; for other records, on the seed, the number of the request and the record's index in it.
     pub reject_rate: f64,
-    /// Seed of all these.
+    /// Seed of these choices.
     pub seed: u64,
 }
 
@@ -49,18 +49,18 @@ impl Behaviour {
         Duration::from_millis(self.delay_ms)
     }
 
-    /// How request number `n` is refused, if it is.
+    /// Returns how request number `n` is refused, or `None` if it is not.
     pub(super) fn failure(&self, n: u64) -> Option<FailureCode> {
         chance(self.seed, n, self.failure_rate).then_some(self.failure_code)
     }
 
-    /// Whether the span with this ID is refused.
+    /// Returns whether the span with this ID is rejected.
     pub(super) fn rejects(&self, span_id: u64) -> bool {
         chance(!self.seed, span_id, self.reject_rate)
     }
 }
 
-/// The codes that a backend's own failure may have, and failures of the way to it.
+/// Failures of a backend (gRPC codes) and of the transport to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[clap(rename_all = "snake_case")]
@@ -80,33 +80,34 @@ pub enum FailureCode {
     Unavailable,
     DataLoss,
     Unauthenticated,
-    /// HTTP/2's reset of a stream that was not looked at, as servers send it that stop or are full.
+    /// RST_STREAM with REFUSED_STREAM before the request was processed, as sent by servers that shut down or have too
+    /// many streams.
     RefusedStream,
-    /// HTTP 502 without a gRPC status, as a box in the middle sends it.
+    /// HTTP 502 without a gRPC status, as sent by a proxy in between.
     Http502,
     /// HTTP 503 without a gRPC status.
     Http503,
 }
 
-/// What goes over the wire instead of an acknowledgement.
+/// What is sent instead of an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// A gRPC status of this code.
+pub(super) enum Refusal {
+    /// A gRPC status with this code.
     Status(tonic::Code),
-    /// A page with this HTTP status.
+    /// An HTML page with this HTTP status.
     Page(http::StatusCode),
-    /// The stream is reset before its body is read.
+    /// A reset of the stream before its body is read.
     Reset,
 }
 
 impl FailureCode {
-    pub(super) fn told(self) -> Told {
+    pub(super) fn refusal(self) -> Refusal {
         use tonic::Code;
 
-        Told::Status(match self {
-            Self::RefusedStream => return Told::Reset,
-            Self::Http502 => return Told::Page(http::StatusCode::BAD_GATEWAY),
-            Self::Http503 => return Told::Page(http::StatusCode::SERVICE_UNAVAILABLE),
+        Refusal::Status(match self {
+            Self::RefusedStream => return Refusal::Reset,
+            Self::Http502 => return Refusal::Page(http::StatusCode::BAD_GATEWAY),
+            Self::Http503 => return Refusal::Page(http::StatusCode::SERVICE_UNAVAILABLE),
             Self::Cancelled => Code::Cancelled,
             Self::Unknown => Code::Unknown,
             Self::InvalidArgument => Code::InvalidArgument,
@@ -125,17 +126,17 @@ impl FailureCode {
     }
 }
 
-/// Whether event `n` of a seed is one of a share.
+/// Decides whether event `n` belongs to the share, by the seed.
 fn chance(seed: u64, n: u64, share: f64) -> bool {
     if share <= 0.0 {
         return false;
     }
-    #[expect(clippy::cast_precision_loss, reason = "53 of 64 bits are kept, on purpose")]
+    #[expect(clippy::cast_precision_loss, reason = "only 53 of the 64 bits are used")]
     let dice = (mix(mix(seed) ^ n) >> 11) as f64 / (1_u64 << 53) as f64;
     dice < share
 }
 
-/// Hands out the numbers of requests.
+/// Numbers the requests.
 #[derive(Debug, Default)]
 pub(super) struct Sequence(AtomicU64);
 

@@ -1,4 +1,4 @@
-//! What a sink saw: counters for everybody, and the spans themselves when they are tracked.
+//! Counters of a sink, and the spans it received if tracking is on.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -11,11 +11,11 @@ use std::{
 
 use serde::Serialize;
 
-use super::journal::Noted;
+use super::journal::NewEntry;
 use crate::{
     otlp::Signal,
     tools::{
-        ids::{Place, TraceKey},
+        ids::{SpanPosition, TraceKey},
         walk::SpanIds,
     },
 };
@@ -25,77 +25,78 @@ pub type TraceId = [u8; 16];
 /// A span ID.
 pub type SpanId = [u8; 8];
 
-/// What one sink, or several together, saw.
+/// Counters of one sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Where it listened.
+    /// Listening address.
     pub address: String,
-    /// Connections taken.
+    /// Accepted connections.
     pub connections: u64,
-    /// Requests, of any outcome.
+    /// Requests, including failed ones.
     pub requests: u64,
-    /// Requests refused because a failure was asked for.
+    /// Requests refused because the behaviour says so.
     pub failed_requests: u64,
-    /// Requests refused because they were too large, malformed or in an unknown codec.
+    /// Requests refused because they were too large, malformed or compressed with an unknown codec.
     pub invalid_requests: u64,
-    /// Requests that ended before they were whole.
+    /// Requests whose stream ended early.
     pub broken_requests: u64,
-    /// Bytes of messages, as they came.
+    /// Bytes of request bodies as received.
     pub wire_bytes: u64,
-    /// Spans taken, those that came again included.
+    /// Spans accepted, duplicates included.
     pub spans: u64,
-    /// Spans taken back by `partial_success`.
+    /// Spans rejected by `partial_success`.
     pub rejected_spans: u64,
-    /// Spans whose trace or span ID has a wrong length.
+    /// Spans with a trace ID or span ID of the wrong length.
     pub invalid_ids: u64,
-    /// Spans that other generators made.
+    /// Spans made by other generators.
     pub foreign_spans: u64,
-    /// Records of the other signals: `data_points`, `log_records` and `profiles`.
+    /// Records of the other signals, under the keys `data_points`, `log_records` and `profiles`.
     pub records: BTreeMap<&'static str, RecordsReport>,
-    /// What only tracking knows; `None` when it is off.
+    /// Numbers that require tracking; `None` without it.
     #[serde(flatten)]
     pub tracked: Option<TrackedReport>,
 }
 
-/// Records of one signal other than traces. They are counted, not told apart.
+/// Records of one signal other than traces. They are counted, but not identified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RecordsReport {
-    /// Those that were taken.
+    /// Records accepted.
     pub taken: u64,
-    /// Those that `partial_success` took back.
+    /// Records rejected by `partial_success`.
     pub rejected: u64,
 }
 
-/// What a sink knows when it keeps every span's ID.
+/// Numbers that are known when the IDs of all spans are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TrackedReport {
-    /// Traces of which at least one span came.
+    /// Traces of which at least one span was received.
     pub traces: u64,
-    /// Traces of our generator of which not every span came.
+    /// Traces of our generator of which not all spans were received.
     pub traces_partial: u64,
-    /// Spans that came once more.
+    /// Spans that were received before.
     pub duplicates: u64,
-    /// Spans that were only counted, since `max_tracked_traces` was reached.
+    /// Spans that were only counted because `max_tracked_traces` was reached.
     pub untracked_spans: u64,
 }
 
-/// One trace of our generator, as one sink saw it.
+/// A trace of our generator, as seen by one sink.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SeenTrace {
-    /// One bit for each span.
+    /// One bit for each span received.
     pub bits: u64,
-    /// How many spans it has.
+    /// Number of spans of the whole trace.
     pub count: u8,
 }
 
 impl SeenTrace {
-    /// Whether every span came.
+    /// Returns whether all spans were received.
     pub fn is_whole(self) -> bool {
-        self.bits == Place::full(self.count)
+        self.bits == SpanPosition::full(self.count)
     }
 }
 
-/// The records of one request, gathered before any lock is taken. `spans` counts those of any signal.
+/// The records of one request, collected before a lock is taken. For signals other than traces, `spans` counts their
+/// records.
 #[derive(Debug)]
 pub(super) struct Batch {
     signal: Signal,
@@ -103,31 +104,31 @@ pub(super) struct Batch {
     spans: u64,
     rejected: u64,
     invalid: u64,
-    own: Vec<(TraceKey, Place)>,
+    own: Vec<(TraceKey, SpanPosition)>,
     foreign: Vec<(TraceId, SpanId)>,
     foreign_spans: u64,
-    /// What goes into the journal, if there is one.
-    noted: Option<Vec<Noted>>,
+    /// Entries for the journal; `None` without a journal.
+    journal_entries: Option<Vec<NewEntry>>,
 }
 
-/// What is wanted of each span.
+/// What is read of each span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Detail {
-    /// That it was there.
+    /// Nothing; spans are counted.
     Count,
-    /// Its IDs, to decide on.
+    /// The IDs, to decide whether to reject the span.
     Decide,
-    /// Its IDs, to keep.
+    /// The IDs, which are stored.
     Keep,
 }
 
 impl Batch {
     pub(super) fn new(signal: Signal, detail: Detail, notes: bool) -> Self {
-        let (own, foreign, noted) = (Vec::new(), Vec::new(), notes.then(Vec::new));
-        Self { signal, detail, spans: 0, rejected: 0, invalid: 0, own, foreign, foreign_spans: 0, noted }
+        let (own, foreign, journal_entries) = (Vec::new(), Vec::new(), notes.then(Vec::new));
+        Self { signal, detail, spans: 0, rejected: 0, invalid: 0, own, foreign, foreign_spans: 0, journal_entries }
     }
 
-    /// Takes a span, unless `reject` says that it is one of those to refuse.
+    /// Adds a span, or counts it as rejected if `reject` returns true for its ID.
     pub(super) fn add(&mut self, ids: &SpanIds, reject: impl Fn(u64) -> bool) {
         if self.detail == Detail::Count {
             self.spans += 1;
@@ -143,10 +144,10 @@ impl Batch {
             return;
         }
         self.spans += 1;
-        if let Some(noted) = &mut self.noted {
-            noted.push((trace, span, ids.end.exactly().map_or(0, u64::from_le_bytes)));
+        if let Some(journal_entries) = &mut self.journal_entries {
+            journal_entries.push((trace, span, ids.end.exactly().map_or(0, u64::from_le_bytes)));
         }
-        match TraceKey::from_bytes(trace).and_then(|key| Some((key, key.place_of(span)?))) {
+        match TraceKey::from_bytes(trace).and_then(|key| Some((key, key.position_of(span)?))) {
             Some(own) if self.detail == Detail::Keep => self.own.push(own),
             Some(_) => {}
             None => {
@@ -158,7 +159,7 @@ impl Batch {
         }
     }
 
-    /// Takes a record that has no ID of its own, unless `reject` says by its place in the request that it is one to refuse.
+    /// Counts a record that has no ID, as rejected if `reject` returns true for its index in the request.
     pub(super) fn count(&mut self, reject: impl Fn(u64) -> bool) {
         let count = if reject(self.spans + self.rejected) { &mut self.rejected } else { &mut self.spans };
         *count += 1;
@@ -168,15 +169,15 @@ impl Batch {
         self.rejected
     }
 
-    /// What goes into the journal.
-    pub(super) fn noted(&self) -> &[Noted] {
-        self.noted.as_deref().unwrap_or_default()
+    /// Returns the entries for the journal.
+    pub(super) fn journal_entries(&self) -> &[NewEntry] {
+        self.journal_entries.as_deref().unwrap_or_default()
     }
 }
 
-/// The counters of one sink.
+/// Counters of one sink that requests update.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct Counters {
     pub(super) connections: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) failed: AtomicU64,
@@ -191,18 +192,18 @@ pub(super) struct Tally {
     tracked: Option<Mutex<Tracked>>,
 }
 
-/// The other signals, and what their records are called.
+/// The signals other than traces, and the names of their records in a report.
 const OTHERS: [(Signal, &str); 3] =
     [(Signal::Metrics, "data_points"), (Signal::Logs, "log_records"), (Signal::Profiles, "profiles")];
 
-/// The counters of another signal.
+/// Counters of a signal other than traces.
 #[derive(Debug, Default)]
 struct Others {
     taken: AtomicU64,
     rejected: AtomicU64,
 }
 
-type Keyed<V> = HashMap<TraceKey, V, BuildHasherDefault<Spread>>;
+type Keyed<V> = HashMap<TraceKey, V, BuildHasherDefault<PassThroughHasher>>;
 
 #[derive(Debug, Default)]
 struct Tracked {
@@ -213,11 +214,11 @@ struct Tracked {
     limit: usize,
 }
 
-/// Passes a number on that is spread already: [`TraceKey`] hashes as one `u64`.
+/// Passes a `u64` on unchanged: [`TraceKey`] hashes as one `u64` that is well distributed already.
 #[derive(Default)]
-struct Spread(u64);
+struct PassThroughHasher(u64);
 
-impl Hasher for Spread {
+impl Hasher for PassThroughHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -233,13 +234,13 @@ impl Hasher for Spread {
     }
 }
 
-impl Tally {
+impl Counters {
     pub(super) fn new(max_tracked_traces: Option<usize>) -> Self {
         let tracked = max_tracked_traces.map(|limit| Mutex::new(Tracked { limit, ..Tracked::default() }));
         Self { tracked, ..Self::default() }
     }
 
-    /// What a batch must hold.
+    /// Returns what must be read of each span; `decides` tells whether some are to be rejected.
     pub(super) fn detail(&self, decides: bool) -> Detail {
         match (&self.tracked, decides) {
             (Some(_), _) => Detail::Keep,
@@ -292,12 +293,12 @@ impl Tally {
         }
     }
 
-    /// The traces of our generator.
+    /// Returns the traces of our generator.
     pub(super) fn own_traces(&self) -> Vec<(TraceKey, SeenTrace)> {
         self.with_tracked(|tracked| tracked.own.iter().map(|(key, seen)| (*key, *seen)).collect()).unwrap_or_default()
     }
 
-    /// Every span that came, by trace.
+    /// Returns the spans received, by trace.
     pub(super) fn seen(&self) -> BTreeMap<TraceId, Vec<SpanId>> {
         self.with_tracked(|tracked| tracked.seen()).unwrap_or_default()
     }
@@ -344,7 +345,7 @@ impl Tracked {
 
     fn seen(&self) -> BTreeMap<TraceId, Vec<SpanId>> {
         let own = self.own.iter().map(|(key, trace)| {
-            let places = (0..trace.count).map(|index| Place { index, count: trace.count });
+            let places = (0..trace.count).map(|index| SpanPosition { index, count: trace.count });
             let spans = places.filter(|place| trace.bits & place.bit() != 0).map(|place| key.span_id(place)).collect();
             (key.to_bytes(), spans)
         });

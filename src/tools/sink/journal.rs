@@ -1,9 +1,11 @@
-//! A file of every span that a sink took, written before the answer: it outlives the process, however that ends.
+//! A file with an entry for every span that a sink accepted. Entries are written before the request is acknowledged, so
+//! they survive if the process is killed.
 //!
-//! One record a span: trace ID, span ID, when it was sent (its end time, which a unique run sets) and when it arrived.
+//! An entry has the trace ID, the span ID, the time at which the span was sent (its end time, which a unique run sets)
+//! and the time at which it arrived.
 //!
-//! Records have no marks between them: all after a torn one would be unreadable. So what a killed process or a failed write
-//! left of one is cut off before anything is appended.
+//! Entries have a fixed size and no separators, so a partial entry would make all later ones unreadable. Therefore, the
+//! rest of an entry that a killed process or a failed write left behind is cut off before anything is appended.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,44 +17,44 @@ use std::{
 
 use super::{SpanId, TraceId};
 
-/// Bytes of a record: 16 + 8 + 8 + 8.
+/// Size of an entry in bytes: 16 + 8 + 8 + 8.
 const RECORD: usize = 40;
 
-/// A span as a sink took it.
+/// A span that a sink accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JournalEntry {
-    /// Its trace.
+    /// Trace ID.
     pub trace: TraceId,
-    /// Its ID.
+    /// Span ID.
     pub span: SpanId,
-    /// When it ended, in nanoseconds since 1970: when it was sent, in a unique run of our generator.
+    /// End time of the span, in nanoseconds since 1970. In a unique run of our generator this is when it was sent.
     pub sent: u64,
-    /// When its request was whole and taken, in nanoseconds since 1970.
+    /// When its request had been received completely, in nanoseconds since 1970.
     pub arrived: u64,
 }
 
 /// An open journal.
 #[derive(Debug)]
-pub(super) struct Journal<S = File>(Mutex<Whole<S>>);
+pub(super) struct Journal<S = File>(Mutex<Entries<S>>);
 
-/// What a journal is kept in: appended to, and cut when that failed.
+/// File of a journal. It is appended to, and truncated after a failed write.
 pub(super) trait Store: Write {
-    /// Leaves the first `len` bytes.
+    /// Truncates the file to `len` bytes.
     fn cut(&mut self, len: u64) -> io::Result<()>;
 }
 
-/// A store of whole records.
+/// A file of complete entries.
 #[derive(Debug)]
-struct Whole<S> {
+struct Entries<S> {
     store: S,
-    /// Bytes of whole records.
+    /// Size of the complete entries in bytes.
     len: u64,
-    /// Whether there may be more than those.
+    /// Whether the file may contain a partial entry after them.
     torn: bool,
 }
 
-/// A span that is to be noted: trace, span, when it was sent.
-pub(super) type Noted = (TraceId, SpanId, u64);
+/// A new entry: trace ID, span ID, time sent.
+pub(super) type NewEntry = (TraceId, SpanId, u64);
 
 impl Store for File {
     fn cut(&mut self, len: u64) -> io::Result<()> {
@@ -61,7 +63,8 @@ impl Store for File {
 }
 
 impl Journal {
-    /// Opens a journal to go on with, cut back to its whole records, or begins one. No other process may have it open.
+    /// Opens an existing journal, without a partial entry at its end, or creates one. No other process may have it
+    /// open.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let len = file.metadata()?.len();
@@ -70,16 +73,17 @@ impl Journal {
 }
 
 impl<S: Store> Journal<S> {
-    /// A journal over what has `len` bytes.
+    /// Creates a journal over a file of `len` bytes.
     fn over(store: S, len: u64) -> io::Result<Self> {
         let whole = len - len % RECORD as u64;
-        let mut records = Whole { store, len: whole, torn: whole != len };
-        records.mend()?;
+        let mut records = Entries { store, len: whole, torn: whole != len };
+        records.cut_partial_entry()?;
         Ok(Self(Mutex::new(records)))
     }
 
-    /// Notes spans, all or none. What the kernel has survives the process; a machine that dies is not thought of.
-    pub(super) fn append(&self, spans: &[Noted]) -> io::Result<()> {
+    /// Appends all entries or none. They are not synced to disk: they survive the end of the process, not that of the
+    /// machine.
+    pub(super) fn append(&self, spans: &[NewEntry]) -> io::Result<()> {
         let arrived = now_ns().to_le_bytes();
         let mut records = Vec::with_capacity(spans.len() * RECORD);
         for (trace, span, sent) in spans {
@@ -92,9 +96,9 @@ impl<S: Store> Journal<S> {
     }
 }
 
-impl<S: Store> Whole<S> {
+impl<S: Store> Entries<S> {
     fn append(&mut self, records: &[u8]) -> io::Result<()> {
-        self.mend()?;
+        self.cut_partial_entry()?;
         self.torn = true;
         match self.store.write_all(records) {
             Ok(()) => {
@@ -103,7 +107,7 @@ impl<S: Store> Whole<S> {
                 Ok(())
             }
             Err(error) => {
-                if let Err(error) = self.mend() {
+                if let Err(error) = self.cut_partial_entry() {
                     tracing::error!(%error, "cannot cut the journal; it takes nothing until that succeeds");
                 }
                 Err(error)
@@ -111,8 +115,8 @@ impl<S: Store> Whole<S> {
         }
     }
 
-    /// Cuts off what a write left that failed.
-    fn mend(&mut self) -> io::Result<()> {
+    /// Cuts off what a failed write left behind.
+    fn cut_partial_entry(&mut self) -> io::Result<()> {
         if self.torn {
             self.store.cut(self.len)?;
             self.torn = false;
@@ -121,13 +125,13 @@ impl<S: Store> Whole<S> {
     }
 }
 
-/// Nanoseconds since 1970.
+/// Returns the current time in nanoseconds since 1970.
 pub(crate) fn now_ns() -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Reads a journal, whole records only: the last may have been cut short by the end of its process.
+/// Reads the complete entries of a journal. The last entry may be partial if the process was killed.
 pub fn read_journal(path: &Path) -> io::Result<Vec<JournalEntry>> {
     let bytes = std::fs::read(path)?;
     let (records, _cut_short) = bytes.as_chunks::<RECORD>();
@@ -148,9 +152,9 @@ fn entry(record: &[u8; RECORD]) -> Option<JournalEntry> {
 mod tests {
     use super::*;
 
-    const SPANS: [Noted; 3] = [([1; 16], [2; 8], 3), ([4; 16], [5; 8], 6), ([7; 16], [8; 8], 9)];
+    const SPANS: [NewEntry; 3] = [([1; 16], [2; 8], 3), ([4; 16], [5; 8], 6), ([7; 16], [8; 8], 9)];
 
-    fn spans(path: &Path) -> Vec<Noted> {
+    fn spans(path: &Path) -> Vec<NewEntry> {
         read_journal(path).unwrap().iter().map(|entry| (entry.trace, entry.span, entry.sent)).collect()
     }
 
@@ -183,7 +187,7 @@ mod tests {
         }
     }
 
-    /// A file on a disk that has room for so many bytes, and which can be cut as often as that.
+    /// A file on a disk with room for `room` bytes, which can be truncated `cuts` times.
     struct Small {
         file: File,
         room: usize,
@@ -222,7 +226,7 @@ mod tests {
     #[test]
     fn a_write_that_fails_in_the_middle_leaves_nothing_and_later_ones_stay_readable() {
         let dir = tempfile::tempdir().unwrap();
-        // The disk is full before, within, at the end of and after the first of two records.
+        // The disk becomes full before, within, at the end of and after the first of two entries.
         for left in [0, 1, RECORD, RECORD + 7] {
             let path = dir.path().join(left.to_string());
             let journal = small(&path, RECORD + left, 1);

@@ -1,8 +1,9 @@
-//! A backend that counts: OTLP/gRPC of every signal in, nothing out. It is cheap, since it shares a machine with what is
-//! measured. Spans are known one by one; data points, log records and profiles are only counted.
+//! A backend that counts what it receives: OTLP/gRPC of every signal. It is cheap, since it often runs on the machine
+//! on which something else is measured. Spans are identified one by one; data points, log records and profiles are only
+//! counted.
 //!
-//! It knows which traces came whole, since the IDs of our generator say so ([`super::ids`]), and can be told to be slow,
-//! to fail and to reject.
+//! It recognises the complete traces of our generator by their IDs ([`super::ids`]). It can be configured to answer
+//! late, to fail and to reject records.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,7 +29,7 @@ mod serve;
 mod tests;
 
 pub(crate) use self::journal::now_ns;
-use self::{behaviour::Sequence, count::Tally, journal::Journal};
+use self::{behaviour::Sequence, count::Counters, journal::Journal};
 pub use self::{
     behaviour::{Behaviour, FailureCode},
     count::{RecordsReport, Report, SeenTrace, SpanId, TraceId, TrackedReport},
@@ -40,53 +41,54 @@ use crate::{lifecycle::Tasks, tls};
 
 /// A counting OTLP backend.
 ///
-/// Takes traces, metrics, logs and profiles. Spans are told apart; data points, log records and profiles are counted.
+/// Takes traces, metrics, logs and profiles. Spans are identified by their IDs; data points, log records and profiles
+/// are only counted.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
-  spanring sink --grpc 127.0.0.1:15001 --grpc 127.0.0.1:15002    two backends in one process, a report on Ctrl-C
+  spanring sink --grpc 127.0.0.1:15001 --grpc 127.0.0.1:15002    two backends in one process, report on Ctrl-C
   spanring sink --delay 20ms --failure-rate 0.1 --http 127.0.0.1:15080    slow and failing; curl 127.0.0.1:15080/report
-  spanring sink --count-only --json    as cheap as it gets, for measurements")]
+  spanring sink --count-only --json    cheapest, for measurements")]
 pub struct Args {
-    /// Where to take OTLP/gRPC; may be repeated: each is a backend with counters of its own
+    /// Address for OTLP/gRPC. May be repeated; each address is a backend with its own counters
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317")]
     pub grpc: Vec<SocketAddr>,
-    /// Serve GET /report (JSON), GET /spans and PUT /behaviour here
+    /// Address for GET /report (JSON), GET /spans and PUT /behaviour
     #[arg(long, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
-    /// Note every span in this file before it is acknowledged: trace, span, when sent, when arrived (40 bytes each)
+    /// Write every span to this file before it is acknowledged: trace ID, span ID, time sent, time received (40 bytes)
     #[arg(long, value_name = "FILE", conflicts_with = "count_only")]
     pub journal: Option<PathBuf>,
-    /// Count spans without reading their IDs: no traces, no duplicates
+    /// Count spans without reading their IDs; traces and duplicates are not reported
     #[arg(long)]
     pub count_only: bool,
-    /// Traces that are remembered at most, each about 24 bytes; spans of others are only counted
+    /// Largest number of traces to track, at about 24 bytes each; spans of further traces are only counted
     #[arg(long, value_name = "N", default_value_t = 20_000_000)]
     pub max_tracked_traces: usize,
-    /// Answer each request this much later
+    /// Delay before each answer
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     pub delay: Duration,
-    /// Share of requests to refuse, 0 to 1
+    /// Share of requests to refuse, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
     pub failure_rate: f64,
-    /// The code to refuse them with, or how the way to the sink is to fail
+    /// Status code of a refusal, or how the transport is to fail
     #[arg(long, value_name = "CODE", value_enum, default_value = "unavailable")]
     pub failure_code: FailureCode,
-    /// RetryInfo to send with a refusal
+    /// RetryInfo of a refusal
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub failure_retry_after: Option<Duration>,
-    /// Share of spans, data points, log records or profiles to reject by partial_success, 0 to 1
+    /// Share of spans, data points, log records or profiles to reject by partial_success, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
     pub reject_rate: f64,
-    /// Seed of refusals and rejections
+    /// Seed that decides which requests and records are refused
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Largest inflated message, as the Collector's setting of that name
+    /// Largest decompressed message, like the Collector's setting of that name
     #[arg(long, value_name = "MIB", default_value_t = 4)]
     pub max_recv_msg_size_mib: usize,
-    /// HTTP/2 frame size to ask for (16384 as grpc-go does)
+    /// HTTP/2 frame size to advertise (16384 is grpc-go's)
     #[arg(long, value_name = "BYTES", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16_384..=16_777_215))]
     pub max_frame_size: u32,
-    /// TLS, if it is wanted.
+    /// TLS options.
     #[command(flatten)]
     pub tls: ServerArgs,
     /// Print the report as JSON
@@ -94,29 +96,29 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What one sink is.
+/// Configuration of one sink.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SinkConfig {
-    /// Where it listens; port 0 takes a free one.
+    /// Listening address; port 0 picks a free port.
     pub grpc: SocketAddr,
-    /// How many traces it remembers; `None` to only count spans.
+    /// Largest number of traces to track; `None` to only count spans.
     pub max_tracked_traces: Option<usize>,
-    /// Largest message, inflated, in bytes.
+    /// Largest message in bytes after decompression.
     pub max_recv_msg_size: usize,
     /// HTTP/2's `SETTINGS_MAX_FRAME_SIZE`.
     pub max_frame_size: u32,
     /// HTTP/2's `SETTINGS_MAX_CONCURRENT_STREAMS`.
     pub max_concurrent_streams: u32,
-    /// Where every span is noted; needs tracking.
+    /// File in which every span is recorded; requires tracking.
     pub journal: Option<PathBuf>,
-    /// TLS; `None` is plaintext.
+    /// TLS, or `None` for plaintext.
     pub tls: Option<tls::ServerConfig>,
-    /// How it behaves at first.
+    /// Initial behaviour.
     pub behaviour: Behaviour,
 }
 
 impl Default for SinkConfig {
-    /// A free port of 127.0.0.1, tracking on, a Collector's limits.
+    /// Listens on a free port of 127.0.0.1, tracks traces and has a Collector's limits.
     fn default() -> Self {
         Self {
             grpc: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -136,28 +138,29 @@ struct Inner {
     config: SinkConfig,
     behaviour: ArcSwap<Behaviour>,
     sequence: Sequence,
-    tally: Tally,
+    counters: Counters,
     journal: Option<Journal>,
     tls: Option<tls::Server>,
 }
 
-/// A running sink. Cloning shares it; it ends with the tasks that it was started in.
+/// A running sink. Clones share its state. It runs until the tasks that it was started with end.
 #[derive(Clone, Debug)]
 pub struct Sink {
-    /// Where it listens.
+    /// Listening address.
     pub addr: SocketAddr,
     inner: Arc<Inner>,
 }
 
 impl Sink {
-    /// Binds and serves. Draining `tasks` closes the listener and sends GOAWAY; stopping them cuts connections.
+    /// Binds the address and serves it. When `tasks` drain, the listener is closed and GOAWAY is sent; when they stop,
+    /// connections are cut.
     pub async fn start(config: SinkConfig, tasks: &Tasks) -> io::Result<Self> {
         let listener = TcpListener::bind(config.grpc).await?;
         let addr = listener.local_addr()?;
         let inner = Arc::new(Inner {
             behaviour: ArcSwap::from_pointee(config.behaviour.clone()),
             sequence: Sequence::default(),
-            tally: Tally::new(config.max_tracked_traces),
+            counters: Counters::new(config.max_tracked_traces),
             journal: config.journal.as_deref().map(Journal::open).transpose()?,
             tls: config
                 .tls
@@ -171,45 +174,45 @@ impl Sink {
         Ok(Self { addr, inner })
     }
 
-    /// What it saw so far.
+    /// Returns the counters.
     pub fn report(&self) -> Report {
-        self.inner.tally.report(self.addr.to_string())
+        self.inner.counters.report(self.addr.to_string())
     }
 
-    /// Every span that it took, by trace; empty unless it tracks.
+    /// Returns the spans received, by trace; empty without tracking.
     pub fn seen(&self) -> BTreeMap<TraceId, Vec<SpanId>> {
-        self.inner.tally.seen()
+        self.inner.counters.seen()
     }
 
-    /// The traces of our generator that it saw, in no order; empty unless it tracks.
+    /// Returns the traces of our generator in no particular order; empty without tracking.
     pub fn own_traces(&self) -> Vec<(TraceKey, SeenTrace)> {
-        self.inner.tally.own_traces()
+        self.inner.counters.own_traces()
     }
 
-    /// How it behaves now.
+    /// Returns the current behaviour.
     pub fn behaviour(&self) -> Arc<Behaviour> {
         self.inner.behaviour.load_full()
     }
 
-    /// Changes how it behaves from the next request on.
+    /// Changes the behaviour, from the next request on.
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.inner.behaviour.store(Arc::new(behaviour));
     }
 }
 
-/// The report of a process with one sink or several.
+/// Report of a process with one or more sinks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SinksReport {
-    /// Each sink's own.
+    /// Report of each sink.
     pub sinks: Vec<Report>,
-    /// Traces of which every span came to one sink and none to another; only when all track.
+    /// Traces all of whose spans came to the same sink; `None` unless all sinks track traces.
     pub traces_whole: Option<u64>,
-    /// Traces of which spans came to more than one sink; only when all track.
+    /// Traces whose spans came to more than one sink; `None` unless all sinks track traces.
     pub traces_split: Option<u64>,
 }
 
 impl SinksReport {
-    /// Reads what the sinks know.
+    /// Reads the counters of the sinks.
     pub fn of(sinks: &[Sink]) -> Self {
         let reports: Vec<Report> = sinks.iter().map(Sink::report).collect();
         let is_tracking = reports.iter().all(|report| report.tracked.is_some());
@@ -264,7 +267,7 @@ impl SinksReport {
     }
 }
 
-/// How many traces came whole to one sink, and how many came to several.
+/// Returns how many traces came to one sink completely, and how many came to several sinks.
 fn placement(sinks: &[Sink]) -> (u64, u64) {
     let mut seen: HashMap<TraceKey, (u32, bool)> = HashMap::new();
     for sink in sinks {
@@ -278,7 +281,7 @@ fn placement(sinks: &[Sink]) -> (u64, u64) {
     (whole as u64, split as u64)
 }
 
-/// `spanring sink`: serves until SIGINT or SIGTERM, then prints its report.
+/// `spanring sink`: serves until SIGINT or SIGTERM, then prints the report.
 pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
     let tasks = Tasks::new();
     let mut sinks = Vec::new();

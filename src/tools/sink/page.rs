@@ -1,4 +1,4 @@
-//! A sink's HTTP side: `GET /report`, `GET /spans`, `GET` and `PUT /behaviour`.
+//! The HTTP interface of sinks: `GET /report`, `GET /spans`, `GET` and `PUT /behaviour`.
 
 use std::{convert::Infallible, fmt::Write as _, sync::Arc};
 
@@ -12,10 +12,10 @@ use tokio::net::TcpListener;
 use super::{Behaviour, Sink, SinksReport};
 use crate::lifecycle::Tasks;
 
-/// Largest body of a `PUT`.
+/// Largest body of a `PUT`, in bytes.
 const MAX_BODY: usize = 16 * 1024;
 
-/// Serves what `sinks` know until `tasks` stop.
+/// Serves the reports of `sinks` until `tasks` stop.
 pub(super) async fn serve(listener: TcpListener, sinks: Arc<[Sink]>, tasks: Tasks) {
     loop {
         let accepted = tokio::select! {
@@ -53,7 +53,7 @@ async fn answer(request: Request<Incoming>, sinks: &[Sink]) -> Response<Full<Byt
     }
 }
 
-/// Gives all sinks, or the one that `?sink=N` names, the behaviour of the body.
+/// Changes the behaviour of all sinks, or of the one selected by `?sink=N`, to that in the body.
 async fn change(request: Request<Incoming>, sinks: &[Sink]) -> Response<Full<Bytes>> {
     let bad = |what: String| text(StatusCode::BAD_REQUEST, what + "\n");
     let chosen = match request.uri().query().map(|query| query.strip_prefix("sink=").map(str::parse::<usize>)) {
@@ -76,7 +76,7 @@ async fn change(request: Request<Incoming>, sinks: &[Sink]) -> Response<Full<Byt
     }
 }
 
-/// One line for each span: the sink's number, trace ID, span ID.
+/// Returns one line for each span: number of the sink, trace ID, span ID.
 fn spans(sinks: &[Sink]) -> String {
     let mut lines = String::new();
     for (n, sink) in sinks.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! A sink's side of the wire: HTTP/2 by the `h2` crate, one task a connection, bodies walked frame by frame.
+//! The server of a sink: HTTP/2 with the `h2` crate, one task per connection. Bodies are parsed frame by frame.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{
     Inner,
-    behaviour::{Behaviour, FailureCode, Told},
+    behaviour::{Behaviour, FailureCode, Refusal},
     count::{Batch, Detail},
 };
 use crate::{
@@ -38,11 +38,12 @@ use crate::{
     },
 };
 
-/// Windows that never make a client wait: a whole message of the usual limit on each stream, and 16 of them at once.
+/// Flow-control windows that are large enough never to make a client wait: a message of the usual limit on each stream,
+/// and 16 of them at once on a connection.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
-/// Takes connections until `tasks` drain.
+/// Accepts connections until `tasks` drain.
 pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>, tasks: Tasks) {
     loop {
         let accepted = tokio::select! {
@@ -51,10 +52,10 @@ pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>, tasks: Task
         };
         match accepted {
             Ok((stream, _)) => {
-                inner.tally.connections.fetch_add(1, Relaxed);
+                inner.counters.connections.fetch_add(1, Relaxed);
                 let (inner, of_connection) = (Arc::clone(&inner), tasks.clone());
                 tasks.spawn(async move {
-                    if let Err(error) = shake(stream, &inner, &of_connection).await {
+                    if let Err(error) = handshake(stream, &inner, &of_connection).await {
                         tracing::debug!(%error, "connection ended");
                     }
                 });
@@ -67,16 +68,16 @@ pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>, tasks: Task
     }
 }
 
-async fn shake(stream: TcpStream, inner: &Inner, tasks: &Tasks) -> anyhow::Result<()> {
+async fn handshake(stream: TcpStream, inner: &Inner, tasks: &Tasks) -> anyhow::Result<()> {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     let Some(tls) = &inner.tls else { return Ok(connection(stream, inner, tasks).await?) };
-    let shaken = tokio::select! {
-        shaken = TlsAcceptor::from(tls.current()).accept(stream) => shaken?,
+    let stream = tokio::select! {
+        stream = TlsAcceptor::from(tls.current()).accept(stream) => stream?,
         () = tasks.stopped() => return Ok(()),
     };
-    Ok(connection(shaken, inner, tasks).await?)
+    Ok(connection(stream, inner, tasks).await?)
 }
 
 async fn connection<S>(stream: S, inner: &Inner, tasks: &Tasks) -> Result<(), h2::Error>
@@ -89,7 +90,7 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(inner.config.max_frame_size)
         .max_concurrent_streams(inner.config.max_concurrent_streams)
-        // A sink that resets every stream goes on to do so.
+        // The sink may reset any number of streams on a connection.
         .max_local_error_reset_streams(None);
     let mut connection = builder.handshake::<_, Bytes>(stream).await?;
     let mut calls = FuturesUnordered::new();
@@ -116,12 +117,12 @@ where
 }
 
 async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, inner: &Inner) {
-    inner.tally.requests.fetch_add(1, Relaxed);
+    inner.counters.requests.fetch_add(1, Relaxed);
     let behaviour = inner.behaviour.load();
     let number = inner.sequence.next();
-    let failure = behaviour.failure(number).map(FailureCode::told);
-    if failure == Some(Told::Reset) {
-        inner.tally.failed.fetch_add(1, Relaxed);
+    let failure = behaviour.failure(number).map(FailureCode::refusal);
+    if failure == Some(Refusal::Reset) {
+        inner.counters.failed.fetch_add(1, Relaxed);
         respond.send_reset(Reason::REFUSED_STREAM);
         return;
     }
@@ -131,22 +132,22 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
                 tokio::time::sleep(behaviour.delay()).await;
             }
             if failure.is_some() {
-                inner.tally.failed.fetch_add(1, Relaxed);
+                inner.counters.failed.fetch_add(1, Relaxed);
             }
             let keeps = failure.is_none() || behaviour.failure_keeps_spans;
             match (if keeps { keep(&batch, inner) } else { Ok(()) }, failure) {
                 (Err(unwritten), _) => refuse(respond, &unwritten),
-                (Ok(()), Some(Told::Page(status))) => page(respond, status),
-                (Ok(()), Some(Told::Status(code))) => refuse(respond, &told(code, &behaviour)),
-                (Ok(()), None | Some(Told::Reset)) => accept_all_but(respond, batch.rejected()),
+                (Ok(()), Some(Refusal::Page(status))) => page(respond, status),
+                (Ok(()), Some(Refusal::Status(code))) => refuse(respond, &refusal_status(code, &behaviour)),
+                (Ok(()), None | Some(Refusal::Reset)) => accept_all_but(respond, batch.rejected()),
             }
         }
-        Err(Broken::Gone) => {
-            inner.tally.broken.fetch_add(1, Relaxed);
+        Err(ReceiveError::Gone) => {
+            inner.counters.broken.fetch_add(1, Relaxed);
             return;
         }
-        Err(Broken::Invalid(status)) => {
-            inner.tally.invalid_requests.fetch_add(1, Relaxed);
+        Err(ReceiveError::Invalid(status)) => {
+            inner.counters.invalid_requests.fetch_add(1, Relaxed);
             refuse(respond, &status)
         }
     };
@@ -155,33 +156,34 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     }
 }
 
-/// Counts what came, once it is in the journal: what is acknowledged is there, or the sink cannot be believed.
+/// Counts the records after writing them to the journal. If the journal cannot be written, the request must not be
+/// acknowledged, or the journal would be incomplete.
 fn keep(batch: &Batch, inner: &Inner) -> Result<(), Status> {
     if let Some(journal) = &inner.journal {
-        journal.append(batch.noted()).map_err(|error| {
+        journal.append(batch.journal_entries()).map_err(|error| {
             tracing::error!(%error, "cannot write the journal");
-            // Nothing of it was kept: it may come again.
+            // Nothing was stored, so the client may send the request again.
             Status::unavailable("cannot write the journal")
         })?;
     }
-    inner.tally.commit(batch);
+    inner.counters.commit(batch);
     Ok(())
 }
 
-enum Broken {
+enum ReceiveError {
     /// The client's stream or connection ended.
     Gone,
-    /// It is to be told what was wrong.
+    /// The request is refused with this status.
     Invalid(Box<Status>),
 }
 
-impl From<h2::Error> for Broken {
+impl From<h2::Error> for ReceiveError {
     fn from(_: h2::Error) -> Self {
         Self::Gone
     }
 }
 
-impl From<Status> for Broken {
+impl From<Status> for ReceiveError {
     fn from(status: Status) -> Self {
         Self::Invalid(Box::new(status))
     }
@@ -192,7 +194,7 @@ async fn receive(
     number: u64,
     behaviour: &Behaviour,
     inner: &Inner,
-) -> Result<Batch, Broken> {
+) -> Result<Batch, ReceiveError> {
     let (head, mut body) = request.into_parts();
     let Some(signal) = Signal::from_grpc_path(head.uri.path()) else {
         return Err(Status::unimplemented(format!("no such method: {}", head.uri.path())).into());
@@ -200,7 +202,7 @@ async fn receive(
     let mut reader = Reader::new(signal, number, &head.headers, behaviour, inner);
     while let Some(piece) = body.data().await {
         let piece = piece?;
-        inner.tally.wire_bytes.fetch_add(piece.len() as u64, Relaxed);
+        inner.counters.wire_bytes.fetch_add(piece.len() as u64, Relaxed);
         body.flow_control().release_capacity(piece.len())?;
         reader.take(piece)?;
     }
@@ -208,16 +210,17 @@ async fn receive(
     reader.finish().map_err(Into::into)
 }
 
-/// Takes a body's frames: walks a plain message at once, gathers a compressed one.
+/// Reads the body of a request. An uncompressed message is parsed as it arrives; a compressed one is buffered first.
 struct Reader<'a> {
     signal: Signal,
-    /// The number of the request.
+    /// Number of the request.
     number: u64,
     behaviour: &'a Behaviour,
     codec: Option<Compression>,
     max_message: usize,
     prefix: BytesMut,
-    /// Flag and bytes still to come, once the prefix is whole.
+    /// Whether the message is compressed, and the number of its bytes still to come; `None` until the prefix is
+    /// complete.
     message: Option<(bool, usize)>,
     packed: BytesMut,
     walker: Walker,
@@ -226,7 +229,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(signal: Signal, number: u64, headers: &HeaderMap, behaviour: &'a Behaviour, inner: &Inner) -> Self {
-        let detail = inner.tally.detail(behaviour.reject_rate > 0.0);
+        let detail = inner.counters.detail(behaviour.reject_rate > 0.0);
         Self {
             signal,
             number,
@@ -318,8 +321,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The status that a sink was told to answer with.
-fn told(code: Code, behaviour: &Behaviour) -> Status {
+/// Returns the status of a refusal that the behaviour asks for.
+fn refusal_status(code: Code, behaviour: &Behaviour) -> Status {
     let message = "the sink was told to fail";
     match behaviour.failure_retry_after_ms {
         Some(after) => {
@@ -330,7 +333,7 @@ fn told(code: Code, behaviour: &Behaviour) -> Status {
     }
 }
 
-/// The head of an answer.
+/// Returns the headers of a gRPC response.
 fn head() -> Response<()> {
     let mut response = Response::new(());
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
@@ -345,7 +348,7 @@ fn refuse(mut respond: SendResponse<Bytes>, status: &Status) -> Result<(), h2::E
     respond.send_response(response, true).map(drop)
 }
 
-/// What a box in the middle says when it cannot reach what is behind it.
+/// Sends an HTML page, like a proxy that cannot reach the server behind it.
 fn page(mut respond: SendResponse<Bytes>, status: StatusCode) -> Result<(), h2::Error> {
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -362,7 +365,7 @@ fn accept_all_but(mut respond: SendResponse<Bytes>, rejected: u64) -> Result<(),
     stream.send_trailers(trailers)
 }
 
-/// The reply; `partial_success` has the same shape and numbers for every signal.
+/// Returns the framed reply. `partial_success` has the same fields for every signal.
 fn message(rejected: u64) -> Bytes {
     if rejected == 0 {
         return Bytes::from_static(&[0; PREFIX_LEN]);

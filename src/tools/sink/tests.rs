@@ -1,4 +1,4 @@
-//! A sink on a real socket, against our own client.
+//! Tests of a sink on a real socket, with our own client.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// A sink and a client of it.
+/// A sink with a client.
 struct Pair {
     sink: Sink,
     channel: Channel,
@@ -118,24 +118,25 @@ async fn spans_of_other_generators_are_tracked_too() {
     pair.end().await;
 }
 
-/// A message as field `number` of another.
+/// Returns a message as field `number` of another message.
 fn nest(number: u8, inner: &[u8]) -> Vec<u8> {
     let mut field = vec![number << 3 | 2];
     prost::encode_length_delimiter(inner.len(), &mut field).unwrap();
     [field, inner.to_vec()].concat()
 }
 
-/// A request of a signal whose records are these.
+/// Returns a request with these records.
 fn request_of(records: &[u8]) -> Bytes {
     Framed::copy_from_payload(&nest(1, &nest(2, records))).unwrap().to_bytes()
 }
 
 #[tokio::test]
 async fn every_signal_is_taken_and_its_records_are_counted() {
-    // A gauge of two points, a sum of one, a histogram, an exponential histogram and a summary of one each, an empty metric.
+    // A gauge with two points; a sum, a histogram, an exponential histogram and a summary with one point each; an empty
+    // metric.
     let metric = |field, points| nest(2, &nest(field, &vec![nest(1, &[]); points].concat()));
     let metrics = [metric(5, 2), metric(7, 1), metric(9, 1), metric(10, 1), metric(11, 1), nest(2, &[])].concat();
-    // The body of a log record is field 5, its trace ID is not asked for.
+    // Field 5 of a log record is its body. Its trace ID is not read.
     let logs = [nest(2, &nest(5, &nest(1, b"said"))), nest(2, &[])].concat();
     for (signal, name, records, count) in [
         (Signal::Metrics, "data_points", metrics, 6),
@@ -220,7 +221,7 @@ async fn failures_of_the_way_are_told_in_http2_and_cost_no_connection() {
     let pair = Pair::new(SinkConfig::default(), Compression::None).await;
     let body = bodies(BodySpec::default()).compose(0, None);
     pair.sink.set_behaviour(failing(FailureCode::RefusedStream));
-    // More than the h2 crate resets by itself before it gives a connection up.
+    // More resets than the h2 crate tolerates by default before it closes the connection.
     for _ in 0..1_100 {
         match pair.channel.call(body.clone()).await {
             Answer::Lost(reason) => assert!(reason.contains("refused stream"), "{reason}"),
@@ -318,7 +319,7 @@ async fn the_report_is_served_over_http() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn what_cannot_be_noted_is_not_counted_and_may_come_again() {
-    // A device on which every write fails as on a full disk.
+    // Every write to this device fails like one to a full disk.
     let config = SinkConfig { journal: Some("/dev/full".into()), ..SinkConfig::default() };
     let pair = Pair::new(config, Compression::None).await;
     assert_eq!(pair.refusal(bodies(BodySpec::default()).compose(0, None)).await.code(), Code::Unavailable);
