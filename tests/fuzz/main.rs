@@ -1,7 +1,8 @@
-//! Fuzz targets that run for a short while as tests, on stable: `cargo test --test fuzz`. With `cargo bolero test` they
-//! run under a coverage-guided engine for as long as you like.
+//! Fuzz targets that run briefly as tests, on stable Rust: `cargo test --test fuzz`. With `cargo bolero test`, a
+//! coverage-guided engine runs them for any length of time.
 //!
-//! What must hold of whatever arrives: nothing panics; what is announced is what is built; no record is lost or doubled.
+//! Properties for any input: nothing panics, the parts that are built match their plan, and no record is lost or
+//! duplicated.
 
 #![expect(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test fails by a panic")]
 

@@ -1,4 +1,4 @@
-//! The cut and the cut by size.
+//! Fuzz targets for `plan`, `plan_early` and `by_size`.
 
 use std::{num::NonZeroUsize, time::Duration};
 
@@ -11,10 +11,10 @@ use spanring::{
 
 use crate::messy::Messy;
 
-/// How long each target runs under `cargo test`.
+/// Duration of each target under `cargo test`.
 const SHORT: Duration = Duration::from_secs(4);
 
-/// Any target, any number of them, by what the record looks like.
+/// Chooses any number of targets from the bytes of the record.
 fn anywhere(record: &Record<'_>) -> Targets {
     let mut targets = Targets::None;
     let seed = record.bytes.iter().fold(0_u32, |sum, byte| sum.wrapping_mul(31) ^ u32::from(*byte));
@@ -63,7 +63,7 @@ fn everything_adds_up(payload: &[u8], max: usize) {
     }
 }
 
-/// The parts of a request that comes in pieces, each longer than the one before.
+/// Returns the parts of a request that arrives in chunks of increasing lengths.
 fn cut_torn(signal: Signal, payload: &[u8], longest: usize) -> Result<Vec<(Share, Framed)>, WireError> {
     let (mut chunks, mut rest) = (Vec::new(), payload);
     for len in (0..=longest.max(1)).cycle() {
@@ -79,7 +79,7 @@ fn cut_torn(signal: Signal, payload: &[u8], longest: usize) -> Result<Vec<(Share
         .map(|plan| plan.build(&mut |_| true).expect("room").parts)
 }
 
-/// The parts of a request whose records are copied early.
+/// Returns the parts of a request whose records are copied early.
 fn cut_early(signal: Signal, payload: &[u8], targets: usize) -> Vec<(Share, Framed)> {
     let (bytes, targets) = (Bytes::copy_from_slice(payload), NonZeroUsize::new(targets.max(1)).expect("at least one"));
     let mut scratch = Scratch::default();
@@ -98,7 +98,7 @@ fn pieces_add_up(signal: Signal, payload: &[u8], max: usize, records: u64) {
     }
 }
 
-/// Records in a message; what the cut built, it can read.
+/// Returns the number of records in a message built by `split`.
 fn count(signal: Signal, payload: &[Bytes]) -> u64 {
     let mut scratch = Scratch::default();
     plan(signal, payload, &mut |_: &Record<'_>| Targets::One(0), &mut scratch, &mut |_| true)
@@ -114,7 +114,7 @@ fn any_bytes_are_cut_or_refused() {
         .for_each(|input: &[u8]| everything_adds_up(input, input.len() / 2));
 }
 
-/// Bytes as instructions: what comes out is valid, or nearly.
+/// The input controls a generator, so that requests are valid or nearly valid.
 #[test]
 fn requests_with_a_few_wrong_bytes_are_cut_or_refused() {
     check!().with_max_len(4096).with_test_time(SHORT).for_each(|input: &[u8]| {

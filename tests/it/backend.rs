@@ -1,6 +1,7 @@
-//! Backends that do what a test tells them: accept, refuse, hang, reset, say GOAWAY, speak no gRPC, crash and come back.
+//! Scripted backends: they accept, refuse, hang, reset streams, send GOAWAY, answer without gRPC, crash and come back.
 //!
-//! A backend remembers every span that it answered for, also over its crashes: what was acknowledged must be among them.
+//! A backend keeps a list of the spans that it acknowledged, which also survives its crashes. Tests compare it with
+//! what clients were acknowledged.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,64 +33,64 @@ use tonic::Status;
 
 use super::wire;
 
-/// Trace ID and span ID, of any length.
+/// A trace ID and a span ID, of any length.
 pub(crate) type SpanKey = (Vec<u8>, Vec<u8>);
 
-/// One call, as it came.
+/// A call as received.
 pub(crate) struct Call {
-    /// From 1, over the backend's life.
+    /// Number of the call, from 1, since the backend was created.
     pub(crate) number: u64,
-    /// The gRPC method.
+    /// Path of the gRPC method.
     pub(crate) path: String,
-    /// What is in it; empty when it is no request for traces.
+    /// Spans of the request; empty if it is not a request for traces.
     pub(crate) spans: Vec<SpanKey>,
 }
 
-/// What a backend does with a call.
+/// Answer of a backend to a call.
 #[derive(Clone)]
 pub(crate) enum Answer {
     Accept,
     Partial(i64, &'static str),
     Status(Status),
-    /// Nothing, ever.
+    /// No answer.
     Hang,
     ResetStream(Reason),
-    /// The connection ends by RST.
+    /// Close the connection with RST.
     Rst,
-    /// The connection ends by FIN.
+    /// Close the connection with FIN.
     Fin,
-    /// Takes the call and says GOAWAY.
+    /// Accept the call, then send GOAWAY.
     AcceptAndGo,
-    /// HTTP/2, but no gRPC.
+    /// An HTTP response that is not gRPC: status, content type, body.
     Http(u16, &'static str, &'static str),
-    /// A reply without trailers.
+    /// A gRPC reply without trailers.
     NoTrailers,
     After(Duration, Box<Self>),
 }
 
-/// What a backend does with a connection.
+/// Behaviour of a backend on a new connection.
 #[derive(Clone)]
 pub(crate) enum Welcome {
     Serve,
-    /// Speaks HTTP/2 up to the first HEADERS, then sends these bytes and hangs.
+    /// Speak HTTP/2 up to the first HEADERS, then send these bytes and hang.
     Raw(Vec<u8>),
-    /// Sends these bytes at once and closes.
+    /// Send this text at once and close the connection.
     Says(&'static str),
-    /// Never says a word.
+    /// Send nothing.
     Mute,
 }
 
 type Script = Arc<dyn Fn(&Call) -> Answer + Send + Sync>;
 type Greeter = Arc<dyn Fn(u64) -> Welcome + Send + Sync>;
 
-/// A scripted backend. It ends when it is dropped.
+/// A scripted backend. It stops when it is dropped.
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
     inner: Arc<Inner>,
     life: Tasks,
 }
 
-/// What a backend says of itself by TLS.
+/// TLS configuration of a backend.
 pub(crate) type Tls = Arc<rustls::ServerConfig>;
 
 struct Inner {
@@ -105,12 +106,12 @@ struct Inner {
 }
 
 impl Backend {
-    /// A backend on a free port that accepts everything.
+    /// Starts a backend on a free port; it accepts everything.
     pub(crate) async fn start() -> Result<Self> {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
-    /// The same at a given address.
+    /// Starts a backend at this address; it accepts everything.
     pub(crate) async fn start_at(address: SocketAddr) -> Result<Self> {
         let accept: Script = Arc::new(|_: &Call| Answer::Accept);
         let serve: Greeter = Arc::new(|_| Welcome::Serve);
@@ -130,28 +131,28 @@ impl Backend {
         Ok(backend)
     }
 
-    /// Speaks TLS with connections from now on, or plainly.
+    /// Uses TLS, or plaintext, on connections from now on.
     pub(crate) fn speak(&self, tls: Option<Tls>) {
         *lock(&self.inner.tls) = tls;
     }
 
-    /// Does this with calls from now on.
+    /// Sets the answers to calls from now on.
     pub(crate) fn answer(&self, script: impl Fn(&Call) -> Answer + Send + Sync + 'static) {
         *lock(&self.inner.script) = Arc::new(script);
     }
 
-    /// Does this with connections from now on.
+    /// Sets the behaviour on connections from now on.
     pub(crate) fn welcome(&self, greeter: impl Fn(u64) -> Welcome + Send + Sync + 'static) {
         *lock(&self.inner.greeter) = Arc::new(greeter);
     }
 
-    /// Its port is closed and its connections are reset, as by a process that died.
+    /// Closes the port and resets all connections, like a process that was killed.
     pub(crate) async fn crash(&mut self) {
         self.life.stop();
         self.life.wait().await;
     }
 
-    /// Listens on its port (again).
+    /// Listens (again) on its port.
     pub(crate) async fn come_back(&mut self) -> Result<()> {
         let listener = TcpListener::bind(self.address).await.with_context(|| self.address.to_string())?;
         self.address = listener.local_addr()?;
@@ -161,7 +162,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Calls that came whole.
+    /// Returns the number of calls received completely.
     pub(crate) fn calls(&self) -> u64 {
         self.inner.calls.load(Relaxed)
     }
@@ -170,22 +171,22 @@ impl Backend {
         self.inner.connections.load(Relaxed)
     }
 
-    /// How often it answered for each span.
+    /// Returns how often each span was acknowledged.
     pub(crate) fn delivered(&self) -> BTreeMap<SpanKey, u64> {
         lock(&self.inner.delivered).clone()
     }
 
-    /// Every `authorization` that calls and probes bore; an empty one for those without.
+    /// Returns the values of `authorization` in calls and probes; an empty text stands for those without.
     pub(crate) fn authorizations(&self) -> BTreeSet<String> {
         lock(&self.inner.authorizations).clone()
     }
 
-    /// Connections that did not begin as TLS does.
+    /// Returns the number of connections that did not begin with a TLS handshake.
     pub(crate) fn plaintext(&self) -> u64 {
         self.inner.plaintext.load(Relaxed)
     }
 
-    /// The messages that it answered for, without gRPC's prefix.
+    /// Returns the messages that were acknowledged, without gRPC's prefix.
     pub(crate) fn messages(&self) -> Vec<Bytes> {
         lock(&self.inner.messages).clone()
     }
@@ -197,11 +198,11 @@ impl Drop for Backend {
     }
 }
 
-/// What follows for the connection from the answer to a call.
-enum Then {
+/// What happens to the connection after a call was answered.
+enum AfterAnswer {
     Fin,
-    Go,
-    GoOn,
+    Goaway,
+    Continue,
     Rst,
 }
 
@@ -216,7 +217,7 @@ async fn accept(listener: TcpListener, inner: Arc<Inner>, life: Tasks) {
         let welcome = Arc::clone(&lock(&inner.greeter))(number);
         let (inner, of_connection) = (Arc::clone(&inner), life.clone());
         drop(life.spawn(async move {
-            // How it ends is what the test is about, and seen at the other end.
+            // The test checks the end of the connection on the other side.
             drop(greet(stream, welcome, &inner, &of_connection).await);
         }));
     }
@@ -235,7 +236,7 @@ async fn greet(stream: TcpStream, welcome: Welcome, inner: &Inner, life: &Tasks)
             let mut stream = stream;
             stream.write_all(text.as_bytes()).await?;
             stream.shutdown().await?;
-            // What the client sent is read, so that it sees a FIN and not an RST.
+            // Read what the client sends, so that it sees a FIN and not an RST.
             let mut nothing = [0; 1024];
             while stream.read(&mut nothing).await? > 0 {}
             Ok(())
@@ -248,7 +249,7 @@ async fn greet(stream: TcpStream, welcome: Welcome, inner: &Inner, life: &Tasks)
     }
 }
 
-/// Reads up to the first HEADERS, sends `reply`, and reads on.
+/// Reads up to the first HEADERS, sends `reply`, and continues reading.
 async fn raw(mut stream: TcpStream, reply: &[u8]) -> Result<()> {
     let mut preface = [0; wire::PREFACE.len()];
     stream.read_exact(&mut preface).await?;
@@ -267,7 +268,7 @@ async fn raw(mut stream: TcpStream, reply: &[u8]) -> Result<()> {
 async fn serve(stream: TcpStream, inner: &Inner, life: &Tasks) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = stream.into_std()?;
-    let twin = stream.try_clone()?;
+    let duplicate = stream.try_clone()?;
     let stream = TcpStream::from_std(stream)?;
     let mut first = [0];
     if stream.peek(&mut first).await? > 0 && first != [0x16] {
@@ -275,12 +276,12 @@ async fn serve(stream: TcpStream, inner: &Inner, life: &Tasks) -> Result<()> {
     }
     let tls = lock(&inner.tls).clone();
     match tls {
-        Some(tls) => serve_on(TlsAcceptor::from(tls).accept(stream).await?, &twin, inner, life).await,
-        None => serve_on(stream, &twin, inner, life).await,
+        Some(tls) => serve_on(TlsAcceptor::from(tls).accept(stream).await?, &duplicate, inner, life).await,
+        None => serve_on(stream, &duplicate, inner, life).await,
     }
 }
 
-async fn serve_on<S>(stream: S, twin: &std::net::TcpStream, inner: &Inner, life: &Tasks) -> Result<()>
+async fn serve_on<S>(stream: S, duplicate: &std::net::TcpStream, inner: &Inner, life: &Tasks) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -300,24 +301,24 @@ where
                 None => return Ok(()),
             },
             Some(then) = calls.next(), if !calls.is_empty() => match then {
-                Then::GoOn => {}
-                Then::Go => connection.graceful_shutdown(),
-                Then::Fin => return Ok(()),
-                Then::Rst => break,
+                AfterAnswer::Continue => {}
+                AfterAnswer::Goaway => connection.graceful_shutdown(),
+                AfterAnswer::Fin => return Ok(()),
+                AfterAnswer::Rst => break,
             },
             () = life.stopped() => break,
         }
     }
-    // No lingering: closing sends RST.
-    SockRef::from(twin).set_linger(Some(Duration::ZERO))?;
+    // Without lingering, closing the socket sends RST.
+    SockRef::from(duplicate).set_linger(Some(Duration::ZERO))?;
     Ok(())
 }
 
-async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, inner: &Inner) -> Then {
+async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, inner: &Inner) -> AfterAnswer {
     let path = request.uri().path().to_owned();
     let authorization = request.headers().get("authorization").map(|value| String::from_utf8_lossy(value.as_bytes()));
     lock(&inner.authorizations).insert(authorization.unwrap_or_default().into_owned());
-    let Ok(message) = receive(request).await else { return Then::GoOn };
+    let Ok(message) = receive(request).await else { return AfterAnswer::Continue };
     let spans = if path.contains("TraceService") { spans_of(&message) } else { Vec::new() };
     let call = Call { number: inner.calls.fetch_add(1, Relaxed) + 1, path, spans };
     let mut answer = Arc::clone(&lock(&inner.script))(&call);
@@ -344,16 +345,16 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
             respond.send_reset(*reason);
             Ok(())
         }
-        Answer::Rst => return Then::Rst,
-        Answer::Fin => return Then::Fin,
+        Answer::Rst => return AfterAnswer::Rst,
+        Answer::Fin => return AfterAnswer::Fin,
         Answer::Http(status, content_type, body) => page(&mut respond, *status, content_type, body),
         Answer::NoTrailers => respond
             .send_response(head(), false)
             .and_then(|mut stream| stream.send_data(Bytes::from_static(&[0; 5]), true)),
     };
     match (sent, answer) {
-        (Ok(()), Answer::AcceptAndGo) => Then::Go,
-        _ => Then::GoOn,
+        (Ok(()), Answer::AcceptAndGo) => AfterAnswer::Goaway,
+        _ => AfterAnswer::Continue,
     }
 }
 
@@ -393,7 +394,7 @@ fn reply(respond: &mut SendResponse<Bytes>, rejected: i64, message: &str) -> Res
 
 fn refuse(respond: &mut SendResponse<Bytes>, status: &Status) -> Result<(), h2::Error> {
     let mut response = head();
-    // A status of a test's own can be written into headers.
+    // A status made by a test can always be written into headers.
     drop(status.add_header(response.headers_mut()));
     respond.send_response(response, true).map(drop)
 }

@@ -1,4 +1,4 @@
-//! Real Collectors that sample by trace, behind three proxies; telemetrygen and OTLP clients in front.
+//! Three proxies between clients (telemetrygen and our own) and real Collectors with tail sampling.
 
 use std::{net::SocketAddr, path::Path, process::Command};
 
@@ -14,17 +14,18 @@ use super::{
     otelcol::{Stage, count},
 };
 
-/// Traces of our own client, the half of them with one failed span, and spans in each.
+/// Traces of our own client, half of which have a failed span, and the number of spans of each.
 const OWN_TRACES: u64 = 300;
 const OWN_SPANS: u64 = 7;
-/// Traces that each telemetrygen sends, and child spans of each.
+/// Traces that each telemetrygen sends, and the number of child spans of each.
 const GENERATED_TRACES: u64 = 100;
 const GENERATED_CHILDREN: u64 = 4;
-/// Spans of all, and of the traces with a failed span: half of our own and those of two generators of three.
+/// Total number of spans, and number of spans in traces with a failed span: half of our own traces and those of two of
+/// the three generators.
 const SENT: u64 = OWN_TRACES * OWN_SPANS + 3 * GENERATED_TRACES * (1 + GENERATED_CHILDREN);
 const FAILED: u64 = OWN_TRACES / 2 * OWN_SPANS + 2 * GENERATED_TRACES * (1 + GENERATED_CHILDREN);
 
-/// Sends traces whose spans go out by different proxies, many traces in each request.
+/// Sends requests with spans of many traces. The spans of a trace go to different proxies.
 async fn send_own(proxies: &[SocketAddr], is_gzip: bool) -> Result<()> {
     for (turn, proxy) in proxies.iter().cycle().take(usize::try_from(OWN_SPANS)?).enumerate() {
         let mut client = TraceServiceClient::connect(format!("http://{proxy}")).await?;
@@ -54,7 +55,7 @@ fn own_span(trace: u64, span: u64) -> Span {
     }
 }
 
-/// Starts one telemetrygen a proxy; those at even places send failed spans.
+/// Starts one telemetrygen for each proxy; those with an even index send failed spans.
 fn start_generators(program: &Path, proxies: &[SocketAddr], is_gzip: bool) -> Result<Vec<Process>> {
     let generators = proxies.iter().enumerate().map(|(n, proxy)| {
         let mut command = Command::new(program);

@@ -1,4 +1,5 @@
-//! A proxy process before scripted backends, clients of it, and the account of what was acknowledged and what arrived.
+//! A proxy process with scripted backends and clients, and a comparison of the spans acknowledged with the spans
+//! received.
 
 use std::{
     collections::BTreeSet,
@@ -36,58 +37,58 @@ use super::{
     harness::{self, Process, Ready},
 };
 
-/// What a proxy's configuration has beside addresses: lines of YAML.
+/// YAML to insert into a proxy's configuration, besides addresses.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Knobs {
-    /// More keys of `receivers.otlp.protocols.grpc`, each followed by a comma.
+    /// Additional keys of `receivers.otlp.protocols.grpc`, each followed by a comma.
     pub(crate) grpc: &'static str,
-    /// `receivers.otlp.deadline`, 4 s if empty.
+    /// `receivers.otlp.deadline`; 4 s if empty.
     pub(crate) deadline: &'static str,
-    /// More keys of the pool, each followed by a comma.
+    /// Additional keys of the pool, each followed by a comma.
     pub(crate) pool: &'static str,
-    /// More lines at the top level.
+    /// Additional lines at the top level.
     pub(crate) top: &'static str,
-    /// Bound on the process' descriptors.
+    /// Limit for the open file descriptors of the process.
     pub(crate) descriptors: Option<u32>,
 }
 
-/// A proxy and its backends.
+/// A proxy with its backends.
 pub(crate) struct Fixture {
     pub(crate) grpc: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) process: Process,
     pub(crate) backends: Vec<Backend>,
     pub(crate) tasks: Tasks,
-    /// TLS of its clients.
+    /// TLS configuration of its clients.
     pub(crate) tls: Option<ClientTlsConfig>,
     table: Table,
     numbers: AtomicU64,
     _dir: tempfile::TempDir,
 }
 
-/// A client's connection.
+/// A client with one connection.
 #[derive(Clone)]
 pub(crate) struct Client(TraceServiceClient<Channel>);
 
-/// How an export was answered.
+/// The reply to an export.
 #[derive(Debug)]
 pub(crate) enum Reply {
     Accepted { rejected: i64, message: String },
     Refused(Status),
 }
 
-/// What clients and backends say together.
+/// Comparison of the spans acknowledged to clients with those that backends received.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Account {
-    /// Acknowledged, and with no backend.
+    /// Number of acknowledged spans that no backend received.
     pub(crate) missing: usize,
-    /// Taken more than once.
+    /// Number of spans received more than once.
     pub(crate) duplicates: u64,
-    /// Traces that came to more than one backend.
+    /// Number of traces whose spans came to more than one backend.
     pub(crate) split: usize,
 }
 
-/// Load that runs beside a test.
+/// Clients that send requests while a test runs.
 pub(crate) struct Load {
     workers: Vec<JoinHandle<(BTreeSet<SpanKey>, Vec<Status>)>>,
     over: Arc<AtomicBool>,
@@ -95,7 +96,7 @@ pub(crate) struct Load {
 }
 
 impl Fixture {
-    /// A proxy before so many backends that accept everything.
+    /// Starts a proxy with `backends` backends that accept everything.
     pub(crate) async fn start(backends: usize, knobs: Knobs) -> Result<Self> {
         let mut started = Vec::new();
         for _ in 0..backends {
@@ -105,13 +106,13 @@ impl Fixture {
         Self::before(&addresses, started, knobs)
     }
 
-    /// A proxy whose pool is itself and one other backend.
+    /// Starts a proxy whose pool consists of the proxy itself and one other backend.
     pub(crate) fn before_itself(other: Backend, knobs: Knobs) -> Result<Self> {
         let address = other.address;
         Self::run(|grpc| vec![address, grpc], vec![other], knobs)
     }
 
-    /// A proxy before processes or whatever listens there.
+    /// Starts a proxy whose pool has these addresses. They may belong to processes or to anything else that listens.
     pub(crate) fn before(addresses: &[SocketAddr], backends: Vec<Backend>, knobs: Knobs) -> Result<Self> {
         Self::run(|_| addresses.to_vec(), backends, knobs)
     }
@@ -121,7 +122,7 @@ impl Fixture {
         let (process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
             let file = dir.path().join("spanring.yaml");
             fs::write(&file, config(grpc, admin, &pool(grpc), knobs))?;
-            // A shell sets the limit: it is inherited.
+            // The shell sets the limit, which the proxy inherits.
             let limit = knobs.descriptors.map(|limit| format!("ulimit -n {limit} && ")).unwrap_or_default();
             let mut command = Command::new("sh");
             command.args(["-c", &format!("{limit}exec \"$0\" run --config \"$1\"")]);
@@ -133,7 +134,7 @@ impl Fixture {
         Ok(Self { grpc, admin, process, backends, tasks, tls: None, table, numbers, _dir: dir })
     }
 
-    /// A new trace ID whose owner listens there.
+    /// Returns a new trace ID whose owner is the backend at `address`.
     pub(crate) fn trace_of(&self, address: SocketAddr) -> [u8; 16] {
         loop {
             let trace = self.trace();
@@ -144,23 +145,23 @@ impl Fixture {
         }
     }
 
-    /// A new trace ID that backend `n` owns.
+    /// Returns a new trace ID that backend `n` owns.
     pub(crate) fn trace_at(&self, n: usize) -> Result<[u8; 16]> {
         Ok(self.trace_of(self.backends.get(n).context("no such backend")?.address))
     }
 
-    /// A new trace ID.
+    /// Returns a new trace ID.
     pub(crate) fn trace(&self) -> [u8; 16] {
         let number = self.numbers.fetch_add(1, Relaxed);
         ((u128::from(number) << 64) | u128::from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_be_bytes()
     }
 
-    /// Which backend owns a trace while none is ejected.
+    /// Returns which backend owns a trace while no backend is ejected.
     pub(crate) fn owner_of(&self, trace: &[u8]) -> Result<usize> {
         self.place(&self.table, trace)
     }
 
-    /// Which backend stands in for backend `n`, alone of all, for a trace.
+    /// Returns which backend receives a trace while only backend `n` is ejected.
     pub(crate) fn substitute(&self, n: usize, trace: &[u8]) -> Result<usize> {
         let identity = self.backends.get(n).context("no such backend")?.address.to_string();
         let overlay = self.table.base().overlay(&self.table.position(&identity).into_iter().collect());
@@ -173,13 +174,13 @@ impl Fixture {
         self.backends.iter().position(|backend| Some(backend.address) == owner).context("an owner")
     }
 
-    /// `count` spans of a new trace of backend `n`.
+    /// Returns `count` spans of a new trace that backend `n` owns.
     pub(crate) fn spans_at(&self, n: usize, count: u64) -> Result<Vec<Span>> {
         let trace = self.trace_at(n)?;
         Ok((0..count).map(|number| span(&trace, number)).collect())
     }
 
-    /// Where clients connect to, and how.
+    /// Returns the endpoint for clients, with TLS if it is configured.
     pub(crate) fn endpoint(&self) -> Result<transport::Endpoint> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut endpoint = Channel::from_shared(format!("{scheme}://{}", self.grpc))?;
@@ -193,19 +194,19 @@ impl Fixture {
         Client::connect(&self.endpoint()?).await
     }
 
-    /// A metric's sum over the series with these labels.
+    /// Returns the sum of a metric's series that have these labels.
     pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
         harness::metric(self.admin, name, labels)
     }
 
-    /// The value of a metric that has no labels.
+    /// Returns the value of a metric without labels.
     pub(crate) fn bare_metric(&self, name: &str) -> Result<f64> {
         let (_, page) = harness::http_get(&format!("http://{}/metrics", self.admin))?;
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(value.with_context(|| format!("no {name}"))?.parse()?)
     }
 
-    /// Waits until a metric is what is expected.
+    /// Waits until a metric has the value that is expected.
     pub(crate) fn until_metric(&self, name: &str, labels: &[&str], wanted: impl Fn(f64) -> bool) -> Result<f64> {
         let mut last = 0.0;
         harness::until(&format!("{name} is as expected"), || {
@@ -214,7 +215,7 @@ impl Fixture {
         })
     }
 
-    /// The largest resident set that the proxy ever had, in MiB.
+    /// Returns the peak resident memory of the proxy, in MiB.
     pub(crate) fn peak_mib(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
@@ -222,7 +223,8 @@ impl Fixture {
         Ok(kib >> 10)
     }
 
-    /// An ordinary client with spans for every backend is served as ever: what every fault has to leave as it was.
+    /// Checks that an ordinary client is served: it sends spans for every backend, and all of them must arrive. Tests
+    /// call it after a fault.
     pub(crate) async fn serves(&self) -> Result<()> {
         let spans = (0..self.backends.len()).map(|n| self.spans_at(n, 2)).collect::<Result<Vec<_>>>()?.concat();
         let keys = keys_of(&spans);
@@ -233,7 +235,7 @@ impl Fixture {
         Ok(())
     }
 
-    /// Compares what was acknowledged with what the backends took.
+    /// Compares the acknowledged spans with those that the backends received.
     pub(crate) fn account<'a>(&self, acknowledged: impl IntoIterator<Item = &'a SpanKey>) -> Account {
         let delivered: Vec<_> = self.backends.iter().map(Backend::delivered).collect();
         let is_there = |key: &SpanKey| delivered.iter().any(|spans| spans.contains_key(key));
@@ -251,7 +253,8 @@ impl Fixture {
         Account { missing, duplicates, split }
     }
 
-    /// Starts closed-loop clients, each with a connection; each request has spans of one trace for every backend.
+    /// Starts clients that send one request after another, each on its own connection. Every request has four spans for
+    /// each backend on average, of twice as many traces as there are backends.
     pub(crate) async fn load(&self, clients: u64) -> Result<Load> {
         let (over, answered) = (Arc::new(AtomicBool::default()), Arc::<AtomicU64>::default());
         let mut workers = Vec::new();
@@ -288,13 +291,13 @@ impl Drop for Fixture {
 }
 
 impl Load {
-    /// Waits until so many further requests were answered.
+    /// Waits until `requests` further requests were answered.
     pub(crate) fn goes_on(&self, requests: u64) -> Result<()> {
         let wanted = self.answered.load(Relaxed) + requests;
         harness::until("load is answered", || Ok((self.answered.load(Relaxed) >= wanted).then_some(())))
     }
 
-    /// Ends it: the spans that were acknowledged and the refusals.
+    /// Stops the clients; returns the acknowledged spans and the refusals.
     pub(crate) async fn stop(self) -> Result<(BTreeSet<SpanKey>, Vec<Status>)> {
         self.over.store(true, Relaxed);
         let (mut acknowledged, mut refused) = (BTreeSet::new(), Vec::new());
@@ -322,7 +325,7 @@ impl Client {
         }
     }
 
-    /// How long an export took, and its answer.
+    /// Exports spans; returns the time until the reply, and the reply.
     pub(crate) async fn timed(&mut self, spans: Vec<Span>) -> (Duration, Reply) {
         let start = Instant::now();
         let reply = self.export(spans).await;
@@ -331,20 +334,20 @@ impl Client {
 }
 
 impl Reply {
-    /// Nothing was refused.
+    /// Checks that all spans were accepted.
     pub(crate) fn ok(&self) -> Result<()> {
         let fine = matches!(self, Self::Accepted { rejected: 0, .. });
         ensure!(fine, "it should have been accepted: {self:?}");
         Ok(())
     }
 
-    /// `UNAVAILABLE` with `RetryInfo`: what a client may send again.
+    /// Checks that the reply is `UNAVAILABLE` with `RetryInfo`, so that the client may send the request again.
     pub(crate) fn retryable(&self) -> Result<()> {
         let Self::Refused(status) = self else { anyhow::bail!("it should have been refused: {self:?}") };
         is_retryable(status)
     }
 
-    /// The code and message of a refusal that says nothing of a retry.
+    /// Checks that the reply is an error without `RetryInfo`; returns its code and message.
     pub(crate) fn permanent(&self) -> Result<(Code, &str)> {
         let Self::Refused(status) = self else { anyhow::bail!("it should have been refused: {self:?}") };
         ensure!(status.get_details_retry_info().is_none(), "a permanent refusal with RetryInfo: {status:?}");
@@ -352,14 +355,14 @@ impl Reply {
     }
 }
 
-/// Whether a client may send again what was refused so.
+/// Checks that a client may send the request again.
 pub(crate) fn is_retryable(status: &Status) -> Result<()> {
     let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
     ensure!(status.code() == Code::Unavailable && after.is_some(), "not UNAVAILABLE with RetryInfo: {status:?}");
     Ok(())
 }
 
-/// Span `number` of a trace.
+/// Returns span `number` of a trace.
 pub(crate) fn span(trace: &[u8], number: u64) -> Span {
     Span {
         trace_id: trace.to_vec(),
@@ -375,21 +378,22 @@ pub(crate) fn keys_of(spans: &[Span]) -> Vec<SpanKey> {
     spans.iter().map(|span| (span.trace_id.clone(), span.span_id.clone())).collect()
 }
 
-/// Trace IDs of load: four requests in a row share each, so that traces come in several requests.
+/// Returns a trace ID for load. Four consecutive requests share it, so that the spans of a trace come in several
+/// requests.
 fn load_trace(client: u64, number: u64, n: u64) -> [u8; 16] {
     let trace = ((((client << 32) | (number / 4)) << 8) | (n / 2)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((u128::from(trace) << 64) | u128::from((client << 48) | ((number / 4) << 16) | ((n / 2 + 1) << 8) | 1))
         .to_be_bytes()
 }
 
-/// Gives a span an attribute of so many bytes.
+/// Adds an attribute of `bytes` bytes to a span.
 pub(crate) fn padded(mut span: Span, bytes: usize) -> Span {
     let value = Some(AnyValue { value: Some(Value::BytesValue(vec![7; bytes])) });
     span.attributes = vec![KeyValue { key: "padding".to_owned(), value, ..KeyValue::default() }];
     span
 }
 
-/// A request with these spans, encoded.
+/// Returns an encoded request with these spans.
 pub(crate) fn encoded(spans: Vec<Span>) -> Vec<u8> {
     request(spans).encode_to_vec()
 }

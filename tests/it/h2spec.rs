@@ -1,4 +1,5 @@
-//! h2spec, which knows HTTP/2's standard, against the OTLP port: it fails in nothing but what `deploy/docs/http2.md` explains.
+//! Runs h2spec, a conformance test of HTTP/2, against the OTLP port. Only the tests explained in `deploy/docs/http2.md`
+//! may fail.
 
 use std::{fs, io::Write, path::Path, process::Command};
 
@@ -10,17 +11,17 @@ use super::{
     rig::{self, Sinks},
 };
 
-/// The tests that `h2spec` 2.2.1 has.
+/// Number of tests of `h2spec` 2.2.1.
 const TESTS: usize = 145;
 
-/// One test of it.
+/// A test of h2spec.
 struct Case {
     /// `PACKAGE NAME`
     name: String,
     passed: bool,
 }
 
-/// What its report has of each test. It is XML, with an element a line.
+/// Reads the tests in a report, which is XML with one element per line.
 fn cases(report: &str) -> Result<Vec<Case>> {
     let lines = report.lines().filter(|line| line.trim_start().starts_with("<testcase "));
     let attribute = |line: &str, name: &str| {
@@ -29,14 +30,14 @@ fn cases(report: &str) -> Result<Vec<Case>> {
     };
     let case = |line: &str| {
         let name = format!("{} {}", attribute(line, "package")?, attribute(line, "classname")?);
-        // A test that failed or was skipped says so between its tags.
+        // Elements of failed and skipped tests have content.
         let passed = line.ends_with("></testcase>");
         Ok(Case { name: name.replace("&#34;", "\"").replace("&gt;", ">").replace("&lt;", "<"), passed })
     };
     lines.map(case).collect()
 }
 
-/// The tests that the document explains, and whether each passes now.
+/// Reads the tests that the document explains, and whether they are expected to pass.
 fn explained() -> Result<Vec<Case>> {
     let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/docs/http2.md"))?;
     let rows = document.lines().filter(|line| line.starts_with("| `"));
@@ -68,7 +69,7 @@ fn h2spec_finds_nothing_but_what_is_explained() -> Result<()> {
     command.args(["--host", &proxy.grpc.ip().to_string(), "--port", &proxy.grpc.port().to_string()]);
     command.args(["--timeout", "5", "--junit-report"]).arg(&report);
     let mut run = Process::start("h2spec", &mut command)?;
-    // It ends with 1 when a test failed; what the tests say is in the report.
+    // It ends with 1 if a test failed; the report has the results.
     run.wait()?;
     let cases = cases(&fs::read_to_string(&report).with_context(|| run.log())?)?;
     ensure!(cases.len() == TESTS, "{} tests", cases.len());
@@ -79,7 +80,7 @@ fn h2spec_finds_nothing_but_what_is_explained() -> Result<()> {
     let failed: Vec<&str> = cases.iter().filter(|case| !case.passed).map(|case| &*case.name).collect();
     let unexplained: Vec<&&str> = failed.iter().filter(|name| !may_fail(name)).collect();
     ensure!(unexplained.is_empty(), "not explained in deploy/docs/http2.md: {unexplained:?}\n{}", run.log());
-    // Past the capture of test output: the count is what one wants to know.
+    // Written to stderr directly, since output of tests is captured.
     writeln!(std::io::stderr(), "\nh2spec: {} of {TESTS} passed; explained: {failed:?}", TESTS - failed.len())?;
     Ok(())
 }

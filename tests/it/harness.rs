@@ -1,7 +1,8 @@
-//! What every test of processes needs: children that end with the test, waiting for a condition, ports, temporary files.
+//! Utilities for all tests with processes: child processes that end with the test, waiting for a condition, free ports,
+//! temporary files.
 //!
-//! Nothing here waits for a time: [`until`] looks again and again whether something holds, up to a deadline. When a test
-//! fails, what its children printed is shown. The bench `proxies` uses it too.
+//! Nothing here sleeps for a fixed time: [`until`] checks a condition repeatedly, up to a deadline. When a test fails,
+//! the output of its child processes is shown. The bench `proxies` uses this module, too.
 
 use std::{
     collections::VecDeque,
@@ -18,19 +19,19 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tokio::time::Instant;
 
-/// How long anything may take on a machine that does much else; what is waited for comes far sooner.
+/// Time limit for anything that a test waits for. It is long, because the machine may be busy with other work.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a condition is looked at.
+/// Interval between two checks of a condition.
 pub(crate) const GLANCE: Duration = Duration::from_millis(20);
 
-/// Lines of a child's output that are kept to be shown.
+/// Number of lines kept of a child's output.
 const KEPT_LINES: usize = 400;
 
-/// How often a start is tried when another process takes the port that was free a moment ago.
+/// Number of attempts to start a process, in case another process takes a port that was free a moment ago.
 const STARTS: usize = 3;
 
-/// A child that is killed when it is dropped.
+/// A child process, killed when dropped.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -38,21 +39,21 @@ pub(crate) struct Process {
     readers: Vec<JoinHandle<()>>,
 }
 
-/// A Spanring that takes requests.
+/// A Spanring process that is ready.
 pub(crate) struct Proxy {
-    /// Its OTLP/gRPC receiver.
+    /// Address of its OTLP/gRPC receiver.
     pub(crate) grpc: SocketAddr,
-    /// `/metrics`, `/livez`, `/readyz`.
+    /// Address of `/metrics`, `/livez` and `/readyz`.
     pub(crate) admin: SocketAddr,
     pub(crate) process: Process,
     dir: tempfile::TempDir,
 }
 
-/// How a process says that it can be used.
+/// Condition under which a process is ready.
 pub(crate) enum Ready {
-    /// This page answers 200.
+    /// This page answers with status 200.
     Page(String),
-    /// All of these take connections.
+    /// All of these addresses accept connections.
     Listening(Vec<SocketAddr>),
 }
 
@@ -66,7 +67,7 @@ impl Ready {
 }
 
 impl Process {
-    /// Starts a command; its output is kept.
+    /// Starts a command and keeps its output.
     pub(crate) fn start(name: &str, command: &mut Command) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
@@ -78,23 +79,23 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log, readers: outputs.into_iter().flatten().collect() })
     }
 
-    /// What it printed, as far as it was kept.
+    /// Returns its output, as far as it was kept.
     pub(crate) fn log(&self) -> String {
         let lines = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().map(|line| format!("{}: {line}\n", self.name)).collect()
     }
 
-    /// Its ID.
+    /// Returns the process ID.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its status, if it ended.
+    /// Returns the exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until the process ends by itself.
     pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
         let (name, child) = (&self.name, &mut self.child);
         let status = until(&format!("{name} ends"), || Ok(child.try_wait()?))?;
@@ -104,18 +105,18 @@ impl Process {
         Ok(status)
     }
 
-    /// Sends a signal by its name: `TERM`, `HUP`, `STOP`, `KILL`.
+    /// Sends a signal, given by name: `TERM`, `HUP`, `STOP`, `KILL`.
     pub(crate) fn signal(&self, signal: &str) -> Result<()> {
         let kill = format!("kill -{signal} {}", self.child.id());
         ensure!(Command::new("sh").args(["-c", &kill]).status()?.success(), "{kill} failed");
-        // `kill` is back before every thread has stopped.
+        // `kill` returns before all threads have stopped.
         while signal == "STOP" && !self.is_stopped()? {
             std::thread::yield_now();
         }
         Ok(())
     }
 
-    /// Whether all its threads stand still, where the system says so.
+    /// Returns whether all threads are stopped; true on systems where this is not known.
     fn is_stopped(&self) -> Result<bool> {
         let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return Ok(true) };
         for task in tasks {
@@ -128,7 +129,7 @@ impl Process {
         Ok(true)
     }
 
-    /// Asks it to end and waits until it did.
+    /// Sends SIGTERM and waits until the process has ended.
     pub(crate) fn stop(&mut self) -> Result<ExitStatus> {
         self.signal("TERM")?;
         self.wait()
@@ -147,12 +148,13 @@ impl Drop for Process {
 }
 
 impl Proxy {
-    /// Starts Spanring with the configuration that `config` writes for its two addresses, and waits until it is ready.
+    /// Starts Spanring with the configuration that `config` returns for its two addresses, and waits until it is ready.
     pub(crate) fn start(name: &str, config: impl Fn(SocketAddr, SocketAddr) -> String) -> Result<Self> {
         Self::start_by(name, || Command::new(env!("CARGO_BIN_EXE_spanring")), "readyz", config)
     }
 
-    /// The same by a command of one's own, to which arguments are added, and until that page of its answers 200.
+    /// Like [`Proxy::start`], but with another command, to which the arguments are added, and another page that must
+    /// answer 200.
     pub(crate) fn start_by(
         name: &str,
         command: impl Fn() -> Command,
@@ -169,7 +171,7 @@ impl Proxy {
         Ok(Self { grpc, admin, process, dir })
     }
 
-    /// Puts another configuration in the place of the one that it was started with, all at once.
+    /// Replaces the configuration file atomically.
     pub(crate) fn rewrite(&self, config: &str) -> Result<()> {
         let draft = self.dir.path().join("draft.yaml");
         fs::write(&draft, config)?;
@@ -177,8 +179,8 @@ impl Proxy {
     }
 }
 
-/// Starts a process on ports that were free a moment ago and waits until it is ready. When it ends instead, another one may
-/// have taken a port meanwhile: it is started again on others.
+/// Starts a process on ports that were free a moment ago and waits until it is ready. If it ends instead, another
+/// process may have taken a port, so it is started again on other ports.
 pub(crate) fn on_free_ports<const N: usize>(
     start: impl Fn([SocketAddr; N]) -> Result<(Process, Ready)>,
 ) -> Result<(Process, [SocketAddr; N])> {
@@ -199,7 +201,7 @@ pub(crate) fn on_free_ports<const N: usize>(
     bail!("{STARTS} starts failed; the last {logs}")
 }
 
-/// Looks again and again until `look` finds what it looks for. `what` completes the sentence "it never came to pass that …".
+/// Calls `look` until it returns a value. `what` completes the sentence "it never came to pass that …".
 pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -211,14 +213,14 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) 
     }
 }
 
-/// Addresses that were free a moment ago, all different.
+/// Returns different addresses that were free a moment ago.
 pub(crate) fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
     let listeners: Vec<TcpListener> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     let addresses: Vec<SocketAddr> = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
     addresses.try_into().ok().context("as many addresses as were asked for")
 }
 
-/// The sum of a metric's series whose labels all hold these texts, as a process with that admin address shows it now.
+/// Returns the sum of a metric's series whose labels contain all of these texts, read from `/metrics` at `admin`.
 pub(crate) fn metric(admin: SocketAddr, name: &str, labels: &[&str]) -> Result<f64> {
     let (status, page) = http_get(&format!("http://{admin}/metrics"))?;
     ensure!(status == 200, "/metrics answered {status}");
@@ -227,7 +229,7 @@ pub(crate) fn metric(admin: SocketAddr, name: &str, labels: &[&str]) -> Result<f
     chosen.map(|(_, value)| value.parse::<f64>().with_context(|| format!("{name} is {value}"))).sum()
 }
 
-/// Status and body of `http://ADDRESS/PATH`.
+/// Returns the status and the body of `http://ADDRESS/PATH`.
 pub(crate) fn http_get(url: &str) -> Result<(u16, String)> {
     let (address, path) =
         url.strip_prefix("http://").and_then(|rest| rest.split_once('/')).context("no URL of ours")?;
@@ -241,13 +243,14 @@ pub(crate) fn http_get(url: &str) -> Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-/// A program of `SPANRING_PEERS`; `None`, and a visible line, when it is not there.
+/// Returns the path of a program in `SPANRING_PEERS`. If it is missing, prints a line and returns `None`.
 pub(crate) fn peer(name: &str) -> Result<Option<PathBuf>> {
     let path = std::env::var_os("SPANRING_PEERS").map(|dir| PathBuf::from(dir).join("bin").join(name));
     if let Some(path) = path.filter(|path| path.is_file()) {
         return Ok(Some(path));
     }
-    // Written past the capture of test output, so that nobody takes a test that was skipped for one that passed.
+    // Written to stderr directly, since captured output would be hidden and the skipped test would look like one that
+    // passed.
     writeln!(
         std::io::stderr(),
         "\nskipped: {name} is not in SPANRING_PEERS; tests/peers/ has scripts that install it"

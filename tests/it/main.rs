@@ -1,7 +1,7 @@
-//! Tests of whole processes: the binary that is shipped, real sockets, real peers.
+//! Tests of whole processes: the binary, real sockets and, where available, other programs.
 //!
-//! `SPANRING_PEERS` names a folder that the scripts of `tests/peers/` filled; tests that need a peer which is not there
-//! say that they are skipped, and pass.
+//! `SPANRING_PEERS` is the directory in which the scripts of `tests/peers/` install other programs. A test whose
+//! program is missing prints that it is skipped, and passes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 

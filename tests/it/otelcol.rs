@@ -1,4 +1,4 @@
-//! Real Collectors that sample by trace, three proxies before them, and what came to each of them.
+//! Three proxies in front of real Collectors with tail sampling, and the spans that each Collector received.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::harness::{self, Process, Proxy, Ready, until};
 
-/// IDs of spans by trace ID, sorted; a span that came twice is in it twice.
+/// Span IDs by trace ID, sorted. A span received twice is listed twice.
 pub(crate) type Traces = BTreeMap<String, Vec<String>>;
 
 /// Three Collectors behind three proxies.
@@ -23,13 +23,13 @@ pub(crate) struct Stage {
     proxies: Vec<Proxy>,
 }
 
-/// What each Collector got, and what it kept.
+/// The traces that each Collector received, and those that it kept.
 pub(crate) struct Outcome {
     pub(crate) all: Vec<Traces>,
     pub(crate) kept: Vec<Traces>,
 }
 
-/// A Collector that writes all spans that it gets to one file and those of traces that it keeps to another.
+/// A Collector that writes all received spans to one file and those of sampled traces to another.
 struct Collector {
     grpc: SocketAddr,
     process: Process,
@@ -39,7 +39,7 @@ struct Collector {
 // === impl Stage ===
 
 impl Stage {
-    /// `compression` is that of the proxies' calls.
+    /// Starts all processes; `compression` is that of the proxies' calls.
     pub(crate) fn start(otelcol: &Path, compression: &str) -> Result<Self> {
         let collectors = (0..3).map(|_| Collector::start(otelcol)).collect::<Result<Vec<_>>>()?;
         let config = |grpc, admin| proxy_config(grpc, admin, &collectors, compression);
@@ -51,7 +51,7 @@ impl Stage {
         self.proxies.iter().map(|proxy| proxy.grpc).collect()
     }
 
-    /// Waits until `kept` spans were kept, of `sent` that the proxies must have counted; ends all processes.
+    /// Waits until `kept` spans were kept. Checks that the proxies counted `sent` spans. Ends all processes.
     pub(crate) fn finish(mut self, sent: u64, kept: u64) -> Result<Outcome> {
         until("the failed traces are decided on", || Ok((count(&self.read("kept.jsonl")?) >= kept).then_some(())))
             .context(format!("expected {kept} spans to be kept"))?;
@@ -61,7 +61,7 @@ impl Stage {
         let accepted: f64 = accepted.sum::<Result<_>>()?;
         ensure!(accepted.round() == sent as f64, "the proxies must count what they took: {accepted} of {sent}");
         for proxy in &mut self.proxies {
-            // Nobody is connected any more: a drain that waits for its timeout waits for something else.
+            // No client is connected any more, so a drain that waits for its timeout would be a defect.
             let status = proxy.process.stop()?;
             ensure!(status.success(), "a proxy must end well when asked to: {status}");
         }
@@ -79,7 +79,8 @@ impl Stage {
 // === impl Outcome ===
 
 impl Outcome {
-    /// What came to all Collectors, once it is sure that each got something and no trace came to two of them.
+    /// Returns the traces received by all Collectors. Checks that each received some and that no trace came to two of
+    /// them.
     pub(crate) fn all_whole(&self) -> Result<Traces> {
         ensure!(self.all.iter().all(|traces| !traces.is_empty()), "a Collector got nothing");
         let mut seen = BTreeSet::new();
@@ -89,7 +90,7 @@ impl Outcome {
         Ok(joined(&self.all))
     }
 
-    /// What all Collectors kept.
+    /// Returns the traces kept by all Collectors.
     pub(crate) fn all_kept(&self) -> Traces {
         joined(&self.kept)
     }
@@ -104,7 +105,7 @@ fn joined(parts: &[Traces]) -> Traces {
     traces
 }
 
-/// Spans of all of these.
+/// Returns the number of spans.
 pub(crate) fn count<'a>(traces: impl IntoIterator<Item = &'a Traces>) -> u64 {
     traces.into_iter().flat_map(BTreeMap::values).map(|spans| spans.len() as u64).sum()
 }
@@ -123,7 +124,8 @@ impl Collector {
         Ok(Self { grpc, process, dir })
     }
 
-    /// Keeps a trace when one of its spans failed: all its spans must have come here, and within the wait.
+    /// The Collector keeps a trace if one of its spans failed, so all spans must come to the same Collector before its
+    /// decision.
     fn config(grpc: SocketAddr, health: SocketAddr, dir: &Path) -> String {
         let dir = dir.display();
         format!(
@@ -149,7 +151,7 @@ service:
     }
 }
 
-/// The spans of a file of OTLP JSON, one request a line; a line that is still being written is left out.
+/// Reads a file of OTLP JSON with one request per line; an incomplete last line is ignored.
 fn read(path: &Path) -> Result<Traces> {
     let mut traces = Traces::new();
     let text = fs::read_to_string(path).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What is deployed for Prometheus and Grafana against the metrics that exist, and a real Prometheus that scrapes two replicas.
+//! Checks the rules and the dashboard against the existing metrics, and a real Prometheus that scrapes two replicas.
 
 use std::{
     collections::BTreeSet,
@@ -21,10 +21,10 @@ use super::{
     rig::{Sinks, client, request, span},
 };
 
-/// Labels that scraping adds, that histograms have, or that a query makes itself.
+/// Labels that scraping adds, that histograms have, or that queries create.
 const FOREIGN_LABELS: [&str; 6] = ["fingerprint", "instance", "job", "le", "node", "pod"];
 
-/// Words of PromQL after which labels are listed.
+/// Keywords of PromQL that are followed by a list of labels.
 const LISTS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
 
 fn deployed(file: &str) -> PathBuf {
@@ -39,7 +39,7 @@ fn dashboard() -> Result<Value> {
     Ok(serde_json::from_str(&fs::read_to_string(deployed("grafana/spanring.json"))?)?)
 }
 
-/// All texts under `key`, at any depth.
+/// Collects all texts under `key`, at any depth.
 fn texts(value: &Value, key: &str, found: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
@@ -61,14 +61,14 @@ fn expressions(value: &Value) -> Vec<String> {
     found
 }
 
-/// The metric of that name, or of that part of a histogram.
+/// Returns the metric of this name; the parts of a histogram count as names of the histogram.
 fn metric(name: &str) -> Option<&'static Metric> {
     let of = |name: &str| ALL.iter().find(|metric| metric.name == name);
     let part = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| of(name.strip_suffix(suffix)?));
     of(name).filter(|metric| metric.kind != Kind::Histogram).or(part.filter(|metric| metric.kind == Kind::Histogram))
 }
 
-/// Words of an expression outside of its strings, each with the text that follows it.
+/// Returns the words of an expression outside of strings, each with the text after it.
 fn words(expression: &str) -> Vec<(&str, &str)> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     let (mut found, mut rest) = (Vec::new(), expression);
@@ -85,13 +85,13 @@ fn words(expression: &str) -> Vec<(&str, &str)> {
     found
 }
 
-/// Names of labels in `{…}`, without their values.
+/// Returns the names of labels in `{…}`.
 fn matched_labels(selector: &str) -> Vec<&str> {
     let inside = selector.split_once('}').map_or(selector, |(inside, _)| inside);
     words(inside).into_iter().map(|(word, _)| word).collect()
 }
 
-/// What an expression names that nobody tells.
+/// Returns what an expression names that does not exist.
 fn unknown(expression: &str, recorded: &BTreeSet<String>) -> Vec<String> {
     let mut wrong = Vec::new();
     let all: BTreeSet<&str> = ALL.iter().flat_map(|metric| metric.labels).copied().chain(FOREIGN_LABELS).collect();
@@ -159,7 +159,7 @@ fn documents_name_metrics_that_exist() -> Result<()> {
         let code: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
         ensure!(!code.is_empty(), "{row}");
         for query in code.iter().filter(|code| code.contains("spanring") || code.contains("process_")) {
-            // A histogram goes by its whole name in a table.
+            // Tables name a histogram without the suffixes of its parts.
             let bare = ALL.iter().any(|metric| metric.name == *query);
             let wrong = if bare { Vec::new() } else { unknown(query, &recorded) };
             ensure!(wrong.is_empty(), "{wrong:?} in {row}");
@@ -203,7 +203,7 @@ fn a_query_of_what_does_not_exist_is_found() {
     assert!(unknown(good, &recorded).is_empty());
 }
 
-/// Runs a program to its end; what it printed, if it was content.
+/// Runs a program to its end and returns its output; an error if it fails.
 fn run(command: &mut Command, input: &str) -> Result<String> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
@@ -214,7 +214,7 @@ fn run(command: &mut Command, input: &str) -> Result<String> {
     Ok(text)
 }
 
-/// A replica with a pool `tail` of these backends and a pool `logs` of all.
+/// Starts a replica with a pool `tail` of the backends `tail` and a pool `logs` of the backends `all`.
 fn replica(name: &str, tail: &[SocketAddr], all: &[SocketAddr]) -> Result<Proxy> {
     let list = |backends: &[SocketAddr]| {
         backends.iter().map(|backend| format!("\"{backend}\"")).collect::<Vec<_>>().join(", ")
@@ -236,7 +236,7 @@ admin: {{ endpoint: {admin} }}
     })
 }
 
-/// Grafana's variables as Prometheus may have them.
+/// Replaces Grafana's variables by values that Prometheus accepts.
 fn filled(query: &str) -> String {
     query.replace("$__rate_interval", "5m").replace("$__interval", "30s")
 }
@@ -259,7 +259,7 @@ fn promtool_is_content_with_the_page_the_rules_and_the_dashboard() -> Result<()>
     run(Command::new(&promtool).current_dir(&folder).args(["check", "rules", "spanring.rules.yaml"]), "")?;
     run(Command::new(&promtool).current_dir(&folder).args(["test", "rules", "spanring.rules.test.yaml"]), "")?;
 
-    // A query is as good as a rule that records it.
+    // Check each query as if a rule recorded it.
     let queries = expressions(&dashboard()?);
     let rules: Vec<Value> = queries
         .iter()
@@ -308,7 +308,7 @@ scrape_configs:
         Ok(Self { promtool, address, _process: process, _dir: dir })
     }
 
-    /// The series that an expression has now.
+    /// Returns the current series of an expression.
     fn query(&self, expression: &str) -> Result<Vec<Value>> {
         let server = format!("http://{}", self.address);
         let mut command = Command::new(&self.promtool);
@@ -337,7 +337,7 @@ fn replicas_that_disagree_are_seen_with_their_first_scrape() -> Result<()> {
         let seen = prometheus.query("count(spanring_ring_fingerprint{pool=\"tail\"}) == 2")?;
         Ok((!seen.is_empty()).then_some(()))
     })?;
-    // No second look: what was scraped by now has to tell.
+    // The first scrape must be sufficient, so query only once.
     let pools: Vec<Value> = prometheus.query(&alert("SpanringReplicasDisagree")?)?;
     ensure!(pools.len() == 1 && pools[0]["metric"]["pool"] == "tail", "only pool tail differs: {pools:?}");
 

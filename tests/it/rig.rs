@@ -1,4 +1,4 @@
-//! One proxy process with backends around it, and clients that see all of an answer: what proofs of behaviour share.
+//! A proxy process with backends, and clients that see complete replies. Shared by the tests of behaviour.
 
 use std::{
     net::SocketAddr,
@@ -27,32 +27,32 @@ use tokio::{
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Response, Status, codec::CompressionEncoding, transport::Channel};
 
-/// Where spans of traces go to in a request of gRPC.
+/// Path of the gRPC method that exports traces.
 pub(crate) const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
-/// Sinks in the test's process.
+/// Sinks in the process of the test.
 pub(crate) struct Sinks {
     pub(crate) runtime: Runtime,
     pub(crate) sinks: Vec<Sink>,
     tasks: Tasks,
 }
 
-/// A backend that keeps every request, decoded, and what its headers said of compression. It takes 4 MiB, as tonic and
-/// the Collector do.
+/// A backend that stores every decoded request with its compression. It accepts messages of up to 4 MiB, like tonic and
+/// the Collector.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Keeper {
     kept: Arc<Mutex<Vec<Kept>>>,
 }
 
-/// What a request's headers said of compression, and the request.
+/// The `grpc-encoding` of a request, and the request.
 pub(crate) type Kept = (Option<String>, ExportTraceServiceRequest);
 
-/// All of an answer.
+/// A complete reply.
 #[derive(Debug)]
 pub(crate) struct Reply {
     /// `grpc-status`.
     pub(crate) code: i32,
-    /// `grpc-message`, as it is written.
+    /// `grpc-message`, with its spaces decoded.
     pub(crate) message: String,
     /// `grpc-encoding`.
     pub(crate) encoding: Option<String>,
@@ -75,7 +75,7 @@ impl Sinks {
         self.sinks.iter().map(|sink| sink.addr).collect()
     }
 
-    /// Spans that all of them took.
+    /// Returns the number of spans that all sinks accepted.
     pub(crate) fn spans(&self) -> u64 {
         self.sinks.iter().map(|sink| sink.report().spans).sum()
     }
@@ -104,7 +104,7 @@ impl Keeper {
         Ok(address)
     }
 
-    /// What came, with its `grpc-encoding`.
+    /// Returns the requests received, with their `grpc-encoding`.
     pub(crate) fn kept(&self) -> Vec<Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -122,7 +122,8 @@ impl TraceService for Keeper {
     }
 }
 
-/// A configuration of one pool of named backends: `pool` and `more` are further lines of the pool and of the file.
+/// Returns a configuration with one pool of these backends. `pool` and `more` are additional lines of the pool and of
+/// the file.
 pub(crate) fn config(grpc: SocketAddr, admin: SocketAddr, backends: &[SocketAddr], pool: &str, more: &str) -> String {
     let hostnames: Vec<String> = backends.iter().map(|backend| format!("\"{backend}\"")).collect();
     format!(
@@ -140,7 +141,7 @@ admin: {{ endpoint: {admin} }}
     )
 }
 
-/// A span with IDs of these numbers.
+/// Returns a span with these IDs.
 pub(crate) fn span(trace: u128, id: u64) -> Span {
     Span {
         trace_id: trace.to_be_bytes().to_vec(),
@@ -152,18 +153,18 @@ pub(crate) fn span(trace: u128, id: u64) -> Span {
     }
 }
 
-/// One resource with one scope with these spans.
+/// Returns a request with one resource and one scope.
 pub(crate) fn request(spans: Vec<Span>) -> ExportTraceServiceRequest {
     let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
     ExportTraceServiceRequest { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] }
 }
 
-/// A client of the kind that SDKs are.
+/// Returns a gRPC client like that of an SDK.
 pub(crate) async fn client(grpc: SocketAddr) -> Result<TraceServiceClient<Channel>> {
     Ok(TraceServiceClient::connect(format!("http://{grpc}")).await?)
 }
 
-/// A message with gRPC's prefix.
+/// Returns a message with gRPC's prefix.
 pub(crate) fn framed(flag: u8, payload: &[u8]) -> Result<Bytes> {
     let mut bytes = BytesMut::with_capacity(payload.len() + 5);
     bytes.put_u8(flag);
@@ -172,7 +173,7 @@ pub(crate) fn framed(flag: u8, payload: &[u8]) -> Result<Bytes> {
     Ok(bytes.freeze())
 }
 
-/// Sends a body as it is, on a connection of its own.
+/// Sends a body unchanged, on a new connection.
 pub(crate) async fn send_raw(grpc: SocketAddr, headers: &[(&str, &str)], body: Bytes) -> Result<Reply> {
     let stream = TcpStream::connect(grpc).await?;
     let (sender, connection) = h2::client::handshake(stream).await?;
@@ -180,7 +181,7 @@ pub(crate) async fn send_raw(grpc: SocketAddr, headers: &[(&str, &str)], body: B
     tasks.spawn(async move { drop(connection.await) });
     let mut sender = sender.ready().await?;
     let (response, mut stream) = sender.send_request(head(grpc, headers)?, false)?;
-    // The proxy may answer and reset the stream before it has all.
+    // The proxy may answer and reset the stream before it has received everything.
     drop(stream.send_data(body, true));
     let response = response.await?;
     let mut all = response.headers().clone();
@@ -195,7 +196,7 @@ pub(crate) async fn send_raw(grpc: SocketAddr, headers: &[(&str, &str)], body: B
     reply(&all, body)
 }
 
-/// The head of an export request.
+/// Returns the headers of an export request.
 pub(crate) fn head(grpc: SocketAddr, headers: &[(&str, &str)]) -> Result<Request<()>> {
     let mut head = Request::post(format!("http://{grpc}{EXPORT}")).header("content-type", "application/grpc");
     head = head.header("te", "trailers");

@@ -1,5 +1,5 @@
-//! An OpenTelemetry SDK in front of three proxies, Collectors that sample by trace behind: every span that the SDK counts
-//! as sent is there once, each trace on one Collector, each failed one kept whole.
+//! An OpenTelemetry SDK in front of three proxies and Collectors with tail sampling. Every span that the SDK counts as
+//! sent must arrive once, all spans of a trace at the same Collector, and every trace with a failed span must be kept.
 
 use std::{collections::BTreeMap, fs, process::Command};
 
@@ -11,11 +11,11 @@ use super::{
     otelcol::{Stage, Traces, count},
 };
 
-/// Traces of a run and spans of each, by three services, each behind another proxy.
+/// Traces of a run and spans of each. Three services create the spans, and each service sends to another proxy.
 const TRACES: usize = 200;
 const SPANS: usize = 7;
 
-/// What the sender says of a trace.
+/// A trace as the sender reports it.
 #[derive(Deserialize)]
 struct Sent {
     failed: bool,
@@ -64,7 +64,7 @@ fn sorted(spans: &[String]) -> Vec<String> {
     spans
 }
 
-/// The first trace in which they differ, as the one and the other have it.
+/// Returns the first trace that differs, with its spans on both sides.
 fn difference<'a>(one: &'a Traces, other: &'a Traces) -> Option<(&'a str, [Option<&'a Vec<String>>; 2])> {
     let mut ids = one.keys().chain(other.keys());
     ids.find(|id| one.get(*id) != other.get(*id)).map(|id| (id.as_str(), [one.get(id), other.get(id)]))

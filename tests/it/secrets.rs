@@ -1,4 +1,4 @@
-//! Secrets of a configuration: they reach the backend they are for, and nothing that anybody reads.
+//! Secrets of a configuration must reach their backend and must not appear in any output.
 
 use std::{fs, net::SocketAddr, path::Path, process::Command};
 
@@ -58,7 +58,7 @@ fn secrets_reach_their_backend_and_nothing_that_is_shown() -> Result<()> {
     ensure!(printed.matches("[REDACTED]").count() == 3, "{printed}");
     nobody_is_told("print-config", &printed)?;
 
-    // In a place where it can't be: the error says where, not what.
+    // A reference where none is allowed: the error names the place but does not show the value.
     fs::write(&file, text(grpc, admin, &format!("\"${{file:{token}}}\"")))?;
     let refused = spanring(&["validate"]).output()?;
     let refused = String::from_utf8(refused.stderr)?;
@@ -76,12 +76,12 @@ fn secrets_reach_their_backend_and_nothing_that_is_shown() -> Result<()> {
     nobody_is_told("the log", &log)
 }
 
-/// What nobody may read, wherever it stands.
+/// A secret that must not appear in any output.
 const CANARY: &str = "hunter2-canary";
 
-/// Lines of a pool that do not hold, each with the canary in another place. `${file:TOKEN}` is a file that holds it.
+/// Invalid lines of a pool, each with the secret in another place. The file `${file:TOKEN}` contains it.
 const IN_POOL: [&str; 34] = [
-    // What a reference gives, where it does not fit.
+    // References whose value is invalid at this place.
     "timeout: ${env:CANARY}",
     "connections: ${env:CANARY}",
     "compression: ${env:CANARY}",
@@ -98,7 +98,7 @@ const IN_POOL: [&str; 34] = [
     "timeout: a${file:TOKEN}b",
     "compression: ${file:TOKEN}",
     "headers: ${file:TOKEN}",
-    // References that are malformed.
+    // Malformed references.
     "headers: { authorization: \"Bearer hunter2-canary ${env:TOKEN\" }",
     "headers: { authorization: \"hunter2-canary${UNSET}\" }",
     "headers: { authorization: \"${hunter2-canary}\" }",
@@ -106,7 +106,7 @@ const IN_POOL: [&str; 34] = [
     "headers: { authorization: \"${hunter2-canary:x}\" }",
     "headers: { authorization: \"${file:/nowhere/hunter2-canary}\" }",
     "timeout: ${env:${hunter2-canary}}",
-    // Values of headers, and what stands in their place.
+    // Values of headers, and values instead of a section of headers.
     "headers: hunter2-canary",
     "headers: [hunter2-canary]",
     "headers: { authorization: [hunter2-canary] }",
@@ -116,12 +116,12 @@ const IN_POOL: [&str; 34] = [
     "headers: { Bearer hunter2-canary: x }",
     "headers: { authorization: hunter2-canary, authorization: hunter2-canary }",
     "headers: { authorization: hunter2-canary, te: x }",
-    // YAML that ends too early, on the line of a secret.
+    // YAML that ends too early on the line of a secret.
     "headers: { authorization: \"hunter2-canary }",
     "headers: { authorization: Bearer: hunter2-canary, x",
 ];
 
-/// The same at the top of the file.
+/// Invalid lines at the top level of the file.
 const AT_THE_TOP: [&str; 11] = [
     "health_check: { path: \"${env:CANARY}\" }",
     "health_check: { endpoint: \"${env:CANARY}\" }",
@@ -138,7 +138,7 @@ const AT_THE_TOP: [&str; 11] = [
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Whole files that do not hold, each with what it tries.
+/// Returns invalid files, each with the line it tests.
 fn bad_files(grpc: SocketAddr, admin: SocketAddr, dir: &Path) -> Vec<(&'static str, String)> {
     let backend = "127.0.0.1:1".parse().expect("an address");
     let fill = |text: &str| {
@@ -151,7 +151,7 @@ fn bad_files(grpc: SocketAddr, admin: SocketAddr, dir: &Path) -> Vec<(&'static s
 }
 
 fn has_canary(text: &str) -> bool {
-    // Whole, in another case, or a good part of it.
+    // Finds the whole secret, in any case, and most parts of it.
     text.to_lowercase().contains("hunter2")
 }
 
@@ -222,7 +222,7 @@ fn a_reload_shows_no_secret_at_any_level() -> Result<()> {
         Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/livez"))))
     })?;
     let failed = || metric(admin, "spanring_config_reloads_total", &["result=\"failed\""]);
-    // By the signal, one after another; the last one is found by looking, too.
+    // Reload by signal, one file after another. The last file is found by `--watch-config`.
     for (what, text) in bad_files(grpc, admin, dir.path()).into_iter().step_by(4) {
         let before = failed()?;
         fs::write(&file, text)?;
@@ -234,7 +234,7 @@ fn a_reload_shows_no_secret_at_any_level() -> Result<()> {
     let before = failed()?;
     fs::write(&file, text)?;
     until("the change is found and refused", || Ok((failed()? > before).then_some(())))?;
-    // What changed is named without what it was and is.
+    // The log names the changed key without its old and new values.
     fs::write(&file, good(grpc, admin, "1s").replace("x-plain: hunter2-canary", "x-plain: hunter2-other"))?;
     process.signal("HUP")?;
     until("the reload is taken over", || {
@@ -246,7 +246,7 @@ fn a_reload_shows_no_secret_at_any_level() -> Result<()> {
     Ok(())
 }
 
-/// Keys of an exporter in a Collector's file, each with the canary in another place.
+/// Keys of an exporter in a Collector's file, each with the secret in another place.
 const COLLECTORS: [&str; 12] = [
     "protocol: { otlp: { headers: { te: hunter2-canary } } }",
     "protocol: { otlp: { headers: hunter2-canary } }",
@@ -278,7 +278,7 @@ fn what_is_converted_shows_no_secret_in_its_findings() -> Result<()> {
         let (stdout, stderr) = convert(exporter)?;
         ensure!(!has_canary(&stdout) && !has_canary(&stderr), "{exporter}: {stdout}{stderr}");
     }
-    // What the new file has to hold stands under its key and nowhere else.
+    // A value that the new file must contain appears only under its key.
     let (stdout, stderr) =
         convert("protocol: { otlp: { headers: { authorization: hunter2-canary, x: \"${env:CANARY}\" } } }")?;
     let shown: Vec<&str> = stdout.lines().filter(|line| has_canary(line)).map(str::trim).collect();

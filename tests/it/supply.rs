@@ -1,4 +1,4 @@
-//! What is run that is not ours: actions by commit, images by digest, crates that nobody warns of.
+//! Checks third-party code: actions are pinned by commit, images by digest; yanked and unmaintained crates are refused.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// Built here, or of a registry whose digests `.ci/pins` asks for where it can.
+/// Images that are built here, or whose digest `.ci/pins` asks the registry for.
 const WITHOUT_DIGEST: [&str; 2] =
     ["spanring:dev", "ghcr.io/open-telemetry/opentelemetry-collector-contrib/telemetrygen:v0.155.0"];
 
@@ -65,7 +65,7 @@ fn yanked_and_unmaintained_crates_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Ends `.ci/advisories` with stand-ins for cargo and git that say and do so; how it ended.
+/// Runs `.ci/advisories` with stand-ins for cargo and git; returns its exit code and output.
 fn advisories(cargo: &str, git: &str, on_github: bool) -> Result<(Option<i32>, String)> {
     let stand_ins = tempfile::tempdir()?;
     for (name, body) in [("cargo", cargo), ("git", git)] {

@@ -1,4 +1,5 @@
-//! HTTP/2 by hand, for peers that do what no library would: frames, headers without compression, a client on a plain socket.
+//! Handwritten HTTP/2 for peers that do what no library would do: frames, uncompressed headers, and a client on a plain
+//! socket.
 
 use std::{
     io::{Read, Write},
@@ -20,13 +21,13 @@ pub(crate) const CONTINUATION: u8 = 9;
 
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
-/// The same bit, of SETTINGS and PING.
+/// The same bit in SETTINGS and PING.
 pub(crate) const ACK: u8 = 1;
 
-/// The method that traces are exported with.
+/// Path of the gRPC method that exports traces.
 pub(crate) const TRACES: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
-/// A frame as it goes on the wire (RFC 9113, 4.1).
+/// Returns a frame in wire format (RFC 9113, 4.1).
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let [_, a, b, c] = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
     let mut frame = vec![a, b, c, kind, flags];
@@ -35,24 +36,24 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     frame
 }
 
-/// The payload's length from a frame's head.
+/// Returns the payload length in a frame header.
 pub(crate) fn length_of(head: &[u8; 9]) -> usize {
     let [a, b, c, ..] = *head;
     u32::from_be_bytes([0, a, b, c]) as usize
 }
 
-/// GOAWAY: streams above `last` were not looked at.
+/// Returns a GOAWAY frame; streams above `last` were not processed.
 pub(crate) fn goaway(last: u32, error: u32) -> Vec<u8> {
     frame(GOAWAY, 0, 0, &[last.to_be_bytes(), error.to_be_bytes()].concat())
 }
 
-/// Headers as literals that no table takes in (RFC 7541, 6.2.2); each text has less than 127 bytes.
+/// Returns headers as literals without indexing (RFC 7541, 6.2.2). Each text must have less than 127 bytes.
 pub(crate) fn literals(headers: &[(&str, &str)]) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap_or(0)], text.as_bytes()].concat();
     headers.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
 }
 
-/// The headers of an export of traces.
+/// Returns the headers of a request that exports traces.
 pub(crate) fn export_headers(more: &[(&str, &str)]) -> Vec<u8> {
     let usual = [
         (":method", "POST"),
@@ -65,13 +66,13 @@ pub(crate) fn export_headers(more: &[(&str, &str)]) -> Vec<u8> {
     literals(&[&usual, more].concat())
 }
 
-/// A message with gRPC's prefix.
+/// Returns a message with gRPC's prefix.
 pub(crate) fn grpc(message: &[u8]) -> Vec<u8> {
     let len = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
     [&[0], len.as_slice(), message].concat()
 }
 
-/// A frame that came.
+/// A received frame.
 pub(crate) struct Frame {
     pub(crate) kind: u8,
     pub(crate) flags: u8,
@@ -79,7 +80,7 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
-/// The whole frames of what was said on a connection, after the preface.
+/// Returns the complete frames in the bytes of a connection after the preface.
 pub(crate) fn frames(mut said: &[u8]) -> Vec<Frame> {
     let mut frames = Vec::new();
     while let Some((head, rest)) = said.split_first_chunk::<9>()
@@ -92,7 +93,7 @@ pub(crate) fn frames(mut said: &[u8]) -> Vec<Frame> {
     frames
 }
 
-/// A client that writes frames as it is told.
+/// A client that writes raw frames.
 pub(crate) struct Raw(TcpStream);
 
 impl Raw {
@@ -115,7 +116,7 @@ impl Raw {
         Ok(raw)
     }
 
-    /// How long to wait for the peer to take or send something.
+    /// Sets how long to wait until the peer reads or sends something.
     pub(crate) fn patience(&mut self, patience: Duration) -> Result<()> {
         self.0.set_write_timeout(Some(patience))?;
         Ok(self.0.set_read_timeout(Some(patience))?)
@@ -125,7 +126,7 @@ impl Raw {
         Ok(self.0.write_all(bytes)?)
     }
 
-    /// The next frame; `None` when the peer has closed.
+    /// Reads the next frame; `None` when the peer has closed the connection.
     pub(crate) fn next(&mut self) -> Result<Option<Frame>> {
         let mut head = [0; 9];
         if let Err(error) = self.0.read_exact(&mut head) {
@@ -138,12 +139,12 @@ impl Raw {
         Ok(Some(Frame { kind, flags, stream: u32::from_be_bytes([a, b, c, d]), payload }))
     }
 
-    /// Sends until the peer closes, at most so often. Says whether it closed.
+    /// Sends up to `times` times, until the peer closes the connection; returns whether it did.
     pub(crate) fn send_until_closed(&mut self, times: usize, mut bytes: impl FnMut(usize) -> Vec<u8>) -> bool {
         (0..times).any(|n| self.0.write_all(&bytes(n)).is_err())
     }
 
-    /// Reads until the peer closes or sends GOAWAY; gives GOAWAY's error.
+    /// Reads until the peer sends GOAWAY, whose error code is returned, or closes the connection.
     pub(crate) fn dismissal(&mut self) -> Result<Option<u32>> {
         while let Some(Frame { kind, payload, .. }) = self.next()? {
             if kind == GOAWAY {
@@ -167,7 +168,8 @@ impl Raw {
     }
 }
 
-/// Sends one framed message in a call of its own, whatever is in it; gives gRPC's status and message as they came.
+/// Sends a framed message, valid or not, in a call on a new connection; returns `grpc-status` and `grpc-message` as
+/// received.
 pub(crate) async fn call(address: SocketAddr, encoding: Option<&str>, framed: Vec<u8>) -> Result<(String, String)> {
     let stream = tokio::net::TcpStream::connect(address).await?;
     let (sender, connection) = h2::client::handshake(stream).await?;

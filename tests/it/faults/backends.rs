@@ -1,4 +1,4 @@
-//! Backends that die, hang, are stopped, are slow or reset their connections.
+//! Backends that crash, hang, are stopped, are slow or reset connections.
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
@@ -10,10 +10,10 @@ use crate::{
     harness::{self, Process, Ready},
 };
 
-/// What backends answer sooner than this is not held up by others. A bare answer takes a few ms.
+/// Time limit for an answer that must not be delayed by other backends. Such answers normally take a few ms.
 const PROMPT: Duration = Duration::from_millis(900);
 
-/// A sink in a process of its own, so that it can be killed and stopped.
+/// Starts a sink in its own process, so that it can be killed and stopped.
 fn sink() -> Result<(Process, [SocketAddr; 2])> {
     harness::on_free_ports(|[grpc, http]| Ok((sink_at(grpc, http)?, Ready::Page(format!("http://{http}/report")))))
 }
@@ -62,7 +62,7 @@ async fn row_01_a_crash_under_load_loses_nothing_that_was_acknowledged() -> Resu
     let load = fixture.load(6).await?;
     load.goes_on(100)?;
     fixture.backends[1].crash().await;
-    // It has been noticed, and its traces go elsewhere, before it is back.
+    // Wait until the crash was noticed and the traces go elsewhere.
     fixture.until_metric("spanring_membership_ejections_total", &[], |n| n >= 1.0)?;
     load.goes_on(100)?;
     fixture.backends[1].come_back().await?;
@@ -75,7 +75,7 @@ async fn row_01_a_crash_under_load_loses_nothing_that_was_acknowledged() -> Resu
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_02_a_backend_that_hangs_makes_only_its_own_slots_wait() -> Result<()> {
-    // One attempt may take as long as the request: nothing but the deadline ends it.
+    // The timeout of an attempt equals the deadline, so only the deadline ends the request.
     let fixture = Fixture::start(3, Knobs { deadline: "2s", pool: "timeout: 2s,", ..Knobs::default() }).await?;
     fixture.backends[0].answer(|_| Answer::Hang);
     let (mut hung, mut other) = (fixture.client().await?, fixture.client().await?);
@@ -133,12 +133,12 @@ async fn row_03_a_peer_that_says_nothing_is_found_by_ping() -> Result<()> {
     stopped.signal("STOP")?;
     let (took, reply) = client.timed(vec![span(&fixture.trace_of(grpc), 0)]).await;
     reply.ok()?;
-    // One second of silence, one for the answer to the PING. A busy machine may take a while to deliver.
+    // One second of silence and one second for the answer to the PING, plus the delivery on a busy machine.
     ensure!((1_900..5_000).contains(&took.as_millis()), "its substitute had the span after {took:?}");
     let by_ping = fixture.metric("spanring_membership_ejections_total", &["reason=\"ping\""])?;
     ensure!(by_ping.round() == 1.0, "ejected by PING: {by_ping}");
     let twice = fixture.metric("spanring_dispatch_possible_duplicate_records_total", &[])?;
-    // It may have been sent to the stopped one once more before that was ejected.
+    // The record may have been sent to the stopped process once more before it was ejected.
     ensure!((1.0..=2.0).contains(&twice), "one record may arrive twice, counted are {twice}");
     let (_, spans) = harness::http_get(&format!("http://{http}/spans"))?;
     ensure!(spans.lines().count() == 1, "the substitute has: {spans}");
@@ -213,7 +213,7 @@ async fn row_04_a_slow_backend_fills_its_own_queue_and_nothing_more() -> Result<
     let fixture = Fixture::start(2, Knobs { deadline: "3s", pool, ..Knobs::default() }).await?;
     fixture.backends[0].answer(|_| Answer::Hang);
     let mut floods = Vec::new();
-    // Eight calls of 1 MiB at most are under way, and 1 MiB waits.
+    // At most eight calls of 1 MiB are in flight, and 1 MiB is queued.
     for _ in 0..60 {
         let spans = fixture.spans_at(0, 1)?.into_iter().map(|span| padded(span, 400_000)).collect();
         let mut client = fixture.client().await?;

@@ -1,4 +1,4 @@
-//! More than there is room for: memory, patience, message sizes, compressed bombs.
+//! Limits: memory, time, message sizes, decompression bombs.
 
 use std::{io::Write, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     wire::{self, DATA, END_HEADERS, HEADERS, Raw},
 };
 
-/// What a process may hold beside its budget, in MiB.
+/// Memory that a process may use besides its budget, in MiB.
 const BESIDE: u64 = 64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -66,7 +66,7 @@ async fn row_28_connections_beyond_the_bound_are_closed_and_those_within_it_live
     let fixture = Fixture::start(1, Knobs { grpc: "max_connections: 3,", ..Knobs::default() }).await?;
     let mut client = fixture.client().await?;
     client.export(fixture.spans_at(0, 1)?).await.ok()?;
-    // They say nothing: a connection that is refused may be closed before a word of it is out.
+    // They send nothing, because a refused connection may be closed before its first bytes are sent.
     let mut others = (0..6).map(|_| Raw::silent(fixture.grpc)).collect::<Result<Vec<_>>>()?;
     fixture.until_metric("spanring_receiver_connections_total", &["result=\"refused\""], |n| n >= 4.0)?;
     client.export(fixture.spans_at(0, 1)?).await.ok()?;
@@ -81,7 +81,7 @@ async fn row_29_a_message_beyond_the_limit_is_refused_for_good() -> Result<()> {
     let spans = fixture.spans_at(0, 1)?.into_iter().map(|span| padded(span, 3 << 20)).collect();
     let reply = fixture.client().await?.export(spans).await;
     ensure!(reply.permanent()?.0 == Code::ResourceExhausted, "{reply:?}");
-    // Announced only: four GiB cost nothing.
+    // A prefix that announces 4 GiB must not reserve memory.
     let mut raw = Raw::connect(fixture.grpc, &[])?;
     raw.send(&wire::frame(HEADERS, END_HEADERS, 1, &wire::export_headers(&[])))?;
     raw.send(&wire::frame(DATA, 0, 1, &[0, 0xff, 0xff, 0xff, 0xff, 1]))?;
@@ -94,7 +94,7 @@ async fn row_29_a_message_beyond_the_limit_is_refused_for_good() -> Result<()> {
 async fn row_29_a_span_that_no_backend_takes_is_reported_and_the_rest_is_delivered() -> Result<()> {
     let fixture = Fixture::start(2, Knobs { pool: "max_request_size_mib: 1,", ..Knobs::default() }).await?;
     fixture.backends[0].answer(|call| match call.spans.as_slice() {
-        // What grpc-go says of a message above its limit.
+        // The message of grpc-go for a message above its limit.
         [_] => {
             Answer::Status(tonic::Status::resource_exhausted("received message larger than max (2097240 vs. 1048576)"))
         }
@@ -110,7 +110,7 @@ async fn row_29_a_span_that_no_backend_takes_is_reported_and_the_rest_is_deliver
     Ok(())
 }
 
-/// Sends a compressed message; says what its gRPC status is.
+/// Sends a compressed message; returns the gRPC status.
 async fn send_compressed(fixture: &Fixture, encoding: &str, packed: &[u8]) -> Result<String> {
     let mut framed = wire::grpc(packed);
     *framed.first_mut().context("a prefix")? = 1;
@@ -123,7 +123,7 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(encoder.finish()?)
 }
 
-/// A valid request of so many bytes that compress to nearly none: one unknown field.
+/// Returns a valid request of this size that compresses to almost nothing: a single unknown field.
 fn hollow(bytes: usize) -> Vec<u8> {
     let mut message = vec![0x7a];
     prost::encoding::encode_varint(bytes as u64, &mut message);
@@ -139,7 +139,7 @@ async fn row_30_bombs_are_bounded_while_they_unpack() -> Result<()> {
     let before = fixture.peak_mib()?;
     let bomb = gzip(&hollow(64 << 20))?;
     ensure!(send_compressed(&fixture, "gzip", &bomb).await? == EXHAUSTED, "64 MiB from {} bytes", bomb.len());
-    // Members in a row inflate to one message (RFC 1952, 2.2): each small, together too large.
+    // Several gzip members form one message (RFC 1952, 2.2): each is small, together they are too large.
     let member = gzip(&hollow(1 << 20))?;
     let status = send_compressed(&fixture, "gzip", &member.repeat(8)).await?;
     ensure!(status != "0" || fixture.backends[0].calls() > 1, "eight members were answered {status} and are nowhere");

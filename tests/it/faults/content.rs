@@ -1,4 +1,4 @@
-//! What is in a message: broken protobuf, depth, bytes that are no text, IDs that are none, fields of tomorrow.
+//! Contents of messages: malformed protobuf, deep nesting, invalid UTF-8, invalid IDs, unknown fields.
 
 use anyhow::{Result, ensure};
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -9,11 +9,11 @@ use crate::{
     wire,
 };
 
-/// gRPC's codes on the wire.
+/// gRPC codes in wire format.
 const OK: &str = "0";
 const INVALID_ARGUMENT: &str = "3";
 
-/// A length-delimited field, below number 16.
+/// Returns a length-delimited field; `number` must be below 16.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![number << 3 | 2];
     prost::encoding::encode_varint(bytes.len() as u64, &mut out);
@@ -21,24 +21,24 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A request with these encoded spans, in one scope.
+/// Returns a request with these encoded spans in one scope.
 fn request(spans: &[Vec<u8>]) -> Vec<u8> {
     let spans: Vec<u8> = spans.iter().flat_map(|span| field(2, span)).collect();
     field(1, &field(2, &spans))
 }
 
-/// Sends a message as it is; says what the gRPC status and its message are.
+/// Sends a message unchanged; returns the gRPC status and its message.
 async fn send(fixture: &Fixture, message: &[u8]) -> Result<(String, String)> {
     wire::call(fixture.grpc, None, wire::grpc(message)).await
 }
 
-/// Whether a backend took these bytes, as they are.
+/// Returns whether a backend received these bytes unchanged.
 fn arrived(fixture: &Fixture, bytes: &[u8]) -> bool {
     let messages = fixture.backends.iter().flat_map(|backend| backend.messages());
     messages.into_iter().any(|message| message.windows(bytes.len()).any(|window| window == bytes))
 }
 
-/// Spans for several backends, so that the request is cut and not passed on as it came.
+/// Sends spans for several backends, so that the request is split, and checks that each span arrives unchanged.
 async fn passes_unchanged(change: impl Fn(Vec<u8>) -> Vec<u8>) -> Result<()> {
     let fixture = Fixture::start(3, Knobs::default()).await?;
     let spans: Vec<Vec<u8>> =
@@ -101,7 +101,7 @@ async fn row_34_the_last_of_repeated_ids_decides_and_long_varints_pass() -> Resu
     let fixture = Fixture::start(3, Knobs::default()).await?;
     let (first, last) = (fixture.trace_at(0)?, fixture.trace_at(2)?);
     let doubled = [span(&first, 0).encode_to_vec(), field(1, &last)].concat();
-    // A length in five bytes where one would do.
+    // A length encoded in five bytes instead of one.
     let other = span(&fixture.trace_at(1)?, 1).encode_to_vec();
     let [len, ..] = u32::try_from(other.len())?.to_le_bytes();
     ensure!(len < 128, "the length must fit in seven bits");
@@ -117,7 +117,8 @@ async fn row_34_the_last_of_repeated_ids_decides_and_long_varints_pass() -> Resu
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_35_values_of_any_depth_pass_unchanged() -> Result<()> {
-    // AnyValue { array_value: ArrayValue { values: [AnyValue …] } }, 5,000 deep: prost and the Collector give up far sooner.
+    // AnyValue { array_value: ArrayValue { values: [AnyValue …] } }, nested 5,000 times. prost and the Collector refuse
+    // far less.
     let mut deep = field(1, b"bottom");
     for _ in 0..5_000 {
         deep = field(5, &field(1, &deep));
@@ -152,7 +153,7 @@ async fn row_37_bad_trace_ids_are_forwarded_and_counted() -> Result<()> {
 async fn row_37_a_wrong_length_that_a_backend_refuses_costs_nobody_else() -> Result<()> {
     let fixture = Fixture::start(2, Knobs::default()).await?;
     for backend in &fixture.backends {
-        // A Collector answers a malformed ID with INTERNAL and takes nothing of the call.
+        // A Collector answers a malformed ID with INTERNAL and accepts nothing of the call.
         backend.answer(|call| {
             let is_bad = call.spans.iter().any(|(trace, _)| ![0, 16].contains(&trace.len()));
             let refusal = tonic::Status::internal("invalid length for ID");
@@ -169,7 +170,7 @@ async fn row_37_a_wrong_length_that_a_backend_refuses_costs_nobody_else() -> Res
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_38_fields_of_tomorrow_pass_unchanged() -> Result<()> {
-    // Field 1,000 of every wire type, a group with a field in it among them.
+    // Field 1,000 with every wire type, including a group that contains a field.
     let unknown: Vec<u8> = [
         vec![0xc0, 0x3e, 0x96, 0x01],
         vec![0xc1, 0x3e, 1, 2, 3, 4, 5, 6, 7, 8],

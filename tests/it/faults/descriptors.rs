@@ -1,4 +1,4 @@
-//! Too few descriptors: clients are kept out, and everything else has what it needs.
+//! A low limit of file descriptors: clients are refused, and everything else still has enough descriptors.
 
 use std::{net::TcpStream, process::Command, time::Duration};
 
@@ -17,7 +17,7 @@ fn with(descriptors: u32) -> Knobs {
     Knobs { descriptors: Some(descriptors), ..Knobs::default() }
 }
 
-/// The connections of so many clients that say hello and nothing more; who is turned away while it does is not among them.
+/// Opens connections that send only the preface; returns those that were not refused meanwhile.
 fn crowd(fixture: &Fixture, clients: usize) -> Vec<Raw> {
     (0..clients).filter_map(|_| Raw::connect(fixture.grpc, &[]).ok()).collect()
 }
@@ -31,7 +31,7 @@ async fn row_40_a_crowd_of_idle_clients_keeps_out_neither_probes_nor_deliveries(
     fixture.until_metric(refused, &[LISTENER, "result=\"refused\""], |count| count >= 50.0)?;
     let (status, _) = harness::http_get(&format!("http://{}/livez", fixture.admin))?;
     ensure!(status == 200, "/livez answered {status}");
-    // Its backends were not connected to before.
+    // The proxy had no connections to its backends before.
     for n in [0, 1, 0, 1] {
         client.export(fixture.spans_at(n, 2)?).await.ok()?;
     }
@@ -53,7 +53,7 @@ async fn row_40_busy_clients_beyond_the_limit_cost_no_backend_its_service() -> R
     for backend in &fixture.backends {
         backend.answer(|_| Answer::After(Duration::from_millis(20), Box::new(Answer::Accept)));
     }
-    // Not one connection to a backend is open yet when the clients have come.
+    // No connection to a backend is open when the clients arrive.
     let mut early = fixture.client().await?;
     let mut crowd = crowd(&fixture, 100);
     for n in [0, 1, 2, 0, 1, 2] {
@@ -65,7 +65,7 @@ async fn row_40_busy_clients_beyond_the_limit_cost_no_backend_its_service() -> R
     crowd.clear();
     let mut clients = Vec::new();
     for n in 0..100 {
-        // Those that are turned away come again, as clients do.
+        // Clients that were refused connect again.
         let (endpoint, spans) = (fixture.endpoint()?, fixture.spans_at(n % 3, 2)?);
         clients.push(fixture.tasks.spawn(async move {
             let mut accepted = 0;
@@ -88,7 +88,7 @@ async fn row_40_busy_clients_beyond_the_limit_cost_no_backend_its_service() -> R
     fixture.serves().await
 }
 
-/// Sets the soft limit of descriptors of a process that runs.
+/// Sets the soft limit of file descriptors of a running process.
 fn limit(process: &Process, descriptors: usize) -> Result<()> {
     let (pid, limit) = (process.id().to_string(), format!("--nofile={descriptors}:"));
     ensure!(Command::new("prlimit").args(["--pid", &pid, &limit]).status()?.success(), "prlimit failed");
@@ -103,7 +103,7 @@ async fn a_client_is_not_told_to_go_while_it_could_not_come_back() -> Result<()>
     let mut client = Raw::connect(fixture.grpc, &[])?;
     let open = std::fs::read_dir(format!("/proc/{}/fd", fixture.process.id()))?.count();
     limit(&fixture.process, open)?;
-    // Numbers below the limit that are free are taken by clients.
+    // The clients take the free descriptors below the limit.
     let crowd: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(fixture.grpc)).collect::<Result<_, _>>()?;
     client.patience(Duration::from_secs(4))?;
     while let Some(Frame { kind, .. }) = client.next().unwrap_or(None) {
@@ -116,7 +116,7 @@ async fn a_client_is_not_told_to_go_while_it_could_not_come_back() -> Result<()>
     Ok(())
 }
 
-/// What a proxy says that a shell starts with these limits, until it ends or says that it listens.
+/// Starts a proxy with these limits; returns its log up to its end or the line that it listens.
 fn says(limits: &str) -> Result<String> {
     let script =
         format!("{limits}; exec \"$0\" --backends static://127.0.0.1:9 --otlp-grpc 127.0.0.1:0 --admin 127.0.0.1:0");

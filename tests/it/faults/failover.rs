@@ -1,4 +1,5 @@
-//! What becomes of a failed backend's traces: they go to its substitute, and come back with it; nobody else's move.
+//! The traces of a failed backend go to its substitute and return when it is back; traces of other backends stay where
+//! they are.
 
 use std::time::Duration;
 
@@ -11,10 +12,10 @@ use crate::{
     harness,
 };
 
-/// Ejection after an attempt or two, and a probe soon after.
+/// Settings for an ejection after two attempts and a probe soon after it.
 const SHORT: &str = "timeout: 300ms, outlier_detection: { consecutive_failures: 2, base_ejection_time: 200ms },";
 
-/// How many spans each backend has of traces that another one owns.
+/// Counts the spans at backends that do not own them: those owned by backend `of`, and those owned by others.
 fn strays(fixture: &Fixture, of: usize) -> Result<(usize, usize)> {
     let (mut of_failed, mut of_others) = (0, 0);
     for (n, backend) in fixture.backends.iter().enumerate() {
@@ -48,7 +49,7 @@ async fn row_01_a_dead_backends_traces_go_to_its_substitute_and_return_with_it()
     fixture.backends[1].come_back().await?;
     fixture.until_metric("spanring_ring_members", &["state=\"ejected\""], |n| n == 0.0)?;
     let calls = fixture.backends[1].calls();
-    // The table that says so is published a moment before deliveries see it.
+    // The published table takes a moment to reach deliveries.
     let end = Instant::now() + harness::PATIENCE;
     while fixture.backends[1].calls() == calls {
         fixture.client().await?.export(fixture.spans_at(1, 2)?).await.ok()?;

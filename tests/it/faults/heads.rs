@@ -1,4 +1,4 @@
-//! What clients write in a request's head that servers of gRPC take and libraries of HTTP may not.
+//! Request headers that gRPC servers accept but HTTP libraries may reject.
 
 use anyhow::{Context, Result, ensure};
 
@@ -7,29 +7,29 @@ use crate::{
     wire::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Raw},
 };
 
-/// The count of streams that no service saw.
+/// Counts the streams that were refused before a service saw them.
 const REFUSED: &str = "spanring_receiver_refused_streams_total";
 
-/// The usual headers but for `:authority`, in front of and behind of which they are.
+/// Returns the usual headers with the encoded `:authority` in their middle.
 fn head(authority: &[u8]) -> Vec<u8> {
     let before = wire::literals(&[(":method", "POST"), (":scheme", "http"), (":path", wire::TRACES)]);
     let behind = wire::literals(&[("content-type", "application/grpc"), ("te", "trailers")]);
     [&before, authority, &behind].concat()
 }
 
-/// `:authority` by its entry in the static table, to be indexed, as a plain string.
+/// Encodes `:authority` with its name from the static table, to be indexed, and a value without Huffman coding.
 fn plain(value: &str) -> Vec<u8> {
     let len = u8::try_from(value.len()).unwrap_or(0);
     [&[0x41, len], value.as_bytes()].concat()
 }
 
-/// The frames of a request with that header block.
+/// Returns the frames of a request with this header block.
 fn request(fixture: &Fixture, stream: u32, block: &[u8]) -> Vec<u8> {
     let body = wire::grpc(&encoded(vec![span(&fixture.trace(), u64::from(stream))]));
     [wire::frame(HEADERS, END_HEADERS, stream, block), wire::frame(DATA, END_STREAM, stream, &body)].concat()
 }
 
-/// Sends requests one by one on a connection; each has to be served.
+/// Sends requests one by one on a connection and checks that each is served.
 fn serves(fixture: &Fixture, blocks: &[Vec<u8>]) -> Result<()> {
     let mut raw = Raw::connect(fixture.grpc, &[])?;
     let ok = "code=\"OK\"";
@@ -49,10 +49,11 @@ fn serves(fixture: &Fixture, blocks: &[Vec<u8>]) -> Result<()> {
 async fn an_authority_that_is_no_uris_is_served_as_servers_of_grpc_serve_it() -> Result<()> {
     let fixture = Fixture::start(1, Knobs::default()).await?;
     fixture.serves().await?;
-    // As gRPC's C core writes it for several addresses and for a socket's path; then by its entry in the dynamic table.
+    // As written by gRPC's C core for several addresses and for the path of a socket; then by index from the dynamic
+    // table.
     let indexed = [plain("127.0.0.1%3A4317,127.0.0.2%3A4317"), vec![0xbe], plain("%2Frun%2Fotlp.sock"), vec![0xbf]];
     serves(&fixture, &indexed.map(|authority| head(&authority)))?;
-    // "10.0.0.1%3A4317" in Huffman's code, by a literal name in it.
+    // "10.0.0.1%3A4317" and its name as Huffman-coded literals.
     let name = [0x40, 0x88, 0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
     let value = [0x8b, 0x08, 0x17, 0x02, 0xe0, 0x5c, 0x2a, 0xb3, 0x0b, 0x4c, 0x85, 0xdf];
     let huffman = [&name[..], &value].concat();
@@ -92,7 +93,7 @@ async fn streams_that_no_service_sees_are_counted() -> Result<()> {
     let fixture = Fixture::start(1, Knobs::default()).await?;
     fixture.serves().await?;
     let mut raw = Raw::connect(fixture.grpc, &[])?;
-    // A path that is none, headers of HTTP/1, an authority without a character, and a good one.
+    // An empty path, a header of HTTP/1, an empty authority, and a valid request.
     let wrong = [
         wire::literals(&[(":method", "POST"), (":scheme", "http"), (":path", ""), (":authority", "a")]),
         [head(&plain("a")), wire::literals(&[("connection", "close")])].concat(),

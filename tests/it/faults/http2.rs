@@ -1,4 +1,4 @@
-//! HTTP/2 as it is allowed, and as it is abused.
+//! HTTP/2: unusual but valid use, and abuse.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::{
     wire::{self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw, SETTINGS},
 };
 
-/// HTTP/2's NO_ERROR and ENHANCE_YOUR_CALM.
+/// Error codes NO_ERROR and ENHANCE_YOUR_CALM of HTTP/2.
 const NO_ERROR: u32 = 0;
 const CALM: u32 = 11;
 
-/// What a flood may add to the proxy's memory, in MiB, in a debug build.
+/// Limit for the memory that a flood may add to the proxy, in MiB, in a debug build.
 const FLAT: u64 = 48;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -33,7 +33,7 @@ async fn row_06_a_backend_that_says_goaway_after_each_call_is_no_failure() -> Re
     Ok(())
 }
 
-/// The first connection answers the first call with these bytes; later ones serve.
+/// The first connection answers the first call with these bytes; later connections are served normally.
 async fn resent_after(reply: Vec<u8>) -> Result<()> {
     let fixture = Fixture::start(2, Knobs::default()).await?;
     let welcome = move |n| if n == 1 { Welcome::Raw(reply.clone()) } else { Welcome::Serve };
@@ -72,7 +72,8 @@ async fn row_07_a_refused_stream_is_sent_again_at_once_and_is_no_possible_duplic
     Ok(())
 }
 
-/// A client floods; the proxy must get rid of it, stay small and serve others.
+/// Floods the proxy from one client. The proxy must use little memory and serve others. Returns whether it closed the
+/// connection.
 async fn flood(
     settings: &[(u16, u32)],
     begin: &[u8],
@@ -122,7 +123,8 @@ async fn row_32_headers_that_unpack_to_much_more_are_refused() -> Result<()> {
     let fixture = Fixture::start(1, Knobs::default()).await?;
     let before = fixture.peak_mib()?;
     let mut raw = Raw::connect(fixture.grpc, &[])?;
-    // One entry of 3,000 bytes in the table (RFC 7541, 6.2.1, a length of two bytes), then named by one byte 13,000 times.
+    // One table entry with 3,000 bytes (RFC 7541, 6.2.1, a length of two bytes), followed by 13,000 references of one
+    // byte.
     let mut block = wire::export_headers(&[]);
     block.extend([0x40, 1, b'x', 0x7f, 0xb9, 0x16]);
     block.extend([b'y'; 3000]);
@@ -136,7 +138,8 @@ async fn row_32_headers_that_unpack_to_much_more_are_refused() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_32_pings_and_settings_without_end_take_no_memory() -> Result<()> {
-    // Answers are not read: the proxy must not queue them without bound. It may close, or stop reading (the socket fills).
+    // The client does not read the answers, which the proxy must not queue without limit. It may close the connection
+    // or stop reading.
     for kind in [PING, SETTINGS] {
         let frame = wire::frame(kind, 0, 0, if kind == PING { &[7; 8] } else { &[0, 3, 0, 0, 0, 9] });
         let many = frame.repeat(2000);
@@ -161,7 +164,7 @@ async fn row_32_answers_to_pings_that_nobody_sent_fill_no_log() -> Result<()> {
         let mut raw = Raw::connect(port, &[])?;
         let many = wire::frame(PING, ACK, 0, &[7; 8]).repeat(1000);
         raw.send_until_closed(50, |_| many.clone());
-        // It is answered when all in front of it was read, if the connection still is there.
+        // If the connection still exists, this PING is answered after everything before it was read.
         raw.send(&wire::frame(PING, 0, 0, &[9; 8])).ok();
         while raw.next()?.is_some_and(|frame| frame.payload != [9; 8]) {}
         ensure!(lines() - before <= 40, "50,000 frames wrote {} lines:\n{}", lines() - before, fixture.process.log());
@@ -180,7 +183,7 @@ async fn row_32_a_message_in_frames_of_one_byte_is_served_or_refused_and_takes_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_32_clients_that_never_take_their_answers_hold_up_nobody() -> Result<()> {
     let fixture = Fixture::start(1, Knobs { deadline: "2s", ..Knobs::default() }).await?;
-    // SETTINGS_INITIAL_WINDOW_SIZE 0: no answer's body may ever be sent.
+    // With SETTINGS_INITIAL_WINDOW_SIZE 0, the body of an answer cannot be sent.
     let mut raw = Raw::connect(fixture.grpc, &[(4, 0)])?;
     for n in 0..100 {
         raw.send(&wire::frame(HEADERS, END_HEADERS, stream_id(n), &wire::export_headers(&[])))?;

@@ -1,4 +1,4 @@
-//! The process and what surrounds it: smuggling, clocks, its end, clients that go, loops.
+//! The process and its environment: request smuggling, clocks, shutdown, clients that disconnect, loops.
 
 use std::{
     fs,
@@ -16,11 +16,11 @@ use crate::{
     wire::{self, DATA, END_HEADERS, HEADERS, Raw},
 };
 
-/// What the admin port answers to these bytes until it closes or has nothing more to say.
+/// Sends bytes to the admin port; returns the response up to the end of the connection or a pause.
 fn admin_says(fixture: &Fixture, request: &str) -> Result<String> {
     let mut stream = TcpStream::connect(fixture.admin)?;
     stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-    // It may close while we still send.
+    // The server may close the connection before everything is sent.
     drop(stream.write_all(request.as_bytes()));
     let mut reply = Vec::new();
     drop(stream.read_to_end(&mut reply));
@@ -58,7 +58,7 @@ async fn row_33_http_1_on_the_grpc_port_is_closed() -> Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(b"POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n")?;
     let mut reply = Vec::new();
-    // Closed by FIN or RST; never left open.
+    // The connection may be closed by FIN or RST, but must not stay open.
     match stream.read_to_end(&mut reply) {
         Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => return Err(error.into()),
         _ => {}
@@ -66,7 +66,7 @@ async fn row_33_http_1_on_the_grpc_port_is_closed() -> Result<()> {
     fixture.serves().await
 }
 
-/// Rust sources under a folder.
+/// Collects the Rust sources in a directory.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -81,8 +81,8 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 
 #[test]
 fn row_39_nothing_is_decided_by_a_clock_that_can_jump() -> Result<()> {
-    // It may be reported, stamped on spans of the generator, and compared with a file's or a certificate's; no wait may
-    // hang on it.
+    // These files may use the wall clock: to report it, to stamp generated spans, and to compare it with the times of
+    // files and certificates. No wait may depend on it.
     const MAY: [&str; 8] = [
         "admin/api/facts.rs",
         "discovery/metrics.rs",
@@ -135,7 +135,7 @@ async fn row_41_a_drain_ends_in_time_whatever_backends_and_clients_do() -> Resul
     fixture.process.signal("TERM")?;
     let start = tokio::time::Instant::now();
     let status = fixture.process.wait()?;
-    // shutdown.timeout is 5 s, and what is behind the listeners has 2 s more.
+    // shutdown.timeout is 5 s; connections to backends get 2 s more.
     ensure!(status.success() && start.elapsed() < Duration::from_secs(9), "{status} after {:?}", start.elapsed());
     ensure!(matches!(waiting.await?, Reply::Refused(_)), "nobody had acknowledged it");
     Ok(())
@@ -159,7 +159,7 @@ async fn row_45_clients_that_go_leave_nothing_behind() -> Result<()> {
         }
         clients.push(raw);
     }
-    // Those that sent a half wait for the rest: now they are known, and go.
+    // Wait until the clients that sent half a message are known, then disconnect all.
     fixture.until_metric("spanring_receiver_in_flight_requests", &[], |n| n >= 10.0)?;
     drop(clients);
     fixture.until_metric("spanring_receiver_abandoned_requests_total", &[], |n| n > 0.0)?;

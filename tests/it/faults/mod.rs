@@ -1,4 +1,4 @@
-//! The fault suite: each test bears the number of a row of the list of faults that a proxy of this kind has to bear.
+//! The fault suite. Each test is named after the row of a list of faults that a proxy of this kind must handle.
 //!
 //! | rows | fault | where |
 //! | --- | --- | --- |

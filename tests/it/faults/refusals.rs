@@ -1,4 +1,4 @@
-//! Backends that answer, and say no: for now, for good, in part, or in no gRPC at all.
+//! Backends that refuse calls: temporarily, permanently, in part, or without gRPC.
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ async fn row_10_what_one_backend_calls_invalid_is_reported_and_the_rest_is_deliv
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_10_one_clients_bad_data_fails_nobody_elses() -> Result<()> {
     let fixture = Fixture::start(1, Knobs::default()).await?;
-    // As a Collector does: one bad span makes it refuse the whole call, whoever else is in it.
+    // Like a Collector, refuse the whole call because of one bad span, also the spans of other clients.
     fixture.backends[0].answer(|call| {
         let is_bad = call.spans.iter().any(|(trace, _)| trace.first() == Some(&0xbd));
         let then = if is_bad { Answer::Status(Status::internal("bad span")) } else { Answer::Accept };
@@ -121,7 +121,7 @@ async fn row_11_a_backend_without_a_logs_service_still_gets_traces() -> Result<(
     fixture.serves().await
 }
 
-/// What a client is answered when its backend answers so.
+/// Returns what a client is answered when its backend gives this answer.
 async fn reply_to(answer: Answer) -> Result<(Fixture, Reply)> {
     let fixture = Fixture::start(1, Knobs { deadline: "1s", ..Knobs::default() }).await?;
     fixture.backends[0].answer(move |_| answer.clone());
@@ -165,7 +165,7 @@ async fn row_12_a_backend_that_speaks_http_1_or_nothing_is_retried_and_holds_up_
         let (mut client, spans) = (fixture.client().await?, fixture.spans_at(0, 1)?);
         let waiting = fixture.tasks.spawn(async move { client.export(spans).await });
         fixture.client().await?.export(fixture.spans_at(1, 1)?).await.ok()?;
-        // Ejected backends have substitutes; without one the client has to try again.
+        // An ejected backend has a substitute; before the ejection, the client has to try again.
         if let Reply::Refused(status) = waiting.await? {
             crate::fixture::is_retryable(&status)?;
         }

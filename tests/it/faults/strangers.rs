@@ -1,4 +1,4 @@
-//! Clients that take the port for gRPC for another, and probes that ask in unusual ways.
+//! Clients that use another protocol on the gRPC port, and probes with unusual requests.
 
 use std::{
     io::{Read, Write},
@@ -18,7 +18,7 @@ use crate::{
 const CAME: &str = "spanring_receiver_connections_total";
 const FOREIGN: &str = "spanring_receiver_foreign_connections_total";
 
-/// What is said to a client that sends these bytes and then reads to the end; nothing, where the connection is reset.
+/// Sends bytes and returns what the proxy sends until the connection ends; nothing if the connection is reset.
 fn said(address: SocketAddr, bytes: &[u8]) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;

@@ -1,4 +1,5 @@
-//! Row 13: a backend's TLS is none, expired, of an unknown authority or for another name, or it does not like ours.
+//! Row 13: the TLS of a backend is missing, expired, issued by an unknown authority or for another name, or it rejects
+//! our certificate.
 
 use anyhow::{Context, Result, ensure};
 
@@ -6,8 +7,8 @@ use crate::{backend::Tls, fixture::Fixture, pki::Authority, tls::World};
 
 const FAILURES: &str = "spanring_dispatch_tls_handshake_failures_total";
 
-/// A backend that speaks so is ejected with that reason, its traces go to the others and no client sees an error; once it
-/// speaks well, it is back.
+/// Checks that a backend with this TLS is ejected for that reason, that its traces go to the other backends without an
+/// error for clients, and that it returns once its TLS is valid.
 async fn is_ejected_until_it_is_well(speaks: impl Fn(&World) -> Result<Option<Tls>>, reason: &str) -> Result<()> {
     let world = World::new()?;
     let fixture = world.fixture(3, "").await?;
@@ -62,7 +63,7 @@ async fn row_13_a_backend_without_tls() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn row_13_a_backend_that_does_not_trust_our_certificate() -> Result<()> {
-    // It trusts another authority alone, and is itself of ours.
+    // Its own certificate is valid, but it trusts only another authority.
     let distrustful = |world: &World| World::trusting(&Authority::new("another"), &world.good()).map(Some);
     is_ejected_until_it_is_well(distrustful, "unknown_ca").await
 }
