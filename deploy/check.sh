@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Checks all of this folder that can be checked without a cluster and without containers: bash deploy/check.sh
+# Checks everything in this directory that can be checked without a cluster and without containers: bash deploy/check.sh
 #
-# Needs openssl, what tests/peers/k8s-tools.sh installed into $SPANRING_PEERS (default ~/.cache/spanring-tools), and Spanring itself
-# ($SPANRING_BIN, default target/release/spanring): every file for Spanring that comes out is one that it takes. With a
-# Collector (collector.sh) the files for collectors are checked by it too; without systemd its unit is not.
+# Needs openssl, the tools that tests/peers/k8s-tools.sh installs into $SPANRING_PEERS (default
+# ~/.cache/spanring-tools), and Spanring itself ($SPANRING_BIN, default target/release/spanring), which validates every
+# configuration for it. If a Collector is installed (collector.sh), it validates the files for collectors. The systemd
+# unit is only checked where systemd exists.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 peers=${SPANRING_PEERS:-$HOME/.cache/spanring-tools}
@@ -13,7 +14,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 failures=0 checks=0
 
-# check WHAT COMMAND...: what is checked, and its output if it does not hold.
+# check WHAT COMMAND...: runs a check and prints its output if it fails.
 check() {
   local what=$1
   shift
@@ -31,7 +32,7 @@ skip() {
   printf 'skipped %s: %s\n' "$1" "$2"
 }
 
-# conforms FILE: against the oldest Kubernetes that the chart is for, and a new one.
+# conforms FILE: validates manifests against the oldest supported Kubernetes version and a recent one.
 conforms() {
   local version
   for version in v1.30.0 v1.37.0; do
@@ -41,7 +42,7 @@ conforms() {
   done
 }
 
-# files MANIFESTS: each program's file out of its ConfigMap into $scratch/files.
+# files MANIFESTS: extracts the configuration files from the ConfigMaps into $scratch/files.
 files() {
   rm -rf "$scratch/files"
   mkdir "$scratch/files"
@@ -52,7 +53,7 @@ files() {
   ' "$1"
 }
 
-# arguments MANIFESTS: what Spanring's container is started with behind `run`, a line each.
+# arguments MANIFESTS: prints the arguments of Spanring's container after `run`, one per line.
 arguments() {
   awk '
     /^ *args: \[run, / { sub(/^ *args: \[run, /, ""); sub(/\]$/, ""); gsub(/, /, "\n"); print; exit }
@@ -62,7 +63,7 @@ arguments() {
   ' "$1"
 }
 
-# understood NAME MANIFESTS: each file in them, and the command line, by the program that is to read it.
+# understood NAME MANIFESTS: lets each program validate its configuration file, and Spanring its command line.
 understood() {
   local name=$1 file over=() line
   files "$2"
@@ -78,7 +79,7 @@ understood() {
   fi
 }
 
-# Stand-ins for what Secrets hold: a file is taken only with certificates that can be read.
+# Stand-ins for the contents of Secrets: a configuration is only valid if its certificates can be read.
 certificates() {
   local folder
   mkdir -p "$scratch"/tls/{receiver,pool}
@@ -96,7 +97,7 @@ rendered() {
   "$peers/bin/helm" template spanring "$chart" --namespace observability "$@"
 }
 
-# variant NAME VALUES...: the chart with these values.
+# variant NAME VALUES...: checks the chart with these values.
 variant() {
   local name="chart, $1" out=$scratch/chart.yaml
   shift
@@ -137,13 +138,13 @@ overlays() {
   done
 }
 
-# The operator's object holds what Prometheus itself is given.
+# The object of the Prometheus operator has the same rules as the file for Prometheus.
 same_rules() {
   diff <(sed '1,/^spec:/d' deploy/kubernetes/overlays/monitoring/prometheusrule.yaml) \
     <(sed 's/^\(.\)/  \1/' deploy/prometheus/spanring.rules.yaml)
 }
 
-# The image's binary is built as .ci/run builds the one that it tests.
+# The image's binary is built with the same command as the one that .ci/run tests.
 same_build() {
   local ours theirs
   ours=$(sed -n 's/^ *\(cargo build .*[^ ]\) *\\$/\1/p' deploy/Dockerfile)
@@ -155,7 +156,7 @@ same_build() {
 unit() {
   sed "s#/usr/local/bin/spanring#$spanring#" deploy/systemd/spanring.service >"$scratch/spanring.service"
   check 'systemd: verify' systemd-analyze verify --man=no "$scratch/spanring.service"
-  # 1.5 of 10: hardly any rights. (Before systemd 250 there is no --offline.)
+  # At most 1.5 of 10, which means hardly any permissions. (systemd before 250 has no --offline.)
   check 'systemd: exposure at most 1.5' \
     systemd-analyze security --offline=true --threshold=15 --no-pager "$scratch/spanring.service"
 }

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Has a real API server judge the manifests, in a namespace of the restricted Pod Security Standard: bash deploy/dry-run.sh
+# Validates the manifests with a real API server, in a namespace with the restricted Pod Security Standard: bash
+# deploy/dry-run.sh
 #
-# Runs where $SPANRING_PEERS/bin (default ~/.cache/spanring-tools/bin) has etcd, kube-apiserver and kubectl beside what
-# tests/peers/k8s-tools.sh installs, and says so where it has not. Nothing is applied: --dry-run=server, and a warning is a
-# failure. Ports are free ones of loopback.
+# Needs etcd, kube-apiserver and kubectl in $SPANRING_PEERS/bin (default ~/.cache/spanring-tools/bin), besides the tools
+# of tests/peers/k8s-tools.sh; without them it prints that it is skipped. Nothing is applied (--dry-run=server), and
+# warnings count as failures. The servers listen on free ports of the loopback interface.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bin=${SPANRING_PEERS:-$HOME/.cache/spanring-tools}/bin
@@ -16,7 +17,7 @@ done
 
 run=$(mktemp -d)
 stop() {
-  # The API server first: it would mourn its store.
+  # Stop the API server first, since it logs errors when its store is gone.
   for process in ${apiserver:-} ${etcd:-}; do
     kill "$process" 2>/dev/null || true
     wait "$process" 2>/dev/null || true
@@ -69,7 +70,7 @@ kubectl create -f "$crds/monitoring.coreos.com_servicemonitors.yaml" -f "$crds/m
 kubectl wait --for condition=established --timeout 30s crd --all >/dev/null
 
 failures=0
-# judged NAME: the manifests on stdin.
+# judged NAME: checks the manifests on stdin.
 judged() {
   cat >"$run/manifests.yaml"
   if kubectl apply --namespace observability --dry-run=server -f "$run/manifests.yaml" >"$run/log" 2>&1 &&

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""The two tiers of compose.yaml without containers, from installed binaries on loopback, and a verdict on them.
+"""Runs the two tiers of compose.yaml without containers, from installed binaries on loopback, and checks the result.
 
     bash tests/peers/collector.sh ~/.cache/spanring-tools      # and jaeger.sh, prometheus.sh, telemetrygen.sh
     cargo build --release && python3 deploy/two-tier.py
 
-Starts three Spanrings, three Collectors that sample by trace (deploy/compose/collector.yaml), Jaeger and Prometheus on free
-ports, sends traces whose spans come in by all three proxies, and checks:
+Starts three Spanring replicas, three Collectors with tail sampling (deploy/compose/collector.yaml), Jaeger and Prometheus on
+free ports, sends traces whose spans go to all three proxies, and checks:
 
   - every trace that was kept is complete in Jaeger, and every trace with a failed span was kept
-  - no trace came to two Collectors: they saw as many, added up, as were sent
-  - each span was delivered once: the Collectors' span metrics, summed up, count what was sent
-  - Prometheus sees three replicas whose fingerprints agree, each ring's ownership sums to 1, and no alert fires
+  - no trace came to two Collectors: the sum of the traces that they saw is the number of traces sent
+  - each span was delivered once: the sum of the Collectors' span metrics is the number of spans sent
+  - Prometheus scrapes three replicas whose fingerprints agree, the ownership of each ring sums to 1, and no alert fires
 
-Ends with 0 when all of it holds, else with 1; whatever it started is gone afterwards. --keep leaves it running to look at.
-Needs Linux and Python 3, nothing beside its standard library.
+The exit code is 0 if all checks pass, else 1. All processes are stopped at the end; --keep leaves them running until Enter.
+Needs Linux and Python 3, no other packages.
 """
 
 import argparse
@@ -33,13 +33,13 @@ import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 REPLICAS = 3
-# Spans of a trace that telemetrygen sends: a root and its children.
+# Child spans of each trace that telemetrygen sends, besides the root.
 CHILDREN = 4
-# Requests that the spans of a trace of `spanring load` are spread over.
+# Number of requests over which `spanring load` spreads the spans of a trace.
 SPREAD = 4
-# How long a Collector waits for a trace's spans.
+# Seconds that a Collector waits for the spans of a trace (decision_wait).
 DECISION_WAIT = 5
-# Longer than that wait and everything around it; a failure shows long before.
+# Time limit in seconds; much longer than anything takes.
 PATIENCE = 90
 
 
@@ -76,17 +76,17 @@ def arguments():
     parser.add_argument("--requests", type=int, default=300, help="requests of interleaved traces [%(default)s]")
     parser.add_argument("--keep", action="store_true", help="leave it running until Enter")
     options = parser.parse_args()
-    # Processes run in a folder of their own.
+    # Make the paths absolute, because processes run in another directory.
     options.peers, options.spanring = options.peers.resolve(), pathlib.Path(options.spanring).resolve()
     return options
 
 
 class Trouble(Exception):
-    """Something did not start, or did not come about in time."""
+    """A process did not start, or a condition was not met in time."""
 
 
 class Run:
-    """All processes and where they listen."""
+    """The processes of a run and their addresses."""
 
     def __init__(self, options, folder, stack):
         self.options, self.folder, self.stack = options, folder, stack
@@ -125,7 +125,7 @@ class Run:
             "processor.jaeger-binary.server-host-port", "processor.zipkin-compact.server-host-port",
         ]  # fmt: skip
         admin = self.address()
-        # Its own traces would go where everybody's go.
+        # Jaeger would store its own traces together with the others.
         environment = {"SPAN_STORAGE_TYPE": "memory", "OTEL_TRACES_SAMPLER": "always_off"}
         self.run(
             [
@@ -157,7 +157,7 @@ class Run:
                 }
             },
         }
-        # JSON is YAML; what stands in the second file lies over the first.
+        # JSON is valid YAML. Settings of the second file override those of the first.
         over = self.write(f"collector-{n}.yaml", json.dumps(ports))
         self.run([self.peer("otelcol"), "--config", HERE / "compose/collector.yaml", "--config", over])
         until(f"Collector {n} is ready", lambda: get(f"http://{self.telemetry[n]}/metrics") is not None)
@@ -193,7 +193,7 @@ class Run:
     # === sending
 
     def send(self):
-        """Failed traces by each proxy, good ones by one, and traces each of whose spans may come by any of them."""
+        """Sends failed traces to each proxy, good ones to one, and traces whose spans are spread over all proxies."""
         sending = []
         generators = [("failed", "Error", grpc) for grpc in self.grpcs] + [("fine", "Ok", self.grpcs[0])]
         for service, status, grpc in generators:
@@ -205,7 +205,7 @@ class Run:
         self.traces = len(generators) * self.options.traces
         self.sent = self.traces * (1 + CHILDREN)
         endpoints = [part for grpc in self.grpcs for part in ("--endpoint", grpc)]
-        # Whole groups of requests, so that every trace is whole when the last is answered.
+        # Whole groups of requests, so that every trace is complete when the last request was answered.
         groups = max(1, self.options.requests // SPREAD)
         requests = groups * SPREAD
         load = subprocess.run(
@@ -226,7 +226,7 @@ class Run:
                 raise Trouble(f"{process.name} ended with {process.returncode}")
         print(f"sent    {self.traces:,} traces of {self.sent:,} spans by {REPLICAS} proxies to {REPLICAS} Collectors")
 
-    # === looking
+    # === checking
 
     def verdict(self):
         failures = []
@@ -246,7 +246,7 @@ class Run:
         across = sum(service not in ("failed", "fine") for service, _ in kept.values())
         holds(f"{across} of the traces came in by several proxies", across > 0)
 
-        # The suffix depends on how the Collector's own metrics are exported.
+        # Whether the metric ends with _total depends on how the Collector exports its own metrics.
         name = "otelcol_processor_tail_sampling_new_trace_id_received(_total)?"
         seen = self.eventually(f'sum({{__name__=~"{name}"}})', self.traces)
         holds(f"{seen:,.0f} traces came to Collectors, of {self.traces:,} that were sent", seen == self.traces)
@@ -272,7 +272,7 @@ class Run:
         return failures
 
     def wait_for_decisions(self):
-        """Until no more spans come: for longer than a Collector waits, Jaeger's number stays the same."""
+        """Waits until the number of spans in Jaeger has not changed for longer than DECISION_WAIT."""
         last, steady, deadline = None, 0, time.monotonic() + PATIENCE
         while steady < DECISION_WAIT + 3 and time.monotonic() < deadline:
             now = sum(len(spans) for _, spans in self.kept().values())
@@ -281,7 +281,7 @@ class Run:
             time.sleep(1)
 
     def kept(self):
-        """One of its services and its spans' IDs for each trace that Jaeger has."""
+        """Returns one of the services and the span IDs of each trace in Jaeger."""
         kept = {}
         for service in json.loads(get(f"{self.jaeger}/api/services"))["data"] or []:
             query = urllib.parse.urlencode({"service": service, "limit": 100000})
@@ -297,7 +297,7 @@ class Run:
         return [float(sample["value"][1]) for sample in self.query(expression)]
 
     def eventually(self, expression, wanted):
-        """The value once it is what is wanted, or what it was last."""
+        """Returns the value of an expression once it is as wanted, or its last value after 15 s."""
         value, deadline = 0.0, time.monotonic() + 15
         while value != wanted and time.monotonic() < deadline:
             value = sum(self.values(expression))
@@ -335,10 +335,10 @@ class Run:
 
 
 def is_complete(service, spans):
-    """Whether a trace's distinct span IDs are all that it has."""
+    """Returns whether every span of the trace is there exactly once."""
     if service in ("failed", "fine"):
         return len(spans) == len(set(spans)) == 1 + CHILDREN
-    # IDs of `spanring load` end with the number of the trace's spans and the span's own.
+    # The last two bytes of a span ID of `spanring load` are the number of spans of the trace and the index of the span.
     places = [bytes.fromhex(span.zfill(16))[-2:] for span in spans]
     count = places[0][0]
     return sorted(place[1] for place in places) == list(range(count)) and {place[0] for place in places} == {count}
@@ -355,7 +355,7 @@ def stop(process):
 
 
 def get(url):
-    """A page's text, or None while there is none."""
+    """Returns the text of a page, or None if it cannot be read."""
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return answer.read().decode()
@@ -372,7 +372,7 @@ def until(what, is_so):
 
 
 def free_ports(count):
-    """Ports that nobody listens on now: all are held until all are known."""
+    """Returns ports that are free now. All are bound before the first is released, so they differ."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -381,6 +381,6 @@ def free_ports(count):
 
 
 if __name__ == "__main__":
-    # A signal ends it as an error does: what it started is stopped.
+    # Exit on SIGTERM as after an error, so that the processes are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

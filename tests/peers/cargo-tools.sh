@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the tools that .ci/run checks with, cargo-deny and shellcheck: bash cargo-tools.sh INSTALL_DIR
-# cargo-deny needs Rust, a C compiler and crates.io; it is built without optimisation, which is fast enough for one graph.
+# Installs cargo-deny and shellcheck, which .ci/run uses: bash cargo-tools.sh INSTALL_DIR
+# cargo-deny needs Rust, a C compiler and crates.io. It is built without optimisation, which is fast enough for one
+# dependency graph.
 # shellcheck source=tests/peers/common.bash
 . "$(dirname "${BASH_SOURCE[0]}")/common.bash"
 need cargo "install Rust from https://rustup.rs"

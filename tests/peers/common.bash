@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the install scripts beside it. Each is called as `bash NAME.sh INSTALL_DIR` and leaves its programs in
-# INSTALL_DIR/bin; beside them INSTALL_DIR/installed/PROGRAM holds the version, so that a second run has nothing to do.
+# Sourced by the install scripts in this directory. Each is called as `bash NAME.sh INSTALL_DIR` and installs programs
+# into INSTALL_DIR/bin. INSTALL_DIR/installed/PROGRAM holds the version, so that a program is not built again.
 set -euo pipefail
 
 peers=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,22 +10,22 @@ root=$(cd "$root" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# No toolchain may be downloaded behind our back, and static Go binaries need no C compiler.
+# Do not let Go download another toolchain. Static Go binaries need no C compiler.
 export GOTOOLCHAIN=local CGO_ENABLED=0 GOFLAGS=-buildvcs=false
 
-# fail MESSAGE...: ends the script with what is missing and what to do about it.
+# fail MESSAGE...: prints what is missing and what to do about it, and ends the script.
 fail() {
   echo "${0##*/}: $*" >&2
   exit 1
 }
 
-# need COMMAND HINT: a program that the script itself cannot bring.
+# need COMMAND HINT: fails unless a program exists that the script cannot install.
 need() {
   command -v "$1" >/dev/null || fail "needs $1: $2"
 }
 
-# ensure PROGRAM VERSION RECIPE: runs RECIPE (a function that writes $scratch/out) unless that version is there already.
-# Scripts that want the same program at once wait for each other.
+# ensure PROGRAM VERSION RECIPE: runs RECIPE (a function that writes $scratch/out) unless this version is installed.
+# Scripts that install the same program at the same time wait for each other.
 ensure() {
   local program=$1 version=$2 recipe=$3
   (
@@ -37,7 +37,7 @@ ensure() {
     echo "$program $version: building"
     SECONDS=0
     "$recipe"
-    # Renamed into place, so that a program which is running now can be replaced.
+    # Rename it into place, so that a running program can be replaced.
     install -m 755 "$scratch/out" "$root/bin/.$program"
     mv -f "$root/bin/.$program" "$root/bin/$program"
     echo "$version" >"$root/installed/$program"
@@ -45,7 +45,7 @@ ensure() {
   ) 8>"$root/installed/.$program.lock"
 }
 
-# debian PACKAGE...: installs Debian packages that are missing, without starting their services.
+# debian PACKAGE...: installs the Debian packages that are missing, without starting their services.
 debian() {
   local package missing=() guard=/usr/sbin/policy-rc.d ours=
   for package in "$@"; do
@@ -56,7 +56,7 @@ debian() {
   [ "$(id -u)" = 0 ] || fail "needs root to install ${missing[*]}; run: apt-get install ${missing[*]}"
   (
     flock 8
-    # Debian starts a server as soon as it is installed unless this script says no.
+    # Debian starts a server when it is installed, unless this script forbids it.
     if [ ! -e "$guard" ]; then
       printf '#!/bin/sh\nexit 101\n' >"$guard"
       chmod 755 "$guard"

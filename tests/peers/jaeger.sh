@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds Jaeger's all-in-one (OTLP in, traces in memory, a query API, no pages): bash jaeger.sh INSTALL_DIR
-# Needs Go 1.26 or newer and the Go module proxy. About two minutes on two cores with empty caches.
+# Builds Jaeger's all-in-one (OTLP input, traces in memory, query API, no web pages): bash jaeger.sh INSTALL_DIR
+# Needs Go 1.26 or newer and the Go module proxy. Takes about two minutes on two cores with empty caches.
 # shellcheck source=tests/peers/common.bash
 . "$(dirname "${BASH_SOURCE[0]}")/common.bash"
 need go "install Go 1.26 or newer from https://go.dev/dl"
-# Later versions ask for Collector modules that are not to be had.
+# Later versions require Collector modules that are not available.
 version=v1.62.0 module=github.com/jaegertracing/jaeger
 
 build() {
-  # In a module of its own, since `go install` refuses a main package whose module has replacements.
+  # Build in a module of its own: `go install` refuses a main package whose module has replace directives.
   mkdir "$scratch/jaeger"
   local info="$module/pkg/version"
   (

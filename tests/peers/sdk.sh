@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Installs a sender that uses the OpenTelemetry SDK for Python, from sdk/: bash sdk.sh INSTALL_DIR
-# Needs Python 3.10 or newer with venv, and PyPI. Some twenty seconds.
+# Installs a program that sends traces with the OpenTelemetry SDK for Python, from sdk/: bash sdk.sh INSTALL_DIR
+# Needs Python 3.10 or newer with venv, and PyPI. Takes about twenty seconds.
 # shellcheck source=tests/peers/common.bash
 . "$(dirname "${BASH_SOURCE[0]}")/common.bash"
 need python3 "install Python 3.10 or newer"
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "needs Python 3.10 or newer"
 
 build() {
-  # Made where it stays: a virtual environment can't be moved.
+  # Create it at its final path: a virtual environment cannot be moved.
   rm -rf "$root/sdk-python"
   python3 -m venv "$root/sdk-python" >&2 || fail "python3 has no venv; on Debian: apt-get install python3-venv"
   "$root/sdk-python/bin/pip" install --quiet --disable-pip-version-check --requirement "$peers/sdk/requirements.txt"

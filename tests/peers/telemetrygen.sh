@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds telemetrygen, the OpenTelemetry project's own load generator: bash telemetrygen.sh INSTALL_DIR
-# Needs Go 1.26 or newer and the Go module proxy. About a minute on two cores with empty caches.
+# Builds telemetrygen, the load generator of the OpenTelemetry project: bash telemetrygen.sh INSTALL_DIR
+# Needs Go 1.26 or newer and the Go module proxy. Takes about a minute on two cores with empty caches.
 # shellcheck source=tests/peers/common.bash
 . "$(dirname "${BASH_SOURCE[0]}")/common.bash"
 need go "install Go 1.26 or newer from https://go.dev/dl"

@@ -43,7 +43,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ include "spanring.commonLabels" . }}
 {{- end }}
 
-{{- /* What the restricted Pod Security Standard asks for, and a read-only root. */ -}}
+{{- /* Required by the restricted Pod Security Standard, plus a read-only root file system. */ -}}
 {{- define "spanring.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -62,7 +62,7 @@ capabilities: { drop: [ALL] }
 {{ .Values.pool.hostname | default (printf "%s.%s.svc" (include "spanring.collectors" .) .Release.Namespace) }}
 {{- end }}
 
-{{- /* Spanring's file: what follows from the values, and `config` over it. */ -}}
+{{- /* Spanring's configuration: generated from the values, with `config` merged into it. */ -}}
 {{- define "spanring.config" -}}
 {{- $sidecar := eq .Values.mode "sidecar" -}}
 {{- $grpc := dict "endpoint" (ternary "127.0.0.1:4317" "0.0.0.0:4317" $sidecar) -}}
@@ -94,7 +94,7 @@ capabilities: { drop: [ALL] }
 {{ mustMergeOverwrite $config (deepCopy .Values.config) | toYaml }}
 {{- end }}
 
-{{- /* Spanring's container, the same in every mode. */ -}}
+{{- /* Spanring's container; the same in all modes. */ -}}
 {{- define "spanring.container" -}}
 name: spanring
 image: {{ include "spanring.image" . }}
@@ -108,7 +108,7 @@ ports:
   - { name: otlp-grpc, containerPort: 4317, protocol: TCP{{ if and (eq .Values.mode "daemonset") .Values.daemonset.hostPort }}, hostPort: 4317{{ end }} }
   - { name: admin, containerPort: 8888, protocol: TCP }
   - { name: health, containerPort: 13133, protocol: TCP }
-# Ready once ports are bound and backends are known, and until it drains; backends' health is no part of it.
+# Ready once ports are bound and backends are known, until it drains. The backends' health does not count.
 startupProbe:
   httpGet: { path: /livez, port: health }
   periodSeconds: 1
@@ -131,7 +131,7 @@ resources:
 securityContext:
   {{- include "spanring.containerSecurity" . | nindent 2 }}
 volumeMounts:
-  # Whole folders: a file of its own (subPath) would never be renewed.
+  # Mount directories: a single file (subPath) would not be updated.
   - { name: config, mountPath: /etc/spanring, readOnly: true }
   {{- if .Values.tls.receiver.secretName }}
   - { name: tls-receiver, mountPath: /etc/spanring-tls/receiver, readOnly: true }
@@ -154,7 +154,7 @@ volumeMounts:
 {{- end }}
 {{- end }}
 
-{{- /* A pod's metadata and all of its spec but the containers. */ -}}
+{{- /* Metadata of a pod, and its spec without the containers. */ -}}
 {{- define "spanring.podMeta" -}}
 labels:
   {{- include "spanring.labels" . | nindent 2 }}
@@ -164,7 +164,7 @@ labels:
 {{- if or .Values.podAnnotations (not .Values.watchConfig) }}
 annotations:
   {{- if not .Values.watchConfig }}
-  # A changed file is a rollout.
+  # A changed file causes a rollout.
   checksum/config: {{ include "spanring.config" . | sha256sum }}
   {{- end }}
   {{- with .Values.podAnnotations }}
