@@ -1,7 +1,8 @@
-//! Everything in one process: backends that count, proxies before them, load before those; then the account.
+//! `spanring demo`: runs counting backends, proxies in front of them and a load generator in one process, then compares
+//! what was acknowledged with what the backends received.
 //!
-//! Every trace's spans enter through different proxies in different requests. The demo ends well when each trace is
-//! whole on one backend and every span that was acknowledged is there.
+//! The spans of each trace are sent in several requests through different proxies. The demo succeeds if every trace is
+//! complete on one backend and no acknowledged span is missing.
 
 use std::{io::Write, net::SocketAddr, process::ExitCode, time::Duration};
 
@@ -18,51 +19,51 @@ use super::{
 };
 use crate::lifecycle::Tasks;
 
-/// Fewest traces that a demo sends: with fewer, chance alone makes backends unequal.
+/// Smallest number of traces that a demo sends. With fewer, the shares of the backends would differ by chance.
 const MIN_TRACES: u64 = 5_000;
 
-/// Backends, proxies and load in one process; prints how many traces stayed whole.
+/// Run backends, proxies and load in one process; print how many traces stayed whole.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
-  spanring demo    four backends, three proxies, five seconds
+  spanring demo    with four backends and three proxies, for five seconds
   spanring demo --backends 10 --proxies 5 --seconds 10
   spanring demo --json | jq .traces_whole")]
 pub struct Args {
-    /// Collectors to pretend
+    /// Number of backends, which stand for collectors
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub backends: u16,
-    /// Proxies in front of them
+    /// Number of proxies in front of them
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub proxies: u16,
-    /// How long to send (longer, if that is too short for 5,000 traces)
+    /// How long to send (longer if that is too short for 5,000 traces)
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub seconds: u64,
     /// Spans in each request
     #[arg(long, visible_alias = "batch", value_name = "N", default_value_t = 100)]
     pub spans_per_batch: usize,
-    /// Requests in flight, over all proxies
+    /// Requests in flight through all proxies together
     #[arg(long, value_name = "N", default_value_t = 12)]
     pub in_flight: usize,
     /// Seed of the traces
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Print one JSON object
+    /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// A proxy that was started for the demo.
+/// A proxy started for the demo.
 #[derive(Debug)]
 pub struct RunningProxy {
-    /// Where it takes OTLP/gRPC.
+    /// Address of its OTLP/gRPC receiver.
     pub grpc: SocketAddr,
-    /// What runs it: drained, stopped and awaited when the load is over.
+    /// Its tasks, which are stopped and awaited after the load.
     pub tasks: Vec<Tasks>,
 }
 
-/// `spanring demo`. `start_proxy` starts one proxy in front of these backends and returns when it is ready.
+/// Runs `spanring demo`. `start_proxy` starts a proxy in front of the given backends and returns when it is ready.
 ///
-/// Ends with 1 when a trace was split or an acknowledged span is missing.
+/// The exit code is 1 if a trace was split or an acknowledged span is missing.
 pub async fn run<F>(args: Args, start_proxy: F, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode>
 where
     F: AsyncFn(&[SocketAddr]) -> anyhow::Result<RunningProxy>,
@@ -77,12 +78,12 @@ where
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs the demo until its time is over and `min_traces` were sent, and returns its account.
+/// Runs the demo until its time is over and `min_traces` traces were sent; returns the report.
 pub async fn play<F>(args: &Args, min_traces: u64, start_proxy: F) -> anyhow::Result<DemoReport>
 where
     F: AsyncFn(&[SocketAddr]) -> anyhow::Result<RunningProxy>,
 {
-    // The load has tasks of its own: an interrupted demo drains it while the backends go on.
+    // The load has its own tasks: when the demo is interrupted, the load is drained while the backends keep running.
     let (tasks, of_load) = (Tasks::new(), Tasks::new());
     let mut sinks = Vec::new();
     for _ in 0..args.backends {
@@ -123,7 +124,7 @@ fn load_config(args: &Args, min_traces: u64, endpoints: Vec<String>) -> LoadConf
         seed: args.seed,
         spans: args.spans_per_batch,
         traces,
-        // Enough for variety; every span gets an ID of its own when it is sent.
+        // Enough for variety. The span IDs are overwritten when a request is sent, so every span is unique.
         bodies: 64,
         max_bytes: 64 << 20,
         unique: true,
@@ -149,7 +150,7 @@ mod tests {
         Args { backends, proxies, seconds: 0, spans_per_batch: 100, in_flight: 4, seed: 1, json: true }
     }
 
-    /// Stands for a proxy: the address of one of the backends, so that load goes there unsplit.
+    /// Stands in for a proxy: the address of a backend, to which the load is sent directly.
     fn straight_to(addr: SocketAddr) -> anyhow::Result<RunningProxy> {
         Ok(RunningProxy { grpc: addr, tasks: Vec::new() })
     }

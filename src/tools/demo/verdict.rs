@@ -1,4 +1,4 @@
-//! The demo's account: what was acknowledged against what the backends have.
+//! The report of the demo: compares the acknowledged spans with those that the backends received.
 
 use std::{
     collections::HashMap,
@@ -10,57 +10,57 @@ use serde::Serialize;
 use super::Args;
 use crate::tools::{grouped, ids::TraceKey, load::LoadRun, ratio, sink::Sink};
 
-/// What the demo found.
+/// Report of a demo.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DemoReport {
-    /// Proxies that ran.
+    /// Number of proxies.
     pub proxies: u64,
-    /// Requests that were sent.
+    /// Requests sent.
     pub requests: u64,
     /// Requests that were not acknowledged.
     pub requests_failed: u64,
-    /// Traces of which a span was acknowledged or arrived.
+    /// Traces of which a span was acknowledged or received.
     pub traces: u64,
-    /// Traces of which one backend has every acknowledged span and no other has any.
+    /// Traces whose acknowledged spans are all on the same backend, with no span on another one.
     pub traces_whole: u64,
-    /// Traces of which several backends have spans.
+    /// Traces with spans on several backends.
     pub traces_split: u64,
-    /// Through how many proxies the spans of a trace entered, on average.
+    /// Average number of proxies through which the spans of a trace were sent.
     pub proxies_per_trace: f64,
-    /// Spans that were acknowledged.
+    /// Acknowledged spans.
     pub spans_acknowledged: u64,
-    /// Acknowledged spans that no backend has.
+    /// Acknowledged spans that no backend received.
     pub spans_missing: u64,
-    /// Spans that arrived more than once.
+    /// Spans received more than once.
     pub spans_duplicate: u64,
-    /// Spans acknowledged a second.
+    /// Acknowledged spans per second.
     pub spans_per_second: f64,
-    /// How long the load ran.
+    /// Duration of the load in seconds.
     pub seconds: f64,
-    /// Half of the requests were answered within this, in milliseconds.
+    /// Median latency of a request, in milliseconds.
     pub latency_p50_ms: f64,
-    /// 99 of 100 requests were answered within this, in milliseconds.
+    /// 99th percentile of the latency of a request, in milliseconds.
     pub latency_p99_ms: f64,
-    /// The spans of the backend with most, as a multiple of the mean.
+    /// Spans of the busiest backend ÷ mean of all backends.
     pub busiest_to_mean: f64,
-    /// What each backend got.
+    /// Share of each backend.
     pub backends: Vec<BackendShare>,
 }
 
-/// What a backend got.
+/// What a backend received.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BackendShare {
-    /// Its address.
+    /// Address of the backend.
     pub id: String,
-    /// Spans, those that came again included.
+    /// Spans received, duplicates included.
     pub spans: u64,
-    /// Traces.
+    /// Traces of which spans were received.
     pub traces: u64,
 }
 
-/// One trace, as all backends together saw it.
+/// A trace as the load generator and all backends saw it. The fields of spans and proxies are bit sets.
 #[derive(Clone, Copy, Default)]
-struct Whereabouts {
+struct TraceResult {
     acknowledged: u64,
     delivered: u64,
     twice: u64,
@@ -69,12 +69,12 @@ struct Whereabouts {
 }
 
 impl DemoReport {
-    /// Compares what the load was told with what the sinks have.
+    /// Compares the spans acknowledged to the load generator with those that the sinks received.
     pub(super) fn of(args: &Args, run: &LoadRun, sinks: &[Sink]) -> Self {
-        let traces = whereabouts(run, sinks, u64::from(args.proxies));
-        let count = |is: &dyn Fn(&Whereabouts) -> bool| traces.values().filter(|trace| is(trace)).count() as u64;
+        let traces = trace_results(run, sinks, u64::from(args.proxies));
+        let count = |is: &dyn Fn(&TraceResult) -> bool| traces.values().filter(|trace| is(trace)).count() as u64;
         let bits =
-            |of: &dyn Fn(&Whereabouts) -> u64| traces.values().map(|trace| u64::from(of(trace).count_ones())).sum();
+            |of: &dyn Fn(&TraceResult) -> u64| traces.values().map(|trace| u64::from(of(trace).count_ones())).sum();
         let backends = sinks.iter().map(share).collect::<Vec<_>>();
         let within: u64 = sinks.iter().filter_map(|sink| sink.report().tracked).map(|tracked| tracked.duplicates).sum();
         let entered: u64 = bits(&|trace| trace.proxies);
@@ -99,12 +99,12 @@ impl DemoReport {
         }
     }
 
-    /// Whether every trace is whole and every acknowledged span is there.
+    /// Returns whether every trace is whole and no acknowledged span is missing.
     pub fn is_good(&self) -> bool {
         self.traces_whole == self.traces && self.traces_split == 0 && self.spans_missing == 0 && self.traces > 0
     }
 
-    /// Writes it for people.
+    /// Writes the report as text.
     pub fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(
             out,
@@ -164,8 +164,8 @@ impl DemoReport {
     }
 }
 
-fn whereabouts(run: &LoadRun, sinks: &[Sink], proxies: u64) -> HashMap<TraceKey, Whereabouts> {
-    let mut traces: HashMap<TraceKey, Whereabouts> = HashMap::new();
+fn trace_results(run: &LoadRun, sinks: &[Sink], proxies: u64) -> HashMap<TraceKey, TraceResult> {
+    let mut traces: HashMap<TraceKey, TraceResult> = HashMap::new();
     for accepted in run.accepted.iter().filter(|accepted| accepted.rejected == 0) {
         for (key, place) in run.bodies.spans(accepted.ticket) {
             let trace = traces.entry(key).or_default();
