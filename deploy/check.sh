@@ -148,7 +148,7 @@ same_rules() {
 same_build() {
   local ours theirs
   ours=$(sed -n 's/^ *\(cargo build .*[^ ]\) *\\$/\1/p' deploy/Dockerfile)
-  theirs=$(sed -n "s/^step 'release build' //p" .ci/run)
+  theirs=$(sed -n "s/^step 'shipping build' //p" .ci/run)
   printf 'Dockerfile: %s\n.ci/run:    %s\n' "$ours" "$theirs"
   [ -n "$ours" ] && [ "$ours" = "$theirs" ]
 }

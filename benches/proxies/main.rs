@@ -1,4 +1,4 @@
-//! What a span costs in Spanring, nginx and HAProxy, end to end, in one run: `cargo bench --bench proxies`.
+//! What a span costs in Spanring, nginx and HAProxy, end to end, in one run: `cargo bench --profile dist --bench proxies`.
 //!
 //! The three pass the same requests to the same sinks; only Spanring cuts them by trace. Each measurement is the
 //! processor time of the proxy's processes over the spans that were acknowledged meanwhile; turns of the three follow
@@ -25,7 +25,7 @@ use anyhow::Result;
 use measure::Bench;
 use proxy::Programs;
 
-const HELP: &str = "cargo bench --bench proxies -- [--quick] [--turns N] [cost [SPANS]...] [before [SPANS]...] [backends] [latency] [tls]
+const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--turns N] [cost [SPANS]...] [before [SPANS]...] [backends] [latency] [tls]
 
   cost      processor time of a span, and memory, beside nginx and HAProxy: 10, 100, 512 and 8192 spans
             a batch, or of these the ones that are named

@@ -84,8 +84,9 @@ impl Bench {
         let versions: Vec<String> = versions.collect();
         let missing = if versions.len() < 3 { " (others are not installed: see tests/peers/proxies.sh)" } else { "" };
         format!(
-            "{cpus} CPUs; {}{missing}; medians of {} turns of {:?} each\n",
+            "{cpus} CPUs; {}{missing}; {}; medians of {} turns of {:?} each\n",
             versions.join("; "),
+            self.programs.spanring.display(),
             self.turns,
             self.turn
         )

@@ -85,6 +85,10 @@ where
 {
     // The load has its own tasks: when the demo is interrupted, the load is drained while the backends keep running.
     let (tasks, of_load) = (Tasks::new(), Tasks::new());
+    let Args { backends, proxies, seconds, .. } = args;
+    let progress = progress_bar(Some(Duration::from_secs(*seconds)));
+    progress.set_message(format!("starting {backends} backends and {proxies} proxies"));
+    progress.tick();
     let mut sinks = Vec::new();
     for _ in 0..args.backends {
         sinks.push(Sink::start(SinkConfig::default(), &tasks).await.context("cannot start a backend")?);
@@ -96,7 +100,11 @@ where
     }
     let endpoints = proxies.iter().map(|proxy| proxy.grpc.to_string()).collect();
     let config = load_config(args, min_traces, endpoints);
-    let progress = progress_bar(config.until.elapsed);
+    progress.set_prefix(format!(
+        "sending to {backends} backends through {proxies} proxies: ",
+        backends = args.backends,
+        proxies = args.proxies
+    ));
     let load = run_load(config, &progress, &of_load);
     tokio::pin!(load);
     let finished = tokio::select! {
@@ -112,7 +120,11 @@ where
     }
     let run = finished?;
     ensure!(run.sent > 0, "nothing was sent");
+    let checking = progress_bar(None);
+    checking.set_message("comparing what was acknowledged with what each backend received");
+    checking.tick();
     let report = DemoReport::of(args, &run, &sinks);
+    checking.finish_and_clear();
     tasks.stop();
     tasks.wait().await;
     Ok(report)

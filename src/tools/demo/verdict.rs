@@ -108,30 +108,30 @@ impl DemoReport {
     pub fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(
             out,
-            "{} proxies in front of {} backends, in this one process, for {:.1} s.",
+            "{} proxies sent to {} backends for {:.1} s, all of them in this process.",
             self.proxies,
             self.backends.len(),
             self.seconds
         )?;
         writeln!(
             out,
-            "The spans of each trace came in several requests, through {:.1} of the proxies on average.\n",
+            "The spans of a trace were spread over several requests, which entered through {:.1} proxies on average.\n",
             self.proxies_per_trace
         )?;
         let share = 100.0 * ratio(self.traces_whole, self.traces);
         writeln!(out, "  traces              {:>12}", grouped(self.traces))?;
-        writeln!(out, "  whole on a backend  {:>12}   {share:.3} %", grouped(self.traces_whole))?;
+        writeln!(out, "  whole on 1 backend  {:>12}   {share:.3} %", grouped(self.traces_whole))?;
         writeln!(out, "  split               {:>12}", grouped(self.traces_split))?;
         writeln!(out, "  spans acknowledged  {:>12}", grouped(self.spans_acknowledged))?;
-        writeln!(out, "  of these missing    {:>12}", grouped(self.spans_missing))?;
-        writeln!(out, "  arrived twice       {:>12}", grouped(self.spans_duplicate))?;
+        writeln!(out, "  missing             {:>12}", grouped(self.spans_missing))?;
+        writeln!(out, "  delivered twice     {:>12}", grouped(self.spans_duplicate))?;
         if self.requests_failed > 0 {
             writeln!(out, "  requests failed     {:>12}", grouped(self.requests_failed))?;
         }
         writeln!(out, "  spans a second      {:>12.0}", self.spans_per_second)?;
         writeln!(
             out,
-            "  answered within     {:>9.1} ms (half), {:.1} ms (99 %)\n",
+            "  latency             {:>9.1} ms (p50), {:.1} ms (p99)\n",
             self.latency_p50_ms, self.latency_p99_ms
         )?;
         self.write_backends(out)?;
@@ -152,14 +152,14 @@ impl DemoReport {
 
     fn meaning(&self) -> &'static str {
         if self.is_good() {
-            "Every trace is whole: the proxies, which never spoke with each other, sent all its spans to one backend.\n\
-             A tail sampler there would have seen all of it. Next: `spanring demo --backends 10 --proxies 5`, or put one\n\
-             in front of your collectors: `spanring --backends dns://collectors.example:4317`."
+            "Every trace is whole: the proxies do not talk to each other, and yet all of them sent its spans to the same\n\
+             backend. A tail sampler there would see the complete trace. Next, try `spanring demo --backends 10 --proxies 5`,\n\
+             or put a proxy in front of your collectors: `spanring --backends dns://collectors.example:4317`."
         } else if self.spans_missing > 0 {
-            "Spans that were acknowledged are missing: this is a defect; please report it with the seed."
+            "Acknowledged spans are missing. This is a defect in Spanring: please report it with the seed."
         } else {
-            "Traces were split over several backends: the proxies did not agree, or a backend failed meanwhile.\n\
-             With all backends healthy this is a defect; please report it with the seed."
+            "Some traces were split over several backends: the proxies did not agree, or a backend failed meanwhile.\n\
+             If all backends were healthy, this is a defect in Spanring: please report it with the seed."
         }
     }
 }

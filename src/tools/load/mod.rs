@@ -312,7 +312,7 @@ pub(crate) fn progress_bar(length: Option<Duration>) -> ProgressBar {
         return ProgressBar::new_spinner();
     };
     let bar = ProgressBar::new(u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
-    match ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}") {
+    match ProgressStyle::with_template("{bar:40} {percent:>3} %  {prefix}{msg}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
