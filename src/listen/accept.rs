@@ -22,6 +22,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
+    sync::oneshot,
     time::sleep,
 };
 
@@ -29,6 +30,7 @@ use super::{
     connection::{self, Life},
     metrics::ListenerMetrics,
     opening::{self, Foreign, Opening, Reopened, Strangers},
+    silent::{Room, SilentConnections},
     streams::Tally,
 };
 use crate::{lifecycle::Tasks, telemetry::Seldom};
@@ -43,6 +45,8 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// First pause when no descriptor or memory is left for a connection; it doubles up to 64 times this.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: u32 = 64;
+/// How long a connection that has said nothing has to close when it makes room for another: it holds nothing.
+const CLOSING: Duration = Duration::from_millis(1);
 
 /// A listener whose port is taken; it does not accept yet.
 #[derive(Debug)]
@@ -239,6 +243,7 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let open = Arc::default();
+    let mut silent = SilentConnections::default();
     let mut trouble = Trouble::new(bound.name);
     loop {
         let accepted = tokio::select! {
@@ -252,6 +257,11 @@ where
             Err(error) => {
                 listener.metrics.failed();
                 if let Some(pause) = trouble.with_accept(&error) {
+                    let pause = match silent.make_room() {
+                        Room::Made => FIRST_PAUSE,
+                        Room::After(left) => pause.min(left),
+                        Room::None => pause,
+                    };
                     tokio::select! {
                         () = listener.tasks.drained() => return,
                         () = sleep(pause) => {}
@@ -262,15 +272,21 @@ where
         };
         trouble.over();
         let limits = listener.limits.load_full();
-        let Some(place) = Place::take(&open, limits.most()) else {
+        let mut place = Place::take(&open, limits.most());
+        if place.is_none() && silent.make_room() == Room::Made {
+            sleep(CLOSING).await;
+            place = Place::take(&open, limits.most());
+        }
+        let Some(place) = place else {
             listener.metrics.refused();
             trouble.with_room(&limits);
             continue;
         };
         let shared = Arc::clone(&listener);
         let service = (listener.make_service)(peer);
+        let told_to_close = silent.add();
         drop(listener.tasks.spawn(async move {
-            shared.connection(stream, peer, service, &limits).await;
+            shared.connection(stream, peer, service, &limits, told_to_close).await;
             drop(place);
         }));
     }
@@ -288,8 +304,14 @@ impl Limits {
 // === impl Listener ===
 
 impl<C: Connector, M> Listener<C, M> {
-    async fn connection<S, B>(&self, stream: TcpStream, peer: SocketAddr, service: S, limits: &Limits)
-    where
+    async fn connection<S, B>(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        service: S,
+        limits: &Limits,
+        told_to_close: oneshot::Receiver<()>,
+    ) where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S::Future: Send + 'static,
         B: Body + Send + 'static,
@@ -300,6 +322,19 @@ impl<C: Connector, M> Listener<C, M> {
         let life = Life::new(limits);
         if let Err(error) = set_options(&stream) {
             tracing::debug!(%error, "cannot set the options of a connection");
+        }
+        let mut first = [0];
+        tokio::select! {
+            () = self.tasks.stopped() => return,
+            // The first byte or the end has come; it stays in the socket and is read below.
+            _ = stream.peek(&mut first) => {}
+            () = life.handshake_is_late(&self.tasks) => {}
+            // The sender is dropped when the listener accepts no more.
+            Ok(()) = told_to_close => {
+                self.metrics.failed();
+                tracing::debug!(%peer, "connection closed: its client has sent nothing, and another one needs its place");
+                return;
+            }
         }
         let connected = tokio::select! {
             () = self.tasks.stopped() => return,

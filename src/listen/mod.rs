@@ -17,6 +17,7 @@ mod metrics;
 mod opening;
 mod progress;
 mod secure;
+mod silent;
 mod streams;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -2,7 +2,8 @@
 
 use std::{net::TcpStream, process::Command, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use tokio::time::Instant;
 
 use crate::{
     backend::Answer,
@@ -103,8 +104,8 @@ async fn a_client_is_not_told_to_go_while_it_could_not_come_back() -> Result<()>
     let mut client = Raw::connect(fixture.grpc, &[])?;
     let open = std::fs::read_dir(format!("/proc/{}/fd", fixture.process.id()))?.count();
     limit(&fixture.process, open)?;
-    // The clients take the free descriptors below the limit.
-    let crowd: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(fixture.grpc)).collect::<Result<_, _>>()?;
+    // Numbers below the limit that are free are taken by clients, who are not silent and so keep their places.
+    let crowd = crowd(&fixture, 20);
     client.patience(Duration::from_secs(4))?;
     while let Some(Frame { kind, .. }) = client.next().unwrap_or(None) {
         ensure!(kind != GOAWAY, "the client is told to go, and nobody would accept it again");
@@ -116,7 +117,35 @@ async fn a_client_is_not_told_to_go_while_it_could_not_come_back() -> Result<()>
     Ok(())
 }
 
-/// Starts a proxy with these limits; returns its log up to its end or the line that it listens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_that_says_nothing_makes_room_for_a_client_when_no_descriptor_is_left() -> Result<()> {
+    let fixture = Fixture::start(1, with(256)).await?;
+    // Its connection to the backend is open from here on.
+    fixture.serves().await?;
+    let open = std::fs::read_dir(format!("/proc/{}/fd", fixture.process.id()))?.count();
+    limit(&fixture.process, open + 3)?;
+    let crowd: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(fixture.grpc)).collect::<Result<_, _>>()?;
+    fixture.client().await?.export(fixture.spans_at(0, 2)?).await.ok()?;
+    drop(crowd);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_that_says_nothing_makes_room_for_a_client_when_all_places_are_taken() -> Result<()> {
+    let fixture = Fixture::start(1, Knobs { grpc: "max_connections: 4,", ..Knobs::default() }).await?;
+    let _crowd: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(fixture.grpc)).collect::<Result<_, _>>()?;
+    // A client that is refused connects again, as clients do; the crowd stays.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(8) {
+        if fixture.client().await?.export(fixture.spans_at(0, 2)?).await.ok().is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bail!("a crowd of silent clients keeps out all others")
+}
+
+/// What a proxy says that a shell starts with these limits, until it ends or says that it listens.
 fn says(limits: &str) -> Result<String> {
     let script =
         format!("{limits}; exec \"$0\" --backends static://127.0.0.1:9 --otlp-grpc 127.0.0.1:0 --admin 127.0.0.1:0");
