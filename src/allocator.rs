@@ -1,22 +1,22 @@
-//! What glibc's allocator keeps of freed memory: bounded, by settings of its own, which it reads from the environment only.
+//! Limits the freed memory that glibc's allocator keeps. glibc reads these settings from the environment only, when a
+//! process starts.
 
 use std::{env, io};
 
-/// Allocations from this size on are maps of their own, which go back to the system when they are freed. glibc raises its
-/// threshold (128 KiB at first) to the size of whatever was freed, up to 32 MiB: after a few large messages, further ones
-/// come from arenas that keep their fragments, which is memory beyond the budget. Naming a threshold keeps it where it is.
-/// The largest frames of HTTP/2 are below the threshold, inflated requests of some MiB above it (peaks of memory with and
-/// without it: `deploy/docs/performance.md`).
+/// Allocations of at least this size get a memory map of their own, which returns to the system when it is freed. By
+/// default glibc raises this threshold (128 KiB at first) to the size of each freed map, up to 32 MiB: after a few
+/// large messages, further ones come from arenas, whose fragments are memory outside the budget. A threshold set
+/// explicitly stays fixed. This value is above the largest HTTP/2 frames and below decompressed requests of a few MiB.
 const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "524288");
 
-/// Freed memory at the end of an arena goes back to the system once there is so much of it. glibc's own 128 KiB are less than
-/// the parts of one request of 512 spans, so that pages would go back and be fetched again with each request (cost:
-/// `deploy/docs/performance.md`).
+/// Free memory at the end of an arena returns to the system when it exceeds this size. glibc's default of 128 KiB is
+/// less than the parts of one request, so pages would be returned and requested again with every request (figures: `deploy/docs/performance.md`).
 const TRIM_THRESHOLD: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "4194304");
 
-/// Starts the program once more in this process, with these settings in its environment, unless somebody has chosen any.
+/// Restarts the program in the same process with these settings in its environment, unless one of them, or
+/// `GLIBC_TUNABLES`, is set already.
 ///
-/// Returns only where that is not needed or cannot be had.
+/// Returns only when no restart is needed or when it fails.
 pub fn settle() -> io::Result<()> {
     let chosen =
         [MMAP_THRESHOLD.0, TRIM_THRESHOLD.0, "GLIBC_TUNABLES"].into_iter().any(|name| env::var_os(name).is_some());
@@ -35,7 +35,7 @@ fn again() -> io::Result<()> {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    // It comes back only with an error.
+    // `exec` returns only with an error.
     Err(command.args(arguments).envs([MMAP_THRESHOLD, TRIM_THRESHOLD]).exec())
 }
 

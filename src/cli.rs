@@ -1,4 +1,4 @@
-//! The command line: what can be asked of the binary, and how it answers with an exit code.
+//! The command line: commands, flags and exit codes.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -14,17 +14,17 @@ use crate::{
     tools,
 };
 
-/// Ended as it should: drained after a signal, or did what was asked.
+/// The process ended as intended: it drained after a signal, or the command succeeded.
 pub const EXIT_OK: u8 = 0;
-/// Failed while running: a port is taken, a demo's trace was split.
+/// The process failed while running: a port is taken, or the demo split a trace.
 pub const EXIT_FAILURE: u8 = 1;
-/// Never ran: the command line or the configuration is wrong.
+/// The process did not start: the command line or the configuration is wrong.
 pub const EXIT_USAGE: u8 = 2;
 
-/// The shortest time between two looks at a file.
+/// The shortest interval between two checks of the configuration file.
 const LEAST_WATCH: Duration = Duration::from_millis(100);
 
-/// Shown below `--help`; a test parses every line that starts with `spanring`.
+/// Appended to `--help`. A test parses every line that starts with `spanring`.
 const EXAMPLES: &str = "\
 Examples:
   spanring demo
@@ -44,7 +44,7 @@ Exit codes:
   2    the command line or the configuration is wrong
   130  SIGINT came a second time: ended at once (143: SIGTERM)";
 
-/// Puts every trace, whole, on one collector: a proxy for OpenTelemetry that cuts batches by trace ID.
+/// Sends every trace, whole, to one collector: a proxy for OpenTelemetry that splits batches by trace ID.
 #[derive(Debug, Parser)]
 #[command(
     name = "spanring",
@@ -63,18 +63,18 @@ pub struct Cli {
     command: Option<Command>,
 }
 
-/// What is asked for.
+/// The command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the proxy (also without this word)
+    /// Run the proxy (the default command)
     Run(RunArgs),
-    /// Check a configuration, and run nothing
+    /// Check a configuration without running it
     Validate(RunArgs),
-    /// Print a configuration complete: defaults filled in, references replaced, secrets hidden
+    /// Print the complete configuration: defaults filled in, references replaced, secrets hidden
     PrintConfig(RunArgs),
-    /// Ask for rings and the owners of traces, compare rings, plan a change
+    /// Show rings and the owners of traces, compare rings, plan a change
     Ring(tools::ring::Args),
-    /// Turn a Collector's load-balancing configuration into ours, and name what is left out or means something else
+    /// Convert a Collector's load-balancing configuration, and list what is left out or works differently
     Convert(tools::convert::Args),
     /// Ask a running proxy whether it is ready, for containers without a shell: exit code 0 or 1
     Healthcheck(tools::healthcheck::Args),
@@ -82,51 +82,51 @@ pub enum Command {
     Sink(tools::sink::Args),
     /// Generate OTLP load
     Load(tools::load::Args),
-    /// Run backends, proxies and load in one process, and tell how many traces stayed whole
+    /// Run backends, proxies and load in one process, and report how many traces stayed whole
     Demo(tools::demo::Args),
 }
 
-/// Where a configuration comes from: a file or `--backends`, and what stands above it.
+/// Flags that choose a configuration, a file or `--backends`, and override some of its keys.
 #[derive(Clone, Debug, Args)]
 #[command(group = ArgGroup::new("source").args(["config", "backends"]).required(true))]
 pub struct RunArgs {
     /// Configuration file (YAML)
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Read the file again when it changed, as SIGHUP asks for too; looked at every INTERVAL [default: 5s]
+    /// Reload the file when it changes, checked every INTERVAL; SIGHUP also reloads it [default: 5s]
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "5s", conflicts_with = "backends")]
     watch_config: Option<GoDuration>,
     /// Run without a file: static://HOST:PORT,… or dns://NAME[:4317]
     #[arg(short, long, value_name = "BACKENDS")]
     backends: Option<Backends>,
-    /// Where OTLP/gRPC comes in [default: 127.0.0.1:4317]
+    /// Address for OTLP/gRPC [default: 127.0.0.1:4317]
     #[arg(long, value_name = "ADDR")]
     otlp_grpc: Option<ListenAddress<OTLP_GRPC_PORT>>,
-    /// Where metrics and probes are served [default: 127.0.0.1:8888]
+    /// Address for metrics and probes [default: 127.0.0.1:8888]
     #[arg(long, value_name = "ADDR")]
     admin: Option<ListenAddress<ADMIN_PORT>>,
-    /// How a line of the log looks [default: text]
+    /// Format of log lines [default: text]
     #[arg(long, value_enum, value_name = "FORMAT")]
     log_format: Option<LogEncoding>,
-    /// The least level that is logged [default: info]
+    /// Lowest level that is logged [default: info]
     #[arg(long, value_enum, value_name = "LEVEL")]
     log_level: Option<LogLevel>,
 }
 
 impl Cli {
-    /// What is asked for; `run` where no word says it.
+    /// Returns the given command, or `run` when none was given.
     pub fn into_command(self) -> Command {
         self.command.unwrap_or(Command::Run(self.run))
     }
 }
 
 impl RunArgs {
-    /// How often the file is to be looked at for changes, if it is.
+    /// How often to check the file for changes; `None` without `--watch-config`.
     pub fn watch_config(&self) -> Option<Duration> {
         self.watch_config.map(|interval| interval.0.max(LEAST_WATCH))
     }
 
-    /// Reads the file, or takes the backends in its stead, and puts the other flags above it.
+    /// Reads the file, or builds a configuration from `--backends`, and applies the other flags over it.
     pub fn draft(self) -> Result<Draft, LoadError> {
         let mut draft = match (self.config, self.backends) {
             (Some(path), _) => Draft::read(&path)?,
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn every_example_of_the_help_is_understood() {
+    fn every_example_of_the_help_parses() {
         let examples: Vec<&str> = EXAMPLES.lines().map(str::trim).filter(|line| line.starts_with("spanring")).collect();
         assert!(!examples.is_empty());
         for line in examples {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn run_is_what_is_asked_for_without_a_word() {
+    fn run_is_the_default_command() {
         let flags = "--backends dns://collectors.test --otlp-grpc [::1]:1 --admin localhost:0 --log-level debug";
         let bare = settings(&format!("spanring {flags}"));
         assert_eq!(bare, settings(&format!("spanring run {flags}")));
@@ -194,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn backends_are_taken_as_a_list() {
+    fn backends_are_given_as_a_list() {
         let list = settings("spanring --backends static://a:1,b,[::1]:2").pools["default"].resolver.r#static.clone();
         let written: Vec<String> = list.expect("a list").hostnames.iter().map(ToString::to_string).collect();
         assert_eq!(written, ["a:1", "b:4317", "[::1]:2"]);
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_as_usage() {
+    fn senseless_command_lines_are_usage_errors() {
         for line in [
             "spanring",
             "spanring run",

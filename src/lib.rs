@@ -1,9 +1,10 @@
 //! Spanring: a trace-ID-aware load-balancing proxy for OpenTelemetry.
 //!
-//! Stateless front proxies accept OTLP, cut every batch by trace ID and send each trace, whole, to one collector of a
-//! discovered pool. Replicas agree without talking: the owner of a trace is a pure function of the pool's membership.
+//! Spanring is a stateless front tier. It accepts OTLP, splits every batch by trace ID and sends each trace, whole, to
+//! one collector of a discovered pool. Replicas agree without talking to each other: the owner of a trace is a pure
+//! function of the pool's membership.
 //!
-//! # The way of the data
+//! # The path of a request
 //!
 //! ```text
 //! client ──► receive ──► split ──► route ──► dispatch ──► backend
@@ -12,52 +13,59 @@
 //!            bounds       wire level          classify, join ──► reply
 //! ```
 //!
-//! [`receive`] reads a request whole, inflates and bounds it. [`pipeline`] takes one view of the pool (a
-//! [`ring::Table`] and the queues of its backends), has [`split`] cut the message by what [`route`] says of each record,
-//! gives every part room in its owner's queue or none at all, and waits in [`pipeline`]'s delivery for what becomes of
-//! them. [`dispatch`] merges what waits for one backend into calls, sends them and classifies the answers.
+//! [`receive`] reads a whole request, decompresses it and enforces its size limits. [`pipeline`] takes one view of the
+//! pool (a [`ring::Table`] and the queues of its backends) and calls [`split`], which asks [`route`] for the target of
+//! each record. The pipeline then reserves room for all parts in the queues of their backends, or for none of them, and
+//! its `delivery` waits for their outcomes. [`dispatch`] merges parts that wait for the same backend into calls, sends
+//! the calls and classifies the answers.
 //!
-//! Beside that way: [`discovery`] says who the backends are, [`membership`] turns that into tables and publishes them,
-//! [`settings`] are the keys of the configuration file, [`config`] reads and checks it, [`tls`] is what certificates say,
-//! [`access`] how a backend is spoken to, [`listen`] accepts connections for receivers and admin pages and ages them,
-//! [`telemetry`] is what the process says about itself, [`admin`] where it
-//! answers, [`tools`] the demo, the load generator and the counting backend, [`proxy`] wires all of it.
+//! The other rooms:
+//!
+//! - [`discovery`] finds the backends; [`membership`] builds tables from them and publishes the tables.
+//! - [`settings`] declares the keys of the configuration file; [`config`] reads and checks the file.
+//! - [`listen`] accepts connections for the receivers and the admin pages, and limits their number and age.
+//! - [`tls`] loads certificates and builds TLS settings; [`access`] holds a pool's TLS settings and headers.
+//! - [`telemetry`] has metrics and logs; [`admin`] serves them, the probes and the state of the rings.
+//! - [`tools`] has the demo, the load generator, the counting backend and the other commands.
+//! - [`proxy`] assembles everything.
 //!
 //! # Invariants
 //!
 //! 1. **Placement:** the same membership gives the same owner in every replica, process, platform and release. A golden
 //!    file pins it.
-//! 2. **One table a cut:** each cut uses one table. A part that has to be placed again is cut again, whole, by the table of
-//!    that moment.
-//! 3. **Bytes pass:** a record's bytes are never decoded and encoded again: unknown fields, invalid UTF-8 and any nesting
-//!    depth pass unchanged.
-//! 4. **Acknowledged means delivered:** a record is acknowledged only when its backend acknowledged it. What was not
-//!    delivered is said in the reply.
+//! 2. **One table per cut:** each cut uses one table. A part that has to be placed again is cut again, whole, by the
+//!    table that is current then.
+//! 3. **Bytes pass unchanged:** a record's bytes are never decoded and re-encoded, so unknown fields, invalid UTF-8 and
+//!    any nesting depth pass unchanged.
+//! 4. **Acknowledged means delivered:** a record is acknowledged only when its backend acknowledged it. The reply
+//!    counts what was not delivered.
 //! 5. **The ring stays:** an empty or failed discovery answer never empties a ring.
 //! 6. **Bounds:** every queue, body, buffer, retry and connection has a bound, a metric and a stated behaviour when full.
-//! 7. **No panic, no growth:** nothing that comes from the network panics the process, and no peer makes memory grow past
-//!    the configured limit.
+//! 7. **No panic, no growth:** no input from the network panics the process, and no peer makes memory grow past the
+//!    configured limit.
 //! 8. **Purity:** [`split`], [`route`] and [`ring`] do no I/O, spawn nothing and read no clock.
-//! 9. **Order is nothing:** the order of a pool's addresses, of a hash map or of DNS answers never reaches placement.
+//! 9. **Order does not matter:** the order of a pool's addresses, of a hash map or of DNS answers never affects
+//!    placement.
 //!
 //! # Who may import whom
 //!
-//! No room imports one above it. From the bottom: the vocabulary and small rooms (`otlp`, `lifecycle`, `budget`, ...);
-//! `telemetry`, `tls`, `access`, `endpoint` and `health`; `listen`, which knows nothing of OTLP; `split`, `ring` and `route`;
-//! `discovery` and `membership`; `dispatch`, which reads tables; `pipeline`, which knows split, route and dispatch;
-//! `receive`, which knows the pipeline's entry only; `admin`; `config`, which no room below imports; `proxy`, `tools` and
-//! `cli`. `tests/it/layout.rs` has the whole order and fails on an import against it.
+//! A room imports only rooms below it. From the bottom: the vocabulary and small rooms (`otlp`, `settings`,
+//! `lifecycle`, ...); `telemetry`, `tls`, `access`, `endpoint` and `health`; `listen`, which knows nothing of OTLP;
+//! `split`, `ring` and `route`; `discovery` and `membership`; `dispatch`, which reads tables; `pipeline`, which uses
+//! split, route and dispatch; `receive`, which uses only the pipeline's entry point; `admin`; `config`, which no room
+//! below imports; `proxy`, `tools` and `cli`. `tests/it/layout.rs` has the complete order and fails on an import that
+//! violates it.
 
-// The heart, and its assembly.
+// The core, and its assembly.
 pub mod pipeline;
 pub mod proxy;
-// The way of the data: receive → split → route → dispatch.
+// The path of a request: receive → split → route → dispatch.
 pub mod dispatch;
 pub mod receive;
 pub mod ring;
 pub mod route;
 pub mod split;
-// Side rooms.
+// The other rooms.
 pub mod admin;
 pub mod cli;
 pub mod config;
@@ -68,7 +76,7 @@ pub mod signals;
 pub mod telemetry;
 pub mod tls;
 pub mod tools;
-// Vocabulary: depends on nothing of ours, or on little.
+// Vocabulary and small rooms: they import few or none of the others.
 pub mod access;
 pub mod allocator;
 pub mod budget;

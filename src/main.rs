@@ -1,4 +1,5 @@
-//! The life of the process: parse, configure, log, run, drain, exit code. The only file that prints.
+//! The life of the process: parse arguments, load the configuration, start logging, run, drain, return an exit code.
+//! Only this file prints to stdout and stderr.
 
 use std::{
     io::{self, Write},
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     result.unwrap_or_else(|error| fail(&error))
 }
 
-/// Says why on stderr, once: with the whole chain of causes.
+/// Prints the error with its chain of causes to stderr and returns the exit code for it.
 #[expect(clippy::print_stderr, reason = "main is the one place that prints")]
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
@@ -63,7 +64,8 @@ fn print_config(args: RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Our file goes to stdout, the findings to stderr, those that cost most first; a file that nothing came of is a wrong one.
+/// Prints the converted file to stdout and the findings to stderr, the most important first. Without a single route the
+/// conversion has failed and nothing is printed to stdout.
 #[expect(clippy::print_stderr, reason = "stdout is the file that came out")]
 fn convert(args: &tools::convert::Args) -> anyhow::Result<ExitCode> {
     let converted = args.run()?;
@@ -85,7 +87,8 @@ fn convert(args: &tools::convert::Args) -> anyhow::Result<ExitCode> {
 }
 
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    // Before anything is read or bound. Without it freed memory is kept for longer; that is no reason not to run.
+    // Runs before anything is read or bound, since it may replace the process. If it fails, the allocator keeps freed
+    // memory longer; the proxy runs nevertheless.
     let unsettled = allocator::settle().err();
     let raised = descriptors::raise();
     descriptors::share()?;
@@ -118,16 +121,17 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(serve(config, args, draft.settings));
-    // What still runs was given its time: a blocked look-up must not hold the process.
+    // Running tasks have had their time to end. A blocking DNS look-up must not delay the exit.
     runtime.shutdown_background();
-    // From here on the log is where things are said, in its own format.
+    // Logging is set up by now, so a failure is logged in the configured format instead of printed.
     Ok(result.unwrap_or_else(|error| {
         error!("{error:#}");
         ExitCode::from(EXIT_FAILURE)
     }))
 }
 
-/// From the first port to the last: one signal drains, a second one ends at once; SIGHUP reads the configuration again.
+/// Runs the proxy until it ends. The first SIGTERM or SIGINT drains it, a second one ends it at once; SIGHUP reloads
+/// the configuration.
 async fn serve(config: Config, args: RunArgs, read: Settings) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("cannot listen to signals")?;
     let mut hangups = Hangups::listen().context("cannot listen to signals")?;
@@ -150,18 +154,18 @@ async fn serve(config: Config, args: RunArgs, read: Settings) -> anyhow::Result<
     }
 }
 
-/// What it says while it runs is on stderr.
+/// Runs the counting backend; it logs to stderr.
 fn sink(args: tools::sink::Args) -> anyhow::Result<ExitCode> {
     logs::init(logs::Config::default())?;
     tool(async move |out| tools::sink::run(args, out).await)
 }
 
-/// Runs a tool to its end; it writes to stdout.
+/// Runs a tool to its end, with stdout as its output.
 fn tool<F>(run: F) -> anyhow::Result<ExitCode>
 where
     F: AsyncFnOnce(&mut (dyn Write + Send)) -> anyhow::Result<ExitCode>,
 {
-    // Where it cannot be raised, what it is has to do.
+    // If the limit cannot be raised, the tool runs with the limit it has.
     drop(descriptors::raise());
     let runtime = runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     let result = runtime.block_on(run(&mut io::stdout()));
@@ -169,7 +173,7 @@ where
     result
 }
 
-/// One of the demo's proxies: as `spanring --backends static://…` starts it, on ports that the system chooses.
+/// Starts one of the demo's proxies as `spanring --backends static://…` would, on ports chosen by the system.
 async fn demo_proxy(backends: &[SocketAddr]) -> anyhow::Result<RunningProxy> {
     let proxy = Proxy::start(Config::on_free_ports(backends)?).await?;
     proxy.ready().await;

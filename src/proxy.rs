@@ -1,4 +1,5 @@
-//! Assembly: configuration → every part wired, started and drained in order. The only file that knows everyone.
+//! Assembly: builds every component from the configuration, starts them and drains them in order. Only this room knows
+//! all others.
 
 mod pool;
 pub mod reload;
@@ -28,58 +29,58 @@ use crate::{
     tls,
 };
 
-/// How long tasks behind the listeners get to end once they are told to stop.
+/// How long tasks get to end after they are told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often [`Proxy::ready`] looks.
+/// How often [`Proxy::ready`] checks.
 const READY_POLL: Duration = Duration::from_millis(5);
 
 /// A running proxy.
 #[derive(Debug)]
 pub struct Proxy {
-    /// Where OTLP/gRPC is served, if it is.
+    /// Address of the OTLP/gRPC listener, if there is one.
     pub grpc: Option<SocketAddr>,
-    /// Where the admin pages are served, if they are.
+    /// Address of the admin listener, if there is one.
     pub admin: Option<SocketAddr>,
-    /// Where probes are served apart from those, if they are.
+    /// Address of the separate listener for probes, if there is one.
     pub health_check: Option<SocketAddr>,
     shutdown: Arc<Mutex<Shutdown>>,
     running: Arc<tokio::sync::Mutex<Running>>,
     certificates: tls::Reloads,
     readiness: Readiness,
-    /// Connections of clients.
+    /// Tasks of client connections.
     front: Tasks,
-    /// Everything behind them: discovery, membership, dispatch, admin.
+    /// All other tasks: discovery, membership, dispatch, admin.
     back: Tasks,
 }
 
 /// Why a proxy could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// The admin listener's port could not be taken.
+    /// The admin listener could not bind its port.
     #[error("cannot start the admin listener (admin.endpoint)")]
     Admin(#[source] listen::BindError),
-    /// The port for probes could not be taken.
+    /// The listener for probes could not bind its port.
     #[error("cannot start the listener for probes (health_check.endpoint)")]
     HealthCheck(#[source] listen::BindError),
     /// A pool's resolver could not be started.
     #[error("cannot start the resolver of pool {pool}")]
     Discovery {
-        /// The pool.
+        /// Name of the pool.
         pool: String,
-        /// What was wrong.
+        /// The cause.
         #[source]
         source: discovery::DiscoveryError,
     },
-    /// Metrics could not be recorded.
+    /// The recorder of metrics could not be installed.
     #[error("cannot record metrics")]
     Recorder(#[from] RecorderError),
-    /// A pool's certificates can't be used.
+    /// A pool's certificates cannot be used.
     #[error("cannot use the certificates of pool {pool} (pools.{pool}.tls)")]
     Tls {
-        /// The pool.
+        /// Name of the pool.
         pool: String,
-        /// What was wrong.
+        /// The cause.
         #[source]
         source: tls::TlsError,
     },
@@ -91,7 +92,8 @@ pub enum ProxyError {
 // === impl Proxy ===
 
 impl Proxy {
-    /// Takes the ports, then starts everything from the back to the front. Ready as soon as every pool has a table.
+    /// Binds all ports, then starts the components, those next to the backends first. The proxy is ready as soon as
+    /// every pool has a table.
     pub async fn start(config: Config) -> Result<Self, ProxyError> {
         let (front, back) = (Tasks::new(), Tasks::new());
         let recorder = Recorder::install()?;
@@ -110,7 +112,7 @@ impl Proxy {
         let pools = Pools::new();
         let started = readiness.flag("start", "the process is starting");
         recorder.start_upkeep(&back);
-        // Metrics and probes answer from the start: what is missing is to be seen there.
+        // Metrics and probes are served first, so that they show what is still missing.
         if let Some(admin) = admin {
             admin::serve(admin, admin::State { recorder, readiness: readiness.clone(), pools: pools.clone() }, &back);
         }
@@ -141,15 +143,16 @@ impl Proxy {
         })
     }
 
-    /// Resolves when clients should send here: every pool has a table.
+    /// Resolves when the proxy is ready for clients: every pool has a table.
     pub async fn ready(&self) {
         while !self.readiness.is_ready() {
             tokio::time::sleep(READY_POLL).await;
         }
     }
 
-    /// Takes over what `source` says whenever the trigger that comes back asks for it and, with `watch`, whenever what it says
-    /// is not what it was; `read` is what the proxy was started with.
+    /// Starts a task that applies the configuration from `source` whenever the returned trigger asks for it. With
+    /// `watch`, the task also checks the source at that interval and applies it when it has changed. `read` is the
+    /// configuration that the proxy was started with.
     pub fn reload_from(&self, source: Source, read: Settings, watch: Option<Duration>) -> Trigger {
         let trigger = Trigger::default();
         let reloader =
@@ -158,14 +161,15 @@ impl Proxy {
         trigger
     }
 
-    /// What runs it, from the front to the back, for those who end it without a drain.
+    /// Returns the tasks of the listeners and those behind them, for callers that end the proxy without a drain.
     pub fn into_tasks(self) -> [Tasks; 2] {
         [self.front, self.back]
     }
 
-    /// Ends in order: not ready, go on for `delay`, GOAWAY, finish what is in hand for at most `timeout`, stop.
+    /// Shuts the proxy down: it becomes not ready, serves on for `shutdown.delay`, sends GOAWAY, gives requests in
+    /// flight at most `shutdown.timeout`, and stops.
     ///
-    /// The time bounds hold whatever peers do: what has not ended by then is cut.
+    /// These bounds hold whatever peers do: connections that are still open after `timeout` are cut.
     pub async fn drain(self) {
         self.readiness.drain();
         let shutdown = *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! Routing: from a record's key to the lane it leaves by. Pure; called by the split for every record.
+//! Routing: maps a record's key to the lane that the record leaves by. Pure; the split calls it for every record.
 
 use crate::{
     ring::Table,
@@ -9,7 +9,7 @@ use crate::{
 /// Length of a trace ID in bytes (W3C Trace Context, OTLP `Span.trace_id`).
 const TRACE_ID_LEN: usize = 16;
 
-/// What was wrong with the IDs of one request, to be added to counters at its end.
+/// Numbers of invalid IDs in one request, added to counters at its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InvalidIds {
     /// Records without an ID.
@@ -21,16 +21,16 @@ pub struct InvalidIds {
 }
 
 impl InvalidIds {
-    /// Records with any of these faults.
+    /// The number of records with any of these faults.
     pub fn total(self) -> u64 {
         self.empty + self.zero + self.wrong_length
     }
 }
 
-/// Routes by trace ID over one table.
+/// Routes by trace ID, using one table.
 ///
-/// A lane is a backend's index; records whose ID has a wrong length leave by a second lane of the same backend, because
-/// a Collector refuses the whole call that carries one.
+/// A lane is a backend's index. Records whose ID has a wrong length leave by a second lane of the same backend, because
+/// a Collector refuses the whole call that contains such a record.
 #[derive(Debug)]
 pub struct ByTraceId<'a> {
     table: &'a Table,
@@ -39,12 +39,12 @@ pub struct ByTraceId<'a> {
 }
 
 impl<'a> ByTraceId<'a> {
-    /// A router for one cut.
+    /// Creates a router for one cut.
     pub fn new(table: &'a Table, policy: InvalidTraceId) -> Self {
         Self { table, policy, invalid: InvalidIds::default() }
     }
 
-    /// What was seen of invalid IDs.
+    /// Returns the invalid IDs seen so far.
     pub fn invalid(&self) -> InvalidIds {
         self.invalid
     }
@@ -70,7 +70,8 @@ impl<'a> ByTraceId<'a> {
             InvalidTraceId::Forward if wrong_length => {
                 Targets::One(Lane { backend: self.table.owner(record.id), alone: true }.target())
             }
-            // Spread by the record's own bytes: one position for all of them would be one backend for all of them.
+            // Hashes the record's own bytes: all empty and zero IDs have the same hash, which would put them on one
+            // backend.
             InvalidTraceId::Forward => {
                 Targets::One(Lane { backend: self.table.owner(record.bytes), alone: false }.target())
             }
@@ -90,22 +91,22 @@ impl Router for ByTraceId<'_> {
     }
 }
 
-/// Where a record leaves: a backend, and whether in a call of its own.
+/// A lane: a backend, and whether the record goes in a call of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lane {
     /// Index of the backend in the table.
     pub backend: u32,
-    /// Whether it must not share a call with others.
+    /// Whether records of this lane must not share a call with others.
     pub alone: bool,
 }
 
 impl Lane {
-    /// The split's name for this lane.
+    /// Encodes this lane as a target of the split.
     pub fn target(self) -> Target {
         self.backend << 1 | u32::from(self.alone)
     }
 
-    /// The lane that the split calls `target`.
+    /// Decodes the lane of a target.
     pub fn of(target: Target) -> Self {
         Self { backend: target >> 1, alone: target & 1 == 1 }
     }

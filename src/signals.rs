@@ -1,31 +1,32 @@
-//! SIGTERM and SIGINT: the first asks the process to drain, the second ends it. SIGHUP asks for the configuration.
+//! The signals that the process handles: the first SIGTERM or SIGINT drains it, a second one ends it, and SIGHUP
+//! reloads the configuration.
 
 use std::io;
 
 use tokio::signal::unix::{self, SignalKind};
 
-/// The signals that end the process, listened to from the moment this is made.
+/// Receives the signals that end the process, from the moment this value is created.
 #[derive(Debug)]
 pub struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,
 }
 
-/// SIGHUP: asks the process to read its configuration again. Without this it would end the process.
+/// Receives SIGHUP, which reloads the configuration. Without a handler SIGHUP would end the process.
 #[derive(Debug)]
 pub struct Hangups(unix::Signal);
 
 /// A signal that ends the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// SIGTERM: what systemd and kubelets send.
+    /// SIGTERM, sent by systemd and by kubelets.
     Terminate,
-    /// SIGINT: control-C.
+    /// SIGINT, sent by Control-C.
     Interrupt,
 }
 
 impl Ending {
-    /// What a process that this signal ended exits with: 128 and its number, as shells have it.
+    /// Exit code of a process that this signal ended: 128 plus the signal's number, as shells have it.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Terminate => 128 + 15,
@@ -33,7 +34,7 @@ impl Ending {
         }
     }
 
-    /// Its name.
+    /// Name of the signal.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Terminate => "SIGTERM",
@@ -43,7 +44,7 @@ impl Ending {
 }
 
 impl Signals {
-    /// Begins to listen: the process no longer ends by itself.
+    /// Starts to handle the signals; from now on they no longer end the process by themselves.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: unix::signal(SignalKind::terminate())?,
@@ -51,7 +52,7 @@ impl Signals {
         })
     }
 
-    /// Resolves at the next signal. Cancel safety: none is lost.
+    /// Resolves at the next signal. Cancel safe: no signal is lost.
     pub async fn next(&mut self) -> Ending {
         tokio::select! {
             _ = self.terminate.recv() => Ending::Terminate,
@@ -61,12 +62,12 @@ impl Signals {
 }
 
 impl Hangups {
-    /// Begins to listen.
+    /// Starts to handle SIGHUP.
     pub fn listen() -> io::Result<Self> {
         Ok(Self(unix::signal(SignalKind::hangup())?))
     }
 
-    /// Resolves at the next signal; some that come at once are one. Cancel safety: none is lost.
+    /// Resolves at the next SIGHUP; several that arrive together count as one. Cancel safe: no signal is lost.
     pub async fn next(&mut self) {
         if self.0.recv().await.is_none() {
             std::future::pending::<()>().await;

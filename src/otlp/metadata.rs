@@ -30,7 +30,7 @@ impl Metadata {
     pub fn of(names: &[HeaderName], headers: &HeaderMap) -> Result<Option<Self>, TooMuch> {
         let mut found = Vec::new();
         let (mut bytes, mut hash) = (0_usize, Xxh3::new());
-        for (name, value) in said(names, headers) {
+        for (name, value) in selected(names, headers) {
             bytes += name.as_str().len() + value.len();
             if found.len() == MAX_VALUES || bytes > MAX_BYTES {
                 return Err(TooMuch);
@@ -45,7 +45,7 @@ impl Metadata {
 
     /// Whether `headers` say just this of `names`.
     pub fn is_of(&self, names: &[HeaderName], headers: &HeaderMap) -> bool {
-        said(names, headers).eq(self.headers.iter().map(|(name, value)| (name, value)))
+        selected(names, headers).eq(self.headers.iter().map(|(name, value)| (name, value)))
     }
 
     /// Adds it to a request's headers, except for names that these have already.

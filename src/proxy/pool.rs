@@ -1,5 +1,5 @@
-//! A pool as a unit: resolver, membership and dispatch, which can be told of another configuration while they run and can
-//! be ended alone.
+//! A pool as a unit: its resolver, membership and dispatch. A pool can be reconfigured while it runs, and ended on its
+//! own.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,31 +22,31 @@ use crate::{
     tls::{Client, Reloads},
 };
 
-/// How often it is looked whether calls that nobody waits for any more have ended.
+/// How often a retiring pool checks whether calls without a waiting client have ended.
 const IDLE_POLL: Duration = Duration::from_millis(20);
 
-/// How often it is looked how many connections to backends may be needed, beside each change of the pool.
+/// How often to recompute the number of connections to backends, in addition to every change of the pool.
 const SHARE_POLL: Duration = Duration::from_secs(10);
 
 /// A running pool.
 pub(super) struct Pool {
     config: PoolConfig,
-    /// Who finds its backends, and how these are spoken to.
+    /// The resolver, and how backends are spoken to.
     resolvers: Resolvers,
-    /// TLS by the newest configuration, which may have found nobody yet.
+    /// TLS settings of the newest configuration; its resolver may not have found any backends yet.
     client: Option<Client>,
     membership: watch::Sender<membership::Config>,
     published: membership::Published,
     certificates: Reloads,
     dispatch: Arc<Dispatch>,
-    /// Routes that lead here, those of requests in hand included.
+    /// Tracks the routes that lead here, including those held by requests in flight.
     users: TaskTracker,
-    /// The whole.
+    /// All tasks of this pool.
     tasks: Tasks,
 }
 
 impl Pool {
-    /// Starts a pool from discovery to dispatch.
+    /// Starts a pool, from discovery to dispatch.
     pub(super) fn start(config: &PoolConfig, certificates: &Reloads, tasks: &Tasks) -> Result<Self, ProxyError> {
         let PoolConfig { name, .. } = config;
         let client = load_client(config)?;
@@ -76,7 +76,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Has the files of the newest TLS settings looked at for as long as anybody is spoken to by them.
+    /// Watches the certificate files of the newest TLS settings for as long as any connection uses them.
     fn follow_files(&self) {
         if let Some(client) = &self.client {
             self.certificates.add(&client.as_reload());
@@ -84,45 +84,47 @@ impl Pool {
         }
     }
 
-    /// Does what can fail of a change to `config`: reads the files of other TLS settings.
+    /// Checks `config` and loads the files of changed TLS settings: everything about a reconfiguration that can fail.
     pub(super) fn prepare(&self, config: &PoolConfig) -> Result<Option<Client>, ProxyError> {
         config.discovery.check().map_err(|source| ProxyError::Discovery { pool: config.name.clone(), source })?;
         if self.config.tls == config.tls { Ok(None) } else { load_client(config) }
     }
 
-    /// What requests are handed to.
+    /// The pool's dispatch, which takes requests.
     pub(super) fn dispatch(&self) -> Arc<Dispatch> {
         Arc::clone(&self.dispatch)
     }
 
-    /// What pages show of it; `signals` are routed here.
+    /// The pool as admin pages show it; `signals` are the signals routed to it.
     pub(super) fn shown(&self, signals: Vec<Signal>) -> admin::Pool {
         admin::Pool { signals, membership: self.published.clone(), dispatch: self.dispatch() }
     }
 
-    /// What a route that leads here keeps for as long as it is in use.
+    /// Returns a token that a route to this pool holds for as long as it is in use.
     pub(super) fn user(&self) -> TaskTrackerToken {
         self.users.token()
     }
 
-    /// Makes the pool's table a condition of readiness.
+    /// Makes the pool's first table a condition of readiness.
     pub(super) fn require_table(&self, readiness: &Readiness) {
         let delivers = self.dispatch();
-        // Dispatch's view and not membership's table: a request that comes at once is to find its queues.
+        // This checks dispatch's view and not membership's table: a request that arrives at once must find queues.
         readiness.require(condition(&self.config.name), move || {
             delivers.view().is_none().then(|| "no backends yet: discovery has found none".to_owned())
         });
     }
 
-    /// Waits until requests find a table and queues.
+    /// Resolves when requests find a table and queues.
     pub(super) async fn ready(&self) {
         self.dispatch.ready().await;
     }
 
-    /// Takes over what differs, in place: backends, their states, the table and its generations stay. Whether anything did.
+    /// Applies the differences in place and returns whether there were any. Backends, their states, the table and its
+    /// generation stay.
     ///
-    /// `client` is what [`Pool::prepare`] gave. A new resolver's first good answer replaces the set of the one before, which
-    /// stays in force until then, with its TLS and headers; what shows nobody a credential holds at once.
+    /// `client` is the result of [`Pool::prepare`]. The backends of a changed resolver replace the current ones with
+    /// its first good answer; until then the current ones keep their TLS settings and headers. Changes that reveal no
+    /// credential to a backend apply at once.
     pub(super) fn reconfigure(&mut self, config: &PoolConfig, client: Option<Client>) -> bool {
         if self.config == *config {
             return false;
@@ -142,7 +144,7 @@ impl Pool {
             if let Err(error) =
                 discovery::start(&self.resolvers, &config.name, &config.discovery, access(), &self.tasks)
             {
-                // It was checked before.
+                // `prepare` has checked it before.
                 error!(pool = config.name, %error, "cannot start the resolver: the backends stay as they are");
             }
         } else if self.config.tls != config.tls || self.config.headers != config.headers {
@@ -152,8 +154,8 @@ impl Pool {
         true
     }
 
-    /// Ends a pool that no route leads to any more: requests in hand finish, for `patience` at most; then what runs for
-    /// nobody, connections and all.
+    /// Ends a pool that no route leads to any more. Requests in flight get at most `patience` to finish; then all tasks
+    /// and connections end.
     pub(super) async fn retire(self, patience: Duration) {
         let pool = &*self.config.name;
         self.users.close();
@@ -171,7 +173,8 @@ impl Pool {
     }
 }
 
-/// Keeps descriptors for connections to the pool's backends, as many as it has need of, for as long as it runs.
+/// Keeps descriptors reserved for connections to the pool's backends, as many as it currently needs, while the pool
+/// runs.
 async fn keep_descriptors(dispatch: Arc<Dispatch>, tasks: Tasks) {
     let (mut share, mut changes) = (Share::unknown(), dispatch.changes());
     loop {
@@ -181,7 +184,7 @@ async fn keep_descriptors(dispatch: Arc<Dispatch>, tasks: Tasks) {
         tokio::select! {
             () = tasks.stopped() => return,
             changed = changes.changed() => if changed.is_err() { return },
-            // Backends that left close their connections some time later.
+            // Connections to backends that left close some time later, without a change of the pool.
             () = tokio::time::sleep(SHARE_POLL) => {}
         }
     }
@@ -192,7 +195,7 @@ fn load_client(config: &PoolConfig) -> Result<Option<Client>, ProxyError> {
     config.tls.as_ref().map(load).transpose().map_err(|source| ProxyError::Tls { pool: config.name.clone(), source })
 }
 
-/// The name of a pool's condition.
+/// Returns the name of a pool's readiness condition.
 pub(super) fn condition(pool: &str) -> String {
     format!("pool {pool}")
 }

@@ -1,7 +1,7 @@
-//! Reading the configuration again, when a signal asks for it or the file changed, and saying what came of it.
+//! Reloads the configuration when a signal asks for it or the file has changed, and reports the result.
 //!
-//! A file that does not hold changes nothing. One that does is taken over but for what takes a restart, which is named in
-//! the log and in `spanring_config_restart_required`. The log names each key that changed, never what it was or is.
+//! An invalid file changes nothing. A valid one is applied except for keys that need a restart; those are named in the
+//! log and in `spanring_config_restart_required`. The log names each key that changed, but never its old or new value.
 
 use std::{
     error::Error,
@@ -26,36 +26,38 @@ use crate::{
     tls::Reloads,
 };
 
-/// A change of the file counts once two looks in a row, that far apart, saw the same: it may be half written at the first.
+/// A change of the file counts once two reads in a row, this far apart, gave the same: at the first it may be half
+/// written.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Keys that one line names; of more than these their number is said.
+/// How many keys one log line names; of further ones only the number is given.
 const MAX_NAMED: usize = 20;
 
-/// Reads the configuration anew. Called on a thread that may block.
+/// Reads the configuration. Called on a thread that may block.
 pub type Source = Arc<dyn Fn() -> Result<Draft, LoadError> + Send + Sync>;
 
-/// Asks for a reload; what is asked for while one is under way is one more after it. Cloning shares it.
+/// Asks for a reload. Requests that come during a reload cause one more after it. Clones share the trigger.
 #[derive(Clone, Debug, Default)]
 pub struct Trigger(Arc<Notify>);
 
-/// The task that reloads.
+/// The task that reloads the configuration.
 pub(super) struct Reloader {
     running: Arc<Mutex<Running>>,
     certificates: Reloads,
     source: Source,
     trigger: Trigger,
     watch: Option<Duration>,
-    /// What was read last: the settings, or what was wrong.
+    /// Result of the last read: the settings, or the error.
     seen: Seen,
-    /// What was taken over last.
+    /// The settings that were applied last.
     taken: Settings,
     metrics: Metrics,
 }
 
 type Seen = Result<Settings, String>;
 
-/// What reloads tell, there from the start: the configuration that the process started with was a success.
+/// Metrics of reloads. They exist from the start, and the configuration that the process started with counts as a
+/// success.
 struct Metrics {
     success: Counter,
     unchanged: Counter,
@@ -67,7 +69,7 @@ struct Metrics {
 // === impl Trigger ===
 
 impl Trigger {
-    /// Asks.
+    /// Asks for a reload.
     pub fn reload(&self) {
         self.0.notify_one();
     }
@@ -76,7 +78,7 @@ impl Trigger {
 // === impl Reloader ===
 
 impl Reloader {
-    /// `read` is what the process started with. Without `watch` only the trigger is heard.
+    /// `read` is the configuration that the process started with. Without `watch` only the trigger causes reloads.
     pub(super) fn new(
         running: Arc<Mutex<Running>>,
         certificates: Reloads,
@@ -108,7 +110,7 @@ impl Reloader {
         }
     }
 
-    /// Resolves when the file says something else than it did; never, if nobody asked to watch it.
+    /// Resolves when the file differs from what was read last; never, without `watch`.
     async fn changed(&self) {
         let Some(interval) = self.watch else { return std::future::pending().await };
         loop {
@@ -146,20 +148,20 @@ impl Reloader {
         }
     }
 
-    /// What was taken over, and the keys that differ from what was taken over before.
+    /// Reads, checks and applies the configuration. Returns what was applied and the keys that differ from before.
     async fn attempt(&mut self) -> Result<(Applied, Vec<String>), String> {
         let draft = self.read().await;
         self.seen = draft.as_ref().map(|draft| draft.settings.clone()).map_err(|error| chain(error));
         let draft = draft.map_err(|error| chain(&error))?;
         let settings = draft.settings.clone();
-        // Names of listeners are looked up: for a thread that may block.
+        // Checking resolves the host names of listeners, so it runs on a thread that may block.
         let checked = spawn_blocking(move || draft.check()).await.map_err(|error| chain(&error))?;
         let config = checked.map_err(|error| chain(&error))?;
         for warning in &config.warnings {
             warn!("{warning}");
         }
         let applied = self.running.lock().await.apply(config).await.map_err(|error| chain(&error))?;
-        // Files beside the configuration: they say themselves what became of them.
+        // Certificate files are reloaded too; they log and count their own results.
         drop(self.certificates.now().await);
         let changed = changed_keys(&self.taken, &settings);
         self.taken = settings;
@@ -188,7 +190,7 @@ fn tell(applied: &Applied, changed: &[String]) {
     }
 }
 
-/// Keys on one line, not all of very many.
+/// Joins keys for one log line, at most [`MAX_NAMED`] of them.
 fn named(keys: &[String]) -> String {
     let named: Vec<&str> = keys.iter().map(String::as_str).take(MAX_NAMED).collect();
     match keys.len().saturating_sub(MAX_NAMED) {
@@ -197,7 +199,7 @@ fn named(keys: &[String]) -> String {
     }
 }
 
-/// An error with its causes, on one line.
+/// Returns an error with its causes, on one line.
 fn chain(error: &dyn Error) -> String {
     let causes = std::iter::successors(Some(error), |error| (*error).source());
     let texts: Vec<String> = causes.map(|error| error.to_string().replace('\n', "; ")).collect();
@@ -227,7 +229,7 @@ impl Metrics {
 
     fn good(&self, restart: &[&str]) {
         self.successful.set(1.0);
-        // The wall clock is only shown, never calculated with.
+        // The wall clock is only displayed, never used in calculations.
         self.success_at.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         for key in FIXED {
             let required = f64::from(u8::from(restart.contains(&key)));

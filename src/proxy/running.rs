@@ -1,4 +1,4 @@
-//! What a running proxy consists of, and how it takes over another configuration without dropping a connection.
+//! The components of a running proxy, and how they change to another configuration without dropping a connection.
 
 use std::{
     collections::BTreeMap,
@@ -25,62 +25,63 @@ use crate::{
     tls::{Client, Reloads, TlsError},
 };
 
-/// How long a pool that is added to a running proxy may take to find backends: two look-ups and their time-outs.
+/// How long a pool that a reload adds may take to find backends: enough for two look-ups and their time-outs.
 const TABLE_WITHIN: Duration = Duration::from_secs(10);
 
-/// What a removed pool's calls may take beyond the deadline of the last request that went there.
+/// How long calls of a removed pool may take beyond the deadline of the last request sent there.
 const CALLS_WITHIN: Duration = Duration::from_secs(5);
 
-/// The parts of a proxy that a configuration decides about.
+/// The parts of a proxy that depend on the configuration.
 pub(super) struct Running {
-    /// What is in force. Where the file says otherwise in what takes a restart, this says what was true at the start.
+    /// The configuration in force. For keys that need a restart this has the values from the start, even if the file
+    /// differs.
     config: Config,
     pools: BTreeMap<String, Pool>,
     pipeline: Arc<Pipeline>,
     receivers: Option<Receivers>,
     budget: Budget,
     readiness: Readiness,
-    /// The pools as pages show them.
+    /// The pools as admin pages show them.
     shown: Pools,
     certificates: Reloads,
     shutdown: Arc<Mutex<Shutdown>>,
     tasks: Tasks,
 }
 
-/// What a configuration changed.
+/// What a reload changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Applied {
-    /// Pools that were not there before.
+    /// Names of pools that were added.
     pub(super) added: Vec<String>,
-    /// Pools that work in another way.
+    /// Names of pools whose settings changed.
     pub(super) changed: Vec<String>,
-    /// Pools that no route leads to any more.
+    /// Names of pools that were removed, since no route leads to them any more.
     pub(super) removed: Vec<String>,
-    /// Keys whose change takes a restart: what they were holds on.
+    /// Changed keys that need a restart; their old values stay in force.
     pub(super) restart: Vec<&'static str>,
-    /// Whether nothing differed but these.
+    /// Whether nothing differed, apart from keys in `restart`.
     pub(super) is_nothing: bool,
 }
 
-/// Why a configuration was not taken over; nothing of it was.
+/// Why a configuration was not applied. In these cases no part of it was.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApplyError {
-    /// A pool can't be started.
+    /// A pool cannot be started.
     #[error(transparent)]
     Pool(#[from] ProxyError),
-    /// The receiver's certificates can't be used.
+    /// The receiver's certificates cannot be used.
     #[error("cannot use the certificates of receivers.otlp.protocols.grpc.tls")]
     Receiver(#[from] TlsError),
-    /// A new pool found nobody.
+    /// A new pool found no backends in time.
     #[error("pool {pool} found no backends within {TABLE_WITHIN:?}: look at its resolver")]
     NoBackends {
-        /// The pool.
+        /// Name of the pool.
         pool: String,
     },
 }
 
 impl Running {
-    /// Starts the pools of `config`, and a pipeline that leads to them.
+    /// Starts the pools of `config`, and a pipeline that routes to them.
     pub(super) fn start(
         config: Config,
         readiness: &Readiness,
@@ -113,16 +114,17 @@ impl Running {
         Ok(running)
     }
 
-    /// Serves clients from now on.
+    /// Starts to serve clients.
     pub(super) fn serve(&mut self, bound: crate::receive::Bound, front: &Tasks) -> crate::receive::Listeners {
         let bound = bound.beside(beside_otlp(self.readiness.clone()));
         let receivers = bound.serve(Arc::clone(&self.pipeline), self.budget.clone(), front);
         self.receivers.insert(receivers).listeners()
     }
 
-    /// Takes over `config`: first everything that can fail, then the rest.
+    /// Applies `config`. Everything that can fail happens first.
     ///
-    /// Requests are served by the old routes until every new pool has a table, and finish by the routes that they met.
+    /// Requests use the old routes until every new pool has a table. A request finishes with the routes it started
+    /// with.
     pub(super) async fn apply(&mut self, mut config: Config) -> Result<Applied, ApplyError> {
         let restart = config.keep_fixed(&self.config);
         if config == self.config {
@@ -159,7 +161,7 @@ impl Running {
         Ok(applied)
     }
 
-    /// Shows the pools and what is routed there.
+    /// Publishes the pools and the signals routed to them for the admin pages.
     fn show(&self) {
         for (name, pool) in &self.pools {
             let routes = self.config.routes.iter().filter(|route| route.pool == *name);
@@ -167,7 +169,7 @@ impl Running {
         }
     }
 
-    /// What can fail of the changes of pools that are there already.
+    /// Checks the changes to running pools and loads their TLS settings; all of this can fail.
     fn prepare(&self, pools: &[PoolConfig]) -> Result<BTreeMap<String, Client>, ProxyError> {
         let mut clients = BTreeMap::new();
         for pool in pools {
@@ -180,7 +182,7 @@ impl Running {
         Ok(clients)
     }
 
-    /// Starts the pools that are not there yet and waits until each has a table; else none of them is left.
+    /// Starts the pools that do not run yet and waits until each has a table. On an error, all of them are ended again.
     async fn start_new(&self, pools: &[PoolConfig]) -> Result<BTreeMap<String, Pool>, ApplyError> {
         let mut added = BTreeMap::new();
         for pool in pools.iter().filter(|pool| !self.pools.contains_key(&pool.name)) {
@@ -206,7 +208,7 @@ impl Running {
         Ok(added)
     }
 
-    /// Ends the pools that are not among `pools`.
+    /// Ends the pools that are not among `pools`, and returns their names.
     fn retire_all_but(&mut self, pools: &[PoolConfig]) -> Vec<String> {
         let stay = |name: &String| pools.iter().any(|pool| pool.name == *name);
         let gone: Vec<String> = self.pools.keys().filter(|name| !stay(name)).cloned().collect();
@@ -221,7 +223,7 @@ impl Running {
         gone
     }
 
-    /// Ends pools that no route led to yet.
+    /// Ends pools that no route leads to yet.
     fn give_up(&self, pools: BTreeMap<String, Pool>) {
         pools.into_values().for_each(|pool| self.retire(pool, Duration::ZERO));
     }
@@ -231,7 +233,7 @@ impl Running {
     }
 }
 
-/// The routes of `config`, whose pools are among `pools`.
+/// Builds the routes of `config` over `pools`.
 fn routes(config: &Config, pools: &BTreeMap<String, Pool>) -> Routes {
     let mut routes = Routes::new(config.pipeline.clone());
     for route in &config.routes {

@@ -13,25 +13,25 @@ use super::{
 };
 use crate::otlp::Signal;
 
-/// What happens to records whose trace ID is empty, all zero or of a wrong length.
+/// How to treat records whose trace ID is empty, all zero or of a wrong length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InvalidTraceId {
-    /// They are sent on; a backend's refusal comes back as `partial_success`.
+    /// Forward them; a backend's refusal is returned in `partial_success`.
     #[default]
     Forward,
-    /// They are refused with `partial_success`, and not sent on.
+    /// Reject them without asking a backend, and count them in `partial_success`.
     Reject,
 }
 
 as_serde! { InvalidTraceId }
 
-/// What happens to such records of each signal that is routed by trace ID.
+/// The treatment of invalid trace IDs for each signal that is routed by trace ID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InvalidTraceIds {
     /// For spans.
     pub traces: InvalidTraceId,
-    /// For log records. Many have no trace ID, and need none.
+    /// For log records, where the trace ID is optional; many have none.
     pub logs: InvalidTraceId,
 }
 
@@ -46,12 +46,12 @@ section! {
 }
 
 impl InvalidTraceIds {
-    /// What happens to such records of a signal.
+    /// Returns the treatment for a signal.
     pub fn of(self, signal: Signal) -> InvalidTraceId {
         match signal {
             Signal::Traces => self.traces,
             Signal::Logs => self.logs,
-            // They have no trace ID that could be invalid.
+            // These signals have no trace ID that could be invalid.
             Signal::Metrics | Signal::Profiles => InvalidTraceId::Forward,
         }
     }
