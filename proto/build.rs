@@ -1,4 +1,4 @@
-//! Compiles the protocol buffers of this folder to Rust, in pure Rust: no protoc is needed.
+//! Compiles the protocol buffers of this folder to Rust. It uses protox, so no protoc is needed.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -7,7 +7,7 @@ use prost::Message as _;
 /// The admin service.
 const RING: &str = "spanring/admin/v1/ring.proto";
 
-/// Fields that JSON writes as words, and by which function of `admin::api::json`.
+/// Fields that JSON writes in another form, and the function of `admin::api::json` that does it.
 const WORDS: &[(&str, &str)] = &[
     (".spanring.admin.v1.PoolRing.cause", "cause"),
     (".spanring.admin.v1.Change.cause", "cause"),
@@ -26,7 +26,7 @@ const WORDS: &[(&str, &str)] = &[
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile([RING], ["proto"])?;
-    // Reflection answers with this.
+    // The descriptors that reflection serves.
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("spanring.admin.v1.bin"), files.encode_to_vec())?;
     let mut config = tonic_prost_build::configure().btree_map(".").type_attribute(".", "#[derive(serde::Serialize)]");

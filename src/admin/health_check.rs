@@ -1,5 +1,6 @@
-//! Probes for kubelets and load balancers, apart from the admin pages: those tell much and stay local, this one tells little and
-//! is open. Off unless the configuration has `health_check`, which is the Collector's extension of that name.
+//! A listener that serves only probes, for kubelets and load balancers. Unlike the admin pages, which reveal much and
+//! stay local, it reveals little and may be open to the network. It is off unless the configuration has `health_check`,
+//! named after the Collector's extension.
 
 use std::net::SocketAddr;
 
@@ -19,13 +20,14 @@ pub struct Config {
     pub endpoint: SocketAddr,
 }
 
-/// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
+/// Serves until `tasks` drain or stop. These are the tasks behind the listeners, since probes must be answered while
+/// the proxy drains.
 pub fn serve(listener: listen::Bound, path: String, readiness: Readiness, tasks: &Tasks) {
     let grpc = api::grpc::health(&readiness, tasks);
     serve_pages(listener, tasks, grpc, move |request| respond(&path, &readiness, request));
 }
 
-/// 200 when clients should send here and 503 otherwise; at `/livez` 200 as long as the process answers.
+/// Answers 200 when the proxy is ready for clients, else 503; at `/livez` 200 as long as the process answers.
 fn respond<B>(path: &str, readiness: &Readiness, request: &Request<B>) -> Response<Full<Bytes>> {
     reply(request, true, || match request.uri().path() {
         asked if asked == path || asked == "/readyz" => ready_or_not(readiness, request.uri().query()),

@@ -1,7 +1,7 @@
-//! Where an operator asks: `/` (links), `/metrics`, `/livez`, `/readyz`, `/api/v1/…`, and gRPC. One listener, reading only.
+//! The admin listener: `/` (links), `/metrics`, `/livez`, `/readyz`, `/api/v1/…` and gRPC. All of it is read-only.
 //!
-//! [`respond`] is all of its HTTP, from a request's head to a whole answer; a new page is a row of `ROUTES`. What rings look
-//! like is answered by [`api`], as JSON and as gRPC. [`serve`] puts both on a listener.
+//! [`respond`] answers all HTTP pages; a new page is a row of `ROUTES`. [`api`] answers questions about the rings, as
+//! JSON and as gRPC. [`serve`] puts both on a listener.
 
 pub mod api;
 pub mod health_check;
@@ -36,10 +36,10 @@ use crate::{
     telemetry::Recorder,
 };
 
-/// Bound on connections: scrapers, probes and a person or two. Further ones are closed at once.
+/// Limit of connections, enough for scrapers, probes and a few people. Further ones are closed at once.
 const MAX_CONNECTIONS: usize = 64;
 
-/// How long a client has to send a request's head.
+/// Time limit for receiving a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -62,14 +62,14 @@ impl Default for Config {
     }
 }
 
-/// What the pages are made of.
+/// The data that the pages show.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// The metrics.
+    /// The recorder of metrics.
     pub recorder: Recorder,
-    /// Whether clients should send here.
+    /// The conditions of readiness.
     pub readiness: Readiness,
-    /// The pools.
+    /// The running pools.
     pub pools: Pools,
 }
 
@@ -80,20 +80,20 @@ struct Route {
     page: fn(&State, query: Option<&str>) -> Answer,
 }
 
-/// What a page says.
+/// The content of a response.
 struct Answer {
     status: StatusCode,
     content_type: &'static str,
     body: String,
 }
 
-/// The one page that needs a query.
+/// The only page that requires a query.
 const LOOKUP: &str = "/api/v1/lookup";
 
-/// The pages that say with their status alone how the proxy is.
+/// Pages whose status alone carries the answer.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
 
-/// What every answer says to browsers: nothing here loads, frames or sends anything.
+/// Security headers of every response. They tell browsers that these pages load, frame and submit nothing.
 const SECURITY: &[(HeaderName, &str)] = &[
     (
         header::CONTENT_SECURITY_POLICY,
@@ -186,7 +186,7 @@ fn not_allowed(path: &str) -> Answer {
     Answer::text(StatusCode::METHOD_NOT_ALLOWED, format!("{MESSAGE}\n"))
 }
 
-/// Answers one request. Its body, if any, is not read.
+/// Answers one request. A body is not read.
 pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let route = ROUTES.iter().find(|route| route.path == path);
@@ -194,8 +194,9 @@ pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> 
     reply(request, PROBES.contains(&path), page)
 }
 
-/// A whole response to a request that may only read. At the address of a probe OPTIONS is answered as GET is, without a body:
-/// it is what HAProxy asks with unless told otherwise. Elsewhere it says what may be asked.
+/// Builds the response to a request. Only GET, HEAD and OPTIONS are allowed. At the path of a probe, OPTIONS is
+/// answered like GET, without a body, since HAProxy's health checks use OPTIONS by default. Elsewhere OPTIONS returns
+/// the allowed methods.
 fn reply<B>(request: &Request<B>, is_probe: bool, page: impl FnOnce() -> Answer) -> Response<Full<Bytes>> {
     let method = request.method();
     let Answer { status, content_type, mut body } = match *method {
@@ -224,24 +225,26 @@ fn reply<B>(request: &Request<B>, is_probe: bool, page: impl FnOnce() -> Answer)
     response
 }
 
-/// Whether a request is gRPC's and not a page's.
+/// Whether a request is gRPC and not for a page.
 fn is_grpc<B>(request: &Request<B>) -> bool {
     let content_type = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     content_type.is_some_and(|it| it.starts_with(b"application/grpc")) && *request.method() == Method::POST
 }
 
-/// Serves until `tasks` drain or stop: tasks behind the listeners, since probes still have to hear of a proxy's drain.
+/// Serves until `tasks` drain or stop. These are the tasks behind the listeners, since probes must be answered while
+/// the proxy drains.
 pub fn serve(listener: listen::Bound, state: State, tasks: &Tasks) {
     serve_pages(listener, tasks, api::grpc::routes(&state, tasks), move |request| respond(&state, request));
 }
 
-/// What the port of OTLP/gRPC serves beside OTLP: `grpc.health.v1`, which says what `/readyz` says until the tasks drain, and
-/// reflection.
+/// Returns the services that the OTLP/gRPC port serves beside OTLP: reflection, and `grpc.health.v1`, which agrees with
+/// `/readyz` until the tasks drain.
 pub fn beside_otlp(readiness: Readiness) -> impl FnOnce(&Tasks) -> Routes + Send {
     move |tasks| api::grpc::health_and_reflection(&readiness, tasks)
 }
 
-/// Serves `grpc`, made when it is first asked for, and beside it what `respond` answers, within the bounds of this room.
+/// Serves gRPC requests by `grpc`, which is built at the first one, and all others by `respond`, within the limits of
+/// this room.
 fn serve_pages<G, F>(listener: listen::Bound, tasks: &Tasks, grpc: G, respond: F)
 where
     G: FnOnce() -> Routes + Send + 'static,

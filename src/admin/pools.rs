@@ -1,4 +1,4 @@
-//! The pools that there are: put in by who starts them, taken out by who ends them, read by every page.
+//! The running pools. The proxy adds and removes them; every page reads them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -6,46 +6,46 @@ use tokio::sync::watch;
 
 use crate::{dispatch::Dispatch, membership::Published, otlp::Signal};
 
-/// All pools by name, whole at every moment. Cloning shares it.
+/// All pools by name. Readers always see a complete set. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Pools(watch::Sender<PoolSet>);
 
-/// The pools of one moment.
+/// The pools at one moment.
 pub type PoolSet = Arc<BTreeMap<Arc<str>, Pool>>;
 
-/// A pool as its pages need it.
+/// A pool as the pages need it.
 #[derive(Clone, Debug)]
 pub struct Pool {
     /// The signals that are routed to it.
     pub signals: Vec<Signal>,
-    /// Its tables, and what is remembered of its backends.
+    /// Its tables, and the record of its backends and changes.
     pub membership: Published,
     /// Its queues and connections.
     pub dispatch: Arc<Dispatch>,
 }
 
 impl Pools {
-    /// None yet.
+    /// Creates an empty set.
     pub fn new() -> Self {
         Self(watch::Sender::new(PoolSet::default()))
     }
 
-    /// Puts a pool in, in the place of the one that had the name.
+    /// Adds a pool, replacing one with the same name.
     pub fn insert(&self, name: &str, pool: Pool) {
         self.0.send_modify(|pools| drop(Arc::make_mut(pools).insert(name.into(), pool)));
     }
 
-    /// Takes a pool out.
+    /// Removes a pool.
     pub fn remove(&self, name: &str) {
         self.0.send_if_modified(|pools| pools.contains_key(name) && Arc::make_mut(pools).remove(name).is_some());
     }
 
-    /// The pools of this moment.
+    /// Returns the current pools.
     pub fn current(&self) -> PoolSet {
         Arc::clone(&self.0.borrow())
     }
 
-    /// The pools of this moment, and the news of every later set.
+    /// Returns the current pools and a notification of every later set.
     pub fn watch(&self) -> watch::Receiver<PoolSet> {
         self.0.subscribe()
     }

@@ -1,4 +1,4 @@
-//! Whether clients should send here: a list of conditions, each cheap to ask.
+//! Readiness for clients: a list of conditions, each cheap to evaluate.
 
 use std::{
     fmt,
@@ -8,13 +8,13 @@ use std::{
     },
 };
 
-/// What a condition says: nothing when it is met, else why it is not.
+/// Evaluates a condition: `None` when it is met, else the reason why not.
 type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
-/// All conditions of one proxy. Cloning shares them. Without conditions it is ready.
+/// All conditions of one proxy; with none it is ready. Clones share them.
 ///
-/// Never among them: the backends' health. A proxy that is taken out of service because its backends fail moves the
-/// load to others that have the same backends.
+/// The health of backends is never a condition. A proxy that is taken out of service because its backends fail would
+/// move its load to replicas that have the same backends.
 #[derive(Clone, Default)]
 pub struct Readiness(Arc<Inner>);
 
@@ -24,38 +24,38 @@ struct Inner {
     draining: AtomicBool,
 }
 
-/// A condition at one moment.
+/// A condition and its state at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// What it is about.
+    /// Name of the condition.
     pub name: String,
-    /// Why it is not met.
+    /// Why it is not met; `None` when it is.
     pub unmet: Option<String>,
 }
 
-/// A condition that is set by hand. Cloning shares it.
+/// A condition that is set explicitly. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Flag(Arc<AtomicBool>);
 
 impl Readiness {
-    /// Without conditions yet.
+    /// Creates a list without conditions.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a condition; `check` answers why it is not met, and must neither wait nor read a file.
+    /// Adds a condition. `check` returns why it is not met; it must neither wait nor read a file.
     pub fn require(&self, name: impl Into<String>, check: impl Fn() -> Option<String> + Send + Sync + 'static) {
         let mut conditions = self.0.conditions.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         conditions.push((name.into(), Box::new(check)));
     }
 
-    /// Takes the conditions of that name away.
+    /// Removes the conditions with this name.
     pub fn forget(&self, name: &str) {
         let mut conditions = self.0.conditions.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         conditions.retain(|(of, _)| of != name);
     }
 
-    /// Adds a condition that is set by hand, and is not met at first; `unmet` says why not.
+    /// Adds a condition that is set explicitly and not met at first; `unmet` is the reason until it is set.
     pub fn flag(&self, name: impl Into<String>, unmet: impl Into<String>) -> Flag {
         let flag = Flag(Arc::default());
         let (shared, unmet) = (flag.clone(), unmet.into());
@@ -63,37 +63,37 @@ impl Readiness {
         flag
     }
 
-    /// Not ready any more, for good.
+    /// Makes the proxy not ready, permanently.
     pub fn drain(&self) {
         if !self.0.draining.swap(true, Ordering::AcqRel) {
             self.require("draining", || Some("the process is ending".to_owned()));
         }
     }
 
-    /// Every condition, as it is now.
+    /// Evaluates every condition.
     pub fn conditions(&self) -> Vec<Condition> {
         let conditions = self.0.conditions.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         conditions.iter().map(|(name, check)| Condition { name: name.clone(), unmet: check() }).collect()
     }
 
-    /// Whether all are met.
+    /// Whether all conditions are met.
     pub fn is_ready(&self) -> bool {
         self.conditions().iter().all(|condition| condition.unmet.is_none())
     }
 }
 
 impl Flag {
-    /// The condition is met from now on.
+    /// Marks the condition as met.
     pub fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// The condition is not met from now on.
+    /// Marks the condition as not met.
     pub fn clear(&self) {
         self.0.store(false, Ordering::Release);
     }
 
-    /// Whether it is met.
+    /// Whether the condition is met.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }

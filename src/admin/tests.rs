@@ -1,4 +1,4 @@
-//! Pages without a network, and one with.
+//! Tests of the pages; only the last one uses the network.
 
 use http_body_util::BodyExt;
 
@@ -29,7 +29,7 @@ fn the_first_page_links_to_every_other() {
         assert_eq!(status, 200);
         for route in ROUTES {
             assert!(body.contains(&format!("<a href=\"{}\">", route.path)), "{}", route.path);
-            // A look-up without a question is none.
+            // The look-up page requires a query.
             let status = if route.path == LOOKUP { 400 } else { 200 };
             assert_eq!(get(state, route.path).0, status, "{}", route.path);
         }

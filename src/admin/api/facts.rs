@@ -1,4 +1,4 @@
-//! Tables and records, read into messages. Pure but for the locks of what it reads.
+//! Builds messages from tables and records. Pure, except that it takes the locks of what it reads.
 
 use std::{fmt, str::FromStr, sync::Arc, time::SystemTime};
 
@@ -16,28 +16,28 @@ use crate::{
     ring::Table,
 };
 
-/// A trace ID that some backend owns: sixteen bytes, not all zero.
+/// A valid trace ID: sixteen bytes, not all zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceId([u8; 16]);
 
-/// Why a text is no trace ID.
+/// Why a text is not a trace ID.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TraceIdError {
-    /// Too short or too long.
+    /// It has the wrong length, in characters.
     #[error("a trace ID has 32 hex digits, this has {0} characters")]
     Length(usize),
-    /// A character that is none of a hex number.
+    /// It contains a character that is not a hex digit.
     #[error("a trace ID has 32 hex digits, and {0:?} is none")]
     Digit(char),
-    /// All zero.
+    /// It is all zeros.
     #[error("a trace ID of zeros is none: spans with it are spread by a hash of their own bytes")]
     Zero,
-    /// None was given.
+    /// It is empty.
     #[error("no trace ID was given; it has 32 hex digits")]
     Missing,
 }
 
-/// The ring of a pool that this process runs.
+/// Describes the ring of a pool that this process runs.
 pub(super) fn ring_of_pool(name: &Arc<str>, pool: &Pool) -> PoolRing {
     let record = &pool.membership.record;
     let mut ring = match super::table(pool) {
@@ -48,7 +48,7 @@ pub(super) fn ring_of_pool(name: &Arc<str>, pool: &Pool) -> PoolRing {
     ring
 }
 
-/// The ring of `table`, with what is remembered of it, if anything is.
+/// Describes the ring of `table`, with history from `record` if there is one.
 pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
     let standings = record.map(Record::standings).unwrap_or_default();
     let change = record.into_iter().flat_map(Record::changes).find(|past| past.generation == table.generation);
@@ -85,7 +85,7 @@ pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
     }
 }
 
-/// Where `table` puts a trace.
+/// Describes where `table` places a trace.
 pub fn placement(pool: &str, table: &Table, record: Option<&Record>, id: &TraceId) -> Placement {
     let slot = table.slot_of(&id.0);
     Placement {
@@ -98,7 +98,7 @@ pub fn placement(pool: &str, table: &Table, record: Option<&Record>, id: &TraceI
     }
 }
 
-/// How each backend of a pool stands and what it has to do.
+/// Describes the state and the load of each backend of a pool.
 pub(super) fn backends(pool: &Pool) -> Vec<Backend> {
     let record = &pool.membership.record;
     let (mut loads, panic) = (pool.dispatch.loads(), record.is_panicking());
@@ -119,7 +119,7 @@ pub(super) fn backends(pool: &Pool) -> Vec<Backend> {
     backends
 }
 
-/// A change, as it is remembered.
+/// Describes a change of a table.
 pub fn change(past: &Past) -> Change {
     let Past { added, removed, ejected, returned, .. } = past;
     Change {
@@ -143,12 +143,12 @@ pub fn change(past: &Past) -> Change {
     }
 }
 
-/// The signals of a pool, as they are written.
+/// The names of the signals routed to a pool.
 pub(super) fn signals(pool: &Pool) -> Vec<String> {
     pool.signals.iter().map(|signal| signal.as_str().to_owned()).collect()
 }
 
-/// Who gets the records of a slot, and why.
+/// Describes the owner of a slot and the reason it owns it.
 fn owner(table: &Table, record: Option<&Record>, slot: u32) -> Option<Owner> {
     let at = table.owner_of_slot(slot);
     let backend = table.backends().get(at as usize)?;
@@ -180,7 +180,7 @@ fn owner(table: &Table, record: Option<&Record>, slot: u32) -> Option<Owner> {
     Some(owner)
 }
 
-/// A backend's state: as it is remembered, else as far as the table tells.
+/// A backend's state: from `standing` if there is one, else derived from the table.
 fn state_in(table: &Table, at: u32, standing: Option<&Standing>) -> State {
     let is_away = u16::try_from(at).is_ok_and(|at| table.overlay().away().contains(&at));
     let has_address = table.backends().get(at as usize).is_some_and(|backend| backend.address.is_some());
@@ -235,7 +235,7 @@ fn hex(fingerprint: u64) -> String {
     format!("{fingerprint:012x}")
 }
 
-/// Whole milliseconds: more digits say nothing.
+/// Truncates a time to whole milliseconds.
 fn time(at: SystemTime) -> Timestamp {
     let mut at = Timestamp::from(at);
     at.nanos -= at.nanos % 1_000_000;
@@ -277,7 +277,7 @@ impl FromStr for TraceId {
         if let Some(strange) = text.chars().find(|it| !it.is_ascii_hexdigit()) {
             return Err(TraceIdError::Digit(strange));
         }
-        // 32 hex digits are always a number of 128 bits.
+        // 32 hex digits always fit a number of 128 bits.
         match u128::from_str_radix(text, 16) {
             Ok(0) | Err(_) => Err(TraceIdError::Zero),
             Ok(number) => Ok(Self(number.to_be_bytes())),

@@ -1,4 +1,4 @@
-//! The messages as gRPC: `spanring.admin.v1.Ring`, with reflection and `grpc.health.v1` beside it.
+//! The gRPC services: `spanring.admin.v1.Ring`, `grpc.health.v1` and reflection.
 
 use std::sync::Arc;
 
@@ -21,42 +21,44 @@ use super::{
     },
     AskError,
     health::{Health, otlp_services},
-    watch::{Place, Watch},
+    watch::{Watch, WatchPermit},
 };
 use crate::{lifecycle::Tasks, telemetry::metrics::ADMIN_WATCHERS};
 
-/// Watchers at a time; a further one is refused.
+/// Limit of concurrent watchers; a further one is refused.
 pub(super) const MAX_WATCHERS: usize = 16;
 
-/// Largest question: names and IDs are short.
-const MAX_QUESTION: usize = 16 << 10;
+/// Size limit of request messages, in bytes: names and IDs are short.
+const MAX_MESSAGE_SIZE: usize = 16 << 10;
 
-/// The service over the pools of one process.
+/// The `Ring` service over the pools of this process.
 #[derive(Clone)]
 struct RingService {
     pools: Pools,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     watchers: Gauge,
 }
 
-/// All gRPC services of the admin listener, made when one is first asked for: reflection decodes its descriptors.
+/// Returns a constructor of all gRPC services of the admin listener. They are built at the first request, since
+/// reflection decodes its descriptors.
 pub(in super::super) fn routes(state: &State, tasks: &Tasks) -> impl FnOnce() -> Routes + Send + use<> {
     let watchers = metrics::gauge!(ADMIN_WATCHERS);
     watchers.set(0.0);
-    let ring = RingService { pools: state.pools.clone(), places: Arc::new(Semaphore::new(MAX_WATCHERS)), watchers };
+    let ring = RingService { pools: state.pools.clone(), permits: Arc::new(Semaphore::new(MAX_WATCHERS)), watchers };
     let health = health(&state.readiness, tasks);
     || {
-        let ring = RingServer::new(ring).max_decoding_message_size(MAX_QUESTION);
+        let ring = RingServer::new(ring).max_decoding_message_size(MAX_MESSAGE_SIZE);
         with_reflection(health().add_service(ring), &[pb::DESCRIPTORS], [<RingServer<()> as NamedService>::NAME])
     }
 }
 
-/// `grpc.health.v1` and reflection for the port of OTLP/gRPC, whose services are listed; their descriptors are not here.
+/// `grpc.health.v1` and reflection for the OTLP/gRPC port. Reflection lists OTLP's services but has no descriptors of
+/// them.
 pub(in super::super) fn health_and_reflection(readiness: &Readiness, tasks: &Tasks) -> Routes {
     with_reflection(health(readiness, tasks)(), &[], otlp_services())
 }
 
-/// Adds reflection, which lists the `services`, health and itself, and describes what is in `descriptors` and the latter two.
+/// Adds reflection. It lists `services`, health and itself, and describes `descriptors`, health and itself.
 fn with_reflection(
     routes: Routes,
     descriptors: &[&'static [u8]],
@@ -72,11 +74,11 @@ fn with_reflection(
         }
         services.iter().fold(builder, |builder, name| builder.with_service_name(*name))
     };
-    // Two versions: many clients know only the older one.
+    // Both versions are served, since many clients know only the older one.
     match (reflection().build_v1(), reflection().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => {
-            let v1 = v1.max_decoding_message_size(MAX_QUESTION);
-            routes.add_service(v1).add_service(v1alpha.max_decoding_message_size(MAX_QUESTION)).prepare()
+            let v1 = v1.max_decoding_message_size(MAX_MESSAGE_SIZE);
+            routes.add_service(v1).add_service(v1alpha.max_decoding_message_size(MAX_MESSAGE_SIZE)).prepare()
         }
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "no reflection");
@@ -85,10 +87,10 @@ fn with_reflection(
     }
 }
 
-/// `grpc.health.v1` alone, for probes.
+/// `grpc.health.v1` alone, for the listener of probes.
 pub(in super::super) fn health(readiness: &Readiness, tasks: &Tasks) -> impl FnOnce() -> Routes + Send + use<> {
     let health = Health::new(readiness.clone(), tasks.clone());
-    || Routes::new(HealthServer::new(health).max_decoding_message_size(MAX_QUESTION))
+    || Routes::new(HealthServer::new(health).max_decoding_message_size(MAX_MESSAGE_SIZE))
 }
 
 #[tonic::async_trait]
@@ -104,9 +106,9 @@ impl Ring for RingService {
     }
 
     async fn watch_ring(&self, request: Request<WatchRingRequest>) -> Result<Response<Watch>, Status> {
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| AskError::TooMany(MAX_WATCHERS))?;
-        let place = Place::new(place, self.watchers.clone());
-        Ok(Response::new(Watch::begin(&self.pools, &request.get_ref().pool, place)?))
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| AskError::TooMany(MAX_WATCHERS))?;
+        let permit = WatchPermit::new(permit, self.watchers.clone());
+        Ok(Response::new(Watch::begin(&self.pools, &request.get_ref().pool, permit)?))
     }
 
     async fn list_backends(

@@ -1,4 +1,4 @@
-//! The messages as JSON: queries read, answers and errors written. GET only, nothing is kept between requests.
+//! The messages as JSON: parses queries, writes answers and errors. GET only; nothing is kept between requests.
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,15 @@ use super::{
     AskError, VERSION,
 };
 
-/// What comes before every path whose answers are JSON.
+/// Prefix of every path whose answers are JSON.
 pub(in super::super) const PREFIX: &str = "/api/";
 
 const CONTENT_TYPE: &str = "application/json";
 
-/// Longest query, in bytes: ten times what a look-up needs.
+/// Limit of a query's length in bytes: ten times what a look-up needs.
 const MAX_QUERY: usize = 1024;
 
-/// A query's keys and values, each key once.
+/// A query's keys and values; each key occurs once.
 struct Query(BTreeMap<String, String>);
 
 pub(in super::super) fn ring(state: &State, query: Option<&str>) -> Answer {
@@ -49,7 +49,7 @@ pub(in super::super) fn lookup(state: &State, query: Option<&str>) -> Answer {
     answer(Query::parse(query, &["trace_id", "pool", "signal"]).and_then(of))
 }
 
-/// An error in the shape that all of them have.
+/// Builds an error response; all of them have this shape.
 pub(in super::super) fn error(status: StatusCode, code: &str, message: &str) -> Answer {
     let body = json!({ "api_version": VERSION, "error": { "code": code, "message": message } });
     Answer { status, content_type: CONTENT_TYPE, body: format!("{body:#}\n") }
@@ -103,28 +103,28 @@ impl Query {
     }
 }
 
-/// A state as a word; `null` where there is none.
+/// Serialises a state as a word; `null` when unspecified or unknown.
 pub(in super::super) fn state<S: Serializer>(state: &i32, serializer: S) -> Result<S::Ok, S::Error> {
     state_word(*state).serialize(serializer)
 }
 
-/// A cause as a word; `null` where there is none.
+/// Serialises a cause as a word; `null` when unspecified or unknown.
 pub(in super::super) fn cause<S: Serializer>(cause: &i32, serializer: S) -> Result<S::Ok, S::Error> {
     cause_word(*cause).serialize(serializer)
 }
 
-/// A time by RFC 3339; `null` where there is none.
+/// Serialises a time as RFC 3339; `null` when there is none.
 pub(in super::super) fn time<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     time.map(|time| time.to_string()).serialize(serializer)
 }
 
-/// A state's word: `active`, `draining`, …; none for one that is not known here.
+/// Returns a state's word: `active`, `draining`, …; `None` when unspecified or unknown.
 pub fn state_word(state: i32) -> Option<String> {
     let state = v1::State::try_from(state).ok().filter(|state| *state != v1::State::Unspecified)?;
     state.as_str_name().strip_prefix("STATE_").map(str::to_lowercase)
 }
 
-/// A cause's word: `discovery`, `ejection`, …; none for one that is not known here.
+/// Returns a cause's word: `discovery`, `ejection`, …; `None` when unspecified or unknown.
 pub fn cause_word(cause: i32) -> Option<String> {
     let cause = v1::Cause::try_from(cause).ok().filter(|cause| *cause != v1::Cause::Unspecified)?;
     cause.as_str_name().strip_prefix("CAUSE_").map(str::to_lowercase)

@@ -1,7 +1,7 @@
-//! What this proxy knows of its rings, as messages: the one place that answers. [`json`] and `grpc` only render.
+//! Answers questions about this proxy's rings, as messages. [`json`] and `grpc` only render them.
 //!
-//! `facts` reads tables and records; the questions here choose pools and refuse what can't be answered. The command
-//! `spanring ring` uses both for rings that no proxy runs.
+//! `facts` builds messages from tables and records; the functions here select pools and refuse what cannot be answered.
+//! The command `spanring ring` uses both for rings that no proxy runs.
 
 pub mod facts;
 pub(super) mod grpc;
@@ -24,42 +24,42 @@ use super::{
 };
 use crate::{otlp::Signal, ring::Table};
 
-/// The version of the messages, in each answer. Fields may be added to it.
+/// The version of the messages, part of each answer. Fields may be added within a version.
 pub const VERSION: &str = "v1";
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// What was asked makes no sense.
+    /// The question is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// What was asked is longer than any question needs to be.
+    /// The query is longer than any question needs to be.
     #[error("the query is longer than {0} bytes")]
     TooLong(usize),
-    /// The trace ID is none.
+    /// The trace ID is invalid.
     #[error(transparent)]
     TraceId(#[from] TraceIdError),
-    /// There is no such pool.
+    /// There is no pool of this name.
     #[error("no pool is named {pool:?}; there are: {known}")]
     NoPool {
-        /// What was asked for.
+        /// The requested name.
         pool: String,
-        /// Those there are.
+        /// The existing pools.
         known: String,
     },
-    /// No pool takes that signal.
+    /// No requested pool takes this signal.
     #[error("{} are routed to no pool that was asked for", signal.as_str())]
     NoRoute {
         /// The signal.
         signal: Signal,
     },
-    /// The pool has no table.
+    /// The pool has no table yet.
     #[error("pool {pool} has no backends yet: discovery has found none")]
     NoTable {
-        /// The pool.
+        /// Name of the pool.
         pool: String,
     },
-    /// Too many ask at once.
+    /// Too many clients watch at the same time.
     #[error("{0} watchers are as many as may be; close one, or ask again and again instead")]
     TooMany(usize),
 }
@@ -70,7 +70,7 @@ pub fn ring(pools: &PoolSet, pool: &str) -> Result<GetRingResponse, AskError> {
     Ok(GetRingResponse { api_version: VERSION.into(), pools: rings })
 }
 
-/// How the backends of all pools, or of one, stand and what they have to do.
+/// The state and load of the backends of all pools, or of one.
 pub fn backends(pools: &PoolSet, pool: &str) -> Result<ListBackendsResponse, AskError> {
     let of =
         |(name, pool): (&Arc<str>, &Pool)| PoolBackends { pool: name.to_string(), backends: facts::backends(pool) };
@@ -86,7 +86,7 @@ pub fn changes(pools: &PoolSet, pool: &str) -> Result<ListChangesResponse, AskEr
     Ok(ListChangesResponse { api_version: VERSION.into(), pools: chosen(pools, pool)?.map(of).collect() })
 }
 
-/// Where the records of a trace go, in every pool that was asked for.
+/// Where the records of a trace go, in every requested pool.
 pub fn lookup(pools: &PoolSet, question: &LookupRequest) -> Result<LookupResponse, AskError> {
     let id: TraceId = question.trace_id.parse()?;
     let signal = signal_of(&question.signal)?;
@@ -133,7 +133,7 @@ fn table(pool: &Pool) -> Option<Arc<Table>> {
     pool.membership.tables.borrow().clone()
 }
 
-/// What a client wrote, as far as it is worth repeating.
+/// Shortens text from a client before it is repeated in an error.
 fn shortened(text: &str) -> String {
     const MOST: usize = 64;
     match text.char_indices().nth(MOST) {

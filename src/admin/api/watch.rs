@@ -1,4 +1,5 @@
-//! Who watches: a stream that looks when its reader asks for more, so that nothing is queued for a slow one.
+//! Watching rings: a stream that reads the state only when its client asks for more, so that nothing is queued for a
+//! slow client.
 
 use std::{
     collections::BTreeMap,
@@ -19,25 +20,25 @@ use super::{
 };
 use crate::ring::Tables;
 
-/// What one watcher is told. It ends with an error when the pool that it asked for goes.
+/// The messages of one watcher. The stream ends with an error when the requested pool is removed.
 pub(super) struct Watch(Pin<Box<dyn Stream<Item = Result<WatchRingResponse, Status>> + Send>>);
 
-/// One of the places for watchers, given back when it is dropped.
-pub(super) struct Place {
+/// Counts one watcher; dropping it frees its permit.
+pub(super) struct WatchPermit {
     _permit: OwnedSemaphorePermit,
     gauge: Gauge,
 }
 
-/// A watcher between two messages.
+/// The state of a watcher between two messages.
 struct Watcher {
     pool: String,
     pools: watch::Receiver<PoolSet>,
-    told: BTreeMap<Arc<str>, Told>,
-    _place: Place,
+    sent: BTreeMap<Arc<str>, Sent>,
+    _permit: WatchPermit,
 }
 
-/// The last that was told of a pool.
-struct Told {
+/// The last message sent about a pool.
+struct Sent {
     tables: Tables,
     generation: u64,
 }
@@ -46,9 +47,9 @@ struct Told {
 
 impl Watch {
     /// Watches one pool, or all if `pool` is empty.
-    pub(super) fn begin(pools: &Pools, pool: &str, place: Place) -> Result<Self, AskError> {
+    pub(super) fn begin(pools: &Pools, pool: &str, permit: WatchPermit) -> Result<Self, AskError> {
         drop(super::chosen(&pools.current(), pool)?);
-        let watcher = Watcher { pool: pool.to_owned(), pools: pools.watch(), told: BTreeMap::new(), _place: place };
+        let watcher = Watcher { pool: pool.to_owned(), pools: pools.watch(), sent: BTreeMap::new(), _permit: permit };
         let messages = futures_util::stream::unfold(Some(watcher), async |watcher| {
             let mut watcher = watcher?;
             match watcher.next().await {
@@ -71,41 +72,41 @@ impl Stream for Watch {
 // === impl Watcher ===
 
 impl Watcher {
-    /// The next message; waits for a change, of a table or of the set of pools.
+    /// Returns the next message; waits until a table or the set of pools changes.
     async fn next(&mut self) -> Result<WatchRingResponse, AskError> {
         loop {
             if let Some(message) = self.look()? {
                 return Ok(message);
             }
-            let tables = self.told.values_mut().map(|told| news(&mut told.tables));
-            let mut events: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = vec![Box::pin(news(&mut self.pools))];
+            let tables = self.sent.values_mut().map(|sent| changed(&mut sent.tables));
+            let mut events: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = vec![Box::pin(changed(&mut self.pools))];
             events.extend(tables.map(|event| Box::pin(event) as Pin<Box<dyn Future<Output = ()> + Send>>));
             select_all(events).await;
         }
     }
 
-    /// A message about the first pool of which something is new.
+    /// Returns a message about the first pool that has changed, if any.
     fn look(&mut self) -> Result<Option<WatchRingResponse>, AskError> {
         let pools = Arc::clone(&self.pools.borrow_and_update());
-        self.told.retain(|name, _| pools.contains_key(name));
+        self.sent.retain(|name, _| pools.contains_key(name));
         for (name, pool) in super::chosen(&pools, &self.pool)? {
-            if let Some(message) = self.told_of(name, pool) {
+            if let Some(message) = self.message_about(name, pool) {
                 return Ok(Some(message));
             }
         }
         Ok(None)
     }
 
-    fn told_of(&mut self, name: &Arc<str>, pool: &Pool) -> Option<WatchRingResponse> {
+    fn message_about(&mut self, name: &Arc<str>, pool: &Pool) -> Option<WatchRingResponse> {
         let tables = &pool.membership.tables;
-        // A pool that was replaced counts its tables anew.
-        let before = self.told.remove(name).filter(|told| told.tables.same_channel(tables));
-        let mut told = before.unwrap_or_else(|| Told { tables: tables.clone(), generation: u64::MAX });
-        let (is_first, since) = (told.generation == u64::MAX, told.generation);
-        let generation = told.tables.borrow_and_update().as_ref().map_or(0, |table| table.generation);
+        // A pool that was replaced numbers its tables from the start again.
+        let before = self.sent.remove(name).filter(|sent| sent.tables.same_channel(tables));
+        let mut sent = before.unwrap_or_else(|| Sent { tables: tables.clone(), generation: u64::MAX });
+        let (is_first, since) = (sent.generation == u64::MAX, sent.generation);
+        let generation = sent.tables.borrow_and_update().as_ref().map_or(0, |table| table.generation);
         let ring = (since != generation).then(|| facts::ring_of_pool(name, pool));
-        told.generation = ring.as_ref().map_or(since, |ring| ring.generation);
-        self.told.insert(Arc::clone(name), told);
+        sent.generation = ring.as_ref().map_or(since, |ring| ring.generation);
+        self.sent.insert(Arc::clone(name), sent);
         let ring = ring?;
         let missed = pool.membership.record.changes().into_iter();
         let missed = missed.filter(|past| !is_first && past.generation > since && past.generation <= ring.generation);
@@ -114,25 +115,25 @@ impl Watcher {
     }
 }
 
-/// Resolves when the channel has something that was not looked at; never, once nobody sends.
+/// Resolves when the channel has an unseen value; never, once its sender is gone.
 ///
-/// Cancel safety: what was not looked at stays new.
-async fn news<T>(channel: &mut watch::Receiver<T>) {
+/// Cancel safe: an unseen value stays unseen.
+async fn changed<T>(channel: &mut watch::Receiver<T>) {
     if channel.changed().await.is_err() {
         pending::<()>().await;
     }
 }
 
-// === impl Place ===
+// === impl WatchPermit ===
 
-impl Place {
+impl WatchPermit {
     pub(super) fn new(permit: OwnedSemaphorePermit, gauge: Gauge) -> Self {
         gauge.increment(1.0);
         Self { _permit: permit, gauge }
     }
 }
 
-impl Drop for Place {
+impl Drop for WatchPermit {
     fn drop(&mut self) {
         self.gauge.decrement(1.0);
     }

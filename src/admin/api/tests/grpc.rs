@@ -1,4 +1,4 @@
-//! The gRPC services, called through their own clients without a network.
+//! The gRPC services, called through generated clients without a network.
 
 use tonic::{Code, Streaming, service::Routes};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -86,8 +86,8 @@ async fn a_watcher_sees_the_ring_and_then_each_change_with_its_cause() {
 async fn a_slow_watcher_gets_the_latest_ring_and_what_it_missed() {
     let mut rig = Rig::of_three().await;
     let watcher = |pools: &Pools| {
-        let place = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().expect("a place");
-        watch::Watch::begin(pools, "tail", watch::Place::new(place, metrics::Gauge::noop()))
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().expect("a permit");
+        watch::Watch::begin(pools, "tail", watch::WatchPermit::new(permit, metrics::Gauge::noop()))
     };
     let mut stream = watcher(&rig.state.pools).expect("a stream");
     let mut next = async || {
@@ -102,7 +102,7 @@ async fn a_slow_watcher_gets_the_latest_ring_and_what_it_missed() {
 }
 
 #[tokio::test]
-async fn watchers_are_bounded_and_a_place_comes_free() {
+async fn watchers_are_bounded_and_a_permit_is_freed() {
     let rig = Rig::of_three().await;
     let mut client = rig.client();
     let mut streams = Vec::new();
@@ -176,7 +176,7 @@ async fn watchers_of_health_are_bounded_and_hear_the_end() {
         streams.push(client.watch(HealthCheckRequest::default()).await.expect("a place").into_inner());
     }
     let refused = client.watch(HealthCheckRequest::default()).await.expect_err("no place");
-    // Clients send as before when they hear this, and stop sending when they hear anything else.
+    // After UNIMPLEMENTED clients keep sending; after any other error they stop.
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(client.check(HealthCheckRequest::default()).await.is_ok(), "probes are answered as ever");
     streams.pop();

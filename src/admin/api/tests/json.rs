@@ -1,4 +1,4 @@
-//! Shapes of the JSON, and what is said of questions that make no sense.
+//! The shapes of JSON answers, and the errors for invalid questions.
 
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -136,7 +136,7 @@ async fn a_look_up_names_the_owner_and_the_reason() {
 #[tokio::test]
 async fn a_look_up_of_a_backend_that_is_held_says_until_when() {
     let mut rig = Rig::of_three().await;
-    // Another backend comes as it goes, so that there is a table to wait for.
+    // Another backend joins at the same time, so that the test can wait for a new table.
     rig.feeds[0].discover(&["a", "b", "d"]).await;
     let id = rig.trace_of("c");
     let (_, answer) = get(&rig, &format!("/api/v1/lookup?trace_id={id}"));

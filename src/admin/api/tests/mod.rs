@@ -1,4 +1,4 @@
-//! Questions and answers, by JSON and by gRPC, over pools that a test feeds.
+//! Questions and answers, as JSON and as gRPC, about pools that a test controls.
 
 mod grpc;
 mod json;
@@ -14,10 +14,10 @@ use crate::{
     telemetry::Recorder,
 };
 
-/// Trace 1, as it is asked for.
+/// Trace ID 1 in text form.
 const TRACE: &str = "00000000000000000000000000000001";
 
-/// An admin listener's state and the pools behind it.
+/// The state of an admin listener and the pools behind it.
 struct Rig {
     state: State,
     feeds: Vec<Feed>,
@@ -25,7 +25,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// Pools of these names without a table: the first takes traces and logs, others nothing.
+    /// Creates pools with these names, without tables. The first takes traces and logs, the others no signal.
     fn new(names: &[&str]) -> Self {
         let recorder = Recorder::scoped(Clone::clone);
         let mut rig = Self {
@@ -37,7 +37,7 @@ impl Rig {
         rig
     }
 
-    /// One pool of three backends.
+    /// Creates one pool with three backends.
     async fn of_three() -> Self {
         let mut rig = Self::new(&["tail"]);
         rig.feeds[0].discover(&["a", "b", "c"]).await;
@@ -54,7 +54,7 @@ impl Rig {
         self.feeds.push(feed);
     }
 
-    /// A trace that this backend owns while all are there.
+    /// Returns a trace that this backend owns while all are present.
     fn trace_of(&self, backend: &str) -> String {
         let table = self.table();
         let of = |id: u128| table.backends()[table.owner(&id.to_be_bytes()) as usize].identity.to_string();
@@ -72,7 +72,7 @@ impl Drop for Rig {
     }
 }
 
-/// `value` with `TIME` for every time and 0 for durations.
+/// Replaces every time in `value` by `TIME` and every duration by 0.
 fn timeless(value: Value) -> Value {
     match value {
         Value::String(text) if text.len() >= 20 && text.as_bytes()[10] == b'T' && text.ends_with('Z') => "TIME".into(),
