@@ -1,4 +1,4 @@
-//! What is remembered of a client's connection.
+//! State kept for a client's connection.
 
 use std::{
     sync::{
@@ -14,13 +14,14 @@ use tokio::time::Instant;
 
 use super::{Metadata, metadata::TooMuch};
 
-/// What is remembered of a client's connection: whether its parts may share calls with those of others, and what its last
-/// request brought of headers that go on.
+/// State kept for a client's connection: whether its parts may be merged with those of others, and the forwarded
+/// headers of its last request.
 #[derive(Debug, Default)]
 pub struct ClientConnection {
-    /// Milliseconds since `epoch()` until which parts of this connection go in calls of their own; 0 for never.
+    /// Milliseconds since the epoch of `millis` until which parts of this connection go in calls of their own; 0 when it
+    /// was never marked.
     unmerged_until: AtomicU64,
-    /// Kept, so that requests that say the same share one.
+    /// The forwarded headers of the last request. Requests with the same values share them.
     metadata: ArcSwapOption<Metadata>,
 }
 
@@ -31,7 +32,7 @@ impl ClientConnection {
         self.unmerged_until.fetch_max(until, Ordering::Relaxed);
     }
 
-    /// What a request's `headers` say of `names`.
+    /// Returns the values of the headers `names` in a request's `headers`, or `None` if there are none.
     pub fn metadata(&self, names: &[HeaderName], headers: &HeaderMap) -> Result<Option<Arc<Metadata>>, TooMuch> {
         if let Some(last) = self.metadata.load_full().filter(|last| last.is_of(names, headers)) {
             return Ok(Some(last));
@@ -43,7 +44,8 @@ impl ClientConnection {
         Ok(metadata)
     }
 
-    /// Whether parts of this connection may be merged with those of others. Reads no clock unless it was marked.
+    /// Whether parts of this connection may be merged with those of others. Reads the clock only after
+    /// [`ClientConnection::keep_unmerged`].
     pub fn may_merge(&self) -> bool {
         match self.unmerged_until.load(Ordering::Relaxed) {
             0 => true,

@@ -1,4 +1,4 @@
-//! A gRPC message with its five-byte prefix in front: what the receiver reads, the split writes and a backend is sent.
+//! A gRPC message with its five-byte prefix: received requests and the parts made of them have this form.
 
 use std::{borrow::Cow, io::IoSlice};
 
@@ -12,24 +12,24 @@ pub const PREFIX_LEN: usize = 5;
 
 /// One uncompressed protobuf message behind its gRPC prefix. Cloning is cheap.
 ///
-/// The prefix travels with the bytes so that a message which is forwarded as it came, and a part which the split
-/// built, both go to HTTP/2 without another copy.
+/// The prefix is stored with the message, so that a forwarded request and a part built by the split both go to HTTP/2
+/// without another copy.
 #[derive(Clone, Debug, Default)]
 pub struct Framed(Chunk);
 
-/// Bytes on their way to HTTP/2: in one place, or runs of a request that is shared.
+/// Bytes for HTTP/2: one buffer, or runs of a shared request.
 #[derive(Clone, Debug)]
 pub enum Chunk {
     /// One buffer.
     Bytes(Bytes),
-    /// Runs of a buffer.
+    /// Runs of one or several buffers.
     Rope(Rope),
 }
 
 impl Framed {
-    /// Takes a buffer whose first five bytes are spare, and writes the prefix for what follows into them.
+    /// Takes a buffer whose first five bytes are unused, and writes the prefix for the rest into them.
     ///
-    /// Returns `None` when the buffer is shorter than the prefix or the payload does not fit gRPC's `u32` length.
+    /// Returns `None` if the buffer is shorter than the prefix or the payload's length does not fit gRPC's `u32`.
     pub fn seal(mut buffer: BytesMut) -> Option<Self> {
         let len = u32::try_from(buffer.len().checked_sub(PREFIX_LEN)?).ok()?;
         let prefix = buffer.get_mut(..PREFIX_LEN)?;
@@ -37,17 +37,17 @@ impl Framed {
         Some(Self(Chunk::Bytes(buffer.freeze())))
     }
 
-    /// Takes bytes that already are an uncompressed, length-prefixed message.
+    /// Takes bytes that are already an uncompressed, length-prefixed message.
     ///
-    /// Returns `None` when flag or length do not say so.
+    /// Returns `None` if the prefix has another flag or length.
     pub fn from_prefixed(bytes: Bytes) -> Option<Self> {
         let len = u32::try_from(bytes.len().checked_sub(PREFIX_LEN)?).ok()?;
         (bytes.get(..PREFIX_LEN)? == prefix_of(len)).then_some(Self(Chunk::Bytes(bytes)))
     }
 
-    /// Takes a rope that is an uncompressed, length-prefixed message.
+    /// Takes a rope that is already an uncompressed, length-prefixed message.
     ///
-    /// Returns `None` when flag or length do not say so.
+    /// Returns `None` if the prefix has another flag or length.
     pub fn from_rope(rope: Rope) -> Option<Self> {
         let len = u32::try_from(rope.remaining().checked_sub(PREFIX_LEN)?).ok()?;
         let mut prefix = [0; PREFIX_LEN];
@@ -55,9 +55,9 @@ impl Framed {
         (prefix == prefix_of(len)).then_some(Self(Chunk::Rope(rope)))
     }
 
-    /// Takes buffers that one after the other are an uncompressed, length-prefixed message.
+    /// Takes buffers whose concatenation is an uncompressed, length-prefixed message.
     ///
-    /// Returns `None` when flag or length do not say so.
+    /// Returns `None` if the prefix has another flag or length.
     pub fn from_chunks(mut chunks: Vec<Bytes>) -> Option<Self> {
         if chunks.len() == 1 { Self::from_prefixed(chunks.pop()?) } else { Self::from_rope(Rope::of(chunks)?) }
     }
@@ -70,7 +70,8 @@ impl Framed {
         Self::seal(buffer)
     }
 
-    /// The protobuf message; runs are copied into one buffer, which callers on the way of the data avoid.
+    /// Returns the protobuf message. Several runs are copied into one buffer, which code on the path of requests
+    /// avoids.
     pub fn payload(&self) -> Cow<'_, [u8]> {
         match &self.0 {
             Chunk::Bytes(bytes) => Cow::Borrowed(bytes.get(PREFIX_LEN..).unwrap_or_default()),
@@ -78,12 +79,12 @@ impl Framed {
         }
     }
 
-    /// The protobuf message in as many buffers as it has runs, shared.
+    /// Returns the protobuf message as one shared buffer for each run.
     pub fn payload_chunks(&self) -> Vec<Bytes> {
         self.payload_chunk().buffers()
     }
 
-    /// The protobuf message, run by run.
+    /// Iterates over the runs of the protobuf message.
     pub fn payload_runs(&self) -> impl Iterator<Item = &[u8]> {
         let (whole, rope) = match &self.0 {
             Chunk::Bytes(bytes) => (bytes.get(PREFIX_LEN..), None),
@@ -98,24 +99,24 @@ impl Framed {
         whole.into_iter().chain(runs)
     }
 
-    /// The protobuf message on its way, sharing the buffer.
+    /// Returns the protobuf message for HTTP/2, sharing the buffers.
     pub fn payload_chunk(&self) -> Chunk {
         let mut chunk = self.0.clone();
         chunk.advance(PREFIX_LEN.min(chunk.remaining()));
         chunk
     }
 
-    /// Prefix and message on their way, sharing the buffer.
+    /// Returns prefix and message for HTTP/2, sharing the buffers.
     pub fn chunk(&self) -> Chunk {
         self.0.clone()
     }
 
-    /// Prefix and message in as many buffers as they lie in, shared.
+    /// Returns prefix and message as one shared buffer for each run.
     pub fn buffers(&self) -> Vec<Bytes> {
         self.0.buffers()
     }
 
-    /// Prefix and message in one buffer: shared if they are, else copied.
+    /// Returns prefix and message in one buffer: the shared one if there is only one, else a copy.
     pub fn to_bytes(&self) -> Bytes {
         match &self.0 {
             Chunk::Bytes(bytes) => bytes.clone(),
@@ -123,7 +124,7 @@ impl Framed {
         }
     }
 
-    /// A copy that keeps no buffer but its own.
+    /// Returns a copy in a buffer of its own, which keeps no other buffer in memory.
     pub fn detached(&self) -> Self {
         let mut buffer = BytesMut::with_capacity(self.framed_len());
         buffer.put(self.chunk());
@@ -148,7 +149,7 @@ impl PartialEq for Framed {
 }
 
 impl Chunk {
-    /// The buffers that it lies in, shared.
+    /// Returns one shared buffer for each run.
     fn buffers(&self) -> Vec<Bytes> {
         match self {
             Self::Bytes(bytes) => vec![bytes.clone()],
@@ -199,7 +200,7 @@ impl Buf for Chunk {
     }
 }
 
-/// The prefix of an uncompressed message of `len` bytes.
+/// Returns the prefix of an uncompressed message of `len` bytes.
 pub fn prefix_of(len: u32) -> [u8; PREFIX_LEN] {
     let [a, b, c, d] = len.to_be_bytes();
     [0, a, b, c, d]

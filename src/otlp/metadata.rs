@@ -1,32 +1,34 @@
-//! What of a request's headers goes on to its backends: the operator names it, clients say it, nobody here reads it.
+//! The headers of a request that are forwarded to backends. The operator configures their names; their values are never
+//! interpreted.
 
 use std::{fmt, hash::Hasher};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use xxhash_rust::xxh3::Xxh3;
 
-/// Values that one request may bring, at most.
+/// Limit of forwarded values in one request.
 pub const MAX_VALUES: usize = 64;
 
-/// Bytes of their names and values, at most: far below what a backend takes of headers.
+/// Limit of the forwarded headers' names and values in bytes, far below the limit that backends have for headers.
 pub const MAX_BYTES: usize = 4 << 10;
 
-/// Values of some headers, as they came. Two are equal when every byte is; requests of which they are not never share a call.
+/// The forwarded headers of a request, unchanged. They are equal when all bytes are. Requests with different headers
+/// never share a call.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Metadata {
-    /// Compared first: most that differ differ here.
+    /// Hash of all names and values. It is compared first, since it nearly always tells different headers apart.
     hash: u64,
-    /// By name in the operator's order, values of a name in the client's.
+    /// Names in the operator's order; several values of a name in the client's order.
     headers: Box<[(HeaderName, HeaderValue)]>,
 }
 
-/// A request brings more of it than may go on.
+/// A request has more forwarded headers than allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the headers that go on to backends (include_metadata) are more than {MAX_VALUES} values or {MAX_BYTES} bytes")]
 pub struct TooMuch;
 
 impl Metadata {
-    /// What `headers` say of `names`; `None` when they say nothing of any.
+    /// Collects the values of `names` from `headers`; `None` when there are none.
     pub fn of(names: &[HeaderName], headers: &HeaderMap) -> Result<Option<Self>, TooMuch> {
         let mut found = Vec::new();
         let (mut bytes, mut hash) = (0_usize, Xxh3::new());
@@ -43,12 +45,12 @@ impl Metadata {
         Ok((!found.is_empty()).then(|| Self { hash: hash.finish(), headers: found.into() }))
     }
 
-    /// Whether `headers` say just this of `names`.
+    /// Whether `headers` have exactly these values for `names`.
     pub fn is_of(&self, names: &[HeaderName], headers: &HeaderMap) -> bool {
         selected(names, headers).eq(self.headers.iter().map(|(name, value)| (name, value)))
     }
 
-    /// Adds it to a request's headers, except for names that these have already.
+    /// Adds the values to a request's headers, except for names that these already contain.
     pub fn add_to(&self, headers: &mut HeaderMap) {
         let mut of_before: Option<(&HeaderName, bool)> = None;
         for (name, value) in &self.headers {
@@ -71,7 +73,7 @@ fn said<'a>(
     names.iter().flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)))
 }
 
-/// Names alone: values may be tokens.
+/// Shows only the names, since values may be tokens.
 impl fmt::Debug for Metadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.headers.iter().map(|(name, _)| name)).finish()

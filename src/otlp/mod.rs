@@ -1,5 +1,5 @@
-//! The vocabulary of OTLP: signals, levels, wire format, framed messages, a client's connection and its
-//! forwarded headers, outcomes. Depends on nothing of ours.
+//! The vocabulary of OTLP: signals, levels, wire format, framed messages, forwarded headers, the state of a client's
+//! connection, and outcomes. Imports no other room.
 
 mod client;
 pub mod framed;

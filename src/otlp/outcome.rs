@@ -1,48 +1,48 @@
-//! What became of an export request: the one vocabulary between pipeline and receivers.
+//! The outcome of an export request, as the pipeline reports it to the receivers.
 
 use std::time::Duration;
 
 use tonic::Code;
 
-/// What a client is answered.
+/// The answer to a client.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// The records are with their backends, less `rejected`.
+    /// The backends have accepted the records, except for `rejected`.
     Accepted {
-        /// Records that were refused for good (`partial_success.rejected_*`).
+        /// Number of permanently refused records (`partial_success.rejected_*`).
         rejected: u64,
         /// `partial_success.error_message`; with `rejected` 0 it is OTLP's warning.
         message: Option<String>,
     },
-    /// Nothing, or not everything, was delivered and the client has to know.
+    /// Some or all records were not delivered, and the client must know.
     Refused(Refusal),
 }
 
 impl Outcome {
-    /// Everything was accepted and there is nothing to say.
+    /// Everything was accepted, without a message.
     pub const OK: Self = Self::Accepted { rejected: 0, message: None };
 }
 
-/// A refusal of a whole request.
+/// The refusal of a whole request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
-    /// The gRPC code; HTTP's status follows from it in `receive::reply`.
+    /// The gRPC code; `receive::reply` derives HTTP's status from it.
     pub code: Code,
-    /// What was wrong and what to do instead: lowercase, no full stop.
+    /// What was wrong and what to do about it: lowercase, no full stop.
     pub message: String,
-    /// `RetryInfo` or `Retry-After`; OTLP calls `RESOURCE_EXHAUSTED` retryable only with it.
+    /// The value of `RetryInfo` or `Retry-After`. Without it, OTLP does not call `RESOURCE_EXHAUSTED` retryable.
     pub retry_after: Option<Duration>,
-    /// Why, as a metric label.
+    /// The reason as a metric label.
     pub reason: Reason,
 }
 
 impl Refusal {
-    /// A refusal that the client must not repeat as it is.
+    /// Builds a refusal that the client must not retry.
     pub fn permanent(code: Code, reason: Reason, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), retry_after: None, reason }
     }
 
-    /// `UNAVAILABLE` with `RetryInfo`.
+    /// Builds an `UNAVAILABLE` with `RetryInfo`.
     pub fn retryable(reason: Reason, retry_after: Duration, message: impl Into<String>) -> Self {
         Self { code: Code::Unavailable, message: message.into(), retry_after: Some(retry_after), reason }
     }
@@ -51,34 +51,34 @@ impl Refusal {
 /// Why a request was refused: the values of the metric label `reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
-    /// A backend refused it for good.
+    /// A backend refused it permanently.
     Backend,
     /// The memory budget had no room.
     Budget,
-    /// The deadline passed with parts still owed.
+    /// The deadline passed before all parts were answered.
     Deadline,
-    /// Shutting down.
+    /// The process is shutting down.
     Draining,
-    /// The body was not what its headers said: framing, compression, content type.
+    /// The body does not match its headers: framing, compression or content type.
     Framing,
-    /// A defect of ours; please report it.
+    /// A bug in Spanring; please report it.
     Internal,
-    /// This process sent it to itself.
+    /// The request came from this process itself.
     Loop,
     /// Malformed protobuf.
     Malformed,
-    /// No table yet: discovery has found no backends.
+    /// There is no table yet: discovery has found no backends.
     NotReady,
-    /// A backend's queue had no room.
+    /// A backend's queue is full.
     QueueFull,
-    /// Larger than `max_recv_msg_size_mib`, or than the whole budget once cut.
+    /// The request exceeds `max_recv_msg_size_mib`, or its parts exceed the whole memory budget.
     TooLarge,
-    /// No route for this signal, or an unknown method or encoding.
+    /// There is no route for this signal, or the method or encoding is unknown.
     Unimplemented,
 }
 
 impl Reason {
-    /// Every reason, so that its series can be created at 0.
+    /// Every reason, so that all series can be created at 0.
     pub const ALL: [Self; 12] = [
         Self::Backend,
         Self::Budget,
@@ -94,7 +94,7 @@ impl Reason {
         Self::Unimplemented,
     ];
 
-    /// The label value.
+    /// The value of the metric label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Backend => "backend",
@@ -113,7 +113,7 @@ impl Reason {
     }
 }
 
-/// Whether OTLP lets a client send again what was answered with this code; `RESOURCE_EXHAUSTED` only with `RetryInfo`.
+/// Whether OTLP allows a client to retry after this code; after `RESOURCE_EXHAUSTED` only if `RetryInfo` came with it.
 pub fn is_retryable(code: Code, has_retry_info: bool) -> bool {
     match code {
         Code::Cancelled

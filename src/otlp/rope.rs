@@ -1,20 +1,20 @@
-//! A message that is not in one place: runs of other buffers, with tags and lengths of its own between them.
+//! A message made of runs of other buffers, with tags and lengths of its own between them.
 //!
-//! A request is such a message: its frames as they came. Its parts are: all share the request, and one list says which of
-//! its runs each part has. A byte is then copied once, when it is gathered for the socket. Lists and headers are the only
-//! memory that parts take.
+//! A received request is a rope of its frames. The parts of a request are ropes that share the request's buffers and
+//! one list of runs. A byte is then copied only when it is written to the socket; the parts themselves need memory only
+//! for the list and for their tags and lengths.
 
 use std::{io::IoSlice, sync::Arc};
 
 use bytes::{Buf, Bytes};
 
-/// A message of several runs, or what is left of it: reading it goes through a [`Buf`]. Cloning is cheap.
+/// A message of several runs. Reading it as a [`Buf`] leaves the unread rest. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Rope {
     strands: Arc<Strands>,
-    /// The run that is read.
+    /// Index of the run being read.
     run: u32,
-    /// Bytes of it that were read.
+    /// Bytes of that run already read.
     read: u32,
     left: usize,
 }
@@ -24,11 +24,11 @@ pub struct Rope {
 struct Strands {
     sources: Vec<Bytes>,
     runs: Vec<Run>,
-    /// Whether runs are what a [`Weaver`] was given: many, and short.
+    /// Whether a [`Weaver`] built the runs; they are then many and short.
     is_woven: bool,
 }
 
-/// A run of one source.
+/// A range of bytes of one source.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     source: u32,
@@ -36,25 +36,26 @@ struct Run {
     end: u32,
 }
 
-/// Builds the ropes of the same sources, one after the other.
+/// Builds ropes over the same sources, one after the other.
 #[derive(Debug)]
 pub struct Weaver {
     strands: Strands,
-    /// They become the last source.
+    /// Tags and lengths of all ropes; they become the last source.
     headers: Vec<u8>,
-    /// Headers up to here have their run.
+    /// The length of `headers` that runs already cover.
     seen: usize,
-    /// First run and length of each rope that is done.
+    /// First run and length of each finished rope.
     done: Vec<(u32, usize)>,
     len: usize,
     first: u32,
 }
 
 impl Weaver {
-    /// Bytes that a run takes.
+    /// Size of a run in bytes.
     pub const RUN_LEN: usize = size_of::<Run>();
 
-    /// Ropes of `sources` with at most so many runs and bytes of headers; `None` where an offset could pass 32 bits.
+    /// Creates a weaver for at most `ropes` ropes, `runs` runs and `headers` bytes of headers. Returns `None` if a
+    /// number could exceed 32 bits.
     pub fn new(sources: impl Iterator<Item = Bytes>, ropes: usize, runs: usize, headers: usize) -> Option<Self> {
         let mut list = Vec::with_capacity(sources.size_hint().0 + 1);
         list.extend(sources);
@@ -64,26 +65,26 @@ impl Weaver {
         Some(Self { strands, headers, seen: 0, done, len: 0, first: 0 })
     }
 
-    /// Where bytes of its own are written to, to go at this place.
+    /// Returns the buffer of headers. Bytes appended to it go to this position of the rope.
     pub fn headers(&mut self) -> &mut Vec<u8> {
         &mut self.headers
     }
 
-    /// Adds a run of the source of that number.
+    /// Appends the bytes from `start` to `end` of a source, given by its index.
     #[inline]
     pub fn share(&mut self, source: u32, start: u32, end: u32) {
         self.join_headers();
         self.push(Run { source, start, end });
     }
 
-    /// Ends a rope.
+    /// Ends the current rope.
     pub fn end(&mut self) {
         self.join_headers();
         self.done.push((self.first, std::mem::take(&mut self.len)));
         self.first = small(self.strands.runs.len());
     }
 
-    /// The ropes, in their order.
+    /// Returns the ropes in the order they were built.
     pub fn finish(mut self) -> impl Iterator<Item = Rope> {
         self.strands.sources.push(self.headers.into());
         let strands = Arc::new(self.strands);
@@ -119,9 +120,9 @@ impl Strands {
 }
 
 impl Rope {
-    /// What lies in several buffers, one after the other; `None` if one is longer than 32 bits can say.
+    /// Builds a rope of whole buffers; `None` if the length of one does not fit 32 bits.
     pub fn of(mut sources: Vec<Bytes>) -> Option<Self> {
-        // A reader takes an empty run for the end.
+        // Empty buffers are left out, since a reader takes an empty run for the end.
         sources.retain(|bytes| !bytes.is_empty());
         let run =
             |(source, bytes): (u32, &Bytes)| Some(Run { source, start: 0, end: u32::try_from(bytes.len()).ok()? });
@@ -130,18 +131,18 @@ impl Rope {
         Some(Self { strands: Arc::new(Strands { sources, runs, is_woven: false }), run: 0, read: 0, left })
     }
 
-    /// The bytes that are left, run by run, sharing the buffers.
+    /// Iterates over the unread runs as shared buffers.
     pub fn shares(&self) -> impl Iterator<Item = Bytes> {
         let numbers = self.strands.runs.iter().skip(self.run as usize).map(|run| run.source as usize);
         numbers.zip(self.runs()).filter_map(|(source, run)| Some(self.strands.sources.get(source)?.slice_ref(run)))
     }
 
-    /// Whether its runs are what a [`Weaver`] was given, not whole buffers.
+    /// Whether a [`Weaver`] built the runs; otherwise they are whole buffers.
     pub fn is_woven(&self) -> bool {
         self.strands.is_woven
     }
 
-    /// The bytes that are left, run by run.
+    /// Iterates over the unread runs.
     pub fn runs(&self) -> impl Iterator<Item = &[u8]> {
         let (mut run, mut read, mut left) = (self.run, self.read as usize, self.left);
         std::iter::from_fn(move || {
@@ -174,7 +175,7 @@ impl Buf for Rope {
         count
     }
 
-    /// Goes on by `count` bytes, at most to the end.
+    /// Skips `count` bytes, at most to the end.
     fn advance(&mut self, count: usize) {
         let mut count = count.min(self.left);
         self.left -= count;
@@ -194,7 +195,7 @@ impl Buf for Rope {
     }
 }
 
-/// A number that [`Weaver::new`] or [`Rope::of`] has made sure of.
+/// Converts a number that [`Weaver::new`] or [`Rope::of`] has checked.
 #[expect(clippy::cast_possible_truncation, reason = "offsets are below the 32 bits that are checked at the beginning")]
 fn small(number: usize) -> u32 {
     number as u32

@@ -1,11 +1,11 @@
-//! Ways around the general reader, for what nearly every request consists of: most of the cut's time goes into skipping the
-//! fields of records.
+//! Fast paths of the reader for fields that nearly every request consists of. Skipping the fields of records takes most
+//! of a cut's time.
 //!
-//! Each takes what [`Reader::field`] would read, or nothing.
+//! Each function reads exactly what [`Reader::field`] would, or nothing.
 
 use super::{RecordFields, wire::Reader};
 
-/// A field's tag, if it has one byte: compared with that, without a look at what it says.
+/// A field's tag if it fits one byte, so that it can be compared without decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShortTag(u32);
 
@@ -13,7 +13,7 @@ impl ShortTag {
     /// A tag that no field has.
     pub const NONE: Self = Self(u32::MAX);
 
-    /// The tag of field `number`; [`ShortTag::NONE`] for numbers that do not fit one byte, and for 0.
+    /// Returns the tag of field `number`; [`ShortTag::NONE`] for 0 and for numbers that do not fit one byte.
     pub const fn new(number: u32, wire_type: u32) -> Self {
         match number {
             1..16 => Self(number << 3 | wire_type),
@@ -21,39 +21,39 @@ impl ShortTag {
         }
     }
 
-    /// Whether a field with this first byte has it.
+    /// Whether a field with this first byte has this tag.
     #[inline(always)]
     fn is(self, first: u8) -> bool {
         self.0 == u32::from(first)
     }
 }
 
-/// By the first byte of a tag, how the field behind it is skipped.
+/// How to skip a field, by the first byte of its tag.
 ///
-/// A table replaces the comparisons of a general reader: each field costs one look-up, whatever its number. What this brings
-/// is in `deploy/docs/performance.md`, as are the figures of other decisions.
+/// A table replaces the comparisons of the general reader: a field costs one look-up, whatever its number and type.
 #[derive(Debug)]
 pub(super) struct Skips {
-    /// For a tag of one byte in front of a length, the length from which it takes more than one byte; 0 for all else.
+    /// For a one-byte tag of a length-delimited field, the first length that needs more than one byte; 0 for all other
+    /// tags.
     short: [u8; 256],
     kinds: [Kind; 256],
 }
 
-/// How to skip a field that is not of the usual kind.
+/// How to skip a field that is not length-delimited with a length of one byte.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
-    /// It is not skipped, but read: one that is asked for, or one that needs a closer look.
+    /// Do not skip: the router needs the field, or the general reader has to read it.
     Read,
     Varint,
     Fixed64,
     Len,
     Fixed32,
-    /// `fixed32` behind a tag of two bytes: a span's flags.
+    /// A `fixed32` behind a tag of two bytes, such as a span's flags.
     FarFixed32,
 }
 
 impl Skips {
-    /// All fields but those of the numbers `id` and `start`.
+    /// A table that skips all fields except those numbered `id` and `start`.
     pub(super) const fn all_but(id: u32, start: u32) -> Self {
         let mut skips = Self { short: [0; 256], kinds: [Kind::Read; 256] };
         let mut tag: u8 = 0;
@@ -62,7 +62,7 @@ impl Skips {
             let number = (tag as u32) >> 3;
             let (mut short, mut kind) = (0, Kind::Read);
             if tag >= 0x80 {
-                // Numbers of 16 and more have two bytes or more.
+                // Numbers from 16 on take two bytes or more.
                 if tag & 7 == 5 && id < 16 && start < 16 {
                     kind = Kind::FarFixed32;
                 }
@@ -80,7 +80,7 @@ impl Skips {
         skips
     }
 
-    /// Below this, the byte behind the tag is the length of a field that is skipped.
+    /// If the byte behind `tag` is less than this, it is the length of a field to skip.
     #[inline(always)]
     pub(super) fn short(&self, tag: u8) -> u8 {
         self.short.get(usize::from(tag)).copied().unwrap_or(0)
@@ -99,7 +99,8 @@ const fn set(skips: &mut Skips, tag: u8, short: u8, kind: Kind) {
 }
 
 impl Kind {
-    /// What follows the field, given what follows the first byte of its tag; `None` where it takes a closer look.
+    /// Returns the bytes behind the field, given those behind the first byte of its tag; `None` if the general reader
+    /// has to read it.
     #[inline(always)]
     pub(super) fn skip(self, rest: &[u8]) -> Option<&[u8]> {
         match (self, rest) {
@@ -119,13 +120,13 @@ impl Kind {
 // === impl Reader ===
 
 impl<'a> Reader<'a> {
-    /// Goes on to the next field that the router is shown, or that takes a closer look: it is the one that
-    /// [`Reader::field`] then reads.
+    /// Advances to the next field that the router needs or the general reader has to read. [`Reader::field`] then reads
+    /// that field.
     #[inline(always)]
     pub fn skim(&mut self, fields: &RecordFields) {
         let skips = &fields.skips;
         loop {
-            // Nearly every field: length-delimited, number and length below 16 and 128.
+            // Nearly all fields are length-delimited, with a number below 16 and a length below 128.
             while let [tag, len, rest @ ..] = self.rest
                 && *len < skips.short(*tag)
                 && let Some(rest) = rest.get(usize::from(*len)..)
@@ -139,7 +140,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next field and its value, if it has that tag and a length of two bytes: a child of the usual size.
+    /// Reads the next field if it has this tag and a length of two bytes, the usual size of a child. Returns the field
+    /// and its value.
     #[inline(always)]
     pub fn child(&mut self, tag: ShortTag) -> Option<(&'a [u8], &'a [u8])> {
         let [first, low, high, ..] = self.rest else { return None };
@@ -152,7 +154,8 @@ impl<'a> Reader<'a> {
         Some((whole, whole.get(3..)?))
     }
 
-    /// The trace ID of a span that begins as SDKs write it: with that and the span ID, each as long as it should be.
+    /// Reads trace ID and span ID if the span begins with them as SDKs write it, each with the right length. Returns
+    /// the trace ID.
     #[inline(always)]
     pub fn ids_of_span(&mut self) -> Option<&'a [u8]> {
         let (front, rest) = self.rest.split_first_chunk::<28>()?;
@@ -161,7 +164,7 @@ impl<'a> Reader<'a> {
         Some(id)
     }
 
-    /// The value of the next field, if it has that tag, which is one of a `fixed64`.
+    /// Reads the next field if it has this tag, which must be a `fixed64`'s.
     #[inline(always)]
     pub fn fixed64(&mut self, tag: ShortTag) -> Option<u64> {
         let ([first, value @ ..], rest) = self.rest.split_first_chunk::<9>()?;

@@ -1,11 +1,11 @@
-//! Signals, and how each nests its records.
+//! The signals, and how their messages nest records.
 
 use super::{
     shortcuts::{ShortTag, Skips},
     wire::Value,
 };
 
-/// One of OTLP's signals.
+/// A signal of OTLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Signal {
@@ -20,10 +20,10 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// Every signal.
+    /// All signals.
     pub const ALL: [Self; 4] = [Self::Traces, Self::Metrics, Self::Logs, Self::Profiles];
 
-    /// The name in configuration, metric labels and logs.
+    /// The name used in the configuration, in metric labels and in logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Traces => "traces",
@@ -43,12 +43,12 @@ impl Signal {
         }
     }
 
-    /// The signal of a gRPC path.
+    /// Returns the signal of a gRPC path.
     pub fn from_grpc_path(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|signal| signal.grpc_path() == path)
     }
 
-    /// A small number for tables indexed by signal.
+    /// A small number, for tables indexed by signal.
     pub fn index(self) -> usize {
         match self {
             Self::Traces => 0,
@@ -59,32 +59,32 @@ impl Signal {
     }
 }
 
-/// One level of nesting on the way from a request to its records: which fields of a message hold its children.
+/// One level of nesting between a request and its records: the fields of a message that hold its children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level {
-    /// Field numbers of the children; every other field is the message's envelope.
+    /// Field numbers of the children; all other fields are the message's envelope.
     pub children: &'static [u32],
 }
 
 impl Level {
-    /// The tag of the children that it names first.
+    /// The tag of the first field in `children`.
     pub(crate) fn usual_tag(&self) -> ShortTag {
         self.children.first().map_or(ShortTag::NONE, |number| ShortTag::new(*number, Value::LEN))
     }
 }
 
-/// Which of a record's own fields the router is shown.
+/// The fields of a record that the router needs.
 #[derive(Debug)]
 pub struct RecordFields {
-    /// Field number of the record's trace ID (bytes), 0 when it has none.
+    /// Field number of the record's trace ID (bytes), 0 if it has none.
     pub id: u32,
-    /// Field number of the record's start time (`fixed64`, nanoseconds since 1970), 0 when it has none.
+    /// Field number of the record's start time (`fixed64`, nanoseconds since 1970), 0 if it has none.
     pub start: u32,
-    /// Whether `id` is a span's, and field 2 may be skipped.
+    /// Whether the ID is in field 1, as in a span, and field 2 may be skipped.
     pub(crate) has_ids_of_span: bool,
     /// The tag of the start time.
     pub(crate) start_tag: ShortTag,
-    /// The others.
+    /// How to skip all other fields.
     pub(super) skips: Skips,
 }
 
@@ -93,7 +93,7 @@ static OF_LOG_RECORDS: RecordFields = RecordFields::new(9, 1);
 static OF_OTHERS: RecordFields = RecordFields::new(0, 0);
 
 impl RecordFields {
-    /// The fields of these numbers; 0 for none.
+    /// Creates the set for these field numbers; 0 for none.
     pub const fn new(id: u32, start: u32) -> Self {
         let has_ids_of_span = id == 1 && start != 2;
         Self {

@@ -1,27 +1,27 @@
-//! Protobuf's wire format: a cursor that cannot over-read, and the sizes of what is written.
+//! Protobuf's wire format: a reader that never reads past the end, and the lengths of written fields.
 //!
-//! It knows tags, lengths and wire types, and nothing of any message. What it accepts is what protobuf's own parsers
-//! accept: padded varints of up to ten bytes, groups (deprecated, but part of the format) up to protobuf's default
-//! depth of 100, fields in any order and number. Strings are not looked into: invalid UTF-8 is the reader's business.
+//! It knows tags, lengths and wire types, but no message types. It accepts what protobuf's own parsers accept: padded
+//! varints of up to ten bytes, groups (deprecated, but part of the format) up to protobuf's default depth of 100, and
+//! fields in any order and number. Strings are not checked for UTF-8.
 //!
-//! The functions on the way of a well-formed field with a short tag are forced inline: the cut reads every field of
-//! every record with them.
+//! Functions that read well-formed fields with short tags are always inlined, since the cut reads every field of every
+//! record with them.
 
 use thiserror::Error;
 
-/// The greatest nesting of groups that is followed: protobuf's default recursion limit.
+/// The deepest nesting of groups that is accepted: protobuf's default recursion limit.
 pub const MAX_GROUP_DEPTH: usize = 100;
 
-/// A varint of 64 bits has at most ten bytes.
+/// Maximum length of a 64-bit varint, in bytes.
 const MAX_VARINT_LEN: usize = 10;
 
-/// Where a message is malformed, and how.
+/// Where and how a message is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("malformed protobuf at byte {offset}: {kind}")]
 pub struct WireError {
-    /// Offset in the message of the field that could not be read.
+    /// Offset of the malformed field in the message.
     pub offset: usize,
-    /// What is wrong with it.
+    /// What is wrong with the field.
     pub kind: Malformed,
 }
 
@@ -31,7 +31,7 @@ pub enum Malformed {
     /// The message ends inside a tag or a value.
     #[error("the message ends inside a field")]
     Truncated,
-    /// A length-delimited value is longer than what is left of its message.
+    /// A length-delimited value is longer than the rest of its message.
     #[error("length {0} runs past the end of its message")]
     Length(u64),
     /// A varint has more than ten bytes, or more than 64 bits.
@@ -46,29 +46,29 @@ pub enum Malformed {
     /// Wire types 6 and 7 do not exist.
     #[error("wire type {0} does not exist")]
     WireType(u32),
-    /// A group ends that did not begin, or another one than the innermost.
+    /// A group's end has no matching beginning.
     #[error("the end of group {0} without its beginning")]
     GroupEnd(u32),
-    /// Groups nest deeper than protobuf follows them.
+    /// Groups nest deeper than protobuf allows by default.
     #[error("groups nest deeper than {MAX_GROUP_DEPTH}")]
     GroupDepth,
-    /// A field that the cut reads has another wire type than OTLP gives it.
+    /// A field that the cut reads has another wire type than OTLP defines.
     #[error("field {number} has wire type {found} instead of {expected}")]
     Unexpected {
         /// The field's number.
         number: u32,
-        /// Its wire type here.
+        /// The wire type that was found.
         found: u32,
-        /// Its wire type in OTLP.
+        /// The wire type that OTLP defines.
         expected: u32,
     },
-    /// The message is longer than gRPC's 32-bit length.
+    /// The message's length does not fit gRPC's 32 bits.
     #[error("the message is longer than 4 GiB")]
     TooLong,
-    /// The message falls into more pieces than the cut keeps track of.
+    /// The message has more pieces than the cut can track.
     #[error("the message falls into more than {0} pieces; send smaller batches")]
     Pieces(usize),
-    /// Keeping track of the message takes more memory than there is: no fault of its own.
+    /// Tracking the message's pieces needs more memory than is available. The message itself is not at fault.
     #[error("no room for {0} bytes more")]
     NoRoom(usize),
 }
@@ -103,7 +103,7 @@ impl Value<'_> {
     /// Wire type of [`Value::Len`].
     pub const LEN: u32 = 2;
 
-    /// The number of the wire type.
+    /// Returns the number of the wire type.
     pub fn wire_type(&self) -> u32 {
         match self {
             Self::Varint(_) => 0,
@@ -116,7 +116,7 @@ impl Value<'_> {
 }
 
 impl<'a> Field<'a> {
-    /// The value of a field that is a message, a string or bytes in OTLP.
+    /// Returns the value of a field that OTLP defines as a message, a string or bytes.
     #[inline(always)]
     pub fn len_value(&self) -> Result<&'a [u8], Malformed> {
         match self.value {
@@ -125,7 +125,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The value of a field that is a `fixed64` in OTLP.
+    /// Returns the value of a field that OTLP defines as `fixed64`.
     #[inline(always)]
     pub fn fixed64_value(&self) -> Result<u64, Malformed> {
         match self.value {
@@ -140,27 +140,27 @@ impl<'a> Field<'a> {
     }
 }
 
-/// A cursor over the fields of one message.
+/// Reads the fields of one message, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
     pub(super) rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    /// A cursor at the start of `message`.
+    /// Creates a reader at the start of `message`.
     #[inline(always)]
     pub fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
     }
 
-    /// Bytes not read yet.
+    /// Number of unread bytes.
     #[inline(always)]
     pub fn left(&self) -> usize {
         self.rest.len()
     }
 
-    /// Number, length of the value and length of what is in front of it, of a length-delimited field that need not be all
-    /// here; `None` if its tag and length are not, or if it is of another kind.
+    /// Returns the number of the next field, the length of its value and the length of its tag and length. The value
+    /// may be incomplete. Returns `None` if tag or length are incomplete, or if the field is not length-delimited.
     #[cold]
     pub fn header(&self) -> Option<(u32, u64, usize)> {
         let (tag, rest) = long_tag(self.rest).ok()?;
@@ -168,10 +168,11 @@ impl<'a> Reader<'a> {
         (tag & 7 == Value::LEN).then(|| (tag >> 3, len, self.rest.len() - rest.len()))
     }
 
-    /// The next field; `None` at the end of the message. After an error the cursor stands at the field that it is about.
+    /// Reads the next field; `None` at the end of the message. After an error the reader stays at the malformed field.
     #[inline(always)]
     pub fn field(&mut self) -> Result<Option<Field<'a>>, Malformed> {
-        // Nearly every field: length-delimited, number and length below 16 and 128. One comparison for both bytes.
+        // Nearly all fields are length-delimited, with a number below 16 and a length below 128. One comparison checks
+        // both bytes.
         if let [tag, len, rest @ ..] = self.rest
             && u16::from_be_bytes([*tag, *len]) & 0x8780 == 0x0200
             && *tag > 0x07
@@ -213,13 +214,13 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// `len` bytes off the front.
+/// Splits `len` bytes off the front.
 #[inline(always)]
 fn split(rest: &[u8], len: u64) -> Result<(&[u8], &[u8]), Malformed> {
     usize::try_from(len).ok().and_then(|len| rest.split_at_checked(len)).ok_or(Malformed::Length(len))
 }
 
-/// A varint off the front.
+/// Reads a varint off the front.
 #[inline(always)]
 fn varint(rest: &[u8]) -> Result<(u64, &[u8]), Malformed> {
     match rest {
@@ -229,12 +230,12 @@ fn varint(rest: &[u8]) -> Result<(u64, &[u8]), Malformed> {
     }
 }
 
-/// Like [`varint`], of any length; kept out of the hot code.
+/// Like [`varint`], for any length; kept out of line.
 #[inline(never)]
 fn long_varint(rest: &[u8]) -> Result<(u64, &[u8]), Malformed> {
     let mut value = 0;
     for (index, byte) in rest.iter().enumerate().take(MAX_VARINT_LEN) {
-        // Nine bytes hold 63 bits: the tenth has room for one.
+        // Nine bytes hold 63 bits, so the tenth may add only one.
         if index + 1 == MAX_VARINT_LEN && *byte > 1 {
             return Err(Malformed::Varint);
         }
@@ -252,7 +253,7 @@ fn long_tag(rest: &[u8]) -> Result<(u32, &[u8]), Malformed> {
     Ok((u32::try_from(tag).map_err(|_too_long| Malformed::Tag)?, rest))
 }
 
-/// What follows the group that has just begun: to the end tag of the same number, with the groups inside it.
+/// Skips the rest of a group that has just begun, nested groups included, and returns the bytes behind its end tag.
 #[cold]
 #[inline(never)]
 fn skip_group(number: u32, rest: &[u8]) -> Result<&[u8], Malformed> {
@@ -267,7 +268,7 @@ fn skip_group(number: u32, rest: &[u8]) -> Result<&[u8], Malformed> {
         rest = after;
         match wire_type {
             3 => {
-                // The outermost group counts as well, hence one place less.
+                // The outermost group counts too, hence one entry less.
                 *open
                     .get_mut(..MAX_GROUP_DEPTH - 1)
                     .and_then(|open| open.get_mut(depth))
@@ -293,20 +294,20 @@ fn skip_group(number: u32, rest: &[u8]) -> Result<&[u8], Malformed> {
     }
 }
 
-/// Bytes of the shortest varint of `value`.
+/// Returns the length of the shortest varint of `value`, in bytes.
 #[inline]
 pub const fn varint_len(value: u32) -> u32 {
-    // ceil(bits / 7), with one bit for 0; 9/64 is near enough to 1/7 for up to 64 bits.
+    // ceil(bits / 7), where 0 counts as one bit; 9/64 approximates 1/7 closely enough for up to 64 bits.
     ((32 - (value | 1).leading_zeros()) * 9 + 64) / 64
 }
 
-/// The tag of a length-delimited field.
+/// Returns the tag of a length-delimited field.
 #[inline]
 pub const fn len_tag(number: u32) -> u32 {
     number << 3 | Value::LEN
 }
 
-/// Writes the shortest varint of `value`.
+/// Appends the shortest varint of `value`.
 #[inline]
 pub fn put_varint(out: &mut Vec<u8>, mut value: u32) {
     while value >= 0x80 {

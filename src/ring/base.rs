@@ -1,4 +1,4 @@
-//! The base: a membership and who owns each slot because of it, as long as everybody is there.
+//! The base: a membership and the owner of each slot while all its backends are up.
 
 use std::sync::Arc;
 
@@ -12,21 +12,21 @@ use super::{
 pub struct Base {
     algorithm: Algorithm,
     members: Box<[Member]>,
-    /// By slot, the index of its owner in `members`. Tables without an overlay share it.
+    /// By slot, the index of its owner in `members`. Shared with tables that have no overlay.
     owners: Arc<[u16]>,
     probes: Probes,
     fingerprint: u64,
 }
 
 impl Base {
-    /// Places all slots on `members`, in whatever order they come, by the default algorithm.
+    /// Places all slots on `members`, in any order, by the default algorithm.
     ///
-    /// Takes tens of milliseconds with hundreds of backends: for a blocking thread.
+    /// Takes tens of milliseconds for hundreds of backends; call it on a thread that may block.
     pub fn build(members: &[Member]) -> Result<Self, RingError> {
         Self::build_with(Algorithm::default(), members)
     }
 
-    /// [`Base::build`] by a given algorithm.
+    /// [`Base::build`] by the given algorithm.
     pub fn build_with(algorithm: Algorithm, members: &[Member]) -> Result<Self, RingError> {
         let mut members = members.to_vec();
         members.sort_unstable();
@@ -39,12 +39,12 @@ impl Base {
         Ok(Self { algorithm, members: members.into(), owners, probes, fingerprint })
     }
 
-    /// How slots are placed.
+    /// The algorithm that placed the slots.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The membership, sorted by identity. Owners are indexes into it.
+    /// The members, sorted by identity. Owners are indexes into this list.
     pub fn members(&self) -> &[Member] {
         &self.members
     }
@@ -54,7 +54,7 @@ impl Base {
         &self.owners
     }
 
-    /// 48 bits over algorithm and membership.
+    /// The membership fingerprint: 48 bits over algorithm and members.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
@@ -68,7 +68,7 @@ impl Base {
     }
 }
 
-/// Refuses what has no placement. `members` are sorted.
+/// Checks that `members`, which are sorted, can be placed.
 fn check(members: &[Member]) -> Result<(), RingError> {
     if members.is_empty() {
         return Err(RingError::Empty);

@@ -1,10 +1,12 @@
-//! Fingerprints: 48 bits that are equal in all replicas that agree, small enough to be exact as a metric's value.
+//! Fingerprints: 48 bits that are equal in all replicas that agree. A double represents them exactly, so they can be
+//! metric values.
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Algorithm, Member};
 
-/// Over the algorithm's name and numbers and all members. Texts are preceded by their length, numbers are little-endian.
+/// Hashes the algorithm's name and parameters and all members. Texts are preceded by their length; numbers are
+/// little-endian.
 pub(super) fn of_membership(algorithm: Algorithm, members: &[Member]) -> u64 {
     let mut bytes = of_algorithm(algorithm);
     for member in members {
@@ -14,7 +16,7 @@ pub(super) fn of_membership(algorithm: Algorithm, members: &[Member]) -> u64 {
     finish(&bytes)
 }
 
-/// Over the algorithm and, slot by slot, a hash of the identity that owns it: what is left of a membership once it is placed.
+/// Hashes the algorithm and, for each slot, a hash of its owner's identity.
 pub(super) fn of_placement(algorithm: Algorithm, members: &[Member], owners: &[u16]) -> u64 {
     let identities: Vec<u64> = members.iter().map(|member| xxh3_64(member.identity.as_bytes())).collect();
     let mut bytes = of_algorithm(algorithm);
@@ -37,7 +39,7 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(text.as_bytes());
 }
 
-/// The upper 48 bits: a double holds them exactly, and so do Prometheus and JSON.
+/// Returns the upper 48 bits of the hash. A double represents them exactly, in Prometheus and in JSON.
 fn finish(bytes: &[u8]) -> u64 {
     xxh3_64(bytes) >> 16
 }

@@ -1,10 +1,14 @@
-//! Placement: slots, their owners and what changes them for a while. Pure: no I/O, no clock, no tasks.
+//! Placement of slots on backends, and temporary changes to it. Pure: no I/O, no clock, no tasks.
 //!
-//! A ring is a slot function and a slot table: [`Algorithm::slot_of`] and `owners[slot]`. From the bottom up:
-//! - `slots_v1` fills the slots from a consistent-hash ring under a bound ([`slots_v1`]);
-//! - [`Base`] is a membership with its owners, a pure function of it;
-//! - [`Overlay`] lists the slots that go elsewhere while their owner is away;
-//! - [`Table`] is one immutable snapshot of both, with the addresses to dial. Requests see nothing else.
+//! A ring is a slot function, [`Algorithm::slot_of`], and a slot table, `owners[slot]`. From the bottom up:
+//!
+//! - [`slots_v1`] fills the slots from a consistent-hash ring with a bound on each backend's slots;
+//! - [`Base`] is a membership with the owners of its slots, a pure function of the membership;
+//! - [`Overlay`] lists the slots that go to substitutes while their owner is away;
+//! - [`Table`] is one immutable snapshot of both, with the backends' addresses. Requests see only tables.
+//!
+//! **Invariant:** the same membership gives the same owners in every replica, platform and release. The byte order,
+//! hash seed, names and numbers in [`slots_v1`] never change; `tests/golden/slots_v1.csv` pins the results.
 //!
 //! # Example
 //!
@@ -31,9 +35,6 @@
 //! assert_eq!(elsewhere.membership_fingerprint(), table.membership_fingerprint());
 //! # Ok::<(), spanring::ring::RingError>(())
 //! ```
-//!
-//! **Invariant:** the same membership gives the same owners in every replica, platform and release. Byte order, hash seed,
-//! names and numbers in [`slots_v1`] never change; `tests/golden/slots_v1.csv` pins what comes of them.
 
 use std::sync::Arc;
 
@@ -51,39 +52,39 @@ pub use table::{Table, Tables, members_of};
 
 pub use crate::settings::Algorithm;
 
-/// One backend as placement sees it: nothing that is dialled, only what is hashed.
+/// A backend as placement sees it, without its address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Member {
-    /// What is hashed.
+    /// The identity, which is hashed.
     pub identity: Arc<str>,
-    /// Share of the slots relative to others.
+    /// The share of slots relative to other members.
     pub weight: u32,
 }
 
-/// Why a membership has no placement.
+/// Why a membership cannot be placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
-    /// There is nobody to own a slot.
+    /// There are no backends.
     #[error("a ring needs at least one backend")]
     Empty,
-    /// A weight of zero would own nothing and still count as a member.
+    /// A backend has weight 0. It would own nothing and still count as a member.
     #[error("backend {identity:?} has weight 0; leave it out or give it at least 1")]
     Weightless {
-        /// The backend.
+        /// Identity of the backend.
         identity: Arc<str>,
     },
-    /// One identity came with two weights.
+    /// One identity is listed with two weights.
     #[error("backend {identity:?} is listed with two weights; list it once")]
     Duplicate {
-        /// The backend.
+        /// Identity of the backend.
         identity: Arc<str>,
     },
-    /// The slots would be too few for even shares, and the points too many to sort.
+    /// The weights are too large: there would be too few slots for even shares, and too many points to sort.
     #[error("the backends' weights add up to {total}, more than {most}; use fewer backends or smaller weights")]
     TooHeavy {
         /// The sum of all weights.
         total: u64,
-        /// What it may be at most.
+        /// The maximum.
         most: u64,
     },
 }
@@ -91,14 +92,14 @@ pub enum RingError {
 // === impl Algorithm ===
 
 impl Algorithm {
-    /// The name used in configuration files, fingerprints and the admin pages.
+    /// The name used in configuration files, fingerprints and admin pages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::SlotsV1 => "slots_v1",
         }
     }
 
-    /// The algorithm of that name.
+    /// Returns the algorithm with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::SlotsV1].into_iter().find(|algorithm| algorithm.name() == name)
     }
@@ -110,7 +111,7 @@ impl Algorithm {
         }
     }
 
-    /// The slot of a routing key, below [`Algorithm::slots`].
+    /// Returns the slot of a routing key, below [`Algorithm::slots`].
     #[inline]
     pub fn slot_of(self, key: &[u8]) -> u32 {
         match self {
@@ -118,14 +119,14 @@ impl Algorithm {
         }
     }
 
-    /// The numbers that take part in placement, by name: all that are not 0.
+    /// The parameters of placement that are not 0, by name.
     pub fn named_parameters(self) -> &'static [(&'static str, u64)] {
         match self {
             Self::SlotsV1 => &slots_v1::NAMED_PARAMETERS,
         }
     }
 
-    /// The numbers that take part in placement, for the fingerprint.
+    /// The parameters of placement, for the fingerprint.
     fn parameters(self) -> [u64; 4] {
         match self {
             Self::SlotsV1 => slots_v1::PARAMETERS,

@@ -1,14 +1,15 @@
-//! The overlay: where the slots of backends that are away go for now. Nobody else's slot is in it.
+//! The overlay: substitutes for the slots of backends that are away. No other slot changes.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Algorithm, Base, slots_v1};
 
-/// The slots that go elsewhere: a pure function of base and the set of backends that are away.
+/// The slots that go to substitutes for now: a pure function of the base and the set of backends that are away.
 ///
-/// A slot's substitute is what the ring without those backends answers to the probe that the slot held. The bound does not
-/// apply: it would push other slots round. This is also where the base puts nearly all of them once the backend has left
-/// the membership, so that a death and its discovery are one move. Cloning shares.
+/// A slot's substitute is the owner that the ring without those backends returns for the probe that the slot was
+/// accepted with. The bound does not apply, since it would move other slots. The base places nearly all of these slots
+/// on the same substitutes once the backend has left the membership, so a failure and its discovery cause one move, not
+/// two. Clones share their data.
 #[derive(Clone, Debug, Default)]
 pub struct Overlay {
     away: BTreeSet<u16>,
@@ -18,7 +19,8 @@ pub struct Overlay {
 impl Base {
     /// Finds substitutes for every slot of the backends in `away`, which are indexes into [`Base::members`].
     ///
-    /// When nobody is left there are none: then every backend keeps its slots and is tried again. For a blocking thread.
+    /// If all backends are away, there are no substitutes: every backend keeps its slots and is tried again. Call it on
+    /// a thread that may block.
     pub fn overlay(&self, away: &BTreeSet<u16>) -> Overlay {
         let away: BTreeSet<u16> =
             away.iter().copied().filter(|backend| usize::from(*backend) < self.members().len()).collect();
@@ -44,12 +46,12 @@ impl Overlay {
         &self.away
     }
 
-    /// The slots that go elsewhere, ascending, each with its substitute.
+    /// The slots that go to substitutes, ascending, each with its substitute.
     pub fn substitutes(&self) -> &[(u32, u16)] {
         &self.substitutes
     }
 
-    /// The owners of `base` with the substitutes put in.
+    /// Returns the owners of `base` with the substitutes applied.
     pub(super) fn applied_to(&self, base: &Base) -> Arc<[u16]> {
         let mut owners = base.shared_owners();
         if !self.substitutes.is_empty() {

@@ -1,25 +1,27 @@
-//! `slots_v1`: who owns each of 131,072 slots. Every byte that is hashed is stated here, since all replicas must agree on it.
+//! `slots_v1`: places 131,072 slots on the members. All replicas must hash the same bytes, so every hashed byte is
+//! specified here.
 //!
-//! | what | bytes under xxh3-64, seed 0 |
+//! | value | bytes hashed by xxh3-64 with seed 0 |
 //! | --- | --- |
 //! | a routing key's slot | the key as it came; the top 17 bits of the hash are the slot |
-//! | a point of the ring | the identity's UTF-8 bytes, then the virtual node (0 .. 4,096 × weight) as u32, little-endian |
-//! | a slot's probe 0 | none: the middle of the slot's hashes, slot × 2⁴⁷ + 2⁴⁶, is taken as it is |
+//! | a point of the ring | the identity in UTF-8, then the virtual node (0 .. 4,096 × weight) as u32, little-endian |
+//! | a slot's probe 0 | nothing is hashed: the probe is the middle of the slot's hashes, slot × 2⁴⁷ + 2⁴⁶ |
 //! | a slot's later probes | the slot as u32, then the probe as u32, both little-endian |
 //! | a backend's rank of a slot | xxh3-64 of the identity as u64, then the slot as u32, both little-endian |
 //!
-//! (A point and a probe could be the same bytes only for an identity of four bytes that spell a number below 131,072,
-//! which has a zero byte in it.)
+//! (A point and a probe hash the same bytes only if an identity has four bytes that are also a number below 131,072 in
+//! little-endian. Such an identity contains a zero byte.)
 //!
-//! A slot asks for the backend at `get((slot, 0))` of the ring, then `get((slot, 1))` and so on. A backend that is asked by more
-//! slots than it may hold keeps those of the lowest rank and refuses the rest, which ask on. This is deferred acceptance:
-//! since a backend's order of preference does not depend on who asks first, the outcome does not either.
+//! A slot first asks the backend at `get((slot, 0))` of the ring, then the one at `get((slot, 1))`, and so on. A
+//! backend asked by more slots than its bound keeps those with the lowest rank and refuses the rest, which continue
+//! with their next probe. This is deferred acceptance: a backend's ranking does not depend on the order of questions,
+//! so neither does the outcome.
 //!
-//! The ring is one of the crate `hashring`, which answers every probe. Two things are done before it gets the points, since
-//! they are hundreds of thousands: they are hashed here, once, and it is told their hashes (it would hash whole identities
-//! through `std`'s `Hash`, whose bytes differ between platforms); and they come sorted, in 16 bytes each, so that its own
-//! stable sort of wider nodes finds nothing to do. Its `remove` and `get_with_replicas` are not used: the first
-//! shifts the whole ring for each point, the second copies it.
+//! The ring is a `HashRing` of the crate `hashring`. There are hundreds of thousands of points, so they are prepared
+//! before they are added. They are hashed here, once, and each point yields its stored hash; otherwise the crate would
+//! hash the identities through `std`'s `Hash`, whose bytes differ between platforms. They are also sorted here, at 16
+//! bytes each, so that the crate's stable sort of its larger nodes has nothing left to do. The crate's `remove` and
+//! `get_with_replicas` are not used: the first shifts the whole ring for each point, the second copies it.
 
 use std::{
     hash::{BuildHasher, Hash, Hasher},
@@ -31,38 +33,37 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Member;
 
-/// The number of slots. With half as many, too many slots would move near 200 backends (`deploy/docs/performance.md`, "The
-/// ring").
+/// The number of slots. With half as many, a change of the membership would move too many slots near 200 backends.
 pub const SLOTS: u32 = 1 << SLOT_BITS;
 
-/// Points on the ring for each unit of weight. The goal: when an ejected backend leaves, at most 1 % of its slots move again,
-/// and at most 0.1 % of the others', at every size from 3 to 200. 3,072 points miss it in one of 3,824 departures, 4,096 never;
-/// `deploy/docs/performance.md` has the figures of each number of points.
+/// Points on the ring per unit of weight. The requirement: when an ejected backend leaves the membership, at most 1 %
+/// of its slots and at most 0.1 % of the other slots move again, at every size from 3 to 200. In simulations with
+/// names, IPv4 and IPv6 addresses as identities, 3,072 points fail it at one size and 4,096 at none.
 pub const POINTS_PER_WEIGHT: u32 = 4096;
 
-/// The most that all weights may add up to: at 64 slots a unit, 5 % above the fair share still is whole slots more, and the
-/// points of the largest ring take no more than some hundred MiB while it is built.
+/// The maximum sum of all weights. It leaves 64 slots per unit, so that 5 % above the fair share is still whole slots,
+/// and limits the memory for the points to a few hundred MiB while the ring is built.
 pub const MAX_TOTAL_WEIGHT: u64 = 2048;
 
 const SLOT_BITS: u32 = 17;
 
-/// Half of a slot's hashes.
+/// Half the width of a slot in the space of hashes.
 const HALF_SLOT: u64 = 1 << (u64::BITS - SLOT_BITS - 1);
 
 /// The bound on a backend's slots, in percent of its fair share.
 const BOUND_PERCENT: u64 = 105;
 
-/// Probes of one slot after which it takes any backend with room. With 3 % or more of all room free, as the weights' bound
-/// ensures, the chance to get here is nil; the number makes it plain that the work ends.
+/// Number of probes after which a slot takes any backend with room. The limit on weights ensures that at least 3 % of
+/// the room stays free, so this is practically never reached; the constant proves that the loop ends.
 const MAX_PROBES: u16 = 16_384;
 
-/// Says that a slot's probe is in the list of those that asked often.
+/// In `Probes::few`: the probe is in `many` instead.
 const MANY: u8 = u8::MAX;
 
-/// What the fingerprint says of this algorithm beside its name.
+/// The parameters that enter the fingerprint, after the algorithm's name.
 pub(super) const PARAMETERS: [u64; 4] = [SLOTS as u64, POINTS_PER_WEIGHT as u64, BOUND_PERCENT, 0];
 
-/// The same by name, for those who look.
+/// The same parameters by name, for display.
 pub(super) const NAMED_PARAMETERS: [(&str, u64); 3] =
     [("slots", SLOTS as u64), ("points_per_weight", POINTS_PER_WEIGHT as u64), ("bound_percent", BOUND_PERCENT)];
 
@@ -72,11 +73,12 @@ pub fn slot_of(key: &[u8]) -> u32 {
     (xxh3_64(key) >> (u64::BITS - SLOT_BITS)) as u32
 }
 
-/// Bytes of what is needed while a ring is built, at least: glibc gives a map of its own to so many, so that their pages go
-/// back to the system at once (`allocator`). It takes pages for those that are used only.
+/// Minimum capacity in bytes of buffers used while a ring is built. glibc gives allocations of this size a memory map
+/// of their own, which returns to the system when it is freed (see `allocator`). Only pages that are written to use
+/// memory.
 const MAPPED: usize = 1 << 19;
 
-/// Backends of which each has such a list.
+/// Up to this many backends, the list of slots of each gets that capacity.
 const MAPPED_EACH: usize = 16;
 
 /// The owners of all slots and the probe that each slot was accepted with.
@@ -85,52 +87,52 @@ pub(super) struct Placement {
     pub(super) probes: Probes,
 }
 
-/// By slot, the probe that its owner accepted: where the search for a substitute begins.
+/// By slot, the probe that its owner accepted: the start of the search for a substitute.
 ///
-/// Half as many bytes as numbers would take, since they stay as long as the base does.
+/// Probes are stored as bytes where they fit, to save memory, since they are kept as long as the base.
 #[derive(Debug)]
 pub(super) struct Probes {
-    /// [`MANY`] where it is that or more.
+    /// The probe, or [`MANY`] if it is in `many`.
     few: Box<[u8]>,
-    /// Slots, ascending, that asked more often, which is rare.
+    /// Slots whose probe is [`MANY`] or more, ascending. There are few of them.
     many: Box<[(u32, u16)]>,
 }
 
-/// Points of members on a consistent-hash ring, sorted.
+/// The members' points on a consistent-hash ring, sorted.
 pub(super) struct Ring(HashRing<Point, OneShot>);
 
-/// One virtual node of a backend. What it is ordered by is what the ring has to look like: placement must not depend on what
-/// a sort makes of points with equal hashes.
+/// A virtual node of a backend. Points with equal hashes are ordered by backend, so that placement never depends on the
+/// sorting algorithm.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Point {
     hash: u64,
     backend: u16,
 }
 
-/// What a slot asks with.
+/// The key of a slot's question to the ring.
 struct Probe {
     slot: u32,
     probe: u16,
 }
 
-/// Hashes what was written in one piece, with xxh3-64 and seed 0; a number is taken as the hash that it is.
+/// Hashes bytes written in one call by xxh3-64 with seed 0; a `u64` is taken as the hash itself.
 ///
-/// `std`'s own `Hash` of strings, slices and tuples writes several pieces, among them lengths as wide as the platform's
-/// words; the types here write their bytes once.
+/// `std`'s `Hash` of strings, slices and tuples makes several calls, and writes lengths as wide as the platform's
+/// words. The types here write their bytes in one call.
 #[derive(Clone, Copy, Default)]
 struct OneShot(u64);
 
-/// The slots that ask for each backend, while places are settled.
+/// The slots asking each backend, while owners are being decided.
 struct Asking<'a> {
     by_backend: Vec<Vec<u32>>,
     rooms: &'a [usize],
     identities: Vec<u64>,
     probes: Vec<u16>,
-    /// Slots that ask no more.
+    /// Slots that have reached [`MAX_PROBES`].
     stranded: Vec<u32>,
 }
 
-/// Places all slots on `members`: sorted by identity, each once, weights within bounds.
+/// Places all slots on `members`, which are sorted by identity, unique and within the limit of weights.
 pub(super) fn place(members: &[Member]) -> Placement {
     let ring = Ring::new(members, |_| true);
     let rooms = rooms(members);
@@ -142,12 +144,12 @@ pub(super) fn place(members: &[Member]) -> Placement {
         }
         asking.refuse(&mut refused);
     }
-    // What stays takes its room.
+    // Frees the ring before memory for the result is allocated.
     drop(ring);
     asking.settled()
 }
 
-/// What each backend may hold: `floor(1.05 × fair share)`, and at least what makes all shares sum up.
+/// Returns how many slots each backend may hold: `floor(1.05 × fair share)`, but at least `ceil(fair share)`.
 fn rooms(members: &[Member]) -> Vec<usize> {
     let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
     let room = |member: &Member| {
@@ -161,7 +163,7 @@ fn rooms(members: &[Member]) -> Vec<usize> {
 // === impl Ring ===
 
 impl Ring {
-    /// A ring of those `members` that `includes` admits by index; their points carry the index among all.
+    /// Builds a ring of the `members` whose index `includes` accepts. Points carry the index among all members.
     pub(super) fn new(members: &[Member], includes: impl Fn(u16) -> bool) -> Self {
         let admitted = || (0_u16..).zip(members).filter(|(backend, _)| includes(*backend));
         let count: u32 = admitted().map(|(_, member)| POINTS_PER_WEIGHT * member.weight).sum();
@@ -183,7 +185,7 @@ impl Ring {
         Self(ring)
     }
 
-    /// The backend that `slot` asks with its `probe`; `None` on an empty ring.
+    /// Returns the backend that `slot` asks with `probe`; `None` on an empty ring.
     pub(super) fn get(&self, slot: u32, probe: u16) -> Option<u16> {
         self.0.get(&Probe { slot, probe }).map(|point| point.backend)
     }
@@ -200,8 +202,8 @@ impl Hash for Point {
 impl Hash for Probe {
     fn hash<H: Hasher>(&self, state: &mut H) {
         if self.probe == 0 {
-            // Evenly spread positions. Hashed ones would vary like the points do, so that more backends would be overfull and a
-            // departure would move more slots (`deploy/docs/performance.md`, "The ring").
+            // First probes are evenly spaced. If they were hashed, their scatter would add to that of the points: more
+            // backends would be overfull, and a departure would move more slots, twice as many of them a second time.
             state.write_u64(u64::from(self.slot) << (u64::BITS - SLOT_BITS) | HALF_SLOT);
         } else {
             let pair = u64::from(self.slot) | u64::from(self.probe) << 32;
@@ -244,7 +246,7 @@ impl Probes {
         Self { few, many }
     }
 
-    /// The probe that the slot's owner accepted.
+    /// Returns the probe that the slot's owner accepted.
     pub(super) fn of(&self, slot: u32) -> u16 {
         match self.few.get(slot as usize) {
             Some(&MANY) => {
@@ -260,7 +262,7 @@ impl Probes {
 
 impl<'a> Asking<'a> {
     fn new(members: &[Member], rooms: &'a [usize]) -> Self {
-        // Many would be much, if of addresses only.
+        // With many backends this capacity would use much address space.
         let least = if members.len() <= MAPPED_EACH { MAPPED / size_of::<u32>() } else { 0 };
         Self {
             by_backend: rooms.iter().map(|room| Vec::with_capacity((room + room / 4).max(least))).collect(),
@@ -271,7 +273,7 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// Lets a slot ask with its current probe.
+    /// Makes a slot ask with its current probe.
     fn ask(&mut self, ring: &Ring, slot: u32) {
         let probe = self.probes.get(slot as usize).copied().unwrap_or_default();
         let backend = if probe < MAX_PROBES { ring.get(slot, probe) } else { None };
@@ -281,7 +283,7 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// Takes from each overfull backend the slots that it likes least, and raises their probes.
+    /// Makes each overfull backend refuse its lowest-ranked slots, and advances their probes.
     fn refuse(&mut self, refused: &mut Vec<u32>) {
         let Self { by_backend, rooms, identities, probes, .. } = self;
         for ((slots, room), identity) in by_backend.iter_mut().zip(*rooms).zip(identities) {
@@ -315,15 +317,15 @@ impl<'a> Asking<'a> {
     }
 }
 
-/// A number for each slot, while a ring is built.
+/// A zero for each slot, with the capacity for buffers used while a ring is built.
 fn by_slot() -> Vec<u16> {
     let mut numbers = Vec::with_capacity((SLOTS as usize).max(MAPPED / size_of::<u16>()));
     numbers.resize(SLOTS as usize, 0);
     numbers
 }
 
-/// A backend's order of the slots that ask for it; the lowest is kept first. It depends on no other backend, so that a change
-/// of the membership leaves it as it is.
+/// A backend's ranking of the slots that ask it; lower values are kept first. It depends on no other backend, so a
+/// change of the membership does not affect it.
 fn rank(identity: u64, slot: u32) -> u64 {
     let mut bytes = [0; 12];
     let (of_identity, of_slot) = bytes.split_at_mut(8);

@@ -1,4 +1,5 @@
-//! The table: one immutable snapshot of who owns what, and where each backend is dialled. Replaced whole, never changed.
+//! The table: one immutable snapshot of the owners of all slots and the backends' addresses. Tables are replaced whole,
+//! never changed.
 
 use std::{fmt, sync::Arc};
 
@@ -7,15 +8,16 @@ use tokio::sync::watch;
 use super::{Algorithm, Base, Member, Overlay, RingError, fingerprint};
 use crate::endpoint::{Endpoint, Endpoints};
 
-/// The table in force, published by membership: `None` until the first good answer of discovery.
+/// The current table, published by membership; `None` until discovery's first good answer.
 pub type Tables = watch::Receiver<Option<Arc<Table>>>;
 
-/// Base + overlay + addresses. (Hand-off windows, when they come, are a further part beside the overlay.)
+/// Base, overlay and addresses. (Hand-off windows will be a further part beside the overlay.)
 pub struct Table {
-    /// By slot, the index of its owner in `backends`, the overlay applied. First, since it is all that a lookup reads.
+    /// By slot, the index of its owner in `backends`, with the overlay applied. The first field, since look-ups read
+    /// only this.
     owners: Arc<[u16]>,
     algorithm: Algorithm,
-    /// Counts the tables that this process published for the pool.
+    /// Number of this table among those that this process published for the pool.
     pub generation: u64,
     base: Arc<Base>,
     overlay: Overlay,
@@ -24,9 +26,10 @@ pub struct Table {
 }
 
 impl Table {
-    /// A snapshot of `base` under `overlay`, which was made of it; `endpoints` say where the members are dialled.
+    /// Creates a snapshot of `base` under `overlay`, which must have been made from it. `endpoints` give the members'
+    /// addresses.
     ///
-    /// A member that `endpoints` do not list has no address; an endpoint that is no member owns nothing and is left out.
+    /// A member missing from `endpoints` has no address. An endpoint that is not a member is left out.
     pub fn new(generation: u64, base: Arc<Base>, overlay: Overlay, endpoints: Endpoints) -> Self {
         let owners = overlay.applied_to(&base);
         let backends = aligned(base.members(), endpoints);
@@ -34,26 +37,26 @@ impl Table {
         Self { owners, algorithm: base.algorithm(), generation, base, overlay, backends, placement }
     }
 
-    /// A table of `endpoints`, all of them there: what tools and tests want.
+    /// Creates a table of `endpoints` without an overlay, for tools and tests.
     pub fn of(generation: u64, algorithm: Algorithm, endpoints: &Endpoints) -> Result<Self, RingError> {
         let base = Base::build_with(algorithm, &members_of(endpoints))?;
         Ok(Self::new(generation, Arc::new(base), Overlay::default(), Arc::clone(endpoints)))
     }
 
-    /// The owner of a routing key, as an index into [`Table::backends`]. One hash, one index.
+    /// Returns the owner of a routing key, as an index into [`Table::backends`]. Costs one hash and one index.
     #[inline]
     pub fn owner(&self, key: &[u8]) -> u32 {
         self.owner_of_slot(self.algorithm.slot_of(key))
     }
 
-    /// The owner of a slot, as an index into [`Table::backends`]; slots are below [`Table::slots`].
+    /// Returns the owner of a slot below [`Table::slots`], as an index into [`Table::backends`].
     #[inline]
     pub fn owner_of_slot(&self, slot: u32) -> u32 {
         debug_assert!(slot < self.slots(), "slot {slot} is none of this algorithm");
         self.owners.get(slot as usize).copied().map_or(0, u32::from)
     }
 
-    /// The slot of a routing key.
+    /// Returns the slot of a routing key.
     #[inline]
     pub fn slot_of(&self, key: &[u8]) -> u32 {
         self.algorithm.slot_of(key)
@@ -69,32 +72,33 @@ impl Table {
         &self.backends
     }
 
-    /// Slots → owners as the membership alone has it.
+    /// The base: slots → owners by membership alone.
     pub fn base(&self) -> &Arc<Base> {
         &self.base
     }
 
-    /// The slots that go elsewhere for now.
+    /// The slots that currently go to substitutes.
     pub fn overlay(&self) -> &Overlay {
         &self.overlay
     }
 
-    /// 48 bits over sorted identities, weights, algorithm and its numbers: equal in all replicas that agree on who is there.
+    /// 48 bits over sorted identities, weights, algorithm and its parameters: equal in all replicas that agree on the
+    /// membership.
     pub fn membership_fingerprint(&self) -> u64 {
         self.base.fingerprint()
     }
 
-    /// 48 bits over what the table says now: equal in all replicas that send every key to the same backend.
+    /// 48 bits over the current owners of all slots: equal in all replicas that send every key to the same backend.
     pub fn placement_fingerprint(&self) -> u64 {
         self.placement
     }
 
-    /// By backend, its share of all slots. The shares add up to 1.
+    /// Returns each backend's share of all slots. The shares add up to 1.
     pub fn ownership(&self) -> Vec<f64> {
         self.owned_slots().into_iter().map(|count| f64::from(count) / f64::from(self.slots())).collect()
     }
 
-    /// By backend, how many slots it owns.
+    /// Returns the number of slots that each backend owns.
     pub fn owned_slots(&self) -> Vec<u32> {
         let mut counts = vec![0_u32; self.backends.len()];
         for owner in self.owners.iter() {
@@ -105,7 +109,8 @@ impl Table {
         counts
     }
 
-    /// The share of slots that have another owner, by identity, than in `older`; 1 if the slots are not comparable.
+    /// Returns the share of slots whose owner, compared by identity, differs from that in `older`; 1 if the algorithms
+    /// differ.
     pub fn moved_share(&self, older: &Self) -> f64 {
         if self.algorithm != older.algorithm {
             return 1.0;
@@ -116,7 +121,7 @@ impl Table {
         moved as f64 / f64::from(self.slots())
     }
 
-    /// Where a backend stands in [`Table::backends`].
+    /// Returns a backend's index in [`Table::backends`].
     pub fn position(&self, identity: &str) -> Option<u16> {
         let found = self.backends.binary_search_by(|backend| (*backend.identity).cmp(identity)).ok()?;
         u16::try_from(found).ok()
@@ -136,13 +141,13 @@ impl fmt::Debug for Table {
     }
 }
 
-/// What placement sees of endpoints.
+/// Returns what placement needs of the endpoints.
 pub fn members_of(endpoints: &[Endpoint]) -> Vec<Member> {
     let member = |endpoint: &Endpoint| Member { identity: Arc::clone(&endpoint.identity), weight: endpoint.weight };
     endpoints.iter().map(member).collect()
 }
 
-/// The endpoints in the members' order, which owners' indexes refer to.
+/// Returns the endpoints in the order of `members`, which the owners' indexes refer to.
 fn aligned(members: &[Member], endpoints: Endpoints) -> Endpoints {
     let same = |(member, endpoint): (&Member, &Endpoint)| {
         member.identity == endpoint.identity && member.weight == endpoint.weight

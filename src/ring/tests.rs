@@ -1,4 +1,4 @@
-//! Placement against a golden file, against a naive way to place, and against what it promises.
+//! Placement is compared with a golden file, with a naive implementation and with its guarantees.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,19 +16,19 @@ use crate::endpoint::{Endpoint, Endpoints};
 
 const GOLDEN: &str = include_str!("../../tests/golden/slots_v1.csv");
 
-/// Set to a path, the golden test also writes there what it computes: `SPANRING_WRITE_GOLDEN=new.csv cargo test golden`.
-/// The committed file is replaced by hand, and only before the first release of an algorithm: to change a placement later
-/// is to move every operator's traces.
+/// If this variable is set to a path, the golden test writes its result there: `SPANRING_WRITE_GOLDEN=new.csv cargo
+/// test golden`. The committed file is replaced by hand, and only before an algorithm's first release: a later change
+/// of placement would move the traces of every operator.
 const WRITE_GOLDEN: &str = "SPANRING_WRITE_GOLDEN";
 
-/// Sizes that are cheap enough without optimisation; `cargo bench --bench ring -- --quality` measures every size to 200.
+/// Sizes that are cheap enough in a debug build; `cargo bench --bench ring -- --quality` measures every size up to 200.
 const SIZES: [usize; 20] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 32, 40, 50, 64, 100, 140, 200];
 
 fn member(identity: impl Into<Arc<str>>, weight: u32) -> Member {
     Member { identity: identity.into(), weight }
 }
 
-/// `count` backends of a /16.
+/// `count` backends with addresses in a /16.
 fn members(count: usize) -> Vec<Member> {
     (0..count).map(|index| member(format!("10.0.{}.{}:4317", index / 250, index % 250 + 1), 1)).collect()
 }
@@ -69,7 +69,7 @@ fn golden_memberships() -> Vec<(&'static str, Vec<Member>)> {
     ]
 }
 
-/// One line a case for all slots at once, then keys whose owner can be read.
+/// Two lines per case with fingerprints over all slots, then keys with their slots and owners.
 fn golden_text() -> String {
     let mut text = String::from("case,key,slot,owner\n");
     for (case, members) in golden_memberships() {
@@ -107,7 +107,8 @@ fn fingerprints_have_48_bits() {
 
 // === a naive way to place ===
 
-/// Points in a sorted map, slots one after the other from the last to the first, each refusal handled at once.
+/// Places slots one after the other, from the last to the first, with points in a sorted map. Each refusal is handled
+/// at once.
 fn placed_naively(members: &[Member]) -> Vec<u16> {
     let hash = xxhash_rust::xxh3::xxh3_64;
     let mut points = BTreeMap::new();
@@ -126,7 +127,7 @@ fn placed_naively(members: &[Member]) -> Vec<u16> {
     for slot in (0..SLOTS).rev() {
         let (mut slot, mut asked) = (slot, BTreeSet::new());
         loop {
-            // A slot that was put out asks anew from probe 0: who refused it once refuses it again.
+            // A displaced slot starts again from probe 0; backends that refused it once would refuse it again.
             let fresh = (0_u32..).map(|probe| {
                 let mut key = slot.to_le_bytes().to_vec();
                 key.extend(probe.to_le_bytes());
@@ -192,7 +193,7 @@ fn shares_are_even_moves_are_few_and_a_death_is_one_move_at_every_size() {
     }
 }
 
-/// With two left, one of them is nearly all there is; so the others' slots count from three on.
+/// With two backends left, one departure changes nearly everything, so the others' slots are checked from three on.
 fn departs(larger: &[Member], full: &Table, leaver: usize) {
     let size = larger.len() - 1;
     let gone = table(&[&larger[..leaver], &larger[leaver + 1..]].concat());

@@ -45,13 +45,14 @@ pub enum Sizer {
     Bytes,
 }
 
-/// A way to place slots: it names the slot function, the number of slots and who owns each.
+/// A placement algorithm: the slot function, the number of slots and the rule for their owners.
 ///
-/// Its numbers are no settings, so that its name says all: two replicas with the same name and members agree.
+/// Its parameters are constants, not settings, so the name says everything: two replicas with the same name and members
+/// agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Algorithm {
-    /// 131,072 slots, 4,096 points a backend, no backend above 1.05 of its fair share.
+    /// 131,072 slots, 4,096 points per unit of weight, at most 1.05 of the fair share for each backend.
     #[default]
     SlotsV1,
 }
