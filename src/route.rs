@@ -111,3 +111,80 @@ impl Lane {
         Self { backend: target >> 1, alone: target & 1 == 1 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        endpoint::{Endpoint, Endpoints},
+        ring::Algorithm,
+    };
+
+    /// Trace IDs that no backend can store: an empty one, one of zeros, and three of a wrong length.
+    const INVALID: [&[u8]; 5] = [b"", &[0; TRACE_ID_LEN], &[0; 8], &[7; TRACE_ID_LEN - 1], &[7; TRACE_ID_LEN + 1]];
+
+    fn table() -> Table {
+        let endpoints: Endpoints = ["a", "b", "c"].map(|identity| Endpoint::new(identity, None)).into();
+        Table::of(1, Algorithm::SlotsV1, &endpoints).expect("three backends")
+    }
+
+    fn record<'a>(id: &'a [u8], bytes: &'a [u8]) -> Record<'a> {
+        Record { bytes, id, start: 0 }
+    }
+
+    #[test]
+    fn a_valid_id_goes_to_its_owner_in_shared_calls() {
+        let table = table();
+        for policy in [InvalidTraceId::Forward, InvalidTraceId::Reject] {
+            let mut router = ByTraceId::new(&table, policy);
+            for number in 1..200_u128 {
+                let id = number.to_be_bytes();
+                let lane = Lane { backend: table.owner(&id), alone: false };
+                assert_eq!(router.route(&record(&id, b"span")), Targets::One(lane.target()), "trace {number}");
+            }
+            assert_eq!(router.invalid(), InvalidIds::default());
+            assert_eq!(router.invalid().total(), 0);
+        }
+    }
+
+    #[test]
+    fn forwarded_invalid_ids_are_spread_by_their_records_and_wrong_lengths_go_alone() {
+        let table = table();
+        for backend in 0..3 {
+            let bytes = (0_u32..).map(u32::to_be_bytes).find(|key| table.owner(key) == backend).expect("a key");
+            let mut router = ByTraceId::new(&table, InvalidTraceId::Forward);
+            let mut lane = |id: &[u8]| match router.route(&record(id, &bytes)) {
+                Targets::One(target) => Lane::of(target),
+                other => panic!("{other:?}"),
+            };
+            let [empty, zero, wrong_lengths @ ..] = INVALID;
+            let shared = Lane { backend, alone: false };
+            assert_eq!([lane(empty), lane(zero), lane(zero)], [shared; 3]);
+            for id in wrong_lengths {
+                assert_eq!(lane(id), Lane { backend: table.owner(id), alone: true }, "{} bytes", id.len());
+            }
+            assert_eq!(router.invalid(), InvalidIds { empty: 1, zero: 2, wrong_length: 3 });
+        }
+    }
+
+    #[test]
+    fn rejected_invalid_ids_have_no_target_and_are_counted() {
+        let table = table();
+        let mut router = ByTraceId::new(&table, InvalidTraceId::Reject);
+        for id in INVALID {
+            assert_eq!(router.route(&record(id, b"span")), Targets::None, "{} bytes", id.len());
+        }
+        assert_eq!(router.invalid(), InvalidIds { empty: 1, zero: 1, wrong_length: 3 });
+        assert_eq!(InvalidIds { empty: 1, zero: 20, wrong_length: 300 }.total(), 321);
+    }
+
+    #[test]
+    fn a_lane_is_encoded_as_a_target_and_back() {
+        for backend in [0, 1, 2, 5, u32::from(u16::MAX), u32::MAX >> 1] {
+            let lanes = [false, true].map(|alone| Lane { backend, alone });
+            let targets = lanes.map(Lane::target);
+            assert_eq!(targets, [2 * backend, 2 * backend + 1]);
+            assert_eq!(targets.map(Lane::of), lanes);
+        }
+    }
+}

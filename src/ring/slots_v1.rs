@@ -333,3 +333,32 @@ fn rank(identity: u64, slot: u32) -> u64 {
     of_slot.copy_from_slice(&slot.to_le_bytes());
     xxh3_64(&bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_that_asked_too_often_takes_the_first_backend_with_room() {
+        let member = |identity: &str| Member { identity: identity.into(), weight: 1 };
+        let members = [member("a"), member("b")];
+        let ring = Ring::new(&members, |_| true);
+        let rooms = [2, 2];
+        let mut asking = Asking::new(&members, &rooms);
+        asking.probes[7] = MAX_PROBES - 1;
+        asking.ask(&ring, 7);
+        assert!(asking.stranded.is_empty(), "the last probe must still be asked");
+        let asked: Vec<u32> = asking.by_backend.iter_mut().flat_map(|slots| slots.drain(..)).collect();
+        assert_eq!(asked, [7]);
+
+        asking.by_backend[0].push(3);
+        asking.by_backend[1].push(4);
+        for slot in [9, 8] {
+            asking.probes[slot as usize] = MAX_PROBES;
+            asking.ask(&ring, slot);
+        }
+        assert_eq!(asking.stranded, [9, 8]);
+        let placement = asking.settled();
+        assert_eq!([3, 4, 8, 9].map(|slot: usize| placement.owners[slot]), [0, 1, 0, 1]);
+    }
+}

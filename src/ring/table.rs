@@ -52,7 +52,7 @@ impl Table {
     /// Returns the owner of a slot below [`Table::slots`], as an index into [`Table::backends`].
     #[inline]
     pub fn owner_of_slot(&self, slot: u32) -> u32 {
-        debug_assert!(slot < self.slots(), "slot {slot} is none of this algorithm");
+        debug_assert!(slot < self.slots(), "slot {slot} does not exist");
         self.owners.get(slot as usize).copied().map_or(0, u32::from)
     }
 

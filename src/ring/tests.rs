@@ -75,13 +75,13 @@ fn golden_text() -> String {
     for (case, members) in golden_memberships() {
         let table = table(&members);
         let fingerprints = (table.membership_fingerprint(), table.placement_fingerprint());
-        writeln!(text, "{case},membership,,{:012x}", fingerprints.0).expect("strings take all");
-        writeln!(text, "{case},placement,,{:012x}", fingerprints.1).expect("strings take all");
+        writeln!(text, "{case},membership,,{:012x}", fingerprints.0).expect("writing to a string cannot fail");
+        writeln!(text, "{case},placement,,{:012x}", fingerprints.1).expect("writing to a string cannot fail");
         for step in 0_u128..32 {
             let key = step.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes();
             let hex = key.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
             let owner = &table.backends()[table.owner(&key) as usize].identity;
-            writeln!(text, "{case},{hex},{},{owner}", slot_of(&key)).expect("strings take all");
+            writeln!(text, "{case},{hex},{},{owner}", slot_of(&key)).expect("writing to a string cannot fail");
         }
     }
     text
@@ -220,7 +220,9 @@ fn departs(larger: &[Member], full: &Table, leaver: usize) {
 #[test]
 fn shares_follow_weights() {
     let weighted = vec![member("a", 1), member("b", 2), member("c", 5)];
-    for (share, weight) in table(&weighted).ownership().into_iter().zip([1.0, 2.0, 5.0]) {
+    let ownership = table(&weighted).ownership();
+    assert_eq!(ownership.len(), 3);
+    for (share, weight) in ownership.into_iter().zip([1.0, 2.0, 5.0]) {
         let fair = weight / 8.0;
         assert!(share <= fair * 1.05 && share >= fair * 0.9, "weight {weight} owns {share}");
     }
@@ -246,6 +248,10 @@ fn overlay_moves_only_slots_of_who_is_away_and_gives_them_back() {
             assert_eq!(before != after, was_away, "slot {slot}");
             assert!(!away.contains(&u16::try_from(after).expect("few backends")), "a substitute must be there");
         }
+        let substitute = |slot| (slot, u16::try_from(now.owner_of_slot(slot)).expect("few backends"));
+        let moved = (0..SLOTS).filter(|slot| full.owner_of_slot(*slot) != now.owner_of_slot(*slot)).map(substitute);
+        assert!(overlay.substitutes() == moved.collect::<Vec<_>>(), "substitutes must be the moved slots, ascending");
+        assert_eq!((overlay.away(), now.overlay().away()), (&away, &away));
         let share: f64 = away.iter().map(|backend| full.ownership()[usize::from(*backend)]).sum();
         assert!((now.moved_share(&full) - share).abs() < 1e-9);
         assert_eq!(now.membership_fingerprint(), full.membership_fingerprint());
@@ -261,6 +267,7 @@ fn probes_of_slots_that_asked_often_are_kept() {
     let probes = [0, 254, 255, 256, 0, 16_384, 1];
     let kept = Probes::new(&probes);
     assert_eq!((0..).zip(probes).map(|(slot, _)| kept.of(slot)).collect::<Vec<_>>(), probes);
+    assert_eq!(kept.of(7), 0, "a slot that is not there has no probe");
 }
 
 #[test]
@@ -307,4 +314,95 @@ fn table_takes_addresses_by_identity() {
     let other = Table::new(2, Arc::clone(full.base()), Overlay::default(), listed.into());
     let addresses: Vec<bool> = other.backends().iter().map(|backend| backend.address.is_some()).collect();
     assert_eq!(addresses, [false, false, true], "backends must stay in the members' order");
+}
+
+#[test]
+fn endpoints_are_aligned_with_the_members() {
+    let full = table(&[member("a", 1), member("b", 2), member("c", 1)]);
+    let aligned = |listed: &[(&str, u32, u16)]| -> Vec<(String, u32, Option<u16>)> {
+        let endpoint = |(identity, weight, port): &(&str, u32, u16)| Endpoint {
+            weight: *weight,
+            ..Endpoint::new(*identity, Some(([127, 0, 0, 1], *port).into()))
+        };
+        let endpoints: Endpoints = listed.iter().map(endpoint).collect();
+        let other = Table::new(2, Arc::clone(full.base()), Overlay::default(), endpoints);
+        let shown = |backend: &Endpoint| {
+            let port = backend.address.map(|address| address.port());
+            (backend.identity.to_string(), backend.weight, port)
+        };
+        other.backends().iter().map(shown).collect()
+    };
+    let expected =
+        |[a, b, c]: [Option<u16>; 3]| vec![("a".to_owned(), 1_u32, a), ("b".to_owned(), 2, b), ("c".to_owned(), 1, c)];
+    let all = [Some(1), Some(2), Some(3)];
+    assert_eq!(aligned(&[("a", 1, 1), ("b", 2, 2), ("c", 1, 3)]), expected(all));
+    assert_eq!(aligned(&[("a", 2, 1), ("b", 1, 2), ("c", 2, 3)]), expected(all), "the base's weights count");
+    assert_eq!(aligned(&[("a", 1, 1), ("b", 2, 2)]), expected([Some(1), Some(2), None]));
+    assert_eq!(aligned(&[("a", 1, 1), ("c", 1, 3)]), expected([Some(1), None, Some(3)]));
+    let shifted = [("b", 1, 2), ("c", 2, 3), ("d", 1, 4)];
+    assert_eq!(aligned(&shifted), expected([None, Some(2), Some(3)]), "who is no member is left out");
+}
+
+#[test]
+fn an_algorithm_is_found_by_its_name_and_states_its_parameters() {
+    assert_eq!(Algorithm::from_name("slots_v1"), Some(Algorithm::SlotsV1));
+    assert_eq!(["", "slots_v", "slots_v2"].map(Algorithm::from_name), [None; 3]);
+    let algorithm = Algorithm::SlotsV1;
+    assert_eq!((algorithm.name(), algorithm.slots()), ("slots_v1", 131_072));
+    let parameters: [(&str, u64); 3] = [("slots", 131_072), ("points_per_weight", 4_096), ("bound_percent", 105)];
+    assert_eq!(algorithm.named_parameters(), parameters);
+    for key in [&b""[..], b"key", &[0; 16], &[0xff; 16]] {
+        assert_eq!(algorithm.slot_of(key), slot_of(key));
+        assert!(slot_of(key) < algorithm.slots());
+    }
+}
+
+#[test]
+fn a_base_has_its_members_sorted_and_once() {
+    let [a, b, c] = [member("a", 1), member("b", 2), member("c", 1)];
+    let base = base(&[c.clone(), a.clone(), b.clone(), a.clone()]);
+    assert_eq!(base.members(), [a, b, c]);
+    assert_eq!((base.algorithm(), base.owners().len()), (Algorithm::SlotsV1, SLOTS as usize));
+}
+
+#[test]
+fn a_table_answers_by_slot_by_key_and_by_backend() {
+    let all = members(5);
+    let full = table(&all);
+    assert_eq!((full.slots(), full.generation, full.backends().len()), (SLOTS, 1, 5));
+    for key in [&b""[..], b"key", &[0; 16], &[0xff; 16]] {
+        assert_eq!(full.slot_of(key), slot_of(key));
+        assert_eq!(full.owner(key), full.owner_of_slot(slot_of(key)));
+    }
+    let counts = full.owned_slots();
+    assert_eq!((counts.len(), counts.iter().sum::<u32>()), (5, SLOTS));
+    for (backend, count) in (0..).zip(counts) {
+        let owned = (0..SLOTS).filter(|slot| full.owner_of_slot(*slot) == backend).count();
+        assert_eq!(owned, count as usize, "backend {backend}");
+    }
+    for (index, member) in (0..).zip(&all) {
+        assert_eq!(full.position(&member.identity), Some(index));
+    }
+    assert_eq!(full.position("10.0.0.1"), None);
+    assert_eq!(full.moved_share(&full), 0.0);
+    assert_eq!((full.overlay().away().len(), full.overlay().substitutes().len()), (0, 0));
+}
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "slot 131072 does not exist")]
+fn a_slot_beyond_the_last_is_found_in_debug_builds() {
+    let owner = table(&members(2)).owner_of_slot(SLOTS);
+    panic!("backend {owner} owns it");
+}
+
+#[test]
+fn a_table_is_shown_with_its_fingerprints() {
+    let full = table(&members(2));
+    let shown = format!("{full:?}");
+    let fingerprints = [full.membership_fingerprint(), full.placement_fingerprint()].map(|it| format!("{it:012x}"));
+    let [membership, placement] = &fingerprints;
+    for part in ["generation: 1", "slots_v1", "10.0.0.2:4317", membership.as_str(), placement.as_str()] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
 }

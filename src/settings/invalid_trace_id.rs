@@ -90,7 +90,7 @@ impl<'de> de::Visitor<'de> for WordOrSection {
 
 #[cfg(test)]
 mod tests {
-    use super::{InvalidTraceId, InvalidTraceIds};
+    use super::{InvalidTraceId, InvalidTraceIds, Signal};
     use crate::config::Draft;
 
     /// What a file with `value` says, and how it is printed.
@@ -105,6 +105,16 @@ mod tests {
         let at = printed.find("invalid_trace_id:").ok_or("not printed")?;
         let section = printed.get(at..).unwrap_or_default().split("\nmemory_limiter").next().unwrap_or_default();
         Ok((draft.settings.invalid_trace_id, section.split_whitespace().collect::<Vec<_>>().join(" ")))
+    }
+
+    #[test]
+    fn each_signal_has_its_own_treatment_of_invalid_ids() {
+        use InvalidTraceId::{Forward, Reject};
+        for (traces, logs) in [(Forward, Reject), (Reject, Forward), (Reject, Reject), (Forward, Forward)] {
+            let policy = InvalidTraceIds { traces, logs };
+            let all = [Signal::Traces, Signal::Logs, Signal::Metrics, Signal::Profiles].map(|signal| policy.of(signal));
+            assert_eq!(all, [traces, logs, Forward, Forward]);
+        }
     }
 
     #[test]
