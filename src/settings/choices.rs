@@ -81,10 +81,10 @@ pub enum RoutingKey {
 /// A version of TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsVersion {
-    /// 1.2
+    /// TLS 1.2.
     #[default]
     Tls12,
-    /// 1.3
+    /// TLS 1.3.
     Tls13,
 }
 

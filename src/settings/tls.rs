@@ -8,8 +8,8 @@ use super::{
     values::FilePath,
 };
 
-/// How often files are read again unless a key says otherwise: Kubernetes takes about as long to renew a mounted Secret, and
-/// three small files a minute cost nothing.
+/// How often files are read again by default. Kubernetes takes about as long to update a mounted Secret, and reading
+/// three small files a minute costs nothing.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 
 section! {

@@ -1,7 +1,8 @@
-//! Authorities that are asked only while their own certificates hold. rustls looks at the validity of everything but these.
+//! Certificate authorities, used only while their own certificates are valid. rustls checks the validity of all
+//! certificates except those of authorities.
 //!
-//! The verifier of either side is made of those that hold at the moment of a handshake, and made again when one of them
-//! begins or ceases to hold.
+//! Each side's verifier is built from the authorities that are valid at the time of a handshake. It is rebuilt when one
+//! of them becomes valid or expires.
 
 use std::sync::Arc;
 
@@ -22,18 +23,18 @@ use rustls::{
 
 use super::files::Validity;
 
-/// An authority.
+/// A certificate authority.
 #[derive(Clone, Debug)]
 pub(super) struct Anchor {
     pub(super) anchor: TrustAnchor<'static>,
-    /// Its name, for people.
+    /// Its name in readable form, for logs and messages.
     pub(super) subject: String,
-    /// Its name, as it stands in its certificate.
+    /// Its name as encoded in its certificate.
     pub(super) raw_subject: Vec<u8>,
     pub(super) validity: Validity,
 }
 
-/// Authorities with what is made of those that hold.
+/// All authorities, and the verifier built from those that are currently valid.
 struct Anchors<V: ?Sized> {
     all: Vec<Anchor>,
     make: Box<Make<V>>,
@@ -42,34 +43,34 @@ struct Anchors<V: ?Sized> {
 
 type Make<V> = dyn Fn(Arc<RootCertStore>) -> Result<Arc<V>, VerifierBuilderError> + Send + Sync;
 
-/// What holds from one moment to another, both in Unix time.
+/// A verifier and the time span in which it can be used, in Unix time, both ends included.
 struct Current<V: ?Sized> {
     since: i64,
     until: i64,
     verifier: Option<Arc<V>>,
 }
 
-/// Checks clients' certificates.
+/// Verifies clients' certificates.
 pub(super) struct Clients {
     anchors: Anchors<dyn ClientCertVerifier>,
     hints: Vec<DistinguishedName>,
     provider: Arc<CryptoProvider>,
 }
 
-/// Checks backends' certificates.
+/// Verifies backends' certificates.
 pub(super) struct Backends {
     anchors: Anchors<WebPkiServerVerifier>,
     provider: Arc<CryptoProvider>,
 }
 
 impl<V: ?Sized> Anchors<V> {
-    /// Fails where nothing could be made even if all of them held.
+    /// Fails if no verifier can be built even from all authorities.
     fn new(all: Vec<Anchor>, make: Box<Make<V>>) -> Result<Self, VerifierBuilderError> {
         make(store(&all))?;
         Ok(Self { all, make, current: ArcSwapOption::empty() })
     }
 
-    /// What is made of those that hold at that moment; `None` if none does.
+    /// Returns the verifier of the authorities that are valid at `now`; `None` if none is.
     fn at(&self, now: UnixTime) -> Option<Arc<V>> {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if let Some(current) = &*self.current.load()
@@ -95,7 +96,7 @@ impl<V: ?Sized> Anchors<V> {
                 }
             }
         }
-        // It was made of all of them before, of which these are some.
+        // Building cannot fail here: `new` built a verifier from a superset of these authorities.
         let verifier = if holding.is_empty() { None } else { (self.make)(store(&holding)).ok() };
         self.current.store(Some(Arc::new(Current { since, until, verifier: verifier.clone() })));
         verifier
@@ -106,14 +107,14 @@ fn store(anchors: &[Anchor]) -> Arc<RootCertStore> {
     Arc::new(RootCertStore { roots: anchors.iter().map(|anchor| anchor.anchor.clone()).collect() })
 }
 
-/// What is said where no authority holds.
-fn nobody() -> Error {
+/// The error when no authority is valid.
+fn unknown_issuer() -> Error {
     Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)
 }
 
 impl Clients {
-    /// Checks by these authorities and, if there are any, by these lists: every certificate up to an authority must then be
-    /// one that a list which has not expired says nothing against, as nginx and Envoy have it.
+    /// Verifies by these authorities. If there are revocation lists, every certificate below an authority must be
+    /// covered by a list that has not expired and does not name it, as in nginx and Envoy.
     pub(super) fn new(
         anchors: Vec<Anchor>,
         crls: Vec<CertificateRevocationListDer<'static>>,
@@ -132,7 +133,7 @@ impl Clients {
 }
 
 impl Backends {
-    /// Checks by these authorities.
+    /// Verifies by these authorities.
     pub(super) fn new(anchors: Vec<Anchor>, provider: &Arc<CryptoProvider>) -> Result<Self, VerifierBuilderError> {
         let own = Arc::clone(provider);
         let make = move |roots| WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&own)).build();
@@ -163,7 +164,7 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verifier = self.anchors.at(now).ok_or_else(nobody)?;
+        let verifier = self.anchors.at(now).ok_or_else(unknown_issuer)?;
         verifier.verify_client_cert(end_entity, intermediates, now)
     }
 
@@ -199,7 +200,7 @@ impl ServerCertVerifier for Backends {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verifier = self.anchors.at(now).ok_or_else(nobody)?;
+        let verifier = self.anchors.at(now).ok_or_else(unknown_issuer)?;
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 

@@ -1,4 +1,4 @@
-//! TLS of the connections to a pool's backends.
+//! TLS of connections to backends.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,10 +23,10 @@ use super::{
 };
 use crate::{lifecycle::Tasks, settings::TlsVersion};
 
-/// Sessions that are kept to be taken up again, one for each name that is checked, at most.
+/// Limit of stored sessions for resumption; one is stored for each server name.
 const SESSIONS: usize = 1024;
 
-/// TLS of the connections to a pool's backends, its files read. Cloning shares it.
+/// The TLS settings of a pool's connections to its backends, with their files loaded. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Client {
     kept: Kept<ClientConfig>,
@@ -34,19 +34,19 @@ pub struct Client {
 }
 
 impl Client {
-    /// Reads the files. `owner` is the pool's name in metrics and logs.
+    /// Loads the files. `owner` is the pool's name in metrics and logs.
     pub fn load(owner: &str, config: ClientConfig) -> Result<Self, TlsError> {
         let name = config.name.clone();
         Kept::load(owner, config).map(|kept| Self { kept, name })
     }
 
-    /// What the next handshake uses.
+    /// Returns the settings for the next handshake.
     pub fn current(&self) -> Arc<rustls::ClientConfig> {
         self.kept.current()
     }
 
-    /// The name that the certificate of the backend of that identity has to bear: never the address that discovery found,
-    /// unless it is what the operator wrote.
+    /// Returns the name that the certificate of the backend with this identity must be valid for. It never is an
+    /// address found by discovery, unless the operator configured that address.
     pub fn name_of(&self, identity: &str) -> Option<ServerName<'static>> {
         let name = match &self.name {
             CheckedName::Entry => host_of(identity),
@@ -55,26 +55,26 @@ impl Client {
         ServerName::try_from(name.trim_end_matches('.').to_owned()).ok()
     }
 
-    /// What can be made again of its files.
+    /// Returns these settings as one that can be reloaded.
     pub fn as_reload(&self) -> Arc<dyn Reload> {
         self.kept.as_reload()
     }
 
-    /// Looks at the files as often as the configuration says.
+    /// Reloads the files at the configured interval.
     pub fn watch(&self, tasks: &Tasks) {
         kept::watch(&self.kept.as_reload(), tasks);
     }
 }
 
 impl ClientConfig {
-    /// What is wrong with the name that certificates have to bear, which no file has to be read for.
+    /// Checks `server_name_override`, without reading files.
     pub fn name_error(&self) -> Option<TlsError> {
         let CheckedName::Is(name) = &self.name else { return None };
         let is_wrong = ServerName::try_from(name.trim_end_matches('.')).is_err();
         is_wrong.then(|| files::no_host_name("server_name_override", name))
     }
 
-    /// Reads the files and says what is wrong with them, or what is worth a warning.
+    /// Loads the files and returns an error or the warnings about them.
     pub fn check(&self) -> Result<Vec<Warning>, TlsError> {
         if let Some(error) = self.name_error() {
             return Err(error);
@@ -144,10 +144,10 @@ impl Source for ClientConfig {
     }
 }
 
-/// The first words of a client that speaks TLS, for a look at whether a peer does.
+/// Returns the first bytes that a TLS client sends, for testing whether a peer speaks TLS.
 pub fn hello() -> Vec<u8> {
     let provider = provider();
-    let mut words = Vec::new();
+    let mut bytes = Vec::new();
     let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(TlsVersion::Tls12.and_newer())
         .map(|builder| builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))));
@@ -155,18 +155,18 @@ pub fn hello() -> Vec<u8> {
     if let (Ok(config), Ok(name)) = (config, name)
         && let Ok(mut connection) = rustls::ClientConnection::new(Arc::new(config.with_no_client_auth()), name)
     {
-        // A vector takes everything.
-        drop(connection.write_tls(&mut words));
+        // Writing to a vector cannot fail.
+        drop(connection.write_tls(&mut bytes));
     }
-    words
+    bytes
 }
 
-/// Whether a peer's first bytes are those of TLS: the kind of a record, and the version.
+/// Whether a peer's first bytes are those of a TLS record: its type and the major version.
 pub fn is_record([kind, major]: [u8; 2]) -> bool {
     (0x14..=0x17).contains(&kind) && major == 3
 }
 
-/// The host of `host:port` or `[address]:port`.
+/// Returns the host of `host:port` or `[address]:port`.
 fn host_of(identity: &str) -> &str {
     if let Some((address, _)) = identity.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         return address;
@@ -174,7 +174,7 @@ fn host_of(identity: &str) -> &str {
     identity.rsplit_once(':').map_or(identity, |(host, _)| host)
 }
 
-/// Takes any certificate (`insecure_skip_verify`); that the peer has its key is still checked.
+/// Accepts any certificate (`insecure_skip_verify`). It still verifies that the peer has the certificate's key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

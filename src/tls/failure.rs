@@ -1,4 +1,4 @@
-//! Why handshakes fail, in words that fit a metric; each is counted, and logged now and then.
+//! Classifies failed handshakes by reason, counts them and logs some of them.
 
 use std::{
     collections::HashMap,
@@ -12,58 +12,59 @@ use metrics::{Counter, counter};
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible};
 use tokio::time::Instant;
 
-/// Failures of one listener, or of one backend for one reason, are logged at most this often.
+/// Minimum time between two log lines for one listener, or for one backend and reason.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Backends and reasons of one pool that are told apart in the log: what comes beyond them in that time is counted only.
+/// How many pairs of backend and reason of one pool are logged separately. Further ones are only counted until an entry
+/// expires.
 const MAX_APART: usize = 64;
 
 /// Why a handshake failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The certificate is not valid for the name that was checked.
+    /// The certificate is not valid for the checked name.
     BadName,
     /// The peer closed or reset the connection.
     Closed,
-    /// A certificate has expired, or does not hold yet.
+    /// A certificate has expired or is not valid yet.
     Expired,
-    /// The peer has to have a certificate, and has none.
+    /// The peer must present a certificate and has presented none.
     NoCertificate,
-    /// The peer speaks no TLS.
+    /// The peer does not speak TLS.
     NotTls,
-    /// None of these.
+    /// Any other reason.
     Other,
-    /// No version of TLS is spoken by both.
+    /// The two sides support no common version of TLS.
     ProtocolVersion,
-    /// A certificate was revoked, or nothing that still holds says that it was not.
+    /// A certificate was revoked, or no valid revocation list covers it.
     Revoked,
-    /// It was not done in time.
+    /// The handshake took too long.
     Timeout,
-    /// A certificate was signed by an authority that is not trusted.
+    /// A certificate was signed by an untrusted authority.
     UnknownCa,
 }
 
-/// Counts the failed handshakes of a listener or pool, and logs them: one line in ten seconds, for a pool one of each backend
-/// and reason. Cloning shares both.
+/// Counts and logs the failed handshakes of a listener or a pool. At most one line is logged every ten seconds; for a
+/// pool, one per backend and reason. Clones share counters and log state.
 #[derive(Clone)]
 pub struct Failures(Arc<Inner>);
 
-/// The lines of which one is written in a while: of all, or of one reason and peer.
+/// What the log's limit applies to: all failures, or those of one reason and peer.
 type Kind = Option<(Reason, SocketAddr)>;
 
-/// When a line was written last, and how many were not since.
-type Said = (Instant, u64);
+/// When the last line was logged, and how many were suppressed since.
+type LastLine = (Instant, u64);
 
 struct Inner {
     owner: Arc<str>,
     counters: [Counter; Reason::ALL.len()],
-    /// Whether peers and reasons have lines of their own.
+    /// Whether each pair of reason and peer has its own limit.
     apart: bool,
-    logged: Mutex<HashMap<Kind, Said>>,
+    logged: Mutex<HashMap<Kind, LastLine>>,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 10] = [
         Self::BadName,
         Self::Closed,
@@ -77,7 +78,7 @@ impl Reason {
         Self::UnknownCa,
     ];
 
-    /// The label's value.
+    /// The value of the metric label `reason`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BadName => "bad_name",
@@ -93,7 +94,7 @@ impl Reason {
         }
     }
 
-    /// Why a handshake, or what came at once after it, failed.
+    /// Returns why a handshake, or the first read or write after it, failed.
     pub fn of_io(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(error) => Self::of(error),
@@ -154,12 +155,12 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::BadName => "the certificate is for another name",
             Self::Closed => "the peer closed the connection",
-            Self::Expired => "a certificate has expired or does not hold yet",
+            Self::Expired => "a certificate has expired or is not valid yet",
             Self::NoCertificate => "a certificate is required, and none was shown",
-            Self::NotTls => "the peer speaks no TLS",
+            Self::NotTls => "the peer does not speak TLS",
             Self::Other => "the handshake failed",
             Self::ProtocolVersion => "no version of TLS is spoken by both",
-            Self::Revoked => "a certificate was revoked, or no revocation list that still holds says that it was not",
+            Self::Revoked => "a certificate was revoked, or no valid revocation list covers it",
             Self::Timeout => "the handshake took too long",
             Self::UnknownCa => "a certificate was signed by an authority that is not trusted",
         })
@@ -167,13 +168,14 @@ impl fmt::Display for Reason {
 }
 
 impl Failures {
-    /// Those of a listener, whose peers are many: counters of `metric` at 0, of which `label` is `owner` and every reason has
-    /// its own.
+    /// Failures of a listener, where peers are too many to be logged separately. Registers one counter of `metric` per
+    /// reason, with `label` set to `owner`.
     pub fn new(metric: &'static str, label: &'static str, owner: &str) -> Self {
         Self::of(metric, label, owner, false)
     }
 
-    /// Those of a pool, whose peers are its backends: what is wrong with one of them must not hide what is wrong with another.
+    /// Failures of a pool, where each backend is logged separately, so that one backend's failures do not hide
+    /// another's.
     pub fn of_backends(metric: &'static str, label: &'static str, owner: &str) -> Self {
         Self::of(metric, label, owner, true)
     }
@@ -185,14 +187,14 @@ impl Failures {
         Self(Arc::new(Inner { owner, counters, apart, logged: Mutex::default() }))
     }
 
-    /// Counts one. `error` says more of it, if there is more.
+    /// Counts a failure and logs it unless the limit is reached. `error` has the details.
     pub fn note(&self, reason: Reason, peer: SocketAddr, error: &dyn fmt::Display) {
         let counted = Reason::ALL.iter().zip(&self.0.counters).find(|(known, _)| **known == reason);
         if let Some((_, counter)) = counted {
             counter.increment(1);
         }
         let owner = &self.0.owner;
-        // Who only looks whether a port is open closes it again: that is no news.
+        // Port scans and health checks connect and close again; that is not worth a warning.
         match Some(reason).filter(|reason| *reason != Reason::Closed).and_then(|_| self.0.log_now(reason, peer)) {
             Some(unlogged) => tracing::warn!(
                 %owner, %peer, reason = reason.as_str(), %error, unlogged, "TLS handshake failed: {reason}"
@@ -209,7 +211,7 @@ impl fmt::Debug for Failures {
 }
 
 impl Inner {
-    /// How many lines were left out since the last, if it is time for one.
+    /// Returns the number of suppressed lines if a line may be logged now.
     fn log_now(&self, reason: Reason, peer: SocketAddr) -> Option<u64> {
         let now = Instant::now();
         let is_fresh = |at: Instant| now.saturating_duration_since(at) < LOG_INTERVAL;
@@ -238,7 +240,7 @@ impl Inner {
     }
 }
 
-/// Why a handshake with a backend failed, and what can be done, for the log.
+/// Describes for the log why a handshake with a backend failed, and what to do about it.
 pub fn explain(error: &io::Error) -> String {
     let what = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     let advice = match what {
@@ -254,14 +256,14 @@ pub fn explain(error: &io::Error) -> String {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         )) => "if that is the right backend, write a name of its certificate as server_name_override",
         Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
-            "if the backend is plaintext, so has its pool to be: take the tls section away"
+            "if the backend serves plaintext, remove the tls section of its pool"
         }
         _ => return error.to_string(),
     };
     format!("{error}; {advice}")
 }
 
-/// Whether that is webpki's complaint of a certificate that is marked as an authority's and shown by a server.
+/// Whether this is webpki's error for a server certificate that is marked as an authority's.
 fn is_authority(other: &OtherError) -> bool {
     format!("{other:?}").contains("CaUsedAsEndEntity")
 }

@@ -1,8 +1,8 @@
-//! PEM files: certificates, keys, authorities, and what is said of files that hold something else.
+//! Reads PEM files: certificates, keys, authorities and revocation lists, and reports what is wrong with them.
 //!
-//! **Invariant:** no message holds anything of a file's content, but for the names in a certificate or a revocation list that
-//! could be read: its subject or issuer. What the PEM and X.509 readers say is never passed on, since they quote what they
-//! read: a key whose line ends were lost would be in the log.
+//! **Invariant:** messages contain nothing of a file's content, except the subject or issuer of certificates and
+//! revocation lists that could be parsed. Error texts of the PEM and X.509 readers are never passed on, since they
+//! quote their input: a key whose line ends were lost would end up in the log.
 
 use std::{
     fmt, fs,
@@ -25,65 +25,65 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Identity, anchors::Anchor};
 
-/// The most that is read of a file: system bundles have a quarter of a MiB.
+/// Size limit of a file in bytes. Systems' bundles of authorities have a quarter of a MiB.
 const MAX_FILE: u64 = 4 << 20;
 
-/// What is wrong with a file of a `tls` section.
+/// An error with a file of a `tls` section.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
 pub struct TlsError {
-    /// The key that names the file.
+    /// The configuration key that names the file.
     pub key: &'static str,
-    /// What is wrong.
+    /// The error.
     pub problem: Problem,
 }
 
-/// What can be wrong.
+/// The kinds of errors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// It can't be read.
+    /// The file cannot be read.
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// It holds nothing of what it should.
+    /// The file contains nothing of the expected kind.
     Nothing {
         /// The file.
         path: PathBuf,
-        /// What it should hold.
+        /// The expected kind.
         what: &'static str,
-        /// How PEM calls that.
+        /// PEM's label of that kind.
         label: &'static str,
     },
-    /// It holds a key that needs a password.
+    /// The file contains an encrypted key.
     EncryptedKey {
         /// The file.
         path: PathBuf,
     },
-    /// What it holds is broken or of a kind that is not supported.
+    /// The content is broken or of an unsupported kind.
     Broken {
         /// The file.
         path: PathBuf,
-        /// Why, in words of ours: a library's would quote the file.
+        /// The reason, in our own words, since a library's text could quote the file.
         reason: &'static str,
     },
-    /// The key belongs to another certificate.
+    /// The key does not belong to the certificate.
     Mismatch {
-        /// The key.
+        /// The file of the key.
         key: PathBuf,
-        /// The certificate.
+        /// The file of the certificate.
         cert: PathBuf,
     },
-    /// The system trusts nobody.
+    /// The system's store has no trusted authorities.
     NoSystemRoots,
-    /// No certificate can bear that name.
+    /// No certificate can be valid for this name.
     NoHostName {
         /// The name.
         name: String,
     },
-    /// rustls does not want what was made of it.
+    /// rustls refused the settings.
     Refused(String),
 }
 
@@ -92,8 +92,8 @@ impl Problem {
         TlsError { key, problem: self }
     }
 
-    /// Says it, with what the operator wrote (paths, a name) or without.
-    fn say(&self, f: &mut fmt::Formatter<'_>, is_named: bool) -> fmt::Result {
+    /// Writes the message, with the operator's paths and names or without them.
+    fn write(&self, f: &mut fmt::Formatter<'_>, is_named: bool) -> fmt::Result {
         let file = |path: &PathBuf| if is_named { path.display().to_string() } else { "the file".to_owned() };
         match self {
             Self::Read { path, reason } => write!(f, "cannot read {}: {reason}", file(path)),
@@ -120,33 +120,33 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.say(f, true)
+        self.write(f, true)
     }
 }
 
 impl std::error::Error for Problem {}
 
 impl TlsError {
-    /// What is wrong, without the path or name that the operator wrote.
+    /// Returns the message without the operator's paths and names.
     pub fn unnamed(&self) -> String {
         struct Unnamed<'a>(&'a Problem);
         impl fmt::Display for Unnamed<'_> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.say(f, false)
+                self.0.write(f, false)
             }
         }
         Unnamed(&self.problem).to_string()
     }
 }
 
-/// What is allowed and yet worth a line: something about the file that a key names.
+/// A warning about a file that can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// The key that names the file.
+    /// The configuration key that names the file.
     pub key: &'static str,
     /// The file.
     pub path: PathBuf,
-    /// What is to be said of it.
+    /// The warning.
     pub message: String,
 }
 
@@ -156,16 +156,17 @@ impl fmt::Display for Warning {
     }
 }
 
-/// A file, read.
+/// The content of a file.
 pub(super) struct File {
     key: &'static str,
     path: PathBuf,
     bytes: Vec<u8>,
-    /// Whether every user of the machine may read it, or write it. A group may: so Kubernetes mounts Secrets.
+    /// Whether all users of the machine may read or write the file. Access for a group is accepted, since Kubernetes
+    /// mounts Secrets so.
     is_open: bool,
 }
 
-/// When certificates begin and cease to hold, in Unix time.
+/// The validity of certificates, in Unix time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Validity {
     pub(super) not_before: i64,
@@ -214,7 +215,7 @@ impl File {
         String::from_utf8_lossy(&self.bytes).contains("ENCRYPTED")
     }
 
-    /// What the reader of PEM found, in words of ours: its own quote the file.
+    /// Converts an error of the PEM reader to our own words, since its text can quote the file.
     fn no_pem(&self, error: &pem::Error) -> TlsError {
         let lines = self.bytes.split(|byte| matches!(byte, b'\n' | b'\r')).filter(|line| !line.is_empty());
         let reason = match error {
@@ -248,7 +249,7 @@ impl File {
     }
 }
 
-/// The files of an identity, read.
+/// The contents of the files of an identity.
 pub(super) struct IdentityFiles {
     cert: File,
     key: File,
@@ -267,14 +268,15 @@ impl IdentityFiles {
         self.key.hash_into(hash);
     }
 
-    /// What is to be said of a key that every user of the machine may read.
+    /// Returns a warning if all users of the machine may read the key.
     pub(super) fn open_key(&self) -> Option<Warning> {
         let message = "every user of this machine can read this key; take that away: chmod o= FILE";
         let warning = || Warning { key: self.key.key, path: self.key.path.clone(), message: message.to_owned() };
         self.key.is_open.then(warning)
     }
 
-    /// The certificate with its key, and how long the chain holds: as long as what ends first in it.
+    /// Parses the certificate chain with its key, and returns the time span in which all certificates of the chain are
+    /// valid.
     pub(super) fn parse(&self, provider: &CryptoProvider) -> Result<(Arc<CertifiedKey>, Validity), TlsError> {
         let chain = self.cert.certificates()?;
         let key = self.key.private_key()?;
@@ -298,7 +300,8 @@ impl IdentityFiles {
     }
 }
 
-/// The authorities in a file, and how long they hold: as long as the last of them, since a renewed one stands beside the old.
+/// Parses the authorities in a file. The validity spans from the first start to the last end, since a renewed authority
+/// is listed beside the old one.
 pub(super) fn anchors(file: &File) -> Result<(Vec<Anchor>, Validity), TlsError> {
     let mut anchors = Vec::new();
     let mut whole: Option<Validity> = None;
@@ -322,26 +325,27 @@ pub(super) fn anchors(file: &File) -> Result<(Vec<Anchor>, Validity), TlsError> 
     Ok((anchors, validity))
 }
 
-/// What is to be said of authorities that authenticate nobody now.
+/// Returns warnings about authorities that are not valid now.
 pub(super) fn idle_anchors(file: &File, anchors: &[Anchor]) -> Vec<Warning> {
     let now = now();
     let idle = |anchor: &Anchor| {
         let Validity { not_before, not_after } = anchor.validity;
         let when = match () {
             () if not_after < now => format!("expired {} ago", span(now - not_after)),
-            () if not_before > now => format!("holds only in {}", span(not_before - now)),
+            () if not_before > now => format!("becomes valid only in {}", span(not_before - now)),
             () => return None,
         };
         Some(format!("the authority {} {when}: it authenticates nobody", anchor.subject))
     };
     let mut messages: Vec<String> = anchors.iter().filter_map(idle).collect();
     if messages.len() == anchors.len() {
-        messages.push("no authority in it holds: every peer is refused".to_owned());
+        messages.push("no authority in it is valid: every peer is refused".to_owned());
     }
     messages.into_iter().map(|message| file.warning(message)).collect()
 }
 
-/// The lists of revoked certificates in a file, and what is to be said of them and of `anchors` that have none.
+/// Parses the revocation lists in a file. Returns them with warnings about expired lists and about `anchors` without a
+/// list.
 pub(super) fn revocation_lists(
     file: &File,
     anchors: &[Anchor],
@@ -359,18 +363,18 @@ pub(super) fn revocation_lists(
         if until < now {
             let (issuer, ago) = (parsed.issuer(), span(now - until));
             messages.push(format!(
-                "the list of {issuer} expired {ago} ago: whom it signed is refused until there is a newer one"
+                "the list of {issuer} expired {ago} ago: certificates of that issuer are refused until there is a newer one"
             ));
         }
         issuers.push(parsed.issuer().as_raw().to_vec());
     }
     for anchor in anchors.iter().filter(|anchor| !issuers.contains(&anchor.raw_subject)) {
-        messages.push(format!("it has no list of {}: whom that signed is refused", anchor.subject));
+        messages.push(format!("it has no list of {}: certificates of that issuer are refused", anchor.subject));
     }
     Ok((lists, messages.into_iter().map(|message| file.warning(message)).collect()))
 }
 
-/// Those whom the system trusts. Some that rustls cannot read are no reason to trust none.
+/// Returns the authorities that the system trusts. Those that rustls cannot parse are left out.
 pub(super) fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
@@ -381,12 +385,12 @@ pub(super) fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
     Ok(Arc::new(roots))
 }
 
-/// A name that no certificate can bear.
+/// The error for a name that no certificate can be valid for.
 pub(super) fn no_host_name(key: &'static str, name: &str) -> TlsError {
     Problem::NoHostName { name: name.to_owned() }.at(key)
 }
 
-/// What rustls says of what was made of the files.
+/// The error for settings that rustls refused.
 pub(super) fn refused(key: &'static str, error: &dyn fmt::Display) -> TlsError {
     Problem::Refused(error.to_string()).at(key)
 }
@@ -394,7 +398,7 @@ pub(super) fn refused(key: &'static str, error: &dyn fmt::Display) -> TlsError {
 // === impl Validity ===
 
 impl Validity {
-    /// What is to be said of it now, if anything.
+    /// Returns a warning if the certificates are not valid now.
     pub(super) fn complaint(self) -> Option<String> {
         let now = now();
         if self.not_after < now {
@@ -410,13 +414,13 @@ impl Validity {
     }
 }
 
-/// Unix time.
+/// The current Unix time.
 fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     i64::try_from(now).unwrap_or(i64::MAX)
 }
 
-/// Seconds as people say them.
+/// Formats a duration for people.
 fn span(seconds: i64) -> String {
     match seconds {
         172_800.. => format!("{} days", seconds / 86_400),

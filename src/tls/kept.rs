@@ -1,4 +1,5 @@
-//! What was made of files, kept until other files can be used: looked at now and then, and whenever someone asks.
+//! TLS settings built from files. They stay in use until changed files have been loaded successfully. Files are checked
+//! periodically and on request.
 
 use std::{
     fmt,
@@ -20,106 +21,106 @@ use crate::{
     telemetry::metrics::{TLS_CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS, TLS_RELOADS_TOTAL},
 };
 
-/// Files that are just being replaced are read again after this time, so often: a certificate may be there before its key.
+/// Pause between attempts to load files that do not fit each other: a certificate may be replaced before its key.
 const PAUSE: Duration = Duration::from_millis(100);
 const ATTEMPTS: u32 = 10;
 
-/// What can be made of files.
+/// Settings that can be built from files.
 pub(super) trait Source: Clone + Send + Sync + 'static {
-    /// What is made of them.
+    /// The settings that are built.
     type Made: Send + Sync + 'static;
-    /// What they hold.
+    /// The contents of the files.
     type Files;
 
-    /// How often the files are to be looked at.
+    /// How often to check the files for changes; `None` for never.
     fn interval(&self) -> Option<Duration>;
     fn read(&self) -> Result<Self::Files, TlsError>;
     fn hash_into(files: &Self::Files, hash: &mut Xxh3);
     fn make(&self, files: &Self::Files) -> Result<Made<Self::Made>, TlsError>;
 }
 
-/// What was made of files, and how long its certificates hold.
+/// Settings built from files, and the validity of their certificates.
 pub(super) struct Made<T> {
     pub(super) value: Arc<T>,
     pub(super) certificates: Vec<Certificate>,
-    /// What else is worth a line: a key that others may read, authorities that do not hold.
+    /// Other warnings: a key that others may read, authorities that are not valid.
     pub(super) others: Vec<Warning>,
 }
 
-/// How long the certificates of one file hold.
+/// The validity of the certificates in one file.
 pub(super) struct Certificate {
-    /// The key of the configuration that names the file.
+    /// The configuration key that names the file.
     pub(super) key: &'static str,
-    /// The metric's label `role`.
+    /// The metric label `role`.
     pub(super) role: &'static str,
     pub(super) path: PathBuf,
     pub(super) validity: Validity,
 }
 
-/// Something made of files, replaced whole. Cloning shares it.
+/// The current settings built from files; they are replaced as a whole. Clones share them.
 pub(super) struct Kept<S: Source>(Arc<Inner<S>>);
 
 struct Inner<S: Source> {
     owner: Arc<str>,
     current: ArcSwap<S::Made>,
-    /// Taken by whoever reads files, on a blocking thread, and by nobody else.
+    /// Locked while files are being loaded, which happens only on blocking threads.
     state: Mutex<State<S>>,
     reloaded: Counter,
     failed: Counter,
-    /// Held, so that they stay as long as the certificates are in use.
+    /// Kept so that the series exist as long as the certificates are in use.
     expiry: Mutex<Vec<Gauge>>,
 }
 
 struct State<S> {
     source: S,
-    /// The content of what is in force.
+    /// Hash of the contents in use.
     hash: u128,
-    /// What was complained about last: once is enough.
+    /// The last error that was logged, so that it is logged only once.
     complaint: Option<TlsError>,
 }
 
-/// What was just made of files with this hash.
+/// Newly built settings, and the hash of the files.
 struct Fresh<S: Source> {
     hash: u128,
     made: Made<S::Made>,
 }
 
-/// What became of a look at files.
+/// The result of checking files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reloaded {
-    /// They hold what they held.
+    /// The contents have not changed.
     Unchanged,
-    /// Handshakes from now on have what they hold.
+    /// The new contents are used by handshakes from now on.
     Taken,
-    /// They cannot be used: what was in force stays.
+    /// The new contents cannot be used; the old ones stay in use.
     Refused(TlsError),
 }
 
-/// Something that can be made again of its files.
+/// TLS settings that can be reloaded from their files.
 pub trait Reload: Send + Sync {
-    /// The listener or pool.
+    /// The name of the listener or pool.
     fn owner(&self) -> Arc<str>;
 
-    /// How often the files are to be looked at; `None` is never.
+    /// How often to check the files; `None` for never.
     fn interval(&self) -> Option<Duration>;
 
-    /// Looks at the files. It blocks, for a second if they don't fit each other.
+    /// Checks the files and loads changed ones. Blocks, up to a second if the files do not fit each other.
     fn reload(&self) -> Reloaded;
 }
 
-/// All that can be made again of their files: every listener's and pool's TLS. Cloning shares the list.
+/// The reloadable TLS settings of all listeners and pools. Clones share the list.
 #[derive(Clone, Default)]
 pub struct Reloads(Arc<Mutex<Vec<Weak<dyn Reload>>>>);
 
 impl Reloads {
-    /// Adds one for as long as it lives.
+    /// Adds settings, which are listed as long as they exist.
     pub fn add(&self, one: &Arc<dyn Reload>) {
         let mut all = self.lock();
         all.retain(|one| one.strong_count() > 0);
         all.push(Arc::downgrade(one));
     }
 
-    /// Looks at all files now, and says what became of each listener's and pool's.
+    /// Checks all files now, and returns the result for each listener and pool.
     pub async fn now(&self) -> Vec<(Arc<str>, Reloaded)> {
         let all: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
         let looked = tokio::task::spawn_blocking(move || all.iter().map(|one| (one.owner(), one.reload())).collect());
@@ -137,23 +138,23 @@ impl fmt::Debug for Reloads {
     }
 }
 
-/// Looks at the files now and then until the tasks drain or nobody uses what is made of them.
+/// Checks the files periodically until the tasks drain or the settings are dropped.
 pub(super) fn watch(one: &Arc<dyn Reload>, tasks: &Tasks) {
     let one = Arc::downgrade(one);
     let until = tasks.clone();
     tasks.spawn(async move {
         loop {
-            // Other settings may ask for it later.
+            // Without an interval the loop goes on, since a reload of the configuration may set one.
             let Some(interval) = one.upgrade().map(|one| one.interval()) else { return };
             tokio::select! {
-                // Whoever drains shakes no more hands: a drain is not to wait for this.
+                // A draining process makes no more handshakes, and must not wait for this task.
                 () = until.drained() => return,
-                // Replicas that share a disk are not to read it together.
+                // The interval is randomised, so that replicas do not read a shared disk at the same time.
                 () = tokio::time::sleep(interval.unwrap_or(RELOAD_INTERVAL).mul_f64(0.9 + 0.2 * fastrand::f64())) => {}
             }
             let Some(one) = one.upgrade() else { return };
             if interval.is_some() {
-                // It logs and counts what it finds.
+                // `reload` logs and counts the result itself.
                 drop(tokio::task::spawn_blocking(move || one.reload()).await);
             }
         }
@@ -163,19 +164,19 @@ pub(super) fn watch(one: &Arc<dyn Reload>, tasks: &Tasks) {
 // === impl Kept ===
 
 impl<S: Source> Kept<S> {
-    /// Reads the files for the first time.
+    /// Loads the files for the first time.
     pub(super) fn load(owner: &str, source: S) -> Result<Self, TlsError> {
         let Fresh { hash, made } = Fresh::of(&source)?;
         let owner: Arc<str> = owner.into();
         let counted =
             |result: &'static str| counter!(TLS_RELOADS_TOTAL, "owner" => Arc::clone(&owner), "result" => result);
         let (reloaded, failed) = (counted("taken"), counted("refused"));
-        let expiry = Mutex::new(say(&owner, &made));
+        let expiry = Mutex::new(announce(&owner, &made));
         let state = Mutex::new(State { source, hash, complaint: None });
         Ok(Self(Arc::new(Inner { owner, current: ArcSwap::new(made.value), state, reloaded, failed, expiry })))
     }
 
-    /// What holds for the next handshake.
+    /// Returns the settings for the next handshake.
     pub(super) fn current(&self) -> Arc<S::Made> {
         self.0.current.load_full()
     }
@@ -184,7 +185,7 @@ impl<S: Source> Kept<S> {
         Arc::clone(&self.0) as Arc<dyn Reload>
     }
 
-    /// Takes other settings, if their files can be used.
+    /// Switches to other settings if their files can be loaded.
     pub(super) fn replace(&self, source: S) -> Result<(), TlsError> {
         let Fresh { hash, made } = Fresh::of(&source)?;
         let mut state = self.0.lock();
@@ -257,7 +258,7 @@ impl<S: Source> Reload for Inner<S> {
 
 impl<S: Source> Inner<S> {
     fn take(&self, made: Made<S::Made>) {
-        *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = say(&self.owner, &made);
+        *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = announce(&self.owner, &made);
         self.current.store(made.value);
     }
 
@@ -272,7 +273,7 @@ impl<S: Source> Fresh<S> {
         Ok(Self { hash: hash::<S>(&files), made: source.make(&files)? })
     }
 
-    /// `None` if the files still have the hash `known`.
+    /// Loads the files unless their hash is still `known`.
     fn unless(source: &S, known: u128) -> Result<Option<Self>, TlsError> {
         let files = source.read()?;
         let hash = hash::<S>(&files);
@@ -289,9 +290,9 @@ fn hash<S: Source>(files: &S::Files) -> u128 {
 // === impl Made ===
 
 impl<T> Made<T> {
-    /// What is worth a line: certificates that hold no longer, or not yet, and a key that others may read.
+    /// Returns all warnings: certificates that are not valid now, and those in `others`.
     pub(super) fn warnings(&self) -> Vec<Warning> {
-        // Of authorities each is spoken of by its name.
+        // Authorities have warnings of their own in `others`, by name.
         let own = self.certificates.iter().filter(|certificate| !matches!(certificate.role, "ca" | "client_ca"));
         let certificates = own.filter_map(|certificate| {
             let message = certificate.validity.complaint()?;
@@ -301,8 +302,8 @@ impl<T> Made<T> {
     }
 }
 
-/// Says what there is to say of files that are in use from now on; hands back their certificates' series.
-fn say<T>(owner: &Arc<str>, made: &Made<T>) -> Vec<Gauge> {
+/// Logs the warnings about files that are in use from now on, and returns the series of their certificates.
+fn announce<T>(owner: &Arc<str>, made: &Made<T>) -> Vec<Gauge> {
     for warning in made.warnings() {
         tracing::warn!(%owner, key = warning.key, "{warning}");
     }

@@ -1,10 +1,14 @@
-//! TLS of listeners and pools: rustls with one provider, certificates read from files and read again when those change.
+//! TLS of listeners and pools, by rustls with one cryptography provider. Certificates are read from files and reloaded
+//! when the files change.
 //!
-//! `files` reads PEM and says what is wrong with it; `anchors` checks peers by the authorities that hold; `server` and `client` make of it what rustls takes; `kept` holds that
-//! and replaces it whole, so that handshakes from then on have the new one and connections live on; `failure` says in a
-//! bounded word why a handshake failed, counts it and logs it.
+//! - `files` reads PEM files and reports errors in them;
+//! - `anchors` verifies peers by the authorities that are valid at the moment;
+//! - `server` and `client` build rustls' settings from the files;
+//! - `kept` holds these settings and replaces them as a whole: later handshakes use the new ones, existing connections
+//!   stay;
+//! - `failure` classifies failed handshakes by a bounded set of reasons, counts and logs them.
 //!
-//! **Invariant:** whatever is on disk, what worked goes on working: files that cannot be used are logged and left alone.
+//! **Invariant:** files that cannot be used are logged and ignored. The settings that worked before stay in use.
 
 mod anchors;
 mod client;
@@ -31,56 +35,56 @@ use crate::settings::{RELOAD_INTERVAL, TlsVersion};
 /// TLS of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// Who it is.
+    /// The server's certificate and key.
     pub identity: Identity,
-    /// Who may have signed its clients' certificates; clients need one then.
+    /// Authorities that sign clients' certificates. If set, clients must present a certificate.
     pub client_ca_file: Option<PathBuf>,
-    /// Which of these certificates were revoked.
+    /// Revocation lists for clients' certificates.
     pub client_crl_file: Option<PathBuf>,
-    /// The oldest version that is spoken.
+    /// The oldest accepted version.
     pub min_version: TlsVersion,
-    /// How often the files are looked at; `None` leaves it to [`Reloads::now`].
+    /// How often to check the files; with `None` only [`Reloads::now`] does.
     pub reload_interval: Option<Duration>,
 }
 
 /// TLS of the connections to a pool's backends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
-    /// Who may have signed the backends' certificates; without it those whom the system trusts.
+    /// Authorities that sign backends' certificates; without it, those the system trusts.
     pub ca_file: Option<PathBuf>,
-    /// Who we are, if backends ask.
+    /// The client's certificate and key, for backends that ask for one.
     pub identity: Option<Identity>,
-    /// The name that a backend's certificate has to bear.
+    /// The name that a backend's certificate must be valid for.
     pub name: CheckedName,
-    /// Whether any certificate will do.
+    /// Whether any certificate is accepted.
     pub insecure_skip_verify: bool,
-    /// The oldest version that is spoken.
+    /// The oldest accepted version.
     pub min_version: TlsVersion,
-    /// How often the files are looked at; `None` leaves it to [`Reloads::now`].
+    /// How often to check the files; with `None` only [`Reloads::now`] does.
     pub reload_interval: Option<Duration>,
 }
 
-/// A certificate with its chain, and its key.
+/// The files of a certificate chain and its key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// The certificate, and those between it and the authority after it.
+    /// The certificate, followed by the intermediate ones up to the authority.
     pub cert_file: PathBuf,
-    /// Its key.
+    /// The certificate's key.
     pub key_file: PathBuf,
 }
 
-/// The name that a backend's certificate has to bear. Never an address that discovery found.
+/// The name that a backend's certificate must be valid for. It is never an address found by discovery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CheckedName {
-    /// The host of the backend's own entry: a static pool's names and addresses.
+    /// The host in the backend's own entry: the name or address in a static pool.
     #[default]
     Entry,
-    /// One for all: what the operator wrote, or the name that discovery looks up.
+    /// One name for all backends: the configured one, or the name that discovery looks up.
     Is(String),
 }
 
 impl Default for ServerConfig {
-    /// Without its files, which have no default.
+    /// Defaults for all settings but the files, which have none.
     fn default() -> Self {
         Self {
             identity: Identity::default(),
@@ -109,7 +113,7 @@ static FROM_12: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rust
 static FROM_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
 
 impl TlsVersion {
-    /// This and all that are newer.
+    /// This version and all newer ones.
     fn and_newer(self) -> &'static [&'static SupportedProtocolVersion] {
         match self {
             Self::Tls12 => &FROM_12,
@@ -118,7 +122,7 @@ impl TlsVersion {
     }
 }
 
-/// The one provider of cryptography; it is passed on wherever rustls would otherwise look for one.
+/// Creates the only cryptography provider in use. It is passed explicitly wherever rustls would look for a default.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }

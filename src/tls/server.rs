@@ -1,4 +1,4 @@
-//! TLS of a listener.
+//! TLS of listeners.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -17,11 +17,11 @@ use super::{
 };
 use crate::lifecycle::Tasks;
 
-/// TLS of a listener, its files read. Cloning shares it.
+/// The TLS settings of a listener, with their files loaded. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Server(Kept<Settings>);
 
-/// What a listener's files become, with the protocols that run on it.
+/// A listener's configuration and the protocols that it offers.
 #[derive(Clone)]
 struct Settings {
     config: ServerConfig,
@@ -29,34 +29,34 @@ struct Settings {
 }
 
 impl Server {
-    /// Reads the files. `owner` is the listener's name in metrics and logs, `alpn` what runs on it.
+    /// Loads the files. `owner` is the listener's name in metrics and logs; `alpn` lists the offered protocols.
     pub fn load(owner: &str, config: ServerConfig, alpn: &'static [&'static [u8]]) -> Result<Self, TlsError> {
         Kept::load(owner, Settings { config, alpn }).map(Self)
     }
 
-    /// What the next handshake uses.
+    /// Returns the settings for the next handshake.
     pub fn current(&self) -> Arc<rustls::ServerConfig> {
         self.0.current()
     }
 
-    /// What can be made again of its files.
+    /// Returns these settings as one that can be reloaded.
     pub fn as_reload(&self) -> Arc<dyn Reload> {
         self.0.as_reload()
     }
 
-    /// Looks at the files as often as the configuration says.
+    /// Reloads the files at the configured interval.
     pub fn watch(&self, tasks: &Tasks) {
         kept::watch(&self.0.as_reload(), tasks);
     }
 
-    /// Takes other settings for handshakes from now on; connections live on. Nothing changes if their files cannot be used.
+    /// Switches to other settings for future handshakes; existing connections stay. On an error nothing changes.
     pub fn replace(&self, config: ServerConfig, alpn: &'static [&'static [u8]]) -> Result<(), TlsError> {
         self.0.replace(Settings { config, alpn })
     }
 }
 
 impl ServerConfig {
-    /// Reads the files and says what is wrong with them, or what is worth a warning.
+    /// Loads the files and returns an error or the warnings about them.
     pub fn check(&self) -> Result<Vec<Warning>, TlsError> {
         let settings = Settings { config: self.clone(), alpn: &[] };
         Ok(settings.make(&settings.read()?)?.warnings())
@@ -65,7 +65,7 @@ impl ServerConfig {
 
 impl Source for Settings {
     type Made = rustls::ServerConfig;
-    /// The identity, clients' authorities, and what these revoked.
+    /// The server's identity, the clients' authorities, and their revocation lists.
     type Files = (IdentityFiles, Option<File>, Option<File>);
 
     fn interval(&self) -> Option<Duration> {
@@ -99,9 +99,9 @@ impl Source for Settings {
                 others.extend(files::idle_anchors(ca, &anchors));
                 let mut lists = Vec::new();
                 if let Some(crl) = crl {
-                    let (found, said) = files::revocation_lists(crl, &anchors)?;
+                    let (found, warnings) = files::revocation_lists(crl, &anchors)?;
                     lists = found;
-                    others.extend(said);
+                    others.extend(warnings);
                 }
                 certificates.push(Certificate {
                     key: "client_ca_file",
@@ -120,8 +120,8 @@ impl Source for Settings {
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         made.alpn_protocols = self.alpn.iter().map(|protocol| protocol.to_vec()).collect();
         if ca.is_some() {
-            // A session that is taken up again has its certificates not checked again: who was let in once would stay in, whatever
-            // became of its certificate or its authority since.
+            // A resumed session would skip the check of the client's certificate, so a client could stay connected
+            // after its certificate or authority expired or was revoked.
             made.session_storage = Arc::new(NoServerSessionStorage {});
             made.send_tls13_tickets = 0;
         }

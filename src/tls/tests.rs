@@ -1,4 +1,4 @@
-//! Files that are good, bad and replaced; handshakes that work and those that don't, with their reasons.
+//! Tests of valid, invalid and replaced files, and of handshakes that succeed or fail with a reason.
 
 #[path = "../../tests/it/pki.rs"]
 #[allow(dead_code, reason = "tests of processes use the rest")]
@@ -20,7 +20,7 @@ use self::pki::Authority;
 use super::{client::Client, *};
 use crate::telemetry::Recorder;
 
-/// A folder of [`pki::folder`] that lives as long as the tests.
+/// Returns a folder made by [`pki::folder`] that exists as long as the tests run.
 pub(crate) fn folder() -> &'static Path {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     FOLDER
@@ -32,7 +32,7 @@ pub(crate) fn folder() -> &'static Path {
         .path()
 }
 
-/// A folder of one test, its authority, and settings that fit each other.
+/// The folder of one test, its authority, and client and server settings that fit each other.
 struct World {
     dir: TempDir,
     authority: Authority,
@@ -69,7 +69,7 @@ impl World {
         (server, Client::load("test", self.client.clone()).unwrap())
     }
 
-    /// What each side says of a handshake, and of a word back and forth after it.
+    /// The results of both sides for a handshake and an exchange of a few bytes after it.
     async fn shake(&self, entry: &str) -> (Result<(), Reason>, Result<(), Reason>) {
         let (server, client) = self.both();
         shake(&server, &client, entry).await
@@ -239,7 +239,7 @@ fn nothing_of_a_files_content_is_in_any_message() {
     let world = World::new();
     let (cert, key) = ["server.crt", "server.key"].map(|name| fs::read_to_string(world.path(name)).unwrap()).into();
     let canary = |text: &str| text.lines().nth(1).unwrap()[..16].to_owned();
-    // In letters and, as a list of bytes is shown, in numbers.
+    // As text, and as the list of numbers that `Debug` prints for bytes.
     let bytes = |text: &str| text.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
     type Spoil = fn(&str) -> String;
     let spoils: [(Spoil, &str); 8] = [
@@ -283,7 +283,7 @@ fn nothing_of_a_files_content_is_in_any_message() {
 fn a_key_that_every_user_can_read_is_worth_a_warning() {
     let world = World::new();
     let key = fs::read_to_string(world.path("server.key")).unwrap();
-    // As Kubernetes mounts a Secret for a group, and as it does unless it is told how.
+    // Kubernetes mounts Secrets with 0440 or 0640 if a group is set, and with 0644 by default.
     for (mode, warned) in [(0o600, false), (0o440, false), (0o640, false), (0o644, true), (0o604, true), (0o602, true)]
     {
         pki::replace_with_mode(&world.path("server.key"), &key, mode);

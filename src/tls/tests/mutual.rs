@@ -1,4 +1,5 @@
-//! Clients that were let in once and are not to come back: an expired certificate, an authority that is gone, a revocation.
+//! Clients that were accepted once and must be refused later: after their certificate expired, their authority was
+//! removed, or their certificate was revoked.
 
 use std::time::Duration;
 
@@ -13,12 +14,12 @@ struct Year(u64);
 
 impl TimeProvider for Year {
     fn current_time(&self) -> Option<UnixTime> {
-        // 365.2425 days, and a day more.
+        // A year of 365.2425 days, and one more day.
         Some(UnixTime::since_unix_epoch(Duration::from_secs((self.0 - 1970) * 31_556_952 + 86_400)))
     }
 }
 
-/// What the server says of a client that comes in that year. `client` remembers sessions from one to the next.
+/// Returns the server's result for a client that connects in that year. `client` keeps sessions between calls.
 async fn in_year(server: &Server, client: &Client, year: u64) -> Result<(), Reason> {
     let mut config = (*server.current()).clone();
     config.time_provider = Arc::new(Year(year));
@@ -41,7 +42,7 @@ async fn a_client_whose_authority_was_taken_away_does_not_come_back() {
     let world = World::new().mutual();
     let (server, client) = world.both();
     assert_eq!(in_year(&server, &client, 2090).await, Ok(()));
-    // The server's own certificate stays: only who may come in is another.
+    // The server's own certificate stays; only the clients' authority changes.
     pki::replace(&world.path("clients.crt"), &Authority::new("another").pem);
     let config = ServerConfig { client_ca_file: Some(world.path("clients.crt")), ..world.server.clone() };
     server.replace(config, &[b"h2"]).unwrap();
@@ -66,7 +67,7 @@ async fn an_authority_that_expired_authenticates_nobody() {
     }
     assert_eq!(in_year(&server, &clients[0], 2101).await, Err(Reason::UnknownCa));
     assert_eq!(in_year(&server, &clients[1], 2101).await, Ok(()));
-    // The clock went back.
+    // The clock is set back.
     assert_eq!(in_year(&server, &clients[0], 2090).await, Ok(()));
 }
 
@@ -98,8 +99,8 @@ async fn an_authority_that_expired_long_ago_is_warned_of_and_lets_nobody_in() {
     let warnings: Vec<String> = world.server.check().unwrap().iter().map(ToString::to_string).collect();
     assert!(warnings.len() == 2, "{warnings:?}");
     assert!(warnings[0].contains("ca.crt: the authority CN=long gone expired "), "{warnings:?}");
-    assert!(warnings[1].ends_with("no authority in it holds: every peer is refused"), "{warnings:?}");
-    // Backends' authorities are no others.
+    assert!(warnings[1].ends_with("no authority in it is valid: every peer is refused"), "{warnings:?}");
+    // The same applies to the authorities of backends.
     gone.issue(&["localhost"]).write(world.dir.path(), "server");
     assert_eq!(world.client.check().unwrap().len(), 2);
     world.server.client_ca_file = None;
@@ -122,26 +123,28 @@ async fn whom_a_list_names_is_refused_and_whom_no_list_speaks_of() {
     pki::replace(&crl, &world.authority.revoke(&[], 4000));
     let server = Server::load("test", config.clone(), &[b"h2"]).unwrap();
     assert_eq!(in_year(&server, &bad_client, 2090).await, Ok(()));
-    // The list is read again as the other files are.
+    // The list is reloaded like the other files.
     pki::replace(&crl, &world.authority.revoke(&[&bad], 2100));
     assert_eq!(server.as_reload().reload(), Reloaded::Taken);
     assert_eq!(in_year(&server, &bad_client, 2090).await, Err(Reason::Revoked));
     assert_eq!(in_year(&server, &good_client, 2090).await, Ok(()));
     assert_eq!(in_year(&server, &good_client, 2101).await, Err(Reason::Revoked), "the list has expired");
-    // A list of somebody else says nothing of them.
+    // A list of another issuer does not cover these certificates.
     pki::replace(&crl, &Authority::new("another").revoke(&[], 4000));
     let warnings: Vec<String> = config.check().unwrap().iter().map(ToString::to_string).collect();
-    assert!(warnings[0].ends_with("it has no list of CN=spanring test authority: whom that signed is refused"));
+    assert!(
+        warnings[0].ends_with("it has no list of CN=spanring test authority: certificates of that issuer are refused")
+    );
     assert_eq!(server.as_reload().reload(), Reloaded::Taken);
     assert_eq!(in_year(&server, &good_client, 2090).await, Err(Reason::Revoked));
-    // One that expired is taken, and warned of.
+    // An expired list is loaded, with a warning.
     pki::replace(&crl, &world.authority.revoke(&[], 2021));
     let warnings: Vec<String> = config.check().unwrap().iter().map(ToString::to_string).collect();
     assert!(
         warnings.len() == 1 && warnings[0].contains("the list of CN=spanring test authority expired"),
         "{warnings:?}"
     );
-    // What is none leaves the one before in force.
+    // A file that is no list leaves the previous list in use.
     pki::replace(&crl, &good.cert);
     let error = config.check().unwrap_err();
     assert_eq!(error.key, "client_crl_file");

@@ -91,7 +91,7 @@ async fn what_is_wrong_with_one_backend_does_not_hide_what_is_wrong_with_another
         client.export(fixture.spans_at(n, 2)?).await.retryable()?;
     }
     for cause in [
-        "a certificate has expired or does not hold yet",
+        "a certificate has expired or is not valid yet",
         "the authority that signed it has to be in ca_file",
         "write a name of its certificate as server_name_override",
     ] {
