@@ -1,6 +1,7 @@
-//! The ring's costs: `cargo bench --bench ring`; and its quality at every size from 2 to 200 backends:
-//! `cargo bench --bench ring -- --quality [ipv4|name|ipv6] [--leavers 3]`, which ends non-zero when a goal is missed. It takes
-//! that many backends away at each size, one at a time, evenly spread from the first to the last; 201 are all.
+//! The costs of the ring: `cargo bench --bench ring`. With `-- --quality [ipv4|name|ipv6] [--leavers 3]` it measures
+//! the quality of placement instead, at every size from 2 to 200 backends, and exits non-zero if a goal is missed. At
+//! each size, `--leavers` backends leave, one at a time, evenly spread from the first to the last; 201 covers all of
+//! them.
 
 #![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a bench may end with a panic")]
 
@@ -17,7 +18,7 @@ use spanring::{
     ring::{Algorithm, Base, Overlay, Table, members_of},
 };
 
-/// Keys of a lookup run: more than a branch predictor or the first-level cache remembers.
+/// Number of keys per run of look-ups: more than a branch predictor or the first-level cache remembers.
 const KEYS: usize = 8192;
 
 fn main() -> ExitCode {
@@ -62,7 +63,7 @@ fn snapshot(bencher: Bencher<'_, '_>, backends: usize) {
     bencher.bench_local(|| Table::new(1, Arc::clone(&base), Overlay::default(), Arc::clone(&endpoints)));
 }
 
-/// `count` backends as they look in the field.
+/// `count` backends with identities of the given family.
 fn endpoints(family: &str, count: usize) -> Endpoints {
     let identity = |index: usize| match family {
         "name" => format!("collector-{index}.collectors:4317"),
@@ -79,21 +80,20 @@ fn table(endpoints: &Endpoints) -> Table {
     Table::of(1, Algorithm::SlotsV1, endpoints).expect("endpoints are good")
 }
 
-/// What one departure does.
+/// The effects of one departure.
 struct Departure {
-    /// Slots moved, as a multiple of the ideal.
+    /// Moved slots, as a multiple of the ideal.
     moved: f64,
-    /// Of the leaver's slots, those that go elsewhere than their substitute.
+    /// The share of the leaver's slots whose new owner is not their substitute.
     again: f64,
-    /// Of the others' slots, those that move.
+    /// The share of the other backends' slots that move.
     others: f64,
-    /// The busiest backend's share of the mean between death and departure.
+    /// The busiest backend's slots, relative to the mean, between ejection and departure.
     busiest_meanwhile: f64,
 }
 
-/// Prints one line a size; answers whether the goals were met: busiest ≤ 1.05 of the mean, moves ≤ 1.3 of
-/// the ideal, and from 3 backends on, when an ejected one leaves, ≤ 1 % of its slots and ≤ 0.1 %
-/// of the others'.
+/// Prints one line per size and returns whether the goals were met: busiest ≤ 1.05 of the mean and moves ≤ 1.3 of the
+/// ideal; from 3 backends on, when an ejected one leaves, also ≤ 1 % of its slots and ≤ 0.1 % of the others' slots.
 fn quality(family: &str, leavers: usize, out: &mut impl Write) -> io::Result<bool> {
     writeln!(out, "size  busiest/mean  moved/ideal(+1)  moved/ideal(-1)  again%  others%  busiest meanwhile")?;
     let mut worst = [0.0_f64; 5];
@@ -107,7 +107,7 @@ fn quality(family: &str, leavers: usize, out: &mut impl Write) -> io::Result<boo
         let most = |departures: &[Departure], of: fn(&Departure) -> f64| departures.iter().map(of).fold(0.0, f64::max);
         let moved = most(&departures, |departure| departure.moved);
         let meanwhile = most(&departures, |departure| departure.busiest_meanwhile);
-        // With two left, one of them is nearly all there is.
+        // With two backends left, one departure moves nearly everything.
         let judged = if size < 3 { &[] } else { &departures[..] };
         let (again, others) = (most(judged, |departure| departure.again), most(judged, |departure| departure.others));
         counted += judged.len();
@@ -134,7 +134,7 @@ fn quality(family: &str, leavers: usize, out: &mut impl Write) -> io::Result<boo
     Ok(busiest <= 1.05 && moved <= 1.3 && again <= 0.01 && others <= 0.001)
 }
 
-/// Takes one backend away, first by the overlay and then for good.
+/// Removes one backend, first by the overlay and then from the membership.
 fn depart(endpoints: &Endpoints, base: &Arc<Base>, leaver: usize) -> Departure {
     let index = u16::try_from(leaver).expect("few backends");
     let full = Table::new(1, Arc::clone(base), Overlay::default(), Arc::clone(endpoints));
@@ -158,7 +158,7 @@ fn depart(endpoints: &Endpoints, base: &Arc<Base>, leaver: usize) -> Departure {
     }
 }
 
-/// The busiest backend's share of the mean.
+/// The busiest backend's slots, relative to the mean.
 fn busiest(table: &Table) -> f64 {
     table.ownership().into_iter().fold(0.0, f64::max) * table.backends().len() as f64
 }

@@ -1,5 +1,5 @@
-//! What a scrape of one proxy with 200 backends costs: `cargo bench --bench scrape`. The page is asked for over a connection that
-//! stays, as Prometheus does it; the time is that from the request to the last byte.
+//! The cost of scraping one proxy with 200 backends: `cargo bench --bench scrape`. Requests use one kept connection, as
+//! Prometheus does; the time is measured from the request to the last byte.
 
 #![allow(clippy::print_stdout, reason = "a bench prints")]
 
@@ -16,10 +16,10 @@ const BACKENDS: u16 = 200;
 const SCRAPES: usize = 500;
 
 fn main() -> Result<()> {
-    // Harness flags of `cargo test --benches` and the like mean: only see whether it runs.
+    // `--quick` only checks that the bench runs.
     let scrapes = if std::env::args().any(|argument| argument == "--quick") { 5 } else { SCRAPES };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    // Nobody needs to listen there: all series are there from the start.
+    // No backend has to listen, since all series exist from the start.
     let backends: Vec<SocketAddr> = (0..BACKENDS).map(|nth| (Ipv4Addr::LOCALHOST, 20_000 + nth).into()).collect();
     let proxy = runtime.block_on(async {
         let proxy = Proxy::start(Config::on_free_ports(&backends)?).await?;

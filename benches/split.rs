@@ -1,8 +1,8 @@
-//! The cut against the same with prost, at 10 to 8,192 spans and 5 and 100 backends: time and allocations.
+//! The cut compared with prost, at 10 to 8,192 spans and 5 and 100 backends: time and allocations.
 //!
-//! `cargo bench --bench split`. Both ways run in one process with one allocator, which counts; a ring is stood in for
-//! by its hash and a table of its size. The prost way is what a program without a cut of its own does: decode, move
-//! each span to its backend, clone each envelope once for each part, encode. `items/s` are spans.
+//! `cargo bench --bench split`. Both run in one process with one counting allocator. Instead of a ring they use its
+//! hash and a table of the same size. The prost version does what a program without a wire-level cut does: decode, move
+//! each span to its backend, clone each envelope once for each part, encode. `items/s` are spans per second.
 
 #![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a bench that fails may say so by a panic")]
 
@@ -33,7 +33,7 @@ fn main() {
     divan::main();
 }
 
-/// As long as the ring's own table and looked up as that is.
+/// A table of the same size as the ring's, with the same look-up.
 struct Owners(Vec<u16>);
 
 impl Owners {
@@ -56,7 +56,7 @@ fn cut<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
     bencher.counter(ItemsCount::new(spans)).bench_local(move || {
         let mut router = |record: &Record<'_>| Targets::One(owners.of(record.id));
         let payload = black_box(std::slice::from_ref(&request));
-        // As the pipeline does.
+        // The same calls as in the pipeline.
         let room = &mut |_| true;
         let targets = NonZeroUsize::new(BACKENDS.into()).expect("there are some");
         let plan = if is_early_cheaper(request.len(), BACKENDS.into()) {
@@ -68,7 +68,7 @@ fn cut<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
     });
 }
 
-/// The walk alone: what is left is the copy.
+/// The walk without the copy.
 #[divan::bench(args = SPANS, consts = [5, 100])]
 fn plan_only<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
     let (request, owners) = (Bytes::from(request(spans).encode_to_vec()), Owners::new(BACKENDS));
@@ -95,7 +95,7 @@ fn prost_way<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
     });
 }
 
-/// Moves the spans of one resource; an envelope is cloned when its first span comes to a part.
+/// Moves the spans of one resource into parts. An envelope is cloned when its first span enters a part.
 fn regroup(mut resource: ResourceSpans, owners: &Owners, parts: &mut [ExportTraceServiceRequest]) {
     let mut in_resource = vec![false; parts.len()];
     for mut scope in std::mem::take(&mut resource.scope_spans) {
@@ -115,8 +115,8 @@ fn regroup(mut resource: ResourceSpans, owners: &Owners, parts: &mut [ExportTrac
     }
 }
 
-/// Spans of about 400 bytes, eight to a trace, a trace's spans next to each other, as an SDK sends them:
-/// a resource of ten attributes, two scopes.
+/// Builds a request as an SDK sends it: spans of about 400 bytes, eight per trace, with a trace's spans next to each
+/// other, under one resource with ten attributes and two scopes.
 fn request(spans: usize) -> ExportTraceServiceRequest {
     let mut random = fastrand::Rng::with_seed(1);
     let attribute = |key: &str, value: &str| KeyValue {

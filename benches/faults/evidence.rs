@@ -1,4 +1,4 @@
-//! What clients were told against what sinks noted.
+//! Compares what clients were answered with what sinks recorded.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -13,14 +13,14 @@ use spanring::{
 
 use crate::world::World;
 
-/// A second in the journals' unit.
+/// A second in the journals' unit, nanoseconds.
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
-/// A span that a sink took.
+/// A span that a sink received.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival {
     pub(crate) sink: usize,
-    /// The sink that owns the trace while nobody is ejected.
+    /// The sink that owns the trace while no sink is ejected.
     pub(crate) owner: Option<usize>,
     pub(crate) entry: JournalEntry,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Evidence {
 }
 
 impl Evidence {
-    /// Reads the journals. Their processes may be dead.
+    /// Reads the journals. The sinks' processes may have ended.
     pub(crate) fn gather(world: &World, run: LoadRun) -> Result<Self> {
         let table = world.table(&[])?;
         let mut evidence = Self { run, arrivals: Vec::new(), counts: HashMap::new(), table, owners: HashMap::new() };
@@ -48,7 +48,7 @@ impl Evidence {
         Ok(evidence)
     }
 
-    /// The sink that owns a trace while nobody is ejected.
+    /// Returns the sink that owns a trace while no sink is ejected.
     pub(crate) fn owner(&mut self, world: &World, trace: TraceId) -> Option<usize> {
         let table = &self.table;
         *self.owners.entry(trace).or_insert_with(|| world.sink_of(table, &trace))
@@ -58,48 +58,48 @@ impl Evidence {
         self.run.acknowledged().map(|(key, place)| (key.to_bytes(), key.span_id(place)))
     }
 
-    /// Spans that were acknowledged.
+    /// Number of acknowledged spans.
     pub(crate) fn acknowledged(&self) -> usize {
         self.acknowledged_spans().count()
     }
 
-    /// Spans that were acknowledged and that no sink has.
+    /// Number of acknowledged spans that no sink received.
     pub(crate) fn missing(&self) -> usize {
         self.acknowledged_spans().filter(|span| !self.counts.contains_key(span)).count()
     }
 
-    /// Requests that were acknowledged.
+    /// The acknowledged requests.
     pub(crate) fn accepted(&self) -> impl Iterator<Item = &Accepted> {
         self.run.accepted.iter()
     }
 
-    /// Requests that were given up, in the order in which clients were told.
+    /// The failed requests, in the order of their answers.
     pub(crate) fn failures(&self) -> Vec<&Failed> {
         let mut failures: Vec<_> = self.run.failed.iter().collect();
         failures.sort_by_key(|failed| failed.answered);
         failures
     }
 
-    /// What the first of the requests that were given up came to.
+    /// The answer to the first failed request.
     pub(crate) fn first_failure(&self) -> &str {
         self.failures().first().map_or("none", |failed| failed.answer.as_str())
     }
 
-    /// Of the spans sent in a span of time, the share that was taken more than once.
+    /// Of the spans sent in this time, the share that was received more than once.
     pub(crate) fn twice(&self, sent: Range<u64>) -> f64 {
         let (mut spans, mut twice) = (0_u32, 0_u32);
         for arrival in self.arrivals.iter().filter(|arrival| sent.contains(&arrival.entry.sent)) {
-            // A span that came n times is seen n times here.
+            // A span that was received n times occurs n times here.
             let count = self.counts.get(&(arrival.entry.trace, arrival.entry.span)).copied().unwrap_or(1);
             spans += 1;
             twice += u32::from(count > 1);
         }
-        // Those that came twice are counted twice in both.
+        // Spans received twice were counted twice in both numbers.
         let distinct = spans - twice / 2;
         if distinct == 0 { 0.0 } else { f64::from(twice / 2) / f64::from(distinct) }
     }
 
-    /// Spans that came again, to sinks that `chosen` names.
+    /// Number of repeated receptions of a span by the sinks that `chosen` selects.
     pub(crate) fn duplicates(&self, chosen: impl Fn(usize) -> bool) -> usize {
         let mut seen = HashMap::<(TraceId, SpanId), u32>::new();
         let mut again = 0;
@@ -111,17 +111,17 @@ impl Evidence {
         again
     }
 
-    /// Requests that were given up in a span of time.
+    /// The requests that failed in this time.
     pub(crate) fn failed(&self, answered: Range<u64>) -> impl Iterator<Item = &Failed> {
         self.run.failed.iter().filter(move |failed| answered.contains(&failed.answered))
     }
 
-    /// Arrivals of spans that were sent in a span of time and that `chosen` picks.
+    /// The arrivals of spans sent in this time that `chosen` selects.
     pub(crate) fn sent(&self, sent: Range<u64>, chosen: impl Fn(&Arrival) -> bool) -> impl Iterator<Item = &Arrival> {
         self.arrivals.iter().filter(move |arrival| sent.contains(&arrival.entry.sent) && chosen(arrival))
     }
 
-    /// The spans of a run's requests that a sink owns and that were sent in a span of time: `(trace, span)`.
+    /// The spans sent in this time whose owners `chosen` selects, as `(trace, span)`.
     pub(crate) fn offered(
         &mut self,
         world: &World,
@@ -144,7 +144,7 @@ impl Evidence {
     }
 }
 
-/// Milliseconds from send to sink, at a quantile.
+/// A quantile of the time from send to sink, in milliseconds.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "for reports")]
 pub(crate) fn latency_ms<'a>(arrivals: impl Iterator<Item = &'a Arrival>, quantile: f64) -> f64 {
     let mut latencies: Vec<u64> =
@@ -154,13 +154,13 @@ pub(crate) fn latency_ms<'a>(arrivals: impl Iterator<Item = &'a Arrival>, quanti
     latencies.get(at).copied().unwrap_or(0) as f64 / 1e6
 }
 
-/// `part ÷ whole`, 1 when there is no whole.
+/// `part ÷ whole`; 1 if `whole` is 0.
 #[expect(clippy::cast_precision_loss, reason = "for reports")]
 pub(crate) fn share(part: usize, whole: usize) -> f64 {
     if whole == 0 { 1.0 } else { part as f64 / whole as f64 }
 }
 
-/// Nanoseconds since 1970.
+/// The current time in nanoseconds since 1970.
 pub(crate) fn now() -> u64 {
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX)

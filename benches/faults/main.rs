@@ -1,12 +1,13 @@
-//! Faults under load, with real processes, and what must hold: `cargo bench --bench faults -- SCENARIO`.
+//! Fault scenarios under load, with real processes and checks of what must hold: `cargo bench --bench faults --
+//! SCENARIO`.
 //!
-//! `spanring sink` processes that note each span before they acknowledge it, three `spanring run` before them, the load of
-//! `spanring load` in front with spans that are never sent twice. Each scenario prints a table and ends with 1 when a line of
-//! it does not hold. `SPANRING_BIN` names another proxy to try; sinks and load are always of this build. With `--profile dev`
-//! all is built as for tests, which is quick and loads the machine more.
+//! A scenario runs `spanring sink` processes that record each span before they acknowledge it, three `spanring run` in
+//! front of them, and the load of `spanring load`, in which no span occurs twice. It prints a table; the bench exits
+//! with 1 if a check fails. `SPANRING_BIN` names another proxy to test; sinks and load always come from this build.
+//! With `--profile dev` everything is built as for tests, which builds faster and uses more CPU.
 //!
-//! As root, with iproute2 and util-linux, the bench has a network of its own ([`network`]). Elsewhere `vanish` and `kill`
-//! cannot be run, and `soak` leaves vanished nodes out and says so.
+//! As root, with iproute2 and util-linux, the bench runs in a network of its own ([`network`]). Otherwise `vanish` and
+//! `kill` are skipped, and `soak` leaves out vanishing nodes and reports that.
 
 mod evidence;
 mod gone;
@@ -30,31 +31,31 @@ use std::{io::Write, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 
-use table::Lines;
+use table::Findings;
 
 const HELP: &str = "cargo bench --bench faults -- SCENARIO… [--quick] [--minutes N]
 
-  kill             kill -9 of one of 4 sinks, which DNS drops 3 s later, left dead for 30 s (needs root)
-  hang             SIGSTOP of one of 4 sinks for 15 s, under clients that wait 2, 3, 5 and 10 s
+  kill             kill -9 of one of 4 sinks for 30 s; DNS drops it after 3 s (needs root)
+  hang             SIGSTOP of one of 4 sinks for 15 s, with clients that wait 2, 3, 5 and 10 s
   vanish           the same with a node whose packets are dropped (needs root and iproute2)
-  outage           all sinks dead for 20 s
-  half             one of 4 sinks refuses half of its calls retryably
-  invalid          one of 4 sinks calls everything invalid
-  refused-streams  one of 2 sinks has every stream refused, or is behind a box that says 502 or 503
+  outage           all sinks down for 20 s
+  half             one of 4 sinks refuses half of its calls with a retryable code
+  invalid          one of 4 sinks answers every call with INVALID_ARGUMENT
+  refused-streams  one of 2 sinks has every stream refused, or is behind a proxy that answers 502 or 503
   slow             sinks that answer calls after 3 s and PINGs at once; sinks that are paused for 0.8 s
-  overload         far more than limit_mib holds, over two connections
+  overload         requests that need far more memory than limit_mib, over two connections
   descriptors      300 idle clients at a soft limit of 256, 100 busy ones at a limit of 64
-  soak             all of these and more in turn for --minutes N (30)
-  all              all but the soak
+  soak             all of these and more in turn for --minutes N (default 30)
+  all              all except soak
 
---quick shortens every phase, to see that it works.
+--quick shortens every phase, to check that the bench works.
 ";
 
-/// What `all` means.
+/// The scenarios of `all`.
 const ALL: [&str; 10] =
     ["kill", "hang", "vanish", "outage", "half", "invalid", "refused-streams", "slow", "overload", "descriptors"];
 
-/// How long the phases of a scenario are.
+/// How long the phases of a scenario take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) is_quick: bool,
@@ -62,7 +63,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// One length when there is time, another when there is none.
+    /// Returns the usual length of a phase, or the short one with `--quick`.
     pub(crate) fn seconds(self, usual: u64, quick: u64) -> Duration {
         Duration::from_secs(if self.is_quick { quick } else { usual })
     }
@@ -71,7 +72,7 @@ impl Pace {
 fn main() -> Result<ExitCode> {
     network::enter()?;
     let mut out = std::io::stdout();
-    // Cargo adds --bench of its own.
+    // Cargo adds the argument `--bench`.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let minutes = arguments.iter().position(|argument| argument == "--minutes");
     let minutes = minutes
@@ -93,18 +94,18 @@ fn main() -> Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new()?;
     let mut holds = true;
     for name in names {
-        let lines = runtime.block_on(run(name, pace))?;
-        let Some(lines) = lines else {
+        let findings = runtime.block_on(run(name, pace))?;
+        let Some(findings) = findings else {
             write!(out, "{HELP}")?;
             return Ok(ExitCode::from(2));
         };
-        lines.write(name, &mut out)?;
-        holds &= lines.hold();
+        findings.write(name, &mut out)?;
+        holds &= findings.hold();
     }
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn run(name: &str, pace: Pace) -> Result<Option<Lines>> {
+async fn run(name: &str, pace: Pace) -> Result<Option<Findings>> {
     Ok(Some(match name {
         "kill" => gone::kill(pace).await?,
         "hang" => silent::hang(pace).await?,

@@ -1,8 +1,8 @@
-//! A network of the bench's own, and nodes in it that can vanish: what is sent to them is dropped without a word.
+//! A network namespace for the bench, with nodes that can vanish: packets to a vanished node are dropped silently.
 //!
-//! The whole bench runs in a network and mounts of its own where it may (as root; with iproute2 and util-linux). Nothing that
-//! it sends can leave that network, nothing of the machine is changed, and all of it is gone with the bench's last process,
-//! however that ended.
+//! The whole bench runs in namespaces of its own for network and mounts, if it may (as root, with iproute2 and
+//! util-linux). Nothing it sends can leave that network, and nothing on the machine is changed. The namespaces
+//! disappear with the bench's last process, however it ends.
 
 use std::{
     net::IpAddr,
@@ -12,14 +12,15 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// Set once that was tried: why the bench is not in a network of its own, or nothing if it is.
+/// Environment variable that is set after the attempt: the reason why the bench has no network of its own, or empty if
+/// it has.
 const INSIDE: &str = "SPANRING_FAULTS_NETWORK";
 
-/// A loopback device, and a place for the names of nodes.
+/// Sets up a loopback device and the directory for named network namespaces.
 const PREPARE: &str =
     "mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns; ip link set lo up; ip link show lo >/dev/null";
 
-/// Starts the bench again in a network of its own, unless it is there already or cannot have one.
+/// Restarts the bench in a network of its own, unless it runs in one already or cannot have one.
 pub(crate) fn enter() -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return Ok(());
@@ -36,19 +37,19 @@ pub(crate) fn enter() -> Result<()> {
     Err(again.exec()).context("cannot start the bench again")
 }
 
-/// A command that runs a line of a shell, with arguments, in a network and mounts of its own.
+/// Builds a command that runs a shell line, with arguments, in namespaces of its own for network and mounts.
 fn apart(line: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "sh", "-ec", &format!("{PREPARE}; {line}"), "faults"]);
     command
 }
 
-/// Why there can be no nodes here; `None` where there can.
+/// Returns why nodes are not possible here; `None` if they are.
 pub(crate) fn why_not() -> Option<String> {
     std::env::var(INSIDE).ok().filter(|reason| !reason.is_empty())
 }
 
-/// A command for a program that ends with the bench, where that can be had.
+/// Builds a command for a program that ends with the bench, if nodes are possible.
 pub(crate) fn command(program: &str) -> Command {
     if why_not().is_some() {
         return Command::new(program);
@@ -58,17 +59,17 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
-/// A node with an address of its own. It is gone when it is dropped.
+/// A node with an address of its own. Dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Node {
     name: String,
-    /// The end of its link on our side.
+    /// The name of our end of its link.
     link: String,
     net: String,
 }
 
 impl Node {
-    /// Adds node number `n`; only in a network of the bench's own.
+    /// Adds node number `n`. Works only in a network of the bench's own.
     pub(crate) fn add(n: usize) -> Result<Self> {
         let node = Self { name: format!("node-{n}"), link: format!("to-node-{n}"), net: format!("10.0.{n}") };
         let Self { name, link, net } = &node;
@@ -78,7 +79,7 @@ impl Node {
         ip(&format!("link set {link} up"))?;
         ip(&format!("-n {name} link set lo up"))?;
         ip(&format!("-n {name} link set dev link address 02:00:00:00:00:02 up"))?;
-        // The way to it is always known: nobody is told that it is not there.
+        // The neighbour entry is permanent, so that a vanished node causes no "host unreachable" errors.
         ip(&format!("neigh replace {net}.2 lladdr 02:00:00:00:00:02 dev {link} nud permanent"))?;
         node.appear()?;
         Ok(node)
@@ -88,14 +89,14 @@ impl Node {
         Ok(format!("{}.2", self.net).parse()?)
     }
 
-    /// A command for a program that runs there, and ends with the bench.
+    /// Builds a command for a program that runs on this node and ends with the bench.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, "setpriv", "--pdeathsig", "KILL", program]);
         command
     }
 
-    /// From now on packets to it and from it are dropped.
+    /// Drops all packets to and from the node from now on.
     pub(crate) fn vanish(&self) -> Result<()> {
         ip(&format!("-n {} addr del {}.2/30 dev link", self.name, self.net))
     }
@@ -108,7 +109,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // What is left goes with the bench.
+        // Whatever cannot be removed disappears with the bench.
         drop(ip(&format!("link del {}", self.link)));
         drop(ip(&format!("netns del {}", self.name)));
     }

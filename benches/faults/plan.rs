@@ -1,25 +1,26 @@
-//! What a scenario asks for: which processes, where, and what is sent.
+//! The setup of a scenario: its processes, where they run, and the load.
 
 use spanring::tools::load::Pace;
 
-/// Seconds that clients wait for an answer: an agent's short timeout, the Collector's default, an SDK's.
+/// How long clients wait for an answer, in seconds: short timeouts of agents, the Collector's default (5) and the SDKs'
+/// default (10).
 pub(crate) static PATIENCE: [u64; 4] = [2, 3, 5, 10];
 
-/// Budget of each proxy, in MiB.
+/// Memory budget of each proxy, in MiB.
 pub(crate) const BUDGET_MIB: u64 = 128;
 
-/// What processes a scenario has.
+/// The processes of a scenario.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) sinks: usize,
     pub(crate) place: Place,
-    /// Whether sinks note each span; without it they only count.
+    /// Whether sinks record each span; otherwise they only count.
     pub(crate) journals: bool,
     pub(crate) proxies: usize,
     pub(crate) limit_mib: u64,
     /// `max_connection_age` of the proxies.
     pub(crate) age: &'static str,
-    /// Arguments of the shell's `ulimit` for proxies, such as `-Sn 256`.
+    /// Arguments of the shell's `ulimit` for the proxies, such as `-Sn 256`.
     pub(crate) ulimit: Option<&'static str>,
 }
 
@@ -30,35 +31,35 @@ impl Default for Plan {
     }
 }
 
-/// Where sinks are.
+/// Where sinks run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// Beside the proxies, listed in their configuration.
     Here,
-    /// There, and a name server tells proxies of them. Needs root.
+    /// Beside the proxies, found through a name server. Needs root.
     Named,
-    /// Each on a node of its own, which can vanish. Needs root.
+    /// On a node of its own each, which can vanish. Needs root.
     Nodes,
 }
 
-/// What to send, and how long to wait for an answer.
+/// The load, and how long clients wait for an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) pace: Pace,
-    /// Of each request.
+    /// Spans per request.
     pub(crate) spans: usize,
     pub(crate) retry: bool,
-    /// Seconds that clients wait for an answer; connections take these in turn.
+    /// How long clients wait for an answer, in seconds. Connections use these in turn.
     pub(crate) patience: &'static [u64],
-    /// Whether no span is ever sent twice; needed by journals, and work for the load.
+    /// Whether every span is sent only once. Journals need this; it costs the load generator work.
     pub(crate) unique: bool,
     pub(crate) connections: usize,
     pub(crate) in_flight: usize,
 }
 
 impl Default for Load {
-    /// 100 requests of 100 spans a second, whatever becomes of them. A connection bears 100 requests at a time, and requests
-    /// wait for seconds while a backend hangs.
+    /// 100 requests with 100 spans a second, whether they succeed or not. A connection carries 100 requests at a time,
+    /// and requests wait for seconds while a backend hangs, hence the number of connections.
     fn default() -> Self {
         Self {
             pace: Pace::Open { rate: 100.0 },

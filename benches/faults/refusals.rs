@@ -1,4 +1,4 @@
-//! Sinks that answer, and say no.
+//! Sinks that answer with refusals.
 
 use anyhow::Result;
 use tokio::time::sleep;
@@ -7,7 +7,7 @@ use crate::{
     Pace,
     evidence::{Evidence, share},
     plan::{Load, Plan},
-    table::Lines,
+    table::Findings,
     world::World,
 };
 
@@ -24,32 +24,31 @@ async fn under(behaviour: &str, pace: Pace, retry: bool) -> Result<(World, Evide
     Ok((world, evidence))
 }
 
-/// Half of one sink's calls are refused, retryably.
-pub(crate) async fn half(pace: Pace) -> Result<Lines> {
+/// One sink refuses half of its calls with a retryable code.
+pub(crate) async fn half(pace: Pace) -> Result<Findings> {
     const HALF: &str = r#"{"failure_rate": 0.5, "failure_code": "unavailable", "seed": 7}"#;
-    let mut lines = Lines::default();
+    let mut findings = Findings::default();
     let (world, evidence) = under(HALF, pace, false).await?;
-    lines.fact("spans acknowledged", evidence.acknowledged());
-    lines.fact("requests that failed", evidence.failures().len());
-    lines.fact(
-        "parts that the proxies sent again",
-        world.metric("spanring_dispatch_retried_parts_total", "").unwrap_or(0.0),
-    );
-    lines.none("duplicates on the sinks that refuse nothing", evidence.duplicates(|sink| sink != REFUSING));
-    lines.none("acknowledged spans missing", evidence.missing());
-    lines.none("client errors that were not retryable", evidence.failures().iter().filter(|f| !f.is_retryable).count());
+    findings.fact("spans acknowledged", evidence.acknowledged());
+    findings.fact("requests that failed", evidence.failures().len());
+    findings
+        .fact("parts retried by the proxies", world.metric("spanring_dispatch_retried_parts_total", "").unwrap_or(0.0));
+    findings.zero("duplicates on the other sinks", evidence.duplicates(|sink| sink != REFUSING));
+    findings.zero("acknowledged spans missing", evidence.missing());
+    findings
+        .zero("client errors that were not retryable", evidence.failures().iter().filter(|f| !f.is_retryable).count());
     let (_world, evidence) = under(HALF, pace, true).await?;
     let spans = evidence.arrivals.len();
-    lines.fact("spans acknowledged to clients that retry", evidence.acknowledged());
-    lines.fact("requests of theirs that failed for good", evidence.failures().len());
+    findings.fact("spans acknowledged to retrying clients", evidence.acknowledged());
+    findings.fact("requests of retrying clients that failed", evidence.failures().len());
     let twice = if spans == 0 { 0.0 } else { share(evidence.duplicates(|_| true), spans) };
-    lines.at_most_percent("duplicates overall with clients that retry", 1.0, twice);
-    lines.none("acknowledged spans missing with clients that retry", evidence.missing());
-    Ok(lines)
+    findings.at_most_percent("duplicates with retrying clients", 1.0, twice);
+    findings.zero("acknowledged spans missing with retrying clients", evidence.missing());
+    Ok(findings)
 }
 
-/// One sink calls everything invalid.
-pub(crate) async fn invalid(pace: Pace) -> Result<Lines> {
+/// One sink answers every call with INVALID_ARGUMENT.
+pub(crate) async fn invalid(pace: Pace) -> Result<Findings> {
     let behaviour = r#"{"failure_rate": 1.0, "failure_code": "invalid_argument"}"#;
     let (world, mut evidence) = under(behaviour, pace, false).await?;
     let (mut wrong, mut rejected, mut missing) = (0, 0, 0);
@@ -76,14 +75,14 @@ pub(crate) async fn invalid(pace: Pace) -> Result<Lines> {
         unexplained +=
             usize::from(spans.iter().any(|(key, _)| evidence.owner(&world, key.to_bytes()) != Some(REFUSING)));
     }
-    let mut lines = Lines::default();
-    lines.fact("requests acknowledged", accepted.len());
-    lines.fact("spans that they said were rejected", rejected);
-    lines.fact("requests of which all was rejected", failed.len());
-    lines.fact("the first failure", failed.first().map_or("none", |failed| failed.answer.as_str()));
-    lines.none("requests whose count of rejected spans is not that of the sink's slots", wrong);
-    lines.none("requests that failed although other sinks own some of them", unexplained);
-    lines.none("spans of the others that were acknowledged and are missing", missing);
-    lines.none("duplicates", evidence.duplicates(|_| true));
-    Ok(lines)
+    let mut findings = Findings::default();
+    findings.fact("requests acknowledged", accepted.len());
+    findings.fact("spans reported as rejected", rejected);
+    findings.fact("requests rejected as a whole", failed.len());
+    findings.fact("first failure", failed.first().map_or("none", |failed| failed.answer.as_str()));
+    findings.zero("requests whose count of rejected spans differs from the refusing sink's share", wrong);
+    findings.zero("failed requests that had spans of other sinks", unexplained);
+    findings.zero("acknowledged spans of other sinks missing", missing);
+    findings.zero("duplicates", evidence.duplicates(|_| true));
+    Ok(findings)
 }

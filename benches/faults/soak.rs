@@ -1,4 +1,4 @@
-//! All faults in turn for a long time: nothing acknowledged is lost, and nothing grows.
+//! All faults in turn for a long time. No acknowledged span may be lost, and no resource may grow.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,23 +11,23 @@ use crate::{
     evidence::{Evidence, now},
     network,
     plan::{Load, PATIENCE, Place, Plan},
-    table::Lines,
-    world::{Held, Silent, World},
+    table::Findings,
+    world::{Resources, Silent, World},
 };
 
-/// Clients that wait so long see no error while a backend is there.
+/// Clients that wait at least this long must see no error as long as a backend is up.
 const PATIENT: Duration = Duration::from_secs(3);
 
-/// How long a sink says nothing, in milliseconds, in turn.
+/// The lengths of silences in milliseconds, used in turn.
 const SILENCES: [u64; 8] = [500, 20_000, 2_000, 5_000, 900, 12_000, 3_000, 8_000];
 
-/// Age of clients' connections: short, so that some end in every turn.
+/// `max_connection_age` of the proxies: short, so that connections end in every turn.
 const AGE: &str = "1m";
 
-/// Descriptors that a proxy is left with beside those that it has open.
+/// Number of free descriptors left to a proxy.
 const SPARE_DESCRIPTORS: usize = 3;
 
-/// What may be done to the world.
+/// The injected faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     Killed,
@@ -60,17 +60,17 @@ const FAULTS: [Fault; 11] = [
 impl Fault {
     fn name(self) -> &'static str {
         match self {
-            Self::Killed => "a sink killed and started again",
+            Self::Killed => "a sink killed and restarted",
             Self::Stopped => "a sink stopped for a while",
-            Self::Vanished => "a sink's node that vanished for a while",
-            Self::NoDescriptors => "no descriptors left in the proxies, and clients that want some",
+            Self::Vanished => "a sink's node vanished for a while",
+            Self::NoDescriptors => "three free descriptors in each proxy, and clients that connect",
             Self::Slow => "a sink that takes 300 ms",
-            Self::Refuses => "a sink that refuses half, UNAVAILABLE",
-            Self::Exhausted => "a sink that refuses a third, RESOURCE_EXHAUSTED with RetryInfo",
-            Self::Invalid => "a sink that calls a tenth invalid",
+            Self::Refuses => "a sink that refuses half of its calls, UNAVAILABLE",
+            Self::Exhausted => "a sink that refuses a third of its calls, RESOURCE_EXHAUSTED with RetryInfo",
+            Self::Invalid => "a sink that refuses a tenth of its calls, INVALID_ARGUMENT",
             Self::Partial => "a sink that rejects 5 % of spans by partial_success",
-            Self::AllKilled => "all sinks killed and started again",
-            Self::SilentClients => "300 clients that connect and say nothing",
+            Self::AllKilled => "all sinks killed and restarted",
+            Self::SilentClients => "300 idle clients",
         }
     }
 
@@ -88,14 +88,14 @@ impl Fault {
     }
 }
 
-/// One fault, from its begin to when all was well again.
+/// One fault, from its beginning until everything has recovered.
 struct Turn {
     fault: Fault,
     from: u64,
     to: u64,
 }
 
-/// What the proxies hold in a quiet moment.
+/// The resources of the proxies in a quiet moment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sample {
     rss_mib: f64,
@@ -104,13 +104,13 @@ struct Sample {
     threads: f64,
 }
 
-/// Mixed faults for as long as was asked for.
-pub(crate) async fn soak(pace: Pace) -> Result<Lines> {
-    let mut lines = Lines::default();
+/// Runs all faults in turn for the configured time.
+pub(crate) async fn soak(pace: Pace) -> Result<Findings> {
+    let mut findings = Findings::default();
     let why_not = network::why_not();
     let place = if why_not.is_none() { Place::Nodes } else { Place::Here };
     if let Some(reason) = why_not {
-        lines.fact("skipped: nodes that vanish", reason);
+        findings.fact("skipped: nodes that vanish", reason);
     }
     let faults: Vec<Fault> =
         FAULTS.into_iter().filter(|fault| *fault != Fault::Vanished || place == Place::Nodes).collect();
@@ -133,32 +133,35 @@ pub(crate) async fn soak(pace: Pace) -> Result<Lines> {
     let counters = ["spanring_membership_ejections_total", "spanring_membership_returns_total"];
     let counters = counters.map(|name| (name, world.metric(name, "")));
     let counted = world.metric("spanring_dispatch_possible_duplicate_records_total", "").unwrap_or(0.0);
-    let peak = world.held()?.iter().map(|held| held.peak_kib).max().unwrap_or(0) >> 10;
+    let peak = world.resources()?.iter().map(|held| held.peak_kib).max().unwrap_or(0) >> 10;
     let run = world.end().await?;
     let evidence = Evidence::gather(&world, run)?;
-    lines.fact("spans acknowledged", evidence.acknowledged());
-    lines.fact("largest resident set of a proxy", format!("{peak} MiB"));
+    findings.fact("spans acknowledged", evidence.acknowledged());
+    findings.fact("largest resident set of a proxy", format!("{peak} MiB"));
     for (name, value) in counters {
-        lines.fact(name, value.map_or("no such metric".to_owned(), |value| value.to_string()));
+        findings.fact(name, value.map_or("no such metric".to_owned(), |value| value.to_string()));
     }
     let failures = evidence.failures();
-    seen(&turns, &evidence, &failures, &mut lines);
-    lines.none("acknowledged spans missing", evidence.missing());
+    seen(&turns, &evidence, &failures, &mut findings);
+    findings.zero("acknowledged spans missing", evidence.missing());
     let has_reason = |failed: &Failed| is_of_a_sink(&failed.answer) || were_all_away(&turns, failed);
     let patient = failures.iter().filter(|failed| failed.timeout >= PATIENT && !has_reason(failed));
     let patient: Vec<&Failed> = patient.copied().collect();
     for failed in patient.iter().take(20) {
-        lines.fact("such a client saw", when(&turns, failed));
+        findings.fact("one of the errors of patient clients", when(&turns, failed));
     }
-    lines.none("errors of clients that wait 3 s or more, a backend being there, not a sink's own", patient.len());
+    findings.zero(
+        "errors of clients that wait 3 s or more, while a backend was up, other than a sink's own refusals",
+        patient.len(),
+    );
     let broken = failures.iter().filter(|failed| !failed.is_retryable && !is_of_a_sink(&failed.answer));
-    lines.fact("client errors that were neither retryable nor a sink's own", broken.count());
-    lines.duplicates(counted, evidence.duplicates(|_| true));
-    flat(&samples, &mut lines);
-    Ok(lines)
+    findings.fact("client errors that were neither retryable nor a sink's own refusals", broken.count());
+    findings.duplicates(counted, evidence.duplicates(|_| true));
+    flat(&samples, &mut findings);
+    Ok(findings)
 }
 
-/// Does it, waits, and undoes it: the `nth` time.
+/// Injects a fault for the `nth` time, waits, and ends it.
 async fn inject(world: &mut World, fault: Fault, nth: usize, pace: Pace) -> Result<()> {
     let (sink, held) = (nth % 4, pace.seconds(10, 2));
     let silence = SILENCES.get(nth % SILENCES.len()).copied().map_or(held, Duration::from_millis);
@@ -200,13 +203,13 @@ async fn inject(world: &mut World, fault: Fault, nth: usize, pace: Pace) -> Resu
     }
 }
 
-/// Whether a request was under way while all sinks were dead.
+/// Whether a request was in flight while all sinks were down.
 fn were_all_away(turns: &[Turn], failed: &Failed) -> bool {
     let mut outages = turns.iter().filter(|turn| turn.fault == Fault::AllKilled);
     outages.any(|turn| failed.sent < turn.to && failed.answered > turn.from)
 }
 
-/// What a client saw, and what was done to the world meanwhile.
+/// Describes a client's error and the fault at that time.
 fn when(turns: &[Turn], failed: &Failed) -> String {
     let since = |from: u64| Duration::from_nanos(failed.sent.saturating_sub(from)).as_secs_f64();
     let turn = turns.iter().find(|turn| (turn.from..turn.to).contains(&failed.sent));
@@ -215,24 +218,24 @@ fn when(turns: &[Turn], failed: &Failed) -> String {
     format!("{} after {waited:.2} s of {} s ({during})", failed.answer, failed.timeout.as_secs())
 }
 
-/// Whether a refusal says what a sink was told to say.
+/// Whether an answer comes from a sink that was told to refuse.
 fn is_of_a_sink(answer: &str) -> bool {
     answer.contains("the sink was told to")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for reports")]
 fn sample(world: &World) -> Result<Sample> {
-    let held: Vec<Held> = world.held()?;
+    let resources: Vec<Resources> = world.resources()?;
     Ok(Sample {
-        rss_mib: held.iter().map(|held| held.rss_kib).sum::<u64>() as f64 / 1024.0,
-        descriptors: held.iter().map(|held| held.descriptors).sum::<usize>() as f64,
+        rss_mib: resources.iter().map(|held| held.rss_kib).sum::<u64>() as f64 / 1024.0,
+        descriptors: resources.iter().map(|held| held.descriptors).sum::<usize>() as f64,
         tasks: world.metric("spanring_runtime_tasks", "").unwrap_or(0.0),
-        threads: held.iter().map(|held| held.threads).sum::<u64>() as f64,
+        threads: resources.iter().map(|held| held.threads).sum::<u64>() as f64,
     })
 }
 
-/// A line for each fault: how often, and what clients saw meanwhile.
-fn seen(turns: &[Turn], evidence: &Evidence, failures: &[&Failed], lines: &mut Lines) {
+/// Reports for each fault how often it was injected and what clients saw meanwhile.
+fn seen(turns: &[Turn], evidence: &Evidence, failures: &[&Failed], findings: &mut Findings) {
     let mut by_fault = BTreeMap::<Fault, (usize, usize, [usize; 4])>::new();
     for turn in turns {
         let during = turn.from..turn.to;
@@ -246,7 +249,7 @@ fn seen(turns: &[Turn], evidence: &Evidence, failures: &[&Failed], lines: &mut L
         }
     }
     for (fault, (times, accepted, failed)) in by_fault {
-        lines.fact(
+        findings.fact(
             &format!("{times} × {}", fault.name()),
             format!("{accepted} requests acknowledged; failed of clients of 2, 3, 5, 10 s: {failed:?}"),
         );
@@ -255,8 +258,9 @@ fn seen(turns: &[Turn], evidence: &Evidence, failures: &[&Failed], lines: &mut L
 
 type Value = fn(&Sample) -> f64;
 
-/// The last third of the quiet moments against the second: what was gathered at the start is not growth.
-fn flat(samples: &[Sample], lines: &mut Lines) {
+/// Compares the last third of the samples with the second. The first third is left out, since memory that fills up at
+/// the start is not growth.
+fn flat(samples: &[Sample], findings: &mut Findings) {
     let third = samples.len() / 3;
     let (before, after) =
         (samples.get(third..2 * third).unwrap_or_default(), samples.get(2 * third..).unwrap_or_default());
@@ -264,14 +268,14 @@ fn flat(samples: &[Sample], lines: &mut Lines) {
         ("resident sets in MiB", |sample| sample.rss_mib, 8.0),
         ("descriptors", |sample| sample.descriptors, 10.0),
         ("tasks", |sample| sample.tasks, 30.0),
-        // Building a ring takes a thread, which stays for ten seconds.
+        // Building a ring uses a thread, which stays for ten seconds.
         ("threads", |sample| sample.threads, 12.0),
     ];
     for (what, value, slack) in checks {
         let (before, after) = (median(before, value), median(after, value));
         let limit = before * 1.1 + slack;
         let holds = !samples.is_empty() && after <= limit;
-        lines.line(
+        findings.check(
             &format!("{what} of the proxies, median of the last third"),
             &format!("≤ {limit:.0} (1.1 × the second third + {slack})"),
             format!("{after:.0} ({before:.0})"),

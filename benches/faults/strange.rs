@@ -1,4 +1,4 @@
-//! A way to a backend that fails without a broken connection; backends that are slow or paused, and well.
+//! Backends that fail without a broken connection, and healthy backends that are slow or paused.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::{
     Pace,
     evidence::{Evidence, SECOND, now, share},
     plan::{Load, PATIENCE, Plan},
-    table::Lines,
+    table::Findings,
     world::World,
 };
 
 const EJECTIONS: &str = "spanring_membership_ejections_total";
 
-/// How one of two sinks fails, and whether that is a failure of the way to it.
+/// How one of two sinks fails, and whether that counts as a failure of the connection to it.
 const FAILURES: [(&str, bool); 5] = [
     ("refused_stream", true),
     ("http502", true),
@@ -25,12 +25,12 @@ const FAILURES: [(&str, bool); 5] = [
     ("resource_exhausted", false),
 ];
 
-/// One of two sinks has every stream refused, or is behind a box that says 502 or 503. The last two are a collector's own
-/// answers: it is not ejected for them.
-pub(crate) async fn refused_streams(pace: Pace) -> Result<Lines> {
-    let mut lines = Lines::default();
+/// One of two sinks has every stream refused, or sits behind a proxy that answers 502 or 503. The last two failures are
+/// a collector's own answers, which must not eject it.
+pub(crate) async fn refused_streams(pace: Pace) -> Result<Findings> {
+    let mut findings = Findings::default();
     for (code, is_of_the_way) in FAILURES {
-        lines.about(code);
+        findings.section(code);
         let mut world = World::start(Plan { sinks: 2, ..Plan::default() })?;
         world.load(Load { pace: LoadPace::Open { rate: 40.0 }, patience: &PATIENCE, ..Load::default() });
         sleep(Duration::from_secs(2)).await;
@@ -41,42 +41,42 @@ pub(crate) async fn refused_streams(pace: Pace) -> Result<Lines> {
         let run = world.end().await?;
         let evidence = Evidence::gather(&world, run)?;
         let failures = evidence.failures();
-        lines.fact("requests acknowledged", evidence.accepted().count());
-        lines.fact("requests that failed", failures.len());
-        lines.fact("the first", evidence.first_failure());
+        findings.fact("requests acknowledged", evidence.accepted().count());
+        findings.fact("requests that failed", failures.len());
+        findings.fact("first error", evidence.first_failure());
         if is_of_the_way {
-            lines.line("proxies that ejected it", "≥ 3 ejections", ejections, ejections >= 3.0);
-            // Clients of 2 s whose requests were there before the ejection.
+            findings.check("proxies that ejected it", "≥ 3 ejections", ejections, ejections >= 3.0);
+            // Requests that were sent before the ejection by clients that wait 2 s may still fail.
             let late = failures.iter().filter(|failed| failed.answered > from + 3 * SECOND).count();
-            lines.none("client errors later than 3 s after it began", late);
+            findings.zero("client errors later than 3 s after the failures began", late);
         } else {
-            lines.line("ejections", "0", ejections, ejections == 0.0);
+            findings.check("ejections", "0", ejections, ejections == 0.0);
         }
-        lines.none("acknowledged spans missing", evidence.missing());
+        findings.zero("acknowledged spans missing", evidence.missing());
     }
-    Ok(lines)
+    Ok(findings)
 }
 
-/// Backends that answer each call after 3 s and PINGs at once, then pauses of 0.8 s: nobody is ejected for that. Then one
-/// that answers PINGs and no call at all.
-pub(crate) async fn slow(pace: Pace) -> Result<Lines> {
-    let mut lines = Lines::default();
-    living(pace, &mut lines).await?;
-    // One after the other: patient clients would find it for the impatient.
+/// Backends that answer calls after 3 s and PINGs at once, then pauses of 0.8 s; neither may cause an ejection. Then a
+/// backend that answers PINGs but no calls.
+pub(crate) async fn slow(pace: Pace) -> Result<Findings> {
+    let mut findings = Findings::default();
+    living(pace, &mut findings).await?;
+    // One kind of client at a time, since patient clients would detect the failure for the impatient ones.
     for patience in PATIENCE.chunks(1) {
-        mute(patience, &mut lines).await?;
+        mute(patience, &mut findings).await?;
     }
-    Ok(lines)
+    Ok(findings)
 }
 
-async fn living(pace: Pace, lines: &mut Lines) -> Result<()> {
+async fn living(pace: Pace, findings: &mut Findings) -> Result<()> {
     let mut world = World::start(Plan::default())?;
     (0..4).try_for_each(|n| world.behave(n, r#"{"delay_ms": 3000}"#))?;
     world.load(Load::default());
     sleep(pace.seconds(20, 8)).await;
     let slow = world.metric(EJECTIONS, "").unwrap_or(0.0);
     (0..4).try_for_each(|n| world.behave(n, "{}"))?;
-    // The last slow answers.
+    // Waits for the last slow answers.
     sleep(Duration::from_secs(4)).await;
     let from = now();
     for n in (0..4).cycle().take(if pace.is_quick { 4 } else { 12 }) {
@@ -89,25 +89,26 @@ async fn living(pace: Pace, lines: &mut Lines) -> Result<()> {
     let run = world.end().await?;
     let evidence = Evidence::gather(&world, run)?;
     let slowly = evidence.accepted().filter(|a| a.answered >= a.sent + 3 * SECOND).count();
-    lines.fact("requests acknowledged", evidence.accepted().count());
-    lines.fact("of them, after 3 s or more", slowly);
+    findings.fact("requests acknowledged", evidence.accepted().count());
+    findings.fact("of these requests, acknowledged after 3 s or more", slowly);
     let waited = evidence.accepted().filter(|a| a.sent > from && a.answered > a.sent + SECOND / 2).count();
-    lines.fact("of those sent while backends were paused, acknowledged after 0.5 s or more", waited);
-    lines.fact("the first client error", evidence.first_failure());
-    lines.line("backends ejected that answered after 3 s", "0", slow, slow == 0.0);
-    lines.line("backends ejected that were paused for 0.8 s", "0", paused, paused == 0.0);
-    lines.none("client errors", evidence.failures().len());
-    lines.none("acknowledged spans missing", evidence.missing());
+    findings.fact("requests sent while backends were paused, acknowledged after 0.5 s or more", waited);
+    findings.fact("first client error", evidence.first_failure());
+    findings.check("backends ejected that answered after 3 s", "0", slow, slow == 0.0);
+    findings.check("backends ejected that were paused for 0.8 s", "0", paused, paused == 0.0);
+    findings.zero("client errors", evidence.failures().len());
+    findings.zero("acknowledged spans missing", evidence.missing());
     let moved = evidence.arrivals.iter().filter(|a| a.owner != Some(a.sink)).count();
-    lines.at_most_percent("spans that went elsewhere", 0.0, share(moved, evidence.arrivals.len()));
+    findings.at_most_percent("spans that moved", 0.0, share(moved, evidence.arrivals.len()));
     let twice = evidence.duplicates(|_| true);
-    lines.none("spans delivered twice", twice);
+    findings.zero("spans delivered twice", twice);
     Ok(())
 }
 
-/// A sink that answers PINGs at once, and calls after a minute: it is ejected once it answered none for 2 × `timeout`.
-async fn mute(patience: &'static [u64], lines: &mut Lines) -> Result<()> {
-    lines.about(&format!("a backend that answers PINGs and no call, clients of {patience:?} s"));
+/// A sink that answers PINGs at once and calls only after a minute. It is ejected after it has answered no call for 2 ×
+/// `timeout`.
+async fn mute(patience: &'static [u64], findings: &mut Findings) -> Result<()> {
+    findings.section(&format!("a backend that answers PINGs but no calls, clients of {patience:?} s"));
     let mut world = World::start(Plan::default())?;
     world.load(Load { patience, pace: LoadPace::Open { rate: 40.0 }, ..Load::default() });
     sleep(Duration::from_secs(2)).await;
@@ -124,13 +125,18 @@ async fn mute(patience: &'static [u64], lines: &mut Lines) -> Result<()> {
     let run = world.end().await?;
     let evidence = Evidence::gather(&world, run)?;
     let failures = evidence.failures();
-    lines.fact("requests that failed", failures.len());
+    findings.fact("requests that failed", failures.len());
     let after = ejected.map_or("never".to_owned(), |seconds| format!("{seconds:.1} s"));
     let holds = ejected.is_some_and(|seconds| (9.0..17.0).contains(&seconds)) && by >= 3.0;
-    lines.line("ejected first after, and by each proxy", "9 to 17 s", format!("{after}, {by} times"), holds);
+    findings.check(
+        "time until the first ejection, and number of ejections",
+        "9 to 17 s",
+        format!("{after}, {by} times"),
+        holds,
+    );
     let late = failures.iter().filter(|failed| failed.answered > from + 16 * SECOND).count();
-    // Its answers to health checks bring it back, and then its next calls wait in vain.
-    lines.fact("of them, later than 16 s after it began", late);
-    lines.none("acknowledged spans missing", evidence.missing());
+    // Its answers to health checks bring it back, and the next calls to it wait in vain.
+    findings.fact("of these requests, later than 16 s after the backend stopped answering", late);
+    findings.zero("acknowledged spans missing", evidence.missing());
     Ok(())
 }

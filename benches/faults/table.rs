@@ -1,74 +1,74 @@
-//! What a scenario found: facts, and lines that hold or not.
+//! The findings of a scenario: facts, and checks that hold or fail.
 
 use std::io::Write;
 
 use anyhow::Result;
 
-/// A table in the making.
+/// The findings so far.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
-    /// What the next ones are about.
-    about: String,
+pub(crate) struct Findings {
+    /// Prefix of the next findings.
+    prefix: String,
     facts: Vec<(String, String)>,
-    lines: Vec<Line>,
+    checks: Vec<Check>,
 }
 
 #[derive(Debug)]
-struct Line {
+struct Check {
     what: String,
     limit: String,
     seen: String,
     holds: bool,
 }
 
-impl Lines {
-    /// From now on all is about this.
-    pub(crate) fn about(&mut self, what: &str) {
-        self.about = format!("{what}: ");
+impl Findings {
+    /// Starts a section: sets the prefix of the following findings.
+    pub(crate) fn section(&mut self, what: &str) {
+        self.prefix = format!("{what}: ");
     }
 
-    /// Something to know that nothing hangs on.
+    /// Adds an observation that is not checked.
     pub(crate) fn fact(&mut self, what: &str, seen: impl ToString) {
-        self.facts.push((format!("{}{what}", self.about), seen.to_string()));
+        self.facts.push((format!("{}{what}", self.prefix), seen.to_string()));
     }
 
-    /// Something that must hold.
-    pub(crate) fn line(&mut self, what: &str, limit: &str, seen: impl ToString, holds: bool) {
-        let what = format!("{}{what}", self.about);
-        self.lines.push(Line { what, limit: limit.to_owned(), seen: seen.to_string(), holds });
+    /// Adds a check.
+    pub(crate) fn check(&mut self, what: &str, limit: &str, seen: impl ToString, holds: bool) {
+        let what = format!("{}{what}", self.prefix);
+        self.checks.push(Check { what, limit: limit.to_owned(), seen: seen.to_string(), holds });
     }
 
-    /// A number that must be 0.
-    pub(crate) fn none(&mut self, what: &str, seen: usize) {
-        self.line(what, "0", seen, seen == 0);
+    /// Checks that a number is 0.
+    pub(crate) fn zero(&mut self, what: &str, seen: usize) {
+        self.check(what, "0", seen, seen == 0);
     }
 
-    /// A share in percent that has an upper limit.
+    /// Checks that a share does not exceed a limit in percent.
     pub(crate) fn at_most_percent(&mut self, what: &str, limit: f64, share: f64) {
-        self.line(what, &format!("≤ {limit} %"), format!("{:.3} %", share * 100.0), share * 100.0 <= limit);
+        self.check(what, &format!("≤ {limit} %"), format!("{:.3} %", share * 100.0), share * 100.0 <= limit);
     }
 
-    /// A share in percent that has a lower limit.
+    /// Checks that a share is not below a limit in percent.
     pub(crate) fn at_least_percent(&mut self, what: &str, limit: f64, share: f64) {
-        self.line(what, &format!("≥ {limit} %"), format!("{:.3} %", share * 100.0), share * 100.0 >= limit);
+        self.check(what, &format!("≥ {limit} %"), format!("{:.3} %", share * 100.0), share * 100.0 >= limit);
     }
 
-    /// A scenario that cannot be run here.
+    /// The findings of a scenario that cannot run here.
     pub(crate) fn skipped(reason: &str) -> Self {
-        let mut lines = Self::default();
-        lines.fact("skipped", reason);
-        lines
+        let mut findings = Self::default();
+        findings.fact("skipped", reason);
+        findings
     }
 
-    /// What proxies counted as possibly sent twice against what sinks saw twice.
+    /// Checks that the proxies counted at least as many possible duplicates as the sinks received.
     pub(crate) fn duplicates(&mut self, counted: f64, seen: usize) {
         let holds = u32::try_from(seen).is_ok_and(|seen| counted >= f64::from(seen));
         let what = "records that the proxies counted as possible duplicates";
-        self.line(what, &format!("≥ {seen}, as sinks saw"), counted, holds);
+        self.check(what, &format!("≥ {seen}, as many as sinks received"), counted, holds);
     }
 
     pub(crate) fn hold(&self) -> bool {
-        self.lines.iter().all(|line| line.holds)
+        self.checks.iter().all(|check| check.holds)
     }
 
     pub(crate) fn write(&self, name: &str, out: &mut dyn Write) -> Result<()> {
@@ -76,12 +76,12 @@ impl Lines {
         for (what, seen) in &self.facts {
             writeln!(out, "- {what}: {seen}")?;
         }
-        if self.lines.is_empty() {
+        if self.checks.is_empty() {
             return Ok(());
         }
-        writeln!(out, "\n| what must hold | limit | seen | |\n| --- | --- | --- | --- |")?;
-        for Line { what, limit, seen, holds } in &self.lines {
-            writeln!(out, "| {what} | {limit} | {seen} | {} |", if *holds { "holds" } else { "**does not hold**" })?;
+        writeln!(out, "\n| check | limit | seen | |\n| --- | --- | --- | --- |")?;
+        for Check { what, limit, seen, holds } in &self.checks {
+            writeln!(out, "| {what} | {limit} | {seen} | {} |", if *holds { "holds" } else { "**fails**" })?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The processes of a scenario: sinks that keep journals, proxies before them, load in front.
+//! The processes of a scenario: sinks with journals, proxies in front of them, and load.
 
 use std::{
     fs,
@@ -31,13 +31,13 @@ use crate::{
     plan::{Load, Place, Plan},
 };
 
-/// What the sinks are called where proxies ask a name server for them.
+/// The sinks' host name at the name server.
 const NAME: &str = "collectors.test.";
 
 /// The binary of this build.
 const OURS: &str = env!("CARGO_BIN_EXE_spanring");
 
-/// A sink's place in the world: its process comes and goes.
+/// A sink. Its process can be killed and restarted.
 pub(crate) struct SinkPlace {
     pub(crate) grpc: SocketAddr,
     http: SocketAddr,
@@ -55,7 +55,7 @@ pub(crate) struct ProxyPlace {
 
 pub(crate) struct World {
     plan: Plan,
-    /// Whom proxies ask for the sinks; without it they are listed in the configuration.
+    /// The name server that proxies ask for the sinks; without it, sinks are listed in the configuration.
     names: Option<NameServer>,
     pub(crate) sinks: Vec<SinkPlace>,
     pub(crate) proxies: Vec<ProxyPlace>,
@@ -64,15 +64,15 @@ pub(crate) struct World {
     tasks: Tasks,
 }
 
-/// Memory for the requests of a load, in bytes.
+/// Memory for the load's requests, in bytes.
 const MAX_BODIES: usize = 64 << 20;
 
-/// A client's connection on which nothing is ever sent.
+/// A client's connection on which nothing is sent.
 pub(crate) type Silent = TcpStream;
 
-/// What a process holds.
+/// The resources of a process.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Held {
+pub(crate) struct Resources {
     pub(crate) rss_kib: u64,
     pub(crate) peak_kib: u64,
     pub(crate) descriptors: usize,
@@ -104,7 +104,7 @@ impl World {
         Ok(world)
     }
 
-    /// Starts sink number `n`, where the plan says.
+    /// Starts sink number `n` where the plan wants it.
     fn place(&self, n: usize) -> Result<SinkPlace> {
         let journal = self.dir.path().join(format!("sink-{n}.journal"));
         let node = (self.plan.place == Place::Nodes).then(|| Node::add(n)).transpose()?;
@@ -113,7 +113,7 @@ impl World {
             (None, Some(_)) => loopback().into(),
             (None, None) => IpAddr::from([127, 0, 0, 1]),
         };
-        // By names all sinks have one port, and each an address of its own.
+        // With a name server, all sinks have the same port and different addresses.
         let port = self.names.as_ref().and_then(|_| Some(self.sinks.first()?.grpc.port()));
         let at = |free: SocketAddr| SocketAddr::new(ip, port.unwrap_or(free.port()));
         let of_page = |free: SocketAddr| SocketAddr::new(node.as_ref().map_or(free.ip(), |_| ip), free.port());
@@ -150,7 +150,7 @@ shutdown: {{ delay: 0s, timeout: 10s }}
             ),
         )?;
         let binary = std::env::var("SPANRING_BIN").unwrap_or_else(|_| OURS.to_owned());
-        // Without a limit the shell does nothing but become the proxy.
+        // Without a limit the shell only executes the proxy.
         let ulimit = self.plan.ulimit.map_or("exec \"$@\"".to_owned(), |limit| format!("ulimit {limit}; exec \"$@\""));
         let mut command = self.names.as_ref().map_or_else(|| network::command("sh"), |names| names.command("sh"));
         command.args(["-ec", &ulimit, "sh", &binary, "run", "--config"]).arg(file);
@@ -165,7 +165,7 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         journal: &Path,
         node: Option<&Node>,
     ) -> Result<Process> {
-        // Sinks are of this build: those before it cannot do all that is asked of them.
+        // Sinks always come from this build, since earlier ones lack some behaviours.
         let mut command = node.map_or_else(|| network::command(OURS), |node| node.command(OURS));
         command.args(["sink", "--grpc", &grpc.to_string(), "--http", &http.to_string()]);
         let command =
@@ -173,7 +173,7 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         Process::start(&format!("sink-{n}"), command)
     }
 
-    /// Starts a sink where it was; its journal goes on.
+    /// Restarts a sink at its old address, with its old journal.
     pub(crate) fn revive(&mut self, n: usize) -> Result<()> {
         let place = self.sinks.get(n).context("no such sink")?;
         let (grpc, address) = (place.grpc, place.http);
@@ -187,10 +187,10 @@ shutdown: {{ delay: 0s, timeout: 10s }}
 
     /// The node on which a sink runs.
     pub(crate) fn node(&self, n: usize) -> Result<&Node> {
-        self.sinks.get(n).and_then(|place| place.node.as_ref()).context("the sink is on no node of its own")
+        self.sinks.get(n).and_then(|place| place.node.as_ref()).context("the sink has no node of its own")
     }
 
-    /// From now on names resolve to the sinks that `are_listed`.
+    /// Makes the name server resolve to the sinks that `are_listed` selects.
     pub(crate) fn list(&self, are_listed: impl Fn(usize) -> bool) {
         let listed = self.sinks.iter().enumerate().filter(|(n, _)| are_listed(*n));
         let addresses: Vec<IpAddr> = listed.map(|(_, sink)| sink.grpc.ip()).collect();
@@ -199,20 +199,20 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         }
     }
 
-    /// kill -9.
+    /// Kills a sink (kill -9).
     pub(crate) fn kill(&mut self, n: usize) {
         if let Some(place) = self.sinks.get_mut(n) {
             place.process = None;
         }
     }
 
-    /// Sends a sink a signal by its name.
+    /// Sends a signal to a sink, by the signal's name.
     pub(crate) fn signal(&self, n: usize, signal: &str) -> Result<()> {
         let process = self.sinks.get(n).and_then(|place| place.process.as_ref()).context("no such sink")?;
         process.signal(signal)
     }
 
-    /// Tells a sink how to behave: JSON of [`spanring::tools::sink::Behaviour`].
+    /// Sets a sink's behaviour, JSON of [`spanring::tools::sink::Behaviour`].
     pub(crate) fn behave(&self, n: usize, behaviour: &str) -> Result<()> {
         let place = self.sinks.get(n).context("no such sink")?;
         let reply = http(place.http, "PUT", "/behaviour", behaviour)?;
@@ -220,7 +220,7 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         Ok(())
     }
 
-    /// Spans that the sinks took, by their own count.
+    /// Number of spans that the sinks received, by their own count.
     pub(crate) fn taken(&self) -> Result<u64> {
         let mut taken = 0;
         for sink in &self.sinks {
@@ -241,12 +241,12 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         endpoints.into()
     }
 
-    /// The proxies' table once a sink has left.
+    /// The proxies' table after a sink has left.
     pub(crate) fn table_without(&self, gone: usize) -> Result<Table> {
         Ok(Table::of(1, Algorithm::SlotsV1, &self.endpoints(|n| n != gone))?)
     }
 
-    /// The proxies' table while nothing is ejected, or with these sinks away.
+    /// The proxies' table, with the sinks in `away` ejected.
     pub(crate) fn table(&self, away: &[usize]) -> Result<Table> {
         let endpoints = self.endpoints(|_| true);
         let table = Table::of(1, Algorithm::SlotsV1, &endpoints)?;
@@ -258,13 +258,13 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         Ok(Table::new(2, Arc::clone(table.base()), overlay, endpoints))
     }
 
-    /// Which sink a table means.
+    /// The sink that owns a trace in a table.
     pub(crate) fn sink_of(&self, table: &Table, trace: &[u8]) -> Option<usize> {
         let owner = table.backends().get(table.owner(trace) as usize)?;
         self.sinks.iter().position(|sink| Some(sink.grpc) == owner.address)
     }
 
-    /// Begins load; it ends when [`World::end`] is called.
+    /// Starts the load, which runs until [`World::end`].
     pub(crate) fn load(&mut self, load: Load) {
         let config = LoadConfig {
             endpoints: self.proxies.iter().map(|proxy| proxy.grpc.to_string()).collect(),
@@ -301,24 +301,24 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         Ok(run)
     }
 
-    /// What a proxy logged last, line by line.
+    /// The lines of a proxy's log.
     pub(crate) fn log(&self, proxy: usize) -> Vec<String> {
         let log = self.proxies.get(proxy).map(|proxy| proxy.process.log()).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
-    /// Connects so many clients to each proxy that say nothing.
+    /// Opens this many idle client connections to each proxy.
     pub(crate) fn silent_clients(&self, each: usize) -> Result<Vec<Silent>> {
         let addresses = self.proxies.iter().flat_map(|proxy| std::iter::repeat_n(proxy.grpc, each));
         Ok(addresses.map(TcpStream::connect).collect::<Result<_, _>>()?)
     }
 
-    /// What each proxy holds.
-    pub(crate) fn held(&self) -> Result<Vec<Held>> {
-        self.proxies.iter().map(|proxy| held(proxy.process.id())).collect()
+    /// The resources of each proxy.
+    pub(crate) fn resources(&self) -> Result<Vec<Resources>> {
+        self.proxies.iter().map(|proxy| resources(proxy.process.id())).collect()
     }
 
-    /// Leaves each proxy so many descriptors beside those that it has open, or as many as it may have.
+    /// Leaves each proxy this many free descriptors, or restores its limit.
     pub(crate) fn limit_descriptors(&self, spare: Option<usize>) -> Result<()> {
         for proxy in &self.proxies {
             let id = proxy.process.id();
@@ -337,7 +337,7 @@ shutdown: {{ delay: 0s, timeout: 10s }}
         Ok(())
     }
 
-    /// A metric's sum over its series and the proxies; `None` while there is no such metric.
+    /// Sums a metric over its series and all proxies; `None` if there is no such metric.
     pub(crate) fn metric(&self, name: &str, label: &str) -> Option<f64> {
         let values = self.proxies.iter().filter_map(|proxy| {
             let page = http(proxy.admin, "GET", "/metrics", "").ok()?;
@@ -349,13 +349,13 @@ shutdown: {{ delay: 0s, timeout: 10s }}
     }
 }
 
-fn held(pid: u32) -> Result<Held> {
+fn resources(pid: u32) -> Result<Resources> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     };
-    Ok(Held {
+    Ok(Resources {
         rss_kib: field("VmRSS:"),
         peak_kib: field("VmHWM:"),
         descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
@@ -363,7 +363,7 @@ fn held(pid: u32) -> Result<Held> {
     })
 }
 
-/// One HTTP/1 request; the whole reply.
+/// Sends one HTTP/1 request and returns the whole reply.
 pub(crate) fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -1,11 +1,14 @@
-//! What a span costs in Spanring, nginx and HAProxy, end to end, in one run: `cargo bench --profile dist --bench proxies`.
+//! The end-to-end cost of a span in Spanring, nginx and HAProxy, measured in one run:
+//! `cargo bench --profile dist --bench proxies`.
 //!
-//! The three pass the same requests to the same sinks; only Spanring cuts them by trace. Each measurement is the
-//! processor time of the proxy's processes over the spans that were acknowledged meanwhile; turns of the three follow
-//! each other (A B C A B C …), and the median is taken; of ratios, the median of those of each turn. `-- --quick` measures a fraction of a second, to see that it works.
+//! All three forward the same requests to the same sinks; only Spanring splits them by trace. A measurement is the
+//! processor time of the proxy's processes divided by the number of spans acknowledged meanwhile. The proxies take
+//! turns (A B C A B C …). The result is the median of all turns; a ratio is the median of each turn's ratios. `--
+//! --quick` measures for a fraction of a second, to check that the bench works.
 //!
-//! `SPANRING_BIN` names another binary to measure; nginx and HAProxy are looked for in `$SPANRING_PEERS/bin` and `PATH`
-//! (`tests/peers/proxies.sh` installs them). Generator and sinks are `spanring load` and `spanring sink`.
+//! `SPANRING_BIN` names another Spanring binary to measure. nginx and HAProxy are searched in `$SPANRING_PEERS/bin` and
+//! `PATH` (`tests/peers/proxies.sh` installs them). The load generator is `spanring load`, the sinks are `spanring
+//! sink`.
 
 #[path = "../../tests/it/harness.rs"]
 #[allow(dead_code, reason = "tests need more of it")]
@@ -27,19 +30,20 @@ use proxy::Programs;
 
 const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--turns N] [cost [SPANS]...] [before [SPANS]...] [backends] [latency] [tls]
 
-  cost      processor time of a span, and memory, beside nginx and HAProxy: 10, 100, 512 and 8192 spans
-            a batch, or of these the ones that are named
-  before    processor time of a span beside the build that SPANRING_BEFORE names, in paired turns
-  backends  processor time of a span at 100 backends and at 4
-  latency   what the proxy adds to slow backends, and to a lone request
-  tls       processor time of a span by TLS on both sides and without it
+  cost      processor time per span and memory, compared with nginx and HAProxy, for 10, 100, 512 and
+            8192 spans per batch or for the given sizes of these
+  before    processor time per span compared with the binary of SPANRING_BEFORE, in paired turns
+  backends  processor time per span with 100 backends and with 4
+  latency   latency added to slow backends, and to a lone request
+  tls       processor time per span with TLS on both sides and without TLS
 
-Without a name all of them but `before` are measured: about 12 minutes. --turns is how often each is measured.
+Without a name, all except `before` are measured, which takes about 12 minutes. --turns sets the number of
+measurements per proxy.
 ";
 
 fn main() -> Result<ExitCode> {
     let mut out = std::io::stdout().lock();
-    // Cargo adds --bench of its own.
+    // Cargo adds the argument `--bench`.
     let mut arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let at = arguments.iter().position(|argument| argument == "--turns");
     let asked: Vec<String> =

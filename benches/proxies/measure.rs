@@ -1,4 +1,4 @@
-//! One measurement: a load through a proxy (or past it) onto sinks.
+//! A single measurement: load sent through a proxy, or directly, to sinks.
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
@@ -12,16 +12,16 @@ use super::{
     proxy::{Kind, Programs, Proxy, Setup},
 };
 
-/// Where programs are and how long to measure.
+/// The programs to measure, and for how long.
 pub(crate) struct Bench {
     programs: Programs,
-    /// How often each proxy is measured.
+    /// Number of measurements per proxy.
     pub(crate) turns: usize,
     turn: Duration,
     dir: TempDir,
 }
 
-/// A closed loop of equal requests.
+/// A closed loop of identical requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) spans: usize,
@@ -30,21 +30,21 @@ pub(crate) struct Load {
     pub(crate) in_flight: usize,
 }
 
-/// Whether TLS is spoken with the proxy and by it, certificates shown by all.
+/// The protocol on both sides of the proxy. With TLS, clients and servers both present certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Protocol {
     Plain,
     Tls,
 }
 
-/// The sinks of one process.
+/// A process with sinks.
 pub(crate) struct Sinks {
-    way: Way,
+    protocol: Protocol,
     pub(crate) addresses: Vec<SocketAddr>,
     _process: Process,
 }
 
-/// What `spanring load --json` prints, as far as it is needed here.
+/// The fields of `spanring load --json` that are needed here.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Report {
     pub(crate) spans: u64,
@@ -65,13 +65,13 @@ impl Bench {
         Ok(Self { programs, turns, turn, dir })
     }
 
-    /// The proxies that are installed, Spanring first.
+    /// The installed proxies, Spanring first.
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let all = [Kind::Spanring, Kind::Nginx, Kind::Haproxy];
         all.into_iter().filter(|kind| self.programs.get(*kind).is_some()).collect()
     }
 
-    /// What is measured, for the top of the report.
+    /// Describes the measurement, for the top of the report.
     pub(crate) fn describe(&self) -> String {
         let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         let versions = self.kinds().into_iter().map(|kind| {
@@ -93,15 +93,15 @@ impl Bench {
     }
 
     pub(crate) fn sinks<const N: usize>(&self, delay: Duration) -> Result<Sinks> {
-        self.sinks_by::<N>(Way::Plain, delay)
+        self.sinks_by::<N>(Protocol::Plain, delay)
     }
 
-    pub(crate) fn sinks_by<const N: usize>(&self, way: Way, delay: Duration) -> Result<Sinks> {
+    pub(crate) fn sinks_by<const N: usize>(&self, protocol: Protocol, delay: Duration) -> Result<Sinks> {
         let (process, addresses) = on_free_ports(|addresses: [SocketAddr; N]| {
             let mut command = Command::new(&self.programs.spanring);
             command.args(["sink", "--count-only", "--max-recv-msg-size-mib", "64"]);
             command.arg("--delay").arg(format!("{}ms", delay.as_millis()));
-            if way == Way::Tls {
+            if protocol == Protocol::Tls {
                 self.add_files(&mut command, [("cert", "server.crt"), ("key", "server.key"), ("client-ca", "ca.crt")]);
             }
             for address in &addresses {
@@ -109,19 +109,19 @@ impl Bench {
             }
             Ok((Process::start("sink", &mut command)?, Ready::Listening(addresses.to_vec())))
         })?;
-        Ok(Sinks { way, addresses: addresses.to_vec(), _process: process })
+        Ok(Sinks { protocol, addresses: addresses.to_vec(), _process: process })
     }
 
-    /// A proxy that speaks as its sinks do.
+    /// Starts a proxy with the same protocol as its sinks.
     pub(crate) fn proxy(&self, kind: Kind, setup: Setup, sinks: &Sinks) -> Result<Proxy> {
-        Proxy::start(&self.programs, kind, setup, sinks.way, &sinks.addresses, self.dir.path())
+        Proxy::start(&self.programs, kind, setup, sinks.protocol, &sinks.addresses, self.dir.path())
     }
 
-    /// A proxy of the build before this one, set up in the same way.
+    /// Starts a proxy of the earlier build, with the same configuration.
     pub(crate) fn proxy_before(&self, setup: Setup, sinks: &Sinks) -> Result<Proxy> {
         let mut programs = self.programs.clone();
         programs.spanring = programs.before.clone().context("SPANRING_BEFORE names no binary")?;
-        Proxy::start(&programs, Kind::Spanring, setup, sinks.way, &sinks.addresses, self.dir.path())
+        Proxy::start(&programs, Kind::Spanring, setup, sinks.protocol, &sinks.addresses, self.dir.path())
     }
 
     fn add_files(&self, command: &mut Command, files: [(&str, &str); 3]) {
@@ -130,12 +130,12 @@ impl Bench {
         }
     }
 
-    /// Sends for one turn; every span must have been acknowledged.
-    pub(crate) fn send(&self, load: Load, to: &[SocketAddr], way: Way) -> Result<Report> {
-        self.send_for(self.turn, load, to, way)
+    /// Sends load for one turn. Fails unless every span was acknowledged.
+    pub(crate) fn send(&self, load: Load, to: &[SocketAddr], protocol: Protocol) -> Result<Report> {
+        self.send_for(self.turn, load, to, protocol)
     }
 
-    fn send_for(&self, time: Duration, load: Load, to: &[SocketAddr], way: Way) -> Result<Report> {
+    fn send_for(&self, time: Duration, load: Load, to: &[SocketAddr], protocol: Protocol) -> Result<Report> {
         let mut command = Command::new(&self.programs.spanring);
         command.args(["load", "--json", "--max-body-mib", "256"]);
         command.arg("--duration").arg(format!("{}ms", time.as_millis()));
@@ -145,7 +145,7 @@ impl Bench {
             ("--connections", load.connections),
             ("--in-flight", load.in_flight),
         ];
-        if way == Way::Tls {
+        if protocol == Protocol::Tls {
             self.add_files(&mut command, [("ca", "ca.crt"), ("cert", "client.crt"), ("key", "client.key")]);
         }
         for (flag, number) in numbers {
@@ -164,12 +164,12 @@ impl Bench {
         Ok(report)
     }
 
-    /// Microseconds of the proxy's processor time for each span of one turn.
+    /// Returns the proxy's processor time per span of one turn, in microseconds.
     pub(crate) fn cost(&self, load: Load, proxy: &Proxy) -> Result<f64> {
         self.cost_for(self.turn, load, proxy)
     }
 
-    /// The same of half a turn, for a choice.
+    /// The same over half a turn, for choosing the number of workers.
     pub(crate) fn rough_cost(&self, load: Load, proxy: &Proxy) -> Result<f64> {
         self.cost_for(self.turn / 2, load, proxy)
     }
@@ -177,13 +177,13 @@ impl Bench {
     #[expect(clippy::cast_precision_loss, reason = "spans of a few seconds")]
     fn cost_for(&self, time: Duration, load: Load, proxy: &Proxy) -> Result<f64> {
         let before = proxy.usage()?.cpu;
-        let report = self.send_for(time, load, &[proxy.address], proxy.way)?;
+        let report = self.send_for(time, load, &[proxy.address], proxy.protocol)?;
         let used = proxy.usage()?.cpu.saturating_sub(before);
         Ok(used.as_secs_f64() * 1e6 / report.spans as f64)
     }
 }
 
-/// The middle one.
+/// Returns the median.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)

@@ -1,6 +1,6 @@
-//! The proxies that are compared, each set up for this one job: gRPC in over cleartext HTTP/2, round-robin (Spanring: by
-//! trace) over the same sinks, connections kept open, no access log. nginx and HAProxy twice: with the buffers that Debian's
-//! packages come with, and with those that someone who knows them would choose.
+//! The compared proxies, each configured for this one task: they accept gRPC over cleartext HTTP/2, forward it
+//! round-robin (Spanring: by trace) to the same sinks, keep connections open and write no access log. nginx and HAProxy
+//! are measured twice: with the buffer sizes of Debian's packages, and with buffer sizes tuned for this load.
 
 use std::{
     fmt::Write as _,
@@ -14,11 +14,11 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     harness::{Process, Ready, on_free_ports},
-    measure::Way,
+    measure::Protocol,
     usage::Usage,
 };
 
-/// Which proxy.
+/// The kinds of proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Spanring,
@@ -26,27 +26,27 @@ pub(crate) enum Kind {
     Haproxy,
 }
 
-/// How a proxy is set up.
+/// The configuration of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {
     pub(crate) workers: Workers,
     pub(crate) buffers: Buffers,
 }
 
-/// Threads or worker processes. Which is cheaper depends on the load.
+/// Number of threads or worker processes. Which number is cheaper depends on the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Workers {
     One,
-    /// One for each CPU: what each of the three does when nothing is said.
+    /// One per CPU, the default of all three proxies.
     Auto,
 }
 
-/// Buffers and windows of a proxy.
+/// Sizes of a proxy's buffers and windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Buffers {
-    /// As they come: only what passing such requests over kept connections needs is said.
+    /// The defaults, with only the settings needed to forward such requests over kept connections.
     Packaged,
-    /// Larger, for large requests.
+    /// Larger ones, for large requests.
     Tuned,
 }
 
@@ -54,19 +54,19 @@ pub(crate) enum Buffers {
 pub(crate) struct Proxy {
     pub(crate) kind: Kind,
     pub(crate) setup: Setup,
-    pub(crate) way: Way,
+    pub(crate) protocol: Protocol,
     pub(crate) address: SocketAddr,
     process: Process,
 }
 
-/// Where the programs are.
+/// The paths of the programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
-    /// `SPANRING_BIN`, or the one that Cargo built for this bench.
+    /// `SPANRING_BIN`, or the binary that Cargo built for this bench.
     pub(crate) spanring: PathBuf,
-    /// `SPANRING_BEFORE`: an earlier build, to be measured beside it.
+    /// `SPANRING_BEFORE`: an earlier build to compare with.
     pub(crate) before: Option<PathBuf>,
-    /// Folders to look for the others in: `$SPANRING_PEERS/bin`, then `PATH`, then where Debian puts servers.
+    /// Folders to search for the other proxies: `$SPANRING_PEERS/bin`, then `PATH`, then Debian's folder for servers.
     folders: Vec<PathBuf>,
 }
 
@@ -81,7 +81,7 @@ impl Programs {
         Self { spanring, before, folders: folders.collect() }
     }
 
-    /// The program of a proxy, if it is installed.
+    /// Returns the program of a proxy, if it is installed.
     pub(crate) fn get(&self, kind: Kind) -> Option<PathBuf> {
         match kind {
             Kind::Spanring => Some(self.spanring.clone()),
@@ -101,7 +101,7 @@ impl Kind {
         }
     }
 
-    /// The buffers that it is measured with. Spanring has no setting for them.
+    /// The buffer sizes to measure. Spanring has no setting for them.
     pub(crate) fn buffers(self) -> &'static [Buffers] {
         match self {
             Self::Spanring => &[Buffers::Packaged],
@@ -141,12 +141,12 @@ impl Buffers {
 }
 
 impl Proxy {
-    /// Writes its configuration into `dir`, starts it and waits until it is ready.
+    /// Writes the configuration into `dir`, starts the proxy and waits until it is ready.
     pub(crate) fn start(
         programs: &Programs,
         kind: Kind,
         setup: Setup,
-        way: Way,
+        protocol: Protocol,
         sinks: &[SocketAddr],
         dir: &Path,
     ) -> Result<Self> {
@@ -159,7 +159,7 @@ impl Proxy {
             fs::create_dir_all(&dir)?;
             let config = dir.join("config");
             let mut text = kind.config(setup, [address, admin], sinks, &dir)?;
-            if way == Way::Tls {
+            if protocol == Protocol::Tls {
                 ensure!(kind == Kind::Spanring, "{name} is not set up for TLS here");
                 text = with_tls(&text, address, pki);
             }
@@ -176,7 +176,7 @@ impl Proxy {
             };
             Ok((Process::start(name, &mut command)?, ready))
         })?;
-        Ok(Self { kind, setup, way, address, process })
+        Ok(Self { kind, setup, protocol, address, process })
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {
@@ -186,7 +186,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // Asked, not killed: the workers of nginx outlive a master that is killed.
+        // Stopped by a signal instead of killed, since nginx's workers outlive a killed master.
         drop(self.process.stop());
     }
 }
@@ -217,7 +217,7 @@ worker_threads: {}",
     Ok(())
 }
 
-/// Spanring's configuration with TLS on both sides, certificates shown by all.
+/// Adds TLS to Spanring's configuration on both sides, with client certificates.
 fn with_tls(text: &str, address: SocketAddr, pki: &Path) -> String {
     let pki = pki.display();
     let (listen, pool) = (format!("endpoint: {address}"), "compression: none");
@@ -230,9 +230,9 @@ fn with_tls(text: &str, address: SocketAddr, pki: &Path) -> String {
     text.replacen(&listen, &server, 1).replacen(pool, &client, 1)
 }
 
-/// nginx opens one upstream connection for each request in flight, since it does not multiplex towards its upstreams:
-/// enough are kept open for all, and none is retired for its age. It refuses bodies above 1 MiB unless told otherwise.
-/// Larger body buffers than the tuned ones cost the same.
+/// nginx does not multiplex requests to its upstreams and opens one upstream connection for each request in flight.
+/// Enough connections for all requests are kept open, without a limit of age. The default limit of bodies, 1 MiB, is
+/// lifted. Body buffers larger than the tuned ones make no difference.
 fn nginx_config(
     text: &mut String,
     setup: Setup,
@@ -284,7 +284,8 @@ http {{
     Ok(())
 }
 
-/// HAProxy moves a body through buffers: its own of 16 KiB are cheaper for small requests and dearer for large ones.
+/// HAProxy copies bodies through buffers. Its default of 16 KiB is cheaper for small requests and more expensive for
+/// large ones.
 fn haproxy_config(text: &mut String, setup: Setup, [address, _]: [SocketAddr; 2], sinks: &[SocketAddr]) -> Result<()> {
     let threads = match setup.workers {
         Workers::One => "  nbthread 1\n",

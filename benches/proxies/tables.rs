@@ -1,16 +1,16 @@
-//! The tables: which loads are compared, and how they are printed.
+//! The compared loads and the printed tables.
 
 use std::{io::Write, time::Duration};
 
 use anyhow::Result;
 
 use super::{
-    measure::{Bench, Load, Sinks, Way, median},
+    measure::{Bench, Load, Protocol, Sinks, median},
     proxy::{Buffers, Kind, Proxy, Setup, Workers},
 };
 
-/// The same for every proxy. Small requests come from SDKs, which have a connection each and send one request at a time;
-/// large ones from Collectors, which have a few in flight on one.
+/// The loads for all proxies. Small requests model SDKs: many connections with one request in flight each. Large
+/// requests model Collectors: few connections with several requests in flight.
 const ROWS: [Load; 4] = [
     Load { spans: 10, traces: 5, connections: 32, in_flight: 32 },
     Load { spans: 100, traces: 12, connections: 32, in_flight: 32 },
@@ -22,7 +22,7 @@ const ROWS: [Load; 4] = [
 struct Cell {
     kind: Kind,
     setup: Setup,
-    /// µs a span, turn by turn.
+    /// Microseconds per span, for each turn.
     costs: Vec<f64>,
     peak_kib: u64,
     idle_kib: u64,
@@ -33,18 +33,18 @@ impl Cell {
         median(self.costs.clone())
     }
 
-    /// Its cost as a multiple of another's, turn by turn.
+    /// The cost as a multiple of another proxy's: the median of each turn's ratios.
     fn over(&self, other: &Self) -> f64 {
         median(self.costs.iter().zip(&other.costs).map(|(ours, theirs)| ours / theirs).collect())
     }
 }
 
-/// Processor time of a span and memory, at four sizes of request over four sinks, or at those of `sizes`.
+/// Processor time per span and memory over four sinks, for four sizes of requests, or only for those in `sizes`.
 pub(crate) fn cost(bench: &Bench, sizes: &[usize], out: &mut impl Write) -> Result<()> {
     let columns = bench.kinds().into_iter().flat_map(|kind| kind.buffers().iter().map(move |buffers| (kind, *buffers)));
     let columns: Vec<(Kind, Buffers)> = columns.collect();
-    writeln!(out, "### CPU µs a span over 4 backends (workers; peak MiB)\n")?;
-    write!(out, "| spans (traces) a batch |")?;
+    writeln!(out, "### CPU µs per span, 4 backends (workers; peak MiB)\n")?;
+    write!(out, "| spans (traces) per batch |")?;
     for (kind, buffers) in &columns {
         match kind {
             Kind::Spanring => write!(out, " {} |", kind.name())?,
@@ -71,7 +71,7 @@ pub(crate) fn cost(bench: &Bench, sizes: &[usize], out: &mut impl Write) -> Resu
     Ok(())
 }
 
-/// What Spanring costs as a multiple of the cheapest of these peers.
+/// Spanring's cost as a multiple of the cheapest of the selected other proxies.
 fn ratio(cells: &[Cell], counts: impl Fn(&Cell) -> bool) -> f64 {
     let ours = cells.iter().find(|cell| cell.kind == Kind::Spanring);
     let peers = cells.iter().filter(|cell| cell.kind != Kind::Spanring && counts(cell));
@@ -79,7 +79,7 @@ fn ratio(cells: &[Cell], counts: impl Fn(&Cell) -> bool) -> f64 {
     ours.zip(cheapest).map_or(f64::NAN, |(ours, cheapest)| ours.over(cheapest))
 }
 
-/// All proxies at one load, each with the number of workers that is cheapest there, measured in turns.
+/// Measures all proxies at one load in turns, each with its cheapest number of workers.
 fn row(bench: &Bench, load: Load, columns: &[(Kind, Buffers)]) -> Result<Vec<Cell>> {
     let sinks = bench.sinks::<4>(Duration::ZERO)?;
     let mut proxies = Vec::new();
@@ -107,7 +107,7 @@ fn cheapest(bench: &Bench, kind: Kind, buffers: Buffers, load: Load, sinks: &Sin
     bench.proxy(kind, Setup { workers: best.1, buffers }, sinks)
 }
 
-/// The costs of each of several proxies, measured one after the other, again and again.
+/// Measures the costs of several proxies in turns.
 fn in_turns(bench: &Bench, load: Load, proxies: &[Proxy]) -> Result<Vec<Vec<f64>>> {
     let mut costs: Vec<Vec<f64>> = proxies.iter().map(|_| Vec::new()).collect();
     for _ in 0..bench.turns {
@@ -118,10 +118,10 @@ fn in_turns(bench: &Bench, load: Load, proxies: &[Proxy]) -> Result<Vec<Vec<f64>
     Ok(costs)
 }
 
-/// What a span costs in this build and in the one before, by turns of both in the same minutes.
+/// The cost of a span in this build and in the earlier one, measured in turns.
 pub(crate) fn before(bench: &Bench, sizes: &[usize], out: &mut impl Write) -> Result<()> {
-    writeln!(out, "### CPU µs a span over 4 backends: this build and the one before, {} turns\n", bench.turns)?;
-    writeln!(out, "| spans a batch | workers | before | now | now ÷ before |\n| --- | --- | --- | --- | --- |")?;
+    writeln!(out, "### CPU µs per span, 4 backends: this build and the earlier one, {} turns\n", bench.turns)?;
+    writeln!(out, "| spans per batch | workers | before | now | now ÷ before |\n| --- | --- | --- | --- | --- |")?;
     for load in ROWS.into_iter().filter(|load| sizes.is_empty() || sizes.contains(&load.spans)) {
         let sinks = bench.sinks::<4>(Duration::ZERO)?;
         for workers in Workers::ALL {
@@ -139,13 +139,13 @@ pub(crate) fn before(bench: &Bench, sizes: &[usize], out: &mut impl Write) -> Re
     Ok(())
 }
 
-/// What 96 more backends cost.
+/// The cost of 96 more backends.
 pub(crate) fn backends(bench: &Bench, out: &mut impl Write) -> Result<()> {
     let load = Load { spans: 512, traces: 64, connections: 4, in_flight: 128 };
     let (few, many) = (bench.sinks::<4>(Duration::ZERO)?, bench.sinks::<100>(Duration::ZERO)?);
     writeln!(
         out,
-        "### CPU µs a span at 4 and 100 backends: {} spans a batch, {} in flight\n",
+        "### CPU µs per span, 4 and 100 backends: {} spans per batch, {} in flight\n",
         load.spans, load.in_flight
     )?;
     writeln!(out, "| workers | 4 backends | 100 backends | ratio |\n| --- | --- | --- | --- |")?;
@@ -162,12 +162,12 @@ pub(crate) fn backends(bench: &Bench, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// What TLS with clients and backends costs, certificates shown by all.
+/// The cost of TLS on both sides, with client certificates.
 pub(crate) fn tls(bench: &Bench, out: &mut impl Write) -> Result<()> {
-    writeln!(out, "### CPU µs a span over 4 backends, plain and by TLS on both sides\n")?;
-    writeln!(out, "| spans (traces) a batch | plain | TLS | ratio |\n| --- | --- | --- | --- |")?;
+    writeln!(out, "### CPU µs per span, 4 backends, without TLS and with TLS on both sides\n")?;
+    writeln!(out, "| spans (traces) per batch | plain | TLS | ratio |\n| --- | --- | --- | --- |")?;
     let (plain, secure) =
-        (bench.sinks_by::<4>(Way::Plain, Duration::ZERO)?, bench.sinks_by::<4>(Way::Tls, Duration::ZERO)?);
+        (bench.sinks_by::<4>(Protocol::Plain, Duration::ZERO)?, bench.sinks_by::<4>(Protocol::Tls, Duration::ZERO)?);
     for load in ROWS {
         let setup = Setup { workers: Workers::One, buffers: Buffers::Packaged };
         let start = |sinks| bench.proxy(Kind::Spanring, setup, sinks);
@@ -182,13 +182,13 @@ pub(crate) fn tls(bench: &Bench, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// What a proxy adds to a backend's own 20 ms, and to a request that is alone.
+/// The latency that a proxy adds to backends that take 20 ms, and to a lone request.
 pub(crate) fn latency(bench: &Bench, out: &mut impl Write) -> Result<()> {
     let many = Load { spans: 100, traces: 12, connections: 64, in_flight: 64 };
     let lone = Load { spans: 10, traces: 5, connections: 1, in_flight: 1 };
     for (title, load, delay) in [
-        ("64 clients of 100 spans a batch, sinks that answer after 20 ms", many, Duration::from_millis(20)),
-        ("a lone client of 10 spans a batch", lone, Duration::ZERO),
+        ("64 clients with 100 spans per batch, sinks that answer after 20 ms", many, Duration::from_millis(20)),
+        ("a single client with 10 spans per batch", lone, Duration::ZERO),
     ] {
         let sinks = bench.sinks::<4>(delay)?;
         let mut ways = vec![("direct".to_owned(), sinks.addresses.clone(), None)];
@@ -200,14 +200,14 @@ pub(crate) fn latency(bench: &Bench, out: &mut impl Write) -> Result<()> {
         let mut found: Vec<(Vec<f64>, Vec<f64>)> = ways.iter().map(|_| (Vec::new(), Vec::new())).collect();
         for _ in 0..bench.turns {
             for ((_, to, _), (p50, p99)) in ways.iter().zip(&mut found) {
-                // Past the proxies, one sink gets what one proxy would.
-                let latency = bench.send(load, to.get(..1).unwrap_or(to), Way::Plain)?.latency_ms;
+                // The direct load goes to one sink, as the load through a proxy goes to one proxy.
+                let latency = bench.send(load, to.get(..1).unwrap_or(to), Protocol::Plain)?.latency_ms;
                 p50.push(latency.p50);
                 p99.push(latency.p99);
             }
         }
         writeln!(out, "### Latency in ms: {title}\n")?;
-        writeln!(out, "| way | p50 | p99 | p50 added | p99 added |\n| --- | --- | --- | --- | --- |")?;
+        writeln!(out, "| path | p50 | p99 | p50 added | p99 added |\n| --- | --- | --- | --- | --- |")?;
         let found: Vec<(f64, f64)> = found.into_iter().map(|(p50, p99)| (median(p50), median(p99))).collect();
         let direct = found.first().copied().unwrap_or_default();
         for ((name, ..), (p50, p99)) in ways.iter().zip(found) {
