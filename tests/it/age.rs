@@ -1,12 +1,12 @@
-//! Connections that end by their age while requests are sent on them as fast as they can be.
+//! Connections that reach their maximum age while requests are sent on them as fast as possible.
 //!
-//! What holds: a request that a client sent before it acknowledged that it is to go is answered, and what was not looked at
-//! is delivered nowhere. The proxy says GOAWAY without a last stream and sends PING; it names the last stream when the PONG
-//! is there.
+//! Guaranteed: a request that a client sent before it acknowledged the GOAWAY is answered, and a request that was not
+//! processed is delivered nowhere. The proxy sends GOAWAY without a last stream and a PING; when the PONG has arrived
+//! it sends the last stream's ID.
 //!
-//! What does not: clients of tonic see some errors all the same. hyper's client drops what its channel holds for a connection
-//! that was told to go ("connection closed"), and h2's writes the PONG before requests that it took earlier, which are then
-//! above the last stream (GOAWAY with NO_ERROR). tonic sends neither again by itself.
+//! Not guaranteed: tonic clients see some errors nevertheless. hyper's client drops the requests queued for a
+//! connection that received GOAWAY ("connection closed"). Its h2 writes the PONG before requests that it accepted
+//! earlier, which are then above the last stream (GOAWAY with NO_ERROR). tonic retries neither.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,33 +36,33 @@ use super::{
     },
 };
 
-/// Connections that are told to go after 180 to 220 ms.
+/// Connections get GOAWAY after 180 to 220 ms.
 const AGED: &str = "keepalive: { server_parameters: { max_connection_age: 200ms, max_connection_age_grace: 10s } },";
-/// The last stream of a GOAWAY that names none.
+/// The last stream ID of a GOAWAY that names no stream.
 const ANY: u32 = u32::MAX >> 1;
 
-/// What was said on each connection through a relay.
+/// The recorded bytes of all connections through a relay.
 type Taps = Arc<Mutex<Vec<Arc<Tap>>>>;
 
-/// What was said on one connection.
+/// The recorded bytes of one connection.
 #[derive(Default)]
 struct Tap {
     sent: Mutex<Vec<u8>>,
     heard: Mutex<Vec<u8>>,
 }
 
-/// A connection that was told to go, and acknowledged it.
+/// A connection that received GOAWAY and acknowledged it.
 #[derive(Debug, Default)]
-struct Told {
-    /// Streams that the client opened before its PONG, those that it gave up left out.
+struct GoneAway {
+    /// Streams that the client opened before its PONG, except those it cancelled.
     in_time: BTreeSet<u32>,
-    /// Streams that were answered to their end.
+    /// Streams with a complete answer.
     answered: BTreeSet<u32>,
-    /// Last streams of the GOAWAYs.
+    /// The last stream IDs of the GOAWAY frames.
     last: Vec<u32>,
 }
 
-/// Passes connections on to `server` and keeps what is said.
+/// Forwards connections to `server` and records their bytes.
 async fn relay(server: SocketAddr, taps: &Taps, tasks: &spanring::lifecycle::Tasks) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let (address, taps, inner) = (listener.local_addr()?, Arc::clone(taps), tasks.clone());
@@ -85,30 +85,30 @@ async fn relay(server: SocketAddr, taps: &Taps, tasks: &spanring::lifecycle::Tas
     Ok(address)
 }
 
-/// Passes bytes on to their end.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, said: &Mutex<Vec<u8>>) -> std::io::Result<()> {
+/// Forwards bytes until the end of the stream.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, recorded: &Mutex<Vec<u8>>) -> std::io::Result<()> {
     let mut piece = vec![0; 64 << 10];
     loop {
         let len = from.read(&mut piece).await?;
         if len == 0 {
             return Ok(());
         }
-        said.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&piece[..len]);
+        recorded.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&piece[..len]);
         to.write_all(&piece[..len]).await?;
     }
 }
 
 impl Tap {
-    /// What was said about going; `None` if nothing was, or was not acknowledged yet.
-    fn told(&self) -> Option<Told> {
-        let mut told = Told::default();
+    /// Parses what was recorded about GOAWAY; `None` if none was sent or it was not acknowledged yet.
+    fn gone_away(&self) -> Option<GoneAway> {
+        let mut gone = GoneAway::default();
         let mut ping = None;
         for Frame { kind, flags, stream, payload } in frames(&self.heard.lock().unwrap_or_else(PoisonError::into_inner))
         {
             match kind {
-                GOAWAY => told.last.push(u32::from_be_bytes(payload.get(..4)?.try_into().ok()?)),
-                PING if flags & ACK == 0 && !told.last.is_empty() => ping = Some(payload),
-                HEADERS if flags & END_STREAM != 0 => drop(told.answered.insert(stream)),
+                GOAWAY => gone.last.push(u32::from_be_bytes(payload.get(..4)?.try_into().ok()?)),
+                PING if flags & ACK == 0 && !gone.last.is_empty() => ping = Some(payload),
+                HEADERS if flags & END_STREAM != 0 => drop(gone.answered.insert(stream)),
                 _ => {}
             }
         }
@@ -117,17 +117,17 @@ impl Tap {
         let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         for Frame { kind, flags, stream, payload } in frames(sent.strip_prefix(PREFACE)?) {
             match kind {
-                HEADERS if !acknowledged => drop(told.in_time.insert(stream)),
-                RST_STREAM => drop(told.in_time.remove(&stream)),
+                HEADERS if !acknowledged => drop(gone.in_time.insert(stream)),
+                RST_STREAM => drop(gone.in_time.remove(&stream)),
                 PING if flags & ACK != 0 && payload == ping => acknowledged = true,
                 _ => {}
             }
         }
-        acknowledged.then_some(told)
+        acknowledged.then_some(gone)
     }
 }
 
-/// Whether it is one of those errors that tonic makes of a connection that was told to go.
+/// Whether this is one of the errors that tonic reports for a connection that received GOAWAY.
 fn is_told_to_go(status: &Status) -> bool {
     let mut words = status.message().to_owned();
     let mut source = std::error::Error::source(status);
@@ -169,7 +169,7 @@ async fn what_tonic_sent_before_it_acknowledged_goaway_is_answered_and_the_rest_
             }));
         }
     }
-    // Each that goes is followed by another one.
+    // Each connection that closes is followed by a new one.
     let connections = || taps.lock().unwrap_or_else(PoisonError::into_inner).len();
     until("forty connections were told to go", || Ok((connections() >= 44).then_some(())))?;
     over.store(true, Relaxed);
@@ -180,12 +180,12 @@ async fn what_tonic_sent_before_it_acknowledged_goaway_is_answered_and_the_rest_
         refused.extend(statuses);
     }
     let mut told_to_go = 0;
-    for told in taps.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(|tap| tap.told()) {
+    for gone in taps.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(|tap| tap.gone_away()) {
         told_to_go += 1;
-        let owed: Vec<_> = told.in_time.difference(&told.answered).collect();
-        ensure!(owed.is_empty(), "not answered: {owed:?} of {:?}, GOAWAY {:?}", told.in_time, told.last);
-        let last = told.last.get(1).copied().unwrap_or(ANY);
-        ensure!(told.last.first() == Some(&ANY) && told.in_time.last() <= Some(&last), "GOAWAY {:?}", told.last);
+        let owed: Vec<_> = gone.in_time.difference(&gone.answered).collect();
+        ensure!(owed.is_empty(), "not answered: {owed:?} of {:?}, GOAWAY {:?}", gone.in_time, gone.last);
+        let last = gone.last.get(1).copied().unwrap_or(ANY);
+        ensure!(gone.last.first() == Some(&ANY) && gone.in_time.last() <= Some(&last), "GOAWAY {:?}", gone.last);
     }
     ensure!(told_to_go >= 40, "only {told_to_go} connections were told to go");
     let mut kinds = BTreeMap::<String, usize>::new();
@@ -227,7 +227,7 @@ async fn a_client_that_goes_when_it_is_told_to_has_every_request_answered() -> R
                 RST_STREAM => anyhow::bail!("stream {stream} was reset"),
                 GOAWAY => {
                     last.push(u32::from_be_bytes(payload.get(..4).context("a short GOAWAY")?.try_into()?));
-                    // These were on their way when GOAWAY was: the PONG comes after them.
+                    // These requests were on their way when the GOAWAY was sent: the PONG follows them.
                     for _ in 0..if last.len() == 1 { 4 } else { 0 } {
                         highest = send(&mut client, &mut open)?;
                     }

@@ -1,4 +1,5 @@
-//! What a proxy says of its ring against what it does: look-ups by every way, replicas that differ, changes as they come.
+//! The admin API compared with what the proxy does: look-ups over every interface, differing replicas, and changes
+//! while they happen.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,10 +24,10 @@ use super::{
     rig::{self, Sinks, client, request, span},
 };
 
-/// Look-ups of the great comparison.
+/// Number of look-ups in the large comparison.
 const TRACES: u128 = 10_000;
 
-/// Where nobody listens, for as long as this lives: the port is taken.
+/// An address where nothing listens. The port stays taken as long as this value exists.
 struct Dead(SocketAddr, #[expect(dead_code, reason = "it holds the port")] TcpSocket);
 
 impl Dead {
@@ -46,7 +47,7 @@ fn trace(number: u128) -> u128 {
     (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
 }
 
-/// Sends a span of each of these traces.
+/// Sends one span of each of these traces.
 fn send(sinks: &Sinks, proxy: &Proxy, traces: impl Iterator<Item = u128>) -> Result<()> {
     let spans: Vec<_> = traces.map(|number| span(trace(number), 1)).collect();
     sinks.runtime.block_on(async {
@@ -58,7 +59,7 @@ fn send(sinks: &Sinks, proxy: &Proxy, traces: impl Iterator<Item = u128>) -> Res
     })
 }
 
-/// By trace, where its spans arrived.
+/// The addresses where each trace's spans arrived.
 fn arrivals(sinks: &Sinks) -> BTreeMap<String, BTreeSet<String>> {
     let mut arrivals = BTreeMap::<_, BTreeSet<_>>::new();
     for sink in &sinks.sinks {
@@ -70,7 +71,7 @@ fn arrivals(sinks: &Sinks) -> BTreeMap<String, BTreeSet<String>> {
     arrivals
 }
 
-/// `spanring ring …`
+/// Runs `spanring ring` with these words and returns its output.
 fn ring(words: &[&str], input: &str) -> Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
     command.arg("ring").args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -79,14 +80,14 @@ fn ring(words: &[&str], input: &str) -> Result<Output> {
     Ok(child.wait_with_output()?)
 }
 
-/// The code and the text of `spanring ring …`.
-fn said(words: &[&str]) -> Result<(i32, String)> {
+/// Runs `spanring ring` and returns its exit code and its output, stdout before stderr.
+fn run_ring(words: &[&str]) -> Result<(i32, String)> {
     let output = ring(words, "")?;
     let text = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
     Ok((output.status.code().context("a code")?, text))
 }
 
-/// The one owner that an answer names, and the trace.
+/// The trace and its only owner in an answer.
 fn owner_in(answer: &Value) -> Result<(String, String)> {
     let owners = answer["pools"][0]["owners"].as_array().context("owners")?;
     ensure!(owners.len() == 1, "{answer}");
@@ -94,12 +95,12 @@ fn owner_in(answer: &Value) -> Result<(String, String)> {
     Ok((text(&answer["trace_id"])?, text(&owners[0]["identity"])?))
 }
 
-/// Owners by JSON, all over one connection.
+/// Looks up owners by JSON, over one connection.
 fn by_json(admin: SocketAddr, ids: &[String]) -> Result<BTreeMap<String, String>> {
     let mut stream = BufReader::new(TcpStream::connect(admin)?);
     stream.get_ref().set_read_timeout(Some(Duration::from_secs(30)))?;
     let mut ask = |id: &String| {
-        // In one piece: what comes in several waits for acknowledgements.
+        // Sent in one write: several small ones would wait for TCP acknowledgements.
         let question = format!("GET /api/v1/lookup?trace_id={id} HTTP/1.1\r\nhost: {admin}\r\n\r\n");
         stream.get_mut().write_all(question.as_bytes())?;
         let mut length = None;
@@ -119,7 +120,7 @@ fn by_json(admin: SocketAddr, ids: &[String]) -> Result<BTreeMap<String, String>
     ids.iter().map(&mut ask).collect()
 }
 
-/// Owners by gRPC, some questions at a time.
+/// Looks up owners by gRPC, several at a time.
 fn by_grpc(sinks: &Sinks, admin: SocketAddr, ids: &[String]) -> Result<BTreeMap<String, String>> {
     sinks.runtime.block_on(async {
         let client = ring_client(admin).await?;
@@ -135,7 +136,7 @@ fn by_grpc(sinks: &Sinks, admin: SocketAddr, ids: &[String]) -> Result<BTreeMap<
     })
 }
 
-/// Owners by the command.
+/// Looks up owners by the command.
 fn by_command(words: &[&str], ids: &[String]) -> Result<BTreeMap<String, String>> {
     let output = ring(&[&["lookup", "-", "--json"], words].concat(), &ids.join("\n"))?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -152,7 +153,7 @@ fn a_look_up_by_any_way_names_the_backend_that_the_trace_went_to() -> Result<()>
     let dead = Dead::new(&sinks)?;
     let backends = [sinks.addresses(), vec![dead.0]].concat();
     let proxy = proxy("spanring", &backends)?;
-    // The first ones eject the backend that is not there: from then on the table stands.
+    // The first requests eject the backend that is down. From then on the table does not change.
     send(&sinks, &proxy, TRACES..TRACES + 50)?;
     let before = arrivals(&sinks);
     send(&sinks, &proxy, 0..TRACES)?;
@@ -168,15 +169,18 @@ fn a_look_up_by_any_way_names_the_backend_that_the_trace_went_to() -> Result<()>
     ensure!(by_json(proxy.admin, &ids)? == went, "JSON names other backends than the traces went to");
     ensure!(by_grpc(&sinks, proxy.admin, &ids)? == went, "gRPC names other backends than the traces went to");
     ensure!(by_command(&["--admin", &admin], &ids)? == went, "the command names others than the traces went to");
-    // Without the proxy nobody knows that a backend is dead: for the slots of all others the list alone tells.
+    // Computed from a list alone, without a proxy, the dead backend keeps its slots; all other owners agree.
     let list: Vec<String> = backends.iter().map(ToString::to_string).collect();
     let listed = by_command(&["--members", &list.join(",")], &ids)?;
     let dead = dead.0.to_string();
-    ensure!(listed.values().filter(|owner| **owner == dead).count() > 1_000, "a fifth was the dead one's");
-    ensure!(listed.iter().all(|(trace, owner)| *owner == dead || went.get(trace) == Some(owner)), "a list tells other");
+    ensure!(listed.values().filter(|owner| **owner == dead).count() > 1_000, "the dead backend owns a fifth");
+    ensure!(
+        listed.iter().all(|(trace, owner)| *owner == dead || went.get(trace) == Some(owner)),
+        "the list gives other owners"
+    );
 
     let substitute = listed.iter().find(|(_, owner)| **owner == dead).context("one of them")?.0;
-    let (code, text) = said(&["lookup", substitute, "--admin", &admin])?;
+    let (code, text) = run_ring(&["lookup", substitute, "--admin", &admin])?;
     ensure!(code == 0 && text.contains(&format!("substitute for {dead} (ejected)")), "{text}");
     Ok(())
 }
@@ -191,30 +195,30 @@ fn replicas_of_different_memberships_are_told_apart_by_backend() -> Result<()> {
     let [b, c] = [proxy("b", &[one, three, dead])?, proxy("c", &[dead, two, one])?];
     let [at_a, at_b, at_c] = [&a, &b, &c].map(|proxy| proxy.admin.to_string());
 
-    let (code, text) = said(&["diff", &at_a, &format!("http://{at_b}/")])?;
+    let (code, text) = run_ring(&["diff", &at_a, &format!("http://{at_b}/")])?;
     ensure!(code == 1 && text.contains("pool tail: DIFFER"), "{code}: {text}");
     ensure!(text.contains(&format!("only in A: {two}\n  only in B: {three}\n")), "{text}");
-    let (code, text) = said(&["diff", &at_a, &at_c])?;
+    let (code, text) = run_ring(&["diff", &at_a, &at_c])?;
     ensure!(code == 0 && text.contains("pool tail: agree"), "{code}: {text}");
-    // One of them meets a backend that fails, the other has no traffic.
+    // One proxy meets a failing backend, the other has no traffic.
     send(&sinks, &a, 0..100)?;
     let text = until("one has ejected what the other has not", || {
-        let (code, text) = said(&["diff", &at_a, &at_c])?;
+        let (code, text) = run_ring(&["diff", &at_a, &at_c])?;
         Ok((code == 1).then_some(text))
     })?;
     ensure!(text.contains(&format!("{dead} is ejected in A and active in B\n")), "{text}");
     ensure!(text.contains("  membership ") && text.contains(" in both\n"), "the membership is the same: {text}");
 
     let list = format!("static://{one},{two}");
-    let (code, text) = said(&["diff", &at_a, &list, "--json"])?;
+    let (code, text) = run_ring(&["diff", &at_a, &list, "--json"])?;
     let diff: Value = serde_json::from_str(&text)?;
     ensure!(code == 1 && diff["pools"][0]["only_in_a"][0] == dead.to_string(), "{text}");
-    let (code, text) = said(&["show", "--admin", &at_a])?;
+    let (code, text) = run_ring(&["show", "--admin", &at_a])?;
     ensure!(code == 0 && text.contains("by ejection: moved ") && text.contains("ejected"), "{text}");
-    let (code, text) = said(&["plan", "--admin", &at_b, "--add", "10.0.0.1", "--remove", &dead.to_string()])?;
+    let (code, text) = run_ring(&["plan", "--admin", &at_b, "--add", "10.0.0.1", "--remove", &dead.to_string()])?;
     ensure!(code == 0 && text.contains("the fair shares change by 33.33 %"), "{text}");
     let grpc = a.grpc.to_string();
-    let (code, text) = said(&["diff", &at_a, &grpc])?;
+    let (code, text) = run_ring(&["diff", &at_a, &grpc])?;
     ensure!(code == 2 && text.contains("is it a spanring's admin.endpoint?"), "{code}: {text}");
     Ok(())
 }
@@ -259,7 +263,7 @@ fn a_watch_outlives_the_restart_of_its_proxy_and_goes_on_beside_one_that_is_down
         Process::start("spanring", command.arg("run").arg("--config").arg(&file))
     };
     let (mut proxy, [_, admin]) = on_free_ports(|free| {
-        // No client is given a port of this address, so that they are still free when the proxy starts again.
+        // Clients get no ports of 127.0.0.2, so the ports are still free when the proxy restarts.
         let [grpc, admin] = free.map(|free| SocketAddr::from(([127, 0, 0, 2], free.port())));
         std::fs::write(&file, rig::config(grpc, admin, &sinks.addresses(), "", ""))?;
         Ok((start()?, Ready::Page(format!("http://{admin}/readyz"))))
@@ -281,11 +285,11 @@ fn a_watch_outlives_the_restart_of_its_proxy_and_goes_on_beside_one_that_is_down
     seen(&format!("{at} is watched again"), 1)?;
     seen(&found(&at), 2)?;
     ensure!(watch.log().matches(&found(&at_other)).count() == 1, "the other was watched all along: {}", watch.log());
-    ensure!(watch.log().matches(&down).count() == 1, "a failure that goes on is said once");
+    ensure!(watch.log().matches(&down).count() == 1, "a continuing failure is reported once");
     watch.signal("TERM")?;
     watch.wait()?;
 
-    let (code, text) = said(&["watch", "--admin", &down, "--admin", &down])?;
+    let (code, text) = run_ring(&["watch", "--admin", &down, "--admin", &down])?;
     ensure!(code == 2 && text.contains("cannot reach the admin listener"), "nobody was ever there: {code}: {text}");
     Ok(())
 }
@@ -302,7 +306,7 @@ fn one_dead_replica_hides_no_other() -> Result<()> {
         (vec!["lookup", &id], &*format!("{id}  {at}  tail")),
         (vec!["plan", "--add", "10.0.0.1"], "1 added, 0 removed"),
     ] {
-        // The dead one is asked first, and last.
+        // The dead proxy is asked first and last.
         let words = [words, vec!["--admin", &dead, "--admin", &at, "--admin", &dead]].concat();
         let output = ring(&words, "")?;
         let (text, why) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
@@ -327,27 +331,27 @@ fn a_look_up_at_several_replicas_names_them_and_tells_whether_they_differ() -> R
     let of = |owner: SocketAddr| owners.iter().find(|(_, it)| **it == owner.to_string()).map(|(id, _)| &**id);
     let (moves, stays) = (of(two).context("a trace of the second")?, of(one).context("a trace of the first")?);
 
-    let (code, text) = said(&["lookup", moves, "--admin", &at_a, "--admin", &at_b])?;
+    let (code, text) = run_ring(&["lookup", moves, "--admin", &at_a, "--admin", &at_b])?;
     let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
     ensure!(rows[0][..5] == ["TRACE", "REPLICA", "POOL", "SLOT", "BACKEND"], "{text}");
     ensure!(rows[1][..3] == [moves, &at_a, "tail"] && rows[1][4] == two.to_string(), "{text}");
     ensure!(rows[2][..3] == [moves, &at_b, "tail"] && rows[2][4] != two.to_string(), "{text}");
     ensure!(code == 1 && text.contains("the replicas differ on 1 of 1 traces"), "{code}: {text}");
 
-    let (code, text) = said(&["lookup", moves, stays, "--admin", &at_a, "--admin", &at_c])?;
+    let (code, text) = run_ring(&["lookup", moves, stays, "--admin", &at_a, "--admin", &at_c])?;
     ensure!(code == 0 && text.lines().count() == 5, "the same backends, the same owners: {code}: {text}");
     let output = ring(&["lookup", moves, "--admin", &at_a, "--admin", &at_b, "--json"], "")?;
     let lines = String::from_utf8(output.stdout)?;
     let from = lines.lines().map(|line| Ok(serde_json::from_str::<Value>(line)?["from"].clone()));
     ensure!(from.collect::<Result<Vec<_>>>()? == [&*at_a, &*at_b], "{lines}");
     ensure!(output.status.code() == Some(1), "{:?}", output.status);
-    let (code, text) = said(&["lookup", moves, "--admin", &at_a])?;
+    let (code, text) = run_ring(&["lookup", moves, "--admin", &at_a])?;
     ensure!(code == 0 && !text.contains("REPLICA"), "one replica needs no name: {text}");
 
-    let (code, text) = said(&["show", "--admin", &at_a, "--admin", &at_c, "--admin", &at_b])?;
+    let (code, text) = run_ring(&["show", "--admin", &at_a, "--admin", &at_c, "--admin", &at_b])?;
     let why = format!("the rings of {at_b} differ from those of {at_a}: spanring ring diff {at_a} {at_b}\n");
     ensure!(code == 1 && text.contains(&why) && text.matches(" differ from ").count() == 1, "{code}: {text}");
-    let (code, text) = said(&["show", "--admin", &at_a, "--admin", &at_c])?;
+    let (code, text) = run_ring(&["show", "--admin", &at_a, "--admin", &at_c])?;
     ensure!(code == 0 && !text.contains("differ"), "{code}: {text}");
     Ok(())
 }

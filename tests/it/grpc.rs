@@ -1,4 +1,4 @@
-//! What an OTLP/gRPC client sees of one running proxy: encodings, refusals, invalid IDs, requests of every size.
+//! OTLP/gRPC as a client sees it: encodings, refusals, invalid IDs, and requests of every size.
 
 use std::{collections::BTreeMap, io::Write as _};
 
@@ -27,7 +27,7 @@ use super::{
     rig::{Keeper, Sinks, client, config, framed, request, send_raw, span},
 };
 
-/// A proxy before keepers, with further lines for the pool and the file.
+/// Starts a proxy in front of `count` keepers, with additional lines for the pool and the file.
 fn with_keepers(count: usize, pool: &str, more: &str) -> Result<(Runtime, Vec<Keeper>, Proxy)> {
     let runtime = Runtime::new()?;
     let tasks = Tasks::new();
@@ -38,7 +38,7 @@ fn with_keepers(count: usize, pool: &str, more: &str) -> Result<(Runtime, Vec<Ke
     Ok((runtime, keepers, proxy))
 }
 
-/// Every span with the resource and scope that it came in, and how often.
+/// Counts every span together with its resource and scope.
 fn spans_of<'a>(requests: impl IntoIterator<Item = &'a ExportTraceServiceRequest>) -> BTreeMap<Vec<u8>, usize> {
     let mut spans = BTreeMap::new();
     for resource in requests.into_iter().flat_map(|request| &request.resource_spans) {
@@ -62,7 +62,7 @@ fn attribute(key: &str, value: &str) -> KeyValue {
     KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
 }
 
-/// Two services with two scopes each; every trace has spans in all of them.
+/// A request with two services and two scopes in each; every trace has spans in all of them.
 fn of_services(traces: u128, filler: usize) -> ExportTraceServiceRequest {
     let mut id = 0;
     let mut scope = |name: &str| {
@@ -111,7 +111,7 @@ fn every_encoding_of_clients_meets_every_encoding_of_pools() -> Result<()> {
 #[test]
 fn twelve_mebibytes_reach_backends_that_take_four_unchanged() -> Result<()> {
     let (runtime, keepers, proxy) = with_keepers(2, "", "")?;
-    // One trace makes 4 MiB of its own, so that its owner gets several calls for it; another one is a single large span.
+    // One trace has more than 4 MiB, so its owner gets it in several calls. Another has a single large span.
     let mut sent = of_services(1200, 2300);
     let attributes = vec![attribute("large", &"y".repeat(3 << 20))];
     sent.resource_spans.push(ResourceSpans {
@@ -159,7 +159,7 @@ fn malformed_protobuf_is_named_by_its_offset_and_the_connection_lives() -> Resul
     let (runtime, keepers, proxy) = with_keepers(2, "", "")?;
     let mut broken = request(vec![span(1, 1), span(2, 2)]).encode_to_vec();
     let at = broken.len();
-    // Field 1 of the request again, of 99 bytes that are not there.
+    // Another field 1 of the request, with a length of 99 bytes that are missing.
     broken.extend([0x0a, 99, 1, 2, 3]);
     let reply = runtime.block_on(send_raw(proxy.grpc, &[], framed(0, &broken)?))?;
     ensure!(reply.code == Code::InvalidArgument as i32, "{reply:?}");
@@ -198,7 +198,7 @@ fn what_is_too_large_is_refused_for_good() -> Result<()> {
     Ok(())
 }
 
-/// One good span, and one of each kind that is not.
+/// A request with one valid span and one of each invalid kind.
 fn with_invalid_ids() -> ExportTraceServiceRequest {
     let of = |id: &[u8], n| Span { trace_id: id.to_vec(), ..span(1, n) };
     request(vec![span(77, 1), of(&[], 2), of(&[0; 16], 3), of(&[9; 8], 4), of(&[9; 17], 5)])

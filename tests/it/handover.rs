@@ -1,4 +1,4 @@
-//! A pool that is told of other backends and other credentials while it delivers: nobody is shown what is not for them.
+//! A pool changes backends and credentials while it delivers. No backend may see credentials meant for others.
 
 use std::{
     collections::BTreeSet,
@@ -55,13 +55,13 @@ impl Load {
         Ok(Self { clients, over, answered, tasks })
     }
 
-    /// Waits for that many further answers.
+    /// Waits for `more` further answers.
     fn goes_on(&self, more: u64) -> Result<()> {
         let goal = self.answered.load(Relaxed) + more;
         until("requests are answered", || Ok((self.answered.load(Relaxed) >= goal).then_some(())))
     }
 
-    /// Ends it: no request failed, and everything is with one of these backends.
+    /// Stops the clients. Checks that no request failed and that these backends received everything.
     async fn stop(self, backends: &[&Backend]) -> Result<()> {
         self.over.store(true, Relaxed);
         for client in self.clients {
@@ -110,7 +110,7 @@ async fn a_reload_shows_neither_new_credentials_nor_plaintext_to_the_backends_be
     load.goes_on(20)?;
     ensure!(after.authorizations() == bearing(&["new"]), "{:?}", after.authorizations());
 
-    // The same backend and another credential: it takes over by connections of its own.
+    // The same backend with a new credential gets connections of its own.
     reload(&proxy, &config("headers: { authorization: newer }"), "success")?;
     until("the newest credential is used", || Ok(after.authorizations().contains("newer").then_some(())))?;
     load.goes_on(20)?;
@@ -140,8 +140,8 @@ async fn names_that_do_not_resolve_change_nothing_until_they_do() -> Result<()> 
     reload(&proxy, &config(proxy.grpc, proxy.admin, &named, "new"), "success")?;
     let pending = || metric(proxy.admin, "spanring_discovery_change_pending", &["pool=\"tail\""]);
     until("it says that it waits", || {
-        let said = proxy.process.log().contains("discovery has no good answer by the new configuration yet");
-        Ok((said && pending()? == 1.0).then_some(()))
+        let is_logged = proxy.process.log().contains("discovery has no good answer by the new configuration yet");
+        Ok((is_logged && pending()? == 1.0).then_some(()))
     })?;
     let asked =
         || metric(proxy.admin, "spanring_discovery_lookups_total", &["family=\"static\"", "result=\"nxdomain\""]);
@@ -151,7 +151,7 @@ async fn names_that_do_not_resolve_change_nothing_until_they_do() -> Result<()> 
     load.goes_on(20)?;
     ensure!(members(&proxy, "active")? == 1.0 && members(&proxy, "unresolved")? == 0.0, "nothing may have changed");
     ensure!(before.authorizations() == bearing(&["old"]), "{:?}", before.authorizations());
-    // Another header meanwhile is for those who are waited for, too.
+    // A header that changes meanwhile applies to the awaited backends too.
     reload(&proxy, &config(proxy.grpc, proxy.admin, &named, "newer"), "success")?;
     load.goes_on(20)?;
     ensure!(before.authorizations() == bearing(&["old"]) && pending()? == 1.0, "{:?}", before.authorizations());

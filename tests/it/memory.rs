@@ -1,4 +1,4 @@
-//! Memory of a proxy under peers that ask for much: its peak stays below the budget and 64 MiB.
+//! Memory of a proxy whose peers demand much: its peak stays below the budget plus 64 MiB.
 
 use std::{fs, io::Write as _, net::SocketAddr, time::Duration};
 
@@ -20,8 +20,8 @@ use super::{
     rig::{Sinks, client, config, framed, head, request, send_raw, span},
 };
 
-/// What the process may take beside its budget, in MiB: 64, of which 12 are pages of an optimised program's file. Those of
-/// the build that is tested are more than twice as many, and not counted.
+/// Memory allowed beside the budget, in MiB: 64, of which 12 are the mapped pages of an optimised binary. File pages
+/// are not counted here, since the tested build has more than twice as many.
 const BESIDE: u64 = 64 - 12;
 
 fn proxy(sinks: &Sinks, limit_mib: u64) -> Result<Proxy> {
@@ -29,7 +29,7 @@ fn proxy(sinks: &Sinks, limit_mib: u64) -> Result<Proxy> {
     Proxy::start("spanring", |grpc, admin| config(grpc, admin, &sinks.addresses(), "", &limiter))
 }
 
-/// The most memory that a process ever had, in MiB, the pages of files aside.
+/// The peak memory of a process in MiB, without file pages.
 fn peak_mib(process: &Process) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
     let kib = |name| {
@@ -39,7 +39,7 @@ fn peak_mib(process: &Process) -> Result<u64> {
     Ok((kib("VmHWM:")? - kib("RssFile:")?) / 1024)
 }
 
-/// Its peak is within bounds, it serves on, and what requests held was given back.
+/// Checks that the peak is within bounds, that the proxy still serves, and that requests have returned their memory.
 fn stays_within(proxy: &Proxy, sinks: &Sinks, limit_mib: u64) -> Result<()> {
     let peak = peak_mib(&proxy.process)?;
     ensure!(peak <= limit_mib + BESIDE, "{peak} MiB are more than {limit_mib} + {BESIDE}");
@@ -59,8 +59,8 @@ fn plain_metric(admin: SocketAddr, name: &str) -> Result<f64> {
     Ok(line.context("no such metric")?.parse()?)
 }
 
-/// Opens `streams` streams on one connection that each announce 64 MiB and send `chunk` bytes every `pause`, until `end`
-/// or until they are refused. Returns the codes of refusals.
+/// Opens `streams` streams on one connection. Each announces 64 MiB and sends `chunk` bytes every `pause` until `end`
+/// or until it is refused. Returns the codes of refusals.
 async fn announce_much(
     grpc: SocketAddr,
     streams: usize,
@@ -83,7 +83,7 @@ async fn announce_much(
             let send = async {
                 for _ in 0..chunks {
                     body.reserve_capacity(filler.len());
-                    // As fast as the window allows, and no faster: what cannot be sent is not kept here.
+                    // Sends only as fast as the window allows, so that this process buffers nothing.
                     while body.capacity() < filler.len() {
                         match std::future::poll_fn(|context| body.poll_capacity(context)).await {
                             Some(Ok(_)) => {}
@@ -122,7 +122,7 @@ fn two_hundred_streams_that_announce_much_and_send_slowly_hold_little() -> Resul
     stays_within(&proxy, &sinks, 96)
 }
 
-/// One span each of `traces` traces in a resource of `size` bytes: every part needs a copy of the resource.
+/// A request with one span for each of `traces` traces, under a resource of `size` bytes that every part has to repeat.
 fn in_a_resource_of(size: usize, traces: u64) -> ExportTraceServiceRequest {
     let value = Some(AnyValue { value: Some(Value::StringValue("r".repeat(size))) });
     let attributes = vec![KeyValue { key: "large".to_owned(), value, ..KeyValue::default() }];
@@ -172,7 +172,7 @@ fn bombs_are_refused_within_the_budget() -> Result<()> {
     });
     for reply in replies {
         let reply = reply?;
-        // Too large for good, or no room for now.
+        // Either permanently too large, or no room at the moment.
         let codes = [Code::ResourceExhausted as i32, Code::Unavailable as i32];
         ensure!(codes.contains(&reply.code), "{reply:?}");
     }
@@ -186,7 +186,7 @@ fn requests_whose_backends_do_not_answer_fill_the_budget_and_no_more() -> Result
     let sinks = Sinks::start(2, &SinkConfig { behaviour, ..SinkConfig::default() })?;
     let proxy = Proxy::start("spanring", |grpc, admin| {
         let more = "memory_limiter: { limit_mib: 64 }";
-        // Queues without effect: only the budget bounds.
+        // Queues large enough to have no effect, so that only the budget limits memory.
         let pool = "sending_queue: { queue_size: 1GiB }\n    timeout: 1s";
         config(grpc, admin, &sinks.addresses(), pool, more)
     })?;

@@ -1,4 +1,5 @@
-//! Headers that go on to backends: what the operator named and nothing else, and never one client's with another's data.
+//! Forwarded headers: backends get exactly those that the operator named, and a client's headers never come with
+//! another client's data.
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +30,7 @@ use super::{
 /// The headers of a call, and the tenants whose data it carried.
 pub(crate) type Call = (http::HeaderMap, BTreeSet<u8>);
 
-/// A slow backend that keeps the headers of every call and the traces in it, and refuses the first few for now.
+/// A slow backend that records the headers and tenants of every call, and refuses the first few with a retryable code.
 #[derive(Clone, Default)]
 pub(crate) struct Keeper {
     calls: Arc<Mutex<Vec<Call>>>,
@@ -46,7 +47,7 @@ impl TraceService for Keeper {
         let scopes = message.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
         let tenants = scopes.flat_map(|scope| &scope.spans).map(|span| span.trace_id[0]).collect();
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push((headers.into_headers(), tenants));
-        // Others are to wait meanwhile, so that there is something to merge.
+        // The delay makes other requests wait, so that there is something to merge.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let refuse = self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         match refuse {
@@ -99,13 +100,13 @@ fn with_headers(tenant: u8, message: ExportTraceServiceRequest) -> Request<Expor
     request
 }
 
-/// Checks every call: one tenant's data, with what that tenant said and what the operator wrote.
+/// Checks that every call has one tenant's data with that tenant's headers and the operator's.
 fn check(calls: &[Call]) -> Result<()> {
     for (headers, tenants) in calls {
-        let said: Vec<&[u8]> = headers.get_all("x-scope-orgid").iter().map(|value| value.as_bytes()).collect();
-        ensure!(tenants.len() == 1, "a call with the data of {tenants:?} said {said:?}");
+        let values: Vec<&[u8]> = headers.get_all("x-scope-orgid").iter().map(|value| value.as_bytes()).collect();
+        ensure!(tenants.len() == 1, "a call with the data of {tenants:?} had {values:?}");
         let tenant = *tenants.first().context("no span")?;
-        ensure!(said == [format!("tenant-{tenant}").as_bytes(), b"second"], "{said:?} with data of {tenant}");
+        ensure!(values == [format!("tenant-{tenant}").as_bytes(), b"second"], "{values:?} with data of {tenant}");
         let binary = tonic::metadata::MetadataMap::from_headers(headers.clone());
         let binary = binary.get_bin("x-tenant-bin").context("no x-tenant-bin")?.to_bytes()?;
         ensure!(binary[..] == [tenant, 0, 255], "{binary:?}");
@@ -121,12 +122,12 @@ fn tenants_in_flight_are_never_merged_and_their_headers_arrive() -> Result<()> {
     const EACH: u8 = 30;
     let runtime = tokio::runtime::Runtime::new()?;
     let keeper = Keeper::default();
-    // Retries keep what belongs to them.
+    // Retries must keep their own headers.
     keeper.refusals.store(5, Ordering::Relaxed);
     let named = "X-Scope-OrgID, x-tenant-bin, x-cluster";
     let proxy = start(&keeper, &runtime, named, "headers: { X-Cluster: one }")?;
     runtime.block_on(async {
-        // Of all tenants on each of two connections.
+        // All tenants send on each of two connections.
         let clients = [client(proxy.grpc).await?, client(proxy.grpc).await?];
         let sent = (0..TENANTS * EACH).map(|n| {
             let mut client = clients[usize::from(n) % 2].clone();

@@ -1,4 +1,4 @@
-//! `grpc.health.v1` and reflection at the port for OTLP/gRPC: for probes, clients that watch the health, and grpcurl.
+//! `grpc.health.v1` and reflection on the OTLP/gRPC port, for probes, clients that watch health, and grpcurl.
 
 use std::future::pending;
 
@@ -30,7 +30,7 @@ async fn next(watch: &mut Streaming<HealthCheckResponse>) -> Result<ServingStatu
     Ok(watch.message().await?.context("a watch must not end so")?.status())
 }
 
-/// Asks by reflection, and leaves the stream open.
+/// Sends a reflection request and leaves the stream open.
 async fn ask(channel: &Channel, question: MessageRequest) -> Result<(MessageResponse, impl Send + use<>)> {
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
     let requests = stream::iter([request]).chain(stream::once(pending()));

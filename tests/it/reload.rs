@@ -1,4 +1,4 @@
-//! Another configuration while clients send: nothing fails, connections stay, and what does not hold changes nothing.
+//! Reloads while clients send: no request fails, connections stay, and an invalid file changes nothing.
 
 use std::{fs, net::SocketAddr, os::unix::fs::symlink, path::Path, process::Command};
 
@@ -30,7 +30,7 @@ pub(crate) fn reloads(admin: SocketAddr, result: &str) -> Result<f64> {
     metric(admin, RELOADS, &[&format!("result=\"{result}\"")])
 }
 
-/// A configuration whose pools are lines of their own.
+/// A configuration file whose pools are separate lines.
 struct File {
     grpc: SocketAddr,
     admin: SocketAddr,
@@ -56,7 +56,7 @@ fn pool(name: &str, backends: &[SocketAddr], settings: &str) -> String {
     format!("  {name}: {{ resolver: {{ static: {{ hostnames: [{hostnames}] }} }}, {settings} }}\n")
 }
 
-/// Writes `text`, asks for it, and waits until one more reload came to `result`.
+/// Writes `text`, asks for a reload, and waits until the count of `result` has risen.
 pub(crate) fn reload(proxy: &Proxy, text: &str, result: &str) -> Result<()> {
     let before = reloads(proxy.admin, result)?;
     proxy.rewrite(text)?;
@@ -65,7 +65,7 @@ pub(crate) fn reload(proxy: &Proxy, text: &str, result: &str) -> Result<()> {
         .with_context(|| proxy.process.log())
 }
 
-/// Waits until `more` further requests were answered, so that a change is met by traffic.
+/// Waits for `more` further answered requests, so that requests run during a change.
 fn traffic(proxy: &Proxy, more: f64) -> Result<()> {
     let answered = || metric(proxy.admin, "spanring_receiver_requests_total", &["code=\"OK\""]);
     let goal = answered()? + more;
@@ -111,12 +111,12 @@ fn reloads_under_load_fail_no_request_and_close_no_connection() -> Result<()> {
     let generation = |pool: &str| count("spanring_ring_generation", &format!("pool=\"{pool}\""));
     let before = (clients()?, open()?, connects("tail")?, generation("tail")?);
 
-    // The same file: the same pools keep their tables and connections.
+    // Reloading the same file keeps tables and connections.
     reload(&proxy, &file.text(), "unchanged")?;
     traffic(&proxy, 50.0)?;
     ensure!((clients()?, open()?, connects("tail")?, generation("tail")?) == before, "nothing may change");
 
-    // A pool is added, and logs go there.
+    // A pool is added, and logs are routed to it.
     file.pools.push(pool("more", all, ""));
     file.routes = "[{ signals: [traces], pool: tail }, { signals: [logs], pool: more }]";
     reload(&proxy, &file.text(), "success")?;
@@ -126,7 +126,7 @@ fn reloads_under_load_fail_no_request_and_close_no_connection() -> Result<()> {
     let (_, readiness) = http_get(&format!("http://{}/readyz?verbose", proxy.admin))?;
     ensure!(readiness.contains("[+] pool more: ok"), "{readiness}");
 
-    // A file that does not hold leaves all that in force.
+    // An invalid file changes nothing.
     proxy.rewrite("pools: { tail: { resolver: { static: { hostnames: [] } } }\n")?;
     reload(&proxy, "pools: { tail: { hold_down: 25h } }\n", "failed")?;
     ensure!(bare_metric(proxy.admin, "spanring_config_last_reload_successful")? == 0.0, "must be said");
@@ -134,7 +134,7 @@ fn reloads_under_load_fail_no_request_and_close_no_connection() -> Result<()> {
     ensure!(log.contains("configuration refused") && log.contains("hold_down: is longer than 24h"), "{log}");
     traffic(&proxy, 50.0)?;
 
-    // Dispatch alone changes: other connections, the same table.
+    // A change of dispatch settings opens new connections and keeps the table.
     file.pools[0] = pool("tail", three, "compression: gzip, timeout: 4s, sending_queue: { queue_size: 8MiB }");
     reload(&proxy, &file.text(), "success")?;
     ensure!(bare_metric(proxy.admin, "spanring_config_last_reload_successful")? == 1.0, "must be over");
@@ -142,13 +142,13 @@ fn reloads_under_load_fail_no_request_and_close_no_connection() -> Result<()> {
     traffic(&proxy, 100.0)?;
     ensure!(generation("tail")? == 1.0, "the table must stay");
 
-    // The resolver changes: the pool is not begun anew, it only learns of another backend.
+    // A changed resolver only adds a backend; the pool does not start anew.
     file.pools[0] = pool("tail", all, "compression: gzip");
     reload(&proxy, &file.text(), "success")?;
     until("the fourth backend joins", || Ok((generation("tail")? == 2.0).then_some(())))?;
     traffic(&proxy, 100.0)?;
 
-    // The pool that everything goes to is removed, and traces go to the other one.
+    // The pool with all traffic is removed, and traces are routed to the other one.
     file.pools.remove(0);
     file.routes = "[{ signals: [traces, logs], pool: more }]";
     reload(&proxy, &file.text(), "success")?;
@@ -204,12 +204,12 @@ fn what_takes_a_restart_is_named_and_the_rest_is_taken_over() -> Result<()> {
     let refused = refused.context("the new limit must hold")?;
     ensure!(refused.code() == tonic::Code::ResourceExhausted, "{refused:?}");
     ensure!(refused.message().contains("max_recv_msg_size_mib"), "{refused:?}");
-    // A connection that goes on otherwise than HTTP/2 does is worth a line at debug only.
+    // A connection that breaks HTTP/2 is logged only at level debug.
     let broken = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &[b'x'; 64]].concat();
     std::io::Write::write_all(&mut std::net::TcpStream::connect(proxy.grpc)?, &broken)?;
     until("the new level holds", || Ok(proxy.process.log().contains("DEBUG").then_some(())))?;
 
-    // Nothing new, and yet the file still says what takes a restart.
+    // The same file again, which still differs in a key that needs a restart.
     reload(&proxy, &text, "unchanged")?;
     ensure!(required("worker_threads")? == 1.0, "still");
     let log = proxy.process.log();
@@ -220,7 +220,7 @@ fn what_takes_a_restart_is_named_and_the_rest_is_taken_over() -> Result<()> {
     Ok(())
 }
 
-/// Makes `link` lead to `to`, all at once: how a ConfigMap's files are replaced.
+/// Points `link` to `to` atomically, as Kubernetes does with a ConfigMap's files.
 fn relink(dir: &Path, link: &str, to: &str) -> Result<()> {
     symlink(to, dir.join("draft"))?;
     Ok(fs::rename(dir.join("draft"), dir.join(link))?)

@@ -1,5 +1,5 @@
-//! The page of metrics is bounded: by the backends that there are, and by nothing that clients send. Nor do they make the log
-//! longer.
+//! The size of the metrics page depends on the number of backends and never on what clients send. The log does not grow
+//! with their requests either.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
@@ -21,15 +21,15 @@ use super::{
     rig::{EXPORT, Sinks, config, framed, request, span},
 };
 
-/// Requests with names of their own; every tenth is an export of ten traces.
+/// Number of requests with unique names; every tenth is an export of ten traces.
 const HOSTILE: u64 = 100_000;
 const EXPORTS: u64 = 10;
 const TRACES: u64 = 10;
 
-/// Requests of one connection that are not answered yet.
+/// Number of unanswered requests on one connection.
 const AT_ONCE: usize = 64;
 
-/// Backends, and the bound on the page with them.
+/// Number of backends, and the size limit of the page with them, in bytes.
 const BACKENDS: usize = 200;
 const PAGE: usize = 1 << 20;
 
@@ -41,7 +41,7 @@ fn series(admin: SocketAddr) -> Result<BTreeSet<String>> {
     lines.map(|line| Ok(line.rsplit_once(' ').context("a value")?.0.to_owned())).collect()
 }
 
-/// An export request whose names are all its own.
+/// An export request in which all names are unique.
 fn export(nth: u64) -> ExportTraceServiceRequest {
     let named = |trace: u64| Span {
         name: format!("evil\"}} {nth}\n"),
@@ -80,7 +80,7 @@ fn hostile_head(proxy: SocketAddr, nth: u64) -> Result<Request<()>> {
     Ok(head.body(())?)
 }
 
-/// Sends one and reads its answer to the end; whether it was answered `OK`.
+/// Sends one request and reads its answer to the end. Returns whether it was `OK`.
 async fn send(sender: SendRequest<Bytes>, proxy: SocketAddr, nth: u64) -> Result<bool> {
     let is_export = nth.is_multiple_of(EXPORTS);
     let mut sender = sender.ready().await?;
@@ -113,7 +113,7 @@ async fn send_all(proxy: SocketAddr, tasks: &Tasks) -> Result<u64> {
 fn whatever_clients_send_adds_neither_a_series_nor_a_line_to_the_log() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let proxy = Proxy::start("spanring", |grpc, admin| config(grpc, admin, &sinks.addresses(), "", ""))?;
-    let (before, told) = (series(proxy.admin)?, proxy.process.log().lines().count());
+    let (before, lines_before) = (series(proxy.admin)?, proxy.process.log().lines().count());
     let tasks = Tasks::new();
     let accepted = sinks.runtime.block_on(send_all(proxy.grpc, &tasks))?;
     ensure!(accepted == HOSTILE / EXPORTS, "{accepted} exports were accepted");
@@ -123,15 +123,15 @@ fn whatever_clients_send_adds_neither_a_series_nor_a_line_to_the_log() -> Result
     ensure!(new.is_empty(), "{} new series: {:?}", new.len(), new.first());
     ensure!(!after.iter().any(|line| line.contains("evil")), "a client's words are on the page");
     let lines = proxy.process.log().lines().count();
-    // A connection to each backend may have its line.
-    ensure!(lines <= told + 4, "{lines} lines after {told}:\n{}", proxy.process.log());
+    // Each connection to a backend may add a line.
+    ensure!(lines <= lines_before + 4, "{lines} lines after {lines_before}:\n{}", proxy.process.log());
     tasks.stop();
     Ok(())
 }
 
 #[test]
 fn with_two_hundred_backends_the_page_is_below_a_mebibyte() -> Result<()> {
-    // Nobody needs to listen: names as long as those of a StatefulSet's pods, which resolve to nothing.
+    // Names as long as those of a StatefulSet's pods. They resolve to nothing, so no backend has to listen.
     let backends: Vec<String> = (0..BACKENDS)
         .map(|nth| format!("\"collector-{nth}.collectors.observability.svc.cluster.invalid:4317\""))
         .collect();

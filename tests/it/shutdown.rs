@@ -1,4 +1,5 @@
-//! How a running proxy ends: drained after one signal, at once after two, in time whatever its peers do.
+//! The end of a running proxy: it drains after one signal, ends at once after two, and ends in time whatever its peers
+//! do.
 
 use std::{
     io::{Read, Write},
@@ -23,7 +24,7 @@ use super::{
     rig::{Sinks, client, config, framed, head, request, span},
 };
 
-/// What the ends of a drain may take on a slow machine beside the times that are configured.
+/// Additional time that a drain may take on a slow machine.
 const SLACK: Duration = Duration::from_secs(4);
 
 fn proxy(sinks: &Sinks, shutdown: &str) -> Result<Proxy> {
@@ -42,13 +43,13 @@ fn becomes_unready(proxy: &Proxy) -> Result<String> {
     })
 }
 
-/// Spans that nobody sent before, of several traces.
+/// A request with new spans of several traces.
 fn batch(number: u64) -> ExportTraceServiceRequest {
     request((0..6).map(|n| span(u128::from(number * 6 + n) << 3 | 1, number * 6 + n + 1)).collect())
 }
 
-/// Sends batches on one connection, a new one every few milliseconds, until the proxy says that it goes (GOAWAY). Returns
-/// how many were answered with success; every one that was sent must be. Each adds a permit to `sent_by_all`.
+/// Sends batches on one connection, a new one every few milliseconds, until the proxy sends GOAWAY. Returns the number
+/// of successful answers; every batch that was sent must succeed. Each adds a permit to `sent_by_all`.
 async fn send_until_told_to_go(proxy: &Proxy, lane: u64, sent_by_all: &Semaphore) -> Result<u64> {
     let (sender, connection) = h2::client::handshake(TcpStream::connect(proxy.grpc).await?).await?;
     let tasks = Tasks::new();
@@ -69,7 +70,8 @@ async fn send_until_told_to_go(proxy: &Proxy, lane: u64, sent_by_all: &Semaphore
             sent?;
             let mut body = match response.await {
                 Ok(response) => response.into_body(),
-                // Too late by a moment, and told so: HTTP/2 promises that nothing of it was looked at.
+                // The batch came too late and was refused by the GOAWAY. HTTP/2 guarantees that none of it was
+                // processed.
                 Err(error) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
@@ -108,7 +110,7 @@ fn a_drain_under_load_answers_everything_it_took_and_loses_nothing() -> Result<(
             proxy.process.signal("TERM")?;
             let body = becomes_unready(&proxy)?;
             ensure!(body.contains("draining"), "the reason must be said: {body}");
-            // Those who have not heard of it yet are still served.
+            // Clients that have not noticed yet are still served.
             client(proxy.grpc).await?.export(batch(9_900_000)).await?;
             let (status, _) = http_get(&format!("http://{}/livez", proxy.admin))?;
             ensure!(status == 200, "it lives until it ends");
@@ -156,7 +158,7 @@ fn a_drain_ends_in_time_with_a_backend_that_never_answers() -> Result<()> {
 fn a_drain_does_not_wait_for_clients_that_do_not_answer() -> Result<()> {
     let sinks = slow_sinks(0)?;
     let mut proxy = proxy(&sinks, "delay: 0s, timeout: 45s")?;
-    // They begin, by the preface and an empty SETTINGS, and then only stay: no PING is answered.
+    // These clients send the preface and an empty SETTINGS and then nothing, not even answers to PINGs.
     let mut mute = Vec::new();
     for _ in 0..2 {
         let mut client = std::net::TcpStream::connect(proxy.grpc)?;
@@ -168,7 +170,7 @@ fn a_drain_does_not_wait_for_clients_that_do_not_answer() -> Result<()> {
     let begun = Instant::now();
     let status = proxy.process.stop()?;
     ensure!(status.code() == Some(0), "{status}");
-    // They have 5 s; the rest is for a slow machine.
+    // The proxy gives them 5 s; the rest is tolerance for a slow machine.
     ensure!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     for mut client in mute {
         let mut rest = Vec::new();

@@ -1,4 +1,5 @@
-//! How a proxy starts: the example of a configuration as it stands, flags instead of a file, names that do not resolve.
+//! The start of a proxy: with the example configuration, with flags instead of a file, and with names that do not
+//! resolve.
 
 use std::{fs, path::Path, process::Command};
 
@@ -11,7 +12,7 @@ use super::{
     rig::{Sinks, client, request, send_raw, span},
 };
 
-/// A whole configuration, like the one in README.
+/// The complete configuration shown in the README.
 pub(crate) const EXAMPLE: &str = r#"receivers:
   otlp: { protocols: { grpc: { endpoint: 127.0.0.1:14317 } } }
 pools:
@@ -27,7 +28,7 @@ fn spanring() -> Command {
     Command::new(env!("CARGO_BIN_EXE_spanring"))
 }
 
-/// A request of spans of many traces goes through: each trace to one sink, every span once.
+/// Sends a request with spans of many traces. Checks that each trace reaches one sink and every span arrives once.
 fn traces_stay_whole(sinks: &Sinks, proxy: std::net::SocketAddr) -> Result<()> {
     use spanring::tools::load::{LoadConfig, Until, run_load};
     let load = LoadConfig {
@@ -50,7 +51,7 @@ fn traces_stay_whole(sinks: &Sinks, proxy: std::net::SocketAddr) -> Result<()> {
 #[test]
 fn the_example_runs_as_it_stands() -> Result<()> {
     let sinks = Sinks::start(4, &SinkConfig::default())?;
-    // Its ports belong to whoever runs this test: others take their place, and nothing else is changed.
+    // Only the ports are replaced, since those of the example may be in use on this machine.
     let proxy = Proxy::start("spanring", |grpc, admin| {
         let ports =
             EXAMPLE.replace("127.0.0.1:14317", &grpc.to_string()).replace("127.0.0.1:18888", &admin.to_string());
@@ -68,7 +69,7 @@ fn the_example_runs_as_it_stands() -> Result<()> {
     Ok(())
 }
 
-/// The example says nothing of a drain: for 5 s it serves on, and says that it is not ready.
+/// The example does not configure a drain. By default the proxy serves for another 5 s while it is not ready.
 fn becomes_unready_in_the_default_delay(proxy: &Proxy) -> Result<()> {
     until("/readyz answers 503", || Ok((http_get(&format!("http://{}/readyz", proxy.admin))?.0 == 503).then_some(())))
 }
@@ -88,14 +89,14 @@ fn flags_stand_for_a_file() -> Result<()> {
 
 #[test]
 fn a_name_that_does_not_resolve_leaves_it_alive_not_ready_and_refusing_for_now() -> Result<()> {
-    // `.invalid` never resolves (RFC 6761), whatever name server this machine has, if any.
+    // `.invalid` never resolves (RFC 6761), with any name server or none.
     let (mut process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
         let mut command = spanring();
         command.args(["run", "--backends", "dns://collectors.invalid:4317"]);
         command.arg("--otlp-grpc").arg(grpc.to_string()).arg("--admin").arg(admin.to_string());
         Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/livez"))))
     })?;
-    // It is alive before it has its pools.
+    // The process is alive before it has backends.
     until("the pool without backends is named", || {
         let (status, body) = http_get(&format!("http://{admin}/readyz"))?;
         ensure!(status == 503, "{body}");
@@ -109,7 +110,7 @@ fn a_name_that_does_not_resolve_leaves_it_alive_not_ready_and_refusing_for_now()
     ensure!(status.code() == tonic::Code::Unavailable, "{status:?}");
     let delay = status.get_details_retry_info().and_then(|info| info.retry_delay).context("RetryInfo")?;
     ensure!((1..=5).contains(&delay.as_secs()), "{delay:?}");
-    // Even an empty request is not worth more than the truth.
+    // An empty request may be answered either way, since it has no records to lose.
     let reply = runtime.block_on(send_raw(grpc, &[], super::rig::framed(0, &[])?))?;
     ensure!(reply.code == 0 || reply.code == tonic::Code::Unavailable as i32, "{reply:?}");
     until("the refusal is counted", || {

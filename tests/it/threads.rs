@@ -1,4 +1,4 @@
-//! Threads follow what the control group grants, not what the machine has.
+//! The number of threads follows the CPU limit of the control group, not the number of the machine's CPUs.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -6,11 +6,11 @@ use anyhow::{Result, ensure};
 
 use super::harness::{self, Process, Ready};
 
-/// A control group that grants one CPU; it goes when this is dropped.
+/// A control group with a limit of one CPU, removed on drop.
 struct OneCpu(PathBuf);
 
 impl OneCpu {
-    /// Of whichever version this machine has; `None` where this process may not make one.
+    /// Creates the group with the machine's version of control groups; `None` if this process may not.
     fn make() -> Option<Self> {
         let name = format!("spanring-test-{}", std::process::id());
         let second = ("/sys/fs/cgroup", vec![("cpu.max", "100000 100000")]);
@@ -19,7 +19,7 @@ impl OneCpu {
             let group = PathBuf::from(root).join(&name);
             fs::create_dir(&group).ok()?;
             let group = Self(group);
-            // On a file system that is none of control groups' nothing but these could be made.
+            // On any other file system there is no `cgroup.procs`, and the files of limits must not be created.
             let is_one = group.0.join("cgroup.procs").exists();
             let is_set = limits.iter().all(|(file, limit)| is_one && fs::write(group.0.join(file), limit).is_ok());
             is_set.then_some(group)

@@ -1,4 +1,4 @@
-//! An SDK speaks mTLS with Spanring, and Spanring with a real Collector.
+//! mTLS from an SDK to Spanring, and from Spanring to a real Collector.
 
 use std::{fs, net::SocketAddr, path::Path, process::Command};
 
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::{World, client_keys};
 use crate::harness::{self, Process, Proxy, Ready, until};
 
-/// Traces that telemetrygen (the SDK of Go) sends, and child spans of each.
+/// Number of traces that telemetrygen (which uses the Go SDK) sends, and of child spans in each.
 const TRACES: u64 = 200;
 const CHILDREN: u64 = 4;
 
@@ -90,7 +90,7 @@ fn an_sdk_reaches_a_collector_by_mtls_on_both_sides() -> Result<()> {
     ensure!(accepted == sent as f64, "{accepted} spans were taken of {sent}");
     let failures = harness::metric(proxy.admin, "spanring_dispatch_tls_handshake_failures_total", &["pool=\"tail\""])?;
     ensure!(failures == 0.0, "{failures} handshakes with the Collector failed");
-    // One without a certificate is not let in; it goes on trying until it is ended.
+    // A client without a certificate is refused; it retries until it is stopped.
     let _stranger = generate(false)?;
     until("the stranger is counted", || {
         let labels = ["reason=\"no_certificate\""];

@@ -1,4 +1,4 @@
-//! What the log says of a backend whose TLS does not fit: what is wrong with each of them, and what to do.
+//! Log messages about backends whose TLS fails: the error of each backend, and what to do about it.
 
 use anyhow::{Context, Result, ensure};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const NEEDS_TLS: &str = "it speaks TLS and its pool is plaintext: add a tls section to the pool";
 
-/// What a backend shows, of whom it asks nothing.
+/// TLS of a backend that presents `pair` and requests no client certificate.
 fn showing(pair: &Pair) -> Result<Tls> {
     let dir = tempfile::tempdir()?;
     let (cert_file, key_file) = pair.write(dir.path(), "backend");
@@ -36,7 +36,7 @@ async fn a_plaintext_pool_before_backends_that_speak_tls_is_told_to_add_a_sectio
     let mut client = fixture.client().await?;
     client.export(fixture.spans_at(0, 2)?).await.retryable()?;
     says(&fixture, NEEDS_TLS)?;
-    // Clients hear of it too, as soon as it is known of the backend that is tried.
+    // Clients get the message too, as soon as the failure of the chosen backend is known.
     loop {
         let Reply::Refused(status) = client.export(fixture.spans_at(0, 2)?).await else {
             anyhow::bail!("nobody could have taken it")
@@ -46,7 +46,7 @@ async fn a_plaintext_pool_before_backends_that_speak_tls_is_told_to_add_a_sectio
         }
         tokio::time::sleep(crate::harness::GLANCE).await;
     }
-    // Said once of each backend.
+    // It is logged once per backend.
     let lines = fixture.process.log().matches(NEEDS_TLS).count();
     ensure!(lines <= 2, "{lines} lines:\n{}", fixture.process.log());
     Ok(())

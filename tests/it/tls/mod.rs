@@ -1,4 +1,5 @@
-//! TLS and mTLS by whole processes: who is let in, who is not and why, and certificates that are replaced under load.
+//! TLS and mTLS with whole processes: which clients are accepted, why others are refused, and certificates that are
+//! replaced under load.
 
 mod collector;
 mod messages;
@@ -17,7 +18,7 @@ use super::{
     pki::{self, Authority, Pair},
 };
 
-/// A folder of [`pki::folder`], and settings for all that take part.
+/// A folder made by [`pki::folder`], and settings for clients, proxy and backends.
 pub(crate) struct World {
     pub(crate) dir: TempDir,
     pub(crate) authority: Authority,
@@ -30,12 +31,12 @@ impl World {
         Ok(Self { dir, authority })
     }
 
-    /// A pool whose backends speak TLS, and are shown our certificate.
+    /// Settings of a pool whose backends require client certificates.
     pub(crate) fn pool(&self) -> &'static str {
         format!("tls: {{ {} }},", client_keys(self.dir.path())).leak()
     }
 
-    /// A receiver that lets in who has a certificate of the authority.
+    /// Settings of a receiver that accepts clients with a certificate of the authority.
     pub(crate) fn grpc(&self) -> &'static str {
         let dir = self.dir.path().display();
         format!(
@@ -45,12 +46,12 @@ impl World {
         .leak()
     }
 
-    /// What a backend shows, and that it asks for a certificate of the authority.
+    /// TLS of a backend that presents `pair` and requests a certificate of the authority.
     pub(crate) fn backend(&self, pair: &Pair) -> Result<Tls> {
         Self::trusting(&self.authority, pair)
     }
 
-    /// The same of a backend that trusts that authority.
+    /// The same for a backend that trusts another authority.
     pub(crate) fn trusting(authority: &Authority, pair: &Pair) -> Result<Tls> {
         let dir = tempfile::tempdir()?;
         let ca_file = dir.path().join("clients.crt");
@@ -64,7 +65,7 @@ impl World {
         Ok(spanring::tls::Server::load("backend", config, &[b"h2"])?.current())
     }
 
-    /// A client that trusts the authority and shows that certificate.
+    /// TLS of a client that trusts the authority and presents this certificate, if any.
     pub(crate) fn client(&self, pair: Option<&Pair>) -> ClientTlsConfig {
         let config =
             ClientTlsConfig::new().domain_name("localhost").ca_certificate(Certificate::from_pem(&self.authority.pem));
@@ -74,7 +75,7 @@ impl World {
         }
     }
 
-    /// A proxy that speaks mTLS on both sides, and a client that it lets in.
+    /// A proxy with mTLS on both sides, and a client with a valid certificate.
     pub(crate) async fn fixture(&self, backends: usize, grpc: &str) -> Result<Fixture> {
         let grpc = format!("{grpc} {}", self.grpc()).leak();
         let mut fixture = Fixture::start(backends, Knobs { grpc, pool: self.pool(), ..Knobs::default() }).await?;
@@ -85,13 +86,13 @@ impl World {
         Ok(fixture)
     }
 
-    /// A certificate for everything that listens here.
+    /// A certificate that is valid for all listeners here.
     pub(crate) fn good(&self) -> Pair {
         self.authority.issue(&["localhost", "127.0.0.1"])
     }
 }
 
-/// The keys of a pool's `tls` with the files of a folder.
+/// The keys of a pool's `tls` section with the files in a folder.
 fn client_keys(dir: &Path) -> String {
     let dir = dir.display();
     format!("ca_file: {dir}/ca.crt, cert_file: {dir}/client.crt, key_file: {dir}/client.key, reload_interval: 100ms")
@@ -131,7 +132,7 @@ async fn clients_that_tls_does_not_let_in_are_counted_by_reason_and_logged_once(
         let labels = ["listener=\"otlp_grpc\"", &format!("reason=\"{reason}\"")];
         fixture.until_metric(CLIENT_FAILURES, &labels, |count| count >= 1.0)?;
     }
-    // A client that does not trust us says so, and it is counted.
+    // A client that does not trust the proxy sends an alert, which is counted.
     fixture.tls = Some(
         ClientTlsConfig::new()
             .domain_name("localhost")
@@ -145,9 +146,9 @@ async fn clients_that_tls_does_not_let_in_are_counted_by_reason_and_logged_once(
     fixture.serves().await
 }
 
-/// Whether a client that should not be let in is not.
+/// Checks that a client is refused.
 async fn refused(fixture: &Fixture) -> Result<()> {
-    // TLS 1.3 lets a client believe that it is in until it asks for something.
+    // With TLS 1.3, a refused client sees an established connection until it waits for an answer.
     let Ok(mut client) = fixture.client().await else { return Ok(()) };
     let spans = fixture.spans_at(0, 1)?;
     let reply = client.export(spans).await;
@@ -196,7 +197,7 @@ async fn load_and_sink_speak_tls() -> Result<()> {
     Ok(())
 }
 
-/// The certificate that whoever connects now is shown, in DER.
+/// Returns the certificate that a new client gets, in DER.
 pub(crate) async fn shown(fixture: &Fixture, world: &World) -> Result<Vec<u8>> {
     let dir = world.dir.path();
     let config = spanring::tls::ClientConfig {

@@ -1,4 +1,4 @@
-//! Certificates that are replaced on disk while requests come, as Kubernetes does it: a link is turned to another folder.
+//! Certificates that are replaced on disk under load, as Kubernetes does it: a link is pointed to another folder.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
     pki::{self, Pair},
 };
 
-/// How often they are replaced.
+/// Number of replacements.
 const SWAPS: u32 = 6;
 
 /// A mounted Secret: `tls.crt`, `tls.key` and `ca.crt` are links into `..data`, which is a link to a folder.
@@ -49,7 +49,7 @@ impl Secret {
         let fresh = self.dir.join("..data_tmp");
         symlink(&folder, &fresh)?;
         fs::rename(fresh, self.dir.join("..data"))?;
-        // What it was before is gone at once.
+        // The old folder is removed at once.
         if self.turns > 1 {
             fs::remove_dir_all(self.dir.join(format!("..{}", self.turns - 1)))?;
         }
@@ -68,7 +68,7 @@ fn taken(fixture: &Fixture, owner: &str, times: u32) -> Result<()> {
     fixture.until_metric("spanring_tls_reloads_total", &labels, |count| count >= f64::from(times)).map(drop)
 }
 
-/// Connects, sends one request and closes, again and again; how often.
+/// Connects, sends one request and closes, repeatedly. Returns how often.
 async fn come_and_go(endpoint: Endpoint, over: Arc<AtomicBool>) -> Result<u64> {
     for number in 0.. {
         if over.load(Relaxed) {
@@ -131,7 +131,7 @@ async fn a_connection_outlives_its_certificate_and_a_bad_one_changes_nothing() -
     client.export(fixture.spans_at(0, 1)?).await.ok()?;
     let labels = ["listener=\"otlp_grpc\"", "result=\"accepted\""];
     let before = fixture.metric("spanring_receiver_connections_total", &labels)?;
-    // The file of a key alone: it never fits.
+    // Only the key is replaced, so it does not fit the certificate.
     let fresh = world.good();
     pki::replace(&world.dir.path().join("server.key"), &fresh.key);
     let refused = ["owner=\"otlp_grpc\"", "result=\"refused\""];
@@ -142,13 +142,13 @@ async fn a_connection_outlives_its_certificate_and_a_bad_one_changes_nothing() -
     taken(&fixture, "otlp_grpc", 1)?;
     ensure!(pem_of(&shown(&fixture, &world).await?, &fresh), "whoever comes now is shown the new certificate");
     client.export(fixture.spans_at(1, 1)?).await.ok()?;
-    // Two came of ourselves: to serve, and to look.
+    // The two new connections are the test's own.
     let after = fixture.until_metric("spanring_receiver_connections_total", &labels, |count| count >= before + 2.0)?;
     ensure!(after - before == 2.0, "the client must still have its connection: {}", after - before);
     Ok(())
 }
 
-/// Whether a certificate in DER is that of a pair.
+/// Whether a certificate in DER is the certificate of a pair.
 fn pem_of(der: &[u8], pair: &Pair) -> bool {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     CertificateDer::from_pem_slice(pair.cert.as_bytes()).is_ok_and(|certificate| certificate.as_ref() == der)
