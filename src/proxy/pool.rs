@@ -166,7 +166,7 @@ impl Pool {
             }
         };
         if timeout(patience, in_hand).await.is_err() {
-            warn!(pool, "pool removed, not everything in hand was finished in time");
+            warn!(pool, "pool removed before all its requests were finished");
         }
         end(&self.tasks).await;
         info!(pool, "pool removed");

@@ -27,10 +27,10 @@ pub enum TraceIdError {
     #[error("a trace ID has 32 hex digits, this has {0} characters")]
     Length(usize),
     /// It contains a character that is not a hex digit.
-    #[error("a trace ID has 32 hex digits, and {0:?} is none")]
+    #[error("a trace ID has 32 hex digits; {0:?} is not a hex digit")]
     Digit(char),
     /// It is all zeros.
-    #[error("a trace ID of zeros is none: spans with it are spread by a hash of their own bytes")]
+    #[error("a trace ID of zeros is invalid: spans with it are spread by a hash of their own bytes")]
     Zero,
     /// It is empty.
     #[error("no trace ID was given; it has 32 hex digits")]
@@ -114,7 +114,7 @@ pub(super) fn backends(pool: &Pool) -> Vec<Backend> {
             ..backend(&identity, &load)
         });
     }
-    let left = "it left; what it was sent is finished".to_owned();
+    let left = "it left; its calls are being finished".to_owned();
     backends.extend(loads.iter().map(|(identity, load)| Backend { why: left.clone(), ..backend(identity, load) }));
     backends
 }
@@ -172,7 +172,7 @@ fn owner(table: &Table, record: Option<&Record>, slot: u32) -> Option<Owner> {
     owner.reason = match (state, held_until) {
         (State::Draining, Some(until)) => format!("owner, held until {until} (left discovery)"),
         (State::Draining, None) => "owner, held for a while (left discovery)".to_owned(),
-        (State::Ejected, _) => "owner (ejected, and too many fail to do without it)".to_owned(),
+        (State::Ejected, _) => "owner (ejected, but too many backends fail to replace it)".to_owned(),
         (State::Unresolved, _) => "owner (its name has no address)".to_owned(),
         (State::Active | State::Unspecified, _) => owner.reason,
     };
@@ -197,7 +197,7 @@ fn why(standing: &Standing, panic: bool) -> String {
     match standing.state {
         BackendState::Active => "discovery lists it".to_owned(),
         BackendState::Draining => "it left discovery and is held for a while".to_owned(),
-        BackendState::Ejected if panic => format!("it fails ({reason}), but so do too many: it keeps its slots"),
+        BackendState::Ejected if panic => format!("it fails ({reason}), but too many backends do: it keeps its slots"),
         BackendState::Ejected => format!("it fails ({reason}): its slots go to substitutes until it answers"),
         BackendState::Unresolved => "its name has no address".to_owned(),
     }

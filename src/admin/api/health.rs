@@ -54,14 +54,14 @@ impl pb::health_server::Health for Health {
 
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         if !is_known(&request.get_ref().service) {
-            return Err(Status::not_found("no such service; ask for the empty name to hear of the whole process"));
+            return Err(Status::not_found("no such service; ask for the empty name to check the whole process"));
         }
         Ok(Response::new(HealthCheckResponse { status: self.status().into() }))
     }
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            Status::unimplemented(format!("{MAX_WATCHERS} clients watch already, which is the most; use Check"))
+            Status::unimplemented(format!("{MAX_WATCHERS} clients watch already, which is the limit; use Check"))
         })?;
         // The protocol wants a stream even for an unknown service, which may appear later; here none does.
         let is_known = is_known(&request.get_ref().service);

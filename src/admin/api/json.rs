@@ -91,7 +91,7 @@ impl Query {
                 return Err(AskError::Invalid(format!("{key:?} can't be asked for here; write {}", keys.join(", "))));
             }
             if pairs.contains_key(&*key) {
-                return Err(AskError::Invalid(format!("{key} stands twice in the query")));
+                return Err(AskError::Invalid(format!("{key} occurs twice in the query")));
             }
             pairs.insert(key.into_owned(), value.into_owned());
         }

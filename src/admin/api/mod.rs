@@ -60,7 +60,7 @@ pub enum AskError {
         pool: String,
     },
     /// Too many clients watch at the same time.
-    #[error("{0} watchers are as many as may be; close one, or ask again and again instead")]
+    #[error("{0} clients watch already, which is the limit; close one, or poll instead")]
     TooMany(usize),
 }
 
