@@ -50,7 +50,7 @@ pub(super) struct Reloader {
     /// Result of the last read: the settings, or the error.
     seen: Seen,
     /// The settings that were applied last.
-    taken: Settings,
+    applied: Settings,
     metrics: Metrics,
 }
 
@@ -88,7 +88,7 @@ impl Reloader {
         trigger: Trigger,
     ) -> Self {
         let seen = Ok(read.clone());
-        Self { running, certificates, source, trigger, watch, seen, taken: read, metrics: Metrics::new() }
+        Self { running, certificates, source, trigger, watch, seen, applied: read, metrics: Metrics::new() }
     }
 
     /// Runs until `tasks` are stopped.
@@ -139,7 +139,7 @@ impl Reloader {
         match self.attempt().await {
             Ok((applied, changed)) => {
                 self.metrics.succeeded(&applied);
-                tell(&applied, &changed);
+                log_result(&applied, &changed);
             }
             Err(error) => {
                 self.metrics.failed();
@@ -163,19 +163,19 @@ impl Reloader {
         let applied = self.running.lock().await.apply(config).await.map_err(|error| chain(&error))?;
         // Certificate files are reloaded too; they log and count their own results.
         drop(self.certificates.now().await);
-        let changed = changed_keys(&self.taken, &settings);
-        self.taken = settings;
+        let changed = changed_keys(&self.applied, &settings);
+        self.applied = settings;
         Ok((applied, changed))
     }
 }
 
-fn tell(applied: &Applied, changed: &[String]) {
-    let Applied { added, changed: pools_changed, removed, restart, is_nothing } = applied;
+fn log_result(applied: &Applied, changed: &[String]) {
+    let Applied { added, changed: pools_changed, removed, restart, is_unchanged } = applied;
     let keys = named(changed);
-    if *is_nothing && restart.is_empty() {
+    if *is_unchanged && restart.is_empty() {
         return info!("configuration unchanged");
     }
-    if *is_nothing {
+    if *is_unchanged {
         let keys = restart.join(",");
         return warn!(
             keys,
@@ -223,7 +223,7 @@ impl Metrics {
     }
 
     fn succeeded(&self, applied: &Applied) {
-        if applied.is_nothing { &self.unchanged } else { &self.success }.increment(1);
+        if applied.is_unchanged { &self.unchanged } else { &self.success }.increment(1);
         self.good(&applied.restart);
     }
 

@@ -60,7 +60,7 @@ pub(super) struct Applied {
     /// Changed keys that need a restart; their old values stay in force.
     pub(super) restart: Vec<&'static str>,
     /// Whether nothing differed, apart from keys in `restart`.
-    pub(super) is_nothing: bool,
+    pub(super) is_unchanged: bool,
 }
 
 /// Why a configuration was not applied. In these cases no part of it was.
@@ -128,7 +128,7 @@ impl Running {
     pub(super) async fn apply(&mut self, mut config: Config) -> Result<Applied, ApplyError> {
         let restart = config.keep_fixed(&self.config);
         if config == self.config {
-            return Ok(Applied { restart, is_nothing: true, ..Applied::default() });
+            return Ok(Applied { restart, is_unchanged: true, ..Applied::default() });
         }
         let mut clients = self.prepare(&config.pools)?;
         let added = self.start_new(&config.pools).await?;
@@ -301,7 +301,7 @@ mod tests {
         assert!(readiness.is_ready(), "a pool joins with a table");
         assert!(tasks.len() > alone);
         let again = running.apply(config(two)).await.unwrap();
-        assert_eq!(again, Applied { is_nothing: true, ..Applied::default() });
+        assert_eq!(again, Applied { is_unchanged: true, ..Applied::default() });
         let applied = running.apply(config("")).await.unwrap();
         assert_eq!(applied.removed, ["b"]);
         assert_eq!(readiness.conditions().len(), 1);
