@@ -66,7 +66,7 @@ impl Metadata {
     }
 }
 
-fn said<'a>(
+fn selected<'a>(
     names: &'a [HeaderName],
     headers: &'a HeaderMap,
 ) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
