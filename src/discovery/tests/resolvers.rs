@@ -96,7 +96,7 @@ async fn static_names_replace_a_set_once_enough_of_them_resolve() {
     assert!(fixed.replacement(2).is_some(), "one that does not resolve must not hold up the others");
     machine.server.v4("b.test.", addresses(&["10.0.0.3"]));
     fixed.poll_once().await;
-    assert!(fixed.instead(1).is_some_and(|set| set.iter().all(|endpoint| endpoint.address.is_some())));
+    assert!(fixed.replacement(1).is_some_and(|set| set.iter().all(|endpoint| endpoint.address.is_some())));
     let only_addresses = backends(["10.0.0.1", "10.0.0.2"]);
     let fixed = Fixed::new(parse(&only_addresses).unwrap(), machine.system(), Meters::silent(), "tail");
     assert!(fixed.replacement(0).is_some(), "addresses have nothing to wait for");
