@@ -1,5 +1,5 @@
 //! The keys of the configuration file. This is the one place where a key is declared: its name, its type, its default and its
-//! documentation (see [`section!`](section)).
+//! documentation (see `section!`).
 //!
 //! The names are the Collector's wherever the meaning is the same. Every key has a default, except for a pool's resolver and
 //! the routes. The rooms take these sections as they are; `config` reads, checks and prints the file. A key that is
