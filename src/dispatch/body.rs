@@ -4,7 +4,7 @@
 
 use std::io;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use super::{codec, queue::Batch};
 use crate::{
@@ -34,37 +34,67 @@ pub(super) fn build(batch: &Batch, compression: Compression, level: u32) -> io::
     }
 }
 
-/// One chunk of a body's buffers: h2 does much for each chunk. `None` if a buffer is longer than 32 bits can say.
-pub(super) fn one_chunk(mut buffers: Vec<Bytes>) -> Option<Chunk> {
-    if buffers.len() == 1 { buffers.pop().map(Chunk::Bytes) } else { Rope::of(buffers).map(Chunk::Rope) }
+/// One chunk of a body's buffers: h2 does much for each chunk.
+pub(super) fn one_chunk(buffers: Vec<Bytes>) -> Chunk {
+    match <[Bytes; 1]>::try_from(buffers) {
+        Ok([only]) => Chunk::Bytes(only),
+        Err(buffers) => Chunk::Rope(Rope::of(buffers)),
+    }
 }
 
 fn join(batch: &Batch) -> io::Result<Vec<Bytes>> {
     let len = u32::try_from(batch.bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut left = PREFIX_LEN + batch.bytes;
-    let mut buffers = Vec::new();
-    let mut buffer = BytesMut::with_capacity(left.min(JOINED));
-    buffer.put_slice(&prefix_of(len));
+    let mut body = Body { expected: PREFIX_LEN + batch.bytes, len: 0, buffers: Vec::new(), open: BytesMut::new() };
+    body.copy(&prefix_of(len));
     for part in &batch.parts {
-        let len = part.message.payload_len();
-        if !buffer.is_empty() && (len >= LARGE || buffer.len() + len > JOINED) {
-            left -= buffer.len();
-            buffers.push(std::mem::take(&mut buffer).freeze());
+        if part.message.payload_len() < LARGE {
+            part.message.payload_runs().for_each(|run| body.copy(run));
+            continue;
         }
-        if len >= LARGE {
-            left -= len;
-            buffers.extend(part.message.payload_chunks());
-        } else {
-            if buffer.capacity() == 0 {
-                buffer.reserve(left.min(JOINED));
-            }
-            part.message.payload_runs().for_each(|run| buffer.extend_from_slice(run));
+        for bytes in part.message.payload_chunks() {
+            if bytes.len() < LARGE { body.copy(&bytes) } else { body.share(bytes) }
         }
     }
-    if !buffer.is_empty() {
-        buffers.push(buffer.freeze());
+    body.end_buffer();
+    // Longer or shorter than its prefix says, it would not be what the backend has to read.
+    if body.len == PREFIX_LEN + batch.bytes { Ok(body.buffers) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// A body that is being put together.
+struct Body {
+    /// Bytes that it will have.
+    expected: usize,
+    /// Bytes that it has.
+    len: usize,
+    buffers: Vec<Bytes>,
+    /// The buffer that small parts are copied to.
+    open: BytesMut,
+}
+
+impl Body {
+    fn copy(&mut self, bytes: &[u8]) {
+        if self.open.len() + bytes.len() > JOINED {
+            self.end_buffer();
+        }
+        if self.open.capacity() == 0 {
+            let left = self.expected.saturating_sub(self.len);
+            self.open.reserve(left.min(JOINED));
+        }
+        self.open.extend_from_slice(bytes);
+        self.len += bytes.len();
     }
-    Ok(buffers)
+
+    fn share(&mut self, bytes: Bytes) {
+        self.end_buffer();
+        self.len += bytes.len();
+        self.buffers.push(bytes);
+    }
+
+    fn end_buffer(&mut self) {
+        if !self.open.is_empty() {
+            self.buffers.push(std::mem::take(&mut self.open).freeze());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -118,7 +148,7 @@ mod tests {
                     let buffers = build(&batch(&messages), compression, 1).unwrap();
                     let large = buffers.iter().filter(|buffer| buffer.len() >= LARGE).count();
                     assert!(large > 0 || buffers.len() <= 3, "{} buffers", buffers.len());
-                    let mut chunk = one_chunk(buffers).unwrap();
+                    let mut chunk = one_chunk(buffers);
                     let body = chunk.copy_to_bytes(chunk.remaining());
                     let (prefix, payload) = body.split_at(PREFIX_LEN);
                     if compression == Compression::None {

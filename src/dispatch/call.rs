@@ -80,7 +80,7 @@ fn send(batch: &Batch, backend: &Backend, place: &mut Place<'_>, timeout: std::t
     let buffers = body::build(batch, keys.compression, keys.compression_params.level)?;
     // Before h2 hands over the first slice of it. Should the call not begin, the driver takes its buffers back.
     buffers.iter().for_each(|buffer| outlet.lend(*at, buffer));
-    let chunk = body::one_chunk(buffers).ok_or(io::ErrorKind::InvalidInput)?;
+    let chunk = body::one_chunk(buffers);
     let (response, mut stream) = sender.send_request(request, false).map_err(io::Error::other)?;
     stream.send_data(chunk, true).map_err(io::Error::other)?;
     backend.metrics.bytes.increment(u64::try_from(batch.bytes).unwrap_or(u64::MAX));

@@ -14,15 +14,15 @@ pub const PREFIX_LEN: usize = 5;
 ///
 /// The prefix is stored with the message, so that a forwarded request and a part built by the split both go to HTTP/2
 /// without another copy.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Framed(Chunk);
 
-/// Bytes for HTTP/2: one buffer, or runs of a shared request.
+/// Bytes for HTTP/2.
 #[derive(Clone, Debug)]
 pub enum Chunk {
     /// One buffer.
     Bytes(Bytes),
-    /// Runs of one or several buffers.
+    /// Several buffers, one after the other.
     Rope(Rope),
 }
 
@@ -45,10 +45,7 @@ impl Framed {
         (bytes.get(..PREFIX_LEN)? == prefix_of(len)).then_some(Self(Chunk::Bytes(bytes)))
     }
 
-    /// Takes a rope that is already an uncompressed, length-prefixed message.
-    ///
-    /// Returns `None` if the prefix has another flag or length.
-    pub fn from_rope(rope: Rope) -> Option<Self> {
+    fn from_rope(rope: Rope) -> Option<Self> {
         let len = u32::try_from(rope.remaining().checked_sub(PREFIX_LEN)?).ok()?;
         let mut prefix = [0; PREFIX_LEN];
         rope.clone().copy_to_slice(&mut prefix);
@@ -59,7 +56,7 @@ impl Framed {
     ///
     /// Returns `None` if the prefix has another flag or length.
     pub fn from_chunks(mut chunks: Vec<Bytes>) -> Option<Self> {
-        if chunks.len() == 1 { Self::from_prefixed(chunks.pop()?) } else { Self::from_rope(Rope::of(chunks)?) }
+        if chunks.len() == 1 { Self::from_prefixed(chunks.pop()?) } else { Self::from_rope(Rope::of(chunks)) }
     }
 
     /// Copies a bare protobuf message behind a new prefix.
@@ -70,7 +67,7 @@ impl Framed {
         Self::seal(buffer)
     }
 
-    /// Returns the protobuf message. Several runs are copied into one buffer, which code on the path of requests
+    /// Returns the protobuf message. Several buffers are copied into one, which code on the path of requests
     /// avoids.
     pub fn payload(&self) -> Cow<'_, [u8]> {
         match &self.0 {
@@ -79,12 +76,12 @@ impl Framed {
         }
     }
 
-    /// Returns the protobuf message as one shared buffer for each run.
+    /// Returns the protobuf message in as many buffers as it lies in, shared.
     pub fn payload_chunks(&self) -> Vec<Bytes> {
         self.payload_chunk().buffers()
     }
 
-    /// Iterates over the runs of the protobuf message.
+    /// Iterates over the protobuf message, buffer by buffer.
     pub fn payload_runs(&self) -> impl Iterator<Item = &[u8]> {
         let (whole, rope) = match &self.0 {
             Chunk::Bytes(bytes) => (bytes.get(PREFIX_LEN..), None),
@@ -111,7 +108,7 @@ impl Framed {
         self.0.clone()
     }
 
-    /// Returns prefix and message as one shared buffer for each run.
+    /// Returns prefix and message in as many buffers as they lie in, shared.
     pub fn buffers(&self) -> Vec<Bytes> {
         self.0.buffers()
     }
@@ -149,7 +146,7 @@ impl PartialEq for Framed {
 }
 
 impl Chunk {
-    /// Returns one shared buffer for each run.
+    /// Returns its buffers, shared.
     fn buffers(&self) -> Vec<Bytes> {
         match self {
             Self::Bytes(bytes) => vec![bytes.clone()],

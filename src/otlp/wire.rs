@@ -71,6 +71,9 @@ pub enum Malformed {
     /// Tracking the message's pieces needs more memory than is available. The message itself is not at fault.
     #[error("no room for {0} bytes more")]
     NoRoom(usize),
+    /// What was noted of the message contradicts itself: a defect of ours, and no fault of its own.
+    #[error("a defect of the cut: what it noted of the message contradicts itself")]
+    Inconsistent,
 }
 
 /// One field of a message.

@@ -4,7 +4,7 @@ use std::{cell::RefCell, num::NonZeroUsize};
 
 use tonic::Code;
 
-use super::{Config, metrics::SignalMetrics, retry_delay};
+use super::{Config, defect, metrics::SignalMetrics, retry_delay};
 use crate::{
     budget::Permit,
     dispatch::Part,
@@ -15,7 +15,7 @@ use crate::{
     ring::Table,
     route::{ByTraceId, InvalidIds, Lane},
     settings::InvalidTraceId,
-    split::{self, Built, BySize, Plan, Scratch},
+    split::{self, Built, BySize, NotBuilt, Plan, Scratch},
 };
 
 /// A message cut by one table.
@@ -91,6 +91,9 @@ fn cut_by(
         cut = attempt(signal, &message, &mut permit, table, policy, None);
     }
     let (Uncounted { parts, records, rejected }, invalid) = cut?;
+    if records_of(&parts) + rejected != records {
+        return Err(defect("the parts of a request do not have all of its records"));
+    }
     Ok((Cut { parts, records, rejected, permit }, invalid))
 }
 
@@ -138,17 +141,23 @@ fn parts_of(
     if plan.records() == plan.unrouted() {
         return Ok((Vec::new(), held));
     }
-    if let Some(target) = plan.whole() {
-        let records = u32::try_from(plan.records()).unwrap_or(u32::MAX);
-        return Ok((vec![part(signal, target, message.clone(), records, 0)], held));
+    if let Some(share) = plan.whole() {
+        return Ok((vec![part(signal, share.target, message.clone(), share.records, 0)], held));
     }
-    let Built { parts, shares, len } =
-        plan.build(&mut |bytes| permit.grow(bytes)).map_err(|len| no_room(len, permit))?;
+    let Built { parts, shares, len } = match plan.build(&mut |bytes| permit.grow(bytes)) {
+        Ok(built) => built,
+        Err(NotBuilt::NoRoom(len)) => return Err(no_room(len, permit)),
+        Err(NotBuilt::Inconsistent) => return Err(defect("the parts of a request are not what was planned")),
+    };
     let kept = if shares { held + len } else { len };
     let part_of = |((share, message), index): ((split::Share, Framed), u32)| {
         part(signal, share.target, message, share.records, index)
     };
     Ok((parts.into_iter().zip(0..).map(part_of).collect(), kept))
+}
+
+fn records_of(parts: &[Part]) -> u64 {
+    parts.iter().map(|part| u64::from(part.records)).sum()
 }
 
 fn part(signal: Signal, target: split::Target, message: Framed, records: u32, index: u32) -> Part {
@@ -167,21 +176,25 @@ fn by_size(cut: Cut, max: usize) -> Result<Cut, Refusal> {
     let mut fitting = Vec::with_capacity(parts.len() + 1);
     let (mut len, mut all_copied) = (0, true);
     for part in parts {
-        // It was walked just now: should it be malformed all the same, its backend says so.
-        match split::by_size(part.signal, &part.message, max, |len| permit.grow(len)).unwrap_or(BySize::Whole) {
-            BySize::Cut { pieces, shares } => {
+        match split::by_size(part.signal, &part.message, max, |len| permit.grow(len)) {
+            Ok(BySize::Cut { pieces, shares }) => {
                 all_copied &= !shares;
                 fitting.extend(pieces.into_iter().map(|(records, message)| {
                     len += message.framed_len();
                     Part { message, records, ..part }
                 }));
             }
-            BySize::NoRoom(len) => return Err(no_room(len, &permit)),
-            BySize::Whole => {
+            Ok(BySize::NoRoom(len)) => return Err(no_room(len, &permit)),
+            Ok(BySize::Whole) => {
                 all_copied = false;
                 fitting.push(part);
             }
+            // It was walked before, and its bytes are the same.
+            Err(_) => return Err(defect("a part of a request cannot be read")),
         }
+    }
+    if records_of(&fitting) + rejected != records {
+        return Err(defect("the pieces of a request do not have all of its records"));
     }
     if all_copied {
         // Nothing is left of what they were cut from.
@@ -207,10 +220,17 @@ fn no_room(len: usize, permit: &Permit) -> Refusal {
 
 #[cold]
 fn unplanned(error: WireError, permit: &Permit) -> Refusal {
-    if let Malformed::NoRoom(len) = error.kind {
-        return no_room(len, permit);
+    match error.kind {
+        Malformed::NoRoom(len) => no_room(len, permit),
+        Malformed::Inconsistent => defect("what was noted of a request contradicts itself"),
+        _ => Refusal::permanent(Code::InvalidArgument, Reason::Malformed, error.to_string()),
     }
-    Refusal::permanent(Code::InvalidArgument, Reason::Malformed, error.to_string())
+}
+
+/// Damages the plan of the next request that this thread cuts.
+#[cfg(test)]
+pub(super) fn damage_next_plan() {
+    SCRATCH.with_borrow_mut(Scratch::damage_next_plan);
 }
 
 #[cfg(test)]
@@ -254,7 +274,8 @@ mod tests {
                     assert_eq!((cut.parts.len(), cut.records), (8, 2_000));
                     assert_eq!(cut.permit.bytes(), budget.used());
                 }
-                Err(refusal) => assert!(spare < len / 20, "{} with {spare} bytes to spare", refusal.reason.as_str()),
+                // Spans of 500 bytes that alternate: the lists of them take 64 bytes for each.
+                Err(refusal) => assert!(spare < len / 7, "{} with {spare} bytes to spare", refusal.reason.as_str()),
             }
             assert_eq!(budget.used(), 0);
         }
@@ -302,16 +323,16 @@ mod tests {
 
     #[test]
     fn pieces_of_a_profiles_part_are_whole_requests_and_counted() {
-        let dictionary = len(2, &[7; 300]);
-        let profiles: Vec<u8> = (0..10).flat_map(|_| len(2, &[len(1, &[1; 16]), len(9, &[0; 400])].concat())).collect();
+        let dictionary = len(2, &[7; 200]);
+        let profiles: Vec<u8> = (0..40).flat_map(|_| len(2, &[len(1, &[1; 16]), len(9, &[0; 80])].concat())).collect();
         let payload = [dictionary.clone(), len(1, &len(2, &profiles))].concat();
         let message = Framed::copy_from_payload(&payload).unwrap();
         let budget = Budget::new(20_000);
         let permit = budget.take(message.framed_len()).unwrap();
-        let whole = part(Signal::Profiles, 0, message, 10, 0);
-        let cut = Cut { parts: vec![whole], records: 10, rejected: 0, permit };
-        let Cut { parts, permit, .. } = fit(cut, 2_000).unwrap();
-        assert_eq!(parts.iter().map(|part| part.records).sum::<u32>(), 10);
+        let whole = part(Signal::Profiles, 0, message, 40, 0);
+        let cut = Cut { parts: vec![whole], records: 40, rejected: 0, permit };
+        let Cut { parts, permit, .. } = fit(cut, 400).unwrap();
+        assert_eq!(parts.iter().map(|part| part.records).sum::<u32>(), 40);
         assert!(parts.len() > 2);
         for (part, index) in parts.iter().zip(0..) {
             assert_eq!(part.index, index, "each must have an outcome of its own");

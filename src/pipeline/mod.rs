@@ -12,11 +12,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    future::Future,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -72,6 +68,8 @@ pub struct Pipeline {
     budget: Budget,
     /// Replaced whole: a request goes by the routes that it met.
     routes: ArcSwap<Routes>,
+    /// When a defect was logged last.
+    defects: Seldom,
 }
 
 /// The ways of all signals at one moment.
@@ -123,7 +121,7 @@ impl Routes {
 impl Pipeline {
     /// A pipeline that takes memory from `budget`.
     pub fn new(routes: Routes, budget: Budget) -> Self {
-        Self { budget, routes: ArcSwap::from_pointee(routes) }
+        Self { budget, routes: ArcSwap::from_pointee(routes), defects: Seldom::default() }
     }
 
     /// Routes that hold for every request from now on; those in hand go on as they began.
@@ -174,7 +172,15 @@ impl Pipeline {
 
 impl Export for Pipeline {
     async fn export(&self, request: Request) -> Outcome {
-        self.deliver(request).await.unwrap_or_else(Outcome::Refused)
+        let outcome = self.deliver(request).await.unwrap_or_else(Outcome::Refused);
+        if let Outcome::Refused(refusal) = &outcome
+            && refusal.reason == Reason::Internal
+            && let Some(unlogged) = self.defects.may_tell()
+        {
+            let message = &*refusal.message;
+            tracing::error!(message, unlogged, "a request was refused instead of acknowledged; please report this");
+        }
+        outcome
     }
 }
 
@@ -194,18 +200,10 @@ fn not_queued(table: &Table, why: WhyNotQueued) -> Refusal {
     }
 }
 
-/// The refusal of a request that met a defect of ours. What was or was not delivered of it is not certain, so that nothing is
-/// acknowledged and the client sends it again. It is logged once in a while, and counted as every refusal is: by its reason.
+/// The refusal of a request that met a defect of ours. It is not certain what was delivered of it and what was not, so that
+/// nothing is acknowledged, and the client is to send it again.
 #[cold]
-fn defect(what: &'static str) -> Refusal {
-    static TOLD: LazyLock<Seldom> = LazyLock::new(Seldom::default);
-    if let Some(unlogged) = TOLD.may_tell() {
-        tracing::error!(
-            what,
-            unlogged,
-            "a defect of this program: a request was refused instead of acknowledged; please report it"
-        );
-    }
+fn defect(what: &str) -> Refusal {
     Refusal::retryable(Reason::Internal, retry_delay(), format!("a defect of the proxy: {what}"))
 }
 

@@ -302,6 +302,28 @@ async fn a_part_that_is_placed_again_holds_its_bytes_once() {
     assert_eq!(stage.pipeline.budget.used(), 0);
 }
 
+#[tokio::test]
+async fn a_request_whose_plan_contradicts_itself_is_not_acknowledged_and_nothing_of_it_is_sent() {
+    let tasks = Tasks::new();
+    let mut backends = [Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await];
+    let stage = Stage::new(long_pauses(), &[backends[0].address, backends[1].address], tasks);
+    cut::damage_next_plan();
+    let Outcome::Refused(refusal) = patient(stage.pipeline.export(stage.request(Duration::from_secs(8)))).await else {
+        panic!("it must not be acknowledged")
+    };
+    assert_eq!((refusal.reason, refusal.code), (Reason::Internal, Code::Unavailable));
+    assert!(refusal.retry_after.is_some(), "the client must send it again");
+    assert_eq!(stage.pipeline.defects.may_tell(), None, "it was logged");
+    assert_eq!(stage.pipeline.budget.used(), 0);
+    assert!(stage.rig.dispatch.is_idle() && backends.iter_mut().all(Script::is_quiet));
+    // The next one is cut as ever.
+    let sent = stage.send(Duration::from_secs(8));
+    for backend in &mut backends {
+        backend.call().await.accept();
+    }
+    assert_eq!(outcome_of(sent).await, Outcome::OK);
+}
+
 #[test]
 fn causes_are_said_in_words() {
     let said = |cause: Cause| cause.to_string();

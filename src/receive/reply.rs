@@ -126,7 +126,12 @@ fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Resp
             response.headers_mut().insert(GRPC_ENCODING, HeaderValue::from_static(codec.as_str()));
             response
         }
-        (None, framed) => with_message(framed.unwrap_or_default().to_bytes()),
+        (None, Some(framed)) => with_message(framed.to_bytes()),
+        // An empty message would say that every record was taken.
+        (None, None) => {
+            let what = "a defect of the proxy: its answer is too long for gRPC";
+            refused(Refusal::retryable(Reason::Internal, retry_delay(), what))
+        }
     }
 }
 

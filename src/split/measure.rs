@@ -1,160 +1,178 @@
-//! From runs to parts: the exact length of every message of a part, then its bytes.
+//! From runs to parts: first the exact length of every message of a part, then its bytes.
 //!
-//! The cost is that of the runs and messages that a part has; messages that it does not have are never looked at.
+//! The cost is that of the runs and messages that a part has. Messages that it does not have are never looked at.
 
 use super::{
-    scratch::{Entry, NONE, Run, Scratch, Tally},
-    sources::Lookup,
+    scratch::{Message, NONE, PartMessage, PartPlan, Scratch},
+    sources::{Lookup, offset},
+    write::{Shared, Writer},
 };
 use crate::otlp::{
     framed::{PREFIX_LEN, prefix_of},
-    rope::Weaver,
     wire::{len_tag, put_varint, varint_len},
 };
 
+/// Where the bytes of a part come from, and from which length on they are shared.
+#[derive(Debug)]
+pub(super) struct Origin<'a> {
+    /// The request: envelopes come from there.
+    pub(super) request: Lookup<'a>,
+    /// Where the part's records are: among its early copies, or in the request as well (`None`).
+    pub(super) records: Option<Lookup<'a>>,
+    pub(super) shared: Shared,
+}
+
 impl Scratch {
-    /// Finds the messages of every part and their lengths; returns how long all parts are, prefixes included, and of how
-    /// many runs.
+    /// Finds the messages of every part and their lengths. Returns how long all parts are, prefixes included.
     ///
-    /// No sum can overflow: a part is no longer than its request, since it has a subset of its bytes and lengths in
+    /// No sum can overflow: a part is no longer than its request, since it has a subset of its bytes, and lengths in
     /// their shortest form.
-    pub(super) fn measure(&mut self, depth: usize) -> (usize, usize) {
-        let mut tallies = std::mem::take(&mut self.tallies);
+    pub(super) fn measure(&mut self, depth: usize) -> usize {
+        let mut parts = std::mem::take(&mut self.parts);
         let mut path = std::mem::take(&mut self.path);
         let mut total = 0;
-        path.runs = 0;
-        for tally in &mut tallies {
-            let first = self.entries.len();
-            tally.len = self.measure_part(tally.first_run, depth, &mut path);
-            tally.entries = (super::walk::offset(first), super::walk::offset(self.entries.len()));
-            total += PREFIX_LEN + tally.len as usize;
-            path.runs += 1;
+        for part in &mut parts {
+            let first = self.part_messages.len();
+            part.len = self.measure_part(part, depth, &mut path);
+            part.messages = (offset(first), offset(self.part_messages.len()));
+            total += PREFIX_LEN + part.len as usize;
         }
-        self.tallies = tallies;
-        let runs = path.runs;
+        self.parts = parts;
         self.path = path;
-        (total, runs)
+        total
     }
 
-    /// Lists the messages that hold these runs, in the order in which they begin, and returns the outermost one's length.
-    fn measure_part(&mut self, first_run: u32, depth: usize, path: &mut Path) -> u32 {
-        let root = self.entries.len();
-        let mut next = first_run;
+    /// Lists the messages that hold a part's runs, in the order in which they begin, and returns the outermost one's length.
+    fn measure_part(&mut self, part: &PartPlan, depth: usize, path: &mut Path) -> u32 {
+        let root = self.part_messages.len();
+        let (mut latest, mut next) = (NONE, part.first_run);
         while let Some(run) = self.runs.get(next as usize).copied() {
-            if path.open.len() < depth || path.open.last().is_some_and(|open| open.1 != run.node) {
-                self.enter(run.node, depth, path);
+            if path.open.len() < depth || path.open.last().is_some_and(|open| open.message != run.message) {
+                self.enter(run.message, depth, path);
             }
-            self.grow(path.open.last().map_or(NONE, |open| open.0), run.end - run.start);
-            path.runs += 1;
-            next = run.next;
+            if let Some(innermost) = path.open.last() {
+                self.grow(innermost.entry, run.end - run.start);
+            }
+            (latest, next) = (next, run.next);
         }
+        // Unless the chain is whole, records are missing.
+        self.is_broken |= latest != part.last_run || next != NONE;
         self.close(0, path);
-        self.entries.get(root).map_or(0, |entry| entry.len)
+        self.part_messages.get(root).map_or(0, |root| root.len)
     }
 
     /// Closes the messages that do not hold `leaf` and opens those that do.
     fn enter(&mut self, leaf: u32, depth: usize, path: &mut Path) {
-        let (mut keep, mut node) = (depth, leaf);
-        while keep > 0 && path.open.get(keep - 1).is_none_or(|open| open.1 != node) {
-            path.entered.push(node);
-            node = self.nodes.get(node as usize).map_or(0, |node| node.parent);
+        let (mut keep, mut number) = (depth, leaf);
+        while keep > 0 && path.open.get(keep - 1).is_none_or(|open| open.message != number) {
+            path.entered.push(number);
+            number = self.message(number).parent;
             keep -= 1;
         }
         self.close(keep, path);
-        while let Some(node) = path.entered.pop() {
-            let (len, segments) =
-                self.nodes.get(node as usize).map_or((0, 0), |node| (node.envelope_len, node.segments as usize));
-            path.runs += 1 + segments;
-            path.open.push((super::walk::offset(self.entries.len()), node));
-            self.entries.push(Entry { node, len });
+        while let Some(message) = path.entered.pop() {
+            let len = self.message(message).envelope_len;
+            path.open.push(Opened { entry: offset(self.part_messages.len()), message });
+            self.part_messages.push(PartMessage { message, len });
         }
     }
 
-    /// Closes all but `keep` messages: each then counts in its parent.
+    /// Closes all but `keep` messages. The length of each is added to that of the message that it is in.
     fn close(&mut self, keep: usize, path: &mut Path) {
-        while path.open.len() > keep {
-            let Some((entry, node)) = path.open.pop() else { return };
-            let len = self.entries.get(entry as usize).map_or(0, |entry| entry.len);
-            let field = self.nodes.get(node as usize).map_or(0, |node| node.field);
-            if let Some((parent, _)) = path.open.last() {
-                self.grow(*parent, varint_len(len_tag(field)) + varint_len(len) + len);
+        while path.open.len() > keep
+            && let Some(Opened { entry, message }) = path.open.pop()
+        {
+            let len = self.part_messages.get(entry as usize).map_or(0, |closed| closed.len);
+            let field = self.message(message).field;
+            if let Some(parent) = path.open.last() {
+                self.grow(parent.entry, varint_len(len_tag(field)) + varint_len(len) + len);
             }
         }
     }
 
     fn grow(&mut self, entry: u32, by: u32) {
-        if let Some(entry) = self.entries.get_mut(entry as usize) {
-            entry.len += by;
+        match self.part_messages.get_mut(entry as usize) {
+            Some(message) => message.len += by,
+            None => self.is_broken = true,
         }
     }
 
-    /// Writes one part behind its gRPC prefix.
-    pub(super) fn write(&self, tally: &Tally, out: &mut impl Out) {
-        out.headers().extend_from_slice(&prefix_of(tally.len));
-        let (first, end) = tally.entries;
-        let mut run = self.run(tally.first_run);
-        for entry in self.entries.get(first as usize..end as usize).unwrap_or_default() {
-            let Some(node) = self.nodes.get(entry.node as usize) else { continue };
-            if node.field != 0 {
-                put_varint(out.headers(), len_tag(node.field));
-                put_varint(out.headers(), entry.len);
+    fn message(&mut self, number: u32) -> Message {
+        let found = self.messages.get(number as usize).copied();
+        self.is_broken |= found.is_none();
+        found.unwrap_or_default()
+    }
+
+    /// Writes one part behind its gRPC prefix. If it does not come out as long as it was measured, the writer notices.
+    pub(super) fn write(&self, part: &PartPlan, from: &mut Origin<'_>, out: &mut Writer) {
+        out.header().extend_from_slice(&prefix_of(part.len));
+        let (first, end) = part.messages;
+        let mut run = self.runs.get(part.first_run as usize);
+        for entry in self.part_messages.get(first as usize..end as usize).unwrap_or_default() {
+            let Some(message) = self.messages.get(entry.message as usize) else { return };
+            if message.field != 0 {
+                put_varint(out.header(), len_tag(message.field));
+                put_varint(out.header(), entry.len);
             }
-            let mut next = node.first_segment;
-            while let Some(segment) = self.segments.get(next as usize) {
-                out.run(segment.start, segment.end);
-                next = segment.next;
+            let mut next = message.first_range;
+            while let Some(range) = self.ranges.get(next as usize) {
+                out.add(&mut from.request, range.start, range.end, from.shared.envelopes_from);
+                next = range.next;
             }
-            while let Some(Run { start, end, next, .. }) = run.filter(|run| run.node == entry.node) {
-                out.records(*start, *end);
-                run = self.run(*next);
+            let records = from.records.as_mut().unwrap_or(&mut from.request);
+            while let Some(next) = run.filter(|run| run.message == entry.message) {
+                out.add(records, next.start, next.end, from.shared.records_from);
+                run = self.runs.get(next.next as usize);
             }
         }
     }
 
-    fn run(&self, number: u32) -> Option<&Run> {
-        self.runs.get(number as usize)
+    /// What of all parts is shared instead of copied.
+    pub(super) fn shared(&self, shared: Shared) -> SharedRanges {
+        let mut found = SharedRanges::default();
+        let mut count = |start: u32, end: u32, from: u32| {
+            if end - start < from {
+                found.short += 1;
+                return;
+            }
+            found.len += (end - start) as usize;
+            // Borders of buffers among early copies are counted by themselves.
+            found.ranges += if self.early.is_on() { 1 } else { self.sources.count(start, end) };
+        };
+        self.runs.iter().for_each(|run| count(run.start, run.end, shared.records_from));
+        for entry in &self.part_messages {
+            let mut next = self.messages.get(entry.message as usize).map_or(NONE, |message| message.first_range);
+            while let Some(range) = self.ranges.get(next as usize) {
+                count(range.start, range.end, shared.envelopes_from);
+                next = range.next;
+            }
+        }
+        found
     }
+}
+
+/// The ranges of all parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SharedRanges {
+    /// Bytes that are shared.
+    pub(super) len: usize,
+    /// Ranges that are shared, and borders of buffers in them.
+    pub(super) ranges: usize,
+    /// Ranges that are copied, since they are too short.
+    pub(super) short: usize,
 }
 
 /// The messages that are open while a part is measured, outermost first.
 #[derive(Debug, Default)]
 pub(super) struct Path {
-    /// Number of the entry, number of the message.
-    open: Vec<(u32, u32)>,
+    open: Vec<Opened>,
+    /// Messages that are being opened, innermost first.
     entered: Vec<u32>,
-    /// Runs of bytes that the parts are made of: prefixes and headers, envelopes, records.
-    runs: usize,
 }
 
-/// What a part is written to.
-pub(super) trait Out {
-    /// Where prefixes, tags and lengths go.
-    fn headers(&mut self) -> &mut Vec<u8>;
-
-    /// Adds a run of the request's bytes.
-    fn run(&mut self, start: u32, end: u32);
-
-    /// Adds records: a run of the request's bytes, unless they were copied early.
-    #[inline]
-    fn records(&mut self, start: u32, end: u32) {
-        self.run(start, end);
-    }
-}
-
-/// Notes where the bytes are.
-pub(super) struct Woven<'a> {
-    pub(super) sources: Lookup<'a>,
-    pub(super) weaver: Weaver,
-}
-
-impl Out for Woven<'_> {
-    fn headers(&mut self) -> &mut Vec<u8> {
-        self.weaver.headers()
-    }
-
-    #[inline]
-    fn run(&mut self, start: u32, end: u32) {
-        let (source, start, end) = self.sources.find(start, end);
-        self.weaver.share(source, start, end);
-    }
+#[derive(Clone, Copy, Debug)]
+struct Opened {
+    /// Index in `Scratch::part_messages`.
+    entry: u32,
+    message: u32,
 }

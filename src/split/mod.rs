@@ -1,31 +1,71 @@
-//! The cut: one export request in, the part of each target out. Pure bytes → bytes: no I/O, no clock, no backend known.
+//! The split: cuts one export request into a part for each target. Bytes go in and come out; it does no I/O, reads no clock and
+//! knows no backend. The pipeline calls it.
 //!
-//! [`plan`] walks the wire format once. A table of levels says which fields lead down to the records; a [`Router`] is
-//! asked for the targets of each record; all else is envelope. What it finds is written down as ranges of bytes, so
-//! that the parts' lengths are exact before any part is built. [`Plan::build`] then writes each part: the envelopes of
-//! the messages that hold its records, verbatim, and its records, copied once: as soon as they were walked ([`plan_early`]), or
-//! now. Where there is no room for copies, parts share the request's bytes.
+//! [`plan`] walks the wire format once. A table of levels says which fields lead down to the records. A [`Router`] is asked for
+//! the targets of each record; all other fields are *envelope*. What the walk finds is noted as ranges of offsets, so that the
+//! exact length of each part is known before any part is built. [`Plan::build`] then writes each part: the envelopes of
+//! the messages that hold its records, verbatim, and its records. Each byte is copied once: by `build`, or, with
+//! [`plan_early`], as soon as its record was walked. Where there is no room for copies, parts share the request's buffers.
 //!
-//! What it promises of a part: records are byte for byte what they were and in their order; each message that holds
-//! one of them has all its other fields, in their order, in front of its children; children keep their field number.
-//! Messages that hold no record are not in any part (OTLP lets forwarders drop them). Records and attributes are never
+//! What holds for a part: its records are byte for byte what they were, and in their order. Each message that holds
+//! one of them has all its other fields, in their order, in front of its children. Children keep their field number.
+//! A message that holds no record is in no part (OTLP lets forwarders drop it). Records and attributes are never
 //! decoded, so unknown fields, groups, invalid UTF-8 and any nesting depth pass through. Of a record only the
-//! top-level fields are walked, to their end, so that a broken one is found here and not in a call shared with others.
+//! top-level fields are walked, to their end, so that a broken record is found here and not in a call that it shares with others.
 //!
-//! Stricter than protobuf in one point: where the wire type of a child, an ID or a start time is not what OTLP says,
-//! the request is malformed. Protobuf would treat such a field as unknown; Collectors refuse it.
+//! In one point it is stricter than protobuf: where the wire type of a child, an ID or a start time is not the one of OTLP,
+//! the request is malformed. Protobuf would take such a field for an unknown one; Collectors refuse it.
 //!
-//! A request may lie in several buffers, as its frames came: only what is torn between two is put together.
+//! # Example
 //!
-//! Reading order: this page, `walk`, `sources`, `scratch`, `measure`, `early`, `copied`, `pieces`. Called by the pipeline.
+//! A request with two traces is cut in two. Any function from a record to its target is a router.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use opentelemetry_proto::tonic::{
+//!     collector::trace::v1::ExportTraceServiceRequest,
+//!     trace::v1::{ResourceSpans, ScopeSpans, Span},
+//! };
+//! use prost::Message;
+//! use spanring::{
+//!     otlp::Signal,
+//!     split::{Record, Scratch, Targets, plan},
+//! };
+//!
+//! let span = |trace: u8, name: &str| Span { trace_id: vec![trace; 16], name: name.to_owned(), ..Span::default() };
+//! let spans = vec![span(1, "checkout"), span(2, "search"), span(1, "payment")];
+//! let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
+//! let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
+//! let request = Bytes::from(ExportTraceServiceRequest { resource_spans }.encode_to_vec());
+//!
+//! // Even traces go to target 0, odd ones to target 1.
+//! let mut router = |record: &Record<'_>| Targets::One(record.id.first().map_or(0, |byte| u32::from(byte % 2)));
+//! let mut scratch = Scratch::default();
+//! let mut room = |_bytes: usize| true;
+//! let plan = plan(Signal::Traces, &[request], &mut router, &mut scratch, &mut room)?;
+//! assert_eq!(plan.records(), 3);
+//! let parts = plan.build(&mut room)?.parts;
+//!
+//! let names = |payload: &[u8]| -> Result<Vec<String>, prost::DecodeError> {
+//!     let request = ExportTraceServiceRequest::decode(payload)?;
+//!     let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+//!     Ok(scopes.flat_map(|scope| scope.spans).map(|span| span.name).collect())
+//! };
+//! let [(first, odd), (second, even)] = &parts[..] else { panic!("two targets have records") };
+//! assert_eq!((first.target, names(&odd.payload())?), (1, vec!["checkout".to_owned(), "payment".to_owned()]));
+//! assert_eq!((second.target, names(&even.payload())?), (0, vec!["search".to_owned()]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Reading order: this page, `walk`, `sources`, `scratch`, `measure`, `write`, `early`, `by_size`.
 
-mod copied;
+mod by_size;
 mod early;
 mod measure;
-mod pieces;
 mod scratch;
 mod sources;
 mod walk;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -33,34 +73,31 @@ mod tests;
 use std::num::NonZeroUsize;
 
 use bytes::Bytes;
+use thiserror::Error;
 
-use self::{copied::Copied, early::Early};
 pub use self::{
-    pieces::{BySize, by_size},
+    by_size::{BySize, by_size},
     scratch::Scratch,
+};
+use self::{
+    early::Early,
+    measure::{Origin, SharedRanges},
+    write::{Shared, Writer},
 };
 use crate::otlp::{
     Framed, Level, RecordFields, Signal,
-    framed::PREFIX_LEN,
-    rope::{Rope, Weaver},
     wire::{Malformed, WireError},
 };
 
-/// Length of a request from which records are copied while it is walked. A smaller request stays in the nearest caches until
-/// it is cut, and its parts are joined in one buffer anyway (figures: `deploy/docs/performance.md`).
+/// Length of a request from which records are copied early. A smaller one stays in the processor's nearest caches until it is
+/// cut, and its parts are short enough to be joined in one buffer anyway (figures: `deploy/docs/performance.md`).
 const EARLY_FROM: usize = 64 << 10;
 
-/// Mean length of a run from which parts share the request's bytes: a shorter one is copied for less than it costs to note
-/// it down and to find it again.
-const LONG_RUN: usize = 128;
-
-/// Mean length of a part from which it is worth a list of runs; dispatch joins smaller ones in one buffer.
+/// Mean length of a part from which records are copied early; dispatch joins smaller parts in one buffer.
 const LARGE_PART: usize = 8 << 10;
 
-/// Length of a varint of 32 bits, at most.
-const MAX_VARINT: usize = 5;
-
-/// Where a record goes: a number that means something to the router only. Any value will do; few of them occur.
+/// Where a record goes: a number that has a meaning to the router only. Any value will do, but only few different ones should
+/// occur.
 pub type Target = u32;
 
 /// The targets of one record.
@@ -103,11 +140,12 @@ impl Targets {
 impl Several {
     /// The targets, each once.
     pub fn as_slice(&self) -> &[Target] {
-        self.targets.get(..usize::from(self.len)).unwrap_or_default()
+        // It has two or three. Should it ever say otherwise, a record goes to one target too many rather than to none.
+        self.targets.get(..usize::from(self.len)).unwrap_or(&self.targets)
     }
 }
 
-/// What a router is shown of a record.
+/// The part of a record that a router is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     /// The record's own fields, without the tag and length in front.
@@ -146,10 +184,21 @@ pub struct Share {
 pub struct Built {
     /// In the order of [`Plan::shares`].
     pub parts: Vec<(Share, Framed)>,
-    /// Whether they share the request's bytes and keep them.
+    /// Whether they share the request's buffers and keep them.
     pub shares: bool,
     /// Bytes that they take, the request's own aside.
     pub len: usize,
+}
+
+/// Why parts were not built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum NotBuilt {
+    /// They would take so many bytes, for which there was no room.
+    #[error("no room for {0} bytes of parts")]
+    NoRoom(usize),
+    /// The plan contradicts itself: a defect. What was built by it is thrown away, since records could be missing.
+    #[error("the parts are not what was planned")]
+    Inconsistent,
 }
 
 /// How a message nests its records.
@@ -157,7 +206,7 @@ pub struct Built {
 pub(crate) struct Shape {
     /// From the request down to the message that holds the records.
     pub(crate) levels: &'static [Level],
-    /// What is read of a record.
+    /// The fields of a record that are read.
     pub(crate) fields: &'static RecordFields,
 }
 
@@ -170,7 +219,7 @@ impl From<Signal> for Shape {
 /// Finds out what each target gets of a request, and how long that will be. Builds nothing yet.
 ///
 /// The request lies in the buffers of `payload`, one after the other. `room` is asked before more than a few MiB are taken to
-/// keep track of it, and before a long record is put together that is torn between two buffers.
+/// keep track of it, and before a long record is put together that lies in two buffers.
 pub fn plan<'a, R: Router>(
     signal: Signal,
     payload: &[Bytes],
@@ -181,10 +230,10 @@ pub fn plan<'a, R: Router>(
     plan_shape(signal.into(), payload, 0, router, scratch, room)
 }
 
-/// [`plan`] that copies each record as soon as it knows its target, if `room` is given for that: cheaper where parts are long
-/// and there are several. About so many `targets` are expected.
+/// Like [`plan`], and copies each record as soon as it knows its target, if `room` is given for that. This is cheaper where parts
+/// are long and there are several. About so many `targets` are expected.
 ///
-/// It can fail for want of room where [`plan`] does not, if the targets are others than expected.
+/// It can fail for want of room where [`plan`] does not, if there are more targets than expected.
 pub fn plan_early<'a, R: Router>(
     signal: Signal,
     payload: &[Bytes],
@@ -196,12 +245,12 @@ pub fn plan_early<'a, R: Router>(
     plan_shape(signal.into(), payload, targets.get(), router, scratch, room)
 }
 
-/// Whether [`plan_early`] is worth it for a message of `len` bytes.
+/// Whether [`plan_early`] is cheaper for a message of `len` bytes.
 pub fn is_early_cheaper(len: usize, targets: usize) -> bool {
     targets > 1 && len >= EARLY_FROM && len / targets >= LARGE_PART
 }
 
-/// [`plan`], or [`plan_early`] for some targets, for any table of levels.
+/// [`plan`], or [`plan_early`] if some targets are expected, for any table of levels.
 pub(crate) fn plan_shape<'a, R: Router>(
     shape: Shape,
     payload: &[Bytes],
@@ -218,13 +267,9 @@ pub(crate) fn plan_shape<'a, R: Router>(
 pub struct Plan<'a> {
     /// Length of the request.
     len: usize,
-    /// How many messages hold a record.
-    depth: usize,
     scratch: &'a mut Scratch,
     counts: walk::Counts,
     total_len: usize,
-    /// Of which the parts are made.
-    runs: usize,
 }
 
 impl<'a> Plan<'a> {
@@ -245,8 +290,12 @@ impl<'a> Plan<'a> {
         match walk::walk(shape, payload, len, choose, scratch, room) {
             Ok(counts) => {
                 scratch.end_runs();
-                let (total_len, runs) = scratch.measure(shape.levels.len());
-                Ok(Self { len, depth: shape.levels.len(), scratch, counts, total_len, runs })
+                let total_len = scratch.measure(shape.levels.len());
+                #[cfg(test)]
+                if let Some(damage) = scratch.damage.take() {
+                    damage(scratch);
+                }
+                Ok(Self { len, scratch, counts, total_len })
             }
             Err(error) => {
                 scratch.retain_little();
@@ -265,96 +314,128 @@ impl<'a> Plan<'a> {
         self.counts.unrouted
     }
 
-    /// The one target that owns every record, if there is one: the request goes there as it came, not rebuilt.
-    pub fn whole(&self) -> Option<Target> {
-        match self.scratch.tallies() {
-            [tally] if u64::from(tally.records) == self.counts.records => Some(tally.target),
+    /// The share of the one target that every record goes to, if there is one: the request itself can be sent there, and need not
+    /// be rebuilt.
+    pub fn whole(&self) -> Option<Share> {
+        match self.scratch.parts.as_slice() {
+            [part] if u64::from(part.records) == self.counts.records => Some(part.share()),
             _ => None,
         }
     }
 
     /// The targets in the order of their first record, and what each gets.
     pub fn shares(&self) -> impl Iterator<Item = Share> {
-        self.scratch.tallies().iter().map(scratch::Tally::share)
+        self.scratch.parts.iter().map(scratch::PartPlan::share)
     }
 
-    /// Length of all parts and their prefixes.
+    /// Length of all parts with their prefixes.
     pub fn total_len(&self) -> usize {
         self.total_len
     }
 
-    /// Whether the parts can share the request's bytes, and thereby keep them, instead of having copies.
-    ///
-    /// Short runs are cheaper copied than noted down. Parts that would be much longer than the request are copied too: who has
-    /// to copy them later (by size, for another table) then holds no more than is counted.
-    fn can_share(&self) -> bool {
-        let long_runs = self.runs.saturating_mul(LONG_RUN) <= self.total_len;
-        let large_parts = self.scratch.tallies().len().saturating_mul(LARGE_PART) <= self.total_len;
-        let few_repeats = self.total_len <= self.len.saturating_mul(5) / 4;
-        let in_reach = u32::try_from(self.headers()).is_ok();
-        long_runs && large_parts && few_repeats && in_reach
-    }
-
-    /// Bytes that the parts take, the request's own aside, with those of torn records that were put together.
-    fn room(&self, shares: bool) -> usize {
-        if shares {
-            let runs = self.runs.saturating_mul(Weaver::RUN_LEN);
-            runs.saturating_add(self.headers()).saturating_add(self.counts.joined)
-        } else {
-            self.total_len
-        }
-    }
-
-    /// Bytes of prefixes, tags and lengths, at most.
-    fn headers(&self) -> usize {
-        let (parts, messages) = (self.scratch.tallies().len(), self.scratch.entries.len());
-        parts.saturating_mul(PREFIX_LEN).saturating_add(messages.saturating_mul(2 * MAX_VARINT))
-    }
-
-    /// Builds all parts, once `room` gives their bytes. An error is how many it would have taken.
-    pub fn build(self, room: &mut dyn FnMut(usize) -> bool) -> Result<Built, usize> {
+    /// Builds all parts, once `room` was given for their bytes: copies, or where there is no room for these, parts that share the
+    /// request's buffers.
+    pub fn build(self, room: &mut dyn FnMut(usize) -> bool) -> Result<Built, NotBuilt> {
         if self.scratch.early.is_on() {
-            let (parts, len) = self.scratch.finish_early(self.depth, self.total_len, room)?;
-            return Ok(Built { parts: self.shares().zip(parts).collect(), shares: false, len });
+            return self.build_early(room);
         }
-        let shares = self.can_share();
-        let len = self.room(shares);
-        if !room(len) {
-            return Err(len);
+        if room(self.total_len) {
+            let layout = Layout::copied(self.total_len);
+            return self.write(Shared::NOTHING, layout);
         }
-        let woven = if shares { self.weave() } else { None };
-        Ok(Built { parts: woven.unwrap_or_else(|| self.copy()), shares, len })
+        self.build_in_least_room(room)
     }
 
-    /// Parts that share the request's bytes; `None` if their offsets could pass 32 bits.
-    pub fn weave(&self) -> Option<Vec<(Share, Framed)>> {
-        let parts = self.scratch.tallies().len();
-        let sources = &self.scratch.sources;
-        let weaver = Weaver::new(sources.chunks(), parts, self.runs, self.headers())?;
-        let mut out = measure::Woven { sources: sources.lookup(), weaver };
-        for tally in self.scratch.tallies() {
-            self.scratch.write(tally, &mut out);
-            out.weaver.end();
-        }
-        let framed = |rope: Rope| Framed::from_rope(rope).unwrap_or_default();
-        Some(self.shares().zip(out.weaver.finish().map(framed)).collect())
+    /// Builds parts that share the request's buffers, unless copies take less.
+    fn build_in_least_room(self, room: &mut dyn FnMut(usize) -> bool) -> Result<Built, NotBuilt> {
+        let shared = self.layout(Shared::REQUEST);
+        // Parts that are together much longer than the request are not to share it: each would look small, and take its whole
+        // length from whoever has to copy it later.
+        let may_share = self.total_len <= self.len.saturating_mul(5) / 4;
+        let (how, layout) = if may_share && shared.len() < self.total_len {
+            (Shared::REQUEST, shared)
+        } else {
+            (Shared::NOTHING, Layout::copied(self.total_len))
+        };
+        if room(layout.len()) { self.write(how, layout) } else { Err(NotBuilt::NoRoom(layout.len())) }
     }
 
-    /// Parts with bytes of their own.
-    pub fn copy(&self) -> Vec<(Share, Framed)> {
-        let tallies = self.scratch.tallies();
-        let mut out = Copied::new(self.scratch.sources.lookup(), tallies.len(), self.total_len);
-        for tally in tallies {
-            self.scratch.write(tally, &mut out);
-            out.end();
+    /// Puts together the records that were copied early and what goes between them.
+    fn build_early(self, room: &mut dyn FnMut(usize) -> bool) -> Result<Built, NotBuilt> {
+        let layout = self.layout(Shared::EARLY_COPIES);
+        let (taken, not_granted) = self.scratch.early.taken();
+        let more = layout.len().saturating_add(not_granted);
+        if !room(more) {
+            return Err(NotBuilt::NoRoom(more));
         }
-        self.shares().zip(out.finish()).collect()
+        let mut built = self.write(Shared::EARLY_COPIES, layout)?;
+        built.len = built.len.saturating_add(taken);
+        Ok(built)
+    }
+
+    fn layout(&self, shared: Shared) -> Layout {
+        let is_early = self.scratch.early.is_on();
+        let SharedRanges { len, ranges, short } = self.scratch.shared(shared);
+        let copied = self.total_len.saturating_sub(len);
+        // In front of each shared range, and at the end of a part, there is a copied segment if anything is copied there. One
+        // more comes with each border of buffers.
+        let between = ranges.min(short + self.scratch.part_messages.len());
+        let borders = self.scratch.early.buffers() + Writer::buffers_for(copied);
+        Layout {
+            copied,
+            segments: self.scratch.parts.len() + ranges + between + borders,
+            reassembled: if is_early { 0 } else { self.counts.reassembled },
+            shares: !is_early && ranges > 0,
+        }
+    }
+
+    /// Writes all parts.
+    fn write(self, shared: Shared, layout: Layout) -> Result<Built, NotBuilt> {
+        let is_early = self.scratch.early.is_on();
+        let copies = self.scratch.early.finish();
+        let (scratch, mut copies) = (&*self.scratch, copies.iter());
+        let mut writer = Writer::new(scratch.parts.len(), layout.segments, layout.copied);
+        let mut from = Origin { request: scratch.sources.lookup(), records: None, shared };
+        for part in &scratch.parts {
+            if is_early {
+                from.records = Some(copies.next().ok_or(NotBuilt::Inconsistent)?.lookup());
+            }
+            scratch.write(part, &mut from, &mut writer);
+            writer.end_part();
+        }
+        let parts = writer.finish().filter(|_| !scratch.is_broken).ok_or(NotBuilt::Inconsistent)?;
+        Ok(Built { parts: self.shares().zip(parts).collect(), shares: layout.shares, len: layout.len() })
     }
 }
 
 impl Drop for Plan<'_> {
     fn drop(&mut self) {
         self.scratch.retain_little();
+    }
+}
+
+/// What parts take.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    /// Bytes that are copied.
+    copied: usize,
+    /// Entries of the lists of segments.
+    segments: usize,
+    /// Bytes of the request that are not in the buffers it came in, and that the parts keep.
+    reassembled: usize,
+    /// Whether they share the request's buffers.
+    shares: bool,
+}
+
+impl Layout {
+    /// Parts of which every byte is copied.
+    fn copied(len: usize) -> Self {
+        Self { copied: len, segments: 0, reassembled: 0, shares: false }
+    }
+
+    fn len(self) -> usize {
+        let lists = self.segments.saturating_mul(Shared::SEGMENT_LEN);
+        self.copied.saturating_add(lists).saturating_add(self.reassembled)
     }
 }
 

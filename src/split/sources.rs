@@ -1,52 +1,74 @@
-//! The buffers that a request lies in, addressed as if they were one; and how the walk gets them, one after the other.
+//! The buffers that bytes are read and copied from. Offsets count through all of them, as if they were one buffer.
+//!
+//! [`Sources`] is the list of them, and [`Lookup`] finds ranges in it. [`Feed`] hands a request's buffers to the walk one after
+//! the other. Where a record, or a tag, begins in one buffer and ends in a later one, it first copies the bytes of both into a
+//! new buffer.
 
 use bytes::{Buf, Bytes};
 
-use super::walk::offset;
+/// Bytes that are put together for a field whose length cannot be read yet: more than a tag and a length take.
+const FIRST_ATTEMPT: usize = 64;
 
-/// What a torn field is given first if its length is not known: longer than any tag with a length.
-const LEAST_JOINT: usize = 64;
-
-/// Buffers whose places are kept for the next request.
+/// Entries that the list keeps room for until the next request.
 const RETAINED: usize = 1 << 10;
 
-/// Buffers of a request, in their order, without gaps.
+/// An offset as it is kept.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a plan is made of messages only whose length fits 32 bits")]
+pub(super) fn offset(at: usize) -> u32 {
+    at as u32
+}
+
+/// Buffers in their order, without gaps between them.
 #[derive(Debug, Default)]
 pub(super) struct Sources(Vec<Source>);
 
 #[derive(Debug)]
 struct Source {
-    /// Where it begins in the request.
+    /// Offset of its first byte.
     start: u32,
     bytes: Bytes,
 }
 
-/// Looks up runs that lie in one buffer each, mostly in the order of the request.
-#[derive(Debug)]
+/// Finds ranges in the buffers. Ranges are mostly asked for in their order, so that it looks into the latest buffer first.
+#[derive(Clone, Debug)]
 pub(super) struct Lookup<'s> {
     sources: &'s Sources,
-    /// The source that was found last.
+    /// Index of the buffer that was found last.
     latest: usize,
 }
 
-/// Hands out a request's buffers. What is torn between two is put together first.
+/// Hands out a request's buffers, and a buffer of its own for each field that lies in two of them.
 #[derive(Debug)]
 pub(super) struct Feed<'p> {
-    chunks: std::slice::Iter<'p, Bytes>,
-    /// What is left of the chunk that was begun.
+    buffers: std::slice::Iter<'p, Bytes>,
+    /// What is left of a buffer of which the first bytes were used.
     rest: Bytes,
-    /// The chunk that a joint took its end from, and where that begins in the request.
-    lent: Option<(usize, Bytes)>,
-    /// What was handed out last, and where it begins in the request.
+    /// The buffer that the end of the latest field was copied from, and its offset from there on.
+    copied_from: Option<(usize, Bytes)>,
+    /// The buffer that was handed out last, and its offset.
     latest: (usize, Bytes),
-    /// Where it is torn, and where the torn field ends, if that is known.
-    torn: Option<(usize, Option<usize>)>,
-    joined: usize,
+    /// The offset of the field that goes on in the next buffer, and of its end, if that is known.
+    unfinished: Option<(usize, Option<usize>)>,
+    /// Bytes of all fields that were put together.
+    reassembled: usize,
 }
 
 // === impl Sources ===
 
 impl Sources {
+    /// These buffers.
+    pub(super) fn of(buffers: impl Iterator<Item = Bytes>) -> Self {
+        let mut start = 0;
+        let mut sources = Self::default();
+        for bytes in buffers {
+            let len = bytes.len();
+            sources.push(start, bytes);
+            start += len;
+        }
+        sources
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
         self.0.shrink_to(RETAINED);
@@ -56,12 +78,12 @@ impl Sources {
         self.0.len()
     }
 
-    /// Adds the buffer that begins at `start`.
+    /// Adds the buffer whose first byte has this offset.
     pub(super) fn push(&mut self, start: usize, bytes: Bytes) {
         self.0.push(Source { start: offset(start), bytes });
     }
 
-    /// Ends the last buffer at `end`, or takes it back if it begins there.
+    /// Cuts off what the last buffer has from `end` on: a new buffer will have it.
     pub(super) fn end_at(&mut self, end: usize) {
         let Some(last) = self.0.last_mut() else { return };
         last.bytes.truncate(end.saturating_sub(last.start as usize));
@@ -70,8 +92,10 @@ impl Sources {
         }
     }
 
-    pub(super) fn chunks(&self) -> impl ExactSizeIterator<Item = Bytes> {
-        self.0.iter().map(|source| source.bytes.clone())
+    /// In how many buffers a range lies.
+    pub(super) fn count(&self, start: u32, end: u32) -> usize {
+        let begun_before = |at: u32| self.0.partition_point(|source| source.start < at);
+        begun_before(end).saturating_sub(begun_before(start + 1)) + 1
     }
 
     pub(super) fn lookup(&self) -> Lookup<'_> {
@@ -79,111 +103,122 @@ impl Sources {
     }
 }
 
+impl Source {
+    #[inline]
+    fn has(&self, at: u32) -> bool {
+        at.checked_sub(self.start).is_some_and(|within| (within as usize) < self.bytes.len())
+    }
+}
+
 // === impl Lookup ===
 
 impl<'s> Lookup<'s> {
-    /// The number of the buffer that holds this run, and where the run lies in it.
-    #[inline]
-    pub(super) fn find(&mut self, start: u32, end: u32) -> (u32, u32, u32) {
-        let begin = match self.holds(start) {
-            Some(begin) => begin,
-            None => self.search(start),
-        };
-        (offset(self.latest), start - begin, end - begin)
-    }
-
-    /// The bytes of this run.
+    /// The bytes from `start` to `end`, as far as they are in the buffer of the first one. None if no buffer has it.
     #[inline]
     pub(super) fn bytes(&mut self, start: u32, end: u32) -> &'s [u8] {
-        let (number, start, end) = self.find(start, end);
-        let source = self.sources.0.get(number as usize);
-        source.and_then(|source| source.bytes.get(start as usize..end as usize)).unwrap_or_default()
+        let Some(source) = self.source_of(start) else { return &[] };
+        let to = (end.saturating_sub(source.start) as usize).min(source.bytes.len());
+        source.bytes.get((start - source.start) as usize..to).unwrap_or_default()
     }
 
-    /// Where the latest source begins, if it holds `at`.
+    /// The same bytes, as a share of their buffer.
+    pub(super) fn share(&mut self, start: u32, end: u32) -> Bytes {
+        let bytes = self.bytes(start, end);
+        self.sources.0.get(self.latest).map_or_else(Bytes::new, |source| source.bytes.slice_ref(bytes))
+    }
+
     #[inline]
-    fn holds(&self, at: u32) -> Option<u32> {
-        let source = self.sources.0.get(self.latest)?;
-        let within = at.checked_sub(source.start)?;
-        ((within as usize) < source.bytes.len()).then_some(source.start)
+    fn source_of(&mut self, at: u32) -> Option<&'s Source> {
+        match self.sources.0.get(self.latest) {
+            Some(source) if source.has(at) => Some(source),
+            _ => self.search(at),
+        }
     }
 
     #[cold]
-    fn search(&mut self, at: u32) -> u32 {
-        self.latest = self.sources.0.partition_point(|source| source.start <= at).saturating_sub(1);
-        self.sources.0.get(self.latest).map_or(0, |source| source.start)
+    fn search(&mut self, at: u32) -> Option<&'s Source> {
+        self.latest = self.sources.0.partition_point(|source| source.start <= at).checked_sub(1)?;
+        self.sources.0.get(self.latest).filter(|source| source.has(at))
     }
 }
 
 // === impl Feed ===
 
 impl<'p> Feed<'p> {
-    pub(super) fn new(chunks: &'p [Bytes]) -> Self {
-        let (rest, latest) = (Bytes::new(), (0, Bytes::new()));
-        Self { chunks: chunks.iter(), rest, lent: None, latest, torn: None, joined: 0 }
+    pub(super) fn new(buffers: &'p [Bytes]) -> Self {
+        Self {
+            buffers: buffers.iter(),
+            rest: Bytes::new(),
+            copied_from: None,
+            latest: (0, Bytes::new()),
+            unfinished: None,
+            reassembled: 0,
+        }
     }
 
-    /// The next buffer and where it begins in the request.
+    /// The next buffer and its offset.
     pub(super) fn next(&mut self) -> Option<(usize, Bytes)> {
         let (start, bytes) = &self.latest;
-        let next = match self.torn.take() {
-            Some((at, end)) => (at, self.join(at, bytes.slice(at - start..), end.map(|end| end - at))),
+        let next = match self.unfinished.take() {
+            Some((at, end)) => (at, self.reassemble(at, bytes.slice(at - start..), end.map(|end| end - at))),
             None => {
                 let start = start + bytes.len();
-                self.lent = None;
-                (start, self.chunk()?)
+                self.copied_from = None;
+                (start, self.take_buffer()?)
             }
         };
         self.latest = next;
         Some(self.latest.clone())
     }
 
-    /// What was handed out last cannot be read from `at` on; the field that begins there ends at `end`, if that is known.
-    /// Returns how many bytes will be put together.
-    pub(super) fn tear(&mut self, at: usize, end: Option<usize>) -> usize {
+    /// Says that the field at offset `at` does not end in the latest buffer; `end` is where it ends, if that is known. The next
+    /// buffer will begin with this field. Returns how many bytes will be copied for that.
+    pub(super) fn goes_on(&mut self, at: usize, end: Option<usize>) -> usize {
         let (start, bytes) = &mut self.latest;
-        if let Some((lent_at, chunk)) = self.lent.take()
-            && at >= lent_at
+        if let Some((copied_at, buffer)) = self.copied_from.take()
+            && at >= copied_at
         {
-            // What is torn is the joint: in the chunk that its end came from, the field goes on.
+            // The latest buffer was put together, and this field begins in the bytes that were copied to its end. In the
+            // buffer that they came from, the field goes on without a gap.
             bytes.truncate(at - *start);
-            self.rest = chunk.slice(at - lent_at..);
+            self.rest = buffer.slice(at - copied_at..);
             return 0;
         }
-        self.torn = Some((at, end));
-        joint_len((*start + bytes.len()).saturating_sub(at), end.map(|end| end - at))
+        self.unfinished = Some((at, end));
+        bytes_for((*start + bytes.len()).saturating_sub(at), end.map(|end| end - at))
     }
 
-    /// Bytes that were put together.
-    pub(super) fn joined(&self) -> usize {
-        self.joined
+    /// Bytes of all fields that were put together.
+    pub(super) fn reassembled(&self) -> usize {
+        self.reassembled
     }
 
-    /// A piece, which begins at `at`, and what follows it.
-    fn join(&mut self, at: usize, head: Bytes, len: Option<usize>) -> Bytes {
-        let len = joint_len(head.len(), len);
-        let mut joint = Vec::with_capacity(len);
-        joint.extend_from_slice(&head);
-        while joint.len() < len
-            && let Some(mut chunk) = self.chunk()
+    /// A buffer with `head`, whose offset is `at`, and what follows it.
+    fn reassemble(&mut self, at: usize, head: Bytes, len: Option<usize>) -> Bytes {
+        let len = bytes_for(head.len(), len);
+        let mut whole = Vec::with_capacity(len);
+        whole.extend_from_slice(&head);
+        while whole.len() < len
+            && let Some(mut buffer) = self.take_buffer()
         {
-            self.lent = Some((at + joint.len(), chunk.clone()));
-            let more = chunk.split_to(chunk.len().min(len - joint.len()));
-            joint.extend_from_slice(&more);
-            self.rest = chunk;
+            self.copied_from = Some((at + whole.len(), buffer.clone()));
+            let more = buffer.split_to(buffer.len().min(len - whole.len()));
+            whole.extend_from_slice(&more);
+            self.rest = buffer;
         }
-        self.joined += joint.len();
-        joint.into()
+        self.reassembled += whole.len();
+        whole.into()
     }
 
-    /// What is left of the chunk that was begun, or the next one that is not empty.
-    fn chunk(&mut self) -> Option<Bytes> {
+    /// What is left of a buffer that was begun, or the next one that is not empty.
+    fn take_buffer(&mut self) -> Option<Bytes> {
         let rest = std::mem::take(&mut self.rest);
-        if rest.has_remaining() { Some(rest) } else { self.chunks.find(|chunk| !chunk.is_empty()).cloned() }
+        if rest.has_remaining() { Some(rest) } else { self.buffers.find(|buffer| !buffer.is_empty()).cloned() }
     }
 }
 
-/// How much is put together of a torn field of which so much is here: all, or twice as much where its length is not known.
-fn joint_len(here: usize, len: Option<usize>) -> usize {
-    len.unwrap_or_else(|| here.saturating_mul(2).max(LEAST_JOINT))
+/// How many bytes are put together of a field of which `here` bytes are in the latest buffer: all of them, or twice as many as
+/// are here, if its length is not known.
+fn bytes_for(here: usize, len: Option<usize>) -> usize {
+    len.unwrap_or_else(|| here.saturating_mul(2).max(FIRST_ATTEMPT))
 }

@@ -1,46 +1,50 @@
-//! The walk: from the request down its levels to the records, once, without recursion.
+//! The walk: from the request down its levels to the records, once and without recursion.
 //!
-//! The depth of the stack is the number of levels, a constant of the signal: what the network sends cannot deepen it.
+//! The stack is as deep as the signal has levels, which is a constant: nothing that the network sends makes it deeper.
 //!
-//! A request comes in frames, and is walked in them: messages and envelopes may go on in the next one. Only a record that is
-//! torn, or a tag, is put together in a buffer of its own, which from then on is one of the request's buffers.
+//! A request comes in several buffers and is walked in them: messages and their other fields may go on in the next buffer. Only a
+//! record or a tag that lies in two buffers is put together in a new one, which is one of the request's buffers from then on.
 
 use bytes::Bytes;
 
-use super::{Record, Router, Shape, Target, Targets, scratch::Scratch, sources::Feed};
+use super::{
+    Record, Router, Shape, Target, Targets,
+    scratch::Scratch,
+    sources::{Feed, offset},
+};
 use crate::otlp::{
     Level, RecordFields,
     wire::{Malformed, Reader, WireError},
 };
 
-/// So many bytes of torn records are put together without asking for room.
-const FREE_JOINTS: usize = 64 << 10;
+/// Bytes of records and tags that are put together without room for them in the budget.
+const FREE_REASSEMBLED: usize = 64 << 10;
 
 /// What a walk counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) records: u64,
     pub(super) unrouted: u64,
-    /// Bytes that were put together.
-    pub(super) joined: usize,
+    /// Bytes of records and tags that were put together.
+    pub(super) reassembled: usize,
 }
 
-/// A record and where it stands.
+/// A record and where it was found.
 #[derive(Clone, Copy)]
 pub(super) struct Found<'a> {
     pub(super) record: Record<'a>,
-    /// The message that holds it.
-    pub(super) node: u32,
+    /// Number of the message that holds it.
+    pub(super) message: u32,
     /// Its length with tag and length prefix.
     pub(super) len: u32,
 }
 
-/// Who is asked for a record's targets: a router, or something of this room that looks at more than routers may.
+/// Says which targets a record goes to: a router, or code of this room that sees more than routers do.
 pub(super) trait Choose {
     fn choose(&mut self, found: &Found<'_>) -> Targets;
 }
 
-/// A router, asked in the walk.
+/// A router in the walk.
 pub(super) struct Routed<'r, R>(pub(super) &'r mut R);
 
 impl<R: Router> Choose for Routed<'_, R> {
@@ -50,18 +54,18 @@ impl<R: Router> Choose for Routed<'_, R> {
     }
 }
 
-/// A message that is being walked, and what was there before it, in case it turns out to hold no record.
+/// A message that is being walked. The marks say what was noted before it: should it hold no record, it is taken back.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Open {
     /// Its number.
-    node: u32,
+    message: u32,
     /// Where it ends.
     end: usize,
-    segments_before: usize,
+    ranges_before: usize,
     runs_before: usize,
 }
 
-/// Walks a message of `len` bytes that lies in these buffers, one after the other.
+/// Walks a request of `len` bytes that lies in these buffers, one after the other.
 pub(super) fn walk<C: Choose>(
     shape: Shape,
     payload: &[Bytes],
@@ -85,44 +89,51 @@ struct Walk<'w, C> {
     scratch: &'w mut Scratch,
     /// Asked before much is taken.
     room: &'w mut dyn FnMut(usize) -> bool,
+    /// The messages that are open, outermost first.
     stack: Vec<Open>,
     counts: Counts,
-    /// Where the envelope field ends whose beginning was seen.
+    /// Where the envelope field ends that began in an earlier buffer.
     envelope_end: usize,
 }
 
-/// A cursor in what is here of one message, which knows where it stands in the whole.
+/// A reader of the part of one message that lies in the current buffer. It knows its offset in the request.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct Cursor<'a> {
     reader: Reader<'a>,
-    /// What is here of the message from where the walk goes on.
+    /// The bytes that the reader began with, and the offset of their end.
     bytes: &'a [u8],
     end: usize,
     /// Whether the message ends here.
     is_whole: bool,
 }
 
-/// Where the walk of one message came to.
+/// How far the walk of one message came.
 enum Step {
-    /// The beginning of a child.
+    /// To the beginning of a child.
     Entered(usize),
-    /// Its end.
+    /// To its end.
     Ended,
-    /// What is not here: the rest of a field that begins here and ends there, as far as that is known.
-    Torn(usize, Option<usize>),
+    /// To the end of the buffer: a field begins at the first offset and ends, if that is known, at the second.
+    Unfinished(usize, Option<usize>),
 }
 
-impl<'a> Place<'a> {
+impl<'a> Cursor<'a> {
+    /// The offset of what is read next.
     #[inline(always)]
     fn at(&self) -> usize {
         self.end - self.reader.left()
     }
 
-    /// What was read since `at`.
+    /// What was read since offset `at`.
     #[inline(always)]
-    fn since(&self, at: usize) -> &'a [u8] {
+    fn since(&self, at: usize) -> Result<&'a [u8], Malformed> {
         let end = self.bytes.len() - self.reader.left();
-        self.bytes.get(end - (self.at() - at)..end).unwrap_or_default()
+        self.bytes.get(end - (self.at() - at)..end).ok_or(Malformed::Inconsistent)
+    }
+
+    /// How the walk of the message stands when this buffer has no more of it.
+    fn ended(&self) -> Step {
+        if self.is_whole { Step::Ended } else { Step::Unfinished(self.end, None) }
     }
 }
 
@@ -131,32 +142,34 @@ impl<C: Choose> Walk<'_, C> {
         self.enter(0, 0, len)?;
         let mut feed = Feed::new(payload);
         while let Some((start, bytes)) = feed.next() {
-            self.scratch.add_source(start, bytes.clone());
-            let (at, end) = self.window(&bytes, start)?;
+            self.scratch.sources.push(start, bytes.clone());
+            let (at, end) = self.walk_buffer(&bytes, start)?;
             if at < start + bytes.len() {
                 self.scratch.sources.end_at(at);
-                let takes = feed.tear(at, end);
-                if feed.joined() + takes > FREE_JOINTS && !(self.room)(takes) {
+                let takes = feed.goes_on(at, end);
+                if feed.reassembled() + takes > FREE_REASSEMBLED && !(self.room)(takes) {
                     return Err(WireError { offset: at, kind: Malformed::NoRoom(takes) });
                 }
             }
         }
-        self.counts.joined = feed.joined();
+        self.counts.reassembled = feed.reassembled();
         Ok(())
     }
 
-    /// Walks what is here of the request. Returns where it came to, and where the field ends that begins there.
-    fn window(&mut self, bytes: &[u8], start: usize) -> Result<(usize, Option<usize>), WireError> {
+    /// Walks the part of the request that lies in this buffer. Returns the offset from which it has to be read with more bytes
+    /// behind it, and where the field ends that begins there, if that is known.
+    fn walk_buffer(&mut self, bytes: &[u8], start: usize) -> Result<(usize, Option<usize>), WireError> {
         let end = start + bytes.len();
         let mut at = self.go_on_with_envelope(start, end)?;
-        let Some((leaf, inner)) = self.shape.levels.split_last() else { return Ok((end, None)) };
+        let inconsistent = WireError { offset: start, kind: Malformed::Inconsistent };
+        let (leaf, inner) = self.shape.levels.split_last().ok_or(inconsistent)?;
         while let Some(open) = self.stack.last().copied() {
             let stop = open.end.min(end);
-            let rest = bytes.get(at - start..stop - start).unwrap_or_default();
-            let place = Place { reader: Reader::new(rest), bytes: rest, end: stop, is_whole: stop == open.end };
+            let rest = bytes.get(at - start..stop - start).ok_or(inconsistent)?;
+            let cursor = Cursor { reader: Reader::new(rest), bytes: rest, end: stop, is_whole: stop == open.end };
             let step = match inner.get(self.stack.len() - 1) {
-                Some(level) => self.descend(level, open, place)?,
-                None => self.records(leaf, open, place)?,
+                Some(level) => self.descend(level, open, cursor)?,
+                None => self.records(leaf, open, cursor)?,
             };
             match step {
                 Step::Entered(child) => at = child,
@@ -164,7 +177,7 @@ impl<C: Choose> Walk<'_, C> {
                     at = stop;
                     self.leave(open);
                 }
-                Step::Torn(at, field_end) => return Ok((at, field_end)),
+                Step::Unfinished(at, field_end) => return Ok((at, field_end)),
             }
         }
         Ok((end, None))
@@ -172,47 +185,47 @@ impl<C: Choose> Walk<'_, C> {
 
     /// Starts a message between `at` and `end`, in the innermost one.
     fn enter(&mut self, field: u32, at: usize, end: usize) -> Result<(), WireError> {
-        let above = self.stack.last().map_or(0, |open| open.node);
-        let (segments_before, runs_before) = self.scratch.marks();
-        let node = self.scratch.add_node(above, field);
-        self.stack.push(Open { node, end, segments_before, runs_before });
+        let parent = self.stack.last().map_or(0, |open| open.message);
+        let (ranges_before, runs_before) = self.scratch.marks();
+        let message = self.scratch.add_message(parent, field);
+        self.stack.push(Open { message, end, ranges_before, runs_before });
         self.check_room().map_err(|kind| WireError { offset: at, kind })
     }
 
-    /// Ends the innermost message and forgets it if it held no record.
+    /// Ends the innermost message, and takes it back if it held no record.
     fn leave(&mut self, open: Open) {
         self.stack.pop();
-        self.scratch.forget_if_empty(open.node, open.segments_before, open.runs_before);
+        self.scratch.forget_if_empty(open.message, open.ranges_before, open.runs_before);
     }
 
     /// Walks a message to its next child and enters that, or to its end.
-    fn descend(&mut self, level: &Level, open: Open, mut place: Place<'_>) -> Result<Step, WireError> {
+    fn descend(&mut self, level: &Level, open: Open, mut cursor: Cursor<'_>) -> Result<Step, WireError> {
         loop {
-            let at = place.at();
+            let at = cursor.at();
             let broken = |kind| WireError { offset: at, kind };
-            let field = match place.reader.field() {
+            let field = match cursor.reader.field() {
                 Ok(Some(field)) => field,
-                Ok(None) => return Ok(end_of(place)),
-                Err(kind) if place.is_whole => return Err(broken(kind)),
-                Err(kind) => return self.torn(kind, level, open, place, true),
+                Ok(None) => return Ok(cursor.ended()),
+                Err(kind) if cursor.is_whole => return Err(broken(kind)),
+                Err(kind) => return self.unfinished(kind, level, open, cursor, true),
             };
             if level.children.contains(&field.number) {
                 let body = field.len_value().map_err(broken)?;
-                let end = place.at();
+                let end = cursor.at();
                 self.enter(field.number, end - body.len(), end)?;
                 return Ok(Step::Entered(end - body.len()));
             }
-            self.add_envelope(open.node, at, place.at())?;
+            self.add_envelope(open.message, at, cursor.at())?;
         }
     }
 
     /// Walks a message that holds records.
-    fn records(&mut self, level: &Level, open: Open, mut place: Place<'_>) -> Result<Step, WireError> {
+    fn records(&mut self, level: &Level, open: Open, mut cursor: Cursor<'_>) -> Result<Step, WireError> {
         let usual = level.usual_tag();
         loop {
-            if let Some((whole, body)) = place.reader.child(usual) {
-                self.record(open.node, whole, body, &place)?;
-            } else if let Some(step) = self.no_usual_record(level, open, &mut place)? {
+            if let Some((whole, body)) = cursor.reader.child(usual) {
+                self.record(open.message, whole, body, &cursor)?;
+            } else if let Some(step) = self.other_field(level, open, &mut cursor)? {
                 return Ok(step);
             }
         }
@@ -220,80 +233,80 @@ impl<C: Choose> Walk<'_, C> {
 
     /// Walks one field of such a message, of any kind.
     #[inline(never)]
-    fn no_usual_record(&mut self, level: &Level, open: Open, place: &mut Place<'_>) -> Result<Option<Step>, WireError> {
-        let at = place.at();
+    fn other_field(&mut self, level: &Level, open: Open, cursor: &mut Cursor<'_>) -> Result<Option<Step>, WireError> {
+        let at = cursor.at();
         let broken = |kind| WireError { offset: at, kind };
-        let field = match place.reader.field() {
+        let field = match cursor.reader.field() {
             Ok(Some(field)) => field,
-            Ok(None) => return Ok(Some(end_of(*place))),
-            Err(kind) if place.is_whole => return Err(broken(kind)),
-            Err(kind) => return self.torn(kind, level, open, *place, false).map(Some),
+            Ok(None) => return Ok(Some(cursor.ended())),
+            Err(kind) if cursor.is_whole => return Err(broken(kind)),
+            Err(kind) => return self.unfinished(kind, level, open, *cursor, false).map(Some),
         };
         if level.children.contains(&field.number) {
             let body = field.len_value().map_err(broken)?;
-            self.record(open.node, place.since(at), body, place)?;
+            self.record(open.message, cursor.since(at).map_err(broken)?, body, cursor)?;
         } else {
-            self.add_envelope(open.node, at, place.at())?;
+            self.add_envelope(open.message, at, cursor.at())?;
         }
         Ok(None)
     }
 
-    /// Walks a record and adds it: `whole` is its field, which ends at `place`.
+    /// Walks a record and adds it: `whole` is its field, which ends where the cursor is.
     #[inline(always)]
-    fn record(&mut self, node: u32, whole: &[u8], body: &[u8], place: &Place<'_>) -> Result<(), WireError> {
+    fn record(&mut self, message: u32, whole: &[u8], body: &[u8], cursor: &Cursor<'_>) -> Result<(), WireError> {
         let record = read_record(self.shape.fields, body)
-            .map_err(|(left, kind)| WireError { offset: place.at() - left, kind })?;
-        let at = place.at() - whole.len();
-        self.assign(record, node, at, whole).map_err(|kind| WireError { offset: at, kind })
+            .map_err(|(left, kind)| WireError { offset: cursor.at() - left, kind })?;
+        let at = cursor.at() - whole.len();
+        self.assign(record, message, at, whole).map_err(|kind| WireError { offset: at, kind })
     }
 
-    /// What to do about a field that could not be read in what is here of its message.
+    /// What to do about a field that could not be read because its message goes on in the next buffer.
     #[cold]
     #[inline(never)]
-    fn torn(
+    fn unfinished(
         &mut self,
         kind: Malformed,
         level: &Level,
         open: Open,
-        place: Place<'_>,
+        cursor: Cursor<'_>,
         children_have_children: bool,
     ) -> Result<Step, WireError> {
-        let at = place.at();
+        let at = cursor.at();
         let broken = |kind| WireError { offset: at, kind };
-        match (kind, place.reader.header()) {
-            (Malformed::Truncated, _) | (Malformed::Length(_), None) => Ok(Step::Torn(at, None)),
+        match (kind, cursor.reader.header()) {
+            (Malformed::Truncated, _) | (Malformed::Length(_), None) => Ok(Step::Unfinished(at, None)),
             (Malformed::Length(_), Some((number, len, header))) => {
                 let body = at + header;
                 let end = usize::try_from(len).ok().and_then(|len| body.checked_add(len));
                 let end = end.filter(|end| *end <= open.end).ok_or(broken(kind))?;
                 if !level.children.contains(&number) {
-                    self.add_envelope(open.node, at, place.end)?;
+                    self.add_envelope(open.message, at, cursor.end)?;
                     self.envelope_end = end;
-                    return Ok(Step::Torn(place.end, None));
+                    return Ok(Step::Unfinished(cursor.end, None));
                 }
                 if children_have_children {
                     self.enter(number, body, end)?;
                     return Ok(Step::Entered(body));
                 }
-                Ok(Step::Torn(at, Some(end)))
+                Ok(Step::Unfinished(at, Some(end)))
             }
             (kind, _) => Err(broken(kind)),
         }
     }
 
-    /// Adds what is here of an envelope field that began before. Returns where the walk goes on.
+    /// Adds what this buffer has of an envelope field that began in an earlier one. Returns where the walk goes on.
     fn go_on_with_envelope(&mut self, start: usize, end: usize) -> Result<usize, WireError> {
         let stop = self.envelope_end.min(end);
         if stop <= start {
             return Ok(start);
         }
-        let node = self.stack.last().map_or(0, |open| open.node);
-        self.add_envelope(node, start, stop)?;
+        let message = self.stack.last().map_or(0, |open| open.message);
+        self.add_envelope(message, start, stop)?;
         Ok(stop)
     }
 
-    fn add_envelope(&mut self, node: u32, start: usize, end: usize) -> Result<(), WireError> {
-        self.scratch.add_envelope(node, start, end);
+    fn add_envelope(&mut self, message: u32, start: usize, end: usize) -> Result<(), WireError> {
+        self.scratch.add_envelope(message, start, end);
         self.check_room().map_err(|kind| WireError { offset: start, kind })
     }
 
@@ -303,37 +316,32 @@ impl<C: Choose> Walk<'_, C> {
     }
 
     #[inline(always)]
-    fn assign(&mut self, record: Record<'_>, node: u32, from: usize, bytes: &[u8]) -> Result<(), Malformed> {
+    fn assign(&mut self, record: Record<'_>, message: u32, from: usize, bytes: &[u8]) -> Result<(), Malformed> {
         self.counts.records += 1;
-        match self.choose.choose(&Found { record, node, len: offset(bytes.len()) }) {
-            Targets::One(target) => self.add(target, node, from, bytes),
+        match self.choose.choose(&Found { record, message, len: offset(bytes.len()) }) {
+            Targets::One(target) => self.add(target, message, from, bytes),
             Targets::None => {
                 self.counts.unrouted += 1;
                 Ok(())
             }
             Targets::Many(several) => {
-                several.as_slice().iter().try_for_each(|target| self.add(*target, node, from, bytes))
+                several.as_slice().iter().try_for_each(|target| self.add(*target, message, from, bytes))
             }
         }
     }
 
     #[inline(always)]
-    fn add(&mut self, target: Target, node: u32, from: usize, bytes: &[u8]) -> Result<(), Malformed> {
+    fn add(&mut self, target: Target, message: u32, from: usize, bytes: &[u8]) -> Result<(), Malformed> {
         let is_new = if self.scratch.early.is_on() {
-            self.scratch.copy_record(target, node, bytes, self.room)?
+            self.scratch.copy_record(target, message, bytes, self.room)?
         } else {
-            self.scratch.add_record(target, node, offset(from), offset(from + bytes.len()))
+            self.scratch.add_record(target, message, offset(from), offset(from + bytes.len()))
         };
         if is_new { self.check_room() } else { Ok(()) }
     }
 }
 
-/// The end of what is here of a message.
-fn end_of(place: Place<'_>) -> Step {
-    if place.is_whole { Step::Ended } else { Step::Torn(place.end, None) }
-}
-
-/// Walks the top-level fields of a record. An error comes with the number of bytes that were left at its field.
+/// Walks the top-level fields of a record. An error comes with the number of bytes that were left when its field began.
 #[inline(always)]
 fn read_record<'a>(fields: &RecordFields, bytes: &'a [u8]) -> Result<Record<'a>, (usize, Malformed)> {
     let mut reader = Reader::new(bytes);
@@ -357,11 +365,4 @@ fn read_record<'a>(fields: &RecordFields, bytes: &'a [u8]) -> Result<Record<'a>,
             record.start = field.fixed64_value().map_err(|kind| (left, kind))?;
         }
     }
-}
-
-/// An offset as the scratch keeps it.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "`walk` has refused messages longer than 32 bits can say")]
-pub(super) fn offset(at: usize) -> u32 {
-    at as u32
 }

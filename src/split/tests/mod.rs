@@ -1,7 +1,9 @@
 //! What the cut keeps, changes and refuses: cases by hand here, against prost and by size in the files beside.
 
 mod against_prost;
+mod broken;
 mod messy;
+mod room;
 mod sizes;
 
 use super::*;
@@ -66,7 +68,7 @@ fn cut(shape: Shape, payload: &[u8], mut router: impl Router) -> Result<Vec<(Tar
     whole
 }
 
-/// The parts of a request that came in pieces of `piece` bytes.
+/// The parts of a request that came in pieces of `piece` bytes, built in every way that there is.
 fn cut_torn(
     shape: Shape,
     payload: &[u8],
@@ -80,21 +82,24 @@ fn cut_torn(
         answers.push(router.route(record));
         *answers.last().unwrap()
     };
-    let plan = plan_shape(shape, &chunks, 0, &mut noted, &mut scratch, &mut |_| true);
-    let early = cut_early(shape, &chunks, &answers);
-    let plan = match plan {
+    let plan = match plan_shape(shape, &chunks, 0, &mut noted, &mut scratch, &mut |_| true) {
         Ok(plan) => plan,
         Err(error) => {
-            assert_eq!(early, Err(error));
+            for targets in [0, 2] {
+                assert_eq!(plan_again(shape, &chunks, targets, &answers, &mut Scratch::default()).err(), Some(error));
+            }
             return Err(error);
         }
     };
     let (shares, total): (Vec<_>, _) = (plan.shares().collect(), plan.total_len());
-    let parts = plan.copy();
-    let woven = plan.weave().unwrap();
-    assert_eq!(parts, woven, "shared and copied parts have the same bytes");
-    assert_eq!(early.as_ref(), Ok(&parts), "records that are copied early come to the same parts");
-    assert_eq!(parts, plan.build(&mut |_| true).unwrap().parts);
+    let built = plan.build(&mut |_| true).unwrap();
+    assert_eq!((built.shares, built.len), (false, total));
+    let parts = built.parts;
+    for (targets, from) in [(0, 1), (0, 30), (2, 5)] {
+        let parts_too = built_sharing(shape, &chunks, targets, &answers, from);
+        assert_eq!(parts, parts_too, "{targets} targets expected, shared from {from} bytes");
+    }
+    assert_eq!(parts, built_early(shape, &chunks, &answers), "records that are copied early come to the same parts");
     assert_eq!(parts.iter().map(|(share, _)| *share).collect::<Vec<_>>(), shares);
     assert_eq!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>(), total);
     assert!(parts.iter().all(|(share, part)| share.len == part.payload_len() && share.records > 0));
@@ -102,8 +107,42 @@ fn cut_torn(
     Ok(parts.into_iter().map(|(share, part)| (share.target, part.payload().to_vec())).collect())
 }
 
-/// The parts by copying early, whose records meet these targets.
-fn cut_early(shape: Shape, chunks: &[Bytes], answers: &[Targets]) -> Result<Vec<(Share, Framed)>, WireError> {
+/// The same plan once more, by the answers that the router gave. With some targets, records are copied early.
+fn plan_again<'a>(
+    shape: Shape,
+    chunks: &[Bytes],
+    targets: usize,
+    answers: &[Targets],
+    scratch: &'a mut Scratch,
+) -> Result<Plan<'a>, WireError> {
+    let mut answers = answers.iter();
+    let mut router = |_: &Record<'_>| *answers.next().expect("no more records than before");
+    plan_shape(shape, chunks, targets, &mut router, scratch, &mut |_| true)
+}
+
+/// The parts where ranges from that length on are shared.
+fn built_sharing(
+    shape: Shape,
+    chunks: &[Bytes],
+    targets: usize,
+    answers: &[Targets],
+    from: u32,
+) -> Vec<(Share, Framed)> {
+    let mut scratch = Scratch::default();
+    let plan = plan_again(shape, chunks, targets, answers, &mut scratch).unwrap();
+    let shared = Shared { records_from: from, envelopes_from: if targets > 0 { u32::MAX } else { from } };
+    let layout = plan.layout(shared);
+    let SharedRanges { len, ranges, .. } = plan.scratch.shared(shared);
+    assert_eq!(layout.copied + len, plan.total_len());
+    assert_eq!(layout.shares, targets == 0 && ranges > 0);
+    let parts = plan.write(shared, layout).unwrap().parts;
+    let segments: usize = parts.iter().map(|(_, part)| part.payload_chunks().len()).sum();
+    assert!(segments <= layout.segments, "{segments} segments, {} were asked for", layout.segments);
+    parts
+}
+
+/// The parts by copying early.
+fn built_early(shape: Shape, chunks: &[Bytes], answers: &[Targets]) -> Vec<(Share, Framed)> {
     let mut scratch = Scratch::default();
     let mut answers = answers.iter();
     let mut router = |_: &Record<'_>| *answers.next().expect("no more records than without");
@@ -111,15 +150,15 @@ fn cut_early(shape: Shape, chunks: &[Bytes], answers: &[Targets]) -> Result<Vec<
     let plan = plan_shape(shape, chunks, 2, &mut router, &mut scratch, &mut |bytes| {
         room += bytes;
         true
-    })?;
-    let built = plan.build(&mut |bytes| {
+    });
+    let built = plan.unwrap().build(&mut |bytes| {
         room += bytes;
         true
     });
     let Built { parts, shares, len } = built.unwrap();
     assert!(!shares && len <= room, "it holds {len} bytes and asked for {room}");
     assert!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>() <= len);
-    Ok(parts)
+    parts
 }
 
 fn cut_traces(payload: &[u8]) -> Result<Vec<(Target, Vec<u8>)>, WireError> {
@@ -268,14 +307,15 @@ fn a_request_of_one_owner_is_whole() {
         (plan.whole(), plan.records(), plan.unrouted())
     };
     let payload = request([span([3]), span([3])]);
-    assert_eq!(whole(&payload, &mut by_first_byte), (Some(3), 2, 0));
+    let all = Some(Share { target: 3, records: 2, len: payload.len() });
+    assert_eq!(whole(&payload, &mut by_first_byte), (all, 2, 0));
     assert_eq!(whole(&request([span([3]), span([4])]), &mut by_first_byte), (None, 2, 0));
     assert_eq!(whole(&[], &mut by_first_byte), (None, 0, 0));
     let mut first = true;
     let mut but_the_first = |_: &Record<'_>| if std::mem::take(&mut first) { Targets::None } else { Targets::One(3) };
     assert_eq!(whole(&payload, &mut but_the_first), (None, 2, 1));
     let mut twice = |_: &Record<'_>| targets(&[3, 3]);
-    assert_eq!(whole(&payload, &mut twice), (Some(3), 2, 0));
+    assert_eq!(whole(&payload, &mut twice), (all, 2, 0));
     let mut both = |_: &Record<'_>| targets(&[3, 4]);
     assert_eq!(whole(&payload, &mut both), (None, 2, 0));
 }
@@ -346,17 +386,6 @@ fn targets_that_are_looked_up_in_the_same_place_keep_apart() {
 }
 
 #[test]
-fn the_size_of_all_parts_is_known_before_any_is_built() {
-    let spans: Vec<_> = (0..200).flat_map(|id| span([id])).collect();
-    let payload = Bytes::from(len(1, all([len(1, vec![0; 30 << 20]), len(2, spans)])));
-    let (mut scratch, mut router) = (Scratch::default(), by_first_byte);
-    let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap();
-    assert_eq!(plan.shares().count(), 200);
-    // Resource, scope and span with their tags and lengths, behind gRPC's prefix.
-    assert_eq!(plan.total_len(), 200 * (5 + (1 + 4) + (1 + 4) + (30 << 20) + 2 + 5));
-}
-
-#[test]
 fn a_scratch_that_was_used_before_changes_nothing() {
     let mut scratch = Scratch::default();
     let mut router = by_first_byte;
@@ -380,97 +409,4 @@ fn a_scratch_that_was_used_before_changes_nothing() {
             });
         assert_eq!(again, cut_traces(payload));
     }
-}
-
-#[test]
-fn a_request_of_more_pieces_than_are_kept_track_of_is_refused() {
-    // Each falls into four: resource, scope, the scope's other field, run.
-    let unit = request([span([1]), varint(9, 1)]);
-    let mut payload = Bytes::from(unit.repeat((1 << 20) + 1));
-    let mut scratch = Scratch::default();
-    let mut router = by_first_byte;
-    let error =
-        plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap_err();
-    assert!(matches!(error.kind, Malformed::Pieces(_)), "{error}");
-    assert!(scratch.runs.capacity() + scratch.nodes.capacity() < 1 << 17, "what it took is given back");
-    payload = [0x0a, 0x00].repeat((1 << 22) + 1).into();
-    let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap();
-    assert_eq!(plan.records(), 0, "millions of empty resources take no room");
-}
-
-#[test]
-fn room_is_asked_for_before_many_pieces_and_long_torn_records_are_kept() {
-    let mut scratch = Scratch::default();
-    let mut router = by_first_byte;
-    let usual = Bytes::from(request([span([1]), span([2])]).repeat(10_000));
-    let mut asked = Vec::new();
-    plan(Signal::Traces, &[usual], &mut router, &mut scratch, &mut |len| {
-        asked.push(len);
-        true
-    })
-    .unwrap();
-    assert!(asked.is_empty(), "what is kept anyway is free");
-    let many = Bytes::from(request([span([1]), varint(9, 1)]).repeat(1 << 19));
-    plan(Signal::Traces, std::slice::from_ref(&many), &mut router, &mut scratch, &mut |len| {
-        asked.push(len);
-        true
-    })
-    .unwrap();
-    assert!(asked.len() > 1 && asked.iter().sum::<usize>() > (4 << 19) * size_of::<scratch::Run>(), "{asked:?}");
-    let error = plan(Signal::Traces, &[many], &mut router, &mut scratch, &mut |_| false).unwrap_err();
-    assert_eq!(error.kind, Malformed::NoRoom(asked[0]));
-    let long = Bytes::from(request([len(2, all([len(1, [7]), len(9, vec![0; 1 << 20])])), span([2])]));
-    let halves = [long.slice(..1 << 19), long.slice(1 << 19..)];
-    let plan_of = |chunks: &[Bytes], gives: bool| {
-        let mut asked = Vec::new();
-        let mut room = |len| {
-            asked.push(len);
-            gives
-        };
-        let mut scratch = Scratch::default();
-        let result =
-            plan(Signal::Traces, chunks, &mut by_first_byte, &mut scratch, &mut room).map(|plan| plan.room(true));
-        (result.map_err(|error| error.kind), asked)
-    };
-    assert_eq!(plan_of(&[long], false).1, [0; 0], "it is in one place");
-    let (room, asked) = plan_of(&halves, true);
-    assert!((1 << 20..(1 << 20) + 100).contains(&asked[0]) && asked.len() == 1, "{asked:?}");
-    assert!(room.unwrap() >= asked[0], "it stays as long as the parts do");
-    assert_eq!(plan_of(&halves, false).0, Err(Malformed::NoRoom(asked[0])));
-}
-
-#[test]
-fn what_is_torn_once_is_put_together_once() {
-    // Resources as long as a joint: the end of each joint would tear the next one.
-    let resource = len(1, len(3, [0; 59]));
-    assert_eq!(resource.len(), 63);
-    let spans = [resource.repeat(1_000), request([span([1]), span([2])]).repeat(1_000)].concat();
-    let payload = Bytes::from(spans);
-    let mut scratch = Scratch::default();
-    for border in [1, 2, 40, 63, 64, 31_501, 63_000 + 9] {
-        let chunks = [payload.slice(..border), payload.slice(border..)];
-        let plan = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| false).unwrap();
-        assert_eq!(plan.records(), 2_000);
-        let sources = plan.scratch.sources.len();
-        assert!(sources <= 3, "{sources} buffers, torn at {border}");
-    }
-}
-
-#[test]
-fn many_torn_records_are_put_together_only_while_there_is_room() {
-    let record = |id| len(2, all([len(1, [id]), len(9, vec![0; 5_000])]));
-    let payload = Bytes::from(len(1, len(2, (0..100).flat_map(record).collect::<Vec<_>>())));
-    let chunks: Vec<Bytes> =
-        (0..payload.len()).step_by(5_100).map(|at| payload.slice(at..payload.len().min(at + 5_100))).collect();
-    let (mut scratch, mut asked) = (Scratch::default(), 0);
-    let joined = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |len| {
-        asked += len;
-        true
-    })
-    .unwrap()
-    .counts
-    .joined;
-    assert!(asked > 0 && joined <= asked + (64 << 10), "{joined} bytes, {asked} asked for");
-    let error = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| false).unwrap_err();
-    assert!(matches!(error.kind, Malformed::NoRoom(_)), "{error}");
 }

@@ -168,12 +168,11 @@ fn parts_in_several_buffers_of_their_own_are_those_that_share_the_request() {
             payload.extend(request([len(2, all([len(1, [1]), len(5, vec![7; 300_000])]))]));
         }
         let chunks: Vec<Bytes> = payload.chunks(100_000).map(Bytes::copy_from_slice).collect();
-        let mut scratch = Scratch::default();
-        let plan = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
-        let copied = plan.copy();
+        let [mut first, mut second] = [Scratch::default(), Scratch::default()];
+        let plan = |scratch| plan(Signal::Traces, &chunks, &mut by_first_byte, scratch, &mut |_| true).unwrap();
+        let copied = plan(&mut first).build(&mut |_| true).unwrap().parts;
         borders += copied.iter().filter(|(_, part)| part.payload_chunks().len() > 1).count();
-        assert!(copied == plan.weave().unwrap());
-        drop(plan);
+        assert!(copied == plan(&mut second).build_in_least_room(&mut |_| true).unwrap().parts);
         for targets in [1, 5, 200] {
             let targets = NonZeroUsize::new(targets).unwrap();
             let mut scratch = Scratch::default();
