@@ -52,7 +52,7 @@ impl Dns {
             meters,
             known: Known::default(),
             published: None,
-            trouble: Trouble::default(),
+            trouble: Trouble::new(),
             beyond: 0,
         }
     }

@@ -67,7 +67,7 @@ impl Fixed {
             search: Search::new(host.name().unwrap_or_default()),
             host,
             known: Known::default(),
-            trouble: Trouble::default(),
+            trouble: Trouble::new(),
         };
         Self { pool: pool.to_owned(), entries: entries.into_iter().map(entry).collect(), system, meters }
     }

@@ -3,12 +3,11 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, time::Duration};
 
-use tokio::time::Instant;
-
 use super::{
     answer::{Answer, Answers, Failure},
     parts::Joined,
 };
+use crate::telemetry::LogLimit;
 
 /// The least time between two warnings that answers are parts of a larger set.
 const PARTS_LOG_INTERVAL: Duration = Duration::from_secs(600);
@@ -18,12 +17,12 @@ const PARTS_LOG_INTERVAL: Duration = Duration::from_secs(600);
 const SINGLE_LOGGED_AFTER: u32 = 12;
 
 /// The state of a name's lookups and what was logged about it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Trouble {
     failing: bool,
     dropped: BTreeSet<IpAddr>,
     parts: bool,
-    parts_logged_at: Option<Instant>,
+    parts_log_limit: LogLimit,
     single_rounds: u32,
     /// Whether an unexpected number of addresses was logged: a single one where several may be meant, or several where
     /// one is dialled.
@@ -38,6 +37,18 @@ pub(super) struct LogFields<'a> {
 }
 
 impl Trouble {
+    /// The state of a name that was not looked up yet.
+    pub(super) fn new() -> Self {
+        Self {
+            failing: false,
+            dropped: BTreeSet::new(),
+            parts: false,
+            parts_log_limit: LogLimit::new(1, PARTS_LOG_INTERVAL),
+            single_rounds: 0,
+            count_logged: false,
+        }
+    }
+
     /// Records whether a round was good, and logs a change.
     pub(super) fn note(&mut self, fields: LogFields<'_>, good: bool, answers: &Answers, known: usize) {
         let LogFields { pool, hostname } = fields;
@@ -72,10 +83,8 @@ impl Trouble {
     /// Records whether answers are parts of a larger set, and logs when that begins or ends.
     pub(super) fn note_parts(&mut self, fields: LogFields<'_>, joined: Option<Joined>) {
         let LogFields { pool, hostname } = fields;
-        let may_log = self.parts_logged_at.is_none_or(|at| at.elapsed() >= PARTS_LOG_INTERVAL);
         match joined {
-            Some(Joined { answered, known, patience }) if !self.parts && may_log => {
-                self.parts_logged_at = Some(Instant::now());
+            Some(Joined { answered, known, patience }) if !self.parts && self.parts_log_limit.admit().is_some() => {
                 tracing::warn!(
                     pool,
                     hostname,

@@ -309,7 +309,7 @@ impl Backend {
         if first {
             self.ask_for_tls(failure);
         }
-        if first && !self.closing.load(Ordering::Acquire) && self.shared.metrics.may_tell() {
+        if first && !self.closing.load(Ordering::Acquire) && self.shared.metrics.may_log() {
             let pool = &*self.shared.metrics.pool;
             tracing::warn!(pool, backend = %self.identity, failure = failure.as_str(), "backend unreachable, retrying");
         }
@@ -353,7 +353,7 @@ impl Backend {
             state.turned_away = false;
             state.backoff.reset()
         };
-        if again && self.shared.metrics.may_tell() {
+        if again && self.shared.metrics.may_log() {
             tracing::info!(pool = &*self.shared.metrics.pool, backend = %self.identity, "connected to the backend again");
         }
     }

@@ -25,7 +25,7 @@ impl Backend {
                 () = tasks.stopped() => return,
                 asked = dialer::speaks_tls(address) => asked,
             };
-            if asked && !backend.speaks_tls.swap(true, Ordering::Relaxed) && backend.shared.metrics.may_tell() {
+            if asked && !backend.speaks_tls.swap(true, Ordering::Relaxed) && backend.shared.metrics.may_log() {
                 let pool = &*backend.shared.metrics.pool;
                 tracing::warn!(pool, backend = %backend.identity, "backend unreachable: {}", Failure::SpeaksTls);
             }

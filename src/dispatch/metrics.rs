@@ -7,19 +7,19 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use super::{Config, Failure, backend::Load, outcome::Verdict};
 use crate::{
     otlp::Signal,
-    telemetry::{Quota, Seldom, metrics as names},
+    telemetry::{LogLimit, metrics as names},
 };
 
 /// Handles without a backend.
 pub(super) struct PoolMetrics {
     pub(super) pool: Arc<str>,
     queue_limit: Gauge,
-    /// Of lines about single backends.
-    quota: Quota,
-    /// Of lines about sockets that this process could not open.
-    pub(super) shortages: Seldom,
-    /// Of lines about data that a backend refuses for good.
-    pub(super) refusals: Seldom,
+    /// For lines about single backends.
+    backends: LogLimit,
+    /// For lines about sockets that this process could not open.
+    pub(super) shortages: LogLimit,
+    /// For lines about data that a backend refuses for good.
+    pub(super) refusals: LogLimit,
     pub(super) call_duration: Histogram,
     pub(super) call_parts: Histogram,
     pub(super) dropped_abandoned: Counter,
@@ -63,9 +63,9 @@ impl PoolMetrics {
         let dropped =
             |reason: &'static str| counter!(names::DISPATCH_DROPPED_PARTS_TOTAL, "pool" => label(), "reason" => reason);
         Self {
-            quota: Quota::new(),
-            shortages: Seldom::default(),
-            refusals: Seldom::default(),
+            backends: LogLimit::many(),
+            shortages: LogLimit::few(),
+            refusals: LogLimit::few(),
             queue_limit: gauge!(names::DISPATCH_QUEUE_LIMIT_BYTES, "pool" => label()),
             call_duration: histogram!(names::DISPATCH_CALL_DURATION_SECONDS, "pool" => label()),
             call_parts: histogram!(names::DISPATCH_CALL_PARTS, "pool" => label()),
@@ -88,9 +88,10 @@ impl PoolMetrics {
     }
 
     /// Whether one more line about a backend may be written now.
-    pub(super) fn may_tell(&self) -> bool {
+    pub(super) fn may_log(&self) -> bool {
         let pool = &*self.pool;
-        self.quota.allows(|lines| tracing::warn!(pool, lines, "more failures and returns than the log takes"))
+        self.backends
+            .admit_or_report(|lines| tracing::warn!(pool, lines, "more failures and returns than the log takes"))
     }
 
     /// Handles of one backend, created at 0.

@@ -53,7 +53,7 @@ impl Backend {
     /// the client and not to the log, since they may hold anything.
     #[cold]
     fn tell_refusal(&self, code: Code) {
-        if let Some(unlogged) = self.shared.metrics.refusals.may_tell() {
+        if let Some(unlogged) = self.shared.metrics.refusals.admit() {
             let pool = &*self.shared.metrics.pool;
             tracing::warn!(
                 pool,

@@ -35,7 +35,7 @@ impl Backend {
             }
         };
         let metrics = &self.shared.metrics;
-        if let Some(unlogged) = metrics.shortages.may_tell() {
+        if let Some(unlogged) = metrics.shortages.admit() {
             tracing::error!(
                 pool = &*metrics.pool,
                 backend = %self.identity,

@@ -33,7 +33,7 @@ use super::{
     silent::{Room, SilentConnections},
     streams::Tally,
 };
-use crate::{lifecycle::Tasks, telemetry::Seldom};
+use crate::{lifecycle::Tasks, telemetry::LogLimit};
 
 /// Connections that the kernel keeps for us while we are busy: tokio's own choice, and Linux' usual cap is 4096.
 const BACKLOG: u32 = 1024;
@@ -395,12 +395,12 @@ struct Trouble {
     listener: &'static str,
     /// The last pause as a multiple of the first; 0 while all is well.
     factor: u32,
-    lines: Seldom,
+    log_limit: LogLimit,
 }
 
 impl Trouble {
     fn new(listener: &'static str) -> Self {
-        Self { listener, factor: 0, lines: Seldom::default() }
+        Self { listener, factor: 0, log_limit: LogLimit::few() }
     }
 
     fn over(&mut self) {
@@ -413,7 +413,7 @@ impl Trouble {
             return None;
         }
         self.factor = self.factor.saturating_mul(2).clamp(1, LONGEST_PAUSE);
-        if let Some(unlogged) = self.lines.may_tell() {
+        if let Some(unlogged) = self.log_limit.admit() {
             tracing::error!(
                 listener = self.listener,
                 %error,
@@ -426,7 +426,7 @@ impl Trouble {
 
     fn with_room(&mut self, limits: &Limits) {
         let (max_connections, descriptors) = (limits.max_connections, (limits.descriptors)());
-        if let Some(unlogged) = self.lines.may_tell() {
+        if let Some(unlogged) = self.log_limit.admit() {
             let bound = if descriptors < max_connections { "the limit of open files" } else { "max_connections" };
             tracing::warn!(
                 listener = self.listener,

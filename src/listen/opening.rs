@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::streams::PREFACE;
-use crate::telemetry::{Seldom, metrics::RECEIVER_FOREIGN_CONNECTIONS_TOTAL};
+use crate::telemetry::{LogLimit, metrics::RECEIVER_FOREIGN_CONNECTIONS_TOTAL};
 
 /// How TLS begins: a record of a handshake, of a version that begins with 3 (RFC 8446, 5.1).
 const TLS: &[u8] = &[0x16, 0x03];
@@ -86,7 +86,7 @@ pub(super) struct Reopened<I> {
 pub(super) struct Strangers {
     listener: &'static str,
     counters: [Counter; Foreign::ALL.len()],
-    told: Seldom,
+    log_limit: LogLimit,
 }
 
 // === impl Foreign ===
@@ -208,7 +208,7 @@ impl Strangers {
     pub(super) fn new(listener: &'static str) -> Self {
         let counters = Foreign::ALL
             .map(|kind| counter!(RECEIVER_FOREIGN_CONNECTIONS_TOTAL, "listener" => listener, "kind" => kind.as_str()));
-        Self { listener, counters, told: Seldom::default() }
+        Self { listener, counters, log_limit: LogLimit::few() }
     }
 
     /// One came.
@@ -216,7 +216,7 @@ impl Strangers {
         if let Some((_, counter)) = Foreign::ALL.iter().zip(&self.counters).find(|(of, _)| **of == kind) {
             counter.increment(1);
         }
-        if let Some(unlogged) = self.told.may_tell() {
+        if let Some(unlogged) = self.log_limit.admit() {
             let (listener, kind, advice) = (self.listener, kind.as_str(), kind.advice());
             tracing::warn!(listener, %peer, kind, unlogged, "connection closed: {advice}");
         }

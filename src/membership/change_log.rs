@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{build::Change, state::Note};
-use crate::telemetry::Quota;
+use crate::telemetry::LogLimit;
 
 /// The number of backends that one log line names; further ones are only counted.
 const NAMED_IN_LOG: usize = 20;
@@ -11,16 +11,17 @@ const NAMED_IN_LOG: usize = 20;
 /// The log lines about one pool.
 pub(super) struct ChangeLog {
     pool: Arc<str>,
-    quota: Quota,
-    /// The limit for lines about the ring; `quota` is for those about backends.
-    changes: Quota,
+    /// The limit for lines about the state of backends.
+    states: LogLimit,
+    /// The limit for lines about the ring.
+    changes: LogLimit,
 }
 
 // === impl ChangeLog ===
 
 impl ChangeLog {
     pub(super) fn new(pool: &Arc<str>) -> Self {
-        Self { pool: Arc::clone(pool), quota: Quota::new(), changes: Quota::new() }
+        Self { pool: Arc::clone(pool), states: LogLimit::many(), changes: LogLimit::many() }
     }
 
     /// Logs a change of state, unless there were too many lines lately.
@@ -57,13 +58,16 @@ impl ChangeLog {
     /// Logs a change of the ring, unless there were too many lines lately.
     pub(super) fn ring_changed(&self, of: &Change) {
         let pool = &*self.pool;
-        if self.changes.allows(|lines| tracing::warn!(pool, lines, "more changes of the ring than the log takes")) {
+        if self
+            .changes
+            .admit_or_report(|lines| tracing::warn!(pool, lines, "more changes of the ring than the log takes"))
+        {
             log_change(pool, of);
         }
     }
 
     fn is_allowed(&self) -> bool {
-        self.quota.allows(|lines| {
+        self.states.admit_or_report(|lines| {
             tracing::warn!(pool = &*self.pool, lines, "more changes of backends' state than the log takes");
         })
     }

@@ -26,7 +26,7 @@ use crate::{
     otlp::{ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal},
     ring::Table,
     settings::InvalidTraceIds,
-    telemetry::Seldom,
+    telemetry::LogLimit,
 };
 
 /// An export request as a receiver hands it over: read whole, inflated, framed, not looked at.
@@ -69,7 +69,7 @@ pub struct Pipeline {
     /// Replaced whole: a request goes by the routes that it met.
     routes: ArcSwap<Routes>,
     /// When a defect was logged last.
-    defects: Seldom,
+    defects: LogLimit,
 }
 
 /// The ways of all signals at one moment.
@@ -121,7 +121,7 @@ impl Routes {
 impl Pipeline {
     /// A pipeline that takes memory from `budget`.
     pub fn new(routes: Routes, budget: Budget) -> Self {
-        Self { budget, routes: ArcSwap::from_pointee(routes), defects: Seldom::default() }
+        Self { budget, routes: ArcSwap::from_pointee(routes), defects: LogLimit::few() }
     }
 
     /// Routes that hold for every request from now on; those in hand go on as they began.
@@ -175,7 +175,7 @@ impl Export for Pipeline {
         let outcome = self.deliver(request).await.unwrap_or_else(Outcome::Refused);
         if let Outcome::Refused(refusal) = &outcome
             && refusal.reason == Reason::Internal
-            && let Some(unlogged) = self.defects.may_tell()
+            && let Some(unlogged) = self.defects.admit()
         {
             let message = &*refusal.message;
             tracing::error!(message, unlogged, "a request was refused instead of acknowledged; please report this");

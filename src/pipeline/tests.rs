@@ -313,7 +313,7 @@ async fn a_request_whose_plan_contradicts_itself_is_not_acknowledged_and_nothing
     };
     assert_eq!((refusal.reason, refusal.code), (Reason::Internal, Code::Unavailable));
     assert!(refusal.retry_after.is_some(), "the client must send it again");
-    assert_eq!(stage.pipeline.defects.may_tell(), None, "it was logged");
+    assert_eq!(stage.pipeline.defects.admit(), None, "it was logged");
     assert_eq!(stage.pipeline.budget.used(), 0);
     assert!(stage.rig.dispatch.is_idle() && backends.iter_mut().all(Script::is_quiet));
     // The next one is cut as ever.

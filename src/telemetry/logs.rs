@@ -12,7 +12,7 @@ use tracing_subscriber::{
     util::{SubscriberInitExt, TryInitError},
 };
 
-use super::Quota;
+use super::LogLimit;
 pub use crate::settings::{LogEncoding as Encoding, LogLevel as Level, Logs as Config};
 
 /// What targets of our own lines begin with.
@@ -65,11 +65,11 @@ pub fn init(config: Config) -> Result<(), InitError> {
 
 /// Bounds what libraries write. Clients and backends can make them write a line for each few bytes; our own lines have their
 /// bounds where they are written.
-struct Libraries(Quota);
+struct Libraries(LogLimit);
 
 impl Libraries {
     fn new() -> Self {
-        Self(Quota::of(LIBRARY_LINES, LIBRARY_WINDOW))
+        Self(LogLimit::new(LIBRARY_LINES, LIBRARY_WINDOW))
     }
 }
 
@@ -79,10 +79,13 @@ impl<S: Subscriber> Layer<S> for Libraries {
             |lines| tracing::warn!(lines, "lines of libraries were left out: there were more than the log takes");
         let target = event.metadata().target();
         if target.split("::").next() == Some(OURS) {
-            self.0.settle(left_out);
+            let omitted = self.0.take_omitted();
+            if omitted > 0 {
+                left_out(omitted);
+            }
             return true;
         }
-        self.0.allows(left_out)
+        self.0.admit_or_report(left_out)
     }
 }
 

@@ -5,17 +5,17 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::Quota;
+use super::LogLimit;
 
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
 /// From now on every panic of the process is counted, and logged as far as a log can bear: what makes one request panic may
 /// do so to a thousand. What is caught, and by whom, is not changed by it.
 pub fn watch() {
-    let quota = Quota::new();
+    let limit = LogLimit::many();
     panic::set_hook(Box::new(move |panic| {
         SEEN.fetch_add(1, Ordering::Relaxed);
-        if !quota.allows(|panics| tracing::error!(panics, "more panics than the log takes")) {
+        if !limit.admit_or_report(|panics| tracing::error!(panics, "more panics than the log takes")) {
             return;
         }
         let at = panic.location().map(ToString::to_string).unwrap_or_default();

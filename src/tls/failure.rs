@@ -5,15 +5,12 @@ use std::{
     fmt, io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use metrics::{Counter, counter};
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherError, PeerIncompatible};
-use tokio::time::Instant;
 
-/// Minimum time between two log lines for one listener, or for one backend and reason.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
+use crate::telemetry::LogLimit;
 
 /// How many pairs of backend and reason of one pool are logged separately. Further ones are only counted until an entry
 /// expires.
@@ -52,15 +49,12 @@ pub struct Failures(Arc<Inner>);
 /// What the log's limit applies to: all failures, or those of one reason and peer.
 type Kind = Option<(Reason, SocketAddr)>;
 
-/// When the last line was logged, and how many were suppressed since.
-type LastLine = (Instant, u64);
-
 struct Inner {
     owner: Arc<str>,
     counters: [Counter; Reason::ALL.len()],
     /// Whether each pair of reason and peer has its own limit.
     apart: bool,
-    logged: Mutex<HashMap<Kind, LastLine>>,
+    log_limits: Mutex<HashMap<Kind, LogLimit>>,
 }
 
 impl Reason {
@@ -184,7 +178,7 @@ impl Failures {
         let owner: Arc<str> = owner.into();
         let counters =
             Reason::ALL.map(|reason| counter!(metric, label => Arc::clone(&owner), "reason" => reason.as_str()));
-        Self(Arc::new(Inner { owner, counters, apart, logged: Mutex::default() }))
+        Self(Arc::new(Inner { owner, counters, apart, log_limits: Mutex::default() }))
     }
 
     /// Counts a failure and logs it unless the limit is reached. `error` has the details.
@@ -213,30 +207,15 @@ impl fmt::Debug for Failures {
 impl Inner {
     /// Returns the number of suppressed lines if a line may be logged now.
     fn log_now(&self, reason: Reason, peer: SocketAddr) -> Option<u64> {
-        let now = Instant::now();
-        let is_fresh = |at: Instant| now.saturating_duration_since(at) < LOG_INTERVAL;
         let key = self.apart.then_some((reason, peer));
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        match logged.get_mut(&key) {
-            Some((at, unlogged)) if is_fresh(*at) => {
-                *unlogged += 1;
-                None
-            }
-            Some((at, unlogged)) => {
-                *at = now;
-                Some(std::mem::take(unlogged))
-            }
-            None => {
-                if logged.len() >= MAX_APART {
-                    logged.retain(|_, (at, _)| is_fresh(*at));
-                }
-                if logged.len() >= MAX_APART {
-                    return None;
-                }
-                logged.insert(key, (now, 0));
-                Some(0)
+        let mut limits = self.log_limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if limits.len() >= MAX_APART && !limits.contains_key(&key) {
+            limits.retain(|_, limit| limit.is_in_use());
+            if limits.len() >= MAX_APART {
+                return None;
             }
         }
+        limits.entry(key).or_insert_with(LogLimit::few).admit()
     }
 }
 

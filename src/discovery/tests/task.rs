@@ -111,7 +111,7 @@ async fn every_question_is_counted_by_its_result() {
 #[test]
 fn the_log_has_one_line_for_each_change_of_state() {
     let log = captured(|| {
-        let mut trouble = Trouble::default();
+        let mut trouble = Trouble::new();
         let fields = LogFields { pool: "tail", hostname: "tail.test" };
         let answers = Answers::each("tail.test.", IpFamily::Auto, &Answer::NoSuchName);
         for good in [true, false, false, false, true, true, false] {
@@ -129,15 +129,15 @@ fn parts_and_a_single_address_are_logged_once_and_not_in_every_round() {
     let joined = Some(Joined { answered: 3, known: 6, patience: 24 });
     let log = captured(|| {
         let fields = LogFields { pool: "tail", hostname: "tail.test" };
-        let mut trouble = Trouble::default();
+        let mut trouble = Trouble::new();
         for parts in [None, joined, joined, None, joined, None] {
             trouble.note_parts(fields, parts);
         }
-        let mut trouble = Trouble::default();
+        let mut trouble = Trouble::new();
         (0..100).for_each(|_| trouble.note_count(fields, 1));
         trouble.note_count(fields, 2);
         (0..100).for_each(|_| trouble.note_count(fields, 1));
-        let mut trouble = Trouble::default();
+        let mut trouble = Trouble::new();
         (0..100).for_each(|_| trouble.note_unused(fields, 3));
     });
     let starts = |start: &str| log.lines().filter(|line| line.trim_start().starts_with(start)).count();
