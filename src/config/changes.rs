@@ -1,11 +1,11 @@
-//! Which keys differ between two configurations: named by their paths, without what they were and are.
+//! Which keys differ between two configurations. Only their paths are reported, not their values.
 
 use serde_json::Value;
 
-use super::tree::is_plain_name;
+use super::node::is_plain_name;
 use crate::settings::{Settings, section::Printed};
 
-/// The paths of keys that differ, in order. A section that one of the two lacks is named, not all that is in it.
+/// The paths of the keys that differ, in order. For a section that only one of the two has, this is the path of the section.
 pub fn changed_keys(before: &Settings, after: &Settings) -> Vec<String> {
     let mut changed = Vec::new();
     if let (Ok(one), Ok(other)) = (serde_json::to_value(Printed(before)), serde_json::to_value(Printed(after))) {
@@ -13,7 +13,7 @@ pub fn changed_keys(before: &Settings, after: &Settings) -> Vec<String> {
     }
     for (name, pool) in &before.pools {
         let Some(other) = after.pools.get(name) else { continue };
-        // They print alike, whatever they are.
+        // Their values are printed as [REDACTED], and so look the same.
         for (header, value) in &pool.headers.0 {
             if other.headers.0.get(header).is_some_and(|other| other != value) {
                 changed.push(below(&below(&below("pools", name), "headers"), header));

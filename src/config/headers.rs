@@ -1,16 +1,16 @@
-//! Headers: which of a client's go on to backends, which each pool adds. Values of the latter are secrets.
+//! Checks the names and values of headers: those of clients that go on to backends, and those that a pool adds.
 
 use std::str::FromStr;
 
 use http::{HeaderName, HeaderValue};
 
-use super::said::Said;
+use super::message::Message;
 use crate::settings::{Headers, Secret};
 
-/// Names that one list may have.
+/// The most names that one list may have.
 pub(crate) const MAX_NAMES: usize = 32;
 
-/// Names to which HTTP or gRPC give a meaning between two neighbours, so that they are ours to write.
+/// Headers that belong to one connection or one call of HTTP or gRPC. Only the proxy itself writes them.
 const RESERVED: [&str; 15] = [
     "accept-encoding",
     "connection",
@@ -29,67 +29,68 @@ const RESERVED: [&str; 15] = [
     "user-agent",
 ];
 
-/// Complaints: the entry, and what is wrong with it.
-pub(super) type Complaints = Vec<(String, Said)>;
+/// Errors: the name of the header, or nothing for the whole list, and the message.
+pub(super) type Errors = Vec<(String, Message)>;
 
-/// The headers that `names` stand for.
-pub(super) fn names(names: &[String]) -> Result<Vec<HeaderName>, Complaints> {
-    let mut complaints = bound(names.len());
-    let mut known = Vec::new();
+/// Checks a list of names.
+pub(super) fn checked_names(names: &[String]) -> Result<Vec<HeaderName>, Errors> {
+    let mut errors = count_error(names.len());
+    let mut checked = Vec::new();
     for name in names {
-        match self::name(name) {
-            Ok(name) if known.contains(&name) => complaints.push((name.to_string(), twice(&name))),
-            Ok(name) => known.push(name),
-            Err(message) => complaints.push((name.clone(), message)),
+        match checked_name(name) {
+            Ok(name) if checked.contains(&name) => errors.push((name.to_string(), listed_twice(&name))),
+            Ok(name) => checked.push(name),
+            Err(message) => errors.push((name.clone(), message)),
         }
     }
-    if complaints.is_empty() { Ok(known) } else { Err(complaints) }
+    if errors.is_empty() { Ok(checked) } else { Err(errors) }
 }
 
-/// Whether a header can be sent.
+/// Whether a pool can have such a header.
 pub(crate) fn can_send(name: &str, value: String) -> bool {
-    Headers([(name.to_owned(), Secret(value))].into()).room().is_ok()
+    Headers([(name.to_owned(), Secret(value))].into()).checked().is_ok()
 }
 
 impl Headers {
-    /// As they are sent.
-    pub(super) fn room(&self) -> Result<Vec<(HeaderName, HeaderValue)>, Complaints> {
-        let mut complaints = bound(self.0.len());
-        let mut known: Vec<(HeaderName, HeaderValue)> = Vec::new();
+    /// Checks the headers, and returns them as they are sent.
+    pub(super) fn checked(&self) -> Result<Vec<(HeaderName, HeaderValue)>, Errors> {
+        let mut errors = count_error(self.0.len());
+        let mut checked: Vec<(HeaderName, HeaderValue)> = Vec::new();
         for (name, Secret(value)) in &self.0 {
-            match (self::name(name), HeaderValue::from_str(value)) {
-                (Err(message), _) => complaints.push((name.clone(), message)),
-                (Ok(header), _) if known.iter().any(|(known, _)| *known == header) => {
-                    complaints.push((name.clone(), twice(&header)));
+            match (checked_name(name), HeaderValue::from_str(value)) {
+                (Err(message), _) => errors.push((name.clone(), message)),
+                (Ok(header), _) if checked.iter().any(|(known, _)| *known == header) => {
+                    errors.push((name.clone(), listed_twice(&header)));
                 }
                 (Ok(_), Err(_)) => {
                     let message = "the value of this header has characters that no header may have (it is not shown)";
-                    complaints.push((name.clone(), message.into()));
+                    errors.push((name.clone(), message.into()));
                 }
                 (Ok(header), Ok(mut value)) => {
-                    // Shown by no `Debug`, kept in no table of HTTP/2.
+                    // `Debug` does not show it, and HTTP/2 does not put it into its table of headers.
                     value.set_sensitive(true);
-                    known.push((header, value));
+                    checked.push((header, value));
                 }
             }
         }
-        if complaints.is_empty() { Ok(known) } else { Err(complaints) }
+        if errors.is_empty() { Ok(checked) } else { Err(errors) }
     }
 }
 
-fn bound(count: usize) -> Complaints {
+fn count_error(count: usize) -> Errors {
     let message = || format!("has {count} headers; {MAX_NAMES} are the most");
     (count > MAX_NAMES).then(|| (String::new(), message().into())).into_iter().collect()
 }
 
-fn twice(name: &HeaderName) -> Said {
-    Said::of(name, |name| format!("{name} is listed twice; case does not matter"))
+fn listed_twice(name: &HeaderName) -> Message {
+    Message::about(name, |name| format!("{name} is listed twice; case does not matter"))
 }
 
-fn name(text: &str) -> Result<HeaderName, Said> {
-    let name = HeaderName::from_str(text).map_err(|_| Said::of(text, |name| format!("{name} is not a header name")))?;
+fn checked_name(text: &str) -> Result<HeaderName, Message> {
+    let is_no_name = |_| Message::about(text, |name| format!("{name} is not a header name"));
+    let name = HeaderName::from_str(text).map_err(is_no_name)?;
     if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("grpc-") {
-        return Err(Said::of(&name, |name| format!("{name} is HTTP's or gRPC's own and is not passed on")));
+        return Err(Message::about(&name, |name| format!("{name} is HTTP's or gRPC's own and is not passed on")));
     }
     Ok(name)
 }
@@ -100,12 +101,13 @@ mod tests {
 
     fn complaints(list: &[&str]) -> Vec<String> {
         let list: Vec<String> = list.iter().map(|name| (*name).to_owned()).collect();
-        names(&list).expect_err("bad names").into_iter().map(|(_, said)| said.shown).collect()
+        checked_names(&list).expect_err("bad names").into_iter().map(|(_, message)| message.shown).collect()
     }
 
     #[test]
     fn names_are_lower_case_and_none_that_have_a_meaning_here() {
-        let good = names(&["X-Scope-OrgID".into(), "authorization".into(), "x-trace-bin".into()]).expect("good names");
+        let good =
+            checked_names(&["X-Scope-OrgID".into(), "authorization".into(), "x-trace-bin".into()]).expect("good names");
         assert_eq!(good, ["x-scope-orgid", "authorization", "x-trace-bin"]);
         assert_eq!(complaints(&["x-a", "X-A"]), ["\"x-a\" is listed twice; case does not matter"]);
         assert_eq!(complaints(&["a b", ":path", ""]).len(), 3);
@@ -120,9 +122,9 @@ mod tests {
     #[test]
     fn values_are_never_shown() {
         let headers = |value: &str| Headers([("X-Token".to_owned(), Secret(value.to_owned()))].into());
-        let room = headers("hunter2").room().expect("good");
-        assert_eq!(room[0], (HeaderName::from_static("x-token"), HeaderValue::from_static("hunter2")));
-        let shown = format!("{room:?} {:?} {:?}", headers("hunter2"), headers("hunter2\n").room());
+        let checked = headers("hunter2").checked().expect("good");
+        assert_eq!(checked[0], (HeaderName::from_static("x-token"), HeaderValue::from_static("hunter2")));
+        let shown = format!("{checked:?} {:?} {:?}", headers("hunter2"), headers("hunter2\n").checked());
         assert!(!shown.contains("hunter2"), "{shown}");
     }
 }

@@ -1,19 +1,20 @@
-//! How much memory the process may have: the least of its cgroups' limits and the machine's memory.
+//! How much memory the process may use: the lowest limit of its cgroups, or the memory of the machine.
 
 use std::{
     fs,
     path::{Component, Path, PathBuf},
 };
 
-/// Bytes that this process may have, as the files below `root` (`/`, or a test's directory) tell; `None` if they don't.
+/// Returns the bytes that this process may use. `root` is the directory of `proc` and `sys`: `/`, or that of a test. `None` if
+/// the files there do not say.
 pub(super) fn available(root: &Path) -> Option<u64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let limits = groups.lines().flat_map(|line| group_limits(root, line));
     limits.chain(machine_memory(root)).min()
 }
 
-/// The limits that hold for one line of `/proc/self/cgroup` (cgroups(7)): `0::/path` is version 2, `4:memory:/path`
-/// version 1. Those of the parents hold too.
+/// The limits of the group in one line of `/proc/self/cgroup` (cgroups(7)): `0::/path` is version 2, `4:memory:/path`
+/// version 1. The limits of its parents apply too.
 fn group_limits(root: &Path, line: &str) -> Vec<u64> {
     let mut fields = line.splitn(3, ':');
     let (Some(hierarchy), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
@@ -27,11 +28,11 @@ fn group_limits(root: &Path, line: &str) -> Vec<u64> {
         return Vec::new();
     };
     let group: PathBuf = Path::new(path).components().filter(|part| matches!(part, Component::Normal(_))).collect();
-    // In a container the path may be that of the host and lead nowhere; its own group is then the mount's root.
+    // In a container the path may be that of the host and not exist here. The root of the mount is then its own group.
     group.ancestors().filter_map(|parent| read_number(&root.join(mount).join(parent).join(file))).collect()
 }
 
-/// `max` in version 2 is no number, and so no limit; version 1 says the same with a number above any memory.
+/// In version 2 no limit is written as `max`, which is not a number; in version 1 as a number above any memory.
 fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }

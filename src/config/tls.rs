@@ -1,63 +1,63 @@
-//! The `tls` sections: what is wrong with them, what the rooms get of them.
+//! Checks the `tls` sections and makes what the `tls` room takes of them.
 
 use std::{path::PathBuf, time::Duration};
 
-use super::said::Said;
+use super::message::Message;
 use crate::{
     settings::{ClientTls, IfWritten, Resolver, ServerTls, values::FilePath},
-    tls::{CheckedName, ClientConfig, Identity, ServerConfig, TlsError, Warning},
+    tls::{CheckedName, ClientConfig, Identity, ServerConfig, TlsError},
 };
 
-/// The shortest time between two looks at files: below it a slip of the finger is load on a disk.
+/// The shortest time between two looks at the files: a shorter one is a typing error, and a load on the disk.
 const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A complaint or a warning: the key, if it is about one, and what is to be said of it.
-pub(super) type Complaint = (&'static str, Said);
+/// An error or a warning: the key that it is about, or nothing for the whole section, and the message.
+type Finding = (&'static str, Message);
+
+/// The warnings about a section, or its errors.
+pub(super) type Findings = Result<Vec<Finding>, Vec<Finding>>;
 
 impl ServerTls {
-    /// What the receiver gets of it.
-    pub(super) fn room(&self) -> ServerConfig {
+    /// TLS of the listener.
+    pub(super) fn config(&self) -> ServerConfig {
         ServerConfig {
             identity: Identity {
-                cert_file: written(&self.cert_file).unwrap_or_default(),
-                key_file: written(&self.key_file).unwrap_or_default(),
+                cert_file: path(&self.cert_file).unwrap_or_default(),
+                key_file: path(&self.key_file).unwrap_or_default(),
             },
-            client_ca_file: written(&self.client_ca_file),
-            client_crl_file: written(&self.client_crl_file),
+            client_ca_file: path(&self.client_ca_file),
+            client_crl_file: path(&self.client_crl_file),
             min_version: self.min_version,
             reload_interval: self.reload_interval,
         }
     }
 
-    /// What is wrong with it, and what is worth a warning.
-    pub(super) fn check(&self) -> Result<Vec<Complaint>, Vec<Complaint>> {
+    /// Checks the keys, and then the files that they name.
+    pub(super) fn check(&self) -> Findings {
         let files = [("cert_file", &self.cert_file), ("key_file", &self.key_file)];
         let missing = files.into_iter().filter(|(_, path)| path.is_none());
-        let mut wrong: Vec<Complaint> = missing
+        let mut errors: Vec<Finding> = missing
             .map(|(key, _)| (key, "is missing; a listener that speaks TLS has a certificate and a key".into()))
             .collect();
         if self.client_crl_file.is_some() && self.client_ca_file.is_none() {
             let message = "needs client_ca_file: without it no client is asked for a certificate that could be revoked";
-            wrong.push(("client_crl_file", message.into()));
+            errors.push(("client_crl_file", message.into()));
         }
-        wrong.extend(too_often(self.reload_interval));
-        if !wrong.is_empty() {
-            return Err(wrong);
-        }
-        self.room().check().map(said).map_err(complaints)
+        errors.extend(reload_interval_error(self.reload_interval));
+        if errors.is_empty() { checked_files(self.config().check()) } else { Err(errors) }
     }
 }
 
 impl ClientTls {
-    /// What dispatch gets of it; `None` is plaintext.
-    pub(super) fn room(&self, resolver: &Resolver) -> Option<ClientConfig> {
+    /// TLS of the connections to backends; `None` is plaintext.
+    pub(super) fn config(&self, resolver: &Resolver) -> Option<ClientConfig> {
         if self.insecure {
             return None;
         }
-        let cert_file = written(&self.cert_file).zip(written(&self.key_file));
+        let identity = path(&self.cert_file).zip(path(&self.key_file));
         Some(ClientConfig {
-            ca_file: written(&self.ca_file),
-            identity: cert_file.map(|(cert_file, key_file)| Identity { cert_file, key_file }),
+            ca_file: path(&self.ca_file),
+            identity: identity.map(|(cert_file, key_file)| Identity { cert_file, key_file }),
             name: match (&resolver.dns, self.server_name_override.as_str()) {
                 (Some(dns), "") => CheckedName::Is(dns.hostname.trim_end_matches('.').to_owned()),
                 (None, "") => CheckedName::Entry,
@@ -69,34 +69,30 @@ impl ClientTls {
         })
     }
 
-    /// What is wrong with it, and what is worth a warning.
-    pub(super) fn check(&self, resolver: &Resolver) -> Result<Vec<Complaint>, Vec<Complaint>> {
-        if self.insecure {
-            let rest = Self { insecure: false, ..self.clone() };
-            let idle = rest != Self::default();
-            return Ok(idle
-                .then(|| ("", "insecure is true: the pool is plaintext, whatever else stands in tls".into()))
-                .into_iter()
-                .collect());
-        }
-        let mut wrong: Vec<Complaint> = Vec::new();
-        for (there, missing, key) in
+    /// Checks the keys, and then the files that they name.
+    pub(super) fn check(&self, resolver: &Resolver) -> Findings {
+        let Some(config) = self.config(resolver) else {
+            let others = Self { insecure: false, ..self.clone() };
+            let warning = ("", "insecure is true: the pool is plaintext, whatever else stands in tls".into());
+            return Ok((others != Self::default()).then_some(warning).into_iter().collect());
+        };
+        let mut errors: Vec<Finding> = Vec::new();
+        for (written, other, key) in
             [(&self.cert_file, &self.key_file, "key_file"), (&self.key_file, &self.cert_file, "cert_file")]
         {
-            if there.is_some() && missing.is_none() {
-                wrong.push((key, "is missing; a certificate needs its key, and a key its certificate".into()));
+            if written.is_some() && other.is_none() {
+                errors.push((key, "is missing; a certificate needs its key, and a key its certificate".into()));
             }
         }
-        wrong.extend(too_often(self.reload_interval));
-        let Some(room) = self.room(resolver) else { return Ok(Vec::new()) };
-        // A name that is missing is complained about where it is.
-        if let Some(error) = room.name_error().filter(|_| room.name != CheckedName::Is(String::new())) {
-            wrong.push((error.key, Said::both(error.to_string(), error.unnamed())));
+        errors.extend(reload_interval_error(self.reload_interval));
+        // The check of the resolver finds a name that is missing.
+        if let Some(error) = config.name_error().filter(|_| config.name != CheckedName::Is(String::new())) {
+            errors.push((error.key, Message::both(error.to_string(), error.unnamed())));
         }
-        if !wrong.is_empty() {
-            return Err(wrong);
+        if !errors.is_empty() {
+            return Err(errors);
         }
-        let mut warnings = room.check().map(said).map_err(complaints)?;
+        let mut warnings = checked_files(config.check())?;
         if self.insecure_skip_verify {
             warnings.push(("", "insecure_skip_verify is true: anyone can impersonate a backend".into()));
         }
@@ -104,24 +100,24 @@ impl ClientTls {
     }
 }
 
-fn complaints(error: TlsError) -> Vec<Complaint> {
-    vec![(error.key, Said::both(error.to_string(), error.unnamed()).local())]
+/// What is wrong with the files, which may be all right on another machine.
+fn checked_files(checked: Result<Vec<crate::tls::Warning>, TlsError>) -> Findings {
+    match checked {
+        Ok(warnings) => {
+            Ok(warnings.into_iter().map(|one| (one.key, Message::both(one.to_string(), one.message))).collect())
+        }
+        Err(error) => Err(vec![(error.key, Message::both(error.to_string(), error.unnamed()).local())]),
+    }
 }
 
-fn said(warnings: Vec<Warning>) -> Vec<Complaint> {
-    let said = |one: Warning| (one.key, Said::both(one.to_string(), one.message));
-    warnings.into_iter().map(said).collect()
+fn reload_interval_error(interval: Option<Duration>) -> Option<Finding> {
+    let least = MIN_RELOAD_INTERVAL.as_millis();
+    let message = || format!("must be at least {least}ms, or 0s for never");
+    interval.filter(|interval| *interval < MIN_RELOAD_INTERVAL).map(|_| ("reload_interval", message().into()))
 }
 
-/// What is wrong with how often files are looked at.
-fn too_often(interval: Option<Duration>) -> Option<Complaint> {
-    interval.filter(|interval| *interval < MIN_RELOAD_INTERVAL).map(|_| {
-        ("reload_interval", format!("must be at least {}ms, or 0s for never", MIN_RELOAD_INTERVAL.as_millis()).into())
-    })
-}
-
-fn written(path: &IfWritten<FilePath>) -> Option<PathBuf> {
-    path.as_ref().map(|FilePath(path)| path.clone())
+fn path(file: &IfWritten<FilePath>) -> Option<PathBuf> {
+    file.as_ref().map(|FilePath(path)| path.clone())
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 
 use super::running::{Applied, Running};
 use crate::{
-    config::{Draft, FIXED, LoadError, changed_keys},
+    config::{Draft, LoadError, RESTART_KEYS, changed_keys},
     lifecycle::Tasks,
     settings::Settings,
     telemetry::metrics as page,
@@ -231,7 +231,7 @@ impl Metrics {
         self.successful.set(1.0);
         // The wall clock is only displayed, never used in calculations.
         self.success_at.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
-        for key in FIXED {
+        for key in RESTART_KEYS {
             let required = f64::from(u8::from(restart.contains(&key)));
             gauge!(page::CONFIG_RESTART_REQUIRED, "key" => key).set(required);
         }

@@ -126,7 +126,7 @@ impl Running {
     /// Requests use the old routes until every new pool has a table. A request finishes with the routes it started
     /// with.
     pub(super) async fn apply(&mut self, mut config: Config) -> Result<Applied, ApplyError> {
-        let restart = config.keep_fixed(&self.config);
+        let restart = config.keep_restart_keys(&self.config);
         if config == self.config {
             return Ok(Applied { restart, is_unchanged: true, ..Applied::default() });
         }

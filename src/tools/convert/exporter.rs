@@ -10,7 +10,7 @@ use super::{
 use crate::{
     config::{
         headers,
-        tree::{Entry, Node, Value},
+        node::{Entry, Node, Value},
     },
     discovery::HostPort,
     settings::{Otlp, values::GoDuration},

@@ -23,7 +23,7 @@ mod unusable;
 use std::{fs, path::PathBuf};
 
 use self::{section::Section, yaml::Yaml};
-use crate::config::{LoadError, tree::Node};
+use crate::config::{LoadError, node::Node};
 
 /// Arguments of `spanring convert`.
 #[derive(Clone, Debug, clap::Args)]

@@ -3,8 +3,9 @@
 
 use super::{Cost, Note, yaml::Yaml};
 use crate::config::{
-    ConfigError, path_of,
-    tree::{Node, Place, Step, Value},
+    ConfigError,
+    node::{Node, Position, Step, Value},
+    path_of,
 };
 
 /// Pairs of paths: a section of our configuration, and the section of the Collector's file that it was made from.
@@ -14,7 +15,7 @@ pub(super) struct Origins(Vec<(Vec<Step>, Vec<Step>)>);
 /// A place in the Collector's file.
 pub(super) struct Origin {
     path: Vec<Step>,
-    place: Place,
+    position: Position,
     /// The missing key, if the problem is that a key does not exist.
     missing: Option<String>,
 }
@@ -47,21 +48,21 @@ impl Origins {
                 _ => None,
             };
         }
-        Origin { place: file.place_of(&theirs), path: theirs, missing }
+        Origin { position: file.position_of(&theirs), path: theirs, missing }
     }
 }
 
 impl Origin {
     /// Returns a finding at this place.
     pub(super) fn note(self, message: &str, cost: Cost) -> Note {
-        let line = if self.path.is_empty() { 0 } else { self.place.line };
+        let line = if self.path.is_empty() { 0 } else { self.position.line };
         Note { path: path_of(&self.path), line, message: self.say(message), cost }
     }
 
     /// Returns an error at this place.
     pub(super) fn error(self, message: &str) -> ConfigError {
         let message = self.say(message);
-        ConfigError::elsewhere(self.place, self.path, message)
+        ConfigError::new(self.position, self.path, message)
     }
 
     fn say(&self, message: &str) -> String {

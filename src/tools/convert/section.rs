@@ -1,7 +1,7 @@
 //! One section of the Collector's file. Callers take its keys one by one; the keys that nobody took are reported.
 
 use super::{Cost, Note, yaml::Yaml};
-use crate::config::tree::{Entry, Node, Value, is_plain_name};
+use crate::config::node::{Entry, Node, Value, is_plain_name};
 
 /// A section with the keys that were not taken yet.
 pub(super) struct Section<'a> {
@@ -25,7 +25,7 @@ impl<'a> Section<'a> {
             Value::Map(entries) => entries.iter().collect(),
             _ => Vec::new(),
         };
-        Self { path, line: node.place.line, cost: Cost::Setting, left }
+        Self { path, line: node.position.line, cost: Cost::Setting, left }
     }
 
     /// Returns whether a key exists and is not empty.
@@ -51,7 +51,7 @@ impl<'a> Section<'a> {
     /// Takes a key that holds a section.
     pub(super) fn section(&mut self, key: &str) -> Option<Self> {
         let entry = self.take(key)?;
-        Some(Self { line: entry.place.line, cost: self.cost, ..Self::of(self.path_of(key), &entry.node) })
+        Some(Self { line: entry.position.line, cost: self.cost, ..Self::of(self.path_of(key), &entry.node) })
     }
 
     /// Takes all keys whose component type is one of `kinds`: both `otlp` and `otlp/2` have the type `otlp`.
@@ -120,7 +120,7 @@ impl<'a> Section<'a> {
 
     /// Returns a finding about a key that was taken.
     pub(super) fn note_of(&self, entry: &Entry, message: impl Into<String>) -> Note {
-        Note { path: self.path_of(&entry.key), line: entry.place.line, message: message.into(), cost: self.cost }
+        Note { path: self.path_of(&entry.key), line: entry.position.line, message: message.into(), cost: self.cost }
     }
 
     fn path_of(&self, key: &str) -> String {

@@ -7,7 +7,7 @@ use super::{
     section::{Section, kind_of, text_of, texts_of},
     yaml::Yaml,
 };
-use crate::config::tree::{Entry, Value};
+use crate::config::node::{Entry, Value};
 
 /// Processors that are not needed here, and the reasons.
 const NEEDLESS: [(&str, &str); 2] = [

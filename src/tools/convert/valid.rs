@@ -3,7 +3,7 @@
 use super::{Cost, Note, origin::Origins, yaml::Yaml};
 use crate::config::{
     self, ConfigError,
-    tree::{Node, Step},
+    node::{Node, Step},
 };
 
 /// Returns `whole` without the parts that our own check refuses. Returns an error if removing a part would change what

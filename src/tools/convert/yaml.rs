@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-use crate::config::tree::{Node, Step, Value};
+use crate::config::node::{Node, Step, Value};
 
 /// A value of the output.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,4 @@
-//! A configuration file as a tree whose every node knows where it stands, so that any later complaint can say so.
+//! A YAML file as a tree of nodes. Each node has its position in the file, so that every later error can name it.
 
 use std::fmt;
 
@@ -11,39 +11,38 @@ use crate::settings::headers::REDACTED;
 /// The key whose values are secrets, in our files and in the Collector's.
 const HEADERS: &str = "headers";
 
-/// Where something stands in a file, both counted from 1.
+/// A position in a file. Lines and columns are counted from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// The line.
     pub line: u64,
     /// The column, in characters.
     pub column: u64,
 }
 
-/// A value and where it stands.
+/// A value and its position.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Node {
-    pub(crate) place: Place,
+    pub(crate) position: Position,
     pub(crate) value: Value,
-    /// Where it comes from.
     pub(crate) origin: Origin,
 }
 
-/// Where a value comes from, which decides who may see it.
+/// Where a value comes from. This decides who may see it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// It stands in the file as it is.
+    /// It is written in the file.
     #[default]
     Written,
-    /// There is a reference in it (`${…}`): no message shows it, good or malformed, expanded or not.
+    /// It contains a reference (`${…}`). No message shows it, neither before nor after the reference is replaced.
     Reference,
-    /// It stands under `headers`: no message shows it, and its type prints as redacted.
+    /// It is a value of `headers`. No message shows it, and it is printed as `[REDACTED]`.
     Header,
-    /// A file beside this one holds it: it is shown nowhere.
+    /// It is the content of another file. It is shown nowhere.
     File,
 }
 
-/// What a file can hold.
+/// A value of YAML.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
     Null,
@@ -52,7 +51,7 @@ pub(crate) enum Value {
     Signed(i64),
     Float(f64),
     Text(String),
-    /// What environment variables made of a text: the text, for whoever wants text, and what YAML reads in it.
+    /// The result of a reference: the text, for keys whose value is text, and the value that YAML reads in it.
     Expanded(String, Box<Self>),
     List(Vec<Node>),
     Map(Vec<Entry>),
@@ -62,7 +61,7 @@ pub(crate) enum Value {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {
     pub(crate) key: String,
-    pub(crate) place: Place,
+    pub(crate) position: Position,
     pub(crate) node: Node,
 }
 
@@ -74,26 +73,26 @@ pub(crate) enum Step {
 }
 
 impl Node {
-    pub(crate) fn new(place: Place, value: Value) -> Self {
-        Self { place, value, origin: Origin::default() }
+    pub(crate) fn new(position: Position, value: Value) -> Self {
+        Self { position, value, origin: Origin::default() }
     }
 
     /// Reads YAML.
     pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
-        // An empty file is an empty configuration; that it lacks what it needs is said later, by name.
+        // An empty file is an empty configuration. The check names what is missing in it.
         if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
-            return Ok(Self::new(Place { line: 1, column: 1 }, Value::Map(Vec::new())));
+            return Ok(Self::new(Position { line: 1, column: 1 }, Value::Map(Vec::new())));
         }
         let node: Spanned<Value> = serde_saphyr::from_str(text).map_err(|error| {
-            let place = error.location().map(|at| Place { line: at.line(), column: at.column() });
-            ConfigError { place, path: Vec::new(), message: plain_message(&error), is_local: false }
+            let position = error.location().map(|at| position(&at));
+            ConfigError { position, path: Vec::new(), message: plain_message(&error), is_local: false }
         })?;
         let mut node = Self::from(node);
         node.mark(Origin::Written);
         Ok(node)
     }
 
-    /// Marks what is not to be shown, long before anybody can complain about it.
+    /// Sets the origin of each value. This happens before any error can be about one.
     fn mark(&mut self, origin: Origin) {
         self.origin = origin;
         match &mut self.value {
@@ -108,40 +107,40 @@ impl Node {
         }
     }
 
-    /// Where `path` stands, or the nearest of its parents that is in the file.
-    pub(crate) fn place_of(&self, path: &[Step]) -> Place {
-        let mut at = self.place;
+    /// The position of the value at `path`, or of the nearest section around it that is in the file.
+    pub(crate) fn position_of(&self, path: &[Step]) -> Position {
+        let mut at = self.position;
         let mut node = self;
         for step in path {
             let child = match (step, &node.value) {
                 (Step::Key(key), Value::Map(entries)) => entries.iter().find(|entry| entry.key == *key),
                 (Step::Index(index), Value::List(items)) => {
                     let Some(item) = items.get(*index) else { break };
-                    at = item.place;
+                    at = item.position;
                     node = item;
                     continue;
                 }
                 _ => None,
             };
             let Some(entry) = child else { break };
-            // A scalar is itself what is wrong; a section is best found by its key.
-            at = if entry.node.is_scalar() { entry.node.place } else { entry.place };
+            // The position of a scalar is that of its value, the position of a section that of its key.
+            at = if entry.node.is_scalar() { entry.node.position } else { entry.position };
             node = &entry.node;
         }
         at
     }
 
-    /// Whether it, or something in it, is to be in no message.
+    /// Whether it, or something in it, must not be shown in a message.
     pub(crate) fn is_hidden(&self) -> bool {
         self.any(&|origin| origin != Origin::Written)
     }
 
-    /// Whether it, or something in it, has a reference.
+    /// Whether it, or something in it, contains a reference.
     pub(super) fn has_reference(&self) -> bool {
         self.any(&|origin| origin == Origin::Reference)
     }
 
-    /// Takes out every value that has a reference.
+    /// Removes every value that contains a reference.
     pub(super) fn drop_references(&mut self) {
         let is_known = |node: &Self| node.origin != Origin::Reference;
         match &mut self.value {
@@ -157,7 +156,8 @@ impl Node {
         }
     }
 
-    /// `path` in this tree, for one that counts no member of a list that has a reference.
+    /// Converts a path of the tree that [`Node::drop_references`] made into one of this tree: the items of a list that
+    /// contain references count here.
     pub(super) fn with_references(&self, path: &[Step]) -> Vec<Step> {
         let mut node = Some(self);
         let mut counted = Vec::with_capacity(path.len());
@@ -175,7 +175,7 @@ impl Node {
         counted
     }
 
-    /// Whether it, or something in it, is not to be printed with the rest.
+    /// Whether it, or something in it, must not be printed.
     pub(super) fn has_secret(&self) -> bool {
         self.any(&|origin| origin == Origin::File)
     }
@@ -189,13 +189,13 @@ impl Node {
             }
     }
 
-    /// A key of its own.
+    /// Returns the entry of a key.
     pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
         let Value::Map(entries) = &self.value else { return None };
         entries.iter().find(|entry| entry.key == key)
     }
 
-    /// What stands at `path`.
+    /// Returns the node at `path`.
     pub(crate) fn at(&self, path: &[Step]) -> Option<&Self> {
         let Some((step, rest)) = path.split_first() else { return Some(self) };
         let child = match (step, &self.value) {
@@ -206,7 +206,7 @@ impl Node {
         child?.at(rest)
     }
 
-    /// Hides here what is a secret there: both are trees of the same layout.
+    /// Replaces the values that are secrets in `other`, a tree with the same keys.
     pub(super) fn hide_secrets_of(&mut self, other: &Self) {
         if other.origin == Origin::File {
             self.value = Value::Text(REDACTED.to_owned());
@@ -232,8 +232,8 @@ impl Node {
     }
 }
 
-/// What is wrong with the YAML, in words of ours. The reader's own are not passed on: they quote what they read, and that may
-/// be a secret.
+/// Says what is wrong with the YAML. The reader's own messages are not used, because they quote the file, which may contain
+/// secrets.
 fn plain_message(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;
 
@@ -263,7 +263,7 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
     message.to_owned()
 }
 
-/// Whether a key looks like one, so that it can be shown: what else stands in a key's place may be a value gone astray.
+/// Whether a key can be shown in a message. A key with unusual characters may be a value that was written in the wrong place.
 pub(crate) fn is_plain_name(key: &str) -> bool {
     let usual = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
     (1..=64).contains(&key.len()) && key.chars().all(usual)
@@ -271,12 +271,12 @@ pub(crate) fn is_plain_name(key: &str) -> bool {
 
 impl From<Spanned<Value>> for Node {
     fn from(spanned: Spanned<Value>) -> Self {
-        Self::new(place(&spanned.referenced), spanned.value)
+        Self::new(position(&spanned.referenced), spanned.value)
     }
 }
 
-fn place(at: &serde_saphyr::Location) -> Place {
-    Place { line: at.line(), column: at.column() }
+fn position(at: &serde_saphyr::Location) -> Position {
+    Position { line: at.line(), column: at.column() }
 }
 
 impl Serialize for Node {
@@ -365,7 +365,7 @@ impl<'de> de::Visitor<'de> for ValueVisitor {
         let mut map = Vec::new();
         while let Some(key) = entries.next_key::<Spanned<String>>()? {
             let node = entries.next_value::<Spanned<Value>>()?.into();
-            map.push(Entry { place: place(&key.referenced), key: key.value, node });
+            map.push(Entry { position: position(&key.referenced), key: key.value, node });
         }
         Ok(Value::Map(map))
     }

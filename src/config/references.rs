@@ -1,14 +1,14 @@
-//! `${env:VAR}`, `${env:VAR:-default}` and `${file:PATH}` in values, as the Collector has them.
+//! Replaces references in values: `${env:VAR}`, `${env:VAR:-default}` and `${file:PATH}`, as in the Collector.
 //!
-//! Expansion comes after YAML, on scalars: what a variable holds can't add keys. A value that is one reference and nothing
-//! else takes the type of what it holds (`port: ${env:PORT}`); where a text is wanted it stays the text that it was.
-//! `$$` is a dollar, and so is a `$` that no brace follows. `${VAR}` is `${env:VAR}`. A variable that is not set and has
-//! no default is an error here, where the Collector only warns: a proxy that starts with half of its addresses is worse
-//! than one that does not start.
+//! This happens after the YAML was read, in each scalar, so that the content of a variable cannot add keys. A value that
+//! consists of one reference has the type of the content (`port: ${env:PORT}` is a number), or is text where text is
+//! expected. `$$` is a dollar sign, and so is a `$` without a brace behind it. `${VAR}` is the same as `${env:VAR}`. A
+//! variable that is not set and has no default is an error. The Collector only warns of it, but a proxy that starts with half
+//! of its addresses is worse than one that does not start.
 //!
-//! A file's content is taken as text, without the newlines at its end, and marked as a secret: it is in no message and in
-//! nothing that is printed. Of a reference messages name the variable, and that only where it is plainly one (`${env:NAME}`):
-//! what else stands between the braces may be a password with a dollar in it.
+//! The content of a file is text without the newlines at its end. It is a secret, which no message and no printed file shows.
+//! An error names a variable only if it is clearly one (`${env:NAME}`): other text in braces may be a password that contains a
+//! dollar sign.
 
 use std::{
     fs::File,
@@ -18,25 +18,25 @@ use std::{
 
 use super::{
     ConfigError,
-    tree::{Node, Origin, Step, Value},
+    node::{Node, Origin, Step, Value},
 };
 
-/// How deep defaults may hold references in their turn.
+/// How deep references can be nested in defaults.
 const MAX_DEPTH: usize = 8;
 
-/// Bytes of a file that a value refers to, at most: tokens and passwords are far below it.
+/// The largest file, in bytes. Tokens and passwords are much smaller.
 const MAX_FILE: u64 = 64 << 10;
 
-/// Where variables and files come from: the system, or a test's table.
+/// What variables and files are read with: the system, or the table of a test.
 #[derive(Clone, Copy)]
 pub(super) struct Sources<'a> {
-    /// What an environment variable holds.
+    /// Returns the value of an environment variable.
     pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
-    /// What a file holds.
+    /// Returns the content of a file.
     pub(super) file: &'a dyn Fn(&Path) -> io::Result<String>,
 }
 
-/// Expands every scalar below `node`.
+/// Replaces the references in every scalar of `node`.
 pub(super) fn expand(node: &mut Node, sources: Sources<'_>) -> Result<(), ConfigError> {
     let mut path = Vec::new();
     expand_at(node, sources, &mut path)
@@ -60,12 +60,8 @@ fn expand_at(node: &mut Node, sources: Sources<'_>, path: &mut Vec<Step>) -> Res
         }
         Value::Text(text) if text.contains('$') => {
             let mut is_file = false;
-            let expanded = expand_text(text, sources, &mut is_file, 0).map_err(|message| ConfigError {
-                place: Some(node.place),
-                path: path.clone(),
-                message,
-                is_local: false,
-            })?;
+            let expanded = expand_text(text, sources, &mut is_file, 0)
+                .map_err(|message| ConfigError::new(node.position, path.clone(), message))?;
             if is_file {
                 node.origin = Origin::File;
             }
@@ -82,11 +78,11 @@ fn expand_at(node: &mut Node, sources: Sources<'_>, path: &mut Vec<Step>) -> Res
     Ok(())
 }
 
-/// What became of a text.
+/// A text whose references are replaced.
 enum Expansion {
-    /// It was one reference.
+    /// It consisted of one reference.
     Whole(String),
-    /// It was more, or none.
+    /// It was anything else.
     Text(String),
 }
 
@@ -122,7 +118,7 @@ fn expand_text(text: &str, sources: Sources<'_>, is_file: &mut bool, depth: usiz
     Ok(if references == 1 && !literal { Expansion::Whole(out) } else { Expansion::Text(out) })
 }
 
-/// Splits `VAR:-${env:OTHER}}rest` at the brace that closes what was opened before it.
+/// Splits `VAR:-${env:OTHER}}rest` at the closing brace that belongs to the opening one before the text.
 fn split_at_closing(text: &str) -> Option<(&str, &str)> {
     let mut depth = 1_usize;
     for (at, c) in text.char_indices() {
@@ -176,9 +172,9 @@ fn value_of(reference: &str, sources: Sources<'_>, is_file: &mut bool, depth: us
     }
 }
 
-/// What a file holds, without the newlines at its end.
+/// Reads a file. The newlines at its end are removed.
 pub(super) fn content_of(path: &Path) -> io::Result<String> {
-    // Opening anything else could wait for ever.
+    // Opening a pipe or a device could block.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
@@ -187,12 +183,12 @@ pub(super) fn content_of(path: &Path) -> io::Result<String> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
     }
-    // The error of a text that is none shows the text.
+    // The error of the conversion would show the text.
     let text = String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))?;
     Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
-/// What YAML reads in a text, if that is a scalar.
+/// The scalar that YAML reads in a text.
 fn scalar_of(text: &str) -> Value {
     if text.trim().is_empty() {
         return Value::Null;

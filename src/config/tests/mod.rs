@@ -1,12 +1,15 @@
 //! Files as operators write them: what they mean, what is said of bad ones, and whether `deploy/docs/` has every key,
 //! metric and flag.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
+
+mod messages;
 
 use super::*;
 use crate::{
     settings::{
-        Compression, Grpc, InvalidTraceId, LogEncoding, LogLevel, OutlierDetection, Secret, TlsVersion,
+        Compression, DnsResolver, Grpc, InvalidTraceId, LogEncoding, LogLevel, OutlierDetection, Pool, Secret,
+        Settings, TlsVersion,
         section::{Section, keys_of},
     },
     tls::CheckedName,
@@ -395,8 +398,8 @@ fn table(document: &str, heading: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-const COMMAND_LINE: &str = include_str!("../../deploy/docs/command-line.md");
-const METRICS: &str = include_str!("../../deploy/docs/metrics.md");
+const COMMAND_LINE: &str = include_str!("../../../deploy/docs/command-line.md");
+const METRICS: &str = include_str!("../../../deploy/docs/metrics.md");
 
 #[test]
 fn the_reference_has_every_metric() {

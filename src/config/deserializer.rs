@@ -1,4 +1,5 @@
-//! Serde over a [`Node`]: it gives every complaint its place, its path and, for a wrong name, the nearest right one.
+//! A serde deserializer that reads a [`Node`]. It adds the position and the path to every error and, for an unknown name,
+//! the nearest known one.
 
 use std::fmt::{self, Display};
 
@@ -6,17 +7,18 @@ use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, V
 
 use super::{
     ConfigError,
-    tree::{Entry, Node, Origin, Step, Value, is_plain_name},
+    node::{Entry, Node, Origin, Step, Value, is_plain_name},
 };
 use crate::settings::section::Setting;
 
-/// Names closer than this (Jaro-Winkler, 1 is equal) are suggested: it takes `endpiont` and `hostnames`, not `tls` for `dns`.
+/// The least similarity (Jaro-Winkler, 1 is equal) of a name that is suggested: `endpoint` is suggested for `endpiont`, but
+/// `tls` is not for `dns`.
 const SUGGEST_ABOVE: f64 = 0.75;
 
-/// Keys that are planned; whoever writes one has read of it and is to learn that it is not there yet.
+/// Keys that are planned. The error for them says that they are not supported yet.
 const NOT_YET: [&str; 3] = ["http", "handoff", "health"];
 
-/// Keys of the Collector's exporter that are not there, and what to write instead.
+/// Keys of the Collector's exporter that do not exist here, and what to write instead.
 const INSTEAD: [(&str, &str); 5] = [
     ("k8s", "a headless Service has a name in DNS: write dns: { hostname: SERVICE.NAMESPACE.svc }"),
     ("kubernetes", "a headless Service has a name in DNS: write dns: { hostname: SERVICE.NAMESPACE.svc }"),
@@ -29,17 +31,18 @@ const INSTEAD: [(&str, &str); 5] = [
 ];
 
 impl Node {
-    /// Reads a `T` out of the tree.
+    /// Reads a setting from the tree.
     pub(super) fn read<T: Setting>(&self) -> Result<T, ConfigError> {
         T::read(NodeDeserializer(self))
     }
 }
 
 impl ConfigError {
-    /// Fills in the place, unless a deeper one is known. `expected` is all that is said of a value that is not to be shown.
+    /// Sets the position, unless a more exact one is known. For a value that must not be shown, `expected` replaces the
+    /// message.
     fn at(mut self, node: &Node, expected: Option<String>) -> Self {
-        if self.place.is_none() {
-            self.place = Some(node.place);
+        if self.position.is_none() {
+            self.position = Some(node.position);
             if let Some(expected) = expected {
                 self.message = format!("what stands here does not fit (it is not shown); expected {expected}");
             }
@@ -55,7 +58,7 @@ impl ConfigError {
 
 impl de::Error for ConfigError {
     fn custom<T: Display>(message: T) -> Self {
-        Self { place: None, path: Vec::new(), message: message.to_string(), is_local: false }
+        Self { position: None, path: Vec::new(), message: message.to_string(), is_local: false }
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -67,7 +70,7 @@ impl de::Error for ConfigError {
     }
 
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
-        Self::custom(unknown("value", found, known))
+        Self::custom(unknown_name("value", found, known))
     }
 
     fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
@@ -80,7 +83,7 @@ impl de::Error for ConfigError {
         if NOT_YET.contains(&found) {
             return Self::custom(format_args!("\"{found}\" is not supported yet; known keys: {}", known.join(", ")));
         }
-        Self::custom(unknown("key", found, known))
+        Self::custom(unknown_name("key", found, known))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -88,8 +91,8 @@ impl de::Error for ConfigError {
     }
 }
 
-/// Says that a name is not known, which one may have been meant, and which there are.
-pub(super) fn unknown(what: &str, found: &str, known: &[&str]) -> String {
+/// The message about an unknown name: the name that was probably meant, and all known ones.
+pub(super) fn unknown_name(what: &str, found: &str, known: &[&str]) -> String {
     let known: Vec<&str> = known.iter().copied().filter(|name| !name.is_empty()).collect();
     let list = known.join(", ");
     match nearest(found, &known) {
@@ -107,7 +110,7 @@ fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
-/// What was expected, for people who don't write Rust.
+/// What was expected, without names of Rust types.
 fn plain(expected: &dyn Expected) -> String {
     match expected.to_string().as_str() {
         "u8" => "a whole number up to 255".to_owned(),
@@ -122,7 +125,7 @@ fn plain(expected: &dyn Expected) -> String {
     }
 }
 
-/// What was found, likewise.
+/// What was found, without names of Rust types.
 struct Found<'a>(Unexpected<'a>);
 
 impl Display for Found<'_> {
@@ -158,7 +161,7 @@ impl<'de> NodeDeserializer<'de> {
         }
     }
 
-    /// Reads by `visit`; what goes wrong is said with its place, and without the value where that is not to be shown.
+    /// Reads the value with `visit`. An error gets the position, and does not show a value that must not be shown.
     fn read<V: Visitor<'de>>(
         self,
         visitor: V,
@@ -175,18 +178,18 @@ impl<'de> NodeDeserializer<'de> {
         })
     }
 
-    /// An empty section (`grpc:`) holds its defaults, as in the Collector.
+    /// Reads a section. An empty one (`grpc:`) has its defaults, as in the Collector.
     fn section<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         self.read(visitor, |value, visitor| match value {
             Value::Null => visitor.visit_map(Entries { rest: [].iter(), current: None }),
-            // Serde's structs take lists too, field by field.
             Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
             other => Self::visit(other, visitor),
         })
     }
 }
 
-/// What stands where one of `known` names should. `off`, `no` and `false` are one value to YAML.
+/// The error for a value that is not text where one of `known` names is expected. YAML reads `off`, `no` and `false` as the
+/// same value.
 fn no_name(found: &Value, known: &[&str]) -> ConfigError {
     let found = match found {
         Value::Bool(false) if known.contains(&"none") => "false, as YAML reads off, no and false; write none",
@@ -285,14 +288,14 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
         self.current = Some(entry);
         let key: de::value::StrDeserializer<'_, ConfigError> = entry.key.as_str().into_deserializer();
         seed.deserialize(key).map(Some).map_err(|mut error: ConfigError| {
-            error.place.get_or_insert(entry.place);
+            error.position.get_or_insert(entry.position);
             error
         })
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ConfigError> {
         let entry = self.current.take().ok_or_else(|| de::Error::custom("a value was asked for before its key"))?;
-        // A value that stands where a header's name should is a name without a value.
+        // A header without a value is probably a value that was written in place of a name.
         let is_astray = entry.node.origin == Origin::Header && entry.node.value == Value::Null;
         let below = |error: ConfigError| if is_astray { error } else { error.below(Step::Key(entry.key.clone())) };
         seed.deserialize(NodeDeserializer(&entry.node)).map_err(below)

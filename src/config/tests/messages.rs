@@ -1,6 +1,6 @@
 //! Messages that once misled, each with what it says now.
 
-use super::Draft;
+use super::super::{Draft, discovery};
 
 fn complaint(text: &str) -> String {
     let environment = |name: &str| match name {
@@ -11,7 +11,16 @@ fn complaint(text: &str) -> String {
         _ => None,
     };
     let checked = Draft::parse("f", text, &environment).and_then(|draft| draft.check());
-    checked.map_or_else(|error| error.to_string(), |config| format!("{:?}", config.pools[0].discovery))
+    checked.map_or_else(
+        |error| error.to_string(),
+        |config| match &config.pools[0].discovery {
+            discovery::Config::Static(list) => {
+                let hostnames: Vec<String> = list.hostnames.iter().map(ToString::to_string).collect();
+                format!("{hostnames:?}")
+            }
+            discovery::Config::Dns(dns) => dns.hostname.clone(),
+        },
+    )
 }
 
 fn pool(more: &str) -> String {
@@ -86,4 +95,41 @@ fn one_variable_may_hold_all_backends() {
         dialled.starts_with("f:2:45: pools.a.resolver.static.hostnames[1]: 0.0.0.0:4317: an unspecified"),
         "{dialled}"
     );
+}
+
+/// The error about a file without routes, in which a variable LATE is set.
+fn late(text: &str) -> String {
+    let environment = |name: &str| (name == "LATE").then(|| "20s".to_owned());
+    let text = format!("{text}\nroutes: [{{ signals: [traces], pool: a }}]\n");
+    let checked = Draft::parse("f", &text, &environment).and_then(|draft| draft.check());
+    checked.expect_err(&text).to_string()
+}
+
+#[test]
+fn a_timeout_above_the_deadline_is_refused_with_both_keys() {
+    let pool = |more: &str| format!("pools: {{ a: {{ resolver: {{ dns: {{ hostname: a }} }}, {more} }} }}");
+    assert_eq!(
+        late(&pool("timeout: 20s")),
+        "f:1:60: pools.a.timeout: 20s is longer than receivers.otlp.deadline, 8s: an attempt cannot outlast its \
+         request; lower timeout, or raise the deadline"
+    );
+    // Values that come by a reference are not shown, neither of the two.
+    assert_eq!(
+        late(&pool("timeout: \"${env:LATE}\"")),
+        "f:1:60: pools.a.timeout: is longer than receivers.otlp.deadline: an attempt cannot outlast its request; \
+         lower timeout, or raise the deadline"
+    );
+    let deadline = "receivers: { otlp: { deadline: 3s } }\n";
+    let hidden = "receivers: { otlp: { deadline: \"${env:SHORT:-3s}\" } }\n";
+    assert!(late(&format!("{deadline}{}", pool("timeout: 5s"))).contains("receivers.otlp.deadline, 3s"));
+    assert!(!late(&format!("{hidden}{}", pool("timeout: 5s"))).contains("3s"));
+}
+
+#[test]
+fn a_timeout_that_is_not_written_gives_way_to_a_shorter_deadline() {
+    let text = "receivers: { otlp: { deadline: 3s } }\npools: { a: { resolver: { dns: { hostname: a } } } }\n\
+                routes: [{ signals: [traces], pool: a }]\n";
+    let draft = Draft::parse("f", text, &|_| None).expect("read");
+    assert_eq!(draft.check().expect("valid").pools[0].dispatch.keys.timeout.as_secs(), 3);
+    assert!(draft.print().expect("printed").contains("    timeout: 3s\n"), "what holds is printed");
 }

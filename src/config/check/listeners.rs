@@ -1,0 +1,113 @@
+//! Checks `receivers`, `admin` and `health_check`: their keys, and that no two listeners want the same port.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use super::{
+    super::{headers, message::Message},
+    KeyPath, MAX_MESSAGE_MIB, Report, report_tls,
+};
+use crate::{
+    admin, receive,
+    settings::{HealthCheck, ServerTls, Settings, addresses::HostPort, values::MIB},
+};
+
+/// The listeners, with their addresses.
+pub(super) struct Listeners {
+    pub(super) receive: receive::Config,
+    pub(super) admin: admin::Config,
+    pub(super) health_check: Option<admin::health_check::Config>,
+}
+
+fn grpc_path() -> KeyPath {
+    KeyPath::of(&["receivers", "otlp", "protocols", "grpc"])
+}
+
+/// Checks the keys of the OTLP/gRPC receiver.
+pub(super) fn check_grpc(settings: &Settings, report: &mut Report<'_>) {
+    let otlp = &settings.receivers.otlp;
+    report.positive(&KeyPath::of(&["receivers", "otlp", "deadline"]), otlp.deadline);
+    let (at, grpc) = (grpc_path(), &otlp.protocols.grpc);
+    let message_size = grpc.max_recv_msg_size_mib.mebibytes();
+    report.within(&at.key("max_recv_msg_size_mib"), message_size, 1, MAX_MESSAGE_MIB);
+    report.within(&at.key("max_concurrent_streams"), grpc.max_concurrent_streams, 1, u32::MAX);
+    report.within(&at.key("max_header_list_size"), grpc.max_header_list_size.0, 1 << 10, MIB);
+    report.within(&at.key("max_connections"), grpc.max_connections, 1, usize::MAX);
+    report.positive(&at.key("read_header_timeout"), grpc.read_header_timeout);
+    for (_, message) in headers::checked_names(&grpc.include_metadata).err().unwrap_or_default() {
+        report.error(&at.key("include_metadata"), message);
+    }
+    if let Some(tls) = &*grpc.tls {
+        report_tls(&at.key("tls"), tls.check(), report);
+    }
+}
+
+/// Looks up the address of each listener. `None` if there is an error.
+pub(super) fn addresses(settings: &Settings, report: &mut Report<'_>) -> Option<Listeners> {
+    let otlp = &settings.receivers.otlp;
+    let paths = [grpc_path(), KeyPath::of(&["admin"]), KeyPath::of(&["health_check"])].map(|at| at.key("endpoint"));
+    let [grpc_at, admin_at, probes_at] = &paths;
+    let grpc = address(grpc_at, &otlp.protocols.grpc.endpoint.0, report);
+    let admin = address(admin_at, &settings.admin.endpoint.0, report);
+    let probes = settings.health_check.as_ref().map(|keys| {
+        check_page(keys, report);
+        (keys, address(probes_at, &keys.endpoint.0, report))
+    });
+    check_ports(&[(grpc_at, grpc), (admin_at, admin), (probes_at, probes.and_then(|(_, address)| address))], report);
+    let health_check = match probes {
+        Some((keys, address)) => Some(admin::health_check::Config { keys: keys.clone(), endpoint: address? }),
+        None => None,
+    };
+    let keys = otlp.protocols.grpc.clone();
+    let grpc = receive::GrpcConfig {
+        endpoint: grpc?,
+        include_metadata: headers::checked_names(&keys.include_metadata).unwrap_or_default(),
+        tls: keys.tls.as_ref().map(ServerTls::config),
+        deadline: otlp.deadline,
+        keys,
+    };
+    Some(Listeners {
+        receive: receive::Config { grpc: Some(grpc) },
+        admin: admin::Config { keys: settings.admin.clone(), endpoint: admin? },
+        health_check,
+    })
+}
+
+fn check_page(keys: &HealthCheck, report: &mut Report<'_>) {
+    if !keys.path.starts_with('/') || keys.path.contains(['?', '#', ' ']) {
+        let message = Message::about(&keys.path, |path| format!("{path} is not a path; write /health"));
+        report.error(&KeyPath::of(&["health_check", "path"]), message);
+    }
+}
+
+/// Looks up a listener's address. An IPv4 address is preferred, as Go does for `localhost`.
+fn address(path: &KeyPath, endpoint: &HostPort, report: &mut Report<'_>) -> Option<SocketAddr> {
+    let found = (endpoint.host.as_str(), endpoint.port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+    let message = match found {
+        Ok(found) => match found.iter().find(|address| address.is_ipv4()).or(found.first()) {
+            Some(address) => return Some(*address),
+            None => Message::about(&endpoint.host, |host| format!("{host} has no address")),
+        },
+        Err(error) => Message::about(&endpoint.host, |host| format!("cannot look up {host}: {error}")),
+    };
+    report.error(path, message.local());
+    None
+}
+
+/// Two listeners cannot have the same port. Port 0 is one that is free.
+fn check_ports(listeners: &[(&KeyPath, Option<SocketAddr>)], report: &mut Report<'_>) {
+    let listeners = listeners.iter().filter_map(|(path, address)| Some((*path, (*address)?)));
+    let listeners: Vec<(&KeyPath, SocketAddr)> = listeners.filter(|(_, address)| address.port() != 0).collect();
+    for (index, (path, address)) in listeners.iter().enumerate() {
+        if let Some((other, _)) = listeners.iter().take(index).find(|(_, other)| collide(*address, *other)) {
+            let (port, key) = (address.port(), other.text());
+            let hidden = format!("{key} has its port already");
+            report.error_about(path, &[other], Message::both(format!("{key} has port {port} already"), hidden));
+        }
+    }
+}
+
+/// Whether only one of two listeners can have its address. Whether `[::]` includes IPv4 depends on the system.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one == other || (any && one.port() == other.port() && one.is_ipv4() == other.is_ipv4())
+}

@@ -1,0 +1,106 @@
+//! Checks settings against bounds, against each other and against this machine, and makes the [`Config`] of them. All errors
+//! are found in one run. The check of a key stands in the file of its section.
+
+mod listeners;
+mod pools;
+mod report;
+mod routes;
+
+use std::path::Path;
+
+pub(super) use self::report::IsHidden;
+use self::report::{KeyPath, Report};
+use super::{Config, ConfigError, memory, message::Message, tls};
+use crate::{
+    pipeline,
+    settings::{
+        MemoryLimiter, Settings,
+        values::{MIB, WorkerThreads},
+    },
+};
+
+/// The largest size of a message, in MiB: a length in gRPC's prefix and in protobuf is less than 2 GiB.
+const MAX_MESSAGE_MIB: usize = 2047;
+
+/// Checks the whole. `root` is the directory that `/proc` and `/sys` are in.
+pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -> Result<Config, Vec<ConfigError>> {
+    let mut report = Report::new(is_hidden);
+    listeners::check_grpc(settings, &mut report);
+    let pools = pools::check(settings, &mut report);
+    let routes = routes::check(settings, &mut report);
+    let memory_limit = memory_limit(&settings.memory_limiter, root, &mut report);
+    let listeners = listeners::addresses(settings, &mut report);
+    let (Some(listeners), Some(memory_limit), true) = (listeners, memory_limit, report.errors.is_empty()) else {
+        return Err(report.errors);
+    };
+    let mut config = Config {
+        receive: listeners.receive,
+        pipeline: pipeline::Config { invalid_trace_id: settings.invalid_trace_id },
+        pools,
+        routes,
+        admin: Some(listeners.admin),
+        health_check: listeners.health_check,
+        memory_limit,
+        worker_threads: worker_threads(settings.worker_threads),
+        shutdown: settings.shutdown,
+        logs: settings.telemetry.logs,
+        warnings: report.warnings,
+    };
+    fit_messages_to_memory(&mut config);
+    Ok(config)
+}
+
+/// Lowers the largest message to the memory limit. A message that can never fit would otherwise be refused as one that can be
+/// sent again, for ever.
+fn fit_messages_to_memory(config: &mut Config) {
+    let limit = config.memory_limit;
+    let Some(grpc) = &mut config.receive.grpc else { return };
+    let size = &mut grpc.keys.max_recv_msg_size_mib;
+    if size.bytes > limit {
+        config.warnings.push(format!(
+            "max_recv_msg_size_mib is {} MiB, but memory_limiter leaves {} MiB: the smaller of them holds",
+            size.mebibytes(),
+            limit / MIB,
+        ));
+        size.bytes = limit;
+    }
+}
+
+fn worker_threads(threads: WorkerThreads) -> usize {
+    match threads {
+        WorkerThreads::Count(count) => count.get(),
+        // This respects the affinity of the process and the quota of its cgroup.
+        WorkerThreads::Auto => std::thread::available_parallelism().map_or(1, Into::into),
+    }
+}
+
+fn memory_limit(keys: &MemoryLimiter, root: &Path, report: &mut Report<'_>) -> Option<usize> {
+    let at = KeyPath::of(&["memory_limiter"]);
+    if let Some(limit) = keys.limit_mib {
+        report.within(&at.key("limit_mib"), limit, 1, usize::MAX / MIB);
+        return Some(limit.saturating_mul(MIB));
+    }
+    report.within(&at.key("limit_percentage"), keys.limit_percentage, 1, 100);
+    let Some(memory) = memory::available(root) else {
+        report.error(&at, "this machine does not say how much memory it has; set limit_mib");
+        return None;
+    };
+    usize::try_from(memory / 100 * u64::from(keys.limit_percentage)).ok()
+}
+
+/// Adds what was found in a `tls` section at `path`.
+fn report_tls(path: &KeyPath, found: tls::Findings, report: &mut Report<'_>) {
+    let at = |key: &str| if key.is_empty() { path.clone() } else { path.key(key) };
+    match found {
+        Ok(warnings) => warnings.into_iter().for_each(|(key, message)| report.warn(&at(key), message)),
+        // The message about a key that does not belong to its certificate names both files.
+        Err(errors) => {
+            errors.into_iter().for_each(|(key, message)| report.error_about(&at(key), &[&at("cert_file")], message));
+        }
+    }
+}
+
+/// The message about a value that is less than another one has to be: `VALUE is less than KEY, LEAST`.
+fn less_than(value: impl std::fmt::Display, key: &str, least: impl std::fmt::Display) -> Message {
+    Message::both(format!("{value} is less than {key}, {least}"), format!("is less than {key}"))
+}

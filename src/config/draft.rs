@@ -1,0 +1,170 @@
+//! A configuration that was read and is not checked yet: a file, or the backends of the command line.
+
+use std::{fmt, path::Path};
+
+use super::{
+    Config, ConfigError, LoadError, check,
+    node::{Node, Step},
+    references,
+};
+use crate::{
+    otlp::Signal,
+    settings::{
+        DnsResolver, Pool, Resolver, Route, Settings, StaticResolver,
+        addresses::{Backend, HostPort, OTLP_GRPC_PORT},
+        section::Printed,
+        values::ValueError,
+    },
+};
+
+/// The name of the pool when backends are given on the command line.
+const COMMAND_LINE_POOL: &str = "default";
+
+/// Sections of a Collector's file that ours does not have.
+const COLLECTOR_SECTIONS: [&str; 5] = ["exporters", "service", "processors", "extensions", "connectors"];
+
+/// A configuration that was read and is not checked yet.
+#[derive(Clone)]
+pub struct Draft {
+    name: String,
+    /// The file; `None` if there is none.
+    root: Option<Node>,
+    /// The settings. Flags of the command line can still change them.
+    pub settings: Settings,
+}
+
+/// Backends as they are given on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backends {
+    /// `static://host:port,host:port`
+    Static(Vec<Backend>),
+    /// `dns://name[:port]`
+    Dns(HostPort),
+}
+
+impl Draft {
+    /// Reads a file. References to environment variables are replaced.
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+        Self::parse(&path.display().to_string(), &text, &|name| std::env::var(name).ok())
+    }
+
+    /// Reads a text; `lookup` returns the value of an environment variable.
+    pub fn parse(name: &str, text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, LoadError> {
+        let invalid = |problem| LoadError::Invalid { name: name.to_owned(), problems: vec![problem] };
+        let mut root = Node::parse(text).map_err(invalid)?;
+        if let Some(problem) = collector_section(&root) {
+            return Err(invalid(problem));
+        }
+        let sources = references::Sources { variable: lookup, file: &references::content_of };
+        references::expand(&mut root, sources).map_err(invalid)?;
+        let settings = settings_of(&root).map_err(invalid)?;
+        Ok(Self { name: name.to_owned(), root: Some(root), settings })
+    }
+
+    /// The settings that `--backends` stands for: one pool that takes traces by trace ID.
+    pub fn of_backends(backends: Backends) -> Self {
+        let resolver = match backends {
+            Backends::Static(hostnames) => {
+                Resolver { r#static: Some(StaticResolver { hostnames, ..StaticResolver::default() }), dns: None }
+            }
+            Backends::Dns(HostPort { host, port }) => {
+                Resolver { r#static: None, dns: Some(DnsResolver { hostname: host, port, ..DnsResolver::default() }) }
+            }
+        };
+        let route = Route { signals: vec![Signal::Traces], pool: COMMAND_LINE_POOL.into(), ..Route::default() };
+        let pools = [(COMMAND_LINE_POOL.to_owned(), Pool { resolver, ..Pool::default() })].into();
+        let settings = Settings { pools, routes: vec![route], ..Settings::default() };
+        Self { name: "command line".into(), root: None, settings }
+    }
+
+    /// Checks the settings. The error contains everything that is wrong.
+    pub fn check(&self) -> Result<Config, LoadError> {
+        check::check(&self.settings, Path::new("/"), &|path| self.is_hidden(path)).map_err(|problems| {
+            LoadError::Invalid {
+                name: self.name.clone(),
+                problems: problems.into_iter().map(|problem| self.with_position(problem)).collect(),
+            }
+        })
+    }
+
+    /// Prints a complete file: defaults filled in, references replaced, secrets hidden.
+    pub fn print(&self) -> Result<String, LoadError> {
+        let print = |error: &dyn fmt::Display| LoadError::Print(error.to_string());
+        let text = serde_saphyr::to_string(&Printed(&self.settings)).map_err(|error| print(&error))?;
+        let Some(secrets) = self.root.as_ref().filter(|root| root.has_secret()) else { return Ok(text) };
+        let mut shown = Node::parse(&text).map_err(|error| print(&error))?;
+        shown.hide_secrets_of(secrets);
+        serde_saphyr::to_string(&shown).map_err(|error| print(&error))
+    }
+
+    /// Whether the value at `path` must not be shown.
+    fn is_hidden(&self, path: &[Step]) -> bool {
+        self.root.as_ref().and_then(|root| root.at(path)).is_some_and(Node::is_hidden)
+    }
+
+    fn with_position(&self, problem: ConfigError) -> ConfigError {
+        let position = self.root.as_ref().map(|root| root.position_of(&problem.path));
+        ConfigError { position: problem.position.or(position), ..problem }
+    }
+}
+
+/// The error for a Collector's file, which says more than an unknown key would.
+fn collector_section(root: &Node) -> Option<ConfigError> {
+    let entry = COLLECTOR_SECTIONS.iter().find_map(|key| root.entry(key))?;
+    let advice = "spanring convert FILE makes one of ours of that";
+    let message = format!("\"{}\" is a key of a Collector's configuration; {advice}", entry.key);
+    Some(ConfigError::new(entry.position, Vec::new(), message))
+}
+
+/// Reads the settings. The default of a pool's `timeout` is lowered to the deadline of requests.
+fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
+    let mut settings: Settings = root.read()?;
+    let deadline = settings.receivers.otlp.deadline;
+    for (name, pool) in &mut settings.pools {
+        let path = ["pools", name, "timeout"].map(|key| Step::Key(key.to_owned()));
+        if root.at(&path).is_none() && !deadline.is_zero() {
+            pool.delivery.timeout = pool.delivery.timeout.min(deadline);
+        }
+    }
+    Ok(settings)
+}
+
+/// The errors that a file would have on any machine. Values with references are left out, since they are not known here, and so
+/// are errors about what this machine lacks.
+pub(crate) fn problems_of(root: &Node) -> Vec<ConfigError> {
+    let sources = references::Sources { variable: &|_| Some(String::new()), file: &|_| Ok(String::new()) };
+    if let Err(problem) = references::expand(&mut root.clone(), sources) {
+        return vec![problem];
+    }
+    let mut known = root.clone();
+    known.drop_references();
+    let found = match settings_of(&known) {
+        Ok(settings) => check::check(&settings, Path::new("/"), &|_| false).err().unwrap_or_default(),
+        Err(problem) => vec![problem],
+    };
+    // The items of a list that have references count too.
+    let counted = |problem: ConfigError| ConfigError { path: root.with_references(&problem.path), ..problem };
+    let mut problems: Vec<ConfigError> = found.into_iter().map(counted).collect();
+    problems.retain(|one| !one.is_local && !root.at(&one.path).is_some_and(Node::has_reference));
+    problems
+}
+
+/// The name alone, since values may be secrets.
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Draft").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl std::str::FromStr for Backends {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if let Some(name) = text.strip_prefix("dns://") {
+            return HostPort::parse(name, Some(OTLP_GRPC_PORT)).map(Self::Dns);
+        }
+        let list = text.strip_prefix("static://").ok_or_else(|| ValueError::Backends(text.to_owned()))?;
+        list.split(',').map(|one| one.trim().parse()).collect::<Result<_, _>>().map(Self::Static)
+    }
+}

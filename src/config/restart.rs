@@ -1,0 +1,56 @@
+//! The keys that take effect at the next start. A running proxy takes over everything else.
+
+use super::Config;
+use crate::{admin::health_check, settings::HealthCheck};
+
+/// Keys whose change needs a restart.
+pub const RESTART_KEYS: [&str; 6] = [
+    "receivers.otlp.protocols.grpc.endpoint",
+    // Whether the section is there. Changes inside it are taken over.
+    "receivers.otlp.protocols.grpc.tls",
+    "admin.endpoint",
+    "health_check",
+    "worker_threads",
+    "telemetry.logs.encoding",
+];
+
+impl Config {
+    /// Sets the keys that need a restart to their values in `running`. Returns those that were different.
+    pub fn keep_restart_keys(&mut self, running: &Self) -> Vec<&'static str> {
+        let grpc = |config: &Self| config.receive.grpc.as_ref().map(|grpc| grpc.endpoint);
+        let has_tls = |config: &Self| config.receive.grpc.as_ref().is_some_and(|grpc| grpc.tls.is_some());
+        let admin = |config: &Self| config.admin.as_ref().map(|admin| admin.endpoint);
+        // In the order of RESTART_KEYS.
+        let is_same = [
+            grpc(self) == grpc(running),
+            has_tls(self) == has_tls(running),
+            admin(self) == admin(running),
+            is_same_health_check(self.health_check.as_ref(), running.health_check.as_ref()),
+            self.worker_threads == running.worker_threads,
+            self.logs.encoding == running.logs.encoding,
+        ];
+        if let (Some(mine), Some(running)) = (&mut self.receive.grpc, &running.receive.grpc) {
+            mine.endpoint = running.endpoint;
+            mine.keys.endpoint.clone_from(&running.keys.endpoint);
+            if mine.tls.is_some() != running.tls.is_some() {
+                mine.tls.clone_from(&running.tls);
+                mine.keys.tls.clone_from(&running.keys.tls);
+            }
+        }
+        if let (Some(mine), Some(running)) = (&mut self.admin, &running.admin) {
+            mine.endpoint = running.endpoint;
+            mine.keys.endpoint.clone_from(&running.keys.endpoint);
+        }
+        self.health_check.clone_from(&running.health_check);
+        self.worker_threads = running.worker_threads;
+        self.logs.encoding = running.logs.encoding;
+        RESTART_KEYS.into_iter().zip(is_same).filter(|(_, is_same)| !is_same).map(|(key, _)| key).collect()
+    }
+}
+
+/// Whether both listen at the same address, however it is written, and all other keys are the same.
+fn is_same_health_check(one: Option<&health_check::Config>, other: Option<&health_check::Config>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else { return one.is_none() && other.is_none() };
+    let keys = HealthCheck { endpoint: other.keys.endpoint.clone(), ..one.keys.clone() };
+    one.endpoint == other.endpoint && keys == other.keys
+}
