@@ -29,7 +29,7 @@ use tokio::{
 use super::{
     connection::{self, Life},
     metrics::ListenerMetrics,
-    opening::{self, Foreign, Opening, Reopened, Strangers},
+    opening::{self, Foreign, Opening, Preface, Reopened, Strangers},
     silent::{Room, SilentConnections},
     streams::Tally,
 };
@@ -370,13 +370,13 @@ impl<C: Connector, M> Listener<C, M> {
     async fn greet(&self, stream: TcpStream, protocol: Protocol) -> io::Result<(Reopened<C::Stream>, Opening)> {
         let mut stream = self.connector.connect(stream).await?;
         match protocol {
-            Protocol::Any => Ok((Reopened::untouched(stream), Opening::Http2)),
+            Protocol::Any => Ok((Reopened::new(stream, Preface::untouched()), Opening::Http2)),
             Protocol::Http2 => {
                 // Whoever is gone by then said nothing.
                 let opening = Opening::read(&mut stream).await.unwrap_or(Opening::Silent);
                 let is_http2 = matches!(opening, Opening::Http2);
-                let stream = if is_http2 { Reopened::new(stream) } else { Reopened::untouched(stream) };
-                Ok((stream, opening))
+                let preface = if is_http2 { Preface::again() } else { Preface::untouched() };
+                Ok((Reopened::new(stream, preface), opening))
             }
         }
     }

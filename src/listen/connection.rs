@@ -28,6 +28,7 @@ use tokio::{
 
 use super::{
     accept::{Limits, Protocol},
+    layers::Layered,
     progress::{LEFT_AT_DRAIN, Progress},
     streams::{Streams, Tally},
     turns::Turns,
@@ -126,7 +127,8 @@ where
 {
     let (tally, progress) = (Arc::new(tally), Arc::new(Progress::new(life.begun)));
     let service = Noticed { service, tally: Arc::clone(&tally) };
-    let stream = Turns::new(Streams::new(stream, Arc::clone(&tally), Arc::clone(&progress)));
+    let streams = Streams::new(Arc::clone(&tally), Arc::clone(&progress));
+    let stream = Layered::new(Layered::new(stream, streams), Turns::default());
     let builder = builder(limits, Spawner { tasks: tasks.clone(), tally: Arc::clone(&tally) });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut events = Seldom::new(wait(life, &progress, tasks));

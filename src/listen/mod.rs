@@ -6,13 +6,14 @@
 //! It knows nothing of OTLP.
 //!
 //! The way through the room: `accept` takes a connection, `secure` shakes hands, `opening` reads the first bytes, and
-//! `connection` serves it to its end. HTTP runs on a stream of three layers: `opening` gives back the bytes that were read
+//! `connection` serves it to its end. HTTP runs on a stream with three `layers`: `opening` gives back the bytes that were read
 //! first, `streams` follows the client's frames (`hpack` repairs their header blocks, `progress` holds what the client owes
 //! the end of), and `turns` divides reading and writing into turns.
 
 mod accept;
 mod connection;
 mod hpack;
+mod layers;
 mod metrics;
 mod opening;
 mod progress;

@@ -4,7 +4,7 @@
 //! these are closed. Each is counted by its kind, and a line in ten seconds says who it was.
 
 use std::{
-    io::{self, IoSlice},
+    io,
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
@@ -17,7 +17,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::streams::PREFACE;
+use super::{
+    layers::{Layer, Layered},
+    streams::PREFACE,
+};
 use crate::telemetry::{LogLimit, metrics::RECEIVER_FOREIGN_CONNECTIONS_TOTAL};
 
 /// How TLS begins: a record of a handshake, of a version that begins with 3 (RFC 8446, 5.1).
@@ -74,10 +77,12 @@ pub(super) enum Opening {
 }
 
 /// A stream whose preface was read, and is read again by whoever comes next.
+pub(super) type Reopened<I> = Layered<I, Preface>;
+
+/// The layer that gives the preface back.
 #[derive(Debug)]
-pub(super) struct Reopened<I> {
-    stream: I,
-    /// Bytes of the preface that are still to be read again.
+pub(super) struct Preface {
+    /// Bytes of it that are still to be read again.
     left: usize,
 }
 
@@ -223,22 +228,22 @@ impl Strangers {
     }
 }
 
-// === impl Reopened ===
+// === impl Preface ===
 
-impl<I> Reopened<I> {
-    /// A stream of which [`Opening::read`] has read the preface.
-    pub(super) fn new(stream: I) -> Self {
-        Self { stream, left: PREFACE.len() }
+impl Preface {
+    /// Of a stream of which [`Opening::read`] has read the preface.
+    pub(super) fn again() -> Self {
+        Self { left: PREFACE.len() }
     }
 
-    /// A stream of which nothing was read.
-    pub(super) fn untouched(stream: I) -> Self {
-        Self { stream, left: 0 }
+    /// Of a stream of which nothing was read.
+    pub(super) fn untouched() -> Self {
+        Self { left: 0 }
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Reopened<I> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl<I: AsyncRead + Unpin> Layer<I> for Preface {
+    fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.left > 0 {
             let rest = PREFACE.get(PREFACE.len() - self.left..).unwrap_or_default();
             let now = rest.get(..buf.remaining()).unwrap_or(rest);
@@ -246,33 +251,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Reopened<I> {
             self.left -= now.len();
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Reopened<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(stream).poll_read(cx, buf)
     }
 }
 
@@ -329,7 +308,7 @@ mod tests {
         let (mut far, near) = duplex(100);
         far.write_all(b"frames").await.unwrap();
         drop(far);
-        let (mut stream, mut seen) = (Reopened::new(near), Vec::new());
+        let (mut stream, mut seen) = (Reopened::new(near, Preface::again()), Vec::new());
         loop {
             let mut room = [0; 7];
             match stream.read(&mut room).await.unwrap() {

@@ -6,7 +6,7 @@
 //! otherwise. What is no HTTP/2 is not followed.
 
 use std::{
-    io::{self, IoSlice},
+    io,
     ops::Range,
     pin::Pin,
     sync::{
@@ -17,9 +17,9 @@ use std::{
 };
 
 use metrics::Counter;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{hpack, progress::Progress};
+use super::{hpack, layers::Layer, progress::Progress};
 
 /// What an HTTP/2 client sends first, which is no frame (RFC 9113, 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -49,10 +49,9 @@ const MOST_PIECES: usize = 16;
 /// What is read at a time of a block that is held back.
 const PIECE: usize = 4 << 10;
 
-/// A stream whose reads pass through [`Walk`].
+/// The layer whose reads pass through [`Walk`].
 #[derive(Debug)]
-pub(super) struct Streams<I> {
-    stream: I,
+pub(super) struct Streams {
     walk: Walk,
     /// A header block that is not whole, from behind the head of its first frame on; then what of it is still to be read.
     held: Vec<u8>,
@@ -128,18 +127,21 @@ struct Pieces {
 
 // === impl Streams ===
 
-impl<I: AsyncRead + Unpin> Streams<I> {
-    pub(super) fn new(stream: I, tally: Arc<Tally>, progress: Arc<Progress>) -> Self {
-        Self { stream, walk: Walk::Preface(0), held: Vec::new(), taken: 0, tally, progress, owes: true }
+impl Streams {
+    pub(super) fn new(tally: Arc<Tally>, progress: Arc<Progress>) -> Self {
+        Self { walk: Walk::Preface(0), held: Vec::new(), taken: 0, tally, progress, owes: true }
     }
 
     /// Reads on, and holds back what is to be held back.
-    fn poll_pass(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_pass<I>(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+    where
+        I: AsyncRead + Unpin,
+    {
         loop {
             while let Some(missing) = self.missing() {
                 let mut room = [0; PIECE];
                 let mut piece = ReadBuf::new(room.get_mut(..missing.min(PIECE)).unwrap_or_default());
-                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut piece))?;
+                ready!(Pin::new(&mut *stream).poll_read(cx, &mut piece))?;
                 if piece.filled().is_empty() {
                     // The client is gone in the middle of it: h2 hears that after what came.
                     self.walk = Walk::Lost;
@@ -151,7 +153,7 @@ impl<I: AsyncRead + Unpin> Streams<I> {
                 return Poll::Ready(Ok(()));
             }
             let before = buf.filled().len();
-            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            ready!(Pin::new(&mut *stream).poll_read(cx, buf))?;
             let read = buf.filled_mut().get_mut(before..).unwrap_or_default();
             let Some(torn) = self.walk.pass(read, &self.tally) else { return Poll::Ready(Ok(())) };
             self.held.extend_from_slice(read.get(torn..).unwrap_or_default());
@@ -202,41 +204,15 @@ impl<I: AsyncRead + Unpin> Streams<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Streams<I> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl<I: AsyncRead + Unpin> Layer<I> for Streams {
+    fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // Whoever reads on is done with what was read: h2 takes all frames that it has first.
         if self.held.is_empty() {
             self.tally.is_read();
         }
-        let polled = self.poll_pass(cx, buf);
+        let polled = self.poll_pass(stream, cx, buf);
         self.note_progress();
         polled
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Streams<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

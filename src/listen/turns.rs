@@ -9,12 +9,14 @@
 //! What is longer than answers are goes at once: HTTP/2 flushes large frames one by one, and each would wait.
 
 use std::{
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::layers::Layer;
 
 /// Bytes that are read in a turn: about a batch of 512 spans, which then is cut as soon as it is here. It costs 1 to 4 % less for
 /// that; with 64 or 256 KiB nothing was gained.
@@ -23,24 +25,31 @@ const TURN: usize = 192 << 10;
 /// Bytes of a write, at most, that waits; an answer has 35 where all was accepted.
 const SHORT: usize = 256;
 
-/// A stream whose reads come in turns, and whose writes come after others' turns.
-#[derive(Debug)]
-pub(super) struct Turns<I> {
-    stream: I,
+/// The layer whose reads come in turns, and whose writes come after others' turns.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
     /// Bytes read in this turn.
     read: usize,
     /// Whether others had a turn since the last flush.
     waited: bool,
 }
 
-impl<I> Turns<I> {
-    pub(super) fn new(stream: I) -> Self {
-        Self { stream, read: 0, waited: false }
+impl<I: AsyncRead + Unpin> Layer<I> for Turns {
+    fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.read >= TURN {
+            self.read = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let result = Pin::new(stream).poll_read(cx, buf);
+        self.read = if result.is_pending() { 0 } else { self.read + buf.filled().len() - before };
+        result
     }
 
     /// Whether what is to be written waits until others have run: with 64 requests in flight over four connections a span costs
     /// 12 % less for that in requests of 10 spans, 5 % in those of 100. One at a time on each costs what it did.
-    fn gives_way(&mut self, cx: &Context<'_>, bytes: usize) -> bool {
+    fn holds_back(&mut self, cx: &Context<'_>, bytes: usize) -> bool {
         if !self.waited && bytes <= SHORT {
             self.waited = true;
             cx.waker().wake_by_ref();
@@ -48,65 +57,25 @@ impl<I> Turns<I> {
         }
         false
     }
-}
 
-impl<I: AsyncRead + Unpin> AsyncRead for Turns<I> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.read >= TURN {
-            self.read = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.read = if result.is_pending() { 0 } else { self.read + buf.filled().len() - before };
-        result
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Turns<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        if self.gives_way(cx, data.len()) {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.stream).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if self.gives_way(cx, slices.iter().map(|slice| slice.len()).sum()) {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn flushes(&mut self) {
         self.waited = false;
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+    use std::{
+        io::IoSlice,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
     };
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
 
-    use super::*;
+    use super::{super::layers::Layered, *};
 
     #[derive(Default)]
     struct Wakes(AtomicUsize);
@@ -122,7 +91,7 @@ mod tests {
         let (near, mut far) = duplex(1 << 20);
         let sent: Vec<u8> = (0..TURN + TURN / 2).map(|at| at.to_le_bytes()[1]).collect();
         far.write_all(&sent).await.unwrap();
-        let (mut stream, wakes) = (Turns::new(near), Arc::new(Wakes::default()));
+        let (mut stream, wakes) = (Layered::new(near, Turns::default()), Arc::new(Wakes::default()));
         let waker = Arc::clone(&wakes).into();
         let mut turn = || {
             let (mut room, mut seen) = (vec![0; 10_000], Vec::new());
@@ -150,7 +119,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_waits_for_others_once_until_it_is_flushed() {
         let (near, mut far) = duplex(1 << 20);
-        let (mut stream, wakes) = (Turns::new(near), Arc::new(Wakes::default()));
+        let (mut stream, wakes) = (Layered::new(near, Turns::default()), Arc::new(Wakes::default()));
         let waker = Arc::clone(&wakes).into();
         let cx = &mut Context::from_waker(&waker);
         for flushed in 1..=2 {

@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 
 use tokio::io::AsyncReadExt;
 
-use super::{super::hpack::tests::string, *};
+use super::{
+    super::{hpack::tests::string, layers::Layered},
+    *,
+};
 
 const DATA: u8 = 0x0;
 const SETTINGS: u8 = 0x4;
@@ -50,7 +53,8 @@ async fn read(sent: &[u8], most: usize, random: &mut fastrand::Rng, tally: &Arc<
         pieces.push_back(piece.to_vec());
         rest = later;
     }
-    let (mut stream, mut seen) = (Streams::new(Client(pieces), Arc::clone(tally), progress()), Vec::new());
+    let (mut stream, mut seen) =
+        (Layered::new(Client(pieces), Streams::new(Arc::clone(tally), progress())), Vec::new());
     loop {
         let mut room = vec![0; random.usize(1..3_000)];
         match stream.read(&mut room).await.unwrap() {
@@ -164,7 +168,7 @@ fn streams_are_counted_as_refused_once_they_were_read_and_not_served() {
 async fn a_stream_is_refused_only_once_h2_has_its_whole_header_block() {
     let (mut far, near) = tokio::io::duplex(1 << 16);
     let tally = tally();
-    let mut stream = Streams::new(near, Arc::clone(&tally), progress());
+    let mut stream = Layered::new(near, Streams::new(Arc::clone(&tally), progress()));
     let bytes = [PREFACE, &frame(HEADERS, END_HEADERS, 1, &block_with(b"a%b"))].concat();
     let half = bytes.len() - 10;
     let refused = || {

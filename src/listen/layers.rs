@@ -1,0 +1,76 @@
+//! The layers between a client's socket and HTTP: each does something with what is read or written and passes the rest on.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What a layer does. All that it does not name passes as it is.
+pub(super) trait Layer<I> {
+    /// Reads from the stream below.
+    fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
+
+    /// Whether a write of so many bytes has to wait. A layer that says so has arranged for the task to be woken.
+    fn holds_back(&mut self, _cx: &Context<'_>, _bytes: usize) -> bool {
+        false
+    }
+
+    /// What was written is being flushed.
+    fn flushes(&mut self) {}
+}
+
+/// A stream with a layer over it.
+#[derive(Debug)]
+pub(super) struct Layered<I, L> {
+    stream: I,
+    layer: L,
+}
+
+impl<I, L> Layered<I, L> {
+    pub(super) fn new(stream: I, layer: L) -> Self {
+        Self { stream, layer }
+    }
+}
+
+impl<I: Unpin, L: Layer<I> + Unpin> AsyncRead for Layered<I, L> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, layer } = &mut *self;
+        layer.poll_read(stream, cx, buf)
+    }
+}
+
+impl<I: AsyncWrite + Unpin, L: Layer<I> + Unpin> AsyncWrite for Layered<I, L> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.layer.holds_back(cx, data.len()) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.layer.holds_back(cx, slices.iter().map(|slice| slice.len()).sum()) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.layer.flushes();
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
