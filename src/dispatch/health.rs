@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Cause, Failure, backend::Backend};
+use super::Failure;
 use crate::{
     health::{Events, HealthKind},
     tls::Reason,
@@ -18,6 +18,16 @@ use crate::{
 
 /// A backend that has answered no call for so many times `timeout` is ejected, although it answers PINGs (design 3, Silence).
 const MUTE_TIMEOUTS: u32 = 2;
+
+/// What deliveries know of a backend's health.
+#[derive(Debug)]
+pub(super) struct Health {
+    identity: Arc<str>,
+    events: Events,
+    pub(super) pulse: Arc<Pulse>,
+    /// Whether it was seen to speak TLS, though it is spoken to in plaintext.
+    speaks_tls: AtomicBool,
+}
 
 /// What was said last of one backend, and since when it has answered no call; its shards share it.
 #[derive(Debug)]
@@ -67,6 +77,11 @@ impl Pulse {
         self.is_listed.store(is_listed, Ordering::Release);
     }
 
+    /// Whether the table still has it.
+    pub(super) fn is_listed(&self) -> bool {
+        self.is_listed.load(Ordering::Acquire)
+    }
+
     /// It is reported as mute.
     pub(super) fn begin_trial(&self) {
         self.is_on_trial.store(true, Ordering::Relaxed);
@@ -101,39 +116,69 @@ impl Pulse {
     }
 }
 
-impl Backend {
+impl Health {
+    pub(super) fn new(identity: &Arc<str>, events: Events, pulse: Arc<Pulse>) -> Self {
+        Self { identity: Arc::clone(identity), events, pulse, speaks_tls: AtomicBool::new(false) }
+    }
+
     /// A call begins.
     pub(super) fn called(&self, now: Instant) {
         self.pulse.called(now);
     }
 
-    /// A call had all its time and no answer. That alone says that the backend is slow; that none of them was answered for
-    /// long says that it takes no calls.
-    pub(super) fn timed_out(&self, now: Instant) {
-        if self.pulse.is_mute(now, self.shared.config.keys.timeout) {
-            self.pulse.begin_trial();
-            self.failed(Failure::Timeout);
-        }
-    }
-
-    /// Our transport failed. A backend that has left the table is not given a second chance. If another took over from it with
-    /// other settings, its silence is that one's too: it is the same process that does not answer.
-    pub(super) fn failed(&self, failure: Failure) {
-        let is_closing = self.closing.load(Ordering::Acquire);
-        let is_listed = self.pulse.is_listed.load(Ordering::Acquire);
-        let is_silence = matches!(failure, Failure::Ping | Failure::Timeout);
-        if self.address.is_some() && (!is_closing || is_listed && is_silence) {
-            self.pulse.failed(&self.shared.events, &self.identity, failure);
-        }
-        if is_closing && !matches!(failure, Failure::Local(_)) {
-            self.stand_down(if is_listed { Cause::Transport(failure) } else { Cause::Departed });
-        }
-    }
-
     /// An answer came: the backend lives.
     pub(super) fn answered(&self) {
-        self.pulse.answered(&self.shared.events, &self.identity);
+        self.pulse.answered(&self.events, &self.identity);
     }
+
+    /// It returned to service.
+    pub(super) fn begin_anew(&self) {
+        self.pulse.begin_anew();
+    }
+
+    /// A call had all its time and no answer. That alone says that the backend is slow; returns whether none of them was
+    /// answered for so long that it takes no calls. `timeout` is that of one call.
+    pub(super) fn is_mute(&self, now: Instant, timeout: Duration) -> bool {
+        let is_mute = self.pulse.is_mute(now, timeout);
+        if is_mute {
+            self.pulse.begin_trial();
+        }
+        is_mute
+    }
+
+    /// The way to it failed. When it is closing, since another took over from it with other settings, its silence is that
+    /// one's too: it is the same process that does not answer.
+    pub(super) fn failed(&self, failure: Failure, is_closing: bool) {
+        let is_silence = matches!(failure, Failure::Ping | Failure::Timeout);
+        if !is_closing || self.pulse.is_listed() && is_silence {
+            self.pulse.failed(&self.events, &self.identity, failure);
+        }
+    }
+
+    /// What `failure` of a connection is by what is known of the backend.
+    pub(super) fn seen_through(&self, failure: Failure) -> Failure {
+        if self.speaks_tls.load(Ordering::Relaxed) && may_be_tls(failure) { Failure::SpeaksTls } else { failure }
+    }
+
+    /// Whether it is worth asking if `failure` is because the backend speaks TLS and we do not.
+    pub(super) fn wants_to_know_of_tls(&self, failure: Failure) -> bool {
+        may_be_tls(failure) && !self.speaks_tls.load(Ordering::Relaxed)
+    }
+
+    /// It was seen to speak TLS. Returns whether that is news.
+    pub(super) fn speaks_tls(&self) -> bool {
+        !self.speaks_tls.swap(true, Ordering::Relaxed)
+    }
+
+    /// It was seen to answer in plaintext.
+    pub(super) fn speaks_plaintext(&self) {
+        self.speaks_tls.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What a server of TLS does with a client that does not speak it: an alert, which is no HTTP/2, or the end.
+fn may_be_tls(failure: Failure) -> bool {
+    matches!(failure, Failure::Protocol | Failure::Reset | Failure::ResetAtOnce)
 }
 
 /// What membership hears of a failure, if it says anything of the backend.

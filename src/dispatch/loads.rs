@@ -29,13 +29,13 @@ impl Dispatch {
         let mut loads = BTreeMap::new();
         let view = self.view.load_full();
         for backend in view.iter().flat_map(|view| view.backends()) {
-            let load: &mut BackendLoad = loads.entry(Arc::clone(&backend.identity)).or_default();
-            (load.address, load.listed) = (backend.address, true);
+            let load: &mut BackendLoad = loads.entry(Arc::clone(&backend.peer.identity)).or_default();
+            (load.address, load.listed) = (backend.peer.address, true);
         }
         for backend in self.shared.all.load().iter() {
             let load = loads
-                .entry(Arc::clone(&backend.identity))
-                .or_insert_with(|| BackendLoad { address: backend.address, ..BackendLoad::default() });
+                .entry(Arc::clone(&backend.peer.identity))
+                .or_insert_with(|| BackendLoad { address: backend.peer.address, ..BackendLoad::default() });
             load.add(backend);
         }
         loads
@@ -48,6 +48,6 @@ impl BackendLoad {
         self.queued_bytes += load.waiting_bytes;
         self.calls += load.calls;
         self.call_bytes += load.call_bytes;
-        self.connections += backend.connections();
+        self.connections += load.connections;
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use super::{Config, Failure, backend::Load, outcome::Verdict};
+use super::{Config, Failure, backend::Load, transport::Verdict};
 use crate::{
     otlp::Signal,
     telemetry::{LogLimit, metrics as names},
@@ -145,7 +145,7 @@ impl BackendMetrics {
             Verdict::Accepted(Some(_)) => &self.partial,
             Verdict::Busy { .. } | Verdict::Unprocessed { .. } => &self.retryable,
             Verdict::Failed { failure: Failure::Timeout, .. } => &self.timeout,
-            Verdict::Failed { .. } | Verdict::GivenUp(_) | Verdict::Stopped => &self.transport,
+            Verdict::Failed { .. } | Verdict::GivenUp | Verdict::Stopped => &self.transport,
             Verdict::Refused { .. } => &self.rejected,
         }
         .increment(1);

@@ -4,12 +4,12 @@
 //! all their owners' queues or in none, and [`Join::next`] says what became of them. It never places a part itself: what
 //! can be tried again is handed back with the reason.
 //!
-//! From the outside in: `reconcile` follows the tables and keeps a `backend` (queue and connections) for each endpoint;
-//! `queue` decides when a call opens and what it carries; `line` holds one connection slot, `driver` the task of one
-//! connection with all its calls, `clock` its timer; `diagnosis` finds out why a connection ends at once, `dialer` connects, by TLS where the backend's access has it; `call` is one RPC,
-//! `body` and `codec` what it sends, `reply` what it hears; `settle` tells each part what became of it. `health` says to
-//! membership what is seen of a backend, `probe` asks one that was ejected whether it is there again, `retries` bounds what
-//! is tried again, `shortage` waits when this process cannot open a socket.
+//! Two floors. Up here is what waits: `reconcile` follows the tables and keeps a `backend` for each endpoint, which is a
+//! `queue` with its `room`, `connections` and `health`; the queue decides when a call begins and what it carries, `opener`
+//! looks again as time passes. A `link` is the backend's end of one connection: it takes calls out of the queue, `settle`
+//! tells each part what became of them (`outcome`), `diagnosis` finds out why a connection ends at once. `retries` bounds
+//! what is tried again. The floor below, `transport`, sends: it turns what a link gives it into calls on one connection and
+//! knows nothing of this one.
 //!
 //! A backend whose slots the table sends elsewhere hands back what waits for it and gives up its calls; one that left the
 //! table finishes both, unless it fails.
@@ -18,55 +18,45 @@
 
 mod backend;
 mod backoff;
-mod body;
-mod call;
-mod client;
-mod clock;
-mod codec;
+mod connections;
 mod diagnosis;
-mod dialer;
-mod driver;
-mod frames;
 mod health;
-mod hub;
 mod join;
-mod line;
+mod link;
 mod loads;
 mod metrics;
 mod opener;
 mod outcome;
-mod outgoing;
-mod piece;
-mod probe;
 mod queue;
+mod queued;
 mod reconcile;
-mod reply;
 mod retries;
+mod room;
 mod settle;
-mod shortage;
-mod silence;
 mod state;
-mod stream;
 mod submit;
 #[cfg(test)]
 pub(crate) mod tests;
-mod wire;
-mod witness;
+mod transport;
 
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
-use self::{backend::Shared, reconcile::Reconciler};
+use self::{
+    backend::Shared,
+    link::{Grpc, Transport},
+    reconcile::Reconciler,
+};
 pub use self::{
     backoff::Backoff,
     join::Join,
     loads::BackendLoad,
-    outcome::{Cause, Failure, PartOutcome},
-    probe::HealthCheck,
+    outcome::{Cause, PartOutcome},
     retries::RetryBudget,
     submit::{NotQueued, View, WhyNotQueued},
+    transport::{Failure, HealthCheck},
 };
 use crate::{
     health::Events,
@@ -141,7 +131,18 @@ impl Dispatch {
     /// Ends when `tasks` are stopped: what waits then is handed back with [`Cause::Stopped`]. What is seen of the backends'
     /// health goes to `events`.
     pub fn start(pool: &str, config: Config, tables: Tables, tasks: &Tasks, events: Events) -> Arc<Self> {
-        let shared = Shared::new(pool, config, tasks, events);
+        Self::start_by(Arc::new(Grpc), pool, config, tables, tasks, events)
+    }
+
+    fn start_by(
+        transport: Arc<dyn Transport>,
+        pool: &str,
+        config: Config,
+        tables: Tables,
+        tasks: &Tasks,
+        events: Events,
+    ) -> Arc<Self> {
+        let shared = Shared::new(pool, config, tasks, events, transport);
         let view = Arc::new(ArcSwapOption::empty());
         let (configs, followed) = watch::channel(shared.config.clone());
         let mut reconciler = Reconciler::new(Arc::clone(&shared), Arc::clone(&view), tables, followed);
@@ -186,6 +187,6 @@ impl Dispatch {
 
     /// Whether nothing waits for a backend or runs there.
     pub fn is_idle(&self) -> bool {
-        self.shared.all.load().iter().all(|backend| backend.has_no_work())
+        self.shared.all.load().iter().all(|backend| backend.load().is_none())
     }
 }

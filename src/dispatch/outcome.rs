@@ -1,19 +1,10 @@
-//! What became of a call and of a part: by whose word (the backend's own, or our transport's) and whether a repeat can help.
+//! What became of a part, and whether a repeat can help.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
+use tonic::Code;
 
-use super::Part;
-use crate::{otlp::outcome::is_retryable, shortage::Shortage, tls::Reason};
-
-/// Length of a backend's message that is passed on, at most. A Collector puts attacker-shaped text of several KiB into it.
-const MAX_MESSAGE: usize = 256;
-
-/// The longest pause that a backend is believed to mean.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+use super::{Part, transport::Failure};
 
 /// What became of one part.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,133 +61,6 @@ pub enum Cause {
     Unresolved,
 }
 
-/// A failure of the way to a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Failure {
-    /// Connecting failed otherwise: no route.
-    ConnectError,
-    /// Nobody listens.
-    ConnectRefused,
-    /// No answer to the connect.
-    ConnectTimeout,
-    /// A proxy on the way answered with this HTTP status: it cannot reach the backend.
-    Gateway(u16),
-    /// This process or machine has run out of something. It says nothing of the backend.
-    Local(Shortage),
-    /// No answer to a PING.
-    Ping,
-    /// The peer does not speak HTTP/2 or gRPC as it should.
-    Protocol,
-    /// The peer refuses every stream before it looks at it.
-    RefusedStream,
-    /// The connection or the stream was reset or closed before the answer.
-    Reset,
-    /// A new connection was reset or closed before the peer had said anything.
-    ResetAtOnce,
-    /// It was spoken to in plaintext and speaks TLS.
-    SpeaksTls,
-    /// No answer within the attempt's timeout.
-    Timeout,
-    /// TLS failed.
-    Tls(Reason),
-    /// The peer sends GOAWAY on each new connection, or allows no stream.
-    TurnedAway,
-}
-
-/// What became of one call.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Verdict {
-    /// Status OK, with what its reply said.
-    Accepted(Option<Partial>),
-    /// The backend's own retryable status.
-    Busy { code: Code, after: Option<Duration> },
-    /// Our transport failed.
-    Failed { failure: Failure, reached: bool, scope: Scope },
-    /// The backend's slots have gone elsewhere, or it left and failed.
-    GivenUp(Cause),
-    /// The backend's own permanent status.
-    Refused { code: Code, message: String },
-    /// We are stopping.
-    Stopped,
-    /// The backend said that it never looked at the call: by `REFUSED_STREAM` if `refused`, else by GOAWAY, or the call never
-    /// began.
-    Unprocessed { refused: bool },
-}
-
-/// `partial_success` of a reply.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Partial {
-    pub(super) rejected: u64,
-    pub(super) message: String,
-}
-
-/// What a transport failure took with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
-    /// The connection with all its calls; it is counted against the backend once, by the driver.
-    Connection,
-    /// This call alone, whose time was up: that says nothing of the way to the backend.
-    Request,
-    /// This call alone.
-    Stream,
-}
-
-impl Failure {
-    /// The name in logs and metric labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ConnectError => "connect_error",
-            Self::ConnectRefused => "connect_refused",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::Gateway(_) => "gateway",
-            Self::Local(shortage) => shortage.as_str(),
-            Self::Ping => "ping",
-            Self::Protocol => "protocol",
-            Self::RefusedStream => "refused_stream",
-            Self::Reset => "reset",
-            Self::ResetAtOnce => "reset_at_once",
-            Self::SpeaksTls => "speaks_tls",
-            Self::Timeout => "timeout",
-            Self::Tls(reason) => match reason {
-                Reason::BadName => "tls_bad_name",
-                Reason::Closed => "tls_closed",
-                Reason::Expired => "tls_expired",
-                Reason::NoCertificate => "tls_no_certificate",
-                Reason::NotTls => "tls_not_tls",
-                Reason::Other => "tls_other",
-                Reason::ProtocolVersion => "tls_protocol_version",
-                Reason::Revoked => "tls_revoked",
-                Reason::Timeout => "tls_timeout",
-                Reason::UnknownCa => "tls_unknown_ca",
-            },
-            Self::TurnedAway => "turned_away",
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ConnectError => "cannot connect",
-            Self::ConnectRefused => "connection refused",
-            Self::ConnectTimeout => "no answer to a connect",
-            Self::Gateway(status) => return write!(f, "a proxy on the way to it answered HTTP {status}"),
-            Self::Local(shortage) => {
-                return write!(f, "this proxy could not open a connection to it: {shortage} on this side");
-            }
-            Self::Ping => "no answer to a PING",
-            Self::Protocol => "it does not speak HTTP/2 or gRPC as it should",
-            Self::RefusedStream => "it refuses every stream (REFUSED_STREAM)",
-            Self::Reset => "connection or stream reset before the answer",
-            Self::ResetAtOnce => "connection reset at once",
-            Self::SpeaksTls => "it speaks TLS and its pool is plaintext: add a tls section to the pool",
-            Self::Timeout => "no answer within the timeout",
-            Self::Tls(reason) => return write!(f, "TLS: {reason}"),
-            Self::TurnedAway => "it accepts connections and takes no calls",
-        })
-    }
-}
-
 impl Cause {
     /// Whether nobody heard of the part, if nothing of it was sent: there was nobody to send it to.
     pub fn was_no_attempt(self) -> bool {
@@ -230,99 +94,7 @@ impl fmt::Display for Cause {
     }
 }
 
-impl Verdict {
-    /// Whether the backend itself answered.
-    pub(super) fn is_answer(&self) -> bool {
-        matches!(self, Self::Accepted(_) | Self::Busy { .. } | Self::Refused { .. })
-    }
-
-    /// Classifies an error of the HTTP/2 layer.
-    ///
-    /// `REFUSED_STREAM` promises that nothing was processed (RFC 9113, 8.7), and h2 gives GOAWAY's error only to streams
-    /// above the last one that the peer processed.
-    pub(super) fn of_h2(error: &h2::Error) -> Self {
-        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        if error.is_remote() && (refused || error.is_go_away()) {
-            return Self::Unprocessed { refused };
-        }
-        let scope = if error.is_reset() { Scope::Stream } else { Scope::Connection };
-        Self::Failed { failure: failure_of(error), reached: true, scope }
-    }
-
-    /// Classifies the backend's own status: `grpc-status` and its details.
-    pub(super) fn of_status(headers: &HeaderMap) -> Option<Self> {
-        if headers.get("grpc-status")?.as_bytes() == b"0" {
-            return Some(Self::Accepted(None));
-        }
-        let status = Status::from_header_map(headers)?;
-        let after = status.get_details_retry_info().and_then(|info| info.retry_delay).map(sensible);
-        let code = status.code();
-        Some(if is_retryable(code, after.is_some()) {
-            Self::Busy { code, after }
-        } else {
-            Self::Refused { code, message: shorten(status.message()).into_owned() }
-        })
-    }
-
-    /// Classifies an answer that is no gRPC, by its HTTP status (grpc's `http-grpc-status-mapping.md`); `None` if it is gRPC.
-    pub(super) fn of_http(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
-        let content_type = headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
-        let is_grpc = content_type.as_ref().is_some_and(|value| value.starts_with("application/grpc"));
-        if status == StatusCode::OK && (is_grpc || headers.contains_key("grpc-status")) {
-            return None;
-        }
-        if let Some(verdict) = Self::of_status(headers).filter(|verdict| !matches!(verdict, Self::Accepted(_))) {
-            return Some(verdict);
-        }
-        let code = match status.as_u16() {
-            400 => Code::Internal,
-            401 => Code::Unauthenticated,
-            403 => Code::PermissionDenied,
-            404 => Code::Unimplemented,
-            429 => return Some(Self::Busy { code: Code::Unavailable, after: retry_after(headers) }),
-            502..=504 => return Some(Self::gateway(status.as_u16())),
-            _ => Code::Unknown,
-        };
-        let kind = content_type.unwrap_or(Cow::Borrowed("no content type"));
-        let message = format!("the backend answered HTTP {} with {kind}: is it an OTLP/gRPC port?", status.as_u16());
-        Some(Self::Refused { code, message: shorten(&message).into_owned() })
-    }
-
-    /// A proxy on the way could not reach the backend. With 503 it did not try; with 502 and 504 the backend may have the call.
-    fn gateway(status: u16) -> Self {
-        Self::Failed { failure: Failure::Gateway(status), reached: status != 503, scope: Scope::Stream }
-    }
-}
-
 /// Whether a backend that answered this retryable code may have taken the records all the same.
 pub(super) fn may_have_taken(code: Code) -> bool {
     !matches!(code, Code::Unavailable | Code::ResourceExhausted)
-}
-
-/// `Retry-After` in seconds; its date form is rare and not worth a clock.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(sensible(Duration::from_secs(seconds)))
-}
-
-/// A backend may ask for any pause; clocks cannot be asked to add any. No request lives this long.
-fn sensible(pause: Duration) -> Duration {
-    pause.min(LONGEST_PAUSE)
-}
-
-fn failure_of(error: &h2::Error) -> Failure {
-    if let Some(shortage) = error.get_io().and_then(Shortage::of) {
-        return Failure::Local(shortage);
-    }
-    if error.is_io() || (error.is_remote() && error.is_reset()) { Failure::Reset } else { Failure::Protocol }
-}
-
-/// Cuts a message of a backend to a length that is passed on.
-pub(super) fn shorten(message: &str) -> Cow<'_, str> {
-    if message.len() <= MAX_MESSAGE {
-        return Cow::Borrowed(message);
-    }
-    let most = MAX_MESSAGE - '…'.len_utf8();
-    let end = (0..=most).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
-    Cow::Owned(format!("{}…", message.get(..end).unwrap_or_default()))
 }

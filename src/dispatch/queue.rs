@@ -7,8 +7,13 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Config, piece::Queued};
-use crate::otlp::{Metadata, Signal};
+use super::{
+    Config,
+    join::Inbox,
+    queued::Queued,
+    transport::{Contents, MAX_PLACES},
+};
+use crate::otlp::{Framed, Metadata, Signal};
 
 /// Entries that never share a call: marked so, of a connection under suspicion, profiles (their records point into a
 /// dictionary that each part carries).
@@ -20,6 +25,9 @@ const MAX_KEYED: usize = 64;
 
 /// Parts of one lane that open a further place, if enough bytes wait.
 const ENOUGH: usize = 4;
+
+/// How often a queue is searched for entries that nobody waits for: the search walks all of it.
+const PURGE_EVERY: Duration = Duration::from_millis(50);
 
 /// Calls of full size that may be under way to one backend. There are more places than that: most calls are small.
 const FULL_CALLS: usize = 8;
@@ -46,6 +54,10 @@ pub(super) struct Queue {
     bytes: usize,
     running: usize,
     running_bytes: usize,
+    /// Until then each entry goes alone.
+    unmerged_until: Option<Instant>,
+    /// No search for entries that nobody waits for before it.
+    purge_at: Option<Instant>,
 }
 
 /// A lane for one signal and one value of forwarded headers.
@@ -59,6 +71,7 @@ struct Keyed {
 /// What one call carries.
 #[derive(Debug)]
 pub(super) struct Batch {
+    pub(super) signal: Signal,
     pub(super) parts: Vec<Queued>,
     /// Payload bytes.
     pub(super) bytes: usize,
@@ -67,13 +80,14 @@ pub(super) struct Batch {
 impl Rules {
     pub(super) fn new(config: &Config) -> Self {
         Self {
-            places: config.places.clamp(1, super::hub::MAX_PLACES),
+            places: config.places.clamp(1, MAX_PLACES),
             open_bytes: config.open_place_bytes,
             open_after: config.open_place_after,
             max_bytes: config.keys.max_request_size_mib.bytes,
         }
     }
 
+    /// Calls that may run at once.
     pub(super) fn places(self) -> usize {
         self.places
     }
@@ -82,7 +96,17 @@ impl Rules {
 impl Queue {
     pub(super) fn new(rules: Rules) -> Self {
         let lanes = std::array::from_fn(|_| VecDeque::new());
-        Self { rules, lanes, keyed: Vec::new(), crowded: 0, bytes: 0, running: 0, running_bytes: 0 }
+        Self {
+            rules,
+            lanes,
+            keyed: Vec::new(),
+            crowded: 0,
+            bytes: 0,
+            running: 0,
+            running_bytes: 0,
+            unmerged_until: None,
+            purge_at: None,
+        }
     }
 
     pub(super) fn push(&mut self, entry: Queued) {
@@ -146,12 +170,12 @@ impl Queue {
         self.running == 0 || sum <= max_bytes.saturating_mul(FULL_CALLS)
     }
 
-    /// Takes what one call carries, and its place, if one may begin now. `merge` is false while the backend's counts have
-    /// to be told apart. Entries that nobody waits for go to `dropped`.
-    pub(super) fn take(&mut self, now: Instant, merge: bool, dropped: &mut Vec<Queued>) -> Option<Batch> {
+    /// Takes what one call carries, and its place, if one may begin now. Entries that nobody waits for go to `dropped`.
+    pub(super) fn take(&mut self, now: Instant, dropped: &mut Vec<Queued>) -> Option<Batch> {
         if !self.opens(now) {
             return None;
         }
+        let merge = self.unmerged_until.is_none_or(|until| now >= until);
         let mut parts = Vec::new();
         let mut bytes = 0_usize;
         while parts.is_empty() {
@@ -183,9 +207,15 @@ impl Queue {
             }
             self.bytes = left;
         }
+        let signal = parts.first().map(|first: &Queued| first.signal)?;
         self.running += 1;
         self.running_bytes += bytes;
-        Some(Batch { parts, bytes })
+        Some(Batch { signal, parts, bytes })
+    }
+
+    /// Lets each entry go alone until then: so long the backend's counts have to be told apart.
+    pub(super) fn keep_unmerged(&mut self, until: Instant) {
+        self.unmerged_until = Some(until);
     }
 
     /// Gives back the place of one call of that many payload bytes.
@@ -194,8 +224,12 @@ impl Queue {
         self.running_bytes = self.running_bytes.saturating_sub(bytes);
     }
 
-    /// Takes out everything that nobody waits for.
+    /// Takes out everything that nobody waits for, if it was not looked for a moment ago.
     pub(super) fn purge(&mut self, now: Instant) -> Vec<Queued> {
+        if self.purge_at.is_some_and(|at| now < at) {
+            return Vec::new();
+        }
+        self.purge_at = Some(now + PURGE_EVERY);
         let mut dead = Vec::new();
         for lane in self.all_mut() {
             let kept = std::mem::take(lane);
@@ -267,6 +301,38 @@ impl Queue {
             self.keyed.push(Keyed { signal, metadata: Arc::clone(metadata), entries: VecDeque::new() });
             self.keyed.len() - 1
         })
+    }
+}
+
+// === impl Batch ===
+
+impl Contents for Batch {
+    /// While the cut of a request holds its share of the memory budget, that covers what HTTP/2 still has of the body.
+    type Held = Vec<Arc<Inbox>>;
+
+    fn signal(&self) -> Signal {
+        self.signal
+    }
+
+    fn metadata(&self) -> Option<&Metadata> {
+        // Parts of one call carry the same.
+        self.parts.first().and_then(|part| part.inbox().metadata.as_deref())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.parts.iter().map(|part| part.inbox().deadline).max()
+    }
+
+    fn payload_len(&self) -> usize {
+        self.bytes
+    }
+
+    fn messages(&self) -> impl ExactSizeIterator<Item = &Framed> {
+        self.parts.iter().map(|part| &part.message)
+    }
+
+    fn hold(&self) -> Self::Held {
+        self.parts.iter().map(|part| Arc::clone(part.inbox())).collect()
     }
 }
 

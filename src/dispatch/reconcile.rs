@@ -91,8 +91,8 @@ impl Reconciler {
         view.readmit();
         self.view.store(Some(Arc::clone(&view)));
         // After that: what is handed back is to be placed by the new table.
-        gone.iter().for_each(|backend| backend.pulse.list(false));
-        view.backends().for_each(|backend| backend.pulse.list(true));
+        gone.iter().for_each(|backend| backend.health.pulse.list(false));
+        view.backends().for_each(|backend| backend.health.pulse.list(true));
         gone.iter().for_each(|backend| backend.close());
         view.eject();
         self.shared.changes.send_replace(view.table().generation);
@@ -110,10 +110,11 @@ impl Reconciler {
         let mut sums: HashMap<&str, (&Backend, Load)> = HashMap::new();
         for backend in view.backends().chain(&self.leaving) {
             let load = backend.load();
-            let (_, sum) = sums.entry(&backend.identity).or_insert((backend, Load::default()));
+            let (_, sum) = sums.entry(&backend.peer.identity).or_insert((backend, Load::default()));
             sum.waiting_bytes += load.waiting_bytes;
             sum.calls += load.calls;
             sum.call_bytes += load.call_bytes;
+            sum.connections += load.connections;
         }
         for (backend, sum) in sums.into_values() {
             backend.metrics.set(sum);
@@ -131,17 +132,17 @@ fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (Vi
     let shards = shared.config.keys.shards.max(1);
     let mut kept: HashMap<Key, Vec<Arc<Backend>>> = HashMap::new();
     for backend in old.into_iter().flat_map(View::backends) {
-        kept.entry((Arc::clone(&backend.identity), backend.address)).or_default().push(Arc::clone(backend));
+        kept.entry((Arc::clone(&backend.peer.identity), backend.peer.address)).or_default().push(Arc::clone(backend));
     }
     let mut gone = Vec::new();
     let mut by_shard: Vec<Vec<Arc<Backend>>> = vec![Vec::with_capacity(table.backends().len()); shards];
     for endpoint in table.backends() {
         let mine = kept.remove(&(Arc::clone(&endpoint.identity), endpoint.address)).unwrap_or_default();
         // Shards see the same backend: what one of them hears ends the failures of another.
-        let pulse = mine.first().map(|backend| Arc::clone(&backend.pulse)).unwrap_or_default();
+        let pulse = mine.first().map(|backend| Arc::clone(&backend.health.pulse)).unwrap_or_default();
         let (mut mine, outdated): (Vec<_>, Vec<_>) = mine
             .into_iter()
-            .partition(|backend| Arc::ptr_eq(&backend.shared, shared) && backend.access == endpoint.access);
+            .partition(|backend| Arc::ptr_eq(&backend.shared, shared) && backend.peer.access == endpoint.access);
         gone.extend(outdated);
         for shard in &mut by_shard {
             shard.push(mine.pop().unwrap_or_else(|| Backend::new(endpoint, shared, Arc::clone(&pulse))));
@@ -161,7 +162,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        dispatch::{Config, tests::support::table},
+        dispatch::{Config, link::Grpc, tests::support::table},
         health,
         lifecycle::Tasks,
     };
@@ -171,7 +172,7 @@ mod tests {
         let addresses: Vec<SocketAddr> = (4001..4051).map(|port| ([127, 0, 0, 1], port).into()).collect();
         let tables = [&[][..], &addresses[49..]].map(|away| table(1, &addresses, away));
         let (sender, receiver) = watch::channel(None);
-        let shared = Shared::new("test", Config::default(), &Tasks::new(), health::channel("test").0);
+        let shared = Shared::new("test", Config::default(), &Tasks::new(), health::channel("test").0, Arc::new(Grpc));
         let shown = Arc::new(ArcSwapOption::empty());
         let (_configs, configs) = watch::channel(Config::default());
         let mut reconciler = Reconciler::new(shared, Arc::clone(&shown), receiver, configs);
@@ -182,7 +183,7 @@ mod tests {
             while !done.load(Ordering::Relaxed) {
                 let Some(view): Option<Arc<View>> = shown.load_full() else { continue };
                 let backend = view.backends().last().expect("there are fifty");
-                let turned_back = view.serves(&backend.identity) && backend.away().is_some();
+                let turned_back = view.serves(&backend.peer.identity) && backend.away().is_some();
                 let is_shown = shown.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, &view));
                 wrong += u32::from(turned_back && is_shown);
             }

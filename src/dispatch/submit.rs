@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Config, Join, Part, backend::Backend, piece::Queued};
+use super::{Cause, Config, Join, Part, backend::Backend, queued::Queued};
 use crate::{ring::Table, settings::RetryOnFailure};
 
 /// One table and the queues of its backends. Parts are submitted to the view of the table that they were cut by.
@@ -95,7 +95,7 @@ impl View {
     /// Ejects the backends whose slots go elsewhere. To be called once this view is shown: what they hand back is placed by
     /// it.
     pub(super) fn eject(&self) {
-        self.backends_that(true).for_each(|backend| backend.eject());
+        self.backends_that(true).for_each(|backend| backend.stand_down(Cause::Ejected));
     }
 
     fn backends_that(&self, are_away: bool) -> impl Iterator<Item = &Arc<Backend>> {
@@ -117,7 +117,7 @@ impl View {
         let needs = needs_of(&parts, &owners);
         if let Some(at) = needs.iter().position(|need| !need.owner.admit(need.bytes)) {
             for need in needs.iter().take(at) {
-                need.owner.release(need.bytes);
+                need.owner.room.give_back(need.bytes);
             }
             let backend = needs.get(at).map_or(0, |full| {
                 full.owner.metrics.queue_full.increment(1);

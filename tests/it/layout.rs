@@ -41,12 +41,16 @@ const ROOMS: &[Room] = &[
     ("discovery", &["access", "endpoint", "lifecycle", "settings", "telemetry"]),
     ("membership", &["access", "endpoint", "health", "lifecycle", "ring", "settings", "telemetry"]),
     // The way of the data, from its end.
+    // Calls on one connection, without queues.
+    (
+        "dispatch::transport",
+        &["access", "buffers", "endpoint", "health", "lifecycle", "otlp", "settings", "shortage", "tls"],
+    ),
     (
         "dispatch",
         &[
-            "access",
             "budget",
-            "buffers",
+            "dispatch::transport",
             "endpoint",
             "health",
             "lifecycle",

@@ -8,8 +8,8 @@ use super::support::{Rig, Script, accepted, large_part, outcome, part, patient, 
 use crate::{
     dispatch::{
         Config, Join, Part, PartOutcome, WhyNotQueued,
-        piece::Queued,
         queue::{Queue, Rules},
+        queued::Queued,
     },
     lifecycle::Tasks,
     otlp::Signal,
@@ -35,7 +35,7 @@ impl Bench {
     /// Takes a batch: its number of parts, and how many were dropped.
     fn take(&mut self, after: Duration) -> Option<(usize, usize)> {
         let mut dropped = Vec::new();
-        let batch = self.queue.take(self.start + after, true, &mut dropped);
+        let batch = self.queue.take(self.start + after, &mut dropped);
         batch.map(|batch| (batch.parts.len(), dropped.len()))
     }
 }

@@ -13,20 +13,17 @@ use h2::client::{Connection, SendRequest};
 use tokio::time::Instant;
 
 use super::{
-    Cause, Failure,
-    backend::Backend,
-    call::{Call, NotBegun, Place},
+    Contents, Event, Failure, Scope, Verdict, Work,
+    call::{Call, Place},
     client::Connected,
     clock::Clock,
-    hub::{ASKED, AWAY, Hub, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER, WITNESS},
-    outcome::{Scope, Verdict},
-    queue::{Batch, Rules},
     silence::SILENCE,
     stream::Stream,
+    wakers::{ASKED, AWAY, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER, WITNESS, Wakers},
     wire::{Outlet, Wire},
     witness::Witness,
 };
-use crate::{otlp::Chunk, shortage::Shortage};
+use crate::{lifecycle::Tasks, otlp::Chunk, shortage::Shortage};
 
 /// Times that a poll looks again at what came meanwhile before other tasks get their turn.
 const MAX_ROUNDS: usize = 8;
@@ -38,17 +35,17 @@ const GIVE_WAY: u64 = QUEUE | SOCKET | CALLS;
 const CALLS: u64 = (1 << MAX_PLACES) - 1;
 
 /// One connection with its calls.
-pub(super) struct Driver {
-    backend: Arc<Backend>,
-    /// Its slot; `None` once it takes no more calls.
-    line: Option<usize>,
-    hub: Arc<Hub>,
+pub(super) struct Driver<W: Work> {
+    work: W,
+    /// Whether it takes further calls.
+    is_open: bool,
+    wakers: Arc<Wakers>,
     /// What is to be looked at.
     bits: u64,
     socket: Waker,
-    calls: Box<[Slot]>,
+    calls: Box<[Slot<W::Contents>]>,
     running: usize,
-    /// `None` once it takes no more calls: HTTP/2 then ends with the last of them.
+    /// `None` once no call may begin: HTTP/2 then ends with the last of those that run.
     sender: Option<SendRequest<Chunk>>,
     connection: Connection<Wire<Stream>, Chunk>,
     outlet: Outlet<Stream>,
@@ -58,11 +55,9 @@ pub(super) struct Driver {
     gave_way: bool,
     /// Whether the end of what was gathered waits to be written until others have run.
     has_end: bool,
-    /// Whether the peer answered a call.
-    answered: bool,
     clock: Clock,
     /// A call that outlives its clients.
-    witness: Option<Witness>,
+    witness: Option<Witness<<W::Contents as Contents>::Held>>,
     /// Whether the peer is alive, as it is asked on a fresh connection.
     question: Option<Question>,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -75,26 +70,26 @@ struct Question {
 }
 
 /// A place of the connection.
-struct Slot {
-    call: Option<Call>,
+struct Slot<C> {
+    call: Option<Call<C>>,
     waker: Waker,
 }
 
-impl Driver {
-    /// Takes over a fresh connection in slot `line`.
-    pub(super) fn new(backend: Arc<Backend>, line: usize, connected: Connected) -> Self {
+impl<W: Work> Driver<W> {
+    /// Takes over a fresh connection.
+    pub(super) fn new(mut work: W, connected: Connected, tasks: &Tasks) -> Self {
         let Connected { sender, mut connection, outlet } = connected;
-        let hub = Arc::new(Hub::default());
-        let places = Rules::new(&backend.shared.config).places();
-        let calls = (0..places).map(|slot| Slot { call: None, waker: hub.waker(1 << slot) }).collect();
-        let clock = Clock::new(connection.ping_pong(), hub.waker(TIMER));
-        let tasks = backend.shared.tasks.clone();
-        backend.metrics.open();
-        backend.connected(line, &hub);
+        let wakers = Arc::new(Wakers::default());
+        let places = work.peer().places.clamp(1, MAX_PLACES);
+        let calls = (0..places).map(|slot| Slot { call: None, waker: wakers.waker(1 << slot) }).collect();
+        let clock = Clock::new(connection.ping_pong(), wakers.waker(TIMER));
+        let tasks = tasks.clone();
+        work.note(Event::Connected(Arc::clone(&wakers)));
         Self {
-            line: Some(line),
+            work,
+            is_open: true,
             bits: SOCKET | QUEUE | STOP | AWAY,
-            socket: hub.waker(SOCKET),
+            socket: wakers.waker(SOCKET),
             calls,
             running: 0,
             sender: Some(sender),
@@ -102,29 +97,25 @@ impl Driver {
             outlet,
             gave_way: false,
             has_end: false,
-            answered: false,
             clock,
             witness: None,
             question: None,
             stopped: Box::pin(async move { tasks.stopped().await }),
-            backend,
-            hub,
+            wakers,
         }
     }
 
     /// Looks at everything that has its bit set.
     fn round(&mut self) -> Poll<()> {
         if self.takes(STOP) {
-            let waker = self.hub.waker(STOP);
+            let waker = self.wakers.waker(STOP);
             if self.stopped.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
                 self.stop();
                 return Poll::Ready(());
             }
         }
-        if self.takes(AWAY)
-            && let Some(cause) = self.backend.away()
-        {
-            self.give_up(cause);
+        if self.takes(AWAY) && self.work.is_given_up() {
+            self.give_up();
             return Poll::Ready(());
         }
         if let Err(failure) = self.watch() {
@@ -141,17 +132,17 @@ impl Driver {
             begun = true;
         }
         // What was just begun has set the socket's bit: it is polled here and not once more.
-        self.bits |= self.hub.again();
+        self.bits |= self.wakers.again();
         if (self.takes(SOCKET) || begun)
             && let Err(failure) = self.drive()
         {
             self.end(failure);
             return Poll::Ready(());
         }
-        if self.running == 0 && self.line.is_some() && self.backend.is_closed() {
+        if self.running == 0 && self.is_open && self.work.is_finished() {
             self.leave();
         }
-        if self.running == 0 && self.line.is_none() && self.question.is_none() && self.sender.is_some() {
+        if self.running == 0 && !self.is_open && self.question.is_none() && self.sender.is_some() {
             self.retire();
         }
         Poll::Pending
@@ -165,21 +156,21 @@ impl Driver {
 
     /// Begins calls while places are open; whether any began.
     fn begin(&mut self) -> bool {
-        let (Some(line), Some(sender)) = (self.line, &mut self.sender) else { return false };
+        let Some(sender) = self.sender.as_mut().filter(|_| self.is_open) else { return false };
         let mut begun = false;
         let witnesses = usize::from(self.witness.is_some());
-        while self.backend.waits()
+        while self.work.waits()
             && self.running < self.calls.len()
             && self.running + witnesses < sender.current_max_send_streams()
         {
             let now = Instant::now();
             let Some(at) = self.calls.iter().position(|slot| slot.call.is_none()) else { break };
-            let Some(batch) = self.backend.take(line, now) else { break };
+            let Some(contents) = self.work.take(now) else { break };
             let mut place = Place { at, sender, outlet: &self.outlet };
-            match Call::begin(batch, &self.backend, &mut place, now) {
+            match Call::begin(contents, self.work.peer(), &mut place, now) {
                 Ok(call) => {
                     self.clock.silence.begin(now, self.running > 0);
-                    self.backend.called(now);
+                    self.work.began(&call.contents, now);
                     self.running += 1;
                     self.clock.set(call.deadline.min(now + SILENCE));
                     if let Some(slot) = self.calls.get_mut(at) {
@@ -189,16 +180,15 @@ impl Driver {
                     self.bits |= 1 << at;
                     begun = true;
                 }
-                Err(NotBegun { batch, verdict }) => {
+                Err(contents) => {
                     self.outlet.take_back(at);
-                    self.backend.done(Some(line), batch.bytes);
-                    self.backend.settle(batch.parts, verdict, now);
+                    self.work.done(contents, None, Verdict::Unprocessed { refused: false }, now);
                     self.bits |= SOCKET;
                     break;
                 }
             }
         }
-        let starved = self.running == 0 && sender.current_max_send_streams() == 0 && self.backend.waits();
+        let starved = self.running == 0 && sender.current_max_send_streams() == 0 && self.work.waits();
         self.clock.starve(starved);
         begun
     }
@@ -222,29 +212,20 @@ impl Driver {
         if verdict.is_answer() {
             self.note_answer();
         }
-        self.settle(at, call.batch, call.started, verdict);
+        self.settle(at, call.contents, call.started, verdict);
     }
 
-    /// Frees the place of a call that is over and tells its parts.
-    fn settle(&mut self, at: usize, batch: Batch, started: Instant, verdict: Verdict) {
+    /// Frees the place of a call that is over and says what became of it.
+    fn settle(&mut self, at: usize, contents: W::Contents, started: Instant, verdict: Verdict) {
         self.running -= 1;
         self.outlet.take_back(at);
-        self.backend.done(self.line, batch.bytes);
-        let now = Instant::now();
-        let metrics = &self.backend.shared.metrics;
-        metrics.call_duration.record(now.saturating_duration_since(started));
-        metrics.call_parts.record(f64::from(u32::try_from(batch.parts.len()).unwrap_or(u32::MAX)));
-        self.backend.settle(batch.parts, verdict, now);
+        self.work.done(contents, Some(started), verdict, Instant::now());
     }
 
     /// The backend answered a call.
     fn note_answer(&mut self) {
-        if !self.answered {
-            self.answered = true;
-            self.backend.proved();
-        }
         self.clock.silence.answered();
-        self.backend.answered();
+        self.work.note(Event::Answered);
     }
 
     /// Drives HTTP/2: reads, writes, notices its end (`Err`) and GOAWAY.
@@ -253,7 +234,7 @@ impl Driver {
         match Pin::new(&mut self.connection).poll(cx) {
             Poll::Ready(Ok(())) => return Err(None),
             Poll::Ready(Err(error)) => {
-                tracing::debug!(backend = %self.backend.identity, %error, "connection failed");
+                tracing::debug!(backend = %self.work.peer().identity, %error, "connection failed");
                 return Err(match Verdict::of_h2(&error) {
                     Verdict::Failed { failure, .. } => Some(failure),
                     // GOAWAY: what it left unprocessed goes out again.
@@ -265,7 +246,7 @@ impl Driver {
         match self.outlet.poll_flush(cx) {
             Poll::Ready(Ok(is_all)) => self.has_end = !is_all,
             Poll::Ready(Err(error)) => {
-                tracing::debug!(backend = %self.backend.identity, %error, "cannot write to a connection");
+                tracing::debug!(backend = %self.work.peer().identity, %error, "cannot write to a connection");
                 return Err(Some(Shortage::of(&error).map_or(Failure::Reset, Failure::Local)));
             }
             Poll::Pending => {}
@@ -274,7 +255,7 @@ impl Driver {
         if let Some(sender) = &mut self.sender
             && let Poll::Ready(Err(error)) = sender.poll_ready(cx)
         {
-            tracing::debug!(backend = %self.backend.identity, %error, "connection takes no more calls");
+            tracing::debug!(backend = %self.work.peer().identity, %error, "connection takes no more calls");
             self.leave();
         }
         Ok(())
@@ -282,28 +263,25 @@ impl Driver {
 
     /// Takes no more calls, since the peer said GOAWAY or nothing is left to do: what waits goes to another connection.
     fn leave(&mut self) {
-        if let Some(line) = self.retire() {
-            if self.answered || self.backend.is_closed() {
-                self.backend.left(line);
-            } else {
-                self.backend.turned_away(line);
-            }
+        self.retire();
+        if std::mem::take(&mut self.is_open) {
+            self.work.note(Event::Left);
         }
     }
 
-    /// Takes no more calls. Returns the slot that it had.
-    fn retire(&mut self) -> Option<usize> {
+    /// No call begins any more: HTTP/2 ends with those that run.
+    fn retire(&mut self) {
         self.sender = None;
         self.bits |= SOCKET;
         self.clock.say_goodbye(self.running > 0);
-        self.line.take()
     }
 
     /// The connection is over: its calls hear so, and if it was still in use its failure is counted, once.
     fn end(&mut self, failure: Option<Failure>) {
         let tls = self.outlet.tls_failure();
-        if let (Some(reason), Some(address)) = (tls, self.backend.address) {
-            self.backend.access.refused(reason, address, &"the backend ended it after the handshake");
+        let peer = self.work.peer();
+        if let (Some(reason), Some(address)) = (tls, peer.address) {
+            peer.access.refused(reason, address, &"the backend ended it after the handshake");
         }
         let failure = tls.map(Failure::Tls).or(failure);
         let mut lost = false;
@@ -329,42 +307,26 @@ impl Driver {
             Failure::Reset if !heard => Failure::ResetAtOnce,
             failure => failure,
         });
-        match (self.line.take(), failed) {
-            // Whoever says nothing gets no further connection for a while: what waits is better off elsewhere.
-            (Some(line), Some(failure))
-                if (!self.answered || failure == Failure::Ping) && !self.backend.is_closed() =>
-            {
-                self.backend.unreachable(line, failure);
-            }
-            (Some(line), None) if !self.answered && !self.backend.is_closed() => self.backend.turned_away(line),
-            (line, failed) => {
-                if let Some(failure) = failed.filter(|_| lost) {
-                    self.backend.failed(failure);
-                }
-                if let Some(line) = line {
-                    self.backend.left(line);
-                }
-            }
-        }
+        self.is_open = false;
+        self.work.note(Event::Ended { failure: failed, lost });
     }
 
-    /// The backend's slots have gone elsewhere: what it has answered counts, the rest is tried there.
-    fn give_up(&mut self, cause: Cause) {
+    /// Gives up the calls that run: what the backend has answered counts.
+    fn give_up(&mut self) {
         if self.drive().is_err() {
-            tracing::debug!(backend = %self.backend.identity, "connection ended with its backend's service");
+            tracing::debug!(backend = %self.work.peer().identity, "connection ended as its calls were given up");
         }
         for at in 0..self.calls.len() {
             let Some(Slot { call: Some(call), waker }) = self.calls.get_mut(at) else { continue };
             let verdict = match call.poll(&mut Context::from_waker(waker)) {
                 Poll::Ready(verdict) if verdict.is_answer() => verdict,
-                Poll::Ready(_) | Poll::Pending => Verdict::GivenUp(cause),
+                Poll::Ready(_) | Poll::Pending => Verdict::GivenUp,
             };
             self.finish(at, verdict);
         }
         self.outlet.reset_on_close();
-        if let Some(line) = self.line.take() {
-            self.backend.left(line);
-        }
+        self.is_open = false;
+        self.work.note(Event::GaveUp);
     }
 
     /// Everything ends.
@@ -372,18 +334,18 @@ impl Driver {
         for at in 0..self.calls.len() {
             self.finish(at, Verdict::Stopped);
         }
-        self.backend.stop();
+        self.work.note(Event::Stopped);
     }
 }
 
-impl Future for Driver {
+impl<W: Work> Future for Driver<W> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        this.bits |= this.hub.begin(cx);
+        this.bits |= this.wakers.begin(cx);
         if this.bits & !GIVE_WAY == 0 && !std::mem::replace(&mut this.gave_way, true) {
-            this.hub.give_way(cx);
+            this.wakers.give_way(cx);
             return Poll::Pending;
         }
         this.gave_way = false;
@@ -395,20 +357,14 @@ impl Future for Driver {
                 this.bits |= SOCKET;
                 break;
             }
-            if this.bits == 0 && this.hub.rest() {
+            if this.bits == 0 && this.wakers.rest() {
                 return Poll::Pending;
             }
-            this.bits |= this.hub.again();
+            this.bits |= this.wakers.again();
         }
         // Once is enough.
         this.gave_way = true;
-        this.hub.give_way(cx);
+        this.wakers.give_way(cx);
         Poll::Pending
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.backend.metrics.closed();
     }
 }

@@ -85,7 +85,7 @@ fn has_source_for(address: SocketAddr) -> bool {
 }
 
 /// Whether the peer at `address` answers a client of TLS by TLS.
-pub(super) async fn speaks_tls(address: SocketAddr) -> bool {
+pub(in crate::dispatch) async fn speaks_tls(address: SocketAddr) -> bool {
     let asked = async {
         let mut stream = connect(address).await?;
         stream.write_all(&tls::hello()).await?;

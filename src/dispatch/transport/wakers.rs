@@ -1,7 +1,8 @@
-//! Wakers of one connection's task: which of its calls has something to hear, whether its socket does, whether parts wait.
+//! Wakers of one connection's task: which of its calls has something to hear, whether its socket does,
+//! whether anything waits to be sent.
 //!
 //! A connection and its calls are one task, so that a request costs two wake-ups here (parts queued, answer read) instead of
-//! two for each call on top. The hub says what a wake-up was for, so that only that is polled, and swallows those that come
+//! two for each call on top. [`Wakers`] say what a wake-up was for, so that only that is polled, and swallow those that come
 //! from inside a poll.
 
 use std::{
@@ -15,17 +16,17 @@ use std::{
 use futures_util::task::AtomicWaker;
 
 /// Places of one connection: the bits below those that mean something else.
-pub(super) const MAX_PLACES: usize = 48;
+pub(in crate::dispatch) const MAX_PLACES: usize = 48;
 /// The socket, or something to write to it.
 pub(super) const SOCKET: u64 = 1 << 63;
-/// Parts wait, or the backend is closing.
-pub(super) const QUEUE: u64 = 1 << 62;
+/// Something waits to be sent, or nothing more will.
+pub(in crate::dispatch) const QUEUE: u64 = 1 << 62;
 /// The timer.
 pub(super) const TIMER: u64 = 1 << 61;
 /// The end of all tasks.
 pub(super) const STOP: u64 = 1 << 60;
-/// The backend's slots have gone elsewhere: what is under way is given up.
-pub(super) const AWAY: u64 = 1 << 58;
+/// Calls are to be given up.
+pub(in crate::dispatch) const AWAY: u64 = 1 << 58;
 /// The call that outlives its clients.
 pub(super) const WITNESS: u64 = 1 << 57;
 /// The question on a fresh connection.
@@ -35,25 +36,25 @@ const RUNNING: u64 = 1 << 59;
 
 /// What there is to look at.
 #[derive(Debug, Default)]
-pub(super) struct Hub {
+pub(in crate::dispatch) struct Wakers {
     bits: AtomicU64,
     task: AtomicWaker,
 }
 
-/// A waker for one of the hub's bits.
+/// A waker for one of the bits.
 struct Bit {
-    hub: Arc<Hub>,
+    wakers: Arc<Wakers>,
     bit: u64,
 }
 
-impl Hub {
+impl Wakers {
     /// A waker that sets `bit`.
     pub(super) fn waker(self: &Arc<Self>, bit: u64) -> Waker {
-        Waker::from(Arc::new(Bit { hub: Arc::clone(self), bit }))
+        Waker::from(Arc::new(Bit { wakers: Arc::clone(self), bit }))
     }
 
     /// Sets `bit` and wakes the task, unless it is running or has been woken.
-    pub(super) fn wake(&self, bit: u64) {
+    pub(in crate::dispatch) fn wake(&self, bit: u64) {
         if self.bits.fetch_or(bit, Ordering::AcqRel) == 0 {
             self.task.wake();
         }
@@ -84,11 +85,11 @@ impl Hub {
 
 impl Wake for Bit {
     fn wake(self: Arc<Self>) {
-        self.hub.wake(self.bit);
+        self.wakers.wake(self.bit);
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.hub.wake(self.bit);
+        self.wakers.wake(self.bit);
     }
 }
 
@@ -98,14 +99,14 @@ mod tests {
 
     #[test]
     fn a_wake_from_inside_a_poll_is_seen_before_rest() {
-        let hub = Arc::new(Hub::default());
+        let wakers = Arc::new(Wakers::default());
         let waker = Waker::noop();
         let cx = Context::from_waker(waker);
-        hub.waker(QUEUE).wake();
-        assert_eq!(hub.begin(&cx), QUEUE);
-        hub.waker(1).wake();
-        assert!(!hub.rest(), "must not rest with a call to hear");
-        assert_eq!(hub.again(), 1);
-        assert!(hub.rest());
+        wakers.waker(QUEUE).wake();
+        assert_eq!(wakers.begin(&cx), QUEUE);
+        wakers.waker(1).wake();
+        assert!(!wakers.rest(), "must not rest with a call to hear");
+        assert_eq!(wakers.again(), 1);
+        assert!(wakers.rest());
     }
 }

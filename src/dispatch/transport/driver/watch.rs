@@ -1,13 +1,19 @@
 //! What the driver does as time passes: ends calls whose time is up, and judges whether the peer is still there.
 
-use std::task::{Context, Poll};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use tokio::time::Instant;
 
-use super::{ASKED, AWAY, Driver, Failure, Question, SILENCE, SOCKET, Scope, Slot, TIMER, Verdict, WITNESS, Witness};
-use crate::dispatch::{clock::SECOND_LOOK, probe, silence::Advice};
+use super::{
+    super::{clock::SECOND_LOOK, probe, silence::Advice},
+    ASKED, AWAY, Contents, Driver, Event, Failure, Question, SILENCE, SOCKET, Scope, Slot, TIMER, Verdict, WITNESS,
+    Witness, Work,
+};
 
-impl Driver {
+impl<W: Work> Driver<W> {
     /// Looks at all that time brings; an error is the end of the connection.
     pub(super) fn watch(&mut self) -> Result<(), Option<Failure>> {
         if self.takes(WITNESS) {
@@ -25,7 +31,7 @@ impl Driver {
             return Ok(());
         }
         self.drive()?;
-        self.bits |= self.hub.again();
+        self.bits |= self.wakers.again();
         self.hear();
         if self.takes(WITNESS) {
             self.hear_witness();
@@ -37,8 +43,8 @@ impl Driver {
         if let Some(next) = next {
             self.clock.set(next);
         }
-        if self.line.is_none() {
-            // Nobody tells a connection that has left its slot.
+        if !self.is_open {
+            // Nobody wakes a connection that takes no more calls.
             self.bits |= AWAY;
         }
         // What the connection may still learn of its peer is not cut off by its end.
@@ -67,26 +73,25 @@ impl Driver {
     /// Ends a call whose deadline has passed: it had its whole time, or its clients wait no longer.
     fn time_out(&mut self, at: usize, now: Instant) {
         let Some(call) = self.calls.get_mut(at).and_then(|slot| slot.call.take()) else { return };
-        let until = call.started + self.backend.shared.config.keys.timeout;
+        let until = call.started + self.work.peer().keys.timeout;
         // It keeps its stream; so a peer that allows few has none, unless the connection opens no more anyway.
         let calls = self.calls.len();
         let has_room = self.sender.as_ref().is_none_or(|sender| sender.current_max_send_streams() > calls);
         self.clock.silence.reset(now);
         if until <= now {
-            self.backend.timed_out(now);
+            self.work.note(Event::Unanswered(now));
         } else if self.witness.is_none() && has_room {
-            let inboxes = call.batch.parts.iter().map(|part| part.inbox().clone()).collect();
-            self.witness = Some(Witness::new(call.reply, until, inboxes));
+            self.witness = Some(Witness::new(call.reply, until, call.contents.hold()));
             self.bits |= WITNESS;
             self.clock.set(until);
         }
         let verdict = Verdict::Failed { failure: Failure::Timeout, reached: true, scope: Scope::Request };
-        self.settle(at, call.batch, call.started, verdict);
+        self.settle(at, call.contents, call.started, verdict);
     }
 
     fn hear_witness(&mut self) {
         let Some(witness) = &mut self.witness else { return };
-        let waker = self.hub.waker(WITNESS);
+        let waker = self.wakers.waker(WITNESS);
         if let Poll::Ready(is_answer) = witness.poll(&mut Context::from_waker(&waker)) {
             self.witness = None;
             // The connection may have nothing left to do.
@@ -104,7 +109,7 @@ impl Driver {
             return Some(until);
         }
         self.witness = None;
-        self.backend.timed_out(now);
+        self.work.note(Event::Unanswered(now));
         None
     }
 
@@ -127,12 +132,13 @@ impl Driver {
     /// Asks on a fresh connection whether the peer is alive. Further calls go to another connection, which may send PINGs;
     /// this one stays until its calls are over and the question is answered.
     fn ask(&mut self, now: Instant) {
-        if let Some(line) = self.line.take() {
-            self.backend.left(line);
+        if std::mem::take(&mut self.is_open) {
+            self.work.note(Event::InDoubt);
         }
-        let Some(address) = self.backend.address.filter(|_| self.question.is_none()) else { return };
-        let backend = self.backend.clone();
-        let is_alive = Box::pin(async move { probe::is_alive(&backend.access, &backend.identity, address).await });
+        let peer = self.work.peer();
+        let Some(address) = peer.address.filter(|_| self.question.is_none()) else { return };
+        let (access, identity) = (peer.access.clone(), Arc::clone(&peer.identity));
+        let is_alive = Box::pin(async move { probe::is_alive(&access, &identity, address).await });
         self.question = Some(Question { asked_at: now, is_alive });
         self.bits |= ASKED;
     }
@@ -140,7 +146,7 @@ impl Driver {
     /// Hears whether the peer is alive. What was read here meanwhile says so, too.
     fn hear_question(&mut self) -> Result<(), Option<Failure>> {
         let Some(question) = &mut self.question else { return Ok(()) };
-        let waker = self.hub.waker(ASKED);
+        let waker = self.wakers.waker(ASKED);
         let Poll::Ready(is_alive) = question.is_alive.as_mut().poll(&mut Context::from_waker(&waker)) else {
             return Ok(());
         };

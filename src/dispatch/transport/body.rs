@@ -6,10 +6,10 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{codec, queue::Batch};
+use super::{Contents, codec};
 use crate::{
     otlp::{
-        Chunk,
+        Chunk, Framed,
         framed::{PREFIX_LEN, prefix_of},
         rope::Rope,
     },
@@ -22,14 +22,15 @@ const JOINED: usize = 16 << 10;
 /// Parts from this length go as they are: a frame of their own costs less than their copy.
 const LARGE: usize = 8 << 10;
 
-/// The body of `batch`, in the buffers that it lies in.
-pub(super) fn build(batch: &Batch, compression: Compression, level: u32) -> io::Result<Vec<Bytes>> {
-    match (compression, batch.parts.as_slice()) {
-        (Compression::None, [only]) => Ok(only.message.buffers()),
-        (Compression::None, _) => join(batch),
-        (compression, parts) => {
-            let payloads = parts.iter().flat_map(|part| part.message.payload_runs());
-            Ok(vec![codec::compress(compression, level, payloads, batch.bytes)?])
+/// The body of a call with these `contents`, in the buffers that it lies in.
+pub(super) fn build(contents: &impl Contents, compression: Compression, level: u32) -> io::Result<Vec<Bytes>> {
+    let mut messages = contents.messages();
+    match compression {
+        Compression::None if messages.len() == 1 => Ok(messages.next().map(Framed::buffers).unwrap_or_default()),
+        Compression::None => join(contents),
+        compression => {
+            let payloads = messages.flat_map(Framed::payload_runs);
+            Ok(vec![codec::compress(compression, level, payloads, contents.payload_len())?])
         }
     }
 }
@@ -42,22 +43,23 @@ pub(super) fn one_chunk(buffers: Vec<Bytes>) -> Chunk {
     }
 }
 
-fn join(batch: &Batch) -> io::Result<Vec<Bytes>> {
-    let len = u32::try_from(batch.bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut body = Body { expected: PREFIX_LEN + batch.bytes, len: 0, buffers: Vec::new(), open: BytesMut::new() };
+fn join(contents: &impl Contents) -> io::Result<Vec<Bytes>> {
+    let payload = contents.payload_len();
+    let len = u32::try_from(payload).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut body = Body { expected: PREFIX_LEN + payload, len: 0, buffers: Vec::new(), open: BytesMut::new() };
     body.copy(&prefix_of(len));
-    for part in &batch.parts {
-        if part.message.payload_len() < LARGE {
-            part.message.payload_runs().for_each(|run| body.copy(run));
+    for message in contents.messages() {
+        if message.payload_len() < LARGE {
+            message.payload_runs().for_each(|run| body.copy(run));
             continue;
         }
-        for bytes in part.message.payload_chunks() {
+        for bytes in message.payload_chunks() {
             if bytes.len() < LARGE { body.copy(&bytes) } else { body.share(bytes) }
         }
     }
     body.end_buffer();
     // Longer or shorter than its prefix says, it would not be what the backend has to read.
-    if body.len == PREFIX_LEN + batch.bytes { Ok(body.buffers) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if body.len == PREFIX_LEN + payload { Ok(body.buffers) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// A body that is being put together.
@@ -99,16 +101,9 @@ impl Body {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use bytes::{Buf, Bytes};
-    use tokio::time::Instant;
 
-    use super::*;
-    use crate::{
-        dispatch::{Join, Part, piece::Queued},
-        otlp::{Framed, Signal},
-    };
+    use super::{super::tests::Messages, *};
 
     /// A message of `len` bytes, in one buffer or in several.
     fn message(len: u32, in_one: bool) -> Framed {
@@ -120,23 +115,6 @@ mod tests {
         Framed::from_chunks([0..3, 3..7, 7..all.len()].map(|range| all.slice(range)).into()).unwrap()
     }
 
-    fn batch(messages: &[Framed]) -> Batch {
-        let join = Join::new(Instant::now(), Arc::default());
-        let queued = |message: &Framed| {
-            let part = Part {
-                message: message.clone(),
-                records: 1,
-                signal: Signal::Traces,
-                backend: 0,
-                alone: false,
-                index: 0,
-            };
-            Queued::from_part(part, join.inbox(), Instant::now())
-        };
-        let bytes = messages.iter().map(Framed::payload_len).sum();
-        Batch { parts: messages.iter().map(queued).collect(), bytes }
-    }
-
     #[test]
     fn a_call_is_its_parts_one_after_the_other_whatever_buffers_they_lie_in() {
         let sizes = [10, 20_000, 3, 9_000, 8_000, 8_000, 8_000, 40_000];
@@ -145,7 +123,7 @@ mod tests {
                 let messages: Vec<Framed> = (0..count).map(|at| message(sizes[at], in_one >> at & 1 == 1)).collect();
                 let expected: Vec<u8> = messages.iter().flat_map(|message| message.payload().into_owned()).collect();
                 for compression in [Compression::None, Compression::Zstd] {
-                    let buffers = build(&batch(&messages), compression, 1).unwrap();
+                    let buffers = build(&Messages(messages.clone()), compression, 1).unwrap();
                     let large = buffers.iter().filter(|buffer| buffer.len() >= LARGE).count();
                     assert!(large > 0 || buffers.len() <= 3, "{} buffers", buffers.len());
                     let mut chunk = one_chunk(buffers);
@@ -165,7 +143,7 @@ mod tests {
     #[test]
     fn small_parts_share_a_buffer_and_large_ones_are_not_copied() {
         let messages = [message(100, true), message(100, true), message(9_000, true), message(100, true)];
-        let buffers = build(&batch(&messages), Compression::None, 1).unwrap();
+        let buffers = build(&Messages(messages.to_vec()), Compression::None, 1).unwrap();
         assert_eq!(buffers.iter().map(Bytes::len).collect::<Vec<_>>(), [PREFIX_LEN + 200, 9_000, 100]);
         let large = messages[2].to_bytes();
         assert_eq!(buffers[1].as_ptr(), large[PREFIX_LEN..].as_ptr(), "the part's own buffer is sent");

@@ -4,30 +4,27 @@
 //! tell a backend that takes 3 s from one that never answers. So a connection keeps one of them open until it has had the
 //! whole attempt timeout. Its records were handed back meanwhile.
 
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
-use super::{join::Inbox, reply::Reply};
+use super::reply::Reply;
 
 /// A call that is kept open for what it shows of its backend.
 #[derive(Debug)]
-pub(super) struct Witness {
+pub(super) struct Witness<H> {
     reply: Reply,
     /// When it has had its whole time.
     pub(super) until: Instant,
-    /// Its requests: while their cut holds its share of the memory budget, that covers what HTTP/2 still has of the body. One
-    /// call of a connection may hold more than was counted for up to the attempt's timeout.
-    _inboxes: Vec<Arc<Inbox>>,
+    /// Covers what HTTP/2 still has of the body in the memory budget. One call of a connection may hold more than was counted
+    /// for up to the attempt's timeout.
+    _held: H,
 }
 
-impl Witness {
+impl<H> Witness<H> {
     /// Keeps the call that waits for `reply` open until `until`.
-    pub(super) fn new(reply: Reply, until: Instant, inboxes: Vec<Arc<Inbox>>) -> Self {
-        Self { reply, until, _inboxes: inboxes }
+    pub(super) fn new(reply: Reply, until: Instant, held: H) -> Self {
+        Self { reply, until, _held: held }
     }
 
     /// Whether the backend answered it; a call that ended otherwise shows nothing.
