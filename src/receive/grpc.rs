@@ -327,7 +327,9 @@ fn unpack(received: Received, encoding: Option<Codec>, bound: Bound) -> Result<(
         return Err(framing("message is marked as compressed, but grpc-encoding names no compression"));
     };
     let bytes = joined(chunks, &mut permit).map_err(|error| refusal_of_body(error, bound))?;
-    let compressed = bytes.get(PREFIX_LEN..).unwrap_or_default();
+    let Some(compressed) = bytes.get(PREFIX_LEN..) else {
+        return Err(refusal_of_body(BodyError::Truncated, bound));
+    };
     match inflate(codec, compressed, bound.bytes, &mut permit) {
         Ok((message, held)) => {
             drop(bytes);

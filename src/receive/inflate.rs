@@ -106,7 +106,7 @@ fn gunzip_member<'a>(
             .decompress_vec(input, &mut output.buffer.bytes, FlushDecompress::Finish)
             .map_err(|_| InflateError::Corrupt("broken deflate data"))?;
         let taken = usize::try_from(decoder.total_in() - taken).unwrap_or(usize::MAX);
-        input = input.get(taken..).unwrap_or_default();
+        input = input.get(taken..).ok_or(InflateError::Corrupt("truncated gzip data"))?;
         match status {
             Status::StreamEnd => break,
             Status::Ok | Status::BufError if taken == 0 && decoder.total_out() == made => {
@@ -196,7 +196,9 @@ fn unsnappy(input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
         let bytes = &mut output.buffer.bytes;
         let len = bytes.len();
         bytes.resize(bytes.capacity().min(len + SNAPPY_CHUNK), 0);
-        let read = decoder.read(bytes.get_mut(len..).unwrap_or_default());
+        // The decoder says that it has read 0 bytes at its end, and where there is no room for more.
+        let room = bytes.get_mut(len..).filter(|room| !room.is_empty()).ok_or(InflateError::Budget)?;
+        let read = decoder.read(room);
         bytes.truncate(len + *read.as_ref().unwrap_or(&0));
         match read {
             Ok(0) => return Ok(()),

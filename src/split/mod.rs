@@ -403,8 +403,8 @@ impl<'a> Plan<'a> {
             scratch.write(part, &mut from, &mut writer);
             writer.end_part();
         }
-        let parts = writer.finish().filter(|_| !scratch.is_broken).ok_or(NotBuilt::Inconsistent)?;
-        Ok(Built { parts: self.shares().zip(parts).collect(), shares: layout.shares, len: layout.len() })
+        let parts = writer.finish(self.shares()).filter(|_| !scratch.is_broken).ok_or(NotBuilt::Inconsistent)?;
+        Ok(Built { parts, shares: layout.shares, len: layout.len() })
     }
 }
 

@@ -119,33 +119,18 @@ impl Writer {
         self.ends.push(self.segments.len());
     }
 
-    /// The parts, in their order; `None` if one of them does not have the length that its prefix says.
-    pub(super) fn finish(mut self) -> Option<Vec<Framed>> {
+    /// The parts in their order, each with one of `tags`. `None` if a part does not have the length that its prefix says, or if
+    /// there are fewer parts than tags.
+    pub(super) fn finish<T>(mut self, tags: impl Iterator<Item = T>) -> Option<Vec<(T, Framed)>> {
         self.close(0);
-        let Self { mut full, segments, ends, .. } = self;
-        let (mut segments, mut before) = (segments.into_iter(), 0);
-        let part = |end: usize| {
-            let count = end - std::mem::replace(&mut before, end);
-            if let (1, Some(Segment::Copied(len)), Some(first)) = (count, segments.as_slice().first(), full.front_mut())
-                && *len <= first.len()
-            {
-                let bytes = first.split_to(*len);
-                segments.next();
-                if first.is_empty() {
-                    full.pop_front();
-                }
-                return Framed::from_prefixed(bytes);
-            }
-            let mut chunks = Vec::with_capacity(count);
-            for segment in segments.by_ref().take(count) {
-                match segment {
-                    Segment::Copied(len) => take_off(&mut full, len, &mut chunks),
-                    Segment::Shared(bytes) => chunks.push(bytes),
-                }
-            }
-            Framed::from_chunks(chunks)
-        };
-        ends.into_iter().map(part).collect()
+        let mut parts = Vec::with_capacity(self.ends.len());
+        let (mut ends, mut segments, mut before) = (self.ends.into_iter(), self.segments.into_iter(), 0);
+        for tag in tags {
+            let count = ends.next()? - before;
+            before += count;
+            parts.push((tag, take_part(&mut self.full, &mut segments, count)?));
+        }
+        Some(parts)
     }
 
     /// Bytes that the open buffer still takes.
@@ -224,6 +209,26 @@ impl Writer {
         let left = self.total.saturating_sub(self.full_len + self.open.len());
         self.close(left.clamp(1, BUFFER));
     }
+}
+
+/// Takes a part of so many segments off the front.
+fn take_part(copied: &mut VecDeque<Bytes>, segments: &mut std::vec::IntoIter<Segment>, count: usize) -> Option<Framed> {
+    if let (1, Some(Segment::Copied(len)), Some(first)) = (count, segments.as_slice().first(), copied.front_mut())
+        && *len <= first.len()
+    {
+        // The usual case needs no list.
+        let bytes = first.split_to(*len);
+        segments.next();
+        return Framed::from_prefixed(bytes);
+    }
+    let mut chunks = Vec::with_capacity(count);
+    for segment in segments.take(count) {
+        match segment {
+            Segment::Copied(len) => take_off(copied, len, &mut chunks),
+            Segment::Shared(bytes) => chunks.push(bytes),
+        }
+    }
+    Framed::from_chunks(chunks)
 }
 
 /// Takes `len` bytes off the front, in as many buffers as they lie in.

@@ -53,18 +53,18 @@ fn gzip<'a>(
     payloads: impl Iterator<Item = &'a [u8]>,
     out: &mut Vec<u8>,
 ) -> io::Result<()> {
-    if kept.as_ref().is_none_or(|(at, _)| *at != level) {
-        *kept = Some((level, Compress::new_gzip(flate2::Compression::new(level.min(9)), 15)));
-    }
-    let Some((_, context)) = kept else { return Ok(()) };
+    let context = match kept {
+        Some((at, context)) if *at == level => context,
+        other => &mut other.insert((level, Compress::new_gzip(flate2::Compression::new(level.min(9)), 15))).1,
+    };
     context.reset();
     for mut payload in payloads {
         while !payload.is_empty() {
             make_room(out);
             let before = context.total_in();
             context.compress_vec(payload, out, FlushCompress::None)?;
-            let taken = usize::try_from(context.total_in() - before).unwrap_or(usize::MAX);
-            payload = payload.get(taken..).unwrap_or_default();
+            let left = usize::try_from(context.total_in() - before).ok().and_then(|taken| payload.get(taken..));
+            payload = left.ok_or(io::ErrorKind::InvalidData)?;
         }
     }
     loop {
@@ -82,10 +82,10 @@ fn zstd<'a>(
     len: usize,
     out: &mut Vec<u8>,
 ) -> io::Result<()> {
-    if kept.as_ref().is_none_or(|(at, _)| *at != level) {
-        *kept = Some((level, Encoder::new(level)?));
-    }
-    let Some((_, context)) = kept else { return Ok(()) };
+    let context = match kept {
+        Some((at, context)) if *at == level => context,
+        other => &mut other.insert((level, Encoder::new(level)?)).1,
+    };
     context.reinit()?;
     context.set_pledged_src_size(Some(u64::try_from(len).unwrap_or(u64::MAX)))?;
     for payload in payloads {
