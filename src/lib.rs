@@ -88,3 +88,6 @@ pub mod lifecycle;
 pub mod otlp;
 pub mod settings;
 pub mod shortage;
+// What tests of several rooms share.
+#[cfg(test)]
+mod testing;

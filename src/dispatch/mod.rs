@@ -36,7 +36,7 @@ mod settle;
 mod state;
 mod submit;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 mod transport;
 
 use std::{sync::Arc, time::Duration};

@@ -162,9 +162,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        dispatch::{Config, link::Grpc, tests::support::table},
+        dispatch::{Config, link::Grpc},
         health,
         lifecycle::Tasks,
+        testing::table,
     };
 
     #[tokio::test]

@@ -236,14 +236,14 @@ pub(super) fn damage_next_plan() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{budget::Budget, dispatch::tests::support, otlp::wire};
+    use crate::{budget::Budget, otlp::wire, testing};
 
     #[test]
     fn what_parts_hold_is_in_the_budget_and_the_message_is_not_once_it_was_copied() {
         let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
-        let table = support::table(1, &addresses, &[]);
+        let table = testing::table(1, &addresses, &[]);
         for (count, size) in [(2_000, 1_000), (900, 1_000), (20_000, 10), (40, 10)] {
-            let message = support::many_traces(count, size);
+            let message = testing::many_traces(count, size);
             let budget = Budget::new(1 << 30);
             let permit = budget.take(message.framed_len()).unwrap();
             let (cut, _) = cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward).unwrap();
@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn parts_that_need_more_room_than_was_foreseen_share_the_message() {
         let addresses: Vec<_> = (1..9).map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
-        let table = support::table(1, &addresses, &[]);
+        let table = testing::table(1, &addresses, &[]);
         // Eight parts repeat it: that is not foreseen.
         let resource = len(1, &[0; 25_000]);
         let span = |id: u128| len(2, &[len(1, &id.to_be_bytes()), len(5, &[7; 480])].concat());
@@ -284,8 +284,8 @@ mod tests {
     #[test]
     fn parts_share_the_message_where_there_is_no_room_for_copies() {
         let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
-        let table = support::table(1, &addresses, &[]);
-        let message = support::many_traces(700, 1_000);
+        let table = testing::table(1, &addresses, &[]);
+        let message = testing::many_traces(700, 1_000);
         let budget = Budget::new(message.framed_len() * 3 / 2);
         let permit = budget.take(message.framed_len()).unwrap();
         let (cut, _) = cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward).unwrap();
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn what_it_takes_to_keep_track_of_a_request_is_in_the_budget_while_it_is_cut() {
         let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
-        let table = support::table(1, &addresses, &[]);
+        let table = testing::table(1, &addresses, &[]);
         // Hundreds of thousands of resources with a scope and a span each.
         let resource = |id: u32| len(1, &len(2, &len(2, &len(1, &[id.to_be_bytes(); 4].concat()))));
         let message = Framed::copy_from_payload(&(0..200_000).flat_map(resource).collect::<Vec<_>>()).unwrap();

@@ -22,8 +22,9 @@ use tonic::{Code, Status};
 
 use super::*;
 use crate::{
-    dispatch::{self, Cause, Failure, tests::support::*},
+    dispatch::{self, Cause, Failure},
     settings::RetryOnFailure,
+    testing::*,
 };
 
 const SPANS: u8 = 32;

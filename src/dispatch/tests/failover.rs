@@ -6,12 +6,12 @@ use bytes::Bytes;
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tonic::Code;
 
-use super::support::*;
 use crate::{
     access::Access,
     dispatch::{Cause, Config, Failure, HealthCheck, Join, PartOutcome},
     health::{HealthKind, Prober},
     lifecycle::Tasks,
+    testing::*,
 };
 
 async fn retry(join: &Join) -> (bool, Cause) {

@@ -8,12 +8,12 @@ use tokio::{io::AsyncWriteExt, net::TcpListener, sync::oneshot};
 use tonic::{Code, Status, codec::CompressionEncoding};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::support::*;
 use crate::{
     dispatch::{Cause, Config, Failure, PartOutcome},
     health::HealthKind,
     lifecycle::Tasks,
     settings::Compression,
+    testing::*,
 };
 
 type Respond = h2::server::SendResponse<Bytes>;

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Status};
 
-use super::support::*;
 use crate::{
     dispatch::{Config, PartOutcome},
     settings::Compression,
+    testing::*,
 };
 
 /// One place: what arrives while a call runs waits for its answer.

@@ -2,8 +2,8 @@
 
 mod failover;
 mod faults;
+mod links;
 mod merging;
 mod queueing;
 mod series;
 mod silence;
-pub(crate) mod support;

@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::support::{Rig, Script, accepted, large_part, outcome, part, patient, wait_until, with_keys};
 use crate::{
     dispatch::{
         Config, Join, Part, PartOutcome, WhyNotQueued,
@@ -13,6 +12,7 @@ use crate::{
     },
     lifecycle::Tasks,
     otlp::Signal,
+    testing::{Rig, Script, accepted, large_part, outcome, part, patient, wait_until, with_keys},
 };
 
 struct Bench {

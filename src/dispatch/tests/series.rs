@@ -2,10 +2,10 @@
 
 use tokio::time::Instant;
 
-use super::support::{Rig, Script, Tasks, accepted, outcome, part, wait_until};
 use crate::{
     dispatch::Config,
     telemetry::{LINGER, Recorder},
+    testing::{Rig, Script, Tasks, accepted, outcome, part, wait_until},
 };
 
 /// Records that a backend accepted, by the page; `None` when it does not stand there.

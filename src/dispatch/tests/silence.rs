@@ -7,10 +7,12 @@ use h2::server::SendResponse;
 use http::Response;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::support::{
-    HealthKind, Rig, accept_h2, accepted, listen, outcome, part, patient, trailers_only, wait_until, with_keys,
+use crate::{
+    dispatch::{Cause, Config, Failure, Join, PartOutcome},
+    testing::{
+        HealthKind, Rig, accept_h2, accepted, listen, outcome, part, patient, trailers_only, wait_until, with_keys,
+    },
 };
-use crate::dispatch::{Cause, Config, Failure, Join, PartOutcome};
 
 type Respond = SendResponse<Bytes>;
 

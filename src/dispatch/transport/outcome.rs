@@ -143,7 +143,7 @@ impl fmt::Display for Failure {
 
 impl Verdict {
     /// Whether the backend itself answered.
-    pub(super) fn is_answer(&self) -> bool {
+    pub(in crate::dispatch) fn is_answer(&self) -> bool {
         matches!(self, Self::Accepted(_) | Self::Busy { .. } | Self::Refused { .. })
     }
 

@@ -76,6 +76,12 @@ impl Wakers {
         self.bits.compare_exchange(RUNNING, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// What it was woken for since this was asked last, while no task polls it.
+    #[cfg(test)]
+    pub(in crate::dispatch) fn woken_for(&self) -> u64 {
+        self.bits.swap(0, Ordering::AcqRel)
+    }
+
     /// Ends a poll although something came: the task lets others run first.
     pub(super) fn give_way(&self, cx: &Context<'_>) {
         self.bits.fetch_and(!RUNNING, Ordering::AcqRel);

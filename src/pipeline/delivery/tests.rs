@@ -3,9 +3,10 @@
 use super::*;
 use crate::{
     budget::Budget,
-    dispatch::{Config, tests::support::*},
+    dispatch::Config,
     otlp::Signal,
     pipeline::{Routes, not_queued},
+    testing::*,
 };
 
 /// A delivery of two parts of three records in front of a backend that is never asked.

@@ -1,0 +1,246 @@
+//! The queues without a network: the test is the transport.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{sync::watch, time::Instant};
+use tonic::Code;
+
+use crate::{
+    dispatch::{
+        Cause, Config, Dispatch, Failure, Join, Part, PartOutcome,
+        link::{Link, Transport},
+        queue::Batch,
+        transport::{AWAY, Event, QUEUE, Scope, Verdict, Wakers, Work},
+    },
+    health::{self, HealthKind, Inbox},
+    lifecycle::Tasks,
+    ring::Table,
+    testing::{accepted, outcome, part, patient, table, with_keys},
+};
+
+/// Links that were given to the transport and are not served yet.
+#[derive(Clone, Default)]
+struct Opened(Arc<Mutex<Vec<Link>>>);
+
+impl Transport for Opened {
+    fn open(&self, link: Link, _tasks: &Tasks) {
+        self.0.lock().unwrap().push(link);
+    }
+}
+
+/// A dispatch whose transport is the test.
+struct Bench {
+    dispatch: Arc<Dispatch>,
+    opened: Opened,
+    events: Inbox,
+    tables: watch::Sender<Option<Arc<Table>>>,
+    tasks: Tasks,
+}
+
+/// A connection that is up.
+struct Up {
+    link: Link,
+    wakers: Arc<Wakers>,
+}
+
+impl Bench {
+    fn start(config: Config) -> Self {
+        let (tables, receiver) = watch::channel(Some(table(1, &[address()], &[])));
+        let (tasks, opened) = (Tasks::new(), Opened::default());
+        let (sender, events) = health::channel("test");
+        let dispatch = Dispatch::start_by(Arc::new(opened.clone()), "test", config, receiver, &tasks, sender);
+        Self { dispatch, opened, events, tables, tasks }
+    }
+
+    fn submit(&self, parts: Vec<Part>) -> Join {
+        let join = Join::new(Instant::now() + std::time::Duration::from_secs(60), Arc::default());
+        self.dispatch.view().unwrap().submit(parts, &join).expect("there must be room");
+        join
+    }
+
+    /// The link that was opened, if there is one.
+    fn opened(&self) -> Option<Link> {
+        self.opened.0.lock().unwrap().pop()
+    }
+
+    /// The same, once it is connected.
+    fn up(&self) -> Up {
+        let mut link = self.opened().expect("a connection must be wanted");
+        let wakers = Arc::new(Wakers::default());
+        link.note(Event::Connected(Arc::clone(&wakers)));
+        Up { link, wakers }
+    }
+
+    async fn event(&mut self) -> HealthKind {
+        patient(self.events.recv()).await.expect("the dispatch must run").kind
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+impl Up {
+    /// Begins a call with what waits.
+    fn begin(&mut self) -> Batch {
+        let batch = self.link.take(Instant::now()).expect("something must wait");
+        self.link.began(&batch, Instant::now());
+        batch
+    }
+
+    fn end(&mut self, batch: Batch, verdict: Verdict) {
+        if verdict.is_answer() {
+            self.link.note(Event::Answered);
+        }
+        self.link.done(batch, Some(Instant::now()), verdict, Instant::now());
+    }
+}
+
+/// Nothing is ever sent there.
+fn address() -> SocketAddr {
+    ([127, 0, 0, 1], 1).into()
+}
+
+fn refused() -> Verdict {
+    Verdict::Refused { code: Code::InvalidArgument, message: "no".to_owned() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_taken_and_what_became_of_it_reaches_its_request() {
+    let bench = Bench::start(Config::default());
+    assert!(bench.opened().is_none(), "nobody connects for nothing");
+    let join = bench.submit(vec![part(&["a"], 0)]);
+    let mut up = bench.up();
+    assert!(bench.opened().is_none(), "one connection is enough");
+    assert!(up.link.waits());
+    let batch = up.begin();
+    assert!(!up.link.waits() && !bench.dispatch.is_idle());
+    assert!(join.may_have_begun(0));
+    up.end(batch, Verdict::Accepted(None));
+    assert_eq!(outcome(&join).await, accepted());
+    assert!(bench.dispatch.is_idle());
+    // The next part wakes the connection that is there.
+    let _next = bench.submit(vec![part(&["b"], 0)]);
+    assert_eq!(up.wakers.woken_for(), QUEUE);
+    assert!(bench.opened().is_none() && up.link.waits());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_does_not_come_about_gives_back_what_waits_for_it() {
+    let mut bench = Bench::start(Config::default());
+    let join = bench.submit(vec![part(&["a"], 0)]);
+    bench.opened().unwrap().note(Event::NotConnected(Failure::ConnectRefused));
+    let PartOutcome::Retry { after, reached, cause, .. } = outcome(&join).await else { panic!("must be owed") };
+    assert_eq!((reached, cause), (false, Cause::Transport(Failure::ConnectRefused)));
+    assert_eq!(bench.event().await, HealthKind::Refused);
+    // So long nobody tries again.
+    let pause = after.expect("a pause");
+    assert_eq!(cause_of(&bench.submit(vec![part(&["b"], 0)])).await, Cause::Transport(Failure::ConnectError));
+    assert!(bench.opened().is_none());
+    tokio::time::advance(pause).await;
+    let _waits = bench.submit(vec![part(&["c"], 0)]);
+    assert!(bench.opened().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_call_of_two_parts_is_made_again_of_each() {
+    let bench = Bench::start(Config { places: 1, ..Config::default() });
+    let first = bench.submit(vec![part(&["first"], 0)]);
+    let mut up = bench.up();
+    let running = up.begin();
+    let joins = ["good", "bad"].map(|name| bench.submit(vec![part(&[name], 0)]));
+    assert!(up.link.take(Instant::now()).is_none(), "there is one place");
+    up.end(running, Verdict::Accepted(None));
+    assert_eq!(outcome(&first).await, accepted());
+    let both = up.begin();
+    assert_eq!(both.parts.len(), 2);
+    up.end(both, refused());
+    for (join, verdict) in joins.iter().zip([Verdict::Accepted(None), refused()]) {
+        let one = up.begin();
+        assert_eq!(one.parts.len(), 1);
+        up.end(one, verdict.clone());
+        assert_eq!(matches!(outcome(join).await, PartOutcome::Rejected { .. }), verdict == refused());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ejected_backend_has_its_calls_given_up() {
+    let bench = Bench::start(Config::default());
+    let join = bench.submit(vec![part(&["a"], 0)]);
+    let mut up = bench.up();
+    let batch = up.begin();
+    assert!(!up.link.is_given_up());
+    up.wakers.woken_for();
+    // A second backend takes over, since one that is alone is never ejected.
+    let other = ([127, 0, 0, 1], 2).into();
+    bench.tables.send_replace(Some(table(2, &[address(), other], &[address()])));
+    patient(bench.dispatch.changes().wait_for(|generation| *generation == 2)).await.unwrap();
+    assert_eq!(up.wakers.woken_for(), AWAY);
+    assert!(up.link.is_given_up());
+    up.end(batch, Verdict::GivenUp);
+    up.link.note(Event::GaveUp);
+    let PartOutcome::Retry { reached, cause, .. } = outcome(&join).await else { panic!("must be owed") };
+    assert_eq!((reached, cause), (true, Cause::Ejected));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_connection_gets_another_one_beside_it_as_far_as_there_may_be_more() {
+    let bench = Bench::start(Config { open_place_bytes: 1, ..with_keys(|keys| keys.connections = 2) });
+    let alone = |name| Part { alone: true, ..part(&[name], 0) };
+    let mut joins = vec![bench.submit(vec![alone("a")])];
+    let mut one = bench.up();
+    let running = one.begin();
+    joins.push(bench.submit(vec![alone("b")]));
+    let mut two = bench.up();
+    assert_eq!(one.wakers.woken_for() & QUEUE, QUEUE, "it need not wait for the other one");
+    let beside = two.begin();
+    two.wakers.woken_for();
+    joins.push(bench.submit(vec![alone("c")]));
+    assert!(bench.opened().is_none(), "there may be two");
+    for (up, batch) in [(&mut one, running), (&mut two, beside)] {
+        up.end(batch, Verdict::Accepted(None));
+    }
+    let last = one.begin();
+    one.end(last, Verdict::Accepted(None));
+    for join in &joins {
+        assert_eq!(outcome(join).await, accepted());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_dies_unheard_counts_against_the_backend_and_one_that_answered_does_not_alone() {
+    for has_answered in [false, true] {
+        let mut bench = Bench::start(Config::default());
+        let join = bench.submit(vec![part(&["a"], 0)]);
+        let mut up = bench.up();
+        let mut batch = up.begin();
+        if has_answered {
+            up.end(batch, Verdict::Accepted(None));
+            assert_eq!(outcome(&join).await, accepted());
+            drop(bench.submit(vec![part(&["b"], 0)]));
+            let join = bench.submit(vec![part(&["c"], 0)]);
+            batch = up.begin();
+            drop(join);
+        }
+        let failure = Failure::Reset;
+        up.end(batch, Verdict::Failed { failure, reached: true, scope: Scope::Connection });
+        up.link.note(Event::Ended { failure: Some(failure), lost: true });
+        assert_eq!(bench.event().await, HealthKind::Failed("reset"));
+        // After an answer another connection is made at once.
+        let next = bench.submit(vec![part(&["d"], 0)]);
+        assert_eq!(bench.opened().is_some(), has_answered);
+        drop(next);
+    }
+}
+
+async fn cause_of(join: &Join) -> Cause {
+    match outcome(join).await {
+        PartOutcome::Retry { cause, .. } => cause,
+        other => panic!("must be owed: {other:?}"),
+    }
+}
