@@ -1,7 +1,9 @@
-//! What the port for OTLP/gRPC serves beside OTLP: `grpc.health.v1` and reflection, which the room above makes.
+//! Serves `grpc.health.v1` and reflection on the OTLP/gRPC port. The caller of [`super::Bound::beside`] supplies the
+//! services.
 //!
-//! They are made when one is first asked for, so that those who never ask hold no memory for them. Their answers may last as
-//! long as the connection (a watch of the health), and a drain waits for answers: they are ended when the drain begins.
+//! They are built at the first request for one of them, so a process that is never asked spends no memory on them. An
+//! answer may last as long as its connection (a watch of the health), and a drain waits for answers; therefore they are
+//! ended when the drain begins.
 
 use std::{
     convert::Infallible,
@@ -27,25 +29,26 @@ use tower::Service as _;
 use super::reply::ReplyBody;
 use crate::lifecycle::Tasks;
 
-/// How the paths of health begin.
+/// The prefix of the paths of the health service.
 const HEALTH: &str = "/grpc.health.v1.";
 
-/// Calls of health at a time. Those who make the service bound its watchers below this, so that probes find a place.
+/// The most health calls at a time. The supplier of the service allows fewer watchers than this, so that probes find a
+/// place.
 const MAX_HEALTH: usize = 2048;
 
-/// How the paths of reflection begin.
+/// The prefix of the paths of reflection.
 const REFLECTION: &str = "/grpc.reflection.";
 
-/// Calls of reflection at a time: people and their tools.
+/// The most reflection calls at a time. Only people and their tools make them.
 pub(super) const MAX_REFLECTION: usize = 16;
 
-/// How long a call may take to be whole: questions are short.
+/// How long the request of a call may take to arrive and be answered. Requests are short.
 const QUESTION_WITHIN: Duration = Duration::from_secs(10);
 
-/// Makes the services. What they send without end is to end when the tasks drain.
+/// Builds the services. Their endless streams have to end when the tasks drain.
 pub(super) type Make = Box<dyn FnOnce(&Tasks) -> Routes + Send>;
 
-/// The services. Cloning shares them.
+/// The services. Clones share them.
 #[derive(Clone)]
 pub(super) struct Beside(Arc<Shared>);
 
@@ -59,16 +62,16 @@ struct Shared {
 /// Resolves when the drain begins.
 type Drained = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What such a service answers, until the drain begins.
+/// The body of such a service's answer. It ends when the drain begins.
 pub struct Answer {
-    /// `None` once all is said.
+    /// `None` once the last frame was returned.
     body: Option<tonic::body::Body>,
     /// `None` once the drain has begun.
     drained: Option<Drained>,
     _place: OwnedSemaphorePermit,
 }
 
-/// What such a service is asked, until the drain begins.
+/// The body of a request to such a service. It ends when the drain begins.
 struct Question<B> {
     body: B,
     drained: Option<Drained>,
@@ -87,12 +90,13 @@ impl Beside {
         }))
     }
 
-    /// Whether a path is one of theirs. Those of OTLP differ in the second byte.
+    /// Returns whether a path belongs to one of the services. The paths of OTLP differ in the second byte, so the
+    /// comparison is short.
     pub(super) fn has(path: &str) -> bool {
         path.starts_with(HEALTH) || path.starts_with(REFLECTION)
     }
 
-    /// Answers a request whose path is one of theirs.
+    /// Answers a request whose path belongs to one of the services.
     pub(super) async fn answer<B>(self, request: Request<B>) -> Response<ReplyBody>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -118,7 +122,7 @@ fn drained(tasks: &Tasks) -> Drained {
     Box::pin(async move { tasks.drained().await })
 }
 
-/// Resolves when the drain begins, and at once after that.
+/// Is ready once the drain has begun. It may be polled again after that.
 fn poll_drained(drained: &mut Option<Drained>, context: &mut Context<'_>) -> Poll<()> {
     if let Some(until) = drained {
         ready!(until.as_mut().poll(context));
@@ -130,7 +134,7 @@ fn poll_drained(drained: &mut Option<Drained>, context: &mut Context<'_>) -> Pol
 // === impl Answer ===
 
 impl Answer {
-    /// The next frame. What is ready when the drain begins is still sent.
+    /// Polls the next frame. A frame that is ready when the drain begins is still returned.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let mut next = Pin::new(&mut *body).poll_frame(context);

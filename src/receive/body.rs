@@ -1,7 +1,7 @@
-//! Reads one length-prefixed message from a request's frames, within the limit and the budget.
+//! Reads one length-prefixed message from a request's frames, within the size limit and the memory budget.
 //!
-//! Large frames stay where HTTP/2 has read them to, and small ones are copied together: a byte of a large request is not
-//! touched before the split looks at it.
+//! Large frames stay in the buffers that HTTP/2 read them into; small frames are copied together. So the bytes of a
+//! large request are not touched before the split reads them.
 
 use bytes::{Buf, Bytes};
 use http_body::Body;
@@ -9,21 +9,22 @@ use http_body_util::BodyExt;
 
 use crate::{budget::Permit, buffers, otlp::framed::PREFIX_LEN};
 
-/// A message below this is copied although it came in one frame: a frame is a slice of HTTP/2's read buffer (8 KiB in
-/// h2 0.4 at first, more after larger frames) and would keep all of that from being used again, which the budget would not
-/// see.
+/// A message that came in one frame is copied if it is shorter than this. A frame is a slice of HTTP/2's read buffer (8
+/// KiB at first in h2 0.4, more after larger frames). Keeping the slice keeps that whole buffer from being used again,
+/// which the budget would not count.
 const COPY_BELOW: usize = 32 << 10;
 
-/// A frame of a message that comes in several is copied below this: half of the largest one, which the read buffer may have
-/// been made for. Such messages last longer: their clients may be slow.
+/// In a message of several frames, a frame is copied if it is shorter than this. It is half of the largest frame, since
+/// the read buffer may be that large. Such messages keep their buffers for longer because their clients may be slow.
 const KEEP_FROM: usize = 128 << 10;
 
-/// Buffers that small frames are copied to: the first, and further ones. An announced size is believed no further, so that a
-/// peer which announces the limit on many streams makes us hold no more than this for each (design 3, Receive).
+/// The capacity of the first buffer that small frames are copied to, and of further ones. No buffer is larger, whatever
+/// size the prefix announces: a peer that announces the largest size on many streams holds no more than this for each
+/// (design 3, Receive).
 const FIRST: usize = 64 << 10;
 const FURTHER: usize = 256 << 10;
 
-/// Reads one message. Bytes that it holds are in its permit.
+/// Reads one message. Its permit covers the bytes read so far.
 #[derive(Debug)]
 pub(super) struct Reader {
     limit: usize,
@@ -33,20 +34,20 @@ pub(super) struct Reader {
 
 #[derive(Debug)]
 enum State {
-    /// The prefix is not complete.
+    /// The prefix is incomplete: `len` bytes of it have come.
     Prefix { have: [u8; PREFIX_LEN], len: usize },
-    /// `total` bytes are to come, prefix included, of which `len` are here.
+    /// `len` of `total` bytes have come, prefix included.
     Filling { chunks: Vec<Bytes>, open: Buffer, len: usize, total: usize },
-    /// Prefix and message.
+    /// The whole message, with its prefix.
     Whole(Vec<Bytes>),
 }
 
-/// A message as it came.
+/// A message as it was received, possibly compressed.
 #[derive(Debug)]
 pub(super) struct Received {
-    /// Prefix and message, in as many buffers as it came in.
+    /// The prefix and the message, in one or more buffers.
     pub(super) chunks: Vec<Bytes>,
-    /// What the message holds of the budget.
+    /// The budget share of the message.
     pub(super) permit: Permit,
 }
 
@@ -56,7 +57,7 @@ pub(super) struct Buffer {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Why a body could not be read.
+/// The reason why a body could not be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BodyError {
     /// The message is larger than the limit.
@@ -67,24 +68,24 @@ pub(super) enum BodyError {
     Flag,
     /// The body ended inside a message.
     Truncated,
-    /// The body ended before a message.
+    /// The body ended before the message began.
     Missing,
-    /// More than one message, or bytes after it.
+    /// The body has more than one message, or bytes after it.
     Excess,
-    /// The connection or the stream broke: nobody is left to answer.
+    /// The connection or the stream broke, so no client is left to answer.
     Gone,
 }
 
 /// Reads a body to its end.
 ///
-/// Cancel safety: what was read is lost; its share of the budget is given back.
+/// Cancel safety: the bytes read so far are lost, and their share of the budget is given back.
 pub(super) async fn read<B>(body: &mut B, limit: usize, permit: Permit) -> Result<Received, BodyError>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let mut reader = Reader::new(limit, permit);
     while let Some(frame) = body.frame().await {
-        // A frame that is not data is the trailers; requests of OTLP have none to look at.
+        // Any other frame is trailers, which OTLP requests do not use.
         if let Ok(data) = frame.map_err(|_| BodyError::Gone)?.into_data() {
             reader.push(data)?;
         }
@@ -99,10 +100,10 @@ impl Reader {
         Self { limit, permit, state: State::Prefix { have: [0; PREFIX_LEN], len: 0 } }
     }
 
-    /// Takes the data of one frame.
+    /// Adds the data of one frame.
     pub(super) fn push(&mut self, mut data: Bytes) -> Result<(), BodyError> {
         let State::Prefix { have, len } = &mut self.state else { return self.fill(data) };
-        // The usual case: the prefix is not torn, and the frame may hold the whole message.
+        // The usual case: the frame begins with a complete prefix, and may hold the whole message.
         if *len == 0
             && let Some(prefix) = data.first_chunk::<PREFIX_LEN>()
         {
@@ -124,7 +125,7 @@ impl Reader {
         self.fill(data)
     }
 
-    /// Ends the body.
+    /// Returns the message at the end of the body.
     pub(super) fn finish(self) -> Result<Received, BodyError> {
         match self.state {
             State::Whole(chunks) => Ok(Received { chunks, permit: self.permit }),
@@ -133,7 +134,7 @@ impl Reader {
         }
     }
 
-    /// Starts a message of `total` bytes with what came first of it, prefix included.
+    /// Starts a message of `total` bytes. `first` is its beginning, prefix included.
     fn begin(&mut self, total: usize, first: Bytes) -> Result<(), BodyError> {
         if first.len() == total && total >= COPY_BELOW {
             if !self.permit.grow(total) {
@@ -178,7 +179,7 @@ impl Reader {
     }
 }
 
-/// Length of the message that a prefix announces, with the prefix.
+/// Returns the length of the message that a prefix announces, including the prefix.
 fn announced(prefix: [u8; PREFIX_LEN], limit: usize) -> Result<usize, BodyError> {
     let [flag, a, b, c, d] = prefix;
     if flag > 1 {
@@ -193,7 +194,7 @@ fn announced(prefix: [u8; PREFIX_LEN], limit: usize) -> Result<usize, BodyError>
 // === impl Buffer ===
 
 impl Buffer {
-    /// Ends the buffer: it becomes one of the chunks, and the next one begins.
+    /// Moves the bytes to `chunks`, and leaves an empty buffer for the next ones.
     fn close(&mut self, chunks: &mut Vec<Bytes>, permit: &mut Permit) {
         let mut bytes = std::mem::take(&mut self.bytes);
         let capacity = bytes.capacity();
@@ -206,16 +207,16 @@ impl Buffer {
         }
     }
 
-    /// Grows to a capacity of `capacity` bytes.
+    /// Grows the capacity to `capacity` bytes.
     pub(super) fn reach(&mut self, capacity: usize, permit: &mut Permit) -> Result<(), BodyError> {
-        // Growing may copy: for that moment both buffers are there, and both are counted.
+        // Growing may copy, so both buffers can exist for a moment: count both.
         let before = self.bytes.capacity();
         if !permit.grow(capacity) {
             return Err(BodyError::Budget);
         }
         self.bytes = buffers::grow(std::mem::take(&mut self.bytes), capacity);
         permit.shrink_to(permit.bytes().saturating_sub(before));
-        // A kept buffer can have more room than was asked for; it is in memory already.
+        // A reused buffer can be larger than requested. The memory is in use, so it is counted too.
         let extra = self.bytes.capacity().saturating_sub(capacity);
         if !permit.grow(extra) {
             self.bytes.shrink_to(capacity);
@@ -296,7 +297,7 @@ mod tests {
         let budget = Budget::new(1 << 30);
         let mut reader = Reader::new(64 << 20, budget.permit());
         reader.push(Bytes::from_static(&[0, 0x04, 0, 0, 0, 1, 2, 3])).unwrap();
-        // A kept buffer may be up to twice as long.
+        // A reused buffer may have up to twice the capacity.
         assert!((FIRST..=2 * FIRST).contains(&budget.used()), "{}", budget.used());
         drop(reader);
         assert_eq!(budget.used(), 0);

@@ -1,10 +1,10 @@
-//! Reads and drops what is left of the body of a request that was answered before it was whole.
+//! Reads and drops the rest of a body whose request was answered before the body had ended.
 //!
-//! The answer does not wait for this. If the body were dropped, HTTP/2 would have to reset the stream. h2 knows the last 50
-//! streams that it reset, for a second; a frame of the client for any other counts as its error, and after 1,024 of these the
-//! connection ends, with all requests that are in flight on it. A client that is refused often, which is what overload is, would
-//! lose its connection again and again although it did nothing wrong. That count stays in force: it protects from clients
-//! that make us reset streams without end.
+//! The answer does not wait for this. If the body were dropped instead, HTTP/2 would have to reset the stream. h2
+//! remembers the last 50 streams that it reset, for one second. It counts every client frame for another reset stream
+//! as an error, and after 1,024 of these it closes the connection, with all requests in flight on it. A client that is
+//! refused often, as under overload, would lose its connection again and again without any fault of its own. The count
+//! itself stays in force: it protects against clients that make the server reset streams without end.
 
 use std::{
     future::Future,
@@ -22,8 +22,8 @@ use crate::lifecycle::Tasks;
 /// How long the rest of a body is read. Most clients stop sending, or reset the stream, once they have the answer.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Reads the rest of `body`, `most` bytes of it at most, and drops it. If it is not here yet, a task waits for it; there are
-/// never more of these than streams may be open.
+/// Reads and drops up to `most` further bytes of `body`. If they have not all arrived, a task waits for them. The
+/// number of these tasks is bounded by the number of streams that may be open.
 pub(super) fn rest<B>(body: B, most: usize, tasks: &Tasks)
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,

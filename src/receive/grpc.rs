@@ -1,4 +1,5 @@
-//! OTLP/gRPC: a request's head checked, its message read and inflated, delivered, and its outcome answered.
+//! Serves OTLP/gRPC: checks a request's headers, reads and inflates its message, delivers it and answers with the
+//! outcome.
 
 use std::{
     convert::Infallible,
@@ -39,10 +40,11 @@ use crate::{
     pipeline::{Export, Request},
 };
 
-/// What is taken off a deadline so that the answer still arrives in time: 5 %, at least this (design 3, Receive).
+/// The least margin that is taken off a deadline so that the answer still arrives in time. The margin is 5 %, but at
+/// least this (design 3, Receive).
 const LEAST_MARGIN: Duration = Duration::from_millis(100);
 
-/// The OTLP/gRPC service of one client connection, or of a test. Cloning shares it.
+/// The OTLP/gRPC service of one client connection, or of a test. Clones share their state.
 pub struct OtlpGrpc<E> {
     shared: Arc<Shared<E>>,
     connection: Arc<ClientConnection>,
@@ -53,34 +55,34 @@ struct Shared<E> {
     budget: Budget,
     metrics: ReceiverMetrics,
     limits: LimitsHandle,
-    /// What is served beside OTLP, if anything is.
+    /// The services on the same port that are not OTLP, if there are any.
     beside: Option<Beside>,
     tasks: Tasks,
 }
 
-/// What holds for a request that comes now.
+/// The limits that apply to a new request.
 #[derive(Clone, Debug)]
 struct Limits {
     max_recv_msg_size: usize,
     deadline: Duration,
-    /// Headers that go on to backends, if any do.
+    /// The names of the headers that are forwarded to backends; `None` if there are none.
     include_metadata: Option<Arc<[HeaderName]>>,
 }
 
-/// Changes the limits of requests.
+/// A handle that changes the limits of new requests.
 #[derive(Clone, Debug)]
 pub(super) struct LimitsHandle(Arc<ArcSwap<Limits>>);
 
-/// What a request's headers say.
+/// The parsed headers of a request.
 struct Head {
     encoding: Option<Codec>,
     reply_encoding: Option<Codec>,
     deadline: Instant,
-    /// What of them goes on to backends.
+    /// The headers that are forwarded to backends.
     metadata: Option<Arc<Metadata>>,
 }
 
-/// A request that is not gRPC, or names no method of ours.
+/// A request that is not gRPC, or whose method this service does not have.
 enum NotOurs {
     Grpc(Refusal),
     Http(StatusCode, Refusal),
@@ -95,14 +97,14 @@ impl<E> Clone for OtlpGrpc<E> {
 }
 
 impl<E: Export> OtlpGrpc<E> {
-    /// A service that delivers to `export` and takes memory from `budget`.
+    /// Creates a service that delivers to `export` and takes memory from `budget`.
     ///
-    /// What is left of refused requests is read on `tasks`.
+    /// The rest of a refused request's body is read on `tasks`.
     pub fn new(export: Arc<E>, budget: Budget, config: &GrpcConfig, tasks: &Tasks) -> Self {
         Self::with(None, export, budget, config, tasks)
     }
 
-    /// The same, whose connections serve `beside` too.
+    /// Creates a service that serves `beside` too.
     pub(super) fn with(
         beside: Option<Beside>,
         export: Arc<E>,
@@ -121,14 +123,15 @@ impl<E: Export> OtlpGrpc<E> {
         Self { shared: Arc::new(shared), connection: Arc::default() }
     }
 
-    /// What changes its limits.
+    /// Returns a handle that changes the limits.
     pub(super) fn limits(&self) -> LimitsHandle {
         self.shared.limits.clone()
     }
 
-    /// The service of a new client connection.
+    /// Returns the service of a new client connection.
     ///
-    /// Its futures are not boxed, which is why this is not the [`tower::Service`] that composes with others.
+    /// Its futures are not boxed, so it is a `hyper` service and not a [`tower::Service`], which [`OtlpGrpc`] itself
+    /// is.
     pub fn for_connection<B>(
         &self,
     ) -> impl hyper::service::Service<
@@ -148,14 +151,15 @@ impl<E: Export> OtlpGrpc<E> {
             async move {
                 Ok(match service.beside(&request) {
                     None => service.answer(request).await,
-                    // Boxed: exports are not to be larger for its sake.
+                    // Boxed so that the futures of exports do not grow.
                     Some(beside) => Box::pin(beside.answer(request)).await,
                 })
             }
         })
     }
 
-    /// Who answers a request that is not of OTLP; one that is not gRPC at all is refused as others are.
+    /// Returns the service of a request that is not OTLP. A request that is not gRPC gets `None`, and is refused like
+    /// any other.
     fn beside<B>(&self, request: &http::Request<B>) -> Option<Beside> {
         if !Beside::has(request.uri().path()) {
             return None;
@@ -166,7 +170,7 @@ impl<E: Export> OtlpGrpc<E> {
 
     /// Answers one request.
     ///
-    /// Cancel safety: dropping the future is how HTTP/2 says that the client is gone; the export future goes with it.
+    /// Cancel safety: HTTP/2 drops the future when the client is gone. This drops the export future too.
     pub async fn answer<B>(self, request: http::Request<B>) -> Response<ReplyBody>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -179,7 +183,7 @@ impl<E: Export> OtlpGrpc<E> {
         response
     }
 
-    /// Answers one request; what is left of its body was not needed for that.
+    /// Answers one request. It may leave a part of the body unread.
     async fn answer_to<B>(self, parts: Parts, body: &mut B, limits: &Limits) -> Response<ReplyBody>
     where
         B: Body<Data = Bytes> + Send + Unpin,
@@ -209,7 +213,7 @@ impl<E: Export> OtlpGrpc<E> {
             Err(refusal) => (Some(Outcome::Refused(refusal)), None),
         };
         let Some(outcome) = outcome else {
-            // The client is gone in the middle of its body: whatever is answered goes nowhere.
+            // The client left before its body had ended, so this answer is never sent.
             drop(in_flight);
             let bound = Bound::of(limits.max_recv_msg_size, &shared.budget);
             return reply::grpc(Outcome::Refused(refusal_of_body(BodyError::Gone, bound)), None);
@@ -251,7 +255,7 @@ impl Limits {
 }
 
 impl LimitsHandle {
-    /// Limits for every request that comes from now on.
+    /// Sets the limits for all requests from now on.
     pub(super) fn set(&self, config: &GrpcConfig) {
         self.0.store(Arc::new(Limits::new(config)));
     }
@@ -264,7 +268,7 @@ impl LimitsHandle {
 // === impl Shared ===
 
 impl<E: Export> Shared<E> {
-    /// Reads, inflates and exports one request; `None` when its client broke off while it was read.
+    /// Reads, inflates and exports one request. Returns `None` if the client left before its body had ended.
     async fn deliver<B>(
         &self,
         signal: Signal,
@@ -293,7 +297,7 @@ impl<E: Export> Shared<E> {
         Some(self.export.export(Request { signal, message, permit, deadline, connection, metadata }).await)
     }
 
-    /// Reads the message. A timer is set only if the body is not here yet: usually it came with the headers.
+    /// Reads the message. The timer is created only if the body has not come with the headers, which it usually has.
     async fn read<B>(
         &self,
         body: &mut B,
@@ -314,7 +318,7 @@ impl<E: Export> Shared<E> {
     }
 }
 
-/// The framed, inflated message of what was received.
+/// Returns the framed message, inflated if it was compressed.
 fn unpack(received: Received, encoding: Option<Codec>, bound: Bound) -> Result<(Framed, Permit), Refusal> {
     let Received { chunks, mut permit } = received;
     if chunks.first().and_then(|bytes| bytes.first()) != Some(&1) {
@@ -342,7 +346,7 @@ fn unpack(received: Received, encoding: Option<Codec>, bound: Bound) -> Result<(
     }
 }
 
-/// The chunks in one buffer: decoders take no other.
+/// Joins the chunks to one buffer, which decoders need.
 fn joined(chunks: Vec<Bytes>, permit: &mut Permit) -> Result<Bytes, BodyError> {
     if let [only] = chunks.as_slice() {
         return Ok(only.clone());
@@ -377,7 +381,7 @@ fn signal_of(parts: &Parts) -> Result<Signal, NotOurs> {
     })
 }
 
-/// Whether a content type is `application/grpc`, of protobuf as far as it says.
+/// Returns whether a content type is `application/grpc`, with protobuf as its subtype if it has one.
 fn is_grpc(value: &HeaderValue) -> bool {
     let value = value.as_bytes();
     let Some((name, rest)) = value.split_at_checked(b"application/grpc".len()) else {
@@ -434,12 +438,12 @@ fn accepts(headers: &HeaderMap, codec: Codec) -> bool {
     accepted.split(',').any(|name| name.trim() == codec.as_str())
 }
 
-/// A deadline less its margin, which is never more than half of it: a short one is still to be of use.
+/// Takes the margin off a time limit. The margin is at most half of it, so that a short limit stays usable.
 fn less_margin(time: Duration) -> Duration {
     time - (time / 20).max(LEAST_MARGIN).min(time / 2)
 }
 
-/// `grpc-timeout`: one to eight digits and a unit. One that says nothing is as good as none.
+/// Parses `grpc-timeout`: one to eight digits and a unit. An invalid value counts as none.
 fn parse_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
@@ -457,14 +461,14 @@ fn parse_timeout(value: &[u8]) -> Option<Duration> {
     })
 }
 
-/// Turns a panic of a delivery into a refusal that its client may retry: the process and its other requests live on.
+/// Turns a panic in a delivery into a refusal that the client may retry. The process and its other requests go on.
 struct CatchPanic<'a, F>(Pin<&'a mut F>);
 
 impl<F: Future<Output = Option<Outcome>>> Future for CatchPanic<'_, F> {
     type Output = Option<Outcome>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // A future that panicked is not polled again, so what it left half done is not seen by anyone.
+        // A future that panicked is not polled again, so nobody sees its inconsistent state.
         catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))).unwrap_or_else(|_| {
             let message = "internal error of the proxy; the request may be sent again";
             Poll::Ready(Some(Outcome::Refused(Refusal::retryable(Reason::Internal, retry_delay(), message))))

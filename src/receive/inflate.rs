@@ -1,4 +1,4 @@
-//! Inflates gzip, zstd and snappy with the output bounded while it is made: by the size limit and by the budget.
+//! Inflates gzip, zstd and snappy. The size limit and the memory budget bound the output while it is made.
 
 use std::{
     cell::RefCell,
@@ -18,51 +18,51 @@ use crate::{
     },
 };
 
-/// Largest zstd window that a client may use, as a power of two: 8 MiB, which RFC 8878 (3.1.1.1.2) asks of decoders
-/// and no usual level exceeds. A thread's decoder keeps no more than this.
+/// The largest zstd window that a client may use, as a power of two: 8 MiB, which RFC 8878 (3.1.1.1.2) asks decoders to
+/// support and no usual compression level exceeds. The decoder of a thread keeps no more memory than this.
 const ZSTD_WINDOW_LOG: u32 = 23;
 
-/// Members of one gzip stream. Real clients send one; each costs a reset of the decoder.
+/// The most members that a gzip stream may have. Real clients send one; each costs a reset of the decoder.
 const GZIP_MEMBERS: usize = 256;
 
-/// The most that a chunk of snappy inflates to.
+/// The most bytes that one chunk of snappy inflates to.
 const SNAPPY_CHUNK: usize = 64 << 10;
 
-/// What a stream's own statement of its inflated size is believed up to, whatever it says ...
+/// A stream states its inflated size. The first buffer has that size, but at most this many bytes ...
 const BELIEVED: usize = 256 << 10;
-/// ... or up to this many times its compressed size, which its sender had to send.
+/// ... or this many times the compressed size, which the sender really sent.
 const BELIEVED_RATIO: usize = 8;
 
 /// A compression that OTLP clients use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codec {
     Gzip,
-    /// In its framing format, as Collectors send it.
+    /// The framing format of snappy, which Collectors send.
     Snappy,
     Zstd,
 }
 
-/// Why a message could not be inflated.
+/// The reason why a message could not be inflated.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum InflateError {
-    /// Inflated, it is larger than the limit.
+    /// The inflated message is larger than the limit.
     TooLarge,
     /// The budget has no room.
     Budget,
-    /// It is not what its encoding says.
+    /// The data is not valid in its encoding.
     Corrupt(&'static str),
 }
 
 thread_local! {
-    // Decoders are kept per thread: making one costs more than inflating a small batch.
+    // Each thread keeps its decoders: making one costs more than inflating a small batch.
     static GZIP: RefCell<Decompress> = RefCell::new(Decompress::new(false));
     static ZSTD: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
 }
 
 /// Inflates `input` to a framed message of at most `limit` bytes.
 ///
-/// The permit grows by what the output takes while the input is still held; the caller shrinks it once that is dropped:
-/// the second value is what to shrink it to.
+/// The permit grows by the size of the output while it still covers the input. Returns the message and its size in
+/// memory; the caller shrinks the permit to that size once it has dropped the input.
 pub(super) fn inflate(
     codec: Codec,
     input: &[u8],
@@ -79,7 +79,7 @@ pub(super) fn inflate(
 }
 
 fn gunzip(decoder: &mut Decompress, mut input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
-    // The last four bytes state the inflated size modulo 2^32 (RFC 1952, 2.3.1, ISIZE).
+    // The last four bytes are the inflated size modulo 2^32 (RFC 1952, 2.3.1, ISIZE).
     let stated = input.last_chunk().map_or(0, |size| u32::from_le_bytes(*size));
     output.start(u64::from(stated), input.len())?;
     for _ in 0..GZIP_MEMBERS {
@@ -91,7 +91,7 @@ fn gunzip(decoder: &mut Decompress, mut input: &[u8], output: &mut Output<'_>) -
     Err(InflateError::Corrupt("gzip stream of too many members"))
 }
 
-/// Inflates one member whose header was skipped and returns what follows it.
+/// Inflates one member whose header was skipped, and returns the input after it.
 fn gunzip_member<'a>(
     decoder: &mut Decompress,
     mut input: &'a [u8],
@@ -127,7 +127,7 @@ fn gunzip_member<'a>(
     Ok(rest)
 }
 
-/// Skips a member's header (RFC 1952, 2.3). Names and comments are not looked at.
+/// Skips a member's header (RFC 1952, 2.3), with any name and comment.
 fn skip_gzip_header(input: &[u8]) -> Result<&[u8], InflateError> {
     const BROKEN: InflateError = InflateError::Corrupt("not a gzip header");
     const HCRC: u8 = 1 << 1;
@@ -165,7 +165,7 @@ fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_
         None => kept.insert(new_zstd_decoder().ok_or(InflateError::Budget)?),
     };
     decoder.reset(ResetDirective::SessionOnly).map_err(|_| BROKEN)?;
-    // Without a stated size, a guess that suits telemetry.
+    // Without a stated size, assume a ratio that is usual for telemetry.
     let stated = zstd_safe::get_frame_content_size(input).map_err(|_| BROKEN)?;
     output.start(stated.unwrap_or(input.len() as u64 * 4), input.len())?;
     let mut source = InBuffer::around(input);
@@ -185,10 +185,10 @@ fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_
     }
 }
 
-/// The framing format of snappy: chunks of at most 64 KiB, inflated, each with a checksum. It has no end of its own, so that what
-/// is cut between chunks can't be told; gRPC's prefix says how long it is.
+/// Inflates the framing format of snappy: chunks of at most 64 KiB once inflated, each with a checksum. The format has
+/// no end mark, so a stream that was cut between two chunks is not detected here; gRPC's prefix states the length.
 fn unsnappy(input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
-    // It states no size: a guess that suits telemetry.
+    // The format states no size: assume a ratio that is usual for telemetry.
     output.start(input.len() as u64 * 4, input.len())?;
     let mut decoder = snap::read::FrameDecoder::new(input);
     loop {
@@ -217,7 +217,7 @@ fn new_zstd_decoder() -> Option<DCtx<'static>> {
     Some(decoder)
 }
 
-/// The inflated message in the making, with room for its prefix in front.
+/// The inflated message while it is made, with room for its prefix in front.
 struct Output<'a> {
     buffer: Buffer,
     permit: &'a mut Permit,
@@ -229,11 +229,11 @@ impl<'a> Output<'a> {
         Self { buffer: Buffer::default(), permit, limit }
     }
 
-    /// Allocates for a message that is stated to have `stated` bytes, as far as that can be believed.
+    /// Allocates the first buffer for a message whose stated size is `stated`. The statement is believed up to a bound.
     fn start(&mut self, stated: u64, compressed: usize) -> Result<(), InflateError> {
         let believed = compressed.saturating_mul(BELIEVED_RATIO).max(BELIEVED).min(self.limit);
         let size = usize::try_from(stated).unwrap_or(usize::MAX).min(believed);
-        // One byte more than stated, so that a decoder that still has to read its end does not ask for more room.
+        // One byte more than stated, so that a decoder which has still to read its end does not need a larger buffer.
         self.buffer.reach(PREFIX_LEN + size + 1, self.permit).map_err(InflateError::from)?;
         self.buffer.bytes.extend_from_slice(&[0; PREFIX_LEN]);
         Ok(())
@@ -243,7 +243,7 @@ impl<'a> Output<'a> {
         self.buffer.bytes.len() < self.buffer.bytes.capacity()
     }
 
-    /// Doubles a full buffer, up to one byte above the limit: the byte that shows that the limit is passed.
+    /// Doubles a full buffer, up to one byte above the limit. If that byte gets used, the message is too large.
     fn make_room(&mut self) -> Result<(), InflateError> {
         if self.has_room() {
             return Ok(());
@@ -346,10 +346,10 @@ mod tests {
         let zeros = vec![0; 64 * MIB];
         let bombs = [(Codec::Gzip, gzip(&zeros)), (Codec::Zstd, zstd(&zeros)), (Codec::Snappy, snappy(&zeros))];
         for (codec, bomb) in bombs {
-            // Snappy never inflates to more than some twenty times its size.
+            // Snappy inflates to about twenty times its size at most.
             assert!(bomb.len() < 4 * MIB, "{codec:?}");
             assert_eq!(run(codec, &bomb, 4 * MIB, 512 * MIB), Err(InflateError::TooLarge), "{codec:?}");
-            // The budget says no before the limit does.
+            // The budget is used up before the limit is reached.
             assert_eq!(run(codec, &bomb, 63 * MIB, bomb.len() + 2 * MIB), Err(InflateError::Budget), "{codec:?}");
         }
     }
@@ -384,7 +384,7 @@ mod tests {
                 let mut broken = good.clone();
                 broken[at] ^= 0x55;
                 if let Ok(inflated) = run(codec, &broken, 1000, MIB) {
-                    // Only bytes without a meaning for the data may change: a time stamp, an operating system.
+                    // Only bytes that do not affect the data may change: a time stamp, an operating system.
                     assert!(inflated == data || codec == Codec::Zstd, "{codec:?} at {at}");
                 }
             }
@@ -396,7 +396,7 @@ mod tests {
     fn snappy_is_read_in_chunks_and_whatever_is_broken_in_them_is_found() {
         let data = text(200_000);
         let good = snappy(&data);
-        // A stream may begin again, and hold padding and chunks of kinds that may be skipped.
+        // A stream may have a second stream identifier, padding and skippable chunks.
         let odd = [&good[..], &[0xfe, 3, 0, 0, 1, 2, 3], &[0x80, 0, 0, 0], &good].concat();
         assert_eq!(run(Codec::Snappy, &odd, MIB, 64 * MIB), Ok([&data[..], &data].concat()));
         assert_eq!(run(Codec::Snappy, b"", 100, MIB), Ok(Vec::new()), "an empty message");
@@ -409,7 +409,7 @@ mod tests {
         let good = snappy(&text(600));
         for len in 1..good.len() {
             let cut = run(Codec::Snappy, &good[..len], 1000, MIB);
-            // What is cut behind the first chunk, which says that it is snappy, is an empty message.
+            // A stream that is cut after the first chunk, the stream identifier, is an empty message.
             assert!(matches!(cut, Err(InflateError::Corrupt(_))) || (len == 10 && cut == Ok(Vec::new())), "{len}");
         }
         for at in 0..good.len() {

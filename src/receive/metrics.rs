@@ -1,4 +1,4 @@
-//! The handles of the receivers' metrics, taken once.
+//! Metrics of the receivers. The handles are resolved once.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::{
     telemetry::metrics as page,
 };
 
-/// How often the budget's gauge is written: finer than any scrape interval in use.
+/// How often the budget's gauges are written: more often than any usual scrape interval.
 const BUDGET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// gRPC's codes by number, as label values.
+/// The names of gRPC's status codes, by number, as label values.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -38,13 +38,13 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// The handles of all signals.
+/// The metric handles of all signals.
 pub(super) struct ReceiverMetrics {
     signals: [SignalMetrics; 4],
     unrouted: [Counter; Reason::ALL.len()],
 }
 
-/// The handles of one signal.
+/// The metric handles of one signal.
 pub(super) struct SignalMetrics {
     requests: [Counter; CODES.len()],
     refused: [Counter; Reason::ALL.len()],
@@ -55,14 +55,15 @@ pub(super) struct SignalMetrics {
     duration: Histogram,
 }
 
-/// A request from its headers to its reply; dropped without one, it counts as abandoned.
+/// A request that is being handled. If it is dropped without an answer, it counts as abandoned.
 pub(super) struct InFlight<'a> {
     metrics: &'a SignalMetrics,
     started: Instant,
     answered: bool,
 }
 
-/// Writes the budget's gauges until the drain begins, which waits for every task of the listeners.
+/// Writes the budget's gauges until the drain begins, and calls [`buffers::trim`] at the same interval. The drain waits
+/// for every task of the listeners, so this one ends with it.
 pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 bytes are more than a machine has")]
     let as_gauge = |bytes: usize| bytes as f64;
@@ -115,7 +116,7 @@ impl ReceiverMetrics {
         }
     }
 
-    /// Counts a refused request that named no signal.
+    /// Counts a refused request whose signal is unknown.
     pub(super) fn refused_unrouted(&self, reason: Reason) {
         count_refusal(&self.unrouted, reason);
     }

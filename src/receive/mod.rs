@@ -1,12 +1,13 @@
-//! OTLP in: bodies and replies. Everything between an accepted connection and a whole, inflated message.
+//! The OTLP receivers: read, inflate and answer export requests.
 //!
-//! The way through the room: [`crate::listen`] accepts connections and serves them; `grpc` turns a request's head into a
-//! signal, a codec and a deadline; `body` reads the message, `inflate` inflates it, both within the limit and the byte
-//! budget; [`crate::pipeline::Export`] delivers it; [`reply`] says what became of it, and `discard` reads what a refusal left
-//! of a body. `beside` is what the port serves beside OTLP: health and reflection.
+//! [`crate::listen`] accepts connections and serves them. `grpc` parses a request's headers into a signal, a codec and
+//! a deadline. `body` reads the message and `inflate` inflates it, both within the size limit and the byte budget.
+//! [`crate::pipeline::Export`] delivers the message, and [`reply`] builds the answer from the outcome. `discard` reads
+//! the rest of a body whose request was refused. `beside` serves health and reflection on the same port.
 //!
-//! **Invariant:** a peer that announces much and sends little costs little: memory is taken as bytes arrive.
-//! **Invariant:** what a peer has to wait for is bounded by a deadline, a limit or the drain's hard end.
+//! **Invariant:** memory for a message is taken as its bytes arrive, so a peer that announces much and sends little
+//! holds little.
+//! **Invariant:** every wait on a peer ends at a deadline, a limit or the end of the drain.
 
 mod beside;
 mod body;
@@ -43,36 +44,36 @@ use crate::{
     tls::{self, TlsError},
 };
 
-/// The OTLP/gRPC listener in metrics and logs.
+/// The name of the OTLP/gRPC listener in metrics and logs.
 const GRPC: &str = "otlp_grpc";
 
-/// What runs on its TLS.
+/// The ALPN protocols that its TLS offers.
 const ALPN: &[&[u8]] = &[b"h2"];
 
-/// The receivers.
+/// The settings of all receivers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// OTLP/gRPC, unless it is off.
+    /// The OTLP/gRPC receiver; `None` if it is switched off.
     pub grpc: Option<GrpcConfig>,
 }
 
-/// OTLP/gRPC.
+/// The settings of the OTLP/gRPC receiver.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GrpcConfig {
-    /// The section of the file: its limits are taken from here.
+    /// The section of the configuration file; the limits come from here.
     pub keys: Grpc,
-    /// The address of its `endpoint`.
+    /// The address that `endpoint` names.
     pub endpoint: SocketAddr,
-    /// The headers of its `include_metadata`.
+    /// The headers named by `include_metadata`.
     pub include_metadata: Vec<HeaderName>,
-    /// Its `tls`; `None` is plaintext.
+    /// The `tls` section; `None` means plaintext.
     pub tls: Option<tls::ServerConfig>,
-    /// `receivers.otlp.deadline`: when a request is answered at the latest, before the margin is taken off. `grpc-timeout`
-    /// can only shorten it.
+    /// `receivers.otlp.deadline`: the longest time until a request is answered, before the margin is taken off.
+    /// `grpc-timeout` can only shorten it.
     pub deadline: Duration,
 }
 
-/// Receivers whose ports are taken but which do not accept yet.
+/// Receivers whose ports are bound, but which do not accept connections yet.
 #[derive(Debug)]
 pub struct Bound {
     grpc: Option<BoundGrpc>,
@@ -85,14 +86,14 @@ struct BoundGrpc {
     beside: Option<beside::Make>,
 }
 
-/// Where the receivers listen.
+/// The addresses that the receivers listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listeners {
-    /// OTLP/gRPC, with the port that the system chose when 0 was asked for.
+    /// The OTLP/gRPC address. If port 0 was configured, it has the port that the system chose.
     pub grpc: Option<SocketAddr>,
 }
 
-/// Receivers that serve.
+/// Receivers that accept connections.
 #[derive(Debug)]
 pub struct Receivers {
     listeners: Listeners,
@@ -106,13 +107,13 @@ struct ServingGrpc {
     tls: Option<tls::Server>,
 }
 
-/// Why the receivers could not be started.
+/// The reason why the receivers could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
-    /// A port could not be taken.
+    /// A port could not be bound.
     #[error("cannot start the OTLP/gRPC receiver (receivers.otlp.protocols.grpc.endpoint)")]
     Grpc(#[source] listen::BindError),
-    /// A certificate can't be used.
+    /// The certificate or key cannot be used.
     #[error("cannot start the OTLP/gRPC receiver (receivers.otlp.protocols.grpc.tls)")]
     Tls(#[from] TlsError),
 }
@@ -135,7 +136,8 @@ impl Default for GrpcConfig {
     }
 }
 
-/// Takes the ports, so that the process can say that it is ready only when every listener is there.
+/// Binds the ports. It is separate from [`Bound::serve`] so that the process reports readiness only once every port is
+/// bound.
 pub fn bind(config: &Config) -> Result<Bound, ReceiveError> {
     let grpc = match &config.grpc {
         None => None,
@@ -148,7 +150,7 @@ pub fn bind(config: &Config) -> Result<Bound, ReceiveError> {
     Ok(Bound { grpc })
 }
 
-/// Takes the ports and serves: [`bind`] and [`Bound::serve`] in one.
+/// Binds the ports and serves them: [`bind`] and [`Bound::serve`] in one.
 pub fn start<E: Export>(
     config: &Config,
     export: Arc<E>,
@@ -169,13 +171,13 @@ impl fmt::Debug for BoundGrpc {
 // === impl Bound ===
 
 impl Bound {
-    /// Where the receivers will serve.
+    /// Returns the addresses that the receivers listen on.
     pub fn listeners(&self) -> Listeners {
         Listeners { grpc: self.grpc.as_ref().map(|grpc| grpc.port.address()) }
     }
 
-    /// Serves `grpc.health.v1` and reflection too, at the OTLP/gRPC listener: those among what `make` makes when one is first
-    /// asked for. What they send without end has to end when the tasks that `make` is given drain.
+    /// Serves `grpc.health.v1` and reflection on the OTLP/gRPC listener too. `make` builds the services at the first
+    /// request for one of them. Their endless streams have to end when the tasks passed to `make` drain.
     #[must_use]
     pub fn beside(mut self, make: impl FnOnce(&Tasks) -> Routes + Send + 'static) -> Self {
         if let Some(grpc) = &mut self.grpc {
@@ -184,14 +186,14 @@ impl Bound {
         self
     }
 
-    /// TLS of the OTLP/gRPC listener, if it speaks it.
+    /// Returns the TLS settings of the OTLP/gRPC listener, or `None` if it is plaintext.
     pub fn tls(&self) -> Option<&tls::Server> {
         self.grpc.as_ref()?.tls.as_ref()
     }
 
-    /// Accepts connections until the drain begins and hands each request to `export`.
+    /// Accepts connections until the drain begins, and passes each request to `export`.
     ///
-    /// Metric handles are resolved here, so the recorder has to be installed before.
+    /// Metric handles are resolved here, so the recorder has to be installed first.
     pub fn serve<E: Export>(self, export: Arc<E>, budget: Budget, tasks: &Tasks) -> Receivers {
         let mut receivers = Receivers { listeners: self.listeners(), grpc: None };
         metrics::report_budget(budget.clone(), tasks);
@@ -217,13 +219,13 @@ impl Bound {
 // === impl Receivers ===
 
 impl Receivers {
-    /// Where they serve.
+    /// Returns the addresses that the receivers listen on.
     pub fn listeners(&self) -> Listeners {
         self.listeners
     }
 
-    /// Takes over what differs in `config` but for endpoints: what is of a request with the next one, what is of a connection
-    /// with the next connection.
+    /// Applies a changed configuration, except for endpoints. Limits on requests apply from the next request on, limits
+    /// on connections from the next connection on.
     pub fn reconfigure(&self, config: &Config) {
         if let (Some(grpc), Some(config)) = (&self.grpc, &config.grpc) {
             descriptors::want(config.keys.max_connections);
@@ -232,8 +234,8 @@ impl Receivers {
         }
     }
 
-    /// Takes over other TLS settings, for handshakes from now on; nothing changes if their files can't be used. Whether there
-    /// is TLS at all is decided when a listener starts.
+    /// Applies changed TLS settings to all handshakes from now on. If the files cannot be used, nothing changes. TLS
+    /// cannot be switched on or off while a listener serves.
     pub fn replace_tls(&self, config: &Config) -> Result<(), TlsError> {
         let running = self.grpc.as_ref().and_then(|grpc| grpc.tls.as_ref());
         let wanted = config.grpc.as_ref().and_then(|grpc| grpc.tls.as_ref());

@@ -1,4 +1,4 @@
-//! What a client of OTLP/gRPC is told of a body that cannot be taken: too large, cut off, wrongly framed.
+//! Builds the gRPC refusals for bodies that cannot be accepted: too large, truncated or wrongly framed.
 
 use tonic::Code;
 
@@ -8,28 +8,29 @@ use crate::{
     otlp::{Reason, Refusal},
 };
 
-/// The largest message that is taken.
+/// The size limit of a message, and the setting that it comes from.
 #[derive(Clone, Copy)]
 pub(super) struct Bound {
     pub(super) bytes: usize,
-    /// The key that sets it.
+    /// The configuration key that sets the limit.
     key: &'static str,
 }
 
 impl Bound {
-    /// Where memory is scarcer than what one message may take, the bound is that of memory.
+    /// Returns the limit of `bytes`. If the memory budget is not larger, the key is that of the budget.
     pub(super) fn of(bytes: usize, budget: &Budget) -> Self {
         let is_memory = bytes >= budget.limit();
         Self { bytes, key: if is_memory { "memory_limiter" } else { "max_recv_msg_size_mib" } }
     }
 }
 
-/// gRPC's own code for a message that is not framed or compressed as its headers say is `INTERNAL`.
+/// Returns a refusal with the code `INTERNAL`, which gRPC uses for a message that is not framed or compressed as its
+/// headers say.
 pub(super) fn framing(what: &'static str) -> Refusal {
     Refusal::permanent(Code::Internal, Reason::Framing, what)
 }
 
-/// What a client is told of a body that cannot be taken.
+/// Returns the refusal for a body that could not be read.
 pub(super) fn refusal_of_body(error: BodyError, bound: Bound) -> Refusal {
     match error {
         BodyError::TooLarge => Refusal::permanent(
@@ -40,7 +41,7 @@ pub(super) fn refusal_of_body(error: BodyError, bound: Bound) -> Refusal {
         BodyError::Budget => Refusal::retryable(Reason::Budget, retry_delay(), "memory budget is used up; retry later"),
         BodyError::Flag => framing("message prefix has an unknown flag"),
         BodyError::Truncated => framing("body ends inside a message"),
-        // The code of gRPC's specification for a wrong number of messages (doc/statuscodes.md).
+        // The gRPC specification has this code for a wrong number of messages (doc/statuscodes.md).
         BodyError::Missing => {
             Refusal::permanent(Code::Unimplemented, Reason::Framing, "body holds no message where one is needed")
         }

@@ -1,4 +1,4 @@
-//! One table: what became of a request → what its client is answered, in gRPC and (for OTLP/HTTP) as an HTTP status.
+//! Maps the outcome of a request to the answer for its client: in gRPC, and as an HTTP status for OTLP/HTTP.
 
 use std::{
     convert::Infallible,
@@ -21,7 +21,8 @@ use crate::otlp::{
     framed::{PREFIX_LEN, prefix_of},
 };
 
-/// Longest message of a status or a partial success: it may quote what a peer sent, and headers are to stay small.
+/// The longest message of a status or a partial success, in bytes. A message may quote a peer, and headers have to stay
+/// small.
 const MAX_MESSAGE: usize = 256;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -33,10 +34,10 @@ const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-en
 /// The encodings that requests may use.
 pub(super) const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip,zstd,snappy");
 
-/// An empty `Export*ServiceResponse` behind its prefix: full success, for every signal.
+/// An empty `Export*ServiceResponse` with its prefix. It means full success for every signal.
 static EMPTY_RESPONSE: Bytes = Bytes::from_static(&[0; PREFIX_LEN]);
 
-/// A reply's body: nothing (the status went with the headers), or one message and the trailers.
+/// The body of a reply: empty (the status is in the headers), or one message and the trailers.
 #[derive(Debug, Default)]
 pub enum ReplyBody {
     /// Nothing is left to send.
@@ -46,13 +47,14 @@ pub enum ReplyBody {
     Message(Bytes),
     /// `grpc-status: 0`.
     Trailers,
-    /// Words for whoever does not speak gRPC, and nothing after them.
+    /// Plain text for clients that do not speak gRPC, without trailers.
     Words(Bytes),
-    /// What a service beside OTLP answers.
+    /// The answer of a service beside OTLP.
     Beside(Box<Answer>),
 }
 
-/// The gRPC reply to an export request. A partial success goes in the client's `codec`, if it asked for one.
+/// Returns the gRPC reply to an export request. A partial success is compressed with `codec`, if the client accepts
+/// one.
 pub(super) fn grpc(outcome: Outcome, codec: Option<Codec>) -> Response<ReplyBody> {
     match outcome {
         Outcome::Accepted { rejected: 0, message: None } => with_message(EMPTY_RESPONSE.clone()),
@@ -61,8 +63,8 @@ pub(super) fn grpc(outcome: Outcome, codec: Option<Codec>) -> Response<ReplyBody
     }
 }
 
-/// A reply to a request that is not gRPC: as grpc-go does, an HTTP status with the gRPC one beside it. What is wrong is said in
-/// the body too, for people with a browser or curl, unless the request was a HEAD.
+/// Returns the reply to a request that is not gRPC: an HTTP status together with the gRPC status, as grpc-go does. The
+/// body repeats the message for people who use a browser or curl, unless the request is a HEAD.
 pub(super) fn not_grpc(http: StatusCode, refusal: Refusal, method: &Method) -> Response<ReplyBody> {
     let words = if method == Method::HEAD { Bytes::new() } else { format!("{}\n", refusal.message).into() };
     let mut response = refused(refusal).map(|_| ReplyBody::Words(words));
@@ -71,10 +73,11 @@ pub(super) fn not_grpc(http: StatusCode, refusal: Refusal, method: &Method) -> R
     response
 }
 
-/// The HTTP status of a refusal, as the Collector's OTLP/HTTP receiver has it, save that what is too large is `413`.
+/// Returns the HTTP status of a refusal. It is the one that the Collector's OTLP/HTTP receiver uses, except that a
+/// message which is too large gets `413`.
 ///
-/// OTLP/HTTP clients repeat 429, 502, 503 and 504 only: a refusal with `retry_after` has to become one of them and
-/// one that is permanent must not.
+/// OTLP/HTTP clients retry only 429, 502, 503 and 504. So a refusal with `retry_after` must become one of them, and a
+/// permanent one must not.
 pub fn http_status(refusal: &Refusal) -> StatusCode {
     match (refusal.code, refusal.reason) {
         (Code::ResourceExhausted, _) if refusal.retry_after.is_some() => StatusCode::TOO_MANY_REQUESTS,
@@ -99,7 +102,8 @@ pub fn http_status(refusal: &Refusal) -> StatusCode {
     }
 }
 
-/// A delay for clients to wait: 1 to 5 s, spread so that those who were refused together do not return together.
+/// Returns a retry delay for clients: 1 to 5 s, random so that clients which were refused together do not return
+/// together.
 pub fn retry_delay() -> Duration {
     Duration::from_millis(fastrand::u64(1_000..=5_000))
 }
@@ -111,7 +115,7 @@ fn with_message(message: Bytes) -> Response<ReplyBody> {
 }
 
 fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Response<ReplyBody> {
-    // The responses of all signals have the same fields under the same numbers.
+    // The responses of all signals have the same fields with the same numbers.
     let response = ExportTraceServiceResponse {
         partial_success: Some(ExportTracePartialSuccess {
             rejected_spans: i64::try_from(rejected).unwrap_or(i64::MAX),
@@ -135,7 +139,7 @@ fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Resp
     }
 }
 
-/// A compressed, framed message.
+/// Returns the compressed, framed message, or `None` if it cannot be compressed.
 fn deflate(codec: Codec, payload: &[u8]) -> Option<Bytes> {
     let mut bytes = vec![0; PREFIX_LEN];
     match codec {
@@ -145,7 +149,7 @@ fn deflate(codec: Codec, payload: &[u8]) -> Option<Bytes> {
             encoder.finish().ok()?;
         }
         Codec::Zstd => zstd::stream::copy_encode(payload, &mut bytes, 1).ok()?,
-        // It is taken only: answers are short, and plain ones are understood by all.
+        // Snappy is only for requests: replies are short, and every client understands them uncompressed.
         Codec::Snappy => return None,
     }
     let [_, length @ ..] = prefix_of(u32::try_from(bytes.len().checked_sub(PREFIX_LEN)?).ok()?);
@@ -182,7 +186,7 @@ fn shortened(mut message: String) -> String {
 // === impl Codec ===
 
 impl Codec {
-    /// The name in `grpc-encoding`.
+    /// Returns the name in `grpc-encoding`.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",

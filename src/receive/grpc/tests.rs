@@ -1,4 +1,4 @@
-//! What a request's head says.
+//! Tests of the parsing of request headers.
 
 use super::*;
 

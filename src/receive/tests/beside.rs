@@ -1,4 +1,4 @@
-//! What the port serves beside OTLP: made when it is asked for, bounded, and ended when the drain begins.
+//! Tests of the services beside OTLP: they are built on demand, bounded, and ended when the drain begins.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,7 +19,7 @@ use tonic_reflection::{
 use super::*;
 use crate::receive::beside::{Beside, MAX_REFLECTION};
 
-/// Health that says nothing.
+/// A health service that never reports a status.
 struct Mute;
 
 #[tonic::async_trait]
@@ -38,7 +38,7 @@ impl Health for Mute {
     }
 }
 
-/// A receiver with reflection, and how often that was made.
+/// Starts a receiver with reflection. Returns it with a count of how often reflection was built.
 async fn started() -> (Receiver, Arc<AtomicUsize>) {
     let made = Arc::<AtomicUsize>::default();
     let (tasks, budget, export) = (Tasks::new(), Budget::new(1 << 30), StandIn::ok());
@@ -52,7 +52,7 @@ async fn started() -> (Receiver, Arc<AtomicUsize>) {
     (Receiver { address: listeners.grpc.unwrap(), budget, tasks, export }, made)
 }
 
-/// A stream of reflection that its client leaves open, with one answer read.
+/// Opens a reflection stream, reads one answer and leaves the stream open.
 async fn asked(channel: &Channel) -> Result<Streaming<ServerReflectionResponse>, Status> {
     let question = MessageRequest::ListServices(String::new());
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
@@ -88,7 +88,7 @@ async fn calls_beside_exports_are_bounded_and_end_when_the_drain_begins() {
     for mut answers in open {
         assert_eq!(answers.message().await.unwrap_err().code(), Code::Unavailable);
     }
-    // Nothing is left of them that the drain would wait for.
+    // The drain has nothing of them to wait for.
     receiver.tasks.wait().await;
 }
 

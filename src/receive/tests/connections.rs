@@ -1,4 +1,4 @@
-//! Connections: their bounds, the drain, and clients that go away.
+//! Tests of connections: their bounds, the drain, and clients that leave.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -14,7 +14,7 @@ use tonic::Code;
 
 use super::*;
 
-/// A stand-in whose answers wait for permits, and the number of its futures that are alive.
+/// Returns a stand-in whose answers wait for permits of the semaphore, and the number of its live futures.
 pub(super) fn waiting() -> (Arc<StandIn>, Arc<Semaphore>, Arc<AtomicUsize>) {
     struct Alive(Arc<AtomicUsize>);
     impl Drop for Alive {
@@ -44,7 +44,7 @@ fn empty_message(client: &mut SendRequest<Bytes>) -> ResponseFuture {
     response
 }
 
-/// A frame of HTTP/2.
+/// Encodes an HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let [_, len @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&len[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
@@ -56,7 +56,8 @@ const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
 const GOAWAY: u8 = 0x7;
 
-/// The types of the frames that a client is sent that says this and no more, and how long its connection lives then.
+/// Sends these bytes on a new connection and nothing more. Returns the types of the frames that the server sends, and
+/// how long the connection lives.
 async fn until_closed(sent: &[u8]) -> (Vec<u8>, Duration) {
     let tasks = Tasks::new();
     let mut stream = serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks);
@@ -70,7 +71,7 @@ async fn until_closed(sent: &[u8]) -> (Vec<u8>, Duration) {
     (kinds(&bytes), lived)
 }
 
-/// The types of these frames.
+/// Returns the types of these frames.
 fn kinds(bytes: &[u8]) -> Vec<u8> {
     let (mut kinds, mut rest) = (Vec::new(), bytes);
     while let [high, middle, low, kind, later @ ..] = rest {
@@ -80,12 +81,12 @@ fn kinds(bytes: &[u8]) -> Vec<u8> {
     kinds
 }
 
-/// What a client sends that opens a connection and answers no PING.
+/// Returns the bytes that open a connection: the preface and empty SETTINGS.
 fn greeting() -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
-/// A request for traces that holds nothing, as frames of stream 1.
+/// Returns an empty traces request as frames of stream 1.
 fn raw_request() -> Vec<u8> {
     // `:method: POST`, `:scheme: http`, then names of the static table with literal values (RFC 7541, 6.2.2).
     let mut block = vec![0x83, 0x86];
@@ -127,7 +128,6 @@ async fn a_handshake_or_a_header_block_that_does_not_end_ends_the_connection() {
 async fn an_idle_connection_is_left_alone() {
     let tasks = Tasks::new();
     let idle = h2_over(serve_in_memory(StandIn::ok(), &aging(100_000, None), &tasks), &tasks).await;
-    // One that sent a request, and one that never did.
     let mut used = h2_over(serve_in_memory(StandIn::ok(), &aging(100_000, None), &tasks), &tasks).await;
     finish(empty_message(&mut used)).await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -188,7 +188,7 @@ async fn a_client_that_does_not_answer_is_waited_for_while_its_request_is_in_han
     tasks.drain();
     tokio::time::sleep(Duration::from_millis(59_990)).await;
     assert_eq!(alive.load(Ordering::SeqCst), 1, "it must have its time");
-    // Answered just before the connection is looked at again: the answer has its time too.
+    // It is answered just before the next check of the connection: the answer gets its time too.
     let answered = tokio::time::Instant::now();
     gate.add_permits(1);
     let mut bytes = Vec::new();
@@ -212,7 +212,7 @@ async fn connections_above_the_bound_are_closed_and_the_others_live() {
     let mut first = first.ready().await.unwrap();
     finish(empty_message(&mut first)).await;
     drop(first);
-    // Its place is free again once it is gone.
+    // Its place becomes free once the connection has ended.
     let connected = async {
         loop {
             let stream = TcpStream::connect(receiver.address).await.unwrap();
@@ -236,7 +236,7 @@ async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
     let response = empty_message(&mut client);
     until("the request is in flight", || alive.load(Ordering::SeqCst) == 1).await;
     receiver.tasks.drain();
-    // GOAWAY: the client may send no further request on this connection.
+    // After GOAWAY the client may send no further request on this connection.
     let refused = async {
         while let Ok(ready) = client.clone().ready().await {
             drop(ready);
@@ -259,7 +259,7 @@ async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
 async fn stopping_ends_what_would_never_end() {
     let (export, _gate, alive) = waiting();
     let receiver = Receiver::start(export);
-    // One that never finishes its preface, one whose request is never answered.
+    // A connection that never finishes its preface, and one whose request is never answered.
     let mut silent = TcpStream::connect(receiver.address).await.unwrap();
     silent.write_all(b"PRI").await.unwrap();
     let clients = Tasks::new();
@@ -271,7 +271,7 @@ async fn stopping_ends_what_would_never_end() {
     tokio::time::timeout(Duration::from_secs(20), receiver.tasks.wait()).await.expect("every task must end");
     assert_eq!(alive.load(Ordering::SeqCst), 0);
     assert!(response.await.is_err());
-    // Ended or reset: in either case there is nothing left to read.
+    // It has ended or was reset: in either case there is nothing left to read.
     silent.read_to_end(&mut Vec::new()).await.ok();
 }
 
@@ -318,7 +318,7 @@ async fn an_old_connection_is_told_to_go_and_its_requests_are_answered() {
     tokio::time::sleep(Duration::from_secs(89)).await;
     let mut client = client.ready().await.expect("it is young");
     let response = empty_message(&mut client);
-    // GOAWAY: no further request can be sent on it.
+    // After GOAWAY no further request can be sent on it.
     let told = async {
         while client.clone().ready().await.is_ok() {
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! Requests and replies, through a gRPC client.
+//! Tests of requests and replies with a gRPC client.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::otlp::{Reason, Refusal};
 async fn a_request_arrives_as_it_was_sent_in_every_encoding() {
     let receiver = Receiver::start(StandIn::ok());
     for encoding in [None, Some(CompressionEncoding::Gzip), Some(CompressionEncoding::Zstd)] {
-        // One that fits a frame, one of several frames, and one beyond the windows.
+        // A message that fits in one frame, one of several frames, and one larger than the windows.
         for (spans, name_len) in [(3, 10), (2_000, 50), (2_000, 4_000)] {
             let mut client = receiver.client().await;
             if let Some(encoding) = encoding {
@@ -29,7 +29,7 @@ async fn a_request_arrives_as_it_was_sent_in_every_encoding() {
             assert!(got.message.payload() == sent.encode_to_vec(), "{encoding:?}, {spans} spans: other bytes");
             assert!(got.permit.bytes() >= got.message.framed_len(), "its bytes must be in the budget");
             if spans == 3 && encoding == Some(CompressionEncoding::Gzip) {
-                // Its size is stated, so the buffer is exact but for one byte; the compressed bytes are given back.
+                // gzip states the size, so the buffer is exact but for one byte. The compressed bytes were given back.
                 assert_eq!(got.permit.bytes(), got.message.framed_len() + 1);
             }
             drop(got);
@@ -62,7 +62,7 @@ async fn a_partial_success_is_understood_in_every_encoding() {
         let partial = reply.into_inner().partial_success.expect("the reply must have a partial success");
         assert_eq!((partial.rejected_spans, partial.error_message.as_str()), (3, "three were bad"));
     }
-    // Who compresses but does not ask for compressed replies gets none.
+    // A client that compresses but does not accept compressed replies gets none.
     let mut client = receiver.client().await.send_compressed(CompressionEncoding::Gzip);
     assert!(client.export(request(5, 5)).await.unwrap().into_inner().partial_success.is_some());
 }

@@ -1,4 +1,4 @@
-//! What peers must not be able to do: large, lying, broken and slow requests.
+//! Tests of the limits: large, lying, broken and slow requests.
 
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ async fn streams_that_announce_much_and_send_little_hold_little() {
             streams.push((response, body));
         }
     }
-    // Each is believed 64 KiB, of which the pages that were not written cost nothing.
+    // Each stream gets a buffer of 64 KiB, whose unwritten pages use no memory.
     until("all streams are being read", || receiver.budget.used() >= 200 * (64 << 10)).await;
     assert_eq!(receiver.budget.used(), 200 * (64 << 10));
     drop(streams);

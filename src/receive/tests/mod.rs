@@ -1,4 +1,4 @@
-//! The receivers against real clients, with a stand-in for the pipeline.
+//! Tests of the receivers with real clients and a stand-in for the pipeline.
 
 mod beside;
 mod connections;
@@ -36,7 +36,7 @@ use crate::{
 
 type Answer = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
-/// A pipeline that keeps what it is given and answers as it is told.
+/// A pipeline that records its requests and answers with a given function.
 struct StandIn {
     requests: Mutex<Vec<Request>>,
     answer: Box<dyn Fn() -> Answer + Send + Sync>,
@@ -103,25 +103,25 @@ impl Drop for Receiver {
     }
 }
 
-/// A plain HTTP/2 client, to send what no gRPC client would.
+/// A plain HTTP/2 client, for requests that no gRPC client sends.
 async fn h2_over<I>(stream: I, tasks: &Tasks) -> SendRequest<Bytes>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     drop(tasks.spawn(async move {
-        // Its end is what tests look at through their streams.
+        // Tests see the end of the connection through their streams.
         connection.await.ok();
     }));
     client
 }
 
-/// A connection in memory, served as an accepted one: for tests with a paused clock.
+/// Serves an in-memory connection like an accepted one, for tests with a paused clock. Returns the client's end.
 fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> tokio::io::DuplexStream {
     serve_service_in_memory(OtlpGrpc::new(export, Budget::new(1 << 30), config, tasks), config, tasks)
 }
 
-/// The same of a service that is there already.
+/// Serves an in-memory connection with an existing service.
 fn serve_service_in_memory(service: OtlpGrpc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> tokio::io::DuplexStream {
     listen::tests::serve_in_memory(config.limits(), service.for_connection(), tasks)
 }
@@ -138,7 +138,7 @@ fn traces() -> HttpRequest<()> {
     head(Signal::Traces.grpc_path())
 }
 
-/// A response with its body and trailers read; a trailers-only one has them among its headers.
+/// Reads a response with its body and trailers. For a trailers-only response, the trailers are its headers.
 async fn finish(response: ResponseFuture) -> (Response<()>, Vec<u8>, HeaderMap) {
     let (parts, mut body) = response.await.unwrap().into_parts();
     let mut bytes = Vec::new();
@@ -153,7 +153,7 @@ fn grpc_status(trailers: &HeaderMap) -> tonic::Status {
     tonic::Status::from_header_map(trailers).expect("there must be a grpc-status")
 }
 
-/// Waits for a state, looking again and again; fails after a time that no healthy machine needs.
+/// Waits until `state` returns true. Panics after 20 s, longer than any healthy machine needs.
 async fn until(what: &str, mut state: impl FnMut() -> bool) {
     let looking = async {
         while !state() {
@@ -163,7 +163,7 @@ async fn until(what: &str, mut state: impl FnMut() -> bool) {
     assert!(tokio::time::timeout(Duration::from_secs(20), looking).await.is_ok(), "never happened: {what}");
 }
 
-/// A request of some spans with names of `name_len` bytes.
+/// Returns a request of `spans` spans with names of `name_len` bytes.
 fn request(spans: usize, name_len: usize) -> ExportTraceServiceRequest {
     let span = |i: usize| Span {
         trace_id: vec![u8::try_from(i % 200 + 1).unwrap(); 16],

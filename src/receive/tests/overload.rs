@@ -1,4 +1,4 @@
-//! Refusals: however many there are, each is an answer, and neither the connection nor others on it feel it.
+//! Tests that any number of refusals are answers, and harm neither the connection nor the other requests on it.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -11,11 +11,11 @@ use tonic_types::StatusExt;
 
 use super::{connections::waiting, *};
 
-/// Requests that are refused, over two connections. h2 gives up a connection after 1,024 frames of streams that it has reset
-/// and forgotten.
+/// The number of refused requests, over two connections. h2 gives up a connection after 1,024 frames of streams that it
+/// has reset and forgotten.
 const REFUSED: usize = 4_000;
 
-/// Requests that are under way at once on each connection.
+/// The number of requests in flight on each connection.
 const AT_ONCE: usize = 40;
 
 const MESSAGE: usize = 128 << 10;
@@ -26,7 +26,7 @@ async fn send(client: &SendRequest<Bytes>, head: HttpRequest<()>) -> tonic::Stat
     let (response, mut body) = client.send_request(head, false).expect("the connection must live");
     let mut message = vec![0; 5 + MESSAGE];
     message[1..5].copy_from_slice(&u32::try_from(MESSAGE).unwrap().to_be_bytes());
-    // In frames, as most clients send it; it may fail if the answer comes first.
+    // In frames, as most clients send it. This may fail if the answer comes first.
     for frame in message.chunks(16 << 10) {
         body.send_data(Bytes::copy_from_slice(frame), false).ok();
         tokio::task::yield_now().await;
@@ -36,8 +36,8 @@ async fn send(client: &SendRequest<Bytes>, head: HttpRequest<()>) -> tonic::Stat
     grpc_status(&parts.headers)
 }
 
-/// Has `REFUSED` requests with this head refused with that code, on two connections, each of which has a request in flight
-/// that waits at the gate.
+/// Sends `REFUSED` requests with this head and asserts that each is refused with `code`. They use two connections, each
+/// of which also has a request in flight that waits at the gate.
 async fn refuse(
     receiver: &Receiver,
     (gate, alive): (Arc<Semaphore>, Arc<AtomicUsize>),
