@@ -1,4 +1,4 @@
-//! The one accept loop of the process: every listener, OTLP or admin, plain or TLS, is bound and served here.
+//! The accept loop of the process: binds and serves every listener, OTLP or admin, plain or TLS.
 
 use std::{
     convert::Infallible,
@@ -35,20 +35,21 @@ use super::{
 };
 use crate::{lifecycle::Tasks, telemetry::LogLimit};
 
-/// Connections that the kernel keeps for us while we are busy: tokio's own choice, and Linux' usual cap is 4096.
+/// The number of connections that the kernel queues until they are accepted: tokio's default. Linux usually caps it at
+/// 4096.
 const BACKLOG: u32 = 1024;
-/// Idle time before TCP asks whether the peer is still there, and the time between its three questions: a dead peer is
-/// found within 90 s, and NAT tables that forget after a minute are kept alive.
+/// TCP keepalive: the idle time before the first probe, the interval of the probes and their number. A dead peer is
+/// found within 90 s, and NAT tables that forget a connection after a minute keep it.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(45);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 3;
-/// First pause when no descriptor or memory is left for a connection; it doubles up to 64 times this.
+/// The first pause when no descriptor or memory is left for a connection. It doubles up to `LONGEST_PAUSE` times this.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: u32 = 64;
-/// How long a connection that has said nothing has to close when it makes room for another: it holds nothing.
+/// How long a silent connection takes to close when it makes room for another one. It has nothing to finish.
 const CLOSING: Duration = Duration::from_millis(1);
 
-/// A listener whose port is taken; it does not accept yet.
+/// A listener whose port is bound, but which does not accept connections yet.
 #[derive(Debug)]
 pub struct Bound {
     name: &'static str,
@@ -56,7 +57,7 @@ pub struct Bound {
     socket: TcpListener,
 }
 
-/// Why a port could not be taken.
+/// The reason why a port could not be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {advice}")]
 pub struct BindError {
@@ -65,52 +66,52 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// What a listener allows.
+/// The limits of a listener.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Which HTTP its clients speak.
+    /// The HTTP versions that its clients may speak.
     pub protocol: Protocol,
-    /// Connections at a time; further ones are closed as soon as they are accepted.
+    /// The most open connections; further ones are closed as soon as they are accepted.
     pub max_connections: usize,
-    /// How many of these there are descriptors for at the moment.
+    /// Returns the number of connections that there are descriptors for at the moment.
     pub descriptors: fn() -> usize,
-    /// Bound on the handshake of a connection, and on each header block of its requests once it has begun.
+    /// The time limit of a connection's handshake, and of each header block once it has begun.
     pub header_timeout: Duration,
-    /// Requests at a time on an HTTP/2 connection.
+    /// The most concurrent requests on an HTTP/2 connection.
     pub max_concurrent_streams: u32,
-    /// Bound on an HTTP/2 request's headers, in bytes.
+    /// The largest headers of an HTTP/2 request, in bytes.
     pub max_header_list_size: u32,
-    /// Age at which a client is told to go, give or take a tenth.
+    /// The age at which a client is told to finish, plus or minus 10 %.
     pub max_connection_age: Option<Duration>,
-    /// How long its requests then have.
+    /// How long its requests may take after that; `None` is without a limit.
     pub max_connection_age_grace: Option<Duration>,
 }
 
-/// Which HTTP a listener's clients speak.
+/// The HTTP versions that a listener's clients may speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/2 with prior knowledge: gRPC.
     Http2,
-    /// HTTP/1 or HTTP/2, as the first bytes say.
+    /// HTTP/1 or HTTP/2, according to the first bytes.
     Any,
 }
 
-/// Makes the stream that HTTP runs on from an accepted connection: the place of TLS.
+/// Makes the stream that HTTP runs on from an accepted connection. TLS is implemented by this trait.
 pub trait Connector: Send + Sync + 'static {
-    /// What a client of HTTP/1 is told at a port for gRPC.
+    /// The text that answers an HTTP/1 client on a port for gRPC.
     const SPEAKS: &'static str;
 
-    /// What HTTP runs on.
+    /// The stream that HTTP runs on.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Shakes hands; bounded by [`Limits::header_timeout`].
+    /// Performs the handshake. The caller bounds its time by [`Limits::header_timeout`].
     fn connect(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
-    /// Hears of a handshake that failed; an error of kind `TimedOut` is one that took too long.
+    /// Called when a handshake has failed. An error of kind `TimedOut` means that it took too long.
     fn failed(&self, peer: SocketAddr, error: &io::Error);
 }
 
-/// No TLS.
+/// A [`Connector`] without TLS.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain;
 
@@ -126,13 +127,13 @@ impl Connector for Plain {
     fn failed(&self, _peer: SocketAddr, _error: &io::Error) {}
 }
 
-/// Takes a port. `name` is the metric label `listener`.
+/// Binds a port. `name` is the value of the metric label `listener`.
 ///
-/// `[::]` serves IPv4 too where the system has it so (Linux does).
+/// `[::]` serves IPv4 too if the system is set up so (the default of Linux).
 pub fn bind(name: &'static str, address: SocketAddr) -> Result<Bound, BindError> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // A restarted process is not to wait for its predecessor's connections to time out.
+        // A restarted process must not have to wait for connections of its predecessor to time out.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let socket = socket.listen(BACKLOG)?;
@@ -154,12 +155,13 @@ fn advice(error: &io::Error) -> &'static str {
 // === impl Bound ===
 
 impl Bound {
-    /// Where it listens, with the port that the system chose when 0 was asked for.
+    /// Returns the address that it listens on. If port 0 was requested, it has the port that the system chose.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Accepts connections until the drain begins; `make_service` makes the service of each.
+    /// Accepts connections until the drain begins. `make_service` makes the service of each connection from the peer's
+    /// address.
     pub fn serve<C, M, S, B>(self, limits: Limits, connector: C, make_service: M, tasks: &Tasks) -> Handle
     where
         C: Connector,
@@ -184,13 +186,13 @@ impl Bound {
     }
 }
 
-/// Changes the limits of a listener that serves.
+/// A handle that changes the limits of a serving listener.
 pub struct Handle {
     limits: Arc<ArcSwap<Limits>>,
 }
 
 impl Handle {
-    /// Limits for every connection that comes from now on; those that are open keep theirs.
+    /// Sets the limits for all connections from now on; open connections keep theirs.
     pub fn set(&self, limits: Limits) {
         self.limits.store(Arc::new(limits));
     }
@@ -202,11 +204,11 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// A connection's place among those that may be open.
+/// A place for one open connection, given back on drop.
 struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    /// The next place, if there are fewer than `most`. Only one task takes places.
+    /// Takes a place if fewer than `most` connections are open. Only one task takes places.
     fn take(open: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
         (open.load(Ordering::Relaxed) < most).then(|| {
             open.fetch_add(1, Ordering::Relaxed);
@@ -221,9 +223,9 @@ impl Drop for Place {
     }
 }
 
-/// What the connections of a listener share.
+/// State that all connections of a listener share.
 struct Listener<C, M> {
-    /// What holds for connections that come now.
+    /// The limits of new connections.
     limits: Arc<ArcSwap<Limits>>,
     metrics: ListenerMetrics,
     strangers: Strangers,
@@ -247,7 +249,7 @@ where
     let mut trouble = Trouble::new(bound.name);
     loop {
         let accepted = tokio::select! {
-            // Draining first: from then on clients are to go elsewhere.
+            // Check the drain first: once it has begun, clients have to connect elsewhere.
             biased;
             () = listener.tasks.drained() => return,
             accepted = bound.socket.accept() => accepted,
@@ -295,7 +297,7 @@ where
 // === impl Limits ===
 
 impl Limits {
-    /// How many connections may be open.
+    /// Returns how many connections may be open.
     fn most(&self) -> usize {
         self.max_connections.min((self.descriptors)())
     }
@@ -326,10 +328,10 @@ impl<C: Connector, M> Listener<C, M> {
         let mut first = [0];
         tokio::select! {
             () = self.tasks.stopped() => return,
-            // The first byte or the end has come; it stays in the socket and is read below.
+            // The first byte or the end has arrived. The byte stays in the socket and is read below.
             _ = stream.peek(&mut first) => {}
             () = life.handshake_is_late(&self.tasks) => {}
-            // The sender is dropped when the listener accepts no more.
+            // The sender is dropped when the listener stops accepting, which must not close the connection.
             Ok(()) = told_to_close => {
                 self.metrics.failed();
                 tracing::debug!(%peer, "connection closed: its client has sent nothing, and another one needs its place");
@@ -366,13 +368,13 @@ impl<C: Connector, M> Listener<C, M> {
         drop(open);
     }
 
-    /// Shakes hands, and reads how the client begins where it has to begin with HTTP/2.
+    /// Performs the handshake and, if the protocol has to be HTTP/2, reads the opening.
     async fn greet(&self, stream: TcpStream, protocol: Protocol) -> io::Result<(Reopened<C::Stream>, Opening)> {
         let mut stream = self.connector.connect(stream).await?;
         match protocol {
             Protocol::Any => Ok((Reopened::new(stream, Preface::untouched()), Opening::Http2)),
             Protocol::Http2 => {
-                // Whoever is gone by then said nothing.
+                // A client that has left by then counts as silent.
                 let opening = Opening::read(&mut stream).await.unwrap_or(Opening::Silent);
                 let is_http2 = matches!(opening, Opening::Http2);
                 let preface = if is_http2 { Preface::again() } else { Preface::untouched() };
@@ -383,17 +385,17 @@ impl<C: Connector, M> Listener<C, M> {
 }
 
 fn set_options(stream: &TcpStream) -> io::Result<()> {
-    // Replies are small and complete when they are written: waiting for more only delays them.
+    // Replies are small and complete when they are written, so waiting for more data only delays them.
     stream.set_nodelay(true)?;
     let keepalive =
         TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// What goes wrong with accepting: how long to pause, and when to say so.
+/// Tracks failures of accepting: how long to pause, and when to log.
 struct Trouble {
     listener: &'static str,
-    /// The last pause as a multiple of the first; 0 while all is well.
+    /// The last pause as a multiple of the first; 0 after a successful accept.
     factor: u32,
     log_limit: LogLimit,
 }
@@ -407,7 +409,7 @@ impl Trouble {
         self.factor = 0;
     }
 
-    /// The pause after a failed accept: none when only that one connection was lost.
+    /// Returns the pause after a failed accept, or `None` if the error concerns only that connection.
     fn with_accept(&mut self, error: &io::Error) -> Option<Duration> {
         if is_of_one_connection(error) {
             return None;

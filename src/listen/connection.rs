@@ -1,4 +1,5 @@
-//! One connection: HTTP over any stream, told to go when it is old, late or the process drains, and cut if it does not.
+//! Serves HTTP on one stream. The client is told to finish (GOAWAY) when the connection is old, when a handshake or
+//! header block stalls, or when the process drains. A connection that does not finish in time is closed.
 
 use std::{
     convert::Infallible,
@@ -35,25 +36,26 @@ use super::{
 };
 use crate::{descriptors, lifecycle::Tasks};
 
-/// What a client may send on one stream before we read it. h2 keeps received bytes that were not read yet outside of
-/// the byte budget, so windows are what a connection can make us hold unasked.
+/// The bytes that a client may send on one stream before the service reads them. h2 keeps received bytes outside of the
+/// byte budget until they are read, so the windows bound what a connection can make the process hold.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// The same for all streams of a connection: a few large requests may be on their way at once.
+/// The same for all streams of a connection together: a few large requests may be in transit at once.
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Largest DATA frame that a client may send: large enough that a usual batch is one frame, and then it is not copied,
-/// small enough for h2 to make room for on a frame's announcement. Go and Java clients send 16 KiB whatever is allowed.
+/// The largest DATA frame that a client may send. A usual batch fits in one frame, which is then not copied. The size
+/// is also a bound on the memory that h2 reserves when a frame is announced. Go and Java clients send 16 KiB
+/// regardless.
 const MAX_FRAME_SIZE: u32 = 256 << 10;
-/// What is left to a client that is late, for GOAWAY and for answers that are ready.
+/// How long a stalled client has to receive GOAWAY and the answers that are ready.
 const LATE_GRACE: Duration = Duration::from_secs(1);
-/// What is left to a client that was told to go and has no request in hand. HTTP/2 has it answer a PING first, because requests
-/// may still be on their way, and one that stands still never does; grpc-go's servers wait about as long for that answer.
+/// How long an idle client has to finish once it was told to. HTTP/2 waits for the client to answer a PING, because
+/// requests may still be in transit; a hung client never answers. grpc-go's servers wait about as long for that answer.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
-/// When to look again whether a client that is told to go could connect anew.
+/// The time until the next check whether an aged client would find room for a new connection.
 const NO_ROOM_AGAIN: Duration = Duration::from_secs(5);
-/// What HTTP/1 may buffer of headers that are not complete, in bytes: hyper's least value is 8 KiB.
+/// The bytes of incomplete headers that HTTP/1 may buffer. hyper's minimum is 8 KiB.
 const HTTP1_BUFFER: usize = 64 << 10;
 
-/// Builds one connection.
+/// Returns the hyper builder of one connection.
 fn builder(limits: &Limits, spawner: Spawner) -> Builder<Spawner> {
     let mut builder = Builder::new(spawner);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(HTTP1_BUFFER);
@@ -73,32 +75,33 @@ fn builder(limits: &Limits, spawner: Spawner) -> Builder<Spawner> {
     }
 }
 
-/// How long a connection lives at most, by its listener's limits.
+/// The deadlines of one connection, from its listener's limits and from events.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Life {
-    /// When it was accepted.
+    /// The time at which it was accepted.
     begun: Instant,
-    /// What the handshake may take, and each header block.
+    /// The time limit of the handshake, and of each header block.
     header_timeout: Duration,
-    /// Its client is told to go then.
+    /// The time at which its client is told to finish because of the connection's age.
     aged_at: Option<Instant>,
-    /// What its requests then have.
+    /// How long its requests may take after that.
     grace: Option<Duration>,
-    /// It is cut then.
+    /// The time at which it is closed.
     cut_at: Option<Instant>,
-    /// Once it is told to go: when to look whether it idles, and how many of its requests had ended before.
+    /// Set once the client was told to finish: the time of the next check whether the connection is idle, and the
+    /// number of its requests that had ended when this was set.
     idle: Option<(Instant, u64)>,
-    /// When the drain began.
+    /// The time at which the drain began.
     draining: Option<Instant>,
-    /// What it owes did not come in time.
+    /// Whether a handshake or a header block did not finish in time.
     is_late: bool,
 }
 
 impl Life {
-    /// The life of a connection that begins now.
+    /// Creates the deadlines of a connection that was accepted now.
     pub(super) fn new(limits: &Limits) -> Self {
         let now = Instant::now();
-        // Connections that came together are not to go together.
+        // Connections that were opened together do not end together.
         let jittered = |age: Duration| age.mul_f64(0.9 + 0.2 * fastrand::f64());
         Self {
             begun: now,
@@ -113,9 +116,10 @@ impl Life {
     }
 }
 
-/// Serves a connection to its end. It is told to finish (GOAWAY) when it is old, when the process drains, or when the handshake
-/// or a header block was begun and does not end, and dropped when that takes too long or the process stops: a peer that does
-/// not answer could keep it open for ever. One that is idle is left alone until it is told to finish.
+/// Serves a connection to its end. The client is told to finish (GOAWAY) when the connection is old, when the process
+/// drains, or when a handshake or header block was begun and does not finish in time. If the connection then does not
+/// end in time, or if the process stops, the connection is dropped: otherwise a client that does not answer could keep
+/// it open for ever. An idle connection is left alone until it is told to finish.
 pub(super) async fn serve<I, S, B>(limits: &Limits, stream: I, service: S, mut life: Life, tally: Tally, tasks: &Tasks)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -133,7 +137,8 @@ where
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut events = Seldom::new(wait(life, &progress, tasks));
     loop {
-        // The connection goes first: what has arrived, a turn of it, is served before the drain is looked at.
+        // Poll the connection first: bytes that have arrived, up to one turn of them, are served before the drain is
+        // checked.
         let event = tokio::select! {
             biased;
             end = poll_fn(|context| {
@@ -167,10 +172,12 @@ where
                 tracing::debug!("connection cut: it was told to go, has no request in hand and did not go in time");
                 return;
             }
-            // It had some meanwhile, the last of them maybe until now, and their answers are to reach the client.
+            // It had requests meanwhile. The last may have ended just now, and its answer has to reach the client:
+            // check again later.
             Event::Idle(_) => life.idle = None,
             Event::Draining => life.draining = Some(Instant::now()),
-            // Its client would connect anew and find nobody who accepts: requests would wait in the kernel until they are late.
+            // The client would connect again, but there is no descriptor for the new connection: its requests would
+            // wait in the kernel's backlog.
             Event::Aged if !descriptors::is_one_left() => {
                 life.aged_at = Instant::now().checked_add(NO_ROOM_AGAIN);
                 events = Seldom::new(wait(life, &progress, tasks));
@@ -188,7 +195,7 @@ where
 }
 
 impl Life {
-    /// Resolves when the handshake has taken too long: the limit is past, or a drain has left it a while.
+    /// Resolves when the handshake has taken too long: at its time limit, or [`LEFT_AT_DRAIN`] after the drain began.
     pub(super) async fn handshake_is_late(self, tasks: &Tasks) {
         let draining = async {
             tasks.drained().await;
@@ -201,12 +208,12 @@ impl Life {
     }
 }
 
-/// What can happen to a connection from our side.
+/// An event that changes or ends a connection from the server's side.
 enum Event {
     Aged,
     Cut,
     Draining,
-    /// It was told to go a while ago, when so many of its requests had ended.
+    /// The idle check is due. The value is the number of requests that had ended when it was set up.
     Idle(u64),
     Late,
     Stopped,
@@ -236,14 +243,14 @@ async fn idle(idle: Option<(Instant, u64)>) -> u64 {
     idle.map_or(0, |(_, ended)| ended)
 }
 
-/// hyper's executor of one connection: streams are tasks that shutdown waits for.
+/// The executor of one hyper connection. Streams become tasks that the process's shutdown waits for.
 #[derive(Clone)]
 struct Spawner {
     tasks: Tasks,
     tally: Arc<Tally>,
 }
 
-/// Tells the end of a stream's task, also when it is dropped before.
+/// Counts the end of a stream's task, also if the task is dropped before it has ended.
 struct Ends(Arc<Tally>);
 
 impl Drop for Ends {
@@ -266,7 +273,7 @@ where
     }
 }
 
-/// A service that notes that it was called.
+/// A service that counts its calls.
 struct Noticed<S> {
     service: S,
     tally: Arc<Tally>,
@@ -285,7 +292,8 @@ impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Noticed<S> {
 
 /// Polls a future only when that future was woken.
 ///
-/// A connection is polled for every packet, and polling what waits for a drain takes locks that all connections share.
+/// A connection is polled for every packet, and polling the futures that wait for a drain takes locks that all
+/// connections share.
 struct Seldom<F> {
     future: Pin<Box<F>>,
     notice: Arc<Notice>,
@@ -319,7 +327,7 @@ impl<F: Future> Future for Seldom<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        // Registered before the flag is read, so that a wake between the two is not lost.
+        // Register before reading the flag, so that a wake between the two is not lost.
         self.notice.owner.register(context.waker());
         if !self.notice.woken.swap(false, Ordering::AcqRel) {
             return Poll::Pending;

@@ -1,37 +1,37 @@
-//! Makes the `:authority` of a request readable for h2, inside of its compressed header block.
+//! Replaces an `:authority` that h2 cannot parse, inside of the compressed header block.
 //!
-//! h2 resets a stream whose `:authority` is not a host and a port as URIs have them, and clients send others: gRPC's C core
-//! percent-encodes what it was told to dial (`10.0.0.1%3A4317,10.0.0.2%3A4317`, `%2Frun%2Fotlp.sock`). Servers of gRPC do not
-//! look at it, nor does anything here. So what h2 cannot read is replaced by something that it can, of the same length in the
-//! block and of the same number of characters: the dynamic tables of both ends (RFC 7541, 2.3.2) stay in step, and a later
-//! reference to the field finds the new value.
+//! h2 resets a stream whose `:authority` is not a URI's host and port, but some clients send others: gRPC's C core
+//! percent-encodes its target (`10.0.0.1%3A4317,10.0.0.2%3A4317`, `%2Frun%2Fotlp.sock`). gRPC servers ignore the value,
+//! and so does this proxy. So a value that h2 cannot parse is replaced by one that it can. The new value has the same
+//! length in the block and the same number of characters, so the dynamic tables of both ends (RFC 7541, 2.3.2) stay in
+//! step, and a later reference to the field finds the new value.
 //!
-//! Nothing is known here of the dynamic table. A literal whose name is a reference into it is not looked at, even if that
-//! name is `:authority`; encoders use the static table's entry 1 or the name itself. An empty `:authority` cannot grow and
-//! stays. h2 resets both streams, and `refused_streams` counts them.
+//! This module does not track the dynamic table. It ignores a literal whose name is a reference into that table, even
+//! if the name is `:authority`; encoders use entry 1 of the static table or the name itself. An empty `:authority`
+//! stays, since it cannot grow. In both cases h2 resets the stream, and `refused_streams` counts it.
 
 use std::ops::Range;
 
 use http::uri::Authority;
 
-/// Entry of the static table that bears the name `:authority` (RFC 7541, appendix A).
+/// The index of `:authority` in the static table (RFC 7541, appendix A).
 const AUTHORITY_INDEX: usize = 1;
 
 /// The name as a plain string, and as a Huffman-coded one.
 const AUTHORITY: &[u8] = b":authority";
 const AUTHORITY_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
 
-/// The Huffman codes of one length.
+/// The Huffman codes of one length, which are consecutive numbers.
 struct Codes {
     bits: usize,
-    /// Code of the first symbol; that of each further one is one more.
+    /// The code of the first symbol.
     first: u32,
     symbols: &'static [u8],
-    /// The symbol that takes the place of those which h2 cannot read.
+    /// The symbol that replaces symbols of this length which h2 cannot parse.
     substitute: Option<u8>,
 }
 
-/// All codes of at most 15 bits (RFC 7541, appendix B); what is longer stands for bytes that are in no name or address.
+/// All codes of at most 15 bits (RFC 7541, appendix B). Longer codes stand for bytes that occur in no name or address.
 const CODES: &[Codes] = &[
     Codes { bits: 5, first: 0x0, symbols: b"012aceiost", substitute: Some(b'a') },
     Codes { bits: 6, first: 0x14, symbols: b" %-./3456789=A_bdfghlmnpru", substitute: Some(b'-') },
@@ -45,8 +45,8 @@ const CODES: &[Codes] = &[
     Codes { bits: 15, first: 0x7ffc, symbols: b"<`{", substitute: None },
 ];
 
-/// Looks for `:authority` in a whole header block and makes its value readable, if it has to. A block that is broken is left
-/// to h2.
+/// Finds `:authority` in a complete header block and replaces its value if h2 cannot parse it. A malformed block is
+/// left for h2 to refuse.
 pub(super) fn mend(block: &mut [u8]) {
     if let Some((huffman, value)) = authority(block)
         && let Some(value) = block.get_mut(value)
@@ -59,12 +59,12 @@ pub(super) fn mend(block: &mut [u8]) {
     }
 }
 
-/// Where the value of the literal `:authority` is, and whether it is Huffman-coded. There is one at most: h2 resets the
-/// stream of a second.
+/// Returns whether the value of the literal `:authority` is Huffman-coded, and its range. There is at most one literal:
+/// h2 resets a stream with two.
 fn authority(block: &[u8]) -> Option<(bool, Range<usize>)> {
     let mut reader = Reader { block, at: 0 };
     loop {
-        // How fields begin: RFC 7541, 6.
+        // The first byte states the kind of the field (RFC 7541, 6).
         let first = *block.get(reader.at)?;
         let prefix = match first {
             0x80.. => {
@@ -92,14 +92,14 @@ fn authority(block: &[u8]) -> Option<(bool, Range<usize>)> {
     }
 }
 
-/// Reads what fields are made of.
+/// Reads the integers and strings of header fields.
 struct Reader<'a> {
     block: &'a [u8],
     at: usize,
 }
 
 impl Reader<'_> {
-    /// An integer whose first byte has so many bits of it (RFC 7541, 5.1). h2 takes five bytes at most.
+    /// Reads an integer whose first byte holds `prefix` bits of it (RFC 7541, 5.1). h2 accepts up to five bytes.
     fn integer(&mut self, prefix: u32) -> Option<usize> {
         let mut next = || {
             let byte = self.block.get(self.at).copied()?;
@@ -121,7 +121,7 @@ impl Reader<'_> {
         None
     }
 
-    /// A string (RFC 7541, 5.2): whether it is Huffman-coded, and where it is.
+    /// Reads a string (RFC 7541, 5.2). Returns whether it is Huffman-coded, and its range.
     fn string(&mut self) -> Option<(bool, Range<usize>)> {
         let huffman = self.block.get(self.at)? & 0x80 != 0;
         let len = self.integer(7)?;
@@ -131,12 +131,12 @@ impl Reader<'_> {
     }
 }
 
-/// Whether h2 takes it.
+/// Returns whether h2 can parse the value.
 fn is_readable(value: &[u8]) -> bool {
     Authority::try_from(value).is_ok()
 }
 
-/// Whether a byte may be anywhere in a host's name.
+/// Returns whether a byte may be anywhere in a host name.
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
@@ -158,7 +158,8 @@ fn mend_huffman(value: &mut [u8]) {
     }
 }
 
-/// The symbols of a Huffman-coded string from a bit on; `None` for one whose code is longer than [`CODES`] has, or that is cut.
+/// Iterates over the symbols of a Huffman-coded string from `bit` on. An item is `None` if its code is truncated or not
+/// in [`CODES`].
 struct Symbols<'a> {
     bytes: &'a [u8],
     bit: usize,
@@ -169,7 +170,7 @@ impl Iterator for Symbols<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let left = (self.bytes.len() * 8).saturating_sub(self.bit);
-        // What is padded is padded with ones, by less than a byte.
+        // The padding is less than a byte and consists of ones.
         let ahead = window(self.bytes, self.bit);
         if left < 8 && ahead >> (WINDOW - left) == (1 << left) - 1 {
             return None;
@@ -193,17 +194,17 @@ impl Codes {
     }
 }
 
-/// Bits that [`window`] returns: the longest code of [`CODES`], and one.
+/// The number of bits that [`window`] returns: those of the longest code in [`CODES`], and one more.
 const WINDOW: usize = 16;
 
-/// The [`WINDOW`] bits from `bit` on, with ones behind the end.
+/// Returns the [`WINDOW`] bits from `bit` on. Bits after the end are ones.
 fn window(bytes: &[u8], bit: usize) -> u32 {
     let start = bit / 8;
     let three = (start..start + 3).fold(0, |sum, at| sum << 8 | u32::from(bytes.get(at).copied().unwrap_or(0xff)));
     (three >> (24 - WINDOW - bit % 8)) & 0xffff
 }
 
-/// Puts a code of so many bits where another of that length is.
+/// Overwrites `bits` bits from `bit` on with a code of that length.
 fn write(bytes: &mut [u8], bit: usize, bits: usize, code: u32) {
     for n in 0..bits {
         let (at, mask) = ((bit + n) / 8, 0x80 >> ((bit + n) % 8));
@@ -219,7 +220,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A string, Huffman-coded or plain, with its length in front.
+    /// Encodes a string with its length, Huffman-coded or plain.
     pub(crate) fn string(text: &[u8], huffman: bool) -> Vec<u8> {
         let bytes = if huffman { coded(text) } else { text.to_vec() };
         let mut out = integer(bytes.len(), 7, if huffman { 0x80 } else { 0 });
@@ -241,7 +242,7 @@ pub(super) mod tests {
         out
     }
 
-    /// Bytes above 0x7f and control characters have longer codes than any that are needed.
+    /// Huffman-codes a text. Bytes above 0x7f and control characters have no code in [`CODES`].
     fn coded(text: &[u8]) -> Vec<u8> {
         let mut bits = Vec::new();
         for byte in text {
@@ -253,7 +254,8 @@ pub(super) mod tests {
         bits.chunks(8).map(|byte| byte.iter().fold(0, |sum, bit| sum << 1 | u8::from(*bit))).collect()
     }
 
-    /// What a literal `:authority` of that value is after it was mended, in each way of writing one, as h2 would read it.
+    /// Writes a literal `:authority` of this value in every possible way, repairs it and returns the values that h2
+    /// would read.
     fn mended(value: &[u8]) -> Vec<Vec<u8>> {
         let long = [b'n'; 300];
         let names = [vec![0x41], vec![0x01], vec![0x11]].into_iter().chain(
@@ -264,7 +266,8 @@ pub(super) mod tests {
         let mut seen = Vec::new();
         for name in names {
             for huffman in [true, false] {
-                // A table's new size, fields by index, a literal with a long value and one by a name of the dynamic table.
+                // A table size update, indexed fields, a literal with a long value, and a literal with a name of the
+                // dynamic table.
                 let before = [
                     &[0x3f, 0xe1, 0x1f, 0x83, 0xff, 0x85, 0x01, 0x44][..],
                     &string(&long, huffman),

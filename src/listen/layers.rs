@@ -1,4 +1,4 @@
-//! The layers between a client's socket and HTTP: each does something with what is read or written and passes the rest on.
+//! Stream layers between a client's socket and HTTP. Each changes some reads or writes and passes the rest through.
 
 use std::{
     io::{self, IoSlice},
@@ -8,17 +8,18 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a layer does. All that it does not name passes as it is.
+/// A layer's behaviour. Whatever a layer does not implement passes through unchanged.
 pub(super) trait Layer<I> {
     /// Reads from the stream below.
     fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
 
-    /// Whether a write of so many bytes has to wait. A layer that says so has arranged for the task to be woken.
+    /// Returns whether a write of `bytes` bytes has to wait. If it returns true, it has arranged for the task to be
+    /// woken.
     fn holds_back(&mut self, _cx: &Context<'_>, _bytes: usize) -> bool {
         false
     }
 
-    /// What was written is being flushed.
+    /// Called when the written bytes are flushed.
     fn flushes(&mut self) {}
 }
 

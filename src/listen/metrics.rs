@@ -1,4 +1,4 @@
-//! The metrics of a listener's connections: handles that are resolved once.
+//! Metrics of a listener's connections. The handles are resolved once.
 
 use metrics::{Counter, Gauge, counter, gauge};
 
@@ -32,13 +32,13 @@ impl ListenerMetrics {
         }
     }
 
-    /// One is open, whatever comes of it.
+    /// Counts an open connection until the returned value is dropped.
     pub(super) fn opened(&self) -> OpenConnection {
         self.open.increment(1.0);
         OpenConnection(self.open.clone())
     }
 
-    /// One speaks what is spoken here.
+    /// Counts a connection whose client speaks the port's protocol.
     pub(super) fn accepted(&self) {
         self.accepted.increment(1);
     }
@@ -51,7 +51,7 @@ impl ListenerMetrics {
         self.failed.increment(1);
     }
 
-    /// What counts streams that are refused before a service sees them.
+    /// Returns the counter of streams that are refused before a service sees them.
     pub(super) fn refused_streams(&self) -> Counter {
         self.refused_streams.clone()
     }

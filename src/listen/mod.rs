@@ -1,14 +1,14 @@
 //! Listeners and their connections, for every port of the process: receivers, admin pages and probes.
 //!
-//! A room above binds a port ([`bind`]) and serves it ([`Bound::serve`]) with a [`hyper::service::Service`] for each
-//! connection. This room does what comes before a request: it accepts within the limits, shakes hands over TLS, recognises
-//! what the client speaks, repairs header blocks that h2 would refuse, and ends connections that are old, late or drained.
-//! It knows nothing of OTLP.
+//! The caller binds a port ([`bind`]) and serves it ([`Bound::serve`]) with a [`hyper::service::Service`] for each
+//! connection. This module handles everything before a request: it accepts connections within the limits, performs the
+//! TLS handshake, detects the client's protocol, repairs header blocks that h2 would refuse, and ends connections that
+//! are old, stalled or draining. It does not depend on OTLP.
 //!
-//! The way through the room: `accept` takes a connection, `secure` shakes hands, `opening` reads the first bytes, and
-//! `connection` serves it to its end. HTTP runs on a stream with three `layers`: `opening` gives back the bytes that were read
-//! first, `streams` follows the client's frames (`hpack` repairs their header blocks, `progress` holds what the client owes
-//! the end of), and `turns` divides reading and writing into turns.
+//! `accept` accepts a connection, `secure` performs the TLS handshake, `opening` reads the first bytes, and
+//! `connection` serves the connection to its end. HTTP runs on a stream with three `layers`: `opening` replays the
+//! bytes that were read first, `streams` follows the client's frames (`hpack` repairs their header blocks, `progress`
+//! tracks what the client has begun and has to finish), and `turns` divides reading and writing into turns.
 
 mod accept;
 mod connection;

@@ -1,7 +1,9 @@
-//! What a client says first on a port for gRPC: HTTP/2's preface, or something that shows what it takes the port for.
+//! Reads the first bytes that a client sends on a port for gRPC: HTTP/2's preface, or something that shows for which
+//! protocol it takes the port.
 //!
-//! Nothing is sent before that is known. So HTTP/1 can be answered in words; TLS, the PROXY protocol and what is none of
-//! these are closed. Each is counted by its kind, and a line in ten seconds says who it was.
+//! The server sends nothing before the protocol is known, so an HTTP/1 client can be answered with a text. Connections
+//! that begin with TLS, the PROXY protocol or unknown bytes are closed. Each kind is counted, and at most every ten
+//! seconds a log line names a client.
 
 use std::{
     io,
@@ -23,70 +25,70 @@ use super::{
 };
 use crate::telemetry::{LogLimit, metrics::RECEIVER_FOREIGN_CONNECTIONS_TOTAL};
 
-/// How TLS begins: a record of a handshake, of a version that begins with 3 (RFC 8446, 5.1).
+/// The first bytes of TLS: a handshake record with the major version 3 (RFC 8446, 5.1).
 const TLS: &[u8] = &[0x16, 0x03];
 
-/// How the PROXY protocol begins, versions 1 and 2.
+/// The first bytes of the PROXY protocol, versions 1 and 2.
 const PROXY: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
 
-/// The longest method of HTTP/1 that is looked for.
+/// The longest HTTP/1 method that is recognised, in bytes.
 const METHOD: usize = 20;
 
-/// What is read of an HTTP/1 request before it is answered: its head, which usual servers take up to 8 KiB of.
+/// How much of an HTTP/1 request is read before it is answered, in bytes. Usual servers accept heads of up to 8 KiB.
 const HTTP1_HEAD: usize = 16 << 10;
 
-/// What is read of it after it was answered, and for how long. A client whose bytes are not read may lose the answer: TCP
-/// resets the connection.
+/// How much of an HTTP/1 request is read after the answer, in bytes, and for how long. If the client's bytes stay
+/// unread, TCP resets the connection and the client may lose the answer.
 const HTTP1_REST: u64 = 1 << 20;
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long the head of an HTTP/1 request may take, and its answer.
+/// How long reading the head of an HTTP/1 request may take, and how long writing the answer may take.
 const HTTP1_WITHIN: Duration = Duration::from_secs(2);
 
-/// The answer at a port without TLS ...
+/// The answer to HTTP/1 on a port without TLS.
 pub(super) const SPEAKS_GRPC: &str = "this port speaks gRPC (HTTP/2 without TLS), not HTTP/1.1: set the exporter's protocol to \
                                       grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc); OTLP/HTTP is not served here, and probes are \
                                       answered at the admin port (/livez, /readyz)\n";
 
-/// ... and at one with TLS, to whoever uses none and to whoever does.
+/// The answer to HTTP/1 on a port with TLS, inside and outside of TLS.
 pub(super) const SPEAKS_TLS: &str = "this port speaks gRPC over TLS, not HTTP/1.1 without it: set the exporter's endpoint to https:// \
                                      and its protocol to grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc)\n";
 
-/// What a client is that does not speak HTTP/2.
+/// The protocol of a client that does not speak HTTP/2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Foreign {
-    /// It sent a request of HTTP/1.
+    /// A request of HTTP/1.
     Http1,
-    /// It wants to shake hands.
+    /// A TLS handshake.
     Tls,
-    /// It is a load balancer that says whom it speaks for.
+    /// The PROXY protocol: a load balancer states the address of its client.
     Proxy,
-    /// Nothing that is known here.
+    /// Anything else.
     Garbage,
 }
 
-/// What was read first.
+/// The beginning of a connection.
 #[derive(Debug)]
 pub(super) enum Opening {
     /// The preface of HTTP/2.
     Http2,
-    /// Something else: these bytes.
+    /// Something else, with the bytes that were read.
     Foreign(Foreign, Vec<u8>),
-    /// The client went without a word, as those do that look whether a port is open.
+    /// The client closed the connection without sending a byte, as port checks do.
     Silent,
 }
 
-/// A stream whose preface was read, and is read again by whoever comes next.
+/// A stream whose preface was read and is replayed to the next reader.
 pub(super) type Reopened<I> = Layered<I, Preface>;
 
-/// The layer that gives the preface back.
+/// The layer that replays the preface.
 #[derive(Debug)]
 pub(super) struct Preface {
-    /// Bytes of it that are still to be read again.
+    /// The number of the preface's last bytes that are still to be replayed.
     left: usize,
 }
 
-/// Counts the connections that do not speak HTTP/2, and tells of them now and then.
+/// Counts the connections that do not speak HTTP/2, and logs some of them.
 #[derive(Debug)]
 pub(super) struct Strangers {
     listener: &'static str,
@@ -99,7 +101,7 @@ pub(super) struct Strangers {
 impl Foreign {
     pub(super) const ALL: [Self; 4] = [Self::Http1, Self::Tls, Self::Proxy, Self::Garbage];
 
-    /// The label's value.
+    /// Returns the value of the metric label.
     fn as_str(self) -> &'static str {
         match self {
             Self::Http1 => "http1",
@@ -109,7 +111,7 @@ impl Foreign {
         }
     }
 
-    /// What an operator has to know.
+    /// Returns the advice in the log line.
     fn advice(self) -> &'static str {
         match self {
             Self::Http1 => {
@@ -125,7 +127,8 @@ impl Foreign {
         }
     }
 
-    /// What begins with these bytes, once there are enough to tell. They are not how the preface begins.
+    /// Returns the protocol that begins with `bytes`, or `None` if more bytes are needed. `bytes` must not be the
+    /// beginning of the preface.
     fn of(bytes: &[u8]) -> Option<Self> {
         for (start, kind) in [(TLS, Self::Tls), (PROXY[0], Self::Proxy), (PROXY[1], Self::Proxy)] {
             if bytes.starts_with(start) {
@@ -147,9 +150,9 @@ impl Foreign {
 // === impl Opening ===
 
 impl Opening {
-    /// Reads until it is clear what it is; whoever asks bounds the time.
+    /// Reads until the protocol is known. The caller has to bound the time.
     ///
-    /// Cancel safety: none; what was read is lost.
+    /// Cancel safety: none; the bytes read so far are lost.
     pub(super) async fn read<I: AsyncRead + Unpin>(stream: &mut I) -> io::Result<Self> {
         let (mut room, mut len) = ([0; PREFACE.len()], 0);
         loop {
@@ -170,10 +173,10 @@ impl Opening {
     }
 }
 
-/// Answers a request of HTTP/1 in words, as far as its client takes them, and ends the connection.
+/// Answers an HTTP/1 request with a text, as far as the client reads it, and ends the connection.
 ///
-/// The status is 400, as of servers that are sent plaintext where they speak TLS: it is the client that is set up wrongly, no
-/// OTLP exporter sends the same again for it, and none takes it for trouble of the proxy, as 5xx are.
+/// The status is 400, which is also what TLS servers answer to plaintext: the client is misconfigured. OTLP exporters
+/// do not retry after a 400, and nobody mistakes it for a failure of the proxy, as a 5xx would be.
 pub(super) async fn answer<I>(stream: &mut I, first: Vec<u8>, words: &str)
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -187,7 +190,7 @@ where
         }
         io::Result::Ok(())
     };
-    // What is late is answered too.
+    // A client whose head is incomplete after this time is answered too.
     drop(timeout(HTTP1_WITHIN, read).await);
     let body = if head.starts_with(b"HEAD ") { "" } else { words };
     let answer = format!(
@@ -201,7 +204,7 @@ where
     });
     if let Ok(Ok(())) = answered.await {
         let mut rest = stream.take(HTTP1_REST);
-        // Whatever it is, it is not looked at.
+        // The bytes are ignored.
         drop(timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await);
     }
 }
@@ -209,14 +212,14 @@ where
 // === impl Strangers ===
 
 impl Strangers {
-    /// Counters of every kind, at 0.
+    /// Creates the counters of all kinds, at 0.
     pub(super) fn new(listener: &'static str) -> Self {
         let counters = Foreign::ALL
             .map(|kind| counter!(RECEIVER_FOREIGN_CONNECTIONS_TOTAL, "listener" => listener, "kind" => kind.as_str()));
         Self { listener, counters, log_limit: LogLimit::few() }
     }
 
-    /// One came.
+    /// Counts a connection of this kind, and logs it unless a line was written a short time ago.
     pub(super) fn note(&self, kind: Foreign, peer: SocketAddr) {
         if let Some((_, counter)) = Foreign::ALL.iter().zip(&self.counters).find(|(of, _)| **of == kind) {
             counter.increment(1);
@@ -231,12 +234,12 @@ impl Strangers {
 // === impl Preface ===
 
 impl Preface {
-    /// Of a stream of which [`Opening::read`] has read the preface.
+    /// Creates the layer for a stream whose preface [`Opening::read`] has read.
     pub(super) fn again() -> Self {
         Self { left: PREFACE.len() }
     }
 
-    /// Of a stream of which nothing was read.
+    /// Creates the layer for a stream of which nothing was read.
     pub(super) fn untouched() -> Self {
         Self { left: 0 }
     }
@@ -261,12 +264,12 @@ mod tests {
 
     use super::*;
 
-    /// What is read first of a client that sends these bytes, one by one, and goes.
+    /// Sends these bytes one by one, closes the stream and returns the opening that was read.
     async fn opening(bytes: &[u8]) -> Opening {
         let (mut far, mut near) = duplex(1);
         let read = async move { Opening::read(&mut near).await.unwrap() };
         let (opening, ()) = tokio::join!(read, async move {
-            // Once it is clear what it is, nobody reads on.
+            // Nobody reads on once the protocol is known, so the write may fail.
             far.write_all(bytes).await.ok();
         });
         opening

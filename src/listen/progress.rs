@@ -1,5 +1,5 @@
-//! What a client has begun and owes the end of: the handshake, and each header block. Nothing else has to come at any time: a
-//! connection may idle.
+//! Tracks what a client has begun and has to finish: the handshake, and each header block. Nothing else has a time
+//! limit here: a connection may be idle.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -11,10 +11,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// What is left to a client that owes something when the process drains.
+/// How long a client has to finish a handshake or a header block once the process drains.
 pub(super) const LEFT_AT_DRAIN: Duration = Duration::from_secs(1);
 
-/// What one client owes. Its stream writes to it, its connection waits for it.
+/// The unfinished element of one client, if any. The client's stream updates it and its connection waits for it.
 #[derive(Debug)]
 pub(super) struct Progress {
     since: Mutex<Option<Instant>>,
@@ -22,12 +22,12 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// The handshake has begun at that time.
+    /// The handshake is unfinished since `since`.
     pub(super) fn new(since: Instant) -> Self {
         Self { since: Mutex::new(Some(since)), begun: Notify::new() }
     }
 
-    /// Takes note that the client owes something from now on, or no longer.
+    /// Records that the client has begun an element which it has to finish, or that it has finished it.
     pub(super) fn owes(&self, owes: bool) {
         let mut since = self.lock();
         match (&*since, owes) {
@@ -40,7 +40,9 @@ impl Progress {
         }
     }
 
-    /// Resolves when the client has owed one thing for `within`, or since the drain for as long as it is left then.
+    /// Resolves when one element has been unfinished for `within`. If the process drains, it resolves after
+    /// [`LEFT_AT_DRAIN`] if that is sooner, counted from the drain or from the beginning of the element, whichever is
+    /// later.
     pub(super) async fn late(&self, within: Duration, drained: Option<Instant>) {
         loop {
             let Some(since) = *self.lock() else {
@@ -49,7 +51,7 @@ impl Progress {
             };
             let by = since + within;
             sleep_until(drained.map_or(by, |drained| by.min(since.max(drained) + LEFT_AT_DRAIN))).await;
-            // It may have ended meanwhile, and another one begun.
+            // The element may have been finished meanwhile, and another one begun.
             if *self.lock() == Some(since) {
                 return;
             }
@@ -57,7 +59,7 @@ impl Progress {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        // What it guards is a single value.
+        // The guarded value is always consistent, even if the mutex is poisoned.
         self.since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

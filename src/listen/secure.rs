@@ -1,4 +1,4 @@
-//! TLS on a listener: each handshake uses what the certificates say at its moment.
+//! TLS on a listener. Each handshake uses the certificates that are current at that moment.
 
 use std::{io, net::SocketAddr};
 
@@ -14,15 +14,15 @@ use crate::{
     tls::{Failures, Reason, Server},
 };
 
-/// How every TLS connection begins: a record of a handshake (RFC 8446, 5.1).
+/// The first byte of every TLS connection: a handshake record (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 0x16;
 
-/// A client that sends something else than TLS.
+/// The error for a client that does not speak TLS.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct NotTls(&'static str);
 
-/// Speaks TLS with every client.
+/// A [`Connector`] that speaks TLS.
 #[derive(Clone, Debug)]
 pub struct Tls {
     server: Server,
@@ -30,7 +30,8 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// TLS by `server`; `listener` is the label of the metric that counts handshakes that failed.
+    /// Creates a connector that uses the certificates of `server`. `listener` is the label of the metric that counts
+    /// failed handshakes.
     pub fn new(listener: &'static str, server: Server) -> Self {
         Self { server, failures: Failures::new(RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL, "listener", listener) }
     }
@@ -56,7 +57,8 @@ impl Connector for Tls {
     }
 }
 
-/// What a client without TLS is; one that speaks HTTP/1 is answered in words.
+/// Returns the error for a client without TLS, according to its first bytes. A client that speaks HTTP/1 is answered
+/// with a text first.
 async fn not_tls(stream: &mut TcpStream) -> io::Result<NotTls> {
     Ok(NotTls(match Opening::read(stream).await? {
         Opening::Http2 => "it sent HTTP/2 in plaintext: let the exporter use TLS (https://, or insecure: false)",

@@ -1,18 +1,19 @@
-//! Connections on which no byte has come yet, the oldest first.
+//! Connections on which no byte has arrived yet, oldest first.
 //!
-//! A client sends its first bytes, an HTTP/2 preface or a TLS hello, as soon as it is connected. When there is no descriptor or no
-//! place left for a new connection, the oldest silent one is closed to make room: the client that waits may have requests to send.
+//! A client sends its first bytes, an HTTP/2 preface or a TLS hello, as soon as it is connected. When no descriptor or
+//! place is left for a new connection, the oldest silent one is closed to make room, since the new client may have
+//! requests to send.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
-/// How long a connection may be silent when another needs its place. A client's first bytes follow the last packet of TCP's
-/// handshake, so that this does not depend on the time of a round trip.
+/// How long a connection may be silent before it can be closed to make room. A client's first bytes directly follow the
+/// last packet of TCP's handshake, so this does not depend on the round-trip time.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// The silent connections of a listener. Entries of connections that have spoken or ended leave when they come to the front, which
-/// takes no longer than the handshake may take.
+/// The silent connections of a listener. An entry whose connection has sent a byte or has ended is removed when it
+/// comes to the front, at the latest when the handshake timeout of the entries before it is over.
 #[derive(Debug, Default)]
 pub(super) struct SilentConnections(VecDeque<Silent>);
 
@@ -22,7 +23,7 @@ struct Silent {
     close: oneshot::Sender<()>,
 }
 
-/// What became of the attempt to make room.
+/// The result of the attempt to make room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
     /// A connection is being closed.
@@ -34,7 +35,8 @@ pub(super) enum Room {
 }
 
 impl SilentConnections {
-    /// Adds a new connection. The receiver yields a value when the connection has to close; its owner drops it when a byte has come.
+    /// Adds a new connection. The returned receiver yields a value when the connection has to close. Its owner drops it
+    /// once a byte has arrived.
     pub(super) fn add(&mut self) -> oneshot::Receiver<()> {
         self.forget_closed();
         let (close, receiver) = oneshot::channel();
@@ -42,7 +44,7 @@ impl SilentConnections {
         receiver
     }
 
-    /// Closes the oldest connection that is still silent, if it has been for long enough.
+    /// Closes the oldest connection that is still silent, if it has been silent for [`PATIENCE`].
     pub(super) fn make_room(&mut self) -> Room {
         self.forget_closed();
         let Some(oldest) = self.0.front() else { return Room::None };
@@ -52,7 +54,7 @@ impl SilentConnections {
         }
         match self.0.pop_front().map(|oldest| oldest.close.send(())) {
             Some(Ok(())) => Room::Made,
-            // It has just spoken.
+            // A byte has just arrived on it.
             _ => Room::None,
         }
     }

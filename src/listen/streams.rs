@@ -1,9 +1,9 @@
-//! A client connection's stream as h2 is to read it: header blocks with an `:authority` that h2 can read (see
-//! [`super::hpack`]), and a count of the streams that they open.
+//! A stream layer that follows the client's HTTP/2 frames. It repairs header blocks whose `:authority` h2 cannot parse
+//! (see [`super::hpack`]), counts the streams that they open, and reports unfinished header blocks.
 //!
-//! The bytes pass as they are read. Frames are followed by their heads, so that a DATA frame costs the same whatever its
-//! length. A header block that did not come in one piece is held back until it is whole; it is h2 that would hold it
-//! otherwise. What is no HTTP/2 is not followed.
+//! Other bytes pass unchanged. Only the heads of frames are parsed, so a DATA frame costs the same whatever its length.
+//! A header block that arrived in several pieces is held back until it is complete; otherwise h2 would hold it. A
+//! stream that is not HTTP/2 passes through and is not parsed.
 
 use std::{
     io,
@@ -21,10 +21,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{hpack, layers::Layer, progress::Progress};
 
-/// What an HTTP/2 client sends first, which is no frame (RFC 9113, 3.4).
+/// The client's connection preface, which is not a frame (RFC 9113, 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Length of a frame's head: length, type, flags and stream (RFC 9113, 4.1).
+/// The length of a frame's head: length, type, flags and stream (RFC 9113, 4.1).
 const HEAD: usize = 9;
 
 /// Types of frames (RFC 9113, 6).
@@ -36,90 +36,91 @@ const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-/// Length of a stream's priority in HEADERS.
+/// The length of the priority fields in HEADERS.
 const PRIORITY_LEN: usize = 5;
 
-/// The longest header block that is held back, its frames' heads included: four times what a listener takes. A longer one
-/// goes on as it came.
+/// The longest header block that is held back, in bytes, with the heads of its frames: four times what a listener
+/// accepts. A longer one passes unchanged.
 const LARGEST: usize = 64 << 10;
 
-/// The most frames that a header block which is held back may have: more than twice what h2 bears.
+/// A header block with this many CONTINUATION frames is not held back: more than twice what h2 accepts.
 const MOST_PIECES: usize = 16;
 
-/// What is read at a time of a block that is held back.
+/// The bytes that are read at a time of a block that is held back.
 const PIECE: usize = 4 << 10;
 
-/// The layer whose reads pass through [`Walk`].
+/// The layer that parses what is read with [`Walk`].
 #[derive(Debug)]
 pub(super) struct Streams {
     walk: Walk,
-    /// A header block that is not whole, from behind the head of its first frame on; then what of it is still to be read.
+    /// An incomplete header block from the end of its first frame's head on. Once it is complete, the bytes that h2 has
+    /// still to read.
     held: Vec<u8>,
-    /// Bytes of `held` that were read.
+    /// The bytes of `held` that h2 has read.
     taken: usize,
     tally: Arc<Tally>,
     progress: Arc<Progress>,
-    /// What `progress` was told last.
+    /// The value that `progress` was given last.
     owes: bool,
 }
 
-/// The streams of one connection, from their header blocks to the service and the ends of their answers. Only the connection's
-/// task writes to it, but for `ended`.
+/// Counts the streams of one connection, from their header blocks to the service and the ends of their answers. Only
+/// the connection's task writes to it, except for `ended`.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// Streams that ended before a service saw them.
+    /// The metric of streams that ended before a service saw them.
     refused: Counter,
-    /// The highest number of a stream so far.
+    /// The highest stream identifier so far.
     last: AtomicU32,
-    /// Streams that the client has opened.
+    /// The number of streams that the client has opened.
     opened: AtomicU64,
-    /// Those of them whose header blocks h2 has read.
+    /// The number of them whose header blocks h2 has read.
     read: AtomicU64,
-    /// Requests that the service was given.
+    /// The number of requests that the service was given.
     served: AtomicU64,
-    /// Those of them whose tasks have ended: they were answered or given up. Those of HTTP/1 have no tasks.
+    /// The number of them whose tasks have ended, with an answer or without. HTTP/1 requests have no tasks.
     ended: AtomicU64,
-    /// What `refused` has of this connection.
+    /// The share of this connection in `refused`.
     counted: AtomicU64,
 }
 
-/// Where in the client's frames the next byte is.
+/// The position of the next byte among the client's frames.
 #[derive(Debug)]
 enum Walk {
-    /// So many bytes of the preface were seen.
+    /// In the preface, of which this many bytes were seen.
     Preface(usize),
     /// In a frame's head.
     Head {
         head: [u8; HEAD],
         have: usize,
-        /// Whether this frame is owed: the first of all, or one that goes on with a header block.
+        /// Whether the client has to finish this frame in time: the first frame, or one that continues a header block.
         owed: bool,
     },
-    /// So many bytes of a payload, or of one that is held, are to come.
+    /// In a payload, of which `left` bytes are still to come.
     Payload {
         left: usize,
-        /// Whether the frame is owed.
+        /// Whether the client has to finish this frame in time.
         owed: bool,
-        /// Whether the one that follows is.
+        /// Whether the next frame continues a header block.
         more: bool,
     },
-    /// In a header block that is held back: length, flags and stream of its first frame.
+    /// In a header block that is held back, with the length, flags and stream of its first frame.
     Block { len: usize, flags: u8, stream: u32 },
-    /// It is no HTTP/2, or none that can be followed.
+    /// Not HTTP/2, or malformed: nothing is parsed any more.
     Lost,
 }
 
-/// What there is of a header block.
+/// The state of a header block.
 enum Block {
-    /// Its pieces, and where the frame of the last one ends.
+    /// Complete: its pieces, and the end of its last frame.
     Whole(Pieces, usize),
-    /// So many more bytes are needed to know more.
+    /// Incomplete: at least this many more bytes are needed.
     Torn(usize),
-    /// No frames go on like this.
+    /// Malformed.
     Broken,
 }
 
-/// Where the pieces of a header block are: that of HEADERS, and those of CONTINUATION. There is seldom one of these.
+/// The ranges of a header block's pieces: that of HEADERS, and those of the CONTINUATION frames, which are rare.
 struct Pieces {
     first: Range<usize>,
     more: Vec<Range<usize>>,
@@ -132,7 +133,7 @@ impl Streams {
         Self { walk: Walk::Preface(0), held: Vec::new(), taken: 0, tally, progress, owes: true }
     }
 
-    /// Reads on, and holds back what is to be held back.
+    /// Reads into `buf`, and holds back incomplete header blocks.
     fn poll_pass<I>(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
     where
         I: AsyncRead + Unpin,
@@ -143,7 +144,7 @@ impl Streams {
                 let mut piece = ReadBuf::new(room.get_mut(..missing.min(PIECE)).unwrap_or_default());
                 ready!(Pin::new(&mut *stream).poll_read(cx, &mut piece))?;
                 if piece.filled().is_empty() {
-                    // The client is gone in the middle of it: h2 hears that after what came.
+                    // The client left inside of the block: h2 gets the bytes so far, and then the end.
                     self.walk = Walk::Lost;
                 }
                 self.held.extend_from_slice(piece.filled());
@@ -164,7 +165,7 @@ impl Streams {
         }
     }
 
-    /// Says what the client owes by what was read of it.
+    /// Reports whether the client has something to finish, after a read.
     fn note_progress(&mut self) {
         let owes = self.walk.owes();
         if owes != self.owes {
@@ -173,7 +174,7 @@ impl Streams {
         }
     }
 
-    /// Hands over what was held back and is whole, or as whole as it gets.
+    /// Copies held bytes to `buf`: those of a block that is complete, or can't be completed.
     fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
         let rest = self.held.get(self.taken..).unwrap_or_default();
         let now = rest.get(..buf.remaining()).unwrap_or(rest);
@@ -185,7 +186,8 @@ impl Streams {
         }
     }
 
-    /// How many bytes are missing of the block that is held back; it is mended and goes on once it is whole.
+    /// Returns how many bytes are missing from the block that is held back. If the block is complete, repairs it and
+    /// returns `None`.
     fn missing(&mut self) -> Option<usize> {
         let Walk::Block { len, flags, stream } = self.walk else { return None };
         match block(&self.held, len, flags) {
@@ -206,7 +208,7 @@ impl Streams {
 
 impl<I: AsyncRead + Unpin> Layer<I> for Streams {
     fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // Whoever reads on is done with what was read: h2 takes all frames that it has first.
+        // h2 handles all frames that it has before it reads on, so it has handled all that was read before.
         if self.held.is_empty() {
             self.tally.is_read();
         }
@@ -227,7 +229,7 @@ impl Walk {
         if left == 0 { Self::head(more) } else { Self::Payload { left, owed, more } }
     }
 
-    /// Whether the client has begun what it has to end.
+    /// Returns whether the client has begun a handshake or header block that it has to finish.
     fn owes(&self) -> bool {
         match self {
             Self::Preface(_) | Self::Block { .. } => true,
@@ -236,8 +238,8 @@ impl Walk {
         }
     }
 
-    /// Follows what was read, and mends the header blocks in it. Returns where one begins, behind its first frame's head, that
-    /// is not whole.
+    /// Parses what was read and repairs the header blocks in it. If the last header block is incomplete, returns its
+    /// position after the head of its first frame.
     fn pass(&mut self, mut bytes: &mut [u8], tally: &Tally) -> Option<usize> {
         let all = bytes.len();
         while !bytes.is_empty() {
@@ -282,8 +284,8 @@ impl Walk {
         None
     }
 
-    /// Begins a frame, of which `rest` is here. Returns how much of that is done with; `None` for a header block that has to be
-    /// held back.
+    /// Begins a frame; `rest` is what follows its head. Returns how many bytes of `rest` are handled, or `None` for a
+    /// header block that has to be held back.
     fn begin(&mut self, head: [u8; HEAD], owed: bool, rest: &mut [u8], tally: &Tally) -> Option<usize> {
         let [_, _, _, kind, flags, stream @ ..] = head;
         let len = length_of(&head);
@@ -304,7 +306,7 @@ impl Walk {
                 *self = Self::Block { len, flags, stream };
                 None
             }
-            // Too long to be held: nothing is mended in it, and its frames are followed as others are.
+            // It is too long to be held back, so it is not repaired, and its frames are followed like others.
             Block::Torn(_) => {
                 // It is too long for h2 too, which refuses it.
                 tally.opens(stream);
@@ -323,11 +325,11 @@ fn length_of([high, middle, low, ..]: &[u8; HEAD]) -> usize {
     usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low)
 }
 
-/// Finds a header block whose first frame has that length and those flags and is followed by its CONTINUATIONs; `bytes` begin
-/// behind that frame's head.
+/// Finds the pieces of a header block. `len` and `flags` are those of its HEADERS frame, whose payload begins at the
+/// beginning of `bytes`; its CONTINUATION frames follow.
 fn block(bytes: &[u8], len: usize, flags: u8) -> Block {
     let Some(payload) = bytes.get(..len) else { return Block::Torn(len - bytes.len()) };
-    // A head that lies about its padding is an error of the connection, which h2 finds.
+    // Padding longer than the payload is a connection error, which h2 reports.
     let Some(first) = fragment(payload, flags) else { return Block::Broken };
     let mut pieces = Pieces { first, more: Vec::new() };
     let (mut end, mut flags) = (len, flags);
@@ -349,7 +351,7 @@ fn block(bytes: &[u8], len: usize, flags: u8) -> Block {
     Block::Whole(pieces, end)
 }
 
-/// Where the piece of the header block is in the payload of HEADERS (RFC 9113, 6.2).
+/// Returns the range of the header block's piece in the payload of HEADERS (RFC 9113, 6.2).
 fn fragment(payload: &[u8], flags: u8) -> Option<Range<usize>> {
     let (mut start, mut end) = (0, payload.len());
     if flags & PADDED != 0 {
@@ -387,14 +389,15 @@ impl Pieces {
 // === impl Tally ===
 
 impl Tally {
-    /// Nothing yet; `refused` counts what is refused before a service sees it.
+    /// Creates the counts of a new connection. `refused` is the metric of streams that are refused before a service
+    /// sees them.
     pub(super) fn new(refused: Counter) -> Self {
         let zero = AtomicU64::default;
         let last = AtomicU32::default();
         Self { refused, last, opened: zero(), read: zero(), served: zero(), ended: zero(), counted: zero() }
     }
 
-    /// A header block came. Further ones of a stream are trailers, which open nothing.
+    /// Counts a header block's stream. Further blocks of the same stream are trailers, which open nothing.
     fn opens(&self, stream: u32) {
         if stream > self.last.load(Relaxed) {
             self.last.store(stream, Relaxed);
@@ -402,37 +405,39 @@ impl Tally {
         }
     }
 
-    /// h2 has read all of it.
+    /// Records that h2 has read all header blocks so far.
     fn is_read(&self) {
         self.read.store(self.opened.load(Relaxed), Relaxed);
     }
 
-    /// The service is given a request.
+    /// Counts a request that the service is given.
     pub(super) fn serves(&self) {
         self.served.store(self.served.load(Relaxed) + 1, Relaxed);
     }
 
-    /// The task of a request that the service was given has ended.
+    /// Counts the end of a task that handled a request.
     pub(super) fn ends(&self) {
         self.ended.fetch_add(1, Relaxed);
     }
 
-    /// How many such tasks have ended.
+    /// Returns how many such tasks have ended.
     pub(super) fn ended(&self) -> u64 {
         self.ended.load(Relaxed)
     }
 
-    /// Whether no request has been in hand since so many had ended: the service was not given more.
+    /// Returns whether no request has been in flight since `ended` requests had ended: the service was given no more
+    /// than these.
     pub(super) fn is_idle_since(&self, ended: u64) -> bool {
         self.served.load(Relaxed) == ended
     }
 
-    /// Counts what was refused: h2 was polled, and gave the service all requests of the header blocks that it has read.
+    /// Counts refused streams. Called after h2 was polled, when it has passed all requests whose header blocks it has
+    /// read to the service.
     pub(super) fn settle(&self) {
         self.count(self.read.load(Relaxed));
     }
 
-    /// The same at the connection's end, when nothing that was opened can reach the service any more.
+    /// Counts refused streams at the connection's end, when no further stream can reach the service.
     pub(super) fn close(&self) {
         self.count(self.opened.load(Relaxed));
     }

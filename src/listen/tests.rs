@@ -1,4 +1,4 @@
-//! A connection in memory, for tests of the rooms above that pause the clock.
+//! An in-memory connection for tests that pause the clock. Tests of other modules use it too.
 
 use std::{convert::Infallible, error::Error};
 
@@ -11,7 +11,7 @@ use tokio::io::DuplexStream;
 use super::{Limits, connection, streams};
 use crate::lifecycle::Tasks;
 
-/// Serves `service` on a connection in memory, as on an accepted one. Returns the client's end.
+/// Serves `service` on an in-memory connection, like on an accepted one. Returns the client's end.
 pub(crate) fn serve_in_memory<S, B>(limits: Limits, service: S, tasks: &Tasks) -> DuplexStream
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,

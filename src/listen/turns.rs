@@ -1,12 +1,13 @@
-//! A client connection's stream, which lets others run once it has read much, and before it writes.
+//! A stream layer that yields to other tasks: after many bytes were read, and before a short write.
 //!
-//! HTTP/2 reads for as long as something comes. A large request is cut cheapest right after it was read, while it is in the
-//! nearest caches; and clients that send little are not to wait for those that send much.
+//! HTTP/2 reads for as long as bytes arrive. Two reasons speak for pausing: a large request is cheapest to cut right
+//! after it was read, while it is in the CPU's caches, and clients that send little should not wait for those that send
+//! much.
 //!
-//! One call to a backend holds parts of many requests, so that their answers are ready together. The runtime lets a
-//! connection run as soon as the first of them is, and each would take a write of its own.
+//! One call to a backend holds parts of many requests, so their answers become ready together. The runtime polls a
+//! connection as soon as the first answer is ready, and without the pause each answer would be a write of its own.
 //!
-//! What is longer than answers are goes at once: HTTP/2 flushes large frames one by one, and each would wait.
+//! Writes longer than such answers do not wait: HTTP/2 flushes large frames one by one, so each of them would wait.
 
 use std::{
     io,
@@ -18,19 +19,18 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::layers::Layer;
 
-/// Bytes that are read in a turn: about a batch of 512 spans, which then is cut as soon as it is here. It costs 1 to 4 % less for
-/// that; with 64 or 256 KiB nothing was gained.
+/// The bytes that are read in one turn: about a batch of 512 spans, so that a batch is cut as soon as it has arrived.
 const TURN: usize = 192 << 10;
 
-/// Bytes of a write, at most, that waits; an answer has 35 where all was accepted.
+/// The longest write that waits, in bytes. An answer of full success has 35.
 const SHORT: usize = 256;
 
-/// The layer whose reads come in turns, and whose writes come after others' turns.
+/// The layer that ends a read turn after [`TURN`] bytes, and delays the first short write after a flush.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// Bytes read in this turn.
+    /// The bytes read in this turn.
     read: usize,
-    /// Whether others had a turn since the last flush.
+    /// Whether a write was delayed since the last flush.
     waited: bool,
 }
 
@@ -47,8 +47,8 @@ impl<I: AsyncRead + Unpin> Layer<I> for Turns {
         result
     }
 
-    /// Whether what is to be written waits until others have run: with 64 requests in flight over four connections a span costs
-    /// 12 % less for that in requests of 10 spans, 5 % in those of 100. One at a time on each costs what it did.
+    /// Delays the first short write after a flush until other tasks have run, so that several answers are written at
+    /// once.
     fn holds_back(&mut self, cx: &Context<'_>, bytes: usize) -> bool {
         if !self.waited && bytes <= SHORT {
             self.waited = true;
@@ -110,7 +110,7 @@ mod tests {
         let second = turn();
         assert!([first, second].concat() == sent);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "the stream wakes it now");
-        // A turn that ended for want of bytes counts no further.
+        // A turn that ended because no bytes were left does not count for the next one.
         far.write_all(&sent[..TURN - 1]).await.unwrap();
         assert!(turn() == sent[..TURN - 1]);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 2);

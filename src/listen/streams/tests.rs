@@ -1,4 +1,4 @@
-//! Frames that are cut in every way, and what is no frame.
+//! Tests with frames that are cut in many ways, and with bytes that are not frames.
 
 use std::collections::VecDeque;
 
@@ -29,7 +29,7 @@ fn progress() -> Arc<Progress> {
     Arc::new(Progress::new(tokio::time::Instant::now()))
 }
 
-/// A client whose bytes come in these pieces.
+/// A client whose bytes arrive in these pieces.
 struct Client(VecDeque<Vec<u8>>);
 
 impl AsyncRead for Client {
@@ -45,7 +45,7 @@ impl AsyncRead for Client {
     }
 }
 
-/// What h2 reads, a few bytes at a time, of what comes in pieces of at most `most` bytes.
+/// Returns what h2 reads, a few bytes at a time, if `sent` arrives in pieces of at most `most` bytes.
 async fn read(sent: &[u8], most: usize, random: &mut fastrand::Rng, tally: &Arc<Tally>) -> Vec<u8> {
     let (mut pieces, mut rest) = (VecDeque::new(), sent);
     while !rest.is_empty() {
@@ -133,7 +133,7 @@ async fn what_is_no_http2_or_broken_or_endless_passes_as_it_is() {
             );
         }
     }
-    // One frame that is too long to be held is not mended, and the next one is.
+    // A frame that is too long to be held back is not repaired, and the next one is.
     let long = frame(HEADERS, END_HEADERS, 1, &[&block[..], &vec![0x83; LARGEST]].concat());
     let sent = [PREFACE, &long, &frame(HEADERS, END_HEADERS, 3, &block)].concat();
     let expected = [PREFACE, &long, &frame(HEADERS, END_HEADERS, 3, &block_with(b"a-b"))].concat();
