@@ -1,4 +1,5 @@
-//! From a message to the parts of one table's owners, each as large as a call may be, within the memory budget.
+//! Cuts a message into parts for the owners in one table. Each part fits in a call, and all are within the memory
+//! budget.
 
 use std::{cell::RefCell, num::NonZeroUsize};
 
@@ -18,26 +19,26 @@ use crate::{
     split::{self, Built, BySize, NotBuilt, Plan, Scratch},
 };
 
-/// A message cut by one table.
+/// A message that was cut by one table.
 #[derive(Debug)]
 pub(super) struct Cut {
-    /// The parts, with `index` counting from 0.
+    /// The parts; their `index` counts from 0.
     pub(super) parts: Vec<Part>,
-    /// Records seen.
+    /// The number of records in the message.
     pub(super) records: u64,
-    /// Records refused at the door.
+    /// The number of records that the proxy itself refused.
     pub(super) rejected: u64,
-    /// What the parts hold of the budget.
+    /// The budget share of the parts.
     pub(super) permit: Permit,
 }
 
 thread_local! {
-    /// The split's buffers, kept between requests of a thread: a cut then allocates for its parts only.
+    /// The split's buffers, which each thread keeps between requests, so that a cut allocates only its parts.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Cuts a client's `message`, whose bytes `permit` holds, by `table`, into parts of at most `max` bytes; a larger record goes
-/// by itself.
+/// Cuts a client's `message` by `table` into parts of at most `max` bytes; a larger record gets a part of its own.
+/// `permit` covers the message.
 pub(super) fn cut(
     signal: Signal,
     message: Framed,
@@ -60,8 +61,8 @@ pub(super) fn cut(
     Ok(cut)
 }
 
-/// Cuts a part once more, from a copy that `permit` holds: the part itself would keep the bytes of all others of its request.
-/// Its records were counted when they came.
+/// Cuts a part again, from a copy of its bytes that `permit` covers: the part itself shares the buffer of its request's
+/// other parts and would keep all of it. Its records are not counted again.
 pub(super) fn again(
     signal: Signal,
     message: &Framed,
@@ -72,7 +73,8 @@ pub(super) fn again(
     cut_by(signal, message.detached(), permit, table, InvalidTraceId::Forward).and_then(|(cut, _)| fit(cut, max))
 }
 
-/// Records are copied early where that is cheaper and there is room.
+/// Cuts `message`. Records are copied while they are parsed if that is cheaper; if there is no memory for it, the cut
+/// is made without.
 fn cut_by(
     signal: Signal,
     message: Framed,
@@ -97,7 +99,7 @@ fn cut_by(
     Ok((Cut { parts, records, rejected, permit }, invalid))
 }
 
-/// A [`Cut`] before its permit joins it.
+/// A [`Cut`] without its permit.
 struct Uncounted {
     parts: Vec<Part>,
     records: u64,
@@ -129,8 +131,8 @@ fn attempt(
     })
 }
 
-/// The parts, and what they hold of the budget once all else is gone. Their bytes are taken before any part is built;
-/// `held` is what the message holds.
+/// Builds the parts. Returns them with the budget share that they need once everything else is freed. Their bytes are
+/// taken from the budget before any part is built. `held` is the budget share of the message.
 fn parts_of(
     signal: Signal,
     message: &Framed,
@@ -165,7 +167,7 @@ fn part(signal: Signal, target: split::Target, message: Framed, records: u32, in
     Part { message, records, signal, backend, alone, index }
 }
 
-/// Cuts parts that are larger than `max` by size.
+/// Cuts parts larger than `max` bytes by size.
 fn fit(cut: Cut, max: usize) -> Result<Cut, Refusal> {
     if cut.parts.iter().all(|part| part.message.payload_len() <= max) { Ok(cut) } else { by_size(cut, max) }
 }
@@ -197,7 +199,7 @@ fn by_size(cut: Cut, max: usize) -> Result<Cut, Refusal> {
         return Err(defect("the pieces of a request do not have all of its records"));
     }
     if all_copied {
-        // Nothing is left of what they were cut from.
+        // No piece shares the memory of the original parts.
         permit.shrink_to(len);
     }
     for (part, index) in fitting.iter_mut().zip(0..) {
@@ -260,7 +262,7 @@ mod tests {
     fn parts_that_need_more_room_than_was_foreseen_share_the_message() {
         let addresses: Vec<_> = (1..9).map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
         let table = testing::table(1, &addresses, &[]);
-        // Eight parts repeat it: that is not foreseen.
+        // Eight parts repeat the resource, which the estimate does not foresee.
         let resource = len(1, &[0; 25_000]);
         let span = |id: u128| len(2, &[len(1, &id.to_be_bytes()), len(5, &[7; 480])].concat());
         let scope = len(2, &(1..=2_000).flat_map(span).collect::<Vec<_>>());
@@ -297,7 +299,7 @@ mod tests {
     fn what_it_takes_to_keep_track_of_a_request_is_in_the_budget_while_it_is_cut() {
         let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
         let table = testing::table(1, &addresses, &[]);
-        // Hundreds of thousands of resources with a scope and a span each.
+        // 200,000 resources with a scope and a span each.
         let resource = |id: u32| len(1, &len(2, &len(2, &len(1, &[id.to_be_bytes(); 4].concat()))));
         let message = Framed::copy_from_payload(&(0..200_000).flat_map(resource).collect::<Vec<_>>()).unwrap();
         let cut = |limit: usize| {
@@ -313,7 +315,7 @@ mod tests {
         assert_eq!((parts.unwrap(), budget.used()), (2, 0));
     }
 
-    /// A field of bytes.
+    /// Encodes a length-delimited field.
     fn len(number: u32, body: &[u8]) -> Vec<u8> {
         let mut field = Vec::new();
         wire::put_varint(&mut field, wire::len_tag(number));

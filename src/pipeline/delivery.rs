@@ -1,4 +1,5 @@
-//! What becomes of a request's parts: waits, places again what can be helped, joins the rest into one outcome.
+//! Delivers the parts of a request: waits for their outcomes, places failed parts again if that can help, and joins the
+//! outcomes into one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,28 +12,28 @@ use crate::{
     ring::Table,
 };
 
-/// Backends that the message of a late request names.
+/// The most backends that the message of a late request names.
 const NAMED: usize = 3;
 
-/// One request on its way: what is owed, what is known, what waits to be placed again.
+/// The state of one request in delivery.
 pub(super) struct Delivery<'a> {
     pipeline: &'a Pipeline,
     route: &'a Route,
     join: Join,
-    /// Every part that was ever placed, by its index.
+    /// All parts that were ever placed, by their index.
     placed: Vec<Placed>,
-    /// The tables that placed them.
+    /// The tables that they were placed by.
     tables: Vec<Arc<Table>>,
-    /// The cuts that they are of.
+    /// The number of open parts of each cut.
     held: Held,
-    /// Parts with a backend or in its queue.
+    /// The number of parts that are in a backend's queue or call.
     under_way: usize,
-    /// Parts that failed and wait for their next attempt.
+    /// Failed parts that wait for their next attempt.
     waiting: Vec<Waiting>,
-    /// Says that a table took over, once a part has failed: what waits may have another owner by it.
+    /// Reports new tables: a waiting part may have another owner by then. `None` until a part has failed.
     changes: Option<watch::Receiver<u64>>,
     tally: Tally,
-    /// What went wrong that cannot go wrong unless this program has a defect. Nothing is then acknowledged.
+    /// An inconsistency that only a defect of this program can cause. Nothing is acknowledged then.
     defect: Option<&'static str>,
 }
 
@@ -40,17 +41,17 @@ pub(super) struct Delivery<'a> {
 struct Placed {
     records: u32,
     backoff: Backoff,
-    /// Generation of the table that placed it.
+    /// The generation of the table that it was placed by.
     generation: u64,
-    /// Index of its owner in that table's backends.
+    /// The index of its owner among that table's backends.
     backend: u32,
-    /// Number of the cut that made it.
+    /// The number of the cut that made it.
     cut: usize,
-    /// Whether its records still wait for an answer.
+    /// Whether its records still have no outcome.
     owed: bool,
-    /// Whether an attempt that failed may have delivered its records.
+    /// Whether a failed attempt may have delivered its records.
     may_be_there: bool,
-    /// Whether its last attempt took a token of the retry budget.
+    /// Whether its last attempt took a token from the retry budget.
     paid: bool,
 }
 
@@ -59,7 +60,7 @@ struct Waiting {
     due: Instant,
 }
 
-/// A part that its owner could not take or did not answer for.
+/// A part that its owner did not accept or did not answer for.
 struct Failed {
     part: Part,
     owner: Arc<str>,
@@ -101,12 +102,12 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Where outcomes arrive.
+    /// Returns the join that collects the outcomes.
     pub(super) fn join(&self) -> &Join {
         &self.join
     }
 
-    /// All parts were queued: waits until nothing is owed any more or `deadline` has come.
+    /// Waits until all parts have an outcome, or until `deadline`. Called once all parts are queued.
     pub(super) async fn finish(mut self, deadline: Instant) -> Result<Outcome, Refusal> {
         self.under_way = self.placed.len();
         while self.owes() && self.defect.is_none() {
@@ -115,7 +116,7 @@ impl<'a> Delivery<'a> {
                 break;
             }
             tokio::select! {
-                // Results first: what is known must not be answered as late.
+                // Take results first: an outcome that has arrived must not be reported as late.
                 biased;
                 results = self.join.next(), if self.under_way > 0 => self.take_in(results),
                 () = changed(&mut self.changes), if !self.waiting.is_empty() => self.place_moved(),
@@ -131,8 +132,8 @@ impl<'a> Delivery<'a> {
         self.conclude()
     }
 
-    /// What the client is answered. A request is acknowledged only if every part has an outcome and every record is accounted
-    /// for.
+    /// Returns the answer for the client. A request is acknowledged only if every part has an outcome and every record
+    /// is accounted for.
     fn conclude(&mut self) -> Result<Outcome, Refusal> {
         if !self.owes() {
             if self.placed.iter().any(|placed| placed.owed) {
@@ -164,7 +165,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Takes note of what has arrived when nothing more is placed.
+    /// Records the outcomes that have arrived, without placing anything again.
     #[cold]
     fn take_last(&mut self) {
         for (index, outcome) in self.join.arrived() {
@@ -174,7 +175,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Takes note of one outcome. Returns the part if it is still owed, and the pause that its backend asked for.
+    /// Records one outcome. If the part has to be retried, returns it with the pause that its backend asked for.
     fn take(&mut self, index: u32, outcome: PartOutcome) -> Option<(Failed, Option<Duration>)> {
         self.under_way = self.under_way.saturating_sub(1);
         if !self.placed.get(index as usize).is_some_and(|placed| placed.owed) {
@@ -205,7 +206,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// An attempt was sent: if an earlier one may have arrived, a backend may have its records twice.
+    /// Counts possible duplicates after an attempt that was sent: if an earlier attempt may have been delivered, a
+    /// backend may have the records twice.
     fn note_repeat(&self, index: u32) {
         if let Some(placed) = self.placed.get(index as usize)
             && placed.may_be_there
@@ -214,15 +216,15 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// An attempt failed that may have arrived.
+    /// Records that a failed attempt may have been delivered.
     fn note_reached(&mut self, index: u32) {
         if let Some(placed) = self.placed.get_mut(index as usize) {
             placed.may_be_there = true;
         }
     }
 
-    /// A part is done with. What its cut holds of the budget is given back with the last of that cut, unless the request is
-    /// over anyway.
+    /// Records that a part needs no further attempt. With the last part of a cut, the cut's share of the budget is
+    /// given back, unless the whole request is done and gives back everything anyway.
     fn settled(&mut self, index: u32) {
         let Some(Placed { owed, cut, .. }) = self.placed.get_mut(index as usize) else { return };
         *owed = false;
@@ -232,7 +234,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Ends an attempt; a retry that nobody heard of costs nothing.
+    /// Ends an attempt. If it was a retry that no backend has seen, gives its token back.
     #[cold]
     fn settle_retry(&mut self, part: &Part, unheard: bool) {
         let Some(placed) = self.placed.get_mut(part.index as usize) else { return };
@@ -241,10 +243,10 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Places a failed part at once if its slots have gone elsewhere; else it waits for its next attempt.
+    /// Places a failed part again at once if its slots have a new owner. Otherwise the part waits for its next attempt.
     #[cold]
     fn failed(&mut self, failed: Failed, after: Option<Duration>) {
-        // Before the view is looked at: a table that comes in between is heard of.
+        // Subscribe before reading the view, so that a table which is published in between is noticed.
         let dispatch = &self.route.dispatch;
         self.changes.get_or_insert_with(|| dispatch.changes());
         match dispatch.view() {
@@ -255,7 +257,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Whether `view` is of a newer table than the one that placed the part, and its owner has lost it by that.
+    /// Returns whether `view` has a newer table than the one that placed the part, in which the part's owner has lost
+    /// its slots.
     fn has_moved(&self, Failed { part, owner, cause }: &Failed, view: &View) -> bool {
         self.placed.get(part.index as usize).is_some_and(|placed| placed.generation < view.table().generation)
             && (matches!(cause, Cause::Ejected | Cause::Departed) || !view.serves(owner))
@@ -265,7 +268,7 @@ impl<'a> Delivery<'a> {
         self.placed.get(index as usize).map_or(0, |placed| placed.records)
     }
 
-    /// Keeps a failed part for its next attempt, no sooner than its backend asked for.
+    /// Keeps a failed part for its next attempt, which is no sooner than its backend asked for.
     #[cold]
     fn wait_for(&mut self, failed: Failed, after: Option<Duration>) {
         let Some(placed) = self.placed.get_mut(failed.part.index as usize) else {
@@ -276,14 +279,14 @@ impl<'a> Delivery<'a> {
         self.waiting.push(Waiting { failed, due: Instant::now() + pause });
     }
 
-    /// Places every part whose time has come.
+    /// Places every part whose next attempt is due.
     #[cold]
     fn place_due(&mut self, now: Instant) {
         let Some(view) = self.route.dispatch.view() else { return };
         for Waiting { failed, .. } in self.take_waiting(|_, waiting| waiting.due <= now) {
             let (retries, index) = (self.route.dispatch.retries(), failed.part.index as usize);
             if self.has_moved(&failed, &view) {
-                // Another backend is asked: that is no retry.
+                // The part goes to another backend, so this is not a retry.
                 self.place(failed, &view);
             } else if !retries.spend(now) {
                 self.wait_for(failed, None);
@@ -295,7 +298,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Places every part that waits for a backend that has lost it: it need not wait any longer.
+    /// Places every waiting part whose slots have a new owner, without waiting any longer.
     #[cold]
     fn place_moved(&mut self) {
         let Some(view) = self.route.dispatch.view() else { return };
@@ -311,8 +314,8 @@ impl<'a> Delivery<'a> {
         taken
     }
 
-    /// Sends a part to its owner by the table of this moment, cut again when that is another table. Whether it was queued;
-    /// if not, it waits again.
+    /// Sends a part to its owner in the current table. If that table is not the one that placed the part, the part is
+    /// cut again. Returns whether it was queued; if not, it waits again.
     fn place(&mut self, failed: Failed, view: &View) -> bool {
         let Some(placed) = self.placed.get(failed.part.index as usize).copied() else {
             self.defect = Some("a part is unknown");
@@ -347,7 +350,7 @@ impl<'a> Delivery<'a> {
                 self.settled(index);
                 is_queued
             }
-            // The bytes were walked before: only the budget can be in the way.
+            // The same bytes were parsed before, so only the budget can cause this.
             Err(refusal) if refusal.retry_after.is_some() => {
                 self.wait_for(failed, None);
                 false
@@ -360,7 +363,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Gives parts of a part indices of their own.
+    /// Assigns new indices to the parts that a part was cut into.
     fn adopt(&mut self, mut parts: Vec<Part>, like: Placed) -> Vec<Part> {
         for part in &mut parts {
             part.index = u32::try_from(self.placed.len()).unwrap_or(u32::MAX);
@@ -369,7 +372,7 @@ impl<'a> Delivery<'a> {
         parts
     }
 
-    /// Queues parts; if a queue is full they wait again.
+    /// Queues parts. If a queue is full, all of them wait again. Returns whether they were queued.
     fn submit(&mut self, view: &View, parts: Vec<Part>) -> bool {
         let count = parts.len();
         match view.submit(parts, &self.join) {
@@ -398,7 +401,7 @@ impl<'a> Delivery<'a> {
         Refusal::retryable(Reason::Deadline, retry_delay(), message)
     }
 
-    /// Names the backends whose answer is missing, and what failed last.
+    /// Names the backends whose answers are missing, and the last failure.
     #[cold]
     fn who_owes(&self) -> String {
         let waiting = self.waiting();
@@ -422,7 +425,7 @@ impl<'a> Delivery<'a> {
         said.join("; ")
     }
 
-    /// Indices of the parts that wait for their next attempt.
+    /// Returns the indices of the parts that wait for their next attempt.
     fn waiting(&self) -> Vec<u32> {
         self.waiting.iter().map(|waiting| waiting.failed.part.index).collect()
     }
@@ -435,8 +438,8 @@ impl<'a> Delivery<'a> {
 }
 
 impl Drop for Delivery<'_> {
-    /// A client that has no answer, or is told to come again, sends all of its request again: counts what backends then may get
-    /// twice.
+    /// Counts possible duplicates. A client that gets no answer, or is asked to retry, sends the whole request again,
+    /// so backends may get the delivered records twice.
     fn drop(&mut self) {
         self.take_last();
         if self.owes() || self.defect.is_some() {
@@ -450,9 +453,9 @@ impl Drop for Delivery<'_> {
     }
 }
 
-/// Resolves when another table has taken over; never without a subscription.
+/// Resolves when a new table has been published. Without a subscription it never resolves.
 ///
-/// Cancel safety: a change that was not answered is answered by the next call.
+/// Cancel safety: a change that was not returned is returned by the next call.
 async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
     let over = match changes {
         Some(changes) => changes.changed().await.is_err(),

@@ -1,26 +1,26 @@
-//! Counts the parts of each cut of a request: the bytes of a cut are gone with the last of them.
+//! Counts the open parts of each cut of a request. The memory of a cut is free once its last part is done.
 
-/// A request's cuts by number: the first, and one for each time that a part was placed by another table.
+/// The cuts of a request by number: the first one, and one for each part that was cut again by another table.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// Parts of the first cut that are left.
+    /// The number of open parts of the first cut.
     first: usize,
     further: Vec<usize>,
 }
 
 impl Held {
-    /// Of a request that was cut into so many parts.
+    /// Creates the count of a request that was cut into `parts` parts.
     pub(super) fn new(parts: usize) -> Self {
         Self { first: parts, further: Vec::new() }
     }
 
-    /// A further cut, into so many parts. Returns its number.
+    /// Adds a cut into `parts` parts, and returns its number.
     pub(super) fn add(&mut self, parts: usize) -> usize {
         self.further.push(parts);
         self.further.len()
     }
 
-    /// One part of that cut is done with. Whether it was the last.
+    /// Records that one part of a cut is done. Returns whether it was the last one.
     pub(super) fn settle(&mut self, number: usize) -> bool {
         let left = match number.checked_sub(1) {
             None => Some(&mut self.first),

@@ -1,4 +1,4 @@
-//! Counters of the split, resolved once for each signal of a route.
+//! Metrics of the pipeline. The handles are resolved once for each signal of a route.
 
 use metrics::{Counter, counter};
 
@@ -8,7 +8,7 @@ use crate::{
     telemetry::metrics as page,
 };
 
-/// What the pipeline counts of one signal.
+/// The metric handles of one signal.
 pub(super) struct SignalMetrics {
     pub(super) whole: Counter,
     pub(super) cut: Counter,
@@ -51,7 +51,7 @@ impl SignalMetrics {
         }
     }
 
-    /// Counts the records of a request by what its client was answered.
+    /// Counts the records of a request by the client's answer.
     pub(super) fn note_outcome(&self, records: u64, outcome: &Result<Outcome, Refusal>) {
         match outcome {
             Ok(Outcome::Accepted { rejected, .. }) => {

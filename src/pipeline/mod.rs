@@ -1,8 +1,9 @@
-//! The heart: admit → split → route → dispatch → join. Read this first.
+//! The core of the proxy: cuts each request into parts, dispatches them and joins their outcomes. Read this first.
 //!
-//! A [`Request`] comes in whole. One view of the pool, a table and its queues, serves the cut: every record meets its
-//! owner's part. All parts get room in their owners' queues, or none does. Then `delivery` waits for what becomes of
-//! them, places again what failed and can be helped, and joins the rest into one [`Outcome`].
+//! A [`Request`] arrives complete. The cut uses one view of the pool, which is a table and its queues: every record
+//! goes into the part of its owner. Either all parts get room in their owners' queues, or none does. Then `delivery`
+//! waits for the outcomes of the parts, places failed parts again if that can help, and joins the outcomes into one
+//! [`Outcome`].
 
 mod cut;
 mod delivery;
@@ -29,81 +30,82 @@ use crate::{
     telemetry::LogLimit,
 };
 
-/// An export request as a receiver hands it over: read whole, inflated, framed, not looked at.
+/// An export request from a receiver: complete, inflated and framed, but not parsed.
 #[derive(Debug)]
 pub struct Request {
-    /// The signal of the method or path that it came by.
+    /// The signal, from the request's method or path.
     pub signal: Signal,
     /// The message.
     pub message: Framed,
-    /// What its bytes hold of the memory budget.
+    /// The budget share of the message.
     pub permit: Permit,
-    /// When its client is to have an answer: the margin is already taken off.
+    /// The time at which the client must have an answer. The margin is already taken off.
     pub deadline: Instant,
-    /// The connection it came by.
+    /// The client connection that it arrived on.
     pub connection: Arc<ClientConnection>,
-    /// What of its headers goes on to backends.
+    /// The headers that are forwarded to backends.
     pub metadata: Option<Arc<Metadata>>,
 }
 
-/// What receivers call: the pipeline, or a test's stand-in.
+/// The interface that receivers call: implemented by the pipeline, and by tests' stand-ins.
 pub trait Export: Send + Sync + 'static {
-    /// Delivers a request and says what became of it.
+    /// Delivers a request and returns its outcome.
     ///
-    /// Cancel safety: dropping the future is how a receiver says that its client is gone; what was not sent yet is then
+    /// Cancel safety: a receiver drops the future when the client is gone. Parts that were not sent yet are then
     /// dropped and counted.
     fn export(&self, request: Request) -> impl Future<Output = Outcome> + Send;
 }
 
-/// How requests are treated, whatever their route.
+/// Settings that apply to all routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// What happens to records whose trace ID no backend can hold.
+    /// How records are handled whose trace ID is invalid.
     pub invalid_trace_id: InvalidTraceIds,
 }
 
-/// Routes and bounds: what turns a request into an outcome.
+/// Turns requests into outcomes, with the current routes and the memory budget.
 #[derive(Debug)]
 pub struct Pipeline {
     budget: Budget,
-    /// Replaced whole: a request goes by the routes that it met.
+    /// Replaced as a whole. A request uses the routes that were current when it arrived.
     routes: ArcSwap<Routes>,
     /// When a defect was logged last.
     defects: LogLimit,
 }
 
-/// The ways of all signals at one moment.
+/// The routes of all signals, as one snapshot.
 #[derive(Debug)]
 pub struct Routes {
     config: Config,
     by_signal: [Option<Arc<Route>>; Signal::ALL.len()],
 }
 
-/// The way of one signal.
+/// The route of one signal.
 #[derive(Debug)]
 struct Route {
     config: Config,
     pool: String,
     dispatch: Arc<Dispatch>,
     metrics: SignalMetrics,
-    /// Says for as long as it lives that the pool is in use.
+    /// Marks the pool as in use as long as it lives.
     _user: Option<TaskTrackerToken>,
 }
 
 impl Routes {
-    /// No routes: every signal is answered `UNIMPLEMENTED`.
+    /// Creates an empty set of routes: every signal is answered with `UNIMPLEMENTED`.
     pub fn new(config: Config) -> Self {
         Self { config, by_signal: Default::default() }
     }
 
-    /// Sends `signal` to `pool`, which `dispatch` delivers to.
+    /// Routes `signal` to `pool`, which `dispatch` delivers to.
     #[must_use]
     pub fn with(mut self, signal: Signal, pool: &str, dispatch: Arc<Dispatch>) -> Self {
         self.add(signal, pool, dispatch, None);
         self
     }
 
-    /// The same; `user` is kept until these routes were replaced and the last request that went this way is answered.
+    /// Routes `signal` to `pool`. `user` is kept until these routes are replaced and the last request that used them is
+    /// answered.
     pub fn add(&mut self, signal: Signal, pool: &str, dispatch: Arc<Dispatch>, user: Option<TaskTrackerToken>) {
         if let Some(route) = self.by_signal.get_mut(signal.index()) {
             let metrics = SignalMetrics::new(pool, signal);
@@ -119,12 +121,12 @@ impl Routes {
 }
 
 impl Pipeline {
-    /// A pipeline that takes memory from `budget`.
+    /// Creates a pipeline that takes memory from `budget`.
     pub fn new(routes: Routes, budget: Budget) -> Self {
         Self { budget, routes: ArcSwap::from_pointee(routes), defects: LogLimit::few() }
     }
 
-    /// Routes that hold for every request from now on; those in hand go on as they began.
+    /// Replaces the routes for all requests from now on. Requests in progress keep the previous ones.
     pub fn replace(&self, routes: Routes) {
         self.routes.store(Arc::new(routes));
     }
@@ -200,14 +202,15 @@ fn not_queued(table: &Table, why: WhyNotQueued) -> Refusal {
     }
 }
 
-/// The refusal of a request that met a defect of ours. It is not certain what was delivered of it and what was not, so that
-/// nothing is acknowledged, and the client is to send it again.
+/// Returns the refusal of a request that met a defect of this program. It is uncertain which records were delivered, so
+/// nothing is acknowledged and the client sends the request again. The defect is logged at a limited rate, and counted
+/// by its reason like every refusal.
 #[cold]
 fn defect(what: &str) -> Refusal {
     Refusal::retryable(Reason::Internal, retry_delay(), format!("a defect of the proxy: {what}"))
 }
 
-/// When a refused client should come again: 1 to 5 s, jittered so that clients do not come back together.
+/// Returns the time after which a refused client should retry: 1 to 5 s, random so that clients do not return together.
 pub fn retry_delay() -> Duration {
     Duration::from_millis(fastrand::u64(1_000..=5_000))
 }

@@ -1,4 +1,4 @@
-//! What is known of a request's records: how many were accepted or refused, and what the client is told in the end.
+//! Counts a request's accepted and refused records, and derives the client's answer from them.
 
 use std::sync::Arc;
 
@@ -9,27 +9,28 @@ use crate::{
     otlp::{Outcome, Reason, Refusal},
 };
 
-/// Longest `partial_success.error_message` that is passed on, in bytes (design 3).
+/// The longest `partial_success.error_message` that is passed on, in bytes (design 3).
 const MAX_MESSAGE: usize = 256;
 
-/// What is known of a request's records by now.
+/// The counts of a request's records.
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) records: u64,
-    /// Taken by their backends.
+    /// The number that backends have accepted.
     pub(super) accepted: u64,
-    /// Refused for good: at the door, in a backend's `partial_success`, or with their whole part.
+    /// The number that were permanently refused: by the proxy, in a backend's `partial_success`, or with their whole
+    /// part.
     rejected: u64,
-    /// Of these, those whose whole part was refused.
+    /// The number of rejected records whose whole part was refused.
     refused: u64,
     message: Option<String>,
-    /// The code of the refused parts, while they agree.
+    /// The common code of the refused parts, if there is one.
     code: Option<Code>,
     pub(super) last_failure: Option<(Arc<str>, Cause)>,
 }
 
 impl Tally {
-    /// What is known of a request that was just cut.
+    /// Creates the counts of a request that was just cut.
     pub(super) fn new(records: u64, rejected: u64) -> Self {
         Self { records, rejected, message: refused_at_the_door(rejected), ..Self::default() }
     }
@@ -48,7 +49,7 @@ impl Tally {
         self.code = match self.code {
             None if self.refused == 0 => Some(code),
             Some(before) if before == code => Some(code),
-            // Codes that differ stay forgotten: `refused` is no longer 0.
+            // After two different codes there is no common one: `refused` is no longer 0.
             _ => None,
         };
         self.refused += records;
@@ -58,7 +59,7 @@ impl Tally {
         }
     }
 
-    /// Whether every record of the request was accepted or refused, each once.
+    /// Returns whether every record of the request was accepted or refused exactly once.
     pub(super) fn is_complete(&self) -> bool {
         self.accepted + self.rejected == self.records
     }
@@ -73,7 +74,7 @@ impl Tally {
     }
 }
 
-/// The outcome of a request of which nothing was to be sent.
+/// Returns the outcome of a request that has no records to send.
 pub(super) fn nothing_to_send(rejected: u64) -> Outcome {
     Outcome::Accepted { rejected, message: refused_at_the_door(rejected) }
 }

@@ -1,4 +1,4 @@
-//! Whole requests against scripted backends: what is placed again, when, and what a client hears.
+//! Tests of whole requests with scripted backends: which parts are placed again, when, and how the client is answered.
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +29,7 @@ use crate::{
 
 const SPANS: u8 = 32;
 
-/// A pipeline in front of a dispatch.
+/// A pipeline with its dispatch.
 struct Stage {
     rig: Rig,
     pipeline: Arc<Pipeline>,
@@ -43,7 +43,7 @@ impl Stage {
         Self { rig, pipeline }
     }
 
-    /// A request of spans with a trace each.
+    /// Returns a request whose spans each have a trace of their own.
     fn request(&self, deadline: Duration) -> Request {
         let span = |n: u8| Span { name: n.to_string(), trace_id: vec![n; 16], ..Span::default() };
         let scope_spans = vec![ScopeSpans { spans: (1..=SPANS).map(span).collect(), ..ScopeSpans::default() }];
@@ -65,7 +65,7 @@ impl Stage {
     }
 }
 
-/// Pauses that no test waits for.
+/// Returns a configuration with retry pauses of an hour, so that no retry happens in a test.
 fn long_pauses() -> dispatch::Config {
     let hour = Duration::from_secs(3600);
     with_keys(|keys| {
@@ -83,7 +83,7 @@ async fn outcome_of(sent: JoinHandle<Outcome>) -> Outcome {
     patient(sent).await.expect("must not panic")
 }
 
-/// An address where nobody listens.
+/// Returns an address on which nobody listens.
 async fn nobody() -> SocketAddr {
     listen().await.local_addr().expect("bound")
 }
@@ -142,7 +142,7 @@ async fn a_table_that_leaves_the_owner_alone_ends_no_pause() {
     let other = Script::start(&tasks, None, 100).await;
     let stage = Stage::new(long_pauses(), &[busy.address, slow.address], tasks);
     let sent = stage.send(Duration::from_millis(500));
-    // It keeps the request waiting to its deadline.
+    // It keeps the request waiting until its deadline.
     let held = slow.call().await;
     busy.call().await.refuse(Status::unavailable("busy"));
     stage.rig.publish(2, &[busy.address, slow.address, other.address], &[]).await;
@@ -185,7 +185,7 @@ async fn a_late_request_names_the_backend_that_has_not_answered() {
     let mut hung = Script::start(&tasks, None, 100).await;
     let mut well = Script::start(&tasks, None, 100).await;
     let stage = Stage::new(dispatch::Config::default(), &[hung.address, well.address], tasks);
-    // Less than any attempt takes: nothing has failed by then.
+    // The deadline is shorter than the timeout of an attempt, so nothing has failed by then.
     let sent = stage.send(Duration::from_millis(300));
     well.call().await.accept();
     let held = hung.call().await;
@@ -226,7 +226,7 @@ async fn without_a_retry_budget_parts_wait_and_do_not_fail() {
     }
     busy.call().await.accept();
     assert_eq!(outcome_of(sent).await, Outcome::OK);
-    // Three retries at ten a second; pauses alone would take 15 ms.
+    // Three retries at ten per second; the pauses alone would take 15 ms.
     assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
     assert!(well.is_quiet(), "what was delivered must not be sent again");
 }
@@ -241,7 +241,7 @@ async fn retries_that_nobody_heard_of_cost_nothing() {
     for _ in 0..3 {
         retries.give_back();
     }
-    // Many more attempts than tokens, unless the last of them is still under way.
+    // There are many more attempts than tokens. The last attempt may still be running.
     let Outcome::Refused(_) = outcome_of(stage.send(Duration::from_millis(300))).await else { panic!("must be owed") };
     assert!((0..4).all(|_| retries.spend(Instant::now())));
 }
@@ -287,14 +287,14 @@ async fn a_part_that_is_placed_again_holds_its_bytes_once() {
     let (all, count) = (stage.pipeline.budget.used(), own.spans.len());
     own.accept();
     wait_until(|| stage.rig.dispatch.loads().values().map(|load| load.calls).sum::<usize>() == 1).await;
-    // It goes to and fro; each time its bytes are the same.
+    // The part moves back and forth, each time with the same bytes.
     let mut held = owed;
     for (generation, from, to) in [(2, 0, 1), (3, 1, 0), (4, 0, 1)] {
         let expected = held.spans.clone();
         stage.rig.publish(generation, &addresses, &[addresses[from]]).await;
         held = backends[to].call().await;
         assert_eq!(held.spans, expected);
-        // Half of the spans or so, and no more than that.
+        // The request holds about half of the bytes, according to the part's share of the spans.
         let used = stage.pipeline.budget.used();
         assert!(used * usize::from(SPANS) <= all * (usize::from(SPANS) - count) + all, "{used} of {all} for {count}");
     }

@@ -1,4 +1,4 @@
-//! What a delivery does with outcomes that cannot come unless the program has a defect: it acknowledges nothing.
+//! Tests with outcomes that only a defect of the program can cause: the delivery acknowledges nothing.
 
 use super::*;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     testing::*,
 };
 
-/// A delivery of two parts of three records in front of a backend that is never asked.
+/// Makes deliveries of two parts with three records in total. Their backend is never called.
 struct Bench {
     rig: Rig,
     pipeline: Pipeline,
@@ -34,7 +34,7 @@ impl Bench {
         vec![Part { index: 0, ..part(&["a", "b"], 0) }, Part { index: 1, ..part(&["c"], 0) }]
     }
 
-    /// Of a request of that many records.
+    /// Returns a delivery of a request that counted `records` records.
     fn delivery(&self, records: u64) -> Delivery<'_> {
         let join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
         let tally = Tally::new(records, 0);
@@ -107,7 +107,7 @@ async fn a_part_that_lost_records_is_not_placed_again_with_the_rest() {
     bench.rig.publish(2, &[address], &[]).await;
     bench.view = bench.rig.dispatch.view().expect("there is a table");
     let mut delivery = bench.delivery(3);
-    // As if an older table had placed them.
+    // Pretend that an older table has placed them.
     delivery.placed.iter_mut().for_each(|placed| placed.generation = 1);
     let [counted, short] = [2, 3].map(|records| Part { records, index: 0, ..part(&["a", "b"], 0) });
     let failed = |part| Failed { part, owner: "somebody".into(), cause: Cause::Ejected };
