@@ -1,20 +1,23 @@
-//! Large buffers, kept for the next request: fresh pages cost more than the copy into them. Depends on nothing of ours.
+//! A pool of large buffers that are reused by later requests, since writing to fresh pages costs more than the copy
+//! itself. It depends on no other module.
 //!
-//! What is gathered for a socket, and parts that are copied, come and go with each request. An allocator gives such memory
-//! back to the kernel, which then clears every page anew. Here up to 4 MiB of freed buffers wait for their next use;
-//! [`trim`], called once a second, gives back what was not used since.
+//! Buffers for socket reads and for copied parts are allocated and freed with each request. An allocator gives such
+//! large memory back to the kernel, which clears every page before its next use. This pool keeps up to 4 MiB of freed
+//! buffers instead. [`trim`], called once a second, frees those that were not used since.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-/// Smaller buffers are the allocator's: it serves them without asking the kernel (glibc: below `M_MMAP_THRESHOLD`).
+/// The smallest buffer that is pooled, in bytes. The allocator serves smaller ones without calling the kernel (glibc:
+/// below `M_MMAP_THRESHOLD`).
 const LARGE: usize = 64 << 10;
 
-/// Bytes that wait for their next use, at most. They are outside of the memory budget.
+/// The most bytes that are kept. They are outside of the memory budget.
 const KEPT: usize = 4 << 20;
 
-/// A kept buffer serves a request for at least this share of it: memory that is held is memory that is counted.
+/// A kept buffer is reused only for a capacity of at least half of its own, because its whole size counts as held
+/// memory.
 const LEAST_SHARE: usize = 2;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { idle: Vec::new(), bytes: 0 });
@@ -26,11 +29,11 @@ struct Pool {
 
 struct Idle {
     buffer: Vec<u8>,
-    /// [`trim`] was called since it was put here.
+    /// Whether [`trim`] was called since it was added.
     is_old: bool,
 }
 
-/// An empty buffer with room for at least `capacity` bytes.
+/// Returns an empty buffer with a capacity of at least `capacity` bytes.
 pub fn take(capacity: usize) -> Vec<u8> {
     if capacity < LARGE {
         return Vec::with_capacity(capacity);
@@ -38,7 +41,8 @@ pub fn take(capacity: usize) -> Vec<u8> {
     pool().take(capacity).unwrap_or_else(|| Vec::with_capacity(capacity))
 }
 
-/// Moves a buffer's bytes into one with room for at least `capacity`, without holding both where that can be.
+/// Moves a buffer's bytes to one with a capacity of at least `capacity`. Without a kept buffer of that size, the buffer
+/// is reallocated, which may avoid holding two buffers at once.
 pub fn grow(mut buffer: Vec<u8>, capacity: usize) -> Vec<u8> {
     let kept = if capacity < LARGE { None } else { pool().take(capacity) };
     let Some(mut grown) = kept else {
@@ -50,22 +54,22 @@ pub fn grow(mut buffer: Vec<u8>, capacity: usize) -> Vec<u8> {
     grown
 }
 
-/// Shares a buffer's bytes; when the last share is dropped, a large buffer waits for its next use.
+/// Makes a buffer's bytes shareable. When the last share of a large buffer is dropped, the buffer returns to the pool.
 pub fn share(buffer: Vec<u8>) -> Bytes {
     if buffer.capacity() < LARGE { Bytes::from(buffer) } else { Bytes::from_owner(Large(buffer)) }
 }
 
-/// Gives a buffer back without having shared it.
+/// Returns a buffer to the pool.
 pub fn give(buffer: Vec<u8>) {
     if buffer.capacity() >= LARGE {
         pool().give(buffer);
     }
 }
 
-/// Frees what was not used since the last call.
+/// Frees the kept buffers that were not used since the last call.
 pub fn trim() {
     let old = pool().trim();
-    // Unmapping takes its time: not under the lock.
+    // Unmapping is slow, so it happens without the lock.
     drop(old);
 }
 
@@ -79,7 +83,7 @@ impl Pool {
             let has = idle.buffer.capacity();
             has >= capacity && has / LEAST_SHARE <= capacity
         };
-        // The youngest first: its pages are most likely in a cache.
+        // Prefer the most recent one: its pages are most likely in a CPU cache.
         let at = self.idle.iter().rposition(fits)?;
         let buffer = self.idle.remove(at).buffer;
         self.bytes -= buffer.capacity();
@@ -105,7 +109,7 @@ impl Pool {
     }
 }
 
-/// What a share of a large buffer holds on to.
+/// The owner of a shared large buffer, which returns the buffer to the pool on drop.
 struct Large(Vec<u8>);
 
 impl AsRef<[u8]> for Large {

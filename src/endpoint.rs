@@ -1,4 +1,5 @@
-//! The backends of a pool as discovery reports them. Discovery makes these sets; the ring, membership and dispatch read them.
+//! The backends of a pool as discovery reports them. Discovery produces these sets; the ring, membership and dispatch
+//! read them.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -9,26 +10,28 @@ use crate::access::Access;
 /// One backend as discovery reports it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
-    /// What is hashed: `ip:port` in RFC 5952 form from A and AAAA records, `name:port` as written for a static entry.
+    /// The identity that is hashed: `ip:port` in RFC 5952 form for A and AAAA records, `name:port` as written for a
+    /// static entry.
     pub identity: Arc<str>,
-    /// What is dialled; `None` while a static entry's name has not been resolved yet.
+    /// The address that is dialled; `None` while a static entry's name has not been resolved yet.
     pub address: Option<SocketAddr>,
-    /// Share of the ring relative to others; 1 unless configured.
+    /// The share of the ring relative to others; 1 unless configured.
     pub weight: u32,
-    /// How it is spoken to, by the configuration that found it.
+    /// How to reach it: TLS or plaintext, and the headers of every call. It comes from the configuration that found the
+    /// backend.
     pub access: Access,
 }
 
-/// The full set that discovery reports now, sorted by identity, without duplicates, never empty.
+/// The full set of backends that discovery reports now: sorted by identity, without duplicates, never empty.
 pub type Endpoints = Arc<[Endpoint]>;
 
-/// What a resolver publishes: `None` until the first good answer.
+/// Receives the sets that a resolver publishes: `None` until the first successful answer.
 ///
-/// A new set can have the old identities in it and only other addresses.
+/// A new set may have the same identities as the previous one with other addresses.
 pub type EndpointsReceiver = watch::Receiver<Option<Endpoints>>;
 
 impl Endpoint {
-    /// One of weight 1, spoken to in plaintext until whoever publishes it says otherwise.
+    /// Creates an endpoint of weight 1 that is connected to in plaintext, unless the caller changes `access`.
     pub fn new(identity: impl Into<Arc<str>>, address: Option<SocketAddr>) -> Self {
         Self { identity: identity.into(), address, weight: 1, access: Access::default() }
     }
