@@ -73,8 +73,8 @@ pub(super) fn again(
     cut_by(signal, message.detached(), permit, table, InvalidTraceId::Forward).and_then(|(cut, _)| fit(cut, max))
 }
 
-/// Cuts `message`. Records are copied while they are parsed if that is cheaper; if there is no memory for it, the cut
-/// is made without.
+/// Cuts `message`. Records are copied during the parse if that is cheaper. If there is no memory for this, the message
+/// is cut again without these copies.
 fn cut_by(
     signal: Signal,
     message: Framed,
@@ -191,7 +191,7 @@ fn by_size(cut: Cut, max: usize) -> Result<Cut, Refusal> {
                 all_copied = false;
                 fitting.push(part);
             }
-            // It was walked before, and its bytes are the same.
+            // The same bytes were parsed before, so they cannot be malformed.
             Err(_) => return Err(defect("a part of a request cannot be read")),
         }
     }
@@ -276,7 +276,7 @@ mod tests {
                     assert_eq!((cut.parts.len(), cut.records), (8, 2_000));
                     assert_eq!(cut.permit.bytes(), budget.used());
                 }
-                // Spans of 500 bytes that alternate: the lists of them take 64 bytes for each.
+                // The targets alternate between spans of 500 bytes, and each span takes 64 bytes in the split's lists.
                 Err(refusal) => assert!(spare < len / 7, "{} with {spare} bytes to spare", refusal.reason.as_str()),
             }
             assert_eq!(budget.used(), 0);

@@ -69,7 +69,7 @@ pub struct Pipeline {
     budget: Budget,
     /// Replaced as a whole. A request uses the routes that were current when it arrived.
     routes: ArcSwap<Routes>,
-    /// When a defect was logged last.
+    /// Bounds the log lines about defects.
     defects: LogLimit,
 }
 
@@ -203,8 +203,7 @@ fn not_queued(table: &Table, why: WhyNotQueued) -> Refusal {
 }
 
 /// Returns the refusal of a request that met a defect of this program. It is uncertain which records were delivered, so
-/// nothing is acknowledged and the client sends the request again. The defect is logged at a limited rate, and counted
-/// by its reason like every refusal.
+/// nothing is acknowledged and the client sends the request again.
 #[cold]
 fn defect(what: &str) -> Refusal {
     Refusal::retryable(Reason::Internal, retry_delay(), format!("a defect of the proxy: {what}"))

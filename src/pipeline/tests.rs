@@ -317,7 +317,7 @@ async fn a_request_whose_plan_contradicts_itself_is_not_acknowledged_and_nothing
     assert_eq!(stage.pipeline.defects.admit(), None, "it was logged");
     assert_eq!(stage.pipeline.budget.used(), 0);
     assert!(stage.rig.dispatch.is_idle() && backends.iter_mut().all(Script::is_quiet));
-    // The next one is cut as ever.
+    // The next request is cut as usual.
     let sent = stage.send(Duration::from_secs(8));
     for backend in &mut backends {
         backend.call().await.accept();

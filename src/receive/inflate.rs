@@ -196,7 +196,7 @@ fn unsnappy(input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
         let bytes = &mut output.buffer.bytes;
         let len = bytes.len();
         bytes.resize(bytes.capacity().min(len + SNAPPY_CHUNK), 0);
-        // The decoder says that it has read 0 bytes at its end, and where there is no room for more.
+        // The decoder returns 0 both at the end of the stream and for an empty buffer, so the buffer must not be empty.
         let room = bytes.get_mut(len..).filter(|room| !room.is_empty()).ok_or(InflateError::Budget)?;
         let read = decoder.read(room);
         bytes.truncate(len + *read.as_ref().unwrap_or(&0));

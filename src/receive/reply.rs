@@ -131,7 +131,7 @@ fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Resp
             response
         }
         (None, Some(framed)) => with_message(framed.to_bytes()),
-        // An empty message would say that every record was taken.
+        // An empty message would mean that all records were accepted.
         (None, None) => {
             let what = "a defect of the proxy: its answer is too long for gRPC";
             refused(Refusal::retryable(Reason::Internal, retry_delay(), what))
