@@ -27,9 +27,9 @@ use tokio::{
 };
 
 use super::{
-    connection::{self, Life},
+    connection::{self, Deadlines},
     metrics::ListenerMetrics,
-    opening::{self, Foreign, Opening, Preface, Reopened, Strangers},
+    opening::{self, Foreign, ForeignConnections, Opening, Preface, Reopened},
     silent::{Room, SilentConnections},
     streams::Tally,
 };
@@ -176,7 +176,7 @@ impl Bound {
         let listener = Arc::new(Listener {
             limits: Arc::clone(&limits),
             metrics: ListenerMetrics::new(self.name),
-            strangers: Strangers::new(self.name),
+            foreign: ForeignConnections::new(self.name),
             connector,
             make_service,
             tasks: tasks.clone(),
@@ -228,7 +228,7 @@ struct Listener<C, M> {
     /// The limits of new connections.
     limits: Arc<ArcSwap<Limits>>,
     metrics: ListenerMetrics,
-    strangers: Strangers,
+    foreign: ForeignConnections,
     connector: C,
     make_service: M,
     tasks: Tasks,
@@ -321,7 +321,7 @@ impl<C: Connector, M> Listener<C, M> {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let open = self.metrics.opened();
-        let life = Life::new(limits);
+        let deadlines = Deadlines::new(limits);
         if let Err(error) = set_options(&stream) {
             tracing::debug!(%error, "cannot set the options of a connection");
         }
@@ -330,7 +330,7 @@ impl<C: Connector, M> Listener<C, M> {
             () = self.tasks.stopped() => return,
             // The first byte or the end has arrived. The byte stays in the socket and is read below.
             _ = stream.peek(&mut first) => {}
-            () = life.handshake_is_late(&self.tasks) => {}
+            () = deadlines.handshake_timed_out(&self.tasks) => {}
             // The sender is dropped when the listener stops accepting, which must not close the connection.
             Ok(()) = told_to_close => {
                 self.metrics.failed();
@@ -341,13 +341,13 @@ impl<C: Connector, M> Listener<C, M> {
         let connected = tokio::select! {
             () = self.tasks.stopped() => return,
             connected = self.greet(stream, limits.protocol) => connected,
-            () = life.handshake_is_late(&self.tasks) => Err(io::ErrorKind::TimedOut.into()),
+            () = deadlines.handshake_timed_out(&self.tasks) => Err(io::ErrorKind::TimedOut.into()),
         };
         match connected {
             Ok((_, Opening::Silent)) => self.metrics.accepted(),
             Ok((mut stream, Opening::Foreign(kind, first))) => {
                 self.metrics.failed();
-                self.strangers.note(kind, peer);
+                self.foreign.note(kind, peer);
                 if kind == Foreign::Http1 {
                     tokio::select! {
                         () = self.tasks.stopped() => {}
@@ -358,7 +358,7 @@ impl<C: Connector, M> Listener<C, M> {
             Ok((stream, Opening::Http2)) => {
                 self.metrics.accepted();
                 let tally = Tally::new(self.metrics.refused_streams());
-                connection::serve(limits, stream, service, life, tally, &self.tasks).await;
+                connection::serve(limits, stream, service, deadlines, tally, &self.tasks).await;
             }
             Err(error) => {
                 self.metrics.failed();

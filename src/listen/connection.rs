@@ -30,7 +30,7 @@ use tokio::{
 use super::{
     accept::{Limits, Protocol},
     layers::Layered,
-    progress::{LEFT_AT_DRAIN, Progress},
+    progress::{DRAIN_GRACE, Progress},
     streams::{Streams, Tally},
     turns::Turns,
 };
@@ -46,7 +46,7 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// regardless.
 const MAX_FRAME_SIZE: u32 = 256 << 10;
 /// How long a stalled client has to receive GOAWAY and the answers that are ready.
-const LATE_GRACE: Duration = Duration::from_secs(1);
+const STALLED_GRACE: Duration = Duration::from_secs(1);
 /// How long an idle client has to finish once it was told to. HTTP/2 waits for the client to answer a PING, because
 /// requests may still be in transit; a hung client never answers. grpc-go's servers wait about as long for that answer.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
@@ -77,7 +77,7 @@ fn builder(limits: &Limits, spawner: Spawner) -> Builder<Spawner> {
 
 /// The deadlines of one connection, from its listener's limits and from events.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Life {
+pub(super) struct Deadlines {
     /// The time at which it was accepted.
     begun: Instant,
     /// The time limit of the handshake, and of each header block.
@@ -94,10 +94,10 @@ pub(super) struct Life {
     /// The time at which the drain began.
     draining: Option<Instant>,
     /// Whether a handshake or a header block did not finish in time.
-    is_late: bool,
+    is_stalled: bool,
 }
 
-impl Life {
+impl Deadlines {
     /// Creates the deadlines of a connection that was accepted now.
     pub(super) fn new(limits: &Limits) -> Self {
         let now = Instant::now();
@@ -111,7 +111,7 @@ impl Life {
             cut_at: None,
             idle: None,
             draining: None,
-            is_late: false,
+            is_stalled: false,
         }
     }
 }
@@ -120,8 +120,14 @@ impl Life {
 /// drains, or when a handshake or header block was begun and does not finish in time. If the connection then does not
 /// end in time, or if the process stops, the connection is dropped: otherwise a client that does not answer could keep
 /// it open for ever. An idle connection is left alone until it is told to finish.
-pub(super) async fn serve<I, S, B>(limits: &Limits, stream: I, service: S, mut life: Life, tally: Tally, tasks: &Tasks)
-where
+pub(super) async fn serve<I, S, B>(
+    limits: &Limits,
+    stream: I,
+    service: S,
+    mut deadlines: Deadlines,
+    tally: Tally,
+    tasks: &Tasks,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -129,13 +135,13 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let (tally, progress) = (Arc::new(tally), Arc::new(Progress::new(life.begun)));
-    let service = Noticed { service, tally: Arc::clone(&tally) };
+    let (tally, progress) = (Arc::new(tally), Arc::new(Progress::new(deadlines.begun)));
+    let service = CountedService { service, tally: Arc::clone(&tally) };
     let streams = Streams::new(Arc::clone(&tally), Arc::clone(&progress));
     let stream = Layered::new(Layered::new(stream, streams), Turns::default());
     let builder = builder(limits, Spawner { tasks: tasks.clone(), tally: Arc::clone(&tally) });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut events = Seldom::new(wait(life, &progress, tasks));
+    let mut events = WhenWoken::new(wait(deadlines, &progress, tasks));
     loop {
         // Poll the connection first: bytes that have arrived, up to one turn of them, are served before the drain is
         // checked.
@@ -155,51 +161,53 @@ where
             event = &mut events => event,
         };
         match event {
-            Event::Late => {
+            Event::Stalled => {
                 tracing::debug!(
-                    "connection told to go: the handshake or a header block was begun and did not end in time"
+                    "connection told to finish: a handshake or a header block was begun and did not end in time"
                 );
-                life.is_late = true;
-                let by = Instant::now() + LATE_GRACE;
-                life.cut_at = Some(life.cut_at.map_or(by, |at| at.min(by)));
+                deadlines.is_stalled = true;
+                let by = Instant::now() + STALLED_GRACE;
+                deadlines.cut_at = Some(deadlines.cut_at.map_or(by, |at| at.min(by)));
             }
             Event::Stopped => return,
             Event::Cut => {
-                tracing::debug!("connection cut: it was told to go and did not in time");
+                tracing::debug!("connection closed: it was told to finish and did not in time");
                 return;
             }
             Event::Idle(ended) if tally.is_idle_since(ended) => {
-                tracing::debug!("connection cut: it was told to go, has no request in hand and did not go in time");
+                tracing::debug!(
+                    "connection closed: it was told to finish, has no request in progress and did not end in time"
+                );
                 return;
             }
             // It had requests meanwhile. The last may have ended just now, and its answer has to reach the client:
             // check again later.
-            Event::Idle(_) => life.idle = None,
-            Event::Draining => life.draining = Some(Instant::now()),
+            Event::Idle(_) => deadlines.idle = None,
+            Event::Draining => deadlines.draining = Some(Instant::now()),
             // The client would connect again, but there is no descriptor for the new connection: its requests would
             // wait in the kernel's backlog.
             Event::Aged if !descriptors::is_one_left() => {
-                life.aged_at = Instant::now().checked_add(NO_ROOM_AGAIN);
-                events = Seldom::new(wait(life, &progress, tasks));
+                deadlines.aged_at = Instant::now().checked_add(NO_ROOM_AGAIN);
+                events = WhenWoken::new(wait(deadlines, &progress, tasks));
                 continue;
             }
             Event::Aged => {
-                life.aged_at = None;
-                life.cut_at = life.grace.and_then(|grace| Instant::now().checked_add(grace));
+                deadlines.aged_at = None;
+                deadlines.cut_at = deadlines.grace.and_then(|grace| Instant::now().checked_add(grace));
             }
         }
         connection.as_mut().graceful_shutdown();
-        life.idle = life.idle.or_else(|| Some((Instant::now() + IDLE_GRACE, tally.ended())));
-        events = Seldom::new(wait(life, &progress, tasks));
+        deadlines.idle = deadlines.idle.or_else(|| Some((Instant::now() + IDLE_GRACE, tally.ended())));
+        events = WhenWoken::new(wait(deadlines, &progress, tasks));
     }
 }
 
-impl Life {
-    /// Resolves when the handshake has taken too long: at its time limit, or [`LEFT_AT_DRAIN`] after the drain began.
-    pub(super) async fn handshake_is_late(self, tasks: &Tasks) {
+impl Deadlines {
+    /// Resolves when the handshake has taken too long: at its time limit, or [`DRAIN_GRACE`] after the drain began.
+    pub(super) async fn handshake_timed_out(self, tasks: &Tasks) {
         let draining = async {
             tasks.drained().await;
-            sleep(LEFT_AT_DRAIN).await;
+            sleep(DRAIN_GRACE).await;
         };
         tokio::select! {
             () = sleep_until(self.begun + self.header_timeout) => {}
@@ -215,19 +223,21 @@ enum Event {
     Draining,
     /// The idle check is due. The value is the number of requests that had ended when it was set up.
     Idle(u64),
-    Late,
+    Stalled,
     Stopped,
 }
 
-async fn wait(life: Life, progress: &Progress, tasks: &Tasks) -> Event {
+async fn wait(deadlines: Deadlines, progress: &Progress, tasks: &Tasks) -> Event {
     tokio::select! {
         biased;
         () = tasks.stopped() => Event::Stopped,
-        () = at(life.cut_at) => Event::Cut,
-        ended = idle(life.idle) => Event::Idle(ended),
-        () = progress.late(life.header_timeout, life.draining), if !life.is_late => Event::Late,
-        () = tasks.drained(), if life.draining.is_none() => Event::Draining,
-        () = at(life.aged_at) => Event::Aged,
+        () = at(deadlines.cut_at) => Event::Cut,
+        ended = idle(deadlines.idle) => Event::Idle(ended),
+        () = progress.stalled(deadlines.header_timeout, deadlines.draining), if !deadlines.is_stalled => {
+            Event::Stalled
+        }
+        () = tasks.drained(), if deadlines.draining.is_none() => Event::Draining,
+        () = at(deadlines.aged_at) => Event::Aged,
     }
 }
 
@@ -251,9 +261,9 @@ struct Spawner {
 }
 
 /// Counts the end of a stream's task, also if the task is dropped before it has ended.
-struct Ends(Arc<Tally>);
+struct StreamEnd(Arc<Tally>);
 
-impl Drop for Ends {
+impl Drop for StreamEnd {
     fn drop(&mut self) {
         self.0.ends();
     }
@@ -265,7 +275,7 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, future: F) {
-        let ends = Ends(Arc::clone(&self.tally));
+        let ends = StreamEnd(Arc::clone(&self.tally));
         drop(self.tasks.spawn(future.map(move |output| {
             drop(ends);
             output
@@ -274,12 +284,12 @@ where
 }
 
 /// A service that counts its calls.
-struct Noticed<S> {
+struct CountedService<S> {
     service: S,
     tally: Arc<Tally>,
 }
 
-impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Noticed<S> {
+impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for CountedService<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -294,7 +304,7 @@ impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Noticed<S> {
 ///
 /// A connection is polled for every packet, and polling the futures that wait for a drain takes locks that all
 /// connections share.
-struct Seldom<F> {
+struct WhenWoken<F> {
     future: Pin<Box<F>>,
     notice: Arc<Notice>,
     waker: Waker,
@@ -316,14 +326,14 @@ impl Wake for Notice {
     }
 }
 
-impl<F: Future> Seldom<F> {
+impl<F: Future> WhenWoken<F> {
     fn new(future: F) -> Self {
         let notice = Arc::new(Notice { woken: AtomicBool::new(true), owner: AtomicWaker::new() });
         Self { future: Box::pin(future), waker: Waker::from(Arc::clone(&notice)), notice }
     }
 }
 
-impl<F: Future> Future for Seldom<F> {
+impl<F: Future> Future for WhenWoken<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
@@ -344,21 +354,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_seldom_future_is_polled_only_when_it_was_woken() {
+    async fn a_future_is_polled_only_when_it_was_woken() {
         let polls = AtomicUsize::new(0);
         let (sender, receiver) = tokio::sync::oneshot::channel::<u8>();
         let mut receiver = pin!(receiver);
-        let mut seldom = Seldom::new(poll_fn(|context| {
+        let mut gated = WhenWoken::new(poll_fn(|context| {
             polls.fetch_add(1, Ordering::Relaxed);
             receiver.as_mut().poll(context)
         }));
         for _ in 0..10 {
-            let polled = poll_fn(|context| Poll::Ready(Pin::new(&mut seldom).poll(context))).await;
+            let polled = poll_fn(|context| Poll::Ready(Pin::new(&mut gated).poll(context))).await;
             assert!(polled.is_pending());
         }
         assert_eq!(polls.load(Ordering::Relaxed), 1);
         sender.send(7).unwrap();
-        assert_eq!(seldom.await, Ok(7));
+        assert_eq!(gated.await, Ok(7));
         assert_eq!(polls.load(Ordering::Relaxed), 2);
     }
 }

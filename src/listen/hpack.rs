@@ -47,12 +47,12 @@ const CODES: &[Codes] = &[
 
 /// Finds `:authority` in a complete header block and replaces its value if h2 cannot parse it. A malformed block is
 /// left for h2 to refuse.
-pub(super) fn mend(block: &mut [u8]) {
+pub(super) fn repair(block: &mut [u8]) {
     if let Some((huffman, value)) = authority(block)
         && let Some(value) = block.get_mut(value)
     {
         if huffman {
-            mend_huffman(value);
+            repair_huffman(value);
         } else if !is_readable(value) {
             value.iter_mut().filter(|byte| !is_plain(**byte)).for_each(|byte| *byte = b'-');
         }
@@ -141,7 +141,7 @@ fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
-fn mend_huffman(value: &mut [u8]) {
+fn repair_huffman(value: &mut [u8]) {
     let decoded: Option<Vec<u8>> = Symbols { bytes: value, bit: 0 }.map(|it| it.map(|(_, symbol)| symbol)).collect();
     let Some(decoded) = decoded else { return };
     if is_readable(&decoded) {
@@ -256,7 +256,7 @@ pub(super) mod tests {
 
     /// Writes a literal `:authority` of this value in every possible way, repairs it and returns the values that h2
     /// would read.
-    fn mended(value: &[u8]) -> Vec<Vec<u8>> {
+    fn repaired(value: &[u8]) -> Vec<Vec<u8>> {
         let long = [b'n'; 300];
         let names = [vec![0x41], vec![0x01], vec![0x11]].into_iter().chain(
             [0x40, 0x00, 0x10]
@@ -280,7 +280,7 @@ pub(super) mod tests {
                     [&[0x5f][..], &string(b"application/grpc", true), &[0x41], &string(b"a%b", false)].concat();
                 let written = string(value, huffman);
                 let mut block = [before.clone(), written.clone(), behind.clone()].concat();
-                mend(&mut block);
+                repair(&mut block);
                 assert!(block.starts_with(&before) && block.ends_with(&behind), "only the value may change");
                 let now = &block[before.len()..before.len() + written.len()];
                 let head = written.len() - if huffman { coded(value).len() } else { value.len() };
@@ -310,7 +310,7 @@ pub(super) mod tests {
             "x:y@",
             "[::1",
         ] {
-            for seen in mended(value.as_bytes()) {
+            for seen in repaired(value.as_bytes()) {
                 assert_eq!(seen.len(), value.len(), "{value}: tables count characters");
                 assert!(is_readable(&seen), "{value}: {:?}", String::from_utf8_lossy(&seen));
             }
@@ -325,15 +325,15 @@ pub(super) mod tests {
             "[fe80::1%25eth0]:1",
             "",
         ] {
-            for seen in mended(value.as_bytes()) {
+            for seen in repaired(value.as_bytes()) {
                 assert_eq!(seen, value.as_bytes(), "{value}");
             }
         }
-        for seen in mended(b"10.0.0.1%3A4317").chunks(2) {
+        for seen in repaired(b"10.0.0.1%3A4317").chunks(2) {
             assert_eq!(seen, [b"10.0.0.1-3A4317", b"10.0.0.1-3A4317"]);
         }
         let mut wide = [&[0x41][..], &string("caf\u{e9}".as_bytes(), false)].concat();
-        mend(&mut wide);
+        repair(&mut wide);
         assert_eq!(wide[2..], *b"caf--", "what is no ASCII would cost the whole connection");
     }
 
@@ -353,14 +353,14 @@ pub(super) mod tests {
         for value in [&b"a<b"[..], b"#"] {
             let block = [&[0x41][..], &string(value, true)].concat();
             let mut now = block.clone();
-            mend(&mut now);
+            repair(&mut now);
             let changed = now != block;
             assert!(!changed || !is_readable(value));
         }
         let whole = [&[0x41][..], &string(b"10.0.0.1%3A4317", true)].concat();
         for len in 0..whole.len() {
             let mut cut = whole[..len].to_vec();
-            mend(&mut cut);
+            repair(&mut cut);
             assert_eq!(cut, whole[..len], "{len}");
         }
     }
@@ -369,7 +369,7 @@ pub(super) mod tests {
         #[test]
         fn every_authority_of_printable_characters_is_read_or_left(value in "[ -;=?-Z\\[\\]_a-z|~]{0,60}") {
             let value = value.as_bytes();
-            for seen in mended(value) {
+            for seen in repaired(value) {
                 prop_assert_eq!(seen.len(), value.len());
                 if is_readable(value) {
                     prop_assert_eq!(&seen, value);
@@ -382,7 +382,7 @@ pub(super) mod tests {
         #[test]
         fn no_block_makes_it_stumble(mut block in proptest::collection::vec(any::<u8>(), 0..200)) {
             let len = block.len();
-            mend(&mut block);
+            repair(&mut block);
             prop_assert_eq!(block.len(), len);
         }
     }

@@ -90,7 +90,7 @@ pub(super) struct Preface {
 
 /// Counts the connections that do not speak HTTP/2, and logs some of them.
 #[derive(Debug)]
-pub(super) struct Strangers {
+pub(super) struct ForeignConnections {
     listener: &'static str,
     counters: [Counter; Foreign::ALL.len()],
     log_limit: LogLimit,
@@ -209,9 +209,9 @@ where
     }
 }
 
-// === impl Strangers ===
+// === impl ForeignConnections ===
 
-impl Strangers {
+impl ForeignConnections {
     /// Creates the counters of all kinds, at 0.
     pub(super) fn new(listener: &'static str) -> Self {
         let counters = Foreign::ALL

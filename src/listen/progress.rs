@@ -12,7 +12,7 @@ use tokio::{
 };
 
 /// How long a client has to finish a handshake or a header block once the process drains.
-pub(super) const LEFT_AT_DRAIN: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// The unfinished element of one client, if any. The client's stream updates it and its connection waits for it.
 #[derive(Debug)]
@@ -28,9 +28,9 @@ impl Progress {
     }
 
     /// Records that the client has begun an element which it has to finish, or that it has finished it.
-    pub(super) fn owes(&self, owes: bool) {
+    pub(super) fn set_unfinished(&self, unfinished: bool) {
         let mut since = self.lock();
-        match (&*since, owes) {
+        match (&*since, unfinished) {
             (None, true) => {
                 *since = Some(Instant::now());
                 self.begun.notify_one();
@@ -41,16 +41,16 @@ impl Progress {
     }
 
     /// Resolves when one element has been unfinished for `within`. If the process drains, it resolves after
-    /// [`LEFT_AT_DRAIN`] if that is sooner, counted from the drain or from the beginning of the element, whichever is
+    /// [`DRAIN_GRACE`] if that is sooner, counted from the drain or from the beginning of the element, whichever is
     /// later.
-    pub(super) async fn late(&self, within: Duration, drained: Option<Instant>) {
+    pub(super) async fn stalled(&self, within: Duration, drained: Option<Instant>) {
         loop {
             let Some(since) = *self.lock() else {
                 self.begun.notified().await;
                 continue;
             };
             let by = since + within;
-            sleep_until(drained.map_or(by, |drained| by.min(since.max(drained) + LEFT_AT_DRAIN))).await;
+            sleep_until(drained.map_or(by, |drained| by.min(since.max(drained) + DRAIN_GRACE))).await;
             // The element may have been finished meanwhile, and another one begun.
             if *self.lock() == Some(since) {
                 return;
@@ -72,34 +72,34 @@ mod tests {
 
     const WITHIN: Duration = Duration::from_secs(10);
 
-    async fn is_late(progress: &Progress, drained: Option<Instant>, by: u64) -> bool {
-        timeout(Duration::from_secs(by), progress.late(WITHIN, drained)).await.is_ok()
+    async fn is_stalled(progress: &Progress, drained: Option<Instant>, by: u64) -> bool {
+        timeout(Duration::from_secs(by), progress.stalled(WITHIN, drained)).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_what_was_begun_has_to_end() {
         let progress = Progress::new(Instant::now());
-        assert!(!is_late(&progress, None, 9).await);
-        progress.owes(false);
-        assert!(!is_late(&progress, None, 3_600).await, "nothing is owed");
-        progress.owes(true);
+        assert!(!is_stalled(&progress, None, 9).await);
+        progress.set_unfinished(false);
+        assert!(!is_stalled(&progress, None, 3_600).await, "nothing is unfinished");
+        progress.set_unfinished(true);
         advance(Duration::from_secs(6)).await;
-        progress.owes(true);
-        assert!(is_late(&progress, None, 5).await, "it goes by the beginning");
-        progress.owes(false);
-        progress.owes(true);
-        assert!(!is_late(&progress, None, 9).await, "another one has a time of its own");
+        progress.set_unfinished(true);
+        assert!(is_stalled(&progress, None, 5).await, "it goes by the beginning");
+        progress.set_unfinished(false);
+        progress.set_unfinished(true);
+        assert!(!is_stalled(&progress, None, 9).await, "another one has a time of its own");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_drain_leaves_less() {
         let progress = Progress::new(Instant::now());
-        assert!(is_late(&progress, Some(Instant::now()), 2).await);
-        progress.owes(false);
+        assert!(is_stalled(&progress, Some(Instant::now()), 2).await);
+        progress.set_unfinished(false);
         let drained = Some(Instant::now());
-        assert!(!is_late(&progress, drained, 3_600).await);
-        progress.owes(true);
-        assert!(!is_late(&progress, drained, 0).await, "there is some time for what begins later");
-        assert!(is_late(&progress, drained, 2).await);
+        assert!(!is_stalled(&progress, drained, 3_600).await);
+        progress.set_unfinished(true);
+        assert!(!is_stalled(&progress, drained, 0).await, "there is some time for what begins later");
+        assert!(is_stalled(&progress, drained, 2).await);
     }
 }

@@ -41,7 +41,7 @@ const PRIORITY_LEN: usize = 5;
 
 /// The longest header block that is held back, in bytes, with the heads of its frames: four times what a listener
 /// accepts. A longer one passes unchanged.
-const LARGEST: usize = 64 << 10;
+const LARGEST_BLOCK: usize = 64 << 10;
 
 /// A header block with this many CONTINUATION frames is not held back: more than twice what h2 accepts.
 const MOST_PIECES: usize = 16;
@@ -49,10 +49,10 @@ const MOST_PIECES: usize = 16;
 /// The bytes that are read at a time of a block that is held back.
 const PIECE: usize = 4 << 10;
 
-/// The layer that parses what is read with [`Walk`].
+/// The layer that parses what is read with [`FrameParser`].
 #[derive(Debug)]
 pub(super) struct Streams {
-    walk: Walk,
+    parser: FrameParser,
     /// An incomplete header block from the end of its first frame's head on. Once it is complete, the bytes that h2 has
     /// still to read.
     held: Vec<u8>,
@@ -60,8 +60,8 @@ pub(super) struct Streams {
     taken: usize,
     tally: Arc<Tally>,
     progress: Arc<Progress>,
-    /// The value that `progress` was given last.
-    owes: bool,
+    /// The value that was last passed to `progress`.
+    unfinished: bool,
 }
 
 /// Counts the streams of one connection, from their header blocks to the service and the ends of their answers. Only
@@ -84,9 +84,9 @@ pub(super) struct Tally {
     counted: AtomicU64,
 }
 
-/// The position of the next byte among the client's frames.
+/// Parses the client's frames. The variant is the position of the next byte.
 #[derive(Debug)]
-enum Walk {
+enum FrameParser {
     /// In the preface, of which this many bytes were seen.
     Preface(usize),
     /// In a frame's head.
@@ -94,30 +94,30 @@ enum Walk {
         head: [u8; HEAD],
         have: usize,
         /// Whether the client has to finish this frame in time: the first frame, or one that continues a header block.
-        owed: bool,
+        must_end: bool,
     },
     /// In a payload, of which `left` bytes are still to come.
     Payload {
         left: usize,
         /// Whether the client has to finish this frame in time.
-        owed: bool,
+        must_end: bool,
         /// Whether the next frame continues a header block.
         more: bool,
     },
     /// In a header block that is held back, with the length, flags and stream of its first frame.
     Block { len: usize, flags: u8, stream: u32 },
     /// Not HTTP/2, or malformed: nothing is parsed any more.
-    Lost,
+    Unparsed,
 }
 
 /// The state of a header block.
 enum Block {
     /// Complete: its pieces, and the end of its last frame.
-    Whole(Pieces, usize),
+    Complete(Pieces, usize),
     /// Incomplete: at least this many more bytes are needed.
-    Torn(usize),
+    Incomplete(usize),
     /// Malformed.
-    Broken,
+    Malformed,
 }
 
 /// The ranges of a header block's pieces: that of HEADERS, and those of the CONTINUATION frames, which are rare.
@@ -130,11 +130,11 @@ struct Pieces {
 
 impl Streams {
     pub(super) fn new(tally: Arc<Tally>, progress: Arc<Progress>) -> Self {
-        Self { walk: Walk::Preface(0), held: Vec::new(), taken: 0, tally, progress, owes: true }
+        Self { parser: FrameParser::Preface(0), held: Vec::new(), taken: 0, tally, progress, unfinished: true }
     }
 
     /// Reads into `buf`, and holds back incomplete header blocks.
-    fn poll_pass<I>(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+    fn poll_repaired<I>(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
     where
         I: AsyncRead + Unpin,
     {
@@ -145,7 +145,7 @@ impl Streams {
                 ready!(Pin::new(&mut *stream).poll_read(cx, &mut piece))?;
                 if piece.filled().is_empty() {
                     // The client left inside of the block: h2 gets the bytes so far, and then the end.
-                    self.walk = Walk::Lost;
+                    self.parser = FrameParser::Unparsed;
                 }
                 self.held.extend_from_slice(piece.filled());
             }
@@ -156,10 +156,10 @@ impl Streams {
             let before = buf.filled().len();
             ready!(Pin::new(&mut *stream).poll_read(cx, buf))?;
             let read = buf.filled_mut().get_mut(before..).unwrap_or_default();
-            let Some(torn) = self.walk.pass(read, &self.tally) else { return Poll::Ready(Ok(())) };
-            self.held.extend_from_slice(read.get(torn..).unwrap_or_default());
-            buf.set_filled(before + torn);
-            if torn > 0 {
+            let Some(incomplete) = self.parser.parse(read, &self.tally) else { return Poll::Ready(Ok(())) };
+            self.held.extend_from_slice(read.get(incomplete..).unwrap_or_default());
+            buf.set_filled(before + incomplete);
+            if incomplete > 0 {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -167,10 +167,10 @@ impl Streams {
 
     /// Reports whether the client has something to finish, after a read.
     fn note_progress(&mut self) {
-        let owes = self.walk.owes();
-        if owes != self.owes {
-            self.owes = owes;
-            self.progress.owes(owes);
+        let unfinished = self.parser.is_unfinished();
+        if unfinished != self.unfinished {
+            self.unfinished = unfinished;
+            self.progress.set_unfinished(unfinished);
         }
     }
 
@@ -189,17 +189,17 @@ impl Streams {
     /// Returns how many bytes are missing from the block that is held back. If the block is complete, repairs it and
     /// returns `None`.
     fn missing(&mut self) -> Option<usize> {
-        let Walk::Block { len, flags, stream } = self.walk else { return None };
+        let FrameParser::Block { len, flags, stream } = self.parser else { return None };
         match block(&self.held, len, flags) {
-            Block::Torn(missing) if self.held.len() + missing <= LARGEST => return Some(missing),
-            Block::Whole(pieces, _) => {
-                pieces.mend(&mut self.held);
+            Block::Incomplete(missing) if self.held.len() + missing <= LARGEST_BLOCK => return Some(missing),
+            Block::Complete(pieces, _) => {
+                pieces.repair(&mut self.held);
                 self.tally.opens(stream);
-                self.walk = Walk::head(false);
+                self.parser = FrameParser::head(false);
             }
-            Block::Torn(_) | Block::Broken => {
+            Block::Incomplete(_) | Block::Malformed => {
                 self.tally.opens(stream);
-                self.walk = Walk::Lost;
+                self.parser = FrameParser::Unparsed;
             }
         }
         None
@@ -212,44 +212,44 @@ impl<I: AsyncRead + Unpin> Layer<I> for Streams {
         if self.held.is_empty() {
             self.tally.is_read();
         }
-        let polled = self.poll_pass(stream, cx, buf);
+        let polled = self.poll_repaired(stream, cx, buf);
         self.note_progress();
         polled
     }
 }
 
-// === impl Walk ===
+// === impl FrameParser ===
 
-impl Walk {
-    fn head(owed: bool) -> Self {
-        Self::Head { head: [0; HEAD], have: 0, owed }
+impl FrameParser {
+    fn head(must_end: bool) -> Self {
+        Self::Head { head: [0; HEAD], have: 0, must_end }
     }
 
-    fn payload(left: usize, owed: bool, more: bool) -> Self {
-        if left == 0 { Self::head(more) } else { Self::Payload { left, owed, more } }
+    fn payload(left: usize, must_end: bool, more: bool) -> Self {
+        if left == 0 { Self::head(more) } else { Self::Payload { left, must_end, more } }
     }
 
     /// Returns whether the client has begun a handshake or header block that it has to finish.
-    fn owes(&self) -> bool {
+    fn is_unfinished(&self) -> bool {
         match self {
             Self::Preface(_) | Self::Block { .. } => true,
-            Self::Head { owed, .. } | Self::Payload { owed, .. } => *owed,
-            Self::Lost => false,
+            Self::Head { must_end, .. } | Self::Payload { must_end, .. } => *must_end,
+            Self::Unparsed => false,
         }
     }
 
     /// Parses what was read and repairs the header blocks in it. If the last header block is incomplete, returns its
     /// position after the head of its first frame.
-    fn pass(&mut self, mut bytes: &mut [u8], tally: &Tally) -> Option<usize> {
+    fn parse(&mut self, mut bytes: &mut [u8], tally: &Tally) -> Option<usize> {
         let all = bytes.len();
         while !bytes.is_empty() {
             let taken = match self {
-                Self::Lost | Self::Block { .. } => return None,
+                Self::Unparsed | Self::Block { .. } => return None,
                 Self::Preface(seen) => {
                     let expected = PREFACE.get(*seen..).unwrap_or_default();
                     let len = expected.len().min(bytes.len());
                     if expected.get(..len) != bytes.get(..len) {
-                        *self = Self::Lost;
+                        *self = Self::Unparsed;
                         return None;
                     }
                     *seen += len;
@@ -258,21 +258,23 @@ impl Walk {
                     }
                     len
                 }
-                Self::Payload { left, owed, more } => {
+                Self::Payload { left, must_end, more } => {
                     let len = bytes.len().min(*left);
-                    *self = Self::payload(*left - len, *owed, *more);
+                    *self = Self::payload(*left - len, *must_end, *more);
                     len
                 }
-                Self::Head { head, have, owed } => {
+                Self::Head { head, have, must_end } => {
                     let len = bytes.len().min(HEAD - *have);
                     if let (Some(place), Some(now)) = (head.get_mut(*have..*have + len), bytes.get(..len)) {
                         place.copy_from_slice(now);
                     }
                     *have += len;
                     if *have == HEAD {
-                        let (head, owed) = (*head, *owed);
+                        let (head, must_end) = (*head, *must_end);
                         let (_, rest) = bytes.split_at_mut(len);
-                        let Some(taken) = self.begin(head, owed, rest, tally) else { return Some(all - rest.len()) };
+                        let Some(taken) = self.begin(head, must_end, rest, tally) else {
+                            return Some(all - rest.len());
+                        };
                         bytes = rest.get_mut(taken..).unwrap_or_default();
                         continue;
                     }
@@ -286,35 +288,35 @@ impl Walk {
 
     /// Begins a frame; `rest` is what follows its head. Returns how many bytes of `rest` are handled, or `None` for a
     /// header block that has to be held back.
-    fn begin(&mut self, head: [u8; HEAD], owed: bool, rest: &mut [u8], tally: &Tally) -> Option<usize> {
+    fn begin(&mut self, head: [u8; HEAD], must_end: bool, rest: &mut [u8], tally: &Tally) -> Option<usize> {
         let [_, _, _, kind, flags, stream @ ..] = head;
         let len = length_of(&head);
         let more = matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS == 0;
-        *self = Self::payload(len, owed || matches!(kind, HEADERS | CONTINUATION), more);
+        *self = Self::payload(len, must_end || matches!(kind, HEADERS | CONTINUATION), more);
         if kind != HEADERS {
             return Some(0);
         }
         let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
         match block(rest, len, flags) {
-            Block::Whole(pieces, end) => {
-                pieces.mend(rest);
+            Block::Complete(pieces, end) => {
+                pieces.repair(rest);
                 tally.opens(stream);
                 *self = Self::head(false);
                 Some(end)
             }
-            Block::Torn(_) if len <= LARGEST => {
+            Block::Incomplete(_) if len <= LARGEST_BLOCK => {
                 *self = Self::Block { len, flags, stream };
                 None
             }
             // It is too long to be held back, so it is not repaired, and its frames are followed like others.
-            Block::Torn(_) => {
+            Block::Incomplete(_) => {
                 // It is too long for h2 too, which refuses it.
                 tally.opens(stream);
                 Some(0)
             }
-            Block::Broken => {
+            Block::Malformed => {
                 tally.opens(stream);
-                *self = Self::Lost;
+                *self = Self::Unparsed;
                 Some(rest.len())
             }
         }
@@ -328,27 +330,27 @@ fn length_of([high, middle, low, ..]: &[u8; HEAD]) -> usize {
 /// Finds the pieces of a header block. `len` and `flags` are those of its HEADERS frame, whose payload begins at the
 /// beginning of `bytes`; its CONTINUATION frames follow.
 fn block(bytes: &[u8], len: usize, flags: u8) -> Block {
-    let Some(payload) = bytes.get(..len) else { return Block::Torn(len - bytes.len()) };
+    let Some(payload) = bytes.get(..len) else { return Block::Incomplete(len - bytes.len()) };
     // Padding longer than the payload is a connection error, which h2 reports.
-    let Some(first) = fragment(payload, flags) else { return Block::Broken };
+    let Some(first) = fragment(payload, flags) else { return Block::Malformed };
     let mut pieces = Pieces { first, more: Vec::new() };
     let (mut end, mut flags) = (len, flags);
     while flags & END_HEADERS == 0 {
         let rest = bytes.get(end..).unwrap_or_default();
-        let Some(head) = rest.first_chunk::<HEAD>() else { return Block::Torn(HEAD - rest.len()) };
-        let [_, _, _, CONTINUATION, its_flags, ..] = *head else { return Block::Broken };
+        let Some(head) = rest.first_chunk::<HEAD>() else { return Block::Incomplete(HEAD - rest.len()) };
+        let [_, _, _, CONTINUATION, its_flags, ..] = *head else { return Block::Malformed };
         let (start, len) = (end + HEAD, length_of(head));
         end = start + len;
         if bytes.len() < end {
-            return Block::Torn(end - bytes.len());
+            return Block::Incomplete(end - bytes.len());
         }
         flags = its_flags;
         pieces.more.push(start..end);
         if pieces.more.len() == MOST_PIECES {
-            return Block::Broken;
+            return Block::Malformed;
         }
     }
-    Block::Whole(pieces, end)
+    Block::Complete(pieces, end)
 }
 
 /// Returns the range of the header block's piece in the payload of HEADERS (RFC 9113, 6.2).
@@ -367,14 +369,14 @@ fn fragment(payload: &[u8], flags: u8) -> Option<Range<usize>> {
 // === impl Pieces ===
 
 impl Pieces {
-    fn mend(&self, bytes: &mut [u8]) {
+    fn repair(&self, bytes: &mut [u8]) {
         if self.more.is_empty() {
-            hpack::mend(bytes.get_mut(self.first.clone()).unwrap_or_default());
+            hpack::repair(bytes.get_mut(self.first.clone()).unwrap_or_default());
             return;
         }
         let all = || std::iter::once(&self.first).chain(&self.more);
         let mut whole: Vec<u8> = all().filter_map(|piece| bytes.get(piece.clone())).flatten().copied().collect();
-        hpack::mend(&mut whole);
+        hpack::repair(&mut whole);
         let mut rest = &whole[..];
         for piece in all() {
             let (now, later) = rest.split_at(piece.len().min(rest.len()));

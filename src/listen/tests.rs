@@ -21,10 +21,10 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let (client, server) = tokio::io::duplex(1 << 20);
-    let life = connection::Life::new(&limits);
+    let deadlines = connection::Deadlines::new(&limits);
     let watched = tasks.clone();
     drop(tasks.spawn(async move {
-        connection::serve(&limits, server, service, life, streams::Tally::new(Counter::noop()), &watched).await;
+        connection::serve(&limits, server, service, deadlines, streams::Tally::new(Counter::noop()), &watched).await;
     }));
     client
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Pipeline, Route, cut, defect, held::Held, retry_delay, tally::Tally};
+use super::{Pipeline, Route, cut, defect, open_parts::OpenParts, retry_delay, tally::Tally};
 use crate::{
     dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
     otlp::{Outcome, Reason, Refusal},
@@ -25,7 +25,7 @@ pub(super) struct Delivery<'a> {
     /// The tables that they were placed by.
     tables: Vec<Arc<Table>>,
     /// The number of open parts of each cut.
-    held: Held,
+    open_parts: OpenParts,
     /// The number of parts that are in a backend's queue or call.
     under_way: usize,
     /// Failed parts that wait for their next attempt.
@@ -48,11 +48,11 @@ struct Placed {
     /// The number of the cut that made it.
     cut: usize,
     /// Whether its records still have no outcome.
-    owed: bool,
+    open: bool,
     /// Whether a failed attempt may have delivered its records.
-    may_be_there: bool,
+    may_be_delivered: bool,
     /// Whether its last attempt took a token from the retry budget.
-    paid: bool,
+    took_token: bool,
 }
 
 struct Waiting {
@@ -83,9 +83,9 @@ impl<'a> Delivery<'a> {
             generation,
             backend: part.backend,
             cut: 0,
-            owed: true,
-            may_be_there: false,
-            paid: false,
+            open: true,
+            may_be_delivered: false,
+            took_token: false,
         };
         Self {
             pipeline,
@@ -93,7 +93,7 @@ impl<'a> Delivery<'a> {
             join,
             placed: parts.iter().map(placed).collect(),
             tables: vec![Arc::clone(view.table())],
-            held: Held::new(parts.len()),
+            open_parts: OpenParts::new(parts.len()),
             under_way: 0,
             waiting: Vec::new(),
             changes: None,
@@ -110,7 +110,7 @@ impl<'a> Delivery<'a> {
     /// Waits until all parts have an outcome, or until `deadline`. Called once all parts are queued.
     pub(super) async fn finish(mut self, deadline: Instant) -> Result<Outcome, Refusal> {
         self.under_way = self.placed.len();
-        while self.owes() && self.defect.is_none() {
+        while self.is_unfinished() && self.defect.is_none() {
             let wake = self.next_due().map_or(deadline, |due| due.min(deadline));
             if self.under_way == 0 && wake >= deadline {
                 break;
@@ -135,8 +135,8 @@ impl<'a> Delivery<'a> {
     /// Returns the answer for the client. A request is acknowledged only if every part has an outcome and every record
     /// is accounted for.
     fn conclude(&mut self) -> Result<Outcome, Refusal> {
-        if !self.owes() {
-            if self.placed.iter().any(|placed| placed.owed) {
+        if !self.is_unfinished() {
+            if self.placed.iter().any(|placed| placed.open) {
                 self.defect.get_or_insert("a part was lost on its way");
             } else if !self.tally.is_complete() {
                 self.defect.get_or_insert("the parts of a request do not have all of its records");
@@ -144,12 +144,12 @@ impl<'a> Delivery<'a> {
         }
         match self.defect {
             Some(what) => Err(defect(what)),
-            None if self.owes() => Err(self.late()),
+            None if self.is_unfinished() => Err(self.late_refusal()),
             None => std::mem::take(&mut self.tally).outcome(),
         }
     }
 
-    fn owes(&self) -> bool {
+    fn is_unfinished(&self) -> bool {
         self.under_way > 0 || !self.waiting.is_empty()
     }
 
@@ -178,7 +178,7 @@ impl<'a> Delivery<'a> {
     /// Records one outcome. If the part has to be retried, returns it with the pause that its backend asked for.
     fn take(&mut self, index: u32, outcome: PartOutcome) -> Option<(Failed, Option<Duration>)> {
         self.under_way = self.under_way.saturating_sub(1);
-        if !self.placed.get(index as usize).is_some_and(|placed| placed.owed) {
+        if !self.placed.get(index as usize).is_some_and(|placed| placed.open) {
             self.defect = Some("a part has more outcomes than one");
             return None;
         }
@@ -210,7 +210,7 @@ impl<'a> Delivery<'a> {
     /// backend may have the records twice.
     fn note_repeat(&self, index: u32) {
         if let Some(placed) = self.placed.get(index as usize)
-            && placed.may_be_there
+            && placed.may_be_delivered
         {
             self.route.metrics.possible_duplicates.increment(placed.records.into());
         }
@@ -219,26 +219,26 @@ impl<'a> Delivery<'a> {
     /// Records that a failed attempt may have been delivered.
     fn note_reached(&mut self, index: u32) {
         if let Some(placed) = self.placed.get_mut(index as usize) {
-            placed.may_be_there = true;
+            placed.may_be_delivered = true;
         }
     }
 
     /// Records that a part needs no further attempt. With the last part of a cut, the cut's share of the budget is
     /// given back, unless the whole request is done and gives back everything anyway.
     fn settled(&mut self, index: u32) {
-        let Some(Placed { owed, cut, .. }) = self.placed.get_mut(index as usize) else { return };
-        *owed = false;
+        let Some(Placed { open, cut, .. }) = self.placed.get_mut(index as usize) else { return };
+        *open = false;
         let cut = *cut;
-        if self.held.settle(cut) && self.owes() {
+        if self.open_parts.settle(cut) && self.is_unfinished() {
             self.join.release(cut);
         }
     }
 
     /// Ends an attempt. If it was a retry that no backend has seen, gives its token back.
     #[cold]
-    fn settle_retry(&mut self, part: &Part, unheard: bool) {
+    fn settle_retry(&mut self, part: &Part, unseen: bool) {
         let Some(placed) = self.placed.get_mut(part.index as usize) else { return };
-        if std::mem::take(&mut placed.paid) && unheard {
+        if std::mem::take(&mut placed.took_token) && unseen {
             self.route.dispatch.retries().give_back();
         }
     }
@@ -293,7 +293,7 @@ impl<'a> Delivery<'a> {
             } else if !self.place(failed, &view) {
                 retries.give_back();
             } else if let Some(placed) = self.placed.get_mut(index) {
-                placed.paid = true;
+                placed.took_token = true;
             }
         }
     }
@@ -344,7 +344,7 @@ impl<'a> Delivery<'a> {
                 }
                 self.route.metrics.replaced.increment(1);
                 self.join.hold(again.permit);
-                let cut = self.held.add(again.parts.len());
+                let cut = self.open_parts.add(again.parts.len());
                 let parts = self.adopt(again.parts, Placed { generation, cut, ..placed });
                 let is_queued = self.submit(view, parts);
                 self.settled(index);
@@ -395,17 +395,17 @@ impl<'a> Delivery<'a> {
     }
 
     #[cold]
-    fn late(&self) -> Refusal {
+    fn late_refusal(&self) -> Refusal {
         let message =
-            format!("not all of {} records were acknowledged in time; {}", self.tally.records, self.who_owes());
+            format!("not all of {} records were acknowledged in time; {}", self.tally.records, self.missing_answers());
         Refusal::retryable(Reason::Deadline, retry_delay(), message)
     }
 
     /// Names the backends whose answers are missing, and the last failure.
     #[cold]
-    fn who_owes(&self) -> String {
+    fn missing_answers(&self) -> String {
         let waiting = self.waiting();
-        let under_way = |(index, placed): &(u32, &Placed)| placed.owed && !waiting.contains(index);
+        let under_way = |(index, placed): &(u32, &Placed)| placed.open && !waiting.contains(index);
         let mut silent: Vec<Arc<str>> =
             (0..).zip(&self.placed).filter(under_way).map(|(_, placed)| self.owner_of(placed)).collect();
         let failed_last = self.tally.last_failure.as_ref().map(|(owner, _)| owner);
@@ -414,15 +414,15 @@ impl<'a> Delivery<'a> {
         silent.dedup();
         let more = silent.len().saturating_sub(NAMED);
         silent.truncate(NAMED);
-        let mut said = Vec::new();
+        let mut phrases = Vec::new();
         if !silent.is_empty() {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            said.push(format!("no answer yet from backend {}{more}", silent.join(", ")));
+            phrases.push(format!("no answer yet from backend {}{more}", silent.join(", ")));
         }
         if let Some((owner, cause)) = &self.tally.last_failure {
-            said.push(format!("backend {owner}: {cause}"));
+            phrases.push(format!("backend {owner}: {cause}"));
         }
-        said.join("; ")
+        phrases.join("; ")
     }
 
     /// Returns the indices of the parts that wait for their next attempt.
@@ -442,13 +442,13 @@ impl Drop for Delivery<'_> {
     /// so backends may get the delivered records twice.
     fn drop(&mut self) {
         self.take_last();
-        if self.owes() || self.defect.is_some() {
+        if self.is_unfinished() || self.defect.is_some() {
             let waiting = self.waiting();
             let is_under_way = |index: &u32| !waiting.contains(index) && self.join.may_have_begun(*index);
-            let may_be_there =
-                |(index, placed): &(u32, &Placed)| placed.owed && (placed.may_be_there || is_under_way(index));
-            let owed = (0..).zip(&self.placed).filter(may_be_there).map(|(_, placed)| u64::from(placed.records));
-            self.route.metrics.possible_duplicates.increment(self.tally.accepted + owed.sum::<u64>());
+            let may_be_delivered =
+                |(index, placed): &(u32, &Placed)| placed.open && (placed.may_be_delivered || is_under_way(index));
+            let open = (0..).zip(&self.placed).filter(may_be_delivered).map(|(_, placed)| u64::from(placed.records));
+            self.route.metrics.possible_duplicates.increment(self.tally.accepted + open.sum::<u64>());
         }
     }
 }

@@ -7,8 +7,8 @@
 
 mod cut;
 mod delivery;
-mod held;
 mod metrics;
+mod open_parts;
 mod tally;
 #[cfg(test)]
 mod tests;

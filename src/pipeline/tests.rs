@@ -104,7 +104,7 @@ async fn what_an_ejected_backend_has_is_placed_again_without_a_pause() {
     own.accept();
     stage.rig.publish(2, &[sick.address, well.address], &[sick.address]).await;
     let moved = well.call().await;
-    assert_eq!(moved.spans, lost, "only what is owed is sent again");
+    assert_eq!(moved.spans, lost, "only what has no outcome is sent again");
     seen.extend(moved.spans.iter().cloned());
     moved.accept();
     assert_eq!(outcome_of(sent).await, Outcome::OK);
@@ -146,7 +146,7 @@ async fn a_table_that_leaves_the_owner_alone_ends_no_pause() {
     let held = slow.call().await;
     busy.call().await.refuse(Status::unavailable("busy"));
     stage.rig.publish(2, &[busy.address, slow.address, other.address], &[]).await;
-    let Outcome::Refused(refusal) = outcome_of(sent).await else { panic!("must be owed") };
+    let Outcome::Refused(refusal) = outcome_of(sent).await else { panic!("it must be refused") };
     assert_eq!(refusal.code, Code::Unavailable);
     assert!(busy.is_quiet(), "it must not be asked before its pause is over");
     drop(held);
@@ -166,7 +166,7 @@ async fn a_hung_backend_costs_a_request_its_deadline_and_no_other_backend_a_repe
     let sent = stage.send(Duration::from_millis(500));
     well.call().await.accept();
     let held = hung.call().await;
-    let Outcome::Refused(refusal) = outcome_of(sent).await else { panic!("must be owed") };
+    let Outcome::Refused(refusal) = outcome_of(sent).await else { panic!("it must be refused") };
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(refusal.code, Code::Unavailable);
     assert!(refusal.retry_after.is_some());
@@ -189,7 +189,7 @@ async fn a_late_request_names_the_backend_that_has_not_answered() {
     let sent = stage.send(Duration::from_millis(300));
     well.call().await.accept();
     let held = hung.call().await;
-    let Outcome::Refused(refusal) = outcome_of(sent).await else { panic!("must be owed") };
+    let Outcome::Refused(refusal) = outcome_of(sent).await else { panic!("it must be refused") };
     let expected =
         format!("not all of 32 records were acknowledged in time; no answer yet from backend {}", hung.address);
     assert_eq!(refusal.message, expected);
@@ -242,7 +242,9 @@ async fn retries_that_nobody_heard_of_cost_nothing() {
         retries.give_back();
     }
     // There are many more attempts than tokens. The last attempt may still be running.
-    let Outcome::Refused(_) = outcome_of(stage.send(Duration::from_millis(300))).await else { panic!("must be owed") };
+    let Outcome::Refused(_) = outcome_of(stage.send(Duration::from_millis(300))).await else {
+        panic!("it must be refused")
+    };
     assert!((0..4).all(|_| retries.spend(Instant::now())));
 }
 
@@ -262,16 +264,16 @@ async fn pieces_of_a_large_part_have_outcomes_of_their_own() {
     let mut seen = BTreeSet::from_iter(first.spans.clone());
     first.accept_partly(2, "two were bad");
     let second = backend.call().await;
-    let owed = BTreeSet::from_iter(second.spans.clone());
+    let open = BTreeSet::from_iter(second.spans.clone());
     second.refuse(Status::unavailable("later"));
     let mut again = BTreeSet::new();
     while seen.len() < usize::from(SPANS) {
         let call = backend.call().await;
-        again.extend(call.spans.iter().filter(|name| owed.contains(*name)).cloned());
-        assert!(call.spans.iter().all(|name| seen.insert(name.clone())), "only what is owed must be sent again");
+        again.extend(call.spans.iter().filter(|name| open.contains(*name)).cloned());
+        assert!(call.spans.iter().all(|name| seen.insert(name.clone())), "only what has no outcome must be sent again");
         call.accept();
     }
-    assert_eq!((again, seen), (owed, all()));
+    assert_eq!((again, seen), (open, all()));
     assert_eq!(outcome_of(sent).await, Outcome::Accepted { rejected: 2, message: Some("two were bad".into()) });
     assert_eq!(stage.pipeline.budget.used(), 0);
 }
@@ -283,12 +285,12 @@ async fn a_part_that_is_placed_again_holds_its_bytes_once() {
     let addresses = [backends[0].address, backends[1].address];
     let stage = Stage::new(long_pauses(), &addresses, tasks);
     let sent = stage.send(Duration::from_secs(8));
-    let (owed, own) = (backends[0].call().await, backends[1].call().await);
+    let (open, own) = (backends[0].call().await, backends[1].call().await);
     let (all, count) = (stage.pipeline.budget.used(), own.spans.len());
     own.accept();
     wait_until(|| stage.rig.dispatch.loads().values().map(|load| load.calls).sum::<usize>() == 1).await;
     // The part moves back and forth, each time with the same bytes.
-    let mut held = owed;
+    let mut held = open;
     for (generation, from, to) in [(2, 0, 1), (3, 1, 0), (4, 0, 1)] {
         let expected = held.spans.clone();
         stage.rig.publish(generation, &addresses, &[addresses[from]]).await;
@@ -327,19 +329,19 @@ async fn a_request_whose_plan_contradicts_itself_is_not_acknowledged_and_nothing
 
 #[test]
 fn causes_are_said_in_words() {
-    let said = |cause: Cause| cause.to_string();
-    assert_eq!(said(Cause::Ejected), "taken out of service");
-    assert_eq!(said(Cause::Status(Code::Unavailable)), "answered Unavailable");
-    assert_eq!(said(Cause::Transport(Failure::ConnectRefused)), "connection refused");
+    let text_of = |cause: Cause| cause.to_string();
+    assert_eq!(text_of(Cause::Ejected), "taken out of service");
+    assert_eq!(text_of(Cause::Status(Code::Unavailable)), "answered Unavailable");
+    assert_eq!(text_of(Cause::Transport(Failure::ConnectRefused)), "connection refused");
 }
 
 #[test]
 fn a_signal_without_a_route_is_told_what_can_be_done() {
     let pipeline = Pipeline::new(Routes::new(Config::default()), Budget::new(1));
-    let said = |signal| pipeline.route(signal).err().map(|refusal| refusal.message).unwrap_or_default();
-    assert_eq!(said(Signal::Logs), "no route for logs; add one with signals: [logs]");
+    let text_of = |signal| pipeline.route(signal).err().map(|refusal| refusal.message).unwrap_or_default();
+    assert_eq!(text_of(Signal::Logs), "no route for logs; add one with signals: [logs]");
     assert_eq!(
-        said(Signal::Metrics),
+        text_of(Signal::Metrics),
         "metrics are not taken here: they have no trace ID, and only traces and logs can be routed yet"
     );
 }

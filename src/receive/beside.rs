@@ -43,7 +43,7 @@ const REFLECTION: &str = "/grpc.reflection.";
 pub(super) const MAX_REFLECTION: usize = 16;
 
 /// How long the request of a call may take to arrive and be answered. Requests are short.
-const QUESTION_WITHIN: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Builds the services. Their endless streams have to end when the tasks drain.
 pub(super) type Make = Box<dyn FnOnce(&Tasks) -> Routes + Send>;
@@ -72,7 +72,7 @@ pub struct Answer {
 }
 
 /// The body of a request to such a service. It ends when the drain begins.
-struct Question<B> {
+struct RequestBody<B> {
     body: B,
     drained: Option<Drained>,
 }
@@ -106,10 +106,10 @@ impl Beside {
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             return Status::resource_exhausted("too many such calls at a time; ask again later").into_http();
         };
-        let request = request.map(|body| Question { body, drained: Some(drained(&self.0.tasks)) });
+        let request = request.map(|body| RequestBody { body, drained: Some(drained(&self.0.tasks)) });
         let answering = LazyLock::force(&self.0.routes).clone().call(request);
-        let Ok(answered) = timeout(QUESTION_WITHIN, answering).await else {
-            return Status::deadline_exceeded("the question was not whole in time").into_http();
+        let Ok(answered) = timeout(CALL_TIMEOUT, answering).await else {
+            return Status::deadline_exceeded("the request did not arrive in time").into_http();
         };
         let Ok(response) = answered;
         let drained = Some(drained(&self.0.tasks));
@@ -171,9 +171,9 @@ impl fmt::Debug for Answer {
     }
 }
 
-// === impl Question ===
+// === impl RequestBody ===
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Question<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for RequestBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 

@@ -48,7 +48,7 @@ pub enum ReplyBody {
     /// `grpc-status: 0`.
     Trailers,
     /// Plain text for clients that do not speak gRPC, without trailers.
-    Words(Bytes),
+    Text(Bytes),
     /// The answer of a service beside OTLP.
     Beside(Box<Answer>),
 }
@@ -66,8 +66,8 @@ pub(super) fn grpc(outcome: Outcome, codec: Option<Codec>) -> Response<ReplyBody
 /// Returns the reply to a request that is not gRPC: an HTTP status together with the gRPC status, as grpc-go does. The
 /// body repeats the message for people who use a browser or curl, unless the request is a HEAD.
 pub(super) fn not_grpc(http: StatusCode, refusal: Refusal, method: &Method) -> Response<ReplyBody> {
-    let words = if method == Method::HEAD { Bytes::new() } else { format!("{}\n", refusal.message).into() };
-    let mut response = refused(refusal).map(|_| ReplyBody::Words(words));
+    let text = if method == Method::HEAD { Bytes::new() } else { format!("{}\n", refusal.message).into() };
+    let mut response = refused(refusal).map(|_| ReplyBody::Text(text));
     response.headers_mut().insert(CONTENT_TYPE, TEXT);
     *response.status_mut() = http;
     response
@@ -215,8 +215,8 @@ impl Body for ReplyBody {
                 *self = Self::Trailers;
                 Some(Ok(Frame::data(message)))
             }
-            Self::Words(words) if words.is_empty() => None,
-            Self::Words(words) => Some(Ok(Frame::data(words))),
+            Self::Text(text) if text.is_empty() => None,
+            Self::Text(text) => Some(Ok(Frame::data(text))),
             Self::Trailers => {
                 let mut trailers = HeaderMap::with_capacity(1);
                 trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
@@ -228,7 +228,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Done => true,
-            Self::Words(words) => words.is_empty(),
+            Self::Text(text) => text.is_empty(),
             Self::Message(_) | Self::Trailers => false,
             Self::Beside(answer) => answer.is_end(),
         }

@@ -65,7 +65,7 @@ async fn read(sent: &[u8], most: usize, random: &mut fastrand::Rng, tally: &Arc<
 }
 
 #[tokio::test]
-async fn header_blocks_are_mended_however_they_are_cut_padded_and_read() {
+async fn header_blocks_are_repaired_however_they_are_cut_padded_and_read() {
     let mut random = fastrand::Rng::with_seed(5);
     for _ in 0..300 {
         let (mut sent, mut expected) = (PREFACE.to_vec(), PREFACE.to_vec());
@@ -134,7 +134,7 @@ async fn what_is_no_http2_or_broken_or_endless_passes_as_it_is() {
         }
     }
     // A frame that is too long to be held back is not repaired, and the next one is.
-    let long = frame(HEADERS, END_HEADERS, 1, &[&block[..], &vec![0x83; LARGEST]].concat());
+    let long = frame(HEADERS, END_HEADERS, 1, &[&block[..], &vec![0x83; LARGEST_BLOCK]].concat());
     let sent = [PREFACE, &long, &frame(HEADERS, END_HEADERS, 3, &block)].concat();
     let expected = [PREFACE, &long, &frame(HEADERS, END_HEADERS, 3, &block_with(b"a-b"))].concat();
     assert!(read(&sent, 1_000, &mut random, &tally()).await == expected);

@@ -48,7 +48,7 @@ fn is_defect(outcome: Result<Outcome, Refusal>) -> bool {
     outcome.is_err_and(|refusal| refusal.reason == Reason::Internal && refusal.retry_after.is_some())
 }
 
-fn owed(part: Part) -> PartOutcome {
+fn retry(part: Part) -> PartOutcome {
     PartOutcome::Retry { owner: "somebody".into(), after: None, reached: false, cause: Cause::Full, part }
 }
 
@@ -66,7 +66,7 @@ async fn two_outcomes_of_one_part_do_not_stand_for_another() {
     for twice in [0, 1] {
         let mut delivery = bench.delivery(3);
         delivery.take_in(vec![(twice, accepted()), (twice, accepted())]);
-        assert!(!delivery.owes(), "as many outcomes came as parts were sent");
+        assert!(!delivery.is_unfinished(), "as many outcomes came as parts were sent");
         assert!(is_defect(delivery.conclude()));
     }
 }
@@ -74,7 +74,7 @@ async fn two_outcomes_of_one_part_do_not_stand_for_another() {
 #[tokio::test]
 async fn an_outcome_of_an_unknown_part_acknowledges_nothing() {
     let bench = Bench::new().await;
-    for outcome in [accepted(), owed(Part { index: 7, ..part(&["x"], 0) })] {
+    for outcome in [accepted(), retry(Part { index: 7, ..part(&["x"], 0) })] {
         let mut delivery = bench.delivery(3);
         delivery.take_in(vec![(0, accepted()), (7, outcome)]);
         assert!(is_defect(delivery.conclude()));

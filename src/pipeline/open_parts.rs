@@ -2,13 +2,13 @@
 
 /// The cuts of a request by number: the first one, and one for each part that was cut again by another table.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct OpenParts {
     /// The number of open parts of the first cut.
     first: usize,
     further: Vec<usize>,
 }
 
-impl Held {
+impl OpenParts {
     /// Creates the count of a request that was cut into `parts` parts.
     pub(super) fn new(parts: usize) -> Self {
         Self { first: parts, further: Vec::new() }
