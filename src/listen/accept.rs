@@ -22,7 +22,6 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::oneshot,
     time::sleep,
 };
 
@@ -30,10 +29,10 @@ use super::{
     connection::{self, Deadlines},
     metrics::ListenerMetrics,
     opening::{self, Foreign, ForeignConnections, Opening, Preface, Reopened},
-    silent::{Room, SilentConnections},
+    silent::{Room, SilentConnection, SilentConnections},
     streams::Tally,
 };
-use crate::{lifecycle::Tasks, telemetry::LogLimit};
+use crate::{lifecycle::Tasks, shortage::Shortage, telemetry::LogLimit};
 
 /// The number of connections that the kernel queues until they are accepted: tokio's default. Linux usually caps it at
 /// 4096.
@@ -46,8 +45,6 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// The first pause when no descriptor or memory is left for a connection. It doubles up to `LONGEST_PAUSE` times this.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: u32 = 64;
-/// How long a silent connection takes to close when it makes room for another one. It has nothing to finish.
-const CLOSING: Duration = Duration::from_millis(1);
 
 /// A listener whose port is bound, but which does not accept connections yet.
 #[derive(Debug)]
@@ -258,12 +255,10 @@ where
             Ok(accepted) => accepted,
             Err(error) => {
                 listener.metrics.failed();
-                if let Some(pause) = trouble.with_accept(&error) {
-                    let pause = match silent.make_room() {
-                        Room::Made => FIRST_PAUSE,
-                        Room::After(left) => pause.min(left),
-                        Room::None => pause,
-                    };
+                if let Some(mut pause) = trouble.with_accept(&error) {
+                    if Shortage::of(&error) == Some(Shortage::Descriptors) {
+                        pause = listener.free_descriptor(&mut silent, pause);
+                    }
                     tokio::select! {
                         () = listener.tasks.drained() => return,
                         () = sleep(pause) => {}
@@ -274,23 +269,17 @@ where
         };
         trouble.over();
         let limits = listener.limits.load_full();
-        let mut place = Place::take(&open, limits.most());
-        if place.is_none() && silent.make_room() == Room::Made {
-            sleep(CLOSING).await;
-            place = Place::take(&open, limits.most());
-        }
-        let Some(place) = place else {
+        let place = Place::take(&open, limits.most()).or_else(|| {
+            // Either the oldest silent connection is refused, or this one.
             listener.metrics.refused();
             trouble.with_room(&limits);
-            continue;
-        };
+            silent.make_room().place()
+        });
+        let Some(place) = place else { continue };
         let shared = Arc::clone(&listener);
         let service = (listener.make_service)(peer);
-        let told_to_close = silent.add();
-        drop(listener.tasks.spawn(async move {
-            shared.connection(stream, peer, service, &limits, told_to_close).await;
-            drop(place);
-        }));
+        let connection = silent.add(stream, place);
+        drop(listener.tasks.spawn(async move { shared.connection(connection, peer, service, &limits).await }));
     }
 }
 
@@ -306,14 +295,21 @@ impl Limits {
 // === impl Listener ===
 
 impl<C: Connector, M> Listener<C, M> {
-    async fn connection<S, B>(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-        service: S,
-        limits: &Limits,
-        told_to_close: oneshot::Receiver<()>,
-    ) where
+    /// Closes a silent connection, so that its descriptor can be used for a new one. Returns how long to wait before the
+    /// next attempt to accept.
+    fn free_descriptor(&self, silent: &mut SilentConnections<Place>, pause: Duration) -> Duration {
+        match silent.make_room() {
+            Room::Made(_) => {
+                self.metrics.refused();
+                Duration::ZERO
+            }
+            Room::After(left) => pause.min(left),
+            Room::None => pause,
+        }
+    }
+
+    async fn connection<S, B>(&self, connection: SilentConnection<Place>, peer: SocketAddr, service: S, limits: &Limits)
+    where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S::Future: Send + 'static,
         B: Body + Send + 'static,
@@ -322,26 +318,24 @@ impl<C: Connector, M> Listener<C, M> {
     {
         let open = self.metrics.opened();
         let deadlines = Deadlines::new(limits);
+        let spoken = tokio::select! {
+            () = self.tasks.stopped() => return,
+            spoken = connection.speaks() => spoken,
+            () = deadlines.handshake_timed_out(&self.tasks) => connection.take(),
+        };
+        let Some((stream, _place)) = spoken else {
+            tracing::debug!(%peer, "connection closed: its client has sent nothing, and another one needs its place");
+            return;
+        };
         if let Err(error) = set_options(&stream) {
             tracing::debug!(%error, "cannot set the options of a connection");
         }
-        let mut first = [0];
-        tokio::select! {
-            () = self.tasks.stopped() => return,
-            // The first byte or the end has arrived. The byte stays in the socket and is read below.
-            _ = stream.peek(&mut first) => {}
-            () = deadlines.handshake_timed_out(&self.tasks) => {}
-            // The sender is dropped when the listener stops accepting, which must not close the connection.
-            Ok(()) = told_to_close => {
-                self.metrics.failed();
-                tracing::debug!(%peer, "connection closed: its client has sent nothing, and another one needs its place");
-                return;
-            }
-        }
         let connected = tokio::select! {
+            // The timeout first: greeting is done at once where nothing has to be read.
+            biased;
             () = self.tasks.stopped() => return,
-            connected = self.greet(stream, limits.protocol) => connected,
             () = deadlines.handshake_timed_out(&self.tasks) => Err(io::ErrorKind::TimedOut.into()),
+            connected = self.greet(stream, limits.protocol) => connected,
         };
         match connected {
             Ok((_, Opening::Silent)) => self.metrics.accepted(),

@@ -50,8 +50,9 @@ const STALLED_GRACE: Duration = Duration::from_secs(1);
 /// How long an idle client has to finish once it was told to. HTTP/2 waits for the client to answer a PING, because
 /// requests may still be in transit; a hung client never answers. grpc-go's servers wait about as long for that answer.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
-/// The time until the next check whether an aged client would find room for a new connection.
-const NO_ROOM_AGAIN: Duration = Duration::from_secs(5);
+/// The longest time until the next check whether an aged client would find a descriptor for a new connection. The time is
+/// random, so that the clients that wait do not all connect again as soon as one descriptor is free.
+const NO_ROOM_AGAIN: Duration = Duration::from_secs(10);
 /// The bytes of incomplete headers that HTTP/1 may buffer. hyper's minimum is 8 KiB.
 const HTTP1_BUFFER: usize = 64 << 10;
 
@@ -187,7 +188,7 @@ pub(super) async fn serve<I, S, B>(
             // The client would connect again, but there is no descriptor for the new connection: its requests would
             // wait in the kernel's backlog.
             Event::Aged if !descriptors::is_one_left() => {
-                deadlines.aged_at = Instant::now().checked_add(NO_ROOM_AGAIN);
+                deadlines.aged_at = Instant::now().checked_add(NO_ROOM_AGAIN.mul_f64(fastrand::f64()));
                 events = WhenWoken::new(wait(deadlines, &progress, tasks));
                 continue;
             }

@@ -72,7 +72,7 @@ page! {
     RECEIVER_CONNECTIONS = "spanring_receiver_connections", Gauge, ["listener"],
         "Connections that are open.";
     RECEIVER_CONNECTIONS_TOTAL = "spanring_receiver_connections_total", Counter, ["listener", "result"],
-        "Connections by result: accepted, refused (too many are open) or failed (no TLS handshake, or not HTTP/2).";
+        "Connections by result: accepted, refused (no place or descriptor was left, also those that were closed for another because they were silent) or failed (the TLS handshake failed, or it was not HTTP/2).";
     RECEIVER_FOREIGN_CONNECTIONS_TOTAL = "spanring_receiver_foreign_connections_total", Counter, ["listener", "kind"],
         "Connections to a gRPC port that began with another protocol: http1 (answered with an explanation), tls, proxy (PROXY protocol) or garbage.";
     RECEIVER_REFUSED_STREAMS_TOTAL = "spanring_receiver_refused_streams_total", Counter, ["listener"],

@@ -33,7 +33,7 @@ const ROOMS: &[Room] = &[
     ("endpoint", &["access"]),
     ("health", &["access", "shortage", "telemetry"]),
     // Connections of clients, whatever they speak.
-    ("listen", &["descriptors", "lifecycle", "telemetry", "tls"]),
+    ("listen", &["descriptors", "lifecycle", "shortage", "telemetry", "tls"]),
     // Who owns what.
     ("split", &["buffers", "otlp"]),
     ("ring", &["endpoint", "settings"]),
