@@ -3,8 +3,8 @@
 //!
 //! Dispatch reports each failure to reach a backend, and the first answer after failures, but no other success.
 //! Membership ejects backends and asks a [`Prober`] before a backend takes records again. The channel between them is
-//! bounded and never blocks the sender. If it is full, an event is dropped and counted; the next failure is reported as
-//! usual.
+//! bounded and never blocks the sender. If it is full, the event is dropped and counted. A lost failure is harmless, as
+//! further ones follow; a lost [`HealthKind::Answered`] has to be sent again (see [`Events::send`]).
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ pub enum HealthKind {
     /// It answered after failures. A status of its own, even `UNAVAILABLE` or `RESOURCE_EXHAUSTED`, is an answer too.
     Answered,
     /// It could not be reached: a reset, a failed connect, a peer that does not speak HTTP/2. The label names the
-    /// failure in metrics. A connection that ends with several calls counts once.
+    /// failure in metrics. A connection that ends while several calls are open counts once.
     Failed(&'static str),
     /// The connection was refused, or reset as soon as it was made. This is certain enough to eject at once.
     Refused,
@@ -48,9 +48,9 @@ pub enum HealthKind {
 
 /// Asks backends whether they are alive.
 pub trait Prober: Send + Sync + 'static {
-    /// Returns whether the backend with this identity, reached at `address` with `access`, answers a request of its
-    /// protocol. A successful connect is not enough, since the kernel still accepts for a stopped process. Any status
-    /// from the backend is enough, unless it says that it is not serving.
+    /// Whether the backend answers a request at application level; it has this identity and is reached at `address` with
+    /// `access`. A TCP connect is not enough, since the kernel still accepts connections for a stopped process; any gRPC
+    /// status counts, except "not serving".
     ///
     /// An error means that the probe could not be sent because this process lacks a resource, which says nothing about
     /// the backend.
@@ -71,8 +71,8 @@ pub struct Events {
     dropped: Counter,
 }
 
-/// The reasons of ejections in metrics and logs: the kinds of [`HealthKind`] that are failures, dispatch's labels for
-/// [`HealthKind::Failed`], and `unresolved`, which membership itself observes.
+/// All reasons of ejections in metrics and logs: `refused`, dispatch's labels, and `unresolved`, which membership itself
+/// observes.
 pub const REASONS: [&str; 22] = [
     "connect_error",
     "connect_timeout",
@@ -154,7 +154,7 @@ impl HealthKind {
         }
     }
 
-    /// Returns how many consecutive failures it counts as.
+    /// How many of `consecutive_failures` this event counts for.
     pub fn weight(self) -> u32 {
         match self {
             Self::Answered => 0,

@@ -49,7 +49,7 @@ impl Draft {
         Self::parse(&path.display().to_string(), &text, &|name| std::env::var(name).ok())
     }
 
-    /// Reads a text; `lookup` returns the value of an environment variable.
+    /// Parses the text of a file; `lookup` returns the value of an environment variable.
     pub fn parse(name: &str, text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, LoadError> {
         let invalid = |problem| LoadError::Invalid { name: name.to_owned(), problems: vec![problem] };
         let mut root = Node::parse(text).map_err(invalid)?;
@@ -62,7 +62,7 @@ impl Draft {
         Ok(Self { name: name.to_owned(), root: Some(root), settings })
     }
 
-    /// The settings that `--backends` stands for: one pool that takes traces by trace ID.
+    /// The settings that `--backends` stands for: one pool, and a route that sends it traces by trace ID.
     pub fn of_backends(backends: Backends) -> Self {
         let resolver = match backends {
             Backends::Static(hostnames) => {
@@ -112,12 +112,12 @@ impl Draft {
 /// The error for a Collector's file, which says more than an unknown key would.
 fn collector_section(root: &Node) -> Option<ConfigError> {
     let entry = COLLECTOR_SECTIONS.iter().find_map(|key| root.entry(key))?;
-    let advice = "spanring convert FILE makes one of ours of that";
+    let advice = "spanring convert FILE converts it";
     let message = format!("\"{}\" is a key of a Collector's configuration; {advice}", entry.key);
     Some(ConfigError::new(entry.position, Vec::new(), message))
 }
 
-/// Reads the settings. The default of a pool's `timeout` is lowered to the deadline of requests.
+/// Reads the settings. Where a pool has no `timeout`, its default is at most the deadline of requests.
 fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
     let mut settings: Settings = root.read()?;
     let deadline = settings.receivers.otlp.deadline;
@@ -130,8 +130,8 @@ fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
     Ok(settings)
 }
 
-/// The errors that a file would have on any machine. Values with references are left out, since they are not known here, and so
-/// are errors about what this machine lacks.
+/// Errors that do not depend on the machine. Values with references are skipped, as they are not known here; so are missing
+/// files and names.
 pub(crate) fn problems_of(root: &Node) -> Vec<ConfigError> {
     let sources = references::Sources { variable: &|_| Some(String::new()), file: &|_| Ok(String::new()) };
     if let Err(problem) = references::expand(&mut root.clone(), sources) {
@@ -143,7 +143,7 @@ pub(crate) fn problems_of(root: &Node) -> Vec<ConfigError> {
         Ok(settings) => check::check(&settings, Path::new("/"), &|_| false).err().unwrap_or_default(),
         Err(problem) => vec![problem],
     };
-    // The items of a list that have references count too.
+    // An index in an error's path refers to the list without references: count those items again.
     let counted = |problem: ConfigError| ConfigError { path: root.with_references(&problem.path), ..problem };
     let mut problems: Vec<ConfigError> = found.into_iter().map(counted).collect();
     problems.retain(|one| !one.is_local && !root.at(&one.path).is_some_and(Node::has_reference));

@@ -10,11 +10,11 @@ pub struct ConfigError {
     pub(super) position: Option<Position>,
     pub(super) path: Vec<Step>,
     pub(super) message: String,
-    /// Whether it is an error on this machine only: on another one a file or a name may exist.
+    /// Whether it depends on this machine, such as a missing file.
     pub(super) is_local: bool,
 }
 
-/// Why there is no configuration.
+/// Why a configuration could not be loaded or printed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file cannot be read.

@@ -1,4 +1,4 @@
-//! The keys that take effect at the next start. A running proxy takes over everything else.
+//! The keys that take effect at the next start. A reload applies all other keys.
 
 use super::Config;
 use crate::{admin::health_check, settings::HealthCheck};
@@ -6,7 +6,7 @@ use crate::{admin::health_check, settings::HealthCheck};
 /// Keys whose change needs a restart.
 pub const RESTART_KEYS: [&str; 6] = [
     "receivers.otlp.protocols.grpc.endpoint",
-    // Whether the section is there. Changes inside it are taken over.
+    // Only adding or removing the section needs a restart; changes inside it do not.
     "receivers.otlp.protocols.grpc.tls",
     "admin.endpoint",
     "health_check",
@@ -48,7 +48,7 @@ impl Config {
     }
 }
 
-/// Whether both listen at the same address, however it is written, and all other keys are the same.
+/// Whether both resolve to the same address, even if it is written differently, and all other keys are the same.
 fn is_same_health_check(one: Option<&health_check::Config>, other: Option<&health_check::Config>) -> bool {
     let (Some(one), Some(other)) = (one, other) else { return one.is_none() && other.is_none() };
     let keys = HealthCheck { endpoint: other.keys.endpoint.clone(), ..one.keys.clone() };

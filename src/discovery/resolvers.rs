@@ -107,7 +107,7 @@ impl Publisher {
                 before.tasks.stop();
             }
             pending.set(0.0);
-            tracing::info!(%pool, backends = endpoints.len(), "discovery has an answer by the new configuration: it holds now");
+            tracing::info!(%pool, backends = endpoints.len(), "discovery has its first answer with the new settings: they are in use now");
         }
         if let Some(in_force) =
             registrations.in_force.as_ref().filter(|registration| registration.number == self.number)

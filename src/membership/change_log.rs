@@ -47,7 +47,12 @@ impl ChangeLog {
                 tracing::info!(pool, backend = %identity, ejected, "backend left the membership");
             }
             Note::Panic { begins: true, failing, allowed } => {
-                tracing::warn!(pool, failing, allowed, "too many backends fail: none counts as ejected, all are tried");
+                tracing::warn!(
+                    pool,
+                    failing,
+                    allowed,
+                    "too many backends fail: ejections are suspended, all are tried"
+                );
             }
             Note::Panic { begins: false, failing, allowed } => {
                 tracing::info!(pool, failing, allowed, "few enough backends fail: they count as ejected again");

@@ -1,13 +1,13 @@
 //! A message that lies in several buffers, one after the other.
 //!
-//! A received request lies in its frames, a long part and the body of a call in several buffers. A byte is then copied only
-//! once more: when it is written to the socket.
+//! A received request lies in its frames; a long part, and the body of a call, lie in several buffers. So bytes need not be
+//! joined: the only further copy is the write to the socket.
 
 use std::{io::IoSlice, sync::Arc};
 
 use bytes::{Buf, Bytes};
 
-/// A message in several buffers. Reading it as a [`Buf`] leaves the unread rest. Cloning is cheap.
+/// A message in several buffers. Reading it as a [`Buf`] consumes it; what remains is the unread rest. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Rope {
     /// None of them is empty.
@@ -23,7 +23,7 @@ pub struct Rope {
 impl Rope {
     /// Builds a rope of these buffers.
     pub fn of(mut buffers: Vec<Bytes>) -> Self {
-        // Empty buffers are left out, since a reader takes an empty one for the end.
+        // Empty buffers are left out, because an empty chunk means the end to a reader of `Buf`.
         buffers.retain(|bytes| !bytes.is_empty());
         let left = buffers.iter().map(Bytes::len).sum();
         Self { buffers: buffers.into(), at: 0, read: 0, left }

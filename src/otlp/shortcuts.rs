@@ -1,11 +1,11 @@
-//! Fast paths of the reader for fields that nearly every request consists of. Skipping the fields of records takes most
-//! of a cut's time.
+//! Fast paths of the reader for the fields that make up nearly every request. Skipping the fields of records takes most of
+//! a cut's time.
 //!
 //! Each function reads exactly what [`Reader::field`] would, or nothing.
 
 use super::{RecordFields, wire::Reader};
 
-/// A field's tag if it fits one byte, so that it can be compared without decoding.
+/// A tag that fits in one byte, or none. It can be compared without decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShortTag(u32);
 
@@ -33,13 +33,13 @@ impl ShortTag {
 /// A table replaces the comparisons of the general reader: a field costs one look-up, whatever its number and type.
 #[derive(Debug)]
 pub(super) struct Skips {
-    /// For a one-byte tag of a length-delimited field, the first length that needs more than one byte; 0 for all other
-    /// tags.
+    /// For a one-byte tag with a length, 0x80: lengths below it take one byte. 0 for all other tags, and for the fields that
+    /// are not skipped.
     short: [u8; 256],
     kinds: [Kind; 256],
 }
 
-/// How to skip a field that is not length-delimited with a length of one byte.
+/// How to skip a field for which the fast test by `short` failed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     /// Do not skip: the router needs the field, or the general reader has to read it.
@@ -62,7 +62,8 @@ impl Skips {
             let number = (tag as u32) >> 3;
             let (mut short, mut kind) = (0, Kind::Read);
             if tag >= 0x80 {
-                // Numbers from 16 on take two bytes or more.
+                // The first byte of a longer tag does not tell the field's number (16 or more), so such fields are
+                // skipped only if neither wanted field could have such a tag.
                 if tag & 7 == 5 && id < 16 && start < 16 {
                     kind = Kind::FarFixed32;
                 }
@@ -140,8 +141,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads the next field if it has this tag and a length of two bytes, the usual size of a child. Returns the field
-    /// and its value.
+    /// Reads the next field if it has this tag and a length of two bytes, as most nested messages have (128 to 16,383
+    /// bytes). Returns the field and its value.
     #[inline(always)]
     pub fn child(&mut self, tag: ShortTag) -> Option<(&'a [u8], &'a [u8])> {
         let [first, low, high, ..] = self.rest else { return None };
@@ -185,7 +186,7 @@ mod tests {
     };
 
     #[test]
-    fn skimming_passes_over_nothing_but_whole_fields_that_are_not_asked_for() {
+    fn skimming_skips_only_whole_fields_that_nobody_asked_for() {
         let mut random = fastrand::Rng::with_seed(7);
         let tags =
             [0x08, 0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x12, 0x30, 0x39, 0x3a, 0x42, 0x4a, 0x7a, 0x82, 0x85, 0x8a, 0x02];

@@ -1,4 +1,4 @@
-//! Placement is compared with a golden file, with a naive implementation and with its guarantees.
+//! Placement is checked against a golden file, a naive implementation and its guarantees.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -107,8 +107,8 @@ fn fingerprints_have_48_bits() {
 
 // === a naive way to place ===
 
-/// Places slots one after the other, from the last to the first, with points in a sorted map. Each refusal is handled
-/// at once.
+/// Places slots one after the other, from the last to the first, with points in a sorted map. A slot that a full
+/// backend gives up is placed again immediately.
 fn placed_naively(members: &[Member]) -> Vec<u16> {
     let hash = xxhash_rust::xxh3::xxh3_64;
     let mut points = BTreeMap::new();
@@ -184,7 +184,7 @@ proptest! {
 }
 
 #[test]
-fn shares_are_even_moves_are_few_and_a_death_is_one_move_at_every_size() {
+fn shares_are_even_and_an_ejected_backend_that_leaves_moves_little_more() {
     for size in SIZES {
         let larger = members(size + 1);
         let full = table(&larger);
@@ -193,7 +193,9 @@ fn shares_are_even_moves_are_few_and_a_death_is_one_move_at_every_size() {
     }
 }
 
-/// With two backends left, one departure changes nearly everything, so the others' slots are checked from three on.
+/// Takes one backend away and checks the effects: shares stay even and few slots move. If it was ejected before it left,
+/// few of its slots move a second time, and few of the others'. With two backends left, one departure changes nearly
+/// everything, so the others' slots are checked from three on.
 fn departs(larger: &[Member], full: &Table, leaver: usize) {
     let size = larger.len() - 1;
     let gone = table(&[&larger[..leaver], &larger[leaver + 1..]].concat());
@@ -229,7 +231,7 @@ fn shares_follow_weights() {
 }
 
 #[test]
-fn every_share_is_whole_when_slots_are_few() {
+fn shares_add_up_to_one_when_slots_are_few() {
     let heavy: Vec<Member> = (0..8).map(|index| member(format!("b{index}"), 256)).collect();
     let ownership = table(&heavy).ownership();
     assert!((ownership.iter().sum::<f64>() - 1.0).abs() < 1e-9);

@@ -1,4 +1,4 @@
-//! Builds messages from tables and records. Pure, except that it takes the locks of what it reads.
+//! Builds the API's messages from tables and records. No side effects; it only locks what it reads.
 
 use std::{fmt, str::FromStr, sync::Arc, time::SystemTime};
 
@@ -48,7 +48,7 @@ pub(super) fn ring_of_pool(name: &Arc<str>, pool: &Pool) -> PoolRing {
     ring
 }
 
-/// Describes the ring of `table`, with history from `record` if there is one.
+/// Describes the ring of `table`, with states and the last change from `record`, if there is a running proxy.
 pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
     let standings = record.map(Record::standings).unwrap_or_default();
     let change = record.into_iter().flat_map(Record::changes).find(|past| past.generation == table.generation);
@@ -197,7 +197,9 @@ fn why(standing: &Standing, panic: bool) -> String {
     match standing.state {
         BackendState::Active => "discovery lists it".to_owned(),
         BackendState::Draining => "it left discovery and is held for a while".to_owned(),
-        BackendState::Ejected if panic => format!("it fails ({reason}), but too many backends do: it keeps its slots"),
+        BackendState::Ejected if panic => {
+            format!("it fails ({reason}), but so do too many others, so it keeps its slots")
+        }
         BackendState::Ejected => format!("it fails ({reason}): its slots go to substitutes until it answers"),
         BackendState::Unresolved => "its name has no address".to_owned(),
     }

@@ -44,7 +44,7 @@ fn a_collectors_file_hints_at_convert() {
     let text = "receivers: { otlp: { protocols: { http: {} } } }\nexporters: { load_balancing: {} }\nservice: {}\n";
     assert_eq!(
         complaint(text),
-        "f:2:1: \"exporters\" is a key of a Collector's configuration; spanring convert FILE makes one of ours of that"
+        "f:2:1: \"exporters\" is a key of a Collector's configuration; spanring convert FILE converts it"
     );
 }
 

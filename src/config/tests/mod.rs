@@ -1,4 +1,4 @@
-//! Files as operators write them: what they mean, what is said of bad ones, and whether `deploy/docs/` has every key,
+//! Files as operators write them: what they mean, which errors bad ones give, and whether `deploy/docs/` has every key,
 //! metric and flag.
 
 use std::{path::Path, time::Duration};
@@ -15,7 +15,7 @@ use crate::{
     tls::CheckedName,
 };
 
-/// A small file, as it must always work.
+/// A small file that must always stay valid.
 const STATIC: &str = r#"receivers:
   otlp: { protocols: { grpc: { endpoint: 127.0.0.1:14317 } } }
 pools:
@@ -46,7 +46,7 @@ fn config(text: &str) -> Result<Config, String> {
     draft(text)?.check().map_err(|error| error.to_string())
 }
 
-/// The complaint about `STATIC` with one line's text replaced.
+/// The error for `STATIC` with `from` replaced by `to`.
 fn complaint(from: &str, to: &str) -> String {
     assert!(STATIC.contains(from), "{from}");
     config(&STATIC.replacen(from, to, 1)).expect_err(to)
@@ -75,7 +75,7 @@ fn the_static_example_is_a_whole_configuration() {
 }
 
 #[test]
-fn the_dns_example_is_too() {
+fn the_dns_example_is_a_whole_configuration() {
     let text = STATIC.replace(
         r#"{ static: { hostnames: ["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"] } }"#,
         "{ dns: { hostname: collectors.test, port: 4317, interval: 5s, timeout: 1s } }",
@@ -86,7 +86,7 @@ fn the_dns_example_is_too() {
 }
 
 #[test]
-fn keys_reach_the_rooms_that_they_concern() {
+fn keys_reach_the_modules_that_they_concern() {
     let config = config(SAMPLE).expect("valid");
     let grpc = config.receive.grpc.expect("gRPC");
     assert_eq!(grpc.endpoint, "127.0.0.1:5317".parse().expect("ok"));
@@ -111,7 +111,7 @@ fn keys_reach_the_rooms_that_they_concern() {
         max_ejection_percent: 30,
     };
     assert_eq!((&pool.membership.outlier_detection, pool.membership.hold_down), (&detection, Duration::from_secs(10)));
-    assert_tls_reaches_its_rooms(grpc.tls.expect("tls"), pool.tls.as_ref().expect("tls"));
+    assert_tls_reaches_its_modules(grpc.tls.expect("tls"), pool.tls.as_ref().expect("tls"));
     assert_eq!(config.routes[0].signals, [Signal::Traces, Signal::Logs]);
     let reject = InvalidTraceId::Reject;
     assert_eq!([Signal::Traces, Signal::Logs].map(|signal| config.pipeline.invalid_trace_id.of(signal)), [reject; 2]);
@@ -124,7 +124,7 @@ fn keys_reach_the_rooms_that_they_concern() {
     assert_eq!(config.warnings, [warning]);
 }
 
-fn assert_tls_reaches_its_rooms(server: crate::tls::ServerConfig, client: &crate::tls::ClientConfig) {
+fn assert_tls_reaches_its_modules(server: crate::tls::ServerConfig, client: &crate::tls::ClientConfig) {
     let pki = crate::tls::tests::folder();
     assert_eq!(server.identity.cert_file, pki.join("server.crt"));
     assert_eq!(server.identity.key_file, pki.join("server.key"));
@@ -299,7 +299,7 @@ fn all_that_does_not_fit_is_said_at_once() {
 }
 
 #[test]
-fn what_is_no_yaml_is_found_with_its_place() {
+fn invalid_yaml_is_found_with_its_place() {
     let message = complaint("admin: { endpoint: 127.0.0.1:18888 }", "pools: {}");
     assert_eq!(message, "spanring.yaml:9:1: the key \"pools\" is written twice");
     let message = config(&format!("{STATIC}---\na: 1\n")).expect_err("two documents");
