@@ -78,7 +78,7 @@ fn convert(args: &tools::convert::Args) -> anyhow::Result<ExitCode> {
     }
     io::stdout().lock().write_all(converted.yaml.as_bytes())?;
     eprintln!(
-        "converted {} pool(s) and {} route(s); {} key(s) are left out or mean something else",
+        "converted {} pool(s) and {} route(s); {} finding(s), listed above",
         converted.pools,
         converted.routes,
         converted.notes.len()

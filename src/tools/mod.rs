@@ -60,7 +60,15 @@ pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
 
 /// Formats a count with a comma between thousands.
 pub(crate) fn grouped(count: u64) -> String {
-    let digits = count.to_string();
+    with_commas(&count.to_string())
+}
+
+/// Formats a rate, rounded to a whole number, with a comma between thousands.
+pub(crate) fn grouped_rate(rate: f64) -> String {
+    with_commas(&format!("{rate:.0}"))
+}
+
+fn with_commas(digits: &str) -> String {
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {
@@ -95,5 +103,6 @@ mod tests {
         assert_eq!(grouped(0), "0");
         assert_eq!(grouped(999), "999");
         assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!([0.4, 1999.5, 1e6].map(grouped_rate), ["0", "2,000", "1,000,000"]);
     }
 }

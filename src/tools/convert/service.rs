@@ -127,8 +127,14 @@ impl Service {
         for (name, mut section) in processors.components(&["memory_limiter"]) {
             if self.is_used(name) && limiter.is_empty() {
                 self.origins.add(&["memory_limiter"], &["processors", name]);
+                let limit_mib = section.take("limit_mib");
+                if let Some(entry) = limit_mib {
+                    let message =
+                        "counts the bytes that requests hold, not the process's whole memory as in the Collector";
+                    notes.push(section.note_of(entry, message));
+                }
                 limiter = Yaml::map([
-                    ("limit_mib", section.pass("limit_mib")),
+                    ("limit_mib", limit_mib.map_or(Yaml::Scalar(Value::Null), |entry| Yaml::from(&entry.node))),
                     ("limit_percentage", section.pass("limit_percentage")),
                 ]);
                 let reason = "bytes are counted as they come, not by looking at the heap now and then";

@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use super::Args;
-use crate::tools::{grouped, ids::TraceKey, load::LoadRun, ratio, sink::Sink};
+use crate::tools::{grouped, grouped_rate, ids::TraceKey, load::LoadRun, ratio, sink::Sink};
 
 /// Report of a demo.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -128,7 +128,7 @@ impl DemoReport {
         if self.requests_failed > 0 {
             writeln!(out, "  requests failed     {:>12}", grouped(self.requests_failed))?;
         }
-        writeln!(out, "  spans a second      {:>12.0}", self.spans_per_second)?;
+        writeln!(out, "  spans a second      {:>12}", grouped_rate(self.spans_per_second))?;
         writeln!(
             out,
             "  latency             {:>9.1} ms (p50), {:.1} ms (p99)\n",

@@ -66,7 +66,7 @@ pub struct Args {
     /// Memory for distinct requests
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     pub max_body_mib: usize,
-    /// Give the spans new IDs on each pass, so that no span is sent twice
+    /// Give the spans new IDs on each pass, so that this run sends none twice; use another --seed for each further run
     #[arg(long)]
     pub unique: bool,
     /// Connections to all endpoints together (at least one for each endpoint and --timeout)

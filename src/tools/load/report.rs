@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use tonic::Code;
 
-use crate::tools::{grouped, h2client::Answer, otlp_body::BodySpec, ratio};
+use crate::tools::{grouped, grouped_rate, h2client::Answer, otlp_body::BodySpec, ratio};
 
 /// The report of a load run. Requests of the warm-up are not counted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -129,8 +129,8 @@ impl LoadReport {
         if self.retries > 0 {
             writeln!(out, "  retries            {:>15}", grouped(self.retries))?;
         }
-        writeln!(out, "  spans a second     {:>15.0}", self.spans_per_second)?;
-        writeln!(out, "  requests a second  {:>15.0}", self.requests_per_second)?;
+        writeln!(out, "  spans a second     {:>15}", grouped_rate(self.spans_per_second))?;
+        writeln!(out, "  requests a second  {:>15}", grouped_rate(self.requests_per_second))?;
         writeln!(
             out,
             "  latency in ms: p50 {:.2}, p90 {:.2}, p99 {:.2}, p99.9 {:.2}, max {:.2}",

@@ -57,12 +57,17 @@ pub(super) fn of(a: &Rings, b: &Rings) -> Diff {
         let by_name = |rings: &Rings| -> BTreeMap<String, PoolRing> {
             rings.pools.iter().map(|ring| (ring.pool.clone(), ring.clone())).collect()
         };
-        let (of_a, mut of_b) = (by_name(a), by_name(b));
+        let (of_a, mut of_b, none) = (by_name(a), by_name(b), PoolRing::default());
         for (name, ring) in of_a {
-            let other = of_b.remove(&name).unwrap_or_default();
-            pools.push(compared(&ring, &other, live));
+            pools.push(match of_b.remove(&name) {
+                Some(other) => compared(&ring, &other, live),
+                None => PoolDiff { why: vec![format!("B has no pool {name}")], ..compared(&ring, &none, live) },
+            });
         }
-        pools.extend(of_b.values().map(|ring| compared(&PoolRing::default(), ring, live)));
+        pools.extend(of_b.into_iter().map(|(name, ring)| PoolDiff {
+            why: vec![format!("A has no pool {name}")],
+            ..compared(&none, &ring, live)
+        }));
     }
     Diff { a: a.from.clone(), b: b.from.clone(), agree: pools.iter().all(|pool| pool.agree), pools }
 }
@@ -108,6 +113,19 @@ fn by_identity(ring: &PoolRing) -> BTreeMap<&str, &Member> {
     ring.members.iter().map(|member| (&*member.identity, member)).collect()
 }
 
+impl PoolDiff {
+    /// The result in words. Rings that agree have different placements only if one of them belongs to no running proxy,
+    /// and the other one has ejected backends.
+    fn result(&self) -> &'static str {
+        let [a, b] = &self.placement_fingerprints;
+        match self.agree {
+            true if a == b => "agree",
+            true => "agree (memberships are compared; placements differ by ejections)",
+            false => "DIFFER",
+        }
+    }
+}
+
 /// Prints the comparison.
 pub(super) fn print(diff: &Diff, as_json: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
     if as_json {
@@ -115,7 +133,7 @@ pub(super) fn print(diff: &Diff, as_json: bool, out: &mut (dyn Write + Send)) ->
     }
     writeln!(out, "A: {}\nB: {}", diff.a, diff.b)?;
     for pool in &diff.pools {
-        writeln!(out, "pool {}: {}", pool.pool, if pool.agree { "agree" } else { "DIFFER" })?;
+        writeln!(out, "pool {}: {}", pool.pool, pool.result())?;
         for why in &pool.why {
             writeln!(out, "  {why}")?;
         }
@@ -131,8 +149,13 @@ pub(super) fn print(diff: &Diff, as_json: bool, out: &mut (dyn Write + Send)) ->
         }
         let fingerprints = [("membership", &pool.membership_fingerprints), ("placement", &pool.placement_fingerprints)];
         for (what, [a, b]) in fingerprints {
-            let text = if a == b { format!("{a} in both") } else { format!("{a} in A, {b} in B") };
-            writeln!(out, "  {what} {text}")?;
+            match (a.as_str(), b.as_str()) {
+                ("", "") => {}
+                (a, "") => writeln!(out, "  {what} {a} in A")?,
+                ("", b) => writeln!(out, "  {what} {b} in B")?,
+                (a, b) if a == b => writeln!(out, "  {what} {a} in both")?,
+                (a, b) => writeln!(out, "  {what} {a} in A, {b} in B")?,
+            }
         }
     }
     Ok(())

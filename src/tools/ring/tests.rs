@@ -3,6 +3,7 @@
 use clap::Parser;
 
 use super::*;
+use crate::admin::pb::v1::{self as pb, PoolRing};
 
 /// A command line of this subcommand alone.
 #[derive(Parser)]
@@ -86,6 +87,45 @@ async fn rings_of_other_members_differ_by_name() {
     assert_eq!(code, ExitCode::SUCCESS);
     let diff = json(same).await;
     assert_eq!((&diff["agree"], &diff["pools"][0]["only_in_a"]), (&true.into(), &serde_json::json!([])));
+}
+
+/// Compares two sources, each with pools by name and placement fingerprint; returns the text.
+fn compared(live: [bool; 2], pools: [&[(&str, &str)]; 2]) -> String {
+    let ring = |(name, placement): &(&str, &str)| PoolRing {
+        pool: (*name).to_owned(),
+        membership_fingerprint: "aaa".to_owned(),
+        placement_fingerprint: (*placement).to_owned(),
+        members: vec![pb::Member { identity: "a:4317".to_owned(), ..pb::Member::default() }],
+        ..PoolRing::default()
+    };
+    let rings = |at: usize, from: &str| source::Rings {
+        from: from.to_owned(),
+        live: live[at],
+        pools: pools[at].iter().map(ring).collect(),
+    };
+    let mut out = Vec::new();
+    diff::print(&diff::of(&rings(0, "one"), &rings(1, "two")), false, &mut out).expect("a text");
+    String::from_utf8(out).expect("text")
+}
+
+#[test]
+fn a_pool_that_one_side_lacks_is_named() {
+    let text = compared([true; 2], [&[("both", "bbb"), ("x", "ccc")], &[("both", "bbb"), ("y", "ddd")]]);
+    let expected = "A: one\nB: two\n\
+                    pool both: agree\n  membership aaa in both\n  placement bbb in both\n\
+                    pool x: DIFFER\n  B has no pool x\n  only in A: a:4317\n  membership aaa in A\n  placement ccc in A\n\
+                    pool y: DIFFER\n  A has no pool y\n  only in B: a:4317\n  membership aaa in B\n  placement ddd in B\n";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn only_two_running_proxies_differ_by_ejections() {
+    let pools: [&[_]; 2] = [&[("tail", "bbb")], &[("tail", "ccc")]];
+    assert!(compared([true; 2], pools).contains("pool tail: DIFFER\n"));
+    let text = compared([true, false], pools);
+    let expected = "pool tail: agree (memberships are compared; placements differ by ejections)\n";
+    assert!(text.contains(expected) && text.contains("  placement bbb in A, ccc in B\n"), "{text}");
+    assert!(compared([true, false], [&[("tail", "bbb")], &[("tail", "bbb")]]).contains("pool tail: agree\n"));
 }
 
 #[tokio::test]
