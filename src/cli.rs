@@ -70,7 +70,7 @@ pub enum Command {
     Run(RunArgs),
     /// Check a configuration without running it
     Validate(RunArgs),
-    /// Print the complete configuration: defaults filled in, references replaced, secrets hidden
+    /// Print the complete configuration: defaults filled in, references replaced, secrets hidden; unset sections left out
     PrintConfig(RunArgs),
     /// Show rings and the owners of traces, compare rings, plan a change
     Ring(tools::ring::Args),

@@ -49,7 +49,8 @@ impl Draft {
         Self::parse(&path.display().to_string(), &text, &|name| std::env::var(name).ok())
     }
 
-    /// Parses the text of a file; `lookup` returns the value of an environment variable.
+    /// Parses the text of a file; `lookup` returns the value of an environment variable. The first unknown key, or value
+    /// that cannot be read, ends it: the error is about this one alone.
     pub fn parse(name: &str, text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, LoadError> {
         let invalid = |problem| LoadError::Invalid { name: name.to_owned(), problems: vec![problem] };
         let mut root = Node::parse(text).map_err(invalid)?;
@@ -78,7 +79,7 @@ impl Draft {
         Self { name: "command line".into(), root: None, settings }
     }
 
-    /// Checks the settings. The error contains everything that is wrong.
+    /// Checks the settings. The error contains everything that is wrong with values that could be read.
     pub fn check(&self) -> Result<Config, LoadError> {
         check::check(&self.settings, Path::new("/"), &|path| self.is_hidden(path)).map_err(|problems| {
             LoadError::Invalid {

@@ -78,15 +78,16 @@ section! {
         compression: Compression,
         /// Parameters of the compression.
         compression_params: CompressionParams,
-        /// How long one attempt to deliver may take. A value above `receivers.otlp.deadline` is refused; the default is
-        /// lowered to a shorter deadline.
+        /// How long one attempt to deliver may take. A value above `receivers.otlp.deadline` is refused; if the deadline
+        /// is shorter than the default, the default becomes the deadline.
         timeout: Duration = Duration::from_secs(5),
         /// The largest message of one call, in MiB before compression. A Collector accepts 4 MiB unless it is
         /// configured otherwise.
         max_request_size_mib: Mebibytes = Mebibytes::of(4),
         /// HTTP/2 connections to each backend, per shard.
         connections: usize = 1,
-        /// Independent sets of queues and connections.
+        /// Independent sets of queues and connections; each worker thread uses one of them. More than 1 can help where many
+        /// threads send to few backends. Parts of different shards never share a call.
         shards: usize = 1,
         /// What waits for a backend.
         sending_queue: SendingQueue,
@@ -107,8 +108,8 @@ section! {
     pub struct SendingQueue {
         /// The unit of `queue_size`. `bytes` is the only value.
         sizer: Sizer,
-        /// The size of the queue of each backend. A request is accepted only if all its parts find room in their
-        /// queues; otherwise it is refused whole.
+        /// The size of the queue of each backend, per shard. A request is accepted only if all its parts find room in
+        /// their queues; otherwise it is refused whole.
         queue_size: ByteSize = ByteSize(16 << 20),
     }
 
@@ -124,8 +125,8 @@ section! {
         /// The share of each wait that is random.
         randomization_factor: f64 = 0.5,
         // One backend of four that refuses half of its calls takes 25 %; one of two takes all of it.
-        /// How many retries are allowed, in percent of the parts that are sent for the first time, in addition to 10
-        /// per second. Parts that move to another backend because theirs was ejected or left do not count.
+        /// How many retries are allowed: this percentage of the first attempts, plus 10 per second. Parts that move to
+        /// another backend because theirs was ejected or left do not count.
         budget_percent: u32 = 50,
     }
 

@@ -95,7 +95,7 @@ page! {
         "Records whose trace ID is empty, zero or of a wrong length.";
 
     RING_MEMBERS = "spanring_ring_members", Gauge, ["pool", "state"],
-        "Backends by state: active, draining (it has left discovery and keeps its slots for hold_down), ejected (it fails) or unresolved (it has no address).";
+        "Backends by state: active, draining (it has left discovery and keeps its slots for hold_down), ejected (it fails; during a panic it still gets its records) or unresolved (it has no address).";
     RING_GENERATION = "spanring_ring_generation", Gauge, ["pool"],
         "Number of tables that this process has published.";
     RING_FINGERPRINT = "spanring_ring_fingerprint", Gauge, ["pool"],
@@ -124,7 +124,7 @@ page! {
     MEMBERSHIP_PANIC = "spanring_membership_panic", Gauge, ["pool"],
         "1 while so many backends fail that none is treated as ejected (max_ejection_percent).";
     HEALTH_EVENTS_DROPPED_TOTAL = "spanring_health_events_dropped_total", Counter, ["pool"],
-        "Observations of backends' health that were dropped because the membership's queue was full.";
+        "Reports of failures and recoveries that were dropped because the queue of reports was full.";
 
     DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS = "spanring_discovery_last_success_timestamp_seconds", Gauge, ["pool"],
         "When discovery last had a good answer, in Unix time.";
@@ -150,7 +150,7 @@ page! {
     DISPATCH_QUEUE_BYTES = "spanring_dispatch_queue_bytes", Gauge, ["pool", "backend"],
         "Bytes that wait for the backend.";
     DISPATCH_QUEUE_LIMIT_BYTES = "spanring_dispatch_queue_limit_bytes", Gauge, ["pool"],
-        "Bytes that may wait for one backend (sending_queue.queue_size, for each shard).";
+        "Bytes that may wait for one backend: sending_queue.queue_size times shards.";
     DISPATCH_QUEUE_FULL_TOTAL = "spanring_dispatch_queue_full_total", Counter, ["pool", "backend"],
         "Times that the backend's queue had no room for a part, so that a whole request was refused or a retry waited.";
     DISPATCH_IN_FLIGHT_CALLS = "spanring_dispatch_in_flight_calls", Gauge, ["pool", "backend"],
@@ -176,7 +176,7 @@ page! {
     DISPATCH_TAKEN_APART_TOTAL = "spanring_dispatch_taken_apart_total", Counter, ["pool"],
         "Merged calls that were refused and sent again part by part.";
     DISPATCH_CROWDED_PARTS_TOTAL = "spanring_dispatch_crowded_parts_total", Counter, ["pool"],
-        "Parts sent in calls of their own because parts with 64 other values of forwarded headers were waiting for the backend.";
+        "Parts sent alone, because too many parts with different forwarded headers (64 sets) were already waiting for the backend.";
     DISPATCH_UNATTRIBUTED_REJECTIONS_TOTAL = "spanring_dispatch_unattributed_rejections_total", Counter, ["pool"],
         "Records that backends rejected in merged calls, so that no client could be told its count.";
 
