@@ -87,17 +87,17 @@ pub struct Limits {
 /// The HTTP versions that a listener's clients may speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/2 with prior knowledge: gRPC.
-    Http2,
+    /// HTTP/2 with prior knowledge.
+    Http2 {
+        /// The answer to a client that sends an HTTP/1 request: what this port speaks, and what to set.
+        for_http1: &'static str,
+    },
     /// HTTP/1 or HTTP/2, according to the first bytes.
     Any,
 }
 
 /// Makes the stream that HTTP runs on from an accepted connection. TLS is implemented by this trait.
 pub trait Connector: Send + Sync + 'static {
-    /// The text that answers an HTTP/1 client on a port for gRPC.
-    const SPEAKS: &'static str;
-
     /// The stream that HTTP runs on.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
@@ -113,8 +113,6 @@ pub trait Connector: Send + Sync + 'static {
 pub struct Plain;
 
 impl Connector for Plain {
-    const SPEAKS: &'static str = opening::SPEAKS_GRPC;
-
     type Stream = TcpStream;
 
     async fn connect(&self, stream: TcpStream) -> io::Result<TcpStream> {
@@ -342,10 +340,10 @@ impl<C: Connector, M> Listener<C, M> {
             Ok((mut stream, Opening::Foreign(kind, first))) => {
                 self.metrics.failed();
                 self.foreign.note(kind, peer);
-                if kind == Foreign::Http1 {
+                if let (Foreign::Http1, Protocol::Http2 { for_http1 }) = (kind, limits.protocol) {
                     tokio::select! {
                         () = self.tasks.stopped() => {}
-                        () = opening::answer(&mut stream, first, C::SPEAKS) => {}
+                        () = opening::answer(&mut stream, first, for_http1) => {}
                     }
                 }
             }
@@ -367,7 +365,7 @@ impl<C: Connector, M> Listener<C, M> {
         let mut stream = self.connector.connect(stream).await?;
         match protocol {
             Protocol::Any => Ok((Reopened::new(stream, Preface::untouched()), Opening::Http2)),
-            Protocol::Http2 => {
+            Protocol::Http2 { .. } => {
                 // A client that has left by then counts as silent.
                 let opening = Opening::read(&mut stream).await.unwrap_or(Opening::Silent);
                 let is_http2 = matches!(opening, Opening::Http2);

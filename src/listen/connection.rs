@@ -71,7 +71,7 @@ fn builder(limits: &Limits, spawner: Spawner) -> Builder<Spawner> {
         .max_concurrent_streams(limits.max_concurrent_streams)
         .max_header_list_size(limits.max_header_list_size);
     match limits.protocol {
-        Protocol::Http2 => builder.http2_only(),
+        Protocol::Http2 { .. } => builder.http2_only(),
         Protocol::Any => builder,
     }
 }

@@ -45,15 +45,6 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How long reading the head of an HTTP/1 request may take, and how long writing the answer may take.
 const HTTP1_WITHIN: Duration = Duration::from_secs(2);
 
-/// The answer to HTTP/1 on a port without TLS.
-pub(super) const SPEAKS_GRPC: &str = "this port speaks gRPC (HTTP/2 without TLS), not HTTP/1.1: set the exporter's protocol to \
-                                      grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc); OTLP/HTTP is not served here, and probes are \
-                                      answered at the admin port (/livez, /readyz)\n";
-
-/// The answer to HTTP/1 on a port with TLS, inside and outside of TLS.
-pub(super) const SPEAKS_TLS: &str = "this port speaks gRPC over TLS, not HTTP/1.1 without it: set the exporter's endpoint to https:// \
-                                     and its protocol to grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc)\n";
-
 /// The protocol of a client that does not speak HTTP/2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Foreign {
@@ -322,13 +313,15 @@ mod tests {
         assert_eq!(seen, [PREFACE, b"frames"].concat());
     }
 
+    const WORDS: &str = "this port speaks something else\n";
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_in_words_ends_whatever_its_client_does() {
         for (request, takes) in
             [(&b"GET / HTTP/1.1\r\n\r\n"[..], true), (b"GET / HT", true), (b"POST / HTTP/1.1\r\n\r\n", false)]
         {
             let (mut far, mut near) = duplex(if takes { 4096 } else { 8 });
-            answer(&mut near, request.to_vec(), SPEAKS_GRPC).await;
+            answer(&mut near, request.to_vec(), WORDS).await;
             drop(near);
             if takes {
                 let mut said = String::new();
@@ -339,7 +332,7 @@ mod tests {
                     "{head}"
                 );
                 assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
-                assert_eq!(body, SPEAKS_GRPC);
+                assert_eq!(body, WORDS);
             }
         }
     }

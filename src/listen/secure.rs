@@ -7,7 +7,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     accept::Connector,
-    opening::{self, Foreign, Opening, SPEAKS_TLS},
+    opening::{self, Foreign, Opening},
 };
 use crate::{
     telemetry::metrics::RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL,
@@ -27,26 +27,27 @@ struct NotTls(&'static str);
 pub struct Tls {
     server: Server,
     failures: Failures,
+    /// The answer to a client that sends an HTTP/1 request without TLS.
+    for_http1: &'static str,
 }
 
 impl Tls {
     /// Creates a connector that uses the certificates of `server`. `listener` is the label of the metric that counts
-    /// failed handshakes.
-    pub fn new(listener: &'static str, server: Server) -> Self {
-        Self { server, failures: Failures::new(RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL, "listener", listener) }
+    /// failed handshakes. `for_http1` is the answer to a client that sends an HTTP/1 request without TLS.
+    pub fn new(listener: &'static str, server: Server, for_http1: &'static str) -> Self {
+        let failures = Failures::new(RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL, "listener", listener);
+        Self { server, failures, for_http1 }
     }
 }
 
 impl Connector for Tls {
-    const SPEAKS: &'static str = SPEAKS_TLS;
-
     type Stream = TlsStream<TcpStream>;
 
     async fn connect(&self, mut stream: TcpStream) -> io::Result<Self::Stream> {
         let mut first = [HANDSHAKE];
         stream.peek(&mut first).await?;
         if first != [HANDSHAKE] {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, not_tls(&mut stream).await?));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, not_tls(&mut stream, self.for_http1).await?));
         }
         TlsAcceptor::from(self.server.current()).accept(stream).await
     }
@@ -58,12 +59,12 @@ impl Connector for Tls {
 }
 
 /// Returns the error for a client without TLS, according to its first bytes. A client that speaks HTTP/1 is answered
-/// with a text first.
-async fn not_tls(stream: &mut TcpStream) -> io::Result<NotTls> {
+/// with `for_http1` first.
+async fn not_tls(stream: &mut TcpStream, for_http1: &str) -> io::Result<NotTls> {
     Ok(NotTls(match Opening::read(stream).await? {
         Opening::Http2 => "it sent HTTP/2 in plaintext: let the exporter use TLS (https://, or insecure: false)",
         Opening::Foreign(Foreign::Http1, first) => {
-            opening::answer(stream, first, SPEAKS_TLS).await;
+            opening::answer(stream, first, for_http1).await;
             "it sent HTTP/1 in plaintext: let it use https:// and gRPC, or ask probes of the admin port"
         }
         Opening::Foreign(Foreign::Proxy, _) => {

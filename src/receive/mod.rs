@@ -47,6 +47,15 @@ use crate::{
 /// The name of the OTLP/gRPC listener in metrics and logs.
 const GRPC: &str = "otlp_grpc";
 
+/// The answer to an HTTP/1 request on a port without TLS.
+const SPEAKS_GRPC: &str = "this port speaks gRPC (HTTP/2 without TLS), not HTTP/1.1: set the exporter's protocol to \
+                           grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc); OTLP/HTTP is not served here, and probes are \
+                           answered at the admin port (/livez, /readyz)\n";
+
+/// The answer to an HTTP/1 request on a port with TLS, inside and outside of TLS.
+const SPEAKS_TLS: &str = "this port speaks gRPC over TLS, not HTTP/1.1 without it: set the exporter's endpoint to https:// \
+                          and its protocol to grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc)\n";
+
 /// The ALPN protocols that its TLS offers.
 const ALPN: &[&[u8]] = &[b"h2"];
 
@@ -204,10 +213,15 @@ impl Bound {
             descriptors::want(config.keys.max_connections);
             let make_service = move |_peer| service.for_connection();
             let connections = match &tls {
-                None => port.serve(config.limits(), listen::Plain, make_service, tasks),
+                None => port.serve(config.limits(false), listen::Plain, make_service, tasks),
                 Some(tls) => {
                     tls.watch(tasks);
-                    port.serve(config.limits(), listen::Tls::new(GRPC, tls.clone()), make_service, tasks)
+                    port.serve(
+                        config.limits(true),
+                        listen::Tls::new(GRPC, tls.clone(), SPEAKS_TLS),
+                        make_service,
+                        tasks,
+                    )
                 }
             };
             receivers.grpc = Some(ServingGrpc { connections, requests: limits, tls });
@@ -229,7 +243,7 @@ impl Receivers {
     pub fn reconfigure(&self, config: &Config) {
         if let (Some(grpc), Some(config)) = (&self.grpc, &config.grpc) {
             descriptors::want(config.keys.max_connections);
-            grpc.connections.set(config.limits());
+            grpc.connections.set(config.limits(grpc.tls.is_some()));
             grpc.requests.set(config);
         }
     }
@@ -249,11 +263,11 @@ impl Receivers {
 // === impl GrpcConfig ===
 
 impl GrpcConfig {
-    fn limits(&self) -> listen::Limits {
+    fn limits(&self, over_tls: bool) -> listen::Limits {
         let keys = &self.keys;
         let ages = &keys.keepalive.server_parameters;
         listen::Limits {
-            protocol: listen::Protocol::Http2,
+            protocol: listen::Protocol::Http2 { for_http1: if over_tls { SPEAKS_TLS } else { SPEAKS_GRPC } },
             max_connections: keys.max_connections,
             descriptors: descriptors::for_clients,
             header_timeout: keys.read_header_timeout,

@@ -123,7 +123,7 @@ fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> 
 
 /// Serves an in-memory connection with an existing service.
 fn serve_service_in_memory(service: OtlpGrpc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> tokio::io::DuplexStream {
-    listen::tests::serve_in_memory(config.limits(), service.for_connection(), tasks)
+    listen::tests::serve_in_memory(config.limits(false), service.for_connection(), tasks)
 }
 
 fn head(path: &str) -> HttpRequest<()> {
