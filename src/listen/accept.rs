@@ -1,4 +1,4 @@
-//! The accept loop of the process: binds and serves every listener, OTLP or admin, plain or TLS.
+//! The accept loop of every listener, plain or TLS.
 
 use std::{
     convert::Infallible,
@@ -18,50 +18,22 @@ use arc_swap::ArcSwap;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, service::Service};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::TcpStream,
     time::sleep,
 };
 
 use super::{
+    bind::{Bound, set_options},
     connection::{self, Deadlines},
     metrics::ListenerMetrics,
     opening::{self, Foreign, ForeignConnections, Opening, Preface, Reopened},
     silent::{Room, SilentConnection, SilentConnections},
     streams::Tally,
+    trouble::Trouble,
 };
-use crate::{lifecycle::Tasks, shortage::Shortage, telemetry::LogLimit};
-
-/// The number of connections that the kernel queues until they are accepted: tokio's default. Linux usually caps it at
-/// 4096.
-const BACKLOG: u32 = 1024;
-/// TCP keepalive: the idle time before the first probe, the interval of the probes and their number. A dead peer is
-/// found within 90 s, and NAT tables that forget a connection after a minute keep it.
-const KEEPALIVE_TIME: Duration = Duration::from_secs(45);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_RETRIES: u32 = 3;
-/// The first pause when no descriptor or memory is left for a connection. It doubles up to `LONGEST_PAUSE` times this.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: u32 = 64;
-
-/// A listener whose port is bound, but which does not accept connections yet.
-#[derive(Debug)]
-pub struct Bound {
-    name: &'static str,
-    address: SocketAddr,
-    socket: TcpListener,
-}
-
-/// The reason why a port could not be bound.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {advice}")]
-pub struct BindError {
-    address: SocketAddr,
-    advice: &'static str,
-    source: io::Error,
-}
+use crate::{lifecycle::Tasks, shortage::Shortage};
 
 /// The limits of a listener.
 #[derive(Clone, Debug)]
@@ -122,39 +94,9 @@ impl Connector for Plain {
     fn failed(&self, _peer: SocketAddr, _error: &io::Error) {}
 }
 
-/// Binds a port. `name` is the value of the metric label `listener`.
-///
-/// `[::]` serves IPv4 too if the system is set up so (the default of Linux).
-pub fn bind(name: &'static str, address: SocketAddr) -> Result<Bound, BindError> {
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // A restarted process must not have to wait for connections of its predecessor to time out.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        let socket = socket.listen(BACKLOG)?;
-        let address = socket.local_addr()?;
-        Ok(Bound { name, address, socket })
-    };
-    listen().map_err(|source: io::Error| BindError { address, advice: advice(&source), source })
-}
-
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "another process has this port: stop it, or choose another endpoint",
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address: use one of its own, 0.0.0.0 or [::]",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one",
-        _ => "choose another endpoint",
-    }
-}
-
 // === impl Bound ===
 
 impl Bound {
-    /// Returns the address that it listens on. If port 0 was requested, it has the port that the system chose.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// Accepts connections until the drain begins. `make_service` makes the service of each connection from the peer's
     /// address.
     pub fn serve<C, M, S, B>(self, limits: Limits, connector: C, make_service: M, tasks: &Tasks) -> Handle
@@ -285,7 +227,7 @@ where
 
 impl Limits {
     /// Returns how many connections may be open.
-    fn most(&self) -> usize {
+    pub(super) fn most(&self) -> usize {
         self.max_connections.min((self.descriptors)())
     }
 }
@@ -373,103 +315,5 @@ impl<C: Connector, M> Listener<C, M> {
                 Ok((Reopened::new(stream, preface), opening))
             }
         }
-    }
-}
-
-fn set_options(stream: &TcpStream) -> io::Result<()> {
-    // Replies are small and complete when they are written, so waiting for more data only delays them.
-    stream.set_nodelay(true)?;
-    let keepalive =
-        TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
-}
-
-/// Tracks failures of accepting: how long to pause, and when to log.
-struct Trouble {
-    listener: &'static str,
-    /// The last pause as a multiple of the first; 0 after a successful accept.
-    factor: u32,
-    log_limit: LogLimit,
-}
-
-impl Trouble {
-    fn new(listener: &'static str) -> Self {
-        Self { listener, factor: 0, log_limit: LogLimit::few() }
-    }
-
-    fn over(&mut self) {
-        self.factor = 0;
-    }
-
-    /// Returns the pause after a failed accept, or `None` if the error concerns only that connection.
-    fn with_accept(&mut self, error: &io::Error) -> Option<Duration> {
-        if is_of_one_connection(error) {
-            return None;
-        }
-        self.factor = self.factor.saturating_mul(2).clamp(1, LONGEST_PAUSE);
-        if let Some(unlogged) = self.log_limit.admit() {
-            tracing::error!(
-                listener = self.listener,
-                %error,
-                unlogged,
-                "cannot accept connections, those that are open live on; raise the limit of open files (ulimit -n)"
-            );
-        }
-        Some(FIRST_PAUSE * self.factor)
-    }
-
-    fn with_room(&mut self, limits: &Limits) {
-        let (max_connections, descriptors) = (limits.max_connections, (limits.descriptors)());
-        if let Some(unlogged) = self.log_limit.admit() {
-            let bound = if descriptors < max_connections { "the limit of open files" } else { "max_connections" };
-            tracing::warn!(
-                listener = self.listener,
-                max_connections,
-                open = limits.most(),
-                unlogged,
-                "connection refused: as many are open as {bound} allows"
-            );
-        }
-    }
-}
-
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `EMFILE` on Linux.
-    const NO_DESCRIPTORS: i32 = 24;
-
-    #[test]
-    fn pauses_double_while_descriptors_are_missing_and_start_again_after() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(async {
-            let mut trouble = Trouble::new("test");
-            let error = io::Error::from_raw_os_error(NO_DESCRIPTORS);
-            let pauses: Vec<u128> =
-                (0..9).filter_map(|_| trouble.with_accept(&error)).map(|pause| pause.as_millis()).collect();
-            assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 640, 640]);
-            trouble.over();
-            assert_eq!(trouble.with_accept(&error), Some(FIRST_PAUSE));
-            assert_eq!(trouble.with_accept(&io::ErrorKind::ConnectionAborted.into()), None);
-        });
-    }
-
-    #[tokio::test]
-    async fn a_port_that_is_taken_is_named_with_what_to_do() {
-        let taken = bind("test", SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let error = bind("test", taken.address()).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("cannot listen on {}", taken.address())), "{error}");
-        assert!(error.ends_with("another process has this port: stop it, or choose another endpoint"), "{error}");
     }
 }

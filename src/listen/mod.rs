@@ -5,12 +5,13 @@
 //! TLS handshake, detects the client's protocol, repairs header blocks that h2 would refuse, and ends connections that
 //! are old, stalled or draining. It does not depend on OTLP.
 //!
-//! `accept` accepts a connection, `secure` performs the TLS handshake, `opening` reads the first bytes, and
-//! `connection` serves the connection to its end. HTTP runs on a stream with three `layers`: `opening` replays the
+//! `bind` takes a port and `accept` accepts its connections; `silent` and `trouble` handle a lack of room and failures.
+//! `secure` performs the TLS handshake, `opening` reads the first bytes, and `connection` serves a connection to its end. HTTP runs on a stream with three `layers`: `opening` replays the
 //! bytes that were read first, `streams` follows the client's frames (`hpack` repairs their header blocks, `progress`
 //! tracks what the client has begun and has to finish), and `turns` divides reading and writing into turns.
 
 mod accept;
+mod bind;
 mod connection;
 mod hpack;
 mod layers;
@@ -22,9 +23,11 @@ mod silent;
 mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
+mod trouble;
 mod turns;
 
 pub use self::{
-    accept::{BindError, Bound, Connector, Handle, Limits, Plain, Protocol, bind},
+    accept::{Connector, Handle, Limits, Plain, Protocol},
+    bind::{BindError, Bound, bind},
     secure::Tls,
 };
