@@ -19,7 +19,18 @@ use crate::{
 };
 
 /// One request's mailbox. Dropping it abandons the request: what waits is dropped and counted, what was sent is awaited.
-pub struct Join(Arc<Inbox>);
+pub struct Join {
+    inbox: Arc<Inbox>,
+    /// How many parts of each cut are not done with.
+    cuts: Cuts,
+}
+
+/// How many parts are left of each cut of a request. There is more than one cut only if a part had to be placed again.
+#[derive(Default)]
+struct Cuts {
+    first: Option<usize>,
+    further: Vec<usize>,
+}
 
 /// What queued parts hold of their request.
 pub(super) struct Inbox {
@@ -57,25 +68,33 @@ impl Join {
     /// The same for a request that brings headers that go on.
     pub fn carrying(deadline: Instant, connection: Arc<ClientConnection>, metadata: Option<Arc<Metadata>>) -> Self {
         let (state, abandoned, begun) = (Mutex::default(), AtomicBool::new(false), AtomicU64::new(0));
-        Self(Arc::new(Inbox { state, abandoned, begun, deadline, connection, metadata }))
+        let inbox = Inbox { state, abandoned, begun, deadline, connection, metadata };
+        Self { inbox: Arc::new(inbox), cuts: Cuts::default() }
     }
 
-    /// Keeps a share of the memory budget until it is released or the last part of the request is gone, even when the request
-    /// is gone before. Returns its number.
-    pub fn hold(&self, permit: Permit) -> usize {
-        let mut state = self.0.lock();
-        match &state.permit {
-            None => state.permit = Some(permit),
-            Some(_) => state.further.push(permit),
+    /// Adds a cut of the request, and keeps what its parts hold of the memory budget. It is given back when all of them are
+    /// done with ([`Join::part_done`]), or when the last part of the request is gone. Returns the number of the cut.
+    pub fn add_cut(&mut self, parts: usize, permit: Permit) -> usize {
+        let mut state = self.inbox.lock();
+        match self.cuts.add(parts) {
+            0 => state.permit = Some(permit),
+            _ => state.further.push(permit),
         }
-        state.further.len()
+        self.cuts.further.len()
     }
 
-    /// Gives back what was held under that number: nothing of it is left.
+    /// Notes that a part of a cut is done with. The last part of the cut gives its memory back, except if the request is over
+    /// with it: then all of its memory goes at once.
+    pub fn part_done(&mut self, cut: usize, is_over: bool) {
+        if self.cuts.part_done(cut) && !is_over {
+            self.give_back(cut);
+        }
+    }
+
     #[cold]
-    pub fn release(&self, number: usize) {
-        let mut state = self.0.lock();
-        let permit = match number.checked_sub(1) {
+    fn give_back(&self, cut: usize) {
+        let mut state = self.inbox.lock();
+        let permit = match cut.checked_sub(1) {
             None => state.permit.as_mut(),
             Some(further) => state.further.get_mut(further),
         };
@@ -91,7 +110,7 @@ impl Join {
     /// Cancel safety: outcomes stay for the next call.
     pub async fn next(&self) -> Vec<(u32, PartOutcome)> {
         poll_fn(|cx| {
-            let mut state = self.0.lock();
+            let mut state = self.inbox.lock();
             if state.urgent || state.outstanding == 0 {
                 state.urgent = false;
                 return Poll::Ready(std::mem::take(&mut state.outcomes));
@@ -107,28 +126,51 @@ impl Join {
 
     /// What has arrived and was not taken yet.
     pub fn arrived(&self) -> Vec<(u32, PartOutcome)> {
-        std::mem::take(&mut self.0.lock().outcomes)
+        std::mem::take(&mut self.inbox.lock().outcomes)
     }
 
     /// Whether a call may have begun with the part of that index. Of the first 63 parts it is known exactly.
     pub fn may_have_begun(&self, index: u32) -> bool {
-        self.0.begun.load(Ordering::Relaxed) & bit_of(index) != 0
+        self.inbox.begun.load(Ordering::Relaxed) & bit_of(index) != 0
     }
 
     pub(super) fn inbox(&self) -> &Arc<Inbox> {
-        &self.0
+        &self.inbox
+    }
+}
+
+impl Cuts {
+    /// Adds a cut into so many parts, and returns its number.
+    fn add(&mut self, parts: usize) -> usize {
+        match self.first {
+            None => self.first = Some(parts),
+            Some(_) => self.further.push(parts),
+        }
+        self.further.len()
+    }
+
+    /// One part of a cut is done with. Returns whether it was the last.
+    fn part_done(&mut self, cut: usize) -> bool {
+        let left = match cut.checked_sub(1) {
+            None => self.first.as_mut(),
+            Some(further) => self.further.get_mut(further),
+        };
+        left.is_some_and(|left| {
+            *left = left.saturating_sub(1);
+            *left == 0
+        })
     }
 }
 
 impl Drop for Join {
     fn drop(&mut self) {
-        self.0.abandoned.store(true, Ordering::Relaxed);
+        self.inbox.abandoned.store(true, Ordering::Relaxed);
     }
 }
 
 impl fmt::Debug for Join {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Join").field("deadline", &self.0.deadline).finish_non_exhaustive()
+        f.debug_struct("Join").field("deadline", &self.inbox.deadline).finish_non_exhaustive()
     }
 }
 
@@ -188,6 +230,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::budget::Budget;
 
     #[derive(Default)]
     struct Flag(AtomicBool);
@@ -221,6 +264,25 @@ mod tests {
         assert!(flag.0.load(Ordering::Relaxed), "the last must wake");
         let Poll::Ready(outcomes) = next.as_mut().poll(&mut cx) else { panic!("must be ready") };
         assert_eq!(outcomes.len(), 2);
+    }
+
+    #[test]
+    fn the_memory_of_a_cut_is_given_back_with_its_last_part_or_with_the_request() {
+        let budget = Budget::new(1_000);
+        let mut join = join();
+        assert_eq!(join.add_cut(2, budget.take(100).unwrap()), 0);
+        assert_eq!(join.add_cut(1, budget.take(10).unwrap()), 1);
+        assert_eq!(join.add_cut(1, budget.take(1).unwrap()), 2);
+        join.part_done(1, false);
+        assert_eq!(budget.used(), 101, "the second cut had one part");
+        join.part_done(0, false);
+        assert_eq!(budget.used(), 101, "the first cut has one part left");
+        join.part_done(0, false);
+        assert_eq!(budget.used(), 1);
+        join.part_done(2, true);
+        assert_eq!(budget.used(), 1, "the rest goes with the request");
+        drop(join);
+        assert_eq!(budget.used(), 0);
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ pub mod outcome;
 pub mod rope;
 pub mod shortcuts;
 pub mod signal;
+pub mod text;
 pub mod wire;
 
 pub use client::ClientConnection;

@@ -42,8 +42,10 @@ impl Refusal {
         Self { code, message: message.into(), retry_after: None, reason }
     }
 
-    /// Builds an `UNAVAILABLE` with `RetryInfo`.
-    pub fn retryable(reason: Reason, retry_after: Duration, message: impl Into<String>) -> Self {
+    /// Builds an `UNAVAILABLE` with `RetryInfo`. The delay is 1 to 5 s, at random, so that clients that are refused together
+    /// do not return together.
+    pub fn retryable(reason: Reason, message: impl Into<String>) -> Self {
+        let retry_after = Duration::from_millis(fastrand::u64(1_000..=5_000));
         Self { code: Code::Unavailable, message: message.into(), retry_after: Some(retry_after), reason }
     }
 }
@@ -124,5 +126,18 @@ pub fn is_retryable(code: Code, has_retry_info: bool) -> bool {
         | Code::DataLoss => true,
         Code::ResourceExhausted => has_retry_info,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_are_spread_over_one_to_five_seconds() {
+        let delay = || Refusal::retryable(Reason::Budget, "").retry_after.unwrap();
+        let delays: Vec<Duration> = (0..100).map(|_| delay()).collect();
+        assert!(delays.iter().all(|delay| (1_000..=5_000).contains(&delay.as_millis())));
+        assert!(delays.windows(2).any(|pair| pair[0] != pair[1]));
     }
 }

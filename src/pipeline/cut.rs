@@ -5,7 +5,7 @@ use std::{cell::RefCell, num::NonZeroUsize};
 
 use tonic::Code;
 
-use super::{Config, defect, metrics::SignalMetrics, retry_delay};
+use super::{Config, defect, metrics::SignalMetrics};
 use crate::{
     budget::Permit,
     dispatch::Part,
@@ -217,7 +217,7 @@ fn no_room(len: usize, permit: &Permit) -> Refusal {
         );
         return Refusal::permanent(Code::ResourceExhausted, Reason::TooLarge, message);
     }
-    Refusal::retryable(Reason::Budget, retry_delay(), "the memory budget is used up")
+    Refusal::retryable(Reason::Budget, "the memory budget is used up")
 }
 
 #[cold]

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Pipeline, Route, cut, defect, open_parts::OpenParts, retry_delay, tally::Tally};
+use super::{Pipeline, Route, cut, defect, tally::Tally};
 use crate::{
     dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
     otlp::{Outcome, Reason, Refusal},
@@ -24,8 +24,6 @@ pub(super) struct Delivery<'a> {
     placed: Vec<Placed>,
     /// The tables that they were placed by.
     tables: Vec<Arc<Table>>,
-    /// The number of open parts of each cut.
-    open_parts: OpenParts,
     /// The number of parts that are in a backend's queue or call.
     under_way: usize,
     /// Failed parts that wait for their next attempt.
@@ -93,7 +91,6 @@ impl<'a> Delivery<'a> {
             join,
             placed: parts.iter().map(placed).collect(),
             tables: vec![Arc::clone(view.table())],
-            open_parts: OpenParts::new(parts.len()),
             under_way: 0,
             waiting: Vec::new(),
             changes: None,
@@ -228,10 +225,8 @@ impl<'a> Delivery<'a> {
     fn settled(&mut self, index: u32) {
         let Some(Placed { open, cut, .. }) = self.placed.get_mut(index as usize) else { return };
         *open = false;
-        let cut = *cut;
-        if self.open_parts.settle(cut) && self.is_unfinished() {
-            self.join.release(cut);
-        }
+        let (cut, is_over) = (*cut, !self.is_unfinished());
+        self.join.part_done(cut, is_over);
     }
 
     /// Ends an attempt. If it was a retry that no backend has seen, gives its token back.
@@ -343,8 +338,7 @@ impl<'a> Delivery<'a> {
                     self.tables.push(Arc::clone(view.table()));
                 }
                 self.route.metrics.replaced.increment(1);
-                self.join.hold(again.permit);
-                let cut = self.open_parts.add(again.parts.len());
+                let cut = self.join.add_cut(again.parts.len(), again.permit);
                 let parts = self.adopt(again.parts, Placed { generation, cut, ..placed });
                 let is_queued = self.submit(view, parts);
                 self.settled(index);
@@ -398,7 +392,7 @@ impl<'a> Delivery<'a> {
     fn late_refusal(&self) -> Refusal {
         let message =
             format!("not all of {} records were acknowledged in time; {}", self.tally.records, self.missing_answers());
-        Refusal::retryable(Reason::Deadline, retry_delay(), message)
+        Refusal::retryable(Reason::Deadline, message)
     }
 
     /// Names the backends whose answers are missing, and the last failure.

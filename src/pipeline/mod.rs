@@ -8,12 +8,11 @@
 mod cut;
 mod delivery;
 mod metrics;
-mod open_parts;
 mod tally;
 #[cfg(test)]
 mod tests;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -154,10 +153,10 @@ impl Pipeline {
             route.metrics.note_outcome(records, &outcome);
             return outcome;
         }
-        let join = Join::carrying(request.deadline, request.connection, request.metadata);
-        join.hold(permit);
-        let tally = Tally::new(records, rejected);
         let sent = parts.len();
+        let mut join = Join::carrying(request.deadline, request.connection, request.metadata);
+        join.add_cut(sent, permit);
+        let tally = Tally::new(records, rejected);
         let delivery = Delivery::new(self, &route, join, &parts, &view, tally);
         let outcome = match view.submit(parts, delivery.join()) {
             Ok(()) => {
@@ -188,7 +187,7 @@ impl Export for Pipeline {
 
 fn not_ready(pool: &str) -> Refusal {
     let message = format!("pool {pool} has no backends yet: discovery has found none");
-    Refusal::retryable(Reason::NotReady, retry_delay(), message)
+    Refusal::retryable(Reason::NotReady, message)
 }
 
 #[cold]
@@ -196,7 +195,7 @@ fn not_queued(table: &Table, why: WhyNotQueued) -> Refusal {
     match why {
         WhyNotQueued::Full(backend) => {
             let backend = table.backends().get(backend as usize).map_or("?", |backend| &*backend.identity);
-            Refusal::retryable(Reason::QueueFull, retry_delay(), format!("the queue of backend {backend} is full"))
+            Refusal::retryable(Reason::QueueFull, format!("the queue of backend {backend} is full"))
         }
         WhyNotQueued::NoSuchBackend => defect("a part is for a backend that is not in its table"),
     }
@@ -206,10 +205,5 @@ fn not_queued(table: &Table, why: WhyNotQueued) -> Refusal {
 /// nothing is acknowledged and the client sends the request again.
 #[cold]
 fn defect(what: &str) -> Refusal {
-    Refusal::retryable(Reason::Internal, retry_delay(), format!("a defect of the proxy: {what}"))
-}
-
-/// Returns the time after which a refused client should retry: 1 to 5 s, random so that clients do not return together.
-pub fn retry_delay() -> Duration {
-    Duration::from_millis(fastrand::u64(1_000..=5_000))
+    Refusal::retryable(Reason::Internal, format!("a defect of the proxy: {what}"))
 }

@@ -9,9 +9,6 @@ use crate::{
     otlp::{Outcome, Reason, Refusal},
 };
 
-/// The longest `partial_success.error_message` that is passed on, in bytes (design 3).
-const MAX_MESSAGE: usize = 256;
-
 /// The counts of a request's records.
 #[derive(Default)]
 pub(super) struct Tally {
@@ -65,7 +62,7 @@ impl Tally {
     }
 
     pub(super) fn outcome(self) -> Result<Outcome, Refusal> {
-        let message = self.message.map(shortened);
+        let message = self.message;
         if self.refused > 0 && self.refused == self.records {
             let code = self.code.unwrap_or(Code::InvalidArgument);
             return Err(Refusal::permanent(code, Reason::Backend, message.unwrap_or_default()));
@@ -82,10 +79,4 @@ pub(super) fn nothing_to_send(rejected: u64) -> Outcome {
 fn refused_at_the_door(rejected: u64) -> Option<String> {
     (rejected > 0)
         .then(|| "records with an invalid trace ID were refused: invalid_trace_id is reject for this signal".to_owned())
-}
-
-fn shortened(mut message: String) -> String {
-    let end = (0..=MAX_MESSAGE.min(message.len())).rev().find(|end| message.is_char_boundary(*end));
-    message.truncate(end.unwrap_or(0));
-    message
 }

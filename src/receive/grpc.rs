@@ -28,7 +28,7 @@ use super::{
     inflate::{Codec, InflateError, inflate},
     metrics::ReceiverMetrics,
     refusal::{Bound, framing, refusal_of_body},
-    reply::{self, ReplyBody, retry_delay},
+    reply::{self, ReplyBody},
 };
 use crate::{
     budget::{Budget, Permit},
@@ -312,9 +312,9 @@ impl<E: Export> Shared<E> {
         if let Poll::Ready(received) = at_once {
             return Ok(received);
         }
-        timeout_at(deadline, reading).await.map_err(|_| {
-            Refusal::retryable(Reason::Deadline, retry_delay(), "the request did not arrive within its deadline")
-        })
+        timeout_at(deadline, reading)
+            .await
+            .map_err(|_| Refusal::retryable(Reason::Deadline, "the request did not arrive within its deadline"))
     }
 }
 
@@ -471,7 +471,7 @@ impl<F: Future<Output = Option<Outcome>>> Future for CatchPanic<'_, F> {
         // A future that panicked is not polled again, so nobody sees its inconsistent state.
         catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))).unwrap_or_else(|_| {
             let message = "internal error of the proxy; the request may be sent again";
-            Poll::Ready(Some(Outcome::Refused(Refusal::retryable(Reason::Internal, retry_delay(), message))))
+            Poll::Ready(Some(Outcome::Refused(Refusal::retryable(Reason::Internal, message))))
         })
     }
 }

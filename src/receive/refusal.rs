@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use super::{body::BodyError, reply::retry_delay};
+use super::body::BodyError;
 use crate::{
     budget::Budget,
     otlp::{Reason, Refusal},
@@ -38,7 +38,7 @@ pub(super) fn refusal_of_body(error: BodyError, bound: Bound) -> Refusal {
             Reason::TooLarge,
             format!("message is larger than {} bytes; send smaller batches or raise {}", bound.bytes, bound.key),
         ),
-        BodyError::Budget => Refusal::retryable(Reason::Budget, retry_delay(), "memory budget is used up; retry later"),
+        BodyError::Budget => Refusal::retryable(Reason::Budget, "memory budget is used up; retry later"),
         BodyError::Flag => framing("message prefix has an unknown flag"),
         BodyError::Truncated => framing("body ends inside a message"),
         // The gRPC specification has this code for a wrong number of messages (doc/statuscodes.md).

@@ -4,7 +4,6 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,11 +18,8 @@ use super::{beside::Answer, inflate::Codec};
 use crate::otlp::{
     Framed, Outcome, Reason, Refusal,
     framed::{PREFIX_LEN, prefix_of},
+    text::{MAX_MESSAGE, shortened},
 };
-
-/// The longest message of a status or a partial success, in bytes. A message may quote a peer, and headers have to stay
-/// small.
-const MAX_MESSAGE: usize = 256;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -102,12 +98,6 @@ pub fn http_status(refusal: &Refusal) -> StatusCode {
     }
 }
 
-/// Returns a retry delay for clients: 1 to 5 s, random so that clients which were refused together do not return
-/// together.
-pub fn retry_delay() -> Duration {
-    Duration::from_millis(fastrand::u64(1_000..=5_000))
-}
-
 fn with_message(message: Bytes) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody::Message(message));
     response.headers_mut().insert(CONTENT_TYPE, GRPC);
@@ -119,7 +109,7 @@ fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Resp
     let response = ExportTraceServiceResponse {
         partial_success: Some(ExportTracePartialSuccess {
             rejected_spans: i64::try_from(rejected).unwrap_or(i64::MAX),
-            error_message: shortened(message),
+            error_message: shortened(&message, MAX_MESSAGE).into_owned(),
         }),
     }
     .encode_to_vec();
@@ -134,7 +124,7 @@ fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Resp
         // An empty message would mean that all records were accepted.
         (None, None) => {
             let what = "a defect of the proxy: its answer is too long for gRPC";
-            refused(Refusal::retryable(Reason::Internal, retry_delay(), what))
+            refused(Refusal::retryable(Reason::Internal, what))
         }
     }
 }
@@ -160,7 +150,7 @@ fn deflate(codec: Codec, payload: &[u8]) -> Option<Bytes> {
 }
 
 fn refused(refusal: Refusal) -> Response<ReplyBody> {
-    let message = shortened(refusal.message);
+    let message = shortened(&refusal.message, MAX_MESSAGE);
     let status = match refusal.retry_after {
         Some(delay) => Status::with_error_details(refusal.code, message, ErrorDetails::with_retry_info(Some(delay))),
         None => Status::new(refusal.code, message),
@@ -170,17 +160,6 @@ fn refused(refusal: Refusal) -> Response<ReplyBody> {
         response.headers_mut().insert(GRPC_ACCEPT_ENCODING, ACCEPTED_ENCODINGS);
     }
     response
-}
-
-fn shortened(mut message: String) -> String {
-    if message.len() > MAX_MESSAGE {
-        let mut end = MAX_MESSAGE;
-        while !message.is_char_boundary(end) {
-            end -= 1;
-        }
-        message.truncate(end);
-    }
-    message
 }
 
 // === impl Codec ===
@@ -265,7 +244,7 @@ mod tests {
         assert_eq!(status(Code::PermissionDenied, Reason::Backend), 403);
         assert_eq!(status(Code::Unimplemented, Reason::Unimplemented), 404);
         assert_eq!(status(Code::Unknown, Reason::Backend), 500);
-        let mut refusal = Refusal::retryable(Reason::Backend, Duration::from_secs(1), "");
+        let mut refusal = Refusal::retryable(Reason::Backend, "");
         assert_eq!(http_status(&refusal).as_u16(), 503);
         refusal.code = Code::ResourceExhausted;
         assert_eq!(http_status(&refusal).as_u16(), 429);
@@ -286,15 +265,12 @@ mod tests {
     }
 
     #[test]
-    fn long_messages_are_cut_between_characters() {
-        assert_eq!(shortened("é".repeat(200)), "é".repeat(128));
-        assert_eq!(shortened(format!("x{}", "é".repeat(200))).len(), 255);
-    }
-
-    #[test]
-    fn retry_delays_are_spread_over_one_to_five_seconds() {
-        let delays: Vec<_> = (0..100).map(|_| retry_delay()).collect();
-        assert!(delays.iter().all(|delay| (1_000..=5_000).contains(&delay.as_millis())));
-        assert!(delays.windows(2).any(|pair| pair[0] != pair[1]));
+    fn long_messages_are_shortened() {
+        let ReplyBody::Message(framed) = partial_success(1, "x".repeat(300), None).into_body() else { panic!() };
+        let reply = ExportTraceServiceResponse::decode(&framed[PREFIX_LEN..]).unwrap().partial_success.unwrap();
+        assert_eq!(reply.error_message, format!("{}…", "x".repeat(253)));
+        let response = refused(Refusal::permanent(Code::Internal, Reason::Backend, "x".repeat(300)));
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.message(), reply.error_message);
     }
 }

@@ -22,7 +22,13 @@ use super::{
         PoolChanges,
     },
 };
-use crate::{otlp::Signal, ring::Table};
+use crate::{
+    otlp::{Signal, text},
+    ring::Table,
+};
+
+/// The most bytes of a client's text that an error repeats.
+const MAX_REPEATED: usize = 64;
 
 /// The version of the messages, part of each answer. Fields may be added within a version.
 pub const VERSION: &str = "v1";
@@ -133,11 +139,7 @@ fn table(pool: &Pool) -> Option<Arc<Table>> {
     pool.membership.tables.borrow().clone()
 }
 
-/// Shortens text from a client before it is repeated in an error.
+/// A text from a client as an error repeats it.
 fn shortened(text: &str) -> String {
-    const MOST: usize = 64;
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
-    }
+    text::shortened(text, MAX_REPEATED).into_owned()
 }

@@ -70,7 +70,8 @@ async fn a_partial_success_is_understood_in_every_encoding() {
 #[tokio::test]
 async fn a_refusal_comes_with_its_code_and_its_delay() {
     let receiver = Receiver::start(StandIn::new(|| async {
-        Outcome::Refused(Refusal::retryable(Reason::NotReady, Duration::from_millis(1_500), "täble: 100 % away\n"))
+        let refusal = Refusal::retryable(Reason::NotReady, "täble: 100 % away\n");
+        Outcome::Refused(Refusal { retry_after: Some(Duration::from_millis(1_500)), ..refusal })
     }));
     let status = receiver.client().await.export(request(1, 1)).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unavailable, "täble: 100 % away\n"));
@@ -176,7 +177,7 @@ async fn counters_tell_what_happened() {
         async move {
             match first {
                 true => Outcome::OK,
-                false => Outcome::Refused(Refusal::retryable(Reason::QueueFull, Duration::from_secs(1), "full")),
+                false => Outcome::Refused(Refusal::retryable(Reason::QueueFull, "full")),
             }
         }
     });
