@@ -6,10 +6,14 @@ use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::{otlp::outcome::is_retryable, shortage::Shortage, tls::Reason};
-
-/// Length of a backend's message that is passed on, at most. A Collector puts attacker-shaped text of several KiB into it.
-const MAX_MESSAGE: usize = 256;
+use crate::{
+    otlp::{
+        outcome::is_retryable,
+        text::{MAX_MESSAGE, shortened},
+    },
+    shortage::Shortage,
+    tls::Reason,
+};
 
 /// The longest pause that a backend is believed to mean.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
@@ -171,7 +175,7 @@ impl Verdict {
         Some(if is_retryable(code, after.is_some()) {
             Self::Busy { code, after }
         } else {
-            Self::Refused { code, message: shorten(status.message()).into_owned() }
+            Self::Refused { code, message: shortened(status.message(), MAX_MESSAGE).into_owned() }
         })
     }
 
@@ -196,7 +200,7 @@ impl Verdict {
         };
         let kind = content_type.unwrap_or(Cow::Borrowed("no content type"));
         let message = format!("the backend answered HTTP {} with {kind}: is it an OTLP/gRPC port?", status.as_u16());
-        Some(Self::Refused { code, message: shorten(&message).into_owned() })
+        Some(Self::Refused { code, message: shortened(&message, MAX_MESSAGE).into_owned() })
     }
 
     /// A proxy on the way could not reach the backend. With 503 it did not try; with 502 and 504 the backend may have the call.
@@ -221,14 +225,4 @@ fn failure_of(error: &h2::Error) -> Failure {
         return Failure::Local(shortage);
     }
     if error.is_io() || (error.is_remote() && error.is_reset()) { Failure::Reset } else { Failure::Protocol }
-}
-
-/// Cuts a message of a backend to a length that is passed on.
-pub(super) fn shorten(message: &str) -> Cow<'_, str> {
-    if message.len() <= MAX_MESSAGE {
-        return Cow::Borrowed(message);
-    }
-    let most = MAX_MESSAGE - '…'.len_utf8();
-    let end = (0..=most).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
-    Cow::Owned(format!("{}…", message.get(..end).unwrap_or_default()))
 }

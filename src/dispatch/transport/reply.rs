@@ -13,9 +13,12 @@ use prost::Message;
 
 use super::{
     Failure, codec,
-    outcome::{Partial, Scope, Verdict, shorten},
+    outcome::{Partial, Scope, Verdict},
 };
-use crate::otlp::framed::PREFIX_LEN;
+use crate::otlp::{
+    framed::PREFIX_LEN,
+    text::{MAX_MESSAGE, shortened},
+};
 
 /// A reply's message, at most: what OTLP asks clients to take.
 pub(super) const MAX_REPLY: usize = 4 << 20;
@@ -133,7 +136,7 @@ fn partial_of(headers: &HeaderMap, data: &Data) -> Option<Partial> {
             if rejected > 0 || !error_message.is_empty() =>
         {
             let rejected = u64::try_from(rejected).unwrap_or(0);
-            Some(Partial { rejected, message: shorten(&error_message).into_owned() })
+            Some(Partial { rejected, message: shortened(&error_message, MAX_MESSAGE).into_owned() })
         }
         Ok(_) => None,
         Err(_) => unread("it is malformed"),
