@@ -25,6 +25,9 @@ const MAX_REPLY: usize = 64 * 1024;
 /// this limit, the server refuses some streams of a burst on a new connection.
 const FIRST_STREAMS: usize = 100;
 
+/// Number of attempts to send a message that no server has processed.
+const UNPROCESSED_ATTEMPTS: usize = 3;
+
 /// Result of a call.
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -105,14 +108,20 @@ impl Channel {
         }
     }
 
+    /// Sends the message, and sends it again on a new connection if the server says that it did not process it.
     async fn attempt(&self, message: Bytes) -> Answer {
-        let mut sender = match self.sender().await {
-            Ok(sender) => sender,
-            Err(error) => return Answer::NoConnection(error),
-        };
-        match self.exchange(&mut sender, message).await {
-            Ok(answer) => answer,
-            Err(error) => Answer::Lost(error.to_string()),
+        let mut attempts = 1;
+        loop {
+            let mut sender = match self.sender().await {
+                Ok(sender) => sender,
+                Err(error) => return Answer::NoConnection(error),
+            };
+            match self.exchange(&mut sender, message.clone()).await {
+                Ok(answer) => return answer,
+                Err(error) if attempts < UNPROCESSED_ATTEMPTS && is_unprocessed(&error) => attempts += 1,
+                Err(error) => return Answer::Lost(error.to_string()),
+            }
+            *self.sender.lock().await = None;
         }
     }
 
@@ -185,6 +194,12 @@ impl Channel {
     }
 }
 
+/// Whether the server did not look at a request: it had told the client to connect again, and the request's stream came after
+/// the last one that it processed (RFC 9113, 6.8). gRPC clients send such a request again by themselves.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+}
+
 /// Returns the number of records that an OK reply rejects; 0 if the reply cannot be decoded.
 fn rejected(headers: &HeaderMap, mut reply: Bytes) -> u64 {
     if reply.len() <= PREFIX_LEN {
@@ -209,4 +224,57 @@ fn rejected(headers: &HeaderMap, mut reply: Bytes) -> u64 {
     let decoded = inflated.then(|| ExportTraceServiceResponse::decode(message.as_slice()).ok()).flatten();
     let rejected = decoded.and_then(|reply| reply.partial_success).map_or(0, |partial| partial.rejected_spans);
     u64::try_from(rejected).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Response;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// SETTINGS without a setting, and GOAWAY: no stream was processed, and there was no error (RFC 9113, 6.5 and 6.8).
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    /// Answers one call with status OK.
+    async fn accept_one(stream: TcpStream) -> Result<(), h2::Error> {
+        let mut connection = h2::server::handshake(stream).await?;
+        while let Some(call) = connection.accept().await {
+            let (_request, mut reply) = call?;
+            let head = Response::builder().header("grpc-status", "0").body(()).expect("a response");
+            reply.send_response(head, true)?;
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_request_that_no_server_processed_is_sent_again_on_a_new_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let server = tokio::spawn(async move {
+            let (mut first, _) = listener.accept().await.unwrap();
+            first.write_all(&SETTINGS).await.unwrap();
+            // The client's preface and settings are 24 and at least 9 bytes long: what follows them is the request.
+            let (mut buffer, mut read) = ([0; 4096], 0);
+            while !buffer[..read].windows(5).any(|window| window == b"hello") {
+                read += first.read(&mut buffer[read..]).await.unwrap();
+            }
+            first.write_all(&GOAWAY).await.unwrap();
+            let (second, _) = listener.accept().await.unwrap();
+            drop(first);
+            accept_one(second).await
+        });
+        let tasks = Tasks::new();
+        let timeout = Duration::from_secs(10);
+        let channel = Channel::new(&endpoint, "/a/b", Compression::None, timeout, None, &tasks).unwrap();
+        let answer = channel.call(Bytes::from_static(b"hello")).await;
+        assert!(matches!(answer, Answer::Accepted { rejected: 0 }), "{answer}");
+        tasks.stop();
+        drop(channel);
+        server.abort();
+    }
 }
