@@ -1,4 +1,4 @@
-//! Logs: one subscriber, text or JSON, on stderr.
+//! The log: one subscriber for the process, which writes text or JSON to stderr.
 
 use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
@@ -15,17 +15,19 @@ use tracing_subscriber::{
 use super::LogLimit;
 pub use crate::settings::{LogEncoding as Encoding, LogLevel as Level, Logs as Config};
 
-/// What targets of our own lines begin with.
+/// The first part of the targets of our own lines.
 const OURS: &str = "spanring";
 
-/// Lines of all libraries together in one [`LIBRARY_WINDOW`]. h2 writes one for each unasked answer to a PING.
+/// How many lines all libraries together may write in [`LIBRARY_WINDOW`]. h2, for one, writes a line for each answer to a
+/// PING that it did not send.
 const LIBRARY_LINES: u32 = 10;
 
-/// The time that [`LIBRARY_LINES`] are for.
+/// The time in which [`LIBRARY_LINES`] may be written.
 const LIBRARY_WINDOW: Duration = Duration::from_secs(10);
 
 impl Level {
-    /// Below info only our own lines are wanted: HTTP/2 logs every frame at debug.
+    /// What is written at this level. At debug and trace, libraries are held one level higher, since h2 logs every frame at
+    /// debug.
     fn filter(self) -> Targets {
         let (ours, others) = match self {
             Self::Off => (LevelFilter::OFF, LevelFilter::OFF),
@@ -39,41 +41,41 @@ impl Level {
     }
 }
 
-/// Why logs could not be set up.
+/// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up logs")]
 pub struct InitError(#[source] TryInitError);
 
-/// How the level is changed while the process runs.
+/// Changes the level while the process runs.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Makes the subscriber, for the whole process and once.
+/// Installs the subscriber of the whole process. It can be called once.
 pub fn init(config: Config) -> Result<(), InitError> {
     let (filter, handle) = reload::Layer::new(config.level.filter());
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    // Where a line can't be written, to say so there would be a panic.
+    // It would report a line that cannot be written to stderr by printing to stderr, which panics.
     let lines = lines.log_internal_errors(false);
     let lines = match config.encoding {
         Encoding::Text => lines.boxed(),
         Encoding::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(Libraries::new()).with(lines).try_init().map_err(InitError)?;
-    // It is the first: a second subscriber was refused.
+    tracing_subscriber::registry().with(filter).with(LibraryLines::new()).with(lines).try_init().map_err(InitError)?;
+    // It is not set yet: a second subscriber would have been refused above.
     drop(FILTER.set(handle));
     Ok(())
 }
 
-/// Bounds what libraries write. Clients and backends can make them write a line for each few bytes; our own lines have their
-/// bounds where they are written.
-struct Libraries(LogLimit);
+/// Limits the lines of libraries, since clients and backends can make them write a line for every few bytes. Our own lines are
+/// limited where they are written.
+struct LibraryLines(LogLimit);
 
-impl Libraries {
+impl LibraryLines {
     fn new() -> Self {
         Self(LogLimit::new(LIBRARY_LINES, LIBRARY_WINDOW))
     }
 }
 
-impl<S: Subscriber> Layer<S> for Libraries {
+impl<S: Subscriber> Layer<S> for LibraryLines {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let left_out =
             |lines| tracing::warn!(lines, "lines of libraries were left out: there were more than the log takes");
@@ -89,15 +91,15 @@ impl<S: Subscriber> Layer<S> for Libraries {
     }
 }
 
-/// Changes the least level that is written; nothing, where [`init`] was not called.
+/// Changes the lowest level that is written. It does nothing if [`init`] was not called.
 pub fn set_level(level: Level) {
     if let Some(filter) = FILTER.get() {
-        // It can only fail when the subscriber is gone.
+        // It fails only if the subscriber no longer exists.
         drop(filter.reload(level.filter()));
     }
 }
 
-/// What `body` logs at info and above, as text without times.
+/// Returns what `body` logs at info and above on this thread, as text without times.
 #[cfg(test)]
 pub(crate) fn captured(body: impl FnOnce()) -> String {
     use std::sync::{Arc, Mutex};
@@ -139,7 +141,7 @@ mod tests {
             }
         }
         let seen = Seen::default();
-        let subscriber = tracing_subscriber::registry().with(Libraries::new()).with(seen.clone());
+        let subscriber = tracing_subscriber::registry().with(LibraryLines::new()).with(seen.clone());
         tracing::subscriber::with_default(subscriber, || {
             for _ in 0..500 {
                 tracing::warn!(target: "h2::proto::ping_pong", "recv PING ack that we never sent");

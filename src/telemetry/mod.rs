@@ -1,4 +1,4 @@
-//! What the process says about itself: every metric on one page, the recorder behind `/metrics`, logs.
+//! Metrics and logs: the declarations of all metrics, the recorder behind `/metrics`, the log and its limits.
 
 mod buckets;
 mod log_limit;

@@ -1,4 +1,4 @@
-//! Panics: each is counted, and logged as far as the log can bear, wherever it happens, so that one that was caught is not forgotten.
+//! Counts and logs the panics of all threads, those included that are caught.
 
 use std::{
     panic,
@@ -7,10 +7,11 @@ use std::{
 
 use super::LogLimit;
 
+/// The number of panics so far.
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
-/// From now on every panic of the process is counted, and logged as far as a log can bear: what makes one request panic may
-/// do so to a thousand. What is caught, and by whom, is not changed by it.
+/// Counts every panic from now on, and logs it within a limit, since what makes one request panic may do so to thousands. It
+/// does not change which panics are caught.
 pub fn watch() {
     let limit = LogLimit::many();
     panic::set_hook(Box::new(move |panic| {
@@ -25,7 +26,7 @@ pub fn watch() {
     }));
 }
 
-/// How many there were.
+/// Returns the number of panics since [`watch`] was called.
 pub(super) fn count() -> u64 {
     SEEN.load(Ordering::Relaxed)
 }
