@@ -6,11 +6,12 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use spanring::{config::Config, proxy::Proxy};
-use tokio::time::Instant;
+use spanring::{config::Config, proxy::Proxy, telemetry::metrics::PROCESS_RESIDENT_MEMORY_BYTES};
+use tokio::{runtime::Runtime, time::Instant};
 
 const BACKENDS: u16 = 200;
 const SCRAPES: usize = 500;
@@ -29,6 +30,7 @@ fn main() -> Result<()> {
     let mut stream = BufReader::new(TcpStream::connect(proxy.admin.context("an admin listener")?)?);
     let mut times = Vec::with_capacity(scrapes);
     let mut page = Vec::new();
+    let worked = busy(&runtime);
     for _ in 0..scrapes {
         let begun = Instant::now();
         scrape(&mut stream, &mut page)?;
@@ -39,8 +41,23 @@ fn main() -> Result<()> {
     let series = page.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"#")).count();
     println!("{BACKENDS} backends: {series} series, {:.0} KiB", page.len() as f64 / 1024.0);
     println!("{scrapes} scrapes: median {:.2} ms, 99th percentile {:.2} ms, worst {:.2} ms", at(50), at(99), at(100));
+    let worked = (busy(&runtime) - worked).as_secs_f64() * 1e3 / scrapes as f64;
+    println!("worker threads: busy for {worked:.2} ms a scrape");
+    println!("resident memory at the end: {:.1} MiB", resident(&page).context("the memory on the page")? / 1048576.0);
     runtime.shutdown_background();
     Ok(())
+}
+
+/// How long the threads that serve requests were busy.
+fn busy(runtime: &Runtime) -> Duration {
+    let metrics = runtime.metrics();
+    (0..metrics.num_workers()).map(|worker| metrics.worker_total_busy_duration(worker)).sum()
+}
+
+/// The memory of the process, as the page has it.
+fn resident(page: &[u8]) -> Option<f64> {
+    let mut lines = std::str::from_utf8(page).ok()?.lines();
+    lines.find_map(|line| line.strip_prefix(PROCESS_RESIDENT_MEMORY_BYTES)?.trim().parse().ok())
 }
 
 fn scrape(stream: &mut BufReader<TcpStream>, page: &mut Vec<u8>) -> Result<()> {

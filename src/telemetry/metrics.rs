@@ -1,19 +1,26 @@
-//! Every metric on one page. A room takes its names from here and its handles once, when it starts.
+//! The declarations of all metrics. A room uses their constants as names, and takes its handles once, when it starts.
 //!
-//! Rules: names start with `spanring_` (those of the process excepted, which every Prometheus client names alike), base
-//! units, `_total` on counters; label values come from the configuration or from a list that stands here, never from a
-//! client. The table of `deploy/docs/metrics.md` repeats this page; a test compares the two. Whoever takes the handle of
-//! a series with the label `pool` or `owner` keeps it as long as the series is to stay.
+//! Rules:
+//!
+//! - A name starts with `spanring_`. The metrics of the process are named as every Prometheus client names them.
+//! - A name ends with its unit, which is a base unit, and with `_total` if it is a counter.
+//! - The values of labels come from the configuration or from a list in the help text, never from a client.
+//! - A series with the label `pool` or `owner` is deleted some time after its last handle was dropped. A room keeps such a
+//!   handle for as long as the series is to stay.
+//!
+//! The table of `deploy/docs/metrics.md` says the same, and a test compares the two.
 
-/// A metric's behaviour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use super::buckets::{DURATION, PARTS};
+
+/// What a metric measures.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
-    /// It only grows.
+    /// A number that only grows.
     Counter,
-    /// It goes up and down.
+    /// A number that goes up and down.
     Gauge,
-    /// A distribution; its buckets are in `buckets`.
-    Histogram,
+    /// A distribution of values, counted in buckets with these upper bounds.
+    Histogram(&'static [f64]),
 }
 
 impl Kind {
@@ -22,37 +29,42 @@ impl Kind {
         match self {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
+            Self::Histogram(_) => "histogram",
         }
     }
 }
 
-/// A metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The declaration of a metric.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Metric {
-    /// The whole name.
+    /// The whole name, with its unit.
     pub name: &'static str,
-    /// Its behaviour.
+    /// What it measures.
     pub kind: Kind,
-    /// Its labels.
+    /// The names of its labels.
     pub labels: &'static [&'static str],
-    /// What it counts, in a sentence; the values of labels that have a list.
+    /// What it counts, in a sentence, and the values of labels that have a fixed list.
     pub help: &'static str,
 }
 
-/// A constant for each name, and [`ALL`].
-macro_rules! page {
-    ($($constant:ident = $name:literal, $kind:ident, [$($label:literal),*], $help:literal;)*) => {
+/// The metric of that name.
+pub fn find(name: &str) -> Option<&'static Metric> {
+    ALL.iter().find(|metric| metric.name == name)
+}
+
+/// Makes a constant with the name of each metric, and [`ALL`].
+macro_rules! declare {
+    ($($constant:ident = $name:literal, $kind:ident $(($bounds:ident))?, [$($label:literal),*], $help:literal;)*) => {
         $(#[doc = $help] pub const $constant: &str = $name;)*
 
-        /// Every metric, in the order of the data's way.
+        /// Every metric, in the order in which a request passes the rooms.
         pub const ALL: &[Metric] = &[
-            $(Metric { name: $constant, kind: Kind::$kind, labels: &[$($label),*], help: $help },)*
+            $(Metric { name: $constant, kind: Kind::$kind $(($bounds))?, labels: &[$($label),*], help: $help },)*
         ];
     };
 }
 
-page! {
+declare! {
     RECEIVER_REQUESTS_TOTAL = "spanring_receiver_requests_total", Counter, ["signal", "code"],
         "Requests answered, by the gRPC status code of the answer.";
     RECEIVER_RECORDS_TOTAL = "spanring_receiver_records_total", Counter, ["signal", "outcome"],
@@ -67,7 +79,7 @@ page! {
         "Requests whose client went away before the answer.";
     RECEIVER_IN_FLIGHT_REQUESTS = "spanring_receiver_in_flight_requests", Gauge, ["signal"],
         "Requests that are not answered yet.";
-    RECEIVER_REQUEST_DURATION_SECONDS = "spanring_receiver_request_duration_seconds", Histogram, ["signal"],
+    RECEIVER_REQUEST_DURATION_SECONDS = "spanring_receiver_request_duration_seconds", Histogram(DURATION), ["signal"],
         "Time from a request's headers to its answer.";
     RECEIVER_CONNECTIONS = "spanring_receiver_connections", Gauge, ["listener"],
         "Connections that are open.";
@@ -139,9 +151,9 @@ page! {
 
     DISPATCH_CALLS_TOTAL = "spanring_dispatch_calls_total", Counter, ["pool", "backend", "outcome"],
         "Calls to backends: accepted, partial, rejected, retryable, transport or timeout.";
-    DISPATCH_CALL_DURATION_SECONDS = "spanring_dispatch_call_duration_seconds", Histogram, ["pool"],
+    DISPATCH_CALL_DURATION_SECONDS = "spanring_dispatch_call_duration_seconds", Histogram(DURATION), ["pool"],
         "Time from the start of a call to its answer.";
-    DISPATCH_CALL_PARTS = "spanring_dispatch_call_parts", Histogram, ["pool"],
+    DISPATCH_CALL_PARTS = "spanring_dispatch_call_parts", Histogram(PARTS), ["pool"],
         "Parts that were merged in a call.";
     DISPATCH_RECORDS_TOTAL = "spanring_dispatch_records_total", Counter, ["pool", "backend", "signal", "outcome"],
         "Records that a backend accepted or rejected.";
@@ -232,8 +244,11 @@ mod tests {
             assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}: counters end with _total");
             assert!(name.bytes().all(|b| b == b'_' || b.is_ascii_lowercase()), "{name}");
             assert!(!name.contains("milli") && !name.contains("_ms"), "{name}: base units");
+            let subject = name.trim_end_matches("_total");
+            for unit in ["_bytes", "_ratio", "_seconds"] {
+                assert_eq!(name.contains(unit), subject.ends_with(unit), "{name}: the unit is the end of the name");
+            }
             for label in metric.labels {
-                let subject = name.trim_end_matches("_total");
                 assert!(!subject.ends_with(&format!("_by_{label}")), "{name}: labels are no part of names");
             }
             assert!(metric.help.ends_with('.'), "{name}: help is a sentence");

@@ -1,5 +1,5 @@
-//! What the process says of itself: read from /proc when the page is asked for. Names and meanings are those that every
-//! Prometheus client gives a process.
+//! The metrics of the process itself. They are read from `/proc` when the page is asked for. Their names and meanings are those
+//! that every Prometheus client uses.
 
 use std::{
     fs,
@@ -7,52 +7,37 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{
-    metrics::{self as page, ALL, Metric},
-    panics,
-    series::heading,
-};
+use super::{metrics as page, panics};
 
 /// Clock ticks a second in `/proc/self/stat`: `USER_HZ`, which is 100 on every architecture that Rust has for Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Writes the process's metrics in Prometheus' text format. They don't go through the recorder: its counters are whole
+/// The values that can be read now, by the names of their metrics. They are not held in the store: its counters are whole
 /// numbers, and seconds of CPU time are not.
-pub(super) fn write(out: &mut String) {
-    for metric in ALL {
-        if let Some(value) = observe(metric) {
-            let Metric { name, kind, help, .. } = metric;
-            heading(name, *kind, help, out);
-            out.push_str(&format!("{name} {value}\n\n"));
-        }
-    }
+pub(super) fn observe() -> Vec<(&'static str, f64)> {
+    let values = [
+        (page::RUNTIME_TASKS, tasks()),
+        (page::PROCESS_START_TIME_SECONDS, Some(note_start())),
+        (page::PROCESS_CPU_SECONDS_TOTAL, cpu_seconds()),
+        (page::PROCESS_RESIDENT_MEMORY_BYTES, kibibytes("VmRSS:")),
+        (page::PROCESS_VIRTUAL_MEMORY_BYTES, kibibytes("VmSize:")),
+        (page::PROCESS_OPEN_FDS, open_fds()),
+        (page::PROCESS_MAX_FDS, max_fds()),
+        (page::PROCESS_THREADS, status("Threads:")),
+        (page::PROCESS_PANICS_TOTAL, Some(panics())),
+    ];
+    values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
-/// Notes the start where `/proc` does not tell it. To be called early.
+/// Returns when the process started. Where `/proc` does not say so, it is the time of the first call.
 pub(super) fn note_start() -> f64 {
     static STARTED: OnceLock<f64> = OnceLock::new();
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
     *STARTED.get_or_init(|| start_time().unwrap_or_else(now))
 }
 
-fn observe(metric: &Metric) -> Option<f64> {
-    match metric.name {
-        page::PROCESS_START_TIME_SECONDS => Some(note_start()),
-        page::PROCESS_CPU_SECONDS_TOTAL => cpu_seconds(),
-        page::PROCESS_RESIDENT_MEMORY_BYTES => kibibytes("VmRSS:"),
-        page::PROCESS_OPEN_FDS => open_fds(),
-        page::PROCESS_MAX_FDS => max_fds(),
-        page::PROCESS_THREADS => status("Threads:"),
-        page::PROCESS_VIRTUAL_MEMORY_BYTES => kibibytes("VmSize:"),
-        page::RUNTIME_TASKS => tasks(),
-        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        page::PROCESS_PANICS_TOTAL => Some(panics::count() as f64),
-        _ => None,
-    }
-}
-
-/// Fields of `/proc/self/stat` after the command's name, which may hold anything and ends at the last parenthesis; the
-/// first is field 3 of proc_pid_stat(5).
+/// A field of `/proc/self/stat` by its number in proc_pid_stat(5), from 3 on. Field 2 is the command's name, which may hold
+/// anything and ends at the last parenthesis.
 fn stat_field(number: usize) -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
@@ -70,7 +55,7 @@ fn start_time() -> Option<f64> {
     Some(boot + since_boot)
 }
 
-/// Without the one that reads the directory.
+/// Open descriptors, without the one that this reads the directory with.
 fn open_fds() -> Option<f64> {
     let count = fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
     u32::try_from(count).ok().map(f64::from)
@@ -83,7 +68,7 @@ fn status(key: &str) -> Option<f64> {
     line.trim().trim_end_matches("kB").trim_end().parse().ok()
 }
 
-/// One that is written in KiB, in bytes.
+/// A number of `/proc/self/status` that stands there in KiB, in bytes.
 fn kibibytes(key: &str) -> Option<f64> {
     status(key).map(|kibibytes| kibibytes * 1024.0)
 }
@@ -94,10 +79,15 @@ fn max_fds() -> Option<f64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// None outside of a runtime.
+/// The runtime's tasks; 0 outside of a runtime.
 fn tasks() -> Option<f64> {
     let count = tokio::runtime::Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
     u32::try_from(count).ok().map(f64::from)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn panics() -> f64 {
+    panics::count() as f64
 }
 
 #[cfg(all(test, target_os = "linux"))]

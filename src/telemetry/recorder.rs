@@ -1,4 +1,4 @@
-//! The recorder behind `/metrics`: one for the process, installed before any room takes a handle.
+//! The recorder behind `/metrics`. There is one for the process, and it is installed before any room takes a handle.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -7,29 +7,26 @@ use std::{
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{
-    metrics as page, process,
-    series::{Handles, Store},
-};
+use super::{metrics as page, process, series::Store};
 use crate::lifecycle::Tasks;
 
-/// How often it is looked for series that nobody holds any more.
+/// How often the store is searched for series that nobody holds any more.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The process's metrics. Cloning shares them.
+/// The process's metrics. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Recorder(Arc<Store>);
 
-/// Why there is no recorder.
+/// Why the recorder could not be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum RecorderError {
-    /// The process has one that is not ours.
+    /// The process has a recorder that is not ours.
     #[error("cannot install the metrics recorder: there is another already")]
     Foreign,
 }
 
 impl Recorder {
-    /// The recorder of the whole process: made at the first call, the same at every other.
+    /// Returns the recorder of the whole process. The first call makes and installs it.
     pub fn install() -> Result<Self, RecorderError> {
         static INSTALLED: Mutex<Option<Recorder>> = Mutex::new(None);
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -37,44 +34,37 @@ impl Recorder {
             return Ok(recorder.clone());
         }
         let recorder = Self::new();
-        metrics::set_global_recorder(recorder.handles()).map_err(|_| RecorderError::Foreign)?;
+        metrics::set_global_recorder(Arc::clone(&recorder.0)).map_err(|_| RecorderError::Foreign)?;
         Ok(installed.insert(recorder).clone())
     }
 
-    /// Runs `body` with a recorder of its own, for this thread alone: what a test needs.
+    /// Runs `body` with a recorder of its own on this thread, for tests.
     pub fn scoped<T>(body: impl FnOnce(&Self) -> T) -> T {
         let recorder = Self::new();
-        metrics::with_local_recorder(&recorder.handles(), || body(&recorder))
+        metrics::with_local_recorder(&*recorder.0, || body(&recorder))
     }
 
     fn new() -> Self {
         process::note_start();
         let recorder = Self(Arc::new(Store::new()));
-        metrics::with_local_recorder(&recorder.handles(), || {
+        metrics::with_local_recorder(&*recorder.0, || {
             metrics::gauge!(page::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
         recorder
     }
 
-    fn handles(&self) -> Handles {
-        Handles(Arc::clone(&self.0))
-    }
-
     /// The page in Prometheus' text format.
     pub fn render(&self) -> String {
-        let mut page = String::new();
-        self.0.render(&mut page);
-        process::write(&mut page);
-        page
+        self.0.render(&process::observe())
     }
 
-    /// Forgets what nobody has held for long enough by then, as the task of [`Self::start_upkeep`] does.
+    /// Deletes the series that nobody has held for long enough at `now`, as the task of [`Self::start_upkeep`] does.
     #[cfg(test)]
     pub(crate) fn sweep(&self, now: tokio::time::Instant) {
         self.0.sweep(now);
     }
 
-    /// Forgets series of backends and pools that are gone. The task ends when tasks are told to stop.
+    /// Starts a task that deletes the series of backends and pools that are gone. It ends when tasks are told to stop.
     pub fn start_upkeep(&self, tasks: &Tasks) {
         let recorder = self.clone();
         let stop = tasks.clone();
@@ -100,7 +90,7 @@ mod tests {
     fn the_first_scrape_knows_the_process() {
         let text = Recorder::scoped(Recorder::render);
         let version = env!("CARGO_PKG_VERSION");
-        assert!(text.contains(&format!("spanring_build_info{{version=\"{version}\"}} 1\n")), "{text}");
+        assert!(text.contains(&format!("{}{{version=\"{version}\"}} 1\n", page::BUILD_INFO)), "{text}");
         for metric in page::ALL.iter().filter(|metric| metric.name.starts_with("process_")) {
             let heading = format!("# TYPE {} {}\n{} ", metric.name, metric.kind.as_str(), metric.name);
             assert!(text.contains(&heading), "{heading} is not in\n{text}");
@@ -108,7 +98,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn upkeep_forgets_what_is_gone_and_ends_with_the_tasks() {
+    async fn upkeep_deletes_what_is_gone_and_ends_with_the_tasks() {
         let tasks = Tasks::new();
         let recorder = Recorder::scoped(|recorder| {
             recorder.start_upkeep(&tasks);

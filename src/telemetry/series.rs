@@ -1,255 +1,234 @@
-//! The series behind `/metrics`. Each lives as long as somebody holds a handle to it; those that carry the name of a pool
-//! (or of an owner of certificates) leave some time after the last handle, so that backends and pools that are gone do not stay for ever.
+//! The store of all series of the process, and the page that is written from it.
 //!
-//! A recorder of its own behind the `metrics` facade, since `metrics-exporter-prometheus` can't forget one series: its
-//! idle timeout takes away whatever does not change, zeros that are told on purpose included, and what a handle counts
-//! after that is lost. Names and labels that do not stand on the [page](super::metrics) have no series at all, so
-//! nothing that a client sends can make one.
+//! `metrics-util`'s registry holds the series, and `metrics-exporter-prometheus` writes the lines of the page. Three things
+//! are done here:
+//!
+//! - Only metrics of [`super::metrics`], with the kind and the labels that stand there, get a series. Nothing that a client
+//!   sends can add one.
+//! - A series with the label `pool` or `owner` is deleted some time after its last handle was dropped. So the series of
+//!   backends and pools that are gone leave the page.
+//! - The page has the metrics in the order of [`super::metrics`], and their series in the order of their labels.
+//!
+//! The exporter's own recorder is not used. It can only delete series that have not changed for a while: that takes away
+//! zeros which are there on purpose, and a handle that still exists then counts into nothing. Also, each value of a histogram
+//! would be stored with a time stamp until somebody reads it, in memory that grows with the load.
 
 use std::{
-    collections::BTreeMap,
-    fmt::{Display, Write},
+    collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Metadata, SharedString, Unit};
+use metrics_exporter_prometheus::{
+    LabelSet,
+    formatting::{write_help_line, write_metric_line, write_type_line},
+};
+use metrics_util::registry::{Registry, Storage};
 use tokio::time::Instant;
 
 use super::{
-    buckets::{self, Buckets},
-    metrics::{ALL, Kind, Metric},
+    buckets::Buckets,
+    metrics::{ALL, Kind, Metric, find},
 };
 
-/// How long a series stays after its last handle: Prometheus itself looks back five minutes, and a backend that comes
-/// back within them counts on.
+/// How long a series stays after its last handle was dropped. Prometheus looks back five minutes for a value. A backend that
+/// comes back within this time continues its counters.
 pub(crate) const LINGER: Duration = Duration::from_secs(5 * 60);
 
-/// Series without a handle that may wait for [`LINGER`]; of more, all leave at once. About two pools of 2,048 backends.
+/// How many series without a handle may wait for [`LINGER`] to pass. If there are more, all of them are deleted at once. This
+/// is about the number of two pools with 2,048 backends each.
 const MAX_LINGERING: usize = 1 << 17;
 
-/// Labels that series of passing things carry: `owner` is a pool or a listener with certificates.
-const PASSING: [&str; 2] = ["pool", "owner"];
+/// The labels of things that come and go: pools, and owners of certificates, which are pools or listeners.
+const PASSING_LABELS: [&str; 2] = ["pool", "owner"];
 
-/// All series of a process, in the order of the page.
+/// All series of a process. It is the recorder behind the `metrics` facade.
 #[derive(Debug)]
 pub(super) struct Store {
-    families: Vec<Family>,
-    /// Places in `families`.
-    by_name: BTreeMap<&'static str, usize>,
+    registry: Registry<Key, FixedBuckets>,
+    /// When each series that nobody holds was first seen so.
+    unheld_since: Mutex<HashMap<Key, Instant>>,
 }
 
+/// How the registry makes the value of a new series.
 #[derive(Debug)]
-struct Family {
-    metric: &'static Metric,
-    /// By their labels, as they are written between braces.
-    series: Mutex<BTreeMap<Box<str>, Series>>,
-}
+struct FixedBuckets;
 
+/// The value of a series at one moment.
 #[derive(Debug)]
-struct Series {
-    cell: Cell,
-    /// When it was first seen without a handle.
-    alone_since: Option<Instant>,
+enum Value {
+    Count(u64),
+    Number(f64),
+    Distribution { bounds: &'static [f64], counts: Vec<u64>, sum: f64 },
 }
-
-/// What handles share with the page.
-#[derive(Debug)]
-enum Cell {
-    Counter(Arc<AtomicU64>),
-    /// The bits of a float.
-    Gauge(Arc<AtomicU64>),
-    Histogram(Arc<Buckets>),
-}
-
-/// The facade's side of a [`Store`].
-#[derive(Debug)]
-pub(super) struct Handles(pub(super) Arc<Store>);
 
 // === impl Store ===
 
 impl Store {
-    /// Without a series yet.
+    /// A store without series.
     pub(super) fn new() -> Self {
-        let families = ALL.iter().map(|metric| Family { metric, series: Mutex::default() }).collect();
-        let by_name = ALL.iter().enumerate().map(|(place, metric)| (metric.name, place)).collect();
-        Self { families, by_name }
+        Self { registry: Registry::new(FixedBuckets), unheld_since: Mutex::default() }
     }
 
-    /// The page in Prometheus' text format.
-    pub(super) fn render(&self, page: &mut String) {
-        self.families.iter().for_each(|family| family.render(page));
-    }
-
-    /// Forgets the series that nobody has held for [`LINGER`].
-    pub(super) fn sweep(&self, now: Instant) {
-        let lingering: usize = self.passing().map(Family::lingering).sum();
-        let linger = if lingering > MAX_LINGERING { Duration::ZERO } else { LINGER };
-        self.passing().for_each(|family| family.sweep(now, linger));
-    }
-
-    fn passing(&self) -> impl Iterator<Item = &Family> {
-        self.families.iter().filter(|family| family.metric.labels.iter().any(|label| PASSING.contains(label)))
-    }
-
-    /// What `take` takes of the series of `key`; `None` when the page has no such metric.
-    fn cell<T>(&self, key: &Key, kind: Kind, take: impl FnOnce(&Cell) -> Option<T>) -> Option<T> {
-        let family = self.by_name.get(key.name()).and_then(|place| self.families.get(*place));
-        let family = family.filter(|family| family.metric.kind == kind);
-        let labels = family.and_then(|family| family.labels(key));
-        debug_assert!(labels.is_some(), "{key} does not stand on the page of metrics with these labels and this kind");
-        let (family, labels) = (family?, labels?);
-        let mut all = family.lock();
-        let series = all.entry(labels.into()).or_insert_with(|| Series::new(family.metric));
-        take(&series.cell)
-    }
-}
-
-// === impl Family ===
-
-impl Family {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Series>> {
-        self.series.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The labels of `key` as text, in the page's order; `None` when they are not those of the page.
-    fn labels(&self, key: &Key) -> Option<String> {
-        let mut text = String::new();
-        for name in self.metric.labels {
-            let label = key.labels().find(|label| label.key() == *name)?;
-            let comma = if text.is_empty() { "" } else { "," };
-            text.push_str(comma);
-            text.push_str(name);
-            text.push_str("=\"");
-            escape(label.value(), &mut text);
-            text.push('"');
-        }
-        (key.labels().len() == self.metric.labels.len()).then_some(text)
-    }
-
-    fn render(&self, page: &mut String) {
-        let all = self.lock();
-        let Metric { name, kind, help, .. } = self.metric;
-        if all.is_empty() {
-            return;
-        }
-        heading(name, *kind, help, page);
-        for (labels, series) in &*all {
-            match &series.cell {
-                Cell::Counter(cell) => line(page, name, labels, cell.load(Ordering::Relaxed)),
-                Cell::Gauge(cell) => line(page, name, labels, f64::from_bits(cell.load(Ordering::Relaxed))),
-                Cell::Histogram(cell) => histogram(page, name, labels, cell),
+    /// The page in Prometheus' text format, with these values of the process, by the names of their metrics.
+    pub(super) fn render(&self, process: &[(&'static str, f64)]) -> String {
+        let mut all: BTreeMap<KeyName, Vec<(Key, Value)>> = BTreeMap::new();
+        let mut add = |key: &Key, value| all.entry(key.name_shared()).or_default().push((key.clone(), value));
+        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        self.registry.visit_counters(|key, counter| add(key, Value::Count(load(counter))));
+        self.registry.visit_gauges(|key, gauge| add(key, Value::Number(f64::from_bits(load(gauge)))));
+        self.registry.visit_histograms(|key, buckets| add(key, Value::of(buckets)));
+        process.iter().for_each(|(name, value)| add(&Key::from_static_name(name), Value::Number(*value)));
+        let mut page = String::new();
+        for metric in ALL {
+            if let Some(mut series) = all.remove(metric.name) {
+                series.sort_by(|(a, _), (b, _)| a.labels().cmp(b.labels()));
+                write_metric(&mut page, metric, &series);
             }
         }
-        page.push('\n');
+        page
     }
 
-    fn lingering(&self) -> usize {
-        self.lock().values().filter(|series| series.is_alone()).count()
+    /// Deletes the series that nobody has held for [`LINGER`].
+    pub(super) fn sweep(&self, now: Instant) {
+        if self.sweep_after(now, LINGER) > MAX_LINGERING {
+            self.sweep_after(now, Duration::ZERO);
+        }
     }
 
-    fn sweep(&self, now: Instant, linger: Duration) {
-        // Under the lock nobody can take a handle: a series that is alone stays alone.
-        self.lock().retain(|_, series| {
-            series.alone_since = series.is_alone().then(|| series.alone_since.unwrap_or(now));
-            series.alone_since.is_none_or(|since| now.saturating_duration_since(since) < linger)
-        });
+    /// Deletes the series that nobody has held for `linger`. Returns how many others there are that nobody holds.
+    fn sweep_after(&self, now: Instant, linger: Duration) -> usize {
+        let mut unheld_since = self.unheld_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut still_unheld = HashMap::new();
+        // The registry calls this under the lock that it makes handles under, so a series that nobody holds stays so.
+        let mut keep = |key: &Key, holders: usize| {
+            if holders > 1 || !key.labels().any(|label| PASSING_LABELS.contains(&label.key())) {
+                return true;
+            }
+            let since = unheld_since.get(key).copied().unwrap_or(now);
+            let keeps = now.saturating_duration_since(since) < linger;
+            if keeps {
+                still_unheld.insert(key.clone(), since);
+            }
+            keeps
+        };
+        self.registry.retain_counters(|key, counter| keep(key, Arc::strong_count(counter)));
+        self.registry.retain_gauges(|key, gauge| keep(key, Arc::strong_count(gauge)));
+        self.registry.retain_histograms(|key, buckets| keep(key, Arc::strong_count(buckets)));
+        *unheld_since = still_unheld;
+        unheld_since.len()
     }
 }
 
-// === impl Series ===
-
-impl Series {
-    fn new(metric: &Metric) -> Self {
-        let cell = match metric.kind {
-            Kind::Counter => Cell::Counter(Arc::default()),
-            Kind::Gauge => Cell::Gauge(Arc::default()),
-            Kind::Histogram => Cell::Histogram(Arc::new(Buckets::new(buckets::of(metric.name)))),
-        };
-        Self { cell, alone_since: None }
-    }
-
-    /// Whether nobody holds a handle.
-    fn is_alone(&self) -> bool {
-        let holders = match &self.cell {
-            Cell::Counter(cell) | Cell::Gauge(cell) => Arc::strong_count(cell),
-            Cell::Histogram(cell) => Arc::strong_count(cell),
-        };
-        holders == 1
-    }
-}
-
-// === impl Handles ===
-
-impl metrics::Recorder for Handles {
-    // The page says what a metric means.
+impl metrics::Recorder for Store {
+    // Help and units stand in `super::metrics`.
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        let take = |cell: &Cell| if let Cell::Counter(cell) = cell { Some(Arc::clone(cell)) } else { None };
-        self.0.cell(key, Kind::Counter, take).map_or_else(Counter::noop, Counter::from_arc)
+        let key = declared(key, |kind| matches!(kind, Kind::Counter));
+        let handle = |key| self.registry.get_or_create_counter(&key, |counter| Counter::from_arc(Arc::clone(counter)));
+        key.map_or_else(Counter::noop, handle)
     }
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        let take = |cell: &Cell| if let Cell::Gauge(cell) = cell { Some(Arc::clone(cell)) } else { None };
-        self.0.cell(key, Kind::Gauge, take).map_or_else(Gauge::noop, Gauge::from_arc)
+        let key = declared(key, |kind| matches!(kind, Kind::Gauge));
+        let handle = |key| self.registry.get_or_create_gauge(&key, |gauge| Gauge::from_arc(Arc::clone(gauge)));
+        key.map_or_else(Gauge::noop, handle)
     }
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        let take = |cell: &Cell| if let Cell::Histogram(cell) = cell { Some(Arc::clone(cell)) } else { None };
-        self.0.cell(key, Kind::Histogram, take).map_or_else(Histogram::noop, Histogram::from_arc)
+        let key = declared(key, |kind| matches!(kind, Kind::Histogram(_)));
+        let handle = |key| self.registry.get_or_create_histogram(&key, |it| Histogram::from_arc(Arc::clone(it)));
+        key.map_or_else(Histogram::noop, handle)
     }
 }
 
-/// What stands above the series of a metric.
-pub(super) fn heading(name: &str, kind: Kind, help: &str, page: &mut String) {
-    let (help, kind) = (help.replace('\\', "\\\\").replace('\n', "\\n"), kind.as_str());
-    page.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+/// The key of a series with its labels in the declared order; `None` if no such metric is declared.
+fn declared(key: &Key, is_kind: impl Fn(Kind) -> bool) -> Option<Key> {
+    let metric = find(key.name()).filter(|metric| is_kind(metric.kind));
+    let labels = metric.filter(|metric| metric.labels.len() == key.labels().len()).and_then(|metric| {
+        let label = |name: &&str| key.labels().find(|label| label.key() == *name).map(doubled_backslashes);
+        metric.labels.iter().map(label).collect::<Option<Vec<_>>>()
+    });
+    debug_assert!(labels.is_some(), "{key} does not stand on the page of metrics with these labels and this kind");
+    Some(Key::from_parts(metric?.name, labels?).to_retained())
 }
 
-fn line(page: &mut String, name: &str, labels: &str, value: impl Display) {
-    page.push_str(name);
-    if !labels.is_empty() {
-        page.push('{');
-        page.push_str(labels);
-        page.push('}');
+/// A label as the exporter has to get it. It takes two backslashes for one that is escaped already, and drops a backslash in
+/// front of a quote, so that different values would become the same. Of doubled ones it writes each pair as it stands.
+fn doubled_backslashes(label: &Label) -> Label {
+    match label.value().contains('\\') {
+        true => Label::new(label.key().to_owned(), label.value().replace('\\', "\\\\")),
+        false => label.clone(),
     }
-    write(page, format_args!(" {value}\n"));
 }
 
-fn histogram(page: &mut String, name: &str, labels: &str, buckets: &Buckets) {
-    let comma = if labels.is_empty() { "" } else { "," };
-    let mut below = 0;
-    for (bound, count) in buckets.counts() {
-        below += count;
-        match bound {
-            Some(bound) => write(page, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}\n")),
-            None => write(page, format_args!("{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {below}\n")),
+// === impl FixedBuckets ===
+
+impl Storage<Key> for FixedBuckets {
+    type Counter = Arc<AtomicU64>;
+    /// The bits of an `f64`.
+    type Gauge = Arc<AtomicU64>;
+    type Histogram = Arc<Buckets>;
+
+    fn counter(&self, _: &Key) -> Self::Counter {
+        Arc::default()
+    }
+
+    fn gauge(&self, _: &Key) -> Self::Gauge {
+        Arc::default()
+    }
+
+    fn histogram(&self, key: &Key) -> Self::Histogram {
+        let bounds = match find(key.name()).map(|metric| metric.kind) {
+            Some(Kind::Histogram(bounds)) => bounds,
+            _ => &[],
+        };
+        Arc::new(Buckets::new(bounds))
+    }
+}
+
+// === impl Value ===
+
+impl Value {
+    fn of(buckets: &Buckets) -> Self {
+        Self::Distribution { bounds: buckets.bounds(), counts: buckets.counts(), sum: buckets.sum() }
+    }
+
+    /// Writes the lines of a series.
+    fn write(&self, page: &mut String, name: &str, labels: &LabelSet) {
+        let plain = None::<(&str, &str)>;
+        match self {
+            Self::Count(count) => write_metric_line(page, name, None, labels, plain, count, None),
+            Self::Number(number) => write_metric_line(page, name, None, labels, plain, number, None),
+            Self::Distribution { bounds, counts, sum } => {
+                let bounds = bounds.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
+                let mut total = 0;
+                for (bound, count) in bounds.zip(counts) {
+                    total += count;
+                    write_metric_line(page, name, Some("bucket"), labels, Some(("le", bound)), total, None);
+                }
+                write_metric_line(page, name, Some("sum"), labels, plain, sum, None);
+                write_metric_line(page, name, Some("count"), labels, plain, total, None);
+            }
         }
     }
-    line(page, &format!("{name}_sum"), labels, buckets.sum());
-    line(page, &format!("{name}_count"), labels, below);
 }
 
-fn write(page: &mut String, text: std::fmt::Arguments<'_>) {
-    page.write_fmt(text).unwrap_or_default(); // A string takes all.
-}
-
-/// A label's value as it stands between quotes: whatever a file or DNS named, it stays one value on one line.
-fn escape(value: &str, text: &mut String) {
-    for c in value.chars() {
-        match c {
-            '\\' => text.push_str("\\\\"),
-            '"' => text.push_str("\\\""),
-            '\n' => text.push_str("\\n"),
-            c => text.push(c),
-        }
+/// Writes a metric: what it is, and all its series.
+fn write_metric(page: &mut String, Metric { name, kind, help, .. }: &Metric, series: &[(Key, Value)]) {
+    write_help_line(page, name, None, None, help);
+    write_type_line(page, name, None, None, kind.as_str());
+    for (key, value) in series {
+        value.write(page, name, &LabelSet::from_key_and_global(key, &Default::default()));
     }
+    page.push('\n');
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use spanring::{
-    telemetry::metrics::{ALL, Kind, Metric},
+    telemetry::metrics::{ALL, Kind, Metric, find},
     tools::sink::SinkConfig,
 };
 
@@ -63,9 +63,9 @@ fn expressions(value: &Value) -> Vec<String> {
 
 /// Returns the metric of this name; the parts of a histogram count as names of the histogram.
 fn metric(name: &str) -> Option<&'static Metric> {
-    let of = |name: &str| ALL.iter().find(|metric| metric.name == name);
-    let part = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| of(name.strip_suffix(suffix)?));
-    of(name).filter(|metric| metric.kind != Kind::Histogram).or(part.filter(|metric| metric.kind == Kind::Histogram))
+    let part = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| find(name.strip_suffix(suffix)?));
+    let is_histogram = |metric: &&Metric| matches!(metric.kind, Kind::Histogram(_));
+    find(name).filter(|metric| !is_histogram(metric)).or(part.filter(is_histogram))
 }
 
 /// Returns the words of an expression outside of strings, each with the text after it.
