@@ -2,7 +2,7 @@
 //! stay local, it reveals little and may be open to the network. It is off unless the configuration has `health_check`,
 //! named after the Collector's extension.
 
-use std::net::SocketAddr;
+use std::{future::ready, net::SocketAddr};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -24,7 +24,7 @@ pub struct Config {
 /// the proxy drains.
 pub fn serve(listener: listen::Bound, path: String, readiness: Readiness, tasks: &Tasks) {
     let grpc = api::grpc::health(&readiness, tasks);
-    serve_pages(listener, tasks, grpc, move |request| respond(&path, &readiness, request));
+    serve_pages(listener, tasks, grpc, move |request| ready(respond(&path, &readiness, &request)));
 }
 
 /// Answers 200 when the proxy is ready for clients, else 503; at `/livez` 200 as long as the process answers.

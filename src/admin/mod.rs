@@ -20,6 +20,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
+use tokio::task::spawn_blocking;
 use tonic::{body::Body, service::Routes};
 use tower::Service as _;
 
@@ -234,7 +235,25 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
 /// Serves until `tasks` drain or stop. These are the tasks behind the listeners, since probes must be answered while
 /// the proxy drains.
 pub fn serve(listener: listen::Bound, state: State, tasks: &Tasks) {
-    serve_pages(listener, tasks, api::grpc::routes(&state, tasks), move |request| respond(&state, request));
+    let (grpc, state) = (api::grpc::routes(&state, tasks), Arc::new(state));
+    serve_pages(listener, tasks, grpc, move |request| respond_on_blocking_thread(Arc::clone(&state), request));
+}
+
+/// Answers a request as [`respond`] does, on a thread for blocking work. To write the metrics of 200 backends takes
+/// milliseconds, in which a worker thread would serve no request. Probes are answered at once, so that they wait for nothing.
+async fn respond_on_blocking_thread(state: Arc<State>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    // The body is kept until the answer is there, since dropping it closes the connection.
+    let (head, _body) = request.into_parts();
+    let request = Request::from_parts(head, ());
+    if PROBES.contains(&request.uri().path()) {
+        return respond(&state, &request);
+    }
+    let answered = spawn_blocking(move || respond(&state, &request)).await;
+    answered.unwrap_or_else(|_panicked| {
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        response
+    })
 }
 
 /// Returns the services that the OTLP/gRPC port serves beside OTLP: reflection, and `grpc.health.v1`, which agrees with
@@ -245,10 +264,11 @@ pub fn beside_otlp(readiness: Readiness) -> impl FnOnce(&Tasks) -> Routes + Send
 
 /// Serves gRPC requests by `grpc`, which is built at the first one, and all others by `respond`, within the limits of
 /// this room.
-fn serve_pages<G, F>(listener: listen::Bound, tasks: &Tasks, grpc: G, respond: F)
+fn serve_pages<G, F, R>(listener: listen::Bound, tasks: &Tasks, grpc: G, respond: F)
 where
     G: FnOnce() -> Routes + Send + 'static,
-    F: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
+    F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+    R: Future<Output = Response<Full<Bytes>>> + Send,
 {
     let (respond, grpc) = (Arc::new(respond), Arc::new(LazyLock::new(grpc)));
     let limits = listen::Limits {
@@ -268,7 +288,7 @@ where
             async move {
                 match is_grpc(&request) {
                     true => LazyLock::force(&grpc).clone().call(request).await,
-                    false => Ok::<_, Infallible>(respond(&request).map(Body::new)),
+                    false => Ok::<_, Infallible>(respond(request).await.map(Body::new)),
                 }
             }
         })

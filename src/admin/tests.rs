@@ -1,6 +1,10 @@
-//! Tests of the pages; only the last one uses the network.
+//! Tests of the pages; only the last two use the network.
 
 use http_body_util::BodyExt;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::*;
 
@@ -106,22 +110,55 @@ fn an_unknown_page_lists_those_there_are() {
     });
 }
 
+/// Sends a request for a page and returns the connection.
+async fn request(address: SocketAddr, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: spanring\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    stream
+}
+
+async fn answer(mut stream: TcpStream) -> String {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    answer
+}
+
 #[tokio::test]
 async fn pages_are_served_until_tasks_stop() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     let tasks = Tasks::new();
     let listener = listen::bind("admin", (Ipv4Addr::LOCALHOST, 0).into()).expect("a listener");
     let address = listener.address();
     with_state(|state| serve(listener, state.clone(), &tasks));
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
-    let request = b"GET /livez HTTP/1.1\r\nhost: spanring\r\nconnection: close\r\n\r\n";
-    stream.write_all(request).await.expect("written");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("an answer");
+    let answer = answer(request(address, "/livez").await).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nalive\n"), "{answer}");
 
-    let _open = tokio::net::TcpStream::connect(address).await.expect("a connection");
+    let _open = TcpStream::connect(address).await.expect("a connection");
     tasks.stop();
     tasks.wait().await;
+}
+
+#[test]
+fn pages_are_written_on_blocking_threads_and_probes_need_none() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let tasks = Tasks::new();
+        let listener = listen::bind("admin", (Ipv4Addr::LOCALHOST, 0).into()).expect("a listener");
+        let address = listener.address();
+        with_state(|state| serve(listener, state.clone(), &tasks));
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let only_thread = spawn_blocking(move || held.recv());
+        let metrics = request(address, "/metrics").await;
+        let alive = tokio::time::timeout(Duration::from_secs(10), answer(request(address, "/livez").await));
+        let alive = alive.await.expect("an answer although no blocking thread is free");
+        assert!(alive.ends_with("alive\n"), "{alive}");
+        let mut metrics = Box::pin(answer(metrics));
+        assert!(futures_util::poll!(&mut metrics).is_pending(), "it needs a thread, and there is none");
+        drop(release);
+        only_thread.await.expect("no panic").expect_err("the sender is gone");
+        let metrics = metrics.await;
+        assert!(metrics.contains("# TYPE spanring_build_info gauge\n"), "{metrics}");
+        tasks.stop();
+        tasks.wait().await;
+    });
 }
