@@ -255,7 +255,8 @@ mod tests {
     async fn a_request_that_no_server_processed_is_sent_again_on_a_new_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
-        let server = tokio::spawn(async move {
+        let tasks = Tasks::new();
+        let server = tasks.spawn(async move {
             let (mut first, _) = listener.accept().await.unwrap();
             first.write_all(&SETTINGS).await.unwrap();
             // The client's preface and settings are 24 and at least 9 bytes long: what follows them is the request.
@@ -268,7 +269,6 @@ mod tests {
             drop(first);
             accept_one(second).await
         });
-        let tasks = Tasks::new();
         let timeout = Duration::from_secs(10);
         let channel = Channel::new(&endpoint, "/a/b", Compression::None, timeout, None, &tasks).unwrap();
         let answer = channel.call(Bytes::from_static(b"hello")).await;
