@@ -171,3 +171,159 @@ impl Copies {
 fn rounded(len: usize) -> usize {
     if len > ROUNDED / 2 { len.next_multiple_of(ROUNDED) } else { len }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request of that many bytes for two targets. Buffers are below 64 KiB: longer ones may come from a pool, and be longer.
+    fn begun(len: usize) -> Early {
+        let mut early = Early::default();
+        early.begin(len, 2, Early::room(len, 2));
+        early
+    }
+
+    fn never(_more: usize) -> bool {
+        panic!("there is room")
+    }
+
+    fn bytes_of(sources: &Sources) -> Vec<u8> {
+        let (mut lookup, mut bytes) = (sources.lookup(), Vec::new());
+        while let found @ [_, ..] = lookup.bytes(u32::try_from(bytes.len()).unwrap(), u32::MAX) {
+            bytes.extend_from_slice(found);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_fourth_more_than_the_request_is_foreseen_and_a_buffer_for_each_target() {
+        assert_eq!(Early::room(10_000, 3), 12_500 + 3 * 4_096);
+    }
+
+    #[test]
+    fn nothing_is_copied_before_it_is_begun_and_after_it_is_cleared() {
+        let mut early = Early::default();
+        assert!(!early.is_on());
+        early.begin(0, 0, 0);
+        assert!(early.is_on(), "an empty request too");
+        early.add_other(0, 7, 1, b"record", &mut |_| true).unwrap();
+        assert!(early.taken().0 > 0 && early.buffers() == 1);
+        early.clear();
+        assert_eq!((early.is_on(), early.taken(), early.buffers(), early.finish().len()), (false, (0, 0), 0, 0));
+    }
+
+    #[test]
+    fn a_record_goes_on_only_behind_one_of_its_target_and_message() {
+        let mut early = begun(40_000);
+        assert!(!early.add(0, 7, 1, b"a"), "it has no buffer yet");
+        early.add_other(0, 7, 1, b"a", &mut never).unwrap();
+        assert!(early.add(0, 7, 1, b"b"));
+        assert!(!early.add(0, 8, 1, b"of another target"));
+        assert!(!early.add(0, 7, 2, b"of another message"));
+        assert!(!early.add(1, 7, 1, b"of another part"));
+        assert_eq!(early.take_news(0), Some((2, 1)), "the first record is counted by the plan itself");
+        assert_eq!(early.take_news(0), Some((2, 0)));
+        assert_eq!(early.take_news(1), None);
+        early.add_other(0, 7, 2, b"c", &mut never).unwrap();
+        assert!(early.add(0, 7, 2, b"d"), "the message is the latest one's");
+        assert_eq!(bytes_of(&early.finish()[0]), b"abcd");
+    }
+
+    #[test]
+    fn a_part_that_was_left_out_is_an_error() {
+        let mut early = begun(40_000);
+        assert_eq!(early.add_other(1, 7, 1, b"a", &mut never), Err(Malformed::Inconsistent));
+    }
+
+    #[test]
+    fn buffers_are_filled_to_the_end_and_never_beyond() {
+        let mut early = begun(40_000);
+        let record: Vec<u8> = (0..=255).cycle().take(999).collect();
+        let mut expected = Vec::new();
+        for _ in 0..45 {
+            if !early.add(0, 7, 1, &record) {
+                early.add_other(0, 7, 1, &record, &mut |_| true).unwrap();
+            }
+            expected.extend_from_slice(&record);
+            let [copies] = &early.copies[..] else { panic!("one target") };
+            let buffers = || copies.full.iter().chain([&copies.open]);
+            assert_eq!(buffers().map(Vec::capacity).sum::<usize>(), early.taken().0, "no buffer grew by itself");
+            assert!(copies.full.iter().all(|full| full.len() == full.capacity()));
+            assert_eq!(copies.len(), expected.len());
+        }
+        // What was expected, then a fourth of what there is, at least 4 KiB.
+        let sizes = |early: &Early| early.copies[0].full.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(sizes(&early), [20_000, 5_000, 6_250, 7_812]);
+        assert_eq!(early.buffers(), 5);
+        assert!(bytes_of(&early.finish()[0]) == expected);
+    }
+
+    #[test]
+    fn a_record_that_fits_exactly_takes_no_further_buffer() {
+        let mut early = begun(40_000);
+        early.add_other(0, 7, 1, &[1; 19_000], &mut never).unwrap();
+        assert!(!early.add(0, 7, 1, &[2; 1_001]));
+        early.add_other(0, 7, 2, &[2; 1_000], &mut never).unwrap();
+        assert_eq!(early.buffers(), 1);
+        early.add_other(0, 7, 2, &[3; 1], &mut never).unwrap();
+        assert_eq!(early.buffers(), 2);
+    }
+
+    #[test]
+    fn room_is_asked_for_beyond_what_was_granted_and_only_then() {
+        let mut early = Early::default();
+        early.begin(40_000, 2, 20_000 + 4_096);
+        early.add_other(0, 7, 1, &[1; 20_000], &mut never).unwrap();
+        assert_eq!(early.taken(), (20_000, 0));
+        // The next buffer would have 5,000 bytes.
+        let mut asked = Vec::new();
+        let mut room = |gives: bool| {
+            early.add_other(0, 7, 1, &[2; 100], &mut |more| {
+                asked.push(more);
+                gives
+            })
+        };
+        assert_eq!(room(false), Err(Malformed::NoRoom(904)));
+        assert_eq!(room(true), Ok(()));
+        assert_eq!((asked, early.taken()), (vec![904, 904], (25_000, 0)));
+    }
+
+    #[test]
+    fn long_buffers_are_multiples_of_64_kib_up_to_256_unless_a_record_is_longer() {
+        let sizes = [0, 4_095, 4_096, 4_097, 32_768, 32_769, 65_537, 200_000, 1 << 20];
+        let size_of = |about: usize, least: usize| {
+            let mut asked = 0;
+            let mut allowance = Allowance::default();
+            let refused = allowance.take(about, least, &mut |more| {
+                asked = more;
+                false
+            });
+            assert_eq!(refused, Err(Malformed::NoRoom(asked)));
+            asked
+        };
+        let expected = [4_096, 4_096, 4_096, 4_097, 32_768, 65_536, 131_072, 262_144, 262_144];
+        assert_eq!(sizes.map(|about| size_of(about, 0)), expected);
+        assert_eq!(size_of(100, 1 << 20), 1 << 20);
+    }
+
+    #[test]
+    fn a_part_of_more_than_32_kib_grows_by_64_kib_at_least() {
+        for (len, grown) in [(32_768, 8_192), (32_769, 65_536)] {
+            let mut early = Early::default();
+            early.begin(1, 1, usize::MAX);
+            early.add_other(0, 7, 1, &vec![1; len], &mut never).unwrap();
+            let before = early.taken().0;
+            early.allowance.granted = before;
+            let refused = early.add_other(0, 7, 1, &[1], &mut |_| false);
+            assert_eq!(refused, Err(Malformed::NoRoom(grown)), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn what_a_kept_buffer_has_beyond_its_size_is_told() {
+        let mut allowance = Allowance { granted: 10, taken: 25 };
+        assert_eq!(Early { allowance, ..Early::default() }.taken(), (25, 15));
+        allowance.granted = 30;
+        assert_eq!(Early { allowance, ..Early::default() }.taken(), (25, 0));
+    }
+}

@@ -403,7 +403,10 @@ impl<'a> Plan<'a> {
             scratch.write(part, &mut from, &mut writer);
             writer.end_part();
         }
-        let parts = writer.finish(self.shares()).filter(|_| !scratch.is_broken).ok_or(NotBuilt::Inconsistent)?;
+        if scratch.is_broken || writer.copied() != layout.copied {
+            return Err(NotBuilt::Inconsistent);
+        }
+        let parts = writer.finish(self.shares()).ok_or(NotBuilt::Inconsistent)?;
         Ok(Built { parts, shares: layout.shares, len: layout.len() })
     }
 }

@@ -367,3 +367,6 @@ fn retain<T>(entries: &mut Vec<T>) {
         *entries = Vec::new();
     }
 }
+
+#[cfg(test)]
+mod tests;

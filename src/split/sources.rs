@@ -222,3 +222,139 @@ impl<'p> Feed<'p> {
 fn bytes_for(here: usize, len: Option<usize>) -> usize {
     len.unwrap_or_else(|| here.saturating_mul(2).max(FIRST_ATTEMPT))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources() -> Sources {
+        Sources::of([&b"abc"[..], b"d", b"efgh"].into_iter().map(Bytes::from_static))
+    }
+
+    #[test]
+    fn ranges_are_found_buffer_by_buffer_in_any_order() {
+        let sources = sources();
+        assert_eq!(sources.len(), 3);
+        let mut lookup = sources.lookup();
+        let all = b"abcdefgh";
+        let ends = [3, 3, 3, 4, 8, 8, 8, 8];
+        for start in (0..8).chain((0..8).rev()).chain([5, 0, 7, 3, 4, 2]) {
+            for end in start..12 {
+                let here = ends[start as usize].min(end);
+                let expected = &all[start as usize..here as usize];
+                assert_eq!(lookup.bytes(start, end), expected, "{start}..{end}");
+                assert_eq!(lookup.share(start, end), expected, "{start}..{end}");
+            }
+        }
+        assert_eq!(lookup.bytes(8, 9), b"", "behind the end");
+        assert_eq!(lookup.share(8, 9), b""[..]);
+        assert_eq!(lookup.bytes(2, 1), b"", "no range");
+        assert_eq!(Sources::default().lookup().bytes(0, 1), b"");
+    }
+
+    #[test]
+    fn a_shared_range_is_a_slice_of_its_buffer() {
+        let buffer = Bytes::from(vec![7; 100]);
+        let sources = Sources::of([buffer.clone()].into_iter());
+        let share = sources.lookup().share(10, 20);
+        assert_eq!((share.as_ptr(), share.len()), (buffer[10..].as_ptr(), 10));
+    }
+
+    #[test]
+    fn the_buffers_of_a_range_are_counted() {
+        let sources = sources();
+        let counts = [(0, 1, 1), (0, 3, 1), (0, 4, 2), (2, 4, 2), (2, 5, 3), (0, 8, 3), (3, 4, 1), (4, 8, 1)];
+        for (start, end, count) in counts {
+            assert_eq!(sources.count(start, end), count, "{start}..{end}");
+        }
+    }
+
+    #[test]
+    fn the_last_buffer_is_cut_off_or_taken_back() {
+        let mut sources = sources();
+        sources.end_at(6);
+        assert_eq!((sources.len(), sources.lookup().bytes(4, 8)), (3, &b"ef"[..]));
+        sources.end_at(4);
+        assert_eq!(sources.len(), 2);
+        sources.push(4, Bytes::from_static(b"xyz"));
+        assert_eq!(sources.lookup().bytes(4, 9), b"xyz");
+    }
+
+    #[test]
+    fn a_list_of_many_buffers_is_not_kept() {
+        let mut sources = Sources::of((0..3 * RETAINED).map(|_| Bytes::from_static(b"x")));
+        sources.clear();
+        assert_eq!(sources.len(), 0);
+        assert!((RETAINED..2 * RETAINED).contains(&sources.0.capacity()), "{}", sources.0.capacity());
+    }
+
+    /// Buffers as they are handed out, of a request in these pieces. In the buffer that begins at each of `unfinished`, the
+    /// field at the second offset goes on, to the third if that is known.
+    fn fed(pieces: &[&'static [u8]], unfinished: &[(usize, usize, Option<usize>)]) -> (Vec<(usize, Vec<u8>)>, usize) {
+        let pieces: Vec<Bytes> = pieces.iter().map(|piece| Bytes::from_static(piece)).collect();
+        let (mut feed, mut seen) = (Feed::new(&pieces), Vec::new());
+        while let Some((start, bytes)) = feed.next() {
+            seen.push((start, bytes.to_vec()));
+            if let Some((_, at, end)) = unfinished.iter().find(|(of, ..)| *of == start) {
+                feed.goes_on(*at, *end);
+            }
+        }
+        (seen, feed.reassembled())
+    }
+
+    #[test]
+    fn buffers_are_handed_out_as_they_are_unless_a_field_goes_on() {
+        let (seen, reassembled) = fed(&[b"abc", b"", b"def"], &[]);
+        assert_eq!((seen, reassembled), (vec![(0, b"abc".to_vec()), (3, b"def".to_vec())], 0));
+    }
+
+    #[test]
+    fn a_field_in_two_buffers_is_put_together_and_the_rest_follows() {
+        // "cde" is a field.
+        let (seen, reassembled) = fed(&[b"abc", b"def"], &[(0, 2, Some(5))]);
+        assert_eq!(seen, [(0, b"abc".to_vec()), (2, b"cde".to_vec()), (5, b"f".to_vec())]);
+        assert_eq!(reassembled, 3);
+    }
+
+    #[test]
+    fn a_field_in_many_buffers_is_put_together_once() {
+        let (seen, reassembled) = fed(&[b"ab", b"c", b"d", b"efgh"], &[(0, 1, Some(6))]);
+        assert_eq!(seen, [(0, b"ab".to_vec()), (1, b"bcdef".to_vec()), (6, b"gh".to_vec())]);
+        assert_eq!(reassembled, 5);
+    }
+
+    #[test]
+    fn a_request_that_ends_inside_a_field_ends_there() {
+        let (seen, reassembled) = fed(&[b"abc", b"d"], &[(0, 2, Some(9))]);
+        assert_eq!((seen.last(), reassembled), (Some(&(2, b"cd".to_vec())), 2));
+    }
+
+    #[test]
+    fn a_field_of_unknown_length_is_put_together_from_64_bytes_on() {
+        let long = [b'x'; 200];
+        let pieces = [Bytes::from_static(b"abc"), Bytes::copy_from_slice(&long)];
+        let mut feed = Feed::new(&pieces);
+        feed.next();
+        assert_eq!(feed.goes_on(2, None), FIRST_ATTEMPT);
+        let (start, bytes) = feed.next().unwrap();
+        assert_eq!((start, bytes.len(), &bytes[..2]), (2, FIRST_ATTEMPT, &b"cx"[..]));
+        // The next field begins in the bytes that were copied: it is read where they came from, and nothing is copied.
+        assert_eq!(feed.goes_on(10, None), 0);
+        assert_eq!(feed.next().unwrap(), (10, pieces[1].slice(7..)));
+        assert_eq!((feed.next(), feed.reassembled()), (None, FIRST_ATTEMPT));
+    }
+
+    #[test]
+    fn what_is_longer_than_what_was_put_together_is_put_together_again_twice_as_long() {
+        let pieces = [Bytes::from(vec![1; 100]), Bytes::from(vec![2; 500])];
+        let mut feed = Feed::new(&pieces);
+        feed.next();
+        assert_eq!(feed.goes_on(10, None), 180);
+        let (start, bytes) = feed.next().unwrap();
+        assert_eq!((start, bytes.len()), (10, 180));
+        // Still the same field.
+        assert_eq!(feed.goes_on(10, Some(310)), 300);
+        assert_eq!(feed.next().map(|(start, bytes)| (start, bytes.len())), Some((10, 300)));
+        assert_eq!(feed.next(), Some((310, pieces[1].slice(210..))));
+    }
+}

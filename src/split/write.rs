@@ -119,6 +119,11 @@ impl Writer {
         self.ends.push(self.segments.len());
     }
 
+    /// Bytes that were copied.
+    pub(super) fn copied(&self) -> usize {
+        self.full_len + self.open.len()
+    }
+
     /// The parts in their order, each with one of `tags`. `None` if a part does not have the length that its prefix says, or if
     /// there are fewer parts than tags.
     pub(super) fn finish<T>(mut self, tags: impl Iterator<Item = T>) -> Option<Vec<(T, Framed)>> {
@@ -189,7 +194,7 @@ impl Writer {
 
     /// Makes a segment of what was copied since the last one.
     fn note_copied(&mut self) {
-        let copied = self.full_len + self.open.len();
+        let copied = self.copied();
         if copied > self.noted {
             self.segments.push(Segment::Copied(copied - self.noted));
             self.noted = copied;
@@ -206,7 +211,7 @@ impl Writer {
 
     fn next_buffer(&mut self) {
         // At least one byte: otherwise it would not end, were a part longer than it was measured.
-        let left = self.total.saturating_sub(self.full_len + self.open.len());
+        let left = self.total.saturating_sub(self.copied());
         self.close(left.clamp(1, BUFFER));
     }
 }
@@ -243,6 +248,138 @@ fn take_off(buffers: &mut VecDeque<Bytes>, mut len: usize, chunks: &mut Vec<Byte
         }
         if first.is_empty() {
             buffers.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::sources::Sources, *};
+    use crate::otlp::framed::{PREFIX_LEN, prefix_of};
+
+    /// A part: its prefix, and then ranges of the source with the length from which each is shared.
+    fn write(writer: &mut Writer, sources: &Sources, ranges: &[(u32, u32, u32)]) {
+        let len = ranges.iter().map(|(start, end, _)| end - start).sum();
+        writer.header().extend_from_slice(&prefix_of(len));
+        let mut lookup = sources.lookup();
+        ranges.iter().for_each(|(start, end, from)| writer.add(&mut lookup, *start, *end, *from));
+        writer.end_part();
+    }
+
+    fn source(len: usize) -> Sources {
+        Sources::of([(0..=255).cycle().take(len).collect::<Vec<u8>>().into()].into_iter())
+    }
+
+    #[test]
+    fn parts_that_are_copied_lie_one_after_the_other_in_one_buffer() {
+        let sources = source(100);
+        let mut writer = Writer::new(3, 0, 3 * PREFIX_LEN + 90);
+        for part in [&[(0, 50, 99)][..], &[], &[(10, 30, 99), (80, 100, 99)]] {
+            write(&mut writer, &sources, part);
+        }
+        let parts = writer.finish(0..3).unwrap();
+        let bytes: Vec<_> = parts.iter().map(|(_, part)| part.to_bytes()).collect();
+        assert_eq!(
+            parts.iter().map(|(tag, part)| (*tag, part.payload_len())).collect::<Vec<_>>(),
+            [(0, 50), (1, 0), (2, 40)]
+        );
+        assert!(parts.iter().all(|(_, part)| part.buffers().len() == 1));
+        let ends = bytes.iter().map(|bytes| bytes.as_ptr_range());
+        assert!(ends.clone().zip(ends.skip(1)).all(|(one, next)| one.end == next.start));
+        assert_eq!(
+            bytes[2][PREFIX_LEN..],
+            [&(10..30).collect::<Vec<u8>>()[..], &(80..100).collect::<Vec<u8>>()].concat()
+        );
+    }
+
+    #[test]
+    fn ranges_are_shared_from_the_given_length_on() {
+        let sources = source(100);
+        let mut writer = Writer::new(2, 9, 2 * PREFIX_LEN + 19 + 3);
+        write(&mut writer, &sources, &[(0, 20, 20), (20, 39, 20), (50, 75, 20)]);
+        write(&mut writer, &sources, &[(1, 4, 20)]);
+        assert_eq!((writer.copied(), writer.segments.len()), (writer.total, 5));
+        let parts = writer.finish(0..2).unwrap();
+        let lens = |part: &Framed| part.buffers().iter().map(Bytes::len).collect::<Vec<_>>();
+        assert_eq!(parts.iter().map(|(_, part)| lens(part)).collect::<Vec<_>>(), [vec![5, 20, 19, 25], vec![8]]);
+        let at = |start: u32| sources.lookup().bytes(start, 100).as_ptr();
+        let pointers = parts[0].1.buffers().iter().map(|bytes| bytes.as_ptr()).collect::<Vec<_>>();
+        assert_eq!((pointers[1], pointers[3]), (at(0), at(50)), "they are not copied");
+    }
+
+    #[test]
+    fn long_parts_lie_in_buffers_of_256_kib_and_no_header_is_between_two() {
+        let sources = source(BUFFER + 300);
+        for len in [BUFFER - 6, BUFFER - 5, BUFFER - 4, BUFFER - 3, BUFFER, BUFFER + 300] {
+            let second = 2 * PREFIX_LEN + len + 40;
+            let mut writer = Writer::new(2, 0, second);
+            write(&mut writer, &sources, &[(0, offset(len), u32::MAX)]);
+            write(&mut writer, &sources, &[(7, 47, u32::MAX)]);
+            assert!(writer.full.iter().all(|full| full.len() <= BUFFER) && writer.open.len() <= writer.room);
+            assert_eq!(writer.full_len, writer.full.iter().map(Bytes::len).sum::<usize>());
+            let buffers = if second > BUFFER { 1 } else { 0 };
+            assert_eq!(writer.full.len(), buffers, "{len} bytes");
+            let parts = writer.finish(0..2).unwrap();
+            assert!(parts[0].1.payload() == sources.lookup().bytes(0, offset(len)));
+            assert!(parts[1].1.payload() == sources.lookup().bytes(7, 47));
+            assert!(parts[1].1.buffers()[0].len() >= PREFIX_LEN, "its prefix is in one buffer");
+        }
+        assert_eq!([0, 1, BUFFER, BUFFER + 1].map(Writer::buffers_for), [0, 1, 1, 2]);
+    }
+
+    #[test]
+    fn a_buffer_that_is_just_full_is_not_followed_by_another() {
+        let sources = source(BUFFER);
+        let mut writer = Writer::new(1, 0, BUFFER);
+        write(&mut writer, &sources, &[(0, offset(BUFFER - PREFIX_LEN), u32::MAX)]);
+        assert_eq!((writer.full.len(), writer.open.len()), (0, BUFFER));
+        writer.header();
+        assert_eq!(writer.full.len(), 0, "nothing more will be copied");
+    }
+
+    #[test]
+    fn a_part_of_another_length_than_its_prefix_says_is_none() {
+        let sources = source(100);
+        for (said, has) in [(10, 11), (10, 9), (0, 1)] {
+            let mut writer = Writer::new(1, 0, 20);
+            writer.header().extend_from_slice(&prefix_of(said));
+            writer.add(&mut sources.lookup(), 0, has, u32::MAX);
+            writer.end_part();
+            assert!(writer.finish(0..1).is_none(), "{has} bytes instead of {said}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_nowhere_are_left_out() {
+        let sources = source(100);
+        for from in [1, u32::MAX] {
+            let mut writer = Writer::new(1, 3, 20);
+            write(&mut writer, &sources, &[(90, 110, from)]);
+            assert!(writer.finish(0..1).is_none());
+        }
+    }
+
+    #[test]
+    fn there_has_to_be_a_part_for_each_tag() {
+        let sources = source(10);
+        let mut writer = Writer::new(2, 0, 20);
+        write(&mut writer, &sources, &[(0, 3, 9)]);
+        assert!(writer.finish(0..2).is_none());
+    }
+
+    #[test]
+    fn ranges_go_on_in_the_next_buffer_of_their_origin() {
+        let pieces: Vec<Bytes> = (0..10).map(|piece| vec![piece; 10].into()).collect();
+        let sources = Sources::of(pieces.iter().cloned());
+        let all = pieces.concat();
+        for from in [30, u32::MAX] {
+            let mut writer = Writer::new(2, 20, 200);
+            write(&mut writer, &sources, &[(5, 95, from)]);
+            write(&mut writer, &sources, &[(0, 12, from), (95, 100, from)]);
+            let parts = writer.finish(0..2).unwrap();
+            assert_eq!(*parts[0].1.payload(), all[5..95]);
+            assert_eq!(parts[1].1.payload(), [&all[..12], &all[95..]].concat());
+            assert_eq!(parts[0].1.buffers().len(), if from == 30 { 11 } else { 1 });
         }
     }
 }

@@ -1,46 +1,90 @@
-//! Tests with outcomes that only a defect of the program can cause: the delivery acknowledges nothing.
+//! A delivery by itself: what it counts, places again and tells, and what it does with outcomes that cannot come unless the
+//! program has a defect.
+
+mod again;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use metrics::Counter;
+use tonic::Code;
 
 use super::*;
 use crate::{
     budget::Budget,
-    dispatch::Config,
+    dispatch::{Config, Failure},
     otlp::Signal,
-    pipeline::{Routes, not_queued},
+    pipeline::{Routes, SignalMetrics, not_queued},
     testing::*,
 };
 
-/// Makes deliveries of two parts with three records in total. Their backend is never called.
+/// A delivery of two parts of three records in front of backends whose answers are scripted.
 struct Bench {
     rig: Rig,
+    backends: Vec<Script>,
     pipeline: Pipeline,
-    route: Arc<Route>,
+    route: Route,
     view: Arc<View>,
+    duplicates: Arc<AtomicU64>,
+    retried: Arc<AtomicU64>,
+    replaced: Arc<AtomicU64>,
 }
 
 impl Bench {
     async fn new() -> Self {
+        Self::with(1, Config::default()).await
+    }
+
+    async fn with(backends: usize, config: Config) -> Self {
         let tasks = Tasks::new();
-        let backend = Script::start(&tasks, None, 100).await;
-        let rig = Rig::start_with(Config::default(), &[backend.address], tasks);
-        let routes =
-            Routes::new(super::super::Config::default()).with(Signal::Traces, "test", Arc::clone(&rig.dispatch));
-        let pipeline = Pipeline::new(routes, Budget::new(1 << 30));
-        let route = pipeline.route(Signal::Traces).expect("it was added");
+        let mut scripts = Vec::new();
+        for _ in 0..backends {
+            scripts.push(Script::start(&tasks, None, 100).await);
+        }
+        // In the order of the table.
+        scripts.sort_by_key(|script| script.address.to_string());
+        let addresses: Vec<_> = scripts.iter().map(|script| script.address).collect();
+        let rig = Rig::start_with(config, &addresses, tasks);
+        let config = super::super::Config::default();
+        let pipeline = Pipeline::new(Routes::new(config.clone()), Budget::new(1 << 30));
+        let [duplicates, retried, replaced] = std::array::from_fn(|_| Arc::new(AtomicU64::new(0)));
+        let counter = |count: &Arc<AtomicU64>| Counter::from_arc(Arc::clone(count));
+        let mut metrics = SignalMetrics::new("test", Signal::Traces);
+        metrics.possible_duplicates = counter(&duplicates);
+        metrics.retried = counter(&retried);
+        metrics.replaced = counter(&replaced);
+        let dispatch = Arc::clone(&rig.dispatch);
+        let route = Route { config, pool: "test".to_owned(), dispatch, metrics, _user: None };
         let view = rig.dispatch.view().expect("there is a table");
-        Self { rig, pipeline, route, view }
+        Self { rig, backends: scripts, pipeline, route, view, duplicates, retried, replaced }
+    }
+
+    /// Takes another table of the same backends, of which those at these places are away.
+    async fn publish(&mut self, generation: u64, away: &[usize]) {
+        let addresses: Vec<_> = self.backends.iter().map(|script| script.address).collect();
+        let away: Vec<_> = away.iter().map(|at| addresses[*at]).collect();
+        self.rig.publish(generation, &addresses, &away).await;
+        self.view = self.rig.dispatch.view().expect("there is a table");
     }
 
     fn parts() -> Vec<Part> {
         vec![Part { index: 0, ..part(&["a", "b"], 0) }, Part { index: 1, ..part(&["c"], 0) }]
     }
 
-    /// Returns a delivery of a request that counted `records` records.
+    /// Of a request of that many records.
     fn delivery(&self, records: u64) -> Delivery<'_> {
+        self.delivery_of(&Self::parts(), records)
+    }
+
+    fn delivery_of(&self, parts: &[Part], records: u64) -> Delivery<'_> {
         let join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
         let tally = Tally::new(records, 0);
-        let mut delivery = Delivery::new(&self.pipeline, &self.route, join, &Self::parts(), &self.view, tally);
-        delivery.under_way = 2;
+        let mut delivery = Delivery::new(&self.pipeline, &self.route, join, parts, &self.view, tally);
+        delivery.under_way = parts.len();
         delivery
+    }
+
+    fn duplicates(&self) -> u64 {
+        self.duplicates.load(Ordering::Relaxed)
     }
 }
 
@@ -48,9 +92,27 @@ fn is_defect(outcome: Result<Outcome, Refusal>) -> bool {
     outcome.is_err_and(|refusal| refusal.reason == Reason::Internal && refusal.retry_after.is_some())
 }
 
-fn retry(part: Part) -> PartOutcome {
-    PartOutcome::Retry { owner: "somebody".into(), after: None, reached: false, cause: Cause::Full, part }
+/// The part of that index is still owed.
+fn owed(index: usize, reached: bool, cause: Cause) -> (u32, PartOutcome) {
+    owed_by("somebody", index, reached, cause, None)
 }
+
+fn owed_by(owner: &str, index: usize, reached: bool, cause: Cause, after: Option<Duration>) -> (u32, PartOutcome) {
+    let part = Bench::parts().swap_remove(index);
+    (part.index, PartOutcome::Retry { owner: owner.into(), after, reached, cause, part })
+}
+
+/// Pauses of that length, without jitter.
+fn even_pauses(pause: Duration) -> Config {
+    with_keys(|keys| {
+        let retry = &mut keys.retry_on_failure;
+        (retry.initial_interval, retry.max_interval, retry.randomization_factor) = (pause, pause, 0.0);
+    })
+}
+
+const REFUSED: Cause = Cause::Transport(Failure::ConnectRefused);
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
 async fn every_part_accepted_is_a_request_accepted() {
@@ -58,6 +120,31 @@ async fn every_part_accepted_is_a_request_accepted() {
     let mut delivery = bench.delivery(3);
     delivery.take_in(vec![(0, accepted()), (1, accepted())]);
     assert_eq!(delivery.conclude(), Ok(Outcome::OK));
+    drop(delivery);
+    assert_eq!(bench.duplicates(), 0);
+}
+
+#[tokio::test]
+async fn a_part_refused_for_good_is_told_in_a_partial_success() {
+    let bench = Bench::new().await;
+    let mut delivery = bench.delivery(3);
+    let refused = PartOutcome::Rejected { code: Code::InvalidArgument, message: "bad".to_owned() };
+    delivery.take_in(vec![(0, refused), (1, accepted())]);
+    assert_eq!(delivery.conclude(), Ok(Outcome::Accepted { rejected: 2, message: Some("bad".to_owned()) }));
+}
+
+#[tokio::test]
+async fn a_request_with_a_part_that_waits_or_is_under_way_is_late() {
+    let bench = Bench::with(1, even_pauses(HOUR)).await;
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![(0, accepted())]);
+    assert!(delivery.is_unfinished() && delivery.next_due().is_none());
+    delivery.take_in(vec![owed(1, false, REFUSED)]);
+    assert!(delivery.is_unfinished() && delivery.under_way == 0);
+    assert!(delivery.next_due().is_some_and(|due| due > Instant::now()));
+    let refusal = delivery.conclude().expect_err("a part is owed");
+    assert_eq!((refusal.code, refusal.reason), (Code::Unavailable, Reason::Deadline));
+    assert_eq!(refusal.message, "not all of 3 records were acknowledged in time; backend somebody: connection refused");
 }
 
 #[tokio::test]
@@ -69,12 +156,14 @@ async fn two_outcomes_of_one_part_do_not_stand_for_another() {
         assert!(!delivery.is_unfinished(), "as many outcomes came as parts were sent");
         assert!(is_defect(delivery.conclude()));
     }
+    // The client sends all of it again: both times two records, then one, are there already.
+    assert_eq!(bench.duplicates(), 2 + 1);
 }
 
 #[tokio::test]
 async fn an_outcome_of_an_unknown_part_acknowledges_nothing() {
     let bench = Bench::new().await;
-    for outcome in [accepted(), retry(Part { index: 7, ..part(&["x"], 0) })] {
+    for outcome in [accepted(), owed(0, false, Cause::Full).1] {
         let mut delivery = bench.delivery(3);
         delivery.take_in(vec![(0, accepted()), (7, outcome)]);
         assert!(is_defect(delivery.conclude()));
@@ -103,11 +192,9 @@ async fn parts_with_fewer_or_more_records_than_the_request_acknowledge_nothing()
 #[tokio::test]
 async fn a_part_that_lost_records_is_not_placed_again_with_the_rest() {
     let mut bench = Bench::new().await;
-    let address = bench.view.table().backends()[0].address.expect("it has one");
-    bench.rig.publish(2, &[address], &[]).await;
-    bench.view = bench.rig.dispatch.view().expect("there is a table");
+    bench.publish(2, &[]).await;
     let mut delivery = bench.delivery(3);
-    // Pretend that an older table has placed them.
+    // As if an older table had placed them.
     delivery.placed.iter_mut().for_each(|placed| placed.generation = 1);
     let [counted, short] = [2, 3].map(|records| Part { records, index: 0, ..part(&["a", "b"], 0) });
     let failed = |part| Failed { part, owner: "somebody".into(), cause: Cause::Ejected };
@@ -118,13 +205,26 @@ async fn a_part_that_lost_records_is_not_placed_again_with_the_rest() {
 }
 
 #[tokio::test]
+async fn a_part_that_is_unknown_when_it_is_placed_or_waits_is_a_defect() {
+    let bench = Bench::new().await;
+    let failed = || Failed { part: Part { index: 9, ..part(&["x"], 0) }, owner: "somebody".into(), cause: Cause::Full };
+    let mut delivery = bench.delivery(3);
+    assert!(!delivery.place(failed(), &bench.view));
+    assert!(is_defect(delivery.conclude()));
+    let mut delivery = bench.delivery(3);
+    delivery.wait_for(failed(), None);
+    assert!(delivery.waiting.is_empty() && is_defect(delivery.conclude()));
+}
+
+#[tokio::test]
 async fn a_part_for_a_backend_that_is_not_there_ends_the_request_at_once() {
     let bench = Bench::new().await;
     let mut delivery = bench.delivery(3);
     delivery.under_way = 0;
     assert!(!delivery.submit(&bench.view, vec![Part { index: 1, ..part(&["c"], 9) }]));
-    assert!(is_defect(patient(delivery.finish(Instant::now() + Duration::from_secs(3600))).await));
+    assert!(is_defect(patient(delivery.finish(Instant::now() + HOUR)).await));
     assert!(is_defect(Err(not_queued(bench.view.table(), WhyNotQueued::NoSuchBackend))));
     let full = not_queued(bench.view.table(), WhyNotQueued::Full(0));
     assert_eq!(full.reason, Reason::QueueFull);
+    assert_eq!(full.message, format!("the queue of backend {} is full", bench.backends[0].address));
 }

@@ -1,6 +1,7 @@
 //! What the cut asks room for, when, and what it refuses without.
 
 use super::*;
+use crate::otlp::framed::PREFIX_LEN;
 
 #[test]
 fn the_size_of_all_parts_is_known_before_any_is_built() {
@@ -104,4 +105,240 @@ fn many_torn_records_are_put_together_only_while_there_is_room() {
     assert!(asked > 0 && together <= asked + (64 << 10), "{together} bytes, {asked} asked for");
     let error = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| false).unwrap_err();
     assert!(matches!(error.kind, Malformed::NoRoom(_)), "{error}");
+}
+
+/// A scope of `count` runs of ten spans each for two targets, with `size` bytes of name.
+fn alternating(count: u32, size: usize) -> Bytes {
+    let span = |id: u32| len(2, all([len(1, [u8::from(id % 2 == 1)]), len(5, vec![b'n'; size])]));
+    Bytes::from(len(1, len(2, (0..count).flat_map(|run| span(run).repeat(10)).collect::<Vec<_>>())))
+}
+
+fn plan_of<'a>(chunks: &[Bytes], scratch: &'a mut Scratch) -> Plan<'a> {
+    plan(Signal::Traces, chunks, &mut by_first_byte, scratch, &mut |_| true).unwrap()
+}
+
+#[test]
+fn where_there_is_no_room_for_copies_parts_share_the_request() {
+    let payload = alternating(20, 300);
+    let mut scratch = Scratch::default();
+    let chunks = [payload];
+    let plan = plan_of(&chunks, &mut scratch);
+    let total = plan.total_len();
+    // For each part a prefix and two messages, one range for each run, a copied segment in front of each message's first, and
+    // a buffer of them.
+    let layout = plan.layout(Shared::REQUEST);
+    assert_eq!((layout.copied, layout.reassembled, layout.shares), (2 * (PREFIX_LEN + 4 + 4), 0, true));
+    assert_eq!(layout.segments, 2 + 20 + 2 * 3 + 1);
+    let expected = layout.copied + layout.segments * Shared::SEGMENT_LEN;
+    assert_eq!(layout.len(), expected);
+    let mut asked = Vec::new();
+    let built = plan
+        .build(&mut |bytes| {
+            asked.push(bytes);
+            bytes < total
+        })
+        .unwrap();
+    assert_eq!((asked, built.len, built.shares), (vec![total, expected], expected, true));
+    let copied = plan_of(&chunks, &mut scratch).build(&mut |_| true).unwrap();
+    assert_eq!((copied.len, copied.shares), (total, false));
+    assert!(copied.parts == built.parts);
+    assert!(!chunks[0].is_unique(), "they keep the request");
+    let refused = plan_of(&chunks, &mut scratch).build(&mut |_| false);
+    assert_eq!(refused.map(|built| built.len), Err(NotBuilt::NoRoom(expected)));
+}
+
+#[test]
+fn parts_share_the_request_only_where_that_takes_less_than_copies_and_they_repeat_little_of_it() {
+    let shared = |payload: &Bytes| {
+        let mut scratch = Scratch::default();
+        let chunks = [payload.clone()];
+        let plan = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
+        let (total, len) = (plan.total_len(), plan.layout(Shared::REQUEST).len());
+        let built = plan.build_in_least_room(&mut |_| true).unwrap();
+        assert_eq!(built.len, if built.shares { len } else { total });
+        (built.shares, len < total)
+    };
+    assert_eq!(shared(&alternating(20, 300)), (true, true));
+    assert_eq!(shared(&alternating(2, 1)), (false, false), "lists would take more than copies");
+    // A resource that both parts need, and that is a fourth of the request or a bit more.
+    let with_resource = |size: usize| {
+        let [first, second] = [1, 2].map(|id| len(2, all([len(1, [id]), len(5, vec![b'n'; 5_000])])));
+        Bytes::from(len(1, all([len(1, vec![0; size]), len(2, all([first, second]))])))
+    };
+    assert_eq!(shared(&with_resource(3_000)), (true, true));
+    assert_eq!(shared(&with_resource(3_500)), (false, true), "the parts are more than 1.25 times as long");
+}
+
+#[test]
+fn what_was_put_together_stays_as_long_as_parts_that_share_it() {
+    let payload = alternating(20, 300);
+    let halves = [payload.slice(..2_000), payload.slice(2_000..)];
+    let mut scratch = Scratch::default();
+    let plan = plan(Signal::Traces, &halves, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
+    let layout = plan.layout(Shared::REQUEST);
+    assert!(layout.reassembled > 300 && layout.reassembled == plan.counts.reassembled);
+    assert_eq!(layout.len(), layout.copied + layout.segments * Shared::SEGMENT_LEN + layout.reassembled);
+    // One run lies in three buffers.
+    assert_eq!(layout.segments, 2 + 20 + 2 + 2 * 3 + 1);
+}
+
+#[test]
+fn early_copies_are_asked_for_at_first_and_what_goes_between_them_at_the_end() {
+    let payload = alternating(20, 300);
+    let targets = NonZeroUsize::new(2).unwrap();
+    let mut scratch = Scratch::default();
+    let mut asked = Vec::new();
+    let plan = plan_early(
+        Signal::Traces,
+        std::slice::from_ref(&payload),
+        targets,
+        &mut by_first_byte,
+        &mut scratch,
+        &mut |bytes| {
+            asked.push(bytes);
+            true
+        },
+    )
+    .unwrap();
+    assert_eq!(asked, [Early::room(payload.len(), 2)]);
+    let layout = plan.layout(Shared::EARLY_COPIES);
+    let buffers = plan.scratch.early.buffers();
+    assert_eq!((layout.copied, layout.segments), (2 * (PREFIX_LEN + 4 + 4), 2 + 2 + 2 + buffers + 1));
+    let (taken, not_granted) = plan.scratch.early.taken();
+    let mut more = Vec::new();
+    let built = plan
+        .build(&mut |bytes| {
+            more.push(bytes);
+            true
+        })
+        .unwrap();
+    assert_eq!(more, [layout.len() + not_granted]);
+    assert_eq!((built.len, built.shares), (layout.len() + taken, false));
+    drop(scratch);
+    assert!(payload.is_unique(), "nothing keeps the request");
+}
+
+#[test]
+fn without_room_early_copies_are_not_made_or_not_put_together() {
+    let payload = alternating(20, 300);
+    fn plan<'a>(chunks: &[Bytes], scratch: &'a mut Scratch, gives: bool) -> Plan<'a> {
+        let targets = NonZeroUsize::new(2).unwrap();
+        plan_early(Signal::Traces, chunks, targets, &mut by_first_byte, scratch, &mut |_| gives).unwrap()
+    }
+    let mut scratch = Scratch::default();
+    let chunks = [payload];
+    let late = plan(&chunks, &mut scratch, false);
+    assert!(!late.scratch.early.is_on());
+    let built = late.build(&mut |_| true).unwrap();
+    let early = plan(&chunks, &mut scratch, true);
+    let more = early.layout(Shared::EARLY_COPIES).len() + early.scratch.early.taken().1;
+    assert_eq!(early.build(&mut |_| false).map(|built| built.len), Err(NotBuilt::NoRoom(more)));
+    assert!(plan(&chunks, &mut scratch, true).build(&mut |_| true).unwrap().parts == built.parts);
+}
+
+#[test]
+fn early_copies_are_cheaper_for_long_parts_of_long_requests() {
+    let cases = [(65_536, 2, true), (65_535, 2, false), (65_536, 1, false), (65_536, 8, true), (65_536, 9, false)];
+    for (len, targets, expected) in cases {
+        assert_eq!(is_early_cheaper(len, targets), expected, "{len} bytes, {targets} targets");
+    }
+}
+
+#[test]
+fn entries_up_to_those_that_are_kept_need_no_room() {
+    // A resource, a scope and a run each; the request itself and its buffer.
+    let units = 21_844;
+    let unit = request([span([1])]);
+    for (fields, asks) in [(0, 0), (1, 0), (2, 0), (3, 1)] {
+        // The last units have fields in front of them, which are no neighbours.
+        let last = [len(9, []), unit.clone()].concat().repeat(fields);
+        let payload = [unit.repeat(units - fields), last].concat();
+        let mut scratch = Scratch::default();
+        let mut asked = Vec::new();
+        plan(Signal::Traces, &[Bytes::from(payload)], &mut by_first_byte, &mut scratch, &mut |bytes| {
+            asked.push(bytes);
+            true
+        })
+        .unwrap();
+        assert_eq!(asked.len(), asks, "{fields} fields");
+        assert!(asked.iter().all(|bytes| *bytes == (1 << 15) * 80));
+    }
+}
+
+#[test]
+fn many_runs_of_few_messages_take_room_too() {
+    let spans: Vec<u8> = (0..70_000_u32).flat_map(|at| span([u8::from(at % 2 == 1)])).collect();
+    let mut asked = 0;
+    let mut scratch = Scratch::default();
+    let payload = Bytes::from(len(1, len(2, spans)));
+    for targets in [0, 2] {
+        let plan = plan_shape(
+            Signal::Traces.into(),
+            std::slice::from_ref(&payload),
+            targets,
+            &mut by_first_byte,
+            &mut scratch,
+            &mut |_| {
+                asked += 1;
+                true
+            },
+        )
+        .unwrap();
+        // Copied early, they are neighbours.
+        assert_eq!(plan.scratch.runs.len(), if targets == 0 { 70_000 } else { 2 });
+        assert_eq!(std::mem::take(&mut asked), 1, "for runs, or for early copies");
+    }
+}
+
+#[test]
+fn up_to_64_kib_are_put_together_for_free() {
+    let record = |size: usize| len(2, all([len(1, [7]), len(9, vec![0; size])]));
+    let asked = |records: &[Vec<u8>]| {
+        let payload = Bytes::from(len(1, len(2, records.concat())));
+        let head = payload.len() - records.iter().map(Vec::len).sum::<usize>();
+        // Each record is in two buffers.
+        let mut chunks = Vec::new();
+        let mut start = 0;
+        let mut at = head;
+        for record in records {
+            chunks.push(payload.slice(start..at + 10));
+            (start, at) = (at + 10, at + record.len());
+        }
+        chunks.push(payload.slice(start..));
+        let mut asked = Vec::new();
+        plan(Signal::Traces, &chunks, &mut by_first_byte, &mut Scratch::default(), &mut |bytes| {
+            asked.push(bytes);
+            true
+        })
+        .unwrap();
+        asked
+    };
+    let fits = record((64 << 10) - 11);
+    assert_eq!(fits.len(), 64 << 10);
+    assert_eq!(asked(&[fits]), [0; 0]);
+    assert_eq!(asked(&[record((64 << 10) - 10)]), [(64 << 10) + 1]);
+    let (first, second) = (record(40_000), record(30_000));
+    let len = second.len();
+    assert_eq!(asked(&[first, second]), [len], "together they are more");
+}
+
+#[test]
+fn a_request_is_no_longer_than_grpc_can_say() {
+    let mib = Bytes::from(vec![0; 1 << 20]);
+    let mut chunks = vec![mib.clone(); 4095];
+    chunks.push(mib.slice(1..));
+    assert_eq!(checked_len(&chunks), Ok(u32::MAX as usize));
+    chunks.push(mib.slice(..1));
+    assert_eq!(checked_len(&chunks), Err(WireError { offset: 0, kind: Malformed::TooLong }));
+    let error = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut Scratch::default(), &mut |_| true).unwrap_err();
+    assert_eq!(error.kind, Malformed::TooLong);
+}
+
+#[test]
+fn a_plan_that_is_dropped_keeps_no_buffer() {
+    let payload = alternating(20, 300);
+    let mut scratch = Scratch::default();
+    let chunks = [payload];
+    drop(plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap());
+    assert!(chunks[0].is_unique());
 }

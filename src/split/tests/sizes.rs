@@ -183,3 +183,31 @@ fn parts_in_several_buffers_of_their_own_are_those_that_share_the_request() {
     }
     assert!(borders > 50, "{borders} borders are too few to tell");
 }
+
+#[test]
+fn pieces_may_be_four_times_as_long_as_the_message_and_no_longer() {
+    let message = |envelope: usize, records: u8| {
+        let spans: Vec<u8> = (0..records).flat_map(|id| span([id])).collect();
+        len(1, all([len(1, vec![0; envelope]), len(2, spans)]))
+    };
+    // Of one record each: a prefix, the envelope and the record's own messages.
+    let total = |envelope: usize, records: u8| {
+        usize::from(records) * (5 + len(1, all([len(1, vec![0; envelope]), len(2, span([1]))])).len())
+    };
+    let mut seen = 0;
+    for envelope in 20..400 {
+        for records in 4..20 {
+            let payload = message(envelope, records);
+            let max = total(envelope, 1) - 5;
+            let growth = total(envelope, records) as f64 / payload.len() as f64;
+            let count = pieces(&payload, max).len();
+            assert_eq!(
+                count,
+                if growth > 4.0 { 1 } else { usize::from(records) },
+                "{envelope} bytes, {records} records"
+            );
+            seen += u32::from((growth - 4.0).abs() < 1e-9);
+        }
+    }
+    assert!(seen > 0, "none is just four times as long");
+}

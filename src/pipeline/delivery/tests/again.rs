@@ -1,0 +1,285 @@
+//! What is counted twice, what is sent again and when, and what a late request names.
+
+use super::*;
+
+#[tokio::test]
+async fn records_that_a_backend_may_get_twice_are_counted_with_each_attempt_behind_one_that_arrived() {
+    let bench = Bench::with(1, even_pauses(HOUR)).await;
+    let mut delivery = bench.delivery(3);
+    let steps = [
+        (owed(0, false, REFUSED), 0, "nothing arrived"),
+        (owed(0, true, Cause::Transport(Failure::Reset)), 0, "the first that may have arrived"),
+        (owed(0, false, REFUSED), 0, "nobody got it this time"),
+        (owed(0, true, Cause::Transport(Failure::Reset)), 2, "a second one"),
+        ((1, accepted()), 2, "another part"),
+        ((0, accepted()), 4, "a third one"),
+    ];
+    for (outcome, expected, what) in steps {
+        delivery.waiting.clear();
+        delivery.take_in(vec![outcome]);
+        assert_eq!(bench.duplicates(), expected, "{what}");
+    }
+    delivery.under_way = 0;
+    assert_eq!(delivery.conclude(), Ok(Outcome::OK));
+    drop(delivery);
+    assert_eq!(bench.duplicates(), 4, "the client has its answer");
+}
+
+#[tokio::test]
+async fn a_request_without_an_answer_counts_what_may_be_there() {
+    let mut bench = Bench::with(2, even_pauses(HOUR)).await;
+    let parts: Vec<_> = [&["a", "b"][..], &["c"], &["d", "e", "f", "g"]]
+        .into_iter()
+        .zip([0, 1, 1])
+        .zip(0..)
+        .map(|((names, backend), index)| Part { index, ..part(names, backend) })
+        .collect();
+    let view = Arc::clone(&bench.view);
+    // The first was accepted, the second is with its backend, the third waits for its next attempt.
+    let (held, counted) = {
+        let (mut backends, held);
+        backends = std::mem::take(&mut bench.backends);
+        let mut delivery = bench.delivery_of(&parts, 7);
+        view.submit(parts[..2].to_vec(), &delivery.join).expect("room");
+        backends[0].call().await.accept();
+        held = backends[1].call().await;
+        while delivery.tally.accepted == 0 {
+            let arrived = delivery.join.arrived();
+            delivery.take_in(arrived);
+            tokio::task::yield_now().await;
+        }
+        let part = parts[2].clone();
+        let retry = PartOutcome::Retry { owner: "x".into(), after: None, reached: false, cause: REFUSED, part };
+        delivery.take_in(vec![(2, retry)]);
+        drop(delivery);
+        (held, bench.duplicates())
+    };
+    assert_eq!(counted, 2 + 1);
+    drop(held);
+    // What waits counts too, if an attempt before may have arrived.
+    let mut delivery = bench.delivery_of(&parts, 7);
+    let part = parts[2].clone();
+    let retry = PartOutcome::Retry { owner: "x".into(), after: None, reached: true, cause: REFUSED, part };
+    delivery.take_in(vec![(2, retry)]);
+    drop(delivery);
+    assert_eq!(bench.duplicates(), counted + 4, "what never began is nowhere");
+}
+
+#[tokio::test]
+async fn what_a_cut_holds_is_given_back_with_its_last_part_and_not_before() {
+    let bench = Bench::with(1, even_pauses(HOUR)).await;
+    let used = || bench.pipeline.budget.used();
+    let mut delivery = bench.delivery(3);
+    delivery.join.hold(bench.pipeline.budget.take(1_000).expect("room"));
+    delivery.take_in(vec![(0, accepted())]);
+    assert_eq!(used(), 1_000, "a part of it is under way");
+    // As if the other part were of another cut.
+    delivery.under_way += 1;
+    delivery.take_in(vec![(1, accepted())]);
+    assert_eq!(used(), 0);
+}
+
+#[tokio::test]
+async fn a_failed_part_waits_as_long_as_its_backend_asked_for_or_its_own_pause_says() {
+    let bench = Bench::with(1, even_pauses(Duration::from_secs(10))).await;
+    for (after, pause) in [(None, 10), (Some(5), 10), (Some(30), 30)] {
+        let mut delivery = bench.delivery(3);
+        let begun = Instant::now();
+        let after = after.map(Duration::from_secs);
+        delivery.take_in(vec![owed_by("somebody", 0, false, REFUSED, after)]);
+        let due = delivery.next_due().expect("it waits");
+        let expected = begun + Duration::from_secs(pause);
+        assert!((expected..=expected + Duration::from_secs(1)).contains(&due), "{:?}", due - begun);
+        assert_eq!(delivery.waiting(), [0]);
+    }
+}
+
+#[tokio::test]
+async fn only_parts_whose_time_has_come_are_sent_again_and_a_retry_takes_a_token() {
+    let mut bench = Bench::with(1, even_pauses(HOUR)).await;
+    let mut backends = std::mem::take(&mut bench.backends);
+    let retries = bench.rig.dispatch.retries();
+    let now = Instant::now();
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![owed(0, false, REFUSED), owed(1, false, REFUSED)]);
+    delivery.waiting[0].due = now;
+    delivery.waiting[1].due = now + Duration::from_millis(1);
+    while retries.spend(now) {}
+    delivery.place_due(now);
+    assert_eq!((delivery.under_way, delivery.waiting().len()), (0, 2), "without a token it waits again");
+    delivery.waiting[1].due = now;
+    retries.give_back();
+    delivery.place_due(now);
+    assert_eq!((delivery.under_way, delivery.waiting()), (1, vec![1]));
+    assert!(!retries.spend(now), "its token was taken");
+    assert!(delivery.placed[0].took_token && !delivery.placed[1].took_token);
+    assert_eq!(bench.retried.load(Ordering::Relaxed), 1);
+    assert_eq!(backends[0].call().await.spans, ["a", "b"]);
+    assert_eq!(bench.replaced.load(Ordering::Relaxed), 0);
+    // Nobody heard of it: the token is given back, once.
+    delivery.take_in(vec![owed(0, false, REFUSED)]);
+    assert!(retries.spend(now) && !retries.spend(now));
+    delivery.under_way += 1;
+    delivery.take_in(vec![owed(0, false, REFUSED)]);
+    assert!(!retries.spend(now));
+}
+
+#[tokio::test]
+async fn a_retry_that_was_heard_of_keeps_its_token() {
+    let bench = Bench::with(1, even_pauses(HOUR)).await;
+    let retries = bench.rig.dispatch.retries();
+    let now = Instant::now();
+    while retries.spend(now) {}
+    for (cause, reached) in [(REFUSED, true), (Cause::Status(Code::Unavailable), false)] {
+        let mut delivery = bench.delivery(3);
+        delivery.placed[0].took_token = true;
+        delivery.take_in(vec![owed(0, reached, cause)]);
+        assert!(!retries.spend(now), "{cause:?}");
+        assert!(!delivery.placed[0].took_token);
+    }
+}
+
+#[tokio::test]
+async fn a_retry_for_which_there_is_no_room_gives_its_token_back() {
+    let mut config = even_pauses(HOUR);
+    config.places = 1;
+    config.keys.sending_queue.queue_size.0 = 200;
+    let mut bench = Bench::with(1, config).await;
+    let mut backends = std::mem::take(&mut bench.backends);
+    // One call is under way, and the queue is full.
+    let _first = bench.rig.submit(vec![large_part(1, 150, 0)]);
+    let held = backends[0].call().await;
+    let _second = bench.rig.submit(vec![large_part(1, 150, 0)]);
+    let retries = bench.rig.dispatch.retries();
+    let now = Instant::now();
+    while retries.spend(now) {}
+    retries.give_back();
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![owed(0, false, REFUSED)]);
+    delivery.waiting[0].due = now;
+    delivery.place_due(now);
+    assert_eq!((delivery.under_way, delivery.waiting()), (1, vec![0]));
+    assert!(matches!(&delivery.tally.last_failure, Some((_, Cause::Full))));
+    assert_eq!(delivery.waiting[0].failed.cause, Cause::Full);
+    assert!(retries.spend(now), "it was given back");
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_part_has_moved_when_a_newer_table_gives_its_slots_to_others() {
+    let mut bench = Bench::with(2, even_pauses(HOUR)).await;
+    let [there, away] = [1, 0].map(|at| bench.backends[at].address.to_string());
+    let has_moved = |bench: &Bench, owner: &str, cause| {
+        let mut delivery = bench.delivery(3);
+        delivery.placed[0].generation = 1;
+        let part = Bench::parts().swap_remove(0);
+        delivery.has_moved(&Failed { part, owner: owner.into(), cause }, &bench.view)
+    };
+    for cause in [REFUSED, Cause::Ejected] {
+        assert!(!has_moved(&bench, "somebody", cause), "no newer table");
+    }
+    bench.publish(2, &[0]).await;
+    assert!(has_moved(&bench, &away, REFUSED));
+    assert!(!has_moved(&bench, &there, REFUSED), "its slots are its own");
+    assert!(has_moved(&bench, "gone", REFUSED));
+    for cause in [Cause::Ejected, Cause::Departed] {
+        assert!(has_moved(&bench, &there, cause), "{cause:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_moved_part_is_cut_again_and_its_parts_have_indices_of_their_own() {
+    let mut bench = Bench::with(2, even_pauses(HOUR)).await;
+    let mut backends = std::mem::take(&mut bench.backends);
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![(1, accepted())]);
+    bench.rig.publish(2, &[backends[0].address, backends[1].address], &[backends[0].address]).await;
+    delivery.take_in(vec![owed_by(&backends[0].address.to_string(), 0, false, Cause::Ejected, None)]);
+    assert!(delivery.waiting.is_empty(), "it is placed at once");
+    assert_eq!(bench.replaced.load(Ordering::Relaxed), 1);
+    assert_eq!(bench.retried.load(Ordering::Relaxed), 0);
+    assert_eq!((delivery.under_way, delivery.placed.len()), (1, 3));
+    let [before, other, again] = &delivery.placed[..] else { panic!("three") };
+    assert!(!before.open && !other.open && again.open);
+    assert_eq!((again.records, again.generation, again.backend, again.cut), (2, 2, 1, 1));
+    assert_eq!(delivery.tables.len(), 2);
+    assert_eq!(delivery.owner_of(before), backends[0].address.to_string().into());
+    assert_eq!(delivery.owner_of(again), backends[1].address.to_string().into());
+    assert_eq!(delivery.owner_of(&Placed { generation: 3, ..*again }), "?".into());
+    let call = backends[1].call().await;
+    assert_eq!(call.spans, ["a", "b"]);
+    call.accept();
+    let results = patient(delivery.join.next()).await;
+    delivery.take_in(results);
+    assert_eq!(delivery.conclude(), Ok(Outcome::OK));
+    drop(delivery);
+    assert_eq!(bench.pipeline.budget.used(), 0);
+}
+
+#[tokio::test]
+async fn what_waits_is_placed_when_a_table_moves_it() {
+    let mut bench = Bench::with(2, even_pauses(HOUR)).await;
+    let mut backends = std::mem::take(&mut bench.backends);
+    let [first, second] = [0, 1].map(|at| backends[at].address);
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![
+        owed_by(&first.to_string(), 0, false, REFUSED, None),
+        owed_by(&second.to_string(), 1, false, REFUSED, None),
+    ]);
+    assert_eq!(delivery.waiting(), [0, 1]);
+    delivery.place_moved();
+    assert_eq!(delivery.waiting(), [0, 1], "no table has moved anything");
+    bench.rig.publish(2, &[first, second], &[first]).await;
+    patient(changed(&mut delivery.changes)).await;
+    delivery.place_moved();
+    assert_eq!(delivery.waiting(), [1], "the other one's owner is there");
+    assert_eq!(backends[1].call().await.spans, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn without_room_for_its_copy_a_moved_part_waits() {
+    let mut bench = Bench::with(1, even_pauses(HOUR)).await;
+    bench.publish(2, &[]).await;
+    bench.pipeline.budget.set_limit(10);
+    let mut delivery = bench.delivery(3);
+    delivery.placed.iter_mut().for_each(|placed| placed.generation = 1);
+    let failed = Failed { part: Bench::parts().swap_remove(0), owner: "somebody".into(), cause: Cause::Ejected };
+    assert!(!delivery.place(failed, &bench.view));
+    assert_eq!((delivery.waiting(), delivery.defect), (vec![0], None));
+}
+
+#[tokio::test]
+async fn a_late_request_names_three_backends_and_counts_the_others() {
+    let mut bench = Bench::with(6, even_pauses(HOUR)).await;
+    let names: Vec<_> = bench.backends.iter().map(|script| script.address.to_string()).collect();
+    bench.backends.clear();
+    let parts: Vec<_> = (0..6).map(|at| Part { index: at, ..part(&["x"], at) }).collect();
+    let mut delivery = bench.delivery_of(&parts, 6);
+    let said = |delivery: &Delivery<'_>| delivery.missing_answers();
+    assert_eq!(said(&delivery), format!("no answer yet from backend {} and 3 more", names[..3].join(", ")));
+    let retry = |at: usize, owner: &str| {
+        let part = parts[at].clone();
+        (part.index, PartOutcome::Retry { owner: owner.into(), after: None, reached: false, cause: REFUSED, part })
+    };
+    delivery.take_in(vec![(0, accepted()), (1, accepted()), retry(2, &names[2])]);
+    let failure = format!("backend {}: connection refused", names[2]);
+    assert_eq!(said(&delivery), format!("no answer yet from backend {}; {failure}", names[3..].join(", ")));
+    // The one that failed last is not named twice.
+    delivery.take_in(vec![(3, accepted()), retry(4, &names[5])]);
+    assert_eq!(said(&delivery), format!("backend {}: connection refused", names[5]));
+}
+
+#[tokio::test]
+async fn a_change_is_heard_of_only_with_a_subscription() {
+    let bench = Bench::new().await;
+    let never = tokio::time::timeout(Duration::from_millis(20), changed(&mut None)).await;
+    assert!(never.is_err());
+    let (sender, receiver) = watch::channel(1);
+    let mut changes = Some(receiver);
+    sender.send_replace(2);
+    patient(changed(&mut changes)).await;
+    drop(sender);
+    let never = tokio::time::timeout(Duration::from_millis(20), changed(&mut changes)).await;
+    assert!(never.is_err(), "nobody is left to say anything");
+    drop(bench);
+}
