@@ -1,5 +1,5 @@
-//! One backend (of one shard): a queue, connections and what is known of its health, put together. What waits comes in here
-//! and leaves by a [`Link`]; here it is decided who is woken and what is handed back.
+//! One backend of one shard: its queue, its connections and its health. Parts are pushed to the queue here and leave it
+//! through a [`Link`]. After each change this module wakes or opens connections, or hands parts back.
 
 use std::{
     fmt,
@@ -48,20 +48,20 @@ pub(super) struct Backend {
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: BackendMetrics,
     pub(super) health: Health,
-    /// Of the queue.
+    /// The room of the queue.
     pub(super) room: Room,
-    /// It left the table: what it has is finished, then its connections close.
+    /// Whether the backend has left the table. It then finishes its parts, and its connections close.
     is_closing: AtomicBool,
     state: Mutex<State>,
 }
 
-/// What one backend has to do.
+/// The load of one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Load {
     pub(super) waiting_bytes: usize,
     pub(super) calls: usize,
     pub(super) call_bytes: usize,
-    /// Connections that are up.
+    /// The number of connections that are up.
     pub(super) connections: usize,
 }
 
@@ -123,9 +123,9 @@ impl Backend {
         })
     }
 
-    // === What waits ===
+    // === The queue ===
 
-    /// Takes room for `bytes`, or nothing. Something larger than the whole queue fits an empty one.
+    /// Takes room for `bytes`. Returns false if there is none. A part that is larger than the whole queue fits an empty one.
     pub(super) fn admit(&self, bytes: usize) -> bool {
         self.room.take(bytes) || {
             let now = Instant::now();
@@ -137,7 +137,7 @@ impl Backend {
         }
     }
 
-    /// Queues what was admitted.
+    /// Queues entries whose room was taken before.
     pub(super) fn push(self: &Arc<Self>, entries: impl Iterator<Item = Queued>, now: Instant) {
         let nudge = {
             let mut state = self.lock();
@@ -151,7 +151,7 @@ impl Backend {
         self.act(nudge);
     }
 
-    /// Puts entries back in front, in their order: they go out again at once.
+    /// Puts entries back to the front of the queue in their order, to send them again at once.
     pub(super) fn push_back_in_front(self: &Arc<Self>, entries: Vec<Queued>, now: Instant) {
         self.room.take_again(entries.iter().map(Queued::cost).sum());
         let nudge = {
@@ -162,7 +162,7 @@ impl Backend {
         self.act(nudge);
     }
 
-    /// Opens a place if one may open by now; whether anything waits.
+    /// Begins a further call if the queue allows it by now. Returns whether entries wait.
     pub(super) fn poke(self: &Arc<Self>, now: Instant) -> bool {
         if self.room.is_empty() {
             return false;
@@ -178,7 +178,7 @@ impl Backend {
         waits
     }
 
-    /// Takes what one call carries, for the connection of that number.
+    /// Takes the entries of the next call, for the connection with this index.
     pub(super) fn take(&self, connection: Option<usize>, now: Instant) -> Option<Batch> {
         if self.room.is_empty() {
             return None;
@@ -202,7 +202,7 @@ impl Backend {
         batch
     }
 
-    /// Gives back the place of one call of that many payload bytes; `connection` is `None` if its connection has no number any
+    /// Ends a call with `bytes` of payload. `connection` is the index of its connection, or `None` if the connection has none any
     /// more.
     pub(super) fn done(&self, connection: Option<usize>, bytes: usize) {
         let mut state = self.lock();
@@ -212,10 +212,9 @@ impl Backend {
         }
     }
 
-    // === Its life ===
+    // === In and out of service ===
 
-    /// The table sends its slots elsewhere, or it failed after it had left: what waits is handed back, calls are given up,
-    /// connections end.
+    /// Takes the backend out of service: waiting entries are handed back, calls are given up and connections end.
     pub(super) fn stand_down(&self, cause: Cause) {
         let (entries, up) = {
             let mut state = self.lock();
@@ -230,23 +229,22 @@ impl Backend {
         up.iter().for_each(|wakers| wakers.wake(AWAY));
     }
 
-    /// Its slots are its own again.
+    /// Takes the backend back into service.
     pub(super) fn readmit(&self) {
         let mut state = self.lock();
         if state.away.take().is_some() {
-            // It answered a probe: that ends every pause.
+            // It has answered a probe.
             self.health.begin_anew();
             state.connections.begin_anew();
         }
     }
 
-    /// Why its slots are elsewhere, if they are.
+    /// The reason why the backend is out of service, if it is.
     pub(super) fn away(&self) -> Option<Cause> {
         self.lock().away
     }
 
-    /// A connection failed in a way that says something of the backend. One that has left the table is not given a second
-    /// chance.
+    /// Handles a failure of the transport. A backend that has left the table is taken out of service at its first failure.
     pub(super) fn failed(&self, failure: Failure) {
         let is_closing = self.is_closing();
         if self.has_address() {
@@ -258,19 +256,19 @@ impl Backend {
         }
     }
 
-    /// It left the table.
+    /// Handles that the backend has left the table.
     pub(super) fn close(&self) {
         self.is_closing.store(true, Ordering::Release);
         let up: Vec<_> = self.lock().connections.up().cloned().collect();
         up.iter().for_each(|wakers| wakers.wake(QUEUE));
     }
 
-    /// Whether it left the table.
+    /// Whether the backend has left the table.
     pub(super) fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Acquire)
     }
 
-    /// Hands back what waits, and what comes from now on.
+    /// Hands back the entries that wait, and those that come later.
     pub(super) fn stop(self: &Arc<Self>) {
         let nudge = {
             let mut state = self.lock();
@@ -280,7 +278,7 @@ impl Backend {
         self.act(nudge);
     }
 
-    /// What waits, what runs and what is connected.
+    /// The load at this moment.
     pub(super) fn load(&self) -> Load {
         let state = self.lock();
         Load {
@@ -291,15 +289,15 @@ impl Backend {
         }
     }
 
-    /// Whether nothing waits, runs, or is or will be connected.
+    /// Whether no entry waits, no call is in flight, and no connection is up or being established.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.lock();
         self.room.is_empty() && state.queue.running() == 0 && state.connections.are_down()
     }
 
-    // === What follows ===
+    // === Consequences ===
 
-    /// Does what was decided under the lock.
+    /// Carries out what was decided under the lock.
     pub(super) fn act(self: &Arc<Self>, nudge: Nudge) {
         match nudge {
             Nudge::Connect { at, wake } => {
@@ -315,7 +313,7 @@ impl Backend {
         }
     }
 
-    /// Hands back what waited.
+    /// Hands back entries that were taken out of the queue.
     fn give_back(&self, entries: Vec<Queued>, after: Option<Duration>, cause: Cause) {
         self.room.give_back(entries.iter().map(Queued::cost).sum());
         for entry in entries {
@@ -355,7 +353,7 @@ impl Backend {
 }
 
 impl Load {
-    /// Whether nothing waits or runs.
+    /// Whether no entry waits and no call is in flight.
     pub(super) fn is_none(&self) -> bool {
         self.waiting_bytes == 0 && self.calls == 0
     }

@@ -1,4 +1,5 @@
-//! The connections of one backend: which are up, which may be made, and when. Pure: no lock, no I/O.
+//! State of the connections to one backend: which are up, and when another may be established. It does no I/O and takes no
+//! lock.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,22 +11,22 @@ use super::{
 };
 use crate::shortage::Shortage;
 
-/// The connections of one backend. There are as many as the operator chose, each by its number.
+/// The connections to one backend. Their number is configured; each is named by its index.
 pub(super) struct Connections {
     all: Box<[Connection]>,
     backoff: Backoff,
-    /// No connect before it.
+    /// The earliest time of the next attempt to connect after a failure.
     retry_at: Option<Instant>,
-    /// What this process had too little of for a connection, and until when it does not try again.
+    /// The resource that this process lacked at the last attempt, and the earliest time of the next one.
     shortage: Option<(Shortage, Instant)>,
-    /// The last connection got GOAWAY before it had answered anything.
+    /// Whether the last connection received GOAWAY before the first answer.
     was_turned_away: bool,
 }
 
 #[derive(Debug, Default)]
 struct Connection {
     phase: Phase,
-    /// Calls that run on it.
+    /// The number of calls in flight on this connection.
     running: usize,
 }
 
@@ -37,25 +38,26 @@ enum Phase {
     Up(Arc<Wakers>),
 }
 
-/// What a failure to connect leads to.
+/// The consequences of a failure to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Setback {
-    /// No connect is tried for so long.
+    /// The time until the next attempt.
     pub(super) pause: Duration,
-    /// Whether it is the first in a row.
+    /// Whether no failure preceded it since the last success.
     pub(super) is_first: bool,
 }
 
-/// How what waits can be sent.
+/// How waiting parts can be sent.
 #[derive(Debug)]
 pub(super) enum Way<'a> {
-    /// By a connection that is up, here the least busy; if that is busy too, one of that number may be made besides.
+    /// A connection is up. `wakers` are those of the one with the fewest calls. `besides` is the index of a further connection
+    /// that may be established, if all that are up have calls.
     Up { wakers: &'a Arc<Wakers>, besides: Option<usize> },
-    /// One is being made.
+    /// A connection is being established.
     Soon,
-    /// The connection of that number may be made.
+    /// A connection with this index may be established.
     Connect(usize),
-    /// None may be made for so long.
+    /// No connection may be established for this time, because of this failure.
     NotFor(Duration, Failure),
 }
 
@@ -70,7 +72,7 @@ impl Connections {
         }
     }
 
-    /// How what waits can be sent.
+    /// Returns how waiting parts can be sent.
     pub(super) fn way(&self, now: Instant) -> Way<'_> {
         let down = self.all.iter().position(|connection| matches!(connection.phase, Phase::Down));
         let pause = self.pause(now);
@@ -84,19 +86,19 @@ impl Connections {
             }
             (None, _, Some((pause, failure))) => Way::NotFor(pause, failure),
             (None, Some(at), None) => Way::Connect(at),
-            // There is none at all, which cannot be.
+            // There is at least one connection, so this does not happen.
             (None, None, None) => Way::Soon,
         }
     }
 
-    /// The connection of that number is being made.
+    /// Marks the connection as being established.
     pub(super) fn connect(&mut self, at: usize) {
         if let Some(connection) = self.all.get_mut(at) {
             connection.phase = Phase::Connecting;
         }
     }
 
-    /// It takes calls.
+    /// Marks the connection as up.
     pub(super) fn connected(&mut self, at: usize, wakers: Arc<Wakers>) {
         self.retry_at = None;
         if let Some(connection) = self.all.get_mut(at) {
@@ -104,28 +106,29 @@ impl Connections {
         }
     }
 
-    /// It takes no more calls.
+    /// Marks the connection as down: it takes no more calls.
     pub(super) fn left(&mut self, at: usize) {
         if let Some(connection) = self.all.get_mut(at) {
             *connection = Connection::default();
         }
     }
 
-    /// A call begins on it.
+    /// Counts a call that begins on the connection.
     pub(super) fn begin(&mut self, at: usize) {
         if let Some(connection) = self.all.get_mut(at) {
             connection.running += 1;
         }
     }
 
-    /// A call on it is over.
+    /// Counts off a call that has ended on the connection.
     pub(super) fn done(&mut self, at: usize) {
         if let Some(connection) = self.all.get_mut(at) {
             connection.running = connection.running.saturating_sub(1);
         }
     }
 
-    /// It could not connect, or died before it answered anything: no other attempt for a while.
+    /// Marks the connection as down after it could not be established, or failed before the first answer. The next attempt is
+    /// made after a growing pause.
     pub(super) fn failed(&mut self, at: usize, now: Instant) -> Setback {
         self.left(at);
         let (is_first, pause) = (self.backoff.is_fresh(), self.backoff.pause());
@@ -133,14 +136,15 @@ impl Connections {
         Setback { pause, is_first }
     }
 
-    /// It could not connect for want of something of this process, which is no fault of the backend's.
+    /// Marks the connection as down after this process lacked the resources to establish it. The backend's pause does not
+    /// grow.
     pub(super) fn lacked(&mut self, at: usize, shortage: Shortage, until: Instant) {
         self.left(at);
         self.shortage = Some((shortage, until));
     }
 
-    /// A connection got GOAWAY before the backend had answered anything on it. Once that is bad luck and another connection is made at once;
-    /// returns whether it was not the first time, after which there is a pause.
+    /// Notes a GOAWAY before the first answer. After the first one another connection is made at once; after further ones in a
+    /// row there is a pause. Returns whether this was a further one.
     pub(super) fn turned_away(&mut self, now: Instant) -> bool {
         if self.was_turned_away {
             let pause = self.backoff.pause();
@@ -149,29 +153,30 @@ impl Connections {
         std::mem::replace(&mut self.was_turned_away, true)
     }
 
-    /// A connection answered: the next failure begins with the shortest pause. Returns whether there was a failure before.
+    /// Notes the first answer on a connection: the next failure leads to the shortest pause again. Returns whether there was a
+    /// failure before.
     pub(super) fn answered(&mut self) -> bool {
         self.was_turned_away = false;
         self.backoff.reset()
     }
 
-    /// The backend is well, as was found out otherwise: that ends every pause.
+    /// Ends every pause, since a probe found the backend well.
     pub(super) fn begin_anew(&mut self) {
         self.retry_at = None;
         self.answered();
     }
 
-    /// Those that are up.
+    /// The wakers of the connections that are up.
     pub(super) fn up(&self) -> impl Iterator<Item = &Arc<Wakers>> {
         self.all.iter().filter_map(Connection::wakers)
     }
 
-    /// Whether none is up or being made.
+    /// Whether no connection is up or being established.
     pub(super) fn are_down(&self) -> bool {
         self.all.iter().all(|connection| matches!(connection.phase, Phase::Down))
     }
 
-    /// How long no connect may be tried, and why.
+    /// The time until the next attempt to connect may be made, and the failure that it is due to.
     fn pause(&self, now: Instant) -> Option<(Duration, Failure)> {
         let left = |at: Instant| at.checked_duration_since(now).filter(|left| !left.is_zero());
         let of_ours = || self.shortage.and_then(|(what, at)| Some((left(at)?, Failure::Local(what))));

@@ -19,7 +19,7 @@ use crate::{
 /// A backend that has answered no call for so many times `timeout` is ejected, although it answers PINGs (design 3, Silence).
 const MUTE_TIMEOUTS: u32 = 2;
 
-/// What deliveries know of a backend's health.
+/// The health of a backend, as deliveries see it.
 #[derive(Debug)]
 pub(super) struct Health {
     identity: Arc<str>,
@@ -121,23 +121,23 @@ impl Health {
         Self { identity: Arc::clone(identity), events, pulse, speaks_tls: AtomicBool::new(false) }
     }
 
-    /// A call begins.
+    /// Notes that a call begins.
     pub(super) fn called(&self, now: Instant) {
         self.pulse.called(now);
     }
 
-    /// An answer came: the backend lives.
+    /// Notes that the backend has answered a call.
     pub(super) fn answered(&self) {
         self.pulse.answered(&self.events, &self.identity);
     }
 
-    /// It returned to service.
+    /// Notes that the backend is in service again.
     pub(super) fn begin_anew(&self) {
         self.pulse.begin_anew();
     }
 
-    /// A call had all its time and no answer. That alone says that the backend is slow; returns whether none of them was
-    /// answered for so long that it takes no calls. `timeout` is that of one call.
+    /// Called when a call was not answered within its timeout. Returns whether no call at all was answered for so long that the
+    /// backend counts as failed. `timeout` is that of one attempt.
     pub(super) fn is_mute(&self, now: Instant, timeout: Duration) -> bool {
         let is_mute = self.pulse.is_mute(now, timeout);
         if is_mute {
@@ -146,8 +146,8 @@ impl Health {
         is_mute
     }
 
-    /// The way to it failed. When it is closing, since another took over from it with other settings, its silence is that
-    /// one's too: it is the same process that does not answer.
+    /// Reports a failure of the transport. A backend that is closing reports only silence, and only if the table still lists it:
+    /// then another object with a new configuration has taken over, and the same process does not answer.
     pub(super) fn failed(&self, failure: Failure, is_closing: bool) {
         let is_silence = matches!(failure, Failure::Ping | Failure::Timeout);
         if !is_closing || self.pulse.is_listed() && is_silence {
@@ -155,22 +155,22 @@ impl Health {
         }
     }
 
-    /// What `failure` of a connection is by what is known of the backend.
+    /// Returns `failure`, or [`Failure::SpeaksTls`] if that is known to be its cause.
     pub(super) fn seen_through(&self, failure: Failure) -> Failure {
         if self.speaks_tls.load(Ordering::Relaxed) && may_be_tls(failure) { Failure::SpeaksTls } else { failure }
     }
 
-    /// Whether it is worth asking if `failure` is because the backend speaks TLS and we do not.
+    /// Whether to ask the backend if it speaks TLS, after `failure` of a plaintext connection.
     pub(super) fn wants_to_know_of_tls(&self, failure: Failure) -> bool {
         may_be_tls(failure) && !self.speaks_tls.load(Ordering::Relaxed)
     }
 
-    /// It was seen to speak TLS. Returns whether that is news.
+    /// Notes that the backend speaks TLS. Returns whether this was not known before.
     pub(super) fn speaks_tls(&self) -> bool {
         !self.speaks_tls.swap(true, Ordering::Relaxed)
     }
 
-    /// It was seen to answer in plaintext.
+    /// Notes that the backend has answered in plaintext.
     pub(super) fn speaks_plaintext(&self) {
         self.speaks_tls.store(false, Ordering::Relaxed);
     }

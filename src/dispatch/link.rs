@@ -1,5 +1,5 @@
-//! The backend's end of one connection: what the transport works for. It takes calls out of the queue, settles them, and
-//! turns what the transport sees into what is known of connections and health.
+//! The dispatch side of one connection. A [`Link`] implements the transport's [`Work`]: it takes batches from the backend's
+//! queue, settles finished calls, and updates the backend's connections and health from the transport's events.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,17 +16,17 @@ use super::{
 };
 use crate::{lifecycle::Tasks, shortage::Shortage};
 
-/// Shortest pause after this process could not open a socket, in milliseconds, and the longest. Descriptors come free with
-/// every connection that ends, and an attempt that fails costs one system call.
+/// The pause after this process could not open a socket, in milliseconds: a random value of this range. It is short because
+/// each connection that ends frees a descriptor, and a failed attempt costs one system call.
 const SHORTAGE_PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=200;
 
 /// Opens connections to backends.
 pub(super) trait Transport: Send + Sync + 'static {
-    /// Begins a connection that works for `link` and ends when `tasks` are stopped, at the latest.
+    /// Starts a connection that serves `link`. The connection ends when `tasks` are stopped, if not before.
     fn open(&self, link: Link, tasks: &Tasks);
 }
 
-/// gRPC over HTTP/2.
+/// The transport for gRPC over HTTP/2.
 #[derive(Debug)]
 pub(super) struct Grpc;
 
@@ -36,16 +36,17 @@ impl Transport for Grpc {
     }
 }
 
-/// The backend's end of one connection.
+/// The dispatch side of one connection.
 pub(super) struct Link {
     backend: Arc<Backend>,
-    /// Its number among the backend's connections; `None` once it takes no more calls and another may be made instead.
+    /// The index of the connection in the backend's [`Connections`](super::connections::Connections). It is `None` once the
+    /// connection takes no more calls: another connection can then have this index.
     at: Option<usize>,
-    /// Whether it was ever up.
+    /// Whether the connection was established. The metric of open connections then counts it.
     was_up: bool,
-    /// Whether the backend answered a call on it.
+    /// Whether the backend has answered a call on this connection.
     has_answered: bool,
-    /// Why its calls were given up.
+    /// The reason why calls are given up; `None` while they are not.
     given_up: Option<Cause>,
 }
 
@@ -85,11 +86,11 @@ impl Link {
         self.backend.health.answered();
     }
 
-    /// The connection is over.
+    /// Handles the end of the connection.
     fn ended(&mut self, failure: Option<Failure>, lost: bool) {
         let is_new = !self.has_answered && !self.is_finished();
         match (self.at.take(), failure) {
-            // Whoever says nothing gets no further connection for a while: what waits is better off elsewhere.
+            // A backend that has not answered gets no new connection for a while. Waiting parts are placed elsewhere.
             (Some(at), Some(failure)) if is_new || failure == Failure::Ping && !self.is_finished() => {
                 self.unreachable(at, failure);
             }
@@ -105,7 +106,7 @@ impl Link {
         }
     }
 
-    /// Takes no more calls by the backend's will, or since there are no more.
+    /// Handles that the connection takes no more calls, because of GOAWAY or because no more calls will come.
     fn leaves(&mut self) {
         match self.at.take() {
             Some(at) if self.has_answered || self.is_finished() => self.left(at),
@@ -114,7 +115,7 @@ impl Link {
         }
     }
 
-    /// The connection of that number takes no more calls: what waits needs another.
+    /// Frees the index `at`. Waiting parts need another connection.
     fn left(&self, at: usize) {
         let nudge = {
             let mut state = self.backend.lock();
@@ -124,7 +125,7 @@ impl Link {
         self.backend.act(nudge);
     }
 
-    /// The backend sent GOAWAY before it had answered anything. One that keeps doing so fails.
+    /// Handles GOAWAY before the first answer. If this happens repeatedly, it counts as a failure of the backend.
     fn turned_away(&self, at: usize) {
         if self.backend.lock().connections.turned_away(Instant::now()) {
             self.backend.failed(Failure::TurnedAway);
@@ -132,8 +133,8 @@ impl Link {
         self.left(at);
     }
 
-    /// It could not connect, or died before it answered anything: no other attempt for a while, and unless another connection
-    /// is up what waits is handed back.
+    /// Handles a connection that could not be established, or that failed before the first answer. The next attempt is made
+    /// after a pause. If no other connection is up, waiting parts are handed back.
     fn unreachable(&self, at: usize, failure: Failure) {
         let backend = &self.backend;
         let failure = backend.health.seen_through(failure);
@@ -154,8 +155,9 @@ impl Link {
         backend.act(nudge);
     }
 
-    /// It could not connect for want of something of this process. The backend keeps its good name, membership hears nothing of
-    /// it. What waits is handed back unless another connection is up, and may be tried again after a short pause.
+    /// Handles a connection that could not be established because this process lacks descriptors, ports or memory. This is no
+    /// failure of the backend, so membership is not told. If no other connection is up, waiting parts are handed back and may
+    /// be tried again after a short pause.
     fn lacks(&self, at: usize, shortage: Shortage) {
         let pause = Duration::from_millis(fastrand::u64(SHORTAGE_PAUSE_MS));
         let nudge = {

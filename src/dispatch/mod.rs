@@ -4,12 +4,17 @@
 //! all their owners' queues or in none, and [`Join::next`] says what became of them. It never places a part itself: what
 //! can be tried again is handed back with the reason.
 //!
-//! Two floors. Up here is what waits: `reconcile` follows the tables and keeps a `backend` for each endpoint, which is a
-//! `queue` with its `room`, `connections` and `health`; the queue decides when a call begins and what it carries, `opener`
-//! looks again as time passes. A `link` is the backend's end of one connection: it takes calls out of the queue, `settle`
-//! tells each part what became of them (`outcome`), `diagnosis` finds out why a connection ends at once. `retries` bounds
-//! what is tried again. The floor below, `transport`, sends: it turns what a link gives it into calls on one connection and
-//! knows nothing of this one.
+//! There are two floors. The upper one is this module without `transport`:
+//! - `reconcile` follows the tables and keeps a `backend` for each endpoint: a `queue` with its `room`, `connections` and
+//!   `health`. `state` is what the backend's lock protects.
+//! - The queue decides when a call begins and what it carries. `opener` looks again as time passes.
+//! - A `link` is the dispatch side of one connection. It takes batches from the queue, and `settle` tells each part what became
+//!   of it (`outcome`). `diagnosis` finds out whether a backend speaks TLS when plaintext connections fail.
+//! - `submit` gives a request's parts room in all queues or in none, and `join` collects their outcomes. `backoff` and
+//!   `retries` space and bound retries. `loads` and `metrics` show what happens.
+//!
+//! The lower floor is `transport`. It makes gRPC calls of what a link gives it, on one connection, and does not use the upper
+//! floor.
 //!
 //! A backend whose slots the table sends elsewhere hands back what waits for it and gives up its calls; one that left the
 //! table finishes both, unless it fails.

@@ -1,4 +1,4 @@
-//! What became of a part, and whether a repeat can help.
+//! The outcomes of parts, and whether a retry can help.
 
 use std::{fmt, sync::Arc, time::Duration};
 

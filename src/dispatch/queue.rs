@@ -26,7 +26,7 @@ const MAX_KEYED: usize = 64;
 /// Parts of one lane that open a further place, if enough bytes wait.
 const ENOUGH: usize = 4;
 
-/// How often a queue is searched for entries that nobody waits for: the search walks all of it.
+/// The interval of searches for entries that nobody waits for. A search looks at the whole queue.
 const PURGE_EVERY: Duration = Duration::from_millis(50);
 
 /// Calls of full size that may be under way to one backend. There are more places than that: most calls are small.
@@ -54,9 +54,9 @@ pub(super) struct Queue {
     bytes: usize,
     running: usize,
     running_bytes: usize,
-    /// Until then each entry goes alone.
+    /// Until this time each entry goes in a call of its own.
     unmerged_until: Option<Instant>,
-    /// No search for entries that nobody waits for before it.
+    /// The earliest time of the next search for entries that nobody waits for.
     purge_at: Option<Instant>,
 }
 
@@ -213,7 +213,7 @@ impl Queue {
         Some(Batch { signal, parts, bytes })
     }
 
-    /// Lets each entry go alone until then: so long the backend's counts have to be told apart.
+    /// Sends each entry in a call of its own until then, so that the backend's counts can be attributed.
     pub(super) fn keep_unmerged(&mut self, until: Instant) {
         self.unmerged_until = Some(until);
     }
@@ -224,7 +224,7 @@ impl Queue {
         self.running_bytes = self.running_bytes.saturating_sub(bytes);
     }
 
-    /// Takes out everything that nobody waits for, if it was not looked for a moment ago.
+    /// Removes all entries that nobody waits for. Does nothing if this was done a moment ago.
     pub(super) fn purge(&mut self, now: Instant) -> Vec<Queued> {
         if self.purge_at.is_some_and(|at| now < at) {
             return Vec::new();
@@ -307,7 +307,8 @@ impl Queue {
 // === impl Batch ===
 
 impl Contents for Batch {
-    /// While the cut of a request holds its share of the memory budget, that covers what HTTP/2 still has of the body.
+    /// The inboxes of the requests. They hold the requests' shares of the memory budget, which cover the bytes that HTTP/2 still
+    /// has.
     type Held = Vec<Arc<Inbox>>;
 
     fn signal(&self) -> Signal {

@@ -1,8 +1,9 @@
-//! The room of one queue, in bytes. It is taken before the queue's lock is, so that a full queue costs no lock.
+//! The room of one queue, in bytes. It is an atomic counter outside of the queue's lock, so that a request that finds a queue
+//! full does not lock it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Room for what waits.
+/// A bounded number of bytes.
 #[derive(Debug)]
 pub(super) struct Room {
     used: AtomicUsize,
@@ -10,12 +11,12 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Room for `limit` bytes.
+    /// Creates room for `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
         Self { used: AtomicUsize::new(0), limit }
     }
 
-    /// Takes room for `bytes`, or nothing. Something larger than the whole room fits while it is empty.
+    /// Takes `bytes`. Returns false, and takes nothing, if they do not fit. More than the limit fits if nothing is taken.
     pub(super) fn take(&self, bytes: usize) -> bool {
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -24,22 +25,22 @@ impl Room {
             .is_ok()
     }
 
-    /// Takes room, whether there is any or not: for what was admitted before.
+    /// Takes `bytes` whether they fit or not, for entries that had been admitted before.
     pub(super) fn take_again(&self, bytes: usize) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Gives back room.
+    /// Gives `bytes` back.
     pub(super) fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes that were taken.
+    /// The number of bytes taken.
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing waits.
+    /// Whether no bytes are taken.
     pub(super) fn is_empty(&self) -> bool {
         self.used() == 0
     }

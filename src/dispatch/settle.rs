@@ -20,7 +20,7 @@ const UNMERGED_FOR: Duration = Duration::from_secs(60);
 /// Times that a part may be left unprocessed by its backend (GOAWAY, `REFUSED_STREAM`) and go out again at once.
 const MAX_UNPROCESSED: u8 = 3;
 
-/// Settles the parts of a call to `backend` that is over; `given_up` says why it was, if it was given up.
+/// Settles the parts of a call to `backend` that has ended. `given_up` is the reason for [`Verdict::GivenUp`].
 pub(super) fn settle(
     backend: &Arc<Backend>,
     parts: Vec<Queued>,

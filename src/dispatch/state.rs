@@ -1,4 +1,5 @@
-//! What a backend's lock guards, its queue and its connections, and the decision what is to be done about what waits.
+//! The state that a backend's lock protects: its queue and its connections. [`State::nudge`] decides what to do about waiting
+//! parts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,19 +13,20 @@ use super::{
     transport::Wakers,
 };
 
-/// When a part for a backend without an address may be tried again: a static name is resolved in the background.
+/// The pause before a part for a backend without an address is tried again. Static names are resolved in the background.
 const UNRESOLVED_FOR: Duration = Duration::from_secs(1);
 
-/// What the lock of a backend guards.
+/// The state that a backend's lock protects.
 pub(super) struct State {
     pub(super) queue: Queue,
     pub(super) connections: Connections,
     pub(super) is_stopped: bool,
-    /// Its slots are served elsewhere, or it failed after it had left the table: nothing waits for it any more.
+    /// The reason why the backend takes no parts: the table assigns its slots to others, or it failed after it had left the
+    /// table.
     pub(super) away: Option<Cause>,
 }
 
-/// What has to be done once the lock is released.
+/// What to do after the lock is released.
 pub(super) enum Nudge {
     Connect { at: usize, wake: Option<Arc<Wakers>> },
     GiveBack { entries: Vec<Queued>, after: Option<Duration>, cause: Cause },
@@ -43,7 +45,7 @@ impl State {
         }
     }
 
-    /// What is to be done about what waits for a backend that has an address or not.
+    /// Decides what to do about waiting parts. `has_address` says whether the backend's address is known.
     pub(super) fn nudge(&mut self, now: Instant, has_address: bool) -> Nudge {
         if self.queue.is_empty() {
             return Nudge::Nothing;
@@ -69,7 +71,7 @@ impl State {
         Nudge::Connect { at, wake }
     }
 
-    /// What waits is handed back, unless another connection is up or being made.
+    /// Hands waiting parts back, unless another connection is up or being established.
     pub(super) fn give_back_unless_connected(&mut self, after: Option<Duration>, cause: Cause) -> Nudge {
         if self.connections.are_down() { self.give_back(after, cause) } else { Nudge::Nothing }
     }

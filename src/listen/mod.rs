@@ -1,6 +1,6 @@
 //! Listeners and their connections, for every port of the process: receivers, admin pages and probes.
 //!
-//! The caller binds a port ([`bind`]) and serves it ([`Bound::serve`]) with a [`hyper::service::Service`] for each
+//! The caller binds a port ([`bind()`]) and serves it ([`Bound::serve`]) with a [`hyper::service::Service`] for each
 //! connection. This module handles everything before a request: it accepts connections within the limits, performs the
 //! TLS handshake, detects the client's protocol, repairs header blocks that h2 would refuse, and ends connections that
 //! are old, stalled or draining. It does not depend on OTLP.

@@ -213,7 +213,7 @@ async fn a_busy_connection_gets_another_one_beside_it_as_far_as_there_may_be_mor
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_dies_unheard_counts_against_the_backend_and_one_that_answered_does_not_alone() {
+async fn a_connection_that_fails_before_its_first_answer_delays_the_next_one() {
     for has_answered in [false, true] {
         let mut bench = Bench::start(Config::default());
         let join = bench.submit(vec![part(&["a"], 0)]);

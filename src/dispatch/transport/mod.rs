@@ -1,16 +1,17 @@
-//! Calls to one backend: connects, turns what is to be sent into gRPC over HTTP/2, hears the replies, and notices when the
-//! backend cannot be reached any more.
+//! The transport: gRPC calls to one backend over HTTP/2.
 //!
-//! The floor below the queues, of which it knows nothing. [`serve`] is the life of one connection. What it sends, and who
-//! hears what became of it, is [`Work`]: the connection takes calls from it and tells it what became of each of them, and
-//! what was seen of the backend.
+//! [`serve`] runs one connection from the attempt to connect until its end. It gets calls from an implementation of [`Work`],
+//! and reports to it the result of each call and the events of the connection. This module knows nothing of queues, requests,
+//! tables or metrics, and imports nothing from the rest of dispatch.
 //!
-//! From the outside in: `driver` is the task of a connection with all its calls, `wakers` says what it was woken for,
-//! `clock` is its timer and `silence` judges how long the backend may say nothing; `client` begins HTTP/2 on what `dialer`
-//! connects, by TLS where the backend's access has it; `call` is one RPC, `body` and `codec` what it sends, `reply` what it
-//! hears, `outcome` what that means, `witness` a call that outlives its clients. `wire` gathers what HTTP/2 writes,
-//! `outgoing` keeps it without a copy, `frames` fits it to the backend, `stream` is the socket. `probe` asks a backend on a
-//! connection of its own whether it is there.
+//! - Connection: `dialer` opens the socket (`stream`) and performs the TLS handshake, `client` begins HTTP/2. `driver` is the
+//!   task of the connection and all its calls. `wakers` tell it what it was woken for, `clock` is its timer, `silence` decides
+//!   when a backend that sends nothing is asked and given up.
+//! - Calls: `call` sends one RPC. `body` and `codec` build its body, `reply` reads the answer, and `outcome` classifies it.
+//!   `witness` keeps a call open after its clients have left.
+//! - Bytes: `wire` gathers what HTTP/2 writes, `outgoing` keeps it without copies, and `frames` cuts it to the frame size that
+//!   the backend accepts.
+//! - `probe` asks a backend on a connection of its own whether it is there.
 
 mod body;
 mod call;
@@ -43,7 +44,7 @@ pub(super) use self::{
 pub use self::{outcome::Failure, probe::HealthCheck};
 use crate::lifecycle::Tasks;
 
-/// Connects to the backend of `work` and serves it until the connection ends, or until `tasks` are stopped.
+/// Connects to the backend of `work` and serves it until the connection ends or `tasks` are stopped.
 pub(super) async fn serve<W: Work>(mut work: W, tasks: Tasks) {
     let peer = work.peer();
     let Some(address) = peer.address else { return work.note(Event::NotConnected(Failure::ConnectError)) };

@@ -60,7 +60,7 @@ pub(in crate::dispatch) enum Verdict {
     Busy { code: Code, after: Option<Duration> },
     /// Our transport failed.
     Failed { failure: Failure, reached: bool, scope: Scope },
-    /// Those it worked for gave it up ([`Work::is_given_up`](super::Work::is_given_up)).
+    /// The call was given up, because [`Work::is_given_up`](super::Work::is_given_up) said so.
     GivenUp,
     /// The backend's own permanent status.
     Refused { code: Code, message: String },

@@ -1,4 +1,4 @@
-//! What a connection and those it works for say to each other.
+//! The interface between a connection and its user: where calls come from, and where results and events go.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,103 +12,104 @@ use crate::{
     settings::Delivery,
 };
 
-/// What a connection works for: where its calls come from, and who hears what became of them.
+/// The source of a connection's calls and the receiver of their results.
 ///
-/// One connection owns it. It is called from inside the connection's polls, so nothing here may block.
+/// Each connection owns one. The connection calls it inside of `poll`, so that no method may block.
 pub(in crate::dispatch) trait Work: Send + Unpin + 'static {
-    /// What one call carries.
+    /// The contents of one call.
     type Contents: Contents;
 
-    /// The backend.
+    /// The backend to connect to.
     fn peer(&self) -> &Peer;
 
-    /// Whether anything waits to be sent. It is asked often and has to be cheap.
+    /// Whether something waits to be sent. The connection asks often, so this has to be cheap.
     fn waits(&self) -> bool;
 
-    /// Takes what the next call carries, if one may begin now. The connection gives it back by [`Work::done`].
+    /// Takes the contents of the next call, if one may begin now. The connection gives them back to [`Work::done`].
     fn take(&mut self, now: Instant) -> Option<Self::Contents>;
 
-    /// A call with that has begun.
+    /// Called when a call has begun.
     fn began(&mut self, contents: &Self::Contents, now: Instant);
 
-    /// A call with that is over; it began at `started`, or could not begin.
+    /// Called when a call has ended. `started` is the time it began; it is `None` if the call could not begin.
     fn done(&mut self, contents: Self::Contents, started: Option<Instant>, verdict: Verdict, now: Instant);
 
-    /// Whether calls are to be given up, those that run too. It is asked when the connection is woken for [`AWAY`](super::AWAY).
+    /// Whether calls are to be given up, including those in flight. The connection asks when it is woken for
+    /// [`AWAY`](super::AWAY).
     fn is_given_up(&mut self) -> bool;
 
-    /// Whether nothing more will ever wait: the connection ends with its last call.
+    /// Whether nothing more will wait to be sent. The connection then ends after its last call.
     fn is_finished(&self) -> bool;
 
-    /// Something was seen of the connection or the backend.
+    /// Called when something has happened to the connection.
     fn note(&mut self, event: Event);
 }
 
-/// What one call carries: messages of one signal whose requests forward the same headers.
+/// The contents of one call: messages of one signal, whose requests forward the same headers.
 pub(in crate::dispatch) trait Contents: Send + Unpin + 'static {
-    /// What is kept of it as long as HTTP/2 may still hold its bytes.
+    /// A value that keeps the messages' share of the memory budget.
     type Held: Send + Unpin;
 
-    /// The signal.
+    /// The signal of the messages.
     fn signal(&self) -> Signal;
 
-    /// The headers that go on, besides those of every call.
+    /// Forwarded headers, which are sent in addition to those of every call.
     fn metadata(&self) -> Option<&Metadata>;
 
-    /// When the last of those who wait for it gives up.
+    /// The latest deadline of the requests that wait for this call.
     fn deadline(&self) -> Option<Instant>;
 
-    /// Bytes of all messages, without prefixes.
+    /// The number of payload bytes of all messages.
     fn payload_len(&self) -> usize;
 
-    /// The messages. Sent one after the other, they are one.
+    /// The messages. Their payloads are concatenated to one message.
     fn messages(&self) -> impl ExactSizeIterator<Item = &Framed>;
 
-    /// Keeps what covers the bytes in the memory budget, for a call that goes on without it.
+    /// Keeps the share of the memory budget while HTTP/2 may hold the bytes of a call whose contents were given back.
     fn hold(&self) -> Self::Held;
 }
 
-/// A backend as its connections see it.
+/// The properties of a backend that its connections need.
 #[derive(Debug)]
 pub(in crate::dispatch) struct Peer {
     pub(in crate::dispatch) identity: Arc<str>,
     pub(in crate::dispatch) address: Option<SocketAddr>,
-    /// How it is spoken to, as long as it is there.
+    /// TLS and headers.
     pub(in crate::dispatch) access: Access,
-    /// What the operator chose of calls.
+    /// The configured keys of the pool.
     pub(in crate::dispatch) keys: Delivery,
-    /// Calls that may run at once on one connection, at most [`MAX_PLACES`](super::MAX_PLACES).
+    /// The number of calls that may be in flight on one connection, at most [`MAX_PLACES`](super::MAX_PLACES).
     pub(super) places: usize,
     pub(super) templates: Templates,
 }
 
-/// What was seen of a connection or its backend.
+/// Something that has happened to a connection.
 #[derive(Debug)]
 pub(in crate::dispatch) enum Event {
-    /// The connection takes calls. It is woken by that.
+    /// The connection is up and takes calls. The value wakes it.
     Connected(Arc<Wakers>),
-    /// There is no connection.
+    /// The connection could not be established.
     NotConnected(Failure),
-    /// The backend answered a call.
+    /// The backend has answered a call.
     Answered,
-    /// A call had all of its time and was not answered. It is told apart from a call whose clients wait no longer: that may
-    /// be the clients' impatience.
+    /// A call was not answered within the whole timeout of an attempt. Calls that end early because of their clients' deadlines
+    /// are not reported: they do not show that the backend is slow.
     Unanswered(Instant),
-    /// The connection takes no more calls, those that run go on: the backend said so (GOAWAY), or there are no more.
+    /// The connection takes no more calls, because the backend sent GOAWAY or no more calls will come. Calls in flight go on.
     Left,
-    /// The same since the backend says nothing: it is being asked on a fresh connection whether it is alive.
+    /// The connection takes no more calls, because the backend is silent. A probe on a connection of its own asks it.
     InDoubt,
-    /// The connection is over, with a failure or without; `lost` says whether it took calls with it, or should have answered
-    /// and did not.
+    /// The connection has ended, with a failure or without. `lost` says whether calls were lost with it, or the backend did not
+    /// answer a PING.
     Ended { failure: Option<Failure>, lost: bool },
-    /// Calls were given up, and the connection with them.
+    /// The calls were given up, and the connection has ended.
     GaveUp,
-    /// The process ends.
+    /// The process is ending.
     Stopped,
 }
 
 impl Peer {
-    /// The backend at `endpoint`; without an address it cannot be reached.
+    /// Describes the backend of `endpoint`. `places` is the number of calls that may be in flight on one connection.
     pub(in crate::dispatch) fn new(endpoint: &Endpoint, keys: &Delivery, places: usize) -> Self {
         let Endpoint { identity, address, access, .. } = endpoint;
         let templates = Templates::new(identity, *address, keys, access);
