@@ -266,31 +266,6 @@ fn entries_up_to_those_that_are_kept_need_no_room() {
 }
 
 #[test]
-fn many_runs_of_few_messages_take_room_too() {
-    let spans: Vec<u8> = (0..70_000_u32).flat_map(|at| span([u8::from(at % 2 == 1)])).collect();
-    let mut asked = 0;
-    let mut scratch = Scratch::default();
-    let payload = Bytes::from(len(1, len(2, spans)));
-    for targets in [0, 2] {
-        let plan = plan_shape(
-            Signal::Traces.into(),
-            std::slice::from_ref(&payload),
-            targets,
-            &mut by_first_byte,
-            &mut scratch,
-            &mut |_| {
-                asked += 1;
-                true
-            },
-        )
-        .unwrap();
-        // Copied early, they are neighbours.
-        assert_eq!(plan.scratch.runs.len(), if targets == 0 { 70_000 } else { 2 });
-        assert_eq!(std::mem::take(&mut asked), 1, "for runs, or for early copies");
-    }
-}
-
-#[test]
 fn up_to_64_kib_are_put_together_for_free() {
     let record = |size: usize| len(2, all([len(1, [7]), len(9, vec![0; size])]));
     let asked = |records: &[Vec<u8>]| {
