@@ -128,8 +128,8 @@ impl Scratch {
     }
 
     /// What of all parts is shared instead of copied.
-    pub(super) fn shared(&self, shared: Shared) -> SharedRanges {
-        let mut found = SharedRanges::default();
+    pub(super) fn shared(&self, shared: Shared) -> SharedTotals {
+        let mut found = SharedTotals::default();
         let mut count = |start: u32, end: u32, from: u32| {
             if end - start < from {
                 found.short += 1;
@@ -153,7 +153,7 @@ impl Scratch {
 
 /// The ranges of all parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct SharedRanges {
+pub(super) struct SharedTotals {
     /// Bytes that are shared.
     pub(super) len: usize,
     /// Ranges that are shared, and borders of buffers in them.

@@ -81,8 +81,8 @@ pub use self::{
 };
 use self::{
     early::Early,
-    measure::{Origin, SharedRanges},
-    write::{Shared, Writer},
+    measure::{Origin, SharedTotals},
+    write::{Shared, SharedRange, Writer},
 };
 use crate::otlp::{
     Framed, Level, RecordFields, Signal,
@@ -375,15 +375,17 @@ impl<'a> Plan<'a> {
 
     fn layout(&self, shared: Shared) -> Layout {
         let is_early = self.scratch.early.is_on();
-        let SharedRanges { len, ranges, short } = self.scratch.shared(shared);
+        let SharedTotals { len, ranges, short } = self.scratch.shared(shared);
         let copied = self.total_len.saturating_sub(len);
-        // In front of each shared range, and at the end of a part, there is a copied segment if anything is copied there. One
-        // more comes with each border of buffers.
+        // Of a part's buffers, every second one is copied at most, and one at its end. Between two shared ranges there is one only
+        // if something is copied there: a message's header, or a range that is too short to be shared. Borders of the buffers that
+        // bytes are copied from and to come on top.
         let between = ranges.min(short + self.scratch.part_messages.len());
         let borders = self.scratch.early.buffers() + Writer::buffers_for(copied);
         Layout {
             copied,
-            segments: self.scratch.parts.len() + ranges + between + borders,
+            ranges: ranges + self.scratch.early.buffers(),
+            chunks: self.scratch.parts.len() + ranges + between + borders,
             reassembled: if is_early { 0 } else { self.counts.reassembled },
             shares: !is_early && ranges > 0,
         }
@@ -394,7 +396,7 @@ impl<'a> Plan<'a> {
         let is_early = self.scratch.early.is_on();
         let copies = self.scratch.early.finish();
         let (scratch, mut copies) = (&*self.scratch, copies.iter());
-        let mut writer = Writer::new(scratch.parts.len(), layout.segments, layout.copied);
+        let mut writer = Writer::new(scratch.parts.len(), layout.copied, layout.ranges);
         let mut from = Origin { request: scratch.sources.lookup(), records: None, shared };
         for part in &scratch.parts {
             if is_early {
@@ -422,8 +424,10 @@ impl Drop for Plan<'_> {
 struct Layout {
     /// Bytes that are copied.
     copied: usize,
-    /// Entries of the lists of segments.
-    segments: usize,
+    /// Ranges that are shared.
+    ranges: usize,
+    /// Buffers that the parts lie in, slices of the same buffer counted each.
+    chunks: usize,
     /// Bytes of the request that are not in the buffers it came in, and that the parts keep.
     reassembled: usize,
     /// Whether they share the request's buffers.
@@ -433,11 +437,11 @@ struct Layout {
 impl Layout {
     /// Parts of which every byte is copied.
     fn copied(len: usize) -> Self {
-        Self { copied: len, segments: 0, reassembled: 0, shares: false }
+        Self { copied: len, ranges: 0, chunks: 0, reassembled: 0, shares: false }
     }
 
     fn len(self) -> usize {
-        let lists = self.segments.saturating_mul(Shared::SEGMENT_LEN);
+        let lists = self.ranges * size_of::<SharedRange>() + self.chunks * size_of::<Bytes>();
         self.copied.saturating_add(lists).saturating_add(self.reassembled)
     }
 }

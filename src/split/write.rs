@@ -34,11 +34,8 @@ impl Shared {
     /// socket.
     pub(super) const EARLY_COPIES: Self = Self { envelopes_from: u32::MAX, records_from: 4 << 10 };
 
-    /// The request itself is shared, to save memory: a segment in lists takes less than a third of that.
+    /// The request itself is shared, to save memory: a range takes less than a third of that in lists.
     pub(super) const REQUEST: Self = Self { envelopes_from: 256, records_from: 256 };
-
-    /// Bytes that lists of segments take for each of them.
-    pub(super) const SEGMENT_LEN: usize = size_of::<Segment>() + size_of::<Bytes>();
 }
 
 /// Writes parts.
@@ -52,25 +49,23 @@ pub(super) struct Writer {
     /// The buffer that is being filled, and how much it takes.
     open: Vec<u8>,
     room: usize,
-    /// What the parts are made of.
-    segments: Vec<Segment>,
-    /// Copied bytes up to here are in a segment.
-    noted: usize,
-    /// How many segments there were when each part ended.
-    ends: Vec<usize>,
+    /// Shared ranges, in their order.
+    shared: Vec<SharedRange>,
+    /// For each part, how many bytes were copied and how many ranges shared when it ended.
+    ends: Vec<(usize, usize)>,
 }
 
-/// A segment of a part.
+/// A range that is shared.
 #[derive(Debug)]
-enum Segment {
-    /// So many of the copied bytes, the next ones.
-    Copied(usize),
-    Shared(Bytes),
+pub(super) struct SharedRange {
+    /// How many bytes were copied before it.
+    at: usize,
+    bytes: Bytes,
 }
 
 impl Writer {
-    /// A writer of so many parts, of so many segments in all, for which `total` bytes will be copied.
-    pub(super) fn new(parts: usize, segments: usize, total: usize) -> Self {
+    /// A writer of so many parts, for which `total` bytes will be copied and so many ranges shared.
+    pub(super) fn new(parts: usize, total: usize, shared: usize) -> Self {
         let room = total.min(BUFFER);
         Self {
             total,
@@ -78,8 +73,7 @@ impl Writer {
             full_len: 0,
             open: buffers::take(room),
             room,
-            segments: Vec::with_capacity(segments.max(parts)),
-            noted: 0,
+            shared: Vec::with_capacity(shared),
             ends: Vec::with_capacity(parts),
         }
     }
@@ -115,8 +109,7 @@ impl Writer {
 
     /// Ends a part.
     pub(super) fn end_part(&mut self) {
-        self.note_copied();
-        self.ends.push(self.segments.len());
+        self.ends.push((self.copied(), self.shared.len()));
     }
 
     /// Bytes that were copied.
@@ -129,11 +122,12 @@ impl Writer {
     pub(super) fn finish<T>(mut self, tags: impl Iterator<Item = T>) -> Option<Vec<(T, Framed)>> {
         self.close(0);
         let mut parts = Vec::with_capacity(self.ends.len());
-        let (mut ends, mut segments, mut before) = (self.ends.into_iter(), self.segments.into_iter(), 0);
+        let mut taken = Taken { full: self.full, at: 0 };
+        let (mut ends, mut shared, mut before) = (self.ends.into_iter(), self.shared.into_iter(), 0);
         for tag in tags {
-            let count = ends.next()? - before;
-            before += count;
-            parts.push((tag, take_part(&mut self.full, &mut segments, count)?));
+            let (end, ranges) = ends.next()?;
+            let ranges = ranges - std::mem::replace(&mut before, ranges);
+            parts.push((tag, taken.part(end, &mut shared, ranges)?));
         }
         Some(parts)
     }
@@ -181,23 +175,13 @@ impl Writer {
 
     #[inline(never)]
     fn share(&mut self, from: &mut Lookup<'_>, mut start: u32, end: u32) {
-        self.note_copied();
         while start < end {
             let bytes = from.share(start, end);
             if bytes.is_empty() {
                 return;
             }
             start += offset(bytes.len());
-            self.segments.push(Segment::Shared(bytes));
-        }
-    }
-
-    /// Makes a segment of what was copied since the last one.
-    fn note_copied(&mut self) {
-        let copied = self.copied();
-        if copied > self.noted {
-            self.segments.push(Segment::Copied(copied - self.noted));
-            self.noted = copied;
+            self.shared.push(SharedRange { at: self.copied(), bytes });
         }
     }
 
@@ -216,38 +200,49 @@ impl Writer {
     }
 }
 
-/// Takes a part of so many segments off the front.
-fn take_part(copied: &mut VecDeque<Bytes>, segments: &mut std::vec::IntoIter<Segment>, count: usize) -> Option<Framed> {
-    if let (1, Some(Segment::Copied(len)), Some(first)) = (count, segments.as_slice().first(), copied.front_mut())
-        && *len <= first.len()
-    {
-        // The usual case needs no list.
-        let bytes = first.split_to(*len);
-        segments.next();
-        return Framed::from_prefixed(bytes);
-    }
-    let mut chunks = Vec::with_capacity(count);
-    for segment in segments.take(count) {
-        match segment {
-            Segment::Copied(len) => take_off(copied, len, &mut chunks),
-            Segment::Shared(bytes) => chunks.push(bytes),
-        }
-    }
-    Framed::from_chunks(chunks)
+/// The copied bytes, from which parts are taken off the front.
+struct Taken {
+    full: VecDeque<Bytes>,
+    /// How many bytes were taken.
+    at: usize,
 }
 
-/// Takes `len` bytes off the front, in as many buffers as they lie in.
-fn take_off(buffers: &mut VecDeque<Bytes>, mut len: usize, chunks: &mut Vec<Bytes>) {
-    while len > 0
-        && let Some(first) = buffers.front_mut()
-    {
-        let bytes = first.split_to(first.len().min(len));
-        len -= bytes.len();
-        if !bytes.is_empty() {
-            chunks.push(bytes);
+impl Taken {
+    /// A part: the copied bytes up to `end`, with the next shared ranges between them.
+    fn part(&mut self, end: usize, shared: &mut std::vec::IntoIter<SharedRange>, ranges: usize) -> Option<Framed> {
+        let len = end - self.at;
+        if ranges == 0
+            && let Some(first) = self.full.front_mut().filter(|first| len <= first.len())
+        {
+            // The usual case needs no list.
+            self.at = end;
+            return Framed::from_prefixed(first.split_to(len));
         }
-        if first.is_empty() {
-            buffers.pop_front();
+        // One more in front of each range that is not right behind the one before, and for each border of buffers.
+        let places = shared.as_slice().iter().take(ranges).map(|range| range.at).chain([end]);
+        let between = places.scan(self.at, |before, at| Some(usize::from(std::mem::replace(before, at) < at)));
+        let mut chunks = Vec::with_capacity(ranges + between.sum::<usize>() + len / BUFFER);
+        for range in shared.take(ranges) {
+            self.take_to(range.at, &mut chunks);
+            chunks.push(range.bytes);
+        }
+        self.take_to(end, &mut chunks);
+        Framed::from_chunks(chunks)
+    }
+
+    /// Takes the bytes up to `end`, in as many buffers as they lie in.
+    fn take_to(&mut self, end: usize, chunks: &mut Vec<Bytes>) {
+        while self.at < end
+            && let Some(first) = self.full.front_mut()
+        {
+            let bytes = first.split_to(first.len().min(end - self.at));
+            self.at += bytes.len();
+            if first.is_empty() {
+                self.full.pop_front();
+            }
+            if !bytes.is_empty() {
+                chunks.push(bytes);
+            }
         }
     }
 }
@@ -273,7 +268,7 @@ mod tests {
     #[test]
     fn parts_that_are_copied_lie_one_after_the_other_in_one_buffer() {
         let sources = source(100);
-        let mut writer = Writer::new(3, 0, 3 * PREFIX_LEN + 90);
+        let mut writer = Writer::new(3, 3 * PREFIX_LEN + 90, 0);
         for part in [&[(0, 50, 99)][..], &[], &[(10, 30, 99), (80, 100, 99)]] {
             write(&mut writer, &sources, part);
         }
@@ -295,10 +290,10 @@ mod tests {
     #[test]
     fn ranges_are_shared_from_the_given_length_on() {
         let sources = source(100);
-        let mut writer = Writer::new(2, 9, 2 * PREFIX_LEN + 19 + 3);
+        let mut writer = Writer::new(2, 2 * PREFIX_LEN + 19 + 3, 2);
         write(&mut writer, &sources, &[(0, 20, 20), (20, 39, 20), (50, 75, 20)]);
         write(&mut writer, &sources, &[(1, 4, 20)]);
-        assert_eq!((writer.copied(), writer.segments.len()), (writer.total, 5));
+        assert_eq!((writer.copied(), writer.shared.len()), (writer.total, 2));
         let parts = writer.finish(0..2).unwrap();
         let lens = |part: &Framed| part.buffers().iter().map(Bytes::len).collect::<Vec<_>>();
         assert_eq!(parts.iter().map(|(_, part)| lens(part)).collect::<Vec<_>>(), [vec![5, 20, 19, 25], vec![8]]);
@@ -312,7 +307,7 @@ mod tests {
         let sources = source(BUFFER + 300);
         for len in [BUFFER - 6, BUFFER - 5, BUFFER - 4, BUFFER - 3, BUFFER, BUFFER + 300] {
             let second = 2 * PREFIX_LEN + len + 40;
-            let mut writer = Writer::new(2, 0, second);
+            let mut writer = Writer::new(2, second, 0);
             write(&mut writer, &sources, &[(0, offset(len), u32::MAX)]);
             write(&mut writer, &sources, &[(7, 47, u32::MAX)]);
             assert!(writer.full.iter().all(|full| full.len() <= BUFFER) && writer.open.len() <= writer.room);
@@ -330,7 +325,7 @@ mod tests {
     #[test]
     fn a_buffer_that_is_just_full_is_not_followed_by_another() {
         let sources = source(BUFFER);
-        let mut writer = Writer::new(1, 0, BUFFER);
+        let mut writer = Writer::new(1, BUFFER, 0);
         write(&mut writer, &sources, &[(0, offset(BUFFER - PREFIX_LEN), u32::MAX)]);
         assert_eq!((writer.full.len(), writer.open.len()), (0, BUFFER));
         writer.header();
@@ -341,7 +336,7 @@ mod tests {
     fn a_part_of_another_length_than_its_prefix_says_is_none() {
         let sources = source(100);
         for (said, has) in [(10, 11), (10, 9), (0, 1)] {
-            let mut writer = Writer::new(1, 0, 20);
+            let mut writer = Writer::new(1, 20, 0);
             writer.header().extend_from_slice(&prefix_of(said));
             writer.add(&mut sources.lookup(), 0, has, u32::MAX);
             writer.end_part();
@@ -353,7 +348,7 @@ mod tests {
     fn bytes_that_are_nowhere_are_left_out() {
         let sources = source(100);
         for from in [1, u32::MAX] {
-            let mut writer = Writer::new(1, 3, 20);
+            let mut writer = Writer::new(1, 20, 3);
             write(&mut writer, &sources, &[(90, 110, from)]);
             assert!(writer.finish(0..1).is_none());
         }
@@ -362,7 +357,7 @@ mod tests {
     #[test]
     fn there_has_to_be_a_part_for_each_tag() {
         let sources = source(10);
-        let mut writer = Writer::new(2, 0, 20);
+        let mut writer = Writer::new(2, 20, 0);
         write(&mut writer, &sources, &[(0, 3, 9)]);
         assert!(writer.finish(0..2).is_none());
     }
@@ -373,7 +368,7 @@ mod tests {
         let sources = Sources::of(pieces.iter().cloned());
         let all = pieces.concat();
         for from in [30, u32::MAX] {
-            let mut writer = Writer::new(2, 20, 200);
+            let mut writer = Writer::new(2, 200, 20);
             write(&mut writer, &sources, &[(5, 95, from)]);
             write(&mut writer, &sources, &[(0, 12, from), (95, 100, from)]);
             let parts = writer.finish(0..2).unwrap();

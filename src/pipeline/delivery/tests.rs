@@ -76,7 +76,8 @@ impl Bench {
     }
 
     fn delivery_of(&self, parts: &[Part], records: u64) -> Delivery<'_> {
-        let join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
+        let mut join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
+        join.add_cut(parts.len(), self.pipeline.budget.take(HELD).expect("room"));
         let tally = Tally::new(records, 0);
         let mut delivery = Delivery::new(&self.pipeline, &self.route, join, parts, &self.view, tally);
         delivery.under_way = parts.len();
@@ -91,6 +92,9 @@ impl Bench {
 fn is_defect(outcome: Result<Outcome, Refusal>) -> bool {
     outcome.is_err_and(|refusal| refusal.reason == Reason::Internal && refusal.retry_after.is_some())
 }
+
+/// Bytes of the budget that the parts of a delivery hold.
+const HELD: usize = 1_000;
 
 /// The part of that index is still owed.
 fn owed(index: usize, reached: bool, cause: Cause) -> (u32, PartOutcome) {

@@ -132,12 +132,12 @@ fn built_sharing(
     let plan = plan_again(shape, chunks, targets, answers, &mut scratch).unwrap();
     let shared = Shared { records_from: from, envelopes_from: if targets > 0 { u32::MAX } else { from } };
     let layout = plan.layout(shared);
-    let SharedRanges { len, ranges, .. } = plan.scratch.shared(shared);
+    let SharedTotals { len, ranges, .. } = plan.scratch.shared(shared);
     assert_eq!(layout.copied + len, plan.total_len());
     assert_eq!(layout.shares, targets == 0 && ranges > 0);
     let parts = plan.write(shared, layout).unwrap().parts;
-    let segments: usize = parts.iter().map(|(_, part)| part.payload_chunks().len()).sum();
-    assert!(segments <= layout.segments, "{segments} segments, {} were asked for", layout.segments);
+    let chunks: usize = parts.iter().map(|(_, part)| part.buffers().len()).sum();
+    assert!(chunks <= layout.chunks, "{chunks} buffers, {} were asked for", layout.chunks);
     parts
 }
 

@@ -124,12 +124,12 @@ fn where_there_is_no_room_for_copies_parts_share_the_request() {
     let chunks = [payload];
     let plan = plan_of(&chunks, &mut scratch);
     let total = plan.total_len();
-    // For each part a prefix and two messages, one range for each run, a copied segment in front of each message's first, and
-    // a buffer of them.
+    // Each part has a prefix and two messages. There is a range for each run, a buffer in front of each message's first one, and
+    // one at the end.
     let layout = plan.layout(Shared::REQUEST);
     assert_eq!((layout.copied, layout.reassembled, layout.shares), (2 * (PREFIX_LEN + 4 + 4), 0, true));
-    assert_eq!(layout.segments, 2 + 20 + 2 * 3 + 1);
-    let expected = layout.copied + layout.segments * Shared::SEGMENT_LEN;
+    assert_eq!((layout.ranges, layout.chunks), (20, 2 + 20 + 2 * 3 + 1));
+    let expected = layout.copied + 20 * size_of::<SharedRange>() + layout.chunks * size_of::<Bytes>();
     assert_eq!(layout.len(), expected);
     let mut asked = Vec::new();
     let built = plan
@@ -177,9 +177,10 @@ fn what_was_put_together_stays_as_long_as_parts_that_share_it() {
     let plan = plan(Signal::Traces, &halves, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
     let layout = plan.layout(Shared::REQUEST);
     assert!(layout.reassembled > 300 && layout.reassembled == plan.counts.reassembled);
-    assert_eq!(layout.len(), layout.copied + layout.segments * Shared::SEGMENT_LEN + layout.reassembled);
     // One run lies in three buffers.
-    assert_eq!(layout.segments, 2 + 20 + 2 + 2 * 3 + 1);
+    assert_eq!((layout.ranges, layout.chunks), (20 + 2, 2 + 20 + 2 + 2 * 3 + 1));
+    let lists = layout.ranges * size_of::<SharedRange>() + layout.chunks * size_of::<Bytes>();
+    assert_eq!(layout.len(), layout.copied + lists + layout.reassembled);
 }
 
 #[test]
@@ -203,7 +204,8 @@ fn early_copies_are_asked_for_at_first_and_what_goes_between_them_at_the_end() {
     assert_eq!(asked, [Early::room(payload.len(), 2)]);
     let layout = plan.layout(Shared::EARLY_COPIES);
     let buffers = plan.scratch.early.buffers();
-    assert_eq!((layout.copied, layout.segments), (2 * (PREFIX_LEN + 4 + 4), 2 + 2 + 2 + buffers + 1));
+    assert_eq!((layout.copied, layout.ranges), (2 * (PREFIX_LEN + 4 + 4), 2 + buffers));
+    assert_eq!(layout.chunks, 2 + 2 + 2 + buffers + 1);
     let (taken, not_granted) = plan.scratch.early.taken();
     let mut more = Vec::new();
     let built = plan
@@ -262,6 +264,32 @@ fn entries_up_to_those_that_are_kept_need_no_room() {
         .unwrap();
         assert_eq!(asked.len(), asks, "{fields} fields");
         assert!(asked.iter().all(|bytes| *bytes == (1 << 15) * 80));
+    }
+}
+
+#[test]
+fn many_runs_of_few_messages_take_room_too() {
+    let spans: Vec<u8> = (0..70_000_u32).flat_map(|at| span([u8::from(at % 2 == 1)])).collect();
+    let mut asked = 0;
+    let mut scratch = Scratch::default();
+    let payload = Bytes::from(len(1, len(2, spans)));
+    for targets in [0, 2] {
+        let plan = plan_shape(
+            Signal::Traces.into(),
+            std::slice::from_ref(&payload),
+            targets,
+            &mut by_first_byte,
+            &mut scratch,
+            &mut |_| {
+                asked += 1;
+                true
+            },
+        )
+        .unwrap();
+        // Copied early, they are neighbours. A buffer for them may come from the pool and be longer, for which room is asked too.
+        assert_eq!(plan.scratch.runs.len(), if targets == 0 { 70_000 } else { 2 });
+        let count = std::mem::take(&mut asked);
+        assert!(count == 1 || targets > 0 && count > 1, "{count} times");
     }
 }
 

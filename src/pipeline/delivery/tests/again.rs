@@ -66,6 +66,19 @@ async fn a_request_without_an_answer_counts_what_may_be_there() {
 }
 
 #[tokio::test]
+async fn what_a_cut_holds_is_given_back_with_its_last_part_and_not_before() {
+    let bench = Bench::with(1, even_pauses(HOUR)).await;
+    let used = || bench.pipeline.budget.used();
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![(0, accepted())]);
+    assert_eq!(used(), HELD, "a part of it is under way");
+    // As if the other part were of another cut.
+    delivery.under_way += 1;
+    delivery.take_in(vec![(1, accepted())]);
+    assert_eq!(used(), 0);
+}
+
+#[tokio::test]
 async fn a_failed_part_waits_as_long_as_its_backend_asked_for_or_its_own_pause_says() {
     let bench = Bench::with(1, even_pauses(Duration::from_secs(10))).await;
     for (after, pause) in [(None, 10), (Some(5), 10), (Some(30), 30)] {
@@ -174,6 +187,35 @@ async fn a_part_has_moved_when_a_newer_table_gives_its_slots_to_others() {
 }
 
 #[tokio::test]
+async fn a_moved_part_is_cut_again_and_its_parts_have_indices_of_their_own() {
+    let mut bench = Bench::with(2, even_pauses(HOUR)).await;
+    let mut backends = std::mem::take(&mut bench.backends);
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![(1, accepted())]);
+    bench.rig.publish(2, &[backends[0].address, backends[1].address], &[backends[0].address]).await;
+    delivery.take_in(vec![owed_by(&backends[0].address.to_string(), 0, false, Cause::Ejected, None)]);
+    assert!(delivery.waiting.is_empty(), "it is placed at once");
+    assert_eq!(bench.replaced.load(Ordering::Relaxed), 1);
+    assert_eq!(bench.retried.load(Ordering::Relaxed), 0);
+    assert_eq!((delivery.under_way, delivery.placed.len()), (1, 3));
+    let [before, other, again] = &delivery.placed[..] else { panic!("three") };
+    assert!(!before.open && !other.open && again.open);
+    assert_eq!((again.records, again.generation, again.backend, again.cut), (2, 2, 1, 1));
+    assert_eq!(delivery.tables.len(), 2);
+    assert_eq!(delivery.owner_of(before), backends[0].address.to_string().into());
+    assert_eq!(delivery.owner_of(again), backends[1].address.to_string().into());
+    assert_eq!(delivery.owner_of(&Placed { generation: 3, ..*again }), "?".into());
+    let call = backends[1].call().await;
+    assert_eq!(call.spans, ["a", "b"]);
+    call.accept();
+    let results = patient(delivery.join.next()).await;
+    delivery.take_in(results);
+    assert_eq!(delivery.conclude(), Ok(Outcome::OK));
+    drop(delivery);
+    assert_eq!(bench.pipeline.budget.used(), 0);
+}
+
+#[tokio::test]
 async fn what_waits_is_placed_when_a_table_moves_it() {
     let mut bench = Bench::with(2, even_pauses(HOUR)).await;
     let mut backends = std::mem::take(&mut bench.backends);
@@ -197,8 +239,8 @@ async fn what_waits_is_placed_when_a_table_moves_it() {
 async fn without_room_for_its_copy_a_moved_part_waits() {
     let mut bench = Bench::with(1, even_pauses(HOUR)).await;
     bench.publish(2, &[]).await;
-    bench.pipeline.budget.set_limit(10);
     let mut delivery = bench.delivery(3);
+    bench.pipeline.budget.set_limit(HELD + 10);
     delivery.placed.iter_mut().for_each(|placed| placed.generation = 1);
     let failed = Failed { part: Bench::parts().swap_remove(0), owner: "somebody".into(), cause: Cause::Ejected };
     assert!(!delivery.place(failed, &bench.view));
