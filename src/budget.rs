@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use crate::buffers;
+
 /// A process-wide bound on the bytes held by requests. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Inner>);
@@ -97,6 +99,33 @@ impl Permit {
     /// Returns the limit of the budget in bytes.
     pub fn limit(&self) -> usize {
         self.budget.limit()
+    }
+}
+
+/// A buffer whose capacity is taken from a budget before it is allocated.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Buffer {
+    /// Grows to a capacity of `capacity` bytes. Returns `false`, without any change, if the budget has no room for them.
+    #[must_use]
+    pub fn reach(&mut self, capacity: usize, permit: &mut Permit) -> bool {
+        // Growing may copy. Both buffers exist for that moment, and both are counted.
+        let before = self.bytes.capacity();
+        if !permit.grow(capacity) {
+            return false;
+        }
+        self.bytes = buffers::grow(std::mem::take(&mut self.bytes), capacity);
+        permit.shrink_to(permit.bytes().saturating_sub(before));
+        // A pooled buffer can be larger than requested. It is in memory already.
+        let extra = self.bytes.capacity().saturating_sub(capacity);
+        if !permit.grow(extra) {
+            self.bytes.shrink_to(capacity);
+        }
+        true
     }
 }
 

@@ -81,6 +81,7 @@ pub mod access;
 pub mod allocator;
 pub mod budget;
 pub mod buffers;
+pub mod codec;
 pub mod descriptors;
 pub mod endpoint;
 pub mod health;

@@ -7,7 +7,11 @@ use bytes::{Buf, Bytes};
 use http_body::Body;
 use http_body_util::BodyExt;
 
-use crate::{budget::Permit, buffers, otlp::framed::PREFIX_LEN};
+use crate::{
+    budget::{Buffer, Permit},
+    buffers,
+    otlp::framed::PREFIX_LEN,
+};
 
 /// A message that came in one frame is copied if it is shorter than this. A frame is a slice of HTTP/2's read buffer (8
 /// KiB at first in h2 0.4, more after larger frames). Keeping the slice keeps that whole buffer from being used again,
@@ -49,12 +53,6 @@ pub(super) struct Received {
     pub(super) chunks: Vec<Bytes>,
     /// The budget share of the message.
     pub(super) permit: Permit,
-}
-
-/// A buffer whose capacity is taken from the budget before it is allocated.
-#[derive(Debug, Default)]
-pub(super) struct Buffer {
-    pub(super) bytes: Vec<u8>,
 }
 
 /// The reason why a body could not be read.
@@ -161,18 +159,20 @@ impl Reader {
             if !self.permit.grow(data.len()) {
                 return Err(BodyError::Budget);
             }
-            open.close(chunks, &mut self.permit);
+            close(open, chunks, &mut self.permit);
             chunks.push(data);
         } else {
             if open.bytes.capacity() - open.bytes.len() < data.len() {
-                open.close(chunks, &mut self.permit);
+                close(open, chunks, &mut self.permit);
                 let most = if chunks.is_empty() { FIRST } else { FURTHER };
-                open.reach(left.min(most), &mut self.permit).or_else(|_| open.reach(data.len(), &mut self.permit))?;
+                if !open.reach(left.min(most), &mut self.permit) && !open.reach(data.len(), &mut self.permit) {
+                    return Err(BodyError::Budget);
+                }
             }
             open.bytes.extend_from_slice(&data);
         }
         if *len == *total {
-            open.close(chunks, &mut self.permit);
+            close(open, chunks, &mut self.permit);
             self.state = State::Whole(std::mem::take(chunks));
         }
         Ok(())
@@ -191,37 +191,16 @@ fn announced(prefix: [u8; PREFIX_LEN], limit: usize) -> Result<usize, BodyError>
     }
 }
 
-// === impl Buffer ===
-
-impl Buffer {
-    /// Moves the bytes to `chunks`, and leaves an empty buffer for the next ones.
-    fn close(&mut self, chunks: &mut Vec<Bytes>, permit: &mut Permit) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        let capacity = bytes.capacity();
-        if bytes.len() < capacity / 2 {
-            bytes.shrink_to_fit();
-            permit.shrink_to(permit.bytes().saturating_sub(capacity - bytes.capacity()));
-        }
-        if !bytes.is_empty() {
-            chunks.push(buffers::share(bytes));
-        }
+/// Moves the bytes of a buffer to `chunks`, and leaves an empty buffer for the next ones.
+fn close(open: &mut Buffer, chunks: &mut Vec<Bytes>, permit: &mut Permit) {
+    let mut bytes = std::mem::take(&mut open.bytes);
+    let capacity = bytes.capacity();
+    if bytes.len() < capacity / 2 {
+        bytes.shrink_to_fit();
+        permit.shrink_to(permit.bytes().saturating_sub(capacity - bytes.capacity()));
     }
-
-    /// Grows the capacity to `capacity` bytes.
-    pub(super) fn reach(&mut self, capacity: usize, permit: &mut Permit) -> Result<(), BodyError> {
-        // Growing may copy, so both buffers can exist for a moment: count both.
-        let before = self.bytes.capacity();
-        if !permit.grow(capacity) {
-            return Err(BodyError::Budget);
-        }
-        self.bytes = buffers::grow(std::mem::take(&mut self.bytes), capacity);
-        permit.shrink_to(permit.bytes().saturating_sub(before));
-        // A reused buffer can be larger than requested. The memory is in use, so it is counted too.
-        let extra = self.bytes.capacity().saturating_sub(capacity);
-        if !permit.grow(extra) {
-            self.bytes.shrink_to(capacity);
-        }
-        Ok(())
+    if !bytes.is_empty() {
+        chunks.push(buffers::share(bytes));
     }
 }
 

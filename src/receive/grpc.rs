@@ -23,16 +23,16 @@ use tonic::Code;
 use super::{
     GrpcConfig,
     beside::Beside,
-    body::{self, BodyError, Buffer, Received},
+    body::{self, BodyError, Received},
     discard,
-    inflate::{Codec, InflateError, inflate},
     metrics::ReceiverMetrics,
     refusal::{Bound, framing, refusal_of_body},
     reply::{self, ReplyBody},
 };
 use crate::{
-    budget::{Budget, Permit},
+    budget::{Budget, Buffer, Permit},
     buffers,
+    codec::{Encoding, InflateError, inflate},
     lifecycle::{INSTANCE_HEADER, Tasks, instance},
     otlp::{
         ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN, metadata::TooMuch,
@@ -75,8 +75,8 @@ pub(super) struct LimitsHandle(Arc<ArcSwap<Limits>>);
 
 /// The parsed headers of a request.
 struct Head {
-    encoding: Option<Codec>,
-    reply_encoding: Option<Codec>,
+    encoding: Option<Encoding>,
+    reply_encoding: Option<Encoding>,
     deadline: Instant,
     /// The headers that are forwarded to backends.
     metadata: Option<Arc<Metadata>>,
@@ -204,7 +204,7 @@ impl<E: Export> OtlpGrpc<E> {
         let in_flight = shared.metrics.of(signal).begin(started);
         let head = Head::parse(&parts.headers, started, limits, &connection);
         drop(parts);
-        let (outcome, codec) = match head {
+        let (outcome, encoding) = match head {
             Ok(head) => {
                 let reply_encoding = head.reply_encoding;
                 let delivery = shared.deliver(signal, head, limits.max_recv_msg_size, body, connection);
@@ -219,7 +219,7 @@ impl<E: Export> OtlpGrpc<E> {
             return reply::grpc(Outcome::Refused(refusal_of_body(BodyError::Gone, bound)), None);
         };
         in_flight.answered(&outcome);
-        reply::grpc(outcome, codec)
+        reply::grpc(outcome, encoding)
     }
 }
 
@@ -319,7 +319,7 @@ impl<E: Export> Shared<E> {
 }
 
 /// Returns the framed message, inflated if it was compressed.
-fn unpack(received: Received, encoding: Option<Codec>, bound: Bound) -> Result<(Framed, Permit), Refusal> {
+fn unpack(received: Received, encoding: Option<Encoding>, bound: Bound) -> Result<(Framed, Permit), Refusal> {
     let Received { chunks, mut permit } = received;
     if chunks.first().and_then(|bytes| bytes.first()) != Some(&1) {
         return match Framed::from_chunks(chunks) {
@@ -327,14 +327,14 @@ fn unpack(received: Received, encoding: Option<Codec>, bound: Bound) -> Result<(
             None => Err(refusal_of_body(BodyError::Truncated, bound)),
         };
     }
-    let Some(codec) = encoding else {
+    let Some(encoding) = encoding else {
         return Err(framing("message is marked as compressed, but grpc-encoding names no compression"));
     };
     let bytes = joined(chunks, &mut permit).map_err(|error| refusal_of_body(error, bound))?;
     let Some(compressed) = bytes.get(PREFIX_LEN..) else {
         return Err(refusal_of_body(BodyError::Truncated, bound));
     };
-    match inflate(codec, compressed, bound.bytes, &mut permit) {
+    match inflate(encoding, compressed, bound.bytes, &mut permit) {
         Ok((message, held)) => {
             drop(bytes);
             permit.shrink_to(held);
@@ -353,7 +353,9 @@ fn joined(chunks: Vec<Bytes>, permit: &mut Permit) -> Result<Bytes, BodyError> {
     }
     let held = permit.bytes();
     let mut buffer = Buffer::default();
-    buffer.reach(chunks.iter().map(Bytes::len).sum(), permit)?;
+    if !buffer.reach(chunks.iter().map(Bytes::len).sum(), permit) {
+        return Err(BodyError::Budget);
+    }
     chunks.into_iter().for_each(|chunk| buffer.bytes.extend_from_slice(&chunk));
     permit.shrink_to(permit.bytes().saturating_sub(held));
     Ok(buffers::share(buffer.bytes))
@@ -409,18 +411,9 @@ impl Head {
         }
         let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
             None | Some(b"identity") => None,
-            Some(b"gzip") => Some(Codec::Gzip),
-            Some(b"snappy") => Some(Codec::Snappy),
-            Some(b"zstd") => Some(Codec::Zstd),
-            Some(_) => {
-                return Err(Refusal::permanent(
-                    Code::Unimplemented,
-                    Reason::Unimplemented,
-                    "unknown grpc-encoding; identity, gzip, zstd and snappy are understood",
-                ));
-            }
+            Some(name) => Some(Encoding::from_name(name).ok_or_else(unknown_encoding)?),
         };
-        let reply_encoding = encoding.filter(|codec| accepts(headers, *codec));
+        let reply_encoding = encoding.filter(|encoding| accepts(headers, *encoding));
         let timeout = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.as_bytes()));
         let time = timeout.map_or(limits.deadline, |timeout| timeout.min(limits.deadline));
         let metadata = match &limits.include_metadata {
@@ -431,11 +424,16 @@ impl Head {
     }
 }
 
-fn accepts(headers: &HeaderMap, codec: Codec) -> bool {
+fn unknown_encoding() -> Refusal {
+    let message = "unknown grpc-encoding; identity, gzip, zstd and snappy are understood";
+    Refusal::permanent(Code::Unimplemented, Reason::Unimplemented, message)
+}
+
+fn accepts(headers: &HeaderMap, encoding: Encoding) -> bool {
     let Some(accepted) = headers.get("grpc-accept-encoding").and_then(|value| value.to_str().ok()) else {
         return false;
     };
-    accepted.split(',').any(|name| name.trim() == codec.as_str())
+    accepted.split(',').any(|name| name.trim() == encoding.as_str())
 }
 
 /// Takes the margin off a time limit. The margin is at most half of it, so that a short limit stays usable.

@@ -1,7 +1,7 @@
 //! The OTLP receivers: read, inflate and answer export requests.
 //!
 //! [`crate::listen`] accepts connections and serves them. `grpc` parses a request's headers into a signal, a codec and
-//! a deadline. `body` reads the message and `inflate` inflates it, both within the size limit and the byte budget.
+//! a deadline. `body` reads the message and [`codec`](crate::codec) inflates it, both within the size limit and the byte budget.
 //! [`crate::pipeline::Export`] delivers the message, and [`reply`] builds the answer from the outcome. `discard` reads
 //! the rest of a body whose request was refused. `beside` serves health and reflection on the same port.
 //!
@@ -13,7 +13,6 @@ mod beside;
 mod body;
 mod discard;
 mod grpc;
-mod inflate;
 pub mod metrics;
 mod refusal;
 pub mod reply;

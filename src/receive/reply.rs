@@ -14,11 +14,14 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::{beside::Answer, inflate::Codec};
-use crate::otlp::{
-    Framed, Outcome, Reason, Refusal,
-    framed::{PREFIX_LEN, prefix_of},
-    text::{MAX_MESSAGE, shortened},
+use super::beside::Answer;
+use crate::{
+    codec::{Encoding, compress},
+    otlp::{
+        Framed, Outcome, Reason, Refusal,
+        framed::PREFIX_LEN,
+        text::{MAX_MESSAGE, shortened},
+    },
 };
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -29,6 +32,9 @@ const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-en
 
 /// The encodings that requests may use.
 pub(super) const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip,zstd,snappy");
+
+/// The level at which replies are compressed: the fastest, since they are short.
+const REPLY_LEVEL: u32 = 1;
 
 /// An empty `Export*ServiceResponse` with its prefix. It means full success for every signal.
 static EMPTY_RESPONSE: Bytes = Bytes::from_static(&[0; PREFIX_LEN]);
@@ -49,12 +55,12 @@ pub enum ReplyBody {
     Beside(Box<Answer>),
 }
 
-/// Returns the gRPC reply to an export request. A partial success is compressed with `codec`, if the client accepts
-/// one.
-pub(super) fn grpc(outcome: Outcome, codec: Option<Codec>) -> Response<ReplyBody> {
+/// Returns the gRPC reply to an export request. A partial success is compressed, if the client accepts an
+/// `encoding`.
+pub(super) fn grpc(outcome: Outcome, encoding: Option<Encoding>) -> Response<ReplyBody> {
     match outcome {
         Outcome::Accepted { rejected: 0, message: None } => with_message(EMPTY_RESPONSE.clone()),
-        Outcome::Accepted { rejected, message } => partial_success(rejected, message.unwrap_or_default(), codec),
+        Outcome::Accepted { rejected, message } => partial_success(rejected, message.unwrap_or_default(), encoding),
         Outcome::Refused(refusal) => refused(refusal),
     }
 }
@@ -104,7 +110,7 @@ fn with_message(message: Bytes) -> Response<ReplyBody> {
     response
 }
 
-fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Response<ReplyBody> {
+fn partial_success(rejected: u64, message: String, encoding: Option<Encoding>) -> Response<ReplyBody> {
     // The responses of all signals have the same fields with the same numbers.
     let response = ExportTraceServiceResponse {
         partial_success: Some(ExportTracePartialSuccess {
@@ -113,11 +119,14 @@ fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Resp
         }),
     }
     .encode_to_vec();
-    let deflated = codec.and_then(|codec| Some((deflate(codec, &response)?, codec)));
-    match (deflated, Framed::copy_from_payload(&response)) {
-        (Some((deflated, codec)), _) => {
-            let mut response = with_message(deflated);
-            response.headers_mut().insert(GRPC_ENCODING, HeaderValue::from_static(codec.as_str()));
+    let compressed = encoding.and_then(|encoding| {
+        let message = compress(encoding, REPLY_LEVEL, [response.as_slice()].into_iter(), response.len());
+        Some((message.ok()?, encoding))
+    });
+    match (compressed, Framed::copy_from_payload(&response)) {
+        (Some((message, encoding)), _) => {
+            let mut response = with_message(message);
+            response.headers_mut().insert(GRPC_ENCODING, HeaderValue::from_static(encoding.as_str()));
             response
         }
         (None, Some(framed)) => with_message(framed.to_bytes()),
@@ -127,26 +136,6 @@ fn partial_success(rejected: u64, message: String, codec: Option<Codec>) -> Resp
             refused(Refusal::retryable(Reason::Internal, what))
         }
     }
-}
-
-/// Returns the compressed, framed message, or `None` if it cannot be compressed.
-fn deflate(codec: Codec, payload: &[u8]) -> Option<Bytes> {
-    let mut bytes = vec![0; PREFIX_LEN];
-    match codec {
-        Codec::Gzip => {
-            let mut encoder = flate2::write::GzEncoder::new(&mut bytes, flate2::Compression::fast());
-            std::io::Write::write_all(&mut encoder, payload).ok()?;
-            encoder.finish().ok()?;
-        }
-        Codec::Zstd => zstd::stream::copy_encode(payload, &mut bytes, 1).ok()?,
-        // Snappy is only for requests: replies are short, and every client understands them uncompressed.
-        Codec::Snappy => return None,
-    }
-    let [_, length @ ..] = prefix_of(u32::try_from(bytes.len().checked_sub(PREFIX_LEN)?).ok()?);
-    let (flag, rest) = bytes.split_first_mut()?;
-    *flag = 1;
-    rest.first_chunk_mut()?.clone_from(&length);
-    Some(Bytes::from(bytes))
 }
 
 fn refused(refusal: Refusal) -> Response<ReplyBody> {
@@ -160,19 +149,6 @@ fn refused(refusal: Refusal) -> Response<ReplyBody> {
         response.headers_mut().insert(GRPC_ACCEPT_ENCODING, ACCEPTED_ENCODINGS);
     }
     response
-}
-
-// === impl Codec ===
-
-impl Codec {
-    /// Returns the name in `grpc-encoding`.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Gzip => "gzip",
-            Self::Snappy => "snappy",
-            Self::Zstd => "zstd",
-        }
-    }
 }
 
 // === impl ReplyBody ===

@@ -22,8 +22,8 @@ pub enum IpFamily {
     Both,
 }
 
-/// How calls to backends are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How messages are compressed that are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// Not at all. The Collector writes an empty text for it too.

@@ -15,8 +15,13 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tonic::Status;
 
-use super::codec::Compression;
-use crate::{lifecycle::Tasks, otlp::framed::PREFIX_LEN, tls::Client};
+use crate::{
+    codec::{Encoding, inflate_uncounted},
+    lifecycle::Tasks,
+    otlp::framed::PREFIX_LEN,
+    settings::Compression,
+    tls::Client,
+};
 
 /// Largest reply that is read. Export replies have a few bytes.
 const MAX_REPLY: usize = 64 * 1024;
@@ -90,7 +95,7 @@ impl Channel {
         headers
             .insert("grpc-timeout", HeaderValue::try_from(format!("{}m", timeout.as_millis().clamp(1, 99_999_999)))?);
         if let Some(encoding) = compression.encoding() {
-            headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
+            headers.insert("grpc-encoding", HeaderValue::from_static(encoding.as_str()));
         }
         Ok(Self { authority, uri, headers, timeout, tls, tasks: tasks.clone(), sender: Mutex::new(None) })
     }
@@ -208,20 +213,18 @@ fn rejected(headers: &HeaderMap, mut reply: Bytes) -> u64 {
     let is_compressed = reply.get_u8() == 1;
     let _len = reply.get_u32();
     let encoding = headers.get("grpc-encoding").map(HeaderValue::as_bytes);
-    let codec = if is_compressed { Compression::from_encoding(encoding) } else { Some(Compression::None) };
-    let mut message = Vec::new();
-    let inflated = codec.is_some_and(|codec| {
-        codec
-            .inflate(&reply, |piece| {
-                if message.len() + piece.len() > MAX_REPLY {
-                    return Err(std::io::ErrorKind::InvalidData.into());
-                }
-                message.extend_from_slice(piece);
-                Ok(())
-            })
-            .is_ok()
-    });
-    let decoded = inflated.then(|| ExportTraceServiceResponse::decode(message.as_slice()).ok()).flatten();
+    let inflated;
+    let message = if is_compressed {
+        let encoding = encoding.and_then(Encoding::from_name);
+        match encoding.and_then(|encoding| inflate_uncounted(encoding, &reply, MAX_REPLY).ok()) {
+            Some(message) => inflated = message.payload().into_owned(),
+            None => return 0,
+        }
+        inflated.as_slice()
+    } else {
+        reply.as_ref()
+    };
+    let decoded = ExportTraceServiceResponse::decode(message).ok();
     let rejected = decoded.and_then(|reply| reply.partial_success).map_or(0, |partial| partial.rejected_spans);
     u64::try_from(rejected).unwrap_or(0)
 }

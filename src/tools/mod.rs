@@ -4,7 +4,7 @@
 //!
 //! Shared modules: [`ids`] generates trace and span IDs from which a sink can tell whether a trace is complete.
 //! [`otlp_body`] writes the requests. `walk` parses them again; it shares no code with `split`, so that a defect in one
-//! is noticed by the other. `h2client` and `codec` send and compress requests.
+//! is noticed by the other. `h2client` sends requests.
 
 pub mod convert;
 pub mod demo;
@@ -15,14 +15,13 @@ pub mod otlp_body;
 pub mod ring;
 pub mod sink;
 
-mod codec;
 mod h2client;
 mod tls;
 mod walk;
 
 use std::time::Duration;
 
-pub use codec::Compression;
+pub use crate::settings::Compression;
 
 /// Resolves when the process receives SIGINT or SIGTERM.
 pub(crate) async fn interrupted() -> std::io::Result<()> {

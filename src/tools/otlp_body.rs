@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{
-    codec::Compression,
-    ids::{MAX_SPANS_PER_TRACE, SpanPosition, TraceKey},
+use super::ids::{MAX_SPANS_PER_TRACE, SpanPosition, TraceKey};
+use crate::{
+    codec::{self, Encoding},
+    otlp::framed::PREFIX_LEN,
+    settings::Compression,
 };
-use crate::otlp::framed::PREFIX_LEN;
+
+/// The compression level of requests.
+const LEVEL: u32 = 1;
 
 /// Shape and number of the requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -150,9 +154,9 @@ impl Bodies {
         for slot in &body.slots {
             self.patch(&mut message, slot, pass, index, now);
         }
-        match self.spec.compression {
-            Compression::None => message.freeze(),
-            codec => compressed(codec, &message).unwrap_or_default(),
+        match self.spec.compression.encoding() {
+            None => message.freeze(),
+            Some(encoding) => compressed(encoding, &message).unwrap_or_default(),
         }
     }
 
@@ -254,8 +258,10 @@ fn write_body(spec: &BodySpec, index: usize, batch: usize) -> Result<Body, SpecE
         .map(|(at, trace, place)| Some(Slot { offset: u32::try_from(at + spans_at).ok()?, trace, place }))
         .collect();
     let framed = frame(0, &message).ok_or_else(too_large)?;
-    let precompress = !spec.unique && spec.compression != Compression::None;
-    let message = if precompress { compressed(spec.compression, &framed).ok_or_else(too_large)? } else { framed };
+    let message = match spec.compression.encoding().filter(|_| !spec.unique) {
+        Some(encoding) => compressed(encoding, &framed).ok_or_else(too_large)?,
+        None => framed,
+    };
     Ok(Body { slots: slots.ok_or(SpecError::TooLarge(message.len()))?, message })
 }
 
@@ -355,8 +361,9 @@ fn frame(flag: u8, message: &[u8]) -> Option<Bytes> {
     Some(framed.freeze())
 }
 
-fn compressed(codec: Compression, framed: &[u8]) -> Option<Bytes> {
-    frame(1, &codec.compress(framed.get(PREFIX_LEN..)?).ok()?)
+fn compressed(encoding: Encoding, framed: &[u8]) -> Option<Bytes> {
+    let payload = framed.get(PREFIX_LEN..)?;
+    codec::compress(encoding, LEVEL, [payload].into_iter(), payload.len()).ok()
 }
 
 #[cfg(test)]
@@ -440,14 +447,9 @@ mod tests {
                 let packed = Bodies::generate(packed).unwrap().compose(1, None);
                 assert_eq!(packed[0], 1, "the compression flag");
                 assert!(packed.len() < plain.len() / 2);
-                let mut inflated: Vec<u8> = Vec::new();
-                compression
-                    .inflate(&packed[PREFIX_LEN..], |piece| {
-                        inflated.extend(piece);
-                        Ok(())
-                    })
-                    .unwrap();
-                assert_eq!(inflated, plain[PREFIX_LEN..]);
+                let encoding = compression.encoding().unwrap();
+                let inflated = codec::inflate_uncounted(encoding, &packed[PREFIX_LEN..], plain.len()).unwrap();
+                assert_eq!(inflated.payload(), &plain[PREFIX_LEN..]);
             }
         }
     }

@@ -21,8 +21,9 @@ const ROOMS: &[Room] = &[
     ("otlp", &[]),
     ("settings", &["otlp"]),
     ("allocator", &[]),
-    ("budget", &[]),
     ("buffers", &[]),
+    ("budget", &["buffers"]),
+    ("codec", &["budget", "otlp", "settings"]),
     ("lifecycle", &[]),
     ("shortage", &[]),
     ("signals", &[]),
@@ -44,7 +45,7 @@ const ROOMS: &[Room] = &[
     // Calls on one connection, without queues.
     (
         "dispatch::transport",
-        &["access", "buffers", "endpoint", "health", "lifecycle", "otlp", "settings", "shortage", "tls"],
+        &["access", "buffers", "codec", "endpoint", "health", "lifecycle", "otlp", "settings", "shortage", "tls"],
     ),
     (
         "dispatch",
@@ -68,6 +69,7 @@ const ROOMS: &[Room] = &[
         &[
             "budget",
             "buffers",
+            "codec",
             "descriptors",
             "lifecycle",
             "listen",
@@ -108,7 +110,7 @@ const ROOMS: &[Room] = &[
         ],
     ),
     // The other commands.
-    ("tools", &["admin", "config", "discovery", "endpoint", "lifecycle", "otlp", "ring", "settings", "tls"]),
+    ("tools", &["admin", "codec", "config", "discovery", "endpoint", "lifecycle", "otlp", "ring", "settings", "tls"]),
     ("cli", &["config", "settings", "tools"]),
     ("lib", &[]),
     ("main", &["allocator", "cli", "config", "descriptors", "proxy", "settings", "signals", "telemetry", "tools"]),

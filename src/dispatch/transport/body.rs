@@ -6,8 +6,9 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Contents, codec};
+use super::Contents;
 use crate::{
+    codec,
     otlp::{
         Chunk, Framed,
         framed::{PREFIX_LEN, prefix_of},
@@ -25,12 +26,12 @@ const LARGE: usize = 8 << 10;
 /// The body of a call with these `contents`, in the buffers that it lies in.
 pub(super) fn build(contents: &impl Contents, compression: Compression, level: u32) -> io::Result<Vec<Bytes>> {
     let mut messages = contents.messages();
-    match compression {
-        Compression::None if messages.len() == 1 => Ok(messages.next().map(Framed::buffers).unwrap_or_default()),
-        Compression::None => join(contents),
-        compression => {
+    match compression.encoding() {
+        None if messages.len() == 1 => Ok(messages.next().map(Framed::buffers).unwrap_or_default()),
+        None => join(contents),
+        Some(encoding) => {
             let payloads = messages.flat_map(Framed::payload_runs);
-            Ok(vec![codec::compress(compression, level, payloads, contents.payload_len())?])
+            Ok(vec![codec::compress(encoding, level, payloads, contents.payload_len())?])
         }
     }
 }
@@ -133,7 +134,9 @@ mod tests {
                         assert_eq!(prefix, prefix_of(u32::try_from(expected.len()).unwrap()));
                         assert!(payload == expected, "{count} parts, {in_one:b}");
                     } else {
-                        assert!(codec::inflate(b"zstd", payload).unwrap() == expected, "{count} parts, {in_one:b}");
+                        let inflated =
+                            codec::inflate_uncounted(codec::Encoding::Zstd, payload, expected.len()).unwrap();
+                        assert!(inflated.payload() == expected, "{count} parts, {in_one:b}");
                     }
                 }
             }

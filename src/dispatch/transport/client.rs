@@ -18,7 +18,7 @@ use crate::{
     access::Access,
     lifecycle::{INSTANCE_HEADER, instance},
     otlp::{Chunk, Signal},
-    settings::{Compression, Delivery},
+    settings::Delivery,
 };
 
 /// Window for one reply and for all: replies are a few bytes, at most a message of 4 MiB that is read at once.
@@ -112,13 +112,8 @@ fn headers_of(keys: &Delivery, access: &Access) -> HeaderMap {
     }
     // grpc-go answers in the codec of the request, whatever is accepted.
     headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip,zstd"));
-    let encoding = match keys.compression {
-        Compression::Gzip => Some("gzip"),
-        Compression::None => None,
-        Compression::Zstd => Some("zstd"),
-    };
-    if let Some(encoding) = encoding {
-        headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
+    if let Some(encoding) = keys.compression.encoding() {
+        headers.insert("grpc-encoding", HeaderValue::from_static(encoding.as_str()));
     }
     headers.extend(access.headers().iter().cloned());
     headers

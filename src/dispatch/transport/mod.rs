@@ -7,7 +7,7 @@
 //! - Connection: `dialer` opens the socket (`stream`) and performs the TLS handshake, `client` begins HTTP/2. `driver` is the
 //!   task of the connection and all its calls. `wakers` tell it what it was woken for, `clock` is its timer, `silence` decides
 //!   when a backend that sends nothing is asked and given up.
-//! - Calls: `call` sends one RPC. `body` and `codec` build its body, `reply` reads the answer, and `outcome` classifies it.
+//! - Calls: `call` sends one RPC. `body` builds its body, `reply` reads the answer, and `outcome` classifies it.
 //!   `witness` keeps a call open after its clients have left.
 //! - Bytes: `wire` gathers what HTTP/2 writes, `outgoing` keeps it without copies, and `frames` cuts it to the frame size that
 //!   the backend accepts.
@@ -17,7 +17,6 @@ mod body;
 mod call;
 mod client;
 mod clock;
-mod codec;
 mod dialer;
 mod driver;
 mod frames;

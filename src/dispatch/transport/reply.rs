@@ -12,12 +12,15 @@ use http::HeaderMap;
 use prost::Message;
 
 use super::{
-    Failure, codec,
+    Failure,
     outcome::{Partial, Scope, Verdict},
 };
-use crate::otlp::{
-    framed::PREFIX_LEN,
-    text::{MAX_MESSAGE, shortened},
+use crate::{
+    codec::{Encoding, inflate_uncounted},
+    otlp::{
+        framed::PREFIX_LEN,
+        text::{MAX_MESSAGE, shortened},
+    },
 };
 
 /// A reply's message, at most: what OTLP asks clients to take.
@@ -124,11 +127,10 @@ fn partial_of(headers: &HeaderMap, data: &Data) -> Option<Partial> {
     let message = if prefix.first() == Some(&0) {
         message
     } else {
-        let encoding = headers.get("grpc-encoding").map_or(b"".as_slice(), |value| value.as_bytes());
-        match codec::inflate(encoding, message) {
-            Ok(message) => inflated = message,
-            Err(_) => return unread("it can't be decompressed"),
-        }
+        let encoding = headers.get("grpc-encoding").and_then(|name| Encoding::from_name(name.as_bytes()));
+        let message = encoding.and_then(|encoding| inflate_uncounted(encoding, message, MAX_REPLY).ok());
+        let Some(message) = message else { return unread("it can't be decompressed") };
+        inflated = message.payload().into_owned();
         inflated.as_slice()
     };
     match ExportResponse::decode(message) {

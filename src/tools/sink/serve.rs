@@ -1,7 +1,6 @@
 //! The server of a sink: HTTP/2 with the `h2` crate, one task per connection. Bodies are parsed frame by frame.
 
 use std::{
-    io,
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -26,13 +25,13 @@ use super::{
     count::{Batch, Detail},
 };
 use crate::{
+    codec::{Encoding, InflateError, inflate_uncounted},
     lifecycle::Tasks,
     otlp::{
         Signal,
         framed::{PREFIX_LEN, prefix_of},
     },
     tools::{
-        codec::Compression,
         ids::mix,
         walk::{SpanIds, Walker},
     },
@@ -216,7 +215,7 @@ struct Reader<'a> {
     /// Number of the request.
     number: u64,
     behaviour: &'a Behaviour,
-    codec: Option<Compression>,
+    encoding: Option<Encoding>,
     max_message: usize,
     prefix: BytesMut,
     /// Whether the message is compressed, and the number of its bytes still to come; `None` until the prefix is
@@ -234,7 +233,7 @@ impl<'a> Reader<'a> {
             signal,
             number,
             behaviour,
-            codec: Compression::from_encoding(headers.get("grpc-encoding").map(HeaderValue::as_bytes)),
+            encoding: headers.get("grpc-encoding").and_then(|name| Encoding::from_name(name.as_bytes())),
             max_message: inner.config.max_recv_msg_size,
             prefix: BytesMut::new(),
             message: None,
@@ -299,24 +298,14 @@ impl<'a> Reader<'a> {
     }
 
     fn inflate(&mut self) -> Result<(), Status> {
-        let codec =
-            self.codec.ok_or_else(|| Status::unimplemented("no decompressor installed for this grpc-encoding"))?;
+        let encoding = self.encoding.filter(|encoding| *encoding != Encoding::Snappy);
+        let encoding =
+            encoding.ok_or_else(|| Status::unimplemented("no decompressor installed for this grpc-encoding"))?;
         let packed = self.packed.split().freeze();
-        let (mut inflated, mut status) = (0, None);
-        let result = codec.inflate(&packed, |piece| {
-            inflated += piece.len();
-            let taken = self.check_size(inflated).and_then(|()| self.walk(piece));
-            taken.map_err(|error| {
-                status = Some(error);
-                io::ErrorKind::InvalidData.into()
-            })
-        });
-        match (result, status) {
-            (Ok(()), _) => Ok(()),
-            (Err(_), Some(status)) => Err(status),
-            (Err(error), None) => {
-                Err(Status::internal(format!("grpc: failed to decompress the received message: {error}")))
-            }
+        match inflate_uncounted(encoding, &packed, self.max_message) {
+            Ok(message) => self.walk(&message.payload()),
+            Err(InflateError::TooLarge) => self.check_size(self.max_message.saturating_add(1)),
+            Err(_) => Err(Status::internal("grpc: failed to decompress the received message")),
         }
     }
 }

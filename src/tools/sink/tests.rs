@@ -8,8 +8,8 @@ use tonic::Code;
 use super::*;
 use crate::{
     otlp::{Framed, Signal},
+    settings::Compression,
     tools::{
-        codec::Compression,
         h2client::{Answer, Channel},
         otlp_body::{Bodies, BodySpec},
     },

@@ -9,18 +9,14 @@ use bytes::Bytes;
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
-use super::body::{BodyError, Buffer};
+use super::{Encoding, ZSTD_WINDOW_LOG};
 use crate::{
-    budget::Permit,
+    budget::{Budget, Buffer, Permit},
     otlp::{
         Framed,
         framed::{PREFIX_LEN, prefix_of},
     },
 };
-
-/// The largest zstd window that a client may use, as a power of two: 8 MiB, which RFC 8878 (3.1.1.1.2) asks decoders to
-/// support and no usual compression level exceeds. The decoder of a thread keeps no more memory than this.
-const ZSTD_WINDOW_LOG: u32 = 23;
 
 /// The most members that a gzip stream may have. Real clients send one; each costs a reset of the decoder.
 const GZIP_MEMBERS: usize = 256;
@@ -33,18 +29,9 @@ const BELIEVED: usize = 256 << 10;
 /// ... or this many times the compressed size, which the sender really sent.
 const BELIEVED_RATIO: usize = 8;
 
-/// A compression that OTLP clients use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Codec {
-    Gzip,
-    /// The framing format of snappy, which Collectors send.
-    Snappy,
-    Zstd,
-}
-
 /// The reason why a message could not be inflated.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum InflateError {
+pub enum InflateError {
     /// The inflated message is larger than the limit.
     TooLarge,
     /// The budget has no room.
@@ -63,19 +50,24 @@ thread_local! {
 ///
 /// The permit grows by the size of the output while it still covers the input. Returns the message and its size in
 /// memory; the caller shrinks the permit to that size once it has dropped the input.
-pub(super) fn inflate(
-    codec: Codec,
+pub fn inflate(
+    encoding: Encoding,
     input: &[u8],
     limit: usize,
     permit: &mut Permit,
 ) -> Result<(Framed, usize), InflateError> {
     let mut output = Output::new(limit, permit);
-    match codec {
-        Codec::Gzip => GZIP.with_borrow_mut(|decoder| gunzip(decoder, input, &mut output))?,
-        Codec::Snappy => unsnappy(input, &mut output)?,
-        Codec::Zstd => ZSTD.with_borrow_mut(|decoder| unzstd(decoder, input, &mut output))?,
+    match encoding {
+        Encoding::Gzip => GZIP.with_borrow_mut(|decoder| gunzip(decoder, input, &mut output))?,
+        Encoding::Snappy => unsnappy(input, &mut output)?,
+        Encoding::Zstd => ZSTD.with_borrow_mut(|decoder| unzstd(decoder, input, &mut output))?,
     }
     output.seal()
+}
+
+/// Inflates `input` to a message of at most `limit` bytes that counts in no budget: a reply, or a message of a tool.
+pub fn inflate_uncounted(encoding: Encoding, input: &[u8], limit: usize) -> Result<Framed, InflateError> {
+    inflate(encoding, input, limit, &mut Budget::new(usize::MAX).permit()).map(|(message, _)| message)
 }
 
 fn gunzip(decoder: &mut Decompress, mut input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
@@ -234,9 +226,13 @@ impl<'a> Output<'a> {
         let believed = compressed.saturating_mul(BELIEVED_RATIO).max(BELIEVED).min(self.limit);
         let size = usize::try_from(stated).unwrap_or(usize::MAX).min(believed);
         // One byte more than stated, so that a decoder which has still to read its end does not need a larger buffer.
-        self.buffer.reach(PREFIX_LEN + size + 1, self.permit).map_err(InflateError::from)?;
+        self.reach(PREFIX_LEN + size + 1)?;
         self.buffer.bytes.extend_from_slice(&[0; PREFIX_LEN]);
         Ok(())
+    }
+
+    fn reach(&mut self, capacity: usize) -> Result<(), InflateError> {
+        if self.buffer.reach(capacity, self.permit) { Ok(()) } else { Err(InflateError::Budget) }
     }
 
     fn has_room(&self) -> bool {
@@ -253,7 +249,7 @@ impl<'a> Output<'a> {
             return Err(InflateError::TooLarge);
         }
         let doubled = self.buffer.bytes.capacity().saturating_mul(2).min(most);
-        self.buffer.reach(doubled, self.permit).map_err(InflateError::from)
+        self.reach(doubled)
     }
 
     fn seal(self) -> Result<(Framed, usize), InflateError> {
@@ -270,24 +266,11 @@ impl<'a> Output<'a> {
     }
 }
 
-impl From<BodyError> for InflateError {
-    fn from(error: BodyError) -> Self {
-        match error {
-            BodyError::TooLarge => Self::TooLarge,
-            BodyError::Budget => Self::Budget,
-            BodyError::Flag | BodyError::Truncated | BodyError::Missing | BodyError::Excess | BodyError::Gone => {
-                Self::Corrupt("unreadable body")
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::budget::Budget;
 
     const MIB: usize = 1 << 20;
 
@@ -311,10 +294,10 @@ mod tests {
         (0..len).map(|i| u8::try_from((i * i / 7) % 64).unwrap()).collect()
     }
 
-    fn run(codec: Codec, input: &[u8], limit: usize, budget: usize) -> Result<Vec<u8>, InflateError> {
+    fn run(encoding: Encoding, input: &[u8], limit: usize, budget: usize) -> Result<Vec<u8>, InflateError> {
         let budget = Budget::new(budget);
         let mut permit = budget.take(input.len()).expect("the budget must hold the input");
-        let (framed, held) = inflate(codec, input, limit, &mut permit)?;
+        let (framed, held) = inflate(encoding, input, limit, &mut permit)?;
         assert!(budget.used() >= input.len() + framed.payload_len(), "both must be in the budget while both live");
         permit.shrink_to(held);
         assert_eq!(budget.used(), held);
@@ -326,70 +309,74 @@ mod tests {
     fn what_was_deflated_comes_back() {
         for len in [0, 1, 100, 4096, BELIEVED, 5 * MIB + 3] {
             let data = text(len);
-            assert_eq!(run(Codec::Gzip, &gzip(&data), len, 64 * MIB), Ok(data.clone()), "gzip of {len}");
-            assert_eq!(run(Codec::Zstd, &zstd(&data), len, 64 * MIB), Ok(data.clone()), "zstd of {len}");
-            assert_eq!(run(Codec::Snappy, &snappy(&data), len, 64 * MIB), Ok(data.clone()), "snappy of {len}");
+            assert_eq!(run(Encoding::Gzip, &gzip(&data), len, 64 * MIB), Ok(data.clone()), "gzip of {len}");
+            assert_eq!(run(Encoding::Zstd, &zstd(&data), len, 64 * MIB), Ok(data.clone()), "zstd of {len}");
+            assert_eq!(run(Encoding::Snappy, &snappy(&data), len, 64 * MIB), Ok(data.clone()), "snappy of {len}");
         }
     }
 
     #[test]
     fn one_byte_above_the_limit_is_too_large() {
         let data = text(10_000);
-        let inputs = [(Codec::Gzip, gzip(&data)), (Codec::Zstd, zstd(&data)), (Codec::Snappy, snappy(&data))];
-        for (codec, input) in inputs {
-            assert_eq!(run(codec, &input, 9_999, MIB), Err(InflateError::TooLarge), "{codec:?}");
+        let inputs = [(Encoding::Gzip, gzip(&data)), (Encoding::Zstd, zstd(&data)), (Encoding::Snappy, snappy(&data))];
+        for (encoding, input) in inputs {
+            assert_eq!(run(encoding, &input, 9_999, MIB), Err(InflateError::TooLarge), "{encoding:?}");
         }
     }
 
     #[test]
     fn a_bomb_never_holds_more_than_the_limit() {
         let zeros = vec![0; 64 * MIB];
-        let bombs = [(Codec::Gzip, gzip(&zeros)), (Codec::Zstd, zstd(&zeros)), (Codec::Snappy, snappy(&zeros))];
-        for (codec, bomb) in bombs {
+        let bombs =
+            [(Encoding::Gzip, gzip(&zeros)), (Encoding::Zstd, zstd(&zeros)), (Encoding::Snappy, snappy(&zeros))];
+        for (encoding, bomb) in bombs {
             // Snappy inflates to about twenty times its size at most.
-            assert!(bomb.len() < 4 * MIB, "{codec:?}");
-            assert_eq!(run(codec, &bomb, 4 * MIB, 512 * MIB), Err(InflateError::TooLarge), "{codec:?}");
+            assert!(bomb.len() < 4 * MIB, "{encoding:?}");
+            assert_eq!(run(encoding, &bomb, 4 * MIB, 512 * MIB), Err(InflateError::TooLarge), "{encoding:?}");
             // The budget is used up before the limit is reached.
-            assert_eq!(run(codec, &bomb, 63 * MIB, bomb.len() + 2 * MIB), Err(InflateError::Budget), "{codec:?}");
+            assert_eq!(run(encoding, &bomb, 63 * MIB, bomb.len() + 2 * MIB), Err(InflateError::Budget), "{encoding:?}");
         }
     }
 
     #[test]
     fn several_members_are_one_message_and_garbage_after_them_is_not() {
         let two = [gzip(b"one, "), gzip(b"two")].concat();
-        assert_eq!(run(Codec::Gzip, &two, 100, MIB), Ok(b"one, two".to_vec()));
+        assert_eq!(run(Encoding::Gzip, &two, 100, MIB), Ok(b"one, two".to_vec()));
         let two = [zstd(b"one, "), zstd(b"two")].concat();
-        assert_eq!(run(Codec::Zstd, &two, 100, MIB), Ok(b"one, two".to_vec()));
-        for (codec, good) in [(Codec::Gzip, gzip(b"good")), (Codec::Zstd, zstd(b"good"))] {
+        assert_eq!(run(Encoding::Zstd, &two, 100, MIB), Ok(b"one, two".to_vec()));
+        for (encoding, good) in [(Encoding::Gzip, gzip(b"good")), (Encoding::Zstd, zstd(b"good"))] {
             for garbage in [&b"\0"[..], b"garbage, and more of it", &good[..good.len() - 1]] {
                 let input = [&good[..], garbage].concat();
-                assert!(matches!(run(codec, &input, 100, MIB), Err(InflateError::Corrupt(_))), "{codec:?} {garbage:?}");
+                assert!(
+                    matches!(run(encoding, &input, 100, MIB), Err(InflateError::Corrupt(_))),
+                    "{encoding:?} {garbage:?}"
+                );
             }
         }
         let many: Vec<u8> = std::iter::repeat_n(gzip(b""), GZIP_MEMBERS + 1).flatten().collect();
-        assert!(matches!(run(Codec::Gzip, &many, 100, MIB), Err(InflateError::Corrupt(_))));
+        assert!(matches!(run(Encoding::Gzip, &many, 100, MIB), Err(InflateError::Corrupt(_))));
     }
 
     #[test]
     fn every_truncation_and_every_broken_byte_is_an_error_or_the_same_data() {
         let data = text(600);
-        for (codec, good) in [(Codec::Gzip, gzip(&data)), (Codec::Zstd, zstd(&data))] {
+        for (encoding, good) in [(Encoding::Gzip, gzip(&data)), (Encoding::Zstd, zstd(&data))] {
             for len in 0..good.len() {
                 assert!(
-                    matches!(run(codec, &good[..len], 1000, MIB), Err(InflateError::Corrupt(_))),
-                    "{codec:?} {len}"
+                    matches!(run(encoding, &good[..len], 1000, MIB), Err(InflateError::Corrupt(_))),
+                    "{encoding:?} {len}"
                 );
             }
             for at in 0..good.len() {
                 let mut broken = good.clone();
                 broken[at] ^= 0x55;
-                if let Ok(inflated) = run(codec, &broken, 1000, MIB) {
+                if let Ok(inflated) = run(encoding, &broken, 1000, MIB) {
                     // Only bytes that do not affect the data may change: a time stamp, an operating system.
-                    assert!(inflated == data || codec == Codec::Zstd, "{codec:?} at {at}");
+                    assert!(inflated == data || encoding == Encoding::Zstd, "{encoding:?} at {at}");
                 }
             }
         }
-        assert_eq!(run(Codec::Gzip, &gzip(&data), 1000, MIB), Ok(data), "a decoder must survive broken input");
+        assert_eq!(run(Encoding::Gzip, &gzip(&data), 1000, MIB), Ok(data), "a decoder must survive broken input");
     }
 
     #[test]
@@ -398,24 +385,24 @@ mod tests {
         let good = snappy(&data);
         // A stream may have a second stream identifier, padding and skippable chunks.
         let odd = [&good[..], &[0xfe, 3, 0, 0, 1, 2, 3], &[0x80, 0, 0, 0], &good].concat();
-        assert_eq!(run(Codec::Snappy, &odd, MIB, 64 * MIB), Ok([&data[..], &data].concat()));
-        assert_eq!(run(Codec::Snappy, b"", 100, MIB), Ok(Vec::new()), "an empty message");
+        assert_eq!(run(Encoding::Snappy, &odd, MIB, 64 * MIB), Ok([&data[..], &data].concat()));
+        assert_eq!(run(Encoding::Snappy, b"", 100, MIB), Ok(Vec::new()), "an empty message");
         let raw = snap::raw::Encoder::new().compress_vec(&data).unwrap();
         for broken in
             [&raw[..], b"\xff\x06\0\0sNaPpX", &[&good[..], &[0x02, 0, 0, 0]].concat(), &[&good[..], b"x"].concat()]
         {
-            assert!(matches!(run(Codec::Snappy, broken, MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
+            assert!(matches!(run(Encoding::Snappy, broken, MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
         }
         let good = snappy(&text(600));
         for len in 1..good.len() {
-            let cut = run(Codec::Snappy, &good[..len], 1000, MIB);
+            let cut = run(Encoding::Snappy, &good[..len], 1000, MIB);
             // A stream that is cut after the first chunk, the stream identifier, is an empty message.
             assert!(matches!(cut, Err(InflateError::Corrupt(_))) || (len == 10 && cut == Ok(Vec::new())), "{len}");
         }
         for at in 0..good.len() {
             let mut broken = good.clone();
             broken[at] ^= 0x55;
-            if let Ok(inflated) = run(Codec::Snappy, &broken, 1000, MIB) {
+            if let Ok(inflated) = run(Encoding::Snappy, &broken, 1000, MIB) {
                 assert!(
                     inflated == text(600) || inflated.is_empty(),
                     "a chunk may have become one that is skipped: {at}"
@@ -432,7 +419,7 @@ mod tests {
         input.extend_from_slice(b"\x03\0abc");
         input.extend_from_slice(b"name\0comment\0\x12\x34");
         input.extend_from_slice(&plain[10..]);
-        assert_eq!(run(Codec::Gzip, &input, 100, MIB), Ok(b"named".to_vec()));
+        assert_eq!(run(Encoding::Gzip, &input, 100, MIB), Ok(b"named".to_vec()));
     }
 
     #[test]
@@ -449,7 +436,7 @@ mod tests {
             }
             encoder.finish().unwrap()
         };
-        assert_eq!(run(Codec::Zstd, &deflate(23), MIB, 64 * MIB), Ok(data.clone()));
-        assert!(matches!(run(Codec::Zstd, &deflate(24), MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
+        assert_eq!(run(Encoding::Zstd, &deflate(23), MIB, 64 * MIB), Ok(data.clone()));
+        assert!(matches!(run(Encoding::Zstd, &deflate(24), MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
     }
 }
