@@ -1,8 +1,6 @@
 //! The accept loop of every listener, plain or TLS.
 
 use std::{
-    convert::Infallible,
-    error::Error,
     fmt,
     future::Future,
     io,
@@ -15,9 +13,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::{Request, Response};
-use http_body::Body;
-use hyper::{body::Incoming, service::Service};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -29,6 +24,7 @@ use super::{
     connection::{self, Deadlines},
     metrics::ListenerMetrics,
     opening::{self, Foreign, ForeignConnections, Opening, Preface, Reopened},
+    service::HttpService,
     silent::{Room, SilentConnection, SilentConnections},
     streams::Tally,
     trouble::Trouble,
@@ -99,15 +95,11 @@ impl Connector for Plain {
 impl Bound {
     /// Accepts connections until the drain begins. `make_service` makes the service of each connection from the peer's
     /// address.
-    pub fn serve<C, M, S, B>(self, limits: Limits, connector: C, make_service: M, tasks: &Tasks) -> Handle
+    pub fn serve<C, M, S>(self, limits: Limits, connector: C, make_service: M, tasks: &Tasks) -> Handle
     where
         C: Connector,
         M: Fn(SocketAddr) -> S + Send + Sync + 'static,
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
-        S::Future: Send + 'static,
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
+        S: HttpService,
     {
         let limits = Arc::new(ArcSwap::from_pointee(limits));
         let listener = Arc::new(Listener {
@@ -171,15 +163,11 @@ struct Listener<C, M> {
     tasks: Tasks,
 }
 
-async fn accept<C, M, S, B>(bound: Bound, listener: Arc<Listener<C, M>>)
+async fn accept<C, M, S>(bound: Bound, listener: Arc<Listener<C, M>>)
 where
     C: Connector,
     M: Fn(SocketAddr) -> S + Send + Sync + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
-    S::Future: Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    S: HttpService,
 {
     let open = Arc::default();
     let mut silent = SilentConnections::default();
@@ -248,14 +236,13 @@ impl<C: Connector, M> Listener<C, M> {
         }
     }
 
-    async fn connection<S, B>(&self, connection: SilentConnection<Place>, peer: SocketAddr, service: S, limits: &Limits)
-    where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-        S::Future: Send + 'static,
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    async fn connection<S: HttpService>(
+        &self,
+        connection: SilentConnection<Place>,
+        peer: SocketAddr,
+        service: S,
+        limits: &Limits,
+    ) {
         let open = self.metrics.opened();
         let deadlines = Deadlines::new(limits);
         let spoken = tokio::select! {

@@ -2,8 +2,6 @@
 //! header block stalls, or when the process drains. A connection that does not finish in time is closed.
 
 use std::{
-    convert::Infallible,
-    error::Error,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::{
@@ -15,8 +13,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, task::AtomicWaker};
-use http::{Request, Response};
-use http_body::Body;
+use http::Request;
 use hyper::{body::Incoming, rt::Executor, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -31,6 +28,7 @@ use super::{
     accept::{Limits, Protocol},
     layers::Layered,
     progress::{DRAIN_GRACE, Progress},
+    service::HttpService,
     streams::{Streams, Tally},
     turns::Turns,
 };
@@ -121,7 +119,7 @@ impl Deadlines {
 /// drains, or when a handshake or header block was begun and does not finish in time. If the connection then does not
 /// end in time, or if the process stops, the connection is dropped: otherwise a client that does not answer could keep
 /// it open for ever. An idle connection is left alone until it is told to finish.
-pub(super) async fn serve<I, S, B>(
+pub(super) async fn serve<I, S>(
     limits: &Limits,
     stream: I,
     service: S,
@@ -130,11 +128,7 @@ pub(super) async fn serve<I, S, B>(
     tasks: &Tasks,
 ) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-    S::Future: Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    S: HttpService,
 {
     let (tally, progress) = (Arc::new(tally), Arc::new(Progress::new(deadlines.begun)));
     let service = CountedService { service, tally: Arc::clone(&tally) };
