@@ -1,74 +1,224 @@
-//! A bound on the bytes that all requests together hold in memory: bodies, inflated bytes, parts.
+//! The account of the memory that grows with load or with peers. Everything of that kind is taken from it before it is
+//! allocated, and given back when it is freed.
+//!
+//! The limit is divided into two shares. Clients' connections and streams have one, and requests have the other:
+//! otherwise many idle clients could leave no room for the requests of the others, or requests none for new clients.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use crate::buffers;
 
-/// A process-wide bound on the bytes held by requests. Cloning shares it.
+/// The part of the limit that clients' connections and streams may hold: a third.
+const CLIENTS_PART: usize = 3;
+
+/// The process's own memory counts for at most this part of the limit: a half. A smaller limit than the process needs
+/// would leave nothing for requests.
+const FIXED_PART: usize = 2;
+
+/// The purpose of memory. The account counts each purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Open connections of clients, with their read buffers.
+    Connections,
+    /// Streams of clients, from their headers to their answers.
+    Streams,
+    /// Requests: bodies, inflated messages and the parts that are cut from them.
+    Requests,
+    /// Pages and streams of the admin port.
+    Admin,
+    /// Tables that are being built or that are published.
+    Tables,
+}
+
+/// A process-wide account of memory. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    clients: Share,
+    requests: Share,
+    used_for: [AtomicUsize; Use::ALL.len()],
+}
+
+/// A part of the limit.
+#[derive(Debug)]
+struct Share {
     limit: AtomicUsize,
     used: AtomicUsize,
 }
 
-impl Budget {
-    /// Creates a budget of `limit` bytes.
-    pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Inner { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) }))
-    }
+/// How a limit is divided, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Division {
+    /// The memory of the process without clients.
+    pub fixed: usize,
+    /// The share of clients' connections and streams.
+    pub clients: usize,
+    /// The share of requests.
+    pub requests: usize,
+}
 
-    /// Returns the limit in bytes.
-    pub fn limit(&self) -> usize {
-        self.0.limit.load(Ordering::Relaxed)
-    }
+// === impl Use ===
 
-    /// Changes the limit. Permits that are held keep their bytes. While they exceed a lower limit, no further bytes are
-    /// granted.
-    pub fn set_limit(&self, limit: usize) {
-        self.0.limit.store(limit, Ordering::Relaxed);
-    }
+impl Use {
+    /// All purposes.
+    pub const ALL: [Self; 5] = [Self::Connections, Self::Streams, Self::Requests, Self::Admin, Self::Tables];
 
-    /// Returns the number of bytes held now.
-    pub fn used(&self) -> usize {
-        self.0.used.load(Ordering::Relaxed)
-    }
-
-    /// Returns an empty permit that can grow.
-    pub fn permit(&self) -> Permit {
-        Permit { budget: self.clone(), bytes: 0 }
-    }
-
-    /// Takes `bytes`, or returns `None` if there is no room for them.
-    pub fn take(&self, bytes: usize) -> Option<Permit> {
-        let mut permit = self.permit();
-        permit.grow(bytes).then_some(permit)
-    }
-
-    fn try_add(&self, bytes: usize) -> bool {
-        let limit = self.limit();
-        self.0
-            .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= limit)
-            })
-            .is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.0.used.fetch_sub(bytes, Ordering::Relaxed);
+    /// Returns the value of the metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Streams => "streams",
+            Self::Requests => "requests",
+            Self::Admin => "admin",
+            Self::Tables => "tables",
+        }
     }
 }
 
-/// Bytes taken from a budget. They are given back on drop.
+// === impl Division ===
+
+impl Division {
+    /// Divides `limit` bytes, of which the process itself needs `fixed`.
+    pub fn of(limit: usize, fixed: usize) -> Self {
+        let fixed = fixed.min(limit / FIXED_PART);
+        let clients = (limit - fixed) / CLIENTS_PART;
+        Self { fixed, clients, requests: limit - fixed - clients }
+    }
+}
+
+// === impl Share ===
+
+impl Share {
+    fn new(limit: usize) -> Self {
+        Self { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) }
+    }
+
+    fn try_add(&self, bytes: usize) -> bool {
+        let limit = self.limit.load(Relaxed);
+        self.used.fetch_update(Relaxed, Relaxed, |used| used.checked_add(bytes).filter(|sum| *sum <= limit)).is_ok()
+    }
+}
+
+// === impl Budget ===
+
+impl Budget {
+    /// Creates an account whose shares have `limit` bytes each.
+    pub fn new(limit: usize) -> Self {
+        Self::divided(Division { fixed: 0, clients: limit, requests: limit })
+    }
+
+    /// Creates an account with these shares.
+    pub fn divided(division: Division) -> Self {
+        Self(Arc::new(Inner {
+            clients: Share::new(division.clients),
+            requests: Share::new(division.requests),
+            used_for: Default::default(),
+        }))
+    }
+
+    /// Returns the share of requests, in bytes.
+    pub fn limit(&self) -> usize {
+        self.0.requests.limit.load(Relaxed)
+    }
+
+    /// Returns the share of clients' connections and streams, in bytes.
+    pub fn clients_limit(&self) -> usize {
+        self.0.clients.limit.load(Relaxed)
+    }
+
+    /// Changes the shares. Permits that are held keep their bytes. While they exceed a lower share, no further bytes
+    /// are granted.
+    pub fn divide(&self, division: Division) {
+        self.0.clients.limit.store(division.clients, Relaxed);
+        self.0.requests.limit.store(division.requests, Relaxed);
+    }
+
+    /// Returns the number of bytes that requests hold now.
+    pub fn used(&self) -> usize {
+        self.used_for(Use::Requests)
+    }
+
+    /// Returns the number of bytes that are held of the clients' share now.
+    pub fn clients_used(&self) -> usize {
+        self.0.clients.used.load(Relaxed)
+    }
+
+    /// Returns the number of bytes held for a purpose now.
+    pub fn used_for(&self, purpose: Use) -> usize {
+        self.counter(purpose).load(Relaxed)
+    }
+
+    /// Returns an empty permit for requests, which can grow.
+    pub fn permit(&self) -> Permit {
+        self.permit_for(Use::Requests)
+    }
+
+    /// Returns an empty permit, which can grow.
+    pub fn permit_for(&self, purpose: Use) -> Permit {
+        Permit { budget: self.clone(), purpose, bytes: 0 }
+    }
+
+    /// Takes `bytes` for a request, or returns `None` if there is no room for them.
+    pub fn take(&self, bytes: usize) -> Option<Permit> {
+        self.take_for(Use::Requests, bytes)
+    }
+
+    /// Takes `bytes`, or returns `None` if there is no room for them.
+    pub fn take_for(&self, purpose: Use, bytes: usize) -> Option<Permit> {
+        let mut permit = self.permit_for(purpose);
+        permit.grow(bytes).then_some(permit)
+    }
+
+    /// Takes `bytes` whether there is room or not: for memory that is needed to keep the process right, and that is
+    /// bounded by other means.
+    pub fn count_for(&self, purpose: Use, bytes: usize) -> Permit {
+        self.share(purpose).used.fetch_add(bytes, Relaxed);
+        self.counter(purpose).fetch_add(bytes, Relaxed);
+        Permit { budget: self.clone(), purpose, bytes }
+    }
+
+    fn share(&self, purpose: Use) -> &Share {
+        match purpose {
+            Use::Connections | Use::Streams | Use::Admin => &self.0.clients,
+            Use::Requests | Use::Tables => &self.0.requests,
+        }
+    }
+
+    fn counter(&self, purpose: Use) -> &AtomicUsize {
+        let [connections, streams, requests, admin, tables] = &self.0.used_for;
+        match purpose {
+            Use::Connections => connections,
+            Use::Streams => streams,
+            Use::Requests => requests,
+            Use::Admin => admin,
+            Use::Tables => tables,
+        }
+    }
+
+    fn try_add(&self, purpose: Use, bytes: usize) -> bool {
+        let granted = self.share(purpose).try_add(bytes);
+        if granted {
+            self.counter(purpose).fetch_add(bytes, Relaxed);
+        }
+        granted
+    }
+
+    fn give_back(&self, purpose: Use, bytes: usize) {
+        self.share(purpose).used.fetch_sub(bytes, Relaxed);
+        self.counter(purpose).fetch_sub(bytes, Relaxed);
+    }
+}
+
+/// Bytes taken from an account. They are given back on drop.
 #[derive(Debug)]
 pub struct Permit {
     budget: Budget,
+    purpose: Use,
     bytes: usize,
 }
 
@@ -76,7 +226,7 @@ impl Permit {
     /// Takes `more` bytes in addition. Returns `false`, without any change, if there is no room for them.
     #[must_use]
     pub fn grow(&mut self, more: usize) -> bool {
-        let grown = more == 0 || self.budget.try_add(more);
+        let grown = more == 0 || self.budget.try_add(self.purpose, more);
         if grown {
             self.bytes += more;
         }
@@ -87,7 +237,7 @@ impl Permit {
     pub fn shrink_to(&mut self, keep: usize) {
         if let Some(extra) = self.bytes.checked_sub(keep) {
             self.bytes = keep;
-            self.budget.give_back(extra);
+            self.budget.give_back(self.purpose, extra);
         }
     }
 
@@ -96,13 +246,13 @@ impl Permit {
         self.bytes
     }
 
-    /// Returns the limit of the budget in bytes.
+    /// Returns the share that the bytes are taken from, in bytes.
     pub fn limit(&self) -> usize {
-        self.budget.limit()
+        self.budget.share(self.purpose).limit.load(Relaxed)
     }
 }
 
-/// A buffer whose capacity is taken from a budget before it is allocated.
+/// A buffer whose capacity is taken from an account before it is allocated.
 #[derive(Debug, Default)]
 pub struct Buffer {
     /// Its bytes.
@@ -131,7 +281,7 @@ impl Buffer {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.give_back(self.bytes);
+        self.budget.give_back(self.purpose, self.bytes);
     }
 }
 
@@ -143,10 +293,37 @@ mod tests {
     fn a_limit_below_what_is_held_takes_nothing_back() {
         let budget = Budget::new(100);
         let held = budget.take(80);
-        budget.set_limit(50);
+        budget.divide(Division::of(50 * 3 / 2, 0));
         assert_eq!((budget.limit(), budget.used()), (50, 80));
         assert!(budget.take(1).is_none(), "nothing more while too much is held");
         drop(held);
         assert!(budget.take(51).is_none() && budget.take(50).is_some());
+    }
+
+    #[test]
+    fn a_limit_is_divided_between_the_process_clients_and_requests() {
+        let mib = |division: Division| (division.fixed >> 20, division.clients >> 20, division.requests >> 20);
+        assert_eq!(mib(Division::of(384 << 20, 24 << 20)), (24, 120, 240));
+        assert_eq!(
+            mib(Division::of(12 << 20, 24 << 20)),
+            (6, 2, 4),
+            "a limit below the process's own memory leaves a half"
+        );
+    }
+
+    #[test]
+    fn each_purpose_is_counted_and_has_the_room_of_its_share() {
+        let budget = Budget::divided(Division { fixed: 0, clients: 10, requests: 20 });
+        let connection = budget.take_for(Use::Connections, 6);
+        let stream = budget.take_for(Use::Streams, 4);
+        assert!(budget.take_for(Use::Streams, 1).is_none(), "both are of the clients' share");
+        let request = budget.take(15);
+        assert!(budget.take_for(Use::Admin, 1).is_none());
+        let table = budget.count_for(Use::Tables, 30);
+        assert!(budget.take(1).is_none(), "what is counted without room leaves none for others");
+        let used = || Use::ALL.map(|purpose| budget.used_for(purpose));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([6, 4, 15, 0, 30], 10, 15));
+        drop((connection, stream, request, table));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([0; 5], 0, 0));
     }
 }

@@ -15,13 +15,13 @@ use super::{
 };
 use crate::{
     admin::{Pools, Readiness, beside_otlp},
-    budget::Budget,
+    budget::{Budget, Division},
     config::{Config, PoolConfig},
     lifecycle::Tasks,
     pipeline::{Pipeline, Routes},
     receive::Receivers,
-    settings::Shutdown,
-    telemetry::logs,
+    settings::{Shutdown, values::MIB},
+    telemetry::{logs, process},
     tls::{Client, Reloads, TlsError},
 };
 
@@ -40,6 +40,8 @@ pub(super) struct Running {
     pipeline: Arc<Pipeline>,
     receivers: Option<Receivers>,
     budget: Budget,
+    /// The memory of the process before it had clients, in bytes.
+    fixed: usize,
     readiness: Readiness,
     /// The pools as admin pages show them.
     shown: Pools,
@@ -96,7 +98,7 @@ impl Running {
             started.require_table(readiness);
             pools.insert(pool.name.clone(), started);
         }
-        let budget = Budget::new(config.memory_limit);
+        let budget = Budget::divided(Division::of(config.memory_limit, 0));
         let pipeline = Arc::new(Pipeline::new(routes(&config, &pools), budget.clone()));
         let running = Self {
             config,
@@ -104,6 +106,7 @@ impl Running {
             pipeline,
             receivers: None,
             budget,
+            fixed: 0,
             readiness: readiness.clone(),
             shown: shown.clone(),
             certificates: certificates.clone(),
@@ -116,9 +119,24 @@ impl Running {
 
     /// Starts to serve clients.
     pub(super) fn serve(&mut self, bound: crate::receive::Bound, front: &Tasks) -> crate::receive::Listeners {
+        self.divide_memory();
         let bound = bound.beside(beside_otlp(self.readiness.clone()));
         let receivers = bound.serve(Arc::clone(&self.pipeline), self.budget.clone(), front);
         self.receivers.insert(receivers).listeners()
+    }
+
+    /// Measures the memory of the process and divides the rest of the limit between clients and requests.
+    fn divide_memory(&mut self) {
+        self.fixed = process::resident_memory().unwrap_or_default();
+        let division = Division::of(self.config.memory_limit, self.fixed);
+        self.budget.divide(division);
+        tracing::info!(
+            limit_mib = self.config.memory_limit / MIB,
+            process_mib = division.fixed / MIB,
+            connections_mib = division.clients / MIB,
+            requests_mib = division.requests / MIB,
+            "memory_limiter is divided between the process, connections with their streams, and requests"
+        );
     }
 
     /// Applies `config`. Everything that can fail happens first.
@@ -153,7 +171,7 @@ impl Running {
         if let Some(receivers) = &self.receivers {
             receivers.reconfigure(&config.receive);
         }
-        self.budget.set_limit(config.memory_limit);
+        self.budget.divide(Division::of(config.memory_limit, self.fixed));
         *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = config.shutdown;
         logs::set_level(config.logs.level);
         self.config = config;

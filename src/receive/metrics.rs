@@ -7,7 +7,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Code;
 
 use crate::{
-    budget::Budget,
+    budget::{Budget, Use},
     buffers,
     lifecycle::Tasks,
     otlp::{Outcome, Reason, Signal},
@@ -62,13 +62,15 @@ pub(super) struct InFlight<'a> {
     answered: bool,
 }
 
-/// Writes the budget's gauges until the drain begins, and calls [`buffers::trim`] at the same interval. The drain waits
+/// Writes the gauges of the memory account until the drain begins, and calls [`buffers::trim`] at the same interval. The drain waits
 /// for every task of the listeners, so this one ends with it.
 pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 bytes are more than a machine has")]
     let as_gauge = |bytes: usize| bytes as f64;
     let limit = gauge!(page::MEMORY_BUDGET_LIMIT_BYTES);
     let used = gauge!(page::MEMORY_BUDGET_USED_BYTES);
+    let clients_limit = gauge!(page::MEMORY_CLIENTS_LIMIT_BYTES);
+    let used_for = Use::ALL.map(|purpose| (purpose, gauge!(page::MEMORY_USED_BYTES, "use" => purpose.as_str())));
     let watch = tasks.clone();
     drop(tasks.spawn(async move {
         let mut ticks = tokio::time::interval(BUDGET_INTERVAL);
@@ -79,6 +81,8 @@ pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
                 _ = ticks.tick() => {
                     limit.set(as_gauge(budget.limit()));
                     used.set(as_gauge(budget.used()));
+                    clients_limit.set(as_gauge(budget.clients_limit()));
+                    used_for.iter().for_each(|(purpose, gauge)| gauge.set(as_gauge(budget.used_for(*purpose))));
                     buffers::trim();
                 }
             }

@@ -93,9 +93,13 @@ declare! {
         "TLS handshakes with clients that failed: bad_name, closed, expired, no_certificate, not_tls, protocol_version, revoked, timeout, unknown_ca or other.";
 
     MEMORY_BUDGET_LIMIT_BYTES = "spanring_memory_budget_limit_bytes", Gauge, [],
-        "Bytes that requests may hold in memory (memory_limiter).";
+        "Bytes that requests may hold in memory: two thirds of memory_limiter, less the process's own memory.";
     MEMORY_BUDGET_USED_BYTES = "spanring_memory_budget_used_bytes", Gauge, [],
         "Bytes that requests hold in memory.";
+    MEMORY_CLIENTS_LIMIT_BYTES = "spanring_memory_clients_limit_bytes", Gauge, [],
+        "Bytes that clients' connections and streams and the admin port may hold in memory: a third of memory_limiter, less the process's own memory.";
+    MEMORY_USED_BYTES = "spanring_memory_used_bytes", Gauge, ["use"],
+        "Bytes that are accounted for, by use: connections, streams, requests, admin or tables.";
 
     SPLIT_REQUESTS_TOTAL = "spanring_split_requests_total", Counter, ["signal", "kind"],
         "Requests by what the cut made of them: whole (one backend owns all of it), cut or empty.";

@@ -5,7 +5,7 @@ mod log_limit;
 pub mod logs;
 pub mod metrics;
 pub mod panics;
-mod process;
+pub(crate) mod process;
 pub mod recorder;
 mod series;
 

@@ -29,6 +29,12 @@ pub(super) fn observe() -> Vec<(&'static str, f64)> {
     values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
+/// Returns the memory that the process holds now, in bytes, if `/proc` says so.
+pub(crate) fn resident_memory() -> Option<usize> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size in memory fits")]
+    kibibytes("VmRSS:").map(|bytes| bytes as usize)
+}
+
 /// Returns when the process started. Where `/proc` does not say so, it is the time of the first call.
 pub(super) fn note_start() -> f64 {
     static STARTED: OnceLock<f64> = OnceLock::new();

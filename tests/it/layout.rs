@@ -86,7 +86,10 @@ const ROOMS: &[Room] = &[
         &["descriptors", "dispatch", "lifecycle", "listen", "membership", "otlp", "ring", "settings", "telemetry"],
     ),
     // From a file to what each room is configured by.
-    ("config", &["admin", "discovery", "dispatch", "membership", "otlp", "pipeline", "receive", "settings", "tls"]),
+    (
+        "config",
+        &["admin", "budget", "discovery", "dispatch", "membership", "otlp", "pipeline", "receive", "settings", "tls"],
+    ),
     (
         "proxy",
         &[

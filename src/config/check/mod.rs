@@ -12,6 +12,7 @@ pub(super) use self::report::IsHidden;
 use self::report::{KeyPath, Report};
 use super::{Config, ConfigError, memory, message::Message, tls};
 use crate::{
+    budget::Division,
     pipeline,
     settings::{
         MemoryLimiter, Settings,
@@ -50,15 +51,15 @@ pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -
     Ok(config)
 }
 
-/// Lowers the largest message to the memory limit. A message that can never fit would otherwise be refused as one that can be
+/// Lowers the largest message to the requests' share of the memory limit. A message that can never fit would otherwise be refused as one that can be
 /// sent again, for ever.
 fn fit_messages_to_memory(config: &mut Config) {
-    let limit = config.memory_limit;
+    let limit = Division::of(config.memory_limit, 0).requests;
     let Some(grpc) = &mut config.receive.grpc else { return };
     let size = &mut grpc.keys.max_recv_msg_size_mib;
     if size.bytes > limit {
         config.warnings.push(format!(
-            "max_recv_msg_size_mib is {} MiB, but memory_limiter leaves {} MiB: the smaller of them holds",
+            "max_recv_msg_size_mib is {} MiB, but memory_limiter leaves {} MiB for requests: the smaller of them holds",
             size.mebibytes(),
             limit / MIB,
         ));

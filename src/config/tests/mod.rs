@@ -340,11 +340,11 @@ fn variables_keep_types_and_places() {
 
 #[test]
 fn a_small_memory_limit_bounds_messages() {
-    let config = config(&format!("{STATIC}memory_limiter: {{ limit_mib: 40 }}\n")).expect("valid");
-    assert_eq!(config.receive.grpc.expect("gRPC").keys.max_recv_msg_size_mib.bytes, 40 << 20);
+    let config = config(&format!("{STATIC}memory_limiter: {{ limit_mib: 60 }}\n")).expect("valid");
+    assert_eq!(config.receive.grpc.expect("gRPC").keys.max_recv_msg_size_mib.bytes, (60 << 20) / 3 * 2);
     assert_eq!(
         config.warnings,
-        ["max_recv_msg_size_mib is 64 MiB, but memory_limiter leaves 40 MiB: the smaller of them holds"]
+        ["max_recv_msg_size_mib is 64 MiB, but memory_limiter leaves 40 MiB for requests: the smaller of them holds"]
     );
 }
 

@@ -1,6 +1,7 @@
 //! What is counted twice, what is sent again and when, and what a late request names.
 
 use super::*;
+use crate::budget::Division;
 
 #[tokio::test]
 async fn records_that_a_backend_may_get_twice_are_counted_with_each_attempt_behind_one_that_arrived() {
@@ -240,7 +241,7 @@ async fn without_room_for_its_copy_a_moved_part_waits() {
     let mut bench = Bench::with(1, even_pauses(HOUR)).await;
     bench.publish(2, &[]).await;
     let mut delivery = bench.delivery(3);
-    bench.pipeline.budget.set_limit(HELD + 10);
+    bench.pipeline.budget.divide(Division { fixed: 0, clients: 0, requests: HELD + 10 });
     delivery.placed.iter_mut().for_each(|placed| placed.generation = 1);
     let failed = Failed { part: Bench::parts().swap_remove(0), owner: "somebody".into(), cause: Cause::Ejected };
     assert!(!delivery.place(failed, &bench.view));
