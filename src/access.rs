@@ -54,7 +54,7 @@ impl Access {
     }
 
     /// Counts and logs a failed TLS handshake with a backend.
-    pub fn refused(&self, reason: Reason, address: SocketAddr, error: &dyn fmt::Display) {
+    pub fn note_tls_failure(&self, reason: Reason, address: SocketAddr, error: &dyn fmt::Display) {
         if let Some((_, failures)) = self.0.as_ref().and_then(|inner| inner.tls.as_ref()) {
             failures.note(reason, address, error);
         }

@@ -23,7 +23,7 @@ use super::{
     queued::{Fate, Queued},
     room::Room,
     state::{Nudge, State},
-    transport::{AWAY, Peer, QUEUE},
+    transport::{GIVE_UP, Peer, QUEUE},
 };
 use crate::{endpoint::Endpoint, health::Events, lifecycle::Tasks};
 
@@ -226,7 +226,7 @@ impl Backend {
             (state.queue.drain(), up)
         };
         self.give_back(entries, None, cause);
-        up.iter().for_each(|wakers| wakers.wake(AWAY));
+        up.iter().for_each(|wakeups| wakeups.wake(GIVE_UP));
     }
 
     /// Takes the backend back into service.
@@ -260,7 +260,7 @@ impl Backend {
     pub(super) fn close(&self) {
         self.is_closing.store(true, Ordering::Release);
         let up: Vec<_> = self.lock().connections.up().cloned().collect();
-        up.iter().for_each(|wakers| wakers.wake(QUEUE));
+        up.iter().for_each(|wakeups| wakeups.wake(QUEUE));
     }
 
     /// Whether the backend has left the table.
@@ -302,14 +302,14 @@ impl Backend {
         match nudge {
             Nudge::Connect { at, wake } => {
                 self.shared.transport.open(Link::new(self, at), &self.shared.tasks);
-                if let Some(wakers) = wake {
-                    wakers.wake(QUEUE);
+                if let Some(wakeups) = wake {
+                    wakeups.wake(QUEUE);
                 }
             }
             Nudge::GiveBack { entries, after, cause } => self.give_back(entries, after, cause),
             Nudge::Nothing => {}
             Nudge::Wait => self.shared.opener.arm(),
-            Nudge::Wake(wakers) => wakers.wake(QUEUE),
+            Nudge::Wake(wakeups) => wakeups.wake(QUEUE),
         }
     }
 

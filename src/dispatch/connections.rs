@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Backoff, Config,
-    transport::{Failure, Wakers},
+    transport::{Failure, Wakeups},
 };
 use crate::shortage::Shortage;
 
@@ -35,7 +35,7 @@ enum Phase {
     #[default]
     Down,
     Connecting,
-    Up(Arc<Wakers>),
+    Up(Arc<Wakeups>),
 }
 
 /// The consequences of a failure to connect.
@@ -50,9 +50,9 @@ pub(super) struct Setback {
 /// How waiting parts can be sent.
 #[derive(Debug)]
 pub(super) enum Way<'a> {
-    /// A connection is up. `wakers` are those of the one with the fewest calls. `besides` is the index of a further connection
+    /// A connection is up. `wakeups` are those of the one with the fewest calls. `besides` is the index of a further connection
     /// that may be established, if all that are up have calls.
-    Up { wakers: &'a Arc<Wakers>, besides: Option<usize> },
+    Up { wakeups: &'a Arc<Wakeups>, besides: Option<usize> },
     /// A connection is being established.
     Soon,
     /// A connection with this index may be established.
@@ -76,10 +76,10 @@ impl Connections {
     pub(super) fn way(&self, now: Instant) -> Way<'_> {
         let down = self.all.iter().position(|connection| matches!(connection.phase, Phase::Down));
         let pause = self.pause(now);
-        let up = self.all.iter().filter_map(|connection| Some((connection.running, connection.wakers()?)));
+        let up = self.all.iter().filter_map(|connection| Some((connection.running, connection.wakeups()?)));
         match (up.min_by_key(|(running, _)| *running), down, pause) {
-            (Some((running, wakers)), down, pause) => {
-                Way::Up { wakers, besides: down.filter(|_| running > 0 && pause.is_none()) }
+            (Some((running, wakeups)), down, pause) => {
+                Way::Up { wakeups, besides: down.filter(|_| running > 0 && pause.is_none()) }
             }
             (None, _, _) if self.all.iter().any(|connection| matches!(connection.phase, Phase::Connecting)) => {
                 Way::Soon
@@ -99,10 +99,10 @@ impl Connections {
     }
 
     /// Marks the connection as up.
-    pub(super) fn connected(&mut self, at: usize, wakers: Arc<Wakers>) {
+    pub(super) fn connected(&mut self, at: usize, wakeups: Arc<Wakeups>) {
         self.retry_at = None;
         if let Some(connection) = self.all.get_mut(at) {
-            *connection = Connection { phase: Phase::Up(wakers), running: 0 };
+            *connection = Connection { phase: Phase::Up(wakeups), running: 0 };
         }
     }
 
@@ -166,9 +166,9 @@ impl Connections {
         self.answered();
     }
 
-    /// The wakers of the connections that are up.
-    pub(super) fn up(&self) -> impl Iterator<Item = &Arc<Wakers>> {
-        self.all.iter().filter_map(Connection::wakers)
+    /// The wakeups of the connections that are up.
+    pub(super) fn up(&self) -> impl Iterator<Item = &Arc<Wakeups>> {
+        self.all.iter().filter_map(Connection::wakeups)
     }
 
     /// Whether no connection is up or being established.
@@ -185,9 +185,9 @@ impl Connections {
 }
 
 impl Connection {
-    fn wakers(&self) -> Option<&Arc<Wakers>> {
+    fn wakeups(&self) -> Option<&Arc<Wakeups>> {
         match &self.phase {
-            Phase::Up(wakers) => Some(wakers),
+            Phase::Up(wakeups) => Some(wakeups),
             Phase::Connecting | Phase::Down => None,
         }
     }

@@ -12,7 +12,7 @@ use super::{
     queue::Batch,
     queued::Queued,
     settle,
-    transport::{self, Event, Peer, Verdict, Wakers, Work},
+    transport::{self, Event, Peer, Verdict, Wakeups, Work},
 };
 use crate::{lifecycle::Tasks, shortage::Shortage};
 
@@ -55,12 +55,12 @@ impl Link {
         Self { backend: Arc::clone(backend), at: Some(at), was_up: false, has_answered: false, given_up: None }
     }
 
-    fn connected(&mut self, wakers: Arc<Wakers>) {
+    fn connected(&mut self, wakeups: Arc<Wakeups>) {
         self.backend.metrics.connect(Ok(()));
         self.backend.metrics.open();
         self.was_up = true;
         if let Some(at) = self.at {
-            self.backend.lock().connections.connected(at, wakers);
+            self.backend.lock().connections.connected(at, wakeups);
         }
     }
 
@@ -223,7 +223,7 @@ impl Work for Link {
     fn note(&mut self, event: Event) {
         match event {
             Event::Answered => self.answered(),
-            Event::Connected(wakers) => self.connected(wakers),
+            Event::Connected(wakeups) => self.connected(wakeups),
             Event::Ended { failure, lost } => self.ended(failure, lost),
             Event::GaveUp | Event::InDoubt => {
                 if let Some(at) = self.at.take() {

@@ -10,7 +10,7 @@ use super::{
     connections::{Connections, Way},
     queue::{Queue, Rules},
     queued::Queued,
-    transport::Wakers,
+    transport::Wakeups,
 };
 
 /// The pause before a part for a backend without an address is tried again. Static names are resolved in the background.
@@ -28,11 +28,11 @@ pub(super) struct State {
 
 /// What to do after the lock is released.
 pub(super) enum Nudge {
-    Connect { at: usize, wake: Option<Arc<Wakers>> },
+    Connect { at: usize, wake: Option<Arc<Wakeups>> },
     GiveBack { entries: Vec<Queued>, after: Option<Duration>, cause: Cause },
     Nothing,
     Wait,
-    Wake(Arc<Wakers>),
+    Wake(Arc<Wakeups>),
 }
 
 impl State {
@@ -61,8 +61,8 @@ impl State {
         }
         let (at, wake) = match self.connections.way(now) {
             Way::Up { .. } if !self.queue.opens(now) => return Nudge::Wait,
-            Way::Up { wakers, besides: None } => return Nudge::Wake(Arc::clone(wakers)),
-            Way::Up { wakers, besides: Some(at) } => (at, Some(Arc::clone(wakers))),
+            Way::Up { wakeups, besides: None } => return Nudge::Wake(Arc::clone(wakeups)),
+            Way::Up { wakeups, besides: Some(at) } => (at, Some(Arc::clone(wakeups))),
             Way::Connect(at) => (at, None),
             Way::NotFor(pause, failure) => return self.give_back(Some(pause), Cause::Transport(failure)),
             Way::Soon => return Nudge::Nothing,

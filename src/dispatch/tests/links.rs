@@ -13,7 +13,7 @@ use crate::{
         Cause, Config, Dispatch, Failure, Join, Part, PartOutcome,
         link::{Link, Transport},
         queue::Batch,
-        transport::{AWAY, Event, QUEUE, Scope, Verdict, Wakers, Work},
+        transport::{Event, GIVE_UP, QUEUE, Scope, Verdict, Wakeups, Work},
     },
     health::{self, HealthKind, Inbox},
     lifecycle::Tasks,
@@ -43,7 +43,7 @@ struct Bench {
 /// A connection that is up.
 struct Up {
     link: Link,
-    wakers: Arc<Wakers>,
+    wakeups: Arc<Wakeups>,
 }
 
 impl Bench {
@@ -69,9 +69,9 @@ impl Bench {
     /// The same, once it is connected.
     fn up(&self) -> Up {
         let mut link = self.opened().expect("a connection must be wanted");
-        let wakers = Arc::new(Wakers::default());
-        link.note(Event::Connected(Arc::clone(&wakers)));
-        Up { link, wakers }
+        let wakeups = Arc::new(Wakeups::default());
+        link.note(Event::Connected(Arc::clone(&wakeups)));
+        Up { link, wakeups }
     }
 
     async fn event(&mut self) -> HealthKind {
@@ -126,7 +126,7 @@ async fn what_waits_is_taken_and_what_became_of_it_reaches_its_request() {
     assert!(bench.dispatch.is_idle());
     // The next part wakes the connection that is there.
     let _next = bench.submit(vec![part(&["b"], 0)]);
-    assert_eq!(up.wakers.woken_for(), QUEUE);
+    assert_eq!(up.wakeups.woken_for(), QUEUE);
     assert!(bench.opened().is_none() && up.link.waits());
 }
 
@@ -175,12 +175,12 @@ async fn an_ejected_backend_has_its_calls_given_up() {
     let mut up = bench.up();
     let batch = up.begin();
     assert!(!up.link.is_given_up());
-    up.wakers.woken_for();
+    up.wakeups.woken_for();
     // A second backend takes over, since one that is alone is never ejected.
     let other = ([127, 0, 0, 1], 2).into();
     bench.tables.send_replace(Some(table(2, &[address(), other], &[address()])));
     patient(bench.dispatch.changes().wait_for(|generation| *generation == 2)).await.unwrap();
-    assert_eq!(up.wakers.woken_for(), AWAY);
+    assert_eq!(up.wakeups.woken_for(), GIVE_UP);
     assert!(up.link.is_given_up());
     up.end(batch, Verdict::GivenUp);
     up.link.note(Event::GaveUp);
@@ -197,9 +197,9 @@ async fn a_busy_connection_gets_another_one_beside_it_as_far_as_there_may_be_mor
     let running = one.begin();
     joins.push(bench.submit(vec![alone("b")]));
     let mut two = bench.up();
-    assert_eq!(one.wakers.woken_for() & QUEUE, QUEUE, "it need not wait for the other one");
+    assert_eq!(one.wakeups.woken_for() & QUEUE, QUEUE, "it need not wait for the other one");
     let beside = two.begin();
-    two.wakers.woken_for();
+    two.wakeups.woken_for();
     joins.push(bench.submit(vec![alone("c")]));
     assert!(bench.opened().is_none(), "there may be two");
     for (up, batch) in [(&mut one, running), (&mut two, beside)] {

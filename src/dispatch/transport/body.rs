@@ -1,6 +1,7 @@
-//! The body of one call: gRPC's prefix over the sum of its parts, then their payloads.
+//! Builds the body of one call: one gRPC prefix with the total length, then the payloads of all parts.
 //!
-//! Requests of one signal, one after the other, are one request: the first prefix carries the sum, the parts skip theirs.
+//! Two serialized export requests of the same signal, one after the other, are one valid request. So parts are merged by
+//! concatenation of their payloads, and their own prefixes are left out.
 
 use std::io;
 
@@ -17,13 +18,13 @@ use crate::{
     settings::Compression,
 };
 
-/// Length of a buffer that small parts are joined in: one DATA frame of HTTP/2's smallest maximum.
+/// Size of the buffers that small parts are copied to: the longest DATA frame that every HTTP/2 peer accepts.
 const JOINED: usize = 16 << 10;
 
-/// Parts from this length go as they are: a frame of their own costs less than their copy.
+/// Parts of at least this size are sent from their own buffers: one more DATA frame costs less than copying them.
 const LARGE: usize = 8 << 10;
 
-/// The body of a call with these `contents`, in the buffers that it lies in.
+/// Returns the body of a call with these `contents`, as a list of buffers.
 pub(super) fn build(contents: &impl Contents, compression: Compression, level: u32) -> io::Result<Vec<Bytes>> {
     let mut messages = contents.messages();
     match compression.encoding() {
@@ -36,7 +37,7 @@ pub(super) fn build(contents: &impl Contents, compression: Compression, level: u
     }
 }
 
-/// One chunk of a body's buffers: h2 does much for each chunk.
+/// Turns a body's buffers into one chunk, because h2 does much work for each chunk.
 pub(super) fn one_chunk(buffers: Vec<Bytes>) -> Chunk {
     match <[Bytes; 1]>::try_from(buffers) {
         Ok([only]) => Chunk::Bytes(only),
@@ -59,18 +60,19 @@ fn join(contents: &impl Contents) -> io::Result<Vec<Bytes>> {
         }
     }
     body.end_buffer();
-    // Longer or shorter than its prefix says, it would not be what the backend has to read.
+    // A body whose length differs from its prefix is malformed and must not be sent.
     if body.len == PREFIX_LEN + payload { Ok(body.buffers) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-/// A body that is being put together.
+/// A body under construction.
 struct Body {
-    /// Bytes that it will have.
+    /// The length of the finished body.
     expected: usize,
-    /// Bytes that it has.
+    /// The length so far.
     len: usize,
+    /// The finished buffers.
     buffers: Vec<Bytes>,
-    /// The buffer that small parts are copied to.
+    /// The current buffer, which small parts are copied to.
     open: BytesMut,
 }
 
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_its_parts_one_after_the_other_whatever_buffers_they_lie_in() {
+    fn a_body_is_the_concatenation_of_its_parts_however_they_are_buffered() {
         let sizes = [10, 20_000, 3, 9_000, 8_000, 8_000, 8_000, 40_000];
         for count in 1..=sizes.len() {
             for in_one in 0..1_u32 << count {

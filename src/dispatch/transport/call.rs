@@ -1,4 +1,4 @@
-//! One RPC: its header and body go to HTTP/2 whole, then its reply is awaited.
+//! One RPC to the backend: sends its header and its whole body, then polls its reply.
 
 use std::{
     io,
@@ -18,23 +18,23 @@ pub(super) struct Call<C> {
     pub(super) contents: C,
     pub(super) started: Instant,
     pub(super) deadline: Instant,
-    /// Its deadline has passed and its reply was looked for since.
+    /// Whether its deadline had passed at the last check. The next check ends the call.
     pub(super) overdue: bool,
     pub(super) reply: Reply,
 }
 
-/// Where a call begins.
+/// A free place of a connection, which a call can begin in.
 pub(super) struct Place<'a> {
-    /// Its number.
+    /// The index of the place.
     pub(super) at: usize,
     pub(super) sender: &'a mut SendRequest<Chunk>,
     pub(super) outlet: &'a Outlet<Stream>,
 }
 
 impl<C: Contents> Call<C> {
-    /// Sends `contents`, or gives them back: then the header was never written, or the connection is over.
+    /// Sends `contents`. Returns them if the call could not begin: then its header was not sent, or the connection has ended.
     ///
-    /// The whole body is handed to h2 at once: its bytes are in memory anyway, and h2 sends them as windows allow.
+    /// The whole body is handed to h2 at once: its bytes are in memory anyway, and h2 sends them as the windows allow.
     pub(super) fn begin(contents: C, peer: &Peer, place: &mut Place<'_>, now: Instant) -> Result<Self, C> {
         let timeout = now + peer.keys.timeout;
         let deadline = contents.deadline().map_or(timeout, |latest| latest.min(timeout));
@@ -47,7 +47,7 @@ impl<C: Contents> Call<C> {
         }
     }
 
-    /// Hears what came.
+    /// Polls the reply.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
         self.reply.poll(cx)
     }
@@ -60,7 +60,7 @@ fn send(contents: &impl Contents, peer: &Peer, place: &mut Place<'_>, timeout: D
     }
     let Place { at, sender, outlet } = place;
     let buffers = body::build(contents, peer.keys.compression, peer.keys.compression_params.level)?;
-    // Before h2 hands over the first slice of it. Should the call not begin, the driver takes its buffers back.
+    // The buffers are lent before h2 writes the first slice of them. If the call cannot begin, the driver takes them back.
     buffers.iter().for_each(|buffer| outlet.lend(*at, buffer));
     let chunk = body::one_chunk(buffers);
     let (response, mut stream) = sender.send_request(request, false).map_err(io::Error::other)?;

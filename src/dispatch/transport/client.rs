@@ -1,4 +1,4 @@
-//! What HTTP/2 is told on a fresh connection to a backend, and what each call's header looks like.
+//! The HTTP/2 client: the settings of a new connection to a backend, and the request headers of its calls.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -21,30 +21,31 @@ use crate::{
     settings::Delivery,
 };
 
-/// Window for one reply and for all: replies are a few bytes, at most a message of 4 MiB that is read at once.
+/// Receive window of one stream. Most replies have a few bytes; the largest have 4 MiB and are read as they arrive.
 const REPLY_WINDOW: u32 = 64 << 10;
 
-/// A reply's headers and trailers, at most; a Collector's longest status message fits.
+/// Maximum size of a reply's headers or trailers. A Collector's longest status message fits.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
-/// A stream that may still hear something after it was reset, at most. Timeouts are the only resets we send.
+/// Maximum number of reset streams that h2 remembers, because frames for them may still arrive. Only calls that time out are
+/// reset.
 const MAX_RESET_STREAMS: usize = 64;
 
-/// A fresh connection.
+/// A new connection.
 pub(super) struct Connected {
     pub(super) sender: SendRequest<Chunk>,
     pub(super) connection: Connection<Wire<Stream>, Chunk>,
     pub(super) outlet: Outlet<Stream>,
 }
 
-/// What the requests to one backend look like, one for each signal.
+/// The prepared requests to one backend, one for each signal.
 #[derive(Debug)]
 pub(super) struct Templates {
     requests: Option<[Request<()>; Signal::ALL.len()]>,
     timeout: Duration,
 }
 
-/// Connects to the backend of that identity and begins HTTP/2. The peer's SETTINGS are not waited for.
+/// Connects to the backend with this identity and begins HTTP/2. Does not wait for the peer's SETTINGS.
 pub(super) async fn connect(access: &Access, identity: &str, address: SocketAddr) -> Result<Connected, Failure> {
     let stream = dialer::dial(access, identity, address).await?;
     let (wire, outlet) = gather(stream, Stream::packet_len);
@@ -54,10 +55,10 @@ pub(super) async fn connect(access: &Access, identity: &str, address: SocketAddr
         .initial_connection_window_size(1 << 20)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_reset_streams(MAX_RESET_STREAMS)
-        // An answer to a call that was reset long ago is no fault that should end the connection with all that is in flight:
-        // a backend that pauses and goes on sends many of them.
+        // A backend that pauses and resumes answers many calls that were reset long before. That must not end the connection
+        // with all its calls in flight.
         .max_local_error_reset_streams(None)
-        // Until the peer has said what it takes, one call: more might be refused.
+        // Allows one call until the peer's SETTINGS arrive: it might refuse more.
         .initial_max_send_streams(1)
         .handshake(wire)
         .await
@@ -66,7 +67,8 @@ pub(super) async fn connect(access: &Access, identity: &str, address: SocketAddr
 }
 
 impl Templates {
-    /// The requests to the backend of that identity: it is the authority if it can be one, else the address is.
+    /// Prepares the requests to a backend. Their authority is its identity if that is a valid authority with a port, else its
+    /// address.
     pub(super) fn new(identity: &str, address: Option<SocketAddr>, keys: &Delivery, access: &Access) -> Self {
         let authority = Authority::try_from(identity)
             .ok()
@@ -88,7 +90,7 @@ impl Templates {
         Self { requests: authority.is_some().then(|| Signal::ALL.map(request)), timeout: keys.timeout }
     }
 
-    /// The request of one call that may take `timeout`.
+    /// Returns the request of one call with this `timeout`.
     pub(super) fn request(&self, signal: Signal, timeout: Duration) -> Option<Request<()>> {
         let mut request = self.requests.as_ref()?.get(signal.index())?.clone();
         if timeout < self.timeout {
@@ -106,11 +108,11 @@ fn headers_of(keys: &Delivery, access: &Access) -> HeaderMap {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("spanring/", env!("CARGO_PKG_VERSION"))));
     headers.insert(GRPC_TIMEOUT, timeout_value(keys.timeout));
-    // Should a backend be this process, it refuses what comes back to it.
+    // If the backend turns out to be this process, it recognizes its own calls and refuses them.
     if let Ok(instance) = HeaderValue::from_str(instance()) {
         headers.insert(HeaderName::from_static(INSTANCE_HEADER), instance);
     }
-    // grpc-go answers in the codec of the request, whatever is accepted.
+    // All encodings that requests may use: grpc-go answers in the request's encoding, whatever this header says.
     headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip,zstd"));
     if let Some(encoding) = keys.compression.encoding() {
         headers.insert("grpc-encoding", HeaderValue::from_static(encoding.as_str()));
@@ -119,7 +121,7 @@ fn headers_of(keys: &Delivery, access: &Access) -> HeaderMap {
     headers
 }
 
-/// gRPC's `Timeout` in milliseconds: at most eight digits.
+/// Formats a `grpc-timeout` in milliseconds, with at most eight digits.
 fn timeout_value(timeout: Duration) -> HeaderValue {
     let mut left = timeout.as_millis().clamp(1, 99_999_999);
     let mut text = [b'm'; 9];

@@ -1,4 +1,5 @@
-//! The timer of one connection: deadlines of its calls, silence, a peer that takes no calls, its last moments.
+//! The timer of one connection. It covers the deadlines of calls, the peer's silence, a peer that allows no streams, and the
+//! time that closing may take.
 
 use std::{
     future::Future,
@@ -15,30 +16,31 @@ use super::{
     silence::{Advice, Silence, Traffic},
 };
 
-/// What is overdue is looked at once more after this time. The timer fires with the reactor's next turn, which reads the
-/// sockets first: after a stall of this process (a stopped container, a starved CPU) answers that are there are heard.
+/// Time between the moment a deadline is found to have passed and the check that decides. The timer fires on the reactor's next
+/// turn, which reads the sockets first. So answers that arrived while this process was stalled (a stopped container, a starved
+/// CPU) still count.
 pub(super) const SECOND_LOOK: Duration = Duration::from_millis(1);
 
-/// How long a connection may allow no stream while parts wait.
+/// How long a peer may allow no streams while parts wait.
 const STARVED_FOR: Duration = Duration::from_secs(1);
 
-/// How long a connection that is no longer needed may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long it may take to close a connection that is no longer needed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One timer for all deadlines of a connection: they are seconds away and seldom met, so it is set anew only when it fires
-/// or something comes before it.
+/// One timer for all deadlines of a connection. Deadlines are seconds away and seldom reached, so the timer is reset only when
+/// it fires or when an earlier deadline is set.
 pub(super) struct Clock {
     sleep: Pin<Box<Sleep>>,
     at: Option<Instant>,
     waker: Waker,
     pub(super) silence: Silence,
     pinger: Option<PingPong>,
-    /// The peer seemed to be dead when this was looked at last.
-    doubt: bool,
-    /// By then the peer must allow a stream again.
+    /// Whether the last check found that the peer does not answer. If the next one does too, the peer is given up.
+    in_doubt: bool,
+    /// The time by which the peer must allow a stream again.
     starved_by: Option<Instant>,
-    /// A connection that is no longer needed is over by then.
-    goodbye_by: Option<Instant>,
+    /// The time by which a connection that is no longer needed must be closed.
+    close_by: Option<Instant>,
 }
 
 impl Clock {
@@ -50,13 +52,13 @@ impl Clock {
             waker,
             silence: Silence::default(),
             pinger,
-            doubt: false,
+            in_doubt: false,
             starved_by: None,
-            goodbye_by: None,
+            close_by: None,
         }
     }
 
-    /// Whether it has fired; then it has to be set anew.
+    /// Whether the timer has fired. It has to be set again then.
     pub(super) fn has_fired(&mut self) -> bool {
         let fired = self.sleep.as_mut().poll(&mut Context::from_waker(&self.waker)).is_ready();
         if fired {
@@ -65,15 +67,15 @@ impl Clock {
         fired
     }
 
-    /// The connection is no longer needed: once it has no calls it is over soon.
-    pub(super) fn say_goodbye(&mut self, has_calls: bool) {
-        let by = *self.goodbye_by.get_or_insert_with(|| Instant::now() + GOODBYE);
+    /// Called when the connection is no longer needed. Once it has no calls, it has to be closed within a short time.
+    pub(super) fn begin_close(&mut self, has_calls: bool) {
+        let by = *self.close_by.get_or_insert_with(|| Instant::now() + CLOSE_TIMEOUT);
         if !has_calls {
             self.set(by);
         }
     }
 
-    /// Makes sure that it fires by `at`.
+    /// Makes the timer fire at `at` or earlier.
     pub(super) fn set(&mut self, at: Instant) {
         if self.at.is_some_and(|set| set <= at) {
             return;
@@ -85,8 +87,8 @@ impl Clock {
         }
     }
 
-    /// Notes whether parts wait for a peer that allows no stream.
-    pub(super) fn starve(&mut self, starved: bool) {
+    /// Notes whether parts wait while the peer allows no streams.
+    pub(super) fn note_starved(&mut self, starved: bool) {
         if !starved {
             self.starved_by = None;
         } else if self.starved_by.is_none() {
@@ -96,9 +98,10 @@ impl Clock {
         }
     }
 
-    /// Looks at a connection without calls: it may be starved, or no longer needed.
-    pub(super) fn rest(&mut self, now: Instant) -> Result<(), Option<Failure>> {
-        match (self.starved_by, self.goodbye_by) {
+    /// Checks a connection without calls. An error ends it: with a failure if the peer allowed no streams for too long, without
+    /// one if the connection is no longer needed.
+    pub(super) fn check_idle(&mut self, now: Instant) -> Result<(), Option<Failure>> {
+        match (self.starved_by, self.close_by) {
             (Some(by), _) if by <= now => return Err(Some(Failure::TurnedAway)),
             (_, Some(by)) if by <= now => return Err(None),
             (Some(by), _) | (None, Some(by)) => self.set(by),
@@ -107,20 +110,21 @@ impl Clock {
         Ok(())
     }
 
-    /// Judges the silence and sends a PING if one is due, for the driver to write.
-    pub(super) fn listen(&mut self, now: Instant, traffic: Traffic, is_waiting: bool) -> Advice {
-        let advice = self.silence.look(now, traffic, is_waiting);
-        let doubted = std::mem::replace(&mut self.doubt, advice == Advice::GiveUp);
+    /// Judges the peer's silence. If a PING is due, hands it to h2; the driver has to write it.
+    pub(super) fn check_silence(&mut self, now: Instant, traffic: Traffic, is_waiting: bool) -> Advice {
+        let advice = self.silence.judge(now, traffic, is_waiting);
+        let doubted = std::mem::replace(&mut self.in_doubt, advice == Advice::GiveUp);
         match advice {
             Advice::GiveUp if !doubted => return Advice::Wait(now + SECOND_LOOK),
             Advice::Ping => {
                 if let Some(pinger) = &mut self.pinger {
-                    // The answer to the last one makes way; if it is still on its way, it will do.
+                    // h2 sends a PING only after the answer to the last one was taken. If that answer is still outstanding, the
+                    // last PING serves as well.
                     drop(pinger.poll_pong(&mut Context::from_waker(Waker::noop())));
                     drop(pinger.send_ping(Ping::opaque()));
                 }
             }
-            Advice::Ask | Advice::GiveUp | Advice::Rest | Advice::Wait(_) => {}
+            Advice::Probe | Advice::GiveUp | Advice::Rest | Advice::Wait(_) => {}
         }
         advice
     }

@@ -1,4 +1,4 @@
-//! How a backend is dialled: TCP, and TLS over it where the pool has it.
+//! Connects to a backend by TCP, and performs the TLS handshake if the pool uses TLS.
 
 use std::{
     io,
@@ -21,17 +21,18 @@ use crate::{
     tls::{self, Client, Reason, explain},
 };
 
-/// How long a connect may take, and a handshake after it: as long as a PING may stay unanswered (design 3, Silence).
+/// Timeout of a TCP connect, and of the TLS handshake after it. It is as long as a PING may stay unanswered (design 3,
+/// Silence).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long what was written may stay unacknowledged by the peer's kernel before the connection is given up. Covers a cut
-/// cable in both states, idle (with keep-alive) and busy.
+/// How long the peer's kernel may leave written bytes unacknowledged before the connection is given up. This detects a cut
+/// cable on a busy connection, and together with keep-alive on an idle one.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Idle time before TCP's own keep-alive, which unlike PING offends no gRPC server.
+/// Idle time before TCP sends a keep-alive probe. gRPC servers limit PINGs, but do not see these probes.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Connects by `access` to the backend of that identity at `address`, and shakes hands.
+/// Connects to the backend with this identity at `address`. If `access` has TLS, performs the handshake.
 pub(super) async fn dial(access: &Access, identity: &str, address: SocketAddr) -> Result<Stream, Failure> {
     let stream = match timeout(CONNECT_TIMEOUT, connect(address)).await {
         Ok(Ok(stream)) => stream,
@@ -42,19 +43,19 @@ pub(super) async fn dial(access: &Access, identity: &str, address: SocketAddr) -
         Err(_elapsed) => return Err(Failure::ConnectTimeout),
     };
     let Some(client) = access.tls() else { return Ok(Stream::Plain(stream)) };
-    shake(client, stream, identity, address).await.map_err(|error| {
+    handshake(client, stream, identity, address).await.map_err(|error| {
         if let Some(shortage) = Shortage::of(&error) {
             return Failure::Local(shortage);
         }
         let reason = Reason::of_io(&error);
-        access.refused(reason, address, &explain(&error));
+        access.note_tls_failure(reason, address, &explain(&error));
         Failure::Tls(reason)
     })
 }
 
-async fn shake(client: &Client, stream: TcpStream, identity: &str, address: SocketAddr) -> io::Result<Stream> {
+async fn handshake(client: &Client, stream: TcpStream, identity: &str, address: SocketAddr) -> io::Result<Stream> {
     let name = client.name_of(identity).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, format!("{identity} at {address} has no name to be checked"))
+        io::Error::new(io::ErrorKind::InvalidInput, format!("{identity} at {address} has no server name to verify"))
     })?;
     let connector = TlsConnector::from(client.current());
     match timeout(CONNECT_TIMEOUT, connector.connect(name, stream)).await {
@@ -66,25 +67,25 @@ async fn shake(client: &Client, stream: TcpStream, identity: &str, address: Sock
 /// Classifies a connect that failed.
 fn failure_of(error: &io::Error, address: SocketAddr) -> Failure {
     match Shortage::of(error) {
-        // A machine without any address of that family says the same as one whose ports are all in use.
+        // The kernel reports this error if all ports are in use, but also if this machine has no address of that family.
         Some(Shortage::Ports) if !has_source_for(address) => Failure::ConnectError,
         Some(shortage) => Failure::Local(shortage),
         None => match error.kind() {
             io::ErrorKind::ConnectionRefused => Failure::ConnectRefused,
-            // Accepted and reset before we looked.
+            // The peer accepted the connection and reset it before the connect was polled.
             io::ErrorKind::ConnectionReset => Failure::ResetAtOnce,
             _ => Failure::ConnectError,
         },
     }
 }
 
-/// Whether this machine has an address to reach that one from. Connecting a UDP socket chooses it and sends nothing.
+/// Whether this machine has a source address for `address`. Connecting a UDP socket chooses one and sends nothing.
 fn has_source_for(address: SocketAddr) -> bool {
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address)).is_ok()
 }
 
-/// Whether the peer at `address` answers a client of TLS by TLS.
+/// Whether the peer at `address` answers a TLS ClientHello with a TLS record.
 pub(in crate::dispatch) async fn speaks_tls(address: SocketAddr) -> bool {
     let asked = async {
         let mut stream = connect(address).await?;
@@ -113,13 +114,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_this_machine_lacks_is_told_from_what_the_backend_does() {
+    fn local_shortages_are_distinguished_from_failures_of_the_backend() {
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 4317));
         let of = |errno: Errno, address| failure_of(&errno.into(), address);
         assert_eq!(of(Errno::MFILE, here), Failure::Local(Shortage::Descriptors));
         assert_eq!(of(Errno::NOBUFS, here), Failure::Local(Shortage::Memory));
         assert_eq!(of(Errno::ADDRNOTAVAIL, here), Failure::Local(Shortage::Ports));
-        // No machine has an address to reach that one from: ports have nothing to do with it.
+        // No machine has a source address for the broadcast address, so ports are not the reason.
         let nowhere = SocketAddr::from((Ipv4Addr::BROADCAST, 4317));
         assert_eq!(of(Errno::ADDRNOTAVAIL, nowhere), Failure::ConnectError);
         assert_eq!(of(Errno::CONNREFUSED, here), Failure::ConnectRefused);

@@ -1,4 +1,4 @@
-//! The task of one connection: begins calls as places open, hears their replies, drives HTTP/2, notices when it is over.
+//! The task of one connection: begins calls, polls their replies, and drives HTTP/2 until the connection ends.
 
 mod watch;
 
@@ -17,104 +17,106 @@ use super::{
     call::{Call, Place},
     client::Connected,
     clock::Clock,
+    orphan::Orphan,
     silence::SILENCE,
     stream::Stream,
-    wakers::{ASKED, AWAY, MAX_PLACES, QUEUE, SOCKET, STOP, TIMER, WITNESS, Wakers},
+    wakeups::{GIVE_UP, MAX_PLACES, ORPHAN, PROBE, QUEUE, SOCKET, STOP, TIMER, Wakeups},
     wire::{Outlet, Wire},
-    witness::Witness,
 };
 use crate::{lifecycle::Tasks, otlp::Chunk, shortage::Shortage};
 
-/// Times that a poll looks again at what came meanwhile before other tasks get their turn.
+/// Maximum number of rounds in one poll. A further round handles wake-ups that arrived during the last one; after the maximum,
+/// other tasks get their turn.
 const MAX_ROUNDS: usize = 8;
 
-/// Bits that can wait until others have run.
+/// Bits whose work can wait until other tasks have run.
 const GIVE_WAY: u64 = QUEUE | SOCKET | CALLS;
 
-/// Bits of the calls.
+/// The bits of the calls.
 const CALLS: u64 = (1 << MAX_PLACES) - 1;
 
-/// One connection with its calls.
+/// One connection and its calls.
 pub(super) struct Driver<W: Work> {
     work: W,
-    /// Whether it takes further calls.
+    /// Whether the connection takes further calls.
     is_open: bool,
-    wakers: Arc<Wakers>,
-    /// What is to be looked at.
+    wakeups: Arc<Wakeups>,
+    /// The wake-ups that are not handled yet.
     bits: u64,
     socket: Waker,
     calls: Box<[Slot<W::Contents>]>,
+    /// The number of calls in flight.
     running: usize,
-    /// `None` once no call may begin: HTTP/2 then ends with the last of those that run.
+    /// `None` once no more calls may begin. HTTP/2 then ends after the last call in flight.
     sender: Option<SendRequest<Chunk>>,
     connection: Connection<Wire<Stream>, Chunk>,
     outlet: Outlet<Stream>,
-    /// Whether it let others run since it was woken: a thread runs the task that was woken last at once, while requests that
-    /// are being cut at this moment may have more for the same call, and backends that answer the same requests their answers.
-    /// That lowers the cost of a span (`deploy/docs/performance.md`).
+    /// Whether the task has let other tasks run since it was woken. A worker thread runs the task that was woken last first.
+    /// Other tasks may be about to queue more parts for the same call, or to read more answers for the same requests. Waiting
+    /// for them lowers the cost of a span (`deploy/docs/performance.md`).
     gave_way: bool,
-    /// Whether the end of what was gathered waits to be written until others have run.
-    has_end: bool,
+    /// Whether the last, partial packet of the gathered bytes is held back until other tasks have run.
+    has_tail: bool,
     clock: Clock,
-    /// A call that outlives its clients.
-    witness: Option<Witness<<W::Contents as Contents>::Held>>,
-    /// Whether the peer is alive, as it is asked on a fresh connection.
-    question: Option<Question>,
+    /// A call that is kept open after its clients have left.
+    orphan: Option<Orphan<<W::Contents as Contents>::Held>>,
+    /// A running probe of the peer.
+    probe: Option<Probe>,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-/// A question on a fresh connection, and when it was asked.
-struct Question {
-    asked_at: Instant,
+/// A probe, which asks on a new connection whether the peer is alive.
+struct Probe {
+    started_at: Instant,
     is_alive: Pin<Box<dyn Future<Output = bool> + Send>>,
 }
 
-/// A place of the connection.
+/// A place of the connection, with its call if it has one.
 struct Slot<C> {
     call: Option<Call<C>>,
     waker: Waker,
 }
 
 impl<W: Work> Driver<W> {
-    /// Takes over a fresh connection.
+    /// Creates the driver of a new connection.
     pub(super) fn new(mut work: W, connected: Connected, tasks: &Tasks) -> Self {
         let Connected { sender, mut connection, outlet } = connected;
-        let wakers = Arc::new(Wakers::default());
+        let wakeups = Arc::new(Wakeups::default());
         let places = work.peer().places.clamp(1, MAX_PLACES);
-        let calls = (0..places).map(|slot| Slot { call: None, waker: wakers.waker(1 << slot) }).collect();
-        let clock = Clock::new(connection.ping_pong(), wakers.waker(TIMER));
+        let calls = (0..places).map(|slot| Slot { call: None, waker: wakeups.waker(1 << slot) }).collect();
+        let clock = Clock::new(connection.ping_pong(), wakeups.waker(TIMER));
         let tasks = tasks.clone();
-        work.note(Event::Connected(Arc::clone(&wakers)));
+        work.note(Event::Connected(Arc::clone(&wakeups)));
         Self {
             work,
             is_open: true,
-            bits: SOCKET | QUEUE | STOP | AWAY,
-            socket: wakers.waker(SOCKET),
+            bits: SOCKET | QUEUE | STOP | GIVE_UP,
+            socket: wakeups.waker(SOCKET),
             calls,
             running: 0,
             sender: Some(sender),
             connection,
             outlet,
             gave_way: false,
-            has_end: false,
+            has_tail: false,
             clock,
-            witness: None,
-            question: None,
+            orphan: None,
+            probe: None,
             stopped: Box::pin(async move { tasks.stopped().await }),
-            wakers,
+            wakeups,
         }
     }
 
-    /// Looks at everything that has its bit set.
+    /// Handles every wake-up whose bit is set.
     fn round(&mut self) -> Poll<()> {
         if self.takes(STOP) {
-            let waker = self.wakers.waker(STOP);
+            let waker = self.wakeups.waker(STOP);
             if self.stopped.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
                 self.stop();
                 return Poll::Ready(());
             }
         }
-        if self.takes(AWAY) && self.work.is_given_up() {
+        if self.takes(GIVE_UP) && self.work.is_given_up() {
             self.give_up();
             return Poll::Ready(());
         }
@@ -125,14 +127,14 @@ impl<W: Work> Driver<W> {
         self.takes(QUEUE);
         let mut begun = false;
         loop {
-            self.hear();
+            self.poll_calls();
             if !self.begin() {
                 break;
             }
             begun = true;
         }
-        // What was just begun has set the socket's bit: it is polled here and not once more.
-        self.bits |= self.wakers.again();
+        // New calls have set the bit of the socket. It is cleared here, so that one round polls the socket once.
+        self.bits |= self.wakeups.again();
         if (self.takes(SOCKET) || begun)
             && let Err(failure) = self.drive()
         {
@@ -142,26 +144,27 @@ impl<W: Work> Driver<W> {
         if self.running == 0 && self.is_open && self.work.is_finished() {
             self.leave();
         }
-        if self.running == 0 && !self.is_open && self.question.is_none() && self.sender.is_some() {
+        if self.running == 0 && !self.is_open && self.probe.is_none() && self.sender.is_some() {
             self.retire();
         }
         Poll::Pending
     }
 
+    /// Clears `bit`. Returns whether it was set.
     fn takes(&mut self, bit: u64) -> bool {
         let set = self.bits & bit != 0;
         self.bits &= !bit;
         set
     }
 
-    /// Begins calls while places are open; whether any began.
+    /// Begins calls while places are free. Returns whether any call began.
     fn begin(&mut self) -> bool {
         let Some(sender) = self.sender.as_mut().filter(|_| self.is_open) else { return false };
         let mut begun = false;
-        let witnesses = usize::from(self.witness.is_some());
+        let orphans = usize::from(self.orphan.is_some());
         while self.work.waits()
             && self.running < self.calls.len()
-            && self.running + witnesses < sender.current_max_send_streams()
+            && self.running + orphans < sender.current_max_send_streams()
         {
             let now = Instant::now();
             let Some(at) = self.calls.iter().position(|slot| slot.call.is_none()) else { break };
@@ -176,7 +179,7 @@ impl<W: Work> Driver<W> {
                     if let Some(slot) = self.calls.get_mut(at) {
                         slot.call = Some(call);
                     }
-                    // It registers its waker when it is first polled.
+                    // The first poll of the call registers its waker.
                     self.bits |= 1 << at;
                     begun = true;
                 }
@@ -189,12 +192,12 @@ impl<W: Work> Driver<W> {
             }
         }
         let starved = self.running == 0 && sender.current_max_send_streams() == 0 && self.work.waits();
-        self.clock.starve(starved);
+        self.clock.note_starved(starved);
         begun
     }
 
-    /// Polls the calls that have something to hear.
-    fn hear(&mut self) {
+    /// Polls the calls whose bits are set.
+    fn poll_calls(&mut self) {
         let mut bits = self.bits & CALLS;
         self.bits &= !CALLS;
         while bits != 0 {
@@ -215,20 +218,21 @@ impl<W: Work> Driver<W> {
         self.settle(at, call.contents, call.started, verdict);
     }
 
-    /// Frees the place of a call that is over and says what became of it.
+    /// Frees the place of a call that has ended, and reports its result.
     fn settle(&mut self, at: usize, contents: W::Contents, started: Instant, verdict: Verdict) {
         self.running -= 1;
         self.outlet.take_back(at);
         self.work.done(contents, Some(started), verdict, Instant::now());
     }
 
-    /// The backend answered a call.
+    /// Notes that the backend has answered a call.
     fn note_answer(&mut self) {
         self.clock.silence.answered();
         self.work.note(Event::Answered);
     }
 
-    /// Drives HTTP/2: reads, writes, notices its end (`Err`) and GOAWAY.
+    /// Drives HTTP/2: reads, writes, and notices GOAWAY. Returns an error when the connection has ended, with the failure if
+    /// there was one.
     fn drive(&mut self) -> Result<(), Option<Failure>> {
         let cx = &mut Context::from_waker(&self.socket);
         match Pin::new(&mut self.connection).poll(cx) {
@@ -237,21 +241,21 @@ impl<W: Work> Driver<W> {
                 tracing::debug!(backend = %self.work.peer().identity, %error, "connection failed");
                 return Err(match Verdict::of_h2(&error) {
                     Verdict::Failed { failure, .. } => Some(failure),
-                    // GOAWAY: what it left unprocessed goes out again.
+                    // GOAWAY: calls that the peer left unprocessed are sent again.
                     _ => None,
                 });
             }
             Poll::Pending => {}
         }
         match self.outlet.poll_flush(cx) {
-            Poll::Ready(Ok(is_all)) => self.has_end = !is_all,
+            Poll::Ready(Ok(is_all)) => self.has_tail = !is_all,
             Poll::Ready(Err(error)) => {
                 tracing::debug!(backend = %self.work.peer().identity, %error, "cannot write to a connection");
                 return Err(Some(Shortage::of(&error).map_or(Failure::Reset, Failure::Local)));
             }
             Poll::Pending => {}
         }
-        // h2 says so of a connection that got GOAWAY, while its calls go on.
+        // After GOAWAY the sender fails, while calls in flight go on.
         if let Some(sender) = &mut self.sender
             && let Poll::Ready(Err(error)) = sender.poll_ready(cx)
         {
@@ -261,7 +265,7 @@ impl<W: Work> Driver<W> {
         Ok(())
     }
 
-    /// Takes no more calls, since the peer said GOAWAY or nothing is left to do: what waits goes to another connection.
+    /// Stops taking calls, because the peer sent GOAWAY or no more calls will come. Waiting parts go to another connection.
     fn leave(&mut self) {
         self.retire();
         if std::mem::take(&mut self.is_open) {
@@ -269,19 +273,19 @@ impl<W: Work> Driver<W> {
         }
     }
 
-    /// No call begins any more: HTTP/2 ends with those that run.
+    /// Lets no more calls begin, so that HTTP/2 ends after those in flight.
     fn retire(&mut self) {
         self.sender = None;
         self.bits |= SOCKET;
-        self.clock.say_goodbye(self.running > 0);
+        self.clock.begin_close(self.running > 0);
     }
 
-    /// The connection is over: its calls hear so, and if it was still in use its failure is counted, once.
+    /// Ends all calls because the connection has ended, and reports the end with its failure, if there was one.
     fn end(&mut self, failure: Option<Failure>) {
         let tls = self.outlet.tls_failure();
         let peer = self.work.peer();
         if let (Some(reason), Some(address)) = (tls, peer.address) {
-            peer.access.refused(reason, address, &"the backend ended it after the handshake");
+            peer.access.note_tls_failure(reason, address, &"the backend ended it after the handshake");
         }
         let failure = tls.map(Failure::Tls).or(failure);
         let mut lost = false;
@@ -300,7 +304,7 @@ impl<W: Work> Driver<W> {
             lost |= matches!(verdict, Verdict::Failed { scope: Scope::Connection, .. });
             self.finish(at, verdict);
         }
-        // A peer that is silent or mute has failed although no call was lost with it.
+        // A silent peer has failed even if no call was lost.
         lost |= failure == Some(Failure::Ping);
         let heard = self.outlet.has_read();
         let failed = failure.or(lost.then_some(Failure::Reset)).map(|failure| match failure {
@@ -311,7 +315,7 @@ impl<W: Work> Driver<W> {
         self.work.note(Event::Ended { failure: failed, lost });
     }
 
-    /// Gives up the calls that run: what the backend has answered counts.
+    /// Gives up the calls in flight. Answers that have already arrived still count.
     fn give_up(&mut self) {
         if self.drive().is_err() {
             tracing::debug!(backend = %self.work.peer().identity, "connection ended as its calls were given up");
@@ -329,7 +333,7 @@ impl<W: Work> Driver<W> {
         self.work.note(Event::GaveUp);
     }
 
-    /// Everything ends.
+    /// Ends all calls because the process is stopping.
     fn stop(&mut self) {
         for at in 0..self.calls.len() {
             self.finish(at, Verdict::Stopped);
@@ -343,9 +347,9 @@ impl<W: Work> Future for Driver<W> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        this.bits |= this.wakers.begin(cx);
+        this.bits |= this.wakeups.begin(cx);
         if this.bits & !GIVE_WAY == 0 && !std::mem::replace(&mut this.gave_way, true) {
-            this.wakers.give_way(cx);
+            this.wakeups.give_way(cx);
             return Poll::Pending;
         }
         this.gave_way = false;
@@ -353,18 +357,18 @@ impl<W: Work> Future for Driver<W> {
             if this.round().is_ready() {
                 return Poll::Ready(());
             }
-            if std::mem::take(&mut this.has_end) {
+            if std::mem::take(&mut this.has_tail) {
                 this.bits |= SOCKET;
                 break;
             }
-            if this.bits == 0 && this.wakers.rest() {
+            if this.bits == 0 && this.wakeups.rest() {
                 return Poll::Pending;
             }
-            this.bits |= this.wakers.again();
+            this.bits |= this.wakeups.again();
         }
-        // Once is enough.
+        // The next poll need not give way a second time.
         this.gave_way = true;
-        this.wakers.give_way(cx);
+        this.wakeups.give_way(cx);
         Poll::Pending
     }
 }

@@ -5,13 +5,13 @@
 //! tables or metrics, and imports nothing from the rest of dispatch.
 //!
 //! - Connection: `dialer` opens the socket (`stream`) and performs the TLS handshake, `client` begins HTTP/2. `driver` is the
-//!   task of the connection and all its calls. `wakers` tell it what it was woken for, `clock` is its timer, `silence` decides
-//!   when a backend that sends nothing is asked and given up.
+//!   task of the connection and all its calls. `wakeups` tells it what it was woken for, `clock` is its timer, and `silence`
+//!   decides when a backend that sends nothing gets a PING, is probed, or is given up.
 //! - Calls: `call` sends one RPC. `body` builds its body, `reply` reads the answer, and `outcome` classifies it.
-//!   `witness` keeps a call open after its clients have left.
+//!   `orphan` keeps a call open after its clients have left.
 //! - Bytes: `wire` gathers what HTTP/2 writes, `outgoing` keeps it without copies, and `frames` cuts it to the frame size that
 //!   the backend accepts.
-//! - `probe` asks a backend on a connection of its own whether it is there.
+//! - `probe` asks a backend on a separate connection whether it is alive.
 
 mod body;
 mod call;
@@ -20,6 +20,7 @@ mod clock;
 mod dialer;
 mod driver;
 mod frames;
+mod orphan;
 mod outcome;
 mod outgoing;
 mod probe;
@@ -28,16 +29,15 @@ mod silence;
 mod stream;
 #[cfg(test)]
 mod tests;
-mod wakers;
+mod wakeups;
 mod wire;
-mod witness;
 mod work;
 
 use self::driver::Driver;
 pub(super) use self::{
     dialer::speaks_tls,
     outcome::{Partial, Scope, Verdict},
-    wakers::{AWAY, MAX_PLACES, QUEUE, Wakers},
+    wakeups::{GIVE_UP, MAX_PLACES, QUEUE, Wakeups},
     work::{Contents, Event, Peer, Work},
 };
 pub use self::{outcome::Failure, probe::HealthCheck};

@@ -1,4 +1,4 @@
-//! What became of a call: by whose word (the backend's own, or our transport's) and whether a repeat can help.
+//! The result of a call, classified by its source (the backend's own status, or our transport) and by whether a retry can help.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -15,35 +15,35 @@ use crate::{
     tls::Reason,
 };
 
-/// The longest pause that a backend is believed to mean.
+/// The longest pause that is accepted from a backend. Longer ones are shortened to it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// A failure of the way to a backend.
+/// A failure of the connection to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
-    /// Connecting failed otherwise: no route.
+    /// Connecting failed for another reason, for example because there is no route.
     ConnectError,
-    /// Nobody listens.
+    /// The connection was refused: nothing listens at the address.
     ConnectRefused,
-    /// No answer to the connect.
+    /// The peer did not answer the connect in time.
     ConnectTimeout,
-    /// A proxy on the way answered with this HTTP status: it cannot reach the backend.
+    /// A proxy between us and the backend answered with this HTTP status, because it cannot reach the backend.
     Gateway(u16),
-    /// This process or machine has run out of something. It says nothing of the backend.
+    /// This process or machine lacks a resource. This says nothing about the backend.
     Local(Shortage),
-    /// No answer to a PING.
+    /// The peer did not answer a PING.
     Ping,
-    /// The peer does not speak HTTP/2 or gRPC as it should.
+    /// The peer violated HTTP/2 or gRPC.
     Protocol,
-    /// The peer refuses every stream before it looks at it.
+    /// The peer refuses every stream without processing it.
     RefusedStream,
-    /// The connection or the stream was reset or closed before the answer.
+    /// The connection or the stream was reset or closed before the answer arrived.
     Reset,
-    /// A new connection was reset or closed before the peer had said anything.
+    /// A new connection was reset or closed before the peer sent anything.
     ResetAtOnce,
-    /// It was spoken to in plaintext and speaks TLS.
+    /// The pool is plaintext, but the peer speaks TLS.
     SpeaksTls,
-    /// No answer within the attempt's timeout.
+    /// The peer did not answer within the attempt's timeout.
     Timeout,
     /// TLS failed.
     Tls(Reason),
@@ -51,23 +51,23 @@ pub enum Failure {
     TurnedAway,
 }
 
-/// What became of one call.
+/// The result of one call.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::dispatch) enum Verdict {
-    /// Status OK, with what its reply said.
+    /// The status is OK. The value is the reply's `partial_success`, if it has one.
     Accepted(Option<Partial>),
     /// The backend's own retryable status.
     Busy { code: Code, after: Option<Duration> },
-    /// Our transport failed.
+    /// Our transport failed. `reached` says whether the call may have reached the backend.
     Failed { failure: Failure, reached: bool, scope: Scope },
     /// The call was given up, because [`Work::is_given_up`](super::Work::is_given_up) said so.
     GivenUp,
     /// The backend's own permanent status.
     Refused { code: Code, message: String },
-    /// We are stopping.
+    /// This process is stopping.
     Stopped,
-    /// The backend said that it never looked at the call: by `REFUSED_STREAM` if `refused`, else by GOAWAY, or the call never
-    /// began.
+    /// The backend did not process the call: it said so by `REFUSED_STREAM` (then `refused` is true) or by GOAWAY, or the call
+    /// never began.
     Unprocessed { refused: bool },
 }
 
@@ -78,14 +78,14 @@ pub(in crate::dispatch) struct Partial {
     pub(in crate::dispatch) message: String,
 }
 
-/// What a transport failure took with it.
+/// The extent of a transport failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::dispatch) enum Scope {
-    /// The connection with all its calls; it is counted against the backend once, by the driver.
+    /// The connection with all its calls. The driver reports it as one failure of the backend.
     Connection,
-    /// This call alone, whose time was up: that says nothing of the way to the backend.
+    /// This call only, because its deadline passed. This is not counted as a failure of the backend.
     Request,
-    /// This call alone.
+    /// This call only. It is counted as a failure of the backend.
     Stream,
 }
 
@@ -179,7 +179,8 @@ impl Verdict {
         })
     }
 
-    /// Classifies an answer that is no gRPC, by its HTTP status (grpc's `http-grpc-status-mapping.md`); `None` if it is gRPC.
+    /// Classifies an answer that is not gRPC by its HTTP status (grpc's `http-grpc-status-mapping.md`). Returns `None` if the
+    /// answer is gRPC.
     pub(super) fn of_http(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         let content_type = headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
         let is_grpc = content_type.as_ref().is_some_and(|value| value.starts_with("application/grpc"));
@@ -203,19 +204,20 @@ impl Verdict {
         Some(Self::Refused { code, message: shortened(&message, MAX_MESSAGE).into_owned() })
     }
 
-    /// A proxy on the way could not reach the backend. With 503 it did not try; with 502 and 504 the backend may have the call.
+    /// The verdict if a proxy between us and the backend could not reach it. After 502 or 504 the backend may have the call;
+    /// after 503 the proxy did not forward it.
     fn gateway(status: u16) -> Self {
         Self::Failed { failure: Failure::Gateway(status), reached: status != 503, scope: Scope::Stream }
     }
 }
 
-/// `Retry-After` in seconds; its date form is rare and not worth a clock.
+/// Reads `Retry-After` in seconds. Its date form is rare, and is ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(sensible(Duration::from_secs(seconds)))
 }
 
-/// A backend may ask for any pause; clocks cannot be asked to add any. No request lives this long.
+/// Limits a pause, so that it can be added to any time without overflow. No request lives as long as the limit.
 fn sensible(pause: Duration) -> Duration {
     pause.min(LONGEST_PAUSE)
 }

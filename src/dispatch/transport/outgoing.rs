@@ -1,7 +1,7 @@
-//! What waits to be written to one connection: bytes copied here, and between them shares of the bodies that are sent.
+//! The bytes that wait to be written to one connection: copied bytes, and between them shared slices of the bodies.
 //!
-//! h2 hands over slices and keeps the bodies. A body is lent before it goes to h2, so that a slice of it can be told from
-//! others and be kept as a share: its bytes are then copied by the kernel only.
+//! h2 writes slices of bodies that it owns. Each body is lent to this module before h2 gets it. If a slice lies in a lent body,
+//! a reference to that body is kept instead of a copy, so that only the kernel copies its bytes.
 
 use std::{collections::VecDeque, io::IoSlice};
 
@@ -9,39 +9,42 @@ use bytes::{Buf, Bytes};
 
 use crate::buffers;
 
-/// Slices from this length are shared if their body was lent: less is copied faster than the kernel takes one slice more.
+/// Slices of lent bodies that are at least this long are shared. For shorter ones a copy costs less than one more slice in a
+/// write to the kernel.
 const SHARED_FROM: usize = 2 << 10;
 
-/// Less than this is copied to a buffer that the connection keeps. Larger ones are shared by all connections: the one
-/// that was used last is in a cache.
+/// Up to this many bytes are copied to a small buffer that the connection keeps. Larger buffers are taken from a pool of all
+/// connections, because the buffer that was used last is likely to be in the CPU's cache.
 const KEPT: usize = 4 << 10;
 
-/// Slices that are written at once, at most: a frame of 16 KiB has two, so that it is 512 KiB.
+/// Maximum number of slices in one write. A frame of 16 KiB has two slices, so this is enough for 512 KiB.
 const SLICES: usize = 64;
 
-/// Bytes in the order they are written in.
+/// The bytes that wait, in the order of writing.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     pieces: VecDeque<Piece>,
-    /// Bytes of all pieces.
+    /// The number of bytes in all pieces.
     len: usize,
+    /// The copied bytes. Some of them may already be written.
     copied: Vec<u8>,
-    /// Bytes of it that were written.
+    /// The number of bytes of `copied` that are written.
     written: usize,
+    /// The bodies that are lent.
     lent: VecDeque<Lent>,
-    /// Where in it the last share was of: pieces are handed over in their order.
+    /// The index in `lent` of the last shared slice. The next slice is most likely found there or behind it.
     latest: usize,
 }
 
 #[derive(Debug)]
 enum Piece {
-    /// So many bytes, the next of the copied ones.
+    /// The next copied bytes, of this number.
     Copied(usize),
-    /// Bytes of the call in that place.
+    /// A shared slice, and the place of its call.
     Shared(usize, Bytes),
 }
 
-/// A body, or a piece of one, of which h2 will hand over slices.
+/// A body, or a piece of one, that h2 will write slices of.
 #[derive(Debug)]
 struct Lent {
     place: usize,
@@ -49,20 +52,20 @@ struct Lent {
 }
 
 impl Outgoing {
-    /// Bytes that wait.
+    /// The number of bytes that wait.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// The body, or the next piece of it, of the call in that place goes to h2.
+    /// Lends a body, or the next piece of one, before it goes to h2. `place` is the place of its call.
     pub(super) fn lend(&mut self, place: usize, bytes: &Bytes) {
         if bytes.len() >= SHARED_FROM {
             self.lent.push_back(Lent { place, bytes: bytes.clone() });
         }
     }
 
-    /// The call in that place is over: h2 hands over no more of its body. What still waits of it is copied: shares would keep
-    /// whole buffers, which nobody counts any more.
+    /// Called when the call in `place` has ended, so that h2 writes no more of its body. Slices of it that still wait are copied,
+    /// because shared ones would keep whole buffers that the memory budget no longer counts.
     pub(super) fn take_back(&mut self, place: usize) {
         self.lent.retain(|lent| lent.place != place);
         for piece in &mut self.pieces {
@@ -74,7 +77,7 @@ impl Outgoing {
         }
     }
 
-    /// Adds bytes; `large` is the capacity of a buffer for more copied bytes than a few.
+    /// Adds bytes. `large` is the capacity of a new buffer if they do not fit the small one.
     pub(super) fn add(&mut self, bytes: &[u8], large: usize) {
         match self.share_of(bytes) {
             Some((place, share)) => self.pieces.push_back(Piece::Shared(place, share)),
@@ -83,7 +86,7 @@ impl Outgoing {
         self.len += bytes.len();
     }
 
-    /// Calls `write` with what waits, in the order it was added: at most so many bytes, at most [`SLICES`] slices.
+    /// Calls `write` with the bytes that wait, in their order: at most `most` bytes in at most [`SLICES`] slices.
     pub(super) fn slices<T>(&self, most: usize, write: impl FnOnce(&[IoSlice<'_>]) -> T) -> T {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (mut left, mut copied, mut count) = (most, self.written, 0);
@@ -107,7 +110,7 @@ impl Outgoing {
         write(slices.get(..count).unwrap_or_default())
     }
 
-    /// So many bytes were written.
+    /// Removes `count` bytes, which have been written.
     pub(super) fn advance(&mut self, mut count: usize) {
         self.len = self.len.saturating_sub(count);
         while count > 0
@@ -138,25 +141,26 @@ impl Outgoing {
         }
     }
 
-    /// Gives a large buffer back if nothing waits.
+    /// Gives a large buffer back to the pool if nothing waits.
     pub(super) fn rest(&mut self) {
         if self.pieces.is_empty() && !self.keeps_little() {
             buffers::give(std::mem::take(&mut self.copied));
         }
     }
 
-    /// Whether its buffer is none that others could use.
+    /// Whether it keeps no large buffer.
     pub(super) fn keeps_little(&self) -> bool {
         self.copied.capacity() <= 2 * KEPT
     }
 
-    /// Bytes that were copied since nothing waited.
+    /// The number of bytes copied since nothing waited.
     #[cfg(test)]
     pub(super) fn copied_len(&self) -> usize {
         self.copied.len()
     }
 
-    /// A share of the body that a slice is of, and the place of its call. A body whose end was handed over is not lent any more.
+    /// Returns a reference to `slice` and the place of its call, if it lies in a lent body. A body is no longer lent once its end
+    /// was written.
     fn share_of(&mut self, slice: &[u8]) -> Option<(usize, Bytes)> {
         if slice.len() < SHARED_FROM {
             return None;
@@ -187,7 +191,7 @@ impl Outgoing {
         }
     }
 
-    /// Moves what waits to the front, of a larger buffer if need be.
+    /// Makes room for `len` copied bytes: moves those that wait to the front of the buffer, or to a larger buffer.
     #[cold]
     fn make_room(&mut self, len: usize, large: usize) {
         let waiting = self.copied.len() - self.written;
@@ -206,7 +210,7 @@ impl Outgoing {
 mod tests {
     use super::*;
 
-    /// Everything that waits, taken `step` bytes at a time.
+    /// Takes all bytes that wait, `step` bytes at a time.
     fn drain(out: &mut Outgoing, step: usize) -> Vec<u8> {
         let mut seen = Vec::new();
         while out.len() > 0 {
@@ -220,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_leave_in_the_order_they_came_in_however_they_are_kept() {
+    fn copied_and_shared_bytes_are_written_in_their_order() {
         let mut random = fastrand::Rng::with_seed(5);
         for _ in 0..300 {
             let (mut out, mut expected, mut seen) = (Outgoing::default(), Vec::new(), Vec::new());
@@ -248,14 +252,14 @@ mod tests {
             }
             seen.extend(drain(&mut out, 7_000));
             assert!(seen == expected);
-            assert!(out.lent.is_empty(), "a body is held though its call is over");
+            assert!(out.lent.is_empty(), "must not hold a body after its call has ended");
             out.rest();
             assert!(out.keeps_little());
         }
     }
 
     #[test]
-    fn a_lent_body_is_not_copied_and_is_let_go_with_its_last_byte() {
+    fn a_lent_body_is_not_copied_and_is_released_after_its_last_byte() {
         let body = Bytes::from(vec![7; 3 * SHARED_FROM]);
         let mut out = Outgoing::default();
         out.lend(0, &body);
@@ -270,18 +274,18 @@ mod tests {
         assert!(out.copied.len() < 10 && out.lent.is_empty());
         let small = Bytes::from_static(b"short");
         out.lend(1, &small);
-        assert!(out.lent.is_empty(), "what would be copied anyway is not held");
+        assert!(out.lent.is_empty(), "must not hold a short body, which is copied anyway");
         out.lend(2, &body);
         out.take_back(1);
         assert_eq!(out.lent.len(), 1);
         out.take_back(2);
         assert!(out.lent.is_empty());
         out.advance(out.len());
-        assert!(body.is_unique(), "what was written is not held");
+        assert!(body.is_unique(), "must not hold a body that was written");
     }
 
     #[test]
-    fn what_waits_of_a_call_that_is_over_keeps_no_buffer() {
+    fn waiting_bytes_of_an_ended_call_are_copied_to_free_its_buffer() {
         let bodies = [1, 2].map(|byte| Bytes::from(vec![byte; 100_000]));
         let mut out = Outgoing::default();
         for (place, body) in bodies.iter().enumerate() {
@@ -296,18 +300,18 @@ mod tests {
     }
 
     #[test]
-    fn bodies_of_many_pieces_are_found_in_any_order_and_whatever_their_ends_are() {
+    fn slices_of_many_lent_pieces_are_found_in_any_order() {
         let pieces: Vec<Bytes> = (0..300_u32).map(|at| vec![at.to_le_bytes()[0]; 3_000].into()).collect();
         let mut out = Outgoing::default();
         pieces.iter().for_each(|piece| out.lend(3, piece));
-        // Of every third the end is copied, so that it stays lent.
+        // The end of every third piece is short and therefore copied, so that the piece stays lent.
         for (at, piece) in pieces.iter().enumerate().filter(|(at, _)| at % 7 != 0) {
             let (now, end) = piece.split_at(if at % 3 == 0 { 2_500 } else { 3_000 });
             [now, end].iter().filter(|bytes| !bytes.is_empty()).for_each(|bytes| out.add(bytes, 1 << 16));
         }
         pieces.iter().step_by(7).for_each(|piece| out.add(piece, 1 << 16));
         let of_end = |at: &usize| at.is_multiple_of(3) && !at.is_multiple_of(7);
-        assert_eq!(out.copied_len(), 500 * (0..300).filter(of_end).count(), "only these ends are copied");
+        assert_eq!(out.copied_len(), 500 * (0..300).filter(of_end).count(), "must copy these ends only");
         assert_eq!(out.lent.len(), (0..300).filter(of_end).count());
         out.take_back(3);
         assert!(out.lent.is_empty());

@@ -1,4 +1,4 @@
-//! Asks a backend whether it is there: gRPC's health service over a connection of its own.
+//! Probes of a backend on a separate connection: by gRPC's health service, or by a PING.
 
 use std::{
     future::{Future, poll_fn},
@@ -30,17 +30,17 @@ use crate::{
     shortage::Shortage,
 };
 
-/// Where the question goes.
+/// The path of the health check.
 const PATH: &str = "/grpc.health.v1.Health/Check";
 
 /// `ServingStatus.NOT_SERVING` of `grpc.health.v1`.
 const NOT_SERVING: i32 = 2;
 
-/// An answer's message, at most: a status is two bytes long.
+/// Maximum length of an answer's message. A status has two bytes.
 const MAX_ANSWER: usize = 1 << 10;
 
-/// Asks by `grpc.health.v1.Health/Check`. Any answer of the peer's own will do, that it knows no such service above all (a
-/// Collector says so unless told otherwise), except that it is not serving.
+/// Probes a backend by `grpc.health.v1.Health/Check`. Every answer of the backend counts as success, except `NOT_SERVING`. In
+/// particular, most Collectors answer that they do not have the service.
 #[derive(Clone, Debug, Default)]
 pub struct HealthCheck;
 
@@ -63,10 +63,10 @@ impl Prober for HealthCheck {
     }
 }
 
-/// Whether the backend of that identity accepts a fresh connection and answers a PING on it in time. Where we cannot ask, for
-/// want of a descriptor say, it has the benefit of the doubt.
+/// Whether the backend with this identity accepts a new connection and answers a PING on it in time. Also true if this process
+/// lacks the resources to connect, since that says nothing about the backend.
 pub(super) async fn is_alive(access: &Access, identity: &str, address: SocketAddr) -> bool {
-    // Connecting has a time of its own.
+    // Connecting has its own timeout.
     let mut connected = match client::connect(access, identity, address).await {
         Ok(connected) => connected,
         Err(failure) => return matches!(failure, Failure::Local(_)),
@@ -77,7 +77,7 @@ pub(super) async fn is_alive(access: &Access, identity: &str, address: SocketAdd
     timeout(SILENCE, answered).await.is_ok_and(|answered| answered.unwrap_or(false))
 }
 
-/// Drives a connection until there is an answer, or until it ends without one.
+/// Drives a connection until `answer` is ready. Returns `None` if the connection ends before.
 async fn drive(
     answer: impl Future<Output = Option<bool>>,
     connection: &mut Connection<Wire<Stream>, Chunk>,
@@ -85,7 +85,7 @@ async fn drive(
 ) -> Option<bool> {
     let mut answer = pin!(answer);
     let over = poll_fn(|cx| {
-        // Flushed after each look: h2 has written what it wanted to by then.
+        // Flushes after each poll, when h2 has handed over all that it has to write.
         let over = Pin::new(&mut *connection).poll(cx).is_ready();
         let flushed = outlet.poll_flush(cx);
         if matches!(flushed, Poll::Ready(Ok(false))) {
@@ -97,7 +97,7 @@ async fn drive(
     tokio::select! {
         biased;
         heard = &mut answer => heard,
-        // It may have answered before it ended.
+        // The answer may have arrived before the connection ended.
         () = over => poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(heard) => Poll::Ready(heard),
             Poll::Pending => Poll::Ready(None),
@@ -105,7 +105,7 @@ async fn drive(
     }
 }
 
-/// Whether the peer serves; `None` if it did not say.
+/// Whether the peer serves. Returns `None` if there was no answer.
 async fn ask(sender: SendRequest<Chunk>, scheme: Scheme, address: SocketAddr) -> Option<bool> {
     let request = Request::builder()
         .method(Method::POST)
@@ -125,7 +125,7 @@ async fn ask(sender: SendRequest<Chunk>, scheme: Scheme, address: SocketAddr) ->
         response.status(),
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
     ) {
-        // Someone on the way says that nobody is there.
+        // A proxy between us and the backend cannot reach it.
         return Some(false);
     }
     let is_grpc = response.headers().contains_key("grpc-status")

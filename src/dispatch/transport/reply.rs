@@ -1,4 +1,5 @@
-//! What a call hears: header, message, trailers; the message is looked at only when it says more than "all accepted".
+//! Reads the reply to a call: headers, message and trailers. The message is decoded only if the status is OK and the message is
+//! not empty.
 
 use std::{
     future::Future,
@@ -23,30 +24,30 @@ use crate::{
     },
 };
 
-/// A reply's message, at most: what OTLP asks clients to take.
+/// Maximum size of a reply's message: the size that OTLP asks clients to accept.
 pub(super) const MAX_REPLY: usize = 4 << 20;
 
-/// A reply on its way.
+/// A reply that is being read.
 #[derive(Debug)]
 pub(super) enum Reply {
-    /// Nothing was heard yet.
+    /// Nothing has arrived yet.
     Head(ResponseFuture),
-    /// The header was heard.
+    /// The headers have arrived.
     Body { stream: RecvStream, headers: HeaderMap, data: Data },
 }
 
-/// A reply's message as far as it was heard.
+/// The part of a reply's message that has arrived.
 #[derive(Debug, Default)]
 pub(super) enum Data {
     #[default]
     Empty,
-    /// What came in one frame is not copied.
+    /// One frame, which is not copied.
     One(Bytes),
     Many(BytesMut),
     TooLarge,
 }
 
-/// `Export*ServiceResponse`: the same numbers for every signal (opentelemetry-proto 1.11).
+/// `Export*ServiceResponse`. Its field numbers are the same for every signal (opentelemetry-proto 1.11).
 #[derive(Clone, PartialEq, Message)]
 struct ExportResponse {
     #[prost(message, optional, tag = "1")]
@@ -62,7 +63,7 @@ struct PartialSuccess {
 }
 
 impl Reply {
-    /// Hears what came.
+    /// Reads what has arrived. Ready once the result of the call is known.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
         loop {
             match self {
@@ -86,7 +87,7 @@ fn poll_body(stream: &mut RecvStream, headers: &HeaderMap, data: &mut Data, cx: 
     while let Some(chunk) = ready!(stream.poll_data(cx)) {
         match chunk {
             Ok(chunk) => {
-                // A stream that ended meanwhile has no window left to give back.
+                // This fails only if the stream has ended, and then it does not matter.
                 drop(stream.flow_control().release_capacity(chunk.len()));
                 data.add(chunk);
             }
@@ -101,17 +102,17 @@ fn poll_body(stream: &mut RecvStream, headers: &HeaderMap, data: &mut Data, cx: 
     Poll::Ready(match verdict {
         Some(Verdict::Accepted(_)) => Verdict::Accepted(partial_of(headers, data)),
         Some(verdict) => verdict,
-        // It ended without a status: what it did with the call is unknown.
+        // The reply has no status, so it is unknown whether the backend took the call.
         None => Verdict::Failed { failure: Failure::Protocol, reached: true, scope: Scope::Stream },
     })
 }
 
-/// The status of an answer that consists of its header: a server may reset the rest of a request that it refused.
+/// The status of a reply that consists of headers only. A server that refuses a call may reset the rest of its request.
 fn early_status(headers: &HeaderMap) -> Option<Verdict> {
     Verdict::of_status(headers).filter(|verdict| !matches!(verdict, Verdict::Accepted(_)))
 }
 
-/// What an OK reply says beyond OK. It stays OK when it can't be read: the backend took the records.
+/// Reads the `partial_success` of an OK reply. A reply that cannot be read is still OK, since the backend took the records.
 fn partial_of(headers: &HeaderMap, data: &Data) -> Option<Partial> {
     let data = match data {
         Data::Empty => return None,

@@ -1,4 +1,4 @@
-//! What a connection to a backend runs on: plain TCP, or TLS over it.
+//! The byte stream of a connection to a backend: plain TCP, or TLS over it.
 
 use std::{
     io::{self, IoSlice},
@@ -16,17 +16,16 @@ use tokio_rustls::client::TlsStream;
 
 use crate::tls::Reason;
 
-/// Bytes of segments that Linux hands to a device at once, usually (generic segmentation offload).
+/// The number of bytes that Linux usually hands to a network device at once (generic segmentation offload).
 pub(super) const MAX_PACKET: usize = 64 << 10;
 
-/// A connection's stream.
+/// The byte stream of a connection.
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<Tls>),
 }
 
-/// A stream of TLS. In TLS 1.3 a backend that refuses our certificate says so after the handshake: by an alert that comes
-/// with what is read.
+/// A TLS stream. In TLS 1.3 a backend refuses our certificate only after the handshake, by an alert that is found when reading.
 pub(super) struct Tls {
     stream: TlsStream<TcpStream>,
     failure: Option<Reason>,
@@ -37,7 +36,7 @@ impl Stream {
         Self::Tls(Box::new(Tls { stream, failure: None }))
     }
 
-    /// What the peer did not like about TLS, if that is how the stream ended.
+    /// The TLS failure that ended the stream, if one did.
     pub(super) fn tls_failure(&mut self) -> Option<Reason> {
         match self {
             Self::Plain(_) => None,
@@ -45,8 +44,9 @@ impl Stream {
         }
     }
 
-    /// Bytes that the kernel sends as one packet now: as many whole segments as go to a device at once. `usize::MAX` where
-    /// what is written is not what is sent (TLS), or where nobody knows. Segments over loopback grow with the peer's window.
+    /// The number of bytes that the kernel now sends as one packet: as many whole segments as it hands to a device at once.
+    /// `usize::MAX` if it is unknown, and for TLS, where the number of bytes sent differs from the number written. The value can
+    /// change: segments over loopback grow with the peer's window.
     pub(super) fn packet_len(&self) -> usize {
         let Self::Plain(tcp) = self else { return usize::MAX };
         match SockRef::from(tcp).tcp_mss().map(usize::try_from) {
@@ -55,18 +55,19 @@ impl Stream {
         }
     }
 
-    /// Makes the coming close a reset: what the peer has not read yet need not reach it.
+    /// Makes closing reset the connection, so that bytes that the peer has not read yet may be dropped.
     pub(super) fn reset_on_close(&self) {
         let tcp = match self {
             Self::Plain(stream) => stream,
             Self::Tls(tls) => tls.stream.get_ref().0,
         };
-        // If it can't be had, the peer gets more of what nobody waits for.
+        // If this fails, the peer only gets more bytes that nobody waits for.
         drop(SockRef::from(tcp).set_linger(Some(Duration::ZERO)));
     }
 }
 
 impl Tls {
+    /// Notes the first error of TLS.
     fn note(&mut self, error: &io::Error) {
         let reason = Reason::of_io(error);
         if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
@@ -74,8 +75,8 @@ impl Tls {
         }
     }
 
-    /// Why a write failed: a peer that does not take our certificate closes, and what it said waits to be read.
-    fn listen(&mut self, cx: &mut Context<'_>) {
+    /// Reads the alert after a failed write: a peer that refuses our certificate sends one and then closes.
+    fn read_alert(&mut self, cx: &mut Context<'_>) {
         let mut room = [0; 256];
         let mut buf = ReadBuf::new(&mut room);
         if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
@@ -85,7 +86,7 @@ impl Tls {
 
     fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if matches!(result, Poll::Ready(Err(_))) {
-            self.listen(cx);
+            self.read_alert(cx);
         }
         result
     }
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_packet_is_of_whole_segments() {
+    async fn a_packet_has_only_whole_segments() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let segment = usize::try_from(SockRef::from(&tcp).tcp_mss().unwrap()).unwrap();

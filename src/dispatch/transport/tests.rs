@@ -1,4 +1,4 @@
-//! The transport without queues: the test is what a connection works for, and the backend at its other end.
+//! Tests of the transport without queues. The test is both the source of the calls and the backend.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use tokio::{net::TcpStream, task::JoinHandle, time::Instant};
 
-use super::{AWAY, Contents, Event, Failure, Peer, QUEUE, Scope, Verdict, Wakers, Work, serve};
+use super::{Contents, Event, Failure, GIVE_UP, Peer, QUEUE, Scope, Verdict, Wakeups, Work, serve};
 use crate::{
     endpoint::Endpoint,
     lifecycle::Tasks,
@@ -20,7 +20,7 @@ use crate::{
     testing::{accept_h2, listen, patient, trailers_only, wait_until},
 };
 
-/// Messages that go in one call.
+/// The messages of one call.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Messages(pub(super) Vec<Framed>);
 
@@ -50,32 +50,32 @@ impl Contents for Messages {
     fn hold(&self) {}
 }
 
-/// What a connection works for here.
-struct Errands {
+/// A source of calls for a connection.
+struct TestWork {
     peer: Peer,
-    book: Arc<Mutex<Book>>,
+    state: Arc<Mutex<State>>,
 }
 
-/// What is to be sent, and what was heard of it.
+/// The calls to send, and what the connection reported.
 #[derive(Default)]
-struct Book {
+struct State {
     waiting: VecDeque<Messages>,
     begun: usize,
     done: Vec<(Messages, Verdict)>,
     events: Vec<&'static str>,
     failure: Option<Failure>,
-    wakers: Option<Arc<Wakers>>,
+    wakeups: Option<Arc<Wakeups>>,
     is_given_up: bool,
     is_finished: bool,
 }
 
-impl Errands {
-    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
-        self.book.lock().unwrap()
+impl TestWork {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap()
     }
 }
 
-impl Work for Errands {
+impl Work for TestWork {
     type Contents = Messages;
 
     fn peer(&self) -> &Peer {
@@ -83,39 +83,39 @@ impl Work for Errands {
     }
 
     fn waits(&self) -> bool {
-        !self.book().waiting.is_empty()
+        !self.state().waiting.is_empty()
     }
 
     fn take(&mut self, _now: Instant) -> Option<Messages> {
-        self.book().waiting.pop_front()
+        self.state().waiting.pop_front()
     }
 
     fn began(&mut self, _contents: &Messages, _now: Instant) {
-        self.book().begun += 1;
+        self.state().begun += 1;
     }
 
     fn done(&mut self, contents: Messages, started: Option<Instant>, verdict: Verdict, _now: Instant) {
         assert!(started.is_some(), "every call of these tests can begin");
-        self.book().done.push((contents, verdict));
+        self.state().done.push((contents, verdict));
     }
 
     fn is_given_up(&mut self) -> bool {
-        self.book().is_given_up
+        self.state().is_given_up
     }
 
     fn is_finished(&self) -> bool {
-        self.book().is_finished
+        self.state().is_finished
     }
 
     fn note(&mut self, event: Event) {
-        let mut book = self.book();
+        let mut state = self.state();
         let name = match event {
-            Event::Connected(wakers) => {
-                book.wakers = Some(wakers);
+            Event::Connected(wakeups) => {
+                state.wakeups = Some(wakeups);
                 "connected"
             }
             Event::NotConnected(failure) => {
-                book.failure = Some(failure);
+                state.failure = Some(failure);
                 "not connected"
             }
             Event::Answered => "answered",
@@ -123,55 +123,55 @@ impl Work for Errands {
             Event::Left => "left",
             Event::InDoubt => "in doubt",
             Event::Ended { failure, lost } => {
-                book.failure = failure;
+                state.failure = failure;
                 if lost { "ended with calls" } else { "ended" }
             }
             Event::GaveUp => "gave up",
             Event::Stopped => "stopped",
         };
-        book.events.push(name);
+        state.events.push(name);
     }
 }
 
 /// A connection that is being served.
 struct Served {
-    book: Arc<Mutex<Book>>,
+    state: Arc<Mutex<State>>,
     serving: JoinHandle<()>,
     tasks: Tasks,
 }
 
 impl Served {
-    /// Serves a connection to `address`; `waiting` waits to be sent, one message a call.
+    /// Serves a connection to `address`. Each message of `waiting` is to be sent in one call.
     fn start(address: SocketAddr, waiting: &[&[u8]]) -> Self {
         let waiting = waiting.iter().map(|payload| message(payload)).collect();
-        let book = Arc::new(Mutex::new(Book { waiting, ..Book::default() }));
+        let state = Arc::new(Mutex::new(State { waiting, ..State::default() }));
         let endpoint = Endpoint::new(address.to_string(), Some(address));
         let peer = Peer::new(&endpoint, &Delivery::default(), 4);
         let tasks = Tasks::new();
-        let serving = tasks.spawn(serve(Errands { peer, book: Arc::clone(&book) }, tasks.clone()));
-        Self { book, serving, tasks }
+        let serving = tasks.spawn(serve(TestWork { peer, state: Arc::clone(&state) }, tasks.clone()));
+        Self { state, serving, tasks }
     }
 
-    fn look<T>(&self, look: impl FnOnce(&mut Book) -> T) -> T {
-        look(&mut self.book.lock().unwrap())
+    fn with_state<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+        action(&mut self.state.lock().unwrap())
     }
 
     fn wake(&self, bit: u64) {
-        let wakers = self.look(|book| book.wakers.clone()).expect("must be connected");
-        wakers.wake(bit);
+        let wakeups = self.with_state(|state| state.wakeups.clone()).expect("must be connected");
+        wakeups.wake(bit);
     }
 
-    /// Waits until so many calls are over. Returns what became of them.
+    /// Waits until `count` calls have ended. Returns their verdicts.
     async fn verdicts(&self, count: usize) -> Vec<Verdict> {
-        wait_until(|| self.look(|book| book.done.len() >= count)).await;
-        self.look(|book| book.done.iter().map(|(_, verdict)| verdict.clone()).collect())
+        wait_until(|| self.with_state(|state| state.done.len() >= count)).await;
+        self.with_state(|state| state.done.iter().map(|(_, verdict)| verdict.clone()).collect())
     }
 
-    /// Waits for the connection's end. Returns what was seen of it.
+    /// Waits for the end of the connection. Returns its events and its failure.
     async fn end(self) -> (Vec<&'static str>, Option<Failure>) {
         patient(self.serving).await.expect("must not panic");
-        let book = self.book.lock().unwrap();
-        (book.events.clone(), book.failure)
+        let state = self.state.lock().unwrap();
+        (state.events.clone(), state.failure)
     }
 }
 
@@ -181,7 +181,7 @@ fn message(payload: &[u8]) -> Messages {
 
 type Backend = Connection<TcpStream, Bytes>;
 
-/// The next call: its body, and where its answer goes.
+/// Accepts the next call. Returns its body and the handle to answer it.
 async fn call(backend: &mut Backend) -> (Vec<u8>, SendResponse<Bytes>) {
     let (request, respond) = patient(backend.accept()).await.unwrap().unwrap();
     assert_eq!(request.uri().path(), Signal::Traces.grpc_path());
@@ -202,13 +202,13 @@ async fn call(backend: &mut Backend) -> (Vec<u8>, SendResponse<Bytes>) {
 /// Drives the backend's side until the connection ends.
 async fn drive(backend: &mut Backend) {
     while let Some(call) = backend.accept().await {
-        // What comes after GOAWAY, or is reset, is looked at by nobody.
+        // Calls after GOAWAY, and those that are reset, are ignored.
         drop(call);
     }
 }
 
 #[tokio::test]
-async fn calls_are_made_of_what_waits_and_their_answers_come_back() {
+async fn waiting_messages_are_sent_and_their_answers_are_reported() {
     let listener = listen().await;
     let served = Served::start(listener.local_addr().unwrap(), &[b"first", b"second"]);
     let mut backend = accept_h2(&listener).await;
@@ -222,15 +222,15 @@ async fn calls_are_made_of_what_waits_and_their_answers_come_back() {
             assert_eq!(verdicts[0], Verdict::Accepted(None));
             assert!(matches!(verdicts[1], Verdict::Refused { .. }), "{verdicts:?}");
         }
-        () = drive(&mut backend) => panic!("must stay"),
+        () = drive(&mut backend) => panic!("the connection must stay"),
     }
-    served.look(|book| {
-        assert_eq!(book.begun, 2);
-        assert_eq!((&book.done[0].0, &book.done[1].0), (&message(b"first"), &message(b"second")));
-        assert_eq!(book.events, ["connected", "answered", "answered"]);
+    served.with_state(|state| {
+        assert_eq!(state.begun, 2);
+        assert_eq!((&state.done[0].0, &state.done[1].0), (&message(b"first"), &message(b"second")));
+        assert_eq!(state.events, ["connected", "answered", "answered"]);
     });
-    // What comes later is sent once the connection is woken for it.
-    served.look(|book| book.waiting.push_back(message(b"third")));
+    // A later message is sent once the connection is woken.
+    served.with_state(|state| state.waiting.push_back(message(b"third")));
     served.wake(QUEUE);
     let (body, _respond) = call(&mut backend).await;
     assert_eq!(body[5..], *b"third");
@@ -240,36 +240,36 @@ async fn calls_are_made_of_what_waits_and_their_answers_come_back() {
 }
 
 #[tokio::test]
-async fn a_backend_that_is_not_there_is_said_to_be_and_nothing_is_taken_for_it() {
-    // The listener is gone by then, so that nobody has this port.
+async fn a_refused_connection_is_reported_and_takes_no_calls() {
+    // The listener is closed at once, so that nothing listens on this port.
     let address = listen().await.local_addr().unwrap();
     let served = Served::start(address, &[b"waits"]);
-    let book = Arc::clone(&served.book);
+    let state = Arc::clone(&served.state);
     assert_eq!(served.end().await, (vec!["not connected"], Some(Failure::ConnectRefused)));
-    assert_eq!(book.lock().unwrap().waiting.len(), 1);
+    assert_eq!(state.lock().unwrap().waiting.len(), 1);
 }
 
 #[tokio::test]
-async fn calls_that_are_given_up_end_with_their_connection() {
+async fn giving_up_ends_the_calls_and_the_connection() {
     let listener = listen().await;
     let served = Served::start(listener.local_addr().unwrap(), &[b"held"]);
     let mut backend = accept_h2(&listener).await;
     let (_, _respond) = call(&mut backend).await;
-    // Whatever else wakes it, the call goes on.
-    served.wake(AWAY);
-    served.look(|book| book.is_given_up = true);
-    served.wake(AWAY);
+    // Without a reason to give up, a wake-up has no effect.
+    served.wake(GIVE_UP);
+    served.with_state(|state| state.is_given_up = true);
+    served.wake(GIVE_UP);
     assert_eq!(served.verdicts(1).await, [Verdict::GivenUp]);
     assert_eq!(served.end().await, (vec!["connected", "gave up"], None));
 }
 
 #[tokio::test]
-async fn a_connection_ends_when_nothing_more_will_come() {
+async fn a_connection_ends_after_its_last_call_when_no_more_calls_will_come() {
     let listener = listen().await;
     let served = Served::start(listener.local_addr().unwrap(), &[b"last"]);
     let mut backend = accept_h2(&listener).await;
     let (_, mut respond) = call(&mut backend).await;
-    served.look(|book| book.is_finished = true);
+    served.with_state(|state| state.is_finished = true);
     served.wake(QUEUE);
     respond.send_response(trailers_only("0"), true).unwrap();
     tokio::join!(drive(&mut backend), async {
@@ -279,28 +279,28 @@ async fn a_connection_ends_when_nothing_more_will_come() {
 }
 
 #[tokio::test]
-async fn a_backend_that_goes_away_leaves_calls_unprocessed_and_answers_the_others() {
+async fn after_goaway_calls_in_flight_are_answered_and_no_others_begin() {
     let listener = listen().await;
     let served = Served::start(listener.local_addr().unwrap(), &[b"first"]);
     let mut backend = accept_h2(&listener).await;
     let (_, mut respond) = call(&mut backend).await;
     backend.graceful_shutdown();
-    // The last stream that the backend names is the first call's, so that it takes no further one.
+    // GOAWAY names the stream of the first call as the last one, so that the backend accepts no further call.
     let left = async {
-        wait_until(|| served.look(|book| book.events.contains(&"left"))).await;
-        served.look(|book| book.waiting.push_back(message(b"late")));
+        wait_until(|| served.with_state(|state| state.events.contains(&"left"))).await;
+        served.with_state(|state| state.waiting.push_back(message(b"late")));
         served.wake(QUEUE);
         respond.send_response(trailers_only("0"), true).unwrap();
         assert_eq!(served.verdicts(1).await, [Verdict::Accepted(None)]);
     };
     let ((), ()) = tokio::join!(left, drive(&mut backend));
-    let book = Arc::clone(&served.book);
+    let state = Arc::clone(&served.state);
     assert_eq!(served.end().await, (vec!["connected", "left", "answered", "ended"], None));
-    assert_eq!(book.lock().unwrap().waiting.len(), 1, "what came late is for another connection");
+    assert_eq!(state.lock().unwrap().waiting.len(), 1, "the late message must be left to another connection");
 }
 
 #[tokio::test]
-async fn a_connection_that_is_cut_takes_its_calls_with_it() {
+async fn calls_fail_when_their_connection_is_reset() {
     let listener = listen().await;
     let served = Served::start(listener.local_addr().unwrap(), &[b"cut"]);
     let mut backend = accept_h2(&listener).await;
@@ -312,22 +312,22 @@ async fn a_connection_that_is_cut_takes_its_calls_with_it() {
 }
 
 #[tokio::test]
-async fn a_call_that_has_had_its_time_is_over_and_the_connection_stays() {
+async fn a_call_ends_at_its_timeout_and_its_connection_stays() {
     let listener = listen().await;
     let address = listener.local_addr().unwrap();
-    let book = Arc::new(Mutex::new(Book { waiting: [message(b"slow")].into(), ..Book::default() }));
+    let state = Arc::new(Mutex::new(State { waiting: [message(b"slow")].into(), ..State::default() }));
     let keys = Delivery { timeout: Duration::from_millis(50), ..Delivery::default() };
     let peer = Peer::new(&Endpoint::new(address.to_string(), Some(address)), &keys, 1);
     let tasks = Tasks::new();
-    let serving = tasks.spawn(serve(Errands { peer, book: Arc::clone(&book) }, tasks.clone()));
-    let served = Served { book, serving, tasks };
+    let serving = tasks.spawn(serve(TestWork { peer, state: Arc::clone(&state) }, tasks.clone()));
+    let served = Served { state, serving, tasks };
     let mut backend = accept_h2(&listener).await;
     let (_, _respond) = call(&mut backend).await;
     let expected = Verdict::Failed { failure: Failure::Timeout, reached: true, scope: Scope::Request };
     tokio::select! {
         verdicts = served.verdicts(1) => assert_eq!(verdicts, [expected]),
-        () = drive(&mut backend) => panic!("must stay"),
+        () = drive(&mut backend) => panic!("the connection must stay"),
     }
-    served.look(|book| assert_eq!(book.events, ["connected", "unanswered"]));
+    served.with_state(|state| assert_eq!(state.events, ["connected", "unanswered"]));
     served.tasks.stop();
 }

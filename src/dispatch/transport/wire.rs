@@ -1,7 +1,7 @@
-//! A connection's stream as h2 sees it: writes are gathered, reads are noted.
+//! The stream that h2 reads and writes. It gathers writes, and notes when something was read.
 //!
-//! h2 hands over each frame by itself and flushes after it. Here frames gather until the driver has polled everything, or until
-//! [`GATHER`] bytes are there; where more follow, [`GATHER_MUCH`].
+//! h2 writes and flushes each frame by itself. This module gathers frames until the driver has polled everything, or until there
+//! are [`GATHER`] bytes; once that many were written, until there are [`GATHER_MUCH`].
 
 use std::{
     io::{self, IoSlice},
@@ -24,18 +24,18 @@ use super::{
 };
 use crate::tls::Reason;
 
-/// Bytes that are gathered before they are written. Half and twice as much cost more at 512 spans a request
+/// Bytes that are gathered before they are written. Half and twice as many cost more at 512 spans a request
 /// (`deploy/docs/performance.md`).
 const GATHER: usize = 256 << 10;
 
-/// The same once so many were written and the driver has not polled everything yet. A large call then needs fewer writes,
-/// each of which wakes its reader. Smaller values bring less at 8,192 spans a request (`deploy/docs/performance.md`).
+/// The same after [`GATHER`] bytes were written while the driver still polls. A large call then needs fewer writes, each of
+/// which wakes its reader. Smaller values save less at 8,192 spans a request (`deploy/docs/performance.md`).
 const GATHER_MUCH: usize = 512 << 10;
 
-/// What is taken beyond the limit: the end of a call that ends a little later then goes with the rest of it.
+/// Bytes that are accepted beyond the limit, so that the end of a call that is a little longer is written with the rest of it.
 const BEYOND: usize = 16 << 10;
 
-/// Heads of frames come on top: room for so many bytes of them, so that a buffer hardly ever grows by copying.
+/// Bytes reserved for the headers of frames, which come on top of the limit. With this reserve a buffer hardly ever has to grow.
 const HEADS: usize = 1 << 10;
 
 /// The half that h2 owns.
@@ -52,27 +52,27 @@ struct Inner<S> {
     stream: S,
     out: Outgoing,
     frames: Frames,
-    /// When something was read last.
+    /// The time when something was read last.
     read_at: Option<Instant>,
-    /// Bytes that were written in all.
+    /// The number of bytes written in all.
     written: u64,
     mark: Mark,
     /// Bytes that are gathered before they are written.
     limit: usize,
-    /// Bytes of a packet: see [`Stream::packet_len`].
+    /// See [`Stream::packet_len`].
     packet_len: fn(&S) -> usize,
 }
 
-/// When the bytes up to a point in the stream have left for the kernel.
+/// A position in the stream, and whether all bytes before it have been written to the kernel.
 #[derive(Clone, Copy)]
 enum Mark {
-    /// Once so many bytes were written in all.
+    /// The position is reached once this many bytes were written in all.
     Ahead(u64),
-    /// They were written then; `None` if none were ever marked.
+    /// The time when the position was reached; `None` if none was ever marked.
     Passed(Option<Instant>),
 }
 
-/// Both halves of a stream, of whose packets `packet_len` says how many bytes they have.
+/// Splits a stream in its two halves. `packet_len` returns the number of bytes in one packet of the stream.
 pub(super) fn gather<S>(stream: S, packet_len: fn(&S) -> usize) -> (Wire<S>, Outlet<S>) {
     let inner = Mutex::new(Inner {
         stream,
@@ -89,12 +89,13 @@ pub(super) fn gather<S>(stream: S, packet_len: fn(&S) -> usize) -> (Wire<S>, Out
 }
 
 impl<S: AsyncWrite + Unpin> Outlet<S> {
-    /// Writes what was gathered; whether that is all. If not, the end of it waits for the next call, before which others
-    /// should run.
+    /// Writes the gathered bytes. Returns whether all of them were written. If not, a last, partial packet is held back for the
+    /// next call of this method; the caller should let other tasks run before.
     ///
-    /// Where TCP paces what it sends (BBR), it starts a timer for a packet that comes too soon after the one before. A full one
-    /// hardly does, since its bytes have to be copied first; a short one behind it does. At 512 spans a batch over loopback,
-    /// where timers and their interrupts took a tenth of all time, a span costs 12 % less for that.
+    /// Holding it back saves timers. If TCP paces its packets (BBR), it starts a timer for each packet that comes too soon after
+    /// the one before. A full packet hardly ever does, since its bytes have to be copied first, but a short packet behind it does.
+    /// Over loopback, timers and their interrupts took a tenth of all time at 512 spans a batch; without them a span costs 12 %
+    /// less.
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut inner = self.0.lock();
         ready!(inner.poll_packets(cx))?;
@@ -103,12 +104,12 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
         Pin::new(&mut inner.stream).poll_flush(cx).map_ok(|()| is_all)
     }
 
-    /// The body, or the next piece of it, of the call in that place goes to h2.
+    /// Lends a body, or the next piece of one, before it goes to h2. `place` is the place of its call.
     pub(super) fn lend(&self, place: usize, bytes: &Bytes) {
         self.0.lock().out.lend(place, bytes);
     }
 
-    /// The call in that place is over: h2 hands over no more of its body.
+    /// Called when the call in `place` has ended, so that h2 writes no more of its body.
     pub(super) fn take_back(&self, place: usize) {
         self.0.lock().out.take_back(place);
     }
@@ -118,7 +119,8 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
         self.0.lock().read_at.is_some()
     }
 
-    /// Notes when the bytes that are gathered by now have been written: the last of them is a PING.
+    /// Marks the end of the bytes gathered so far, which is the end of a PING. [`Outlet::traffic`] then tells when it was
+    /// written.
     pub(super) fn mark(&self) {
         let mut inner = self.0.lock();
         let ahead = u64::try_from(inner.out.len()).unwrap_or(u64::MAX);
@@ -129,7 +131,7 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
         };
     }
 
-    /// What was read and written.
+    /// Returns what was read and written so far.
     pub(super) fn traffic(&self) -> Traffic {
         let inner = self.0.lock();
         let ping_written_at = match inner.mark {
@@ -141,12 +143,12 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
 }
 
 impl Outlet<Stream> {
-    /// Makes the coming close a reset: what the peer has not read yet need not reach it.
+    /// Makes closing reset the connection: see [`Stream::reset_on_close`].
     pub(super) fn reset_on_close(&self) {
         self.0.lock().stream.reset_on_close();
     }
 
-    /// What the peer did not like about TLS, if that is how the stream ended.
+    /// The TLS failure that ended the stream, if one did.
     pub(super) fn tls_failure(&self) -> Option<Reason> {
         self.0.lock().stream.tls_failure()
     }
@@ -154,13 +156,13 @@ impl Outlet<Stream> {
 
 impl<S> Shared<S> {
     fn lock(&self) -> MutexGuard<'_, Inner<S>> {
-        // One task uses both halves: it is never contended, and a panic of the stream ends that task.
+        // Both halves are used by one task. So the lock is never contended, and a panic while it is held ends that task.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<S: AsyncWrite + Unpin> Inner<S> {
-    /// Writes everything.
+    /// Writes all gathered bytes.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.out.len() > 0 {
             ready!(self.poll_some(cx, self.out.len()))?;
@@ -168,8 +170,8 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes full packets and leaves what is less, unless there is little: the rest is another write, which costs more than
-    /// it saves behind a single packet.
+    /// Writes full packets and holds back a last, partial one. If there is little to write, it writes everything: behind a single
+    /// packet, the additional write would cost more than it saves.
     fn poll_packets(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let len = self.out.len();
         let packet = if len >= 2 * MAX_PACKET { (self.packet_len)(&self.stream) } else { usize::MAX };
@@ -180,7 +182,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes at most so many bytes.
+    /// Writes once, at most `most` bytes.
     fn poll_some(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<()>> {
         let stream = Pin::new(&mut self.stream);
         match ready!(self.out.slices(most, |slices| stream.poll_write_vectored(cx, slices)))? {
@@ -198,13 +200,13 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         }
     }
 
-    /// All is written, but for an end that is held back.
+    /// Resets the limit after everything was written, except for a packet that is held back.
     fn rest(&mut self) {
         self.limit = GATHER;
         self.out.rest();
     }
 
-    /// Takes bytes to be written later, as many as fit.
+    /// Takes as many bytes as fit, to be written later. Returns their number.
     fn gather(&mut self, slices: &[IoSlice<'_>]) -> usize {
         let most = (self.limit + BEYOND).saturating_sub(self.out.len());
         let capacity = self.limit + BEYOND + HEADS;
@@ -217,7 +219,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         most - left
     }
 
-    /// Makes room when enough was gathered.
+    /// Makes room by writing, if the limit is reached.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.out.len() < self.limit {
             return Poll::Ready(Ok(()));
@@ -238,7 +240,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         let mut inner = self.0.lock();
         let result = Pin::new(&mut inner.stream).poll_read(cx, buf);
         if buf.filled().len() > before && inner.read_at.replace(Instant::now()).is_none() {
-            inner.frames.hear(buf.filled_mut().get_mut(before..).unwrap_or_default());
+            inner.frames.read_settings(buf.filled_mut().get_mut(before..).unwrap_or_default());
         }
         result
     }
@@ -265,7 +267,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         true
     }
 
-    /// Nothing: the driver flushes once it has polled everything.
+    /// Does nothing: the driver flushes by [`Outlet::poll_flush`] once it has polled everything.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -287,14 +289,14 @@ mod tests {
 
     const NO_PACKETS: fn(&DuplexStream) -> usize = |_| usize::MAX;
 
-    /// A frame of a type that none of ours has: it passes whole.
+    /// A frame of an unknown type, which is never cut.
     fn frame(payload: &[u8]) -> Vec<u8> {
         let [_, high, middle, low] = u32::try_from(payload.len()).unwrap().to_be_bytes();
         [&[high, middle, low, 0xb, 0, 0, 0, 0, 0], payload].concat()
     }
 
     #[tokio::test]
-    async fn writes_gather_until_they_are_flushed_or_many() {
+    async fn writes_are_gathered_until_a_flush_or_the_limit() {
         let (near, mut far) = duplex(1 << 20);
         let (mut wire, outlet) = gather(near, NO_PACKETS);
         wire.write_all(&PREFACE[..4]).await.unwrap();
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mark_is_passed_once_all_that_was_gathered_before_it_is_written() {
+    async fn a_mark_is_passed_once_all_bytes_before_it_are_written() {
         let (near, mut far) = duplex(1_000);
         let (mut wire, outlet) = gather(near, NO_PACKETS);
         outlet.mark();
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_fit_one_write_arrives_whole_and_the_buffer_is_given_back() {
+    async fn many_bytes_arrive_complete_and_the_large_buffer_is_given_back() {
         arrives_whole(NO_PACKETS).await;
         arrives_whole(|_| 60_000).await;
     }
@@ -343,7 +345,7 @@ mod tests {
     async fn arrives_whole(packet_len: fn(&DuplexStream) -> usize) {
         let payload: Vec<u8> = (0..3_000_000_u32).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
         let sent = [PREFACE, &frame(&payload)].concat();
-        // The far end takes little at a time: most writes are partial.
+        // The far end accepts few bytes at a time, so that most writes are partial.
         let (near, mut far) = duplex(30_000);
         let (mut wire, outlet) = gather(near, packet_len);
         let reading = async {
@@ -356,15 +358,15 @@ mod tests {
                 let mut slices: Vec<IoSlice<'_>> = piece.chunks(1 + 7_919 * at).map(IoSlice::new).collect();
                 let mut slices = slices.as_mut_slice();
                 while !slices.is_empty() {
-                    // As many as h2 asks of a rope at once.
+                    // h2 takes at most this many slices of a rope at once.
                     let taken = wire.write_vectored(&slices[..slices.len().min(16)]).await.unwrap();
                     IoSlice::advance_slices(&mut slices, taken);
                     let inner = outlet.0.lock();
-                    assert!(inner.out.len() <= GATHER_MUCH + BEYOND + HEADS, "more than one write is held");
+                    assert!(inner.out.len() <= GATHER_MUCH + BEYOND + HEADS, "must not hold more than one write");
                 }
             }
             while !std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap() {}
-            assert!(outlet.0.lock().out.keeps_little(), "a large buffer is for others meanwhile");
+            assert!(outlet.0.lock().out.keeps_little(), "must give the large buffer back");
             wire.shutdown().await.unwrap();
             drop((wire, outlet));
         };
@@ -373,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn full_packets_are_written_first_and_the_end_with_the_next_flush() {
+    async fn full_packets_are_written_first_and_the_partial_one_with_the_next_flush() {
         let (near, mut far) = duplex(1 << 20);
         let (mut wire, outlet) = gather(near, |_| 60_000);
         let mut rest = [PREFACE, &frame(&[7; 140_000]), &frame(&[8; 200_000])].concat();
@@ -389,7 +391,7 @@ mod tests {
         };
         assert_eq!(written(false).await, 120_000);
         wire.write_all(&frame(&[8; 200_000])).await.unwrap();
-        // With what came meanwhile the end fills packets; what is left now is less than one.
+        // Together with the new bytes, the bytes held back fill packets. Less than one packet is left.
         assert_eq!(written(false).await, 180_000);
         let len = written(true).await;
         assert_eq!((len, rest.len()), (PREFACE.len() + 2 * 9 + 40_000, 0));
@@ -397,7 +399,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn less_than_two_packets_of_the_largest_kind_are_written_at_once() {
+    async fn fewer_bytes_than_two_maximum_packets_are_written_at_once() {
         let (near, mut far) = duplex(1 << 20);
         let (mut wire, outlet) = gather(near, |_| 1_448);
         wire.write_all(PREFACE).await.unwrap();
@@ -407,20 +409,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_frames_are_cut_and_bodies_are_not_copied_for_that() {
+    async fn long_frames_are_cut_without_copying_the_body() {
         let (near, mut far) = duplex(1 << 20);
         let (mut wire, outlet) = gather(near, NO_PACKETS);
-        // Settings with the length of frames.
+        // SETTINGS with a maximum frame size of 16,384.
         far.write_all(&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0]).await.unwrap();
         let mut heard = [0; 15];
         wire.read_exact(&mut heard).await.unwrap();
-        assert_eq!(heard[11..], (256_u32 << 10).to_be_bytes(), "h2 hears of longer frames");
+        assert_eq!(heard[11..], (256_u32 << 10).to_be_bytes(), "h2 must be told of longer frames");
         let body: Bytes = (0..52_000_u32).map(|at| at.to_le_bytes()[1]).collect();
         wire.write_all(PREFACE).await.unwrap();
         outlet.lend(0, &body);
         wire.write_all(&[0, 203, 32, 0, 1, 0, 0, 0, 1]).await.unwrap();
         wire.write_all(&body).await.unwrap();
-        assert!(outlet.0.lock().out.copied_len() < 100, "the body was copied");
+        assert!(outlet.0.lock().out.copied_len() < 100, "must not copy the body");
         std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
         let mut seen = vec![0; PREFACE.len() + 4 * 9 + body.len()];
         far.read_exact(&mut seen).await.unwrap();

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::{Failure, Verdict, Wakers, client::Templates};
+use super::{Failure, Verdict, Wakeups, client::Templates};
 use crate::{
     access::Access,
     endpoint::Endpoint,
@@ -35,7 +35,7 @@ pub(in crate::dispatch) trait Work: Send + Unpin + 'static {
     fn done(&mut self, contents: Self::Contents, started: Option<Instant>, verdict: Verdict, now: Instant);
 
     /// Whether calls are to be given up, including those in flight. The connection asks when it is woken for
-    /// [`AWAY`](super::AWAY).
+    /// [`GIVE_UP`](super::GIVE_UP).
     fn is_given_up(&mut self) -> bool;
 
     /// Whether nothing more will wait to be sent. The connection then ends after its last call.
@@ -87,7 +87,7 @@ pub(in crate::dispatch) struct Peer {
 #[derive(Debug)]
 pub(in crate::dispatch) enum Event {
     /// The connection is up and takes calls. The value wakes it.
-    Connected(Arc<Wakers>),
+    Connected(Arc<Wakeups>),
     /// The connection could not be established.
     NotConnected(Failure),
     /// The backend has answered a call.

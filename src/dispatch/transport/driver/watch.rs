@@ -1,4 +1,4 @@
-//! What the driver does as time passes: ends calls whose time is up, and judges whether the peer is still there.
+//! The time-driven part of the driver: ends calls whose deadline has passed, and checks that the peer is alive.
 
 use std::{
     sync::Arc,
@@ -9,47 +9,47 @@ use tokio::time::Instant;
 
 use super::{
     super::{clock::SECOND_LOOK, probe, silence::Advice},
-    ASKED, AWAY, Contents, Driver, Event, Failure, Question, SILENCE, SOCKET, Scope, Slot, TIMER, Verdict, WITNESS,
-    Witness, Work,
+    Contents, Driver, Event, Failure, GIVE_UP, ORPHAN, Orphan, PROBE, Probe, SILENCE, SOCKET, Scope, Slot, TIMER,
+    Verdict, Work,
 };
 
 impl<W: Work> Driver<W> {
-    /// Looks at all that time brings; an error is the end of the connection.
+    /// Handles the wake-ups of the orphan, the probe and the timer. An error ends the connection.
     pub(super) fn watch(&mut self) -> Result<(), Option<Failure>> {
-        if self.takes(WITNESS) {
-            self.hear_witness();
+        if self.takes(ORPHAN) {
+            self.poll_orphan();
         }
-        if self.takes(ASKED) {
-            self.hear_question()?;
+        if self.takes(PROBE) {
+            self.poll_probe()?;
         }
         if self.takes(TIMER) { self.tick() } else { Ok(()) }
     }
 
-    /// Looks at the clock. What has come is heard first.
+    /// Handles the timer. Answers that have arrived are handled first.
     fn tick(&mut self) -> Result<(), Option<Failure>> {
         if !self.clock.has_fired() {
             return Ok(());
         }
         self.drive()?;
-        self.bits |= self.wakers.again();
-        self.hear();
-        if self.takes(WITNESS) {
-            self.hear_witness();
+        self.bits |= self.wakeups.again();
+        self.poll_calls();
+        if self.takes(ORPHAN) {
+            self.poll_orphan();
         }
         let now = Instant::now();
-        let next = [self.end_overdue(now), self.end_witness(now), self.listen(now)?].into_iter().flatten().min();
-        // Calls whose time is up are reset: h2 has that to write.
+        let next = [self.end_overdue(now), self.end_orphan(now), self.check_silence(now)?].into_iter().flatten().min();
+        // h2 has to write the resets of calls whose deadline has passed.
         self.bits |= SOCKET;
         if let Some(next) = next {
             self.clock.set(next);
         }
         if !self.is_open {
-            // Nobody wakes a connection that takes no more calls.
-            self.bits |= AWAY;
+            // The backend does not wake a connection that takes no more calls, so that it has to ask.
+            self.bits |= GIVE_UP;
         }
-        // What the connection may still learn of its peer is not cut off by its end.
-        let is_done = self.running == 0 && self.witness.is_none() && self.question.is_none();
-        if is_done { self.clock.rest(now) } else { Ok(()) }
+        // A connection without calls still waits for its orphan and its probe: both show whether the peer is alive.
+        let is_done = self.running == 0 && self.orphan.is_none() && self.probe.is_none();
+        if is_done { self.clock.check_idle(now) } else { Ok(()) }
     }
 
     /// Ends calls whose deadline has passed. Returns the next deadline.
@@ -70,31 +70,33 @@ impl<W: Work> Driver<W> {
         next
     }
 
-    /// Ends a call whose deadline has passed: it had its whole time, or its clients wait no longer.
+    /// Ends a call whose deadline has passed: that of the attempt, or that of its clients.
     fn time_out(&mut self, at: usize, now: Instant) {
         let Some(call) = self.calls.get_mut(at).and_then(|slot| slot.call.take()) else { return };
         let until = call.started + self.work.peer().keys.timeout;
-        // It keeps its stream; so a peer that allows few has none, unless the connection opens no more anyway.
+        // An orphan keeps its stream. So it is allowed only if the peer allows more streams than there are places, or if the
+        // connection begins no more calls.
         let calls = self.calls.len();
         let has_room = self.sender.as_ref().is_none_or(|sender| sender.current_max_send_streams() > calls);
         self.clock.silence.reset(now);
         if until <= now {
             self.work.note(Event::Unanswered(now));
-        } else if self.witness.is_none() && has_room {
-            self.witness = Some(Witness::new(call.reply, until, call.contents.hold()));
-            self.bits |= WITNESS;
+        } else if self.orphan.is_none() && has_room {
+            self.orphan = Some(Orphan::new(call.reply, until, call.contents.hold()));
+            self.bits |= ORPHAN;
             self.clock.set(until);
         }
         let verdict = Verdict::Failed { failure: Failure::Timeout, reached: true, scope: Scope::Request };
         self.settle(at, call.contents, call.started, verdict);
     }
 
-    fn hear_witness(&mut self) {
-        let Some(witness) = &mut self.witness else { return };
-        let waker = self.wakers.waker(WITNESS);
-        if let Poll::Ready(is_answer) = witness.poll(&mut Context::from_waker(&waker)) {
-            self.witness = None;
-            // The connection may have nothing left to do.
+    /// Polls the orphan.
+    fn poll_orphan(&mut self) {
+        let Some(orphan) = &mut self.orphan else { return };
+        let waker = self.wakeups.waker(ORPHAN);
+        if let Poll::Ready(is_answer) = orphan.poll(&mut Context::from_waker(&waker)) {
+            self.orphan = None;
+            // Makes the timer check whether the connection has anything left to do.
             self.clock.set(Instant::now());
             if is_answer {
                 self.note_answer();
@@ -102,21 +104,21 @@ impl<W: Work> Driver<W> {
         }
     }
 
-    /// Ends the call that outlives its clients once it has had its whole time. Returns when that will be.
-    fn end_witness(&mut self, now: Instant) -> Option<Instant> {
-        let until = self.witness.as_ref()?.until;
+    /// Ends the orphan once the attempt's timeout has passed. Returns the time when it will have passed.
+    fn end_orphan(&mut self, now: Instant) -> Option<Instant> {
+        let until = self.orphan.as_ref()?.until;
         if until > now {
             return Some(until);
         }
-        self.witness = None;
+        self.orphan = None;
         self.work.note(Event::Unanswered(now));
         None
     }
 
-    /// Judges the silence. Returns when to look again.
-    fn listen(&mut self, now: Instant) -> Result<Option<Instant>, Option<Failure>> {
-        match self.clock.listen(now, self.outlet.traffic(), self.running > 0) {
-            Advice::Ask => self.ask(now),
+    /// Acts on the peer's silence. Returns the time of the next check.
+    fn check_silence(&mut self, now: Instant) -> Result<Option<Instant>, Option<Failure>> {
+        match self.clock.check_silence(now, self.outlet.traffic(), self.running > 0) {
+            Advice::Probe => self.start_probe(now),
             Advice::GiveUp => return Err(Some(Failure::Ping)),
             Advice::Ping => {
                 self.drive()?;
@@ -129,35 +131,35 @@ impl<W: Work> Driver<W> {
         Ok(None)
     }
 
-    /// Asks on a fresh connection whether the peer is alive. Further calls go to another connection, which may send PINGs;
-    /// this one stays until its calls are over and the question is answered.
-    fn ask(&mut self, now: Instant) {
+    /// Probes the peer on a new connection. Further calls go to another connection, which may send PINGs. This connection stays
+    /// until its calls have ended and the probe is done.
+    fn start_probe(&mut self, now: Instant) {
         if std::mem::take(&mut self.is_open) {
             self.work.note(Event::InDoubt);
         }
         let peer = self.work.peer();
-        let Some(address) = peer.address.filter(|_| self.question.is_none()) else { return };
+        let Some(address) = peer.address.filter(|_| self.probe.is_none()) else { return };
         let (access, identity) = (peer.access.clone(), Arc::clone(&peer.identity));
         let is_alive = Box::pin(async move { probe::is_alive(&access, &identity, address).await });
-        self.question = Some(Question { asked_at: now, is_alive });
-        self.bits |= ASKED;
+        self.probe = Some(Probe { started_at: now, is_alive });
+        self.bits |= PROBE;
     }
 
-    /// Hears whether the peer is alive. What was read here meanwhile says so, too.
-    fn hear_question(&mut self) -> Result<(), Option<Failure>> {
-        let Some(question) = &mut self.question else { return Ok(()) };
-        let waker = self.wakers.waker(ASKED);
-        let Poll::Ready(is_alive) = question.is_alive.as_mut().poll(&mut Context::from_waker(&waker)) else {
+    /// Polls the probe. The peer is also alive if anything was read on this connection since the probe began.
+    fn poll_probe(&mut self) -> Result<(), Option<Failure>> {
+        let Some(probe) = &mut self.probe else { return Ok(()) };
+        let waker = self.wakeups.waker(PROBE);
+        let Poll::Ready(is_alive) = probe.is_alive.as_mut().poll(&mut Context::from_waker(&waker)) else {
             return Ok(());
         };
-        let asked_at = question.asked_at;
-        self.question = None;
-        let was_read = self.outlet.traffic().read_at.is_some_and(|read_at| read_at >= asked_at);
+        let started_at = probe.started_at;
+        self.probe = None;
+        let was_read = self.outlet.traffic().read_at.is_some_and(|read_at| read_at >= started_at);
         if !is_alive && !was_read {
             return Err(Some(Failure::Ping));
         }
         let now = Instant::now();
-        self.clock.silence.vouch(now);
+        self.clock.silence.probed(now);
         self.clock.set(now + SILENCE);
         Ok(())
     }
