@@ -256,9 +256,9 @@ async fn respond_on_blocking_thread(state: Arc<State>, request: Request<Incoming
     })
 }
 
-/// Returns the services that the OTLP/gRPC port serves beside OTLP: reflection, and `grpc.health.v1`, which agrees with
-/// `/readyz` until the tasks drain.
-pub fn beside_otlp(readiness: Readiness) -> impl FnOnce(&Tasks) -> Routes + Send {
+/// Returns the side services of the OTLP/gRPC port: reflection, and `grpc.health.v1`, which agrees with `/readyz` until
+/// the tasks drain.
+pub fn side_services(readiness: Readiness) -> impl FnOnce(&Tasks) -> Routes + Send {
     move |tasks| api::grpc::health_and_reflection(&readiness, tasks)
 }
 

@@ -20,25 +20,25 @@ use tokio::{
 };
 
 use super::{
+    accept_failures::AcceptFailures,
     bind::{Bound, set_options},
     connection::{self, Deadlines},
+    first_bytes::{self, FirstBytes, Foreign, ForeignConnections, Preface, Replayed},
     metrics::ListenerMetrics,
-    opening::{self, Foreign, ForeignConnections, Opening, Preface, Reopened},
     service::HttpService,
     silent::{Room, SilentConnection, SilentConnections},
     streams::Tally,
-    trouble::Trouble,
 };
 use crate::{lifecycle::Tasks, shortage::Shortage};
 
 /// The limits of a listener.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The HTTP versions that its clients may speak.
+    /// The HTTP versions that its clients may use.
     pub protocol: Protocol,
-    /// The most open connections; further ones are closed as soon as they are accepted.
+    /// The most connections that may be open. Further ones are closed as soon as they are accepted.
     pub max_connections: usize,
-    /// Returns the number of connections that there are descriptors for at the moment.
+    /// Returns for how many connections there are file descriptors at the moment.
     pub descriptors: fn() -> usize,
     /// The time limit of a connection's handshake, and of each header block once it has begun.
     pub header_timeout: Duration,
@@ -46,18 +46,18 @@ pub struct Limits {
     pub max_concurrent_streams: u32,
     /// The largest headers of an HTTP/2 request, in bytes.
     pub max_header_list_size: u32,
-    /// The age at which a client is told to finish, plus or minus 10 %.
+    /// The age at which a connection's client is told to finish, plus or minus 10 %.
     pub max_connection_age: Option<Duration>,
-    /// How long its requests may take after that; `None` is without a limit.
+    /// How long its requests may take after that; `None` means no limit.
     pub max_connection_age_grace: Option<Duration>,
 }
 
-/// The HTTP versions that a listener's clients may speak.
+/// The HTTP versions that a listener's clients may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/2 with prior knowledge.
     Http2 {
-        /// The answer to a client that sends an HTTP/1 request: what this port speaks, and what to set.
+        /// The answer to a client that sends an HTTP/1 request: which protocol this port expects, and what to set.
         for_http1: &'static str,
     },
     /// HTTP/1 or HTTP/2, according to the first bytes.
@@ -171,7 +171,7 @@ where
 {
     let open = Arc::default();
     let mut silent = SilentConnections::default();
-    let mut trouble = Trouble::new(bound.name);
+    let mut failures = AcceptFailures::new(bound.name);
     loop {
         let accepted = tokio::select! {
             // Check the drain first: once it has begun, clients have to connect elsewhere.
@@ -183,7 +183,7 @@ where
             Ok(accepted) => accepted,
             Err(error) => {
                 listener.metrics.failed();
-                if let Some(mut pause) = trouble.with_accept(&error) {
+                if let Some(mut pause) = failures.pause_after(&error) {
                     if Shortage::of(&error) == Some(Shortage::Descriptors) {
                         pause = listener.free_descriptor(&mut silent, pause);
                     }
@@ -195,13 +195,13 @@ where
                 continue;
             }
         };
-        trouble.over();
+        failures.reset();
         let limits = listener.limits.load_full();
         let place = Place::take(&open, limits.most()).or_else(|| {
-            // Either the oldest silent connection is refused, or this one.
+            // The limit is reached, so one connection is refused: the oldest silent one if there is one, else this one.
             listener.metrics.refused();
-            trouble.with_room(&limits);
-            silent.make_room().place()
+            failures.log_refusal(&limits);
+            silent.make_room().freed()
         });
         let Some(place) = place else { continue };
         let shared = Arc::clone(&listener);
@@ -227,7 +227,7 @@ impl<C: Connector, M> Listener<C, M> {
     /// next attempt to accept.
     fn free_descriptor(&self, silent: &mut SilentConnections<Place>, pause: Duration) -> Duration {
         match silent.make_room() {
-            Room::Made(_) => {
+            Room::Freed(_) => {
                 self.metrics.refused();
                 Duration::ZERO
             }
@@ -245,38 +245,38 @@ impl<C: Connector, M> Listener<C, M> {
     ) {
         let open = self.metrics.opened();
         let deadlines = Deadlines::new(limits);
-        let spoken = tokio::select! {
+        let connection = tokio::select! {
             () = self.tasks.stopped() => return,
-            spoken = connection.speaks() => spoken,
+            connection = connection.first_byte() => connection,
             () = deadlines.handshake_timed_out(&self.tasks) => connection.take(),
         };
-        let Some((stream, _place)) = spoken else {
-            tracing::debug!(%peer, "connection closed: its client has sent nothing, and another one needs its place");
+        let Some((stream, _place)) = connection else {
+            tracing::debug!(%peer, "connection closed: its client has sent nothing, and there is no room for a new connection otherwise");
             return;
         };
         if let Err(error) = set_options(&stream) {
             tracing::debug!(%error, "cannot set the options of a connection");
         }
         let connected = tokio::select! {
-            // The timeout first: greeting is done at once where nothing has to be read.
+            // Check the timeout first: where nothing has to be read, `greet` always succeeds.
             biased;
             () = self.tasks.stopped() => return,
             () = deadlines.handshake_timed_out(&self.tasks) => Err(io::ErrorKind::TimedOut.into()),
             connected = self.greet(stream, limits.protocol) => connected,
         };
         match connected {
-            Ok((_, Opening::Silent)) => self.metrics.accepted(),
-            Ok((mut stream, Opening::Foreign(kind, first))) => {
+            Ok((_, FirstBytes::Silent)) => self.metrics.accepted(),
+            Ok((mut stream, FirstBytes::Foreign(kind, first))) => {
                 self.metrics.failed();
                 self.foreign.note(kind, peer);
                 if let (Foreign::Http1, Protocol::Http2 { for_http1 }) = (kind, limits.protocol) {
                     tokio::select! {
                         () = self.tasks.stopped() => {}
-                        () = opening::answer(&mut stream, first, for_http1) => {}
+                        () = first_bytes::answer(&mut stream, first, for_http1) => {}
                     }
                 }
             }
-            Ok((stream, Opening::Http2)) => {
+            Ok((stream, FirstBytes::Http2)) => {
                 self.metrics.accepted();
                 let tally = Tally::new(self.metrics.refused_streams());
                 connection::serve(limits, stream, service, deadlines, tally, &self.tasks).await;
@@ -289,17 +289,17 @@ impl<C: Connector, M> Listener<C, M> {
         drop(open);
     }
 
-    /// Performs the handshake and, if the protocol has to be HTTP/2, reads the opening.
-    async fn greet(&self, stream: TcpStream, protocol: Protocol) -> io::Result<(Reopened<C::Stream>, Opening)> {
+    /// Performs the handshake. If the protocol has to be HTTP/2, reads the first bytes too.
+    async fn greet(&self, stream: TcpStream, protocol: Protocol) -> io::Result<(Replayed<C::Stream>, FirstBytes)> {
         let mut stream = self.connector.connect(stream).await?;
         match protocol {
-            Protocol::Any => Ok((Reopened::new(stream, Preface::untouched()), Opening::Http2)),
+            Protocol::Any => Ok((Replayed::new(stream, Preface::not_read()), FirstBytes::Http2)),
             Protocol::Http2 { .. } => {
-                // A client that has left by then counts as silent.
-                let opening = Opening::read(&mut stream).await.unwrap_or(Opening::Silent);
-                let is_http2 = matches!(opening, Opening::Http2);
-                let preface = if is_http2 { Preface::again() } else { Preface::untouched() };
-                Ok((Reopened::new(stream, preface), opening))
+                // A client that has left meanwhile counts as silent.
+                let first_bytes = FirstBytes::read(&mut stream).await.unwrap_or(FirstBytes::Silent);
+                let is_http2 = matches!(first_bytes, FirstBytes::Http2);
+                let preface = if is_http2 { Preface::to_replay() } else { Preface::not_read() };
+                Ok((Replayed::new(stream, preface), first_bytes))
             }
         }
     }

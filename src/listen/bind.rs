@@ -1,4 +1,4 @@
-//! Binds ports. The process does so at its start, before it serves any of them.
+//! Binds the ports of the process. This happens at its start, before it serves any of them.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -8,8 +8,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 /// The number of connections that the kernel queues until they are accepted: tokio's default. Linux usually caps it at
 /// 4096.
 const BACKLOG: u32 = 1024;
-/// TCP keepalive: the idle time before the first probe, the interval of the probes and their number. A dead peer is
-/// found within 90 s, and NAT tables that forget a connection after a minute keep it.
+/// TCP keepalive: the idle time before the first probe, the interval of the probes and their number. They detect a dead
+/// peer within 90 s, and keep a connection in NAT tables that drop idle connections after a minute.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(45);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 3;
@@ -33,7 +33,7 @@ pub struct BindError {
 
 /// Binds a port. `name` is the value of the metric label `listener`.
 ///
-/// `[::]` serves IPv4 too if the system is set up so (the default of Linux).
+/// `[::]` serves IPv4 too if the system is configured to do so, which is the default of Linux.
 pub fn bind(name: &'static str, address: SocketAddr) -> Result<Bound, BindError> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_port_that_is_taken_is_named_with_what_to_do() {
+    async fn the_error_for_a_taken_port_names_it_and_says_what_to_do() {
         let taken = bind("test", SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let error = bind("test", taken.address()).unwrap_err().to_string();
         assert!(error.starts_with(&format!("cannot listen on {}", taken.address())), "{error}");

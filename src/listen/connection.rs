@@ -1,5 +1,5 @@
-//! Serves HTTP on one stream. The client is told to finish (GOAWAY) when the connection is old, when a handshake or
-//! header block stalls, or when the process drains. A connection that does not finish in time is closed.
+//! Serves HTTP on one stream. When the connection is old, when a handshake or header block stalls, or when the process
+//! drains, it sends GOAWAY, which tells the client to finish. A connection that does not finish in time is closed.
 
 use std::{
     future::{Future, poll_fn},
@@ -30,28 +30,29 @@ use super::{
     progress::{DRAIN_GRACE, Progress},
     service::HttpService,
     streams::{Streams, Tally},
-    turns::Turns,
+    yielding::Yielding,
 };
 use crate::{descriptors, lifecycle::Tasks};
 
-/// The bytes that a client may send on one stream before the service reads them. h2 keeps received bytes outside of the
-/// byte budget until they are read, so the windows bound what a connection can make the process hold.
+/// How many bytes a client may send on one stream before the service reads them. Bytes that h2 has received are outside
+/// of the memory budget until they are read, so the windows bound the memory that a connection can take.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// The same for all streams of a connection together: a few large requests may be in transit at once.
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// The largest DATA frame that a client may send. A usual batch fits in one frame, which is then not copied. The size
-/// is also a bound on the memory that h2 reserves when a frame is announced. Go and Java clients send 16 KiB
-/// regardless.
+/// The largest DATA frame that a client may send. A usual batch fits in one frame, which is then not copied. The limit
+/// also bounds the memory that h2 reserves when a frame is announced. Go and Java clients send frames of 16 KiB in any
+/// case.
 const MAX_FRAME_SIZE: u32 = 256 << 10;
 /// How long a stalled client has to receive GOAWAY and the answers that are ready.
 const STALLED_GRACE: Duration = Duration::from_secs(1);
-/// How long an idle client has to finish once it was told to. HTTP/2 waits for the client to answer a PING, because
-/// requests may still be in transit; a hung client never answers. grpc-go's servers wait about as long for that answer.
+/// How long an idle client has to finish once it was told to. h2 sends a PING with GOAWAY and waits for the answer,
+/// since requests may still be in transit; a hung client never answers. grpc-go's servers wait about as long.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
-/// The longest time until the next check whether an aged client would find a descriptor for a new connection. The time is
-/// random, so that the clients that wait do not all connect again as soon as one descriptor is free.
-const NO_ROOM_AGAIN: Duration = Duration::from_secs(10);
-/// The bytes of incomplete headers that HTTP/1 may buffer. hyper's minimum is 8 KiB.
+/// The longest pause between checks whether there is a file descriptor for the connection that would replace an old
+/// one. The pause is random, so that not all clients of old connections connect again as soon as one descriptor is
+/// free.
+const AGED_RETRY: Duration = Duration::from_secs(10);
+/// How many bytes of incomplete headers HTTP/1 may buffer. hyper's minimum is 8 KiB.
 const HTTP1_BUFFER: usize = 64 << 10;
 
 /// Returns the hyper builder of one connection.
@@ -74,7 +75,7 @@ fn builder(limits: &Limits, spawner: Spawner) -> Builder<Spawner> {
     }
 }
 
-/// The deadlines of one connection, from its listener's limits and from events.
+/// The deadlines of one connection. They come from its listener's limits and from events.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadlines {
     /// The time at which it was accepted.
@@ -83,7 +84,7 @@ pub(super) struct Deadlines {
     header_timeout: Duration,
     /// The time at which its client is told to finish because of the connection's age.
     aged_at: Option<Instant>,
-    /// How long its requests may take after that.
+    /// How long its requests may take after that; `None` means no limit.
     grace: Option<Duration>,
     /// The time at which it is closed.
     cut_at: Option<Instant>,
@@ -100,7 +101,7 @@ impl Deadlines {
     /// Creates the deadlines of a connection that was accepted now.
     pub(super) fn new(limits: &Limits) -> Self {
         let now = Instant::now();
-        // Connections that were opened together do not end together.
+        // The jitter keeps connections that were opened together from ending together.
         let jittered = |age: Duration| age.mul_f64(0.9 + 0.2 * fastrand::f64());
         Self {
             begun: now,
@@ -116,9 +117,9 @@ impl Deadlines {
 }
 
 /// Serves a connection to its end. The client is told to finish (GOAWAY) when the connection is old, when the process
-/// drains, or when a handshake or header block was begun and does not finish in time. If the connection then does not
-/// end in time, or if the process stops, the connection is dropped: otherwise a client that does not answer could keep
-/// it open for ever. An idle connection is left alone until it is told to finish.
+/// drains, or when a handshake or header block does not end in time. If the connection then does not end in time, or if
+/// the process stops, the connection is dropped: otherwise a client that does not answer could keep it open for ever.
+/// An idle connection is left alone until it is told to finish.
 pub(super) async fn serve<I, S>(
     limits: &Limits,
     stream: I,
@@ -133,13 +134,13 @@ pub(super) async fn serve<I, S>(
     let (tally, progress) = (Arc::new(tally), Arc::new(Progress::new(deadlines.begun)));
     let service = CountedService { service, tally: Arc::clone(&tally) };
     let streams = Streams::new(Arc::clone(&tally), Arc::clone(&progress));
-    let stream = Layered::new(Layered::new(stream, streams), Turns::default());
+    let stream = Layered::new(Layered::new(stream, streams), Yielding::default());
     let builder = builder(limits, Spawner { tasks: tasks.clone(), tally: Arc::clone(&tally) });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut events = WhenWoken::new(wait(deadlines, &progress, tasks));
     loop {
-        // Poll the connection first: bytes that have arrived, up to one turn of them, are served before the drain is
-        // checked.
+        // Poll the connection first, so that bytes which have arrived (at most one turn of them) are served before the
+        // drain is checked.
         let event = tokio::select! {
             biased;
             end = poll_fn(|context| {
@@ -157,32 +158,30 @@ pub(super) async fn serve<I, S>(
         };
         match event {
             Event::Stalled => {
-                tracing::debug!(
-                    "connection told to finish: a handshake or a header block was begun and did not end in time"
-                );
+                tracing::debug!("connection told to finish: a handshake or a header block did not end in time");
                 deadlines.is_stalled = true;
                 let by = Instant::now() + STALLED_GRACE;
                 deadlines.cut_at = Some(deadlines.cut_at.map_or(by, |at| at.min(by)));
             }
             Event::Stopped => return,
             Event::Cut => {
-                tracing::debug!("connection closed: it was told to finish and did not in time");
+                tracing::debug!("connection closed: it was told to finish and did not do so in time");
                 return;
             }
             Event::Idle(ended) if tally.is_idle_since(ended) => {
                 tracing::debug!(
-                    "connection closed: it was told to finish, has no request in progress and did not end in time"
+                    "connection closed: it was told to finish, has no request in flight and did not end in time"
                 );
                 return;
             }
-            // It had requests meanwhile. The last may have ended just now, and its answer has to reach the client:
-            // check again later.
+            // It had requests meanwhile. The last one may have ended just now, and its answer still has to reach the
+            // client, so check again later.
             Event::Idle(_) => deadlines.idle = None,
             Event::Draining => deadlines.draining = Some(Instant::now()),
-            // The client would connect again, but there is no descriptor for the new connection: its requests would
-            // wait in the kernel's backlog.
+            // The client would connect again, but there is no file descriptor for the new connection, so its requests
+            // would wait in the kernel's backlog.
             Event::Aged if !descriptors::is_one_left() => {
-                deadlines.aged_at = Instant::now().checked_add(NO_ROOM_AGAIN.mul_f64(fastrand::f64()));
+                deadlines.aged_at = Instant::now().checked_add(AGED_RETRY.mul_f64(fastrand::f64()));
                 events = WhenWoken::new(wait(deadlines, &progress, tasks));
                 continue;
             }
@@ -248,7 +247,7 @@ async fn idle(idle: Option<(Instant, u64)>) -> u64 {
     idle.map_or(0, |(_, ended)| ended)
 }
 
-/// The executor of one hyper connection. Streams become tasks that the process's shutdown waits for.
+/// The executor of one hyper connection. It runs streams as tasks that the process's shutdown waits for.
 #[derive(Clone)]
 struct Spawner {
     tasks: Tasks,

@@ -6,9 +6,9 @@
 //! length in the block and the same number of characters, so the dynamic tables of both ends (RFC 7541, 2.3.2) stay in
 //! step, and a later reference to the field finds the new value.
 //!
-//! This module does not track the dynamic table. It ignores a literal whose name is a reference into that table, even
-//! if the name is `:authority`; encoders use entry 1 of the static table or the name itself. An empty `:authority`
-//! stays, since it cannot grow. In both cases h2 resets the stream, and `refused_streams` counts it.
+//! This module does not track the dynamic table. It ignores a literal whose name refers to that table, even if the name
+//! is `:authority`; encoders use entry 1 of the static table or the name itself. An empty `:authority` stays, since it
+//! cannot grow. In both cases h2 resets the stream, and `refused_streams` counts it.
 
 use std::ops::Range;
 
@@ -17,11 +17,11 @@ use http::uri::Authority;
 /// The index of `:authority` in the static table (RFC 7541, appendix A).
 const AUTHORITY_INDEX: usize = 1;
 
-/// The name as a plain string, and as a Huffman-coded one.
+/// The name `:authority`, plain and Huffman-coded.
 const AUTHORITY: &[u8] = b":authority";
 const AUTHORITY_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
 
-/// The Huffman codes of one length, which are consecutive numbers.
+/// The Huffman codes of one length in bits. They are consecutive numbers.
 struct Codes {
     bits: usize,
     /// The code of the first symbol.
@@ -287,7 +287,7 @@ pub(super) mod tests {
                 assert_eq!(now[..head], written[..head]);
                 seen.push(if huffman {
                     let symbols = Symbols { bytes: &now[head..], bit: 0 };
-                    symbols.map(|symbol| symbol.expect("codes that are known").1).collect()
+                    symbols.map(|symbol| symbol.expect("every code must be known").1).collect()
                 } else {
                     now[head..].to_vec()
                 });
@@ -297,7 +297,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_clients_send_of_their_targets_becomes_readable_and_plain_names_stay() {
+    fn targets_of_clients_become_parsable_and_plain_names_stay() {
         for value in [
             "10.0.0.1%3A4317,10.0.0.2%3A4317",
             "%2Frun%2Fotlp.sock",
@@ -311,7 +311,11 @@ pub(super) mod tests {
             "[::1",
         ] {
             for seen in repaired(value.as_bytes()) {
-                assert_eq!(seen.len(), value.len(), "{value}: tables count characters");
+                assert_eq!(
+                    seen.len(),
+                    value.len(),
+                    "{value}: the size of a table entry depends on the number of characters"
+                );
                 assert!(is_readable(&seen), "{value}: {:?}", String::from_utf8_lossy(&seen));
             }
         }
@@ -334,7 +338,7 @@ pub(super) mod tests {
         }
         let mut wide = [&[0x41][..], &string("caf\u{e9}".as_bytes(), false)].concat();
         repair(&mut wide);
-        assert_eq!(wide[2..], *b"caf--", "what is no ASCII would cost the whole connection");
+        assert_eq!(wide[2..], *b"caf--", "characters outside of ASCII would end the whole connection");
     }
 
     #[test]
@@ -349,7 +353,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_has_no_substitute_and_what_is_cut_is_left_to_h2() {
+    fn values_without_a_substitute_and_truncated_blocks_are_left_to_h2() {
         for value in [&b"a<b"[..], b"#"] {
             let block = [&[0x41][..], &string(value, true)].concat();
             let mut now = block.clone();
@@ -367,7 +371,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn every_authority_of_printable_characters_is_read_or_left(value in "[ -;=?-Z\\[\\]_a-z|~]{0,60}") {
+        fn every_printable_authority_is_repaired_or_left(value in "[ -;=?-Z\\[\\]_a-z|~]{0,60}") {
             let value = value.as_bytes();
             for seen in repaired(value) {
                 prop_assert_eq!(seen.len(), value.len());
@@ -380,7 +384,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn no_block_makes_it_stumble(mut block in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_blocks_keep_their_length_and_do_not_panic(mut block in proptest::collection::vec(any::<u8>(), 0..200)) {
             let len = block.len();
             repair(&mut block);
             prop_assert_eq!(block.len(), len);

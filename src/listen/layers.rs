@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A layer's behaviour. Whatever a layer does not implement passes through unchanged.
+/// The behaviour of a layer. Operations that a layer does not implement pass through unchanged.
 pub(super) trait Layer<I> {
     /// Reads from the stream below.
     fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;

@@ -1,10 +1,10 @@
-//! Metrics of a listener's connections. The handles are resolved once.
+//! Metrics of a listener's connections.
 
 use metrics::{Counter, Gauge, counter, gauge};
 
 use crate::telemetry::metrics::{RECEIVER_CONNECTIONS, RECEIVER_CONNECTIONS_TOTAL, RECEIVER_REFUSED_STREAMS_TOTAL};
 
-/// The handles of one listener.
+/// The metric handles of one listener, resolved once.
 #[derive(Clone)]
 pub(super) struct ListenerMetrics {
     open: Gauge,
@@ -38,7 +38,7 @@ impl ListenerMetrics {
         OpenConnection(self.open.clone())
     }
 
-    /// Counts a connection whose client speaks the port's protocol.
+    /// Counts a connection whose client uses the port's protocol.
     pub(super) fn accepted(&self) {
         self.accepted.increment(1);
     }

@@ -5,19 +5,21 @@
 //! detects the client's protocol, repairs header blocks that h2 would refuse, and ends connections that are old, stalled or
 //! draining. It does not depend on OTLP.
 //!
-//! `bind` takes a port and `accept` accepts its connections; `silent` and `trouble` handle a lack of room and failures.
-//! `secure` performs the TLS handshake, `opening` reads the first bytes, and `connection` serves a connection to its end.
-//! HTTP runs on a stream with three `layers`: `opening` replays the bytes that were read first, `streams` follows the
-//! client's frames (`hpack` repairs their header blocks, `progress` tracks what the client has begun and has to finish),
-//! and `turns` divides reading and writing into turns.
+//! `bind` binds a port and `accept` accepts its connections. If none can be accepted any more, `silent` closes
+//! connections on which nothing has arrived, and `accept_failures` decides how long to pause. `secure` performs the TLS
+//! handshake, `first_bytes` detects the protocol, and `connection` serves a connection to its end. HTTP runs on a
+//! stream with three `layers`: `first_bytes` replays the preface, `streams` follows the client's frames (`hpack`
+//! repairs their header blocks, `progress` tracks unfinished handshakes and header blocks), and `yielding` lets other
+//! tasks run in between.
 
 mod accept;
+mod accept_failures;
 mod bind;
 mod connection;
+mod first_bytes;
 mod hpack;
 mod layers;
 mod metrics;
-mod opening;
 mod progress;
 mod secure;
 mod service;
@@ -25,8 +27,7 @@ mod silent;
 mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
-mod trouble;
-mod turns;
+mod yielding;
 
 pub use self::{
     accept::{Connector, Handle, Limits, Plain, Protocol},

@@ -1,5 +1,5 @@
-//! Tracks what a client has begun and has to finish: the handshake, and each header block. Nothing else has a time
-//! limit here: a connection may be idle.
+//! Tracks whether a client has begun a handshake or a header block and not yet finished it, since these have a time
+//! limit. A connection on which neither is unfinished may be idle for as long as it likes.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -14,7 +14,8 @@ use tokio::{
 /// How long a client has to finish a handshake or a header block once the process drains.
 pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// The unfinished element of one client, if any. The client's stream updates it and its connection waits for it.
+/// Since when a client's handshake or header block is unfinished, if one is. The client's stream updates this, and its
+/// connection waits for a stall.
 #[derive(Debug)]
 pub(super) struct Progress {
     since: Mutex<Option<Instant>>,
@@ -22,12 +23,12 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// The handshake is unfinished since `since`.
+    /// Creates the state of a connection whose handshake began at `since`.
     pub(super) fn new(since: Instant) -> Self {
         Self { since: Mutex::new(Some(since)), begun: Notify::new() }
     }
 
-    /// Records that the client has begun an element which it has to finish, or that it has finished it.
+    /// Records whether a handshake or a header block is unfinished.
     pub(super) fn set_unfinished(&self, unfinished: bool) {
         let mut since = self.lock();
         match (&*since, unfinished) {
@@ -40,9 +41,9 @@ impl Progress {
         }
     }
 
-    /// Resolves when one element has been unfinished for `within`. If the process drains, it resolves after
-    /// [`DRAIN_GRACE`] if that is sooner, counted from the drain or from the beginning of the element, whichever is
-    /// later.
+    /// Resolves when a handshake or header block has been unfinished for `within`. If the process drains, it resolves
+    /// [`DRAIN_GRACE`] after the drain or after the beginning of the handshake or header block, whichever is later, if
+    /// that is sooner.
     pub(super) async fn stalled(&self, within: Duration, drained: Option<Instant>) {
         loop {
             let Some(since) = *self.lock() else {
@@ -51,7 +52,7 @@ impl Progress {
             };
             let by = since + within;
             sleep_until(drained.map_or(by, |drained| by.min(since.max(drained) + DRAIN_GRACE))).await;
-            // The element may have been finished meanwhile, and another one begun.
+            // It may have been finished meanwhile, and another one begun.
             if *self.lock() == Some(since) {
                 return;
             }
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_was_begun_has_to_end() {
+    async fn only_an_unfinished_handshake_or_header_block_stalls() {
         let progress = Progress::new(Instant::now());
         assert!(!is_stalled(&progress, None, 9).await);
         progress.set_unfinished(false);
@@ -85,21 +86,24 @@ mod tests {
         progress.set_unfinished(true);
         advance(Duration::from_secs(6)).await;
         progress.set_unfinished(true);
-        assert!(is_stalled(&progress, None, 5).await, "it goes by the beginning");
+        assert!(is_stalled(&progress, None, 5).await, "the time counts from the beginning");
         progress.set_unfinished(false);
         progress.set_unfinished(true);
-        assert!(!is_stalled(&progress, None, 9).await, "another one has a time of its own");
+        assert!(!is_stalled(&progress, None, 9).await, "the next one has a time of its own");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_drain_leaves_less() {
+    async fn a_drain_shortens_the_time_limit() {
         let progress = Progress::new(Instant::now());
         assert!(is_stalled(&progress, Some(Instant::now()), 2).await);
         progress.set_unfinished(false);
         let drained = Some(Instant::now());
         assert!(!is_stalled(&progress, drained, 3_600).await);
         progress.set_unfinished(true);
-        assert!(!is_stalled(&progress, drained, 0).await, "there is some time for what begins later");
+        assert!(
+            !is_stalled(&progress, drained, 0).await,
+            "a header block that begins after the drain has some time too"
+        );
         assert!(is_stalled(&progress, drained, 2).await);
     }
 }

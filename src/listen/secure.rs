@@ -7,7 +7,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     accept::Connector,
-    opening::{self, Foreign, Opening},
+    first_bytes::{self, FirstBytes, Foreign},
 };
 use crate::{
     telemetry::metrics::RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL,
@@ -61,15 +61,15 @@ impl Connector for Tls {
 /// Returns the error for a client without TLS, according to its first bytes. A client that speaks HTTP/1 is answered
 /// with `for_http1` first.
 async fn not_tls(stream: &mut TcpStream, for_http1: &str) -> io::Result<NotTls> {
-    Ok(NotTls(match Opening::read(stream).await? {
-        Opening::Http2 => "it sent HTTP/2 in plaintext: let the exporter use TLS (https://, or insecure: false)",
-        Opening::Foreign(Foreign::Http1, first) => {
-            opening::answer(stream, first, for_http1).await;
-            "it sent HTTP/1 in plaintext: let it use https:// and gRPC, or ask probes of the admin port"
+    Ok(NotTls(match FirstBytes::read(stream).await? {
+        FirstBytes::Http2 => "it sent HTTP/2 in plaintext: let the exporter use TLS (https://, or insecure: false)",
+        FirstBytes::Foreign(Foreign::Http1, first) => {
+            first_bytes::answer(stream, first, for_http1).await;
+            "it sent HTTP/1 in plaintext: let it use https:// and gRPC, and let probes ask the admin port"
         }
-        Opening::Foreign(Foreign::Proxy, _) => {
-            "it sent the PROXY protocol, which is not understood: switch it off at the load balancer"
+        FirstBytes::Foreign(Foreign::Proxy, _) => {
+            "it sent the PROXY protocol, which is not supported: switch it off at the load balancer"
         }
-        Opening::Foreign(..) | Opening::Silent => "it sent neither TLS nor HTTP",
+        FirstBytes::Foreign(..) | FirstBytes::Silent => "it sent neither TLS nor HTTP",
     }))
 }

@@ -1,4 +1,4 @@
-//! What a listener serves on each connection.
+//! The trait of the service that a listener runs on each connection.
 
 use std::{convert::Infallible, error::Error};
 

@@ -39,22 +39,22 @@ const PRIORITY: u8 = 0x20;
 /// The length of the priority fields in HEADERS.
 const PRIORITY_LEN: usize = 5;
 
-/// The longest header block that is held back, in bytes, with the heads of its frames: four times what a listener
-/// accepts. A longer one passes unchanged.
+/// The longest header block that is held back, in bytes, with the heads of its frames. It is four times the usual limit
+/// of listeners. A longer one passes unchanged.
 const LARGEST_BLOCK: usize = 64 << 10;
 
-/// A header block with this many CONTINUATION frames is not held back: more than twice what h2 accepts.
+/// A header block with this many CONTINUATION frames is not held back. h2 accepts fewer than half as many.
 const MOST_PIECES: usize = 16;
 
-/// The bytes that are read at a time of a block that is held back.
+/// How many bytes are read at a time while a block is held back.
 const PIECE: usize = 4 << 10;
 
 /// The layer that parses what is read with [`FrameParser`].
 #[derive(Debug)]
 pub(super) struct Streams {
     parser: FrameParser,
-    /// An incomplete header block from the end of its first frame's head on. Once it is complete, the bytes that h2 has
-    /// still to read.
+    /// A header block that is held back, without the head of its first frame. Once it is complete, these bytes are
+    /// passed to h2.
     held: Vec<u8>,
     /// The bytes of `held` that h2 has read.
     taken: usize,
@@ -64,8 +64,8 @@ pub(super) struct Streams {
     unfinished: bool,
 }
 
-/// Counts the streams of one connection, from their header blocks to the service and the ends of their answers. Only
-/// the connection's task writes to it, except for `ended`.
+/// Counts the streams of one connection: how many were opened, how many reached the service and how many have ended.
+/// Only the connection's task writes to it, except for `ended`.
 #[derive(Debug)]
 pub(super) struct Tally {
     /// The metric of streams that ended before a service saw them.
@@ -80,14 +80,14 @@ pub(super) struct Tally {
     served: AtomicU64,
     /// The number of them whose tasks have ended, with an answer or without. HTTP/1 requests have no tasks.
     ended: AtomicU64,
-    /// The share of this connection in `refused`.
+    /// How many of this connection's streams `refused` has counted.
     counted: AtomicU64,
 }
 
-/// Parses the client's frames. The variant is the position of the next byte.
+/// Parses the client's frames. The variant says where the next byte belongs.
 #[derive(Debug)]
 enum FrameParser {
-    /// In the preface, of which this many bytes were seen.
+    /// In the preface, of which this many bytes have arrived.
     Preface(usize),
     /// In a frame's head.
     Head {
@@ -106,7 +106,7 @@ enum FrameParser {
     },
     /// In a header block that is held back, with the length, flags and stream of its first frame.
     Block { len: usize, flags: u8, stream: u32 },
-    /// Not HTTP/2, or malformed: nothing is parsed any more.
+    /// Not HTTP/2, or malformed: nothing more is parsed.
     Unparsed,
 }
 
@@ -120,7 +120,7 @@ enum Block {
     Malformed,
 }
 
-/// The ranges of a header block's pieces: that of HEADERS, and those of the CONTINUATION frames, which are rare.
+/// The ranges of a header block's pieces: one in HEADERS, and one in each CONTINUATION frame; these are rare.
 struct Pieces {
     first: Range<usize>,
     more: Vec<Range<usize>>,
@@ -144,7 +144,7 @@ impl Streams {
                 let mut piece = ReadBuf::new(room.get_mut(..missing.min(PIECE)).unwrap_or_default());
                 ready!(Pin::new(&mut *stream).poll_read(cx, &mut piece))?;
                 if piece.filled().is_empty() {
-                    // The client left inside of the block: h2 gets the bytes so far, and then the end.
+                    // The client closed the stream inside of the block: h2 gets the bytes so far, and then the end.
                     self.parser = FrameParser::Unparsed;
                 }
                 self.held.extend_from_slice(piece.filled());
@@ -165,7 +165,7 @@ impl Streams {
         }
     }
 
-    /// Reports whether the client has something to finish, after a read.
+    /// Reports after a read whether a handshake or header block is unfinished.
     fn note_progress(&mut self) {
         let unfinished = self.parser.is_unfinished();
         if unfinished != self.unfinished {
@@ -174,7 +174,7 @@ impl Streams {
         }
     }
 
-    /// Copies held bytes to `buf`: those of a block that is complete, or can't be completed.
+    /// Copies held bytes to `buf`. Called for a block that is complete or cannot be completed.
     fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
         let rest = self.held.get(self.taken..).unwrap_or_default();
         let now = rest.get(..buf.remaining()).unwrap_or(rest);
@@ -286,8 +286,8 @@ impl FrameParser {
         None
     }
 
-    /// Begins a frame; `rest` is what follows its head. Returns how many bytes of `rest` are handled, or `None` for a
-    /// header block that has to be held back.
+    /// Begins a frame. `rest` are the bytes that follow its head. Returns how many of them were handled, or `None` for
+    /// a header block that has to be held back.
     fn begin(&mut self, head: [u8; HEAD], must_end: bool, rest: &mut [u8], tally: &Tally) -> Option<usize> {
         let [_, _, _, kind, flags, stream @ ..] = head;
         let len = length_of(&head);
@@ -308,9 +308,9 @@ impl FrameParser {
                 *self = Self::Block { len, flags, stream };
                 None
             }
-            // It is too long to be held back, so it is not repaired, and its frames are followed like others.
+            // It is too long to be held back, so it is not repaired, and its frames are parsed like others.
             Block::Incomplete(_) => {
-                // It is too long for h2 too, which refuses it.
+                // It is too long for h2 too, so h2 refuses it.
                 tally.opens(stream);
                 Some(0)
             }
@@ -427,8 +427,8 @@ impl Tally {
         self.ended.load(Relaxed)
     }
 
-    /// Returns whether no request has been in flight since `ended` requests had ended: the service was given no more
-    /// than these.
+    /// Returns whether no request has been in flight since `ended` requests had ended, that is, whether the service got
+    /// no more than these.
     pub(super) fn is_idle_since(&self, ended: u64) -> bool {
         self.served.load(Relaxed) == ended
     }

@@ -14,7 +14,7 @@ use super::{
     pool::{Pool, condition},
 };
 use crate::{
-    admin::{Pools, Readiness, beside_otlp},
+    admin::{Pools, Readiness, side_services},
     budget::{Budget, Division},
     config::{Config, PoolConfig},
     lifecycle::Tasks,
@@ -120,7 +120,7 @@ impl Running {
     /// Starts to serve clients.
     pub(super) fn serve(&mut self, bound: crate::receive::Bound, front: &Tasks) -> crate::receive::Listeners {
         self.divide_memory();
-        let bound = bound.beside(beside_otlp(self.readiness.clone()));
+        let bound = bound.side_services(side_services(self.readiness.clone()));
         let receivers = bound.serve(Arc::clone(&self.pipeline), self.budget.clone(), front);
         self.receivers.insert(receivers).listeners()
     }

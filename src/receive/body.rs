@@ -1,7 +1,7 @@
 //! Reads one length-prefixed message from a request's frames, within the size limit and the memory budget.
 //!
-//! Large frames stay in the buffers that HTTP/2 read them into; small frames are copied together. So the bytes of a
-//! large request are not touched before the split reads them.
+//! Large frames stay in the buffers that h2 read them into; small frames are copied together. So the bytes of a large
+//! request are not touched before they are split.
 
 use bytes::{Buf, Bytes};
 use http_body::Body;
@@ -13,18 +13,19 @@ use crate::{
     otlp::framed::PREFIX_LEN,
 };
 
-/// A message that came in one frame is copied if it is shorter than this. A frame is a slice of HTTP/2's read buffer (8
-/// KiB at first in h2 0.4, more after larger frames). Keeping the slice keeps that whole buffer from being used again,
-/// which the budget would not count.
+/// A message that came in one frame is copied if it is shorter than this. A frame is a slice of h2's read buffer, which
+/// begins with 8 KiB and grows with larger frames. As long as the slice exists, h2 cannot reuse the buffer, and the
+/// memory budget does not count it.
 const COPY_BELOW: usize = 32 << 10;
 
 /// In a message of several frames, a frame is copied if it is shorter than this. It is half of the largest frame, since
-/// the read buffer may be that large. Such messages keep their buffers for longer because their clients may be slow.
+/// the read buffer may be as large as that. The bound is higher than for one frame because a slow client would keep the
+/// buffers in use for longer.
 const KEEP_FROM: usize = 128 << 10;
 
 /// The capacity of the first buffer that small frames are copied to, and of further ones. No buffer is larger, whatever
-/// size the prefix announces: a peer that announces the largest size on many streams holds no more than this for each
-/// (design 3, Receive).
+/// size the prefix announces, so a peer that announces the largest size on many streams takes no more memory than this
+/// for each of them.
 const FIRST: usize = 64 << 10;
 const FURTHER: usize = 256 << 10;
 
@@ -38,9 +39,9 @@ pub(super) struct Reader {
 
 #[derive(Debug)]
 enum State {
-    /// The prefix is incomplete: `len` bytes of it have come.
+    /// The prefix is incomplete: `len` bytes of it have arrived.
     Prefix { have: [u8; PREFIX_LEN], len: usize },
-    /// `len` of `total` bytes have come, prefix included.
+    /// `len` of `total` bytes have arrived, prefix included.
     Filling { chunks: Vec<Bytes>, open: Buffer, len: usize, total: usize },
     /// The whole message, with its prefix.
     Whole(Vec<Bytes>),
@@ -60,7 +61,7 @@ pub(super) struct Received {
 pub(super) enum BodyError {
     /// The message is larger than the limit.
     TooLarge,
-    /// The budget has no room.
+    /// The memory budget is used up.
     Budget,
     /// The compression flag is neither 0 nor 1.
     Flag,
@@ -70,7 +71,7 @@ pub(super) enum BodyError {
     Missing,
     /// The body has more than one message, or bytes after it.
     Excess,
-    /// The connection or the stream broke, so no client is left to answer.
+    /// The connection or the stream broke, so there is no client to answer.
     Gone,
 }
 
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_the_same_however_it_is_cut() {
+    fn a_message_is_the_same_in_whatever_pieces_it_arrives() {
         for len in [0, 1, 4, 5, 6, 100, COPY_BELOW, KEEP_FROM, FIRST - 5, FIRST, FURTHER + FIRST - 5, 3 * FURTHER + 17]
         {
             let payload: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announced_size_is_believed_only_so_far() {
+    fn a_large_announced_size_does_not_take_the_memory_in_advance() {
         let budget = Budget::new(1 << 30);
         let mut reader = Reader::new(64 << 20, budget.permit());
         reader.push(Bytes::from_static(&[0, 0x04, 0, 0, 0, 1, 2, 3])).unwrap();
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_budget_ends_the_reading_and_is_given_back() {
+    fn a_full_budget_ends_reading_and_the_memory_is_given_back() {
         let budget = Budget::new(FIRST + FURTHER);
         let mut reader = Reader::new(64 << 20, budget.permit());
         let mut bytes = message(&vec![1; 2 * FURTHER]);
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_message_is_refused() {
+    fn a_body_that_is_not_exactly_one_message_is_refused() {
         let whole = message(b"abc");
         assert_eq!(read_in_pieces(&[], 1, 10), Err(BodyError::Missing));
         assert_eq!(read_in_pieces(&whole[..3], 1, 10), Err(BodyError::Truncated));

@@ -3,8 +3,8 @@
 //! The answer does not wait for this. If the body were dropped instead, HTTP/2 would have to reset the stream. h2
 //! remembers the last 50 streams that it reset, for one second. It counts every client frame for another reset stream
 //! as an error, and after 1,024 of these it closes the connection, with all requests in flight on it. A client that is
-//! refused often, as under overload, would lose its connection again and again without any fault of its own. The count
-//! itself stays in force: it protects against clients that make the server reset streams without end.
+//! refused often, as under overload, would lose its connection again and again without any fault of its own. h2's limit
+//! itself stays in place: it protects against clients that make the server reset one stream after the other.
 
 use std::{
     future::Future,
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::lifecycle::Tasks;
 
 /// How long the rest of a body is read. Most clients stop sending, or reset the stream, once they have the answer.
-const WITHIN: Duration = Duration::from_secs(10);
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// Reads and drops up to `most` further bytes of `body`. If they have not all arrived, a task waits for them. The
 /// number of these tasks is bounded by the number of streams that may be open.
@@ -39,7 +39,7 @@ where
     drop(tasks.spawn(async move {
         tokio::select! {
             () = until.stopped() => {}
-            _ = timeout(WITHIN, reading) => {}
+            _ = timeout(TIME_LIMIT, reading) => {}
         }
     }));
 }

@@ -22,12 +22,12 @@ use tonic::Code;
 
 use super::{
     GrpcConfig,
-    beside::Beside,
     body::{self, BodyError, Received},
     discard,
     metrics::ReceiverMetrics,
     refusal::{Bound, framing, refusal_of_body},
     reply::{self, ReplyBody},
+    side_services::SideServices,
 };
 use crate::{
     budget::{Budget, Buffer, Permit},
@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// The least margin that is taken off a deadline so that the answer still arrives in time. The margin is 5 %, but at
-/// least this (design 3, Receive).
+/// least this.
 const LEAST_MARGIN: Duration = Duration::from_millis(100);
 
 /// The OTLP/gRPC service of one client connection, or of a test. Clones share their state.
@@ -55,8 +55,8 @@ struct Shared<E> {
     budget: Budget,
     metrics: ReceiverMetrics,
     limits: LimitsHandle,
-    /// The services on the same port that are not OTLP, if there are any.
-    beside: Option<Beside>,
+    /// The services other than OTLP on the same port, if there are any.
+    side_services: Option<SideServices>,
     tasks: Tasks,
 }
 
@@ -104,9 +104,9 @@ impl<E: Export> OtlpGrpc<E> {
         Self::with(None, export, budget, config, tasks)
     }
 
-    /// Creates a service that serves `beside` too.
+    /// Creates a service that serves `side_services` too.
     pub(super) fn with(
-        beside: Option<Beside>,
+        side_services: Option<SideServices>,
         export: Arc<E>,
         budget: Budget,
         config: &GrpcConfig,
@@ -117,7 +117,7 @@ impl<E: Export> OtlpGrpc<E> {
             budget,
             metrics: ReceiverMetrics::new(),
             limits: LimitsHandle(Arc::new(ArcSwap::from_pointee(Limits::new(config)))),
-            beside,
+            side_services,
             tasks: tasks.clone(),
         };
         Self { shared: Arc::new(shared), connection: Arc::default() }
@@ -149,23 +149,23 @@ impl<E: Export> OtlpGrpc<E> {
         service_fn(move |request: http::Request<B>| {
             let service = service.clone();
             async move {
-                Ok(match service.beside(&request) {
+                Ok(match service.side_services(&request) {
                     None => service.answer(request).await,
-                    // Boxed so that the futures of exports do not grow.
-                    Some(beside) => Box::pin(beside.answer(request)).await,
+                    // It is boxed, so that it does not make the futures of exports larger.
+                    Some(services) => Box::pin(services.answer(request)).await,
                 })
             }
         })
     }
 
-    /// Returns the service of a request that is not OTLP. A request that is not gRPC gets `None`, and is refused like
-    /// any other.
-    fn beside<B>(&self, request: &http::Request<B>) -> Option<Beside> {
-        if !Beside::has(request.uri().path()) {
+    /// Returns the side services if the request is a gRPC call of one of them. A request that is not gRPC gets `None`,
+    /// and is refused like any other.
+    fn side_services<B>(&self, request: &http::Request<B>) -> Option<SideServices> {
+        if !SideServices::has(request.uri().path()) {
             return None;
         }
         let is_call = request.method() == Method::POST && request.headers().get(CONTENT_TYPE).is_some_and(is_grpc);
-        self.shared.beside.clone().filter(|_| is_call)
+        self.shared.side_services.clone().filter(|_| is_call)
     }
 
     /// Answers one request.
@@ -213,7 +213,7 @@ impl<E: Export> OtlpGrpc<E> {
             Err(refusal) => (Some(Outcome::Refused(refusal)), None),
         };
         let Some(outcome) = outcome else {
-            // The client left before its body had ended, so this answer is never sent.
+            // The client left before its body had ended, so this answer will not be sent.
             drop(in_flight);
             let bound = Bound::of(limits.max_recv_msg_size, &shared.budget);
             return reply::grpc(Outcome::Refused(refusal_of_body(BodyError::Gone, bound)), None);
@@ -297,7 +297,8 @@ impl<E: Export> Shared<E> {
         Some(self.export.export(Request { signal, message, permit, deadline, connection, metadata }).await)
     }
 
-    /// Reads the message. The timer is created only if the body has not come with the headers, which it usually has.
+    /// Reads the message. A timer is created only if the body did not arrive together with the headers, as it usually
+    /// does.
     async fn read<B>(
         &self,
         body: &mut B,
@@ -346,7 +347,7 @@ fn unpack(received: Received, encoding: Option<Encoding>, bound: Bound) -> Resul
     }
 }
 
-/// Joins the chunks to one buffer, which decoders need.
+/// Joins the chunks in one buffer, since decoders need one.
 fn joined(chunks: Vec<Bytes>, permit: &mut Permit) -> Result<Bytes, BodyError> {
     if let [only] = chunks.as_slice() {
         return Ok(only.clone());
@@ -406,7 +407,7 @@ impl Head {
             return Err(Refusal::permanent(
                 Code::FailedPrecondition,
                 Reason::Loop,
-                "this proxy sent the request to itself: its pool names its own address; take that out of the pool",
+                "this proxy sent the request to itself: its pool contains its own address; remove that address from the pool",
             ));
         }
         let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
@@ -441,7 +442,7 @@ fn less_margin(time: Duration) -> Duration {
     time - (time / 20).max(LEAST_MARGIN).min(time / 2)
 }
 
-/// Parses `grpc-timeout`: one to eight digits and a unit. An invalid value counts as none.
+/// Parses `grpc-timeout`: one to eight digits and a unit. An invalid value is ignored.
 fn parse_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
@@ -459,14 +460,15 @@ fn parse_timeout(value: &[u8]) -> Option<Duration> {
     })
 }
 
-/// Turns a panic in a delivery into a refusal that the client may retry. The process and its other requests go on.
+/// Turns a panic in a delivery into a refusal that the client may retry, so that the process and its other requests are
+/// not affected.
 struct CatchPanic<'a, F>(Pin<&'a mut F>);
 
 impl<F: Future<Output = Option<Outcome>>> Future for CatchPanic<'_, F> {
     type Output = Option<Outcome>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // A future that panicked is not polled again, so nobody sees its inconsistent state.
+        // A future that panicked is not polled again, so its inconsistent state cannot be observed.
         catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))).unwrap_or_else(|_| {
             let message = "internal error of the proxy; the request may be sent again";
             Poll::Ready(Some(Outcome::Refused(Refusal::retryable(Reason::Internal, message))))

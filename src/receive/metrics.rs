@@ -1,4 +1,4 @@
-//! Metrics of the receivers. The handles are resolved once.
+//! Metrics of the receivers.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// The metric handles of all signals.
+/// The metric handles of all signals, resolved once.
 pub(super) struct ReceiverMetrics {
     signals: [SignalMetrics; 4],
     unrouted: [Counter; Reason::ALL.len()],
@@ -62,8 +62,8 @@ pub(super) struct InFlight<'a> {
     answered: bool,
 }
 
-/// Writes the gauges of the memory account until the drain begins, and calls [`buffers::trim`] at the same interval. The drain waits
-/// for every task of the listeners, so this one ends with it.
+/// Writes the gauges of the memory account until the drain begins, and calls [`buffers::trim`] at the same interval. The
+/// drain waits for every task of the receivers, so this one has to end when it begins.
 pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 bytes are more than a machine has")]
     let as_gauge = |bytes: usize| bytes as f64;

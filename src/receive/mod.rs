@@ -1,21 +1,22 @@
-//! The OTLP receivers: read, inflate and answer export requests.
+//! The OTLP receivers, which read, inflate and answer export requests.
 //!
 //! [`crate::listen`] accepts connections and serves them. `grpc` parses a request's headers into a signal, a codec and
-//! a deadline. `body` reads the message and [`codec`](crate::codec) inflates it, both within the size limit and the byte budget.
-//! [`crate::pipeline::Export`] delivers the message, and [`reply`] builds the answer from the outcome. `discard` reads
-//! the rest of a body whose request was refused. `beside` serves health and reflection on the same port.
+//! a deadline. `body` reads the message and [`codec`](crate::codec) inflates it, both within the size limit and the
+//! byte budget. [`crate::pipeline::Export`] delivers the message, and [`reply`] builds the answer from the outcome.
+//! `discard` reads the rest of a body whose request was refused. `side_services` serves health and reflection on the
+//! same port.
 //!
-//! **Invariant:** memory for a message is taken as its bytes arrive, so a peer that announces much and sends little
-//! holds little.
+//! **Invariant:** memory for a message is taken as its bytes arrive, so a peer that announces a large message and sends
+//! little of it takes little memory.
 //! **Invariant:** every wait on a peer ends at a deadline, a limit or the end of the drain.
 
-mod beside;
 mod body;
 mod discard;
 mod grpc;
 pub mod metrics;
 mod refusal;
 pub mod reply;
+mod side_services;
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +33,7 @@ use tonic::service::Routes;
 
 pub use grpc::OtlpGrpc;
 
-use self::beside::Beside;
+use self::side_services::SideServices;
 use crate::{
     budget::Budget,
     descriptors,
@@ -51,11 +52,11 @@ const SPEAKS_GRPC: &str = "this port speaks gRPC (HTTP/2 without TLS), not HTTP/
                            grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc); OTLP/HTTP is not served here, and probes are \
                            answered at the admin port (/livez, /readyz)\n";
 
-/// The answer to an HTTP/1 request on a port with TLS, inside and outside of TLS.
+/// The answer to an HTTP/1 request on a port with TLS, whether it came encrypted or in plaintext.
 const SPEAKS_TLS: &str = "this port speaks gRPC over TLS, not HTTP/1.1 without it: set the exporter's endpoint to https:// \
                           and its protocol to grpc (OTEL_EXPORTER_OTLP_PROTOCOL=grpc)\n";
 
-/// The ALPN protocols that its TLS offers.
+/// The ALPN protocols that a receiver with TLS offers.
 const ALPN: &[&[u8]] = &[b"h2"];
 
 /// The settings of all receivers.
@@ -91,7 +92,7 @@ struct BoundGrpc {
     port: listen::Bound,
     config: GrpcConfig,
     tls: Option<tls::Server>,
-    beside: Option<beside::Make>,
+    side_services: Option<side_services::Factory>,
 }
 
 /// The addresses that the receivers listen on.
@@ -152,13 +153,13 @@ pub fn bind(config: &Config) -> Result<Bound, ReceiveError> {
         Some(grpc) => {
             let tls = grpc.tls.clone().map(|tls| tls::Server::load(GRPC, tls, ALPN)).transpose()?;
             let port = listen::bind(GRPC, grpc.endpoint).map_err(ReceiveError::Grpc)?;
-            Some(BoundGrpc { port, config: grpc.clone(), tls, beside: None })
+            Some(BoundGrpc { port, config: grpc.clone(), tls, side_services: None })
         }
     };
     Ok(Bound { grpc })
 }
 
-/// Binds the ports and serves them: [`bind`] and [`Bound::serve`] in one.
+/// Binds the ports with [`bind`] and serves them with [`Bound::serve`].
 pub fn start<E: Export>(
     config: &Config,
     export: Arc<E>,
@@ -185,11 +186,12 @@ impl Bound {
     }
 
     /// Serves `grpc.health.v1` and reflection on the OTLP/gRPC listener too. `make` builds the services at the first
-    /// request for one of them. Their endless streams have to end when the tasks passed to `make` drain.
+    /// request for one of them. Their streams that never end by themselves have to end when the tasks passed to `make`
+    /// drain.
     #[must_use]
-    pub fn beside(mut self, make: impl FnOnce(&Tasks) -> Routes + Send + 'static) -> Self {
+    pub fn side_services(mut self, make: impl FnOnce(&Tasks) -> Routes + Send + 'static) -> Self {
         if let Some(grpc) = &mut self.grpc {
-            grpc.beside = Some(Box::new(make));
+            grpc.side_services = Some(Box::new(make));
         }
         self
     }
@@ -205,9 +207,9 @@ impl Bound {
     pub fn serve<E: Export>(self, export: Arc<E>, budget: Budget, tasks: &Tasks) -> Receivers {
         let mut receivers = Receivers { listeners: self.listeners(), grpc: None };
         metrics::report_budget(budget.clone(), tasks);
-        if let Some(BoundGrpc { port, config, tls, beside }) = self.grpc {
-            let beside = beside.map(|make| Beside::new(make, tasks));
-            let service = OtlpGrpc::with(beside, export, budget, &config, tasks);
+        if let Some(BoundGrpc { port, config, tls, side_services }) = self.grpc {
+            let side_services = side_services.map(|make| SideServices::new(make, tasks));
+            let service = OtlpGrpc::with(side_services, export, budget, &config, tasks);
             let limits = service.limits();
             descriptors::want(config.keys.max_connections);
             let make_service = move |_peer| service.for_connection();

@@ -17,7 +17,7 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    /// Returns the limit of `bytes`. If the memory budget is not larger, the key is that of the budget.
+    /// Returns a limit of `bytes`. If the memory budget is not larger than that, the key is that of the budget.
     pub(super) fn of(bytes: usize, budget: &Budget) -> Self {
         let is_memory = bytes >= budget.limit();
         Self { bytes, key: if is_memory { "memory_limiter" } else { "max_recv_msg_size_mib" } }
@@ -41,9 +41,9 @@ pub(super) fn refusal_of_body(error: BodyError, bound: Bound) -> Refusal {
         BodyError::Budget => Refusal::retryable(Reason::Budget, "memory budget is used up; retry later"),
         BodyError::Flag => framing("message prefix has an unknown flag"),
         BodyError::Truncated => framing("body ends inside a message"),
-        // The gRPC specification has this code for a wrong number of messages (doc/statuscodes.md).
+        // gRPC prescribes this code for a wrong number of messages (doc/statuscodes.md in the gRPC repository).
         BodyError::Missing => {
-            Refusal::permanent(Code::Unimplemented, Reason::Framing, "body holds no message where one is needed")
+            Refusal::permanent(Code::Unimplemented, Reason::Framing, "body holds no message, but one is needed")
         }
         BodyError::Excess => {
             Refusal::permanent(Code::Unimplemented, Reason::Framing, "body holds more than one message")

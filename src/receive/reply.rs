@@ -14,7 +14,7 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::beside::Answer;
+use super::side_services::Answer;
 use crate::{
     codec::{Encoding, compress},
     otlp::{
@@ -33,13 +33,13 @@ const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-en
 /// The encodings that requests may use.
 pub(super) const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("identity,gzip,zstd,snappy");
 
-/// The level at which replies are compressed: the fastest, since they are short.
+/// The compression level of replies: the fastest, since they are short.
 const REPLY_LEVEL: u32 = 1;
 
 /// An empty `Export*ServiceResponse` with its prefix. It means full success for every signal.
 static EMPTY_RESPONSE: Bytes = Bytes::from_static(&[0; PREFIX_LEN]);
 
-/// The body of a reply: empty (the status is in the headers), or one message and the trailers.
+/// The body of a reply. It is empty if the status is in the headers.
 #[derive(Debug, Default)]
 pub enum ReplyBody {
     /// Nothing is left to send.
@@ -51,8 +51,8 @@ pub enum ReplyBody {
     Trailers,
     /// Plain text for clients that do not speak gRPC, without trailers.
     Text(Bytes),
-    /// The answer of a service beside OTLP.
-    Beside(Box<Answer>),
+    /// The answer of a side service.
+    SideService(Box<Answer>),
 }
 
 /// Returns the gRPC reply to an export request. A partial success is compressed, if the client accepts an
@@ -132,7 +132,7 @@ fn partial_success(rejected: u64, message: String, encoding: Option<Encoding>) -
         (None, Some(framed)) => with_message(framed.to_bytes()),
         // An empty message would mean that all records were accepted.
         (None, None) => {
-            let what = "a defect of the proxy: its answer is too long for gRPC";
+            let what = "internal error of the proxy: its answer is too long for gRPC";
             refused(Refusal::retryable(Reason::Internal, what))
         }
     }
@@ -161,11 +161,11 @@ impl Body for ReplyBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if let Self::Beside(answer) = &mut *self {
+        if let Self::SideService(answer) = &mut *self {
             return answer.poll(context);
         }
         Poll::Ready(match std::mem::take(&mut *self) {
-            Self::Done | Self::Beside(_) => None,
+            Self::Done | Self::SideService(_) => None,
             Self::Message(message) => {
                 *self = Self::Trailers;
                 Some(Ok(Frame::data(message)))
@@ -185,7 +185,7 @@ impl Body for ReplyBody {
             Self::Done => true,
             Self::Text(text) => text.is_empty(),
             Self::Message(_) | Self::Trailers => false,
-            Self::Beside(answer) => answer.is_end(),
+            Self::SideService(answer) => answer.is_end(),
         }
     }
 }
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_http_status_says_whether_to_retry_as_the_code_does() {
+    fn http_status_and_grpc_code_agree_on_whether_to_retry() {
         let status = |code, reason| http_status(&Refusal::permanent(code, reason, "")).as_u16();
         for code in [
             Code::Cancelled,
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn one_partial_success_is_that_of_every_signal() {
+    fn a_partial_success_decodes_for_every_signal() {
         let ReplyBody::Message(framed) = partial_success(7, "seven".into(), None).into_body() else {
             panic!("a partial success must have a message");
         };

@@ -1,4 +1,4 @@
-//! Tests with frames that are cut in many ways, and with bytes that are not frames.
+//! Tests of the layer, with frames that arrive in many ways, and with bytes that are not frames.
 
 use std::collections::VecDeque;
 
@@ -65,7 +65,7 @@ async fn read(sent: &[u8], most: usize, random: &mut fastrand::Rng, tally: &Arc<
 }
 
 #[tokio::test]
-async fn header_blocks_are_repaired_however_they_are_cut_padded_and_read() {
+async fn header_blocks_are_repaired_however_they_are_split_padded_and_read() {
     let mut random = fastrand::Rng::with_seed(5);
     for _ in 0..300 {
         let (mut sent, mut expected) = (PREFACE.to_vec(), PREFACE.to_vec());
@@ -105,12 +105,12 @@ async fn header_blocks_are_repaired_however_they_are_cut_padded_and_read() {
         let tally = tally();
         let most = [3, 40, 20_000][random.usize(..3)];
         assert!(read(&sent, most, &mut random, &tally).await == expected);
-        assert_eq!(tally.opened.load(Relaxed), opened, "trailers open nothing");
+        assert_eq!(tally.opened.load(Relaxed), opened, "trailers must not count as a stream");
     }
 }
 
 #[tokio::test]
-async fn what_is_no_http2_or_broken_or_endless_passes_as_it_is() {
+async fn bytes_that_are_not_valid_http2_pass_unchanged() {
     let mut random = fastrand::Rng::with_seed(6);
     let block = block_with(b"a%b");
     let torn = [PREFACE, &frame(HEADERS, END_HEADERS, 1, &block)].concat();
@@ -141,12 +141,12 @@ async fn what_is_no_http2_or_broken_or_endless_passes_as_it_is() {
 }
 
 #[test]
-fn streams_are_counted_as_refused_once_they_were_read_and_not_served() {
+fn a_stream_counts_as_refused_if_h2_read_it_and_the_service_did_not_get_it() {
     let tally = tally();
     let count = || tally.counted.load(Relaxed);
     tally.opens(1);
     tally.settle();
-    assert_eq!(count(), 0, "nobody has read it yet");
+    assert_eq!(count(), 0, "h2 has not read the stream yet");
     tally.is_read();
     tally.serves();
     for stream in [3, 5, 5, 3] {
@@ -158,7 +158,7 @@ fn streams_are_counted_as_refused_once_they_were_read_and_not_served() {
     tally.serves();
     tally.settle();
     tally.settle();
-    assert_eq!(count(), 1, "5 was refused");
+    assert_eq!(count(), 1, "stream 5 was refused");
     tally.opens(7);
     tally.close();
     assert_eq!(count(), 2);
@@ -182,7 +182,7 @@ async fn a_stream_is_refused_only_once_h2_has_its_whole_header_block() {
             seen += stream.read(&mut [0; 5]).await.unwrap();
             assert_eq!(refused(), 0, "h2 has {seen} bytes of {}", bytes.len());
         }
-        assert!(futures_util::FutureExt::now_or_never(stream.read(&mut [0; 5])).is_none(), "nothing more can come");
+        assert!(futures_util::FutureExt::now_or_never(stream.read(&mut [0; 5])).is_none(), "nothing more can arrive");
         assert_eq!(refused(), u64::from(seen == bytes.len()), "h2 has {seen} bytes of {}", bytes.len());
     }
 }

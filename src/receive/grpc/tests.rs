@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn timeouts_are_read_as_grpc_writes_them() {
+fn grpc_timeouts_are_parsed() {
     assert_eq!(parse_timeout(b"1H"), Some(Duration::from_secs(3600)));
     assert_eq!(parse_timeout(b"2M"), Some(Duration::from_secs(120)));
     assert_eq!(parse_timeout(b"10S"), Some(Duration::from_secs(10)));
@@ -24,7 +24,7 @@ fn a_margin_is_taken_off_every_deadline() {
 }
 
 #[test]
-fn only_grpc_of_protobuf_is_grpc() {
+fn only_content_types_of_grpc_with_protobuf_are_accepted() {
     for yes in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8", "Application/gRPC"] {
         assert!(is_grpc(&HeaderValue::from_static(yes)), "{yes}");
     }

@@ -1,4 +1,4 @@
-//! Tests of connections: their bounds, the drain, and clients that leave.
+//! Tests of connections: their limits, the drain, and clients that leave.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -105,7 +105,7 @@ fn raw_request() -> Vec<u8> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handshake_or_a_header_block_that_does_not_end_ends_the_connection() {
+async fn an_unfinished_handshake_or_header_block_ends_the_connection() {
     let torn = [&[0x83, 0x86][..], &[0; 20]].concat();
     let greeting = greeting();
     let cases = [
@@ -114,8 +114,8 @@ async fn a_handshake_or_a_header_block_that_does_not_end_ends_the_connection() {
         ("no SETTINGS", PREFACE.to_vec(), true),
         ("half of SETTINGS", [PREFACE, &frame(SETTINGS, 0, 0, &[0; 6])[..11]].concat(), true),
         ("half of HEADERS", [&greeting[..], &frame(HEADERS, 0x4, 1, &torn)[..15]].concat(), true),
-        ("HEADERS that go on", [&greeting[..], &frame(HEADERS, 0, 1, &torn)].concat(), true),
-        ("HEADERS too long to be held", [&greeting[..], &frame(HEADERS, 0, 1, &vec![0; 70_000])].concat(), true),
+        ("HEADERS without their CONTINUATION", [&greeting[..], &frame(HEADERS, 0, 1, &torn)].concat(), true),
+        ("HEADERS too long to be held back", [&greeting[..], &frame(HEADERS, 0, 1, &vec![0; 70_000])].concat(), true),
     ];
     for (case, sent, has_goaway) in cases {
         let (kinds, lived) = until_closed(&sent).await;
@@ -132,14 +132,14 @@ async fn an_idle_connection_is_left_alone() {
     finish(empty_message(&mut used)).await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     for client in [idle, used] {
-        let mut client = client.ready().await.expect("it must live");
+        let mut client = client.ready().await.expect("the connection must stay open");
         assert_eq!(grpc_status(&finish(empty_message(&mut client)).await.2).code(), Code::Ok);
     }
     tasks.stop();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_does_not_wait_for_a_handshake() {
+async fn a_drain_does_not_wait_for_unfinished_handshakes() {
     let tasks = Tasks::new();
     let _silent = serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks);
     let mut torn = serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks);
@@ -152,11 +152,11 @@ async fn a_drain_does_not_wait_for_a_handshake() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_answer_is_not_waited_for_while_nothing_is_in_hand() {
+async fn an_idle_client_that_ignores_goaway_is_not_waited_for() {
     let cases = [
         ("drain", GrpcConfig::default(), 5.0..=5.1),
         ("age with a grace", aging(100, Some(60)), 95.0..=115.1),
-        ("age without one", aging(100, None), 95.0..=115.1),
+        ("age without a grace", aging(100, None), 95.0..=115.1),
     ];
     for (case, config, expected) in cases {
         let tasks = Tasks::new();
@@ -179,7 +179,7 @@ async fn a_client_that_does_not_answer_is_not_waited_for_while_nothing_is_in_han
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_answer_is_waited_for_while_its_request_is_in_hand() {
+async fn a_client_that_ignores_goaway_is_waited_for_while_its_request_is_in_flight() {
     let tasks = Tasks::new();
     let (export, gate, alive) = waiting();
     let mut client = serve_in_memory(export, &GrpcConfig::default(), &tasks);
@@ -187,8 +187,8 @@ async fn a_client_that_does_not_answer_is_waited_for_while_its_request_is_in_han
     until("the request is in flight", || alive.load(Ordering::SeqCst) == 1).await;
     tasks.drain();
     tokio::time::sleep(Duration::from_millis(59_990)).await;
-    assert_eq!(alive.load(Ordering::SeqCst), 1, "it must have its time");
-    // It is answered just before the next check of the connection: the answer gets its time too.
+    assert_eq!(alive.load(Ordering::SeqCst), 1, "the request must not be cut off");
+    // It is answered just before the next check of the connection; the answer must still have time to be sent.
     let answered = tokio::time::Instant::now();
     gate.add_permits(1);
     let mut bytes = Vec::new();
@@ -200,7 +200,7 @@ async fn a_client_that_does_not_answer_is_waited_for_while_its_request_is_in_han
 }
 
 #[tokio::test]
-async fn connections_above_the_bound_are_closed_and_the_others_live() {
+async fn connections_above_the_limit_are_closed_and_the_others_stay_open() {
     let mut config = GrpcConfig::default();
     config.keys.max_connections = 1;
     let receiver = Receiver::with(StandIn::ok(), config, Budget::new(1 << 30));
@@ -229,7 +229,7 @@ async fn connections_above_the_bound_are_closed_and_the_others_live() {
 }
 
 #[tokio::test]
-async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
+async fn a_drain_finishes_requests_in_flight_and_accepts_nothing_new() {
     let (export, gate, alive) = waiting();
     let receiver = Receiver::start(export);
     let mut client = receiver.h2().await;
@@ -243,7 +243,7 @@ async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), refused).await.expect("GOAWAY must come");
+    tokio::time::timeout(Duration::from_secs(20), refused).await.expect("GOAWAY must arrive");
     let connects = || std::net::TcpStream::connect(receiver.address).is_ok();
     until("the listener is closed", || !connects()).await;
     gate.add_permits(1);
@@ -256,7 +256,7 @@ async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
 }
 
 #[tokio::test]
-async fn stopping_ends_what_would_never_end() {
+async fn stopping_ends_connections_and_requests_that_would_never_end() {
     let (export, _gate, alive) = waiting();
     let receiver = Receiver::start(export);
     // A connection that never finishes its preface, and one whose request is never answered.
@@ -276,7 +276,7 @@ async fn stopping_ends_what_would_never_end() {
 }
 
 #[tokio::test]
-async fn the_export_of_a_client_that_is_gone_is_dropped() {
+async fn when_a_client_leaves_its_export_is_dropped() {
     let (export, _gate, alive) = waiting();
     let (recorder, receiver) = Recorder::scoped(|recorder| (recorder.clone(), Receiver::start(export)));
     let mut client = receiver.h2().await;
@@ -307,7 +307,7 @@ fn aging(age: u64, grace: Option<u64>) -> GrpcConfig {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_connection_is_told_to_go_and_its_requests_are_answered() {
+async fn an_old_connection_gets_goaway_and_its_requests_are_answered() {
     let tasks = Tasks::new();
     let (export, gate, _alive) = waiting();
     let config = aging(100, Some(60));
@@ -316,7 +316,7 @@ async fn an_old_connection_is_told_to_go_and_its_requests_are_answered() {
     gate.add_permits(1);
     assert_eq!(grpc_status(&finish(empty_message(&mut client)).await.2).code(), Code::Ok);
     tokio::time::sleep(Duration::from_secs(89)).await;
-    let mut client = client.ready().await.expect("it is young");
+    let mut client = client.ready().await.expect("the connection is not old yet");
     let response = empty_message(&mut client);
     // After GOAWAY no further request can be sent on it.
     let told = async {
@@ -324,7 +324,7 @@ async fn an_old_connection_is_told_to_go_and_its_requests_are_answered() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), told).await.expect("GOAWAY must come");
+    tokio::time::timeout(Duration::from_secs(60), told).await.expect("GOAWAY must arrive");
     let age = started.elapsed().as_secs_f64();
     assert!((90.0..=110.5).contains(&age), "{age} s");
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -334,7 +334,7 @@ async fn an_old_connection_is_told_to_go_and_its_requests_are_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_does_not_go_is_cut() {
+async fn an_old_connection_is_closed_after_its_grace() {
     let tasks = Tasks::new();
     let (export, _gate, alive) = waiting();
     let mut client = h2_over(serve_in_memory(export, &aging(20, Some(60)), &tasks), &tasks).await;
@@ -348,7 +348,7 @@ async fn a_connection_that_does_not_go_is_cut() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_grace_requests_have_as_long_as_they_need() {
+async fn without_a_grace_requests_have_no_time_limit() {
     let tasks = Tasks::new();
     let (export, gate, _alive) = waiting();
     let mut client = h2_over(serve_in_memory(export, &aging(20, None), &tasks), &tasks).await;

@@ -12,7 +12,7 @@ use super::*;
 use crate::otlp::{Reason, Refusal};
 
 #[tokio::test]
-async fn a_request_arrives_as_it_was_sent_in_every_encoding() {
+async fn requests_are_received_in_every_encoding() {
     let receiver = Receiver::start(StandIn::ok());
     for encoding in [None, Some(CompressionEncoding::Gzip), Some(CompressionEncoding::Zstd)] {
         // A message that fits in one frame, one of several frames, and one larger than the windows.
@@ -29,7 +29,8 @@ async fn a_request_arrives_as_it_was_sent_in_every_encoding() {
             assert!(got.message.payload() == sent.encode_to_vec(), "{encoding:?}, {spans} spans: other bytes");
             assert!(got.permit.bytes() >= got.message.framed_len(), "its bytes must be in the budget");
             if spans == 3 && encoding == Some(CompressionEncoding::Gzip) {
-                // gzip states the size, so the buffer is exact but for one byte. The compressed bytes were given back.
+                // gzip states the size, so the buffer is at most one byte too large. The compressed bytes were given
+                // back.
                 assert_eq!(got.permit.bytes(), got.message.framed_len() + 1);
             }
             drop(got);
@@ -47,7 +48,7 @@ async fn an_empty_request_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_partial_success_is_understood_in_every_encoding() {
+async fn clients_can_read_a_partial_success_in_every_encoding() {
     let receiver = Receiver::start(StandIn::new(|| async {
         Outcome::Accepted { rejected: 3, message: Some("three were bad".into()) }
     }));
@@ -62,13 +63,13 @@ async fn a_partial_success_is_understood_in_every_encoding() {
         let partial = reply.into_inner().partial_success.expect("the reply must have a partial success");
         assert_eq!((partial.rejected_spans, partial.error_message.as_str()), (3, "three were bad"));
     }
-    // A client that compresses but does not accept compressed replies gets none.
+    // A client that compresses its requests but does not accept compressed replies gets uncompressed ones.
     let mut client = receiver.client().await.send_compressed(CompressionEncoding::Gzip);
     assert!(client.export(request(5, 5)).await.unwrap().into_inner().partial_success.is_some());
 }
 
 #[tokio::test]
-async fn a_refusal_comes_with_its_code_and_its_delay() {
+async fn a_refusal_has_its_code_and_retry_delay() {
     let receiver = Receiver::start(StandIn::new(|| async {
         let refusal = Refusal::retryable(Reason::NotReady, "täble: 100 % away\n");
         Outcome::Refused(Refusal { retry_after: Some(Duration::from_millis(1_500)), ..refusal })
@@ -87,7 +88,7 @@ async fn a_refusal_comes_with_its_code_and_its_delay() {
 }
 
 #[tokio::test]
-async fn the_clients_timeout_less_a_margin_is_the_deadline() {
+async fn the_deadline_is_the_clients_timeout_minus_a_margin() {
     let receiver = Receiver::start(StandIn::ok());
     let mut client = receiver.client().await;
     for (timeout, expected) in [(None, 7_600), (Some(2_000), 1_900), (Some(60_000), 7_600)] {
@@ -106,12 +107,12 @@ async fn the_clients_timeout_less_a_margin_is_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_panic_is_answered_with_a_retry_and_the_next_request_is_served() {
+async fn a_panic_becomes_a_retryable_refusal_and_the_next_request_is_served() {
     let panics = std::sync::atomic::AtomicBool::new(true);
     let receiver = Receiver::start(StandIn::new(move || {
         let panics = panics.swap(false, std::sync::atomic::Ordering::Relaxed);
         async move {
-            assert!(!panics, "a defect, as this test wants it");
+            assert!(!panics, "this test makes the pipeline panic");
             Outcome::OK
         }
     }));
@@ -123,7 +124,7 @@ async fn a_panic_is_answered_with_a_retry_and_the_next_request_is_served() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_method_of_ours_is_unimplemented() {
+async fn unknown_methods_are_unimplemented() {
     let receiver = Receiver::start(StandIn::ok());
     let mut client = receiver.h2().await;
     let (response, _) = client.send_request(head("/no.such.Service/Export"), true).unwrap();
@@ -131,11 +132,11 @@ async fn what_is_not_a_method_of_ours_is_unimplemented() {
     let status = grpc_status(&trailers);
     assert_eq!((head.status().as_u16(), status.code()), (200, Code::Unimplemented));
     assert!(status.message().contains("trace.v1.TraceService"), "{status}");
-    assert!(status.message().ends_with('}'), "the list of what is served must not be cut");
+    assert!(status.message().ends_with('}'), "the list of served methods must not be cut off");
 }
 
 #[tokio::test]
-async fn an_unknown_encoding_is_unimplemented_and_ours_are_named() {
+async fn an_unknown_encoding_is_unimplemented_and_the_answer_lists_the_accepted_ones() {
     let receiver = Receiver::start(StandIn::ok());
     let mut client = receiver.h2().await;
     let mut head = traces();
@@ -148,7 +149,7 @@ async fn an_unknown_encoding_is_unimplemented_and_ours_are_named() {
 }
 
 #[tokio::test]
-async fn what_is_not_grpc_gets_an_http_status() {
+async fn requests_that_are_not_grpc_get_an_http_status() {
     let receiver = Receiver::start(StandIn::ok());
     let mut client = receiver.h2().await;
     let mut get = traces();
@@ -157,7 +158,7 @@ async fn what_is_not_grpc_gets_an_http_status() {
     let (head, body, _) = finish(response).await;
     assert_eq!(head.status(), 405);
     assert_eq!(head.headers()["content-type"], "text/plain; charset=utf-8");
-    assert_eq!(body, b"gRPC requests have the method POST\n", "a person must be told too");
+    assert_eq!(body, b"gRPC requests have the method POST\n", "the body must tell people, too");
     let mut head_only = traces();
     *head_only.method_mut() = http::Method::HEAD;
     let (response, _) = client.send_request(head_only, true).unwrap();
@@ -170,7 +171,7 @@ async fn what_is_not_grpc_gets_an_http_status() {
 }
 
 #[tokio::test]
-async fn counters_tell_what_happened() {
+async fn requests_are_counted_by_outcome() {
     let answers = std::sync::atomic::AtomicUsize::new(0);
     let export = StandIn::new(move || {
         let first = answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;

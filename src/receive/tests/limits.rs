@@ -1,4 +1,4 @@
-//! Tests of the limits: large, lying, broken and slow requests.
+//! Tests of the limits on requests: too large, malformed, slow, or with a false length.
 
 use std::time::Duration;
 
@@ -16,19 +16,19 @@ fn limited(max_recv_msg_size: usize) -> GrpcConfig {
 }
 
 #[tokio::test]
-async fn a_message_above_the_limit_is_refused_for_good() {
+async fn a_message_above_the_limit_is_refused_permanently() {
     let receiver = Receiver::with(StandIn::ok(), limited(1_000), Budget::new(MIB));
     let mut client = receiver.client().await;
     let status = client.export(request(100, 100)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-    assert!(status.get_details_retry_info().is_none(), "it would be sent again for ever");
+    assert!(status.get_details_retry_info().is_none(), "the client would retry it for ever");
     assert!(status.message().ends_with("raise max_recv_msg_size_mib"), "{status}");
     client.export(request(1, 100)).await.unwrap();
     assert_eq!(receiver.budget.used(), receiver.export.take()[0].permit.bytes());
 }
 
 #[tokio::test]
-async fn where_memory_is_the_bound_it_is_what_is_to_be_raised() {
+async fn if_the_memory_budget_is_the_limit_the_message_says_to_raise_it() {
     let receiver = Receiver::with(StandIn::ok(), limited(MIB), Budget::new(MIB));
     let status = receiver.client().await.export(request(1, 3 * MIB)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
@@ -36,7 +36,7 @@ async fn where_memory_is_the_bound_it_is_what_is_to_be_raised() {
 }
 
 #[tokio::test]
-async fn a_bomb_is_refused_for_good() {
+async fn a_decompression_bomb_is_refused_permanently() {
     let receiver = Receiver::with(StandIn::ok(), limited(MIB), Budget::new(8 * MIB));
     for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
         let mut client = receiver.client().await.send_compressed(encoding);
@@ -48,7 +48,7 @@ async fn a_bomb_is_refused_for_good() {
 }
 
 #[tokio::test]
-async fn a_full_budget_is_a_reason_to_retry_later() {
+async fn a_full_budget_is_a_retryable_refusal() {
     let receiver = Receiver::with(StandIn::ok(), GrpcConfig::default(), Budget::new(MIB));
     for encoding in [None, Some(CompressionEncoding::Gzip), Some(CompressionEncoding::Zstd)] {
         let mut client = receiver.client().await;
@@ -64,7 +64,7 @@ async fn a_full_budget_is_a_reason_to_retry_later() {
 }
 
 #[tokio::test]
-async fn streams_that_announce_much_and_send_little_hold_little() {
+async fn streams_that_announce_much_and_send_little_take_little_memory() {
     let receiver = Receiver::start(StandIn::ok());
     let mut streams = Vec::new();
     for _ in 0..2 {
@@ -80,7 +80,7 @@ async fn streams_that_announce_much_and_send_little_hold_little() {
     until("all streams are being read", || receiver.budget.used() >= 200 * (64 << 10)).await;
     assert_eq!(receiver.budget.used(), 200 * (64 << 10));
     drop(streams);
-    until("all is given back", || receiver.budget.used() == 0).await;
+    until("all memory is given back", || receiver.budget.used() == 0).await;
     assert!(receiver.export.take().is_empty());
 }
 

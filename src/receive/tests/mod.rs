@@ -1,10 +1,10 @@
 //! Tests of the receivers with real clients and a stand-in for the pipeline.
 
-mod beside;
 mod connections;
 mod exports;
 mod limits;
 mod overload;
+mod side_services;
 
 use std::{
     future::Future,
@@ -110,7 +110,7 @@ where
 {
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     drop(tasks.spawn(async move {
-        // Tests see the end of the connection through their streams.
+        // Tests notice the end of the connection on their streams.
         connection.await.ok();
     }));
     client
@@ -153,14 +153,14 @@ fn grpc_status(trailers: &HeaderMap) -> tonic::Status {
     tonic::Status::from_header_map(trailers).expect("there must be a grpc-status")
 }
 
-/// Waits until `state` returns true. Panics after 20 s, longer than any healthy machine needs.
+/// Waits until `state` returns true. Panics after 20 s, which is more than enough even on a busy machine.
 async fn until(what: &str, mut state: impl FnMut() -> bool) {
     let looking = async {
         while !state() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(20), looking).await.is_ok(), "never happened: {what}");
+    assert!(tokio::time::timeout(Duration::from_secs(20), looking).await.is_ok(), "did not happen within 20 s: {what}");
 }
 
 /// Returns a request of `spans` spans with names of `name_len` bytes.

@@ -1,4 +1,4 @@
-//! Tests that any number of refusals are answers, and harm neither the connection nor the other requests on it.
+//! Tests that every refused request is answered, and that refusals do not harm the connection or other requests on it.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -11,8 +11,8 @@ use tonic_types::StatusExt;
 
 use super::{connections::waiting, *};
 
-/// The number of refused requests, over two connections. h2 gives up a connection after 1,024 frames of streams that it
-/// has reset and forgotten.
+/// The number of refused requests, over two connections. h2 closes a connection after 1,024 frames of streams that it
+/// has reset and no longer remembers.
 const REFUSED: usize = 4_000;
 
 /// The number of requests in flight on each connection.
@@ -22,17 +22,17 @@ const MESSAGE: usize = 128 << 10;
 
 /// Sends a request of [`MESSAGE`] bytes and waits for its answer.
 async fn send(client: &SendRequest<Bytes>, head: HttpRequest<()>) -> tonic::Status {
-    let mut client = client.clone().ready().await.expect("the connection must live");
-    let (response, mut body) = client.send_request(head, false).expect("the connection must live");
+    let mut client = client.clone().ready().await.expect("the connection must stay open");
+    let (response, mut body) = client.send_request(head, false).expect("the connection must stay open");
     let mut message = vec![0; 5 + MESSAGE];
     message[1..5].copy_from_slice(&u32::try_from(MESSAGE).unwrap().to_be_bytes());
-    // In frames, as most clients send it. This may fail if the answer comes first.
+    // Send it in frames, as most clients do. This may fail if the answer arrives first.
     for frame in message.chunks(16 << 10) {
         body.send_data(Bytes::copy_from_slice(frame), false).ok();
         tokio::task::yield_now().await;
     }
     body.send_data(Bytes::new(), true).ok();
-    let (parts, _) = response.await.expect("a refusal must be an answer").into_parts();
+    let (parts, _) = response.await.expect("a refused request must be answered").into_parts();
     grpc_status(&parts.headers)
 }
 
@@ -79,7 +79,7 @@ async fn refuse(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn refusals_for_want_of_memory_cost_neither_the_connection_nor_its_other_requests() {
+async fn retryable_refusals_do_not_end_the_connection_or_its_other_requests() {
     let (export, gate, alive) = waiting();
     let budget = Budget::new(1 << 20);
     let receiver = Receiver::with(export, GrpcConfig::default(), budget.clone());
@@ -88,7 +88,7 @@ async fn refusals_for_want_of_memory_cost_neither_the_connection_nor_its_other_r
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn refusals_for_good_cost_neither_the_connection_nor_its_other_requests() {
+async fn permanent_refusals_do_not_end_the_connection_or_its_other_requests() {
     let head = || {
         let mut head = traces();
         head.headers_mut().insert("grpc-encoding", http::HeaderValue::from_static("lzma"));

@@ -61,7 +61,7 @@ async fn what_is_no_http2_is_answered_or_closed_counted_by_kind_and_told_once() 
     ensure!(fixture.metric(CAME, &accepted)? == before, "none of them was accepted");
     let log = fixture.process.log();
     ensure!(log.matches("connection closed: ").count() == 1, "one line in ten seconds: {log}");
-    ensure!(log.contains("HTTP/1 on the port for gRPC") && log.contains("kind=\"http1\""), "{log}");
+    ensure!(log.contains("the client speaks HTTP/1") && log.contains("kind=\"http1\""), "{log}");
     fixture.serves().await?;
     ensure!(fixture.metric(CAME, &accepted)? > before, "those who speak gRPC are");
     Ok(())

@@ -1,34 +1,35 @@
-//! Failures of accepting: how long to pause, and when to log.
+//! Decides how long to pause after a connection could not be accepted, and logs such failures.
 
 use std::{io, time::Duration};
 
 use super::Limits;
 use crate::telemetry::LogLimit;
 
-/// The first pause when no descriptor or memory is left for a connection. It doubles up to `LONGEST_PAUSE` times this.
+/// The first pause when there is no file descriptor or memory for a connection. It doubles with each failure, up to
+/// `LONGEST_PAUSE` times this.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: u32 = 64;
 
-/// Tracks the failures of one listener.
-pub(super) struct Trouble {
+/// The consecutive failures of one listener to accept a connection.
+pub(super) struct AcceptFailures {
     listener: &'static str,
     /// The last pause as a multiple of the first; 0 after a successful accept.
     factor: u32,
     log_limit: LogLimit,
 }
 
-impl Trouble {
+impl AcceptFailures {
     pub(super) fn new(listener: &'static str) -> Self {
         Self { listener, factor: 0, log_limit: LogLimit::few() }
     }
 
-    /// Resets the pause: a connection was accepted.
-    pub(super) fn over(&mut self) {
+    /// Resets the pause, after a connection was accepted.
+    pub(super) fn reset(&mut self) {
         self.factor = 0;
     }
 
     /// Returns the pause after a failed accept, or `None` if the error concerns only that connection.
-    pub(super) fn with_accept(&mut self, error: &io::Error) -> Option<Duration> {
+    pub(super) fn pause_after(&mut self, error: &io::Error) -> Option<Duration> {
         if is_of_one_connection(error) {
             return None;
         }
@@ -38,14 +39,14 @@ impl Trouble {
                 listener = self.listener,
                 %error,
                 unlogged,
-                "cannot accept connections, those that are open live on; raise the limit of open files (ulimit -n)"
+                "cannot accept new connections; open ones are not affected; raise the limit of open files (ulimit -n)"
             );
         }
         Some(FIRST_PAUSE * self.factor)
     }
 
-    /// Logs that a connection was refused because there is no room for it.
-    pub(super) fn with_room(&mut self, limits: &Limits) {
+    /// Logs that a connection was refused because the limit is reached.
+    pub(super) fn log_refusal(&mut self, limits: &Limits) {
         let (max_connections, descriptors) = (limits.max_connections, (limits.descriptors)());
         if let Some(unlogged) = self.log_limit.admit() {
             let bound = if descriptors < max_connections { "the limit of open files" } else { "max_connections" };
@@ -54,7 +55,7 @@ impl Trouble {
                 max_connections,
                 open = limits.most(),
                 unlogged,
-                "connection refused: as many are open as {bound} allows"
+                "connection refused: {bound} allows no more than are open"
             );
         }
     }
@@ -78,17 +79,17 @@ mod tests {
     const NO_DESCRIPTORS: i32 = 24;
 
     #[test]
-    fn pauses_double_while_descriptors_are_missing_and_start_again_after() {
+    fn the_pause_doubles_with_each_failure_and_a_success_resets_it() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let mut trouble = Trouble::new("test");
+            let mut failures = AcceptFailures::new("test");
             let error = io::Error::from_raw_os_error(NO_DESCRIPTORS);
             let pauses: Vec<u128> =
-                (0..9).filter_map(|_| trouble.with_accept(&error)).map(|pause| pause.as_millis()).collect();
+                (0..9).filter_map(|_| failures.pause_after(&error)).map(|pause| pause.as_millis()).collect();
             assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 640, 640]);
-            trouble.over();
-            assert_eq!(trouble.with_accept(&error), Some(FIRST_PAUSE));
-            assert_eq!(trouble.with_accept(&io::ErrorKind::ConnectionAborted.into()), None);
+            failures.reset();
+            assert_eq!(failures.pause_after(&error), Some(FIRST_PAUSE));
+            assert_eq!(failures.pause_after(&io::ErrorKind::ConnectionAborted.into()), None);
         });
     }
 }

@@ -1,13 +1,13 @@
-//! A stream layer that yields to other tasks: after many bytes were read, and before a short write.
+//! A stream layer that lets other tasks run after many bytes were read, and before a short write.
 //!
-//! HTTP/2 reads for as long as bytes arrive. Two reasons speak for pausing: a large request is cheapest to cut right
-//! after it was read, while it is in the CPU's caches, and clients that send little should not wait for those that send
-//! much.
+//! h2 reads for as long as bytes arrive. Pausing has two advantages. A large request is cut right after it was read,
+//! while it is still in the CPU's caches. And clients that send little do not wait for those that send much.
 //!
-//! One call to a backend holds parts of many requests, so their answers become ready together. The runtime polls a
-//! connection as soon as the first answer is ready, and without the pause each answer would be a write of its own.
+//! One call to a backend holds parts of many requests, so the answers to these requests become ready together. The
+//! runtime polls a connection as soon as the first of them is ready. If the connection pauses before it writes, it
+//! writes several answers at once instead of one by one.
 //!
-//! Writes longer than such answers do not wait: HTTP/2 flushes large frames one by one, so each of them would wait.
+//! Longer writes do not pause: h2 flushes large frames one by one, so each of them would pause.
 
 use std::{
     io,
@@ -19,22 +19,23 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::layers::Layer;
 
-/// The bytes that are read in one turn: about a batch of 512 spans, so that a batch is cut as soon as it has arrived.
+/// The number of bytes after which reading pauses. It is about the size of a batch of 512 spans, so that a batch is cut
+/// as soon as it has arrived.
 const TURN: usize = 192 << 10;
 
-/// The longest write that waits, in bytes. An answer of full success has 35.
-const SHORT: usize = 256;
+/// The longest write that is delayed, in bytes. The answer to a request that fully succeeded has 35.
+const SHORT_WRITE: usize = 256;
 
-/// The layer that ends a read turn after [`TURN`] bytes, and delays the first short write after a flush.
+/// The layer that pauses reading after [`TURN`] bytes, and delays the first short write after a flush.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
-    /// The bytes read in this turn.
+pub(super) struct Yielding {
+    /// The number of bytes read since the last pause.
     read: usize,
     /// Whether a write was delayed since the last flush.
-    waited: bool,
+    has_delayed: bool,
 }
 
-impl<I: AsyncRead + Unpin> Layer<I> for Turns {
+impl<I: AsyncRead + Unpin> Layer<I> for Yielding {
     fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.read >= TURN {
             self.read = 0;
@@ -50,8 +51,8 @@ impl<I: AsyncRead + Unpin> Layer<I> for Turns {
     /// Delays the first short write after a flush until other tasks have run, so that several answers are written at
     /// once.
     fn holds_back(&mut self, cx: &Context<'_>, bytes: usize) -> bool {
-        if !self.waited && bytes <= SHORT {
-            self.waited = true;
+        if !self.has_delayed && bytes <= SHORT_WRITE {
+            self.has_delayed = true;
             cx.waker().wake_by_ref();
             return true;
         }
@@ -59,7 +60,7 @@ impl<I: AsyncRead + Unpin> Layer<I> for Turns {
     }
 
     fn flushes(&mut self) {
-        self.waited = false;
+        self.has_delayed = false;
     }
 }
 
@@ -87,11 +88,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_ends_after_so_many_bytes_and_the_next_one_follows() {
+    async fn reading_pauses_after_a_turn_and_then_goes_on() {
         let (near, mut far) = duplex(1 << 20);
         let sent: Vec<u8> = (0..TURN + TURN / 2).map(|at| at.to_le_bytes()[1]).collect();
         far.write_all(&sent).await.unwrap();
-        let (mut stream, wakes) = (Layered::new(near, Turns::default()), Arc::new(Wakes::default()));
+        let (mut stream, wakes) = (Layered::new(near, Yielding::default()), Arc::new(Wakes::default()));
         let waker = Arc::clone(&wakes).into();
         let mut turn = || {
             let (mut room, mut seen) = (vec![0; 10_000], Vec::new());
@@ -106,31 +107,42 @@ mod tests {
         };
         let first = turn();
         assert!((TURN..TURN + 10_000).contains(&first.len()), "{}", first.len());
-        assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "nobody else wakes it: bytes are there already");
+        assert_eq!(
+            wakes.0.load(Ordering::Relaxed),
+            1,
+            "the layer must wake the task, since the stream has bytes already"
+        );
         let second = turn();
         assert!([first, second].concat() == sent);
-        assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "the stream wakes it now");
-        // A turn that ended because no bytes were left does not count for the next one.
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "the layer must not wake it: the stream will");
+        // If a turn ends because no bytes are left, the next one starts from zero.
         far.write_all(&sent[..TURN - 1]).await.unwrap();
         assert!(turn() == sent[..TURN - 1]);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
-    async fn what_is_written_waits_for_others_once_until_it_is_flushed() {
+    async fn only_the_first_short_write_after_a_flush_is_delayed() {
         let (near, mut far) = duplex(1 << 20);
-        let (mut stream, wakes) = (Layered::new(near, Turns::default()), Arc::new(Wakes::default()));
+        let (mut stream, wakes) = (Layered::new(near, Yielding::default()), Arc::new(Wakes::default()));
         let waker = Arc::clone(&wakes).into();
         let cx = &mut Context::from_waker(&waker);
         for flushed in 1..=2 {
             assert!(Pin::new(&mut stream).poll_write(cx, b"answer").is_pending());
-            assert_eq!(wakes.0.load(Ordering::Relaxed), flushed, "nobody else wakes it: there is room already");
+            assert_eq!(
+                wakes.0.load(Ordering::Relaxed),
+                flushed,
+                "the layer must wake the task, since the stream has room already"
+            );
             let slices = [IoSlice::new(b"answer")];
             assert!(matches!(Pin::new(&mut stream).poll_write_vectored(cx, &slices), Poll::Ready(Ok(6))));
-            assert!(matches!(Pin::new(&mut stream).poll_write(cx, b"s"), Poll::Ready(Ok(1))), "its turn goes on");
+            assert!(
+                matches!(Pin::new(&mut stream).poll_write(cx, b"s"), Poll::Ready(Ok(1))),
+                "a second write must not be delayed"
+            );
             assert!(matches!(Pin::new(&mut stream).poll_flush(cx), Poll::Ready(Ok(()))));
         }
-        let (short, long) = ([IoSlice::new(&[0; SHORT])], [IoSlice::new(&[0; SHORT]), IoSlice::new(b"+")]);
+        let (short, long) = ([IoSlice::new(&[0; SHORT_WRITE])], [IoSlice::new(&[0; SHORT_WRITE]), IoSlice::new(b"+")]);
         assert!(Pin::new(&mut stream).poll_write_vectored(cx, &long).is_ready());
         assert!(Pin::new(&mut stream).poll_write_vectored(cx, &short).is_pending());
         let mut seen = [0; 14];

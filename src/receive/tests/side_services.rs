@@ -1,4 +1,4 @@
-//! Tests of the services beside OTLP: they are built on demand, bounded, and ended when the drain begins.
+//! Tests of the side services: they are built on demand, their calls are limited, and they end when the drain begins.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,7 +17,7 @@ use tonic_reflection::{
 };
 
 use super::*;
-use crate::receive::beside::{Beside, MAX_REFLECTION};
+use crate::receive::side_services::{MAX_REFLECTION, SideServices};
 
 /// A health service that never reports a status.
 struct Mute;
@@ -30,7 +30,7 @@ impl Health for Mute {
         &self,
         _: tonic::Request<HealthCheckRequest>,
     ) -> Result<tonic::Response<HealthCheckResponse>, Status> {
-        Err(Status::data_loss("a whole question came"))
+        Err(Status::data_loss("a complete request arrived"))
     }
 
     async fn watch(&self, _: tonic::Request<HealthCheckRequest>) -> Result<tonic::Response<Self::WatchStream>, Status> {
@@ -44,7 +44,7 @@ async fn started() -> (Receiver, Arc<AtomicUsize>) {
     let (tasks, budget, export) = (Tasks::new(), Budget::new(1 << 30), StandIn::ok());
     let config = GrpcConfig { endpoint: SocketAddr::from(([127, 0, 0, 1], 0)), ..GrpcConfig::default() };
     let count = Arc::clone(&made);
-    let bound = crate::receive::bind(&Config { grpc: Some(config) }).unwrap().beside(move |_| {
+    let bound = crate::receive::bind(&Config { grpc: Some(config) }).unwrap().side_services(move |_| {
         count.fetch_add(1, Ordering::Relaxed);
         Routes::new(Builder::configure().build_v1().unwrap())
     });
@@ -63,7 +63,7 @@ async fn asked(channel: &Channel) -> Result<Streaming<ServerReflectionResponse>,
 }
 
 #[tokio::test]
-async fn services_beside_otlp_are_made_once_and_only_for_those_who_ask() {
+async fn side_services_are_built_once_at_the_first_request_for_them() {
     let (receiver, made) = started().await;
     receiver.client().await.export(ExportTraceServiceRequest::default()).await.unwrap();
     assert_eq!(made.load(Ordering::Relaxed), 0);
@@ -75,7 +75,7 @@ async fn services_beside_otlp_are_made_once_and_only_for_those_who_ask() {
 }
 
 #[tokio::test]
-async fn calls_beside_exports_are_bounded_and_end_when_the_drain_begins() {
+async fn calls_of_side_services_are_limited_and_end_when_the_drain_begins() {
     let (receiver, _made) = started().await;
     let channel = Endpoint::from_shared(format!("http://{}", receiver.address)).unwrap().connect().await.unwrap();
     let mut open = Vec::new();
@@ -88,15 +88,15 @@ async fn calls_beside_exports_are_bounded_and_end_when_the_drain_begins() {
     for mut answers in open {
         assert_eq!(answers.message().await.unwrap_err().code(), Code::Unavailable);
     }
-    // The drain has nothing of them to wait for.
+    // The drain must not have to wait for these calls.
     receiver.tasks.wait().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_that_does_not_end_is_answered_and_what_is_not_grpc_is_refused_as_elsewhere() {
+async fn an_unfinished_request_times_out_and_requests_that_are_not_grpc_are_refused() {
     let (tasks, config) = (Tasks::new(), GrpcConfig::default());
-    let beside = Beside::new(Box::new(|_| Routes::new(HealthServer::new(Mute))), &tasks);
-    let service = OtlpGrpc::with(Some(beside), StandIn::ok(), Budget::new(1 << 30), &config, &tasks);
+    let services = SideServices::new(Box::new(|_| Routes::new(HealthServer::new(Mute))), &tasks);
+    let service = OtlpGrpc::with(Some(services), StandIn::ok(), Budget::new(1 << 30), &config, &tasks);
     let mut client = h2_over(serve_service_in_memory(service, &config, &tasks), &tasks).await;
     let mut status = async |request: HttpRequest<()>, question: Option<&'static [u8]>| {
         client = client.clone().ready().await.unwrap();
@@ -111,8 +111,16 @@ async fn a_question_that_does_not_end_is_answered_and_what_is_not_grpc_is_refuse
     let url = format!("http://localhost{CHECK}");
     assert_eq!(status(HttpRequest::get(&url).body(()).unwrap(), None).await, (405, "13".to_owned()));
     assert_eq!(status(HttpRequest::post(&url).body(()).unwrap(), None).await, (415, "3".to_owned()));
-    assert_eq!(status(head(CHECK), Some(&[0; 5])).await, (200, "15".to_owned()), "it is asked");
-    assert_eq!(status(head(CHECK), None).await, (200, "4".to_owned()), "it waits for its question no longer");
-    assert_eq!(status(head("/grpc.health.v2.Health/Check"), None).await, (200, "12".to_owned()), "not ours");
+    assert_eq!(
+        status(head(CHECK), Some(&[0; 5])).await,
+        (200, "15".to_owned()),
+        "a complete request reaches the service"
+    );
+    assert_eq!(status(head(CHECK), None).await, (200, "4".to_owned()), "an unfinished request must time out");
+    assert_eq!(
+        status(head("/grpc.health.v2.Health/Check"), None).await,
+        (200, "12".to_owned()),
+        "there is no such service"
+    );
     tasks.stop();
 }

@@ -1,9 +1,8 @@
-//! Reads the first bytes that a client sends on a port for gRPC: HTTP/2's preface, or something that shows for which
-//! protocol it takes the port.
+//! Detects the protocol of a client on a gRPC port from the first bytes that it sends: HTTP/2 begins with its preface.
 //!
 //! The server sends nothing before the protocol is known, so an HTTP/1 client can be answered with a text. Connections
-//! that begin with TLS, the PROXY protocol or unknown bytes are closed. Each kind is counted, and at most every ten
-//! seconds a log line names a client.
+//! that begin with TLS, the PROXY protocol or unknown bytes are closed. Each protocol has a counter, and at most every
+//! ten seconds a log line names a client.
 
 use std::{
     io,
@@ -32,18 +31,18 @@ const TLS: &[u8] = &[0x16, 0x03];
 const PROXY: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
 
 /// The longest HTTP/1 method that is recognised, in bytes.
-const METHOD: usize = 20;
+const LONGEST_METHOD: usize = 20;
 
 /// How much of an HTTP/1 request is read before it is answered, in bytes. Usual servers accept heads of up to 8 KiB.
-const HTTP1_HEAD: usize = 16 << 10;
+const HTTP1_MAX_HEAD: usize = 16 << 10;
 
 /// How much of an HTTP/1 request is read after the answer, in bytes, and for how long. If the client's bytes stay
 /// unread, TCP resets the connection and the client may lose the answer.
-const HTTP1_REST: u64 = 1 << 20;
+const HTTP1_MAX_REST: u64 = 1 << 20;
 const LINGER: Duration = Duration::from_secs(1);
 
 /// How long reading the head of an HTTP/1 request may take, and how long writing the answer may take.
-const HTTP1_WITHIN: Duration = Duration::from_secs(2);
+const HTTP1_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The protocol of a client that does not speak HTTP/2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,30 +51,30 @@ pub(super) enum Foreign {
     Http1,
     /// A TLS handshake.
     Tls,
-    /// The PROXY protocol: a load balancer states the address of its client.
+    /// The PROXY protocol, with which a load balancer passes on its client's address.
     Proxy,
     /// Anything else.
     Garbage,
 }
 
-/// The beginning of a connection.
+/// The result of reading the first bytes of a connection.
 #[derive(Debug)]
-pub(super) enum Opening {
+pub(super) enum FirstBytes {
     /// The preface of HTTP/2.
     Http2,
-    /// Something else, with the bytes that were read.
+    /// Another protocol, and the bytes that were read.
     Foreign(Foreign, Vec<u8>),
-    /// The client closed the connection without sending a byte, as port checks do.
+    /// None: the client closed the connection without sending a byte, as port checks do.
     Silent,
 }
 
-/// A stream whose preface was read and is replayed to the next reader.
-pub(super) type Reopened<I> = Layered<I, Preface>;
+/// A stream whose preface was read, and which replays it to the next reader.
+pub(super) type Replayed<I> = Layered<I, Preface>;
 
 /// The layer that replays the preface.
 #[derive(Debug)]
 pub(super) struct Preface {
-    /// The number of the preface's last bytes that are still to be replayed.
+    /// How many bytes at the end of the preface are still to be replayed.
     left: usize,
 }
 
@@ -106,15 +105,15 @@ impl Foreign {
     fn advice(self) -> &'static str {
         match self {
             Self::Http1 => {
-                "HTTP/1 on the port for gRPC: set the client's protocol to grpc, or let the probe ask the admin port"
+                "the client speaks HTTP/1, and this port is for gRPC: set the client's protocol to grpc, or let the probe ask the admin port"
             }
             Self::Tls => {
-                "TLS on a port without: let the client send plaintext (insecure), or give the receiver a tls section"
+                "the client speaks TLS, and this port does not: let the client send plaintext (insecure), or give the receiver a tls section"
             }
             Self::Proxy => {
-                "the PROXY protocol is not understood: switch it off at the load balancer (send-proxy, proxy_protocol)"
+                "the PROXY protocol is not supported: switch it off at the load balancer (send-proxy, proxy_protocol)"
             }
-            Self::Garbage => "neither HTTP/2 nor anything else that is known here",
+            Self::Garbage => "the client speaks neither HTTP/2 nor another protocol that is recognised here",
         }
     }
 
@@ -131,17 +130,17 @@ impl Foreign {
         }
         let method = bytes.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
         match bytes.get(method) {
-            None if method <= METHOD => None,
+            None if method <= LONGEST_METHOD => None,
             Some(b' ') if method > 0 => Some(Self::Http1),
             _ => Some(Self::Garbage),
         }
     }
 }
 
-// === impl Opening ===
+// === impl FirstBytes ===
 
-impl Opening {
-    /// Reads until the protocol is known. The caller has to bound the time.
+impl FirstBytes {
+    /// Reads until the protocol is known. The caller has to set a time limit.
     ///
     /// Cancel safety: none; the bytes read so far are lost.
     pub(super) async fn read<I: AsyncRead + Unpin>(stream: &mut I) -> io::Result<Self> {
@@ -164,7 +163,7 @@ impl Opening {
     }
 }
 
-/// Answers an HTTP/1 request with a text, as far as the client reads it, and ends the connection.
+/// Answers an HTTP/1 request with the text `words` and ends the connection, whether the client reads the answer or not.
 ///
 /// The status is 400, which is also what TLS servers answer to plaintext: the client is misconfigured. OTLP exporters
 /// do not retry after a 400, and nobody mistakes it for a failure of the proxy, as a 5xx would be.
@@ -174,28 +173,28 @@ where
 {
     let mut head = first;
     let read = async {
-        while !head.windows(4).any(|four| four == b"\r\n\r\n") && head.len() < HTTP1_HEAD {
+        while !head.windows(4).any(|four| four == b"\r\n\r\n") && head.len() < HTTP1_MAX_HEAD {
             if stream.read_buf(&mut head).await? == 0 {
                 break;
             }
         }
         io::Result::Ok(())
     };
-    // A client whose head is incomplete after this time is answered too.
-    drop(timeout(HTTP1_WITHIN, read).await);
+    // A client whose head is still incomplete at the timeout is answered too.
+    drop(timeout(HTTP1_TIMEOUT, read).await);
     let body = if head.starts_with(b"HEAD ") { "" } else { words };
     let answer = format!(
         "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\
          connection: close\r\n\r\n{body}",
         words.len()
     );
-    let answered = timeout(HTTP1_WITHIN, async {
+    let answered = timeout(HTTP1_TIMEOUT, async {
         stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await
     });
     if let Ok(Ok(())) = answered.await {
-        let mut rest = stream.take(HTTP1_REST);
-        // The bytes are ignored.
+        let mut rest = stream.take(HTTP1_MAX_REST);
+        // The rest is read so that TCP does not reset the connection; its bytes and errors do not matter.
         drop(timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await);
     }
 }
@@ -210,7 +209,7 @@ impl ForeignConnections {
         Self { listener, counters, log_limit: LogLimit::few() }
     }
 
-    /// Counts a connection of this kind, and logs it unless a line was written a short time ago.
+    /// Counts a connection of this kind. Logs it too, unless a line was written less than ten seconds ago.
     pub(super) fn note(&self, kind: Foreign, peer: SocketAddr) {
         if let Some((_, counter)) = Foreign::ALL.iter().zip(&self.counters).find(|(of, _)| **of == kind) {
             counter.increment(1);
@@ -225,13 +224,13 @@ impl ForeignConnections {
 // === impl Preface ===
 
 impl Preface {
-    /// Creates the layer for a stream whose preface [`Opening::read`] has read.
-    pub(super) fn again() -> Self {
+    /// Creates the layer for a stream whose preface [`FirstBytes::read`] has read.
+    pub(super) fn to_replay() -> Self {
         Self { left: PREFACE.len() }
     }
 
     /// Creates the layer for a stream of which nothing was read.
-    pub(super) fn untouched() -> Self {
+    pub(super) fn not_read() -> Self {
         Self { left: 0 }
     }
 }
@@ -255,19 +254,19 @@ mod tests {
 
     use super::*;
 
-    /// Sends these bytes one by one, closes the stream and returns the opening that was read.
-    async fn opening(bytes: &[u8]) -> Opening {
+    /// Sends these bytes one by one, closes the stream and returns what was detected.
+    async fn detected(bytes: &[u8]) -> FirstBytes {
         let (mut far, mut near) = duplex(1);
-        let read = async move { Opening::read(&mut near).await.unwrap() };
-        let (opening, ()) = tokio::join!(read, async move {
-            // Nobody reads on once the protocol is known, so the write may fail.
+        let read = async move { FirstBytes::read(&mut near).await.unwrap() };
+        let (first_bytes, ()) = tokio::join!(read, async move {
+            // The reader stops once it knows the protocol, so the write may fail.
             far.write_all(bytes).await.ok();
         });
-        opening
+        first_bytes
     }
 
     #[tokio::test]
-    async fn clients_are_told_apart_by_their_first_bytes() {
+    async fn the_first_bytes_show_the_protocol() {
         let rows: [(&[u8], Foreign); 14] = [
             (b"GET /v1/traces HTTP/1.1\r\n", Foreign::Http1),
             (b"POST /v1/traces HTTP/1.1\r\n", Foreign::Http1),
@@ -285,24 +284,24 @@ mod tests {
             (b"\0\0\0\x04\0\0\0\0\0", Foreign::Garbage),
         ];
         for (bytes, kind) in rows {
-            match opening(bytes).await {
-                Opening::Foreign(found, first) => {
+            match detected(bytes).await {
+                FirstBytes::Foreign(found, first) => {
                     assert_eq!(found, kind, "{}", bytes.escape_ascii());
                     assert!(bytes.starts_with(&first));
                 }
                 other => panic!("{}: {other:?}", bytes.escape_ascii()),
             }
         }
-        assert!(matches!(opening(PREFACE).await, Opening::Http2));
-        assert!(matches!(opening(b"").await, Opening::Silent));
+        assert!(matches!(detected(PREFACE).await, FirstBytes::Http2));
+        assert!(matches!(detected(b"").await, FirstBytes::Silent));
     }
 
     #[tokio::test]
-    async fn the_preface_is_read_again() {
+    async fn the_preface_is_replayed_before_the_rest() {
         let (mut far, near) = duplex(100);
         far.write_all(b"frames").await.unwrap();
         drop(far);
-        let (mut stream, mut seen) = (Reopened::new(near, Preface::again()), Vec::new());
+        let (mut stream, mut seen) = (Replayed::new(near, Preface::to_replay()), Vec::new());
         loop {
             let mut room = [0; 7];
             match stream.read(&mut room).await.unwrap() {
@@ -316,7 +315,7 @@ mod tests {
     const WORDS: &str = "this port speaks something else\n";
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_in_words_ends_whatever_its_client_does() {
+    async fn answering_http1_ends_whatever_the_client_does() {
         for (request, takes) in
             [(&b"GET / HTTP/1.1\r\n\r\n"[..], true), (b"GET / HT", true), (b"POST / HTTP/1.1\r\n\r\n", false)]
         {

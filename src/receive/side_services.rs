@@ -1,9 +1,9 @@
-//! Serves `grpc.health.v1` and reflection on the OTLP/gRPC port. The caller of [`super::Bound::beside`] supplies the
-//! services.
+//! Serves the side services, `grpc.health.v1` and reflection, on the OTLP/gRPC port. The caller of
+//! [`super::Bound::side_services`] supplies them.
 //!
-//! They are built at the first request for one of them, so a process that is never asked spends no memory on them. An
-//! answer may last as long as its connection (a watch of the health), and a drain waits for answers; therefore they are
-//! ended when the drain begins.
+//! They are built at the first request for one of them, so a process that gets no such request spends no memory on
+//! them. An answer may last as long as its connection, as a watch of the health does. A drain waits for all answers, so
+//! these are ended when the drain begins.
 
 use std::{
     convert::Infallible,
@@ -32,8 +32,8 @@ use crate::lifecycle::Tasks;
 /// The prefix of the paths of the health service.
 const HEALTH: &str = "/grpc.health.v1.";
 
-/// The most health calls at a time. The supplier of the service allows fewer watchers than this, so that probes find a
-/// place.
+/// The most health calls at a time. The health service allows fewer watchers than this, so that probes are answered
+/// too.
 const MAX_HEALTH: usize = 2048;
 
 /// The prefix of the paths of reflection.
@@ -42,15 +42,15 @@ const REFLECTION: &str = "/grpc.reflection.";
 /// The most reflection calls at a time. Only people and their tools make them.
 pub(super) const MAX_REFLECTION: usize = 16;
 
-/// How long the request of a call may take to arrive and be answered. Requests are short.
+/// The time limit for a call's request to arrive and its answer to begin. Requests are short.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Builds the services. Their endless streams have to end when the tasks drain.
-pub(super) type Make = Box<dyn FnOnce(&Tasks) -> Routes + Send>;
+/// Builds the services. Their streams that never end by themselves have to end when the tasks drain.
+pub(super) type Factory = Box<dyn FnOnce(&Tasks) -> Routes + Send>;
 
-/// The services. Clones share them.
+/// The side services. Clones share them.
 #[derive(Clone)]
-pub(super) struct Beside(Arc<Shared>);
+pub(super) struct SideServices(Arc<Shared>);
 
 struct Shared {
     routes: LazyLock<Routes, Box<dyn FnOnce() -> Routes + Send>>,
@@ -77,10 +77,10 @@ struct RequestBody<B> {
     drained: Option<Drained>,
 }
 
-// === impl Beside ===
+// === impl SideServices ===
 
-impl Beside {
-    pub(super) fn new(make: Make, tasks: &Tasks) -> Self {
+impl SideServices {
+    pub(super) fn new(make: Factory, tasks: &Tasks) -> Self {
         let for_make = tasks.clone();
         Self(Arc::new(Shared {
             routes: LazyLock::new(Box::new(move || make(&for_make))),
@@ -90,8 +90,8 @@ impl Beside {
         }))
     }
 
-    /// Returns whether a path belongs to one of the services. The paths of OTLP differ in the second byte, so the
-    /// comparison is short.
+    /// Returns whether a path belongs to one of the services. This is cheap for OTLP, whose paths differ in the second
+    /// byte.
     pub(super) fn has(path: &str) -> bool {
         path.starts_with(HEALTH) || path.starts_with(REFLECTION)
     }
@@ -104,7 +104,8 @@ impl Beside {
     {
         let places = if request.uri().path().starts_with(HEALTH) { &self.0.health } else { &self.0.reflection };
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
-            return Status::resource_exhausted("too many such calls at a time; ask again later").into_http();
+            return Status::resource_exhausted("too many concurrent calls of this service; try again later")
+                .into_http();
         };
         let request = request.map(|body| RequestBody { body, drained: Some(drained(&self.0.tasks)) });
         let answering = LazyLock::force(&self.0.routes).clone().call(request);
@@ -113,7 +114,7 @@ impl Beside {
         };
         let Ok(response) = answered;
         let drained = Some(drained(&self.0.tasks));
-        response.map(|body| ReplyBody::Beside(Box::new(Answer { body: Some(body), drained, _place: place })))
+        response.map(|body| ReplyBody::SideService(Box::new(Answer { body: Some(body), drained, _place: place })))
     }
 }
 
@@ -122,7 +123,7 @@ fn drained(tasks: &Tasks) -> Drained {
     Box::pin(async move { tasks.drained().await })
 }
 
-/// Is ready once the drain has begun. It may be polled again after that.
+/// Becomes ready once the drain has begun. It may be polled again after that.
 fn poll_drained(drained: &mut Option<Drained>, context: &mut Context<'_>) -> Poll<()> {
     if let Some(until) = drained {
         ready!(until.as_mut().poll(context));
@@ -160,7 +161,7 @@ impl Answer {
 fn trailers(status: &Status) -> Frame<Bytes> {
     let mut trailers = HeaderMap::with_capacity(2);
     if let Err(error) = status.add_header(&mut trailers) {
-        tracing::debug!(%error, "a status that no header can say");
+        tracing::debug!(%error, "cannot write a status to trailers");
     }
     Frame::trailers(trailers)
 }
