@@ -277,6 +277,7 @@ where
         descriptors: descriptors::for_operators,
         header_timeout: HEADER_TIMEOUT,
         max_concurrent_streams: 16,
+        account: None,
         max_header_list_size: 16 << 10,
         max_connection_age: None,
         max_connection_age_grace: None,

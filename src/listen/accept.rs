@@ -29,7 +29,7 @@ use super::{
     silent::{Room, SilentConnection, SilentConnections},
     streams::Tally,
 };
-use crate::{lifecycle::Tasks, shortage::Shortage};
+use crate::{budget::Budget, lifecycle::Tasks, shortage::Shortage};
 
 /// The limits of a listener.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// The most concurrent requests on an HTTP/2 connection.
     pub max_concurrent_streams: u32,
+    /// The account that connections and their streams are taken from; `None` if they are not accounted for.
+    pub account: Option<Budget>,
     /// The largest headers of an HTTP/2 request, in bytes.
     pub max_header_list_size: u32,
     /// The age at which a connection's client is told to finish, plus or minus 10 %.

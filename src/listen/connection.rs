@@ -12,9 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, task::AtomicWaker};
-use http::Request;
-use hyper::{body::Incoming, rt::Executor, service::Service};
+use futures_util::task::AtomicWaker;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -26,8 +24,10 @@ use tokio::{
 
 use super::{
     accept::{Limits, Protocol},
+    admission::Admission,
     layers::Layered,
     progress::{DRAIN_GRACE, Progress},
+    requests::{CountedService, Requests, Spawner},
     service::HttpService,
     streams::{Streams, Tally},
     yielding::Yielding,
@@ -43,6 +43,11 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// also bounds the memory that h2 reserves when a frame is announced. Go and Java clients send frames of 16 KiB in any
 /// case.
 const MAX_FRAME_SIZE: u32 = 256 << 10;
+/// How long a client may be silent inside of a frame. h2 holds a buffer of the frame's length meanwhile.
+const FRAME_SILENCE: Duration = Duration::from_secs(10);
+/// How long a connection stays after a stream of it was reset, because the client did not take the answer, while it takes
+/// no other answer either.
+const UNTAKEN_GRACE: Duration = Duration::from_secs(20);
 /// How long a stalled client has to receive GOAWAY and the answers that are ready.
 const STALLED_GRACE: Duration = Duration::from_secs(1);
 /// How long an idle client has to finish once it was told to. h2 sends a PING with GOAWAY and waits for the answer,
@@ -131,13 +136,15 @@ pub(super) async fn serve<I, S>(
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService,
 {
-    let (tally, progress) = (Arc::new(tally), Arc::new(Progress::new(deadlines.begun)));
-    let service = CountedService { service, tally: Arc::clone(&tally) };
-    let streams = Streams::new(Arc::clone(&tally), Arc::clone(&progress));
-    let stream = Layered::new(Layered::new(stream, streams), Yielding::default());
-    let builder = builder(limits, Spawner { tasks: tasks.clone(), tally: Arc::clone(&tally) });
+    let admission = Admission::new(limits.account.clone(), limits.max_header_list_size);
+    let requests = Arc::new(Requests::new(tally, admission, Progress::new(deadlines.begun)));
+    let Requests { tally, admission, progress, .. } = &*requests;
+    let service = CountedService { service, requests: Arc::clone(&requests) };
+    let streams = Streams::new(Arc::clone(tally), Arc::clone(admission), Arc::clone(progress));
+    let stream = Layered::new(Layered::new(stream, streams), Yielding::new(Arc::clone(admission)));
+    let builder = builder(limits, Spawner { tasks: tasks.clone(), requests: Arc::clone(&requests) });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut events = WhenWoken::new(wait(deadlines, &progress, tasks));
+    let mut events = WhenWoken::new(wait(deadlines, progress, tasks));
     loop {
         // Poll the connection first, so that bytes which have arrived (at most one turn of them) are served before the
         // drain is checked.
@@ -145,7 +152,7 @@ pub(super) async fn serve<I, S>(
             biased;
             end = poll_fn(|context| {
                 let polled = connection.as_mut().poll(context);
-                tally.settle();
+                requests.settle();
                 polled
             }) => {
                 tally.close();
@@ -158,12 +165,16 @@ pub(super) async fn serve<I, S>(
         };
         match event {
             Event::Stalled => {
-                tracing::debug!("connection told to finish: a handshake or a header block did not end in time");
+                tracing::debug!("connection told to finish: a handshake, header block or frame did not end in time");
                 deadlines.is_stalled = true;
                 let by = Instant::now() + STALLED_GRACE;
                 deadlines.cut_at = Some(deadlines.cut_at.map_or(by, |at| at.min(by)));
             }
             Event::Stopped => return,
+            Event::Untaken => {
+                tracing::debug!("connection closed: its client takes no answers");
+                return;
+            }
             Event::Cut => {
                 tracing::debug!("connection closed: it was told to finish and did not do so in time");
                 return;
@@ -182,7 +193,7 @@ pub(super) async fn serve<I, S>(
             // would wait in the kernel's backlog.
             Event::Aged if !descriptors::is_one_left() => {
                 deadlines.aged_at = Instant::now().checked_add(AGED_RETRY.mul_f64(fastrand::f64()));
-                events = WhenWoken::new(wait(deadlines, &progress, tasks));
+                events = WhenWoken::new(wait(deadlines, progress, tasks));
                 continue;
             }
             Event::Aged => {
@@ -192,7 +203,7 @@ pub(super) async fn serve<I, S>(
         }
         connection.as_mut().graceful_shutdown();
         deadlines.idle = deadlines.idle.or_else(|| Some((Instant::now() + IDLE_GRACE, tally.ended())));
-        events = WhenWoken::new(wait(deadlines, &progress, tasks));
+        events = WhenWoken::new(wait(deadlines, progress, tasks));
     }
 }
 
@@ -219,6 +230,8 @@ enum Event {
     Idle(u64),
     Stalled,
     Stopped,
+    /// The client takes no answers.
+    Untaken,
 }
 
 async fn wait(deadlines: Deadlines, progress: &Progress, tasks: &Tasks) -> Event {
@@ -230,6 +243,8 @@ async fn wait(deadlines: Deadlines, progress: &Progress, tasks: &Tasks) -> Event
         () = progress.stalled(deadlines.header_timeout, deadlines.draining), if !deadlines.is_stalled => {
             Event::Stalled
         }
+        () = progress.frame.lasts(FRAME_SILENCE), if !deadlines.is_stalled => Event::Stalled,
+        () = progress.untaken.lasts(UNTAKEN_GRACE) => Event::Untaken,
         () = tasks.drained(), if deadlines.draining.is_none() => Event::Draining,
         () = at(deadlines.aged_at) => Event::Aged,
     }
@@ -245,53 +260,6 @@ async fn at(moment: Option<Instant>) {
 async fn idle(idle: Option<(Instant, u64)>) -> u64 {
     at(idle.map(|(moment, _)| moment)).await;
     idle.map_or(0, |(_, ended)| ended)
-}
-
-/// The executor of one hyper connection. It runs streams as tasks that the process's shutdown waits for.
-#[derive(Clone)]
-struct Spawner {
-    tasks: Tasks,
-    tally: Arc<Tally>,
-}
-
-/// Counts the end of a stream's task, also if the task is dropped before it has ended.
-struct StreamEnd(Arc<Tally>);
-
-impl Drop for StreamEnd {
-    fn drop(&mut self) {
-        self.0.ends();
-    }
-}
-
-impl<F> Executor<F> for Spawner
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, future: F) {
-        let ends = StreamEnd(Arc::clone(&self.tally));
-        drop(self.tasks.spawn(future.map(move |output| {
-            drop(ends);
-            output
-        })));
-    }
-}
-
-/// A service that counts its calls.
-struct CountedService<S> {
-    service: S,
-    tally: Arc<Tally>,
-}
-
-impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for CountedService<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn call(&self, request: Request<Incoming>) -> S::Future {
-        self.tally.serves();
-        self.service.call(request)
-    }
 }
 
 /// Polls a future only when that future was woken.

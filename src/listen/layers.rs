@@ -12,15 +12,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(super) trait Layer<I> {
     /// Reads from the stream below.
     fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
-
-    /// Returns whether a write of `bytes` bytes has to wait. If it returns true, it has arranged for the task to be
-    /// woken.
-    fn holds_back(&mut self, _cx: &Context<'_>, _bytes: usize) -> bool {
-        false
-    }
-
-    /// Called when the written bytes are flushed.
-    fn flushes(&mut self) {}
 }
 
 /// A stream with a layer over it.
@@ -45,9 +36,6 @@ impl<I: Unpin, L: Layer<I> + Unpin> AsyncRead for Layered<I, L> {
 
 impl<I: AsyncWrite + Unpin, L: Layer<I> + Unpin> AsyncWrite for Layered<I, L> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        if self.layer.holds_back(cx, data.len()) {
-            return Poll::Pending;
-        }
         Pin::new(&mut self.stream).poll_write(cx, data)
     }
 
@@ -56,9 +44,6 @@ impl<I: AsyncWrite + Unpin, L: Layer<I> + Unpin> AsyncWrite for Layered<I, L> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.layer.holds_back(cx, slices.iter().map(|slice| slice.len()).sum()) {
-            return Poll::Pending;
-        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
@@ -67,7 +52,6 @@ impl<I: AsyncWrite + Unpin, L: Layer<I> + Unpin> AsyncWrite for Layered<I, L> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.layer.flushes();
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

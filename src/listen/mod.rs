@@ -9,11 +9,13 @@
 //! connections on which nothing has arrived, and `accept_failures` decides how long to pause. `secure` performs the TLS
 //! handshake, `first_bytes` detects the protocol, and `connection` serves a connection to its end. HTTP runs on a
 //! stream with three `layers`: `first_bytes` replays the preface, `streams` follows the client's frames (`hpack`
-//! repairs their header blocks, `progress` tracks unfinished handshakes and header blocks), and `yielding` lets other
-//! tasks run in between.
+//! repairs their header blocks, `progress` tracks what is unfinished), and `yielding` lets other tasks run in between.
+//! `admission` takes connections and streams from the memory account, and `requests` calls the service and runs the
+//! streams' tasks.
 
 mod accept;
 mod accept_failures;
+mod admission;
 mod bind;
 mod connection;
 mod first_bytes;
@@ -21,6 +23,7 @@ mod hpack;
 mod layers;
 mod metrics;
 mod progress;
+mod requests;
 mod secure;
 mod service;
 mod silent;
@@ -31,6 +34,7 @@ mod yielding;
 
 pub use self::{
     accept::{Connector, Handle, Limits, Plain, Protocol},
+    admission::{NoRoom, unfinished_stream},
     bind::{BindError, Bound, bind},
     secure::Tls,
     service::HttpService,

@@ -1,8 +1,11 @@
-//! Tracks whether a client has begun a handshake or a header block and not yet finished it, since these have a time
-//! limit. A connection on which neither is unfinished may be idle for as long as it likes.
+//! Tracks what a client has begun and has to finish in time: its handshake, each header block, the frame that it is
+//! sending, and the receipt of answers. A connection on which nothing is unfinished may be idle for as long as it likes.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -14,45 +17,91 @@ use tokio::{
 /// How long a client has to finish a handshake or a header block once the process drains.
 pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// Since when a client's handshake or header block is unfinished, if one is. The client's stream updates this, and its
-/// connection waits for a stall.
+/// What a client has to finish. The connection's stream and tasks update this, and the connection waits for what takes
+/// too long.
 #[derive(Debug)]
 pub(super) struct Progress {
+    /// Since when a handshake or a header block is unfinished.
+    pub(super) unfinished: Since,
+    /// Since when no byte has come of a frame that was begun.
+    pub(super) frame: Since,
+    /// Since when the client has taken no answer, although streams were reset for that.
+    pub(super) untaken: Since,
+}
+
+/// The time since which something has lasted, if it does.
+#[derive(Debug, Default)]
+pub(super) struct Since {
     since: Mutex<Option<Instant>>,
+    /// Whether `since` has a time.
+    is_set: AtomicBool,
     begun: Notify,
 }
+
+// === impl Progress ===
 
 impl Progress {
     /// Creates the state of a connection whose handshake began at `since`.
     pub(super) fn new(since: Instant) -> Self {
-        Self { since: Mutex::new(Some(since)), begun: Notify::new() }
-    }
-
-    /// Records whether a handshake or a header block is unfinished.
-    pub(super) fn set_unfinished(&self, unfinished: bool) {
-        let mut since = self.lock();
-        match (&*since, unfinished) {
-            (None, true) => {
-                *since = Some(Instant::now());
-                self.begun.notify_one();
-            }
-            (Some(_), false) => *since = None,
-            (None, false) | (Some(_), true) => {}
-        }
+        let progress = Self { unfinished: Since::default(), frame: Since::default(), untaken: Since::default() };
+        progress.unfinished.set(since);
+        progress
     }
 
     /// Resolves when a handshake or header block has been unfinished for `within`. If the process drains, it resolves
     /// [`DRAIN_GRACE`] after the drain or after the beginning of the handshake or header block, whichever is later, if
     /// that is sooner.
     pub(super) async fn stalled(&self, within: Duration, drained: Option<Instant>) {
+        let by = |since: Instant| {
+            let by = since + within;
+            drained.map_or(by, |drained| by.min(since.max(drained) + DRAIN_GRACE))
+        };
+        self.unfinished.is_over(by).await;
+    }
+}
+
+// === impl Since ===
+
+impl Since {
+    /// It begins now, unless it has begun already.
+    pub(super) fn begin(&self) {
+        if !self.is_set.load(Relaxed) {
+            self.set(Instant::now());
+        }
+    }
+
+    /// It begins at `since`, whether it has begun already or not.
+    pub(super) fn set(&self, since: Instant) {
+        let is_new = self.lock().replace(since).is_none();
+        if is_new {
+            self.is_set.store(true, Relaxed);
+            self.begun.notify_one();
+        }
+    }
+
+    /// It is over.
+    pub(super) fn end(&self) {
+        if self.is_set.load(Relaxed) {
+            let mut since = self.lock();
+            *since = None;
+            self.is_set.store(false, Relaxed);
+        }
+    }
+
+    /// Resolves when it has lasted for `limit`.
+    pub(super) async fn lasts(&self, limit: Duration) {
+        self.is_over(|since| since + limit).await;
+    }
+
+    /// Resolves at the time `by` of the time since which it has lasted.
+    async fn is_over(&self, by: impl Fn(Instant) -> Instant) {
         loop {
             let Some(since) = *self.lock() else {
                 self.begun.notified().await;
                 continue;
             };
-            let by = since + within;
-            sleep_until(drained.map_or(by, |drained| by.min(since.max(drained) + DRAIN_GRACE))).await;
-            // It may have been finished meanwhile, and another one begun.
+            sleep_until(by(since)).await;
+            // It may have ended meanwhile, and begun again.
             if *self.lock() == Some(since) {
                 return;
             }
@@ -81,14 +130,14 @@ mod tests {
     async fn only_an_unfinished_handshake_or_header_block_stalls() {
         let progress = Progress::new(Instant::now());
         assert!(!is_stalled(&progress, None, 9).await);
-        progress.set_unfinished(false);
+        progress.unfinished.end();
         assert!(!is_stalled(&progress, None, 3_600).await, "nothing is unfinished");
-        progress.set_unfinished(true);
+        progress.unfinished.begin();
         advance(Duration::from_secs(6)).await;
-        progress.set_unfinished(true);
+        progress.unfinished.begin();
         assert!(is_stalled(&progress, None, 5).await, "the time counts from the beginning");
-        progress.set_unfinished(false);
-        progress.set_unfinished(true);
+        progress.unfinished.end();
+        progress.unfinished.begin();
         assert!(!is_stalled(&progress, None, 9).await, "the next one has a time of its own");
     }
 
@@ -96,14 +145,27 @@ mod tests {
     async fn a_drain_shortens_the_time_limit() {
         let progress = Progress::new(Instant::now());
         assert!(is_stalled(&progress, Some(Instant::now()), 2).await);
-        progress.set_unfinished(false);
+        progress.unfinished.end();
         let drained = Some(Instant::now());
         assert!(!is_stalled(&progress, drained, 3_600).await);
-        progress.set_unfinished(true);
+        progress.unfinished.begin();
         assert!(
             !is_stalled(&progress, drained, 0).await,
             "a header block that begins after the drain has some time too"
         );
         assert!(is_stalled(&progress, drained, 2).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_new_byte_of_a_frame_begins_its_time_again() {
+        let progress = Progress::new(Instant::now());
+        let lasts = |by| timeout(Duration::from_secs(by), progress.frame.lasts(WITHIN));
+        progress.frame.set(Instant::now());
+        assert!(lasts(9).await.is_err());
+        progress.frame.set(Instant::now());
+        assert!(lasts(9).await.is_err());
+        assert!(lasts(2).await.is_ok());
+        progress.frame.end();
+        assert!(lasts(3_600).await.is_err());
     }
 }

@@ -1,6 +1,9 @@
 //! A stream layer that follows the client's HTTP/2 frames. It repairs header blocks whose `:authority` h2 cannot parse
 //! (see [`super::hpack`]), counts the streams that they open, and reports unfinished header blocks.
 //!
+//! It asks [`super::admission`] for room before h2 reads the headers of a new stream. The bytes behind a stream without
+//! room wait in this layer until that stream was refused.
+//!
 //! Other bytes pass unchanged. Only the heads of frames are parsed, so a DATA frame costs the same whatever its length.
 //! A header block that arrived in several pieces is held back until it is complete; otherwise h2 would hold it. A
 //! stream that is not HTTP/2 passes through and is not parsed.
@@ -17,9 +20,12 @@ use std::{
 };
 
 use metrics::Counter;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    time::Instant,
+};
 
-use super::{hpack, layers::Layer, progress::Progress};
+use super::{admission::Admission, hpack, layers::Layer, progress::Progress};
 
 /// The client's connection preface, which is not a frame (RFC 9113, 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -58,10 +64,13 @@ pub(super) struct Streams {
     held: Vec<u8>,
     /// The bytes of `held` that h2 has read.
     taken: usize,
+    /// The bytes that arrived behind a stream without room. They are parsed once that stream was refused.
+    behind: Vec<u8>,
     tally: Arc<Tally>,
+    admission: Arc<Admission>,
     progress: Arc<Progress>,
-    /// The value that was last passed to `progress`.
-    unfinished: bool,
+    /// Whether bytes have come since `progress` was updated.
+    has_read: bool,
 }
 
 /// Counts the streams of one connection: how many were opened, how many reached the service and how many have ended.
@@ -110,6 +119,27 @@ enum FrameParser {
     Unparsed,
 }
 
+/// How far the bytes of a read were parsed.
+#[derive(Debug, PartialEq, Eq)]
+enum Parsed {
+    /// To their end.
+    All,
+    /// To the end of a frame's head, at this position. An incomplete header block follows, which has to be held back.
+    Block(usize),
+    /// To the end of a header block, at this position. The stream that it opens has no room, so what follows has to wait.
+    NoRoom(usize),
+}
+
+/// The beginning of a frame.
+enum Begun {
+    /// So many of the bytes behind the frame's head were handled.
+    Handled(usize),
+    /// They are the beginning of a header block that has to be held back.
+    Block,
+    /// So many of them are a header block, whose stream has no room.
+    NoRoom(usize),
+}
+
 /// The state of a header block.
 enum Block {
     /// Complete: its pieces, and the end of its last frame.
@@ -129,8 +159,17 @@ struct Pieces {
 // === impl Streams ===
 
 impl Streams {
-    pub(super) fn new(tally: Arc<Tally>, progress: Arc<Progress>) -> Self {
-        Self { parser: FrameParser::Preface(0), held: Vec::new(), taken: 0, tally, progress, unfinished: true }
+    pub(super) fn new(tally: Arc<Tally>, admission: Arc<Admission>, progress: Arc<Progress>) -> Self {
+        Self {
+            parser: FrameParser::Preface(0),
+            held: Vec::new(),
+            taken: 0,
+            behind: Vec::new(),
+            tally,
+            admission,
+            progress,
+            has_read: false,
+        }
     }
 
     /// Reads into `buf`, and holds back incomplete header blocks.
@@ -142,7 +181,7 @@ impl Streams {
             while let Some(missing) = self.missing() {
                 let mut room = [0; PIECE];
                 let mut piece = ReadBuf::new(room.get_mut(..missing.min(PIECE)).unwrap_or_default());
-                ready!(Pin::new(&mut *stream).poll_read(cx, &mut piece))?;
+                ready!(self.poll_more(stream, cx, &mut piece))?;
                 if piece.filled().is_empty() {
                     // The client closed the stream inside of the block: h2 gets the bytes so far, and then the end.
                     self.parser = FrameParser::Unparsed;
@@ -153,24 +192,61 @@ impl Streams {
                 self.hand_over(buf);
                 return Poll::Ready(Ok(()));
             }
+            ready!(self.admission.poll_open(cx));
             let before = buf.filled().len();
-            ready!(Pin::new(&mut *stream).poll_read(cx, buf))?;
+            ready!(self.poll_more(stream, cx, buf))?;
             let read = buf.filled_mut().get_mut(before..).unwrap_or_default();
-            let Some(incomplete) = self.parser.parse(read, &self.tally) else { return Poll::Ready(Ok(())) };
-            self.held.extend_from_slice(read.get(incomplete..).unwrap_or_default());
-            buf.set_filled(before + incomplete);
-            if incomplete > 0 {
+            let until = match self.parser.parse(read, &self.tally, &self.admission) {
+                Parsed::All => return Poll::Ready(Ok(())),
+                Parsed::Block(until) => {
+                    self.held.extend_from_slice(read.get(until..).unwrap_or_default());
+                    until
+                }
+                Parsed::NoRoom(until) => {
+                    // Bytes that were not read again yet follow these.
+                    self.behind.splice(..0, read.get(until..).unwrap_or_default().iter().copied());
+                    until
+                }
+            };
+            buf.set_filled(before + until);
+            if until > 0 {
                 return Poll::Ready(Ok(()));
             }
         }
     }
 
-    /// Reports after a read whether a handshake or header block is unfinished.
-    fn note_progress(&mut self) {
-        let unfinished = self.parser.is_unfinished();
-        if unfinished != self.unfinished {
-            self.unfinished = unfinished;
-            self.progress.set_unfinished(unfinished);
+    /// Reads the bytes that waited behind a stream without room, or else from the stream.
+    fn poll_more<I>(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+    where
+        I: AsyncRead + Unpin,
+    {
+        if self.behind.is_empty() {
+            let polled = Pin::new(stream).poll_read(cx, buf);
+            self.has_read |= polled.is_ready();
+            return polled;
+        }
+        self.has_read = true;
+        let len = self.behind.len().min(buf.remaining());
+        buf.put_slice(self.behind.get(..len).unwrap_or_default());
+        self.behind.drain(..len);
+        if self.behind.is_empty() {
+            self.behind = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reports after a read what the client has begun and not finished.
+    fn note_progress(&self) {
+        let Progress { unfinished, frame, .. } = &*self.progress;
+        if self.parser.is_unfinished() {
+            unfinished.begin();
+        } else {
+            unfinished.end();
+        }
+        if self.parser.is_in_frame() {
+            frame.set(Instant::now());
+        } else {
+            frame.end();
         }
     }
 
@@ -194,7 +270,8 @@ impl Streams {
             Block::Incomplete(missing) if self.held.len() + missing <= LARGEST_BLOCK => return Some(missing),
             Block::Complete(pieces, _) => {
                 pieces.repair(&mut self.held);
-                self.tally.opens(stream);
+                // Nothing is read behind this block before the gate is open.
+                let _has_room = opens(stream, &self.tally, &self.admission);
                 self.parser = FrameParser::head(false);
             }
             Block::Incomplete(_) | Block::Malformed => {
@@ -213,7 +290,9 @@ impl<I: AsyncRead + Unpin> Layer<I> for Streams {
             self.tally.is_read();
         }
         let polled = self.poll_repaired(stream, cx, buf);
-        self.note_progress();
+        if std::mem::take(&mut self.has_read) {
+            self.note_progress();
+        }
         polled
     }
 }
@@ -238,19 +317,27 @@ impl FrameParser {
         }
     }
 
-    /// Parses what was read and repairs the header blocks in it. If the last header block is incomplete, returns its
-    /// position after the head of its first frame.
-    fn parse(&mut self, mut bytes: &mut [u8], tally: &Tally) -> Option<usize> {
+    /// Returns whether the client has begun a frame and not finished it.
+    fn is_in_frame(&self) -> bool {
+        match self {
+            Self::Payload { .. } | Self::Block { .. } => true,
+            Self::Head { have, .. } => *have > 0,
+            Self::Preface(_) | Self::Unparsed => false,
+        }
+    }
+
+    /// Parses what was read and repairs the header blocks in it.
+    fn parse(&mut self, mut bytes: &mut [u8], tally: &Tally, admission: &Admission) -> Parsed {
         let all = bytes.len();
         while !bytes.is_empty() {
             let taken = match self {
-                Self::Unparsed | Self::Block { .. } => return None,
+                Self::Unparsed | Self::Block { .. } => return Parsed::All,
                 Self::Preface(seen) => {
                     let expected = PREFACE.get(*seen..).unwrap_or_default();
                     let len = expected.len().min(bytes.len());
                     if expected.get(..len) != bytes.get(..len) {
                         *self = Self::Unparsed;
-                        return None;
+                        return Parsed::All;
                     }
                     *seen += len;
                     if *seen == PREFACE.len() {
@@ -272,10 +359,12 @@ impl FrameParser {
                     if *have == HEAD {
                         let (head, must_end) = (*head, *must_end);
                         let (_, rest) = bytes.split_at_mut(len);
-                        let Some(taken) = self.begin(head, must_end, rest, tally) else {
-                            return Some(all - rest.len());
-                        };
-                        bytes = rest.get_mut(taken..).unwrap_or_default();
+                        let at = all - rest.len();
+                        match self.begin(head, must_end, rest, tally, admission) {
+                            Begun::Handled(taken) => bytes = rest.get_mut(taken..).unwrap_or_default(),
+                            Begun::Block => return Parsed::Block(at),
+                            Begun::NoRoom(taken) => return Parsed::NoRoom(at + taken),
+                        }
                         continue;
                     }
                     len
@@ -283,44 +372,54 @@ impl FrameParser {
             };
             bytes = bytes.get_mut(taken..).unwrap_or_default();
         }
-        None
+        Parsed::All
     }
 
-    /// Begins a frame. `rest` are the bytes that follow its head. Returns how many of them were handled, or `None` for
-    /// a header block that has to be held back.
-    fn begin(&mut self, head: [u8; HEAD], must_end: bool, rest: &mut [u8], tally: &Tally) -> Option<usize> {
+    /// Begins a frame. `rest` are the bytes that follow its head.
+    fn begin(
+        &mut self,
+        head: [u8; HEAD],
+        must_end: bool,
+        rest: &mut [u8],
+        tally: &Tally,
+        admission: &Admission,
+    ) -> Begun {
         let [_, _, _, kind, flags, stream @ ..] = head;
         let len = length_of(&head);
         let more = matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS == 0;
         *self = Self::payload(len, must_end || matches!(kind, HEADERS | CONTINUATION), more);
         if kind != HEADERS {
-            return Some(0);
+            return Begun::Handled(0);
         }
         let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
         match block(rest, len, flags) {
             Block::Complete(pieces, end) => {
                 pieces.repair(rest);
-                tally.opens(stream);
                 *self = Self::head(false);
-                Some(end)
+                if opens(stream, tally, admission) { Begun::Handled(end) } else { Begun::NoRoom(end) }
             }
             Block::Incomplete(_) if len <= LARGEST_BLOCK => {
                 *self = Self::Block { len, flags, stream };
-                None
+                Begun::Block
             }
             // It is too long to be held back, so it is not repaired, and its frames are parsed like others.
             Block::Incomplete(_) => {
                 // It is too long for h2 too, so h2 refuses it.
                 tally.opens(stream);
-                Some(0)
+                Begun::Handled(0)
             }
             Block::Malformed => {
                 tally.opens(stream);
                 *self = Self::Unparsed;
-                Some(rest.len())
+                Begun::Handled(rest.len())
             }
         }
     }
+}
+
+/// Counts the stream of a header block that h2 reads next. Returns `false` if it is a new one and has no room.
+fn opens(stream: u32, tally: &Tally, admission: &Admission) -> bool {
+    !tally.opens(stream) || admission.admit()
 }
 
 fn length_of([high, middle, low, ..]: &[u8; HEAD]) -> usize {
@@ -400,11 +499,13 @@ impl Tally {
     }
 
     /// Counts a header block's stream. Further blocks of the same stream are trailers, which open nothing.
-    fn opens(&self, stream: u32) {
-        if stream > self.last.load(Relaxed) {
+    fn opens(&self, stream: u32) -> bool {
+        let is_new = stream > self.last.load(Relaxed);
+        if is_new {
             self.last.store(stream, Relaxed);
             self.opened.store(self.opened.load(Relaxed) + 1, Relaxed);
         }
+        is_new
     }
 
     /// Records that h2 has read all header blocks so far.
@@ -435,8 +536,12 @@ impl Tally {
 
     /// Counts refused streams. Called after h2 was polled, when it has passed all requests whose header blocks it has
     /// read to the service.
-    pub(super) fn settle(&self) {
-        self.count(self.read.load(Relaxed));
+    ///
+    /// Returns whether h2 has read all header blocks so far.
+    pub(super) fn settle(&self) -> bool {
+        let read = self.read.load(Relaxed);
+        self.count(read);
+        read == self.opened.load(Relaxed)
     }
 
     /// Counts refused streams at the connection's end, when no further stream can reach the service.

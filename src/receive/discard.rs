@@ -17,14 +17,14 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use crate::lifecycle::Tasks;
+use crate::{budget::Budget, lifecycle::Tasks, listen};
 
 /// How long the rest of a body is read. Most clients stop sending, or reset the stream, once they have the answer.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// Reads and drops up to `most` further bytes of `body`. If they have not all arrived, a task waits for them. The
-/// number of these tasks is bounded by the number of streams that may be open.
-pub(super) fn rest<B>(body: B, most: usize, tasks: &Tasks)
+/// Reads and drops up to `most` further bytes of `body`. If they have not all arrived, a task waits for them, unless
+/// memory is short: then the stream is reset.
+pub(super) fn rest<B>(body: B, most: usize, budget: &Budget, tasks: &Tasks)
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
@@ -35,12 +35,14 @@ where
     if reading.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
         return;
     }
+    let Some(permit) = listen::unfinished_stream(budget) else { return };
     let until = tasks.clone();
     drop(tasks.spawn(async move {
         tokio::select! {
             () = until.stopped() => {}
             _ = timeout(TIME_LIMIT, reading) => {}
         }
+        drop(permit);
     }));
 }
 

@@ -34,6 +34,7 @@ use crate::{
     buffers,
     codec::{Encoding, InflateError, inflate},
     lifecycle::{INSTANCE_HEADER, Tasks, instance},
+    listen::NoRoom,
     otlp::{
         ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN, metadata::TooMuch,
     },
@@ -128,6 +129,12 @@ impl<E: Export> OtlpGrpc<E> {
         self.shared.limits.clone()
     }
 
+    /// Returns the account that requests are taken from.
+    #[cfg(test)]
+    pub(super) fn budget(&self) -> &Budget {
+        &self.shared.budget
+    }
+
     /// Returns the service of a new client connection.
     ///
     /// Its futures are not boxed, so it is a `hyper` service and not a [`tower::Service`], which [`OtlpGrpc`] itself
@@ -150,12 +157,35 @@ impl<E: Export> OtlpGrpc<E> {
             let service = service.clone();
             async move {
                 Ok(match service.side_services(&request) {
+                    _ if request.extensions().get::<NoRoom>().is_some() => service.refuse_without_room(request),
                     None => service.answer(request).await,
                     // It is boxed, so that it does not make the futures of exports larger.
                     Some(services) => Box::pin(services.answer(request)).await,
                 })
             }
         })
+    }
+
+    /// Refuses a request whose stream there is no memory for.
+    fn refuse_without_room<B>(&self, request: http::Request<B>) -> Response<ReplyBody>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        discard::rest(body, self.shared.limits.get().max_recv_msg_size, &self.shared.budget, &self.shared.tasks);
+        let refusal =
+            Refusal::retryable(Reason::Budget, "no memory is left for further requests of clients; retry later");
+        match Signal::from_grpc_path(parts.uri.path()) {
+            Some(signal) => {
+                let outcome = Outcome::Refused(refusal);
+                self.shared.metrics.of(signal).begin(Instant::now()).answered(&outcome);
+                reply::grpc(outcome, None)
+            }
+            None => {
+                self.shared.metrics.refused_unrouted(refusal.reason);
+                reply::grpc(Outcome::Refused(refusal), None)
+            }
+        }
     }
 
     /// Returns the side services if the request is a gRPC call of one of them. A request that is not gRPC gets `None`,
@@ -177,9 +207,9 @@ impl<E: Export> OtlpGrpc<E> {
     {
         let (parts, mut body) = request.into_parts();
         let limits = self.shared.limits.get();
-        let tasks = self.shared.tasks.clone();
+        let (budget, tasks) = (self.shared.budget.clone(), self.shared.tasks.clone());
         let response = self.answer_to(parts, &mut body, &limits).await;
-        discard::rest(body, limits.max_recv_msg_size, &tasks);
+        discard::rest(body, limits.max_recv_msg_size, &budget, &tasks);
         response
     }
 

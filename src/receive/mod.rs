@@ -114,6 +114,7 @@ struct ServingGrpc {
     connections: listen::Handle,
     requests: grpc::LimitsHandle,
     tls: Option<tls::Server>,
+    budget: Budget,
 }
 
 /// The reason why the receivers could not be started.
@@ -209,23 +210,23 @@ impl Bound {
         metrics::report_budget(budget.clone(), tasks);
         if let Some(BoundGrpc { port, config, tls, side_services }) = self.grpc {
             let side_services = side_services.map(|make| SideServices::new(make, tasks));
-            let service = OtlpGrpc::with(side_services, export, budget, &config, tasks);
+            let service = OtlpGrpc::with(side_services, export, budget.clone(), &config, tasks);
             let limits = service.limits();
             descriptors::want(config.keys.max_connections);
             let make_service = move |_peer| service.for_connection();
             let connections = match &tls {
-                None => port.serve(config.limits(false), listen::Plain, make_service, tasks),
+                None => port.serve(config.limits(false, &budget), listen::Plain, make_service, tasks),
                 Some(tls) => {
                     tls.watch(tasks);
                     port.serve(
-                        config.limits(true),
+                        config.limits(true, &budget),
                         listen::Tls::new(GRPC, tls.clone(), SPEAKS_TLS),
                         make_service,
                         tasks,
                     )
                 }
             };
-            receivers.grpc = Some(ServingGrpc { connections, requests: limits, tls });
+            receivers.grpc = Some(ServingGrpc { connections, requests: limits, tls, budget });
         }
         receivers
     }
@@ -244,7 +245,7 @@ impl Receivers {
     pub fn reconfigure(&self, config: &Config) {
         if let (Some(grpc), Some(config)) = (&self.grpc, &config.grpc) {
             descriptors::want(config.keys.max_connections);
-            grpc.connections.set(config.limits(grpc.tls.is_some()));
+            grpc.connections.set(config.limits(grpc.tls.is_some(), &grpc.budget));
             grpc.requests.set(config);
         }
     }
@@ -264,7 +265,7 @@ impl Receivers {
 // === impl GrpcConfig ===
 
 impl GrpcConfig {
-    fn limits(&self, over_tls: bool) -> listen::Limits {
+    fn limits(&self, over_tls: bool, budget: &Budget) -> listen::Limits {
         let keys = &self.keys;
         let ages = &keys.keepalive.server_parameters;
         listen::Limits {
@@ -273,6 +274,7 @@ impl GrpcConfig {
             descriptors: descriptors::for_clients,
             header_timeout: keys.read_header_timeout,
             max_concurrent_streams: keys.max_concurrent_streams,
+            account: Some(budget.clone()),
             max_header_list_size: u32::try_from(keys.max_header_list_size.0).unwrap_or(u32::MAX),
             max_connection_age: ages.max_connection_age,
             max_connection_age_grace: ages.max_connection_age_grace,

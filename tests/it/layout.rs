@@ -34,7 +34,7 @@ const ROOMS: &[Room] = &[
     ("endpoint", &["access"]),
     ("health", &["access", "shortage", "telemetry"]),
     // Connections of clients, whatever they speak.
-    ("listen", &["descriptors", "lifecycle", "shortage", "telemetry", "tls"]),
+    ("listen", &["budget", "descriptors", "lifecycle", "shortage", "telemetry", "tls"]),
     // Who owns what.
     ("split", &["buffers", "otlp"]),
     ("ring", &["endpoint", "settings"]),

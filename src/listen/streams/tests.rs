@@ -8,6 +8,7 @@ use super::{
     super::{hpack::tests::string, layers::Layered},
     *,
 };
+use crate::budget::{Budget, Division};
 
 const DATA: u8 = 0x0;
 const SETTINGS: u8 = 0x4;
@@ -26,7 +27,11 @@ fn tally() -> Arc<Tally> {
 }
 
 fn progress() -> Arc<Progress> {
-    Arc::new(Progress::new(tokio::time::Instant::now()))
+    Arc::new(Progress::new(Instant::now()))
+}
+
+fn unbounded() -> Arc<Admission> {
+    Arc::new(Admission::new(None, 0))
 }
 
 /// A client whose bytes arrive in these pieces.
@@ -54,7 +59,7 @@ async fn read(sent: &[u8], most: usize, random: &mut fastrand::Rng, tally: &Arc<
         rest = later;
     }
     let (mut stream, mut seen) =
-        (Layered::new(Client(pieces), Streams::new(Arc::clone(tally), progress())), Vec::new());
+        (Layered::new(Client(pieces), Streams::new(Arc::clone(tally), unbounded(), progress())), Vec::new());
     loop {
         let mut room = vec![0; random.usize(1..3_000)];
         match stream.read(&mut room).await.unwrap() {
@@ -168,7 +173,7 @@ fn a_stream_counts_as_refused_if_h2_read_it_and_the_service_did_not_get_it() {
 async fn a_stream_is_refused_only_once_h2_has_its_whole_header_block() {
     let (mut far, near) = tokio::io::duplex(1 << 16);
     let tally = tally();
-    let mut stream = Layered::new(near, Streams::new(Arc::clone(&tally), progress()));
+    let mut stream = Layered::new(near, Streams::new(Arc::clone(&tally), unbounded(), progress()));
     let bytes = [PREFACE, &frame(HEADERS, END_HEADERS, 1, &block_with(b"a%b"))].concat();
     let half = bytes.len() - 10;
     let refused = || {
@@ -185,4 +190,40 @@ async fn a_stream_is_refused_only_once_h2_has_its_whole_header_block() {
         assert!(futures_util::FutureExt::now_or_never(stream.read(&mut [0; 5])).is_none(), "nothing more can arrive");
         assert_eq!(refused(), u64::from(seen == bytes.len()), "h2 has {seen} bytes of {}", bytes.len());
     }
+}
+
+#[tokio::test]
+async fn the_bytes_behind_a_stream_without_room_wait_until_it_was_refused() {
+    let account = Budget::divided(Division { fixed: 0, clients: 80 << 10, requests: 0 });
+    let admission = Arc::new(Admission::new(Some(account), 0));
+    let mut sent = PREFACE.to_vec();
+    let body = frame(DATA, 1, 1, &[7; 100]);
+    for stream in [1, 3, 5, 7, 9] {
+        sent.extend(frame(HEADERS, END_HEADERS, stream, &block_with(b"a%b")));
+        sent.extend(&body);
+    }
+    let (mut far, near) = tokio::io::duplex(1 << 16);
+    tokio::io::AsyncWriteExt::write_all(&mut far, &sent).await.unwrap();
+    let tally = tally();
+    let mut stream = Layered::new(near, Streams::new(Arc::clone(&tally), Arc::clone(&admission), progress()));
+    let (mut seen, mut served) = (0, Vec::new());
+    for opened in [3, 4, 5] {
+        let mut room = [0; 1_000];
+        while let Some(read) = futures_util::FutureExt::now_or_never(stream.read(&mut room)) {
+            seen += read.unwrap();
+        }
+        assert_eq!(tally.opened.load(Relaxed), opened, "two have room, and one more is passed at a time");
+        let refused = loop {
+            let stream = admission.serve();
+            if stream.has_no_room() {
+                break stream;
+            }
+            served.push(stream);
+        };
+        drop(refused);
+    }
+    assert_eq!(served.len(), 2);
+    let mut room = [0; 1_000];
+    assert_eq!(stream.read(&mut room).await.unwrap(), body.len(), "the rest");
+    assert_eq!(seen + body.len(), sent.len());
 }

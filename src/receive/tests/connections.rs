@@ -54,11 +54,11 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
-const GOAWAY: u8 = 0x7;
+pub(super) const GOAWAY: u8 = 0x7;
 
 /// Sends these bytes on a new connection and nothing more. Returns the types of the frames that the server sends, and
 /// how long the connection lives.
-async fn until_closed(sent: &[u8]) -> (Vec<u8>, Duration) {
+pub(super) async fn until_closed(sent: &[u8]) -> (Vec<u8>, Duration) {
     let tasks = Tasks::new();
     let mut stream = serve_in_memory(StandIn::ok(), &GrpcConfig::default(), &tasks);
     let started = tokio::time::Instant::now();
@@ -72,7 +72,7 @@ async fn until_closed(sent: &[u8]) -> (Vec<u8>, Duration) {
 }
 
 /// Returns the types of these frames.
-fn kinds(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn kinds(bytes: &[u8]) -> Vec<u8> {
     let (mut kinds, mut rest) = (Vec::new(), bytes);
     while let [high, middle, low, kind, later @ ..] = rest {
         kinds.push(*kind);
@@ -82,12 +82,12 @@ fn kinds(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Returns the bytes that open a connection: the preface and empty SETTINGS.
-fn greeting() -> Vec<u8> {
+pub(super) fn greeting() -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
 /// Returns an empty traces request as frames of stream 1.
-fn raw_request() -> Vec<u8> {
+pub(super) fn raw_request() -> Vec<u8> {
     // `:method: POST`, `:scheme: http`, then names of the static table with literal values (RFC 7541, 6.2.2).
     let mut block = vec![0x83, 0x86];
     let fields: [(&[u8], &str); 4] = [

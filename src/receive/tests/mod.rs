@@ -1,5 +1,6 @@
 //! Tests of the receivers with real clients and a stand-in for the pipeline.
 
+mod admission;
 mod connections;
 mod exports;
 mod limits;
@@ -123,7 +124,8 @@ fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> 
 
 /// Serves an in-memory connection with an existing service.
 fn serve_service_in_memory(service: OtlpGrpc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> tokio::io::DuplexStream {
-    listen::tests::serve_in_memory(config.limits(false), service.for_connection(), tasks)
+    let limits = config.limits(false, service.budget());
+    listen::tests::serve_in_memory(limits, service.for_connection(), tasks)
 }
 
 fn head(path: &str) -> HttpRequest<()> {

@@ -10,6 +10,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use super::{connections::waiting, *};
+use crate::budget::Division;
 
 /// The number of refused requests, over two connections. h2 closes a connection after 1,024 frames of streams that it
 /// has reset and no longer remembers.
@@ -81,7 +82,7 @@ async fn refuse(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retryable_refusals_do_not_end_the_connection_or_its_other_requests() {
     let (export, gate, alive) = waiting();
-    let budget = Budget::new(1 << 20);
+    let budget = Budget::divided(Division { fixed: 0, clients: 1 << 30, requests: 1 << 20 });
     let receiver = Receiver::with(export, GrpcConfig::default(), budget.clone());
     let _others = budget.take((1 << 20) - (32 << 10)).unwrap();
     refuse(&receiver, (gate, alive), traces, Code::Unavailable).await;
