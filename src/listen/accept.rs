@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{
     accept_failures::AcceptFailures,
+    admission,
     bind::{Bound, set_options},
     connection::{self, Deadlines},
     first_bytes::{self, FirstBytes, Foreign, ForeignConnections, Preface, Replayed},
@@ -29,7 +30,11 @@ use super::{
     silent::{Room, SilentConnection, SilentConnections},
     streams::Tally,
 };
-use crate::{budget::Budget, lifecycle::Tasks, shortage::Shortage};
+use crate::{
+    budget::{Budget, Permit},
+    lifecycle::Tasks,
+    shortage::Shortage,
+};
 
 /// The limits of a listener.
 #[derive(Clone, Debug)]
@@ -71,6 +76,9 @@ pub trait Connector: Send + Sync + 'static {
     /// The stream that HTTP runs on.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
+    /// The memory that it adds to a connection, in bytes.
+    const MEMORY: usize;
+
     /// Performs the handshake. The caller bounds its time by [`Limits::header_timeout`].
     fn connect(&self, stream: TcpStream) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
@@ -84,6 +92,8 @@ pub struct Plain;
 
 impl Connector for Plain {
     type Stream = TcpStream;
+
+    const MEMORY: usize = 0;
 
     async fn connect(&self, stream: TcpStream) -> io::Result<TcpStream> {
         Ok(stream)
@@ -135,22 +145,32 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// A place for one open connection, given back on drop.
-struct Place(Arc<AtomicUsize>);
+/// A place for one open connection and its memory, given back on drop.
+struct Place {
+    open: Arc<AtomicUsize>,
+    /// `None` if connections are not accounted for.
+    _memory: Option<Permit>,
+}
 
 impl Place {
-    /// Takes a place if fewer than `most` connections are open. Only one task takes places.
-    fn take(open: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
-        (open.load(Ordering::Relaxed) < most).then(|| {
-            open.fetch_add(1, Ordering::Relaxed);
-            Self(Arc::clone(open))
-        })
+    /// Takes a place if fewer connections are open than may be and the account has room for `bytes` more. Only one task
+    /// takes places.
+    fn take(open: &Arc<AtomicUsize>, limits: &Limits, bytes: usize) -> Option<Self> {
+        if open.load(Ordering::Relaxed) >= limits.most() {
+            return None;
+        }
+        let memory = match &limits.account {
+            None => None,
+            Some(account) => Some(admission::connection(account, bytes)?),
+        };
+        open.fetch_add(1, Ordering::Relaxed);
+        Some(Self { open: Arc::clone(open), _memory: memory })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -199,7 +219,7 @@ where
         };
         failures.reset();
         let limits = listener.limits.load_full();
-        let place = Place::take(&open, limits.most()).or_else(|| {
+        let place = Place::take(&open, &limits, admission::CONNECTION + C::MEMORY).or_else(|| {
             // The limit is reached, so one connection is refused: the oldest silent one if there is one, else this one.
             listener.metrics.refused();
             failures.log_refusal(&limits);

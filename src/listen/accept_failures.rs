@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use super::Limits;
+use super::{Limits, admission};
 use crate::telemetry::LogLimit;
 
 /// The first pause when there is no file descriptor or memory for a connection. It doubles with each failure, up to
@@ -49,7 +49,12 @@ impl AcceptFailures {
     pub(super) fn log_refusal(&mut self, limits: &Limits) {
         let (max_connections, descriptors) = (limits.max_connections, (limits.descriptors)());
         if let Some(unlogged) = self.log_limit.admit() {
-            let bound = if descriptors < max_connections { "the limit of open files" } else { "max_connections" };
+            let has_memory = |account| admission::connection(account, admission::CONNECTION).is_some();
+            let bound = match &limits.account {
+                Some(account) if !has_memory(account) => "memory_limiter",
+                _ if descriptors < max_connections => "the limit of open files",
+                _ => "max_connections",
+            };
             tracing::warn!(
                 listener = self.listener,
                 max_connections,

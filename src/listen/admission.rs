@@ -23,10 +23,7 @@ use crate::budget::{Budget, Permit, Use};
 
 /// The memory of a connection that has no stream: its task, h2's state, and read and write buffers. Measured as the
 /// resident memory of 3,000 idle connections.
-const CONNECTION: usize = 16 << 10;
-
-/// The memory that TLS adds to a connection.
-const TLS: usize = 24 << 10;
+pub(super) const CONNECTION: usize = 16 << 10;
 
 /// The memory of a stream whose service has its headers: h2's stream, the task and the service's state. Measured as the
 /// resident memory of streams whose bodies do not come.
@@ -55,13 +52,10 @@ pub(super) const LARGEST_TURN: usize = 192 << 10;
 pub struct NoRoom;
 
 /// Takes the memory of a new connection. Returns `None` if connections hold all that they may.
-pub(super) fn connection(account: &Budget, is_tls: bool) -> Option<Permit> {
-    let bytes = if is_tls { CONNECTION + TLS } else { CONNECTION };
+pub(super) fn connection(account: &Budget, bytes: usize) -> Option<Permit> {
     let most = account.clients_limit() / CONNECTIONS_PART;
-    if account.used_for(Use::Connections) + bytes > most {
-        return None;
-    }
-    account.take_for(Use::Connections, bytes)
+    let fits = account.used_for(Use::Connections).saturating_add(bytes) <= most;
+    if fits { account.take_for(Use::Connections, bytes) } else { None }
 }
 
 /// Takes the memory of a stream that was answered before its body had come. Returns `None` while memory is short.

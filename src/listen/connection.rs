@@ -39,10 +39,10 @@ use crate::{descriptors, lifecycle::Tasks};
 const STREAM_WINDOW: u32 = 1 << 20;
 /// The same for all streams of a connection together: a few large requests may be in transit at once.
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// The largest DATA frame that a client may send. A usual batch fits in one frame, which is then not copied. The limit
-/// also bounds the memory that h2 reserves when a frame is announced. Go and Java clients send frames of 16 KiB in any
-/// case.
-const MAX_FRAME_SIZE: u32 = 256 << 10;
+/// The largest DATA frame that a client may send: the least that HTTP/2 allows, since h2 reserves a buffer of a frame's
+/// length as soon as the frame is announced. Larger frames were measured to bring less than 5 % at any size of batch, and
+/// Go and Java clients do not use them.
+const MAX_FRAME_SIZE: u32 = 16 << 10;
 /// How long a client may be silent inside of a frame. h2 holds a buffer of the frame's length meanwhile.
 const FRAME_SILENCE: Duration = Duration::from_secs(10);
 /// How long a connection stays after a stream of it was reset, because the client did not take the answer, while it takes

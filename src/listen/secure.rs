@@ -17,6 +17,10 @@ use crate::{
 /// The first byte of every TLS connection: a handshake record (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 0x16;
 
+/// The memory of a TLS connection, in bytes: its keys, and the buffers of rustls for one record in each direction. Measured
+/// as the resident memory of idle connections with TLS, less those without.
+const MEMORY: usize = 24 << 10;
+
 /// The error for a client that does not speak TLS.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -42,6 +46,8 @@ impl Tls {
 
 impl Connector for Tls {
     type Stream = TlsStream<TcpStream>;
+
+    const MEMORY: usize = MEMORY;
 
     async fn connect(&self, mut stream: TcpStream) -> io::Result<Self::Stream> {
         let mut first = [HANDSHAKE];
