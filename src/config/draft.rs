@@ -70,7 +70,8 @@ impl Draft {
                 Resolver { r#static: Some(StaticResolver { hostnames, ..StaticResolver::default() }), dns: None }
             }
             Backends::Dns(HostPort { host, port }) => {
-                Resolver { r#static: None, dns: Some(DnsResolver { hostname: host, port, ..DnsResolver::default() }) }
+                let hostname = host.to_string();
+                Resolver { r#static: None, dns: Some(DnsResolver { hostname, port, ..DnsResolver::default() }) }
             }
         };
         let route = Route { signals: vec![Signal::Traces], pool: COMMAND_LINE_POOL.into(), ..Route::default() };

@@ -21,7 +21,7 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 pub use self::{
     changes::changed_keys,
@@ -97,9 +97,8 @@ pub struct RouteConfig {
 impl Config {
     /// The configuration of a proxy in front of `backends` on free ports, for a process that runs several proxies.
     pub fn on_free_ports(backends: &[SocketAddr]) -> Result<Self, LoadError> {
-        let any = HostPort { host: "127.0.0.1".into(), port: 0 };
-        let backend = |address: &SocketAddr| Backend(HostPort { host: address.ip().to_string(), port: address.port() });
-        let hostnames = backends.iter().map(backend).collect();
+        let any = HostPort::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let hostnames = backends.iter().map(|address| Backend::from(HostPort::from(*address))).collect();
         let mut draft = Draft::of_backends(Backends::Static(hostnames));
         draft.settings.receivers.otlp.protocols.grpc.endpoint = ListenAddress(any.clone());
         draft.settings.admin.endpoint = ListenAddress(any);

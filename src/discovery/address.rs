@@ -1,22 +1,8 @@
-//! Parses addresses of backends as operators write them (`host`, `host:port`, `1.2.3.4:port`, `[::1]:port`) into one
-//! canonical form.
+//! Checks the addresses of backends as operators write them: whether they can be dialled or looked up.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
-use crate::settings::addresses::OTLP_GRPC_PORT;
-
-/// The address of a backend as it was configured, parsed and checked.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostPort {
-    host: Host,
-    port: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Host {
-    Ip(IpAddr),
-    Name(String),
-}
+use crate::settings::addresses::{Backend, Host};
 
 /// The reason why a configured address is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,15 +10,8 @@ pub enum AddressError {
     /// The text is empty.
     #[error("it is empty")]
     Empty,
-    /// The text has a scheme or a path, like `http://…`.
-    #[error("write name:port, without a scheme or path")]
-    Scheme,
-    /// An IPv6 address without brackets, like `::1` or `::1:4317`: it is ambiguous where the address ends and the port
-    /// begins.
-    #[error("write an IPv6 address in brackets, with a port or without: [::1]:4317")]
-    Brackets,
-    /// The port is not a number from 1 to 65535.
-    #[error("the port must be a number from 1 to 65535")]
+    /// The port is 0.
+    #[error("port 0 cannot be dialled")]
     Port,
     /// A port is written where the port has a configuration key of its own.
     #[error("write the name alone; the port has a key of its own")]
@@ -49,68 +28,15 @@ pub enum AddressError {
     Name,
 }
 
-impl HostPort {
-    /// Parses an entry. The port is 4317 if none is written.
-    pub fn parse(written: &str) -> Result<Self, AddressError> {
-        if written.is_empty() {
-            return Err(AddressError::Empty);
-        }
-        if written.contains('/') {
-            return Err(AddressError::Scheme);
-        }
-        if let Some(bracketed) = written.strip_prefix('[') {
-            let (ip, rest) = bracketed.split_once(']').ok_or(AddressError::Brackets)?;
-            // Go accepts an IPv4 address in brackets too, and so do we.
-            let ip = ip.parse().map_err(|_| AddressError::Brackets)?;
-            let port = match rest.strip_prefix(':') {
-                Some(port) => parse_port(port)?,
-                None if rest.is_empty() => OTLP_GRPC_PORT,
-                None => return Err(AddressError::Brackets),
-            };
-            return Ok(Self { host: unicast(ip)?, port });
-        }
-        let (host, port) = match written.split_once(':') {
-            Some((_, rest)) if rest.contains(':') => return Err(AddressError::Brackets),
-            Some((host, port)) => (host, parse_port(port)?),
-            None => (written, OTLP_GRPC_PORT),
-        };
-        let host = match host.parse::<Ipv4Addr>() {
-            Ok(ip) => unicast(IpAddr::V4(ip))?,
-            Err(_) => {
-                check_name(host)?;
-                Host::Name(host.to_owned())
-            }
-        };
-        Ok(Self { host, port })
+/// Checks that `backend` can be dialled, after its name was looked up if it has one.
+pub fn check_backend(Backend(backend): &Backend) -> Result<(), AddressError> {
+    if backend.port == 0 {
+        return Err(AddressError::Port);
     }
-
-    /// Returns the identity that is hashed: the address in canonical form or the name as written, and the port.
-    pub fn identity(&self) -> String {
-        match &self.host {
-            Host::Ip(ip) => SocketAddr::new(*ip, self.port).to_string(),
-            Host::Name(name) => format!("{name}:{}", self.port),
-        }
-    }
-
-    /// Returns the address, or `None` if a name has to be resolved first.
-    pub fn address(&self) -> Option<SocketAddr> {
-        match self.host {
-            Host::Ip(ip) => Some(SocketAddr::new(ip, self.port)),
-            Host::Name(_) => None,
-        }
-    }
-
-    /// Returns the name, or `None` if the entry is an IP address.
-    pub fn name(&self) -> Option<&str> {
-        match &self.host {
-            Host::Ip(_) => None,
-            Host::Name(name) => Some(name),
-        }
-    }
-
-    /// Returns the port.
-    pub fn port(&self) -> u16 {
-        self.port
+    match &backend.host {
+        Host::Ip(ip) if is_unicast(*ip) => Ok(()),
+        Host::Ip(_) => Err(AddressError::NotUnicast),
+        Host::Name(name) => check_name(name),
     }
 }
 
@@ -118,20 +44,6 @@ impl HostPort {
 pub(super) fn is_unicast(ip: IpAddr) -> bool {
     let broadcast = ip == IpAddr::V4(Ipv4Addr::BROADCAST);
     !(ip.is_unspecified() || ip.is_multicast() || broadcast)
-}
-
-fn unicast(ip: IpAddr) -> Result<Host, AddressError> {
-    // An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) names the same backend as the IPv4 address.
-    let ip = ip.to_canonical();
-    if is_unicast(ip) { Ok(Host::Ip(ip)) } else { Err(AddressError::NotUnicast) }
-}
-
-fn parse_port(written: &str) -> Result<u16, AddressError> {
-    let digits = written.bytes().all(|byte| byte.is_ascii_digit());
-    match written.parse() {
-        Ok(port) if digits && port != 0 => Ok(port),
-        _ => Err(AddressError::Port),
-    }
 }
 
 /// Checks that `name` is a valid host name, so that it can be looked up in DNS.
@@ -163,62 +75,31 @@ pub(super) fn check_name(name: &str) -> Result<(), AddressError> {
 mod tests {
     use super::*;
 
-    fn identity(written: &str) -> String {
-        HostPort::parse(written).unwrap().identity()
-    }
-
-    #[test]
-    fn a_missing_port_is_filled_in_and_a_written_one_kept() {
-        assert_eq!(identity("collector"), "collector:4317");
-        assert_eq!(identity("collector:4317"), "collector:4317");
-        assert_eq!(identity("Collector.Obs.svc.:14317"), "Collector.Obs.svc.:14317", "a name stays as written");
-        assert_eq!(identity("10.0.0.1"), "10.0.0.1:4317");
-        assert_eq!(identity("[::1]"), "[::1]:4317");
-        assert_eq!(identity("[10.0.0.1]"), "10.0.0.1:4317", "as Go takes it");
-    }
-
-    #[test]
-    fn addresses_take_their_canonical_form() {
-        assert_eq!(identity("[2001:DB8:0:0:0:0:0:1]:9"), "[2001:db8::1]:9");
-        assert_eq!(
-            identity("[2001:db8:0:0:1:0:0:1]:9"),
-            "[2001:db8::1:0:0:1]:9",
-            "the first of equal runs of zeros is shortened"
-        );
-        assert_eq!(identity("[2001:db8:0:1:1:1:1:1]"), "[2001:db8:0:1:1:1:1:1]:4317", "a single zero is not shortened");
-        assert_eq!(identity("[::ffff:10.0.0.1]:9"), "10.0.0.1:9", "an IPv4-mapped address");
-    }
-
     #[test]
     fn invalid_addresses_are_refused_with_their_reason() {
+        let check = |written: &str| check_backend(&written.parse().unwrap());
         let cases = [
-            ("", AddressError::Empty),
-            (":4317", AddressError::Empty),
-            ("http://collector:4317", AddressError::Scheme),
-            ("::1", AddressError::Brackets),
-            ("::1:4317", AddressError::Brackets),
-            ("[::1", AddressError::Brackets),
-            ("[::1]4317", AddressError::Brackets),
-            ("[10.0.1]:4317", AddressError::Brackets),
-            ("[collector]:4317", AddressError::Brackets),
-            ("collector:", AddressError::Port),
             ("collector:0", AddressError::Port),
-            ("collector:+80", AddressError::Port),
-            ("collector:65536", AddressError::Port),
             ("010.0.0.1", AddressError::NotIpv4),
             ("10.0.1:4317", AddressError::NotIpv4),
             ("0.0.0.0:4317", AddressError::NotUnicast),
             ("[::]:4317", AddressError::NotUnicast),
+            ("[::ffff:0.0.0.0]:4317", AddressError::NotUnicast),
             ("[ff02::1]:4317", AddressError::NotUnicast),
             ("224.0.0.1", AddressError::NotUnicast),
-            ("a b", AddressError::Name),
             ("a..b", AddressError::Name),
             ("käse", AddressError::Name),
             (".", AddressError::Name),
         ];
         for (written, error) in cases {
-            assert_eq!(HostPort::parse(written), Err(error), "{written:?}");
+            assert_eq!(check(written), Err(error), "{written:?}");
         }
-        assert_eq!(HostPort::parse(&"a".repeat(64)), Err(AddressError::Name));
+        assert_eq!(check(&"a".repeat(64)), Err(AddressError::Name));
+        for written in ["collector", "Collector.Obs.svc.:14317", "10.0.0.1", "[fd00::1]:1", "[::ffff:10.0.0.1]:9"] {
+            assert_eq!(check(written), Ok(()), "{written:?}");
+        }
+        for (name, error) in [("", AddressError::Empty), ("a:1", AddressError::NameOnly), ("a b", AddressError::Name)] {
+            assert_eq!(check_name(name), Err(error), "{name:?}");
+        }
     }
 }

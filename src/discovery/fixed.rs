@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 
 use super::{
     DiscoveryError, IpFamily, MAX_ENDPOINTS,
-    address::HostPort,
+    address::check_backend,
     answer::Answers,
     known::Known,
     metrics::Meters,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     endpoint::{Endpoint, Endpoints},
-    settings::addresses::Backend,
+    settings::addresses::{Backend, HostPort},
 };
 
 /// The number of names that are looked up at the same time, with two questions each.
@@ -46,12 +46,15 @@ struct Entry {
     trouble: Trouble,
 }
 
-/// Reads the entries: canonical, sorted by identity, each once.
-pub(super) fn parse(hostnames: &[Backend]) -> Result<Entries, DiscoveryError> {
+/// Checks the entries and sorts them by identity, each once.
+pub(super) fn entries(hostnames: &[Backend]) -> Result<Entries, DiscoveryError> {
     let mut entries = Entries::new();
-    for written in hostnames.iter().map(ToString::to_string) {
-        let entry = HostPort::parse(&written).map_err(|source| DiscoveryError::Hostname { written, source })?;
-        entries.insert(entry.identity().into(), entry);
+    for backend in hostnames {
+        let identity = backend.identity();
+        match check_backend(backend) {
+            Ok(()) => drop(entries.insert(identity.into(), backend.0.clone())),
+            Err(source) => return Err(DiscoveryError::Hostname { written: identity, source }),
+        }
     }
     match entries.len() {
         0 => Err(DiscoveryError::NoHostnames),
@@ -131,7 +134,7 @@ impl Entry {
         // If the name has several addresses, the current one is kept as long as it is among them.
         let current = self.endpoint.address.map(|address| address.ip()).filter(|ip| addresses.contains(ip));
         if let Some(ip) = current.or_else(|| addresses.first().copied()) {
-            self.endpoint.address = Some(SocketAddr::new(ip, self.host.port()));
+            self.endpoint.address = Some(SocketAddr::new(ip, self.host.port));
         }
         good
     }

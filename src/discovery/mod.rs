@@ -29,7 +29,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 pub use self::{
-    address::{AddressError, HostPort},
+    address::{AddressError, check_backend},
     resolvers::Resolvers,
 };
 use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, system::System};
@@ -114,7 +114,7 @@ impl Config {
     pub fn check(&self) -> Result<(), DiscoveryError> {
         check_times(self.interval(), self.timeout())?;
         match self {
-            Self::Static(list) => fixed::parse(&list.hostnames).map(drop),
+            Self::Static(list) => fixed::entries(&list.hostnames).map(drop),
             Self::Dns(dns) => dns::check(&dns.hostname, dns.port),
         }
     }
@@ -211,7 +211,7 @@ impl Source {
         config.check()?;
         Ok(match config {
             Config::Static(list) => {
-                Self::Fixed(Box::new(Fixed::new(fixed::parse(&list.hostnames)?, system, meters, pool)))
+                Self::Fixed(Box::new(Fixed::new(fixed::entries(&list.hostnames)?, system, meters, pool)))
             }
             Config::Dns(dns) => {
                 Self::Dns(Box::new(Dns::new(&dns.hostname, dns.port, dns.ip_family, system, meters, pool)))

@@ -1,7 +1,11 @@
 //! Addresses: `host:port`. A listener's address needs its port, and the error says which one is usual; a backend's port is
 //! 4317 where it is missing.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    str::FromStr,
+};
 
 use serde::{Deserializer, Serializer, de};
 
@@ -22,17 +26,27 @@ pub const PROBES_PORT: u16 = 13133;
 /// A host or address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPort {
-    /// A name, an IPv4 address, or an IPv6 address without brackets.
-    pub host: String,
+    /// The host.
+    pub host: Host,
     /// The port.
     pub port: u16,
+}
+
+/// A host: an address, or a name as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Host {
+    /// An IPv4 or IPv6 address.
+    Ip(IpAddr),
+    /// Everything else.
+    Name(String),
 }
 
 /// A listener's address. `PORT` is its usual port: errors suggest it where none is written, and it is not assumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenAddress<const PORT: u16>(pub HostPort);
 
-/// A backend: an address whose port is 4317 where it is missing.
+/// A backend: an address whose port is 4317 where it is missing. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is the IPv4
+/// address, since both are the same backend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Backend(pub HostPort);
 
@@ -60,20 +74,22 @@ impl HostPort {
             Some(rest) => {
                 let (host, after) = rest.split_once(']').ok_or_else(bad)?;
                 // Go takes an IPv4 address in brackets too: "[${env:POD_IP}]:4317" is written for both families.
-                let _: std::net::IpAddr = host.parse().map_err(|_| bad())?;
-                (host, if after.is_empty() { None } else { Some(after.strip_prefix(':').ok_or_else(bad)?) })
+                let ip = host.parse().map_err(|_| bad())?;
+                (Host::Ip(ip), if after.is_empty() { None } else { Some(after.strip_prefix(':').ok_or_else(bad)?) })
             }
             None => match text.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
+                Some((host, port)) => (Host::from(host), Some(port)),
+                None => (Host::from(text), None),
             },
         };
         let is_number = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-        if host.is_empty() && port.is_some_and(is_number) {
-            return Err(ValueError::NoHost(text.to_owned()));
-        }
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == ',' || c == '@') {
-            return Err(bad());
+        if let Host::Name(name) = &host {
+            if name.is_empty() && port.is_some_and(is_number) {
+                return Err(ValueError::NoHost(text.to_owned()));
+            }
+            if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c == ',' || c == '@') {
+                return Err(bad());
+            }
         }
         let port = match port {
             Some(port) if is_number(port) => port.parse().map_err(|_| bad())?,
@@ -83,7 +99,45 @@ impl HostPort {
                 Err(_) => ValueError::NoPort(text.to_owned(), ExamplePort::default()),
             })?,
         };
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self { host, port })
+    }
+
+    /// The address, or `None` where the host is a name.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Ip(ip) => Some(SocketAddr::new(ip, self.port)),
+            Host::Name(_) => None,
+        }
+    }
+
+    /// The name, or `None` where the host is an address.
+    pub fn name(&self) -> Option<&str> {
+        match &self.host {
+            Host::Ip(_) => None,
+            Host::Name(name) => Some(name),
+        }
+    }
+}
+
+/// A host that stands without brackets: an IPv4 address, or a name.
+impl From<&str> for Host {
+    fn from(text: &str) -> Self {
+        text.parse().map_or_else(|_| Self::Name(text.to_owned()), |ip: Ipv4Addr| Self::Ip(ip.into()))
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+impl From<SocketAddr> for HostPort {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: Host::Ip(address.ip()), port: address.port() }
     }
 }
 
@@ -97,10 +151,9 @@ impl FromStr for HostPort {
 
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
+        match &self.host {
+            Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
         }
     }
 }
@@ -108,7 +161,7 @@ impl fmt::Display for HostPort {
 impl<const PORT: u16> ListenAddress<PORT> {
     /// The usual port of this machine, reached from this machine alone.
     pub fn local() -> Self {
-        Self(HostPort { host: "127.0.0.1".into(), port: PORT })
+        Self(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).into())
     }
 }
 
@@ -129,11 +182,28 @@ impl<const PORT: u16> fmt::Display for ListenAddress<PORT> {
     }
 }
 
+impl Backend {
+    /// The identity that is hashed: the address in canonical form or the name as it is written, and the port.
+    pub fn identity(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 impl FromStr for Backend {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        HostPort::parse(text, Some(OTLP_GRPC_PORT)).map(Self)
+        HostPort::parse(text, Some(OTLP_GRPC_PORT)).map(Self::from)
+    }
+}
+
+impl From<HostPort> for Backend {
+    fn from(HostPort { host, port }: HostPort) -> Self {
+        let host = match host {
+            Host::Ip(ip) => Host::Ip(ip.to_canonical()),
+            name @ Host::Name(_) => name,
+        };
+        Self(HostPort { host, port })
     }
 }
 
@@ -195,7 +265,8 @@ mod tests {
 
     #[test]
     fn addresses_are_host_and_port() {
-        let address = |text| HostPort::parse(text, None).map(|a| (a.host, a.port)).map_err(|e| e.to_string());
+        let address =
+            |text| HostPort::parse(text, None).map(|a| (a.host.to_string(), a.port)).map_err(|e| e.to_string());
         assert_eq!(address("127.0.0.1:4317"), Ok(("127.0.0.1".into(), 4317)));
         assert_eq!(address("[::1]:4317"), Ok(("::1".into(), 4317)));
         assert_eq!(address("[10.0.0.1]:4317"), Ok(("10.0.0.1".into(), 4317)), "as Go takes it");
@@ -213,10 +284,52 @@ mod tests {
         );
         assert!(address(":4317").is_err_and(|e| e.contains("0.0.0.0:4317 (all IPv4 interfaces)")));
         assert!(address("http://a:1").is_err_and(|e| e.contains("is a URL")));
-        for bad in ["", "a:b", "a:1:2", "::1", "[::1", "[::1]4317", "[a]:1", "a:65536", "a b:1", "a:", ":"] {
+        for bad in [
+            "",
+            "a:b",
+            "a:1:2",
+            "::1",
+            "::1:4317",
+            "[::1",
+            "[::1]4317",
+            "[a]:1",
+            "[10.0.1]:1",
+            "a:65536",
+            "a:+80",
+            "a b:1",
+            "a:",
+            ":",
+        ] {
             assert!(address(bad).is_err(), "{bad}");
         }
-        assert_eq!(HostPort::parse("a", Some(4317)), Ok(HostPort { host: "a".into(), port: 4317 }));
-        assert_eq!(HostPort { host: "::1".into(), port: 1 }.to_string(), "[::1]:1");
+        assert_eq!(HostPort::parse("[::1]", Some(4317)).unwrap().to_string(), "[::1]:4317");
+        let any = HostPort::parse("[::ffff:0.0.0.0]:1", None).unwrap();
+        assert_eq!(any.to_string(), "[::ffff:0.0.0.0]:1", "a listener's address stays as it is written");
+    }
+
+    fn identity(written: &str) -> String {
+        Backend::from_str(written).unwrap().identity()
+    }
+
+    #[test]
+    fn a_missing_port_of_a_backend_is_filled_in_and_a_written_one_kept() {
+        assert_eq!(identity("collector"), "collector:4317");
+        assert_eq!(identity("collector:4317"), "collector:4317");
+        assert_eq!(identity("Collector.Obs.svc.:14317"), "Collector.Obs.svc.:14317", "a name stays as written");
+        assert_eq!(identity("10.0.0.1"), "10.0.0.1:4317");
+        assert_eq!(identity("[::1]"), "[::1]:4317");
+        assert_eq!(identity("[10.0.0.1]"), "10.0.0.1:4317", "as Go takes it");
+    }
+
+    #[test]
+    fn addresses_of_backends_take_their_canonical_form() {
+        assert_eq!(identity("[2001:DB8:0:0:0:0:0:1]:9"), "[2001:db8::1]:9");
+        assert_eq!(
+            identity("[2001:db8:0:0:1:0:0:1]:9"),
+            "[2001:db8::1:0:0:1]:9",
+            "the first of equal runs of zeros is shortened"
+        );
+        assert_eq!(identity("[2001:db8:0:1:1:1:1:1]"), "[2001:db8:0:1:1:1:1:1]:4317", "a single zero is not shortened");
+        assert_eq!(identity("[::ffff:10.0.0.1]:9"), "10.0.0.1:9", "an IPv4-mapped address");
     }
 }

@@ -53,7 +53,7 @@ pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<Exi
 /// Requests `path`; returns the HTTP status and the body joined into one line.
 async fn ask(admin: &HostPort, path: &str) -> Result<(u16, String), String> {
     let failed = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect((admin.host.as_str(), admin.port)).await.map_err(failed)?;
+    let mut stream = TcpStream::connect((admin.host.to_string().as_str(), admin.port)).await.map_err(failed)?;
     let question = format!("GET {path} HTTP/1.0\r\nhost: {admin}\r\n\r\n");
     stream.write_all(question.as_bytes()).await.map_err(failed)?;
     let mut answer = Vec::new();

@@ -81,7 +81,7 @@ fn check_page(keys: &HealthCheck, report: &mut Report<'_>) {
 
 /// Looks up a listener's address. An IPv4 address is preferred, as Go does for `localhost`.
 fn address(path: &KeyPath, endpoint: &HostPort, report: &mut Report<'_>) -> Option<SocketAddr> {
-    let found = (endpoint.host.as_str(), endpoint.port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+    let found = (endpoint.host.to_string().as_str(), endpoint.port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
     let message = match found {
         Ok(found) => match found.iter().find(|address| address.is_ipv4()).or(found.first()) {
             Some(address) => return Some(*address),

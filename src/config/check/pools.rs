@@ -145,9 +145,9 @@ fn check_static(at: &KeyPath, keys: &StaticResolver, report: &mut Report<'_>) {
     }
     let mut seen = BTreeSet::new();
     for (index, backend) in keys.hostnames.iter().enumerate() {
-        match discovery::HostPort::parse(&backend.to_string()) {
-            Ok(entry) if seen.insert(entry.identity()) => {}
-            Ok(_) => {
+        match discovery::check_backend(backend) {
+            Ok(()) if seen.insert(backend) => {}
+            Ok(()) => {
                 let message = Message::both(format!("{backend} is listed twice"), "a backend is listed twice");
                 report.error(&list, message);
             }

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     discovery::{
         Config, DiscoveryError, Endpoints,
-        fixed::{Fixed, parse},
+        fixed::{self, Fixed},
         metrics::Meters,
         resolve_once_on,
     },
@@ -15,7 +15,12 @@ use crate::{
 };
 
 fn fixed(machine: &Machine, hostnames: &[&str]) -> Fixed {
-    Fixed::new(parse(&backends(hostnames.iter().copied())).unwrap(), machine.system(), Meters::silent(), "tail")
+    Fixed::new(
+        fixed::entries(&backends(hostnames.iter().copied())).unwrap(),
+        machine.system(),
+        Meters::silent(),
+        "tail",
+    )
 }
 
 /// Formats each endpoint as `identity=address`.

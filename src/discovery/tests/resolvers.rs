@@ -10,7 +10,7 @@ use crate::{
     access::Access,
     discovery::{
         Resolvers,
-        fixed::{Fixed, parse},
+        fixed::{self, Fixed},
         metrics::Meters,
     },
     endpoint::{Endpoint, EndpointsReceiver},
@@ -87,7 +87,7 @@ fn a_resolver_that_has_published_nothing_is_replaced_at_once() {
 async fn static_names_replace_a_set_once_enough_of_them_resolve() {
     let machine = Machine::start().await;
     let names = backends(["a.test", "b.test", "10.0.0.1"]);
-    let mut fixed = Fixed::new(parse(&names).unwrap(), machine.system(), Meters::silent(), "tail");
+    let mut fixed = Fixed::new(fixed::entries(&names).unwrap(), machine.system(), Meters::silent(), "tail");
     assert!(fixed.replacement(0).is_none() && fixed.replacement(2).is_none(), "one of three is too few");
     machine.server.v4("a.test.", addresses(&["10.0.0.2"]));
     machine.server.v4("b.test.", SERVFAIL);
@@ -98,6 +98,6 @@ async fn static_names_replace_a_set_once_enough_of_them_resolve() {
     fixed.poll_once().await;
     assert!(fixed.replacement(1).is_some_and(|set| set.iter().all(|endpoint| endpoint.address.is_some())));
     let only_addresses = backends(["10.0.0.1", "10.0.0.2"]);
-    let fixed = Fixed::new(parse(&only_addresses).unwrap(), machine.system(), Meters::silent(), "tail");
+    let fixed = Fixed::new(fixed::entries(&only_addresses).unwrap(), machine.system(), Meters::silent(), "tail");
     assert!(fixed.replacement(0).is_some(), "addresses have nothing to wait for");
 }

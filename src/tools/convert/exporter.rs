@@ -12,8 +12,7 @@ use crate::{
         headers,
         node::{Entry, Node, Value},
     },
-    discovery::HostPort,
-    settings::{Otlp, values::GoDuration},
+    settings::{Otlp, addresses::Backend, values::GoDuration},
 };
 
 /// Keys of the DNS resolver that mean the same here.
@@ -387,7 +386,7 @@ fn hostnames(list: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let Value::List(items) = &entry.node.value else { return Yaml::from(&entry.node) };
     let identity = |node: &Node| {
         let text = texts_of(node).pop().unwrap_or_default();
-        HostPort::parse(&text).map_or(text, |backend| backend.identity())
+        text.parse().map_or(text, |backend: Backend| backend.identity())
     };
     let mut seen = Vec::new();
     let mut kept = Vec::new();

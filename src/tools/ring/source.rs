@@ -16,11 +16,11 @@ use crate::{
         pb::v1::{GetRingRequest, LookupRequest, LookupResponse, PoolRing, ring_client::RingClient},
     },
     config::{Backends, Config, Draft},
-    discovery::{self, AddressError},
+    discovery,
     endpoint::{Endpoint, Endpoints},
     ring::{Algorithm, Table},
     settings::{
-        addresses::{ADMIN_PORT, ListenAddress},
+        addresses::{ADMIN_PORT, Backend, ListenAddress},
         values::ValueError,
     },
 };
@@ -71,7 +71,7 @@ pub(super) struct AdminAddress(ListenAddress<ADMIN_PORT>);
 
 /// A backend, written as in a static list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Member(discovery::HostPort);
+pub(super) struct Member(Backend);
 
 /// The rings of one source.
 #[derive(Debug)]
@@ -332,14 +332,16 @@ impl Member {
     }
 
     pub(super) fn endpoint(&self) -> Endpoint {
-        Endpoint::new(self.identity(), self.0.address())
+        Endpoint::new(self.identity(), self.0.0.address())
     }
 }
 
 impl FromStr for Member {
-    type Err = AddressError;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        discovery::HostPort::parse(text.trim()).map(Self)
+    fn from_str(text: &str) -> Result<Self, String> {
+        let backend: Backend = text.trim().parse().map_err(|error: ValueError| error.to_string())?;
+        discovery::check_backend(&backend).map_err(|error| error.to_string())?;
+        Ok(Self(backend))
     }
 }
