@@ -34,9 +34,9 @@ pub(crate) use self::{draft::problems_of, error::path_of};
 use crate::{
     admin, discovery, dispatch, membership,
     otlp::Signal,
-    pipeline, receive,
+    receive,
     settings::{
-        Logs, Shutdown,
+        InvalidTraceIds, Logs, Shutdown,
         addresses::{Backend, HostPort, ListenAddress},
     },
 };
@@ -46,8 +46,8 @@ use crate::{
 pub struct Config {
     /// The receivers.
     pub receive: receive::Config,
-    /// How requests are treated, whatever their route.
-    pub pipeline: pipeline::Config,
+    /// How records are handled whose trace ID is invalid.
+    pub invalid_trace_id: InvalidTraceIds,
     /// The pools.
     pub pools: Vec<PoolConfig>,
     /// Which signals go to which pool. A signal is in one route at most.

@@ -5,7 +5,7 @@ use std::{cell::RefCell, num::NonZeroUsize};
 
 use tonic::Code;
 
-use super::{Config, defect, metrics::SignalMetrics};
+use super::{defect, metrics::SignalMetrics};
 use crate::{
     budget::Permit,
     dispatch::Part,
@@ -15,7 +15,7 @@ use crate::{
     },
     ring::Table,
     route::{ByTraceId, InvalidIds, Lane},
-    settings::InvalidTraceId,
+    settings::{InvalidTraceId, InvalidTraceIds},
     split::{self, Built, BySize, NotBuilt, Plan, Scratch},
 };
 
@@ -45,10 +45,10 @@ pub(super) fn cut(
     permit: Permit,
     table: &Table,
     max: usize,
-    config: &Config,
+    invalid_trace_id: InvalidTraceIds,
     metrics: &SignalMetrics,
 ) -> Result<Cut, Refusal> {
-    let (cut, invalid) = cut_by(signal, message, permit, table, config.invalid_trace_id.of(signal))?;
+    let (cut, invalid) = cut_by(signal, message, permit, table, invalid_trace_id.of(signal))?;
     let cut = fit(cut, max)?;
     metrics.note_invalid(invalid);
     metrics.records.increment(cut.records);

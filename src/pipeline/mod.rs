@@ -55,13 +55,6 @@ pub trait Export: Send + Sync + 'static {
     fn export(&self, request: Request) -> impl Future<Output = Outcome> + Send;
 }
 
-/// Settings that apply to all routes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Config {
-    /// How records are handled whose trace ID is invalid.
-    pub invalid_trace_id: InvalidTraceIds,
-}
-
 /// Turns requests into outcomes, with the current routes and the memory budget.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -75,14 +68,15 @@ pub struct Pipeline {
 /// The routes of all signals, as one snapshot.
 #[derive(Debug)]
 pub struct Routes {
-    config: Config,
+    invalid_trace_id: InvalidTraceIds,
     by_signal: [Option<Arc<Route>>; Signal::ALL.len()],
 }
 
 /// The route of one signal.
 #[derive(Debug)]
 struct Route {
-    config: Config,
+    /// How records are handled whose trace ID is invalid.
+    invalid_trace_id: InvalidTraceIds,
     pool: String,
     dispatch: Arc<Dispatch>,
     metrics: SignalMetrics,
@@ -92,8 +86,8 @@ struct Route {
 
 impl Routes {
     /// Creates an empty set of routes: every signal is answered with `UNIMPLEMENTED`.
-    pub fn new(config: Config) -> Self {
-        Self { config, by_signal: Default::default() }
+    pub fn new(invalid_trace_id: InvalidTraceIds) -> Self {
+        Self { invalid_trace_id, by_signal: Default::default() }
     }
 
     /// Routes `signal` to `pool`, which `dispatch` delivers to.
@@ -109,7 +103,7 @@ impl Routes {
         if let Some(route) = self.by_signal.get_mut(signal.index()) {
             let metrics = SignalMetrics::new(pool, signal);
             *route = Some(Arc::new(Route {
-                config: self.config.clone(),
+                invalid_trace_id: self.invalid_trace_id,
                 pool: pool.to_owned(),
                 dispatch,
                 metrics,
@@ -146,8 +140,15 @@ impl Pipeline {
         let route = self.route(request.signal)?;
         let view = route.dispatch.view().ok_or_else(|| not_ready(&route.pool))?;
         let (max, table) = (view.max_request_size(), view.table());
-        let Cut { parts, records, rejected, permit } =
-            cut::cut(request.signal, request.message, request.permit, table, max, &route.config, &route.metrics)?;
+        let Cut { parts, records, rejected, permit } = cut::cut(
+            request.signal,
+            request.message,
+            request.permit,
+            table,
+            max,
+            route.invalid_trace_id,
+            &route.metrics,
+        )?;
         if parts.is_empty() {
             let outcome = Ok(tally::nothing_to_send(rejected));
             route.metrics.note_outcome(records, &outcome);

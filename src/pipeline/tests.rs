@@ -38,7 +38,7 @@ struct Stage {
 impl Stage {
     fn new(config: dispatch::Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
         let rig = Rig::start_with(config, backends, tasks);
-        let routes = Routes::new(Config::default()).with(Signal::Traces, "test", Arc::clone(&rig.dispatch));
+        let routes = Routes::new(InvalidTraceIds::default()).with(Signal::Traces, "test", Arc::clone(&rig.dispatch));
         let pipeline = Arc::new(Pipeline::new(routes, Budget::new(1 << 30)));
         Self { rig, pipeline }
     }
@@ -337,7 +337,7 @@ fn causes_are_said_in_words() {
 
 #[test]
 fn a_signal_without_a_route_is_told_what_can_be_done() {
-    let pipeline = Pipeline::new(Routes::new(Config::default()), Budget::new(1));
+    let pipeline = Pipeline::new(Routes::new(InvalidTraceIds::default()), Budget::new(1));
     let text_of = |signal| pipeline.route(signal).err().map(|refusal| refusal.message).unwrap_or_default();
     assert_eq!(text_of(Signal::Logs), "no route for logs; add one with signals: [logs]");
     assert_eq!(

@@ -253,7 +253,7 @@ impl Running {
 
 /// Builds the routes of `config` over `pools`.
 fn routes(config: &Config, pools: &BTreeMap<String, Pool>) -> Routes {
-    let mut routes = Routes::new(config.pipeline.clone());
+    let mut routes = Routes::new(config.invalid_trace_id);
     for route in &config.routes {
         let Some(pool) = pools.get(&route.pool) else { continue };
         for signal in &route.signals {

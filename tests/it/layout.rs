@@ -86,10 +86,7 @@ const ROOMS: &[Room] = &[
         &["descriptors", "dispatch", "lifecycle", "listen", "membership", "otlp", "ring", "settings", "telemetry"],
     ),
     // From a file to what each room is configured by.
-    (
-        "config",
-        &["admin", "budget", "discovery", "dispatch", "membership", "otlp", "pipeline", "receive", "settings", "tls"],
-    ),
+    ("config", &["admin", "budget", "discovery", "dispatch", "membership", "otlp", "receive", "settings", "tls"]),
     (
         "proxy",
         &[

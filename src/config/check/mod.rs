@@ -13,7 +13,6 @@ use self::report::{KeyPath, Report};
 use super::{Config, ConfigError, memory, message::Message, tls};
 use crate::{
     budget::Division,
-    pipeline,
     settings::{
         MemoryLimiter, Settings,
         values::{MIB, WorkerThreads},
@@ -36,7 +35,7 @@ pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -
     };
     let mut config = Config {
         receive: listeners.receive,
-        pipeline: pipeline::Config { invalid_trace_id: settings.invalid_trace_id },
+        invalid_trace_id: settings.invalid_trace_id,
         pools,
         routes,
         admin: Some(listeners.admin),

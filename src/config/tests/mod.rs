@@ -67,7 +67,7 @@ fn the_static_example_is_a_whole_configuration() {
     let discovery::Config::Static(list) = &pool.discovery else { panic!("static") };
     let hostnames: Vec<String> = list.hostnames.iter().map(ToString::to_string).collect();
     assert_eq!(hostnames, ["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"]);
-    assert_eq!(config.pipeline, pipeline::Config::default());
+    assert_eq!(config.invalid_trace_id, InvalidTraceIds::default());
     assert_eq!(config.shutdown, Shutdown { delay: Duration::from_secs(5), timeout: Duration::from_secs(25) });
     assert!(config.memory_limit > 0 && config.worker_threads > 0);
     assert_eq!(config.logs, Logs::default());
@@ -114,7 +114,7 @@ fn keys_reach_the_modules_that_they_concern() {
     assert_tls_reaches_its_modules(grpc.tls.expect("tls"), pool.tls.as_ref().expect("tls"));
     assert_eq!(config.routes[0].signals, [Signal::Traces, Signal::Logs]);
     let reject = InvalidTraceId::Reject;
-    assert_eq!([Signal::Traces, Signal::Logs].map(|signal| config.pipeline.invalid_trace_id.of(signal)), [reject; 2]);
+    assert_eq!([Signal::Traces, Signal::Logs].map(|signal| config.invalid_trace_id.of(signal)), [reject; 2]);
     assert_eq!((config.memory_limit, config.worker_threads), (512 << 20, 2));
     assert_eq!(config.shutdown, Shutdown { delay: Duration::from_secs(1), timeout: Duration::from_secs(10) });
     let probes = config.health_check.expect("probes");

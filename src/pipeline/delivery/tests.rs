@@ -14,6 +14,7 @@ use crate::{
     dispatch::{Config, Failure},
     otlp::Signal,
     pipeline::{Routes, SignalMetrics, not_queued},
+    settings::InvalidTraceIds,
     testing::*,
 };
 
@@ -44,8 +45,8 @@ impl Bench {
         scripts.sort_by_key(|script| script.address.to_string());
         let addresses: Vec<_> = scripts.iter().map(|script| script.address).collect();
         let rig = Rig::start_with(config, &addresses, tasks);
-        let config = super::super::Config::default();
-        let pipeline = Pipeline::new(Routes::new(config.clone()), Budget::new(1 << 30));
+        let invalid_trace_id = InvalidTraceIds::default();
+        let pipeline = Pipeline::new(Routes::new(invalid_trace_id), Budget::new(1 << 30));
         let [duplicates, retried, replaced] = std::array::from_fn(|_| Arc::new(AtomicU64::new(0)));
         let counter = |count: &Arc<AtomicU64>| Counter::from_arc(Arc::clone(count));
         let mut metrics = SignalMetrics::new("test", Signal::Traces);
@@ -53,7 +54,7 @@ impl Bench {
         metrics.retried = counter(&retried);
         metrics.replaced = counter(&replaced);
         let dispatch = Arc::clone(&rig.dispatch);
-        let route = Route { config, pool: "test".to_owned(), dispatch, metrics, _user: None };
+        let route = Route { invalid_trace_id, pool: "test".to_owned(), dispatch, metrics, _user: None };
         let view = rig.dispatch.view().expect("there is a table");
         Self { rig, backends: scripts, pipeline, route, view, duplicates, retried, replaced }
     }
