@@ -13,6 +13,9 @@ pub enum AddressError {
     /// The port is 0.
     #[error("port 0 cannot be dialled")]
     Port,
+    /// An address is written where a name is looked up.
+    #[error("an address is not looked up; the static resolver takes addresses")]
+    NotAName,
     /// A port is written where the port has a configuration key of its own.
     #[error("write the name alone; the port has a key of its own")]
     NameOnly,
@@ -37,6 +40,14 @@ pub fn check_backend(Backend(backend): &Backend) -> Result<(), AddressError> {
         Host::Ip(ip) if is_unicast(*ip) => Ok(()),
         Host::Ip(_) => Err(AddressError::NotUnicast),
         Host::Name(name) => check_name(name),
+    }
+}
+
+/// Checks that `name` is the name of hosts and no address, so that the `dns` resolver can look it up.
+pub fn check_hostname(name: &str) -> Result<(), AddressError> {
+    match name.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(_) => Err(AddressError::NotAName),
+        Err(_) => check_name(name),
     }
 }
 
@@ -98,8 +109,14 @@ mod tests {
         for written in ["collector", "Collector.Obs.svc.:14317", "10.0.0.1", "[fd00::1]:1", "[::ffff:10.0.0.1]:9"] {
             assert_eq!(check(written), Ok(()), "{written:?}");
         }
-        for (name, error) in [("", AddressError::Empty), ("a:1", AddressError::NameOnly), ("a b", AddressError::Name)] {
-            assert_eq!(check_name(name), Err(error), "{name:?}");
+        for (name, error) in [
+            ("", AddressError::Empty),
+            ("a:1", AddressError::NameOnly),
+            ("a b", AddressError::Name),
+            ("10.0.0.1", AddressError::NotAName),
+            ("[::1]", AddressError::NotAName),
+        ] {
+            assert_eq!(check_hostname(name), Err(error), "{name:?}");
         }
     }
 }

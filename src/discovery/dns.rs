@@ -1,10 +1,10 @@
 //! The `dns` resolver: the A and AAAA records of one name are the backends.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::{
     DiscoveryError, IpFamily, MAX_ENDPOINTS,
-    address::check_name,
+    address::check_hostname,
     answer::Answers,
     known::Known,
     metrics::Meters,
@@ -31,14 +31,10 @@ pub(super) struct Dns {
 
 /// Checks the configured host name and port.
 pub(super) fn check(hostname: &str, port: u16) -> Result<(), DiscoveryError> {
-    let written = || hostname.to_owned();
-    if hostname.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
-        return Err(DiscoveryError::NotAName { written: written() });
-    }
     if port == 0 {
         return Err(DiscoveryError::Port);
     }
-    check_name(hostname).map_err(|source| DiscoveryError::Hostname { written: written(), source })
+    check_hostname(hostname).map_err(|source| DiscoveryError::Hostname { written: hostname.to_owned(), source })
 }
 
 impl Dns {

@@ -29,7 +29,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 pub use self::{
-    address::{AddressError, check_backend},
+    address::{AddressError, check_backend, check_hostname},
     resolvers::Resolvers,
 };
 use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, system::System};
@@ -37,7 +37,7 @@ use crate::{
     access::Access,
     endpoint::Endpoints,
     lifecycle::Tasks,
-    settings::{DnsResolver, IpFamily, Resolver, StaticResolver},
+    settings::{DnsResolver, IpFamily, Resolver, StaticResolver, values::GoDuration},
 };
 
 /// The shortest interval. A shorter one is most likely a mistake and would burden the cluster's name servers.
@@ -78,21 +78,15 @@ pub enum DiscoveryError {
         /// What is wrong with it.
         source: AddressError,
     },
-    /// A DNS resolver is configured with an address instead of a name.
-    #[error("{written:?} is an address, which the dns resolver cannot look up; use the static resolver")]
-    NotAName {
-        /// As it was configured.
-        written: String,
-    },
     /// The port is 0, which cannot be dialled.
     #[error("port 0 cannot be dialled")]
     Port,
-    /// The interval is shorter than [`MIN_INTERVAL`] or longer than [`MAX_TIME`].
-    #[error("interval {0:?} is not between {MIN_INTERVAL:?} and {MAX_TIME:?}")]
-    Interval(Duration),
-    /// The timeout is 0 or longer than [`MAX_TIME`].
-    #[error("timeout {0:?} is not above 0s and up to {MAX_TIME:?}")]
-    Timeout(Duration),
+    /// The interval is out of its bounds.
+    #[error("the interval {0}")]
+    Interval(TimeError),
+    /// The timeout is out of its bounds.
+    #[error("the timeout {0}")]
+    Timeout(TimeError),
     /// The name servers returned no usable address.
     #[error("cannot resolve {hostname:?}: {reason}")]
     Unresolved {
@@ -101,6 +95,20 @@ pub enum DiscoveryError {
         /// The answers of the name servers.
         reason: String,
     },
+}
+
+/// The reason why an interval or a timeout is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TimeError {
+    /// An interval is shorter than [`MIN_INTERVAL`].
+    #[error("must be at least {}", GoDuration(MIN_INTERVAL))]
+    TooShort,
+    /// A timeout is 0.
+    #[error("must be longer than 0s")]
+    Zero,
+    /// It is longer than [`MAX_TIME`].
+    #[error("is longer than {}", GoDuration(MAX_TIME))]
+    TooLong,
 }
 
 impl Config {
@@ -112,7 +120,8 @@ impl Config {
 
     /// Returns the error with which [`start`] would fail, if there is one. Nothing is looked up.
     pub fn check(&self) -> Result<(), DiscoveryError> {
-        check_times(self.interval(), self.timeout())?;
+        check_interval(self.interval()).map_err(DiscoveryError::Interval)?;
+        check_timeout(self.timeout()).map_err(DiscoveryError::Timeout)?;
         match self {
             Self::Static(list) => fixed::entries(&list.hostnames).map(drop),
             Self::Dns(dns) => dns::check(&dns.hostname, dns.port),
@@ -134,14 +143,22 @@ impl Config {
     }
 }
 
-fn check_times(interval: Duration, timeout: Duration) -> Result<(), DiscoveryError> {
-    if !(MIN_INTERVAL..=MAX_TIME).contains(&interval) {
-        return Err(DiscoveryError::Interval(interval));
+/// Checks the time between two rounds of questions.
+pub fn check_interval(interval: Duration) -> Result<(), TimeError> {
+    match interval {
+        _ if interval < MIN_INTERVAL => Err(TimeError::TooShort),
+        _ if interval > MAX_TIME => Err(TimeError::TooLong),
+        _ => Ok(()),
     }
-    if timeout.is_zero() || timeout > MAX_TIME {
-        return Err(DiscoveryError::Timeout(timeout));
+}
+
+/// Checks the time that one question may take.
+pub fn check_timeout(timeout: Duration) -> Result<(), TimeError> {
+    match timeout {
+        Duration::ZERO => Err(TimeError::Zero),
+        _ if timeout > MAX_TIME => Err(TimeError::TooLong),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Starts a resolver for a pool. The endpoints that it publishes carry `access`. If `resolvers` already has a resolver,

@@ -157,21 +157,26 @@ fn check_static(at: &KeyPath, keys: &StaticResolver, report: &mut Report<'_>) {
             }
         }
     }
-    report.interval(&at.key("interval"), keys.interval);
-    report.positive(&at.key("timeout"), keys.timeout);
+    check_times(at, keys.interval, keys.timeout, report);
 }
 
 fn check_dns(at: &KeyPath, keys: &DnsResolver, report: &mut Report<'_>) {
     let hostname = at.key("hostname");
     if keys.hostname.is_empty() {
         report.error(&hostname, "is missing; write hostname: collectors.example");
-    } else if keys.hostname.contains([':', '/', ' ']) {
-        let message = Message::about(&keys.hostname, |name| {
-            format!("{name} is not a host name; the port has a key of its own, port")
-        });
-        report.error(&hostname, message);
+    } else if let Err(error) = discovery::check_hostname(&keys.hostname) {
+        report.error(&hostname, Message::about(&keys.hostname, |name| format!("{name} is not a host name: {error}")));
     }
     report.within(&at.key("port"), keys.port, 1, u16::MAX);
-    report.interval(&at.key("interval"), keys.interval);
-    report.positive(&at.key("timeout"), keys.timeout);
+    check_times(at, keys.interval, keys.timeout, report);
+}
+
+fn check_times(at: &KeyPath, interval: Duration, timeout: Duration, report: &mut Report<'_>) {
+    for (key, checked) in
+        [("interval", discovery::check_interval(interval)), ("timeout", discovery::check_timeout(timeout))]
+    {
+        if let Err(error) = checked {
+            report.error(&at.key(key), error.to_string());
+        }
+    }
 }

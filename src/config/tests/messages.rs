@@ -63,6 +63,28 @@ fn resolvers_of_the_exporter_are_known_by_name() {
 }
 
 #[test]
+fn what_a_resolver_would_refuse_at_its_start_is_found_by_the_check() {
+    let dns = |keys: &str| pool(&format!("resolver: {{ dns: {{ hostname: {keys} }} }}"));
+    assert_eq!(dns("a, interval: 99ms"), "f:2:50: pools.a.resolver.dns.interval: must be at least 100ms");
+    assert_eq!(dns("a, interval: 25h"), "f:2:50: pools.a.resolver.dns.interval: is longer than 24h");
+    assert_eq!(dns("a, timeout: 0s"), "f:2:49: pools.a.resolver.dns.timeout: must be longer than 0s");
+    assert_eq!(
+        pool("resolver: { static: { hostnames: [a], timeout: 25h } }"),
+        "f:2:55: pools.a.resolver.static.timeout: is longer than 24h"
+    );
+    assert_eq!(
+        dns("10.0.0.1"),
+        "f:2:37: pools.a.resolver.dns.hostname: \"10.0.0.1\" is not a host name: an address is not looked up; the static \
+         resolver takes addresses"
+    );
+    assert!(
+        dns("\"a:4317\"")
+            .contains("\"a:4317\" is not a host name: write the name alone; the port has a key of its own")
+    );
+    assert!(dns("a..b").contains("\"a..b\" is not a host name: a host name has"));
+}
+
+#[test]
 fn a_port_alone_gets_an_address_and_an_address_the_port_of_its_listener() {
     let with = |section: &str| {
         complaint(&format!("pools: {{ a: {{ resolver: {{ dns: {{ hostname: a }} }} }} }}\n{section}\n"))

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     discovery::{
-        Config, DiscoveryError, Endpoints,
+        AddressError, Config, DiscoveryError, Endpoints, TimeError,
         fixed::{self, Fixed},
         metrics::Meters,
         resolve_once_on,
@@ -83,20 +83,21 @@ fn invalid_configurations_are_refused_with_their_reason() {
     let message = |config: Config| config.check().unwrap_err().to_string();
     assert_eq!(message(Config::fixed([])), "a static resolver needs at least one entry in hostnames");
     assert_eq!(message(Config::fixed(["ok", "a..b"])), "bad hostname \"a..b:4317\"");
-    assert!(message(Config::dns("10.0.0.1")).contains("use the static resolver"));
-    assert!(message(Config::dns("[::1]")).contains("use the static resolver"));
-    assert!(matches!(Config::dns("a:4317").check(), Err(DiscoveryError::Hostname { .. })));
+    assert!(matches!(
+        Config::dns("a:4317").check(),
+        Err(DiscoveryError::Hostname { source: AddressError::NameOnly, .. })
+    ));
     let dns = DnsResolver { hostname: "tail.test".into(), ..DnsResolver::default() };
     let DnsResolver { port, interval, timeout, .. } = dns;
     let zero = std::time::Duration::ZERO;
     let config = |port, interval, timeout| Config::Dns(DnsResolver { port, interval, timeout, ..dns.clone() });
     assert!(config(port, interval, timeout).check().is_ok());
     assert!(matches!(config(0, interval, timeout).check(), Err(DiscoveryError::Port)));
-    assert!(matches!(config(port, zero, timeout).check(), Err(DiscoveryError::Interval(_))));
-    assert!(matches!(config(port, interval, zero).check(), Err(DiscoveryError::Timeout(_))));
+    assert!(matches!(config(port, zero, timeout).check(), Err(DiscoveryError::Interval(TimeError::TooShort))));
+    assert!(matches!(config(port, interval, zero).check(), Err(DiscoveryError::Timeout(TimeError::Zero))));
     let ever = std::time::Duration::MAX;
-    assert!(matches!(config(port, ever, timeout).check(), Err(DiscoveryError::Interval(_))));
-    assert!(matches!(config(port, interval, ever).check(), Err(DiscoveryError::Timeout(_))));
+    assert!(matches!(config(port, ever, timeout).check(), Err(DiscoveryError::Interval(TimeError::TooLong))));
+    assert!(matches!(config(port, interval, ever).check(), Err(DiscoveryError::Timeout(TimeError::TooLong))));
     let many: Vec<String> = (0..=65_535).map(|n| format!("10.{}.{}.{}", n / 65_536, n / 256 % 256, n % 256)).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let all = Config::fixed(many.iter().copied());
