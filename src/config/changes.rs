@@ -6,7 +6,17 @@ use super::node::is_plain_name;
 use crate::settings::{Settings, section::Printed};
 
 /// The paths of the keys that differ, in order. For a section that only one of the two has, this is the path of the section.
+/// A key that differs without effect is not among them.
 pub fn changed_keys(before: &Settings, after: &Settings) -> Vec<String> {
+    let mut changed = differing(before, after);
+    if !changed.is_empty() {
+        let in_effect = differing(&before.in_effect(), &after.in_effect());
+        changed.retain(|key| in_effect.contains(key));
+    }
+    changed
+}
+
+fn differing(before: &Settings, after: &Settings) -> Vec<String> {
     let mut changed = Vec::new();
     if let (Ok(one), Ok(other)) = (serde_json::to_value(Printed(before)), serde_json::to_value(Printed(after))) {
         walk("", &one, &other, &mut changed);
@@ -71,6 +81,15 @@ mod tests {
         assert_eq!(changed(&routes("a"), &routes("b")), ["routes[1].pool"]);
         assert_eq!(changed(&routes("a"), "routes: [{ signals: [traces], pool: a }]"), ["routes"]);
         assert_eq!(changed("", "health_check: {}"), ["health_check"]);
+        let level = |compression: &str, level: u8| {
+            pool(&format!("compression: {compression}, compression_params: {{ level: {level} }}"))
+        };
+        assert_eq!(changed(&level("none", 1), &level("none", 5)), [""; 0], "the level has no effect");
+        assert_eq!(changed(&level("none", 5), &level("gzip", 5)), ["pools.a.compression"], "the level is the same");
+        assert_eq!(changed(&level("gzip", 1), &level("gzip", 5)), ["pools.a.compression_params.level"]);
+        let limit = |share: u8, more: &str| format!("memory_limiter: {{ limit_percentage: {share}{more} }}");
+        assert_eq!(changed(&limit(50, ", limit_mib: 9"), &limit(60, ", limit_mib: 9")), [""; 0], "limit_mib holds");
+        assert_eq!(changed(&limit(50, ""), &limit(60, "")), ["memory_limiter.limit_percentage"]);
         let headers = |value: &str| pool(&format!("headers: {{ x-a: {value}, x-b: same }}"));
         assert_eq!(changed(&headers("hunter2"), &headers("hunter3")), ["pools.a.headers.x-a"]);
     }

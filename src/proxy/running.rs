@@ -329,6 +329,18 @@ mod tests {
         tasks.stop();
     }
 
+    #[tokio::test]
+    async fn a_key_without_effect_is_no_change() {
+        let level = |level: u8| {
+            let resolver = "resolver: { static: { hostnames: [\"127.0.0.1:2\"] } }";
+            config(&format!(", b: {{ {resolver}, compression: none, compression_params: {{ level: {level} }} }}"))
+        };
+        let (mut running, _readiness, tasks) = start(level(1));
+        let applied = running.apply(level(5)).await.unwrap();
+        assert_eq!(applied, Applied { is_unchanged: true, ..Applied::default() });
+        tasks.stop();
+    }
+
     #[test]
     fn a_removed_pool_takes_its_series_with_it() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -130,3 +130,19 @@ section! {
         encoding: LogEncoding,
     }
 }
+
+impl Settings {
+    /// The same with the default of each key that has no effect: the level of a compression that is not used, and a
+    /// percentage of the memory beside `limit_mib`.
+    #[must_use]
+    pub fn in_effect(&self) -> Self {
+        let mut settings = self.clone();
+        for pool in settings.pools.values_mut() {
+            pool.delivery = pool.delivery.in_effect();
+        }
+        if settings.memory_limiter.limit_mib.is_some() {
+            settings.memory_limiter.limit_percentage = MemoryLimiter::default().limit_percentage;
+        }
+        settings
+    }
+}

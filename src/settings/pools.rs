@@ -165,3 +165,15 @@ section! {
         max_ejection_percent: u8 = 50,
     }
 }
+
+impl Delivery {
+    /// The same with the default of each key that has no effect, so that deliveries that do the same are equal.
+    #[must_use]
+    pub fn in_effect(&self) -> Self {
+        let compression_params = match self.compression {
+            Compression::None => CompressionParams::default(),
+            Compression::Gzip | Compression::Zstd => self.compression_params,
+        };
+        Self { compression_params, ..self.clone() }
+    }
+}

@@ -53,7 +53,7 @@ fn check_pool(
         name: name.to_owned(),
         discovery: discovery::Config::of(&pool.resolver)?,
         membership: pool.placement.clone(),
-        dispatch: pool.delivery.clone().into(),
+        dispatch: pool.delivery.in_effect().into(),
         headers: pool.headers.checked().unwrap_or_default(),
         tls: pool.tls.as_ref().and_then(|tls| tls.config(&pool.resolver)),
     })
