@@ -1,7 +1,7 @@
 //! The table of all keys in `deploy/docs/configuration.md`. It comes from the declarations: a test compares the two, and
 //! writes the table anew with `UPDATE_DOCS=1 cargo test reference`.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -29,6 +29,11 @@ impl Row {
         Self { key: path.to_owned(), default, help: help.trim().to_owned() }
     }
 
+    /// The path of the key.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     pub(crate) fn line(&self) -> String {
         let Self { key, default, help } = self;
         let default = if default.is_empty() { String::new() } else { format!("`{default}`") };
@@ -46,6 +51,12 @@ pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     Settings::default().document_keys("", &mut rows);
     rows
+}
+
+/// The keys that are declared twice in one section: by itself, and by a section that it includes.
+pub(crate) fn declared_twice(rows: &[Row]) -> Vec<&str> {
+    let mut seen = BTreeSet::new();
+    rows.iter().map(Row::key).filter(|key| !seen.insert(*key)).collect()
 }
 
 /// Compares the rows of the table below a heading of a document with what they should be, or writes them there.
@@ -74,4 +85,9 @@ pub(crate) fn assert_table(document: &str, heading: &str, rows: &[String]) {
 fn the_reference_has_every_key_with_its_default_and_meaning() {
     let rows: Vec<String> = rows().iter().map(Row::line).collect();
     assert_table("deploy/docs/configuration.md", "## Keys", &rows);
+}
+
+#[test]
+fn no_section_has_a_key_twice() {
+    assert_eq!(declared_twice(&rows()), [""; 0]);
 }

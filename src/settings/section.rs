@@ -351,7 +351,7 @@ impl<T: Setting> Setting for IfWritten<T> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::*;
+    use super::{super::reference::declared_twice, *};
 
     section! {
         /// A section that a test reads.
@@ -371,6 +371,18 @@ mod tests {
         struct Inner {
             /// A flag.
             on: bool,
+        }
+    }
+
+    section! {
+        /// A section with a key that a section which it includes has too. A file can set only one of the two.
+        struct Twice {
+            /// A flag.
+            on: bool,
+            /// Keys of another section.
+            inner: Inner as included,
+            /// The same key in a section of its own.
+            apart: Inner,
         }
     }
 
@@ -421,5 +433,12 @@ mod tests {
                 "| `a.b.several[].on` | `false` | A flag. |",
             ]
         );
+    }
+
+    #[test]
+    fn a_key_that_an_included_section_has_too_is_found() {
+        let mut rows = Vec::new();
+        Twice::default().document_keys("a", &mut rows);
+        assert_eq!(declared_twice(&rows), ["a.on"]);
     }
 }
