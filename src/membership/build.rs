@@ -72,6 +72,17 @@ impl Cause {
     }
 }
 
+// === impl View ===
+
+impl View {
+    /// Returns the view that `table` was built from.
+    pub(super) fn of(table: &Table) -> Self {
+        let identity = |index: &u16| table.backends().get(usize::from(*index)).map(|it| Arc::clone(&it.identity));
+        let away = table.overlay().away().iter().filter_map(identity).collect();
+        Self { endpoints: table.backends().into(), away }
+    }
+}
+
 // === impl Rebuild ===
 
 impl Rebuild {

@@ -196,20 +196,32 @@ impl<P: Prober> MembershipTask<P> {
         });
     }
 
-    /// Builds a table on a blocking thread and publishes it. Inputs wait meanwhile; the watch channels keep only their
-    /// newest values.
+    /// Builds a table and publishes it. If it cannot be built, builds the one that the published members need, if any.
     async fn rebuild(&mut self, rebuild: Rebuild) {
+        let mut next = Some(rebuild);
+        while let Some(rebuild) = next {
+            next = self.try_rebuild(rebuild).await;
+        }
+    }
+
+    /// Builds a table on a blocking thread and publishes it. Inputs wait meanwhile; the watch channels keep only their
+    /// newest values. If it cannot be built, returns the one to build instead.
+    async fn try_rebuild(&mut self, rebuild: Rebuild) -> Option<Rebuild> {
         let begun = Instant::now();
         let built = spawn_blocking(|| rebuild.run()).await;
         match built.map_err(BuildError::Thread).and_then(|built| built.map_err(BuildError::Ring)) {
-            Ok(change) => self.publish(change, begun.elapsed()),
+            Ok(change) => {
+                self.publish(change, begun.elapsed());
+                None
+            }
             Err(error) => {
-                self.state.revert(Instant::now());
+                let instead = self.state.revert(Instant::now());
                 self.metrics.show_states(&self.state);
                 self.record.update(&self.state, &[]);
                 let cause: &dyn std::error::Error = &error;
                 let source = cause.source().map(ToString::to_string);
                 tracing::error!(pool = %self.pool, %error, source, "keeping the ring as it is");
+                instead
             }
         }
     }

@@ -143,8 +143,11 @@ impl State {
         self.table = Some(Arc::clone(&change.table));
     }
 
-    /// Notes that the last requested table cannot be built: the members of the published table are restored.
-    pub fn revert(&mut self, now: Instant) {
+    /// Notes that the last requested table cannot be built: the members of the published table are restored. Returns the
+    /// table to build instead if the restored view is not that of the published table: a backend may have been ejected in
+    /// the meantime. A view that has just failed is not requested again.
+    pub fn revert(&mut self, now: Instant) -> Option<Rebuild> {
+        let failed = self.requested.take();
         let endpoints: &[Endpoint] = self.table.as_ref().map_or(&[], |table| table.backends());
         let mut before = std::mem::take(&mut self.backends);
         for endpoint in endpoints {
@@ -158,7 +161,15 @@ impl State {
             self.backends.insert(Arc::clone(&endpoint.identity), backend);
         }
         self.update_panic(&mut Vec::new());
-        self.requested = self.view();
+        let published = self.table.as_deref().map(View::of);
+        let view = self.view();
+        let cause = match (&view, &published) {
+            _ if self.panic => Cause::Panic,
+            (Some(view), Some(published)) if !view.away.is_subset(&published.away) => Cause::Ejection,
+            _ => Cause::Return,
+        };
+        self.requested = if view == failed { failed } else { published };
+        self.request_table(cause)
     }
 
     /// Iterates over the members and their states.

@@ -1,7 +1,10 @@
 //! Tests of the state machine's other inputs: new configurations, late probes, sets that cannot be built. Also of the cause
 //! that each table has.
 
-use super::{build::Cause, *};
+use super::{
+    build::{Cause, View},
+    *,
+};
 
 /// The default configuration with another `outlier_detection`.
 fn detection(change: impl FnOnce(&mut OutlierDetection)) -> Input {
@@ -159,7 +162,7 @@ fn revert_restores_the_published_members_and_keeps_their_health() {
     rig.step(seen("b", HealthKind::Refused));
     assert!(rig.apply(Input::Discovered(endpoints(&["a", "b", "x"], 2))).is_some());
     assert_eq!(rig.members(), ["a", "b", "c", "x"]);
-    rig.state.revert(rig.now);
+    assert!(rig.state.revert(rig.now).is_none());
     assert_eq!((rig.members().join(","), rig.away()), ("a,b,c".to_owned(), vec!["b".to_owned()]));
     assert_eq!(rig.state_of("c"), Some(BackendState::Active), "the published backend must not stay absent");
     assert!(!rig.wait(Duration::ZERO), "the view is that of the published table");
@@ -176,15 +179,37 @@ fn revert_decides_about_panic_by_the_restored_members() {
     rig.see("a", HealthKind::Refused);
     rig.see("b", HealthKind::Refused);
     assert_eq!((rig.away().len(), rig.state.is_panicking()), (2, false), "half of four may be ejected");
-    rig.state.revert(rig.now);
+    assert!(rig.state.revert(rig.now).is_none());
     assert_eq!((rig.away().len(), rig.state.is_panicking()), (0, true), "both of two must not be");
     assert!(!rig.wait(Duration::ZERO), "the view is that of the published table");
 }
 
 #[test]
+fn revert_requests_what_came_with_the_set_that_cannot_be_placed() {
+    let mut rig = Rig::new(Config::default());
+    rig.step(Input::Discovered(endpoints(&["a", "b", "c"], 1)));
+    rig.discover(&["a", "b", "c", "x"]);
+    assert!(rig.see("b", HealthKind::Refused));
+    let instead = rig.state.revert(rig.now);
+    assert_eq!(instead.as_ref().map(|rebuild| rebuild.cause), Some(Cause::Ejection));
+    let change = instead.unwrap().run().unwrap();
+    rig.state.commit(&change);
+    assert_eq!((rig.members().join(","), rig.away()), ("a,b,c".to_owned(), vec!["b".to_owned()]));
+    assert_eq!(View::of(&change.table), rig.state.view().unwrap(), "the table has the ejection");
+    assert!(!rig.wait(Duration::ZERO), "nothing is left to request");
+    // The backend returns beside the next such set.
+    rig.discover(&["a", "b", "c", "x"]);
+    rig.wait(SECOND * 2);
+    assert!(rig.answer("b", true));
+    let instead = rig.state.revert(rig.now);
+    assert_eq!(instead.map(|rebuild| rebuild.cause), Some(Cause::Return));
+    assert!(rig.state.revert(rig.now).is_none(), "what fails twice is not requested a third time");
+}
+
+#[test]
 fn revert_before_the_first_table_leaves_no_members() {
     let mut rig = Rig::with(&["a"]);
-    rig.state.revert(rig.now);
+    assert!(rig.state.revert(rig.now).is_none());
     assert!(rig.state.view().is_none() && rig.state.states().next().is_none());
     assert!(rig.discover(&["a"]), "the set must be tried again");
 }

@@ -85,19 +85,38 @@ async fn set_that_was_published_before_the_start_is_used() {
 #[tokio::test(start_paused = true)]
 async fn neither_an_empty_nor_an_unplaceable_set_replaces_a_table() {
     let tasks = Tasks::new();
-    let (discovery, receiver) = watch::channel(unresolved(&["a", "b"]));
+    let (discovery, receiver) = watch::channel(Some(endpoints(&["a", "b"], 1)));
     let mut tables = begin(receiver, &tasks).1;
     published(&mut tables, 1).await;
-    discovery.send_replace(unresolved(&[]));
+    discovery.send_replace(Some(endpoints(&[], 1)));
     settle().await;
-    let mut weightless = unresolved(&["a", "c"]).expect("there are some").to_vec();
+    let mut weightless = endpoints(&["a", "c"], 1).to_vec();
     weightless[0].weight = 0;
     discovery.send_replace(Some(weightless.into()));
     settle().await;
     assert_eq!(tables.borrow().as_ref().map(|table| table.generation), Some(1));
-    discovery.send_replace(unresolved(&["a", "b", "d"]));
+    discovery.send_replace(Some(endpoints(&["a", "b", "d"], 1)));
     let table = published(&mut tables, 2).await;
     assert_eq!((table.generation, table.backends().len()), (2, 3));
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ejection_beside_a_set_that_cannot_be_placed_is_not_lost() {
+    let tasks = Tasks::new();
+    let (discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c"], 1)));
+    let prober = Scripted { unanswered: 100, ..Scripted::default() };
+    let (events, mut tables) = begin_with(prober, receiver, &tasks);
+    published(&mut tables, 1).await;
+    let mut weightless = endpoints(&["a", "b", "c", "d"], 1).to_vec();
+    weightless[3].weight = 0;
+    // Both are there when the task runs next, so it takes both before it builds.
+    discovery.send_replace(Some(weightless.into()));
+    events.send(&"b".into(), HealthKind::Refused);
+    settle().await;
+    let table = tables.borrow().clone().expect("a table");
+    assert_eq!((table.generation, table.backends().len(), table.overlay().away().len()), (2, 3, 1));
     tasks.stop();
     tasks.wait().await;
 }
