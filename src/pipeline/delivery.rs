@@ -175,8 +175,13 @@ impl<'a> Delivery<'a> {
     /// Records one outcome. If the part has to be retried, returns it with the pause that its backend asked for.
     fn take(&mut self, index: u32, outcome: PartOutcome) -> Option<(Failed, Option<Duration>)> {
         self.under_way = self.under_way.saturating_sub(1);
-        if !self.placed.get(index as usize).is_some_and(|placed| placed.open) {
-            self.defect = Some("a part has more outcomes than one");
+        let defect = match self.placed.get(index as usize) {
+            Some(placed) if placed.open => None,
+            Some(_) => Some("a part has more outcomes than one"),
+            None => Some("an outcome is of a part that is unknown"),
+        };
+        if defect.is_some() {
+            self.defect = defect;
             return None;
         }
         match outcome {

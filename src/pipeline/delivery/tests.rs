@@ -159,6 +159,7 @@ async fn two_outcomes_of_one_part_do_not_stand_for_another() {
         let mut delivery = bench.delivery(3);
         delivery.take_in(vec![(twice, accepted()), (twice, accepted())]);
         assert!(!delivery.is_unfinished(), "as many outcomes came as parts were sent");
+        assert_eq!(delivery.defect, Some("a part has more outcomes than one"));
         assert!(is_defect(delivery.conclude()));
     }
     // The client sends all of it again: both times two records, then one, are there already.
@@ -171,6 +172,7 @@ async fn an_outcome_of_an_unknown_part_acknowledges_nothing() {
     for outcome in [accepted(), owed(0, false, Cause::Full).1] {
         let mut delivery = bench.delivery(3);
         delivery.take_in(vec![(0, accepted()), (7, outcome)]);
+        assert_eq!(delivery.defect, Some("an outcome is of a part that is unknown"));
         assert!(is_defect(delivery.conclude()));
     }
 }
