@@ -150,7 +150,7 @@ fn common(world: &World, probes: (usize, usize), findings: &mut Findings) {
     findings.zero("of these requests, not answered within 1 s", late);
     // Ejections are taken from the log, since metrics may be unreachable.
     let log = world.log(0);
-    let ejected = log.iter().filter(|line| line.contains("backend ejected")).count();
+    let ejected = log.iter().filter(|line| line.contains("backend ejected") || line.contains("backend fails")).count();
     findings.zero("backends ejected because of the proxy's own shortage", ejected);
     let warnings = log.iter().filter(|line| line.contains(" WARN ")).count();
     findings.check("warnings in the log", "≤ 20", warnings, warnings <= 20);

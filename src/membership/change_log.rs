@@ -24,8 +24,9 @@ impl ChangeLog {
         Self { pool: Arc::clone(pool), states: LogLimit::many(), changes: LogLimit::many() }
     }
 
-    /// Logs a change of state, unless there were too many lines lately.
-    pub(super) fn state_changed(&self, note: &Note) {
+    /// Logs a change of state, unless there were too many lines lately. `panicking` is whether the pool is in panic after the
+    /// change: backends that fail keep their slots then.
+    pub(super) fn state_changed(&self, note: &Note, panicking: bool) {
         // Panic is always logged, since an operator must not miss it.
         let allowed_to_log = matches!(note, Note::Panic { .. }) || self.is_allowed();
         let pool = &*self.pool;
@@ -33,6 +34,15 @@ impl ChangeLog {
             return;
         }
         match note {
+            Note::Ejected { identity, reason, period } if panicking => {
+                tracing::warn!(
+                    pool,
+                    backend = %identity,
+                    reason,
+                    ?period,
+                    "backend fails and keeps its slots: too many others fail too"
+                );
+            }
             Note::Ejected { identity, reason, period } => {
                 tracing::warn!(pool, backend = %identity, reason, ?period, "backend ejected");
             }
@@ -51,11 +61,16 @@ impl ChangeLog {
                     pool,
                     failing,
                     allowed,
-                    "too many backends fail: ejections are suspended, all are tried"
+                    "more backends fail than may be ejected: none is, and all keep their slots"
                 );
             }
             Note::Panic { begins: false, failing, allowed } => {
-                tracing::info!(pool, failing, allowed, "few enough backends fail: they count as ejected again");
+                tracing::info!(
+                    pool,
+                    failing,
+                    allowed,
+                    "no more backends fail than may be ejected: those that fail are ejected now"
+                );
             }
         }
     }
@@ -108,12 +123,26 @@ fn names(identities: &[Arc<str>]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::telemetry::logs::captured;
 
     #[test]
     fn log_lines_name_few_backends_and_count_the_rest() {
         let identities: Vec<Arc<str>> = (0..22).map(|index| index.to_string().into()).collect();
         assert_eq!(names(&identities[..2]), "0,1");
         assert!(names(&identities).ends_with(",19,and 2 more"));
+    }
+
+    #[test]
+    fn a_backend_that_fails_in_panic_is_not_said_to_be_ejected() {
+        let log = ChangeLog::new(&"tail".into());
+        let ejected = Note::Ejected { identity: "a".into(), reason: "refused", period: Duration::from_secs(1) };
+        let line = |panicking| captured(|| log.state_changed(&ejected, panicking));
+        assert_eq!(line(false), " WARN backend ejected pool=\"tail\" backend=a reason=\"refused\" period=1s\n");
+        let expected = " WARN backend fails and keeps its slots: too many others fail too pool=\"tail\" backend=a \
+                        reason=\"refused\" period=1s\n";
+        assert_eq!(line(true), expected);
     }
 }

@@ -166,7 +166,7 @@ impl<P: Prober> MembershipTask<P> {
         }
         for note in effects.notes.drain(..) {
             self.metrics.note(&note);
-            self.log.state_changed(&note);
+            self.log.state_changed(&note, self.state.is_panicking());
         }
         effects.probes.drain(..).for_each(|probe| self.start_probe(probe));
         effects

@@ -59,7 +59,7 @@ pub struct Effects {
 /// A change of state, for metrics and the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A backend was ejected.
+    /// A backend was ejected. During panic, it keeps its slots.
     Ejected {
         /// The backend.
         identity: Arc<str>,

@@ -26,6 +26,9 @@ pub(super) struct Diff {
 #[derive(Debug, Serialize)]
 pub(super) struct PoolDiff {
     pub(super) pool: String,
+    /// The name of the pool in B if it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool_in_b: Option<String>,
     pub(super) agree: bool,
     /// Differences other than those of backends.
     pub(super) why: Vec<String>,
@@ -47,7 +50,7 @@ pub(super) struct Differing {
     pub(super) in_b: String,
 }
 
-/// Compares the pools with the same name. If each side has only one pool, compares these two.
+/// Compares the pools with the same name. If each side has only one pool, compares these two, whatever their names.
 pub(super) fn of(a: &Rings, b: &Rings) -> Diff {
     let live = a.live && b.live;
     let mut pools = Vec::new();
@@ -97,7 +100,8 @@ fn compared(a: &PoolRing, b: &PoolRing, live: bool) -> PoolDiff {
     let same_members = a.membership_fingerprint == b.membership_fingerprint;
     let same_placement = a.placement_fingerprint == b.placement_fingerprint || !live;
     PoolDiff {
-        pool: if a.pool.is_empty() || a.pool == b.pool { b.pool.clone() } else { a.pool.clone() },
+        pool: if a.pool.is_empty() { b.pool.clone() } else { a.pool.clone() },
+        pool_in_b: (!a.pool.is_empty() && !b.pool.is_empty() && a.pool != b.pool).then(|| b.pool.clone()),
         agree: why.is_empty() && same_members && same_placement,
         why,
         membership_fingerprints: [a, b].map(|ring| ring.membership_fingerprint.clone()),
@@ -133,7 +137,10 @@ pub(super) fn print(diff: &Diff, as_json: bool, out: &mut (dyn Write + Send)) ->
     }
     writeln!(out, "A: {}\nB: {}", diff.a, diff.b)?;
     for pool in &diff.pools {
-        writeln!(out, "pool {}: {}", pool.pool, pool.result())?;
+        match &pool.pool_in_b {
+            None => writeln!(out, "pool {}: {}", pool.pool, pool.result())?,
+            Some(in_b) => writeln!(out, "pool {} in A, {in_b} in B: {}", pool.pool, pool.result())?,
+        }
         for why in &pool.why {
             writeln!(out, "  {why}")?;
         }

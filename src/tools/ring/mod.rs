@@ -88,6 +88,7 @@ Examples:
 Examples:
   spanring ring diff spanring-0:8888 spanring-1:8888
   spanring ring diff spanring-0:8888 spanring.yaml       a running proxy and its current file
+  spanring ring diff spanring-0:8888 static://a,b --pool tail
   spanring ring diff static://a,b static://a,b,c
 
 Exit codes:
@@ -282,8 +283,14 @@ pub async fn run(
             Ok(ExitCode::SUCCESS)
         }
         Command::Diff(Diff { a, b, common }) => {
-            let (a, b) = (source::rings(&a, &common.pool).await?, source::rings(&b, &common.pool).await?);
-            let diff = diff::of(&a, &b);
+            let (in_a, in_b) = (a.named(&common.pool), b.named(&common.pool));
+            let (rings_a, rings_b) = (source::rings(&a, in_a).await?, source::rings(&b, in_b).await?);
+            for (list, other) in [(&a, &rings_b), (&b, &rings_a)] {
+                if list.is_list() && other.pools.len() > 1 {
+                    return Err(RingToolError::Usage(other.which_pool(list)));
+                }
+            }
+            let diff = diff::of(&rings_a, &rings_b);
             diff::print(&diff, common.json, out)?;
             Ok(code(true, diff.agree))
         }

@@ -57,7 +57,8 @@ fn head(from: &str, ring: &PoolRing, out: &mut (dyn Write + Send)) -> io::Result
         writeln!(out, "{} of the slots go to substitutes of ejected backends", percent(share))?;
     }
     if ring.panic {
-        writeln!(out, "so many backends fail that none counts as ejected")?;
+        let all = "none is, and all keep their slots, those in state ejected too";
+        writeln!(out, "PANIC: more backends fail than may be ejected (max_ejection_percent): {all}")?;
     }
     Ok(())
 }

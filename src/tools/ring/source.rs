@@ -210,9 +210,30 @@ impl SourceArgs {
     }
 }
 
+// === impl Rings ===
+
+impl Rings {
+    /// The error message if it is not clear which of several pools is to be compared with `list`.
+    pub(super) fn which_pool(&self, list: &Source) -> String {
+        let pools: Vec<&str> = self.pools.iter().map(|ring| &*ring.pool).collect();
+        let (from, pools) = (&self.from, pools.join(", "));
+        format!("{from} has the pools {pools}; write --pool NAME to compare one of them with {list}")
+    }
+}
+
 // === impl Source ===
 
 impl Source {
+    /// Whether it is one pool that has no name of its own.
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self, Self::Backends(_) | Self::Members(_))
+    }
+
+    /// The pool to ask this source for if one of that name is to be compared: the only one, if it is a list.
+    pub(super) fn named<'p>(&self, pool: &'p str) -> &'p str {
+        if self.is_list() { "" } else { pool }
+    }
+
     /// Builds the rings of a source that is not a running proxy.
     async fn built(&self) -> Result<Vec<PoolRing>, RingToolError> {
         let config = match self {

@@ -118,6 +118,43 @@ fn a_pool_that_one_side_lacks_is_named() {
     assert_eq!(text, expected);
 }
 
+#[tokio::test]
+async fn a_list_is_compared_with_the_only_pool_or_the_named_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, pools: &[&str]| {
+        let pool =
+            |name: &&str| format!("  {name}: {{ resolver: {{ static: {{ hostnames: [\"127.0.0.1:1\"] }} }} }}\n");
+        let pools: String = pools.iter().map(pool).collect();
+        let text = format!("pools:\n{pools}routes: [{{ signals: [traces], pool: tail }}]\n");
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.display().to_string()
+    };
+    let (one, two) = (file("one.yaml", &["tail"]), file("two.yaml", &["other", "tail"]));
+    let list = "static://127.0.0.1:1";
+    let (text, code) = ring(&format!("diff {one} {list}")).await.expect("a diff");
+    assert!(text.contains("\npool tail in A, default in B: agree\n"), "{text}");
+    assert_eq!(code, ExitCode::SUCCESS);
+    assert_eq!(json(&format!("diff {one} {list}")).await["pools"][0]["pool_in_b"], "default");
+    let expected = format!("{two} has the pools other, tail; write --pool NAME to compare one of them with {list}");
+    assert_eq!(refused(&format!("diff {two} {list}")).await, expected);
+    assert_eq!(refused(&format!("diff {list} {two}")).await, expected);
+    let (text, _) = ring(&format!("diff {list} {two} --pool tail")).await.expect("a diff");
+    assert!(text.contains("\npool default in A, tail in B: agree\n"), "{text}");
+}
+
+#[test]
+fn panic_is_explained() {
+    let ring = PoolRing { panic: true, members: vec![pb::Member::default()], ..PoolRing::default() };
+    let mut out = Vec::new();
+    let rings = source::Rings { from: "one".to_owned(), live: true, pools: vec![ring] };
+    show::rings(&rings, false, &mut out).expect("a text");
+    let text = String::from_utf8(out).expect("text");
+    let expected = "PANIC: more backends fail than may be ejected (max_ejection_percent): none is, and all keep their slots, \
+                    those in state ejected too";
+    assert!(text.lines().any(|line| line == expected), "{text}");
+}
+
 #[test]
 fn only_two_running_proxies_differ_by_ejections() {
     let pools: [&[_]; 2] = [&[("tail", "bbb")], &[("tail", "ccc")]];

@@ -60,7 +60,7 @@ async fn row_40_busy_clients_beyond_the_limit_cost_no_backend_its_service() -> R
     for n in [0, 1, 2, 0, 1, 2] {
         let reply = early.export(fixture.spans_at(n, 2)?).await;
         let log = fixture.process.log();
-        ensure!(!log.contains("backend ejected"), "a backend was ejected: {log}");
+        ensure!(!log.contains("backend ejected") && !log.contains("backend fails"), "a backend was ejected: {log}");
         reply.ok()?;
     }
     crowd.clear();
