@@ -1,5 +1,5 @@
-//! One backend of one shard: its queue, its connections and its health. Parts are pushed to the queue here and leave it
-//! through a [`Link`]. After each change this module wakes or opens connections, or hands parts back.
+//! One backend of one shard: its queue, its connections and its health. Parts enter the queue here and leave it through a
+//! [`Link`]. After each change this module wakes or opens connections, or hands parts back.
 
 use std::{
     fmt,
@@ -15,30 +15,30 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Cause, Config, Failure, RetryBudget,
+    capacity::Capacity,
     health::{Health, Pulse},
     link::{Link, Transport},
     metrics::{BackendMetrics, PoolMetrics},
     opener::Opener,
     queue::{Batch, Rules},
     queued::{Fate, Queued},
-    room::Room,
     state::{Nudge, State},
     transport::{GIVE_UP, Peer, QUEUE},
 };
 use crate::{endpoint::Endpoint, health::Events, lifecycle::Tasks};
 
-/// What all backends of a pool share.
+/// The data that all backends of a pool share.
 pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) tasks: Tasks,
     pub(super) events: Events,
     pub(super) retries: Arc<RetryBudget>,
-    /// Generations of the views.
+    /// The generation of the current view.
     pub(super) changes: watch::Sender<u64>,
     pub(super) metrics: Arc<PoolMetrics>,
     pub(super) opener: Arc<Opener>,
     pub(super) transport: Arc<dyn Transport>,
-    /// Every backend that may hold something: those of the table and those that left it.
+    /// All backends that may hold parts: those of the table, and those that have left it and are not idle yet.
     pub(super) all: Arc<ArcSwap<Vec<Arc<Backend>>>>,
 }
 
@@ -48,8 +48,8 @@ pub(super) struct Backend {
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: BackendMetrics,
     pub(super) health: Health,
-    /// The room of the queue.
-    pub(super) room: Room,
+    /// The number of bytes in the queue, and their limit.
+    pub(super) capacity: Capacity,
     /// Whether the backend has left the table. It then finishes its parts, and its connections close.
     is_closing: AtomicBool,
     state: Mutex<State>,
@@ -90,7 +90,7 @@ impl Shared {
         })
     }
 
-    /// The same pool under another configuration: all but that is shared with what it was before.
+    /// Returns the same data with another configuration.
     pub(super) fn reconfigured(&self, config: Config) -> Arc<Self> {
         self.metrics.show_limit(&config);
         self.retries.set_percent(config.keys.retry_on_failure.budget_percent);
@@ -117,7 +117,7 @@ impl Backend {
             shared: Arc::clone(shared),
             metrics: shared.metrics.of_backend(identity),
             health: Health::new(identity, shared.events.clone(), pulse),
-            room: Room::new(config.keys.sending_queue.queue_size.0),
+            capacity: Capacity::new(config.keys.sending_queue.queue_size.0),
             is_closing: AtomicBool::new(false),
             state: Mutex::new(State::new(config)),
         })
@@ -127,12 +127,12 @@ impl Backend {
 
     /// Takes room for `bytes`. Returns false if there is none. A part that is larger than the whole queue fits an empty one.
     pub(super) fn admit(&self, bytes: usize) -> bool {
-        self.room.take(bytes) || {
+        self.capacity.take(bytes) || {
             let now = Instant::now();
             let dead = self.lock().queue.purge(now);
             !dead.is_empty() && {
                 self.drop_dead(dead, now);
-                self.room.take(bytes)
+                self.capacity.take(bytes)
             }
         }
     }
@@ -153,7 +153,7 @@ impl Backend {
 
     /// Puts entries back to the front of the queue in their order, to send them again at once.
     pub(super) fn push_back_in_front(self: &Arc<Self>, entries: Vec<Queued>, now: Instant) {
-        self.room.take_again(entries.iter().map(Queued::cost).sum());
+        self.capacity.take_again(entries.iter().map(Queued::cost).sum());
         let nudge = {
             let mut state = self.lock();
             entries.into_iter().rev().for_each(|entry| state.queue.push_front(entry));
@@ -164,7 +164,7 @@ impl Backend {
 
     /// Begins a further call if the queue allows it by now. Returns whether entries wait.
     pub(super) fn poke(self: &Arc<Self>, now: Instant) -> bool {
-        if self.room.is_empty() {
+        if self.capacity.is_empty() {
             return false;
         }
         let (nudge, waits) = {
@@ -180,7 +180,7 @@ impl Backend {
 
     /// Takes the entries of the next call, for the connection with this index.
     pub(super) fn take(&self, connection: Option<usize>, now: Instant) -> Option<Batch> {
-        if self.room.is_empty() {
+        if self.capacity.is_empty() {
             return None;
         }
         let mut dead = Vec::new();
@@ -193,7 +193,7 @@ impl Backend {
             (batch, !state.queue.is_empty())
         };
         if let Some(batch) = &batch {
-            self.room.give_back(batch.parts.iter().map(Queued::cost).sum());
+            self.capacity.give_back(batch.parts.iter().map(Queued::cost).sum());
         }
         self.drop_dead(dead, now);
         if waits {
@@ -233,7 +233,7 @@ impl Backend {
     pub(super) fn readmit(&self) {
         let mut state = self.lock();
         if state.away.take().is_some() {
-            // It has answered a probe.
+            // The backend has answered a probe.
             self.health.begin_anew();
             state.connections.begin_anew();
         }
@@ -282,7 +282,7 @@ impl Backend {
     pub(super) fn load(&self) -> Load {
         let state = self.lock();
         Load {
-            waiting_bytes: self.room.used(),
+            waiting_bytes: self.capacity.used(),
             calls: state.queue.running(),
             call_bytes: state.queue.running_bytes(),
             connections: state.connections.up().count(),
@@ -292,7 +292,7 @@ impl Backend {
     /// Whether no entry waits, no call is in flight, and no connection is up or being established.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.lock();
-        self.room.is_empty() && state.queue.running() == 0 && state.connections.are_down()
+        self.capacity.is_empty() && state.queue.running() == 0 && state.connections.are_down()
     }
 
     // === Consequences ===
@@ -315,7 +315,7 @@ impl Backend {
 
     /// Hands back entries that were taken out of the queue.
     fn give_back(&self, entries: Vec<Queued>, after: Option<Duration>, cause: Cause) {
-        self.room.give_back(entries.iter().map(Queued::cost).sum());
+        self.capacity.give_back(entries.iter().map(Queued::cost).sum());
         for entry in entries {
             if cause == Cause::Stopped {
                 self.shared.metrics.dropped_stopped.increment(1);
@@ -328,7 +328,7 @@ impl Backend {
         if dead.is_empty() {
             return;
         }
-        self.room.give_back(dead.iter().map(Queued::cost).sum());
+        self.capacity.give_back(dead.iter().map(Queued::cost).sum());
         for entry in dead {
             let late = !entry.inbox().is_abandoned() && entry.inbox().deadline <= now;
             let (cause, counter) = if late {
@@ -347,7 +347,7 @@ impl Backend {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held, save for a lack of memory.
+        // No code panics while the lock is held, except when memory runs out.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

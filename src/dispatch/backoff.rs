@@ -1,10 +1,10 @@
-//! Pauses between attempts: exponential, with jitter, bounded.
+//! Pauses between attempts, which grow exponentially up to a bound and have jitter.
 
 use std::time::Duration;
 
 use crate::settings::RetryOnFailure;
 
-/// A growing pause. Used between connects here and between a request's attempts by the pipeline.
+/// A growing pause. Dispatch uses it between connection attempts, the pipeline between the attempts of a part.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     keys: RetryOnFailure,
@@ -12,15 +12,15 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Begins with the first pause.
+    /// Creates a backoff that begins with the first pause.
     pub fn new(keys: RetryOnFailure) -> Self {
         Self { keys, failures: 0 }
     }
 
-    /// The next pause.
+    /// Returns the next pause.
     pub fn pause(&mut self) -> Duration {
         let RetryOnFailure { initial_interval, max_interval, multiplier, randomization_factor, .. } = self.keys;
-        // Beyond 64 steps every sensible multiplier has met the bound.
+        // After 64 steps every sensible multiplier has reached the bound.
         let exponent = i32::try_from(self.failures.min(64)).unwrap_or(64);
         self.failures = self.failures.saturating_add(1);
         let grown = initial_interval.as_secs_f64() * multiplier.max(1.0).powi(exponent);
@@ -29,7 +29,7 @@ impl Backoff {
         Duration::try_from_secs_f64(bounded * (1.0 + spread)).unwrap_or(max_interval)
     }
 
-    /// Starts over after a success; whether there was a pause since the last.
+    /// Starts over after a success. Returns whether there was a pause since the last success.
     pub fn reset(&mut self) -> bool {
         std::mem::take(&mut self.failures) > 0
     }

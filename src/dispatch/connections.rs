@@ -1,5 +1,5 @@
-//! State of the connections to one backend: which are up, and when another may be established. It does no I/O and takes no
-//! lock.
+//! The state of the connections to one backend: which are up, and when another may be established. It does no I/O and takes
+//! no lock.
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,8 +50,8 @@ pub(super) struct Setback {
 /// How waiting parts can be sent.
 #[derive(Debug)]
 pub(super) enum Way<'a> {
-    /// A connection is up. `wakeups` are those of the one with the fewest calls. `besides` is the index of a further connection
-    /// that may be established, if all that are up have calls.
+    /// A connection is up. `wakeups` wakes the one with the fewest calls. `besides` is the index of a further connection that may
+    /// be established, if all that are up have calls.
     Up { wakeups: &'a Arc<Wakeups>, besides: Option<usize> },
     /// A connection is being established.
     Soon,
@@ -166,7 +166,7 @@ impl Connections {
         self.answered();
     }
 
-    /// The wakeups of the connections that are up.
+    /// Returns the connections that are up, as the means to wake them.
     pub(super) fn up(&self) -> impl Iterator<Item = &Arc<Wakeups>> {
         self.all.iter().filter_map(Connection::wakeups)
     }

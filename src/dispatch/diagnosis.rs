@@ -1,12 +1,12 @@
-//! Asks a backend that ends plaintext connections before a word whether it speaks TLS: then the log can say what is missing,
-//! and so can the answers to clients.
+//! Finds out whether a backend that ends plaintext connections at once speaks TLS. If so, the log and the answers to clients
+//! name the missing configuration.
 
 use std::sync::Arc;
 
 use super::{Failure, backend::Backend, transport};
 
-/// Asks, if `failure` may be because the backend speaks TLS and we do not. For the first failure of a row, so that a backend
-/// that fails is not asked each time.
+/// Asks the backend whether it speaks TLS, if that may be the cause of `failure`. Called for the first of consecutive failures
+/// only, so that a failing backend is not asked each time.
 pub(super) fn ask_for_tls(backend: &Arc<Backend>, failure: Failure) {
     let peer = &backend.peer;
     let Some(address) = peer.address.filter(|_| peer.access.tls().is_none()) else { return };

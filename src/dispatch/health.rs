@@ -1,4 +1,4 @@
-//! What deliveries say about a backend's health: each failure of the way to it, and the answer that ends a row of them.
+//! A backend's health as seen by deliveries: reports each failure of its connections, and the first answer after failures.
 
 use std::{
     sync::{
@@ -16,7 +16,7 @@ use crate::{
     tls::Reason,
 };
 
-/// A backend that has answered no call for so many times `timeout` is ejected, although it answers PINGs (design 3, Silence).
+/// A backend that has answered no call for this many times `timeout` is ejected, even if it answers PINGs (design 3, Silence).
 const MUTE_TIMEOUTS: u32 = 2;
 
 /// The health of a backend, as deliveries see it.
@@ -25,22 +25,23 @@ pub(super) struct Health {
     identity: Arc<str>,
     events: Events,
     pub(super) pulse: Arc<Pulse>,
-    /// Whether it was seen to speak TLS, though it is spoken to in plaintext.
+    /// Whether the backend is known to speak TLS, although its pool is plaintext.
     speaks_tls: AtomicBool,
 }
 
-/// What was said last of one backend, and since when it has answered no call; its shards share it.
+/// The part of a backend's health that its shards share: the last report, and the time since which it has answered no call.
 #[derive(Debug)]
 pub(super) struct Pulse {
+    /// Whether a failure was reported, and no answer since.
     failing: AtomicBool,
-    /// What `unanswered_since` counts from.
+    /// The time that `unanswered_since` counts from.
     base: Instant,
-    /// Milliseconds, plus one, from `base` to the first call since the last answer; 0 if there was none.
+    /// The milliseconds from `base` to the first call since the last answer, plus one; 0 if there was no call since.
     unanswered_since: AtomicU64,
-    /// Whether it was ejected for that and has answered no call since: answering probes does not make up for it.
+    /// Whether the backend was reported as mute and has answered no call since. Answers to probes do not count.
     is_on_trial: AtomicBool,
-    /// Whether a backend of that identity and address is in the table, which after a change of the configuration may be another
-    /// object than the one that fails.
+    /// Whether the table has a backend with this identity and address. After a change of the configuration that can be another
+    /// object than the one that reports a failure.
     is_listed: AtomicBool,
 }
 
@@ -57,32 +58,32 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// Notes that a call began. One relaxed load while another one is unanswered.
+    /// Notes that a call began. While another call is unanswered, this costs one relaxed load.
     pub(super) fn called(&self, now: Instant) {
         if self.unanswered_since.load(Ordering::Relaxed) == 0 {
             self.unanswered_since.store(self.millis(now).saturating_add(1), Ordering::Relaxed);
         }
     }
 
-    /// Whether no call was answered for too long, although some were made. A backend that comes back from an ejection for
-    /// this reason has half the time for its first answer, so that it costs clients less each time.
+    /// Whether no call was answered for too long, although some were made. A backend that returns after an ejection for this
+    /// reason has half the time for its first answer, so that fewer clients wait for it in vain.
     pub(super) fn is_mute(&self, now: Instant, timeout: Duration) -> bool {
         let timeouts = if self.is_on_trial.load(Ordering::Relaxed) { 1 } else { MUTE_TIMEOUTS };
         let since = self.unanswered_since.load(Ordering::Relaxed);
         since > 0 && u128::from(self.millis(now).saturating_sub(since - 1)) >= (timeout * timeouts).as_millis()
     }
 
-    /// Notes whether the table still has it.
+    /// Notes whether the table has the backend.
     pub(super) fn list(&self, is_listed: bool) {
         self.is_listed.store(is_listed, Ordering::Release);
     }
 
-    /// Whether the table still has it.
+    /// Whether the table has the backend.
     pub(super) fn is_listed(&self) -> bool {
         self.is_listed.load(Ordering::Acquire)
     }
 
-    /// It is reported as mute.
+    /// Notes that the backend is reported as mute.
     pub(super) fn begin_trial(&self) {
         self.is_on_trial.store(true, Ordering::Relaxed);
     }
@@ -96,18 +97,18 @@ impl Pulse {
         u64::try_from(now.saturating_duration_since(self.base).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Notes an answer. A few relaxed loads and stores while all is well.
+    /// Notes an answer. While the backend is healthy, this costs a few relaxed loads and stores.
     pub(super) fn answered(&self, events: &Events, identity: &Arc<str>) {
         self.begin_anew();
         self.is_on_trial.store(false, Ordering::Relaxed);
         if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
-            // What was not taken is said again with the next answer.
+            // If the channel is full, the next answer is reported instead.
             let taken = events.send(identity, HealthKind::Answered);
             self.failing.fetch_or(!taken, Ordering::Relaxed);
         }
     }
 
-    /// Notes a failure of the way to the backend. A shortage on this side is none.
+    /// Notes a failure of the connection to the backend. A shortage of this process does not count as one.
     pub(super) fn failed(&self, events: &Events, identity: &Arc<str>, failure: Failure) {
         if let Some(kind) = kind_of(failure) {
             self.failing.store(true, Ordering::Relaxed);
@@ -176,12 +177,13 @@ impl Health {
     }
 }
 
-/// What a server of TLS does with a client that does not speak it: an alert, which is no HTTP/2, or the end.
+/// Whether a TLS server can cause this failure of a plaintext connection. It answers with an alert, which is not HTTP/2, or
+/// closes the connection.
 fn may_be_tls(failure: Failure) -> bool {
     matches!(failure, Failure::Protocol | Failure::Reset | Failure::ResetAtOnce)
 }
 
-/// What membership hears of a failure, if it says anything of the backend.
+/// The report to membership about a failure; `None` if the failure says nothing about the backend.
 fn kind_of(failure: Failure) -> Option<HealthKind> {
     Some(match failure {
         Failure::Local(_) => return None,
@@ -205,7 +207,7 @@ mod tests {
     use crate::{health, shortage::Shortage};
 
     #[test]
-    fn every_failure_is_a_reason_that_membership_knows() {
+    fn membership_knows_the_reason_of_every_failure() {
         use Failure::{
             ConnectError, ConnectRefused, ConnectTimeout, Gateway, Ping, Protocol, RefusedStream, Reset, ResetAtOnce,
             Timeout, TurnedAway,
@@ -218,26 +220,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_backend_is_mute_once_no_call_was_answered_for_long() {
+    async fn a_backend_is_mute_after_two_timeouts_without_an_answer() {
         let (events, _inbox) = health::channel("test");
         let (pulse, start) = (Pulse::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let is_mute = |seconds| pulse.is_mute(at(seconds), Duration::from_secs(5));
-        assert!(!is_mute(100), "nobody called it");
+        assert!(!is_mute(100), "there was no call");
         pulse.called(at(100));
         pulse.called(at(109));
         assert!(!is_mute(109) && is_mute(110), "measured from the first call on");
         pulse.begin_trial();
         pulse.begin_anew();
         pulse.called(at(200));
-        assert!(!is_mute(204) && is_mute(205), "it came back and owes its first answer sooner");
+        assert!(!is_mute(204) && is_mute(205), "after its return it has half the time");
         pulse.answered(&events, &"a".into());
         pulse.called(at(300));
-        assert!(!is_mute(309) && is_mute(310), "an answer makes up for it");
+        assert!(!is_mute(309) && is_mute(310), "after an answer it has the whole time again");
     }
 
     #[tokio::test]
-    async fn an_answer_is_said_once_after_failures_and_never_without() {
+    async fn an_answer_is_reported_once_and_only_after_failures() {
         let (events, mut inbox) = health::channel("test");
         let (pulse, identity) = (Pulse::default(), "a".into());
         pulse.answered(&events, &identity);
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_found_no_room_is_said_again() {
+    async fn an_answer_is_reported_later_if_the_channel_is_full() {
         let (events, mut inbox) = health::channel("test");
         let (pulse, identity) = (Pulse::default(), "a".into());
         while events.send(&identity, HealthKind::Refused) {}
@@ -265,9 +267,9 @@ mod tests {
         while inbox.recv().await.is_some_and(|event| event.kind == HealthKind::Refused) {
             pulse.answered(&events, &identity);
         }
-        // The loop ended with something else: the answer.
+        // The loop ended with the report of an answer.
         pulse.answered(&events, &identity);
         drop(events);
-        assert_eq!(inbox.recv().await, None, "must be said once");
+        assert_eq!(inbox.recv().await, None, "must be reported once");
     }
 }

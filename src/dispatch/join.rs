@@ -1,4 +1,4 @@
-//! One request's mailbox: its parts' outcomes arrive here, and what is queued learns here that nobody waits any longer.
+//! The mailbox of one request: collects the outcomes of its parts, and tells queued parts that their request was abandoned.
 
 use std::{
     fmt,
@@ -18,31 +18,32 @@ use crate::{
     otlp::{ClientConnection, Metadata},
 };
 
-/// One request's mailbox. Dropping it abandons the request: what waits is dropped and counted, what was sent is awaited.
+/// The mailbox of one request. Dropping it abandons the request: waiting parts are dropped and counted, calls in flight are
+/// awaited.
 pub struct Join {
     inbox: Arc<Inbox>,
-    /// How many parts of each cut are not done with.
+    /// The number of unfinished parts of each cut.
     cuts: Cuts,
 }
 
-/// How many parts are left of each cut of a request. There is more than one cut only if a part had to be placed again.
+/// The number of unfinished parts of each cut of a request. There are several cuts only if a part had to be placed again.
 #[derive(Default)]
 struct Cuts {
     first: Option<usize>,
     further: Vec<usize>,
 }
 
-/// What queued parts hold of their request.
+/// The side of the mailbox that queued parts hold.
 pub(super) struct Inbox {
     state: Mutex<State>,
     abandoned: AtomicBool,
-    /// Parts that a call has begun with, by their index; those from 63 on share a bit.
+    /// A bit for each part, by its index: whether a call has begun with it. The parts from 63 on share one bit.
     begun: AtomicU64,
-    /// Parts are not sent after it.
+    /// The time after which no part is sent.
     pub(super) deadline: Instant,
-    /// The connection whose data this is.
+    /// The client connection that the request arrived on.
     pub(super) connection: Arc<ClientConnection>,
-    /// What of its headers goes on: all its parts carry it, however they are cut and whenever they are sent.
+    /// The headers of the request that are forwarded. All its parts carry them, including those that are cut again.
     pub(super) metadata: Option<Arc<Metadata>>,
 }
 
@@ -50,30 +51,30 @@ pub(super) struct Inbox {
 struct State {
     outcomes: Vec<(u32, PartOutcome)>,
     outstanding: usize,
-    /// Something arrived that the request has to act on before the rest is there.
+    /// Whether an outcome has arrived that the request has to act on before the others arrive.
     urgent: bool,
     waker: Option<Waker>,
-    /// What the request's first cut holds of the budget.
+    /// The budget share of the first cut.
     permit: Option<Permit>,
-    /// What each further cut holds.
+    /// The budget shares of the further cuts.
     further: Vec<Permit>,
 }
 
 impl Join {
-    /// A mailbox for a request whose client is to have an answer by `deadline`.
+    /// Creates a mailbox for a request whose client must have an answer by `deadline`.
     pub fn new(deadline: Instant, connection: Arc<ClientConnection>) -> Self {
         Self::carrying(deadline, connection, None)
     }
 
-    /// The same for a request that brings headers that go on.
+    /// Creates a mailbox for a request with headers that are forwarded.
     pub fn carrying(deadline: Instant, connection: Arc<ClientConnection>, metadata: Option<Arc<Metadata>>) -> Self {
         let (state, abandoned, begun) = (Mutex::default(), AtomicBool::new(false), AtomicU64::new(0));
         let inbox = Inbox { state, abandoned, begun, deadline, connection, metadata };
         Self { inbox: Arc::new(inbox), cuts: Cuts::default() }
     }
 
-    /// Adds a cut of the request, and keeps what its parts hold of the memory budget. It is given back when all of them are
-    /// done with ([`Join::part_done`]), or when the last part of the request is gone. Returns the number of the cut.
+    /// Adds a cut of the request, and keeps the budget share of its parts. The share is given back when all of them are finished
+    /// ([`Join::part_done`]), or when the last part of the request is dropped. Returns the number of the cut.
     pub fn add_cut(&mut self, parts: usize, permit: Permit) -> usize {
         let mut state = self.inbox.lock();
         match self.cuts.add(parts) {
@@ -83,8 +84,8 @@ impl Join {
         self.cuts.further.len()
     }
 
-    /// Notes that a part of a cut is done with. The last part of the cut gives its memory back, except if the request is over
-    /// with it: then all of its memory goes at once.
+    /// Notes that a part of a cut is finished. After the last part of the cut its budget share is given back, unless `is_over`
+    /// says that the request is finished too: then all shares are given back together when it is dropped.
     pub fn part_done(&mut self, cut: usize, is_over: bool) {
         if self.cuts.part_done(cut) && !is_over {
             self.give_back(cut);
@@ -103,10 +104,11 @@ impl Join {
         }
     }
 
-    /// Waits until a part has to be placed again, or until every submitted part has its outcome, and takes what arrived,
-    /// as `(index, outcome)`. Resolves at once, with nothing, when nothing is outstanding.
+    /// Waits until a part has to be placed again, or until every submitted part has its outcome. Returns the outcomes that have
+    /// arrived, as `(index, outcome)`. If no outcome is outstanding, this returns at once.
     ///
-    /// Outcomes that need no action wake nobody before the last: one wake-up for a request whose parts were all accepted.
+    /// Outcomes that need no action do not wake the task before the last one. So a request whose parts are all accepted has one
+    /// wake-up.
     /// Cancel safety: outcomes stay for the next call.
     pub async fn next(&self) -> Vec<(u32, PartOutcome)> {
         poll_fn(|cx| {
@@ -124,12 +126,12 @@ impl Join {
         .await
     }
 
-    /// What has arrived and was not taken yet.
+    /// Takes the outcomes that have arrived, without waiting.
     pub fn arrived(&self) -> Vec<(u32, PartOutcome)> {
         std::mem::take(&mut self.inbox.lock().outcomes)
     }
 
-    /// Whether a call may have begun with the part of that index. Of the first 63 parts it is known exactly.
+    /// Whether a call may have begun with the part with this index. The answer is exact for the first 63 parts.
     pub fn may_have_begun(&self, index: u32) -> bool {
         self.inbox.begun.load(Ordering::Relaxed) & bit_of(index) != 0
     }
@@ -140,7 +142,7 @@ impl Join {
 }
 
 impl Cuts {
-    /// Adds a cut into so many parts, and returns its number.
+    /// Adds a cut with this number of parts. Returns the number of the cut.
     fn add(&mut self, parts: usize) -> usize {
         match self.first {
             None => self.first = Some(parts),
@@ -149,7 +151,7 @@ impl Cuts {
         self.further.len()
     }
 
-    /// One part of a cut is done with. Returns whether it was the last.
+    /// Notes that a part of a cut is finished. Returns whether it was the last one.
     fn part_done(&mut self, cut: usize) -> bool {
         let left = match cut.checked_sub(1) {
             None => self.first.as_mut(),
@@ -180,7 +182,7 @@ fn bit_of(index: u32) -> u64 {
 }
 
 impl Inbox {
-    /// Announces `parts` outcomes.
+    /// Notes that `parts` more outcomes will be delivered.
     pub(super) fn expect(&self, parts: usize) {
         self.lock().outstanding += parts;
     }
@@ -199,18 +201,18 @@ impl Inbox {
         }
     }
 
-    /// A call begins with the part of that index.
+    /// Notes that a call begins with the part with this index.
     pub(super) fn begin(&self, index: u32) {
         self.begun.fetch_or(bit_of(index), Ordering::Relaxed);
     }
 
-    /// Whether nobody waits any longer.
+    /// Whether the request was abandoned.
     pub(super) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole between any two statements that could panic.
+        // The state is consistent wherever the code could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn accepted_parts_wake_nobody_before_the_last() {
+    fn accepted_parts_do_not_wake_the_request_before_the_last() {
         let join = join();
         join.inbox().expect(2);
         let flag = Arc::new(Flag::default());
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_a_cut_is_given_back_with_its_last_part_or_with_the_request() {
+    fn the_budget_share_of_a_cut_is_given_back_after_its_last_part_or_with_the_request() {
         let budget = Budget::new(1_000);
         let mut join = join();
         assert_eq!(join.add_cut(2, budget.take(100).unwrap()), 0);
@@ -280,13 +282,13 @@ mod tests {
         join.part_done(0, false);
         assert_eq!(budget.used(), 1);
         join.part_done(2, true);
-        assert_eq!(budget.used(), 1, "the rest goes with the request");
+        assert_eq!(budget.used(), 1, "the other shares must be kept until the request is dropped");
         drop(join);
         assert_eq!(budget.used(), 0);
     }
 
     #[tokio::test]
-    async fn nothing_outstanding_resolves_at_once() {
+    async fn without_outstanding_parts_next_returns_at_once() {
         assert!(join().next().await.is_empty());
     }
 }

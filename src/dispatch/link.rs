@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{lifecycle::Tasks, shortage::Shortage};
 
-/// The pause after this process could not open a socket, in milliseconds: a random value of this range. It is short because
-/// each connection that ends frees a descriptor, and a failed attempt costs one system call.
+/// The range of the pause after this process could not open a socket, in milliseconds. It is short because each connection that
+/// ends frees a descriptor, and because a failed attempt costs only one system call.
 const SHORTAGE_PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=200;
 
 /// Opens connections to backends.
@@ -76,9 +76,9 @@ impl Link {
     fn answered(&mut self) {
         if !std::mem::replace(&mut self.has_answered, true) {
             self.backend.health.speaks_plaintext();
-            let again = self.backend.lock().connections.answered();
+            let had_failed = self.backend.lock().connections.answered();
             let metrics = &self.backend.shared.metrics;
-            if again && metrics.may_log() {
+            if had_failed && metrics.may_log() {
                 let pool = &*metrics.pool;
                 tracing::info!(pool, backend = %self.peer().identity, "connected to the backend again");
             }
@@ -188,7 +188,7 @@ impl Work for Link {
     }
 
     fn waits(&self) -> bool {
-        !self.backend.room.is_empty()
+        !self.backend.capacity.is_empty()
     }
 
     fn take(&mut self, now: Instant) -> Option<Batch> {
@@ -217,7 +217,7 @@ impl Work for Link {
     }
 
     fn is_finished(&self) -> bool {
-        self.backend.is_closing() && self.backend.room.is_empty()
+        self.backend.is_closing() && self.backend.capacity.is_empty()
     }
 
     fn note(&mut self, event: Event) {

@@ -1,4 +1,4 @@
-//! Metric handles of dispatch, resolved once per pool and once per backend.
+//! Metrics of dispatch. The handles are resolved once for each pool and once for each backend.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use crate::{
     telemetry::{LogLimit, metrics as names},
 };
 
-/// Handles without a backend.
+/// The handles of one pool.
 pub(super) struct PoolMetrics {
     pub(super) pool: Arc<str>,
     queue_limit: Gauge,
-    /// For lines about single backends.
+    /// Bounds the log lines about failures and returns of backends.
     backends: LogLimit,
-    /// For lines about sockets that this process could not open.
+    /// Bounds the log lines about sockets that this process could not open.
     pub(super) shortages: LogLimit,
-    /// For lines about data that a backend refuses for good.
+    /// Bounds the log lines about records that a backend refuses for good.
     pub(super) refusals: LogLimit,
     pub(super) call_duration: Histogram,
     pub(super) call_parts: Histogram,
@@ -31,7 +31,7 @@ pub(super) struct PoolMetrics {
     pub(super) unattributed: Counter,
 }
 
-/// Handles of one backend.
+/// The handles of one backend.
 pub(super) struct BackendMetrics {
     accepted: Counter,
     partial: Counter,
@@ -43,7 +43,7 @@ pub(super) struct BackendMetrics {
     records_rejected: [Counter; Signal::ALL.len()],
     pub(super) bytes: Counter,
     queue_bytes: Gauge,
-    /// The queue had no room for a part.
+    /// Counts requests that found no room in the queue.
     pub(super) queue_full: Counter,
     in_flight: Gauge,
     in_flight_bytes: Gauge,
@@ -80,21 +80,21 @@ impl PoolMetrics {
         }
     }
 
-    /// Shows the bound of each queue.
+    /// Sets the gauge of the queue limit.
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; queue sizes are far below 2^52")]
     pub(super) fn show_limit(&self, config: &Config) {
         let keys = &config.keys;
         self.queue_limit.set(keys.sending_queue.queue_size.0.saturating_mul(keys.shards.max(1)) as f64);
     }
 
-    /// Whether one more line about a backend may be written now.
+    /// Whether one more line about a backend may be logged now.
     pub(super) fn may_log(&self) -> bool {
         let pool = &*self.pool;
         self.backends
             .admit_or_report(|lines| tracing::warn!(pool, lines, "more failures and returns than the log takes"))
     }
 
-    /// Handles of one backend, created at 0.
+    /// Registers the handles of one backend with value 0.
     pub(super) fn of_backend(&self, identity: &Arc<str>) -> BackendMetrics {
         let pool = || Arc::clone(&self.pool);
         let backend = || Arc::clone(identity);
@@ -138,7 +138,7 @@ impl PoolMetrics {
 }
 
 impl BackendMetrics {
-    /// Counts a call by what became of it.
+    /// Counts a call by its result.
     pub(super) fn call(&self, verdict: &Verdict) {
         match verdict {
             Verdict::Accepted(None) => &self.accepted,
@@ -151,7 +151,7 @@ impl BackendMetrics {
         .increment(1);
     }
 
-    /// Counts records that the backend has answered for.
+    /// Counts records that the backend has accepted or rejected.
     pub(super) fn records(&self, signal: Signal, accepted: u64, rejected: u64) {
         if let Some(counter) = self.records_accepted.get(signal.index()) {
             counter.increment(accepted);
@@ -163,7 +163,7 @@ impl BackendMetrics {
         }
     }
 
-    /// Counts a connect.
+    /// Counts an attempt to connect.
     pub(super) fn connect(&self, result: Result<(), Failure>) {
         match result {
             Ok(()) => &self.connects_ok,
@@ -176,17 +176,17 @@ impl BackendMetrics {
         .increment(1);
     }
 
-    /// A connection is open until the guard is dropped.
+    /// Counts a connection that was opened.
     pub(super) fn open(&self) {
         self.connections.increment(1.0);
     }
 
-    /// A connection closed.
+    /// Counts off a connection that has closed.
     pub(super) fn closed(&self) {
         self.connections.decrement(1.0);
     }
 
-    /// Sets the gauges.
+    /// Sets the gauges of the load.
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; all are far below 2^52")]
     pub(super) fn set(&self, load: Load) {
         self.queue_bytes.set(load.waiting_bytes as f64);

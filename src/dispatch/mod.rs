@@ -1,34 +1,35 @@
-//! Delivers parts to backends: queues with room for all or none, calls that carry many parts, HTTP/2 connections, outcomes.
+//! Dispatch: delivers the parts of requests to backends, and reports the outcome of each part.
 //!
-//! Called by the pipeline: [`Dispatch::view`] gives one table with its queues, [`View::submit`] queues a request's parts in
-//! all their owners' queues or in none, and [`Join::next`] says what became of them. It never places a part itself: what
-//! can be tried again is handed back with the reason.
+//! The pipeline calls it: [`Dispatch::view`] returns one table with its queues, [`View::submit`] puts a request's parts in all
+//! their owners' queues or in none, and [`Join::next`] returns their outcomes. Dispatch never chooses another backend for a
+//! part: a part that can be tried again is handed back with the reason.
 //!
-//! There are two floors. The upper one is this module without `transport`:
-//! - `reconcile` follows the tables and keeps a `backend` for each endpoint: a `queue` with its `room`, `connections` and
-//!   `health`. `state` is what the backend's lock protects.
-//! - The queue decides when a call begins and what it carries. `opener` looks again as time passes.
-//! - A `link` is the dispatch side of one connection. It takes batches from the queue, and `settle` tells each part what became
-//!   of it (`outcome`). `diagnosis` finds out whether a backend speaks TLS when plaintext connections fail.
-//! - `submit` gives a request's parts room in all queues or in none, and `join` collects their outcomes. `backoff` and
-//!   `retries` space and bound retries. `loads` and `metrics` show what happens.
+//! There are two layers. The upper one is this module without `transport`:
+//! - `reconcile` follows the tables and keeps a `backend` for each endpoint. A backend has a `queue`, whose size `capacity`
+//!   limits, `connections` and `health`. `state` is the data that the backend's lock protects.
+//! - The queue decides when a call begins and which parts it carries. `opener` triggers this decision as time passes.
+//! - A `link` is the dispatch side of one connection. It takes batches from the queue, and `settle` reports the outcome of each
+//!   part (`outcome`). `diagnosis` finds out whether a backend speaks TLS when plaintext connections fail.
+//! - `submit` takes room for a request's parts in all queues or in none, and `join` collects their outcomes. `backoff` and
+//!   `retries` space and bound retries. `backend_load` and `metrics` show the state of backends.
 //!
-//! The lower floor is `transport`. It makes gRPC calls of what a link gives it, on one connection, and does not use the upper
-//! floor.
+//! The lower layer is `transport`. It sends the batches of a link as gRPC calls on one connection, and does not use the upper
+//! layer.
 //!
-//! A backend whose slots the table sends elsewhere hands back what waits for it and gives up its calls; one that left the
-//! table finishes both, unless it fails.
+//! A backend whose slots the table assigns to others hands back its waiting parts and gives up its calls. A backend that has
+//! left the table finishes both, unless it fails.
 //!
-//! **Invariant:** no lock is held over an await, and none is taken while another of this room is held.
+//! **Invariant:** no lock is held over an await, and none is taken while another lock of dispatch is held.
 
 mod backend;
+mod backend_load;
 mod backoff;
+mod capacity;
 mod connections;
 mod diagnosis;
 mod health;
 mod join;
 mod link;
-mod loads;
 mod metrics;
 mod opener;
 mod outcome;
@@ -36,7 +37,6 @@ mod queue;
 mod queued;
 mod reconcile;
 mod retries;
-mod room;
 mod settle;
 mod state;
 mod submit;
@@ -55,9 +55,9 @@ use self::{
     reconcile::Reconciler,
 };
 pub use self::{
+    backend_load::BackendLoad,
     backoff::Backoff,
     join::Join,
-    loads::BackendLoad,
     outcome::{Cause, PartOutcome},
     retries::RetryBudget,
     submit::{NotQueued, View, WhyNotQueued},
@@ -71,35 +71,36 @@ use crate::{
     settings::Delivery,
 };
 
-/// How parts are delivered to the backends of one pool.
+/// The settings for delivering parts to the backends of one pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The keys of the pool. `max_request_size_mib` bounds the payload of one call: larger parts, which the pipeline makes of
-    /// single records only, go alone.
+    /// The keys of the pool. `max_request_size_mib` bounds the payload of one call. Larger parts, which always have a single
+    /// record, are sent in calls of their own.
     pub keys: Delivery,
-    /// Calls that may run at once to one backend (and shard), at most 48. The bytes under way to it have a bound of their
-    /// own: 8 × `max_request_size_mib`; a larger single record runs alone.
+    /// The maximum number of calls in flight to one backend from one shard, at most 48. Their bytes are limited separately, to
+    /// 8 × `max_request_size_mib`. A larger single record is sent while no other call is in flight.
     pub places: usize,
-    /// Waiting bytes that open a further place at once, if they are of four parts; four times as many do in any case.
+    /// The number of waiting bytes that begin a further call at once if they belong to at least four parts. Four times as many
+    /// do so in any case.
     pub open_place_bytes: usize,
-    /// How long a part waits before it opens a further place.
+    /// The time after which a waiting part begins a further call.
     pub open_place_after: Duration,
 }
 
 /// The piece of a request for one backend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
-    /// The message; what waits is counted by its length.
+    /// The message. Its length is the room that the part takes in a queue.
     pub message: Framed,
-    /// Records in it.
+    /// The number of records in the message.
     pub records: u32,
-    /// Its signal.
+    /// The signal of the records.
     pub signal: Signal,
-    /// Index of its owner in the table's backends.
+    /// The index of the part's owner in the table's backends.
     pub backend: u32,
-    /// Whether it goes in a call of its own: a refusal is expected.
+    /// Whether the part needs a call of its own, because the backend will probably refuse it.
     pub alone: bool,
-    /// The caller's tag, given back with the outcome.
+    /// The caller's index of the part. It is returned with the outcome.
     pub index: u32,
 }
 
@@ -108,7 +109,7 @@ pub struct Part {
 pub struct Dispatch {
     view: Arc<ArcSwapOption<View>>,
     configs: watch::Sender<Config>,
-    /// As it was started: of what can change later only that which is shared may be used.
+    /// The shared data from the start. Its configuration may be outdated; all other fields are current.
     shared: Arc<Shared>,
 }
 
@@ -116,7 +117,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             keys: Delivery::default(),
-            // One opens each two or three milliseconds: behind a backend that takes 20 ms eight are too few.
+            // A further call begins every two or three milliseconds, so eight are too few for a backend that takes 20 ms.
             places: 32,
             open_place_bytes: 64 << 10,
             open_place_after: Duration::from_millis(2),
@@ -131,10 +132,10 @@ impl From<Delivery> for Config {
 }
 
 impl Dispatch {
-    /// Starts delivering to the backends of `tables`; connections are made when something is to be sent.
+    /// Starts delivering to the backends of `tables`. Connections are made when a part has to be sent. Reports about the
+    /// backends' health are sent to `events`.
     ///
-    /// Ends when `tasks` are stopped: what waits then is handed back with [`Cause::Stopped`]. What is seen of the backends'
-    /// health goes to `events`.
+    /// Ends when `tasks` are stopped: waiting parts are then handed back with [`Cause::Stopped`].
     pub fn start(pool: &str, config: Config, tables: Tables, tasks: &Tasks, events: Events) -> Arc<Self> {
         Self::start_by(Arc::new(Grpc), pool, config, tables, tasks, events)
     }
@@ -157,23 +158,23 @@ impl Dispatch {
         Arc::new(Self { view, configs, shared })
     }
 
-    /// The table of the moment with its queues; `None` until the first table.
+    /// Returns the current table with its queues, or `None` until there is a first table.
     pub fn view(&self) -> Option<Arc<View>> {
         self.view.load_full()
     }
 
-    /// A new subscription to the generations of views, each said once its view is what [`Dispatch::view`] gives.
+    /// Subscribes to the generation of the current view. A generation is announced once [`Dispatch::view`] returns its view.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
 
-    /// How many retries may be made.
+    /// Returns the retry budget of the pool.
     pub fn retries(&self) -> &RetryBudget {
         &self.shared.retries
     }
 
-    /// Delivers by another configuration from a moment on. What is with a backend or in its queue is finished by the one
-    /// before; neither the table nor any request notices.
+    /// Changes the configuration. Parts that are in a queue or a call are finished with the previous one. The table and the
+    /// requests in progress are not affected.
     pub fn reconfigure(&self, config: Config) {
         self.configs.send_replace(config);
     }
@@ -181,16 +182,17 @@ impl Dispatch {
     /// Waits for the first table.
     pub async fn ready(&self) {
         let mut changes = self.changes();
-        // Subscribed before it is looked at: a view that comes in between is heard of.
+        // Subscribes before reading the view, so that a view which is published in between is noticed.
         while self.view().is_none() && changes.changed().await.is_ok() {}
     }
 
-    /// Sockets that it may need at once: its connections, and a fresh one for each backend that is in doubt or probed.
+    /// Returns the number of sockets that may be needed at once: the configured connections, and one more for each backend,
+    /// which is used to probe it.
     pub fn sockets(&self) -> usize {
         self.shared.all.load().iter().map(|backend| backend.shared.config.keys.connections.max(1) + 1).sum()
     }
 
-    /// Whether nothing waits for a backend or runs there.
+    /// Whether no part waits and no call is in flight.
     pub fn is_idle(&self) -> bool {
         self.shared.all.load().iter().all(|backend| backend.load().is_none())
     }

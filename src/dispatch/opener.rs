@@ -1,6 +1,6 @@
-//! Opens further places in time: one task for all backends that sleeps while nothing waits.
+//! The opener: one task for all backends of a pool that begins further calls as parts have waited long enough.
 //!
-//! No timer per part: while something waits it ticks and looks at the backends that have something waiting.
+//! It replaces a timer for each part. While parts wait, it checks the queues at a fixed interval; otherwise it sleeps.
 
 use std::{
     sync::{
@@ -14,13 +14,13 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::backend::Shared;
 
-/// Time between two looks: tokio's timer has no finer grain.
+/// Time between two checks: the resolution of tokio's timer.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Looks that find nothing before it sleeps again: falling asleep and being woken costs more than a few looks.
+/// Number of checks without a waiting part before the task sleeps. Sleeping and being woken costs more than a few checks.
 const IDLE_TICKS: u32 = 32;
 
-/// How the opener is woken.
+/// The handle that wakes the opener.
 #[derive(Debug, Default)]
 pub(super) struct Opener {
     armed: AtomicBool,
@@ -28,7 +28,7 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    /// Says that something waits.
+    /// Notes that a part waits.
     pub(super) fn arm(&self) {
         if !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::AcqRel) {
             self.notify.notify_one();
@@ -53,14 +53,14 @@ async fn tick(shared: &Shared) {
             idle = if poke_all(shared) { 0 } else { idle + 1 };
         }
         shared.opener.armed.store(false, Ordering::Release);
-        // What came between the last look and the store found the opener armed.
+        // Parts that were queued between the last check and the store found the opener armed, so it was not woken for them.
         if poke_all(shared) {
             shared.opener.arm();
         }
     }
 }
 
-/// Looks at every backend once; whether anything waits.
+/// Checks every backend once. Returns whether parts wait.
 fn poke_all(shared: &Shared) -> bool {
     let now = Instant::now();
     shared.all.load().iter().filter(|backend| backend.poke(now)).count() > 0

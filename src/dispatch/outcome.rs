@@ -6,52 +6,52 @@ use tonic::Code;
 
 use super::{Part, transport::Failure};
 
-/// What became of one part.
+/// The outcome of one part.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PartOutcome {
-    /// Its backend has it, less `rejected`.
+    /// Its backend has accepted the part, except for `rejected` records.
     Accepted {
-        /// Records that the backend refused for good.
+        /// The number of records that the backend refused for good.
         rejected: u64,
-        /// What the backend had to say.
+        /// The message of the backend's `partial_success`.
         message: Option<String>,
     },
-    /// Its backend refused it for good.
+    /// Its backend has refused the part for good.
     Rejected {
-        /// The backend's own code.
+        /// The backend's status code.
         code: Code,
-        /// The backend's own words.
+        /// The backend's status message.
         message: String,
     },
-    /// It is still owed.
+    /// The part was not delivered, and can be tried again.
     Retry {
-        /// The backend that had it.
+        /// The backend that it was meant for.
         owner: Arc<str>,
-        /// The pause that the backend asked for, or that is left until it is tried again.
+        /// The shortest pause before the next attempt, if the backend asked for one or if a pause between connects is not over.
         after: Option<Duration>,
-        /// Whether its bytes may have reached the backend, so that a repeat may arrive twice.
+        /// Whether the backend may have received the part, so that a retry may deliver it twice.
         reached: bool,
-        /// What happened.
+        /// The reason why it was not delivered.
         cause: Cause,
-        /// What is to be placed again.
+        /// The part.
         part: Part,
     },
 }
 
-/// Why a part is still owed.
+/// The reason why a part was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Nobody waits for it any longer.
+    /// Its request was abandoned.
     Abandoned,
-    /// Its request's deadline passed while it waited.
+    /// The deadline of its request passed while it waited.
     Deadline,
     /// The backend left the table and then failed.
     Departed,
-    /// The table sends the backend's slots elsewhere.
+    /// The table assigns the backend's slots to others.
     Ejected,
     /// There was no room in the backend's queue.
     Full,
-    /// The backend itself answered with this retryable code: it is alive.
+    /// The backend answered with this retryable code, so it is alive.
     Status(Code),
     /// The process is stopping.
     Stopped,
@@ -62,7 +62,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether nobody heard of the part, if nothing of it was sent: there was nobody to send it to.
+    /// Whether the attempt counts as none, provided that the part did not reach the backend: it could not be sent at all.
     pub fn was_no_attempt(self) -> bool {
         match self {
             Self::Transport(failure) => {
@@ -94,7 +94,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Whether a backend that answered this retryable code may have taken the records all the same.
+/// Whether a backend that answered with this retryable code may nevertheless have accepted the records.
 pub(super) fn may_have_taken(code: Code) -> bool {
     !matches!(code, Code::Unavailable | Code::ResourceExhausted)
 }

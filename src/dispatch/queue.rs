@@ -1,7 +1,8 @@
-//! One backend's queue: what waits, when a call may begin, what it carries. Pure: no clock, no lock, no I/O.
+//! The queue of one backend. It decides when a call may begin and which parts it carries. It uses no clock, no lock and no I/O.
 //!
-//! Group commit with places: the first call takes what is there at once; a further one begins when enough bytes wait or the
-//! oldest entry has waited long enough. What arrived meanwhile leaves together. Bytes under way are bounded by themselves.
+//! This is group commit with several places. While no call is in flight, a call begins as soon as a part is queued. A further
+//! call begins when enough bytes wait, or when the oldest entry has waited long enough. It carries all entries that arrived in
+//! the meantime, up to its maximum size. The bytes in flight have a separate limit.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -15,24 +16,25 @@ use super::{
 };
 use crate::otlp::{Framed, Metadata, Signal};
 
-/// Entries that never share a call: marked so, of a connection under suspicion, profiles (their records point into a
-/// dictionary that each part carries).
+/// The lane of entries that never share a call: those marked so, those of client connections whose data was refused, and
+/// profiles, since their records point into a dictionary that each part carries.
 const ALONE: usize = Signal::ALL.len();
 
-/// Values of forwarded headers that may have a lane of their own at a time. Entries with further ones go alone until a lane
-/// is empty: correct, and dearer.
+/// Maximum number of different forwarded headers that have their own lanes. Entries with others are sent alone until a lane is
+/// empty, which is correct but costs more.
 const MAX_KEYED: usize = 64;
 
-/// Parts of one lane that open a further place, if enough bytes wait.
+/// Number of parts in one lane that begin a further call, if enough bytes wait.
 const ENOUGH: usize = 4;
 
-/// The interval of searches for entries that nobody waits for. A search looks at the whole queue.
+/// Minimum time between two searches for abandoned and late entries. A search goes through the whole queue.
 const PURGE_EVERY: Duration = Duration::from_millis(50);
 
-/// Calls of full size that may be under way to one backend. There are more places than that: most calls are small.
+/// Number of calls of maximum size whose bytes may be in flight to one backend. There are more places than that, because most
+/// calls are small.
 const FULL_CALLS: usize = 8;
 
-/// The rules of [`Config`] that a queue follows.
+/// The settings of [`Config`] that a queue uses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
     places: usize,
@@ -41,26 +43,29 @@ pub(super) struct Rules {
     max_bytes: usize,
 }
 
-/// What waits for one backend.
+/// The parts that wait for one backend.
 #[derive(Debug)]
 pub(super) struct Queue {
     rules: Rules,
     /// One lane for each signal whose parts may be merged, and one for those that go alone.
     lanes: [VecDeque<Queued>; ALONE + 1],
-    /// Lanes of entries that carry forwarded headers: only such as carry the same share a call.
+    /// Lanes of entries with forwarded headers. Only entries with the same headers can share a call.
     keyed: Vec<Keyed>,
-    /// Entries that went alone because there was no lane for what they carry.
+    /// The number of entries that are sent alone because there was no lane for their headers.
     crowded: u64,
+    /// The number of bytes that wait.
     bytes: usize,
+    /// The number of calls in flight.
     running: usize,
+    /// The payload bytes of the calls in flight.
     running_bytes: usize,
-    /// Until this time each entry goes in a call of its own.
+    /// Until this time each entry is sent in a call of its own.
     unmerged_until: Option<Instant>,
-    /// The earliest time of the next search for entries that nobody waits for.
+    /// The earliest time of the next search for abandoned and late entries.
     purge_at: Option<Instant>,
 }
 
-/// A lane for one signal and one value of forwarded headers.
+/// A lane for one signal and one set of forwarded headers.
 #[derive(Debug)]
 struct Keyed {
     signal: Signal,
@@ -68,12 +73,12 @@ struct Keyed {
     entries: VecDeque<Queued>,
 }
 
-/// What one call carries.
+/// The parts of one call.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) signal: Signal,
     pub(super) parts: Vec<Queued>,
-    /// Payload bytes.
+    /// The payload bytes of all parts.
     pub(super) bytes: usize,
 }
 
@@ -87,7 +92,7 @@ impl Rules {
         }
     }
 
-    /// Calls that may run at once.
+    /// The maximum number of calls in flight.
     pub(super) fn places(self) -> usize {
         self.places
     }
@@ -115,7 +120,7 @@ impl Queue {
         self.lane_mut(lane).push_back(entry);
     }
 
-    /// Puts back what was taken: it has waited longest.
+    /// Puts an entry back that was taken before, in front of the others, since it has waited longest.
     pub(super) fn push_front(&mut self, entry: Queued) {
         self.bytes += entry.cost();
         let lane = self.lane_of(&entry);
@@ -126,13 +131,13 @@ impl Queue {
         self.all().all(VecDeque::is_empty)
     }
 
-    /// Calls that were taken and are not done.
+    /// The number of calls in flight.
     pub(super) fn running(&self) -> usize {
         self.running
     }
 
-    /// Their payload bytes: never more than [`FULL_CALLS`] × the size that a call may have, a single record aside that is
-    /// larger and runs alone.
+    /// The payload bytes of the calls in flight: at most [`FULL_CALLS`] times the maximum size of a call. Only a single record
+    /// that is larger may exceed this, and then its call is the only one in flight.
     pub(super) fn running_bytes(&self) -> usize {
         self.running_bytes
     }
@@ -148,29 +153,30 @@ impl Queue {
                 && (self.has_enough(lane) || now.saturating_duration_since(oldest) >= self.rules.open_after))
     }
 
-    /// Whether so much waits that a further call, from that lane, is worth it. Large parts wait until four of them make a call:
-    /// two cost more (`deploy/docs/performance.md`). A part that is sent alone does not wait.
+    /// Whether enough bytes wait for a further call from this lane. Large parts wait until there are four of them, since calls of
+    /// two cost more (`deploy/docs/performance.md`). A part that is sent alone need not wait for others.
     fn has_enough(&self, lane: usize) -> bool {
         let Rules { open_bytes, .. } = self.rules;
         let count = || self.all().nth(lane).map_or(0, VecDeque::len);
         self.bytes >= open_bytes && (lane == ALONE || self.bytes / ENOUGH >= open_bytes || count() >= ENOUGH)
     }
 
-    /// Of the lanes the one that has waited longest: since when, where it is, payload bytes of its first entry.
+    /// Finds the lane whose first entry has waited longest. Returns the time since when it waits, the number of the lane, and the
+    /// payload bytes of the entry.
     fn oldest(&self) -> Option<(Instant, usize, usize)> {
         let firsts = self.all().enumerate().filter_map(|(at, lane)| Some((at, lane.front()?)));
         firsts.map(|(at, first)| (first.since, at, first.message.payload_len())).min()
     }
 
-    /// Whether the bytes under way leave room for a call whose first entry has `size` payload bytes. There is always room for
-    /// one that runs alone.
+    /// Whether the limit of bytes in flight allows a call whose first entry has `size` payload bytes. If no other call is in
+    /// flight, it is always allowed.
     fn has_room(&self, size: usize) -> bool {
         let Rules { max_bytes, .. } = self.rules;
         let sum = self.running_bytes.saturating_add(size.max(max_bytes));
         self.running == 0 || sum <= max_bytes.saturating_mul(FULL_CALLS)
     }
 
-    /// Takes what one call carries, and its place, if one may begin now. Entries that nobody waits for go to `dropped`.
+    /// Takes the parts of a call, and its place, if a call may begin now. Abandoned and late entries are added to `dropped`.
     pub(super) fn take(&mut self, now: Instant, dropped: &mut Vec<Queued>) -> Option<Batch> {
         if !self.opens(now) {
             return None;
@@ -197,7 +203,7 @@ impl Queue {
                 if is_dead(&entry, now) {
                     dropped.push(entry);
                     if parts.is_empty() {
-                        // Whether there is room for the next one is another question.
+                        // The next entry may be larger, so its room has to be checked.
                         break;
                     }
                 } else {
@@ -213,18 +219,18 @@ impl Queue {
         Some(Batch { signal, parts, bytes })
     }
 
-    /// Sends each entry in a call of its own until then, so that the backend's counts can be attributed.
+    /// Sends each entry in a call of its own until this time, so that the backend's counts can be attributed.
     pub(super) fn keep_unmerged(&mut self, until: Instant) {
         self.unmerged_until = Some(until);
     }
 
-    /// Gives back the place of one call of that many payload bytes.
+    /// Gives back the place of a call with this number of payload bytes.
     pub(super) fn done(&mut self, bytes: usize) {
         self.running = self.running.saturating_sub(1);
         self.running_bytes = self.running_bytes.saturating_sub(bytes);
     }
 
-    /// Removes all entries that nobody waits for. Does nothing if this was done a moment ago.
+    /// Removes all abandoned and late entries, and returns them. Does nothing if the last search was a moment ago.
     pub(super) fn purge(&mut self, now: Instant) -> Vec<Queued> {
         if self.purge_at.is_some_and(|at| now < at) {
             return Vec::new();
@@ -241,13 +247,13 @@ impl Queue {
         dead
     }
 
-    /// Takes out everything.
+    /// Removes all entries, and returns them.
     pub(super) fn drain(&mut self) -> Vec<Queued> {
         self.bytes = 0;
         self.all_mut().flat_map(std::mem::take).collect()
     }
 
-    /// How many entries went alone because there was no lane for what they carry, since this was asked last.
+    /// Takes the count of entries that are sent alone because there was no lane for their headers.
     pub(super) fn take_crowded(&mut self) -> u64 {
         std::mem::take(&mut self.crowded)
     }
@@ -260,7 +266,8 @@ impl Queue {
         self.lanes.iter_mut().chain(self.keyed.iter_mut().map(|lane| &mut lane.entries))
     }
 
-    /// The lane of that number; should there be none, the lane of those that go alone, so that no entry is ever lost.
+    /// Returns the lane with this number. If there is none, returns the lane of entries that are sent alone, so that no entry is
+    /// lost.
     fn lane_mut(&mut self, at: usize) -> &mut VecDeque<Queued> {
         let [merged @ .., alone] = &mut self.lanes;
         let lane = match at.checked_sub(ALONE) {
@@ -271,6 +278,7 @@ impl Queue {
         lane.unwrap_or(alone)
     }
 
+    /// Returns the number of the lane for an entry.
     fn lane_of(&mut self, entry: &Queued) -> usize {
         let inbox = entry.inbox();
         if entry.alone || entry.apart || entry.signal == Signal::Profiles || !inbox.connection.may_merge() {
@@ -286,7 +294,8 @@ impl Queue {
         }
     }
 
-    /// The lane of that signal and value; one that is empty takes another value, so that there are as many as wait at once.
+    /// Returns the index of the lane for this signal and these headers. An empty lane is reused for other headers. Returns `None`
+    /// if all lanes are in use.
     fn keyed_lane(&mut self, signal: Signal, metadata: &Arc<Metadata>) -> Option<usize> {
         let is_it = |lane: &Keyed| lane.signal == signal && lane.metadata == *metadata;
         if let Some(at) = self.keyed.iter().position(is_it) {
@@ -316,7 +325,7 @@ impl Contents for Batch {
     }
 
     fn metadata(&self) -> Option<&Metadata> {
-        // Parts of one call carry the same.
+        // All parts of a call have the same headers.
         self.parts.first().and_then(|part| part.inbox().metadata.as_deref())
     }
 
@@ -337,6 +346,7 @@ impl Contents for Batch {
     }
 }
 
+/// Whether the request of an entry was abandoned, or its deadline has passed.
 fn is_dead(entry: &Queued, now: Instant) -> bool {
     entry.inbox().is_abandoned() || entry.inbox().deadline <= now
 }

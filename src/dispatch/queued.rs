@@ -1,4 +1,4 @@
-//! A part that waits for a call or is in one, and what becomes of it.
+//! A part that waits for a call or is in one, and its possible outcomes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,21 +14,21 @@ pub(super) struct Queued {
     pub(super) message: Framed,
     pub(super) records: u32,
     pub(super) signal: Signal,
-    /// Goes in a call of its own.
+    /// Whether the part needs a call of its own.
     pub(super) alone: bool,
-    /// Was in a merged call that the backend refused for good.
+    /// Whether the part was in a merged call that the backend refused for good.
     pub(super) apart: bool,
-    /// Times that the backend left it unprocessed.
+    /// How many times the backend left it unprocessed.
     pub(super) unprocessed: u8,
-    /// Since when it waits.
+    /// The time since when it waits.
     pub(super) since: Instant,
-    /// Whom to tell.
+    /// The mailbox of its request.
     inbox: Arc<Inbox>,
     backend: u32,
     index: u32,
 }
 
-/// What became of one part.
+/// The outcome of one part. An owed part was not delivered and is handed back.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Fate {
     Accepted { rejected: u64, message: Option<String> },
@@ -37,7 +37,7 @@ pub(super) enum Fate {
 }
 
 impl Queued {
-    /// What a part becomes when it is queued.
+    /// Creates the entry for a part.
     pub(super) fn from_part(part: Part, inbox: &Arc<Inbox>, since: Instant) -> Self {
         let Part { message, records, signal, backend, alone, index } = part;
         let inbox = Arc::clone(inbox);
@@ -49,17 +49,17 @@ impl Queued {
         &self.inbox
     }
 
-    /// A call begins with it.
+    /// Notes that a call begins with the part.
     pub(super) fn begin(&self) {
         self.inbox.begin(self.index);
     }
 
-    /// What it takes of a queue's room.
+    /// The room that the part takes in a queue, in bytes.
     pub(super) fn cost(&self) -> usize {
         self.message.framed_len()
     }
 
-    /// Tells its request.
+    /// Delivers the outcome to the part's request.
     pub(super) fn complete(self, fate: Fate) {
         let Self { message, records, signal, alone, inbox, backend, index, .. } = self;
         let outcome = match fate {

@@ -1,4 +1,5 @@
-//! Follows the tables: keeps what stays, adds what is new, lets what left finish.
+//! Keeps the backends of a pool in line with its tables: keeps those that stay, creates new ones, and lets those that have left
+//! the table finish.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,10 +13,10 @@ use super::{
 };
 use crate::ring::{Table, Tables};
 
-/// How often gauges are set; nothing on the way of the data touches them.
+/// Interval at which the gauges are set. Delivering parts does not touch them.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
-/// A backend stays while both are the same, its access, and the configuration.
+/// The identity and the address of a backend. A backend stays while these, its access and the configuration are unchanged.
 type Key = (Arc<str>, Option<SocketAddr>);
 
 /// Owns the backends of a pool.
@@ -24,7 +25,7 @@ pub(super) struct Reconciler {
     view: Arc<ArcSwapOption<View>>,
     tables: Tables,
     configs: watch::Receiver<Config>,
-    /// Left the table, or serves by an older configuration, and not idle yet.
+    /// Backends that have left the table or have an outdated configuration, and are not idle yet.
     leaving: Vec<Arc<Backend>>,
 }
 
@@ -38,7 +39,7 @@ impl Reconciler {
         Self { shared, view, tables, configs, leaving: Vec::new() }
     }
 
-    /// Runs until the tasks are stopped, then hands back what waits.
+    /// Runs until the tasks are stopped. Then hands back all waiting parts.
     pub(super) async fn run(mut self) {
         let tasks = self.shared.tasks.clone();
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
@@ -46,12 +47,12 @@ impl Reconciler {
         let (mut followed, mut configured) = (true, true);
         loop {
             tokio::select! {
-                // The end comes first: nothing is begun after it.
+                // Checks for the stop first, so that nothing is begun after it.
                 biased;
                 () = tasks.stopped() => break,
                 changed = self.tables.changed(), if followed => match changed {
                     Ok(()) => self.follow(),
-                    // Membership is gone: the last table stays.
+                    // Membership has ended. The last table stays in use.
                     Err(_) => followed = false,
                 },
                 changed = self.configs.changed(), if configured => match changed {
@@ -61,11 +62,12 @@ impl Reconciler {
                 _ = ticks.tick() => self.sample(),
             }
         }
-        // Let go of, too: backends hold what they share, and nobody else is to keep them and their series.
+        // The list is emptied too: backends hold the shared data and the shared data holds the list, so they would never be
+        // freed, and neither would their series.
         self.shared.all.swap(Arc::default()).iter().for_each(|backend| backend.stop());
     }
 
-    /// Publishes a view of the newest table.
+    /// Publishes a view of the newest table, if it is not published yet.
     pub(super) fn follow(&mut self) {
         let Some(table) = self.tables.borrow_and_update().clone() else { return };
         if !self.view.load().as_ref().is_some_and(|old| Arc::ptr_eq(old.table(), &table)) {
@@ -73,8 +75,7 @@ impl Reconciler {
         }
     }
 
-    /// Delivers by the newest configuration from now on: new backends take over from those that are there, which finish what
-    /// they have.
+    /// Applies the newest configuration: new backends replace all present ones, which finish their parts.
     fn reconfigure(&mut self) {
         self.shared = self.shared.reconfigured(self.configs.borrow_and_update().clone());
         if let Some(view) = self.view.load_full() {
@@ -90,7 +91,7 @@ impl Reconciler {
         self.set_all(&view);
         view.readmit();
         self.view.store(Some(Arc::clone(&view)));
-        // After that: what is handed back is to be placed by the new table.
+        // Ejecting comes after the view is published, so that parts which are handed back are placed by the new table.
         gone.iter().for_each(|backend| backend.health.pulse.list(false));
         view.backends().for_each(|backend| backend.health.pulse.list(true));
         gone.iter().for_each(|backend| backend.close());
@@ -103,10 +104,10 @@ impl Reconciler {
         self.shared.all.store(Arc::new(all));
     }
 
-    /// Sets the gauges and forgets those that left and are done.
+    /// Sets the gauges, and drops backends that have left the table and are idle.
     fn sample(&mut self) {
         let Some(view) = self.view.load_full() else { return };
-        // Shards of one backend share their series, and so does one that takes over from another: sums are set.
+        // The gauges show sums, because the shards of a backend share its series, and so do a backend and its replacement.
         let mut sums: HashMap<&str, (&Backend, Load)> = HashMap::new();
         for backend in view.backends().chain(&self.leaving) {
             let load = backend.load();
@@ -127,7 +128,7 @@ impl Reconciler {
     }
 }
 
-/// The view of `table`, with the backends of `old` that stay, and those that don't.
+/// Returns the view of `table` with the backends of `old` that stay, and the backends of `old` that do not.
 fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (View, Vec<Arc<Backend>>) {
     let shards = shared.config.keys.shards.max(1);
     let mut kept: HashMap<Key, Vec<Arc<Backend>>> = HashMap::new();
@@ -138,7 +139,7 @@ fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (Vi
     let mut by_shard: Vec<Vec<Arc<Backend>>> = vec![Vec::with_capacity(table.backends().len()); shards];
     for endpoint in table.backends() {
         let mine = kept.remove(&(Arc::clone(&endpoint.identity), endpoint.address)).unwrap_or_default();
-        // Shards see the same backend: what one of them hears ends the failures of another.
+        // All shards of a backend share its pulse, because an answer to one of them shows that the backend is alive.
         let pulse = mine.first().map(|backend| Arc::clone(&backend.health.pulse)).unwrap_or_default();
         let (mut mine, outdated): (Vec<_>, Vec<_>) = mine
             .into_iter()
@@ -169,7 +170,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn who_is_served_by_the_view_of_the_moment_turns_nobody_back() {
+    async fn a_backend_that_the_current_view_serves_is_never_away() {
         let addresses: Vec<SocketAddr> = (4001..4051).map(|port| ([127, 0, 0, 1], port).into()).collect();
         let tables = [&[][..], &addresses[49..]].map(|away| table(1, &addresses, away));
         let (sender, receiver) = watch::channel(None);
@@ -178,7 +179,7 @@ mod tests {
         let (_configs, configs) = watch::channel(Config::default());
         let mut reconciler = Reconciler::new(shared, Arc::clone(&shown), receiver, configs);
         let done = AtomicBool::new(false);
-        // Looks as a request does: at the view, then at the backend, which must go by that view if it is still the one.
+        // Reads the view and then the state of a backend, as a request does. If the view is still current, they must agree.
         let look = || {
             let mut wrong = 0;
             while !done.load(Ordering::Relaxed) {
@@ -199,6 +200,6 @@ mod tests {
             done.store(true, Ordering::Relaxed);
             looking.join().expect("must not panic")
         });
-        assert_eq!(wrong, 0, "looks found a backend away that the view of the moment serves");
+        assert_eq!(wrong, 0, "the current view must not serve a backend that is away");
     }
 }

@@ -1,7 +1,7 @@
-//! The retry budget of a pool: a share of its traffic, so that retries never multiply an outage.
+//! The retry budget of a pool: limits retries to a share of the traffic, so that they do not make an outage worse.
 //!
-//! A bucket of tokens: parts that are sent for the first time fill it, each retry takes one token. Parts that move on because
-//! their backend was ejected or left take none: that is not the same question asked again.
+//! It is a token bucket. Parts that are sent for the first time fill it, and each retry takes one token. A part that goes to
+//! another backend, because its own was ejected or has left, takes none.
 
 use std::{
     sync::{
@@ -14,28 +14,28 @@ use std::{
 use metrics::Counter;
 use tokio::time::Instant;
 
-/// A token, in the unit that is counted: a hundredth, so that a percentage of one is whole.
+/// The value of a token. The bucket counts hundredths, so that a percentage of a token is an integer.
 const TOKEN: i64 = 100;
 
-/// Most that is saved up: what a moment's trouble (a connection with its calls lost) may take at once.
+/// The capacity of the bucket. It covers a burst of retries, for example after a connection was lost with its calls.
 const MOST: i64 = 1000 * TOKEN;
 
-/// Tokens a second that come without any traffic, so that a quiet pool can retry too.
+/// Tokens that are added each second regardless of traffic, so that a pool with little traffic can retry too.
 const FLOOR: i64 = 10;
 
-/// How many retries a pool may make.
+/// The retry budget of a pool.
 #[derive(Debug)]
 pub struct RetryBudget {
-    /// What one first attempt adds.
+    /// The hundredths of a token that one first attempt adds.
     share: AtomicI64,
     tokens: AtomicI64,
-    /// When the floor was last added.
+    /// The time up to which the regular tokens were added.
     refilled: Mutex<Instant>,
     exhausted: Counter,
 }
 
 impl RetryBudget {
-    /// A full bucket of which `percent` of first attempts may be retries in the long run.
+    /// Creates a full bucket. In the long run, the number of retries is at most `percent` of the number of first attempts.
     pub(super) fn new(percent: u32, exhausted: Counter) -> Self {
         Self {
             share: AtomicI64::new(share_of(percent)),
@@ -45,12 +45,12 @@ impl RetryBudget {
         }
     }
 
-    /// Changes the share of first attempts that may be retries.
+    /// Changes the allowed percentage of retries.
     pub(super) fn set_percent(&self, percent: u32) {
         self.share.store(share_of(percent), Ordering::Relaxed);
     }
 
-    /// Notes first attempts. One load while the bucket is full, which it is while all is well.
+    /// Notes first attempts. While the bucket is full, this costs one load.
     pub fn earn(&self, parts: usize) {
         if self.tokens.load(Ordering::Relaxed) < MOST {
             let parts = i64::try_from(parts).unwrap_or(MOST).min(MOST);
@@ -72,27 +72,27 @@ impl RetryBudget {
         spent
     }
 
-    /// Puts back what was taken for a retry that did not come about.
+    /// Gives back the token of a retry that was not made.
     #[cold]
     pub fn give_back(&self) {
         self.add(TOKEN);
     }
 
     fn refill(&self, now: Instant) {
-        /// Time that is worth one token.
+        /// The time in which one regular token is added.
         const EACH: Duration = Duration::from_millis(1000 / FLOOR.unsigned_abs());
         let mut refilled = self.refilled.lock().unwrap_or_else(PoisonError::into_inner);
         let periods = now.saturating_duration_since(*refilled).as_nanos() / EACH.as_nanos();
         let tokens = i64::try_from(periods).unwrap_or(MOST).min(MOST / TOKEN);
         if tokens > 0 {
-            // What is left of a period counts towards the next.
+            // The rest of an incomplete period counts for the next token.
             *refilled += EACH.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX));
             self.add(tokens * TOKEN);
         }
     }
 
     fn add(&self, amount: i64) {
-        // Concurrent additions may pass the bound by a little: nothing is lost by that.
+        // Concurrent additions may exceed the bound a little for a moment, which does no harm.
         if self.tokens.fetch_add(amount, Ordering::Relaxed).saturating_add(amount) > MOST {
             self.tokens.fetch_min(MOST, Ordering::Relaxed);
         }
@@ -132,12 +132,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_quiet_pool_has_ten_a_second() {
+    async fn a_pool_without_traffic_gets_ten_tokens_a_second() {
         let budget = RetryBudget::new(0, Counter::noop());
         let now = Instant::now();
         spend_all(&budget, now);
         assert_eq!(spend_all(&budget, now + Duration::from_millis(250)), 2);
-        assert_eq!(spend_all(&budget, now + Duration::from_millis(300)), 1, "fractions must count on");
+        assert_eq!(spend_all(&budget, now + Duration::from_millis(300)), 1, "fractions of a period must be kept");
         assert_eq!(spend_all(&budget, now + Duration::from_secs(3600)), 1000);
     }
 }

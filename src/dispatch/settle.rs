@@ -1,4 +1,4 @@
-//! Tells each part of a call what became of it: attributes partial successes, takes refused calls apart.
+//! Handles the result of a call: reports the outcome of each part, attributes partial successes, and takes refused calls apart.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,11 +13,11 @@ use super::{
     transport::{Partial, Scope, Verdict},
 };
 
-/// How long counts are kept exact after a `partial_success` that could not be attributed, and how long a client's data goes
-/// alone after it was refused (design 3, Dispatch).
+/// How long parts are sent unmerged after a `partial_success` that could not be attributed to one of them, and how long those
+/// of one client connection are after its data was refused (design 3, Dispatch).
 const UNMERGED_FOR: Duration = Duration::from_secs(60);
 
-/// Times that a part may be left unprocessed by its backend (GOAWAY, `REFUSED_STREAM`) and go out again at once.
+/// Number of times that a part is sent again at once after its backend left it unprocessed (GOAWAY, `REFUSED_STREAM`).
 const MAX_UNPROCESSED: u8 = 3;
 
 /// Settles the parts of a call to `backend` that has ended. `given_up` is the reason for [`Verdict::GivenUp`].
@@ -45,7 +45,7 @@ pub(super) fn settle(
         Verdict::GivenUp => hand_back(backend, parts, None, true, given_up.unwrap_or(Cause::Ejected)),
         Verdict::Refused { .. } if parts.len() > 1 => take_apart(backend, parts, now),
         Verdict::Refused { code, message } => {
-            tell_refusal(backend, code);
+            log_refusal(backend, code);
             for part in parts {
                 if part.apart {
                     part.inbox().connection.keep_unmerged(now, UNMERGED_FOR);
@@ -59,10 +59,10 @@ pub(super) fn settle(
     }
 }
 
-/// Says that a backend refuses data for good, which is lost: a proxy that is no OTLP receiver does so, too. Its words go to
-/// the client and not to the log, since they may hold anything.
+/// Logs that a backend refuses data for good, so that the data is lost. A proxy that is not an OTLP receiver does so too. The
+/// backend's message goes to the client but not to the log, since it may contain anything.
 #[cold]
-fn tell_refusal(backend: &Arc<Backend>, code: Code) {
+fn log_refusal(backend: &Arc<Backend>, code: Code) {
     if let Some(unlogged) = backend.shared.metrics.refusals.admit() {
         let pool = &*backend.shared.metrics.pool;
         tracing::warn!(
@@ -81,7 +81,8 @@ fn accepted(backend: &Arc<Backend>, parts: Vec<Queued>, partial: Option<Partial>
         && merged
         && *rejected > 0
     {
-        // Whose they are can't be told; the next counts will be exact.
+        // It is unknown which parts the rejected records belong to. Parts are sent unmerged for a while, so that the next counts
+        // are exact.
         backend.shared.metrics.unattributed.increment(*rejected);
         backend.lock().queue.keep_unmerged(now + UNMERGED_FOR);
     }
@@ -96,7 +97,7 @@ fn accepted(backend: &Arc<Backend>, parts: Vec<Queued>, partial: Option<Partial>
     }
 }
 
-/// Sends each part of a refused call again, by itself, so that one client's bad data fails only that client.
+/// Sends each part of a refused call again in a call of its own, so that invalid data of one client fails only that client.
 fn take_apart(backend: &Arc<Backend>, mut parts: Vec<Queued>, now: Instant) {
     backend.shared.metrics.taken_apart.increment(1);
     for part in &mut parts {
@@ -105,7 +106,7 @@ fn take_apart(backend: &Arc<Backend>, mut parts: Vec<Queued>, now: Instant) {
     backend.push_back_in_front(parts, now);
 }
 
-/// Sends parts again that the backend never looked at. A backend that has `refused` one again and again cannot be reached.
+/// Sends parts again that the backend did not process. If it has repeatedly `refused` a part, this counts as a failure.
 fn unprocessed(backend: &Arc<Backend>, parts: Vec<Queued>, refused: bool, now: Instant) {
     let (again, spent): (Vec<_>, Vec<_>) = parts
         .into_iter()
@@ -124,7 +125,7 @@ fn unprocessed(backend: &Arc<Backend>, parts: Vec<Queued>, refused: bool, now: I
     }
 }
 
-/// Gives parts back that are still owed.
+/// Hands back parts that were not delivered.
 fn hand_back(backend: &Arc<Backend>, parts: Vec<Queued>, after: Option<Duration>, reached: bool, cause: Cause) {
     for part in parts {
         part.complete(Fate::Owed { owner: Arc::clone(&backend.peer.identity), after, reached, cause });

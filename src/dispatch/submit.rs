@@ -1,4 +1,4 @@
-//! Room for all parts of a request, or for none; then each into its owner's queue.
+//! Submits the parts of a request: takes room for all of them or for none, and then puts each into its owner's queue.
 
 use std::{
     cell::Cell,
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Cause, Config, Join, Part, backend::Backend, queued::Queued};
 use crate::{ring::Table, settings::RetryOnFailure};
 
-/// One table and the queues of its backends. Parts are submitted to the view of the table that they were cut by.
+/// A view: one table and the queues of its backends. Parts must be submitted to the view of the table that cut them.
 pub struct View {
     table: Arc<Table>,
     /// By shard, then by backend index.
@@ -23,24 +23,24 @@ pub struct View {
     retry: RetryOnFailure,
 }
 
-/// Nothing was queued.
+/// The error of [`View::submit`]: no part was queued.
 #[derive(Debug, thiserror::Error)]
 #[error("{why}")]
 pub struct NotQueued {
-    /// Why not.
+    /// The reason.
     pub why: WhyNotQueued,
-    /// The parts, given back in their order.
+    /// The parts, in their order.
     pub parts: Vec<Part>,
 }
 
-/// Why a request's parts were not queued.
+/// The reason why a request's parts were not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WhyNotQueued {
-    /// The queue of the backend of this index has no room.
+    /// The queue of the backend with this index has no room.
     #[error("the queue of a backend is full")]
     Full(u32),
-    /// A part names a backend that the view does not have. Parts are cut by the table of their view, so this is a defect of
-    /// ours.
+    /// A part is for a backend that the view does not have. Since parts are cut by the table of their view, this is a defect of
+    /// this program.
     #[error("a part is for a backend that is not in its table")]
     NoSuchBackend,
 }
@@ -60,40 +60,41 @@ impl View {
         &self.table
     }
 
-    /// Payload bytes that a part may have: a larger one would find no backend that takes it.
+    /// The maximum number of payload bytes of a part. Backends would refuse a larger one.
     pub fn max_request_size(&self) -> usize {
         self.max_request_size
     }
 
-    /// How retries space themselves.
+    /// The settings for pauses between retries.
     pub fn retry(&self) -> RetryOnFailure {
         self.retry
     }
 
-    /// Whether the backend of that identity is there and its slots are its own.
+    /// Whether the table has the backend with this identity and assigns its slots to it.
     pub fn serves(&self, identity: &str) -> bool {
         self.table.position(identity).is_some_and(|at| !self.is_away(at))
     }
 
-    /// The identity of the backend of that index.
+    /// The identity of the backend with this index.
     pub fn identity_of(&self, backend: u32) -> Arc<str> {
         self.table.backends().get(backend as usize).map_or_else(|| "?".into(), |backend| Arc::clone(&backend.identity))
     }
 
-    /// Whether the slots of a backend go elsewhere. When all are away nobody is: there is nowhere to go.
+    /// Whether the slots of a backend are assigned to others. If all backends are away, none counts as away, since there is no
+    /// other to take its slots.
     fn is_away(&self, at: u16) -> bool {
         let away = self.table.overlay().away();
         away.contains(&at) && away.len() < self.table.backends().len()
     }
 
-    /// Readmits the backends whose slots are their own. To be called before anyone is shown this view: who goes by it must
-    /// not be turned back.
+    /// Readmits the backends that have their own slots. Must be called before the view is published, so that these backends
+    /// accept the parts that are submitted to it.
     pub(super) fn readmit(&self) {
         self.backends_that(false).for_each(|backend| backend.readmit());
     }
 
-    /// Ejects the backends whose slots go elsewhere. To be called once this view is shown: what they hand back is placed by
-    /// it.
+    /// Ejects the backends whose slots are assigned to others. Must be called after the view is published, so that the parts
+    /// they hand back are placed by it.
     pub(super) fn eject(&self) {
         self.backends_that(true).for_each(|backend| backend.stand_down(Cause::Ejected));
     }
@@ -107,9 +108,9 @@ impl View {
         self.shards.iter().flatten()
     }
 
-    /// Queues all parts, or none when one of their owners' queues has no room. Their outcomes arrive at `join`.
+    /// Queues all parts, or none if one of their owners' queues has no room. Their outcomes arrive at `join`.
     ///
-    /// A part that is larger than a whole queue is taken when that queue is empty.
+    /// A part that is larger than a whole queue is accepted if that queue is empty.
     pub fn submit(&self, parts: Vec<Part>, join: &Join) -> Result<(), NotQueued> {
         let Some(owners) = self.owners_of(&parts) else {
             return Err(NotQueued { why: WhyNotQueued::NoSuchBackend, parts });
@@ -117,7 +118,7 @@ impl View {
         let needs = needs_of(&parts, &owners);
         if let Some(at) = needs.iter().position(|need| !need.owner.admit(need.bytes)) {
             for need in needs.iter().take(at) {
-                need.owner.room.give_back(need.bytes);
+                need.owner.capacity.give_back(need.bytes);
             }
             let backend = needs.get(at).map_or(0, |full| {
                 full.owner.metrics.queue_full.increment(1);
@@ -141,14 +142,15 @@ impl View {
     }
 }
 
-/// Room that a request takes in one queue.
+/// The room that a request takes in one queue.
 struct Need<'a> {
     backend: u32,
     owner: &'a Arc<Backend>,
     bytes: usize,
 }
 
-/// The room that parts take. Each backend is named once: two parts for one queue get room together or not at all.
+/// Returns the room that the parts take in each queue. There is one entry for each backend, so that several parts for one queue
+/// get room together or not at all.
 fn needs_of<'a>(parts: &[Part], owners: &[&'a Arc<Backend>]) -> Vec<Need<'a>> {
     let need = |(part, owner): (&Part, &&'a Arc<Backend>)| Need {
         backend: part.backend,
@@ -171,7 +173,7 @@ impl fmt::Debug for View {
     }
 }
 
-/// A number that a thread keeps: threads take turns.
+/// Returns this thread's number. Threads are numbered in the order of their first call.
 fn shard_of_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

@@ -1,4 +1,4 @@
-//! Backends whose slots go elsewhere, that leave, and that return; and what is asked before they do.
+//! Tests of backends that are ejected, leave the table or return, and of the probes before their return.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -21,7 +21,7 @@ async fn retry(join: &Join) -> (bool, Cause) {
     }
 }
 
-/// Two backends, and a dispatch of one place each in front of them.
+/// Starts two backends, and a dispatch with one place for each.
 async fn two(tasks: Tasks) -> (Script, Script, Rig) {
     let one = Script::start(&tasks, None, 100).await;
     let two = Script::start(&tasks, None, 100).await;
@@ -46,7 +46,7 @@ async fn an_ejected_backend_hands_back_what_waits_and_gives_up_what_is_under_way
     assert!(view.serves(&well.address.to_string()));
     assert!(!view.serves(&sick.address.to_string()));
     patient(changes.wait_for(|generation| *generation == 2)).await.unwrap();
-    // Who still holds the table of before is told at once.
+    // A request that still uses the previous table gets its part back at once.
     let join = Join::new(tokio::time::Instant::now() + Duration::from_secs(10), Default::default());
     old.submit(vec![part(&["c"], at)], &join).expect("there must be room");
     assert_eq!(retry(&join).await, (false, Cause::Ejected));
@@ -70,7 +70,7 @@ async fn a_backend_that_returns_is_served_at_once() {
     rig.publish(2, &[sick, well.address], &[sick]).await;
     let listener = TcpListener::bind(sick).await.unwrap();
     rig.publish(3, &[sick, well.address], &[]).await;
-    // No pause is left over from before.
+    // No pause remains from before the ejection.
     let join = rig.submit(vec![part(&["b"], at)]);
     let mut connection = accept_h2(&listener).await;
     let (_request, mut respond) = patient(connection.accept()).await.unwrap().unwrap();
@@ -81,7 +81,7 @@ async fn a_backend_that_returns_is_served_at_once() {
 }
 
 #[tokio::test]
-async fn when_all_are_away_nobody_is() {
+async fn if_all_backends_are_away_all_are_served() {
     let (mut one, two, rig) = two(Tasks::new()).await;
     rig.publish(2, &[one.address, two.address], &[one.address, two.address]).await;
     let join = rig.submit(vec![part(&["a"], rig.index_of(one.address))]);
@@ -106,11 +106,11 @@ async fn a_backend_that_left_and_then_fails_hands_back_what_waits() {
     let (reached, _) = retry(&sent).await;
     assert!(reached);
     assert_eq!(retry(&waiting).await, (false, Cause::Departed));
-    assert!(rig.events_are_quiet(), "who has left is no longer judged");
+    assert!(rig.events_are_quiet(), "a backend that has left must not be reported");
 }
 
 #[tokio::test]
-async fn a_new_connection_that_is_reset_at_once_leaves_no_doubt() {
+async fn a_new_connection_that_is_reset_at_once_is_reported_as_refused() {
     let listener = listen().await;
     let mut rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
     let join = rig.submit(vec![part(&["a"], 0)]);
@@ -123,7 +123,7 @@ async fn a_new_connection_that_is_reset_at_once_leaves_no_doubt() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_is_measured() {
+async fn the_load_counts_waiting_parts_and_calls_in_flight() {
     let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let rig = Rig::start_with(Config::default(), &[backend.address], tasks);
@@ -138,7 +138,7 @@ async fn what_is_under_way_is_measured() {
     assert_eq!((load().calls, load().call_bytes), (0, 0));
 }
 
-/// What a probe of a peer that answers like this finds.
+/// Returns the result of a probe of a peer that gives this answer.
 async fn probed(status: &'static str, message: Option<&'static [u8]>) -> bool {
     let listener = listen().await;
     let address = listener.local_addr().unwrap();
@@ -164,7 +164,7 @@ async fn probed(status: &'static str, message: Option<&'static [u8]>) -> bool {
 }
 
 #[tokio::test]
-async fn any_answer_but_not_serving_is_a_good_one() {
+async fn a_probe_accepts_every_answer_except_not_serving() {
     assert!(probed("0", Some(&[0, 0, 0, 0, 2, 8, 1])).await, "serving");
     assert!(!probed("0", Some(&[0, 0, 0, 0, 2, 8, 2])).await, "not serving");
     for code in [Code::Unimplemented, Code::Unavailable, Code::Unauthenticated] {
@@ -174,7 +174,7 @@ async fn any_answer_but_not_serving_is_a_good_one() {
 }
 
 #[tokio::test]
-async fn peers_that_do_not_answer_are_not_there() {
+async fn a_probe_fails_if_the_peer_does_not_answer() {
     let probe = |address: SocketAddr| async move {
         tokio::time::timeout(Duration::from_millis(300), HealthCheck.probe("a", address, &Access::default()))
             .await
@@ -182,7 +182,7 @@ async fn peers_that_do_not_answer_are_not_there() {
     };
     let listener = listen().await;
     let address = listener.local_addr().unwrap();
-    // It accepts, as the kernel does for a process that is stopped.
+    // The connection is accepted but never served, as by the kernel for a stopped process.
     assert!(!probe(address).await);
     let tasks = Tasks::new();
     tasks.spawn(async move {
@@ -190,7 +190,7 @@ async fn peers_that_do_not_answer_are_not_there() {
             drop(stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").await);
         }
     });
-    assert!(!probe(address).await, "this is no HTTP/2");
+    assert!(!probe(address).await, "the peer does not speak HTTP/2");
     tasks.stop();
     let listener = listen().await;
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,5 @@
-//! Backends that fail, refuse, hang, leave or speak something else (numbers: the fault list of the design's research, 4.2).
+//! Tests of backends that fail, refuse, hang, leave or speak another protocol. The numbers are those of the fault list in the
+//! design's research, 4.2.
 
 use std::{net::SocketAddr, sync::mpsc as std_mpsc, time::Duration};
 
@@ -18,7 +19,7 @@ use crate::{
 
 type Respond = h2::server::SendResponse<Bytes>;
 
-/// Reads a request to its end.
+/// Reads a request to its end. Returns the length of its body.
 async fn read_all(request: http::Request<h2::RecvStream>) -> usize {
     let mut body = request.into_body();
     let mut len = 0;
@@ -29,7 +30,7 @@ async fn read_all(request: http::Request<h2::RecvStream>) -> usize {
     len
 }
 
-/// Answers each call of one connection with what `answer` does.
+/// Serves one connection. `answer` handles each call.
 async fn serve(listener: &TcpListener, mut answer: impl FnMut(usize, Respond)) {
     let mut connection = accept_h2(listener).await;
     let mut calls = 0;
@@ -78,7 +79,7 @@ async fn fault_08_resource_exhausted_is_retryable_only_with_retry_info() {
 }
 
 #[tokio::test]
-async fn a_pause_that_no_clock_can_add_is_cut() {
+async fn an_excessive_pause_is_shortened() {
     let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(9_000_000_000_000_000)));
     let endless = outcome_of(Status::with_error_details(Code::Unavailable, "never again", details)).await;
     let PartOutcome::Retry { after: Some(after), .. } = endless else { panic!("{endless:?}") };
@@ -129,7 +130,7 @@ async fn fault_01_nobody_listens() {
     assert_eq!((reached, cause), (false, refused));
     assert!(after.is_some(), "must say when to come back");
     assert_eq!(rig.event().await, HealthKind::Refused);
-    // It comes back on the same port.
+    // The backend returns on the same port.
     let listener = TcpListener::bind(address).await.unwrap();
     rig.tasks.spawn(async move {
         serve(&listener, |_, mut respond| drop(respond.send_response(trailers_only("0"), true))).await;
@@ -174,12 +175,12 @@ async fn fault_02_a_backend_that_never_answers_is_timed_out_and_the_next_call_go
     let mut respond = patient(holds.recv()).await.unwrap();
     assert_eq!(retry(&first).await, (None, true, Cause::Transport(Failure::Timeout)));
     let reset = patient(std::future::poll_fn(|cx| respond.poll_reset(cx))).await.unwrap();
-    assert_eq!(reset, Reason::CANCEL, "the backend must hear that nobody waits");
+    assert_eq!(reset, Reason::CANCEL, "the call must be cancelled");
     assert_eq!(outcome(&rig.submit(vec![part(&["b"], 0)])).await, accepted());
 }
 
-/// A backend on a thread of its own answers a first call at once; of a second it says that it has it, and answers that once
-/// it is told to.
+/// Starts a backend on a thread of its own. It answers a first call at once. When it has a second one, it says so, and answers
+/// it when it is told to.
 fn backend_on_a_thread() -> (SocketAddr, oneshot::Receiver<()>, oneshot::Sender<()>, std_mpsc::Receiver<()>) {
     let (called, is_called) = oneshot::channel();
     let (go, may_go) = oneshot::channel();
@@ -197,7 +198,7 @@ fn backend_on_a_thread() -> (SocketAddr, oneshot::Receiver<()>, oneshot::Sender<
             called.send(()).unwrap();
             tokio::select! { _ = connection.accept() => return, go = may_go => go.unwrap() }
             respond.send_response(trailers_only("0"), true).unwrap();
-            // One look writes it.
+            // One poll writes the answer.
             assert!(futures_util::poll!(std::pin::pin!(connection.accept())).is_pending());
             answered.send(()).unwrap();
             while connection.accept().await.is_some() {}
@@ -207,19 +208,19 @@ fn backend_on_a_thread() -> (SocketAddr, oneshot::Receiver<()>, oneshot::Sender<
 }
 
 #[tokio::test]
-async fn fault_02_an_answer_that_came_while_this_process_stood_still_is_heard() {
+async fn fault_02_an_answer_that_arrived_while_this_process_was_stalled_counts() {
     let (address, is_called, go, is_answered) = backend_on_a_thread();
     let timeout = Duration::from_millis(300);
     let mut rig = Rig::start(with_keys(|keys| keys.timeout = timeout), &[address]);
-    // Then the connection has nothing more to hear before the answer that this is about.
+    // After the first answer, the next event on the connection is the answer to the second call.
     assert_eq!(outcome(&rig.submit(vec![part(&["a"], 0)])).await, accepted());
     let join = rig.submit(vec![part(&["b"], 0)]);
     patient(is_called).await.unwrap();
-    // From here on nothing of the dispatch runs: its only thread waits, until answer and timeout are both there.
+    // From here on dispatch does not run: its only thread blocks until the answer has arrived and the timeout has passed.
     go.send(()).unwrap();
     is_answered.recv().unwrap();
     std::thread::sleep(2 * timeout);
-    assert_eq!(outcome(&join).await, accepted(), "the answer was there");
+    assert_eq!(outcome(&join).await, accepted(), "the answer had arrived");
     assert!(rig.events_are_quiet());
 }
 
@@ -239,7 +240,7 @@ async fn fault_05_a_connection_that_ends_in_a_call_is_our_failure_and_counts_onc
         let (_, reached, cause) = retry(&join).await;
         assert!(reached, "its bytes were read");
         assert_eq!(cause, Cause::Transport(Failure::Reset), "abrupt: {abrupt}");
-        // The peer's preface may have been read by then or not.
+        // The report depends on whether the peer's preface was read before the failure.
         assert!(matches!(rig.event().await, HealthKind::Refused | HealthKind::Failed("reset")));
         assert!(rig.events_are_quiet(), "must be counted once");
     }
@@ -253,7 +254,7 @@ async fn fault_05_a_stream_that_is_reset_fails_alone() {
 }
 
 #[tokio::test]
-async fn fault_06_what_goaway_left_unprocessed_goes_to_a_new_connection_at_once() {
+async fn fault_06_after_goaway_the_next_call_goes_to_a_new_connection_at_once() {
     let listener = listen().await;
     let mut rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
     let first = rig.submit(vec![part(&["a"], 0)]);
@@ -261,7 +262,7 @@ async fn fault_06_what_goaway_left_unprocessed_goes_to_a_new_connection_at_once(
     let (request, mut respond) = patient(old.accept()).await.unwrap().unwrap();
     old.graceful_shutdown();
     rig.tasks.spawn(async move { while old.accept().await.is_some() {} });
-    // The call in hand is still answered on the old connection, while the next goes to a new one.
+    // The call in flight is still answered on the old connection, while the next one goes to a new connection.
     let second = rig.submit(vec![part(&["b"], 0)]);
     let mut new = accept_h2(&listener).await;
     let (_request, mut respond_new) = patient(new.accept()).await.unwrap().unwrap();
@@ -280,7 +281,7 @@ async fn fault_06_a_stream_above_goaways_last_one_is_sent_again() {
     let rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
     let join = rig.submit(vec![part(&["a"], 0)]);
     {
-        // A peer without a library: it answers the preface, then says that it processed nothing.
+        // This peer writes raw frames: it answers the preface, and then says that it processed no stream.
         let (mut stream, _) = patient(listener.accept()).await.unwrap();
         patient(read_some(&stream)).await;
         stream.write_all(&GOAWAY_AT_ONCE.concat()).await.unwrap();
@@ -321,7 +322,7 @@ async fn fault_07_a_peer_that_always_says_goaway_is_left_alone_for_a_while_and_c
     rig.tasks.spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else { return };
-            // It hears what comes until we go.
+            // Reads until the proxy closes the connection.
             let (mut read, mut write) = stream.into_split();
             drop(write.write_all(&GOAWAY_AT_ONCE.concat()).await);
             drop(tokio::io::copy(&mut read, &mut tokio::io::sink()).await);
@@ -345,7 +346,7 @@ async fn fault_07_a_peer_that_allows_no_stream_counts_as_failing() {
 }
 
 #[tokio::test]
-async fn fault_12_answers_that_are_no_grpc_are_classified_by_their_http_status() {
+async fn fault_12_answers_that_are_not_grpc_are_classified_by_their_http_status() {
     let cases = [
         (200, "text/html", Some(Code::Unknown)),
         (400, "text/html", Some(Code::Internal)),
@@ -422,15 +423,15 @@ async fn compressed_replies_are_understood() {
 }
 
 #[tokio::test]
-async fn a_backend_that_takes_one_stream_at_a_time_is_respected() {
+async fn a_backend_that_allows_one_stream_gets_one_call_at_a_time() {
     let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 1).await;
     let rig = Rig::start_with(Config::default(), &[backend.address], tasks);
     let first = rig.submit(vec![part(&["a"], 0)]);
     let held = backend.call().await;
-    // Enough to open a second place at once, if the backend took it.
+    // Enough bytes to begin a second call at once, if the backend allowed it.
     let rest: Vec<_> = (0..4).map(|_| rig.submit(vec![large_part(1, 40_000, 0)])).collect();
-    // Its turn comes many times over, and still it begins no other call.
+    // The connection's task runs many times and begins no other call.
     for _ in 0..100 {
         tokio::task::yield_now().await;
         let running: usize = rig.dispatch.view().unwrap().backends().map(|backend| backend.load().calls).sum();
@@ -471,7 +472,7 @@ async fn several_connections_share_the_calls() {
     let mut one = accept_h2(&listener).await;
     let (_held, mut respond) = patient(one.accept()).await.unwrap().unwrap();
     rig.tasks.spawn(async move { while one.accept().await.is_some() {} });
-    // The first connection is busy: another is made. Which of them takes what is theirs to decide.
+    // The first connection is busy, so another is made. Either of them may take the calls.
     let _second = rig.submit(vec![part(&["b"], 0)]);
     let mut two = accept_h2(&listener).await;
     rig.tasks.spawn(async move { while two.accept().await.is_some() {} });

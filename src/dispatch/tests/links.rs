@@ -1,4 +1,4 @@
-//! The queues without a network: the test is the transport.
+//! Tests of the queues without a network. The test takes the place of the transport.
 
 use std::{
     net::SocketAddr,
@@ -21,7 +21,7 @@ use crate::{
     testing::{accepted, outcome, part, patient, table, with_keys},
 };
 
-/// Links that were given to the transport and are not served yet.
+/// The links that were given to the transport and are not used yet.
 #[derive(Clone, Default)]
 struct Opened(Arc<Mutex<Vec<Link>>>);
 
@@ -31,7 +31,7 @@ impl Transport for Opened {
     }
 }
 
-/// A dispatch whose transport is the test.
+/// A dispatch whose transport is played by the test.
 struct Bench {
     dispatch: Arc<Dispatch>,
     opened: Opened,
@@ -61,12 +61,12 @@ impl Bench {
         join
     }
 
-    /// The link that was opened, if there is one.
+    /// Returns the link that was opened last, if there is one.
     fn opened(&self) -> Option<Link> {
         self.opened.0.lock().unwrap().pop()
     }
 
-    /// The same, once it is connected.
+    /// Returns the link that was opened last, after connecting it.
     fn up(&self) -> Up {
         let mut link = self.opened().expect("a connection must be wanted");
         let wakeups = Arc::new(Wakeups::default());
@@ -86,7 +86,7 @@ impl Drop for Bench {
 }
 
 impl Up {
-    /// Begins a call with what waits.
+    /// Begins a call with the parts that wait.
     fn begin(&mut self) -> Batch {
         let batch = self.link.take(Instant::now()).expect("something must wait");
         self.link.began(&batch, Instant::now());
@@ -101,7 +101,7 @@ impl Up {
     }
 }
 
-/// Nothing is ever sent there.
+/// An address that nothing is sent to.
 fn address() -> SocketAddr {
     ([127, 0, 0, 1], 1).into()
 }
@@ -111,9 +111,9 @@ fn refused() -> Verdict {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_is_taken_and_what_became_of_it_reaches_its_request() {
+async fn waiting_parts_are_taken_and_their_outcomes_reach_the_request() {
     let bench = Bench::start(Config::default());
-    assert!(bench.opened().is_none(), "nobody connects for nothing");
+    assert!(bench.opened().is_none(), "must not connect before a part waits");
     let join = bench.submit(vec![part(&["a"], 0)]);
     let mut up = bench.up();
     assert!(bench.opened().is_none(), "one connection is enough");
@@ -124,21 +124,21 @@ async fn what_waits_is_taken_and_what_became_of_it_reaches_its_request() {
     up.end(batch, Verdict::Accepted(None));
     assert_eq!(outcome(&join).await, accepted());
     assert!(bench.dispatch.is_idle());
-    // The next part wakes the connection that is there.
+    // The next part wakes the connection that is up.
     let _next = bench.submit(vec![part(&["b"], 0)]);
     assert_eq!(up.wakeups.woken_for(), QUEUE);
     assert!(bench.opened().is_none() && up.link.waits());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_does_not_come_about_gives_back_what_waits_for_it() {
+async fn a_failed_connect_hands_waiting_parts_back() {
     let mut bench = Bench::start(Config::default());
     let join = bench.submit(vec![part(&["a"], 0)]);
     bench.opened().unwrap().note(Event::NotConnected(Failure::ConnectRefused));
     let PartOutcome::Retry { after, reached, cause, .. } = outcome(&join).await else { panic!("must be owed") };
     assert_eq!((reached, cause), (false, Cause::Transport(Failure::ConnectRefused)));
     assert_eq!(bench.event().await, HealthKind::Refused);
-    // So long nobody tries again.
+    // Until the pause is over there is no other attempt.
     let pause = after.expect("a pause");
     assert_eq!(cause_of(&bench.submit(vec![part(&["b"], 0)])).await, Cause::Transport(Failure::ConnectError));
     assert!(bench.opened().is_none());
@@ -148,7 +148,7 @@ async fn a_connection_that_does_not_come_about_gives_back_what_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_call_of_two_parts_is_made_again_of_each() {
+async fn each_part_of_a_refused_call_is_sent_again_alone() {
     let bench = Bench::start(Config { places: 1, ..Config::default() });
     let first = bench.submit(vec![part(&["first"], 0)]);
     let mut up = bench.up();
@@ -169,14 +169,14 @@ async fn a_refused_call_of_two_parts_is_made_again_of_each() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_ejected_backend_has_its_calls_given_up() {
+async fn calls_to_an_ejected_backend_are_given_up() {
     let bench = Bench::start(Config::default());
     let join = bench.submit(vec![part(&["a"], 0)]);
     let mut up = bench.up();
     let batch = up.begin();
     assert!(!up.link.is_given_up());
     up.wakeups.woken_for();
-    // A second backend takes over, since one that is alone is never ejected.
+    // There is a second backend, since a single one is never ejected.
     let other = ([127, 0, 0, 1], 2).into();
     bench.tables.send_replace(Some(table(2, &[address(), other], &[address()])));
     patient(bench.dispatch.changes().wait_for(|generation| *generation == 2)).await.unwrap();
@@ -189,7 +189,7 @@ async fn an_ejected_backend_has_its_calls_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_connection_gets_another_one_beside_it_as_far_as_there_may_be_more() {
+async fn further_connections_are_made_while_all_are_busy_up_to_the_configured_number() {
     let bench = Bench::start(Config { open_place_bytes: 1, ..with_keys(|keys| keys.connections = 2) });
     let alone = |name| Part { alone: true, ..part(&[name], 0) };
     let mut joins = vec![bench.submit(vec![alone("a")])];
@@ -197,11 +197,11 @@ async fn a_busy_connection_gets_another_one_beside_it_as_far_as_there_may_be_mor
     let running = one.begin();
     joins.push(bench.submit(vec![alone("b")]));
     let mut two = bench.up();
-    assert_eq!(one.wakeups.woken_for() & QUEUE, QUEUE, "it need not wait for the other one");
+    assert_eq!(one.wakeups.woken_for() & QUEUE, QUEUE, "must not wait for the new connection");
     let beside = two.begin();
     two.wakeups.woken_for();
     joins.push(bench.submit(vec![alone("c")]));
-    assert!(bench.opened().is_none(), "there may be two");
+    assert!(bench.opened().is_none(), "must not make a third connection");
     for (up, batch) in [(&mut one, running), (&mut two, beside)] {
         up.end(batch, Verdict::Accepted(None));
     }

@@ -1,4 +1,4 @@
-//! What leaves together, and who is told what about it.
+//! Tests of merged calls: which parts share a call, and which outcome each of them gets.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,13 +12,13 @@ use crate::{
     testing::*,
 };
 
-/// One place: what arrives while a call runs waits for its answer.
+/// A configuration with one place, so that parts wait while a call is in flight.
 fn one_place() -> Config {
     Config { places: 1, ..Config::default() }
 }
 
 #[tokio::test]
-async fn a_lone_part_leaves_at_once_and_what_came_meanwhile_leaves_together() {
+async fn a_lone_part_is_sent_at_once_and_later_ones_together() {
     let rig_tasks = Tasks::new();
     let mut backend = Script::start(&rig_tasks, None, 100).await;
     let rig = Rig::start_with(one_place(), &[backend.address], rig_tasks);
@@ -79,7 +79,7 @@ async fn many_small_and_large_parts_merge_to_their_union() {
 }
 
 #[tokio::test]
-async fn parts_marked_so_go_in_calls_of_their_own() {
+async fn parts_that_must_go_alone_have_calls_of_their_own() {
     let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let rig = Rig::start_with(one_place(), &[backend.address], tasks);
@@ -170,10 +170,10 @@ async fn a_single_record_above_the_limit_goes_alone() {
     assert_eq!(outcome(&join).await, accepted());
 }
 
-/// Bytes that [`swallow`] takes of a call before it has read them all.
+/// The receive window of [`swallow`] for a call.
 const WINDOW: usize = 150_000;
 
-/// Accepts one connection, tells of each whole body, and answers nothing.
+/// Accepts one connection, reports each complete body, and answers no call.
 async fn swallow(listener: tokio::net::TcpListener, bodies: mpsc::Sender<usize>, tasks: Tasks) {
     let (stream, _) = listener.accept().await.unwrap();
     let mut builder = h2::server::Builder::new();
@@ -190,7 +190,7 @@ async fn swallow(listener: tokio::net::TcpListener, bodies: mpsc::Sender<usize>,
                 }
             }
             bodies.send(len).await.unwrap();
-            // What it would say, if only that it says nothing, would wake the connection.
+            // The stream stays open: any frame, even a reset, would wake the connection.
             std::future::pending::<()>().await;
             drop(reply);
         });
@@ -198,20 +198,20 @@ async fn swallow(listener: tokio::net::TcpListener, bodies: mpsc::Sender<usize>,
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_of_a_large_write_waits_for_no_timer() {
+async fn the_partial_packet_after_a_large_write_needs_no_timer() {
     let listener = listen().await;
     let address = listener.local_addr().unwrap();
     let (bodies, mut received) = mpsc::channel(1);
     let tasks = Tasks::new();
     tasks.spawn(swallow(listener, bodies, tasks.clone()));
-    // The clock stands while a thread blocks; if something waits for it nevertheless, it goes on after a while.
+    // The paused clock does not advance while a thread blocks. If something waits for a timer, it advances after a while.
     let (end, ended) = std::sync::mpsc::channel::<()>();
     let clock = tokio::task::spawn_blocking(move || ended.recv_timeout(Duration::from_secs(5)));
-    // The first call is not answered: the second one begins beside it, at once.
+    // The first call is not answered, so the second one begins beside it, at once.
     let config = Config { open_place_bytes: 1, ..Config::default() };
     let rig = Rig::start_with(config, &[address], tasks);
     let start = Instant::now();
-    // With the second call the peer's window is known: nothing comes from it before it has read that much.
+    // By the second call the peer's window is known. The peer sends nothing before it has read that many bytes.
     for count in [1, 200] {
         let part = large_part(count, 1_000, 0);
         let len = part.message.payload_len() + 5;

@@ -1,4 +1,4 @@
-//! When a place opens, what a call carries, and room for all or none: the queue as it is, with given clocks.
+//! Tests of the queue: when a call begins, which parts it carries, and that a request gets room in all queues or in none.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ impl Bench {
         self.queue.push(Queued::from_part(part, self.join.inbox(), self.start + after));
     }
 
-    /// Takes a batch: its number of parts, and how many were dropped.
+    /// Takes a batch. Returns its number of parts, and the number of dropped entries.
     fn take(&mut self, after: Duration) -> Option<(usize, usize)> {
         let mut dropped = Vec::new();
         let batch = self.queue.take(self.start + after, &mut dropped);
@@ -45,15 +45,15 @@ const SOON: Duration = Duration::from_micros(1_999);
 const LATER: Duration = Duration::from_millis(2);
 
 #[test]
-fn the_first_place_takes_at_once_and_a_further_one_after_a_while() {
+fn the_first_call_begins_at_once_and_a_further_one_after_a_while() {
     let mut bench = Bench::new(Config::default());
     assert_eq!(bench.take(NOW), None, "there is nothing to take");
     bench.push(part(&["a"], 0), NOW);
     assert_eq!(bench.take(NOW), Some((1, 0)));
     bench.push(part(&["b"], 0), NOW);
     bench.push(part(&["c"], 0), SOON);
-    assert_eq!(bench.take(SOON), None, "the oldest has not waited long enough");
-    assert_eq!(bench.take(LATER), Some((2, 0)), "what waits must leave together");
+    assert_eq!(bench.take(SOON), None, "the oldest entry has not waited long enough");
+    assert_eq!(bench.take(LATER), Some((2, 0)), "waiting parts must leave together");
     bench.queue.done(0);
     bench.push(part(&["d"], 0), LATER);
     assert_eq!(bench.take(LATER), None, "one call still runs");
@@ -62,7 +62,7 @@ fn the_first_place_takes_at_once_and_a_further_one_after_a_while() {
 }
 
 #[test]
-fn enough_bytes_open_a_place_at_once_until_there_are_none_left() {
+fn enough_bytes_begin_a_call_at_once_while_places_are_free() {
     let mut bench = Bench::new(Config { places: 2, ..Config::default() });
     bench.push(part(&["a"], 0), NOW);
     assert_eq!(bench.take(NOW), Some((1, 0)));
@@ -86,13 +86,13 @@ fn large_parts_wait_for_others_until_there_are_four() {
     for _ in 0..5 {
         bench.push(part(&["c"], 0), SOON);
     }
-    assert_eq!(bench.take(SOON), None, "many small ones are not enough");
+    assert_eq!(bench.take(SOON), None, "many small parts are not enough");
     bench.push(Part { signal: Signal::Profiles, ..large_part(1, 64 << 10, 0) }, NOW);
-    assert_eq!(bench.take(SOON), Some((1, 0)), "a part that goes alone has nothing to wait for");
+    assert_eq!(bench.take(SOON), Some((1, 0)), "a part that is sent alone must not wait for others");
 }
 
 #[test]
-fn bytes_under_way_are_bounded_whatever_places_there_are() {
+fn bytes_in_flight_are_limited_even_if_places_are_free() {
     let full = large_part(10, 1_000, 0);
     let size = full.message.payload_len();
     let mut bench =
@@ -121,18 +121,18 @@ fn thirty_two_calls_may_run_and_no_more() {
 }
 
 #[test]
-fn a_record_that_is_larger_than_all_that_may_be_under_way_runs_alone() {
+fn a_record_larger_than_the_limit_of_bytes_in_flight_is_sent_while_no_other_call_is() {
     let small = large_part(1, 1_000, 0);
     let (size, huge) = (small.message.payload_len(), large_part(1, 10_000, 0));
     let mut bench =
         Bench::new(Config { open_place_bytes: 1, ..with_keys(|keys| keys.max_request_size_mib.bytes = size) });
-    // It goes at once where nothing runs, and nothing goes beside it.
+    // Without a call in flight it is sent at once, and no call begins beside it.
     bench.push(huge.clone(), NOW);
     bench.push(small.clone(), NOW);
     assert_eq!(bench.take(NOW), Some((1, 0)));
     assert_eq!(bench.take(LATER), None);
     bench.queue.done(huge.message.payload_len());
-    // Behind a call it waits for the end of that.
+    // Otherwise it waits for the end of the call in flight.
     assert_eq!(bench.take(LATER), Some((1, 0)));
     bench.push(huge.clone(), LATER);
     bench.push(small, LATER);
@@ -143,7 +143,7 @@ fn a_record_that_is_larger_than_all_that_may_be_under_way_runs_alone() {
 }
 
 #[test]
-fn what_was_dropped_before_a_large_record_makes_no_room_for_it() {
+fn a_large_record_behind_a_dropped_entry_still_needs_room() {
     let small = large_part(1, 1_000, 0);
     let (size, larger) = (small.message.payload_len(), large_part(1, 7_500, 0));
     let mut bench =
@@ -153,19 +153,19 @@ fn what_was_dropped_before_a_large_record_makes_no_room_for_it() {
     let late = Join::new(bench.start + SOON, Arc::default());
     bench.queue.push(Queued::from_part(small, late.inbox(), bench.start));
     bench.push(larger, NOW);
-    assert_eq!(bench.take(LATER), None, "its bytes and those under way are more than eight calls'");
+    assert_eq!(bench.take(LATER), None, "its bytes and those in flight exceed eight calls of full size");
     bench.queue.done(size);
     assert_eq!(bench.take(LATER), Some((1, 0)));
 }
 
 #[tokio::test]
-async fn a_backend_that_hangs_holds_eight_full_calls_or_thirty_two_and_a_queue() {
+async fn a_hung_backend_holds_at_most_eight_full_or_thirty_two_calls_and_a_full_queue() {
     let full = large_part(10, 1_000, 0);
     let (size, cost) = (full.message.payload_len(), full.message.framed_len());
     for (part, calls) in [(full, 8), (part(&["small"], 0), 32)] {
         let tasks = Tasks::new();
         let mut backend = Script::start(&tasks, None, 100).await;
-        // Every part may have a call of its own at once.
+        // Each part begins a call of its own at once.
         let part = Part { alone: true, ..part };
         let keys = with_keys(|keys| {
             keys.max_request_size_mib.bytes = size;
@@ -179,7 +179,7 @@ async fn a_backend_that_hangs_holds_eight_full_calls_or_thirty_two_and_a_queue()
             joins.push(rig.submit(vec![part.clone()]));
             held.push(backend.call().await);
         }
-        // What comes now waits, until the queue is full too.
+        // Further parts wait until the queue is full too.
         let join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
         let refused = (0..).find_map(|_| rig.dispatch.view().unwrap().submit(vec![part.clone()], &join).err());
         assert_eq!(refused.map(|refused| refused.why), Some(WhyNotQueued::Full(0)));
@@ -187,7 +187,7 @@ async fn a_backend_that_hangs_holds_eight_full_calls_or_thirty_two_and_a_queue()
         assert_eq!((all.calls, all.call_bytes), (calls, calls * part.message.payload_len()));
         assert!(all.call_bytes <= 8 * size && all.waiting_bytes <= 4 * cost, "{all:?}");
         assert!(backend.is_quiet());
-        // An end makes room for one.
+        // The end of one call makes room for one part.
         held.remove(0).accept();
         assert_eq!(outcome(&joins.remove(0)).await, accepted());
         held.push(backend.call().await);
@@ -196,7 +196,7 @@ async fn a_backend_that_hangs_holds_eight_full_calls_or_thirty_two_and_a_queue()
 }
 
 #[test]
-fn a_call_carries_no_more_than_its_size_and_no_other_signal() {
+fn a_call_has_at_most_its_maximum_size_and_only_one_signal() {
     let one = part(&["a"], 0);
     let size = one.message.payload_len();
     let mut bench = Bench::new(with_keys(|keys| keys.max_request_size_mib.bytes = 2 * size));
@@ -210,7 +210,7 @@ fn a_call_carries_no_more_than_its_size_and_no_other_signal() {
 }
 
 #[test]
-fn what_nobody_waits_for_is_dropped_when_its_turn_comes() {
+fn abandoned_parts_are_dropped_when_their_turn_comes() {
     let mut bench = Bench::new(Config::default());
     let gone = Join::new(bench.start + Duration::from_secs(10), Arc::default());
     let late = Join::new(bench.start + SOON, Arc::default());
@@ -219,11 +219,11 @@ fn what_nobody_waits_for_is_dropped_when_its_turn_comes() {
     drop(gone);
     assert_eq!(bench.take(LATER), None, "nothing is left to send");
     bench.push(part(&["a"], 0), NOW);
-    assert_eq!(bench.take(LATER), Some((1, 0)), "no place may be lost to what was dropped");
+    assert_eq!(bench.take(LATER), Some((1, 0)), "dropped parts must not take a place");
 }
 
 #[tokio::test]
-async fn a_part_for_a_backend_that_is_not_in_the_table_keeps_the_others_from_being_queued() {
+async fn no_part_is_queued_if_one_is_for_a_backend_that_is_not_in_the_table() {
     let tasks = Tasks::new();
     let mut backend = Script::start(&tasks, None, 100).await;
     let rig = Rig::start_with(Config::default(), &[backend.address], tasks);
@@ -255,7 +255,7 @@ async fn a_request_gets_room_in_all_queues_or_in_none() {
     assert_eq!(full.why, WhyNotQueued::Full(index[1]));
     assert_eq!(full.parts, parts, "the parts must be given back");
     assert!(join.next().await.is_empty(), "nothing must have been queued");
-    // The first backend's room is whole: two more fit.
+    // No room is taken in the first backend's queue: two more parts fit.
     let fitting = rig.submit(vec![parts[0].clone(), parts[1].clone()]);
     for call in held {
         call.accept();
@@ -277,7 +277,7 @@ async fn two_parts_for_one_queue_get_room_together() {
     let mut backend = Script::start(&tasks, None, 100).await;
     let normal = large_part(1, 1_000, 0);
     let lone = Part { alone: true, index: 1, ..normal.clone() };
-    // Each fits by itself, and both together only where nothing waits.
+    // Each part fits by itself. Both together fit only an empty queue.
     let config = with_keys(|keys| keys.sending_queue.queue_size.0 = 2 * normal.message.framed_len() - 1);
     let rig = Rig::start_with(config, &[backend.address], tasks);
     let join = rig.submit(vec![normal, lone]);
@@ -325,7 +325,7 @@ async fn a_backend_that_left_finishes_what_it_has() {
     assert_eq!(outcome(&first).await, accepted());
     assert_eq!(outcome(&second).await, accepted());
     wait_until(|| view.backends().all(|backend| backend.is_idle())).await;
-    // Who still holds the old view is served too.
+    // A request that still uses the old view is served too.
     let join = Join::new(Instant::now() + Duration::from_secs(10), Arc::default());
     view.submit(vec![part(&["d"], 0)], &join).expect("there must be room");
     old.call().await.accept();
@@ -352,7 +352,7 @@ async fn a_backend_that_stays_keeps_its_queue() {
 }
 
 #[tokio::test]
-async fn what_waits_at_the_end_is_handed_back() {
+async fn waiting_parts_are_handed_back_when_the_process_stops() {
     let tasks = Tasks::new();
     let mut backend = Script::start(&Tasks::new(), None, 100).await;
     let rig = Rig::start_with(Config { places: 1, ..Config::default() }, &[backend.address], tasks);
@@ -374,7 +374,7 @@ fn push_of(bench: &mut Bench, value: &str) {
     let metadata = crate::otlp::Metadata::of(&[name], &headers).unwrap().map(Arc::new);
     let join = Join::carrying(bench.start + Duration::from_secs(10), Arc::default(), metadata);
     bench.queue.push(Queued::from_part(part(&[value], 0), join.inbox(), bench.start));
-    // Its request is not gone while the test runs.
+    // The request must not be abandoned while the test runs.
     std::mem::forget(join);
 }
 
@@ -385,7 +385,7 @@ fn drained(bench: &mut Bench) -> Vec<usize> {
 }
 
 #[test]
-fn parts_share_a_call_only_with_those_that_carry_the_same() {
+fn only_parts_with_the_same_forwarded_headers_share_a_call() {
     let config = || Config { places: 48, ..Config::default() };
     let mut bench = Bench::new(config());
     for value in ["a", "b", "a", "c", "b", "a"] {
@@ -394,14 +394,14 @@ fn parts_share_a_call_only_with_those_that_carry_the_same() {
     bench.push(part(&["none"], 0), NOW);
     bench.push(part(&["none"], 0), NOW);
     assert_eq!(drained(&mut bench), [1, 2, 2, 3]);
-    // Lanes that are empty serve other values.
+    // Empty lanes are reused for other values.
     (0..30).for_each(|round| push_of(&mut bench, &format!("later {round}")));
     assert_eq!(drained(&mut bench).len(), 30);
     assert_eq!(bench.queue.take_crowded(), 0);
 }
 
 #[test]
-fn more_values_than_there_are_lanes_go_alone() {
+fn parts_without_a_free_lane_for_their_headers_go_alone() {
     let mut bench = Bench::new(Config { places: 48, ..Config::default() });
     for round in 0..2 {
         for value in 0..70 {

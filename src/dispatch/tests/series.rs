@@ -1,4 +1,4 @@
-//! The series of a backend: how long they stay, and what they count.
+//! Tests of a backend's series: how long they stay on the metrics page, and that they count on after a return.
 
 use tokio::time::Instant;
 
@@ -8,7 +8,7 @@ use crate::{
     testing::{Rig, Script, Tasks, accepted, outcome, part, wait_until},
 };
 
-/// Records that a backend accepted, by the page; `None` when it does not stand there.
+/// Returns the number of records that a backend accepted, according to the metrics page; `None` if the series is missing.
 fn records(page: &str, backend: &Script) -> Option<u64> {
     let series = format!(
         "spanring_dispatch_records_total{{pool=\"test\",backend=\"{}\",signal=\"traces\",outcome=\"accepted\"}} ",
@@ -45,7 +45,7 @@ async fn scenario(recorder: &Recorder) {
     assert_eq!(records(&recorder.render(), &leaver), Some(2), "it came back in time");
 
     rig.change(4, &one).await;
-    // Once its connections are closed nobody holds it.
+    // Once its connections are closed, nothing holds the backend.
     wait_until(|| {
         let now = Instant::now();
         recorder.sweep(now);
@@ -53,13 +53,13 @@ async fn scenario(recorder: &Recorder) {
         !recorder.render().contains(&leaver.address.to_string())
     })
     .await;
-    assert_eq!(records(&recorder.render(), &other), Some(0), "who is there stays");
+    assert_eq!(records(&recorder.render(), &other), Some(0), "the series of a present backend must stay");
 
     rig.change(5, &both).await;
     deliver(&rig, &mut leaver).await;
-    assert_eq!(records(&recorder.render(), &leaver), Some(1), "it begins anew");
+    assert_eq!(records(&recorder.render(), &leaver), Some(1), "the series must begin at 0 again");
 
-    // A pool that ends takes everything along.
+    // When a pool ends, all its series are removed.
     tasks.stop();
     tasks.wait().await;
     drop(rig);

@@ -1,4 +1,5 @@
-//! Backends that say nothing, say it late, or refuse each call: what is said of their health, whatever clients are willing to wait.
+//! Tests of backends that do not answer, answer late, or refuse each call: which failures are reported to membership,
+//! independently of the time that clients wait.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,7 +17,7 @@ use crate::{
 
 type Respond = SendResponse<Bytes>;
 
-/// A backend that answers PINGs at once; `serve` does with each call what it likes.
+/// A backend that answers PINGs at once. `serve` handles each call.
 async fn start(rig: impl FnOnce(SocketAddr) -> Rig, serve: impl FnMut(Respond) + Send + 'static) -> Rig {
     let listener = listen().await;
     let rig = rig(listener.local_addr().unwrap());
@@ -36,7 +37,7 @@ async fn start(rig: impl FnOnce(SocketAddr) -> Rig, serve: impl FnMut(Respond) +
     rig
 }
 
-/// Submits a part of a client that waits so long.
+/// Submits a part of a client that waits for this time.
 fn submit_for(rig: &Rig, wait: Duration) -> Join {
     let join = Join::new(Instant::now() + wait, std::sync::Arc::default());
     rig.dispatch.view().unwrap().submit(vec![part(&["a"], 0)], &join).expect("there must be room");
@@ -53,7 +54,7 @@ async fn cause_of(join: &Join) -> Cause {
 const TIMED_OUT: Cause = Cause::Transport(Failure::Timeout);
 
 #[tokio::test]
-async fn a_peer_that_is_stopped_is_found_although_no_client_waits_for_it() {
+async fn a_stopped_peer_is_detected_even_if_clients_wait_for_a_shorter_time() {
     let listener = listen().await;
     let mut rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
     let first = rig.submit(vec![part(&["a"], 0)]);
@@ -66,7 +67,7 @@ async fn a_peer_that_is_stopped_is_found_although_no_client_waits_for_it() {
         answer = outcome(&first) => assert_eq!(answer, accepted()),
         () = served => panic!("must stay"),
     }
-    // From here on nobody reads what the proxy sends: the process is stopped.
+    // From here on the peer reads nothing, like a stopped process.
     let begun = Instant::now();
     let wait = Duration::from_millis(300);
     let event = loop {
@@ -83,11 +84,11 @@ async fn a_peer_that_is_stopped_is_found_although_no_client_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_peer_that_is_stopped_is_found_although_the_configuration_changes_meanwhile() {
+async fn a_stopped_peer_is_detected_even_if_the_configuration_changes_meanwhile() {
     let listener = listen().await;
     let mut rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
     let waiting = rig.submit(vec![part(&["a"], 0)]);
-    // Its SETTINGS are sent, and then nobody reads what the proxy sends.
+    // The peer sends its SETTINGS and then reads nothing.
     let _connection = accept_h2(&listener).await;
     let begun = Instant::now();
     for queue_size in 1..4 {
@@ -105,7 +106,7 @@ async fn a_peer_that_is_stopped_is_found_although_the_configuration_changes_mean
 async fn a_peer_that_answers_pings_is_slow_and_not_silent() {
     let mut held = Vec::new();
     let mut rig = start(|address| Rig::start(Config::default(), &[address]), move |respond| held.push(respond)).await;
-    // Longer than two PINGs and two questions on fresh connections take.
+    // This takes longer than two PINGs and two probes.
     let wait = Duration::from_millis(4_500);
     assert_eq!(cause_of(&submit_for(&rig, wait)).await, TIMED_OUT);
     assert!(rig.events_are_quiet(), "a slow backend must not be reported");
@@ -120,7 +121,7 @@ async fn a_backend_that_answers_after_its_clients_left_is_slow_and_not_mute() {
     rig.tasks.spawn(async move {
         while let Some((at, mut respond)) = held.recv().await {
             tokio::time::sleep_until(at + timeout / 2).await;
-            // Most clients are gone by then.
+            // Most clients no longer wait by then.
             drop(respond.send_response(trailers_only("0"), true));
         }
     });
@@ -132,7 +133,7 @@ async fn a_backend_that_answers_after_its_clients_left_is_slow_and_not_mute() {
 }
 
 #[tokio::test]
-async fn a_backend_that_answers_no_call_for_two_timeouts_is_reported_whatever_its_clients_wait() {
+async fn a_backend_that_answers_no_call_for_two_timeouts_is_reported_however_long_clients_wait() {
     let timeout = Duration::from_millis(400);
     for wait in [timeout / 8, 4 * timeout] {
         let mut held = Vec::new();
@@ -152,9 +153,9 @@ async fn a_backend_that_answers_no_call_for_two_timeouts_is_reported_whatever_it
     }
 }
 
-/// The time of an attempt is longer than the time in which PINGs and questions are used up.
+/// The timeout of an attempt is so long that the connection runs out of PINGs and is left for another one.
 #[tokio::test]
-async fn a_mute_backend_is_found_also_when_its_connection_takes_no_more_calls() {
+async fn a_mute_backend_is_detected_even_if_its_connection_takes_no_more_calls() {
     let timeout = Duration::from_secs(4);
     let found = async |wait| {
         let mut held = Vec::new();
@@ -168,7 +169,7 @@ async fn a_mute_backend_is_found_also_when_its_connection_takes_no_more_calls() 
                 event = rig.event() => break event,
                 cause = cause_of(&join) => assert_eq!(cause, TIMED_OUT),
             }
-            assert!(begun.elapsed() < 5 * timeout, "clients that wait {wait:?}: it was never found");
+            assert!(begun.elapsed() < 5 * timeout, "clients that wait {wait:?}: it was not detected");
         };
         assert_eq!(event, HealthKind::Silent("timeout"), "clients that wait {wait:?}");
     };
@@ -194,7 +195,7 @@ async fn a_backend_that_refuses_every_stream_is_reported_and_nothing_was_deliver
 }
 
 #[tokio::test]
-async fn a_stream_that_is_refused_once_goes_out_again_and_says_nothing_of_the_backend() {
+async fn a_stream_that_is_refused_once_is_sent_again_and_not_reported() {
     let mut calls = 0;
     let refuse_first = move |mut respond: Respond| {
         calls += 1;
@@ -210,7 +211,7 @@ async fn a_stream_that_is_refused_once_goes_out_again_and_says_nothing_of_the_ba
 }
 
 #[tokio::test]
-async fn a_gateway_that_cannot_reach_the_backend_is_a_failure_of_the_way() {
+async fn a_gateway_that_cannot_reach_the_backend_is_a_failure_of_the_connection() {
     for (status, may_be_there) in [(502, true), (503, false), (504, true)] {
         let answer = move |mut respond: Respond| {
             let response = Response::builder().status(status).body(()).unwrap();
@@ -229,12 +230,12 @@ async fn a_gateway_that_cannot_reach_the_backend_is_a_failure_of_the_way() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_unavailable_by_its_own_word_lives() {
+async fn a_backend_that_answers_unavailable_is_alive() {
     for code in ["14", "8"] {
         let answer = move |mut respond: Respond| respond.send_response(trailers_only(code), true).map(drop).unwrap();
         let mut rig = start(|address| Rig::start(Config::default(), &[address]), answer).await;
         let _owed = rig.submit(vec![part(&["a"], 0)]);
         wait_until(|| rig.dispatch.is_idle()).await;
-        assert!(rig.events_are_quiet(), "its own status {code} is no failure of the way");
+        assert!(rig.events_are_quiet(), "status {code} of the backend itself must not be reported");
     }
 }

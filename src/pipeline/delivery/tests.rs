@@ -59,7 +59,7 @@ impl Bench {
         Self { rig, backends: scripts, pipeline, route, view, duplicates, retried, replaced }
     }
 
-    /// Takes another table of the same backends, of which those at these places are away.
+    /// Publishes another table of the same backends, of which those with these indices are away.
     async fn publish(&mut self, generation: u64, away: &[usize]) {
         let addresses: Vec<_> = self.backends.iter().map(|script| script.address).collect();
         let away: Vec<_> = away.iter().map(|at| addresses[*at]).collect();
@@ -71,7 +71,7 @@ impl Bench {
         vec![Part { index: 0, ..part(&["a", "b"], 0) }, Part { index: 1, ..part(&["c"], 0) }]
     }
 
-    /// Of a request of that many records.
+    /// Returns the delivery of [`Self::parts`], of a request with this number of records.
     fn delivery(&self, records: u64) -> Delivery<'_> {
         self.delivery_of(&Self::parts(), records)
     }
@@ -94,10 +94,10 @@ fn is_defect(outcome: Result<Outcome, Refusal>) -> bool {
     outcome.is_err_and(|refusal| refusal.reason == Reason::Internal && refusal.retry_after.is_some())
 }
 
-/// Bytes of the budget that the parts of a delivery hold.
+/// The budget share of a delivery's parts, in bytes.
 const HELD: usize = 1_000;
 
-/// The part of that index is still owed.
+/// Returns the outcome that the part with this index was not delivered.
 fn owed(index: usize, reached: bool, cause: Cause) -> (u32, PartOutcome) {
     owed_by("somebody", index, reached, cause, None)
 }
@@ -107,7 +107,7 @@ fn owed_by(owner: &str, index: usize, reached: bool, cause: Cause, after: Option
     (part.index, PartOutcome::Retry { owner: owner.into(), after, reached, cause, part })
 }
 
-/// Pauses of that length, without jitter.
+/// Returns a configuration with pauses of this length, without jitter.
 fn even_pauses(pause: Duration) -> Config {
     with_keys(|keys| {
         let retry = &mut keys.retry_on_failure;

@@ -1,19 +1,20 @@
-//! What is counted twice, what is sent again and when, and what a late request names.
+//! Tests of later attempts: which records count as possible duplicates, which parts are sent again and when, and which backends
+//! the message of a late request names.
 
 use super::*;
 use crate::budget::Division;
 
 #[tokio::test]
-async fn records_that_a_backend_may_get_twice_are_counted_with_each_attempt_behind_one_that_arrived() {
+async fn each_attempt_after_one_that_may_have_arrived_counts_possible_duplicates() {
     let bench = Bench::with(1, even_pauses(HOUR)).await;
     let mut delivery = bench.delivery(3);
     let steps = [
-        (owed(0, false, REFUSED), 0, "nothing arrived"),
-        (owed(0, true, Cause::Transport(Failure::Reset)), 0, "the first that may have arrived"),
-        (owed(0, false, REFUSED), 0, "nobody got it this time"),
-        (owed(0, true, Cause::Transport(Failure::Reset)), 2, "a second one"),
+        (owed(0, false, REFUSED), 0, "did not arrive"),
+        (owed(0, true, Cause::Transport(Failure::Reset)), 0, "the first attempt that may have arrived"),
+        (owed(0, false, REFUSED), 0, "a retry that did not arrive"),
+        (owed(0, true, Cause::Transport(Failure::Reset)), 2, "a second attempt that may have arrived"),
         ((1, accepted()), 2, "another part"),
-        ((0, accepted()), 4, "a third one"),
+        ((0, accepted()), 4, "a third attempt that arrived"),
     ];
     for (outcome, expected, what) in steps {
         delivery.waiting.clear();
@@ -27,7 +28,7 @@ async fn records_that_a_backend_may_get_twice_are_counted_with_each_attempt_behi
 }
 
 #[tokio::test]
-async fn a_request_without_an_answer_counts_what_may_be_there() {
+async fn a_request_without_an_answer_counts_records_that_may_be_delivered() {
     let mut bench = Bench::with(2, even_pauses(HOUR)).await;
     let parts: Vec<_> = [&["a", "b"][..], &["c"], &["d", "e", "f", "g"]]
         .into_iter()
@@ -36,7 +37,7 @@ async fn a_request_without_an_answer_counts_what_may_be_there() {
         .map(|((names, backend), index)| Part { index, ..part(names, backend) })
         .collect();
     let view = Arc::clone(&bench.view);
-    // The first was accepted, the second is with its backend, the third waits for its next attempt.
+    // The first part was accepted, the second is in a call, and the third waits for its next attempt.
     let (held, counted) = {
         let (mut backends, held);
         backends = std::mem::take(&mut bench.backends);
@@ -57,30 +58,30 @@ async fn a_request_without_an_answer_counts_what_may_be_there() {
     };
     assert_eq!(counted, 2 + 1);
     drop(held);
-    // What waits counts too, if an attempt before may have arrived.
+    // A waiting part counts too if an earlier attempt may have arrived.
     let mut delivery = bench.delivery_of(&parts, 7);
     let part = parts[2].clone();
     let retry = PartOutcome::Retry { owner: "x".into(), after: None, reached: true, cause: REFUSED, part };
     delivery.take_in(vec![(2, retry)]);
     drop(delivery);
-    assert_eq!(bench.duplicates(), counted + 4, "what never began is nowhere");
+    assert_eq!(bench.duplicates(), counted + 4, "a part whose call never began must not count");
 }
 
 #[tokio::test]
-async fn what_a_cut_holds_is_given_back_with_its_last_part_and_not_before() {
+async fn the_budget_share_of_a_cut_is_given_back_after_its_last_part() {
     let bench = Bench::with(1, even_pauses(HOUR)).await;
     let used = || bench.pipeline.budget.used();
     let mut delivery = bench.delivery(3);
     delivery.take_in(vec![(0, accepted())]);
-    assert_eq!(used(), HELD, "a part of it is under way");
-    // As if the other part were of another cut.
+    assert_eq!(used(), HELD, "a part of the cut is under way");
+    // The test assigns the other part to another cut.
     delivery.under_way += 1;
     delivery.take_in(vec![(1, accepted())]);
     assert_eq!(used(), 0);
 }
 
 #[tokio::test]
-async fn a_failed_part_waits_as_long_as_its_backend_asked_for_or_its_own_pause_says() {
+async fn a_failed_part_waits_for_its_own_pause_or_the_longer_one_of_its_backend() {
     let bench = Bench::with(1, even_pauses(Duration::from_secs(10))).await;
     for (after, pause) in [(None, 10), (Some(5), 10), (Some(30), 30)] {
         let mut delivery = bench.delivery(3);
@@ -95,7 +96,7 @@ async fn a_failed_part_waits_as_long_as_its_backend_asked_for_or_its_own_pause_s
 }
 
 #[tokio::test]
-async fn only_parts_whose_time_has_come_are_sent_again_and_a_retry_takes_a_token() {
+async fn only_parts_that_are_due_are_sent_again_and_a_retry_takes_a_token() {
     let mut bench = Bench::with(1, even_pauses(HOUR)).await;
     let mut backends = std::mem::take(&mut bench.backends);
     let retries = bench.rig.dispatch.retries();
@@ -116,7 +117,7 @@ async fn only_parts_whose_time_has_come_are_sent_again_and_a_retry_takes_a_token
     assert_eq!(bench.retried.load(Ordering::Relaxed), 1);
     assert_eq!(backends[0].call().await.spans, ["a", "b"]);
     assert_eq!(bench.replaced.load(Ordering::Relaxed), 0);
-    // Nobody heard of it: the token is given back, once.
+    // The retry reached no backend: its token is given back, once.
     delivery.take_in(vec![owed(0, false, REFUSED)]);
     assert!(retries.spend(now) && !retries.spend(now));
     delivery.under_way += 1;
@@ -125,7 +126,7 @@ async fn only_parts_whose_time_has_come_are_sent_again_and_a_retry_takes_a_token
 }
 
 #[tokio::test]
-async fn a_retry_that_was_heard_of_keeps_its_token() {
+async fn a_retry_that_reached_its_backend_keeps_its_token() {
     let bench = Bench::with(1, even_pauses(HOUR)).await;
     let retries = bench.rig.dispatch.retries();
     let now = Instant::now();
@@ -140,7 +141,7 @@ async fn a_retry_that_was_heard_of_keeps_its_token() {
 }
 
 #[tokio::test]
-async fn a_retry_for_which_there_is_no_room_gives_its_token_back() {
+async fn a_retry_that_finds_the_queue_full_gives_its_token_back() {
     let mut config = even_pauses(HOUR);
     config.places = 1;
     config.keys.sending_queue.queue_size.0 = 200;
@@ -161,12 +162,12 @@ async fn a_retry_for_which_there_is_no_room_gives_its_token_back() {
     assert_eq!((delivery.under_way, delivery.waiting()), (1, vec![0]));
     assert!(matches!(&delivery.tally.last_failure, Some((_, Cause::Full))));
     assert_eq!(delivery.waiting[0].failed.cause, Cause::Full);
-    assert!(retries.spend(now), "it was given back");
+    assert!(retries.spend(now), "the token was given back");
     drop(held);
 }
 
 #[tokio::test]
-async fn a_part_has_moved_when_a_newer_table_gives_its_slots_to_others() {
+async fn a_part_has_moved_when_a_newer_table_assigns_its_slots_to_others() {
     let mut bench = Bench::with(2, even_pauses(HOUR)).await;
     let [there, away] = [1, 0].map(|at| bench.backends[at].address.to_string());
     let has_moved = |bench: &Bench, owner: &str, cause| {
@@ -180,7 +181,7 @@ async fn a_part_has_moved_when_a_newer_table_gives_its_slots_to_others() {
     }
     bench.publish(2, &[0]).await;
     assert!(has_moved(&bench, &away, REFUSED));
-    assert!(!has_moved(&bench, &there, REFUSED), "its slots are its own");
+    assert!(!has_moved(&bench, &there, REFUSED), "its owner still has its slots");
     assert!(has_moved(&bench, "gone", REFUSED));
     for cause in [Cause::Ejected, Cause::Departed] {
         assert!(has_moved(&bench, &there, cause), "{cause:?}");
@@ -217,7 +218,7 @@ async fn a_moved_part_is_cut_again_and_its_parts_have_indices_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_waits_is_placed_when_a_table_moves_it() {
+async fn waiting_parts_are_placed_when_a_table_moves_them() {
     let mut bench = Bench::with(2, even_pauses(HOUR)).await;
     let mut backends = std::mem::take(&mut bench.backends);
     let [first, second] = [0, 1].map(|at| backends[at].address);
@@ -232,7 +233,7 @@ async fn what_waits_is_placed_when_a_table_moves_it() {
     bench.rig.publish(2, &[first, second], &[first]).await;
     patient(changed(&mut delivery.changes)).await;
     delivery.place_moved();
-    assert_eq!(delivery.waiting(), [1], "the other one's owner is there");
+    assert_eq!(delivery.waiting(), [1], "the owner of the other part still has its slots");
     assert_eq!(backends[1].call().await.spans, ["a", "b"]);
 }
 
@@ -264,13 +265,13 @@ async fn a_late_request_names_three_backends_and_counts_the_others() {
     delivery.take_in(vec![(0, accepted()), (1, accepted()), retry(2, &names[2])]);
     let failure = format!("backend {}: connection refused", names[2]);
     assert_eq!(said(&delivery), format!("no answer yet from backend {}; {failure}", names[3..].join(", ")));
-    // The one that failed last is not named twice.
+    // The backend that failed last is not named twice.
     delivery.take_in(vec![(3, accepted()), retry(4, &names[5])]);
     assert_eq!(said(&delivery), format!("backend {}: connection refused", names[5]));
 }
 
 #[tokio::test]
-async fn a_change_is_heard_of_only_with_a_subscription() {
+async fn a_change_is_noticed_only_with_a_subscription() {
     let bench = Bench::new().await;
     let never = tokio::time::timeout(Duration::from_millis(20), changed(&mut None)).await;
     assert!(never.is_err());
@@ -280,6 +281,6 @@ async fn a_change_is_heard_of_only_with_a_subscription() {
     patient(changed(&mut changes)).await;
     drop(sender);
     let never = tokio::time::timeout(Duration::from_millis(20), changed(&mut changes)).await;
-    assert!(never.is_err(), "nobody is left to say anything");
+    assert!(never.is_err(), "there is no sender any more");
     drop(bench);
 }

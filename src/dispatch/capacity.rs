@@ -1,22 +1,22 @@
-//! The room of one queue, in bytes. It is an atomic counter outside of the queue's lock, so that a request that finds a queue
-//! full does not lock it.
+//! The room in one queue: a count of its bytes, with a limit. The count is atomic and outside of the queue's lock, so that a
+//! request that finds the queue full does not lock it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A bounded number of bytes.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Capacity {
     used: AtomicUsize,
     limit: usize,
 }
 
-impl Room {
+impl Capacity {
     /// Creates room for `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
         Self { used: AtomicUsize::new(0), limit }
     }
 
-    /// Takes `bytes`. Returns false, and takes nothing, if they do not fit. More than the limit fits if nothing is taken.
+    /// Takes `bytes`. Returns false, and takes nothing, if they do not fit. If nothing is taken yet, any number fits.
     pub(super) fn take(&self, bytes: usize) -> bool {
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -51,14 +51,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_taken_up_to_its_limit_and_by_something_larger_alone() {
-        let room = Room::new(10);
-        assert!(room.take(6) && room.take(4) && !room.take(1));
-        room.take_again(5);
-        room.give_back(15);
-        assert!(room.is_empty() && room.take(20), "it fits while nothing else waits");
-        assert!(!room.take(1));
-        assert!(!room.take(usize::MAX), "no sum may wrap");
-        assert_eq!(room.used(), 20);
+    fn room_is_taken_up_to_the_limit_and_a_larger_part_fits_an_empty_queue() {
+        let capacity = Capacity::new(10);
+        assert!(capacity.take(6) && capacity.take(4) && !capacity.take(1));
+        capacity.take_again(5);
+        capacity.give_back(15);
+        assert!(capacity.is_empty() && capacity.take(20), "more than the limit must fit an empty queue");
+        assert!(!capacity.take(1));
+        assert!(!capacity.take(usize::MAX), "sums must not wrap");
+        assert_eq!(capacity.used(), 20);
     }
 }

@@ -1,30 +1,30 @@
-//! What each backend has to do at this moment, for those who ask. Read only; nothing on the way of the data looks here.
+//! The current load of each backend, for the admin interface. Delivering parts does not use it.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use super::{Dispatch, backend::Backend};
 
-/// What one backend of a pool has to do, all shards together.
+/// The load of one backend of a pool, summed over all shards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendLoad {
-    /// Where it is dialled.
+    /// The address that connections are made to.
     pub address: Option<SocketAddr>,
-    /// Whether the table lists it; else it finishes what it has.
+    /// Whether the table has the backend. If not, it only finishes its remaining parts.
     pub listed: bool,
-    /// Bytes that wait for it.
+    /// The number of bytes in its queue.
     pub queued_bytes: usize,
-    /// Calls that it has not answered.
+    /// The number of calls in flight.
     pub calls: usize,
-    /// Their payload bytes.
+    /// The payload bytes of the calls in flight.
     pub call_bytes: usize,
-    /// Connections that are up.
+    /// The number of connections that are up.
     pub connections: usize,
 }
 
 impl Dispatch {
-    /// What every backend has to do, by identity, those included that left the table and are not done.
+    /// Returns the load of every backend by identity, including backends that have left the table and are not idle yet.
     ///
-    /// A backend with a new address stands here once, with the address that the table lists.
+    /// A backend whose address has changed has one entry, with the address in the table.
     pub fn loads(&self) -> BTreeMap<Arc<str>, BackendLoad> {
         let mut loads = BTreeMap::new();
         let view = self.view.load_full();
