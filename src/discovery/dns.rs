@@ -9,8 +9,8 @@ use super::{
     known::Known,
     metrics::Meters,
     search::Search,
+    state_log::{LogFields, StateLog},
     system::System,
-    trouble::{LogFields, Trouble},
 };
 use crate::endpoint::{Endpoint, Endpoints};
 
@@ -24,7 +24,7 @@ pub(super) struct Dns {
     meters: Meters,
     known: Known,
     published: Option<Endpoints>,
-    trouble: Trouble,
+    log: StateLog,
     /// The number of addresses that were left out because the pool would have more than [`MAX_ENDPOINTS`] backends.
     beyond: usize,
 }
@@ -48,7 +48,7 @@ impl Dns {
             meters,
             known: Known::default(),
             published: None,
-            trouble: Trouble::new(),
+            log: StateLog::new(),
             beyond: 0,
         }
     }
@@ -58,13 +58,13 @@ impl Dns {
         let (answers, good) = self.ask().await;
         let endpoints = self.endpoints();
         let fields = LogFields { pool: &self.pool, hostname: self.search.hostname() };
-        self.trouble.note(fields, good, &answers, endpoints.len());
+        self.log.note(fields, good, &answers, endpoints.len());
         if good {
             self.meters.succeeded();
-            self.trouble.note_count(fields, endpoints.len());
+            self.log.note_count(fields, endpoints.len());
         }
         let joined = self.known.joined(self.family);
-        self.trouble.note_parts(fields, joined);
+        self.log.note_parts(fields, joined);
         self.meters.partial(joined.is_some());
         if endpoints.is_empty() || self.published.as_deref() == Some(&*endpoints) {
             return None;
@@ -88,7 +88,7 @@ impl Dns {
         self.system.refresh();
         let mut answers = self.search.ask(&self.system, self.family).await;
         let dropped = answers.drop_unusable();
-        self.trouble.note_dropped(LogFields { pool: &self.pool, hostname: self.search.hostname() }, dropped);
+        self.log.note_dropped(LogFields { pool: &self.pool, hostname: self.search.hostname() }, dropped);
         self.meters.count(&answers);
         let good = self.known.absorb(self.family, &answers);
         (answers, good)
@@ -115,11 +115,11 @@ impl Dns {
 
     #[cfg(test)]
     pub(super) fn is_failing(&self) -> bool {
-        self.trouble.is_failing()
+        self.log.is_failing()
     }
 
     #[cfg(test)]
     pub(super) fn is_count_logged(&self) -> bool {
-        self.trouble.is_count_logged()
+        self.log.is_count_logged()
     }
 }

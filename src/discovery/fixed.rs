@@ -15,8 +15,8 @@ use super::{
     known::Known,
     metrics::Meters,
     search::Search,
+    state_log::{LogFields, StateLog},
     system::System,
-    trouble::{LogFields, Trouble},
 };
 use crate::{
     endpoint::{Endpoint, Endpoints},
@@ -43,7 +43,7 @@ struct Entry {
     host: HostPort,
     search: Search,
     known: Known,
-    trouble: Trouble,
+    log: StateLog,
 }
 
 /// Checks the entries and sorts them by identity, each once.
@@ -70,7 +70,7 @@ impl Fixed {
             search: Search::new(host.name().unwrap_or_default()),
             host,
             known: Known::default(),
-            trouble: Trouble::new(),
+            log: StateLog::new(),
         };
         Self { pool: pool.to_owned(), entries: entries.into_iter().map(entry).collect(), system, meters }
     }
@@ -125,12 +125,12 @@ impl Entry {
     /// Processes the answers about the entry's name. Returns whether they were good.
     fn absorb(&mut self, pool: &str, mut answers: Answers) -> bool {
         let fields = LogFields { pool, hostname: self.host.name().unwrap_or_default() };
-        self.trouble.note_dropped(fields, answers.drop_unusable());
+        self.log.note_dropped(fields, answers.drop_unusable());
         let good = self.known.absorb(IpFamily::Auto, &answers);
         let addresses: BTreeSet<IpAddr> = self.known.addresses(IpFamily::Auto).collect();
-        self.trouble.note(fields, good, &answers, addresses.len());
-        self.trouble.note_parts(fields, self.known.joined(IpFamily::Auto));
-        self.trouble.note_unused(fields, addresses.len());
+        self.log.note(fields, good, &answers, addresses.len());
+        self.log.note_parts(fields, self.known.joined(IpFamily::Auto));
+        self.log.note_unused(fields, addresses.len());
         // If the name has several addresses, the current one is kept as long as it is among them.
         let current = self.endpoint.address.map(|address| address.ip()).filter(|ip| addresses.contains(ip));
         if let Some(ip) = current.or_else(|| addresses.first().copied()) {

@@ -18,8 +18,8 @@ mod parts;
 mod resolv;
 mod resolvers;
 mod search;
+mod state_log;
 mod system;
-mod trouble;
 
 #[cfg(test)]
 mod tests;

@@ -57,7 +57,7 @@ impl Resolvers {
 
     /// Sets the access of the members that the newest configuration found. If it has found none yet, the access applies
     /// to those that it will find.
-    pub fn speak_by(&self, access: Access) {
+    pub fn set_access(&self, access: Access) {
         let mut registrations = self.lock();
         if let Some(next) = &mut registrations.next {
             next.access = access;

@@ -148,7 +148,7 @@ impl Pool {
                 error!(pool = config.name, %error, "cannot start the resolver: the backends stay as they are");
             }
         } else if self.config.tls != config.tls || self.config.headers != config.headers {
-            self.resolvers.speak_by(access());
+            self.resolvers.set_access(access());
         }
         self.config = config.clone();
         true

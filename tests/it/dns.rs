@@ -23,7 +23,7 @@ use tonic_types::StatusExt;
 use super::{
     backend::Backend,
     harness::{GLANCE, PATIENCE, Proxy, http_get, metric, until},
-    nameserver::{NXDOMAIN, NameServer, REFUSED, SERVFAIL, Say, loopback},
+    nameserver::{NXDOMAIN, NameServer, REFUSED, Reply, SERVFAIL, loopback},
     rig::{client, request, span},
 };
 
@@ -186,8 +186,8 @@ async fn a_failing_search_domain_affects_neither_the_start_nor_the_next_change()
     let backends = backends(2).await?;
     let port = port_of(&backends)?;
     server.resolv_conf("search corp.test obs.test\noptions ndots:5")?;
-    for (bad, all) in [(SERVFAIL, &backends[..1]), (Say::NoData, &backends[..])] {
-        server.say_of_both("collectors.test.corp.test.", &bad);
+    for (bad, all) in [(SERVFAIL, &backends[..1]), (Reply::NoData, &backends[..])] {
+        server.set_both_replies("collectors.test.corp.test.", &bad);
         server.resolves(NAME, &ips(all));
         let proxy = proxy(&server, SHORT_INTERVAL, port, "readyz")?;
         spans_arrive_eventually(&proxy, all).await.with_context(|| format!("after {bad:?}"))?;
@@ -235,15 +235,15 @@ async fn a_reply_too_long_for_udp_is_fetched_over_tcp() -> Result<()> {
     let mut all: Vec<IpAddr> = ips(&backends).into_iter().chain(others).collect();
     all.sort_unstable();
     all.dedup();
-    server.say(NAME, RecordType::A, Say::OverTcp(all.clone()));
-    server.say(NAME, RecordType::AAAA, Say::NoData);
+    server.set_reply(NAME, RecordType::A, Reply::OverTcp(all.clone()));
+    server.set_reply(NAME, RecordType::AAAA, Reply::NoData);
     let proxy = proxy(&server, SHORT_INTERVAL, port_of(&backends)?, "readyz")?;
     until("every address is known", || {
         Ok((metric(proxy.admin, "spanring_discovery_endpoints", &[])? == all.len() as f64).then_some(()))
     })?;
     let asked = server.asked();
     ensure!(asked.contains(&format!("{NAME} A")) && asked.contains(&format!("{NAME} A tcp")), "{asked:?}");
-    server.say(NAME, RecordType::A, Say::OverTcp(ips(&backends)));
+    server.set_reply(NAME, RecordType::A, Reply::OverTcp(ips(&backends)));
     let named: Vec<String> = backends.iter().map(|backend| backend.address.to_string()).collect();
     until("the three are left", || {
         Ok((metric(proxy.admin, "spanring_discovery_endpoints", &[])? == named.len() as f64).then_some(()))
@@ -261,16 +261,16 @@ async fn the_last_good_set_stays_whatever_the_name_server_answers() -> Result<()
     let bad = [
         (SERVFAIL, "servfail"),
         (NXDOMAIN, "nxdomain"),
-        (Say::NoData, "empty"),
+        (Reply::NoData, "empty"),
         (REFUSED, "refused"),
-        (Say::Silence, "timeout"),
+        (Reply::Silence, "timeout"),
     ];
-    for (say, result) in bad {
+    for (reply, result) in bad {
         let label = format!("result=\"{result}\"");
         let labels = ["family=\"ipv4\"", label.as_str()];
         let heard = || metric(proxy.admin, "spanring_discovery_lookups_total", &labels);
         let before = heard()?;
-        server.say_of_both(NAME, &say);
+        server.set_both_replies(NAME, &reply);
         until(&format!("{result} is heard twice"), || Ok((heard()? >= before + 2.0).then_some(())))?;
         has_members(&proxy, 2).context(result)?;
         spans_arrive(&proxy, two).await.context(result)?;

@@ -38,7 +38,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// The answer to questions about one name and type.
 #[derive(Clone, Debug)]
-pub(crate) enum Say {
+pub(crate) enum Reply {
     Addresses(Vec<IpAddr>),
     /// The name exists and has no such record.
     NoData,
@@ -48,9 +48,9 @@ pub(crate) enum Say {
     OverTcp(Vec<IpAddr>),
 }
 
-pub(crate) const NXDOMAIN: Say = Say::Code(ResponseCode::NXDomain);
-pub(crate) const SERVFAIL: Say = Say::Code(ResponseCode::ServFail);
-pub(crate) const REFUSED: Say = Say::Code(ResponseCode::Refused);
+pub(crate) const NXDOMAIN: Reply = Reply::Code(ResponseCode::NXDomain);
+pub(crate) const SERVFAIL: Reply = Reply::Code(ResponseCode::ServFail);
+pub(crate) const REFUSED: Reply = Reply::Code(ResponseCode::Refused);
 
 /// The server. Names without an answer do not exist. It stops on drop.
 pub(crate) struct NameServer {
@@ -65,7 +65,7 @@ pub(crate) struct NameServer {
 
 #[derive(Debug, Default)]
 struct Book {
-    answers: HashMap<(String, RecordType), Say>,
+    answers: HashMap<(String, RecordType), Reply>,
     asked: Vec<String>,
 }
 
@@ -123,21 +123,21 @@ impl NameServer {
     }
 
     /// Sets the answer about records of this type of `name` (absolute, with a dot at the end).
-    pub(crate) fn say(&self, name: &str, kind: RecordType, say: Say) {
-        lock(&self.book).answers.insert((name.to_owned(), kind), say);
+    pub(crate) fn set_reply(&self, name: &str, kind: RecordType, reply: Reply) {
+        lock(&self.book).answers.insert((name.to_owned(), kind), reply);
     }
 
     /// Sets the answer about A and AAAA records of `name`.
-    pub(crate) fn say_of_both(&self, name: &str, say: &Say) {
-        self.say(name, RecordType::A, say.clone());
-        self.say(name, RecordType::AAAA, say.clone());
+    pub(crate) fn set_both_replies(&self, name: &str, reply: &Reply) {
+        self.set_reply(name, RecordType::A, reply.clone());
+        self.set_reply(name, RecordType::AAAA, reply.clone());
     }
 
     /// Sets the addresses of `name`, as A and AAAA records.
     pub(crate) fn resolves(&self, name: &str, addresses: &[IpAddr]) {
         for (kind, is_v4) in [(RecordType::A, true), (RecordType::AAAA, false)] {
             let of_kind: Vec<IpAddr> = addresses.iter().copied().filter(|ip| ip.is_ipv4() == is_v4).collect();
-            self.say(name, kind, if of_kind.is_empty() { Say::NoData } else { Say::Addresses(of_kind) });
+            self.set_reply(name, kind, if of_kind.is_empty() { Reply::NoData } else { Reply::Addresses(of_kind) });
         }
     }
 
@@ -237,7 +237,7 @@ fn reply(question: &[u8], book: &Mutex<Book>, is_tcp: bool) -> Option<Vec<u8>> {
     let question = Message::from_vec(question).ok()?;
     let query = question.queries.first()?.clone();
     let (name, kind) = (query.name().clone(), query.query_type());
-    let say = {
+    let scripted = {
         let mut book = lock(book);
         let over = if is_tcp { " tcp" } else { "" };
         book.asked.push(format!("{name} {kind}{over}"));
@@ -246,12 +246,12 @@ fn reply(question: &[u8], book: &Mutex<Book>, is_tcp: bool) -> Option<Vec<u8>> {
     let mut message = Message::response(question.metadata.id, OpCode::Query);
     message.metadata.recursion_available = true;
     message.add_query(query);
-    match say {
-        Say::OverTcp(_) if !is_tcp => message.metadata.truncation = true,
-        Say::Addresses(ips) | Say::OverTcp(ips) => drop(message.add_answers(records(&name, &ips))),
-        Say::NoData => {}
-        Say::Code(code) => message.metadata.response_code = code,
-        Say::Silence => return None,
+    match scripted {
+        Reply::OverTcp(_) if !is_tcp => message.metadata.truncation = true,
+        Reply::Addresses(ips) | Reply::OverTcp(ips) => drop(message.add_answers(records(&name, &ips))),
+        Reply::NoData => {}
+        Reply::Code(code) => message.metadata.response_code = code,
+        Reply::Silence => return None,
     }
     message.to_vec().ok()
 }

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use super::server::{Machine, NXDOMAIN, REFUSED, SERVFAIL, Say, Server, addresses};
+use super::server::{Machine, NXDOMAIN, REFUSED, Reply, SERVFAIL, Server, addresses};
 use crate::discovery::{
     Config, DiscoveryError, Endpoints, IpFamily, dns::Dns, known::DOUBTED_FOR, metrics::Meters, resolve_once_on,
 };
@@ -57,9 +57,9 @@ async fn another_order_of_the_same_records_is_no_change() {
 #[tokio::test]
 async fn fault_14_15_no_bad_answer_changes_the_set_and_the_next_good_one_does() {
     let machine = Machine::start().await;
-    let unknown = Say::Code(hickory_proto::op::ResponseCode::NotImp);
-    let strangers = Say::Mixed(vec![], vec!["10.6.6.6".parse().unwrap()]);
-    for bad in [NXDOMAIN, Say::NoData, SERVFAIL, REFUSED, unknown, strangers] {
+    let unknown = Reply::Code(hickory_proto::op::ResponseCode::NotImp);
+    let strangers = Reply::Mixed(vec![], vec!["10.6.6.6".parse().unwrap()]);
+    for bad in [NXDOMAIN, Reply::NoData, SERVFAIL, REFUSED, unknown, strangers] {
         machine.server.v4(NAME, addresses(&["10.0.0.1"]));
         let mut dns = dns(&machine, NAME, IpFamily::Auto);
         assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
@@ -81,7 +81,7 @@ async fn fault_14_silence_ends_with_our_timeout_and_keeps_the_set() {
     let system = machine.system_with(SHORT);
     let mut dns = Dns::new(NAME, 4317, IpFamily::Ipv4, system, Meters::silent(), "tail");
     while poll(&mut dns).await.is_none() {}
-    machine.server.v4(NAME, Say::Silence);
+    machine.server.v4(NAME, Reply::Silence);
     let before = tokio::time::Instant::now();
     assert_eq!(poll(&mut dns).await, None);
     assert!(dns.is_failing());
@@ -92,7 +92,7 @@ async fn fault_14_silence_ends_with_our_timeout_and_keeps_the_set() {
 async fn fault_16_a_truncated_answer_is_asked_for_over_tcp() {
     let machine = Machine::start().await;
     let many = (0..250).map(|last| Ipv4Addr::new(10, 0, 0, last).into()).collect();
-    machine.server.v4(NAME, Say::OverTcp(many));
+    machine.server.v4(NAME, Reply::OverTcp(many));
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
     assert_eq!(dns.poll_once().await.unwrap().len(), 250);
     assert_eq!(machine.server.asked(), ["tail.test. A", "tail.test. A tcp"]);
@@ -104,7 +104,7 @@ async fn fault_16_a_truncated_answer_is_asked_for_over_tcp() {
 async fn fault_17_every_round_asks_once_regardless_of_the_ttl() {
     let machine = Machine::start().await;
     for ttl in [0, u32::MAX] {
-        machine.server.v4(NAME, Say::Addresses(vec!["10.0.0.1".parse().unwrap()], ttl));
+        machine.server.v4(NAME, Reply::Addresses(vec!["10.0.0.1".parse().unwrap()], ttl));
         let mut dns = dns(&machine, NAME, IpFamily::Auto);
         for _ in 0..3 {
             poll(&mut dns).await;
@@ -161,14 +161,14 @@ async fn a_family_without_an_answer_does_not_block_the_other() {
 #[tokio::test]
 async fn a_lost_answer_about_a_records_decides_nothing() {
     let machine = Machine::start().await;
-    machine.server.v4(NAME, Say::Silence);
+    machine.server.v4(NAME, Reply::Silence);
     machine.server.v6(NAME, addresses(&["fd00::1"]));
     let system = machine.system_with(SHORT);
     let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, system, Meters::silent(), "tail");
     assert_eq!(poll(&mut dns).await, None, "the pool must not begin with AAAA records");
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
     while poll(&mut dns).await != some("10.0.0.1:4317") {}
-    machine.server.v4(NAME, Say::Silence);
+    machine.server.v4(NAME, Reply::Silence);
     assert_eq!(poll(&mut dns).await, None, "the pool must not change to AAAA records");
 }
 
@@ -212,7 +212,7 @@ async fn fault_20_unusable_addresses_and_records_of_other_names_are_not_backends
     machine.server.v4(NAME, addresses(&["0.0.0.0", "10.0.0.1", "224.0.0.1", "255.255.255.255"]));
     let mut dns = dns(&machine, NAME, IpFamily::Auto);
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
-    machine.server.v4(NAME, Say::Mixed(vec!["10.0.0.2".parse().unwrap()], vec!["10.6.6.6".parse().unwrap()]));
+    machine.server.v4(NAME, Reply::Mixed(vec!["10.0.0.2".parse().unwrap()], vec!["10.6.6.6".parse().unwrap()]));
     assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"));
     machine.server.v4(NAME, addresses(&["0.0.0.0"]));
     assert_eq!(poll(&mut dns).await, None, "an answer without usable addresses must count as empty");
@@ -222,10 +222,10 @@ async fn fault_20_unusable_addresses_and_records_of_other_names_are_not_backends
 #[tokio::test]
 async fn fault_20_aliases_are_followed_in_any_order_and_loops_end() {
     let machine = Machine::start().await;
-    machine.server.v4(NAME, Say::Alias("real.test.", vec!["10.0.0.1".parse().unwrap()]));
+    machine.server.v4(NAME, Reply::Alias("real.test.", vec!["10.0.0.1".parse().unwrap()]));
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
-    machine.server.v4(NAME, Say::Alias(NAME, vec![]));
+    machine.server.v4(NAME, Reply::Alias(NAME, vec![]));
     assert_eq!(poll(&mut dns).await, None);
     assert!(dns.is_failing());
 }
@@ -270,7 +270,7 @@ async fn the_next_server_is_asked_when_one_fails_or_does_not_reply() {
     let other = Server::start(Ipv4Addr::new(127, 0, 0, 2), machine.server.at.port()).await;
     machine.resolv_conf("nameserver 127.0.0.1\nnameserver 127.0.0.2\n");
     other.v4(NAME, addresses(&["10.0.0.2"]));
-    for bad in [SERVFAIL, REFUSED, Say::Silence] {
+    for bad in [SERVFAIL, REFUSED, Reply::Silence] {
         machine.server.v4(NAME, bad.clone());
         let system = machine.system_with(Duration::from_secs(2));
         let mut dns = Dns::new(NAME, 4317, IpFamily::Ipv4, system, Meters::silent(), "tail");
@@ -313,7 +313,7 @@ async fn asking_once_returns_a_complete_answer_or_the_reason() {
                     asked for tail.test.";
     assert_eq!(error.to_string(), expected);
 
-    machine.server.v4(NAME, Say::Silence);
+    machine.server.v4(NAME, Reply::Silence);
     let error = resolve_once_on(machine.system(), &Config::dns(NAME), SHORT).await.unwrap_err();
     assert!(matches!(error, DiscoveryError::Unresolved { .. }));
 }

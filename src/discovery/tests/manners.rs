@@ -9,7 +9,7 @@ use hickory_proto::op::ResponseCode;
 
 use super::{
     dns::{dns, identities, poll, some},
-    server::{Machine, Manner, NXDOMAIN, SERVFAIL, Say, Server, addresses},
+    server::{Machine, Manner, NXDOMAIN, Reply, SERVFAIL, Server, addresses},
 };
 use crate::{
     discovery::{IpFamily, dns::Dns, metrics::Meters},
@@ -62,7 +62,7 @@ async fn a_server_that_drops_edns_is_asked_without_it_within_the_timeout_and_at_
 async fn a_long_reply_of_a_server_without_edns_is_fetched_over_tcp() {
     let machine = Machine::start().await;
     machine.server.manner(Manner::RefusesEdns(ResponseCode::FormErr));
-    machine.server.v4(NAME, Say::BySize(many(500)));
+    machine.server.v4(NAME, Reply::BySize(many(500)));
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
     assert_eq!(dns.poll_once().await.unwrap().len(), 500);
 }
@@ -70,7 +70,7 @@ async fn a_long_reply_of_a_server_without_edns_is_fetched_over_tcp() {
 #[tokio::test]
 async fn five_hundred_records_are_received_even_if_tcp_is_refused() {
     let machine = Machine::with(Server::start_without_tcp().await);
-    machine.server.v4(NAME, Say::BySize(many(500)));
+    machine.server.v4(NAME, Reply::BySize(many(500)));
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
     assert_eq!(dns.poll_once().await.unwrap().len(), 500);
 }
@@ -78,10 +78,10 @@ async fn five_hundred_records_are_received_even_if_tcp_is_refused() {
 #[tokio::test]
 async fn a_truncated_reply_without_tcp_is_a_failure_and_not_a_smaller_set() {
     let machine = Machine::with(Server::start_without_tcp().await);
-    machine.server.v4(NAME, Say::BySize(many(3)));
+    machine.server.v4(NAME, Reply::BySize(many(3)));
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
     assert_eq!(poll(&mut dns).await, some("10.0.0.0:4317 10.0.0.1:4317 10.0.0.2:4317"));
-    machine.server.v4(NAME, Say::OverTcp(many(3)));
+    machine.server.v4(NAME, Reply::OverTcp(many(3)));
     assert_eq!(poll(&mut dns).await, None);
     let error = dns.ask_once().await.unwrap_err().to_string();
     assert!(error.contains("the reply over UDP is truncated, and over TCP there is none: no connection"), "{error}");
@@ -98,11 +98,11 @@ async fn a_name_in_other_letters_is_the_same_name() {
 #[tokio::test]
 async fn an_alias_that_the_server_does_not_follow_is_followed() {
     let machine = Machine::start().await;
-    machine.server.v4(NAME, Say::AliasOnly("real.test."));
+    machine.server.v4(NAME, Reply::AliasOnly("real.test."));
     machine.server.v4("real.test.", addresses(&["10.0.0.1"]));
     let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
-    machine.server.v4("real.test.", Say::AliasOnly(NAME));
+    machine.server.v4("real.test.", Reply::AliasOnly(NAME));
     assert_eq!(poll(&mut dns).await, None, "a loop of aliases must end");
     assert!(dns.is_failing());
 }
@@ -112,7 +112,7 @@ async fn a_referral_is_not_an_answer() {
     let machine = Machine::start().await;
     let other = Server::start(Ipv4Addr::new(127, 0, 0, 2), machine.server.at.port()).await;
     machine.resolv_conf("nameserver 127.0.0.1\nnameserver 127.0.0.2\n");
-    machine.server.v4(NAME, Say::Referral);
+    machine.server.v4(NAME, Reply::Referral);
     other.v4(NAME, addresses(&["10.0.0.1"]));
     assert_eq!(poll(&mut dns(&machine, NAME, IpFamily::Ipv4)).await, some("10.0.0.1:4317"));
 }
@@ -156,7 +156,7 @@ fn unusable_entries_of_resolv_conf_and_the_fallback_server_are_logged_once() {
 async fn failures_of_old_servers_without_edns_are_still_failures() {
     let machine = Machine::start().await;
     machine.server.manner(Manner::RefusesEdns(ResponseCode::FormErr));
-    for bad in [NXDOMAIN, SERVFAIL, Say::NoData] {
+    for bad in [NXDOMAIN, SERVFAIL, Reply::NoData] {
         machine.server.v4(NAME, bad.clone());
         let mut dns = dns(&machine, NAME, IpFamily::Ipv4);
         assert_eq!(poll(&mut dns).await, None, "{bad:?}");

@@ -63,10 +63,10 @@ fn a_new_access_applies_to_the_members_of_the_newest_configuration() {
     let [first, second, third] = [access(), access(), access()];
     let one = resolvers.register(first, Tasks::new());
     one.publish(&found("a"));
-    resolvers.speak_by(second.clone());
+    resolvers.set_access(second.clone());
     assert_eq!(in_force(&receiver), ("a".to_owned(), second.clone()), "the same members must get the new access");
     let other = resolvers.register(access(), Tasks::new());
-    resolvers.speak_by(third.clone());
+    resolvers.set_access(third.clone());
     assert_eq!(in_force(&receiver), ("a".to_owned(), second), "the access is for members that are not known yet");
     other.publish(&found("b"));
     assert_eq!(in_force(&receiver), ("b".to_owned(), third));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     dns::{dns, poll, some},
-    server::{Machine, NXDOMAIN, REFUSED, SERVFAIL, Say, addresses},
+    server::{Machine, NXDOMAIN, REFUSED, Reply, SERVFAIL, addresses},
 };
 use crate::discovery::{IpFamily, dns::Dns, metrics::Meters, search::GIVEN_UP_AFTER};
 
@@ -17,8 +17,8 @@ const ONE_MORE: &str = "nameserver 127.0.0.1\n\
     search corp.test default.svc.cluster.local svc.cluster.local cluster.local\n\
     options ndots:5\n";
 
-fn all_bad() -> [Say; 5] {
-    [SERVFAIL, REFUSED, Say::NoData, NXDOMAIN, Say::Silence]
+fn all_bad() -> [Reply; 5] {
+    [SERVFAIL, REFUSED, Reply::NoData, NXDOMAIN, Reply::Silence]
 }
 
 /// Returns a resolver with a short timeout.
@@ -59,7 +59,7 @@ async fn the_worst_answer_is_reported_if_no_name_has_an_address() {
         async |machine: &Machine| dns(machine, "tail", IpFamily::Ipv4).ask_once().await.unwrap_err().to_string();
     let nowhere = "cannot resolve \"tail\": A: no such name (NXDOMAIN), asked for tail.default.svc.cluster.local.";
     assert_eq!(reason(&machine).await, nowhere);
-    machine.server.v4("tail.cluster.local.", Say::NoData);
+    machine.server.v4("tail.cluster.local.", Reply::NoData);
     let empty = "cannot resolve \"tail\": A: no record, asked for tail.cluster.local.";
     assert_eq!(reason(&machine).await, empty, "a name that exists is more than one that does not");
     machine.server.v4("tail.svc.cluster.local.", SERVFAIL);
@@ -76,7 +76,7 @@ async fn a_name_that_had_addresses_is_kept_while_it_fails_and_no_other_is_asked_
     let mut dns = soon(&machine, "tail.obs");
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317"));
     machine.server.asked();
-    for bad in [SERVFAIL, REFUSED, Say::Silence] {
+    for bad in [SERVFAIL, REFUSED, Reply::Silence] {
         machine.server.v4("tail.obs.svc.cluster.local.", bad.clone());
         for _ in 0..2 {
             assert_eq!(poll(&mut dns).await, None, "{bad:?}");
@@ -93,7 +93,7 @@ async fn a_name_that_had_addresses_is_kept_while_it_fails_and_no_other_is_asked_
 async fn a_name_without_addresses_for_long_is_replaced_by_another_of_the_list() {
     let machine = Machine::start().await;
     machine.resolv_conf(KUBERNETES);
-    for gone in [NXDOMAIN, Say::NoData] {
+    for gone in [NXDOMAIN, Reply::NoData] {
         machine.server.v4("tail.obs.svc.cluster.local.", addresses(&["10.0.0.1"]));
         machine.server.v4("tail.obs.", addresses(&["10.0.0.2"]));
         let mut dns = dns(&machine, "tail.obs", IpFamily::Ipv4);

@@ -28,7 +28,7 @@ use crate::{
 
 /// The answer to questions about one name and type.
 #[derive(Clone, Debug)]
-pub(super) enum Say {
+pub(super) enum Reply {
     Addresses(Vec<IpAddr>, u32),
     Alias(&'static str, Vec<IpAddr>),
     NoData,
@@ -60,18 +60,18 @@ pub(super) enum Manner {
     Capitals,
 }
 
-pub(super) const NXDOMAIN: Say = Say::Code(ResponseCode::NXDomain);
-pub(super) const SERVFAIL: Say = Say::Code(ResponseCode::ServFail);
-pub(super) const REFUSED: Say = Say::Code(ResponseCode::Refused);
+pub(super) const NXDOMAIN: Reply = Reply::Code(ResponseCode::NXDomain);
+pub(super) const SERVFAIL: Reply = Reply::Code(ResponseCode::ServFail);
+pub(super) const REFUSED: Reply = Reply::Code(ResponseCode::Refused);
 
-pub(super) fn addresses(written: &[&str]) -> Say {
-    Say::Addresses(written.iter().map(|ip| ip.parse().unwrap()).collect(), 5)
+pub(super) fn addresses(written: &[&str]) -> Reply {
+    Reply::Addresses(written.iter().map(|ip| ip.parse().unwrap()).collect(), 5)
 }
 
 #[derive(Debug, Default)]
 struct Book {
     manner: Manner,
-    answers: HashMap<(String, RecordType), Say>,
+    answers: HashMap<(String, RecordType), Reply>,
     /// The message IDs and texts of the questions. hickory repeats an unanswered question with the same ID.
     asked: Vec<(u16, String)>,
 }
@@ -119,13 +119,13 @@ impl Server {
     }
 
     /// Sets the answer about the A records of `name` (absolute).
-    pub(super) fn v4(&self, name: &str, say: Say) {
-        self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::A), say);
+    pub(super) fn v4(&self, name: &str, reply: Reply) {
+        self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::A), reply);
     }
 
     /// Sets the answer about the AAAA records of `name` (absolute).
-    pub(super) fn v6(&self, name: &str, say: Say) {
-        self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::AAAA), say);
+    pub(super) fn v6(&self, name: &str, reply: Reply) {
+        self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::AAAA), reply);
     }
 
     /// Returns the questions since the last call, without repetitions, as `name type` or, over TCP, `name type tcp`.
@@ -212,7 +212,7 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
     let question = Message::from_vec(question).unwrap();
     let query = question.queries[0].clone();
     let (name, kind) = (query.name().clone(), query.query_type());
-    let (say, manner) = {
+    let (scripted, manner) = {
         let mut book = book.lock().unwrap();
         let over = if tcp { " tcp" } else { "" };
         book.asked.push((question.metadata.id, format!("{name} {kind}{over}")));
@@ -241,22 +241,22 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
     };
     let records =
         |name: &Name, ips: &[IpAddr], ttl| -> Vec<Record> { ips.iter().map(|ip| record(name, *ip, ttl)).collect() };
-    match say {
-        Say::Addresses(ips, ttl) => drop(message.add_answers(records(&name, &ips, ttl))),
-        Say::Alias(target, ips) => {
+    match scripted {
+        Reply::Addresses(ips, ttl) => drop(message.add_answers(records(&name, &ips, ttl))),
+        Reply::Alias(target, ips) => {
             let target: Name = target.parse().unwrap();
             message.add_answers(records(&target, &ips, 5));
             message.add_answers([Record::from_rdata(name, 5, RData::CNAME(CNAME(target)))]);
         }
-        Say::NoData => {}
-        Say::Code(code) => message.metadata.response_code = code,
-        Say::Silence => return None,
-        Say::OverTcp(ips) if tcp => drop(message.add_answers(records(&name, &ips, 5))),
-        Say::OverTcp(ips) => {
+        Reply::NoData => {}
+        Reply::Code(code) => message.metadata.response_code = code,
+        Reply::Silence => return None,
+        Reply::OverTcp(ips) if tcp => drop(message.add_answers(records(&name, &ips, 5))),
+        Reply::OverTcp(ips) => {
             message.metadata.truncation = true;
             message.add_answers(records(&name, &ips[..1], 5));
         }
-        Say::BySize(ips) => {
+        Reply::BySize(ips) => {
             message.add_answers(records(&name, &ips, 5));
             let mut bytes = message.to_vec().unwrap();
             if bytes.len() > usize::from(room) {
@@ -265,15 +265,15 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
             }
             return Some(bytes);
         }
-        Say::AliasOnly(target) => {
+        Reply::AliasOnly(target) => {
             message.add_answers([Record::from_rdata(name, 5, RData::CNAME(CNAME(target.parse().unwrap())))]);
         }
-        Say::Referral => {
+        Reply::Referral => {
             message.metadata.recursion_available = false;
             let server = RData::NS(NS("ns.elsewhere.test.".parse().unwrap()));
             message.add_authorities([Record::from_rdata(Name::root(), 5, server)]);
         }
-        Say::Mixed(own, strange) => {
+        Reply::Mixed(own, strange) => {
             message.add_answers(records(&name, &own, 5));
             message.add_answers(records(&"stranger.test.".parse().unwrap(), &strange, 5));
         }

@@ -13,8 +13,8 @@ use crate::{
         metrics::Meters,
         parts::Joined,
         start_on,
+        state_log::{LogFields, StateLog},
         system::System,
-        trouble::{LogFields, Trouble},
     },
     endpoint::EndpointsReceiver,
     lifecycle::Tasks,
@@ -111,11 +111,11 @@ async fn every_question_is_counted_by_its_result() {
 #[test]
 fn the_log_has_one_line_for_each_change_of_state() {
     let log = captured(|| {
-        let mut trouble = Trouble::new();
+        let mut log = StateLog::new();
         let fields = LogFields { pool: "tail", hostname: "tail.test" };
         let answers = Answers::each("tail.test.", IpFamily::Auto, &Answer::NoSuchName);
         for good in [true, false, false, false, true, true, false] {
-            trouble.note(fields, good, &answers, 3);
+            log.note(fields, good, &answers, 3);
         }
     });
     let fails = " WARN discovery fails; the last good set stays pool=\"tail\" hostname=\"tail.test\" \
@@ -129,16 +129,16 @@ fn parts_and_a_single_address_are_logged_once_and_not_in_every_round() {
     let joined = Some(Joined { answered: 3, known: 6, patience: 24 });
     let log = captured(|| {
         let fields = LogFields { pool: "tail", hostname: "tail.test" };
-        let mut trouble = Trouble::new();
+        let mut log = StateLog::new();
         for parts in [None, joined, joined, None, joined, None] {
-            trouble.note_parts(fields, parts);
+            log.note_parts(fields, parts);
         }
-        let mut trouble = Trouble::new();
-        (0..100).for_each(|_| trouble.note_count(fields, 1));
-        trouble.note_count(fields, 2);
-        (0..100).for_each(|_| trouble.note_count(fields, 1));
-        let mut trouble = Trouble::new();
-        (0..100).for_each(|_| trouble.note_unused(fields, 3));
+        let mut log = StateLog::new();
+        (0..100).for_each(|_| log.note_count(fields, 1));
+        log.note_count(fields, 2);
+        (0..100).for_each(|_| log.note_count(fields, 1));
+        let mut log = StateLog::new();
+        (0..100).for_each(|_| log.note_unused(fields, 3));
     });
     let starts = |start: &str| log.lines().filter(|line| line.trim_start().starts_with(start)).count();
     assert_eq!(starts("WARN the name server answers with changing parts"), 1, "{log}");

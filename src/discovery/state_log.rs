@@ -18,7 +18,7 @@ const SINGLE_LOGGED_AFTER: u32 = 12;
 
 /// The state of a name's lookups and what was logged about it.
 #[derive(Debug)]
-pub(super) struct Trouble {
+pub(super) struct StateLog {
     failing: bool,
     dropped: BTreeSet<IpAddr>,
     parts: bool,
@@ -36,7 +36,7 @@ pub(super) struct LogFields<'a> {
     pub(super) hostname: &'a str,
 }
 
-impl Trouble {
+impl StateLog {
     /// The state of a name that was not looked up yet.
     pub(super) fn new() -> Self {
         Self {
