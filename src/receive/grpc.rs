@@ -1,6 +1,8 @@
 //! Serves OTLP/gRPC: checks a request's headers, reads and inflates its message, delivers it and answers with the
 //! outcome.
 
+mod timeout;
+
 use std::{
     convert::Infallible,
     error::Error,
@@ -20,6 +22,7 @@ use hyper::service::service_fn;
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
+use self::timeout::{less_margin, parse_timeout};
 use super::{
     GrpcConfig,
     body::{self, BodyError, Received},
@@ -40,10 +43,6 @@ use crate::{
     },
     pipeline::{Export, Request},
 };
-
-/// The least margin that is taken off a deadline so that the answer still arrives in time. The margin is 5 %, but at
-/// least this.
-const LEAST_MARGIN: Duration = Duration::from_millis(100);
 
 /// The OTLP/gRPC service of one client connection, or of a test. Clones share their state.
 pub struct OtlpGrpc<E> {
@@ -465,29 +464,6 @@ fn accepts(headers: &HeaderMap, encoding: Encoding) -> bool {
         return false;
     };
     accepted.split(',').any(|name| name.trim() == encoding.as_str())
-}
-
-/// Takes the margin off a time limit. The margin is at most half of it, so that a short limit stays usable.
-fn less_margin(time: Duration) -> Duration {
-    time - (time / 20).max(LEAST_MARGIN).min(time / 2)
-}
-
-/// Parses `grpc-timeout`: one to eight digits and a unit. An invalid value is ignored.
-fn parse_timeout(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let count = digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-    Some(match unit {
-        b'H' => Duration::from_secs(count * 3600),
-        b'M' => Duration::from_secs(count * 60),
-        b'S' => Duration::from_secs(count),
-        b'm' => Duration::from_millis(count),
-        b'u' => Duration::from_micros(count),
-        b'n' => Duration::from_nanos(count),
-        _ => return None,
-    })
 }
 
 /// Turns a panic in a delivery into a refusal that the client may retry, so that the process and its other requests are

@@ -6,6 +6,7 @@ use tokio::io::AsyncReadExt;
 
 use super::{
     super::{hpack::tests::string, layers::Layered},
+    block::{PADDED, PRIORITY, PRIORITY_LEN},
     *,
 };
 use crate::budget::{Budget, Division};
