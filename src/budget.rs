@@ -9,8 +9,6 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use crate::buffers;
-
 /// The part of the limit that clients' connections and streams may hold: a third.
 const CLIENTS_PART: usize = 3;
 
@@ -268,9 +266,9 @@ impl Buffer {
         if !permit.grow(capacity) {
             return false;
         }
-        self.bytes = buffers::grow(std::mem::take(&mut self.bytes), capacity);
+        self.bytes.reserve_exact(capacity.saturating_sub(self.bytes.len()));
         permit.shrink_to(permit.bytes().saturating_sub(before));
-        // A pooled buffer can be larger than requested. It is in memory already.
+        // The allocator may have given more than was asked for.
         let extra = self.bytes.capacity().saturating_sub(capacity);
         if !permit.grow(extra) {
             self.bytes.shrink_to(capacity);

@@ -78,9 +78,7 @@ pub mod tls;
 pub mod tools;
 // Vocabulary and small rooms: they import few or none of the others.
 pub mod access;
-pub mod allocator;
 pub mod budget;
-pub mod buffers;
 pub mod codec;
 pub mod descriptors;
 pub mod endpoint;

@@ -11,7 +11,6 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use spanring::{
-    allocator,
     cli::{Cli, Command, EXIT_FAILURE, EXIT_USAGE, RunArgs},
     config::{Config, LoadError},
     descriptors::{self, Raised},
@@ -21,8 +20,16 @@ use spanring::{
     telemetry::{logs, panics},
     tools::{self, demo::RunningProxy, ring::RingToolError},
 };
+#[cfg(not(target_env = "msvc"))]
+use tikv_jemallocator::Jemalloc;
 use tokio::runtime;
 use tracing::{error, info, warn};
+
+/// Freed memory goes back to the system (see `.cargo/config.toml`). With glibc's allocator it stays: 129 MiB after an attack of
+/// clients that jemalloc leaves 25 MiB of, at the same cost of a span.
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().into_command() {
@@ -87,18 +94,12 @@ fn convert(args: &tools::convert::Args) -> anyhow::Result<ExitCode> {
 }
 
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    // Runs before anything is read or bound, since it may replace the process. If it fails, the allocator keeps freed
-    // memory longer; the proxy runs nevertheless.
-    let unsettled = allocator::settle().err();
     let raised = descriptors::raise();
     descriptors::share()?;
     let draft = args.clone().draft()?;
     let config = draft.check()?;
     logs::init(config.logs)?;
     panics::watch();
-    if let Some(error) = unsettled {
-        warn!(%error, "cannot bound what the allocator keeps of freed memory");
-    }
     match raised {
         Ok(Raised { from, to }) if from != to => info!(?from, ?to, "raised the soft limit of open files"),
         Ok(_) => {}

@@ -9,7 +9,6 @@ use http_body_util::BodyExt;
 
 use crate::{
     budget::{Buffer, Permit},
-    buffers,
     otlp::framed::PREFIX_LEN,
 };
 
@@ -201,7 +200,7 @@ fn close(open: &mut Buffer, chunks: &mut Vec<Bytes>, permit: &mut Permit) {
         permit.shrink_to(permit.bytes().saturating_sub(capacity - bytes.capacity()));
     }
     if !bytes.is_empty() {
-        chunks.push(buffers::share(bytes));
+        chunks.push(Bytes::from(bytes));
     }
 }
 

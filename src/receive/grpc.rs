@@ -34,7 +34,6 @@ use super::{
 };
 use crate::{
     budget::{Budget, Buffer, Permit},
-    buffers,
     codec::{Encoding, InflateError, inflate},
     lifecycle::{INSTANCE_HEADER, Tasks, instance},
     listen::NoRoom,
@@ -388,7 +387,7 @@ fn joined(chunks: Vec<Bytes>, permit: &mut Permit) -> Result<Bytes, BodyError> {
     }
     chunks.into_iter().for_each(|chunk| buffer.bytes.extend_from_slice(&chunk));
     permit.shrink_to(permit.bytes().saturating_sub(held));
-    Ok(buffers::share(buffer.bytes))
+    Ok(Bytes::from(buffer.bytes))
 }
 
 #[cold]

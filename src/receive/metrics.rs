@@ -8,7 +8,6 @@ use tonic::Code;
 
 use crate::{
     budget::{Budget, Use},
-    buffers,
     lifecycle::Tasks,
     otlp::{Outcome, Reason, Signal},
     telemetry::metrics as page,
@@ -62,7 +61,7 @@ pub(super) struct InFlight<'a> {
     answered: bool,
 }
 
-/// Writes the gauges of the memory account until the drain begins, and calls [`buffers::trim`] at the same interval. The
+/// Writes the gauges of the memory account until the drain begins. The
 /// drain waits for every task of the receivers, so this one has to end when it begins.
 pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 bytes are more than a machine has")]
@@ -83,7 +82,6 @@ pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
                     used.set(as_gauge(budget.used()));
                     clients_limit.set(as_gauge(budget.clients_limit()));
                     used_for.iter().for_each(|(purpose, gauge)| gauge.set(as_gauge(budget.used_for(*purpose))));
-                    buffers::trim();
                 }
             }
         }

@@ -4,8 +4,10 @@
 //! Tags, lengths and envelopes are known only at the end of the walk. The writer puts them between these records then, which it
 //! need not copy once more where they are long enough.
 
+use bytes::Bytes;
+
 use super::{Target, sources::Sources};
-use crate::{buffers, otlp::wire::Malformed};
+use crate::otlp::wire::Malformed;
 
 /// The longest buffer, unless a single record is longer: the longest one that an allocator has at hand.
 const LONGEST: usize = 256 << 10;
@@ -13,7 +15,7 @@ const LONGEST: usize = 256 << 10;
 /// The shortest buffer.
 const SHORTEST: usize = 4 << 10;
 
-/// Buffers from half of this are multiples of it, so that one of them can be used again in place of another.
+/// Buffers from half of this are multiples of it, so that the allocator can use one of them again in place of another.
 const ROUNDED: usize = 64 << 10;
 
 /// The copies of one request's records.
@@ -130,7 +132,7 @@ impl Early {
 
     /// The records of each part, by its number.
     pub(super) fn finish(&mut self) -> Vec<Sources> {
-        let sources = |copies: Copies| Sources::of(copies.full.into_iter().chain([copies.open]).map(buffers::share));
+        let sources = |copies: Copies| Sources::of(copies.full.into_iter().chain([copies.open]).map(Bytes::from));
         std::mem::take(&mut self.copies).into_iter().map(sources).collect()
     }
 }
@@ -148,7 +150,7 @@ impl Allowance {
             }
             self.granted = needed;
         }
-        let buffer = buffers::take(size);
+        let buffer = Vec::with_capacity(size);
         // A buffer that was kept from an earlier request may be longer.
         self.taken += buffer.capacity();
         Ok(buffer)

@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::sources::{Lookup, offset};
-use crate::{buffers, otlp::Framed};
+use crate::otlp::Framed;
 
-/// Length of a buffer, at most: as long as the largest frames that come in, so that an allocator has one at hand. A buffer of
-/// some MiB would be fresh memory each time, which the kernel clears first.
+/// Length of a buffer, at most: an allocator has one of this length at hand, while a buffer of some MiB would be fresh memory each
+/// time, which the kernel clears first.
 const BUFFER: usize = 256 << 10;
 
 /// The longest bytes that are written at once: a varint of 32 bits, or gRPC's prefix.
@@ -71,7 +71,7 @@ impl Writer {
             total,
             full: VecDeque::new(),
             full_len: 0,
-            open: buffers::take(room),
+            open: Vec::with_capacity(room),
             room,
             shared: Vec::with_capacity(shared),
             ends: Vec::with_capacity(parts),
@@ -189,8 +189,8 @@ impl Writer {
     fn close(&mut self, room: usize) {
         self.full_len += self.open.len();
         self.room = room;
-        let full = std::mem::replace(&mut self.open, buffers::take(room));
-        self.full.push_back(buffers::share(full));
+        let full = std::mem::replace(&mut self.open, Vec::with_capacity(room));
+        self.full.push_back(Bytes::from(full));
     }
 
     fn next_buffer(&mut self) {

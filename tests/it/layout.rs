@@ -20,9 +20,7 @@ const ROOMS: &[Room] = &[
     // The vocabulary, and what stands by itself.
     ("otlp", &[]),
     ("settings", &["otlp"]),
-    ("allocator", &[]),
-    ("buffers", &[]),
-    ("budget", &["buffers"]),
+    ("budget", &[]),
     ("codec", &["budget", "otlp", "settings"]),
     ("lifecycle", &[]),
     ("shortage", &[]),
@@ -36,7 +34,7 @@ const ROOMS: &[Room] = &[
     // Connections of clients, whatever they speak.
     ("listen", &["budget", "descriptors", "lifecycle", "shortage", "telemetry", "tls"]),
     // Who owns what.
-    ("split", &["buffers", "otlp"]),
+    ("split", &["otlp"]),
     ("ring", &["endpoint", "settings"]),
     ("route", &["ring", "settings", "split"]),
     ("discovery", &["access", "endpoint", "lifecycle", "settings", "telemetry"]),
@@ -45,7 +43,7 @@ const ROOMS: &[Room] = &[
     // Calls on one connection, without queues.
     (
         "dispatch::transport",
-        &["access", "buffers", "codec", "endpoint", "health", "lifecycle", "otlp", "settings", "shortage", "tls"],
+        &["access", "codec", "endpoint", "health", "lifecycle", "otlp", "settings", "shortage", "tls"],
     ),
     (
         "dispatch",
@@ -66,19 +64,7 @@ const ROOMS: &[Room] = &[
     ("pipeline", &["budget", "dispatch", "otlp", "ring", "route", "settings", "split", "telemetry"]),
     (
         "receive",
-        &[
-            "budget",
-            "buffers",
-            "codec",
-            "descriptors",
-            "lifecycle",
-            "listen",
-            "otlp",
-            "pipeline",
-            "settings",
-            "telemetry",
-            "tls",
-        ],
+        &["budget", "codec", "descriptors", "lifecycle", "listen", "otlp", "pipeline", "settings", "telemetry", "tls"],
     ),
     // Dispatch knows what each backend has to do, the vocabulary which signals a pool takes.
     (
@@ -113,7 +99,7 @@ const ROOMS: &[Room] = &[
     ("tools", &["admin", "codec", "config", "discovery", "endpoint", "lifecycle", "otlp", "ring", "settings", "tls"]),
     ("cli", &["config", "settings", "tools"]),
     ("lib", &[]),
-    ("main", &["allocator", "cli", "config", "descriptors", "proxy", "settings", "signals", "telemetry", "tools"]),
+    ("main", &["cli", "config", "descriptors", "proxy", "settings", "signals", "telemetry", "tools"]),
 ];
 
 /// Longest file, in lines.

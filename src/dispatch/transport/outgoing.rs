@@ -7,14 +7,12 @@ use std::{collections::VecDeque, io::IoSlice};
 
 use bytes::{Buf, Bytes};
 
-use crate::buffers;
-
 /// Slices of lent bodies that are at least this long are shared. For shorter ones a copy costs less than one more slice in a
 /// write to the kernel.
 const SHARED_FROM: usize = 2 << 10;
 
-/// Up to this many bytes are copied to a small buffer that the connection keeps. Larger buffers are taken from a pool of all
-/// connections, because the buffer that was used last is likely to be in the CPU's cache.
+/// Up to this many bytes are copied to a small buffer that the connection keeps. Larger buffers are freed when all
+/// was written, because the allocator has one at hand for the next connection, which is likely to be in the CPU's cache.
 const KEPT: usize = 4 << 10;
 
 /// Maximum number of slices in one write. A frame of 16 KiB has two slices, so this is enough for 512 KiB.
@@ -141,10 +139,10 @@ impl Outgoing {
         }
     }
 
-    /// Gives a large buffer back to the pool if nothing waits.
+    /// Frees a large buffer if nothing waits.
     pub(super) fn rest(&mut self) {
         if self.pieces.is_empty() && !self.keeps_little() {
-            buffers::give(std::mem::take(&mut self.copied));
+            self.copied = Vec::new();
         }
     }
 
@@ -196,9 +194,9 @@ impl Outgoing {
     fn make_room(&mut self, len: usize, large: usize) {
         let waiting = self.copied.len() - self.written;
         if waiting + len > KEPT {
-            let mut larger = buffers::take(large.max(waiting + len));
+            let mut larger = Vec::with_capacity(large.max(waiting + len));
             larger.extend_from_slice(self.copied.get(self.written..).unwrap_or_default());
-            buffers::give(std::mem::replace(&mut self.copied, larger));
+            self.copied = larger;
         } else {
             self.copied.drain(..self.written);
         }
