@@ -23,7 +23,7 @@ use crate::budget::{Budget, Permit, Use};
 
 /// The memory of a connection that has no stream: its task, h2's state, and read and write buffers. Measured as the
 /// resident memory of 3,000 idle connections.
-pub(super) const CONNECTION: usize = 16 << 10;
+pub(super) const CONNECTION: usize = 20 << 10;
 
 /// The memory of a stream whose service has its headers: h2's stream, the task and the service's state. Measured as the
 /// resident memory of streams whose bodies do not come.
