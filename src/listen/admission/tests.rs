@@ -110,6 +110,6 @@ fn turns_are_shorter_while_memory_is_short() {
     assert_eq!(admission.turn(), LARGEST_TURN - CONNECTION);
     let _streams = account.take_for(Use::Streams, 50 * LARGEST_TURN);
     assert_eq!(admission.turn(), LARGEST_TURN / 2 - CONNECTION);
-    let _more = account.take_for(Use::Streams, 40 * LARGEST_TURN);
+    let _more = account.take_for(Use::Streams, 35 * LARGEST_TURN);
     assert_eq!(admission.turn(), LEAST_TURN);
 }
