@@ -37,8 +37,18 @@ use crate::{
     telemetry::Recorder,
 };
 
-/// Limit of connections, enough for scrapers, probes and a few people. Further ones are closed at once.
+/// Limit of connections, enough for scrapers, probes and a few people. A further one takes the place of the one that has
+/// been idle or busy for the longest time, so that probes are always answered.
 const MAX_CONNECTIONS: usize = 64;
+
+/// The most concurrent requests on an HTTP/2 connection: one, and one that lasts, as watching does.
+const MAX_STREAMS: u32 = 2;
+
+/// How long a connection may have no request in progress.
+const MAX_IDLE: Duration = Duration::from_secs(10);
+
+/// How long a client may take to receive an answer. Prometheus does not wait longer either.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time limit for receiving a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -274,13 +284,17 @@ where
     let limits = listen::Limits {
         protocol: listen::Protocol::Any,
         max_connections: MAX_CONNECTIONS,
+        when_full: listen::WhenFull::CloseOldest,
         descriptors: descriptors::for_operators,
         header_timeout: HEADER_TIMEOUT,
-        max_concurrent_streams: 16,
+        max_concurrent_streams: MAX_STREAMS,
+        windows: listen::Windows::SMALL,
         account: None,
         max_header_list_size: 16 << 10,
         max_connection_age: None,
         max_connection_age_grace: None,
+        max_connection_idle: Some(MAX_IDLE),
+        write_timeout: Some(WRITE_TIMEOUT),
     };
     let service = move |_peer| {
         let (respond, grpc) = (Arc::clone(&respond), Arc::clone(&grpc));

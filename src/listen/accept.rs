@@ -1,16 +1,6 @@
 //! The accept loop of every listener, plain or TLS.
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::{
@@ -23,26 +13,25 @@ use super::{
     accept_failures::AcceptFailures,
     admission,
     bind::{Bound, set_options},
-    connection::{self, Deadlines},
+    connection::{self, Deadlines, Windows},
     first_bytes::{self, FirstBytes, Foreign, ForeignConnections, Preface, Replayed},
+    idle::Connection,
     metrics::ListenerMetrics,
+    places::{Place, Places, Taken, WhenFull},
     service::HttpService,
-    silent::{Room, SilentConnection, SilentConnections},
-    streams::Tally,
+    silent::SilentConnection,
 };
-use crate::{
-    budget::{Budget, Permit},
-    lifecycle::Tasks,
-    shortage::Shortage,
-};
+use crate::{budget::Budget, lifecycle::Tasks, shortage::Shortage};
 
 /// The limits of a listener.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// The HTTP versions that its clients may use.
     pub protocol: Protocol,
-    /// The most connections that may be open. Further ones are closed as soon as they are accepted.
+    /// The most connections that may be open.
     pub max_connections: usize,
+    /// What happens to further ones.
+    pub when_full: WhenFull,
     /// Returns for how many connections there are file descriptors at the moment.
     pub descriptors: fn() -> usize,
     /// The time limit of a connection's handshake, and of each header block once it has begun.
@@ -51,12 +40,19 @@ pub struct Limits {
     pub max_concurrent_streams: u32,
     /// The account that connections and their streams are taken from; `None` if they are not accounted for.
     pub account: Option<Budget>,
+    /// The bytes that an HTTP/2 client may send before the service reads them.
+    pub windows: Windows,
     /// The largest headers of an HTTP/2 request, in bytes.
     pub max_header_list_size: u32,
     /// The age at which a connection's client is told to finish, plus or minus 10 %.
     pub max_connection_age: Option<Duration>,
     /// How long its requests may take after that; `None` means no limit.
     pub max_connection_age_grace: Option<Duration>,
+    /// How long a connection may have no request in progress until its client is told to finish.
+    pub max_connection_idle: Option<Duration>,
+    /// How long a client may take to receive its answers, or the pieces of an endless one, until its connection is
+    /// closed. A connection that always has another answer to receive in that time is closed too.
+    pub write_timeout: Option<Duration>,
 }
 
 /// The HTTP versions that a listener's clients may use.
@@ -145,35 +141,6 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// A place for one open connection and its memory, given back on drop.
-struct Place {
-    open: Arc<AtomicUsize>,
-    /// `None` if connections are not accounted for.
-    _memory: Option<Permit>,
-}
-
-impl Place {
-    /// Takes a place if fewer connections are open than may be and the account has room for `bytes` more. Only one task
-    /// takes places.
-    fn take(open: &Arc<AtomicUsize>, limits: &Limits, bytes: usize) -> Option<Self> {
-        if open.load(Ordering::Relaxed) >= limits.most() {
-            return None;
-        }
-        let memory = match &limits.account {
-            None => None,
-            Some(account) => Some(admission::connection(account, bytes)?),
-        };
-        open.fetch_add(1, Ordering::Relaxed);
-        Some(Self { open: Arc::clone(open), _memory: memory })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// State that all connections of a listener share.
 struct Listener<C, M> {
     /// The limits of new connections.
@@ -191,8 +158,7 @@ where
     M: Fn(SocketAddr) -> S + Send + Sync + 'static,
     S: HttpService,
 {
-    let open = Arc::default();
-    let mut silent = SilentConnections::default();
+    let mut places = Places::default();
     let mut failures = AcceptFailures::new(bound.name);
     loop {
         let accepted = tokio::select! {
@@ -207,7 +173,7 @@ where
                 listener.metrics.failed();
                 if let Some(mut pause) = failures.pause_after(&error) {
                     if Shortage::of(&error) == Some(Shortage::Descriptors) {
-                        pause = listener.free_descriptor(&mut silent, pause);
+                        pause = places.free_descriptor(&listener.limits.load(), &listener.metrics, pause);
                     }
                     tokio::select! {
                         () = listener.tasks.drained() => return,
@@ -219,17 +185,21 @@ where
         };
         failures.reset();
         let limits = listener.limits.load_full();
-        let place = Place::take(&open, &limits, admission::CONNECTION + C::MEMORY).or_else(|| {
-            // The limit is reached, so one connection is refused: the oldest silent one if there is one, else this one.
-            listener.metrics.refused();
-            failures.log_refusal(&limits);
-            silent.make_room().freed()
-        });
-        let Some(place) = place else { continue };
+        let place = match places.take(&limits, admission::CONNECTION + C::MEMORY, &listener.metrics) {
+            Taken::Free(place) => place,
+            Taken::Instead(place) => {
+                failures.log_refusal(&limits);
+                place
+            }
+            Taken::None => {
+                failures.log_refusal(&limits);
+                continue;
+            }
+        };
         let shared = Arc::clone(&listener);
         let service = (listener.make_service)(peer);
-        let connection = silent.add(stream, place);
-        drop(listener.tasks.spawn(async move { shared.connection(connection, peer, service, &limits).await }));
+        let (silent, connection) = places.add(stream, place);
+        drop(listener.tasks.spawn(async move { shared.connection(silent, &connection, peer, service, &limits).await }));
     }
 }
 
@@ -245,37 +215,26 @@ impl Limits {
 // === impl Listener ===
 
 impl<C: Connector, M> Listener<C, M> {
-    /// Closes a silent connection, so that its descriptor can be used for a new one. Returns how long to wait before the
-    /// next attempt to accept.
-    fn free_descriptor(&self, silent: &mut SilentConnections<Place>, pause: Duration) -> Duration {
-        match silent.make_room() {
-            Room::Freed(_) => {
-                self.metrics.refused();
-                Duration::ZERO
-            }
-            Room::After(left) => pause.min(left),
-            Room::None => pause,
-        }
-    }
-
     async fn connection<S: HttpService>(
         &self,
-        connection: SilentConnection<Place>,
+        silent: SilentConnection<Place>,
+        connection: &Connection<Place>,
         peer: SocketAddr,
         service: S,
         limits: &Limits,
     ) {
         let open = self.metrics.opened();
         let deadlines = Deadlines::new(limits);
-        let connection = tokio::select! {
+        let accepted = tokio::select! {
             () = self.tasks.stopped() => return,
-            connection = connection.first_byte() => connection,
-            () = deadlines.handshake_timed_out(&self.tasks) => connection.take(),
+            accepted = silent.first_byte() => accepted,
+            () = deadlines.handshake_timed_out(&self.tasks) => silent.take(),
         };
-        let Some((stream, _place)) = connection else {
+        let Some((stream, place)) = accepted else {
             tracing::debug!(%peer, "connection closed: its client has sent nothing, and there is no room for a new connection otherwise");
             return;
         };
+        connection.keep(place);
         if let Err(error) = set_options(&stream) {
             tracing::debug!(%error, "cannot set the options of a connection");
         }
@@ -283,6 +242,7 @@ impl<C: Connector, M> Listener<C, M> {
             // Check the timeout first: where nothing has to be read, `greet` always succeeds.
             biased;
             () = self.tasks.stopped() => return,
+            () = connection.activity.closing() => return,
             () = deadlines.handshake_timed_out(&self.tasks) => Err(io::ErrorKind::TimedOut.into()),
             connected = self.greet(stream, limits.protocol) => connected,
         };
@@ -300,8 +260,8 @@ impl<C: Connector, M> Listener<C, M> {
             }
             Ok((stream, FirstBytes::Http2)) => {
                 self.metrics.accepted();
-                let tally = Tally::new(self.metrics.refused_streams());
-                connection::serve(limits, stream, service, deadlines, tally, &self.tasks).await;
+                let activity = &connection.activity;
+                connection::serve(limits, stream, service, deadlines, activity, &self.metrics, &self.tasks).await;
             }
             Err(error) => {
                 self.metrics.failed();

@@ -45,7 +45,7 @@ impl AcceptFailures {
         Some(FIRST_PAUSE * self.factor)
     }
 
-    /// Logs that a connection was refused because the limit is reached.
+    /// Logs that the limit is reached: a connection is refused, or an idle one is closed for it.
     pub(super) fn log_refusal(&mut self, limits: &Limits) {
         let (max_connections, descriptors) = (limits.max_connections, (limits.descriptors)());
         if let Some(unlogged) = self.log_limit.admit() {
@@ -60,7 +60,7 @@ impl AcceptFailures {
                 max_connections,
                 open = limits.most(),
                 unlogged,
-                "connection refused: {bound} allows no more than are open"
+                "connection refused, or an idle one closed for it: {bound} allows no more than are open"
             );
         }
     }

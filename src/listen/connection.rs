@@ -25,20 +25,19 @@ use tokio::{
 use super::{
     accept::{Limits, Protocol},
     admission::Admission,
+    idle::Activity,
     layers::Layered,
+    metrics::ListenerMetrics,
+    places::WhenFull,
     progress::{DRAIN_GRACE, Progress},
     requests::{CountedService, Requests, Spawner},
     service::HttpService,
     streams::{Streams, Tally},
+    tracked::tracked,
     yielding::Yielding,
 };
 use crate::{descriptors, lifecycle::Tasks};
 
-/// How many bytes a client may send on one stream before the service reads them. Bytes that h2 has received are outside
-/// of the memory budget until they are read, so the windows bound the memory that a connection can take.
-const STREAM_WINDOW: u32 = 1 << 20;
-/// The same for all streams of a connection together: a few large requests may be in transit at once.
-const CONNECTION_WINDOW: u32 = 4 << 20;
 /// The largest DATA frame that a client may send: the least that HTTP/2 allows, since h2 reserves a buffer of a frame's
 /// length as soon as the frame is announced. Larger frames were measured to bring less than 5 % at any size of batch, and
 /// Go and Java clients do not use them.
@@ -60,6 +59,23 @@ const AGED_RETRY: Duration = Duration::from_secs(10);
 /// How many bytes of incomplete headers HTTP/1 may buffer. hyper's minimum is 8 KiB.
 const HTTP1_BUFFER: usize = 64 << 10;
 
+/// The bytes that an HTTP/2 client may send before the service reads them. h2 keeps them outside of the byte budget
+/// until then, so the windows bound what a connection can make the process hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// The bytes on one stream.
+    pub stream: u32,
+    /// The bytes on all streams of a connection together.
+    pub connection: u32,
+}
+
+impl Windows {
+    /// For large requests, a few of which may be in transit at once.
+    pub const LARGE: Self = Self { stream: 1 << 20, connection: 4 << 20 };
+    /// For questions of a few hundred bytes: HTTP/2's own defaults.
+    pub const SMALL: Self = Self { stream: (64 << 10) - 1, connection: (64 << 10) - 1 };
+}
+
 /// Returns the hyper builder of one connection.
 fn builder(limits: &Limits, spawner: Spawner) -> Builder<Spawner> {
     let mut builder = Builder::new(spawner);
@@ -69,8 +85,8 @@ fn builder(limits: &Limits, spawner: Spawner) -> Builder<Spawner> {
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .adaptive_window(false)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(limits.windows.stream)
+        .initial_connection_window_size(limits.windows.connection)
         .max_frame_size(MAX_FRAME_SIZE)
         .max_concurrent_streams(limits.max_concurrent_streams)
         .max_header_list_size(limits.max_header_list_size);
@@ -100,6 +116,10 @@ pub(super) struct Deadlines {
     draining: Option<Instant>,
     /// Whether a handshake or a header block did not finish in time.
     is_stalled: bool,
+    /// How long there may be no request in progress until its client is told to finish.
+    max_idle: Option<Duration>,
+    /// How long its client may take to receive answers.
+    write_timeout: Option<Duration>,
 }
 
 impl Deadlines {
@@ -117,34 +137,40 @@ impl Deadlines {
             idle: None,
             draining: None,
             is_stalled: false,
+            max_idle: limits.max_connection_idle,
+            write_timeout: limits.write_timeout,
         }
     }
 }
 
-/// Serves a connection to its end. The client is told to finish (GOAWAY) when the connection is old, when the process
-/// drains, or when a handshake or header block does not end in time. If the connection then does not end in time, or if
-/// the process stops, the connection is dropped: otherwise a client that does not answer could keep it open for ever.
-/// An idle connection is left alone until it is told to finish.
+/// Serves a connection to its end. The client is told to finish (GOAWAY) when the connection is old, when it has been
+/// idle for too long, when the process drains, or when a handshake or header block does not end in time. If the connection
+/// then does not end in time, or if the process stops, the connection is dropped: otherwise a client that does not answer
+/// could keep it open for ever. It is also dropped when its client does not take an answer, and when it has to make room
+/// for another one.
 pub(super) async fn serve<I, S>(
     limits: &Limits,
     stream: I,
     service: S,
     mut deadlines: Deadlines,
-    tally: Tally,
+    activity: &Arc<Activity>,
+    metrics: &ListenerMetrics,
     tasks: &Tasks,
 ) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService,
 {
     let admission = Admission::new(limits.account.clone(), limits.max_header_list_size);
+    let tally = Tally::new(metrics.refused_streams());
     let requests = Arc::new(Requests::new(tally, admission, Progress::new(deadlines.begun)));
     let Requests { tally, admission, progress, .. } = &*requests;
+    let service = tracked(service, Arc::clone(activity), limits.write_timeout.is_some());
     let service = CountedService { service, requests: Arc::clone(&requests) };
     let streams = Streams::new(Arc::clone(tally), Arc::clone(admission), Arc::clone(progress));
     let stream = Layered::new(Layered::new(stream, streams), Yielding::new(Arc::clone(admission)));
     let builder = builder(limits, Spawner { tasks: tasks.clone(), requests: Arc::clone(&requests) });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut events = WhenWoken::new(wait(deadlines, progress, tasks));
+    let mut events = WhenWoken::new(wait(deadlines, progress, activity, tasks));
     loop {
         // Poll the connection first, so that bytes which have arrived (at most one turn of them) are served before the
         // drain is checked.
@@ -175,6 +201,22 @@ pub(super) async fn serve<I, S>(
                 tracing::debug!("connection closed: its client takes no answers");
                 return;
             }
+            Event::Unread => {
+                tracing::debug!("connection closed: its client did not take an answer in time");
+                metrics.closed_unread();
+                return;
+            }
+            // A request has arrived since the connection was chosen.
+            Event::NoRoom if limits.when_full == WhenFull::CloseIdle && activity.idle_since().is_none() => {}
+            Event::NoRoom => {
+                tracing::debug!("connection closed: another one needs its place");
+                connection.as_mut().graceful_shutdown();
+                // GOAWAY is written if the socket has room for it. The first poll may delay the write (see `yielding`).
+                for _ in 0..2 {
+                    poll_fn(|context| Poll::Ready(connection.as_mut().poll(context).is_ready())).await;
+                }
+                return;
+            }
             Event::Cut => {
                 tracing::debug!("connection closed: it was told to finish and did not do so in time");
                 return;
@@ -188,12 +230,16 @@ pub(super) async fn serve<I, S>(
             // It had requests meanwhile. The last one may have ended just now, and its answer still has to reach the
             // client, so check again later.
             Event::Idle(_) => deadlines.idle = None,
+            Event::Unused => {
+                metrics.closed_idle();
+                deadlines.max_idle = None;
+            }
             Event::Draining => deadlines.draining = Some(Instant::now()),
             // The client would connect again, but there is no file descriptor for the new connection, so its requests
             // would wait in the kernel's backlog.
             Event::Aged if !descriptors::is_one_left() => {
                 deadlines.aged_at = Instant::now().checked_add(AGED_RETRY.mul_f64(fastrand::f64()));
-                events = WhenWoken::new(wait(deadlines, progress, tasks));
+                events = WhenWoken::new(wait(deadlines, progress, activity, tasks));
                 continue;
             }
             Event::Aged => {
@@ -203,7 +249,7 @@ pub(super) async fn serve<I, S>(
         }
         connection.as_mut().graceful_shutdown();
         deadlines.idle = deadlines.idle.or_else(|| Some((Instant::now() + IDLE_GRACE, tally.ended())));
-        events = WhenWoken::new(wait(deadlines, progress, tasks));
+        events = WhenWoken::new(wait(deadlines, progress, activity, tasks));
     }
 }
 
@@ -228,17 +274,25 @@ enum Event {
     Draining,
     /// The idle check is due. The value is the number of requests that had ended when it was set up.
     Idle(u64),
+    /// Another connection needs its place.
+    NoRoom,
     Stalled,
     Stopped,
     /// The client takes no answers.
     Untaken,
+    /// An answer was not taken in time.
+    Unread,
+    /// There has been no request in progress for too long.
+    Unused,
 }
 
-async fn wait(deadlines: Deadlines, progress: &Progress, tasks: &Tasks) -> Event {
+async fn wait(deadlines: Deadlines, progress: &Progress, activity: &Activity, tasks: &Tasks) -> Event {
     tokio::select! {
         biased;
         () = tasks.stopped() => Event::Stopped,
+        () = activity.closing() => Event::NoRoom,
         () = at(deadlines.cut_at) => Event::Cut,
+        () = activity.unwritten_for(deadlines.write_timeout) => Event::Unread,
         ended = idle(deadlines.idle) => Event::Idle(ended),
         () = progress.stalled(deadlines.header_timeout, deadlines.draining), if !deadlines.is_stalled => {
             Event::Stalled
@@ -246,6 +300,7 @@ async fn wait(deadlines: Deadlines, progress: &Progress, tasks: &Tasks) -> Event
         () = progress.frame.lasts(FRAME_SILENCE), if !deadlines.is_stalled => Event::Stalled,
         () = progress.untaken.lasts(UNTAKEN_GRACE) => Event::Untaken,
         () = tasks.drained(), if deadlines.draining.is_none() => Event::Draining,
+        () = activity.idle_for(deadlines.max_idle) => Event::Unused,
         () = at(deadlines.aged_at) => Event::Aged,
     }
 }

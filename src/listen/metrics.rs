@@ -2,7 +2,9 @@
 
 use metrics::{Counter, Gauge, counter, gauge};
 
-use crate::telemetry::metrics::{RECEIVER_CONNECTIONS, RECEIVER_CONNECTIONS_TOTAL, RECEIVER_REFUSED_STREAMS_TOTAL};
+use crate::telemetry::metrics::{
+    RECEIVER_CLOSED_CONNECTIONS_TOTAL, RECEIVER_CONNECTIONS, RECEIVER_CONNECTIONS_TOTAL, RECEIVER_REFUSED_STREAMS_TOTAL,
+};
 
 /// The metric handles of one listener, resolved once.
 #[derive(Clone)]
@@ -12,6 +14,9 @@ pub(super) struct ListenerMetrics {
     refused: Counter,
     failed: Counter,
     refused_streams: Counter,
+    closed_for_another: Counter,
+    closed_idle: Counter,
+    closed_unread: Counter,
 }
 
 /// An open connection, counted until it is dropped.
@@ -23,12 +28,16 @@ impl ListenerMetrics {
     pub(super) fn new(listener: &'static str) -> Self {
         let came =
             |result: &'static str| counter!(RECEIVER_CONNECTIONS_TOTAL, "listener" => listener, "result" => result);
+        let closed = |reason: &'static str| counter!(RECEIVER_CLOSED_CONNECTIONS_TOTAL, "listener" => listener, "reason" => reason);
         Self {
             open: gauge!(RECEIVER_CONNECTIONS, "listener" => listener),
             accepted: came("accepted"),
             refused: came("refused"),
             failed: came("failed"),
             refused_streams: counter!(RECEIVER_REFUSED_STREAMS_TOTAL, "listener" => listener),
+            closed_for_another: closed("room"),
+            closed_idle: closed("idle"),
+            closed_unread: closed("unread"),
         }
     }
 
@@ -49,6 +58,21 @@ impl ListenerMetrics {
 
     pub(super) fn failed(&self) {
         self.failed.increment(1);
+    }
+
+    /// Counts a connection that was closed to make room for another one.
+    pub(super) fn closed_for_another(&self) {
+        self.closed_for_another.increment(1);
+    }
+
+    /// Counts a connection whose client was told to finish because it had no request in progress for too long.
+    pub(super) fn closed_idle(&self) {
+        self.closed_idle.increment(1);
+    }
+
+    /// Counts a connection that was closed because its client did not take an answer.
+    pub(super) fn closed_unread(&self) {
+        self.closed_unread.increment(1);
     }
 
     /// Returns the counter of streams that are refused before a service sees them.

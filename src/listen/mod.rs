@@ -5,13 +5,13 @@
 //! detects the client's protocol, repairs header blocks that h2 would refuse, and ends connections that are old, stalled or
 //! draining. It does not depend on OTLP.
 //!
-//! `bind` binds a port and `accept` accepts its connections. If none can be accepted any more, `silent` closes
-//! connections on which nothing has arrived, and `accept_failures` decides how long to pause. `secure` performs the TLS
-//! handshake, `first_bytes` detects the protocol, and `connection` serves a connection to its end. HTTP runs on a
-//! stream with three `layers`: `first_bytes` replays the preface, `streams` follows the client's frames (`hpack`
-//! repairs their header blocks, `progress` tracks what is unfinished), and `yielding` lets other tasks run in between.
-//! `admission` takes connections and streams from the memory account, and `requests` calls the service and runs the
-//! streams' tasks.
+//! `bind` binds a port and `accept` accepts its connections. `places` decides which connection is closed when there is no
+//! room for a new one (`silent` has those on which nothing has arrived, `idle` has all others), and `accept_failures`
+//! decides how long to pause. `secure` performs the TLS handshake, `first_bytes` detects the protocol, and `connection`
+//! serves a connection to its end. HTTP runs on a stream with three `layers`: `first_bytes` replays the preface, `streams`
+//! follows the client's frames (`hpack` repairs their header blocks, `progress` tracks what is
+//! unfinished), and `yielding` lets other tasks run in between. `admission` takes connections and streams from the memory
+//! account, `requests` calls the service and runs the streams' tasks, and `tracked` counts requests and answers for `idle`.
 
 mod accept;
 mod accept_failures;
@@ -20,8 +20,10 @@ mod bind;
 mod connection;
 mod first_bytes;
 mod hpack;
+mod idle;
 mod layers;
 mod metrics;
+mod places;
 mod progress;
 mod requests;
 mod secure;
@@ -30,12 +32,15 @@ mod silent;
 mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tracked;
 mod yielding;
 
 pub use self::{
     accept::{Connector, Handle, Limits, Plain, Protocol},
     admission::{NoRoom, unfinished_stream},
     bind::{BindError, Bound, bind},
+    connection::Windows,
+    places::WhenFull,
     secure::Tls,
     service::HttpService,
 };

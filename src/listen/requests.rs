@@ -21,6 +21,7 @@ use super::{
     admission::{Admission, NoRoom, Stream},
     progress::Progress,
     streams::Tally,
+    tracked::noting_waits,
 };
 use crate::lifecycle::Tasks;
 
@@ -125,10 +126,10 @@ where
 /// Runs the task of a stream until its answer is sent, or was not taken in time.
 async fn run<F: Future>(future: F, mut end: StreamEnd) {
     let mut future = pin!(future);
-    let (mut is_first, mut untaken) = (true, None);
+    let (mut is_first, mut is_answered, mut untaken) = (true, false, None);
     let is_taken = poll_fn(|cx| {
         HAS_ANSWERED.set(false);
-        let polled = future.as_mut().poll(cx);
+        let (polled, waits) = noting_waits(|| future.as_mut().poll(cx));
         if is_first {
             is_first = false;
             end.headers_are_read();
@@ -136,7 +137,11 @@ async fn run<F: Future>(future: F, mut end: StreamEnd) {
         if polled.is_ready() {
             return Poll::Ready(true);
         }
-        if HAS_ANSWERED.get() {
+        is_answered |= HAS_ANSWERED.get();
+        // The client of an endless answer has taken what there is while the answer waits for the service.
+        if !is_answered || waits {
+            untaken = None;
+        } else if untaken.is_none() {
             untaken = Some(Box::pin(sleep(ANSWER_WITHIN)));
         }
         poll_over(&mut untaken, cx).map(|()| false)

@@ -20,7 +20,7 @@ use tokio::{io::ReadBuf, net::TcpStream, sync::Notify, time::Instant};
 
 /// How long a connection may be silent before it can be closed to make room. A client's first bytes directly follow the
 /// last packet of TCP's handshake, so this does not depend on the round-trip time.
-const CLOSABLE_AFTER: Duration = Duration::from_millis(50);
+pub(super) const CLOSABLE_AFTER: Duration = Duration::from_millis(50);
 
 /// The least length at which the queue is searched for connections that are no longer silent.
 const SEARCH_FROM: usize = 64;
@@ -81,10 +81,10 @@ impl<P> SilentConnections<P> {
         connection
     }
 
-    /// Closes the oldest connection that is still silent, if it has been silent for [`CLOSABLE_AFTER`].
-    pub(super) fn make_room(&mut self) -> Room<P> {
+    /// Closes the oldest connection that is still silent, if it has been silent for `after`.
+    pub(super) fn make_room(&mut self, after: Duration) -> Room<P> {
         while let Some((since, oldest)) = self.queue.front() {
-            let left = CLOSABLE_AFTER.saturating_sub(since.elapsed());
+            let left = after.saturating_sub(since.elapsed());
             if !left.is_zero() && oldest.lock().is_some() {
                 return Room::After(left);
             }
@@ -175,16 +175,16 @@ mod tests {
         let mut silent = SilentConnections::default();
         let (mut first, oldest) = added(&mut silent, 1).await;
         let (_second, youngest) = added(&mut silent, 2).await;
-        assert!(matches!(silent.make_room(), Room::After(left) if left <= CLOSABLE_AFTER));
+        assert!(matches!(silent.make_room(CLOSABLE_AFTER), Room::After(left) if left <= CLOSABLE_AFTER));
         until_closable().await;
-        assert_eq!(silent.make_room(), Room::Freed(1));
+        assert_eq!(silent.make_room(CLOSABLE_AFTER), Room::Freed(1));
         assert!(oldest.first_byte().await.is_none());
         let mut buffer = [0];
         let read = tokio::io::AsyncReadExt::read(&mut first, &mut buffer).await;
         assert_eq!(read.unwrap(), 0, "the client sees the end");
-        assert_eq!(silent.make_room(), Room::Freed(2));
+        assert_eq!(silent.make_room(CLOSABLE_AFTER), Room::Freed(2));
         assert!(youngest.first_byte().await.is_none());
-        assert_eq!(silent.make_room(), Room::None);
+        assert_eq!(silent.make_room(CLOSABLE_AFTER), Room::None);
     }
 
     #[tokio::test]
@@ -194,7 +194,7 @@ mod tests {
         let (_other, _silent) = added(&mut silent, 2).await;
         client.write_all(b"P").await.unwrap();
         until_closable().await;
-        assert_eq!(silent.make_room(), Room::Freed(2));
+        assert_eq!(silent.make_room(CLOSABLE_AFTER), Room::Freed(2));
         assert_eq!(not_silent.first_byte().await.map(|(_, place)| place), Some(1));
     }
 

@@ -271,13 +271,17 @@ impl GrpcConfig {
         listen::Limits {
             protocol: listen::Protocol::Http2 { for_http1: if over_tls { SPEAKS_TLS } else { SPEAKS_GRPC } },
             max_connections: keys.max_connections,
+            when_full: listen::WhenFull::CloseIdle,
             descriptors: descriptors::for_clients,
             header_timeout: keys.read_header_timeout,
             max_concurrent_streams: keys.max_concurrent_streams,
+            windows: listen::Windows::LARGE,
             account: Some(budget.clone()),
             max_header_list_size: u32::try_from(keys.max_header_list_size.0).unwrap_or(u32::MAX),
             max_connection_age: ages.max_connection_age,
             max_connection_age_grace: ages.max_connection_age_grace,
+            max_connection_idle: ages.max_connection_idle,
+            write_timeout: None,
         }
     }
 }

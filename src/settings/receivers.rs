@@ -44,11 +44,11 @@ section! {
         max_concurrent_streams: u32 = 100,
         /// The largest size of one request's headers.
         max_header_list_size: ByteSize = ByteSize(16 << 10),
-        /// How long a connection may take for its handshake, and a request for its headers once they have begun. Idle
-        /// connections are not closed.
+        /// How long a connection may take for its handshake, and a request for its headers once they have begun.
         read_header_timeout: Duration = Duration::from_secs(10),
-        /// The most connections that are open at once; further ones are closed. The limit of open files can lower it,
-        /// because some descriptors are kept for the admin address, probes, backends and files.
+        /// The most connections that are open at once. A further one takes the place of the one that has had no request in
+        /// progress for the longest time, at least a second, or is closed. The limit of open files can lower it, because
+        /// some descriptors are kept for the admin address, probes, backends and files.
         max_connections: usize = 10_000,
         /// Names of request headers that are passed on to backends, e.g. `[x-scope-orgid]`. All other headers are
         /// dropped. Parts with different values never share a call. One request may carry at most 64 values or 4 KiB of
@@ -75,5 +75,10 @@ section! {
         // Far above the deadline of any request.
         /// How long such a connection's requests then have before it is closed. `0s` sets no limit.
         max_connection_age_grace: Option<Duration> = Some(Duration::from_secs(60)),
+        // Longer than the usual pauses between exports: metrics are often sent once a minute.
+        /// How long a connection may have no request in progress until it gets GOAWAY. Its client connects again for the
+        /// next request. `0s` switches this off. Whatever is set here, the connection that has been idle for the longest
+        /// time is closed for a new one while `max_connections` are open.
+        max_connection_idle: Option<Duration> = Some(Duration::from_secs(300)),
     }
 }

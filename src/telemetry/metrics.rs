@@ -85,6 +85,8 @@ declare! {
         "Connections that are open.";
     RECEIVER_CONNECTIONS_TOTAL = "spanring_receiver_connections_total", Counter, ["listener", "result"],
         "Connections by result: accepted, refused (no place or descriptor was left, also those that were closed for another because they were silent) or failed (the TLS handshake failed, or it was not HTTP/2).";
+    RECEIVER_CLOSED_CONNECTIONS_TOTAL = "spanring_receiver_closed_connections_total", Counter, ["listener", "reason"],
+        "Connections closed by the listener, by reason: idle (no request for max_connection_idle), room (all places were taken, and a new connection got this one's) or unread (the client did not take an answer in time).";
     RECEIVER_FOREIGN_CONNECTIONS_TOTAL = "spanring_receiver_foreign_connections_total", Counter, ["listener", "kind"],
         "Connections to a gRPC port that began with another protocol: http1 (answered with an explanation), tls, proxy (PROXY protocol) or garbage.";
     RECEIVER_REFUSED_STREAMS_TOTAL = "spanring_receiver_refused_streams_total", Counter, ["listener"],

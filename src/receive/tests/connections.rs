@@ -124,16 +124,36 @@ async fn an_unfinished_handshake_or_header_block_ends_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_is_left_alone() {
+async fn an_idle_connection_is_left_alone_where_there_is_no_limit() {
     let tasks = Tasks::new();
-    let idle = h2_over(serve_in_memory(StandIn::ok(), &aging(100_000, None), &tasks), &tasks).await;
-    let mut used = h2_over(serve_in_memory(StandIn::ok(), &aging(100_000, None), &tasks), &tasks).await;
+    let mut config = aging(100_000, None);
+    config.keys.keepalive.server_parameters.max_connection_idle = None;
+    let idle = h2_over(serve_in_memory(StandIn::ok(), &config, &tasks), &tasks).await;
+    let mut used = h2_over(serve_in_memory(StandIn::ok(), &config, &tasks), &tasks).await;
     finish(empty_message(&mut used)).await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     for client in [idle, used] {
         let mut client = client.ready().await.expect("the connection must stay open");
         assert_eq!(grpc_status(&finish(empty_message(&mut client)).await.2).code(), Code::Ok);
     }
+    tasks.stop();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_requests_is_told_to_go_after_five_minutes() {
+    let tasks = Tasks::new();
+    let (export, gate, _alive) = waiting();
+    let mut client = h2_over(serve_in_memory(export, &aging(100_000, None), &tasks), &tasks).await;
+    let response = empty_message(&mut client);
+    tokio::time::sleep(Duration::from_secs(1_000)).await;
+    gate.add_permits(1);
+    assert_eq!(grpc_status(&finish(response).await.2).code(), Code::Ok);
+    let ended = tokio::time::Instant::now();
+    while client.clone().ready().await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let idle = ended.elapsed().as_secs_f64();
+    assert!((300.0..=338.0).contains(&idle), "{idle} s");
     tasks.stop();
 }
 

@@ -74,6 +74,7 @@ fn grpc(grpc: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
             let ages = Yaml::map([
                 ("max_connection_age", server.pass("max_connection_age")),
                 ("max_connection_age_grace", server.pass("max_connection_age_grace")),
+                ("max_connection_idle", server.pass("max_connection_idle")),
             ]);
             let keepalive = Yaml::map([("server_parameters", ages)]);
             out.push(("keepalive".to_owned(), keepalive));

@@ -17,7 +17,7 @@ const TRACES: &str = r#"receivers:
       grpc:
         endpoint: ${env:MY_POD_IP}:4317
         max_recv_msg_size_mib: 16
-        keepalive: { server_parameters: { max_connection_age: 60s, time: 30s } }
+        keepalive: { server_parameters: { max_connection_age: 60s, max_connection_idle: 90s, time: 30s } }
       http: { endpoint: 0.0.0.0:4318 }
   zipkin: {}
 processors:
@@ -97,8 +97,10 @@ fn a_front_tier_becomes_a_valid_configuration() {
     let config = checked(&converted);
     let grpc = config.receive.grpc.expect("gRPC");
     assert_eq!(grpc.endpoint, "127.0.0.1:4317".parse().expect("ok"));
-    let age = grpc.keys.keepalive.server_parameters.max_connection_age;
-    assert_eq!((grpc.keys.max_recv_msg_size_mib.bytes, age), (16 << 20, Some(Duration::from_secs(60))));
+    let ages = &grpc.keys.keepalive.server_parameters;
+    let seconds = (ages.max_connection_age, ages.max_connection_idle);
+    assert_eq!(seconds, (Some(Duration::from_secs(60)), Some(Duration::from_secs(90))));
+    assert_eq!(grpc.keys.max_recv_msg_size_mib.bytes, 16 << 20);
     let pool = &config.pools[0];
     assert_eq!(pool.name, "default");
     let dns = DnsResolver {
