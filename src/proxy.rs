@@ -20,6 +20,7 @@ use self::{
 };
 use crate::{
     admin::{self, Pools, Readiness},
+    budget::{Budget, Division},
     config::Config,
     discovery,
     lifecycle::Tasks,
@@ -113,15 +114,18 @@ impl Proxy {
         let started = readiness.flag("start", "the process is starting");
         recorder.start_upkeep(&back);
         // Metrics and probes are served first, so that they show what is still missing.
-        if let Some(admin) = admin {
-            admin::serve(admin, admin::State { recorder, readiness: readiness.clone(), pools: pools.clone() }, &back);
+        let budget = Budget::divided(Division::of(config.memory_limit, 0));
+        if let (Some(admin), Some(config)) = (admin, &config.admin) {
+            let (readiness, pools) = (readiness.clone(), pools.clone());
+            let state = admin::State { recorder, readiness, pools, budget: budget.clone(), hosts: config.hosts() };
+            admin::serve(admin, state, &back);
         }
         if let (Some(probes), Some(config)) = (probes, &config.health_check) {
             admin::health_check::serve(probes, config.keys.path.clone(), readiness.clone(), &back);
         }
 
         let shutdown = Arc::new(Mutex::new(config.shutdown));
-        let mut running = Running::start(config, &readiness, &pools, &certificates, &shutdown, &back)?;
+        let mut running = Running::start(config, budget, &readiness, &pools, &certificates, &shutdown, &back)?;
         let listeners = running.serve(bound, &front);
         let others = [("admin", admin_address), ("health_check", health_check)];
         for (listener, address) in [("otlp_grpc", listeners.grpc)].into_iter().chain(others) {

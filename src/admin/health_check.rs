@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 
-use super::{Answer, Readiness, api, ready_or_not, reply, serve_pages};
+use super::{Answer, Hosts, Readiness, api, ready_or_not, reply, serve_pages};
 use crate::{lifecycle::Tasks, listen, settings::HealthCheck};
 
 /// The listener for probes.
@@ -24,7 +24,10 @@ pub struct Config {
 /// the proxy drains.
 pub fn serve(listener: listen::Bound, path: String, readiness: Readiness, tasks: &Tasks) {
     let grpc = api::grpc::health(&readiness, tasks);
-    serve_pages(listener, tasks, grpc, move |request| ready(respond(&path, &readiness, &request)));
+    // Probes name any host, and it reveals nothing else.
+    serve_pages(listener, tasks, Hosts::new("", ["*"]), grpc, move |request| {
+        ready(respond(&path, &readiness, &request))
+    });
 }
 
 /// Answers 200 when the proxy is ready for clients, else 503; at `/livez` 200 as long as the process answers.

@@ -1,10 +1,13 @@
 //! The admin listener: `/` (links), `/metrics`, `/livez`, `/readyz`, `/api/v1/…` and gRPC. All of it is read-only.
 //!
 //! [`respond`] answers all HTTP pages; a new page is a row of `ROUTES`. [`api`] answers questions about the rings, as
-//! JSON and as gRPC. [`serve`] puts both on a listener.
+//! JSON and as gRPC. [`serve`] puts both on a listener. `hosts` refuses requests that name a foreign host, and `answers`
+//! bounds the memory of answers.
 
+mod answers;
 pub mod api;
 pub mod health_check;
+mod hosts;
 pub mod pb;
 mod pools;
 mod readiness;
@@ -17,19 +20,23 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};
-use tokio::task::spawn_blocking;
-use tonic::{body::Body, service::Routes};
+use tonic::{Status, body::Body, service::Routes};
 use tower::Service as _;
 
-use self::api::json;
+use self::{
+    answers::{Answers, Held},
+    api::json,
+};
 pub use self::{
+    hosts::Hosts,
     pools::{Pool, PoolSet, Pools},
     readiness::{Condition, Flag, Readiness},
 };
 use crate::{
+    budget::Budget,
     descriptors,
     lifecycle::Tasks,
     listen,
@@ -41,8 +48,9 @@ use crate::{
 /// been idle or busy for the longest time, so that probes are always answered.
 const MAX_CONNECTIONS: usize = 64;
 
-/// The most concurrent requests on an HTTP/2 connection: one, and one that lasts, as watching does.
-const MAX_STREAMS: u32 = 2;
+/// The most concurrent requests on an HTTP/2 connection: one, one that lasts, as watching does, and some that HTTP/2 still counts
+/// although their answers were sent. With two, clients that ask one question after the other were refused now and then.
+const MAX_STREAMS: u32 = 8;
 
 /// How long a connection may have no request in progress.
 const MAX_IDLE: Duration = Duration::from_secs(10);
@@ -82,6 +90,17 @@ pub struct State {
     pub readiness: Readiness,
     /// The running pools.
     pub pools: Pools,
+    /// The account of the memory of answers.
+    pub budget: Budget,
+    /// The host names that may be asked.
+    pub hosts: Hosts,
+}
+
+impl Config {
+    /// Returns the host names that may be asked.
+    pub fn hosts(&self) -> Hosts {
+        Hosts::new(&self.keys.endpoint.0.host.to_string(), self.keys.allowed_hosts.iter().map(String::as_str))
+    }
 }
 
 /// A page.
@@ -95,14 +114,20 @@ struct Route {
 struct Answer {
     status: StatusCode,
     content_type: &'static str,
-    body: String,
+    body: Bytes,
 }
 
 /// The only page that requires a query.
 const LOOKUP: &str = "/api/v1/lookup";
 
+/// The page of metrics.
+const METRICS_PATH: &str = "/metrics";
+
 /// Pages whose status alone carries the answer.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
+
+/// The path of the gRPC service that probes ask.
+const HEALTH_PATH: &str = "/grpc.health.v1.Health/";
 
 /// Security headers of every response. They tell browsers that these pages load, frame and submit nothing.
 const SECURITY: &[(HeaderName, &str)] = &[
@@ -118,7 +143,7 @@ const SECURITY: &[(HeaderName, &str)] = &[
 /// Every page.
 const ROUTES: &[Route] = &[
     Route { path: "/", about: "this page", page: index },
-    Route { path: "/metrics", about: "metrics in Prometheus' text format", page: metrics },
+    Route { path: METRICS_PATH, about: "metrics in Prometheus' text format", page: metrics },
     Route { path: "/livez", about: "whether the process answers", page: livez },
     Route { path: "/readyz", about: "whether clients should send here, and why not; ?verbose says all", page: readyz },
     Route { path: "/api/v1/ring", about: "rings as JSON: members, shares, fingerprints; ?pool=", page: json::ring },
@@ -133,7 +158,7 @@ const ROUTES: &[Route] = &[
 
 impl Answer {
     fn text(status: StatusCode, body: impl Into<String>) -> Self {
-        Self { status, content_type: TEXT, body: body.into() }
+        Self { status, content_type: TEXT, body: Bytes::from(body.into()) }
     }
 }
 
@@ -147,11 +172,11 @@ fn index(_: &State, _: Option<&str>) -> Answer {
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>spanring</title></head>\n\
          <body><h1>spanring {version}</h1>\n<ul>\n{rows}</ul></body></html>\n"
     );
-    Answer { status: StatusCode::OK, content_type: HTML, body }
+    Answer { status: StatusCode::OK, content_type: HTML, body: Bytes::from(body) }
 }
 
 fn metrics(state: &State, _: Option<&str>) -> Answer {
-    Answer { status: StatusCode::OK, content_type: METRICS, body: state.recorder.render() }
+    Answer { status: StatusCode::OK, content_type: METRICS, body: Bytes::from(state.recorder.render()) }
 }
 
 fn livez(_: &State, _: Option<&str>) -> Answer {
@@ -197,12 +222,14 @@ fn not_allowed(path: &str) -> Answer {
     Answer::text(StatusCode::METHOD_NOT_ALLOWED, format!("{MESSAGE}\n"))
 }
 
-/// Answers one request. A body is not read.
+/// Answers one request, whatever host it names. A body is not read.
 pub fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
-    let path = request.uri().path();
-    let route = ROUTES.iter().find(|route| route.path == path);
-    let page = || route.map_or_else(|| not_found(path), |route| (route.page)(state, request.uri().query()));
-    reply(request, PROBES.contains(&path), page)
+    reply(request, PROBES.contains(&request.uri().path()), || page(state, request.uri()))
+}
+
+fn page(state: &State, uri: &Uri) -> Answer {
+    let route = ROUTES.iter().find(|route| route.path == uri.path());
+    route.map_or_else(|| not_found(uri.path()), |route| (route.page)(state, uri.query()))
 }
 
 /// Builds the response to a request. Only GET, HEAD and OPTIONS are allowed. At the path of a probe, OPTIONS is
@@ -212,7 +239,7 @@ fn reply<B>(request: &Request<B>, is_probe: bool, page: impl FnOnce() -> Answer)
     let method = request.method();
     let Answer { status, content_type, mut body } = match *method {
         Method::GET | Method::HEAD => page(),
-        Method::OPTIONS if is_probe => Answer { body: String::new(), ..page() },
+        Method::OPTIONS if is_probe => Answer { body: Bytes::new(), ..page() },
         Method::OPTIONS => Answer::text(StatusCode::OK, ""),
         _ => not_allowed(request.uri().path()),
     };
@@ -220,7 +247,6 @@ fn reply<B>(request: &Request<B>, is_probe: bool, page: impl FnOnce() -> Answer)
     if *method == Method::HEAD {
         body.clear();
     }
-    let body = Bytes::from(body);
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -245,25 +271,38 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
 /// Serves until `tasks` drain or stop. These are the tasks behind the listeners, since probes must be answered while
 /// the proxy drains.
 pub fn serve(listener: listen::Bound, state: State, tasks: &Tasks) {
-    let (grpc, state) = (api::grpc::routes(&state, tasks), Arc::new(state));
-    serve_pages(listener, tasks, grpc, move |request| respond_on_blocking_thread(Arc::clone(&state), request));
+    let answers = Arc::new(Answers::new(state.budget.clone()));
+    let grpc = api::grpc::routes(&state, &answers, tasks);
+    let (hosts, state) = (state.hosts.clone(), Arc::new(state));
+    serve_pages(listener, tasks, hosts, grpc, move |request| answer(Arc::clone(&state), Arc::clone(&answers), request));
 }
 
-/// Answers a request as [`respond`] does, on a thread for blocking work. To write the metrics of 200 backends takes
-/// milliseconds, in which a worker thread would serve no request. Probes are answered at once, so that they wait for nothing.
-async fn respond_on_blocking_thread(state: Arc<State>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+/// Answers a request as [`respond`] does, within the bounds of `answers`. Probes are answered at once, so that they wait for
+/// nothing, whatever host they name.
+async fn answer(state: Arc<State>, answers: Arc<Answers>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     // The body is kept until the answer is there, since dropping it closes the connection.
     let (head, _body) = request.into_parts();
     let request = Request::from_parts(head, ());
-    if PROBES.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    if PROBES.contains(&path) || !matches!(*request.method(), Method::GET | Method::HEAD) {
         return respond(&state, &request);
     }
-    let answered = spawn_blocking(move || respond(&state, &request)).await;
-    answered.unwrap_or_else(|_panicked| {
-        let mut response = Response::default();
-        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-        response
-    })
+    let page = match state.hosts.check(&request) {
+        Err(refusal) => misdirected(path, &refusal.to_string()),
+        Ok(()) if path == METRICS_PATH => answers.metrics(state).await,
+        Ok(()) => {
+            let uri = request.uri().clone();
+            answers.write(move || page(&state, &uri)).await
+        }
+    };
+    reply(&request, false, || page)
+}
+
+fn misdirected(path: &str, message: &str) -> Answer {
+    if path.starts_with(json::PREFIX) {
+        return json::error(StatusCode::MISDIRECTED_REQUEST, "permission_denied", message);
+    }
+    Answer::text(StatusCode::MISDIRECTED_REQUEST, format!("{message}\n"))
 }
 
 /// Returns the side services of the OTLP/gRPC port: reflection, and `grpc.health.v1`, which agrees with `/readyz` until
@@ -272,15 +311,15 @@ pub fn side_services(readiness: Readiness) -> impl FnOnce(&Tasks) -> Routes + Se
     move |tasks| api::grpc::health_and_reflection(&readiness, tasks)
 }
 
-/// Serves gRPC requests by `grpc`, which is built at the first one, and all others by `respond`, within the limits of
-/// this room.
-fn serve_pages<G, F, R>(listener: listen::Bound, tasks: &Tasks, grpc: G, respond: F)
+/// Serves gRPC requests that name one of `hosts` by `grpc`, which is built at the first one, and all others by `respond`,
+/// within the limits of this room.
+fn serve_pages<G, F, R>(listener: listen::Bound, tasks: &Tasks, hosts: Hosts, grpc: G, respond: F)
 where
     G: FnOnce() -> Routes + Send + 'static,
     F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send,
 {
-    let (respond, grpc) = (Arc::new(respond), Arc::new(LazyLock::new(grpc)));
+    let (respond, grpc) = (Arc::new(respond), Arc::new((hosts, LazyLock::new(grpc))));
     let limits = listen::Limits {
         protocol: listen::Protocol::Any,
         max_connections: MAX_CONNECTIONS,
@@ -302,13 +341,33 @@ where
             let (respond, grpc) = (Arc::clone(&respond), Arc::clone(&grpc));
             async move {
                 match is_grpc(&request) {
-                    true => LazyLock::force(&grpc).clone().call(request).await,
+                    true => {
+                        let (hosts, routes) = &*grpc;
+                        answer_grpc(hosts, || LazyLock::force(routes).clone(), request).await
+                    }
                     false => Ok::<_, Infallible>(respond(request).await.map(Body::new)),
                 }
             }
         })
     };
     drop(listener.serve(limits, listen::Plain, service, tasks));
+}
+
+/// Answers a gRPC request. What its answer holds is held until HTTP has written it.
+async fn answer_grpc(
+    hosts: &Hosts,
+    routes: impl FnOnce() -> Routes,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    if !request.uri().path().starts_with(HEALTH_PATH)
+        && let Err(refusal) = hosts.check(&request)
+    {
+        return Ok(Status::permission_denied(refusal.to_string()).into_http());
+    }
+    let mut response = routes().call(request).await?;
+    let Some(held) = response.extensions_mut().remove::<Held>() else { return Ok(response) };
+    let keep = move |data| answers::kept(data, held.clone());
+    Ok(response.map(|body| Body::new(body.map_frame(move |frame| frame.map_data(&keep)))))
 }
 
 #[cfg(test)]

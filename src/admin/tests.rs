@@ -1,16 +1,17 @@
 //! Tests of the pages; only the last two use the network.
 
-use http_body_util::BodyExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::spawn_blocking,
 };
 
 use super::*;
 
 fn with_state<T>(body: impl FnOnce(&State) -> T) -> T {
     Recorder::scoped(|recorder| {
-        body(&State { recorder: recorder.clone(), readiness: Readiness::new(), pools: Pools::new() })
+        let (budget, hosts) = (Budget::new(usize::MAX), Hosts::default());
+        body(&State { recorder: recorder.clone(), readiness: Readiness::new(), pools: Pools::new(), budget, hosts })
     })
 }
 
@@ -112,8 +113,12 @@ fn an_unknown_page_lists_those_there_are() {
 
 /// Sends a request for a page and returns the connection.
 async fn request(address: SocketAddr, path: &str) -> TcpStream {
+    request_at(address, "spanring", path).await
+}
+
+async fn request_at(address: SocketAddr, host: &str, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: spanring\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("written");
     stream
 }
@@ -134,6 +139,40 @@ async fn pages_are_served_until_tasks_stop() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nalive\n"), "{answer}");
 
     let _open = TcpStream::connect(address).await.expect("a connection");
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn a_page_that_is_asked_for_under_a_foreign_name_is_refused_and_a_probe_is_not() {
+    let tasks = Tasks::new();
+    let listener = listen::bind("admin", (Ipv4Addr::LOCALHOST, 0).into()).expect("a listener");
+    let address = listener.address();
+    with_state(|state| serve(listener, state.clone(), &tasks));
+    for path in ["/", "/metrics", "/api/v1/ring", "/nothing"] {
+        let answer = answer(request_at(address, "attacker.example:8888", path).await).await;
+        assert!(answer.starts_with("HTTP/1.1 421 Misdirected Request\r\n"), "{path}: {answer}");
+        assert!(answer.contains("set admin.allowed_hosts to [attacker.example]"), "{path}: {answer}");
+    }
+    for (host, path) in [("attacker.example", "/livez"), ("attacker.example", "/readyz"), ("10.0.0.1", "/metrics")] {
+        let answer = answer(request_at(address, host, path).await).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{host}{path}: {answer}");
+    }
+    let status = async |host: &str, path: &'static str| {
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("an endpoint");
+        let channel = channel.origin(format!("http://{host}").parse().expect("an origin")).connect().await;
+        let mut client = tonic::client::Grpc::new(channel.expect("a connection"));
+        client.ready().await.expect("it is ready");
+        let request = tonic::Request::new(pb::v1::GetRingRequest::default());
+        let codec = tonic_prost::ProstCodec::<_, ()>::default();
+        client.unary(request, http::uri::PathAndQuery::from_static(path), codec).await.map(tonic::Response::into_inner)
+    };
+    let ring = "/spanring.admin.v1.Ring/GetRing";
+    let refused = status("attacker.example", ring).await.expect_err("a foreign name");
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert!(refused.message().contains("admin.allowed_hosts"), "{refused:?}");
+    status("spanring", ring).await.expect("an answer");
+    status("attacker.example", "/grpc.health.v1.Health/Check").await.expect("an answer");
     tasks.stop();
     tasks.wait().await;
 }

@@ -4,11 +4,12 @@ use super::Config;
 use crate::{admin::health_check, settings::HealthCheck};
 
 /// Keys whose change needs a restart.
-pub const RESTART_KEYS: [&str; 6] = [
+pub const RESTART_KEYS: [&str; 7] = [
     "receivers.otlp.protocols.grpc.endpoint",
     // Only adding or removing the section needs a restart; changes inside it do not.
     "receivers.otlp.protocols.grpc.tls",
     "admin.endpoint",
+    "admin.allowed_hosts",
     "health_check",
     "worker_threads",
     "telemetry.logs.encoding",
@@ -20,11 +21,13 @@ impl Config {
         let grpc = |config: &Self| config.receive.grpc.as_ref().map(|grpc| grpc.endpoint);
         let has_tls = |config: &Self| config.receive.grpc.as_ref().is_some_and(|grpc| grpc.tls.is_some());
         let admin = |config: &Self| config.admin.as_ref().map(|admin| admin.endpoint);
+        let hosts = |config: &Self| config.admin.as_ref().map(|admin| admin.keys.allowed_hosts.clone());
         // In the order of RESTART_KEYS.
         let is_same = [
             grpc(self) == grpc(running),
             has_tls(self) == has_tls(running),
             admin(self) == admin(running),
+            hosts(self) == hosts(running),
             is_same_health_check(self.health_check.as_ref(), running.health_check.as_ref()),
             self.worker_threads == running.worker_threads,
             self.logs.encoding == running.logs.encoding,
@@ -39,7 +42,7 @@ impl Config {
         }
         if let (Some(mine), Some(running)) = (&mut self.admin, &running.admin) {
             mine.endpoint = running.endpoint;
-            mine.keys.endpoint.clone_from(&running.keys.endpoint);
+            mine.keys.clone_from(&running.keys);
         }
         self.health_check.clone_from(&running.health_check);
         self.worker_threads = running.worker_threads;

@@ -196,16 +196,7 @@ pub(super) async fn serve<I, S>(
                 let by = Instant::now() + STALLED_GRACE;
                 deadlines.cut_at = Some(deadlines.cut_at.map_or(by, |at| at.min(by)));
             }
-            Event::Stopped => return,
-            Event::Untaken => {
-                tracing::debug!("connection closed: its client takes no answers");
-                return;
-            }
-            Event::Unread => {
-                tracing::debug!("connection closed: its client did not take an answer in time");
-                metrics.closed_unread();
-                return;
-            }
+            Event::Stopped | Event::Untaken | Event::Unread | Event::Cut => return note_end(&event, metrics),
             // A request has arrived since the connection was chosen.
             Event::NoRoom if limits.when_full == WhenFull::CloseIdle && activity.idle_since().is_none() => {}
             Event::NoRoom => {
@@ -215,10 +206,6 @@ pub(super) async fn serve<I, S>(
                 for _ in 0..2 {
                     poll_fn(|context| Poll::Ready(connection.as_mut().poll(context).is_ready())).await;
                 }
-                return;
-            }
-            Event::Cut => {
-                tracing::debug!("connection closed: it was told to finish and did not do so in time");
                 return;
             }
             Event::Idle(ended) if tally.is_idle_since(ended) => {
@@ -250,6 +237,19 @@ pub(super) async fn serve<I, S>(
         connection.as_mut().graceful_shutdown();
         deadlines.idle = deadlines.idle.or_else(|| Some((Instant::now() + IDLE_GRACE, tally.ended())));
         events = WhenWoken::new(wait(deadlines, progress, activity, tasks));
+    }
+}
+
+/// Logs why a connection is closed at once, and counts it.
+fn note_end(event: &Event, metrics: &ListenerMetrics) {
+    match event {
+        Event::Cut => tracing::debug!("connection closed: it was told to finish and did not do so in time"),
+        Event::Unread => {
+            metrics.closed_unread();
+            tracing::debug!("connection closed: its client did not take an answer in time");
+        }
+        Event::Untaken => tracing::debug!("connection closed: its client takes no answers"),
+        _ => {}
     }
 }
 

@@ -83,9 +83,10 @@ pub(super) enum ApplyError {
 }
 
 impl Running {
-    /// Starts the pools of `config`, and a pipeline that routes to them.
+    /// Starts the pools of `config`, and a pipeline that routes to them. The account is divided later.
     pub(super) fn start(
         config: Config,
+        budget: Budget,
         readiness: &Readiness,
         shown: &Pools,
         certificates: &Reloads,
@@ -98,7 +99,6 @@ impl Running {
             started.require_table(readiness);
             pools.insert(pool.name.clone(), started);
         }
-        let budget = Budget::divided(Division::of(config.memory_limit, 0));
         let pipeline = Arc::new(Pipeline::new(routes(&config, &pools), budget.clone()));
         let running = Self {
             config,
@@ -285,9 +285,10 @@ mod tests {
     }
 
     fn start(config: Config) -> (Running, Readiness, Tasks) {
-        let (readiness, tasks) = (Readiness::new(), Tasks::new());
+        let (budget, readiness, tasks) = (Budget::new(config.memory_limit), Readiness::new(), Tasks::new());
         let running =
-            Running::start(config, &readiness, &Pools::new(), &Reloads::default(), &Arc::default(), &tasks).unwrap();
+            Running::start(config, budget, &readiness, &Pools::new(), &Reloads::default(), &Arc::default(), &tasks)
+                .unwrap();
         (running, readiness, tasks)
     }
 

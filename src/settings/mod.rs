@@ -91,6 +91,12 @@ section! {
     pub struct Admin {
         /// The address that serves metrics, probes and the ring's state.
         endpoint: ListenAddress<ADMIN_PORT> = ListenAddress::local(),
+        /// Host names under which pages may be asked for: names, `*.example.com` for all names below a domain, or `*` for
+        /// every name. Always allowed are IP addresses, the host of `endpoint`, names without a dot (`localhost`,
+        /// `spanring`), and names that end in `.internal`, `.local` (also `.cluster.local`), `.localhost`, `.svc` or
+        /// `.test`. Others get 421, because a web page can make a browser resolve its own name to this address (DNS
+        /// rebinding). `/livez`, `/readyz` and `grpc.health.v1` answer under every name.
+        allowed_hosts: Vec<String>,
     }
 
     /// `health_check`: the Collector's extension.

@@ -69,7 +69,18 @@ const ROOMS: &[Room] = &[
     // Dispatch knows what each backend has to do, the vocabulary which signals a pool takes.
     (
         "admin",
-        &["descriptors", "dispatch", "lifecycle", "listen", "membership", "otlp", "ring", "settings", "telemetry"],
+        &[
+            "budget",
+            "descriptors",
+            "dispatch",
+            "lifecycle",
+            "listen",
+            "membership",
+            "otlp",
+            "ring",
+            "settings",
+            "telemetry",
+        ],
     ),
     // From a file to what each room is configured by.
     ("config", &["admin", "budget", "discovery", "dispatch", "membership", "otlp", "receive", "settings", "tls"]),

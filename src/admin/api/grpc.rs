@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use metrics::Gauge;
+use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, server::NamedService, service::Routes};
 use tonic_health::pb::health_server::{HealthServer, SERVICE_NAME as HEALTH_SERVICE};
@@ -10,6 +11,7 @@ use tonic_health::pb::health_server::{HealthServer, SERVICE_NAME as HEALTH_SERVI
 use super::{
     super::{
         Pools, Readiness, State,
+        answers::Answers,
         pb::{
             self,
             v1::{
@@ -35,16 +37,26 @@ const MAX_MESSAGE_SIZE: usize = 16 << 10;
 #[derive(Clone)]
 struct RingService {
     pools: Pools,
+    answers: Arc<Answers>,
     permits: Arc<Semaphore>,
     watchers: Gauge,
 }
 
 /// Returns a constructor of all gRPC services of the admin listener. They are built at the first request, since
 /// reflection decodes its descriptors.
-pub(in super::super) fn routes(state: &State, tasks: &Tasks) -> impl FnOnce() -> Routes + Send + use<> {
+pub(in super::super) fn routes(
+    state: &State,
+    answers: &Arc<Answers>,
+    tasks: &Tasks,
+) -> impl FnOnce() -> Routes + Send + use<> {
     let watchers = metrics::gauge!(ADMIN_WATCHERS);
     watchers.set(0.0);
-    let ring = RingService { pools: state.pools.clone(), permits: Arc::new(Semaphore::new(MAX_WATCHERS)), watchers };
+    let ring = RingService {
+        pools: state.pools.clone(),
+        answers: Arc::clone(answers),
+        permits: Arc::new(Semaphore::new(MAX_WATCHERS)),
+        watchers,
+    };
     let health = health(&state.readiness, tasks);
     || {
         let ring = RingServer::new(ring).max_decoding_message_size(MAX_MESSAGE_SIZE);
@@ -93,12 +105,22 @@ pub(in super::super) fn health(readiness: &Readiness, tasks: &Tasks) -> impl FnO
     || Routes::new(HealthServer::new(health).max_decoding_message_size(MAX_MESSAGE_SIZE))
 }
 
+impl RingService {
+    /// Returns an answer that holds its bytes in the account.
+    fn holding<M: Message>(&self, message: M) -> Result<Response<M>, Status> {
+        let held = self.answers.hold(message.encoded_len()).ok_or(AskError::NoRoom)?;
+        let mut response = Response::new(message);
+        response.extensions_mut().insert(held);
+        Ok(response)
+    }
+}
+
 #[tonic::async_trait]
 impl Ring for RingService {
     type WatchRingStream = Watch;
 
     async fn get_ring(&self, request: Request<GetRingRequest>) -> Result<Response<GetRingResponse>, Status> {
-        Ok(Response::new(super::ring(&self.pools.current(), &request.get_ref().pool)?))
+        self.holding(super::ring(&self.pools.current(), &request.get_ref().pool)?)
     }
 
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupResponse>, Status> {
@@ -108,21 +130,26 @@ impl Ring for RingService {
     async fn watch_ring(&self, request: Request<WatchRingRequest>) -> Result<Response<Watch>, Status> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| AskError::TooMany(MAX_WATCHERS))?;
         let permit = WatchPermit::new(permit, self.watchers.clone());
-        Ok(Response::new(Watch::begin(&self.pools, &request.get_ref().pool, permit)?))
+        let pool = &request.get_ref().pool;
+        // One message is on its way at a time, about one pool.
+        let bytes = super::ring(&self.pools.current(), pool)?.encoded_len();
+        let mut response = Response::new(Watch::begin(&self.pools, pool, permit)?);
+        response.extensions_mut().insert(self.answers.hold(bytes).ok_or(AskError::NoRoom)?);
+        Ok(response)
     }
 
     async fn list_backends(
         &self,
         request: Request<ListBackendsRequest>,
     ) -> Result<Response<ListBackendsResponse>, Status> {
-        Ok(Response::new(super::backends(&self.pools.current(), &request.get_ref().pool)?))
+        self.holding(super::backends(&self.pools.current(), &request.get_ref().pool)?)
     }
 
     async fn list_changes(
         &self,
         request: Request<ListChangesRequest>,
     ) -> Result<Response<ListChangesResponse>, Status> {
-        Ok(Response::new(super::changes(&self.pools.current(), &request.get_ref().pool)?))
+        self.holding(super::changes(&self.pools.current(), &request.get_ref().pool)?)
     }
 }
 
@@ -132,7 +159,7 @@ impl From<AskError> for Status {
         match error {
             AskError::Invalid(_) | AskError::TooLong(_) | AskError::TraceId(_) => Self::invalid_argument(message),
             AskError::NoPool { .. } | AskError::NoRoute { .. } => Self::not_found(message),
-            AskError::NoTable { .. } => Self::unavailable(message),
+            AskError::NoTable { .. } | AskError::NoRoom => Self::unavailable(message),
             AskError::TooMany(_) => Self::resource_exhausted(message),
         }
     }

@@ -52,7 +52,7 @@ pub(in super::super) fn lookup(state: &State, query: Option<&str>) -> Answer {
 /// Builds an error response; all of them have this shape.
 pub(in super::super) fn error(status: StatusCode, code: &str, message: &str) -> Answer {
     let body = json!({ "api_version": VERSION, "error": { "code": code, "message": message } });
-    Answer { status, content_type: CONTENT_TYPE, body: format!("{body:#}\n") }
+    Answer { status, content_type: CONTENT_TYPE, body: format!("{body:#}\n").into() }
 }
 
 fn answer(result: Result<impl Serialize, AskError>) -> Answer {
@@ -61,7 +61,7 @@ fn answer(result: Result<impl Serialize, AskError>) -> Answer {
             AskError::Invalid(_) | AskError::TraceId(_) => (StatusCode::BAD_REQUEST, "invalid_argument"),
             AskError::TooLong(_) => (StatusCode::URI_TOO_LONG, "invalid_argument"),
             AskError::NoPool { .. } | AskError::NoRoute { .. } => (StatusCode::NOT_FOUND, "not_found"),
-            AskError::NoTable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            AskError::NoTable { .. } | AskError::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             AskError::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
         };
         error(status, code, &ask.to_string())
@@ -71,7 +71,7 @@ fn answer(result: Result<impl Serialize, AskError>) -> Answer {
         Err(ask) => return error_of(&ask),
     };
     match serde_json::to_string_pretty(&message) {
-        Ok(body) => Answer { status: StatusCode::OK, content_type: CONTENT_TYPE, body: body + "\n" },
+        Ok(body) => Answer { status: StatusCode::OK, content_type: CONTENT_TYPE, body: (body + "\n").into() },
         Err(fault) => error(StatusCode::INTERNAL_SERVER_ERROR, "internal", &fault.to_string()),
     }
 }

@@ -68,6 +68,9 @@ pub enum AskError {
     /// Too many clients watch at the same time.
     #[error("{0} clients watch already, which is the limit; close one, or poll instead")]
     TooMany(usize),
+    /// There is no memory for the answer.
+    #[error("{}", super::answers::NO_ROOM)]
+    NoRoom,
 }
 
 /// The rings of all pools, or of one.

@@ -48,6 +48,7 @@ pub(super) fn addresses(settings: &Settings, report: &mut Report<'_>) -> Option<
     let [grpc_at, admin_at, probes_at] = &paths;
     let grpc = address(grpc_at, &otlp.protocols.grpc.endpoint.0, report);
     let admin = address(admin_at, &settings.admin.endpoint.0, report);
+    check_hosts(&settings.admin.allowed_hosts, report);
     let probes = settings.health_check.as_ref().map(|keys| {
         check_page(keys, report);
         (keys, address(probes_at, &keys.endpoint.0, report))
@@ -70,6 +71,19 @@ pub(super) fn addresses(settings: &Settings, report: &mut Report<'_>) -> Option<
         admin: admin::Config { keys: settings.admin.clone(), endpoint: admin? },
         health_check,
     })
+}
+
+fn check_hosts(hosts: &[String], report: &mut Report<'_>) {
+    for host in hosts {
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        let is_name =
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        if host != "*" && !is_name {
+            let advice =
+                |host: &str| format!("{host} is not a host name; write ring.example.com, without a port, or \"*\"");
+            report.error(&KeyPath::of(&["admin", "allowed_hosts"]), Message::about(host, advice));
+        }
+    }
 }
 
 fn check_page(keys: &HealthCheck, report: &mut Report<'_>) {

@@ -5,7 +5,8 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body::Frame;
+use http_body_util::{Full, StreamBody};
 use hyper::service::service_fn;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
@@ -202,5 +203,34 @@ async fn a_client_that_takes_its_answer_in_time_gets_all_of_it() {
         assert_eq!(taken, 200_000);
     }
     drop(client);
+    tasks.wait().await;
+}
+
+/// Answers without an end: a piece every 30 s.
+fn endless() -> impl HttpService {
+    service_fn(|_| async {
+        let pieces = futures_util::stream::unfold((), async |()| {
+            sleep(Duration::from_secs(30)).await;
+            Some((Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; 50_000]))), ()))
+        });
+        Ok::<_, Infallible>(Response::new(StreamBody::new(Box::pin(pieces))))
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endless_answer_goes_on_as_long_as_its_client_takes_the_pieces() {
+    let tasks = Tasks::new();
+    let mut client = http2(serve_in_memory(limits(), endless(), &tasks), &tasks).await;
+    let mut body = ask(&mut client).await.expect("an answer").into_body();
+    let mut taken = 0;
+    while taken < 10 * 50_000 {
+        let len = body.data().await.expect("no end").expect("a piece").len();
+        body.flow_control().release_capacity(len).expect("a window");
+        taken += len;
+    }
+    // The window has room for one more piece, and not for the one after it.
+    let lived = told(client).await;
+    let second = Duration::from_secs(60);
+    assert!((second + LIMIT..=second + LATEST).contains(&lived), "{lived:?}");
     tasks.wait().await;
 }

@@ -9,6 +9,7 @@ use tonic_reflection::pb::v1::{
 
 use super::*;
 use crate::admin::{
+    answers::Answers,
     api::{
         grpc::{MAX_WATCHERS, routes},
         health::MAX_WATCHERS as MAX_HEALTH_WATCHERS,
@@ -21,7 +22,11 @@ use crate::admin::{
 
 impl Rig {
     fn client(&self) -> RingClient<Routes> {
-        RingClient::new(routes(&self.state, &Tasks::new())())
+        RingClient::new(self.routes(&Tasks::new()))
+    }
+
+    fn routes(&self, tasks: &Tasks) -> Routes {
+        routes(&self.state, &Arc::new(Answers::new(self.state.budget.clone())), tasks)()
     }
 }
 
@@ -128,7 +133,7 @@ async fn a_watch_of_a_pool_ends_with_the_pool() {
 #[tokio::test]
 async fn reflection_lists_the_service_and_its_methods() {
     let rig = Rig::new(&[]);
-    let mut client = ServerReflectionClient::new(routes(&rig.state, &Tasks::new())());
+    let mut client = ServerReflectionClient::new(rig.routes(&Tasks::new()));
     let mut ask = async |question| {
         let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
         let mut answers = client.server_reflection_info(futures_util::stream::iter([request])).await.expect("answers");
@@ -152,7 +157,7 @@ async fn reflection_lists_the_service_and_its_methods() {
 async fn health_follows_readiness() {
     let rig = Rig::new(&[]);
     let flag = rig.state.readiness.flag("start", "the process is starting");
-    let mut client = HealthClient::new(routes(&rig.state, &Tasks::new())());
+    let mut client = HealthClient::new(rig.routes(&Tasks::new()));
     let mut check = async |service: &str| {
         let request = HealthCheckRequest { service: service.to_owned() };
         client.check(request).await.map(|answer| answer.into_inner().status())
@@ -170,7 +175,7 @@ async fn health_follows_readiness() {
 #[tokio::test(start_paused = true)]
 async fn watchers_of_health_are_bounded_and_hear_the_end() {
     let (rig, tasks) = (Rig::new(&[]), Tasks::new());
-    let mut client = HealthClient::new(routes(&rig.state, &tasks)());
+    let mut client = HealthClient::new(rig.routes(&tasks));
     let mut streams = Vec::new();
     for _ in 0..MAX_HEALTH_WATCHERS {
         streams.push(client.watch(HealthCheckRequest::default()).await.expect("a place").into_inner());
@@ -192,7 +197,7 @@ async fn watchers_of_health_are_bounded_and_hear_the_end() {
 #[tokio::test(start_paused = true)]
 async fn health_is_watched() {
     let rig = Rig::new(&[]);
-    let mut client = HealthClient::new(routes(&rig.state, &Tasks::new())());
+    let mut client = HealthClient::new(rig.routes(&Tasks::new()));
     let mut watch = async |service: &str| {
         client.watch(HealthCheckRequest { service: service.to_owned() }).await.expect("a stream").into_inner()
     };

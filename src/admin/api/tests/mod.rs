@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::*;
 use crate::{
-    admin::{Pools, Readiness, State},
+    admin::{Hosts, Pools, Readiness, State},
+    budget::Budget,
     dispatch::{self, Dispatch},
     lifecycle::Tasks,
     membership::tests::Feed,
@@ -28,8 +29,9 @@ impl Rig {
     /// Creates pools with these names, without tables. The first takes traces and logs, the others no signal.
     fn new(names: &[&str]) -> Self {
         let recorder = Recorder::scoped(Clone::clone);
+        let (budget, hosts) = (Budget::new(usize::MAX), Hosts::default());
         let mut rig = Self {
-            state: State { recorder, readiness: Readiness::new(), pools: Pools::new() },
+            state: State { recorder, readiness: Readiness::new(), pools: Pools::new(), budget, hosts },
             feeds: Vec::new(),
             tasks: Tasks::new(),
         };
