@@ -1,4 +1,5 @@
-//! Cutting a message by size: the same walk, with a router that fills one piece after the other.
+//! Cuts a message into pieces of a limited size. It uses the same walk as the split, with a router that fills one piece
+//! after the other.
 
 use super::{
     Built, NotBuilt, Plan, Scratch, Shape, Targets,
@@ -9,32 +10,34 @@ use crate::otlp::{
     wire::{Malformed, WireError, len_tag, varint_len},
 };
 
-/// How much longer than the message its pieces may be together.
+/// The greatest total length of all pieces, as a multiple of the message's length.
 ///
-/// Every piece repeats its envelopes. Where these are nearly as large as a piece may be, the pieces would be many times as long
-/// as the message: a resource of 4 MiB with 10,000 spans would become 40 GiB.
+/// Every piece repeats the envelopes of its records. If these are nearly as large as a piece may be, the pieces would
+/// be many times as long as the message: a resource of 4 MiB with 10,000 spans would become 40 GiB.
 const MAX_GROWTH: usize = 4;
 
-/// What a message became when it was to be cut by size.
+/// The result of cutting a message by size.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BySize {
-    /// It was cut.
+    /// The message was cut.
     Cut {
         /// The pieces in the order of their records, and how many records each has.
         pieces: Vec<(u32, Framed)>,
-        /// Whether they share the message's bytes and keep them.
+        /// Whether the pieces share the message's buffers, which keeps these in memory.
         shares: bool,
     },
-    /// The pieces would have taken so many bytes, for which there was no room. Nothing was built.
+    /// The message was not cut, because the pieces would have taken this many bytes, which the budget does not have.
     NoRoom(usize),
-    /// It stays as it is: it is small enough, has one record or none, or its pieces would together be more than four times as
-    /// long.
+    /// The message was not cut, because it is small enough, has at most one record, or its pieces would together be
+    /// more than four times as long.
     Whole,
 }
 
-/// Cuts a message between records into pieces of at most `max` bytes. A record that is larger with its envelopes goes alone.
+/// Cuts a message between records into pieces of at most `max` bytes. A record that is larger together with its
+/// envelopes gets a piece of its own.
 ///
-/// `room` is asked before much is taken: to keep track of the message, and once for all pieces.
+/// `room` is asked for memory: for all pieces together and, if the message has very many records, to keep track of
+/// these.
 pub fn by_size(
     signal: Signal,
     message: &Framed,
@@ -53,7 +56,7 @@ fn cut(shape: Shape, message: &Framed, max: usize, room: &mut dyn FnMut(usize) -
         return Ok(BySize::Whole);
     }
     let payload = message.payload_chunks();
-    // The first walk finds how large the envelopes are: some of their fields may stand behind the records.
+    // The first walk measures the envelopes, since some of their fields may come after the records.
     let mut scratch = Scratch::default();
     let whole = Plan::new(shape, &payload, 0, &mut All, &mut scratch, room)?;
     let records = whole.records();
@@ -78,7 +81,7 @@ fn cut(shape: Shape, message: &Framed, max: usize, room: &mut dyn FnMut(usize) -
     Ok(BySize::Cut { pieces, shares })
 }
 
-/// Every record to one target.
+/// A router that sends every record to one target.
 struct All;
 
 impl Choose for All {
@@ -87,11 +90,12 @@ impl Choose for All {
     }
 }
 
-/// What a message adds to a piece that holds some of its records.
+/// The bytes that a message adds to a piece which contains some of its records.
 #[derive(Clone, Copy)]
 struct Envelope {
     parent: Option<u32>,
-    /// Its own fields, tag and length. The length is counted as that of the whole message, which no piece exceeds.
+    /// The length of its own fields, tag and length. The size of the length is that of the whole message, which is an
+    /// upper bound.
     len: usize,
 }
 
@@ -111,23 +115,25 @@ fn envelopes(scratch: &Scratch) -> Vec<Envelope> {
         .collect()
 }
 
-/// Fills one piece after the other.
+/// A router that fills one piece after the other.
 struct Filler {
     max: usize,
-    /// By message: both walks number them alike.
+    /// The envelopes by message number, which is the same in both walks.
     envelopes: Vec<Envelope>,
-    /// Number of the piece that is being filled.
+    /// The number of the piece that is being filled.
     piece: u32,
-    /// Bytes in it, or a few more.
+    /// An upper bound of the number of bytes in it.
     filled: usize,
-    /// The message that its latest record is in; none when it is empty.
+    /// The message that contains its latest record; `None` while the piece is empty.
     latest: Option<u32>,
 }
 
 impl Filler {
-    /// Bytes of the messages that the piece does not have yet and needs for a record in `message`.
+    /// Returns the length of the envelopes that a record in `message` adds to the piece: those which it does not have
+    /// yet.
     ///
-    /// Messages are numbered in the order in which they begin, so the new ones are those behind the latest one.
+    /// Messages are numbered in the order in which they begin, so these are the ones with a higher number than
+    /// `latest`.
     fn envelopes_of(&self, message: u32, latest: Option<u32>) -> usize {
         let above = |message: &u32| self.envelopes.get(*message as usize).and_then(|envelope| envelope.parent);
         std::iter::successors(Some(message), above)

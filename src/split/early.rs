@@ -1,34 +1,36 @@
-//! Early copies: records are copied for their target while the walk goes on, when they have just been read and are in the
-//! processor's nearest cache.
+//! Copies records for their targets during the walk, right after they were read, while they are in the CPU's nearest
+//! cache.
 //!
-//! Tags, lengths and envelopes are known only at the end of the walk. The writer puts them between these records then, which it
-//! need not copy once more where they are long enough.
+//! Tags, lengths and envelopes are known only after the walk. The writer then places them between the copied records.
+//! It shares runs of these that are long enough, so they are not copied again.
 
 use bytes::Bytes;
 
 use super::{Target, sources::Sources};
 use crate::otlp::wire::Malformed;
 
-/// The longest buffer, unless a single record is longer: the longest one that an allocator has at hand.
+/// The greatest length of a buffer, unless a single record is longer. The allocator usually has buffers of this length
+/// free.
 const LONGEST: usize = 256 << 10;
 
-/// The shortest buffer.
+/// The least length of a buffer.
 const SHORTEST: usize = 4 << 10;
 
-/// Buffers from half of this are multiples of it, so that the allocator can use one of them again in place of another.
+/// Buffers longer than half of this have a multiple of it as their length, so that the allocator can reuse one of them in
+/// place of another.
 const ROUNDED: usize = 64 << 10;
 
 /// The copies of one request's records.
 #[derive(Debug, Default)]
 pub(super) struct Early {
-    /// By the number of the target's part.
+    /// The copies by the number of the target's part.
     copies: Vec<Copies>,
-    /// Bytes of records that are expected for each target; 0 if nothing is copied early.
+    /// The expected length of each target's records; 0 if nothing is copied early.
     expected: usize,
     allowance: Allowance,
 }
 
-/// Bytes that buffers may take, and do.
+/// How many bytes the buffers may take, and how many they take.
 #[derive(Clone, Copy, Debug, Default)]
 struct Allowance {
     granted: usize,
@@ -39,30 +41,30 @@ struct Allowance {
 #[derive(Debug)]
 struct Copies {
     target: Target,
-    /// The message that the latest record is of.
+    /// The message that contains the latest record.
     message: u32,
-    /// Records that were copied since the part's plan was told.
-    news: u32,
+    /// The number of copied records that the part's plan has not counted yet.
+    uncounted: u32,
     /// The buffer that is being filled.
     open: Vec<u8>,
-    /// Those in front of it, and their length.
+    /// The buffers before it, and their total length.
     full: Vec<Vec<u8>>,
     full_len: usize,
 }
 
 impl Early {
-    /// Forgets the request before.
+    /// Clears the state of the previous request.
     pub(super) fn clear(&mut self) {
         self.copies.clear();
         (self.expected, self.allowance) = (0, Allowance::default());
     }
 
-    /// Bytes that it takes to copy `len` bytes of records for so many targets, as far as that can be foreseen.
+    /// Returns an estimate of the bytes that copying `len` bytes of records for this number of targets takes.
     pub(super) fn room(len: usize, targets: usize) -> usize {
         (len + len / 4).saturating_add(targets.saturating_mul(SHORTEST))
     }
 
-    /// Copies records from now on, at first into `granted` bytes.
+    /// Starts copying records. `granted` is the number of bytes that may be taken without asking for room.
     pub(super) fn begin(&mut self, len: usize, targets: usize, granted: usize) {
         self.expected = (len / targets.max(1)).max(1);
         self.allowance.granted = granted;
@@ -72,7 +74,8 @@ impl Early {
         self.expected > 0
     }
 
-    /// Copies one more record of a target and a message, if the latest record of that part was of both and there is room.
+    /// Copies a record, if the latest record of its part has the same target and message and the buffer has room.
+    /// Returns whether it did. The record counts as uncounted.
     #[inline(always)]
     pub(super) fn add(&mut self, part: u32, target: Target, message: u32, record: &[u8]) -> bool {
         let Some(copies) = self.copies.get_mut(part as usize) else { return false };
@@ -80,11 +83,11 @@ impl Early {
             return false;
         }
         copies.open.extend_from_slice(record);
-        copies.news += 1;
+        copies.uncounted += 1;
         true
     }
 
-    /// Copies any other record. Its part's plan counts it by itself.
+    /// Copies any other record. The caller counts it in the part's plan.
     pub(super) fn add_other(
         &mut self,
         part: u32,
@@ -95,7 +98,7 @@ impl Early {
     ) -> Result<(), Malformed> {
         if self.copies.len() == part as usize {
             let open = self.allowance.take(self.expected, record.len(), room)?;
-            self.copies.push(Copies { target, message, news: 0, open, full: Vec::new(), full_len: 0 });
+            self.copies.push(Copies { target, message, uncounted: 0, open, full: Vec::new(), full_len: 0 });
         }
         let copies = self.copies.get_mut(part as usize).ok_or(Malformed::Inconsistent)?;
         copies.message = message;
@@ -113,24 +116,25 @@ impl Early {
         Ok(())
     }
 
-    /// Bytes of a part's records, and how many of them its plan was not told of yet. `None` if there is no such part.
-    pub(super) fn take_news(&mut self, part: u32) -> Option<(usize, u32)> {
+    /// Returns the length of a part's records and how many records its plan has not counted yet. They count as counted
+    /// from then on. Returns `None` if there is no such part.
+    pub(super) fn take_uncounted(&mut self, part: u32) -> Option<(usize, u32)> {
         let copies = self.copies.get_mut(part as usize)?;
-        Some((copies.len(), std::mem::take(&mut copies.news)))
+        Some((copies.len(), std::mem::take(&mut copies.uncounted)))
     }
 
-    /// Bytes that the buffers take, and how many of them were not granted.
+    /// Returns how many bytes the buffers take, and how many of these were not granted.
     pub(super) fn taken(&self) -> (usize, usize) {
         let Allowance { granted, taken } = self.allowance;
         (taken, taken.saturating_sub(granted))
     }
 
-    /// How many buffers there are.
+    /// Returns the number of buffers.
     pub(super) fn buffers(&self) -> usize {
         self.copies.iter().map(|copies| copies.full.len() + 1).sum()
     }
 
-    /// The records of each part, by its number.
+    /// Returns the records of each part, by the number of the part.
     pub(super) fn finish(&mut self) -> Vec<Sources> {
         let sources = |copies: Copies| Sources::of(copies.full.into_iter().chain([copies.open]).map(Bytes::from));
         std::mem::take(&mut self.copies).into_iter().map(sources).collect()
@@ -138,7 +142,7 @@ impl Early {
 }
 
 impl Allowance {
-    /// A buffer of about that size, and of `least` at least.
+    /// Returns a buffer of about the size `about`, but at least `least`. Asks for room if that was not granted.
     fn take(&mut self, about: usize, least: usize, room: &mut dyn FnMut(usize) -> bool) -> Result<Vec<u8>, Malformed> {
         let size = rounded(about).clamp(SHORTEST, LONGEST).max(least);
         let needed = self.taken.saturating_add(size);
@@ -151,19 +155,19 @@ impl Allowance {
             self.granted = needed;
         }
         let buffer = Vec::with_capacity(size);
-        // A buffer that was kept from an earlier request may be longer.
+        // The capacity may be greater than requested.
         self.taken += buffer.capacity();
         Ok(buffer)
     }
 }
 
 impl Copies {
-    /// Bytes of all its records.
+    /// Returns the length of all its records.
     fn len(&self) -> usize {
         self.full_len + self.open.len()
     }
 
-    /// Bytes that the open buffer still takes.
+    /// Returns how many more bytes the open buffer can take.
     #[inline(always)]
     fn spare(&self) -> usize {
         self.open.capacity() - self.open.len()
@@ -178,7 +182,8 @@ fn rounded(len: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// A request of that many bytes for two targets. Buffers are below 64 KiB: longer ones may come from a pool, and be longer.
+    /// Begins a request of that many bytes for two targets. Tests use buffers below 64 KiB, since longer ones may come
+    /// from a pool and have a greater capacity.
     fn begun(len: usize) -> Early {
         let mut early = Early::default();
         early.begin(len, 2, Early::room(len, 2));
@@ -186,7 +191,7 @@ mod tests {
     }
 
     fn never(_more: usize) -> bool {
-        panic!("there is room")
+        panic!("there is enough room")
     }
 
     fn bytes_of(sources: &Sources) -> Vec<u8> {
@@ -198,16 +203,16 @@ mod tests {
     }
 
     #[test]
-    fn a_fourth_more_than_the_request_is_foreseen_and_a_buffer_for_each_target() {
+    fn the_estimate_is_a_fourth_more_than_the_request_and_a_buffer_for_each_target() {
         assert_eq!(Early::room(10_000, 3), 12_500 + 3 * 4_096);
     }
 
     #[test]
-    fn nothing_is_copied_before_it_is_begun_and_after_it_is_cleared() {
+    fn nothing_is_copied_before_it_begins_or_after_it_is_cleared() {
         let mut early = Early::default();
         assert!(!early.is_on());
         early.begin(0, 0, 0);
-        assert!(early.is_on(), "an empty request too");
+        assert!(early.is_on(), "even for an empty request");
         early.add_other(0, 7, 1, b"record", &mut |_| true).unwrap();
         assert!(early.taken().0 > 0 && early.buffers() == 1);
         early.clear();
@@ -215,19 +220,19 @@ mod tests {
     }
 
     #[test]
-    fn a_record_goes_on_only_behind_one_of_its_target_and_message() {
+    fn a_record_is_appended_only_to_one_of_the_same_target_and_message() {
         let mut early = begun(40_000);
-        assert!(!early.add(0, 7, 1, b"a"), "it has no buffer yet");
+        assert!(!early.add(0, 7, 1, b"a"), "the part has no buffer yet");
         early.add_other(0, 7, 1, b"a", &mut never).unwrap();
         assert!(early.add(0, 7, 1, b"b"));
         assert!(!early.add(0, 8, 1, b"of another target"));
         assert!(!early.add(0, 7, 2, b"of another message"));
         assert!(!early.add(1, 7, 1, b"of another part"));
-        assert_eq!(early.take_news(0), Some((2, 1)), "the first record is counted by the plan itself");
-        assert_eq!(early.take_news(0), Some((2, 0)));
-        assert_eq!(early.take_news(1), None);
+        assert_eq!(early.take_uncounted(0), Some((2, 1)), "the first record is counted by the plan itself");
+        assert_eq!(early.take_uncounted(0), Some((2, 0)));
+        assert_eq!(early.take_uncounted(1), None);
         early.add_other(0, 7, 2, b"c", &mut never).unwrap();
-        assert!(early.add(0, 7, 2, b"d"), "the message is the latest one's");
+        assert!(early.add(0, 7, 2, b"d"), "the message is that of the latest record");
         assert_eq!(bytes_of(&early.finish()[0]), b"abcd");
     }
 
@@ -238,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_are_filled_to_the_end_and_never_beyond() {
+    fn buffers_are_filled_to_the_end_and_do_not_grow() {
         let mut early = begun(40_000);
         let record: Vec<u8> = (0..=255).cycle().take(999).collect();
         let mut expected = Vec::new();
@@ -249,11 +254,11 @@ mod tests {
             expected.extend_from_slice(&record);
             let [copies] = &early.copies[..] else { panic!("one target") };
             let buffers = || copies.full.iter().chain([&copies.open]);
-            assert_eq!(buffers().map(Vec::capacity).sum::<usize>(), early.taken().0, "no buffer grew by itself");
+            assert_eq!(buffers().map(Vec::capacity).sum::<usize>(), early.taken().0, "no buffer may grow");
             assert!(copies.full.iter().all(|full| full.len() == full.capacity()));
             assert_eq!(copies.len(), expected.len());
         }
-        // What was expected, then a fourth of what there is, at least 4 KiB.
+        // The first buffer has the expected length. Each further one has a fourth of the length so far, at least 4 KiB.
         let sizes = |early: &Early| early.copies[0].full.iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(sizes(&early), [20_000, 5_000, 6_250, 7_812]);
         assert_eq!(early.buffers(), 5);
@@ -322,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kept_buffer_has_beyond_its_size_is_told() {
+    fn the_whole_capacity_of_a_reused_buffer_counts() {
         let mut allowance = Allowance { granted: 10, taken: 25 };
         assert_eq!(Early { allowance, ..Early::default() }.taken(), (25, 15));
         allowance.granted = 30;

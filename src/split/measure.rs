@@ -1,32 +1,32 @@
-//! From runs to parts: first the exact length of every message of a part, then its bytes.
+//! Measures and writes parts: first the exact length of every message in a part, then its bytes.
 //!
-//! The cost is that of the runs and messages that a part has. Messages that it does not have are never looked at.
+//! The cost of a part depends only on its own runs and messages.
 
 use super::{
     scratch::{Message, NONE, PartMessage, PartPlan, Scratch},
     sources::{Lookup, offset},
-    write::{Shared, Writer},
+    write::{SharingLimits, Writer},
 };
 use crate::otlp::{
     framed::{PREFIX_LEN, prefix_of},
     wire::{len_tag, put_varint, varint_len},
 };
 
-/// Where the bytes of a part come from, and from which length on they are shared.
+/// The buffers that the bytes of a part come from, and the lengths from which they are shared.
 #[derive(Debug)]
 pub(super) struct Origin<'a> {
-    /// The request: envelopes come from there.
+    /// The request, which contains the envelopes.
     pub(super) request: Lookup<'a>,
-    /// Where the part's records are: among its early copies, or in the request as well (`None`).
+    /// The early copies of the part's records; `None` if the records are in the request, too.
     pub(super) records: Option<Lookup<'a>>,
-    pub(super) shared: Shared,
+    pub(super) shared: SharingLimits,
 }
 
 impl Scratch {
-    /// Finds the messages of every part and their lengths. Returns how long all parts are, prefixes included.
+    /// Finds the messages of every part and their lengths. Returns the total length of all parts, including prefixes.
     ///
-    /// No sum can overflow: a part is no longer than its request, since it has a subset of its bytes, and lengths in
-    /// their shortest form.
+    /// No sum can overflow: a part is no longer than its request, since it has a subset of the request's bytes, with
+    /// lengths in their shortest form.
     pub(super) fn measure(&mut self, depth: usize) -> usize {
         let mut parts = std::mem::take(&mut self.parts);
         let mut path = std::mem::take(&mut self.path);
@@ -42,7 +42,8 @@ impl Scratch {
         total
     }
 
-    /// Lists the messages that hold a part's runs, in the order in which they begin, and returns the outermost one's length.
+    /// Lists the messages that hold a part's runs, in the order in which they begin, and returns the length of the
+    /// outermost one.
     fn measure_part(&mut self, part: &PartPlan, depth: usize, path: &mut Path) -> u32 {
         let root = self.part_messages.len();
         let (mut latest, mut next) = (NONE, part.first_run);
@@ -55,13 +56,13 @@ impl Scratch {
             }
             (latest, next) = (next, run.next);
         }
-        // Unless the chain is whole, records are missing.
+        // If the chain is incomplete, records are missing.
         self.is_broken |= latest != part.last_run || next != NONE;
         self.close(0, path);
         self.part_messages.get(root).map_or(0, |root| root.len)
     }
 
-    /// Closes the messages that do not hold `leaf` and opens those that do.
+    /// Closes the messages that do not contain `leaf` and opens those that do.
     fn enter(&mut self, leaf: u32, depth: usize, path: &mut Path) {
         let (mut keep, mut number) = (depth, leaf);
         while keep > 0 && path.open.get(keep - 1).is_none_or(|open| open.message != number) {
@@ -77,7 +78,7 @@ impl Scratch {
         }
     }
 
-    /// Closes all but `keep` messages. The length of each is added to that of the message that it is in.
+    /// Closes all but the outermost `keep` messages. Adds the length of each to that of its parent.
     fn close(&mut self, keep: usize, path: &mut Path) {
         while path.open.len() > keep
             && let Some(Opened { entry, message }) = path.open.pop()
@@ -103,7 +104,7 @@ impl Scratch {
         found.unwrap_or_default()
     }
 
-    /// Writes one part behind its gRPC prefix. If it does not come out as long as it was measured, the writer notices.
+    /// Writes one part with its gRPC prefix. The writer notices if it is not as long as it was measured.
     pub(super) fn write(&self, part: &PartPlan, from: &mut Origin<'_>, out: &mut Writer) {
         out.header().extend_from_slice(&prefix_of(part.len));
         let (first, end) = part.messages;
@@ -127,8 +128,8 @@ impl Scratch {
         }
     }
 
-    /// What of all parts is shared instead of copied.
-    pub(super) fn shared(&self, shared: Shared) -> SharedTotals {
+    /// Counts the bytes and ranges of all parts that are shared.
+    pub(super) fn shared(&self, shared: SharingLimits) -> SharedTotals {
         let mut found = SharedTotals::default();
         let mut count = |start: u32, end: u32, from: u32| {
             if end - start < from {
@@ -136,7 +137,7 @@ impl Scratch {
                 return;
             }
             found.len += (end - start) as usize;
-            // Borders of buffers among early copies are counted by themselves.
+            // Borders between buffers of early copies are counted in `Plan::layout`.
             found.ranges += if self.early.is_on() { 1 } else { self.sources.count(start, end) };
         };
         self.runs.iter().for_each(|run| count(run.start, run.end, shared.records_from));
@@ -154,11 +155,11 @@ impl Scratch {
 /// The ranges of all parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SharedTotals {
-    /// Bytes that are shared.
+    /// The number of bytes that are shared.
     pub(super) len: usize,
-    /// Ranges that are shared, and borders of buffers in them.
+    /// The number of ranges that are shared; a range in several buffers counts once for each.
     pub(super) ranges: usize,
-    /// Ranges that are copied, since they are too short.
+    /// The number of ranges that are copied, since they are short.
     pub(super) short: usize,
 }
 
@@ -166,7 +167,7 @@ pub(super) struct SharedTotals {
 #[derive(Debug, Default)]
 pub(super) struct Path {
     open: Vec<Opened>,
-    /// Messages that are being opened, innermost first.
+    /// The messages that are about to be opened, innermost first.
     entered: Vec<u32>,
 }
 

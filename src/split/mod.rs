@@ -1,20 +1,24 @@
-//! The split: cuts one export request into a part for each target. Bytes go in and come out; it does no I/O, reads no clock and
-//! knows no backend. The pipeline calls it.
+//! Splits one export request into a part for each target. It turns bytes into bytes: it does no I/O, reads no clock and
+//! does not know backends. The pipeline calls it.
 //!
-//! [`plan`] walks the wire format once. A table of levels says which fields lead down to the records. A [`Router`] is asked for
-//! the targets of each record; all other fields are *envelope*. What the walk finds is noted as ranges of offsets, so that the
-//! exact length of each part is known before any part is built. [`Plan::build`] then writes each part: the envelopes of
-//! the messages that hold its records, verbatim, and its records. Each byte is copied once: by `build`, or, with
-//! [`plan_early`], as soon as its record was walked. Where there is no room for copies, parts share the request's buffers.
+//! [`plan`] walks the wire format once. A table of levels says which fields lead down to the records. A [`Router`]
+//! chooses the targets of each record. All other fields of a message are its *envelope*. The walk notes ranges of
+//! offsets, so that the exact length of each part is known before any part is built. [`Plan::build`] then writes each
+//! part: its records, and the envelopes of the messages that contain them, verbatim. Each byte is copied once: by
+//! `build` or, with [`plan_early`], as soon as its record was walked. If there is no room for copies, parts share the
+//! request's buffers.
 //!
-//! What holds for a part: its records are byte for byte what they were, and in their order. Each message that holds
-//! one of them has all its other fields, in their order, in front of its children. Children keep their field number.
-//! A message that holds no record is in no part (OTLP lets forwarders drop it). Records and attributes are never
-//! decoded, so unknown fields, groups, invalid UTF-8 and any nesting depth pass through. Of a record only the
-//! top-level fields are walked, to their end, so that a broken record is found here and not in a call that it shares with others.
+//! The following holds for each part. Its records are unchanged byte for byte, and in their order. Each message that
+//! contains one of them has all its other fields, in their order, in front of its children. Children keep their field
+//! number. A message without records is in no part (OTLP lets forwarders drop it). Records and attributes are never
+//! decoded, so unknown fields, groups, invalid UTF-8 and any nesting depth pass through. Only the top-level fields of a
+//! record are walked, to the end of the record, so that a malformed record is detected here and not in a call to a
+//! backend that it shares with others.
 //!
-//! In one point it is stricter than protobuf: where the wire type of a child, an ID or a start time is not the one of OTLP,
-//! the request is malformed. Protobuf would take such a field for an unknown one; Collectors refuse it.
+//! The split is stricter than protobuf in one point: if the wire type of a child, an ID or a start time is not that of
+//! OTLP, the request is malformed. A protobuf decoder would treat such a field as unknown; Collectors refuse it.
+//!
+//! Callers pass a function `room`, which is asked to reserve memory in the budget. It returns whether it did.
 //!
 //! # Example
 //!
@@ -82,37 +86,38 @@ pub use self::{
 use self::{
     early::Early,
     measure::{Origin, SharedTotals},
-    write::{Shared, SharedRange, Writer},
+    write::{SharedRange, SharingLimits, Writer},
 };
 use crate::otlp::{
     Framed, Level, RecordFields, Signal,
     wire::{Malformed, WireError},
 };
 
-/// Length of a request from which records are copied early. A smaller one stays in the processor's nearest caches until it is
-/// cut, and its parts are short enough to be joined in one buffer anyway (figures: `deploy/docs/performance.md`).
+/// The length of a request from which records are copied early. A smaller request stays in the CPU's nearest caches
+/// until it is split, and its parts are short enough to be joined in one buffer anyway (figures:
+/// `deploy/docs/performance.md`).
 const EARLY_FROM: usize = 64 << 10;
 
-/// Mean length of a part from which records are copied early; dispatch joins smaller parts in one buffer.
+/// The mean length of a part from which records are copied early. Dispatch joins smaller parts in one buffer.
 const LARGE_PART: usize = 8 << 10;
 
-/// Where a record goes: a number that has a meaning to the router only. Any value will do, but only few different ones should
-/// occur.
+/// The destination of a record: a number whose meaning only the router knows. Any value is allowed, but there should be
+/// few different ones.
 pub type Target = u32;
 
 /// The targets of one record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Targets {
-    /// Nobody: the record is counted as unrouted and is in no part.
+    /// No target: the record is counted as unrouted and is in no part.
     #[default]
     None,
-    /// One, as nearly always.
+    /// One target, as nearly always.
     One(Target),
-    /// Several, each of which gets the record.
+    /// Several targets, each of which gets the record.
     Many(Several),
 }
 
-/// Up to three different targets, which is what an open hand-off window can ask for.
+/// Up to three different targets, which is the most that an open hand-off window needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Several {
     targets: [Target; 3],
@@ -120,7 +125,7 @@ pub struct Several {
 }
 
 impl Targets {
-    /// Adds a target, if it is not among them; `false` when there are three others already.
+    /// Adds a target, if it is not among them. Returns `false` if there are three others already.
     #[must_use]
     pub fn add(&mut self, target: Target) -> bool {
         *self = match *self {
@@ -138,27 +143,28 @@ impl Targets {
 }
 
 impl Several {
-    /// The targets, each once.
+    /// Returns the targets, each once.
     pub fn as_slice(&self) -> &[Target] {
-        // It has two or three. Should it ever say otherwise, a record goes to one target too many rather than to none.
+        // There are two or three targets. If the length were ever wrong, a record would go to one target too many
+        // rather than to none.
         self.targets.get(..usize::from(self.len)).unwrap_or(&self.targets)
     }
 }
 
-/// The part of a record that a router is shown.
+/// The data of a record that a router gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// The record's own fields, without the tag and length in front.
+    /// The record's fields, without its tag and length.
     pub bytes: &'a [u8],
-    /// The last occurrence of its ID field, as protobuf counts; empty when there is none.
+    /// The last occurrence of its ID field, which is the one that counts in protobuf; empty if there is none.
     pub id: &'a [u8],
-    /// The last occurrence of its start time; 0 when there is none.
+    /// The last occurrence of its start time; 0 if there is none.
     pub start: u64,
 }
 
-/// Says where records go. Every closure of this shape is one.
+/// Chooses the targets of records. Every closure with this signature is a router.
 pub trait Router {
-    /// The targets of one record. Asked once for each record, in their order.
+    /// Returns the targets of one record. Called once for each record, in order.
     fn route(&mut self, record: &Record<'_>) -> Targets;
 }
 
@@ -168,43 +174,43 @@ impl<F: FnMut(&Record<'_>) -> Targets> Router for F {
     }
 }
 
-/// What one target gets of a request.
+/// The size of one target's part of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The target.
     pub target: Target,
-    /// How many records.
+    /// The number of its records.
     pub records: u32,
-    /// Length of its part, without gRPC's prefix.
+    /// The length of its part, without gRPC's prefix.
     pub len: usize,
 }
 
 /// The parts of a request.
 #[derive(Debug)]
 pub struct Built {
-    /// In the order of [`Plan::shares`].
+    /// The parts, in the order of [`Plan::shares`].
     pub parts: Vec<(Share, Framed)>,
-    /// Whether they share the request's buffers and keep them.
+    /// Whether the parts share the request's buffers, which keeps these in memory.
     pub shares: bool,
-    /// Bytes that they take, the request's own aside.
+    /// The number of bytes that the parts take, not counting the request's buffers.
     pub len: usize,
 }
 
-/// Why parts were not built.
+/// The reason why parts were not built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum NotBuilt {
-    /// They would take so many bytes, for which there was no room.
+    /// The parts would take this many bytes, for which there was no room.
     #[error("no room for {0} bytes of parts")]
     NoRoom(usize),
-    /// The plan contradicts itself: a defect. What was built by it is thrown away, since records could be missing.
+    /// The plan contradicts itself, which is a defect. No part is returned, since records could be missing.
     #[error("the parts are not what was planned")]
     Inconsistent,
 }
 
-/// How a message nests its records.
+/// The structure of a message: the path to its records.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
-    /// From the request down to the message that holds the records.
+    /// The levels from the request down to the message that contains the records.
     pub(crate) levels: &'static [Level],
     /// The fields of a record that are read.
     pub(crate) fields: &'static RecordFields,
@@ -216,10 +222,10 @@ impl From<Signal> for Shape {
     }
 }
 
-/// Finds out what each target gets of a request, and how long that will be. Builds nothing yet.
+/// Plans the parts of a request: which records each target gets, and how long its part is. Builds nothing yet.
 ///
-/// The request lies in the buffers of `payload`, one after the other. `room` is asked before more than a few MiB are taken to
-/// keep track of it, and before a long record is put together that lies in two buffers.
+/// The request lies in the buffers of `payload`, one after the other. `room` is asked if the notes take more than a few
+/// MiB, and before a long record that lies in several buffers is copied to one.
 pub fn plan<'a, R: Router>(
     signal: Signal,
     payload: &[Bytes],
@@ -230,10 +236,10 @@ pub fn plan<'a, R: Router>(
     plan_shape(signal.into(), payload, 0, router, scratch, room)
 }
 
-/// Like [`plan`], and copies each record as soon as it knows its target, if `room` is given for that. This is cheaper where parts
-/// are long and there are several. About so many `targets` are expected.
+/// Like [`plan`], but copies each record as soon as its target is known, if `room` grants the memory for that. This is
+/// cheaper if there are several long parts. `targets` is the expected number of targets.
 ///
-/// It can fail for want of room where [`plan`] does not, if there are more targets than expected.
+/// If there are more targets than expected, it can fail for lack of room where [`plan`] would not.
 pub fn plan_early<'a, R: Router>(
     signal: Signal,
     payload: &[Bytes],
@@ -245,12 +251,12 @@ pub fn plan_early<'a, R: Router>(
     plan_shape(signal.into(), payload, targets.get(), router, scratch, room)
 }
 
-/// Whether [`plan_early`] is cheaper for a message of `len` bytes.
+/// Returns whether [`plan_early`] is cheaper for a message of `len` bytes.
 pub fn is_early_cheaper(len: usize, targets: usize) -> bool {
     targets > 1 && len >= EARLY_FROM && len / targets >= LARGE_PART
 }
 
-/// [`plan`], or [`plan_early`] if some targets are expected, for any table of levels.
+/// Does the same as [`plan`], or as [`plan_early`] if `targets` is not 0, for any table of levels.
 pub(crate) fn plan_shape<'a, R: Router>(
     shape: Shape,
     payload: &[Bytes],
@@ -262,10 +268,10 @@ pub(crate) fn plan_shape<'a, R: Router>(
     Plan::new(shape, payload, targets, &mut walk::Routed(router), scratch, room)
 }
 
-/// What each target gets of one request. Dropping it hands the scratch back.
+/// The planned parts of one request. When it is dropped, the scratch frees what it does not keep.
 #[derive(Debug)]
 pub struct Plan<'a> {
-    /// Length of the request.
+    /// The length of the request.
     len: usize,
     scratch: &'a mut Scratch,
     counts: walk::Counts,
@@ -304,18 +310,17 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Records seen.
+    /// Returns the number of records.
     pub fn records(&self) -> u64 {
         self.counts.records
     }
 
-    /// Records that the router had no target for.
+    /// Returns the number of records without a target.
     pub fn unrouted(&self) -> u64 {
         self.counts.unrouted
     }
 
-    /// The share of the one target that every record goes to, if there is one: the request itself can be sent there, and need not
-    /// be rebuilt.
+    /// If all records have the same single target, returns its share: the request itself can be sent there, unchanged.
     pub fn whole(&self) -> Option<Share> {
         match self.scratch.parts.as_slice() {
             [part] if u64::from(part.records) == self.counts.records => Some(part.share()),
@@ -323,63 +328,63 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The targets in the order of their first record, and what each gets.
+    /// Returns the targets in the order of their first record, and the size of each part.
     pub fn shares(&self) -> impl Iterator<Item = Share> {
         self.scratch.parts.iter().map(scratch::PartPlan::share)
     }
 
-    /// Length of all parts with their prefixes.
+    /// Returns the total length of all parts, including prefixes.
     pub fn total_len(&self) -> usize {
         self.total_len
     }
 
-    /// Builds all parts, once `room` was given for their bytes: copies, or where there is no room for these, parts that share the
-    /// request's buffers.
+    /// Builds all parts, if `room` grants the memory for them. They are copies or, if there is no room for copies,
+    /// share the request's buffers.
     pub fn build(self, room: &mut dyn FnMut(usize) -> bool) -> Result<Built, NotBuilt> {
         if self.scratch.early.is_on() {
             return self.build_early(room);
         }
         if room(self.total_len) {
             let layout = Layout::copied(self.total_len);
-            return self.write(Shared::NOTHING, layout);
+            return self.write(SharingLimits::COPY_ALL, layout);
         }
         self.build_in_least_room(room)
     }
 
-    /// Builds parts that share the request's buffers, unless copies take less.
+    /// Builds parts that share the request's buffers, unless copies take less memory.
     fn build_in_least_room(self, room: &mut dyn FnMut(usize) -> bool) -> Result<Built, NotBuilt> {
-        let shared = self.layout(Shared::REQUEST);
-        // Parts that are together much longer than the request are not to share it: each would look small, and take its whole
-        // length from whoever has to copy it later.
+        let shared = self.layout(SharingLimits::REQUEST);
+        // Parts that are together much longer than the request must not share it: each would count as small in the
+        // budget, but take its whole length once it has to be copied.
         let may_share = self.total_len <= self.len.saturating_mul(5) / 4;
         let (how, layout) = if may_share && shared.len() < self.total_len {
-            (Shared::REQUEST, shared)
+            (SharingLimits::REQUEST, shared)
         } else {
-            (Shared::NOTHING, Layout::copied(self.total_len))
+            (SharingLimits::COPY_ALL, Layout::copied(self.total_len))
         };
         if room(layout.len()) { self.write(how, layout) } else { Err(NotBuilt::NoRoom(layout.len())) }
     }
 
-    /// Puts together the records that were copied early and what goes between them.
+    /// Builds parts from the records that were copied early and the bytes between them.
     fn build_early(self, room: &mut dyn FnMut(usize) -> bool) -> Result<Built, NotBuilt> {
-        let layout = self.layout(Shared::EARLY_COPIES);
+        let layout = self.layout(SharingLimits::EARLY_COPIES);
         let (taken, not_granted) = self.scratch.early.taken();
         let more = layout.len().saturating_add(not_granted);
         if !room(more) {
             return Err(NotBuilt::NoRoom(more));
         }
-        let mut built = self.write(Shared::EARLY_COPIES, layout)?;
+        let mut built = self.write(SharingLimits::EARLY_COPIES, layout)?;
         built.len = built.len.saturating_add(taken);
         Ok(built)
     }
 
-    fn layout(&self, shared: Shared) -> Layout {
+    fn layout(&self, shared: SharingLimits) -> Layout {
         let is_early = self.scratch.early.is_on();
         let SharedTotals { len, ranges, short } = self.scratch.shared(shared);
         let copied = self.total_len.saturating_sub(len);
-        // Of a part's buffers, every second one is copied at most, and one at its end. Between two shared ranges there is one only
-        // if something is copied there: a message's header, or a range that is too short to be shared. Borders of the buffers that
-        // bytes are copied from and to come on top.
+        // A part is a list of shared ranges with copied buffers between them and one at its end. There is a copied
+        // buffer between two shared ranges only if something is copied there: a message's header or a short range. A
+        // border between two buffers of early copies or of copied bytes adds one more.
         let between = ranges.min(short + self.scratch.part_messages.len());
         let borders = self.scratch.early.buffers() + Writer::buffers_for(copied);
         Layout {
@@ -392,7 +397,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Writes all parts.
-    fn write(self, shared: Shared, layout: Layout) -> Result<Built, NotBuilt> {
+    fn write(self, shared: SharingLimits, layout: Layout) -> Result<Built, NotBuilt> {
         let is_early = self.scratch.early.is_on();
         let copies = self.scratch.early.finish();
         let (scratch, mut copies) = (&*self.scratch, copies.iter());
@@ -419,23 +424,23 @@ impl Drop for Plan<'_> {
     }
 }
 
-/// What parts take.
+/// The amounts of memory that parts take.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
-    /// Bytes that are copied.
+    /// The number of bytes that are copied.
     copied: usize,
-    /// Ranges that are shared.
+    /// The number of ranges that are shared.
     ranges: usize,
-    /// Buffers that the parts lie in, slices of the same buffer counted each.
+    /// The number of buffers in the lists of all parts. Slices of the same buffer count separately.
     chunks: usize,
-    /// Bytes of the request that are not in the buffers it came in, and that the parts keep.
+    /// The number of reassembled bytes, which parts that share the request keep in memory.
     reassembled: usize,
-    /// Whether they share the request's buffers.
+    /// Whether the parts share the request's buffers.
     shares: bool,
 }
 
 impl Layout {
-    /// Parts of which every byte is copied.
+    /// Returns the layout of parts that are copied entirely.
     fn copied(len: usize) -> Self {
         Self { copied: len, ranges: 0, chunks: 0, reassembled: 0, shares: false }
     }
@@ -446,7 +451,7 @@ impl Layout {
     }
 }
 
-/// The length of a request, whose offsets the scratch keeps in 32 bits; it is no longer than gRPC's length can say.
+/// Returns the length of a request. It must fit 32 bits, as offsets in the scratch and lengths in gRPC do.
 fn checked_len(payload: &[Bytes]) -> Result<usize, WireError> {
     let len = payload.iter().map(Bytes::len).sum();
     u32::try_from(len).map(|_fits| len).map_err(|_too_long| WireError { offset: 0, kind: Malformed::TooLong })

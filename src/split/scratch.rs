@@ -1,8 +1,8 @@
-//! What the walk notes down: the messages that hold records, their other fields, and the records of each target.
+//! The notes of the walk: the messages that contain records, their other fields, and the records of each target.
 //!
-//! These are ranges of offsets; no bytes are copied into them. All of it lies in a few vectors that are used for one request
-//! after the other, so that the cut allocates nothing for a single record. Entries are chained by index: a run knows the next
-//! run of its target, a range the next one of its message.
+//! Notes are ranges of offsets, not copies of bytes. They lie in a few vectors that are reused for one request after
+//! the other, so that the split allocates no memory per record. Entries are linked by index: a run has the index of the
+//! next run of its target, and a range that of the next range of its message.
 
 use super::{
     Share, Target,
@@ -13,39 +13,40 @@ use super::{
 };
 use crate::otlp::wire::Malformed;
 
-/// Entries that a vector keeps room for until the next request: at most 2 MiB each. 8,192 spans in scopes of their own need
-/// 25,000.
+/// The number of entries for which a vector keeps its memory until the next request, at most 2 MiB each. 8,192 spans,
+/// each in its own scope, need 25,000.
 const RETAINED: usize = 1 << 16;
 
-/// Entries that a request may take: messages, ranges, runs and buffers. 64 MiB of spans with nothing but IDs and times, each in
-/// a resource of its own, take 3.9 million.
+/// The most entries that a request may take: messages, ranges, runs and buffers. 64 MiB of spans that have only IDs and
+/// times, each in its own resource, take 3.9 million.
 const MAX_ENTRIES: usize = 1 << 22;
 
-/// Of these, how many need no room in the budget: as many as are kept for the next request.
+/// How many of these do not count in the memory budget: as many as a vector keeps anyway.
 const FREE_ENTRIES: usize = RETAINED;
 
-/// Bytes that an entry takes, at most: 24 for a message, or 40 for a run with the entries of its part or for a buffer, in vectors
-/// that double.
+/// The most bytes that an entry takes. A message takes 24; a buffer, or a run with the entries of its part, takes 40.
+/// The capacity of a vector may be twice what it needs.
 const ENTRY_LEN: usize = 80;
 
 /// The end of a chain.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// A message that holds records: the request itself (number 0), a resource, a scope and so on, in the order in which they begin.
+/// A message that contains records: the request itself (number 0), a resource, a scope and so on. Messages are numbered
+/// in the order in which they begin.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Message {
-    /// Number of the message that it is in.
+    /// The number of its parent.
     pub(super) parent: u32,
     /// Its field number in its parent; 0 for the request.
     pub(super) field: u32,
-    /// Bytes of its fields that are no children: its envelope.
+    /// The length of its envelope: all its fields that are not children.
     pub(super) envelope_len: u32,
     /// The first range of its envelope.
     pub(super) first_range: u32,
     last_range: u32,
 }
 
-/// Neighbouring fields of one message that are no children.
+/// Adjacent fields of one message's envelope.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EnvelopeRange {
     pub(super) start: u32,
@@ -53,27 +54,27 @@ pub(super) struct EnvelopeRange {
     pub(super) next: u32,
 }
 
-/// Records of one message that go to the same target, with their tags and lengths. They are neighbours in the request, or among
-/// the target's early copies: offsets then count through these.
+/// Adjacent records of one message that have the same target, with their tags and lengths. They are adjacent in the
+/// request or, if records are copied early, among the target's copies; offsets are positions in these then.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
-    /// Number of the message that holds them.
+    /// The number of the message that contains them.
     pub(super) message: u32,
     pub(super) start: u32,
     pub(super) end: u32,
     pub(super) next: u32,
 }
 
-/// What one target gets: its runs and, once they were measured, the messages and the length of its part.
+/// The plan of one target's part: its runs and, once measured, its messages and its length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PartPlan {
     pub(super) target: Target,
     pub(super) records: u32,
     pub(super) first_run: u32,
     pub(super) last_run: u32,
-    /// Its messages: a range of `Scratch::part_messages`.
+    /// Its messages, as a range of `Scratch::part_messages`.
     pub(super) messages: (u32, u32),
-    /// Length of its part.
+    /// The length of the part.
     pub(super) len: u32,
 }
 
@@ -83,16 +84,16 @@ impl PartPlan {
     }
 }
 
-/// A message as it will be in one part.
+/// A message in one part.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PartMessage {
     pub(super) message: u32,
-    /// Length of its body in that part.
+    /// The length of its body in that part.
     pub(super) len: u32,
 }
 
-/// The cut's vectors, for one request after the other. One for each thread will do. What an unusually large request took is given
-/// back after it.
+/// The vectors of the split, which are reused for one request after the other. One scratch for each thread is enough.
+/// Memory that an unusually large request took is freed after it.
 #[derive(Debug, Default)]
 pub struct Scratch {
     pub(super) stack: Vec<Open>,
@@ -104,25 +105,26 @@ pub struct Scratch {
     pub(super) path: Path,
     pub(super) sources: Sources,
     pub(super) early: Early,
-    /// Entries that there is room for.
+    /// The number of entries for which there is room.
     allowed: usize,
-    /// A hash table from a target to its index in `parts` plus one: open addressing, a power of two in length, at most half full.
+    /// A hash table from a target to its index in `parts` plus one. It uses open addressing, its length is a power of
+    /// two, and at most half of it is used.
     index: Vec<u32>,
-    /// Something that must be there was not found: a defect, after which nothing is built.
+    /// Whether an entry that must exist was not found. This is a defect, after which no part is built.
     pub(super) is_broken: bool,
-    /// Damages the next plan once it was made.
+    /// Damages the next plan after it was made.
     #[cfg(test)]
     pub(super) damage: Option<fn(&mut Self)>,
 }
 
 impl Scratch {
-    /// Makes the next plan one whose first part is longer than planned.
+    /// Damages the next plan, so that its first part is longer than planned.
     #[cfg(test)]
     pub(crate) fn damage_next_plan(&mut self) {
         self.damage = Some(|scratch| scratch.parts[0].len -= 1);
     }
 
-    /// Forgets the request before.
+    /// Clears the notes of the previous request.
     pub(super) fn clear(&mut self) {
         self.stack.clear();
         self.messages.clear();
@@ -137,7 +139,7 @@ impl Scratch {
         self.is_broken = false;
     }
 
-    /// Gives back the request's buffers, and vectors that have become unusually large.
+    /// Frees the request's buffers, and the memory of vectors that have become unusually large.
     pub(super) fn retain_little(&mut self) {
         self.sources.clear();
         self.early.clear();
@@ -149,7 +151,7 @@ impl Scratch {
         retain(&mut self.index);
     }
 
-    /// How many ranges and runs there are.
+    /// Returns the numbers of ranges and runs.
     pub(super) fn marks(&self) -> (usize, usize) {
         (self.ranges.len(), self.runs.len())
     }
@@ -160,7 +162,8 @@ impl Scratch {
         number
     }
 
-    /// Takes back the last message, if no run was added since there were `runs` of them: it holds no record.
+    /// Removes the last message if it has no records, that is, if the number of runs is still `runs`. `ranges` is the
+    /// number of ranges at its beginning.
     pub(super) fn forget_if_empty(&mut self, message: u32, ranges: usize, runs: usize) {
         if self.runs.len() == runs {
             self.messages.truncate(message as usize);
@@ -189,16 +192,16 @@ impl Scratch {
         self.ranges.push(EnvelopeRange { start, end, next: NONE });
     }
 
-    /// Adds a record to what a target gets. Returns whether that took a run of its own.
+    /// Adds a record to a target's part. Returns whether this added a run.
     #[inline(always)]
     pub(super) fn add_record(&mut self, target: Target, message: u32, start: u32, end: u32) -> bool {
         let part = self.part_of(target);
         self.add_run(part, Run { message, start, end, next: NONE })
     }
 
-    /// Adds a record to what a target gets and copies it. Returns whether that took a run of its own.
+    /// Adds a record to a target's part and copies it. Returns whether this added a run.
     ///
-    /// Usually the record before it, of the same target, is of the same message. The part's plan is then told of it later, by
+    /// Usually the target's previous record is in the same message. The part's plan then counts the record later, in
     /// [`Scratch::end_runs`].
     #[inline(always)]
     pub(super) fn copy_record(
@@ -229,7 +232,7 @@ impl Scratch {
         Ok(self.add_run(part, Run { message, start, end: start + offset(record.len()), next: NONE }))
     }
 
-    /// Tells the parts' plans of all records that were copied.
+    /// Counts all copied records in the plans of their parts.
     pub(super) fn end_runs(&mut self) {
         if self.early.is_on() {
             for part in 0..offset(self.parts.len()) {
@@ -238,14 +241,14 @@ impl Scratch {
         }
     }
 
-    /// Tells one part's plan of the records that were copied. Returns where its next record begins.
+    /// Counts the copied records of one part in its plan. Returns the offset of its next record.
     fn end_run(&mut self, part: u32) -> u32 {
         let Some(plan) = self.parts.get_mut(part as usize) else {
             self.is_broken = true;
             return 0;
         };
         let Some(run) = self.runs.get_mut(plan.last_run as usize) else { return 0 };
-        match self.early.take_news(part) {
+        match self.early.take_uncounted(part) {
             Some((len, records)) => {
                 plan.records += records;
                 run.end = offset(len);
@@ -255,7 +258,7 @@ impl Scratch {
         run.end
     }
 
-    /// The number of a target's part.
+    /// Returns the number of a target's part.
     #[inline(always)]
     fn part_of(&mut self, target: Target) -> u32 {
         let guess = self.first_guess(target);
@@ -265,13 +268,14 @@ impl Scratch {
         }
     }
 
-    /// The number of a target's part, unless it is the one of another target.
+    /// Returns the number of a target's part, or that of another target's part: the caller has to check.
     #[inline(always)]
     fn first_guess(&self, target: Target) -> u32 {
         self.index.get(home(target, self.index.len())).map_or(NONE, |found| found.wrapping_sub(1))
     }
 
-    /// Adds a run of one record: to the last one, if it begins where that ends. Returns whether it is a run of its own.
+    /// Adds a run of one record, or extends the part's last run if the record directly follows that. Returns whether a
+    /// run was added.
     #[inline(always)]
     fn add_run(&mut self, part: u32, run: Run) -> bool {
         let added = offset(self.runs.len());
@@ -293,13 +297,13 @@ impl Scratch {
         true
     }
 
-    /// Whether there are more entries than there is room for.
+    /// Returns whether there are more entries than there is room for.
     #[inline]
     pub(super) fn is_full(&self) -> bool {
         self.messages.len() + self.ranges.len() + self.runs.len() + self.sources.len() > self.allowed
     }
 
-    /// Takes room for more entries, if a request may have so many and `room` is given for their bytes.
+    /// Makes room for more entries, if the limit of entries allows that and `room` grants their bytes.
     #[cold]
     #[inline(never)]
     pub(super) fn take_room(&mut self, room: &mut dyn FnMut(usize) -> bool) -> Result<(), Malformed> {
@@ -315,7 +319,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// The number of a target's part, which is added if there is none.
+    /// Returns the number of a target's part, which is added if it does not exist.
     #[cold]
     #[inline(never)]
     fn search_or_add(&mut self, target: Target) -> u32 {
@@ -355,8 +359,8 @@ impl Scratch {
     }
 }
 
-/// Where the search for a target begins. Targets are small numbers next to each other, so that they need no hashing: they hardly
-/// ever share a slot, and the processor need not guess which one comes next.
+/// Returns the slot at which the search for a target begins. Targets are small consecutive numbers, so they need no
+/// hash function: they rarely share a slot, which also helps the CPU's branch prediction.
 #[inline(always)]
 fn home(target: Target, len: usize) -> usize {
     target as usize & len.wrapping_sub(1)

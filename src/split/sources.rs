@@ -1,25 +1,26 @@
-//! The buffers that bytes are read and copied from. Offsets count through all of them, as if they were one buffer.
+//! The list of buffers that a request's bytes are read and copied from. An offset is a position in all of them
+//! together, as if they were one buffer.
 //!
-//! [`Sources`] is the list of them, and [`Lookup`] finds ranges in it. [`Feed`] hands a request's buffers to the walk one after
-//! the other. Where a record, or a tag, begins in one buffer and ends in a later one, it first copies the bytes of both into a
-//! new buffer.
+//! [`Sources`] is the list, and [`Lookup`] finds ranges in it. [`Feed`] passes a request's buffers to the walk one
+//! after the other. A record or tag that begins in one buffer and ends in a later one is first reassembled: its bytes
+//! are copied to a new buffer.
 
 use bytes::{Buf, Bytes};
 
-/// Bytes that are put together for a field whose length cannot be read yet: more than a tag and a length take.
-const FIRST_ATTEMPT: usize = 64;
+/// How many bytes are reassembled at first if the length of a field cannot be read yet. A tag and a length are shorter.
+const FIRST_REASSEMBLY: usize = 64;
 
-/// Entries that the list keeps room for until the next request.
+/// The number of entries for which the list keeps its memory until the next request.
 const RETAINED: usize = 1 << 10;
 
-/// An offset as it is kept.
+/// Converts an offset to the type in which it is stored.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "a plan is made of messages only whose length fits 32 bits")]
+#[expect(clippy::cast_possible_truncation, reason = "requests whose length does not fit 32 bits are refused before")]
 pub(super) fn offset(at: usize) -> u32 {
     at as u32
 }
 
-/// Buffers in their order, without gaps between them.
+/// The buffers in order, without gaps between them.
 #[derive(Debug, Default)]
 pub(super) struct Sources(Vec<Source>);
 
@@ -30,7 +31,7 @@ struct Source {
     bytes: Bytes,
 }
 
-/// Finds ranges in the buffers. Ranges are mostly asked for in their order, so that it looks into the latest buffer first.
+/// Finds ranges in the buffers. It looks into the latest buffer first, since ranges are mostly looked up in order.
 #[derive(Clone, Debug)]
 pub(super) struct Lookup<'s> {
     sources: &'s Sources,
@@ -38,26 +39,27 @@ pub(super) struct Lookup<'s> {
     latest: usize,
 }
 
-/// Hands out a request's buffers, and a buffer of its own for each field that lies in two of them.
+/// Returns a request's buffers one by one, and a reassembled buffer for each field that lies in more than one of them.
 #[derive(Debug)]
 pub(super) struct Feed<'p> {
     buffers: std::slice::Iter<'p, Bytes>,
-    /// What is left of a buffer of which the first bytes were used.
+    /// The rest of a buffer whose first bytes were reassembled.
     rest: Bytes,
-    /// The buffer that the end of the latest field was copied from, and its offset from there on.
+    /// If the latest buffer was reassembled: the part of a request's buffer that its end was copied from, and the
+    /// offset of that part.
     copied_from: Option<(usize, Bytes)>,
-    /// The buffer that was handed out last, and its offset.
+    /// The buffer that was returned last, and its offset.
     latest: (usize, Bytes),
-    /// The offset of the field that goes on in the next buffer, and of its end, if that is known.
+    /// If a field continues in the next buffer: the offset of its beginning and, if known, of its end.
     unfinished: Option<(usize, Option<usize>)>,
-    /// Bytes of all fields that were put together.
+    /// The number of bytes that were reassembled.
     reassembled: usize,
 }
 
 // === impl Sources ===
 
 impl Sources {
-    /// These buffers.
+    /// Creates a list of these buffers.
     pub(super) fn of(buffers: impl Iterator<Item = Bytes>) -> Self {
         let mut start = 0;
         let mut sources = Self::default();
@@ -83,7 +85,7 @@ impl Sources {
         self.0.push(Source { start: offset(start), bytes });
     }
 
-    /// Cuts off what the last buffer has from `end` on: a new buffer will have it.
+    /// Cuts off the bytes of the last buffer from `end` on, because the next buffer will contain them.
     pub(super) fn end_at(&mut self, end: usize) {
         let Some(last) = self.0.last_mut() else { return };
         last.bytes.truncate(end.saturating_sub(last.start as usize));
@@ -92,7 +94,7 @@ impl Sources {
         }
     }
 
-    /// In how many buffers a range lies.
+    /// Returns the number of buffers that a range lies in.
     pub(super) fn count(&self, start: u32, end: u32) -> usize {
         let begun_before = |at: u32| self.0.partition_point(|source| source.start < at);
         begun_before(end).saturating_sub(begun_before(start + 1)) + 1
@@ -113,7 +115,8 @@ impl Source {
 // === impl Lookup ===
 
 impl<'s> Lookup<'s> {
-    /// The bytes from `start` to `end`, as far as they are in the buffer of the first one. None if no buffer has it.
+    /// Returns the bytes from `start` to `end`, as far as they are in the same buffer as the first one. Returns no
+    /// bytes if no buffer contains `start`.
     #[inline]
     pub(super) fn bytes(&mut self, start: u32, end: u32) -> &'s [u8] {
         let Some(source) = self.source_of(start) else { return &[] };
@@ -121,7 +124,7 @@ impl<'s> Lookup<'s> {
         source.bytes.get((start - source.start) as usize..to).unwrap_or_default()
     }
 
-    /// The same bytes, as a share of their buffer.
+    /// Returns the same bytes as [`Lookup::bytes`], as a slice that shares their buffer.
     pub(super) fn share(&mut self, start: u32, end: u32) -> Bytes {
         let bytes = self.bytes(start, end);
         self.sources.0.get(self.latest).map_or_else(Bytes::new, |source| source.bytes.slice_ref(bytes))
@@ -156,7 +159,7 @@ impl<'p> Feed<'p> {
         }
     }
 
-    /// The next buffer and its offset.
+    /// Returns the next buffer and its offset.
     pub(super) fn next(&mut self) -> Option<(usize, Bytes)> {
         let (start, bytes) = &self.latest;
         let next = match self.unfinished.take() {
@@ -171,15 +174,15 @@ impl<'p> Feed<'p> {
         Some(self.latest.clone())
     }
 
-    /// Says that the field at offset `at` does not end in the latest buffer; `end` is where it ends, if that is known. The next
-    /// buffer will begin with this field. Returns how many bytes will be copied for that.
-    pub(super) fn goes_on(&mut self, at: usize, end: Option<usize>) -> usize {
+    /// Records that the field at offset `at` does not end in the latest buffer. `end` is the offset of its end, if
+    /// known. The next buffer will begin with this field. Returns how many bytes have to be copied for this.
+    pub(super) fn continues(&mut self, at: usize, end: Option<usize>) -> usize {
         let (start, bytes) = &mut self.latest;
         if let Some((copied_at, buffer)) = self.copied_from.take()
             && at >= copied_at
         {
-            // The latest buffer was put together, and this field begins in the bytes that were copied to its end. In the
-            // buffer that they came from, the field goes on without a gap.
+            // The latest buffer was reassembled, and this field begins in the bytes that were copied to its end. It is
+            // complete in the buffer that they were copied from, or at least longer, so reading continues there.
             bytes.truncate(at - *start);
             self.rest = buffer.slice(at - copied_at..);
             return 0;
@@ -188,12 +191,12 @@ impl<'p> Feed<'p> {
         bytes_for((*start + bytes.len()).saturating_sub(at), end.map(|end| end - at))
     }
 
-    /// Bytes of all fields that were put together.
+    /// Returns how many bytes were reassembled.
     pub(super) fn reassembled(&self) -> usize {
         self.reassembled
     }
 
-    /// A buffer with `head`, whose offset is `at`, and what follows it.
+    /// Returns a buffer with `head`, whose offset is `at`, and the bytes that follow it.
     fn reassemble(&mut self, at: usize, head: Bytes, len: Option<usize>) -> Bytes {
         let len = bytes_for(head.len(), len);
         let mut whole = Vec::with_capacity(len);
@@ -210,17 +213,17 @@ impl<'p> Feed<'p> {
         whole.into()
     }
 
-    /// What is left of a buffer that was begun, or the next one that is not empty.
+    /// Returns the rest of a buffer whose first bytes were reassembled, or the next buffer that is not empty.
     fn take_buffer(&mut self) -> Option<Bytes> {
         let rest = std::mem::take(&mut self.rest);
         if rest.has_remaining() { Some(rest) } else { self.buffers.find(|buffer| !buffer.is_empty()).cloned() }
     }
 }
 
-/// How many bytes are put together of a field of which `here` bytes are in the latest buffer: all of them, or twice as many as
-/// are here, if its length is not known.
+/// Returns how many bytes to reassemble for a field of which `here` bytes are in the latest buffer. If its length is
+/// not known, this is twice as many as `here`.
 fn bytes_for(here: usize, len: Option<usize>) -> usize {
-    len.unwrap_or_else(|| here.saturating_mul(2).max(FIRST_ATTEMPT))
+    len.unwrap_or_else(|| here.saturating_mul(2).max(FIRST_REASSEMBLY))
 }
 
 #[cfg(test)]
@@ -246,7 +249,7 @@ mod tests {
                 assert_eq!(lookup.share(start, end), expected, "{start}..{end}");
             }
         }
-        assert_eq!(lookup.bytes(8, 9), b"", "behind the end");
+        assert_eq!(lookup.bytes(8, 9), b"", "after the end");
         assert_eq!(lookup.share(8, 9), b""[..]);
         assert_eq!(lookup.bytes(2, 1), b"", "no range");
         assert_eq!(Sources::default().lookup().bytes(0, 1), b"");
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_buffer_is_cut_off_or_taken_back() {
+    fn the_last_buffer_is_shortened_or_removed() {
         let mut sources = sources();
         sources.end_at(6);
         assert_eq!((sources.len(), sources.lookup().bytes(4, 8)), (3, &b"ef"[..]));
@@ -281,35 +284,36 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_many_buffers_is_not_kept() {
+    fn the_memory_of_a_long_list_is_freed() {
         let mut sources = Sources::of((0..3 * RETAINED).map(|_| Bytes::from_static(b"x")));
         sources.clear();
         assert_eq!(sources.len(), 0);
         assert!((RETAINED..2 * RETAINED).contains(&sources.0.capacity()), "{}", sources.0.capacity());
     }
 
-    /// Buffers as they are handed out, of a request in these pieces. In the buffer that begins at each of `unfinished`, the
-    /// field at the second offset goes on, to the third if that is known.
+    /// Returns the buffers of a request in these pieces, as [`Feed`] returns them. Each of `unfinished` is the offset
+    /// of a buffer, and the offsets of the beginning and, if known, the end of a field that continues after that
+    /// buffer.
     fn fed(pieces: &[&'static [u8]], unfinished: &[(usize, usize, Option<usize>)]) -> (Vec<(usize, Vec<u8>)>, usize) {
         let pieces: Vec<Bytes> = pieces.iter().map(|piece| Bytes::from_static(piece)).collect();
         let (mut feed, mut seen) = (Feed::new(&pieces), Vec::new());
         while let Some((start, bytes)) = feed.next() {
             seen.push((start, bytes.to_vec()));
             if let Some((_, at, end)) = unfinished.iter().find(|(of, ..)| *of == start) {
-                feed.goes_on(*at, *end);
+                feed.continues(*at, *end);
             }
         }
         (seen, feed.reassembled())
     }
 
     #[test]
-    fn buffers_are_handed_out_as_they_are_unless_a_field_goes_on() {
+    fn buffers_are_returned_unchanged_unless_a_field_continues() {
         let (seen, reassembled) = fed(&[b"abc", b"", b"def"], &[]);
         assert_eq!((seen, reassembled), (vec![(0, b"abc".to_vec()), (3, b"def".to_vec())], 0));
     }
 
     #[test]
-    fn a_field_in_two_buffers_is_put_together_and_the_rest_follows() {
+    fn a_field_in_two_buffers_is_reassembled_and_the_rest_follows() {
         // "cde" is a field.
         let (seen, reassembled) = fed(&[b"abc", b"def"], &[(0, 2, Some(5))]);
         assert_eq!(seen, [(0, b"abc".to_vec()), (2, b"cde".to_vec()), (5, b"f".to_vec())]);
@@ -317,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_in_many_buffers_is_put_together_once() {
+    fn a_field_in_many_buffers_is_reassembled_once() {
         let (seen, reassembled) = fed(&[b"ab", b"c", b"d", b"efgh"], &[(0, 1, Some(6))]);
         assert_eq!(seen, [(0, b"ab".to_vec()), (1, b"bcdef".to_vec()), (6, b"gh".to_vec())]);
         assert_eq!(reassembled, 5);
@@ -330,30 +334,31 @@ mod tests {
     }
 
     #[test]
-    fn a_field_of_unknown_length_is_put_together_from_64_bytes_on() {
+    fn at_first_64_bytes_are_reassembled_of_a_field_of_unknown_length() {
         let long = [b'x'; 200];
         let pieces = [Bytes::from_static(b"abc"), Bytes::copy_from_slice(&long)];
         let mut feed = Feed::new(&pieces);
         feed.next();
-        assert_eq!(feed.goes_on(2, None), FIRST_ATTEMPT);
+        assert_eq!(feed.continues(2, None), FIRST_REASSEMBLY);
         let (start, bytes) = feed.next().unwrap();
-        assert_eq!((start, bytes.len(), &bytes[..2]), (2, FIRST_ATTEMPT, &b"cx"[..]));
-        // The next field begins in the bytes that were copied: it is read where they came from, and nothing is copied.
-        assert_eq!(feed.goes_on(10, None), 0);
+        assert_eq!((start, bytes.len(), &bytes[..2]), (2, FIRST_REASSEMBLY, &b"cx"[..]));
+        // The next field begins in the bytes that were copied. It is read in the buffer that they came from; nothing is
+        // copied.
+        assert_eq!(feed.continues(10, None), 0);
         assert_eq!(feed.next().unwrap(), (10, pieces[1].slice(7..)));
-        assert_eq!((feed.next(), feed.reassembled()), (None, FIRST_ATTEMPT));
+        assert_eq!((feed.next(), feed.reassembled()), (None, FIRST_REASSEMBLY));
     }
 
     #[test]
-    fn what_is_longer_than_what_was_put_together_is_put_together_again_twice_as_long() {
+    fn if_a_field_is_longer_than_its_reassembled_bytes_twice_as_many_are_reassembled() {
         let pieces = [Bytes::from(vec![1; 100]), Bytes::from(vec![2; 500])];
         let mut feed = Feed::new(&pieces);
         feed.next();
-        assert_eq!(feed.goes_on(10, None), 180);
+        assert_eq!(feed.continues(10, None), 180);
         let (start, bytes) = feed.next().unwrap();
         assert_eq!((start, bytes.len()), (10, 180));
         // Still the same field.
-        assert_eq!(feed.goes_on(10, Some(310)), 300);
+        assert_eq!(feed.continues(10, Some(310)), 300);
         assert_eq!(feed.next().map(|(start, bytes)| (start, bytes.len())), Some((10, 300)));
         assert_eq!(feed.next(), Some((310, pieces[1].slice(210..))));
     }

@@ -1,9 +1,10 @@
-//! The walk: from the request down its levels to the records, once and without recursion.
+//! Walks a request once, from its outermost message down its levels to the records, without recursion.
 //!
-//! The stack is as deep as the signal has levels, which is a constant: nothing that the network sends makes it deeper.
+//! The stack is as deep as the signal has levels. This is a constant: no input can make it deeper.
 //!
-//! A request comes in several buffers and is walked in them: messages and their other fields may go on in the next buffer. Only a
-//! record or a tag that lies in two buffers is put together in a new one, which is one of the request's buffers from then on.
+//! A request lies in several buffers. Messages and envelope fields may continue in the next buffer. Only a record or a
+//! tag that lies in more than one buffer is reassembled, that is, copied to a new buffer, which then counts as one of
+//! the request's buffers.
 
 use bytes::Bytes;
 
@@ -17,34 +18,35 @@ use crate::otlp::{
     wire::{Malformed, Reader, WireError},
 };
 
-/// Bytes of records and tags that are put together without room for them in the budget.
+/// The number of bytes that may be reassembled without asking for room in the memory budget.
 const FREE_REASSEMBLED: usize = 64 << 10;
 
-/// What a walk counted.
+/// The counts of a walk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) records: u64,
     pub(super) unrouted: u64,
-    /// Bytes of records and tags that were put together.
+    /// The number of bytes of records and tags that were reassembled.
     pub(super) reassembled: usize,
 }
 
-/// A record and where it was found.
+/// A record and its place in the request.
 #[derive(Clone, Copy)]
 pub(super) struct Found<'a> {
     pub(super) record: Record<'a>,
-    /// Number of the message that holds it.
+    /// The number of the message that contains it.
     pub(super) message: u32,
-    /// Its length with tag and length prefix.
+    /// Its length, including its tag and length prefix.
     pub(super) len: u32,
 }
 
-/// Says which targets a record goes to: a router, or code of this room that sees more than routers do.
+/// Chooses the targets of a record. It is implemented for routers, and by code of this module that needs more than a
+/// router gets.
 pub(super) trait Choose {
     fn choose(&mut self, found: &Found<'_>) -> Targets;
 }
 
-/// A router in the walk.
+/// A router as the walk uses it.
 pub(super) struct Routed<'r, R>(pub(super) &'r mut R);
 
 impl<R: Router> Choose for Routed<'_, R> {
@@ -54,12 +56,13 @@ impl<R: Router> Choose for Routed<'_, R> {
     }
 }
 
-/// A message that is being walked. The marks say what was noted before it: should it hold no record, it is taken back.
+/// A message that is being walked. If it turns out to have no records, everything that was noted since its beginning is
+/// removed again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Open {
-    /// Its number.
+    /// The number of the message.
     message: u32,
-    /// Where it ends.
+    /// The offset of its end.
     end: usize,
     ranges_before: usize,
     runs_before: usize,
@@ -87,12 +90,12 @@ struct Walk<'w, C> {
     shape: Shape,
     choose: &'w mut C,
     scratch: &'w mut Scratch,
-    /// Asked before much is taken.
+    /// Asked for memory, before more than a little is taken.
     room: &'w mut dyn FnMut(usize) -> bool,
     /// The messages that are open, outermost first.
     stack: Vec<Open>,
     counts: Counts,
-    /// Where the envelope field ends that began in an earlier buffer.
+    /// The end of the envelope field that began in an earlier buffer.
     envelope_end: usize,
 }
 
@@ -107,31 +110,32 @@ struct Cursor<'a> {
     is_whole: bool,
 }
 
-/// How far the walk of one message came.
+/// How far the walk of one message got.
 enum Step {
-    /// To the beginning of a child.
+    /// To the beginning of a child, at this offset.
     Entered(usize),
     /// To its end.
     Ended,
-    /// To the end of the buffer: a field begins at the first offset and ends, if that is known, at the second.
+    /// To the end of the buffer, in a field that continues in the next one: the offset of its beginning and, if known,
+    /// of its end.
     Unfinished(usize, Option<usize>),
 }
 
 impl<'a> Cursor<'a> {
-    /// The offset of what is read next.
+    /// Returns the offset of the next byte.
     #[inline(always)]
     fn at(&self) -> usize {
         self.end - self.reader.left()
     }
 
-    /// What was read since offset `at`.
+    /// Returns the bytes that were read since offset `at`.
     #[inline(always)]
     fn since(&self, at: usize) -> Result<&'a [u8], Malformed> {
         let end = self.bytes.len() - self.reader.left();
         self.bytes.get(end - (self.at() - at)..end).ok_or(Malformed::Inconsistent)
     }
 
-    /// How the walk of the message stands when this buffer has no more of it.
+    /// Returns the step at the end of the bytes: either the message ends, or it continues in the next buffer.
     fn ended(&self) -> Step {
         if self.is_whole { Step::Ended } else { Step::Unfinished(self.end, None) }
     }
@@ -146,9 +150,9 @@ impl<C: Choose> Walk<'_, C> {
             let (at, end) = self.walk_buffer(&bytes, start)?;
             if at < start + bytes.len() {
                 self.scratch.sources.end_at(at);
-                let takes = feed.goes_on(at, end);
-                if feed.reassembled() + takes > FREE_REASSEMBLED && !(self.room)(takes) {
-                    return Err(WireError { offset: at, kind: Malformed::NoRoom(takes) });
+                let bytes_to_copy = feed.continues(at, end);
+                if feed.reassembled() + bytes_to_copy > FREE_REASSEMBLED && !(self.room)(bytes_to_copy) {
+                    return Err(WireError { offset: at, kind: Malformed::NoRoom(bytes_to_copy) });
                 }
             }
         }
@@ -156,11 +160,11 @@ impl<C: Choose> Walk<'_, C> {
         Ok(())
     }
 
-    /// Walks the part of the request that lies in this buffer. Returns the offset from which it has to be read with more bytes
-    /// behind it, and where the field ends that begins there, if that is known.
+    /// Walks the part of the request that lies in this buffer. Returns the offset of a field that continues in the next
+    /// buffer and, if known, of its end. Without such a field, it returns the offset of the buffer's end.
     fn walk_buffer(&mut self, bytes: &[u8], start: usize) -> Result<(usize, Option<usize>), WireError> {
         let end = start + bytes.len();
-        let mut at = self.go_on_with_envelope(start, end)?;
+        let mut at = self.continue_envelope(start, end)?;
         let inconsistent = WireError { offset: start, kind: Malformed::Inconsistent };
         let (leaf, inner) = self.shape.levels.split_last().ok_or(inconsistent)?;
         while let Some(open) = self.stack.last().copied() {
@@ -183,7 +187,7 @@ impl<C: Choose> Walk<'_, C> {
         Ok((end, None))
     }
 
-    /// Starts a message between `at` and `end`, in the innermost one.
+    /// Starts a message from `at` to `end`, as a child of the innermost one.
     fn enter(&mut self, field: u32, at: usize, end: usize) -> Result<(), WireError> {
         let parent = self.stack.last().map_or(0, |open| open.message);
         let (ranges_before, runs_before) = self.scratch.marks();
@@ -192,13 +196,13 @@ impl<C: Choose> Walk<'_, C> {
         self.check_room().map_err(|kind| WireError { offset: at, kind })
     }
 
-    /// Ends the innermost message, and takes it back if it held no record.
+    /// Ends the innermost message. Removes it from the scratch if it has no records.
     fn leave(&mut self, open: Open) {
         self.stack.pop();
         self.scratch.forget_if_empty(open.message, open.ranges_before, open.runs_before);
     }
 
-    /// Walks a message to its next child and enters that, or to its end.
+    /// Walks a message up to its next child, which it enters, or to its end.
     fn descend(&mut self, level: &Level, open: Open, mut cursor: Cursor<'_>) -> Result<Step, WireError> {
         loop {
             let at = cursor.at();
@@ -219,7 +223,7 @@ impl<C: Choose> Walk<'_, C> {
         }
     }
 
-    /// Walks a message that holds records.
+    /// Walks a message that contains records.
     fn records(&mut self, level: &Level, open: Open, mut cursor: Cursor<'_>) -> Result<Step, WireError> {
         let usual = level.usual_tag();
         loop {
@@ -251,7 +255,7 @@ impl<C: Choose> Walk<'_, C> {
         Ok(None)
     }
 
-    /// Walks a record and adds it: `whole` is its field, which ends where the cursor is.
+    /// Walks a record and adds it. `whole` is its whole field, which ends at the cursor.
     #[inline(always)]
     fn record(&mut self, message: u32, whole: &[u8], body: &[u8], cursor: &Cursor<'_>) -> Result<(), WireError> {
         let record = read_record(self.shape.fields, body)
@@ -260,7 +264,7 @@ impl<C: Choose> Walk<'_, C> {
         self.assign(record, message, at, whole).map_err(|kind| WireError { offset: at, kind })
     }
 
-    /// What to do about a field that could not be read because its message goes on in the next buffer.
+    /// Handles a field that could not be read, in a message that continues in the next buffer.
     #[cold]
     #[inline(never)]
     fn unfinished(
@@ -294,8 +298,9 @@ impl<C: Choose> Walk<'_, C> {
         }
     }
 
-    /// Adds what this buffer has of an envelope field that began in an earlier one. Returns where the walk goes on.
-    fn go_on_with_envelope(&mut self, start: usize, end: usize) -> Result<usize, WireError> {
+    /// Adds the bytes of an envelope field that began in an earlier buffer, as far as they are in this one. Returns the
+    /// offset after them.
+    fn continue_envelope(&mut self, start: usize, end: usize) -> Result<usize, WireError> {
         let stop = self.envelope_end.min(end);
         if stop <= start {
             return Ok(start);
@@ -341,7 +346,8 @@ impl<C: Choose> Walk<'_, C> {
     }
 }
 
-/// Walks the top-level fields of a record. An error comes with the number of bytes that were left when its field began.
+/// Walks the top-level fields of a record. An error has the number of bytes that were left at the beginning of the
+/// malformed field.
 #[inline(always)]
 fn read_record<'a>(fields: &RecordFields, bytes: &'a [u8]) -> Result<Record<'a>, (usize, Malformed)> {
     let mut reader = Reader::new(bytes);

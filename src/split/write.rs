@@ -1,7 +1,7 @@
-//! The writer of parts: it puts their bytes into buffers of a bounded length, one part after the other.
+//! Writes parts, one after the other, to buffers of a bounded length.
 //!
-//! Bytes are copied, except for ranges that are long enough to be shared: a part is then a list of buffers, some of which are
-//! slices of the buffers that its bytes came from.
+//! Short ranges of bytes are copied. Long ones are shared: the part is then a list of buffers, and some of these are
+//! slices of the buffers that the bytes came from.
 
 use std::collections::VecDeque;
 
@@ -10,48 +10,48 @@ use bytes::Bytes;
 use super::sources::{Lookup, offset};
 use crate::otlp::Framed;
 
-/// Length of a buffer, at most: an allocator has one of this length at hand, while a buffer of some MiB would be fresh memory each
-/// time, which the kernel clears first.
+/// The greatest length of a buffer. The allocator usually has a buffer of this length free. A buffer of some MiB would be
+/// new memory each time, which the kernel has to clear.
 const BUFFER: usize = 256 << 10;
 
-/// The longest bytes that are written at once: a varint of 32 bits, or gRPC's prefix.
+/// The greatest length that is written at once by [`Writer::header`]: a varint of 32 bits, or gRPC's prefix.
 const LONGEST_HEADER: usize = 5;
 
-/// From which length on a range of bytes is shared instead of copied.
+/// The lengths from which ranges of bytes are shared instead of copied.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shared {
-    /// Fields of envelopes, which lie in the request.
+pub(super) struct SharingLimits {
+    /// For fields of envelopes, which lie in the request.
     pub(super) envelopes_from: u32,
-    /// Runs of records.
+    /// For runs of records.
     pub(super) records_from: u32,
 }
 
-impl Shared {
-    /// Everything is copied.
-    pub(super) const NOTHING: Self = Self { envelopes_from: u32::MAX, records_from: u32::MAX };
+impl SharingLimits {
+    /// Copy everything.
+    pub(super) const COPY_ALL: Self = Self { envelopes_from: u32::MAX, records_from: u32::MAX };
 
-    /// Early copies are the part's own already. Below 4 KiB a copy costs less than what a buffer more costs on the way to the
-    /// socket.
+    /// Share early copies, which belong to one part anyway. Below 4 KiB, copying costs less than one more buffer costs
+    /// when the part is sent.
     pub(super) const EARLY_COPIES: Self = Self { envelopes_from: u32::MAX, records_from: 4 << 10 };
 
-    /// The request itself is shared, to save memory: a range takes less than a third of that in lists.
+    /// Share the request itself, to save memory. The list entries of a range take less than a third of this length.
     pub(super) const REQUEST: Self = Self { envelopes_from: 256, records_from: 256 };
 }
 
 /// Writes parts.
 #[derive(Debug)]
 pub(super) struct Writer {
-    /// Bytes that will be copied in all.
+    /// The total number of bytes that will be copied.
     total: usize,
     full: VecDeque<Bytes>,
-    /// Bytes in these.
+    /// The number of bytes in `full`.
     full_len: usize,
-    /// The buffer that is being filled, and how much it takes.
+    /// The buffer that is being filled, and how many bytes it can take.
     open: Vec<u8>,
     room: usize,
-    /// Shared ranges, in their order.
+    /// The shared ranges in order.
     shared: Vec<SharedRange>,
-    /// For each part, how many bytes were copied and how many ranges shared when it ended.
+    /// For each part, how many bytes were copied and how many ranges were shared up to its end.
     ends: Vec<(usize, usize)>,
 }
 
@@ -64,7 +64,8 @@ pub(super) struct SharedRange {
 }
 
 impl Writer {
-    /// A writer of so many parts, for which `total` bytes will be copied and so many ranges shared.
+    /// Creates a writer of this number of parts. `total` is the number of bytes that will be copied, and `shared` the
+    /// number of ranges that will be shared.
     pub(super) fn new(parts: usize, total: usize, shared: usize) -> Self {
         let room = total.min(BUFFER);
         Self {
@@ -78,22 +79,22 @@ impl Writer {
         }
     }
 
-    /// How many buffers `total` copied bytes take.
+    /// Returns how many buffers `total` copied bytes take.
     pub(super) fn buffers_for(total: usize) -> usize {
         total.div_ceil(BUFFER)
     }
 
-    /// Where a prefix, a tag or a length is written to.
+    /// Returns the buffer to which a prefix, a tag or a length has to be appended.
     pub(super) fn header(&mut self) -> &mut Vec<u8> {
-        // The last buffer has room for all that follows, however little that is.
+        // The last buffer has room for everything that remains, even if that is shorter than the longest header.
         if self.spare() < LONGEST_HEADER && self.full_len + self.room < self.total {
             self.next_buffer();
         }
         &mut self.open
     }
 
-    /// Adds the bytes from `start` to `end`: a share of them if they are at least `shared_from` bytes, a copy if not. Bytes that
-    /// are nowhere are left out, which makes the part too short.
+    /// Adds the bytes from `start` to `end`. They are shared if they are at least `shared_from` bytes, and copied
+    /// otherwise. Bytes that no buffer contains are left out, which makes the part too short.
     #[inline]
     pub(super) fn add(&mut self, from: &mut Lookup<'_>, start: u32, end: u32, shared_from: u32) {
         let len = end.saturating_sub(start);
@@ -112,17 +113,17 @@ impl Writer {
         self.ends.push((self.copied(), self.shared.len()));
     }
 
-    /// Bytes that were copied.
+    /// Returns how many bytes were copied.
     pub(super) fn copied(&self) -> usize {
         self.full_len + self.open.len()
     }
 
-    /// The parts in their order, each with one of `tags`. `None` if a part does not have the length that its prefix says, or if
-    /// there are fewer parts than tags.
+    /// Returns the parts in order, each with one of `tags`. Returns `None` if a part does not have the length in its
+    /// prefix, or if there are fewer parts than tags.
     pub(super) fn finish<T>(mut self, tags: impl Iterator<Item = T>) -> Option<Vec<(T, Framed)>> {
         self.close(0);
         let mut parts = Vec::with_capacity(self.ends.len());
-        let mut taken = Taken { full: self.full, at: 0 };
+        let mut taken = CopiedBytes { full: self.full, at: 0 };
         let (mut ends, mut shared, mut before) = (self.ends.into_iter(), self.shared.into_iter(), 0);
         for tag in tags {
             let (end, ranges) = ends.next()?;
@@ -132,7 +133,7 @@ impl Writer {
         Some(parts)
     }
 
-    /// Bytes that the open buffer still takes.
+    /// Returns how many more bytes the open buffer can take.
     #[inline]
     fn spare(&self) -> usize {
         self.room.saturating_sub(self.open.len())
@@ -143,13 +144,13 @@ impl Writer {
         if bytes.len() <= self.spare() {
             self.open.extend_from_slice(bytes);
         } else {
-            self.copy_across(bytes);
+            self.copy_to_several(bytes);
         }
     }
 
-    /// Copies bytes that do not fit the open buffer.
+    /// Copies bytes that do not fit into the open buffer.
     #[cold]
-    fn copy_across(&mut self, mut bytes: &[u8]) {
+    fn copy_to_several(&mut self, mut bytes: &[u8]) {
         while let Some((fits, rest)) = bytes.split_at_checked(self.spare())
             && !rest.is_empty()
         {
@@ -160,7 +161,7 @@ impl Writer {
         self.open.extend_from_slice(bytes);
     }
 
-    /// Copies what lies in further buffers of the origin.
+    /// Copies the rest of a range, which lies in further buffers of the origin.
     #[cold]
     fn copy_rest(&mut self, from: &mut Lookup<'_>, mut start: u32, end: u32) {
         while start < end {
@@ -185,7 +186,7 @@ impl Writer {
         }
     }
 
-    /// Begins another buffer, for at most `room` bytes.
+    /// Ends the open buffer and begins another one, for at most `room` bytes.
     fn close(&mut self, room: usize) {
         self.full_len += self.open.len();
         self.room = room;
@@ -194,31 +195,32 @@ impl Writer {
     }
 
     fn next_buffer(&mut self) {
-        // At least one byte: otherwise it would not end, were a part longer than it was measured.
+        // Take at least one byte: otherwise the loop would not end if a part were longer than it was measured.
         let left = self.total.saturating_sub(self.copied());
         self.close(left.clamp(1, BUFFER));
     }
 }
 
-/// The copied bytes, from which parts are taken off the front.
-struct Taken {
+/// The bytes that were copied. Parts are taken from their front.
+struct CopiedBytes {
     full: VecDeque<Bytes>,
-    /// How many bytes were taken.
+    /// The number of bytes taken so far.
     at: usize,
 }
 
-impl Taken {
-    /// A part: the copied bytes up to `end`, with the next shared ranges between them.
+impl CopiedBytes {
+    /// Returns a part: the copied bytes up to `end`, with the next `ranges` shared ranges between them.
     fn part(&mut self, end: usize, shared: &mut std::vec::IntoIter<SharedRange>, ranges: usize) -> Option<Framed> {
         let len = end - self.at;
         if ranges == 0
             && let Some(first) = self.full.front_mut().filter(|first| len <= first.len())
         {
-            // The usual case needs no list.
+            // The usual case: one buffer, for which no list is needed.
             self.at = end;
             return Framed::from_prefixed(first.split_to(len));
         }
-        // One more in front of each range that is not right behind the one before, and for each border of buffers.
+        // There is one more buffer for the copied bytes in front of each range, unless there are none, and for each
+        // border between buffers of copied bytes.
         let places = shared.as_slice().iter().take(ranges).map(|range| range.at).chain([end]);
         let between = places.scan(self.at, |before, at| Some(usize::from(std::mem::replace(before, at) < at)));
         let mut chunks = Vec::with_capacity(ranges + between.sum::<usize>() + len / BUFFER);
@@ -230,7 +232,7 @@ impl Taken {
         Framed::from_chunks(chunks)
     }
 
-    /// Takes the bytes up to `end`, in as many buffers as they lie in.
+    /// Takes the copied bytes up to `end`, as one slice of each buffer that they lie in.
     fn take_to(&mut self, end: usize, chunks: &mut Vec<Bytes>) {
         while self.at < end
             && let Some(first) = self.full.front_mut()
@@ -252,7 +254,7 @@ mod tests {
     use super::{super::sources::Sources, *};
     use crate::otlp::framed::{PREFIX_LEN, prefix_of};
 
-    /// A part: its prefix, and then ranges of the source with the length from which each is shared.
+    /// Writes a part of these ranges of the source. The third number is the length from which a range is shared.
     fn write(writer: &mut Writer, sources: &Sources, ranges: &[(u32, u32, u32)]) {
         let len = ranges.iter().map(|(start, end, _)| end - start).sum();
         writer.header().extend_from_slice(&prefix_of(len));
@@ -266,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_are_copied_lie_one_after_the_other_in_one_buffer() {
+    fn short_parts_that_are_copied_share_one_buffer() {
         let sources = source(100);
         let mut writer = Writer::new(3, 3 * PREFIX_LEN + 90, 0);
         for part in [&[(0, 50, 99)][..], &[], &[(10, 30, 99), (80, 100, 99)]] {
@@ -299,11 +301,11 @@ mod tests {
         assert_eq!(parts.iter().map(|(_, part)| lens(part)).collect::<Vec<_>>(), [vec![5, 20, 19, 25], vec![8]]);
         let at = |start: u32| sources.lookup().bytes(start, 100).as_ptr();
         let pointers = parts[0].1.buffers().iter().map(|bytes| bytes.as_ptr()).collect::<Vec<_>>();
-        assert_eq!((pointers[1], pointers[3]), (at(0), at(50)), "they are not copied");
+        assert_eq!((pointers[1], pointers[3]), (at(0), at(50)), "shared ranges must not be copied");
     }
 
     #[test]
-    fn long_parts_lie_in_buffers_of_256_kib_and_no_header_is_between_two() {
+    fn long_parts_lie_in_buffers_of_256_kib_and_each_header_in_one_buffer() {
         let sources = source(BUFFER + 300);
         for len in [BUFFER - 6, BUFFER - 5, BUFFER - 4, BUFFER - 3, BUFFER, BUFFER + 300] {
             let second = 2 * PREFIX_LEN + len + 40;
@@ -317,13 +319,13 @@ mod tests {
             let parts = writer.finish(0..2).unwrap();
             assert!(parts[0].1.payload() == sources.lookup().bytes(0, offset(len)));
             assert!(parts[1].1.payload() == sources.lookup().bytes(7, 47));
-            assert!(parts[1].1.buffers()[0].len() >= PREFIX_LEN, "its prefix is in one buffer");
+            assert!(parts[1].1.buffers()[0].len() >= PREFIX_LEN, "the prefix must be in one buffer");
         }
         assert_eq!([0, 1, BUFFER, BUFFER + 1].map(Writer::buffers_for), [0, 1, 1, 2]);
     }
 
     #[test]
-    fn a_buffer_that_is_just_full_is_not_followed_by_another() {
+    fn no_buffer_follows_one_that_the_last_byte_has_filled() {
         let sources = source(BUFFER);
         let mut writer = Writer::new(1, BUFFER, 0);
         write(&mut writer, &sources, &[(0, offset(BUFFER - PREFIX_LEN), u32::MAX)]);
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_another_length_than_its_prefix_says_is_none() {
+    fn a_part_whose_length_is_not_that_of_its_prefix_is_an_error() {
         let sources = source(100);
         for (said, has) in [(10, 11), (10, 9), (0, 1)] {
             let mut writer = Writer::new(1, 20, 0);
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_nowhere_are_left_out() {
+    fn bytes_that_no_buffer_contains_are_left_out() {
         let sources = source(100);
         for from in [1, u32::MAX] {
             let mut writer = Writer::new(1, 20, 3);
@@ -355,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn there_has_to_be_a_part_for_each_tag() {
+    fn fewer_parts_than_tags_are_an_error() {
         let sources = source(10);
         let mut writer = Writer::new(2, 20, 0);
         write(&mut writer, &sources, &[(0, 3, 9)]);
@@ -363,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_go_on_in_the_next_buffer_of_their_origin() {
+    fn a_range_can_continue_in_the_next_buffer_of_its_origin() {
         let pieces: Vec<Bytes> = (0..10).map(|piece| vec![piece; 10].into()).collect();
         let sources = Sources::of(pieces.iter().cloned());
         let all = pieces.concat();

@@ -1,9 +1,9 @@
-//! Runs, ranges, the index of targets, and what is kept for the next request.
+//! Tests of the scratch: runs, ranges, the index of targets, and the memory that is kept for the next request.
 
 use super::*;
 
 #[test]
-fn neighbouring_fields_and_records_are_one_range_and_one_run() {
+fn adjacent_fields_are_one_range_and_adjacent_records_one_run() {
     let mut scratch = Scratch::default();
     let [first, second] = [0, 0].map(|parent| scratch.add_message(parent, 1));
     scratch.add_envelope(first, 0, 3);
@@ -37,7 +37,7 @@ fn the_index_of_targets_is_at_most_half_full_and_finds_small_numbers_at_once() {
 }
 
 #[test]
-fn a_message_without_records_is_taken_back_with_its_fields() {
+fn a_message_without_records_is_removed_with_its_fields() {
     let mut scratch = Scratch::default();
     scratch.add_message(0, 0);
     let (ranges, runs) = scratch.marks();
@@ -53,7 +53,7 @@ fn a_message_without_records_is_taken_back_with_its_fields() {
 }
 
 #[test]
-fn vectors_are_kept_up_to_a_bound() {
+fn vectors_keep_a_bounded_capacity() {
     for (capacity, kept) in [(RETAINED, RETAINED), (RETAINED + 1, 0)] {
         let mut entries = Vec::<u8>::with_capacity(capacity);
         retain(&mut entries);
@@ -62,7 +62,7 @@ fn vectors_are_kept_up_to_a_bound() {
 }
 
 #[test]
-fn what_a_large_request_left_behind_is_given_back() {
+fn the_memory_of_a_large_request_is_freed() {
     let mut scratch = Scratch::default();
     let large = 2 * RETAINED;
     scratch.messages.reserve(large);
@@ -78,7 +78,7 @@ fn what_a_large_request_left_behind_is_given_back() {
 }
 
 #[test]
-fn a_scratch_that_is_cleared_is_as_a_new_one() {
+fn a_cleared_scratch_is_like_a_new_one() {
     let mut scratch = Scratch::default();
     let message = scratch.add_message(0, 0);
     scratch.add_envelope(message, 0, 1);
@@ -112,7 +112,7 @@ fn room_for_entries_grows_by_halves_up_to_the_bound() {
     assert_eq!(asked.iter().sum::<usize>(), (MAX_ENTRIES - FREE_ENTRIES) * ENTRY_LEN);
     scratch.clear();
     assert_eq!(scratch.take_room(&mut |_| false), Err(Malformed::NoRoom(FREE_ENTRIES / 2 * ENTRY_LEN)));
-    assert_eq!(scratch.allowed, FREE_ENTRIES, "nothing was given");
+    assert_eq!(scratch.allowed, FREE_ENTRIES, "nothing was granted");
 }
 
 #[test]

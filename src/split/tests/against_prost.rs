@@ -1,9 +1,9 @@
-//! The cut against the same done on decoded messages.
+//! Compares the split with a reference that decodes messages with prost and filters their records.
 //!
-//! The two do not accept the same requests. prost is stricter: it looks into every field it knows, and so refuses
-//! invalid UTF-8, deep nesting and wrong wire types in attributes, which the cut passes on unread. It is nowhere
-//! laxer: what prost decodes must be cut. Its decoded messages have no unknown fields; that these survive is shown by
-//! the cases by hand and by cutting parts again, which compares bytes.
+//! The two do not accept the same requests. prost is stricter: it decodes every field that it knows, so it refuses
+//! invalid UTF-8, deep nesting and wrong wire types in attributes, which the split passes on unread. It is never laxer:
+//! the split must accept whatever prost decodes. prost drops unknown fields. That the split keeps them is tested by the
+//! handwritten cases, and by splitting parts again and comparing bytes.
 
 use opentelemetry_proto::tonic::{
     collector::{metrics::v1::ExportMetricsServiceRequest, trace::v1::ExportTraceServiceRequest},
@@ -22,7 +22,7 @@ fn messy_request(seed: u64) -> Vec<u8> {
     Messy::new(|bound| random.usize(..bound)).request()
 }
 
-/// What is left of a decoded request when only one target's spans are kept.
+/// Removes the spans of all other targets from a decoded request, and messages that have become empty.
 fn kept(mut request: ExportTraceServiceRequest, target: Target) -> ExportTraceServiceRequest {
     for resource in &mut request.resource_spans {
         for scope in &mut resource.scope_spans {
@@ -38,30 +38,32 @@ fn spans(request: &ExportTraceServiceRequest) -> usize {
     request.resource_spans.iter().flat_map(|resource| &resource.scope_spans).map(|scope| scope.spans.len()).sum()
 }
 
-/// Compares encodings: a NaN in an attribute is not equal to itself.
-fn parts_are_what_prost_would_keep(payload: &[u8], parts: &[(Target, Vec<u8>)]) {
+/// Asserts that parts are what the reference keeps. Compares encodings, since a NaN in an attribute is not equal to
+/// itself.
+fn assert_like_the_reference(payload: &[u8], parts: &[(Target, Vec<u8>)]) {
     let Ok(whole) = ExportTraceServiceRequest::decode(payload) else { return };
     let mut seen = 0;
     for (target, part) in parts {
-        let part = ExportTraceServiceRequest::decode(&part[..]).expect("what prost read, it reads in parts");
+        let part =
+            ExportTraceServiceRequest::decode(&part[..]).expect("prost must decode the parts of what it decoded");
         seen += spans(&part);
         assert_eq!(part.encode_to_vec(), kept(whole.clone(), *target).encode_to_vec());
     }
-    assert_eq!(seen, spans(&whole), "each span once");
+    assert_eq!(seen, spans(&whole), "each span must be in one part");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn messy_requests_are_cut_as_prost_would(seed: u64) {
+    fn messy_requests_are_split_like_the_reference(seed: u64) {
         let payload = messy_request(seed);
-        prop_assert!(ExportTraceServiceRequest::decode(&payload[..]).is_ok(), "the messy are valid");
-        parts_are_what_prost_would_keep(&payload, &cut_traces(&payload).unwrap());
+        prop_assert!(ExportTraceServiceRequest::decode(&payload[..]).is_ok(), "messy requests must be valid");
+        assert_like_the_reference(&payload, &cut_traces(&payload).unwrap());
     }
 
     #[test]
-    fn mutated_requests_are_refused_or_cut_as_prost_would(
+    fn mutated_requests_are_refused_or_split_like_the_reference(
         seed: u64,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 1..4),
     ) {
@@ -79,16 +81,16 @@ proptest! {
             }
         }
         match cut_traces(&payload) {
-            Ok(parts) => parts_are_what_prost_would_keep(&payload, &parts),
+            Ok(parts) => assert_like_the_reference(&payload, &parts),
             Err(error) => {
                 prop_assert!(error.offset < payload.len());
-                prop_assert!(ExportTraceServiceRequest::decode(&payload[..]).is_err(), "prost takes what got: {error}");
+                prop_assert!(ExportTraceServiceRequest::decode(&payload[..]).is_err(), "prost accepts what the split refused: {error}");
             }
         }
     }
 
     #[test]
-    fn a_part_cut_again_is_the_part_of_both_cuts(seed: u64) {
+    fn splitting_a_part_again_gives_the_part_of_both_splits(seed: u64) {
         let payload = messy_request(seed);
         let first = |record: &Record<'_>| record.id.first().map_or(0, |byte| u32::from(*byte) % 2);
         let second = |record: &Record<'_>| u32::from(record.bytes.iter().fold(0, |sum, byte| sum ^ byte) % 3);
@@ -106,7 +108,7 @@ proptest! {
     }
 
     #[test]
-    fn a_tree_of_five_levels_is_cut_as_prost_would(seed: u64) {
+    fn a_tree_of_five_levels_is_split_like_the_reference(seed: u64) {
         let request = metrics(&mut fastrand::Rng::with_seed(seed));
         let payload = request.encode_to_vec();
         let parts = cut(FIVE_LEVELS, &payload, |record: &Record<'_>| Targets::One((record.start % 4) as u32)).unwrap();
@@ -188,7 +190,7 @@ fn data(kind: u8, starts: Vec<u64>) -> Option<Data> {
     }
 }
 
-/// Keeps the points that started then and the messages that hold one; returns how many points.
+/// Keeps the points whose start time `keep` accepts, and the messages that contain one. Returns the number of points.
 fn keep_points(request: &mut ExportMetricsServiceRequest, keep: impl Fn(u64) -> bool) -> usize {
     let mut kept = 0;
     let mut keep_data = |metric: &mut Metric| {

@@ -1,9 +1,10 @@
-//! Requests that are valid protobuf, in all the ways that no SDK writes: fields in any order, unknown ones, groups,
-//! padded varints, messages in two pieces, empty ones, IDs of any length and more than once.
+//! Generates requests that are valid protobuf but that no SDK writes: with fields in any order, unknown fields, groups,
+//! padded varints, messages in two pieces, empty messages, and IDs of any length and more than once.
 //!
-//! Made from a source of numbers, so that random seeds and fuzzers' bytes will both do. Also a module of `tests/fuzz`.
+//! They are made from a source of numbers, which may be a random seed or the bytes of a fuzzer. `tests/fuzz` uses this
+//! module, too.
 
-/// Makes fields from numbers below a bound.
+/// Generates fields from a function that returns a number below a bound.
 pub(crate) struct Messy<F> {
     below: F,
 }
@@ -17,7 +18,7 @@ impl<F: FnMut(usize) -> usize> Messy<F> {
         (self.below)(bound)
     }
 
-    /// One in `many`.
+    /// Returns true once in `many` calls.
     fn rarely(&mut self, many: usize) -> bool {
         self.below(many) == many - 1
     }
@@ -26,7 +27,7 @@ impl<F: FnMut(usize) -> usize> Messy<F> {
         u8::try_from(self.below(256)).unwrap_or(0)
     }
 
-    /// A varint, now and then padded.
+    /// Returns a varint, which is sometimes padded.
     fn varint(&mut self, mut value: usize) -> Vec<u8> {
         let mut out = Vec::new();
         while value >= 0x80 {
@@ -59,7 +60,7 @@ impl<F: FnMut(usize) -> usize> Messy<F> {
         self.len(number, &text)
     }
 
-    /// A field that no version of OTLP has.
+    /// Returns a field that no version of OTLP has.
     fn unknown(&mut self) -> Vec<u8> {
         let number = [1000, 2047, 99_999, (1 << 29) - 1][self.below(4)];
         match self.below(5) {
@@ -77,7 +78,7 @@ impl<F: FnMut(usize) -> usize> Messy<F> {
         }
     }
 
-    /// Fields in some order, with unknown ones among them.
+    /// Returns these fields in a random order, with unknown ones among them.
     fn message(&mut self, mut fields: Vec<Vec<u8>>) -> Vec<u8> {
         while self.rarely(3) {
             fields.push(self.unknown());
@@ -91,7 +92,7 @@ impl<F: FnMut(usize) -> usize> Messy<F> {
         fields.concat()
     }
 
-    /// Mostly one, sometimes none or more.
+    /// Returns how often to repeat something: mostly once, sometimes never or more often.
     fn times(&mut self) -> usize {
         [1, 1, 1, 1, 0, 2][self.below(6)]
     }
@@ -107,7 +108,8 @@ impl<F: FnMut(usize) -> usize> Messy<F> {
         self.message(fields)
     }
 
-    /// Children, what describes them (`Resource` or `InstrumentationScope`, field 1) and their schema URL (field 3).
+    /// Returns a message with these children, their `Resource` or `InstrumentationScope` (field 1) and their schema URL
+    /// (field 3).
     fn envelope(&mut self, children: Vec<Vec<u8>>, describe: fn(&mut Self) -> Vec<u8>) -> Vec<u8> {
         let mut fields = children;
         for _ in 0..self.times() {
@@ -139,7 +141,7 @@ impl<F: FnMut(usize) -> usize> Messy<F> {
         self.message(fields)
     }
 
-    /// An `ExportTraceServiceRequest`.
+    /// Returns an `ExportTraceServiceRequest`.
     pub(crate) fn request(&mut self) -> Vec<u8> {
         let mut resources = Vec::new();
         for _ in 0..self.below(4) {

@@ -1,4 +1,5 @@
-//! What the cut keeps, changes and refuses: cases by hand here, against prost and by size in the files beside.
+//! Tests of the split. This file has handwritten cases of what it keeps, changes and refuses. Other files compare it
+//! with prost, cut by size, damage plans and limit the memory.
 
 mod against_prost;
 mod broken;
@@ -31,23 +32,23 @@ fn all<const N: usize>(fields: [Vec<u8>; N]) -> Vec<u8> {
     fields.concat()
 }
 
-/// A span, as a field of its scope, that has nothing but an ID.
+/// A span with only an ID, as a field of its scope.
 fn span(id: impl AsRef<[u8]>) -> Vec<u8> {
     len(2, len(1, id))
 }
 
-/// The spans as a request with one resource and one scope, and no more.
+/// A request with these spans in one resource and one scope.
 fn request<const N: usize>(spans: [Vec<u8>; N]) -> Vec<u8> {
     len(1, len(2, all(spans)))
 }
 
-/// The first byte of the ID, 0 when it has none: as good as a ring.
+/// A router whose target is the first byte of the ID, or 0 if there is none.
 fn by_first_byte(record: &Record<'_>) -> Targets {
     Targets::One(record.id.first().map_or(0, |byte| u32::from(*byte)))
 }
 
-/// Parts by target, after a few things that hold for all of them, among these: however the request is torn, its parts are
-/// the same, and so is what is wrong with it.
+/// Splits a request and returns the parts by target. Checks invariants on the way, for example that parts and errors
+/// are the same however the request is cut into buffers.
 fn cut(shape: Shape, payload: &[u8], mut router: impl Router) -> Result<Vec<(Target, Vec<u8>)>, WireError> {
     let mut answers = Vec::new();
     let whole = cut_torn(shape, payload, usize::MAX, &mut |record: &Record<'_>| {
@@ -58,17 +59,18 @@ fn cut(shape: Shape, payload: &[u8], mut router: impl Router) -> Result<Vec<(Tar
     {
         let mut answers = answers.iter();
         let torn = cut_torn(shape, payload, piece, &mut |record: &Record<'_>| {
-            let (targets, bytes) = answers.next().expect("no more records than it has whole");
+            let (targets, bytes) = answers.next().expect("no more records than in one buffer");
             assert_eq!(record.bytes, bytes);
             *targets
         });
-        assert!(torn == whole, "torn into pieces of {piece}");
+        assert!(torn == whole, "in buffers of {piece} bytes");
         assert!(answers.next().is_none());
     }
     whole
 }
 
-/// The parts of a request that came in pieces of `piece` bytes, built in every way that there is.
+/// Returns the parts of a request that lies in buffers of `piece` bytes. Builds them in every possible way and compares
+/// the results.
 fn cut_torn(
     shape: Shape,
     payload: &[u8],
@@ -99,7 +101,7 @@ fn cut_torn(
         let parts_too = built_sharing(shape, &chunks, targets, &answers, from);
         assert_eq!(parts, parts_too, "{targets} targets expected, shared from {from} bytes");
     }
-    assert_eq!(parts, built_early(shape, &chunks, &answers), "records that are copied early come to the same parts");
+    assert_eq!(parts, built_early(shape, &chunks, &answers), "early copies must lead to the same parts");
     assert_eq!(parts.iter().map(|(share, _)| *share).collect::<Vec<_>>(), shares);
     assert_eq!(parts.iter().map(|(_, part)| part.framed_len()).sum::<usize>(), total);
     assert!(parts.iter().all(|(share, part)| share.len == part.payload_len() && share.records > 0));
@@ -107,7 +109,7 @@ fn cut_torn(
     Ok(parts.into_iter().map(|(share, part)| (share.target, part.payload().to_vec())).collect())
 }
 
-/// The same plan once more, by the answers that the router gave. With some targets, records are copied early.
+/// Makes the same plan again, from the recorded answers of the router. If `targets` is not 0, records are copied early.
 fn plan_again<'a>(
     shape: Shape,
     chunks: &[Bytes],
@@ -120,7 +122,7 @@ fn plan_again<'a>(
     plan_shape(shape, chunks, targets, &mut router, scratch, &mut |_| true)
 }
 
-/// The parts where ranges from that length on are shared.
+/// Returns the parts if ranges from this length on are shared.
 fn built_sharing(
     shape: Shape,
     chunks: &[Bytes],
@@ -130,7 +132,7 @@ fn built_sharing(
 ) -> Vec<(Share, Framed)> {
     let mut scratch = Scratch::default();
     let plan = plan_again(shape, chunks, targets, answers, &mut scratch).unwrap();
-    let shared = Shared { records_from: from, envelopes_from: if targets > 0 { u32::MAX } else { from } };
+    let shared = SharingLimits { records_from: from, envelopes_from: if targets > 0 { u32::MAX } else { from } };
     let layout = plan.layout(shared);
     let SharedTotals { len, ranges, .. } = plan.scratch.shared(shared);
     assert_eq!(layout.copied + len, plan.total_len());
@@ -141,7 +143,7 @@ fn built_sharing(
     parts
 }
 
-/// The parts by copying early.
+/// Returns the parts if records are copied early.
 fn built_early(shape: Shape, chunks: &[Bytes], answers: &[Targets]) -> Vec<(Share, Framed)> {
     let mut scratch = Scratch::default();
     let mut answers = answers.iter();
@@ -165,7 +167,7 @@ fn cut_traces(payload: &[u8]) -> Result<Vec<(Target, Vec<u8>)>, WireError> {
     cut(Signal::Traces.into(), payload, by_first_byte)
 }
 
-/// The IDs that a router is shown, without regard to where they go.
+/// Returns the IDs that a router gets.
 fn ids(payload: &[u8]) -> Vec<Vec<u8>> {
     let mut seen = Vec::new();
     cut(Signal::Traces.into(), payload, |record: &Record<'_>| {
@@ -177,7 +179,7 @@ fn ids(payload: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn every_envelope_goes_verbatim_to_each_part_that_needs_it() {
+fn envelopes_are_copied_verbatim_to_each_part_that_needs_them() {
     let resource = len(1, b"\xff not looked into");
     let scope = len(1, [0x08]);
     let head = all([resource, len(99, b"unknown")]);
@@ -193,14 +195,14 @@ fn every_envelope_goes_verbatim_to_each_part_that_needs_it() {
 }
 
 #[test]
-fn envelopes_behind_their_records_and_between_them_are_kept_in_order() {
+fn envelope_fields_after_and_between_records_keep_their_order() {
     let payload = len(1, all([len(2, all([span([1]), len(1, b"a"), span([2]), len(3, b"b")])), len(1, b"late")]));
     let part = |id| len(1, all([len(1, b"late"), len(2, all([len(1, b"a"), len(3, b"b"), span([id])]))]));
     assert_eq!(cut_traces(&payload).unwrap(), [(1, part(1)), (2, part(2))]);
 }
 
 #[test]
-fn messages_without_records_are_dropped_and_others_keep_their_place() {
+fn messages_without_records_are_dropped_and_the_others_keep_their_order() {
     let scope = |id| len(2, all([len(1, [id]), span([id])]));
     let resource = |id: u8| len(1, all([len(1, [id]), len(2, b""), len(2, len(1, b"no span")), scope(id)]));
     let kept = |id: u8| len(1, all([len(1, [id]), scope(id)]));
@@ -222,7 +224,7 @@ fn the_last_id_and_start_of_a_record_count() {
 }
 
 #[test]
-fn ids_of_any_length_are_shown_as_they_are() {
+fn routers_get_ids_of_any_length_unchanged() {
     let payload = request([len(2, b""), span(b""), span([1; 8]), span([0; 16]), span([1; 32]), span([1; 300])]);
     assert_eq!(ids(&payload), [&[][..], &[], &[1; 8], &[0; 16], &[1; 32], &[1; 300]]);
 }
@@ -241,7 +243,7 @@ fn a_log_records_id_and_time_are_found_in_their_own_fields() {
 }
 
 #[test]
-fn padded_varints_are_read_and_lengths_above_records_written_short() {
+fn padded_varints_are_read_and_lengths_above_records_are_written_in_shortest_form() {
     let span = |len: u8| [&[0x92, 0x80, 0x00, 0x80 | len, 0x80, 0x00][..], &[0x0a, 0x82, 0x00, 7, 9]].concat();
     let request = |len: u8| {
         let scope = [&[0x92, 0x00, 0x8b, 0x80, 0x00][..], &span(len)].concat();
@@ -252,7 +254,7 @@ fn padded_varints_are_read_and_lengths_above_records_written_short() {
 }
 
 #[test]
-fn groups_pass_at_every_level() {
+fn groups_pass_through_at_every_level() {
     let group = || [&[0x63, 0x6b][..], &len(1, b"inside"), &varint(2, 9), &[0x6c, 0x64]].concat();
     let with_group = |id: u8| len(2, all([group(), len(1, [id]), group()]));
     let level = |rest: Vec<u8>| all([group(), rest]);
@@ -264,7 +266,7 @@ fn groups_pass_at_every_level() {
 }
 
 #[test]
-fn values_may_nest_as_deep_as_they_like() {
+fn values_may_nest_to_any_depth() {
     let deep = (0..200).fold(len(1, b"\xff\xfe"), |value, _| len(5, len(1, value)));
     let spans = [1, 2].map(|id| len(2, all([len(1, [id]), len(9, &deep)])));
     let [first, second] = spans.clone();
@@ -272,7 +274,7 @@ fn values_may_nest_as_deep_as_they_like() {
 }
 
 #[test]
-fn a_broken_field_is_named_by_its_offset() {
+fn the_error_for_a_malformed_field_has_its_offset() {
     let wrong = |kind, offset, payload: Vec<u8>| assert_eq!(cut_traces(&payload), Err(WireError { offset, kind }));
     let unexpected = |number, found, expected| Malformed::Unexpected { number, found, expected };
     wrong(Malformed::Length(99), 0, vec![0x0a, 99]);
@@ -298,7 +300,7 @@ fn every_truncation_of_a_request_is_an_error_or_a_shorter_request() {
 }
 
 #[test]
-fn a_request_of_one_owner_is_whole() {
+fn a_request_with_one_target_is_not_rebuilt() {
     let whole = |payload: &[u8], mut router: &mut dyn FnMut(&Record<'_>) -> Targets| {
         let mut scratch = Scratch::default();
         let payload = Bytes::copy_from_slice(payload);
@@ -327,7 +329,7 @@ fn targets(targets: &[Target]) -> Targets {
 }
 
 #[test]
-fn up_to_three_targets_are_kept_each_once() {
+fn a_record_has_up_to_three_targets_each_once() {
     assert_eq!(targets(&[7, 7]), Targets::One(7));
     let Targets::Many(several) = targets(&[7, 0, 7, 9, 0, 9]) else { panic!("three targets") };
     assert_eq!(several.as_slice(), [7, 0, 9]);
@@ -337,7 +339,7 @@ fn up_to_three_targets_are_kept_each_once() {
 }
 
 #[test]
-fn records_go_to_all_their_targets_and_unrouted_ones_to_nobody() {
+fn records_go_to_all_their_targets_and_unrouted_ones_to_none() {
     let router = |record: &Record<'_>| match record.id {
         [1] => targets(&[5, 6]),
         [2] => targets(&[6, 5, u32::MAX]),
@@ -359,7 +361,7 @@ fn records_go_to_all_their_targets_and_unrouted_ones_to_nobody() {
 }
 
 #[test]
-fn thousands_of_targets_keep_apart() {
+fn thousands_of_targets_are_not_mixed_up() {
     let id = |number: u32| number.wrapping_mul(65_537).to_be_bytes();
     let payload = len(1, len(2, (0..10_000).flat_map(|number| span(id(number % 5_000))).collect::<Vec<_>>()));
     let router = |record: &Record<'_>| Targets::One(u32::from_be_bytes(record.id.try_into().unwrap()));
@@ -371,7 +373,7 @@ fn thousands_of_targets_keep_apart() {
 }
 
 #[test]
-fn targets_that_are_looked_up_in_the_same_place_keep_apart() {
+fn targets_with_the_same_slot_of_the_index_are_not_mixed_up() {
     let spans: Vec<u8> = (0..60).flat_map(|number| span([number; 16])).collect();
     let payload = len(1, len(2, spans));
     // The index of targets has 64 places.
@@ -386,7 +388,7 @@ fn targets_that_are_looked_up_in_the_same_place_keep_apart() {
 }
 
 #[test]
-fn a_scratch_that_was_used_before_changes_nothing() {
+fn a_reused_scratch_leads_to_the_same_parts() {
     let mut scratch = Scratch::default();
     let mut router = by_first_byte;
     for id in 0..=255 {

@@ -1,4 +1,4 @@
-//! What the cut asks room for, when, and what it refuses without.
+//! Tests of when the split asks for room, for how much, and what it does if there is none.
 
 use super::*;
 use crate::otlp::framed::PREFIX_LEN;
@@ -10,13 +10,13 @@ fn the_size_of_all_parts_is_known_before_any_is_built() {
     let (mut scratch, mut router) = (Scratch::default(), by_first_byte);
     let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap();
     assert_eq!(plan.shares().count(), 200);
-    // Resource, scope and span with their tags and lengths, behind gRPC's prefix.
+    // gRPC's prefix, and then resource, scope and span with their tags and lengths.
     assert_eq!(plan.total_len(), 200 * (5 + (1 + 4) + (1 + 4) + (30 << 20) + 2 + 5));
 }
 
 #[test]
-fn a_request_of_more_pieces_than_are_kept_track_of_is_refused() {
-    // Each falls into four: resource, scope, the scope's other field, run.
+fn a_request_with_too_many_entries_is_refused() {
+    // Each takes four entries: resource, scope, the scope's other field, run.
     let unit = request([span([1]), varint(9, 1)]);
     let mut payload = Bytes::from(unit.repeat((1 << 20) + 1));
     let mut scratch = Scratch::default();
@@ -24,14 +24,14 @@ fn a_request_of_more_pieces_than_are_kept_track_of_is_refused() {
     let error =
         plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap_err();
     assert!(matches!(error.kind, Malformed::Pieces(_)), "{error}");
-    assert!(scratch.runs.capacity() + scratch.messages.capacity() < 1 << 17, "what it took is given back");
+    assert!(scratch.runs.capacity() + scratch.messages.capacity() < 1 << 17, "its memory must be freed");
     payload = [0x0a, 0x00].repeat((1 << 22) + 1).into();
     let plan = plan(Signal::Traces, std::slice::from_ref(&payload), &mut router, &mut scratch, &mut |_| true).unwrap();
-    assert_eq!(plan.records(), 0, "millions of empty resources take no room");
+    assert_eq!(plan.records(), 0, "millions of empty resources must not take entries");
 }
 
 #[test]
-fn room_is_asked_for_before_many_pieces_and_long_torn_records_are_kept() {
+fn room_is_asked_for_many_entries_and_for_long_reassembled_records() {
     let mut scratch = Scratch::default();
     let mut router = by_first_byte;
     let usual = Bytes::from(request([span([1]), span([2])]).repeat(10_000));
@@ -41,7 +41,7 @@ fn room_is_asked_for_before_many_pieces_and_long_torn_records_are_kept() {
         true
     })
     .unwrap();
-    assert!(asked.is_empty(), "what is kept anyway is free");
+    assert!(asked.is_empty(), "entries that are kept anyway must not ask for room");
     let many = Bytes::from(request([span([1]), varint(9, 1)]).repeat(1 << 19));
     plan(Signal::Traces, std::slice::from_ref(&many), &mut router, &mut scratch, &mut |len| {
         asked.push(len);
@@ -61,19 +61,20 @@ fn room_is_asked_for_before_many_pieces_and_long_torn_records_are_kept() {
         };
         let mut scratch = Scratch::default();
         let result = plan(Signal::Traces, chunks, &mut by_first_byte, &mut scratch, &mut room)
-            .map(|plan| plan.layout(Shared::REQUEST).len());
+            .map(|plan| plan.layout(SharingLimits::REQUEST).len());
         (result.map_err(|error| error.kind), asked)
     };
-    assert_eq!(plan_of(&[long], false).1, [0; 0], "it is in one place");
+    assert_eq!(plan_of(&[long], false).1, [0; 0], "the record is in one buffer");
     let (room, asked) = plan_of(&halves, true);
     assert!((1 << 20..(1 << 20) + 100).contains(&asked[0]) && asked.len() == 1, "{asked:?}");
-    assert!(room.unwrap() >= asked[0], "it stays as long as the parts do");
+    assert!(room.unwrap() >= asked[0], "the reassembled record lives as long as the parts");
     assert_eq!(plan_of(&halves, false).0, Err(Malformed::NoRoom(asked[0])));
 }
 
 #[test]
-fn what_is_torn_once_is_put_together_once() {
-    // Resources as long as a joint: the end of each joint would tear the next one.
+fn each_split_field_is_reassembled_once() {
+    // Resources as long as the bytes that are reassembled at first, so that the end of each reassembled buffer would
+    // lie inside of the next resource.
     let resource = len(1, len(3, [0; 59]));
     assert_eq!(resource.len(), 63);
     let spans = [resource.repeat(1_000), request([span([1]), span([2])]).repeat(1_000)].concat();
@@ -84,12 +85,12 @@ fn what_is_torn_once_is_put_together_once() {
         let plan = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| false).unwrap();
         assert_eq!(plan.records(), 2_000);
         let sources = plan.scratch.sources.len();
-        assert!(sources <= 3, "{sources} buffers, torn at {border}");
+        assert!(sources <= 3, "{sources} buffers, border at {border}");
     }
 }
 
 #[test]
-fn many_torn_records_are_put_together_only_while_there_is_room() {
+fn many_records_are_reassembled_only_while_there_is_room() {
     let record = |id| len(2, all([len(1, [id]), len(9, vec![0; 5_000])]));
     let payload = Bytes::from(len(1, len(2, (0..100).flat_map(record).collect::<Vec<_>>())));
     let chunks: Vec<Bytes> =
@@ -107,7 +108,7 @@ fn many_torn_records_are_put_together_only_while_there_is_room() {
     assert!(matches!(error.kind, Malformed::NoRoom(_)), "{error}");
 }
 
-/// A scope of `count` runs of ten spans each for two targets, with `size` bytes of name.
+/// Returns a scope with `count` runs of ten spans each, alternating between two targets. Names have `size` bytes.
 fn alternating(count: u32, size: usize) -> Bytes {
     let span = |id: u32| len(2, all([len(1, [u8::from(id % 2 == 1)]), len(5, vec![b'n'; size])]));
     Bytes::from(len(1, len(2, (0..count).flat_map(|run| span(run).repeat(10)).collect::<Vec<_>>())))
@@ -118,15 +119,15 @@ fn plan_of<'a>(chunks: &[Bytes], scratch: &'a mut Scratch) -> Plan<'a> {
 }
 
 #[test]
-fn where_there_is_no_room_for_copies_parts_share_the_request() {
+fn without_room_for_copies_parts_share_the_request() {
     let payload = alternating(20, 300);
     let mut scratch = Scratch::default();
     let chunks = [payload];
     let plan = plan_of(&chunks, &mut scratch);
     let total = plan.total_len();
-    // Each part has a prefix and two messages. There is a range for each run, a buffer in front of each message's first one, and
-    // one at the end.
-    let layout = plan.layout(Shared::REQUEST);
+    // Each part has a prefix and two messages. Its list has a buffer for each run, one before the first run of each
+    // message, and one at the end.
+    let layout = plan.layout(SharingLimits::REQUEST);
     assert_eq!((layout.copied, layout.reassembled, layout.shares), (2 * (PREFIX_LEN + 4 + 4), 0, true));
     assert_eq!((layout.ranges, layout.chunks), (20, 2 + 20 + 2 * 3 + 1));
     let expected = layout.copied + 20 * size_of::<SharedRange>() + layout.chunks * size_of::<Bytes>();
@@ -142,25 +143,25 @@ fn where_there_is_no_room_for_copies_parts_share_the_request() {
     let copied = plan_of(&chunks, &mut scratch).build(&mut |_| true).unwrap();
     assert_eq!((copied.len, copied.shares), (total, false));
     assert!(copied.parts == built.parts);
-    assert!(!chunks[0].is_unique(), "they keep the request");
+    assert!(!chunks[0].is_unique(), "the parts keep the request in memory");
     let refused = plan_of(&chunks, &mut scratch).build(&mut |_| false);
     assert_eq!(refused.map(|built| built.len), Err(NotBuilt::NoRoom(expected)));
 }
 
 #[test]
-fn parts_share_the_request_only_where_that_takes_less_than_copies_and_they_repeat_little_of_it() {
+fn parts_share_the_request_only_if_that_saves_memory_and_they_repeat_little() {
     let shared = |payload: &Bytes| {
         let mut scratch = Scratch::default();
         let chunks = [payload.clone()];
         let plan = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
-        let (total, len) = (plan.total_len(), plan.layout(Shared::REQUEST).len());
+        let (total, len) = (plan.total_len(), plan.layout(SharingLimits::REQUEST).len());
         let built = plan.build_in_least_room(&mut |_| true).unwrap();
         assert_eq!(built.len, if built.shares { len } else { total });
         (built.shares, len < total)
     };
     assert_eq!(shared(&alternating(20, 300)), (true, true));
-    assert_eq!(shared(&alternating(2, 1)), (false, false), "lists would take more than copies");
-    // A resource that both parts need, and that is a fourth of the request or a bit more.
+    assert_eq!(shared(&alternating(2, 1)), (false, false), "lists would take more memory than copies");
+    // A resource that both parts need. It is a fourth of the request, or a little more.
     let with_resource = |size: usize| {
         let [first, second] = [1, 2].map(|id| len(2, all([len(1, [id]), len(5, vec![b'n'; 5_000])])));
         Bytes::from(len(1, all([len(1, vec![0; size]), len(2, all([first, second]))])))
@@ -170,12 +171,12 @@ fn parts_share_the_request_only_where_that_takes_less_than_copies_and_they_repea
 }
 
 #[test]
-fn what_was_put_together_stays_as_long_as_parts_that_share_it() {
+fn reassembled_bytes_live_as_long_as_parts_that_share_them() {
     let payload = alternating(20, 300);
     let halves = [payload.slice(..2_000), payload.slice(2_000..)];
     let mut scratch = Scratch::default();
     let plan = plan(Signal::Traces, &halves, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
-    let layout = plan.layout(Shared::REQUEST);
+    let layout = plan.layout(SharingLimits::REQUEST);
     assert!(layout.reassembled > 300 && layout.reassembled == plan.counts.reassembled);
     // One run lies in three buffers.
     assert_eq!((layout.ranges, layout.chunks), (20 + 2, 2 + 20 + 2 + 2 * 3 + 1));
@@ -184,7 +185,7 @@ fn what_was_put_together_stays_as_long_as_parts_that_share_it() {
 }
 
 #[test]
-fn early_copies_are_asked_for_at_first_and_what_goes_between_them_at_the_end() {
+fn room_for_early_copies_is_asked_at_first_and_for_the_rest_at_the_end() {
     let payload = alternating(20, 300);
     let targets = NonZeroUsize::new(2).unwrap();
     let mut scratch = Scratch::default();
@@ -202,7 +203,7 @@ fn early_copies_are_asked_for_at_first_and_what_goes_between_them_at_the_end() {
     )
     .unwrap();
     assert_eq!(asked, [Early::room(payload.len(), 2)]);
-    let layout = plan.layout(Shared::EARLY_COPIES);
+    let layout = plan.layout(SharingLimits::EARLY_COPIES);
     let buffers = plan.scratch.early.buffers();
     assert_eq!((layout.copied, layout.ranges), (2 * (PREFIX_LEN + 4 + 4), 2 + buffers));
     assert_eq!(layout.chunks, 2 + 2 + 2 + buffers + 1);
@@ -217,11 +218,11 @@ fn early_copies_are_asked_for_at_first_and_what_goes_between_them_at_the_end() {
     assert_eq!(more, [layout.len() + not_granted]);
     assert_eq!((built.len, built.shares), (layout.len() + taken, false));
     drop(scratch);
-    assert!(payload.is_unique(), "nothing keeps the request");
+    assert!(payload.is_unique(), "nothing may keep the request in memory");
 }
 
 #[test]
-fn without_room_early_copies_are_not_made_or_not_put_together() {
+fn without_room_there_are_no_early_copies_or_no_parts_of_them() {
     let payload = alternating(20, 300);
     fn plan<'a>(chunks: &[Bytes], scratch: &'a mut Scratch, gives: bool) -> Plan<'a> {
         let targets = NonZeroUsize::new(2).unwrap();
@@ -233,7 +234,7 @@ fn without_room_early_copies_are_not_made_or_not_put_together() {
     assert!(!late.scratch.early.is_on());
     let built = late.build(&mut |_| true).unwrap();
     let early = plan(&chunks, &mut scratch, true);
-    let more = early.layout(Shared::EARLY_COPIES).len() + early.scratch.early.taken().1;
+    let more = early.layout(SharingLimits::EARLY_COPIES).len() + early.scratch.early.taken().1;
     assert_eq!(early.build(&mut |_| false).map(|built| built.len), Err(NotBuilt::NoRoom(more)));
     assert!(plan(&chunks, &mut scratch, true).build(&mut |_| true).unwrap().parts == built.parts);
 }
@@ -247,12 +248,12 @@ fn early_copies_are_cheaper_for_long_parts_of_long_requests() {
 }
 
 #[test]
-fn entries_up_to_those_that_are_kept_need_no_room() {
+fn as_many_entries_as_are_kept_anyway_need_no_room() {
     // A resource, a scope and a run each; the request itself and its buffer.
     let units = 21_844;
     let unit = request([span([1])]);
     for (fields, asks) in [(0, 0), (1, 0), (2, 0), (3, 1)] {
-        // The last units have fields in front of them, which are no neighbours.
+        // The last units have fields in front of them, which are not adjacent to others.
         let last = [len(9, []), unit.clone()].concat().repeat(fields);
         let payload = [unit.repeat(units - fields), last].concat();
         let mut scratch = Scratch::default();
@@ -286,7 +287,7 @@ fn many_runs_of_few_messages_take_room_too() {
             },
         )
         .unwrap();
-        // Copied early, they are neighbours. A buffer for them may come from the pool and be longer, for which room is asked too.
+        // Early copies are adjacent. Their buffer may come from the pool and be longer; room is asked for that too.
         assert_eq!(plan.scratch.runs.len(), if targets == 0 { 70_000 } else { 2 });
         let count = std::mem::take(&mut asked);
         assert!(count == 1 || targets > 0 && count > 1, "{count} times");
@@ -294,7 +295,7 @@ fn many_runs_of_few_messages_take_room_too() {
 }
 
 #[test]
-fn up_to_64_kib_are_put_together_for_free() {
+fn up_to_64_kib_are_reassembled_without_asking() {
     let record = |size: usize| len(2, all([len(1, [7]), len(9, vec![0; size])]));
     let asked = |records: &[Vec<u8>]| {
         let payload = Bytes::from(len(1, len(2, records.concat())));
@@ -322,11 +323,11 @@ fn up_to_64_kib_are_put_together_for_free() {
     assert_eq!(asked(&[record((64 << 10) - 10)]), [(64 << 10) + 1]);
     let (first, second) = (record(40_000), record(30_000));
     let len = second.len();
-    assert_eq!(asked(&[first, second]), [len], "together they are more");
+    assert_eq!(asked(&[first, second]), [len], "together they exceed the limit");
 }
 
 #[test]
-fn a_request_is_no_longer_than_grpc_can_say() {
+fn a_request_longer_than_32_bits_is_refused() {
     let mib = Bytes::from(vec![0; 1 << 20]);
     let mut chunks = vec![mib.clone(); 4095];
     chunks.push(mib.slice(1..));
@@ -338,7 +339,7 @@ fn a_request_is_no_longer_than_grpc_can_say() {
 }
 
 #[test]
-fn a_plan_that_is_dropped_keeps_no_buffer() {
+fn dropping_a_plan_frees_its_buffers() {
     let payload = alternating(20, 300);
     let mut scratch = Scratch::default();
     let chunks = [payload];

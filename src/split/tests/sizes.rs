@@ -1,4 +1,4 @@
-//! Cutting by size.
+//! Tests of cutting a message by size.
 
 use std::num::NonZeroUsize;
 
@@ -16,7 +16,7 @@ fn pieces(payload: &[u8], max: usize) -> Vec<(u32, Vec<u8>)> {
     pieces.into_iter().map(|(records, piece)| (records, piece.payload().to_vec())).collect()
 }
 
-/// A span of `size` bytes in its scope, with a number for an ID.
+/// Returns a span of `size` bytes as a field of its scope. Its ID is a number.
 fn span_of(number: u32, size: usize) -> Vec<u8> {
     let id = len(1, number.to_be_bytes());
     let room = (0..5).map(|head| size - id.len() - 2 - head).find_map(|body| {
@@ -26,7 +26,7 @@ fn span_of(number: u32, size: usize) -> Vec<u8> {
     room.unwrap()
 }
 
-/// Resources of `scopes` scopes of `spans` spans, with envelopes behind their records.
+/// Returns resources with `scopes` scopes of `spans` spans each, with envelope fields after their records.
 fn large(resources: u32, scopes: u32, spans: u32, size: usize) -> Vec<u8> {
     let mut numbers = 0..;
     let mut scope = || {
@@ -49,7 +49,7 @@ fn twelve_mebibytes_become_pieces_of_at_most_four() {
         let pieces = pieces(&payload, 4 * MIB);
         assert!(pieces.iter().all(|(_, piece)| piece.len() <= 4 * MIB));
         assert_eq!(pieces.iter().map(|(records, _)| records).sum::<u32>(), resources * scopes * spans);
-        assert_eq!(pieces.len(), payload.len().div_ceil(4 * MIB), "as few as can be");
+        assert_eq!(pieces.len(), payload.len().div_ceil(4 * MIB), "there must be no more pieces than needed");
         let (_, full) = pieces.split_last().unwrap();
         assert!(full.iter().all(|(_, piece)| piece.len() > 4 * MIB - 2_000), "filled");
         assert_eq!(pieces.iter().flat_map(|(_, piece)| ids(piece)).collect::<Vec<_>>(), ids(&payload), "in order");
@@ -65,7 +65,7 @@ fn a_message_that_fits_is_returned_as_it_is() {
 }
 
 #[test]
-fn a_record_above_the_limit_goes_alone() {
+fn a_record_above_the_limit_gets_its_own_piece() {
     let [small, huge] = [span([1]), len(2, all([len(1, [2]), len(5, [b'n'; 100])]))];
     let payload = request([small.clone(), huge.clone(), small.clone(), small.clone()]);
     assert_eq!(
@@ -75,7 +75,7 @@ fn a_record_above_the_limit_goes_alone() {
 }
 
 #[test]
-fn envelopes_count_and_pieces_are_filled_to_the_byte() {
+fn envelopes_count_in_the_size_and_pieces_are_filled_to_the_last_byte() {
     let payload = len(1, all([len(2, all([span([1]), span([2]), span([3]), len(3, b"scope")])), len(3, b"resource")]));
     let piece = |spans: Vec<u8>| len(1, all([len(3, b"resource"), len(2, all([len(3, b"scope"), spans]))]));
     let two = piece(all([span([1]), span([2])]));
@@ -87,7 +87,7 @@ fn envelopes_count_and_pieces_are_filled_to_the_byte() {
 fn envelopes_as_large_as_the_limit_do_not_multiply_the_message() {
     let spans: Vec<_> = (0..1000).flat_map(|number| span_of(number, 100)).collect();
     let payload = len(1, all([len(1, vec![0; 200_000]), len(2, spans)]));
-    assert_eq!(pieces(&payload, 150_000), [(1000, payload.clone())], "a thousand times 200 kB otherwise");
+    assert_eq!(pieces(&payload, 150_000), [(1000, payload.clone())], "the pieces would be a thousand times 200 kB");
     assert_eq!(pieces(&payload, 200_200), [(1000, payload.clone())]);
     let cut = pieces(&payload, 240_000);
     assert_eq!(cut.iter().map(|(records, _)| *records).collect::<Vec<_>>(), [399, 399, 202]);
@@ -142,7 +142,7 @@ fn records_of(payload: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn no_room_to_keep_track_of_a_message_is_no_reason_to_send_it_whole() {
+fn without_room_for_entries_a_message_is_not_sent_whole() {
     let resource = len(1, len(2, all([len(2, len(1, [1])), len(4, b"x")])));
     let message = Framed::copy_from_payload(&resource.repeat(30_000)).unwrap();
     let refused = by_size(Signal::Traces, &message, 100_000, |_| false).unwrap();
@@ -150,11 +150,12 @@ fn no_room_to_keep_track_of_a_message_is_no_reason_to_send_it_whole() {
 }
 
 #[test]
-fn parts_in_several_buffers_of_their_own_are_those_that_share_the_request() {
+fn copied_parts_in_several_buffers_equal_parts_that_share_the_request() {
     let mut random = fastrand::Rng::with_seed(11);
     let mut borders = 0;
     for round in 0..24 {
-        // Scopes of few small spans, so that a border meets every kind of byte, and a span that is longer than a buffer.
+        // Scopes of few small spans, so that borders between buffers lie in every kind of field, and a span longer than
+        // a buffer.
         let (scopes, spans) = if round % 2 == 0 { (20_000, 3) } else { (500, 40) };
         let scope = |random: &mut fastrand::Rng| {
             let span = |random: &mut fastrand::Rng| {
@@ -181,7 +182,7 @@ fn parts_in_several_buffers_of_their_own_are_those_that_share_the_request() {
             assert!(copied == plan.build(&mut |_| true).unwrap().parts);
         }
     }
-    assert!(borders > 50, "{borders} borders are too few to tell");
+    assert!(borders > 50, "{borders} borders are too few for this test");
 }
 
 #[test]
@@ -190,7 +191,7 @@ fn pieces_may_be_four_times_as_long_as_the_message_and_no_longer() {
         let spans: Vec<u8> = (0..records).flat_map(|id| span([id])).collect();
         len(1, all([len(1, vec![0; envelope]), len(2, spans)]))
     };
-    // Of one record each: a prefix, the envelope and the record's own messages.
+    // Each piece has one record: a prefix, the envelope and the record's own messages.
     let total = |envelope: usize, records: u8| {
         usize::from(records) * (5 + len(1, all([len(1, vec![0; envelope]), len(2, span([1]))])).len())
     };
@@ -209,5 +210,5 @@ fn pieces_may_be_four_times_as_long_as_the_message_and_no_longer() {
             seen += u32::from((growth - 4.0).abs() < 1e-9);
         }
     }
-    assert!(seen > 0, "none is just four times as long");
+    assert!(seen > 0, "no case is exactly four times as long");
 }
