@@ -1,12 +1,12 @@
-//! Which keys differ between two configurations. Only their paths are reported, not their values.
+//! Finds the keys that differ between two configurations. Only their paths are reported, not their values.
 
 use serde_json::Value;
 
 use super::node::is_plain_name;
 use crate::settings::{Settings, section::Printed};
 
-/// The paths of the keys that differ, in order. For a section that only one of the two has, this is the path of the section.
-/// A key that differs without effect is not among them.
+/// Returns the paths of the keys that differ, in order. For a section that only one of the two has, this is the path of
+/// the section. Keys whose difference has no effect are left out.
 pub fn changed_keys(before: &Settings, after: &Settings) -> Vec<String> {
     let mut changed = differing(before, after);
     if !changed.is_empty() {
@@ -23,7 +23,7 @@ fn differing(before: &Settings, after: &Settings) -> Vec<String> {
     }
     for (name, pool) in &before.pools {
         let Some(other) = after.pools.get(name) else { continue };
-        // Their values are printed as [REDACTED], and so look the same.
+        // Their values are printed as [REDACTED], so they look the same.
         for (header, value) in &pool.headers.0 {
             if other.headers.0.get(header).is_some_and(|other| other != value) {
                 changed.push(below(&below(&below("pools", name), "headers"), header));
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named_by_its_path() {
+    fn differences_are_named_by_their_paths() {
         let changed = |one: &str, other: &str| changed_keys(&settings(one), &settings(other));
         let pool = |more: &str| format!("pools: {{ a: {{ {more} }} }}");
         assert_eq!(changed(&pool("timeout: 1s"), &pool("timeout: 1s")), [""; 0]);

@@ -1,5 +1,5 @@
-//! A serde deserializer that reads a [`Node`]. It adds the position and the path to every error and, for an unknown name,
-//! the nearest known one.
+//! A serde deserializer that reads a [`Node`]. It adds the position and the path to every error, and the most similar
+//! known name to an error about an unknown one.
 
 use std::fmt::{self, Display};
 
@@ -15,10 +15,10 @@ use crate::settings::section::Setting;
 /// `tls` is not for `dns`.
 const SUGGEST_ABOVE: f64 = 0.75;
 
-/// Keys that are planned. The error for them says that they are not supported yet.
+/// Planned keys. The error for them says that they are not supported yet.
 const NOT_YET: [&str; 3] = ["http", "handoff", "health"];
 
-/// Keys of the Collector's exporter that do not exist here, and what to write instead.
+/// Keys of the Collector's exporter that do not exist here, and advice on what to write instead.
 const INSTEAD: [(&str, &str); 5] = [
     ("k8s", "a headless Service has a name in DNS: write dns: { hostname: SERVICE.NAMESPACE.svc }"),
     ("kubernetes", "a headless Service has a name in DNS: write dns: { hostname: SERVICE.NAMESPACE.svc }"),
@@ -44,7 +44,7 @@ impl ConfigError {
         if self.position.is_none() {
             self.position = Some(node.position);
             if let Some(expected) = expected {
-                self.message = format!("what stands here does not fit (it is not shown); expected {expected}");
+                self.message = format!("this value does not fit (it is not shown); expected {expected}");
             }
         }
         self
@@ -91,7 +91,7 @@ impl de::Error for ConfigError {
     }
 }
 
-/// The message about an unknown name: the name that was probably meant, and all known ones.
+/// Returns the message about an unknown name, with the name that was probably meant and all known ones.
 pub(super) fn unknown_name(what: &str, found: &str, known: &[&str]) -> String {
     let known: Vec<&str> = known.iter().copied().filter(|name| !name.is_empty()).collect();
     let list = known.join(", ");
@@ -110,7 +110,7 @@ fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
-/// What was expected, without names of Rust types.
+/// Returns the description of an expected value, without names of Rust types.
 fn plain(expected: &dyn Expected) -> String {
     match expected.to_string().as_str() {
         "u8" => "a whole number up to 255".to_owned(),
@@ -125,7 +125,7 @@ fn plain(expected: &dyn Expected) -> String {
     }
 }
 
-/// What was found, without names of Rust types.
+/// The description of the value that was found, without names of Rust types.
 struct Found<'a>(Unexpected<'a>);
 
 impl Display for Found<'_> {
@@ -188,8 +188,8 @@ impl<'de> NodeDeserializer<'de> {
     }
 }
 
-/// The error for a value that is not text where one of `known` names is expected. YAML reads `off`, `no` and `false` as the
-/// same value.
+/// Returns the error for a value that is not text, where one of the `known` names is expected. YAML reads `off`, `no`
+/// and `false` as the same value.
 fn no_name(found: &Value, known: &[&str]) -> ConfigError {
     let found = match found {
         Value::Bool(false) if known.contains(&"none") => "false, as YAML reads off, no and false; write none",
@@ -295,7 +295,7 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ConfigError> {
         let entry = self.current.take().ok_or_else(|| de::Error::custom("a value was asked for before its key"))?;
-        // A header without a value is probably a value that was written in place of a name.
+        // A header without a value is probably a value that was written in place of a name, so it is not shown.
         let is_astray = entry.node.origin == Origin::Header && entry.node.value == Value::Null;
         let below = |error: ConfigError| if is_astray { error } else { error.below(Step::Key(entry.key.clone())) };
         seed.deserialize(NodeDeserializer(&entry.node)).map_err(below)

@@ -1,4 +1,4 @@
-//! A configuration that was read and is not checked yet: a file, or the backends of the command line.
+//! A configuration that was read but not checked yet. It comes from a file, or from backends on the command line.
 
 use std::{fmt, path::Path};
 
@@ -20,10 +20,10 @@ use crate::{
 /// The name of the pool when backends are given on the command line.
 const COMMAND_LINE_POOL: &str = "default";
 
-/// Sections of a Collector's file that ours does not have.
+/// Sections of a Collector's file that do not exist here.
 const COLLECTOR_SECTIONS: [&str; 5] = ["exporters", "service", "processors", "extensions", "connectors"];
 
-/// A configuration that was read and is not checked yet.
+/// A configuration that was read but not checked yet.
 #[derive(Clone)]
 pub struct Draft {
     name: String,
@@ -33,7 +33,7 @@ pub struct Draft {
     pub settings: Settings,
 }
 
-/// Backends as they are given on the command line.
+/// Backends on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backends {
     /// `static://host:port,host:port`
@@ -49,8 +49,8 @@ impl Draft {
         Self::parse(&path.display().to_string(), &text, &|name| std::env::var(name).ok())
     }
 
-    /// Parses the text of a file; `lookup` returns the value of an environment variable. The first unknown key, or value
-    /// that cannot be read, ends it: the error is about this one alone.
+    /// Parses the text of a file; `lookup` returns the value of an environment variable. It ends at the first unknown
+    /// key or value that cannot be read, so the error is only about that one.
     pub fn parse(name: &str, text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, LoadError> {
         let invalid = |problem| LoadError::Invalid { name: name.to_owned(), problems: vec![problem] };
         let mut root = Node::parse(text).map_err(invalid)?;
@@ -63,7 +63,7 @@ impl Draft {
         Ok(Self { name: name.to_owned(), root: Some(root), settings })
     }
 
-    /// The settings that `--backends` stands for: one pool, and a route that sends it traces by trace ID.
+    /// Returns the settings that `--backends` is short for: one pool, and a route that sends traces to it by trace ID.
     pub fn of_backends(backends: Backends) -> Self {
         let resolver = match backends {
             Backends::Static(hostnames) => {
@@ -100,7 +100,7 @@ impl Draft {
         serde_saphyr::to_string(&shown).map_err(|error| print(&error))
     }
 
-    /// Whether the value at `path` must not be shown.
+    /// Returns whether the value at `path` must not be shown.
     fn is_hidden(&self, path: &[Step]) -> bool {
         self.root.as_ref().and_then(|root| root.at(path)).is_some_and(Node::is_hidden)
     }
@@ -111,7 +111,7 @@ impl Draft {
     }
 }
 
-/// The error for a Collector's file, which says more than an unknown key would.
+/// Returns the error for a Collector's file, which is more helpful than one about an unknown key.
 fn collector_section(root: &Node) -> Option<ConfigError> {
     let entry = COLLECTOR_SECTIONS.iter().find_map(|key| root.entry(key))?;
     let advice = "spanring convert FILE converts it";
@@ -119,7 +119,7 @@ fn collector_section(root: &Node) -> Option<ConfigError> {
     Some(ConfigError::new(entry.position, Vec::new(), message))
 }
 
-/// Reads the settings. Where a pool has no `timeout`, its default is at most the deadline of requests.
+/// Reads the settings. If a pool has no `timeout`, its default is lowered to the deadline of requests.
 fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
     let mut settings: Settings = root.read()?;
     let deadline = settings.receivers.otlp.deadline;
@@ -132,8 +132,8 @@ fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
     Ok(settings)
 }
 
-/// Errors that do not depend on the machine. Values with references are skipped, as they are not known here; so are missing
-/// files and names.
+/// Returns the errors that do not depend on the machine. It ignores values with references, which are not known here,
+/// and missing files and names.
 pub(crate) fn problems_of(root: &Node) -> Vec<ConfigError> {
     let sources = references::Sources { variable: &|_| Some(String::new()), file: &|_| Ok(String::new()) };
     if let Err(problem) = references::expand(&mut root.clone(), sources) {
@@ -145,7 +145,7 @@ pub(crate) fn problems_of(root: &Node) -> Vec<ConfigError> {
         Ok(settings) => check::check(&settings, Path::new("/"), &|_| false).err().unwrap_or_default(),
         Err(problem) => vec![problem],
     };
-    // An index in an error's path refers to the list without references: count those items again.
+    // An index in an error's path refers to the list without the items that contain references, so convert it.
     let counted = |problem: ConfigError| ConfigError { path: root.with_references(&problem.path), ..problem };
     let mut problems: Vec<ConfigError> = found.into_iter().map(counted).collect();
     problems.retain(|one| !one.is_local && !root.at(&one.path).is_some_and(Node::has_reference));

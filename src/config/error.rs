@@ -14,7 +14,7 @@ pub struct ConfigError {
     pub(super) is_local: bool,
 }
 
-/// Why a configuration could not be loaded or printed.
+/// The reason why a configuration could not be loaded or printed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file cannot be read.
@@ -42,23 +42,23 @@ pub enum LoadError {
 }
 
 impl ConfigError {
-    /// An error at a place of a file.
+    /// Creates an error at a position in a file.
     pub(crate) fn new(position: Position, path: Vec<Step>, message: String) -> Self {
         Self { position: Some(position), path, message, is_local: false }
     }
 
-    /// The path of the key, from the top of the file.
+    /// Returns the path of the key, from the top of the file.
     pub(crate) fn steps(&self) -> &[Step] {
         &self.path
     }
 
-    /// The error, without its place.
+    /// Returns the message, without its position.
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
 }
 
-/// A path as text: `routes[0].pool`.
+/// Returns a path as text: `routes[0].pool`.
 pub(crate) fn path_of(steps: &[Step]) -> String {
     let mut path = String::new();
     for step in steps {

@@ -1,4 +1,5 @@
-//! Checks the names and values of headers: those of clients that go on to backends, and those that a pool adds.
+//! Checks the names and values of headers: those that are forwarded from clients to backends, and those that a pool
+//! adds.
 
 use std::str::FromStr;
 
@@ -29,7 +30,7 @@ const RESERVED: [&str; 15] = [
     "user-agent",
 ];
 
-/// Errors: the name of the header, or nothing for the whole list, and the message.
+/// Errors, each with the name of the header, or an empty name for the whole list, and a message.
 pub(super) type Errors = Vec<(String, Message)>;
 
 /// Checks a list of names.
@@ -46,7 +47,7 @@ pub(super) fn checked_names(names: &[String]) -> Result<Vec<HeaderName>, Errors>
     if errors.is_empty() { Ok(checked) } else { Err(errors) }
 }
 
-/// Whether a pool can have such a header.
+/// Returns whether a pool can have this header.
 pub(crate) fn can_send(name: &str, value: String) -> bool {
     Headers([(name.to_owned(), Secret(value))].into()).checked().is_ok()
 }
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_lower_case_and_none_that_have_a_meaning_here() {
+    fn names_become_lower_case_and_reserved_ones_are_refused() {
         let good =
             checked_names(&["X-Scope-OrgID".into(), "authorization".into(), "x-trace-bin".into()]).expect("good names");
         assert_eq!(good, ["x-scope-orgid", "authorization", "x-trace-bin"]);

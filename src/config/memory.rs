@@ -1,20 +1,20 @@
-//! How much memory the process may use: the lowest limit of its cgroups, or the memory of the machine.
+//! Finds out how much memory the process may use: the lowest limit of its cgroups, or the memory of the machine.
 
 use std::{
     fs,
     path::{Component, Path, PathBuf},
 };
 
-/// Returns the bytes that this process may use. `root` is the directory of `proc` and `sys`: `/`, or that of a test. `None` if
-/// the files there do not say.
+/// Returns how many bytes this process may use, or `None` if that is unknown. `root` is the directory that contains
+/// `proc` and `sys`: `/`, or that of a test.
 pub(super) fn available(root: &Path) -> Option<u64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let limits = groups.lines().flat_map(|line| group_limits(root, line));
     limits.chain(machine_memory(root)).min()
 }
 
-/// The limits of the group in one line of `/proc/self/cgroup` (cgroups(7)): `0::/path` is version 2, `4:memory:/path`
-/// version 1. The limits of its parents apply too.
+/// Returns the limits of the group in one line of `/proc/self/cgroup` (cgroups(7)): `0::/path` is version 2,
+/// `4:memory:/path` version 1. The limits of its parents apply too.
 fn group_limits(root: &Path, line: &str) -> Vec<u64> {
     let mut fields = line.splitn(3, ':');
     let (Some(hierarchy), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
@@ -32,7 +32,8 @@ fn group_limits(root: &Path, line: &str) -> Vec<u64> {
     group.ancestors().filter_map(|parent| read_number(&root.join(mount).join(parent).join(file))).collect()
 }
 
-/// In version 2 no limit is written as `max`, which is not a number; in version 1 as a number above any memory.
+/// Reads a limit. Version 2 writes `max` for no limit, which is not a number; version 1 writes a number greater than
+/// any memory.
 fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
@@ -62,7 +63,7 @@ mod tests {
     const MACHINE: u64 = 16_384_000 * 1024;
 
     #[test]
-    fn the_least_limit_of_a_group_and_its_parents_holds() {
+    fn the_lowest_limit_of_a_group_and_its_parents_applies() {
         let root = tree(&[
             MEMINFO,
             ("proc/self/cgroup", "0::/kubepods/pod1/proxy\n"),
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_sees_its_own_group_at_the_root() {
+    fn in_a_container_the_root_is_its_own_group() {
         let root = tree(&[
             MEMINFO,
             ("proc/self/cgroup", "0::/../../host/path\n"),
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn version_one_is_understood() {
+    fn limits_of_cgroups_version_1_are_read() {
         let root = tree(&[
             MEMINFO,
             ("proc/self/cgroup", "5:cpu,cpuacct:/a\n4:memory:/docker/1\n1:name=systemd:/a\n"),
@@ -95,14 +96,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_it_is_the_machines_memory() {
+    fn without_a_limit_the_memory_of_the_machine_applies() {
         let root = tree(&[MEMINFO, ("proc/self/cgroup", "0::/user\n"), ("sys/fs/cgroup/user/memory.max", "max\n")]);
         assert_eq!(available(root.path()), Some(MACHINE));
         assert_eq!(available(tree(&[MEMINFO]).path()), Some(MACHINE));
     }
 
     #[test]
-    fn nothing_known_is_said_to_be_unknown() {
+    fn without_any_of_the_files_the_memory_is_unknown() {
         assert_eq!(available(tree(&[]).path()), None);
         assert_eq!(
             available(tree(&[("proc/meminfo", "MemTotal: lots\n"), ("proc/self/cgroup", "::\nx\n")]).path()),

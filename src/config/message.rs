@@ -1,35 +1,35 @@
-//! Messages about values, each in two forms: one that shows the value and one that does not, for values that are secret.
+//! Messages about values. Each has two forms: one that shows the value, and one that hides it because it is secret.
 
 use std::fmt::Display;
 
 /// A message in both forms. They are the same if the message shows no value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Message {
-    /// The form that shows the values.
+    /// The form that shows values.
     pub(super) shown: String,
-    /// The form that does not.
+    /// The form that hides them.
     pub(super) hidden: String,
-    /// Whether it is true on this machine only: on another one the file or the name may exist.
+    /// Whether it holds on this machine only, for example because a file or a name does not exist here.
     pub(super) is_local: bool,
 }
 
 impl Message {
-    /// A message whose two forms are given.
+    /// Creates a message from its two forms.
     pub(super) fn both(shown: impl Into<String>, hidden: impl Into<String>) -> Self {
         Self { shown: shown.into(), hidden: hidden.into(), is_local: false }
     }
 
-    /// The same message, marked as true on this machine only.
+    /// Marks the message as one that holds on this machine only.
     pub(super) fn local(self) -> Self {
         Self { is_local: true, ..self }
     }
 
-    /// A message that contains one value: `message` gets the value in quotes, or the word `it`.
+    /// Creates a message that contains one value. `message` is called with the value in quotes, and with the word `it`.
     pub(super) fn about(value: impl Display, message: impl Fn(&str) -> String) -> Self {
         Self::both(message(&format!("\"{value}\"")), message("it"))
     }
 
-    /// A message that begins with the value: `VALUE MESSAGE`, or the message alone.
+    /// Creates a message that begins with the value, `VALUE MESSAGE`, or is `MESSAGE` if the value is hidden.
     pub(super) fn after(value: impl Display, message: impl Display) -> Self {
         Self::both(format!("{value} {message}"), message.to_string())
     }

@@ -1,9 +1,9 @@
 //! Reads, checks and prints the configuration file. It is read once, before any port is opened, and again at a reload.
 //!
 //! `node` reads YAML and remembers the position of every value. `references` replaces `${env:NAME}` and `${file:PATH}`.
-//! `deserializer` reads the [`settings`](crate::settings) from the result. `check` compares them with their bounds and with
-//! each other, and makes the [`Config`] that a proxy is started with. No other room but those that start things uses this
-//! one.
+//! `deserializer` reads the [`settings`](crate::settings) from the result. `check` checks that they are in range and
+//! fit together, and makes the [`Config`] that a proxy is started with. Only modules that start components use this
+//! module.
 
 mod changes;
 mod check;
@@ -56,19 +56,19 @@ pub struct Config {
     pub admin: Option<admin::Config>,
     /// The listener for probes alone, if there is one.
     pub health_check: Option<admin::health_check::Config>,
-    /// Bytes that requests may hold in memory.
+    /// The limit of the memory that requests may take, in bytes.
     pub memory_limit: usize,
-    /// Threads of the runtime.
+    /// The number of the runtime's threads.
     pub worker_threads: usize,
     /// How the process ends.
     pub shutdown: Shutdown,
-    /// How it logs.
+    /// How the process logs.
     pub logs: Logs,
-    /// What is allowed and still deserves a line in the log.
+    /// Warnings about settings that are allowed but probably unwanted.
     pub warnings: Vec<String>,
 }
 
-/// A pool.
+/// The configuration of a pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolConfig {
     /// Its name, in labels and logs.
@@ -79,13 +79,13 @@ pub struct PoolConfig {
     pub membership: membership::Config,
     /// How parts are delivered.
     pub dispatch: dispatch::Config,
-    /// Headers of every call. None of them has a meaning in gRPC or HTTP.
+    /// The headers that are added to every call. None of them has a meaning in gRPC or HTTP.
     pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
     /// TLS of the connections to the backends; `None` is plaintext.
     pub tls: Option<crate::tls::ClientConfig>,
 }
 
-/// A route.
+/// The configuration of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
     /// Its signals.
@@ -95,7 +95,8 @@ pub struct RouteConfig {
 }
 
 impl Config {
-    /// The configuration of a proxy in front of `backends` on free ports, for a process that runs several proxies.
+    /// Returns the configuration of a proxy in front of `backends` on free ports, for a process that runs several
+    /// proxies.
     pub fn on_free_ports(backends: &[SocketAddr]) -> Result<Self, LoadError> {
         let any = HostPort::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let hostnames = backends.iter().map(|address| Backend::from(HostPort::from(*address))).collect();

@@ -28,7 +28,7 @@ pub(crate) struct Node {
     pub(crate) origin: Origin,
 }
 
-/// Where a value comes from. This decides who may see it.
+/// The origin of a value, which decides whether it may be shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// It is written in the file.
@@ -38,7 +38,7 @@ pub(crate) enum Origin {
     Reference,
     /// It is a value of `headers`. No message shows it, and it is printed as `[REDACTED]`.
     Header,
-    /// It is the content of another file. It is shown nowhere.
+    /// It is the content of another file. It is never shown.
     File,
 }
 
@@ -79,7 +79,7 @@ impl Node {
 
     /// Reads YAML.
     pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
-        // An empty file is an empty configuration. The check names what is missing in it.
+        // An empty file is an empty configuration. The check reports the missing keys.
         if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
             return Ok(Self::new(Position { line: 1, column: 1 }, Value::Map(Vec::new())));
         }
@@ -107,7 +107,7 @@ impl Node {
         }
     }
 
-    /// The position of the value at `path`, or of the nearest section around it that is in the file.
+    /// Returns the position of the value at `path`, or of the nearest section around it that exists in the file.
     pub(crate) fn position_of(&self, path: &[Step]) -> Position {
         let mut at = self.position;
         let mut node = self;
@@ -130,12 +130,12 @@ impl Node {
         at
     }
 
-    /// Whether it, or something in it, must not be shown in a message.
+    /// Returns whether this node, or a node in it, must not be shown in a message.
     pub(crate) fn is_hidden(&self) -> bool {
         self.any(&|origin| origin != Origin::Written)
     }
 
-    /// Whether it, or something in it, contains a reference.
+    /// Returns whether this node, or a node in it, contains a reference.
     pub(super) fn has_reference(&self) -> bool {
         self.any(&|origin| origin == Origin::Reference)
     }
@@ -156,8 +156,8 @@ impl Node {
         }
     }
 
-    /// Converts a path of the tree that [`Node::drop_references`] made into one of this tree: the items of a list that
-    /// contain references count here.
+    /// Converts a path in the tree after [`Node::drop_references`] to a path in this tree, in which the items of a list
+    /// that contain references count too.
     pub(super) fn with_references(&self, path: &[Step]) -> Vec<Step> {
         let mut node = Some(self);
         let mut counted = Vec::with_capacity(path.len());
@@ -175,7 +175,7 @@ impl Node {
         counted
     }
 
-    /// Whether it, or something in it, must not be printed.
+    /// Returns whether this node, or a node in it, must not be printed.
     pub(super) fn has_secret(&self) -> bool {
         self.any(&|origin| origin == Origin::File)
     }
@@ -232,8 +232,8 @@ impl Node {
     }
 }
 
-/// Says what is wrong with the YAML. The reader's own messages are not used, because they quote the file, which may contain
-/// secrets.
+/// Returns a message about invalid YAML. The messages of the YAML library are not used, because they quote the file,
+/// which may contain secrets.
 fn plain_message(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;
 
@@ -245,9 +245,9 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
         Error::MultipleDocuments { .. } => "a second document begins here; a configuration is a single document",
         Error::Eof { .. } => "the file ends inside a value",
         Error::UnknownAnchor { .. } => "this alias (*name) has no anchor (&name) before it",
-        Error::MergeValueNotMapOrSeqOfMaps { .. } => "what << merges is no section of keys",
+        Error::MergeValueNotMapOrSeqOfMaps { .. } => "the value of << is not a section of keys",
         Error::NullIntoString { .. } | Error::TaggedScalarCannotDeserializeIntoString { .. } => {
-            "a key has to be text; quotes make it so"
+            "a key has to be text; write it in quotes"
         }
         Error::InvalidUtf8Input => "the file is not UTF-8",
         Error::AliasReplayLimitExceeded { .. }
@@ -263,7 +263,8 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
     message.to_owned()
 }
 
-/// Whether a key can be shown in a message. A key with unusual characters may be a value that was written in the wrong place.
+/// Returns whether a key can be shown in a message. A key with unusual characters may be a value that was written in
+/// the wrong place.
 pub(crate) fn is_plain_name(key: &str) -> bool {
     let usual = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
     (1..=64).contains(&key.len()) && key.chars().all(usual)

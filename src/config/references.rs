@@ -1,10 +1,10 @@
 //! Replaces references in values: `${env:VAR}`, `${env:VAR:-default}` and `${file:PATH}`, as in the Collector.
 //!
-//! This happens after the YAML was read, in each scalar, so that the content of a variable cannot add keys. A value that
-//! consists of one reference has the type of the content (`port: ${env:PORT}` is a number), or is text where text is
-//! expected. `$$` is a dollar sign, and so is a `$` without a brace behind it. `${VAR}` is the same as `${env:VAR}`. A
-//! variable that is not set and has no default is an error. The Collector only warns of it, but a proxy that starts with half
-//! of its addresses is worse than one that does not start.
+//! This happens after the YAML was read, in each scalar, so that the content of a variable cannot add keys. A value
+//! that consists of one reference has the type of the content (`port: ${env:PORT}` is a number), or is text where text
+//! is expected. `$$` is a dollar sign, and so is a `$` that no brace follows. `${VAR}` is the same as `${env:VAR}`. A
+//! variable that is not set and has no default is an error. The Collector only warns of it, but a proxy that starts
+//! with half of its addresses is worse than one that does not start.
 //!
 //! The content of a file is text without the newlines at its end. It is a secret, which no message and no printed file shows.
 //! An error names a variable only if it is clearly one (`${env:NAME}`): other text in braces may be a password that contains a
@@ -27,7 +27,7 @@ const MAX_DEPTH: usize = 8;
 /// The largest file, in bytes. Tokens and passwords are much smaller.
 const MAX_FILE: u64 = 64 << 10;
 
-/// What variables and files are read with: the system, or the table of a test.
+/// The functions that read variables and files: from the system, or from the table of a test.
 #[derive(Clone, Copy)]
 pub(super) struct Sources<'a> {
     /// Returns the value of an environment variable.
@@ -78,11 +78,11 @@ fn expand_at(node: &mut Node, sources: Sources<'_>, path: &mut Vec<Step>) -> Res
     Ok(())
 }
 
-/// A text whose references are replaced.
+/// A text after its references were replaced.
 enum Expansion {
-    /// It consisted of one reference.
+    /// The content of the reference that was the whole text.
     Whole(String),
-    /// It was anything else.
+    /// The result of any other text.
     Text(String),
 }
 
@@ -154,7 +154,7 @@ fn value_of(reference: &str, sources: Sources<'_>, is_file: &mut bool, depth: us
         name.bytes().enumerate().all(|(i, b)| b == b'_' || b.is_ascii_alphabetic() || i > 0 && b.is_ascii_digit());
     if name.is_empty() || !is_name {
         return Err(
-            "what stands in ${…} is not the name of an environment variable; write ${env:NAME}, or $$ for a dollar"
+            "the text in ${…} is not the name of an environment variable; write ${env:NAME}, or $$ for a dollar"
                 .to_owned(),
         );
     }
@@ -188,7 +188,7 @@ pub(super) fn content_of(path: &Path) -> io::Result<String> {
     Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
-/// The scalar that YAML reads in a text.
+/// Returns the scalar that YAML reads in a text.
 fn scalar_of(text: &str) -> Value {
     if text.trim().is_empty() {
         return Value::Null;
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn dollars_that_mean_themselves_stay() {
+    fn literal_dollar_signs_are_unchanged() {
         assert_eq!(expanded("$${env:HOST}"), text("${env:HOST}"));
         assert_eq!(expanded("a$b$"), text("a$b$"));
         assert_eq!(expanded("$$"), text("$"));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_reference_says_what_to_write() {
+    fn the_error_for_an_invalid_reference_says_what_to_write() {
         let message = |text| expanded(text).expect_err(text);
         assert_eq!(
             message("${env:NONE}"),
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_taken_as_text_and_marked() {
+    fn contents_of_files_are_text_and_marked_as_secret() {
         let dir = tempfile::tempdir().unwrap();
         let file = |content: &[u8]| {
             let path = dir.path().join("token");

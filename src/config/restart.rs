@@ -1,9 +1,9 @@
-//! The keys that take effect at the next start. A reload applies all other keys.
+//! The keys whose changes take effect only at the next start. A reload applies all other keys.
 
 use super::Config;
 use crate::{admin::health_check, settings::HealthCheck};
 
-/// Keys whose change needs a restart.
+/// The keys whose change needs a restart.
 pub const RESTART_KEYS: [&str; 7] = [
     "receivers.otlp.protocols.grpc.endpoint",
     // Only adding or removing the section needs a restart; changes inside it do not.
@@ -51,7 +51,7 @@ impl Config {
     }
 }
 
-/// Whether both resolve to the same address, even if it is written differently, and all other keys are the same.
+/// Returns whether both resolve to the same address, even if it is written differently, and all other keys are equal.
 fn is_same_health_check(one: Option<&health_check::Config>, other: Option<&health_check::Config>) -> bool {
     let (Some(one), Some(other)) = (one, other) else { return one.is_none() && other.is_none() };
     let keys = HealthCheck { endpoint: other.keys.endpoint.clone(), ..one.keys.clone() };

@@ -1,4 +1,4 @@
-//! Checks the `tls` sections and makes what the `tls` room takes of them.
+//! Checks the `tls` sections, and makes the configuration of the module `tls` from them.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,17 +8,17 @@ use crate::{
     tls::{CheckedName, ClientConfig, Identity, ServerConfig, TlsError},
 };
 
-/// The shortest time between two looks at the files: a shorter one is a typing error, and a load on the disk.
+/// The shortest interval at which files are checked. A shorter one is a typing error, and a load on the disk.
 const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(100);
 
-/// An error or a warning: the key that it is about, or nothing for the whole section, and the message.
+/// An error or a warning: the key that it is about, or an empty text for the whole section, and the message.
 type Finding = (&'static str, Message);
 
 /// The warnings about a section, or its errors.
 pub(super) type Findings = Result<Vec<Finding>, Vec<Finding>>;
 
 impl ServerTls {
-    /// TLS of the listener.
+    /// Returns the TLS configuration of the listener.
     pub(super) fn config(&self) -> ServerConfig {
         ServerConfig {
             identity: Identity {
@@ -49,7 +49,7 @@ impl ServerTls {
 }
 
 impl ClientTls {
-    /// TLS of the connections to backends; `None` is plaintext.
+    /// Returns the TLS configuration of the connections to backends; `None` is plaintext.
     pub(super) fn config(&self, resolver: &Resolver) -> Option<ClientConfig> {
         if self.insecure {
             return None;
@@ -73,7 +73,7 @@ impl ClientTls {
     pub(super) fn check(&self, resolver: &Resolver) -> Findings {
         let Some(config) = self.config(resolver) else {
             let others = Self { insecure: false, ..self.clone() };
-            let warning = ("", "insecure is true: the pool is plaintext, whatever else stands in tls".into());
+            let warning = ("", "insecure is true: the pool is plaintext, and the other keys of tls are ignored".into());
             return Ok((others != Self::default()).then_some(warning).into_iter().collect());
         };
         let mut errors: Vec<Finding> = Vec::new();
@@ -100,7 +100,7 @@ impl ClientTls {
     }
 }
 
-/// What is wrong with the files, which may be all right on another machine.
+/// Returns the findings about files. Errors are marked as local, since the files may be valid on another machine.
 fn checked_files(checked: Result<Vec<crate::tls::Warning>, TlsError>) -> Findings {
     match checked {
         Ok(warnings) => {
@@ -139,19 +139,19 @@ mod tests {
 
     const STATIC: &str = "{ static: { hostnames: [a] } }";
 
-    /// What is checked of a pool's backends; `None` is plaintext.
+    /// Returns the name that is checked in the certificates of a pool's backends; `None` is plaintext.
     fn name(resolver: &str, tls: &str) -> Option<CheckedName> {
         config(resolver, tls, "").expect(tls).pools.remove(0).tls.map(|tls| tls.name)
     }
 
     #[test]
-    fn any_section_but_an_insecure_one_is_tls() {
+    fn every_tls_section_without_insecure_means_tls() {
         let ca = "ca_file: \"${env:PKI}/ca.crt\"";
         assert_eq!(name(STATIC, ""), None);
         assert_eq!(name(STATIC, "tls: { insecure: true }"), None);
         assert_eq!(name(STATIC, &format!("tls: {{ {ca} }}")), Some(CheckedName::Entry));
         assert_eq!(name(STATIC, &format!("tls: {{ insecure: false, {ca} }}")), Some(CheckedName::Entry));
-        // The system's authorities, which a machine may not have.
+        // This needs the system's authorities, which a machine may not have.
         for empty in ["tls:", "tls: {}"] {
             match config(STATIC, empty, "") {
                 Ok(config) => assert!(config.pools[0].tls.is_some(), "{empty} must be TLS"),
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_is_what_is_written_or_what_is_looked_up() {
+    fn the_checked_name_is_the_configured_or_the_looked_up_one() {
         let dns = "{ dns: { hostname: collectors.test. } }";
         let tls = |more: &str| format!("tls: {{ ca_file: \"${{env:PKI}}/ca.crt\"{more} }}");
         assert_eq!(name(dns, &tls("")), Some(CheckedName::Is("collectors.test".into())));
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_a_file_that_is_there_and_empty_is_refused() {
+    fn an_empty_key_that_names_a_file_is_refused() {
         let whole = |more: &str| {
             let text =
                 format!("{{ cert_file: \"${{env:PKI}}/server.crt\", key_file: \"${{env:PKI}}/server.key\"{more} }}");
@@ -191,14 +191,15 @@ mod tests {
                 assert!(error.contains(&format!("pools.tail.tls.{key}: ")) && error.contains("empty; name"), "{error}");
             }
         }
-        let error = whole(", client_crl_file: \"${env:PKI}/ca.crl\"").expect_err("nobody shows a certificate");
+        let error =
+            whole(", client_crl_file: \"${env:PKI}/ca.crl\"").expect_err("no client is asked for a certificate");
         assert!(error.contains("grpc.tls.client_crl_file: needs client_ca_file"), "{error}");
         let both = ", client_ca_file: \"${env:PKI}/ca.crt\", client_crl_file: \"${env:PKI}/ca.crl\"";
         assert!(whole(both).is_ok_and(|config| config.warnings.is_empty()));
     }
 
     #[test]
-    fn what_is_wrong_is_found_with_its_place() {
+    fn errors_have_their_position() {
         let server = |text: &str| config(STATIC, "", &format!("tls: {text}")).expect_err(text);
         let missing = server("{}");
         assert!(

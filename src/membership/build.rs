@@ -93,7 +93,7 @@ impl Rebuild {
 
     /// Builds the table. This takes tens of milliseconds with hundreds of backends, so it belongs on a blocking thread.
     ///
-    /// What did not change is shared with the previous table, so that a new address costs next to nothing.
+    /// Unchanged parts are shared with the previous table, so that a new address costs almost nothing.
     pub fn run(self) -> Result<Change, RingError> {
         let base = self.base()?;
         let overlay = self.overlay(&base);

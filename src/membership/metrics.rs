@@ -1,4 +1,4 @@
-//! Metrics of a pool's ring and backends. The handles are looked up once.
+//! Metrics of a pool's ring and backends.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

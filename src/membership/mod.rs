@@ -1,4 +1,5 @@
-//! Membership: one task for each pool, which turns discovery's sets and observed health into published tables.
+//! Membership: one task for each pool, which builds the pool's table from discovery's sets and observed health, and
+//! publishes it.
 //!
 //! [`state`] decides, a blocking thread builds the table ([`build`]), and the task publishes and logs it. Probes run in
 //! tasks of their own. Dispatch and the admin pages only read.
@@ -40,7 +41,7 @@ use metrics::Metrics;
 use record::Record;
 use state::{Effects, Input, State};
 
-/// What a pool's task shows to other rooms.
+/// The state that a pool's task publishes for other modules.
 #[derive(Clone, Debug)]
 pub struct Published {
     /// The current table; the receiver is notified of each new one.

@@ -1,7 +1,7 @@
-//! A history of a pool's membership for the admin pages: the state of each backend and since when it has it, and the
-//! latest changes.
+//! The record of a pool's membership for the admin pages: the state of each backend since when, and the latest changes
+//! of the ring.
 //!
-//! The pool's task writes it, the admin pages read it. No decision depends on it.
+//! The pool's task writes the record and the admin pages read it. No decision depends on it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -26,7 +26,7 @@ pub const KEPT_CHANGES: usize = 64;
 /// 2,048 backends would take megabytes.
 pub const NAMED: usize = 100;
 
-/// The history of one pool. Cloning shares it.
+/// The record of one pool. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Record(Arc<Mutex<Inner>>);
 
@@ -35,7 +35,7 @@ struct Inner {
     hold_down: Duration,
     standings: BTreeMap<Arc<str>, Standing>,
     panicking: bool,
-    changes: VecDeque<Arc<Past>>,
+    changes: VecDeque<Arc<RingChange>>,
 }
 
 /// The state of one backend.
@@ -53,9 +53,9 @@ pub struct Standing {
     pub last_failure: Option<(&'static str, SystemTime)>,
 }
 
-/// A past change of the ring.
+/// A change of the ring that has happened.
 #[derive(Clone, Debug)]
-pub struct Past {
+pub struct RingChange {
     /// When the table was published.
     pub at: SystemTime,
     /// The reason of the change.
@@ -70,7 +70,7 @@ pub struct Past {
     pub added: Names,
     /// Members that left.
     pub removed: Names,
-    /// Members whose slots go elsewhere since this change.
+    /// Members that were ejected, so that their slots go to others.
     pub ejected: Names,
     /// Members that got their slots back.
     pub returned: Names,
@@ -124,12 +124,12 @@ impl Record {
     }
 
     /// Returns the latest changes, the oldest first; at most [`KEPT_CHANGES`].
-    pub fn changes(&self) -> Vec<Arc<Past>> {
+    pub fn changes(&self) -> Vec<Arc<RingChange>> {
         self.lock().changes.iter().cloned().collect()
     }
 
     /// Returns the latest change.
-    pub fn last_change(&self) -> Option<Arc<Past>> {
+    pub fn last_change(&self) -> Option<Arc<RingChange>> {
         self.lock().changes.back().cloned()
     }
 
@@ -166,12 +166,12 @@ impl Record {
 
     /// Records a change. It is called before the table is published.
     pub(super) fn note_change(&self, change: &Change, took: Duration) {
-        let past = Arc::new(Past::of(change, took));
+        let change = Arc::new(RingChange::of(change, took));
         let mut inner = self.lock();
         if inner.changes.len() == KEPT_CHANGES {
             inner.changes.pop_front();
         }
-        inner.changes.push_back(past);
+        inner.changes.push_back(change);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -196,9 +196,9 @@ impl Standing {
     }
 }
 
-// === impl Past ===
+// === impl RingChange ===
 
-impl Past {
+impl RingChange {
     fn of(change: &Change, took: Duration) -> Self {
         let (table, previous) = (&change.table, change.previous.as_ref());
         let away = |table: &Table| -> Vec<Arc<str>> {

@@ -1,5 +1,5 @@
-//! A pool as a unit: its resolver, membership and dispatch. A pool can be reconfigured while it runs, and ended on its
-//! own.
+//! A running pool: its resolver, membership and dispatch. It can be reconfigured while it runs, and ended independently
+//! of the others.
 
 use std::{sync::Arc, time::Duration};
 
@@ -90,12 +90,12 @@ impl Pool {
         if self.config.tls == config.tls { Ok(None) } else { load_client(config) }
     }
 
-    /// The pool's dispatch, which takes requests.
+    /// Returns the pool's dispatch, which takes requests.
     pub(super) fn dispatch(&self) -> Arc<Dispatch> {
         Arc::clone(&self.dispatch)
     }
 
-    /// The pool as admin pages show it; `signals` are the signals routed to it.
+    /// Returns the pool as admin pages show it. `signals` are the signals routed to it.
     pub(super) fn shown(&self, signals: Vec<Signal>) -> admin::Pool {
         admin::Pool { signals, membership: self.published.clone(), dispatch: self.dispatch() }
     }

@@ -26,17 +26,17 @@ use crate::{
     tls::Reloads,
 };
 
-/// A change of the file counts once two reads in a row, this far apart, gave the same: at the first it may be half
-/// written.
+/// The time between two reads of a changed file. The change is applied only if both give the same, since the file may
+/// be half written at the first.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// How many keys one log line names; of further ones only the number is given.
+/// The most keys that one log line names. Further ones are only counted.
 const MAX_NAMED: usize = 20;
 
 /// Reads the configuration. Called on a thread that may block.
 pub type Source = Arc<dyn Fn() -> Result<Draft, LoadError> + Send + Sync>;
 
-/// Asks for a reload. Requests that come during a reload cause one more after it. Clones share the trigger.
+/// Requests reloads. Requests during a reload cause one more after it. Clones share the trigger.
 #[derive(Clone, Debug, Default)]
 pub struct Trigger(Arc<Notify>);
 
@@ -47,7 +47,7 @@ pub(super) struct Reloader {
     source: Source,
     trigger: Trigger,
     watch: Option<Duration>,
-    /// Result of the last read: the settings, or the error.
+    /// The result of the last read: the settings, or the error.
     seen: Seen,
     /// The settings that were applied last.
     applied: Settings,
@@ -69,7 +69,7 @@ struct Metrics {
 // === impl Trigger ===
 
 impl Trigger {
-    /// Asks for a reload.
+    /// Requests a reload.
     pub fn reload(&self) {
         self.0.notify_one();
     }

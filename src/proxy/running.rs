@@ -25,7 +25,7 @@ use crate::{
     tls::{Client, Reloads, TlsError},
 };
 
-/// How long a pool that a reload adds may take to find backends: enough for two look-ups and their time-outs.
+/// The time limit for a pool that a reload adds to find backends. It is enough for two look-ups and their timeouts.
 const TABLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long calls of a removed pool may take beyond the deadline of the last request sent there.
@@ -50,7 +50,7 @@ pub(super) struct Running {
     tasks: Tasks,
 }
 
-/// What a reload changed.
+/// The changes of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Applied {
     /// Names of pools that were added.
@@ -65,7 +65,7 @@ pub(super) struct Applied {
     pub(super) is_unchanged: bool,
 }
 
-/// Why a configuration was not applied. In these cases no part of it was.
+/// The reason why a configuration was not applied, not even in part.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApplyError {
     /// A pool cannot be started.
@@ -75,7 +75,7 @@ pub(super) enum ApplyError {
     #[error("cannot use the certificates of receivers.otlp.protocols.grpc.tls")]
     Receiver(#[from] TlsError),
     /// A new pool found no backends in time.
-    #[error("pool {pool} found no backends within {TABLE_WITHIN:?}: look at its resolver")]
+    #[error("pool {pool} found no backends within {TABLE_WITHIN:?}: check its resolver")]
     NoBackends {
         /// Name of the pool.
         pool: String,
@@ -293,13 +293,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_new_pool_that_finds_nobody_leaves_everything_as_it_was() {
+    async fn a_new_pool_without_backends_changes_nothing() {
         let (mut running, readiness, tasks) = start(config(""));
         let mut other = config(", b: { resolver: { dns: { hostname: nobody.invalid. } } }");
         other.shutdown.delay = Duration::from_secs(99);
         let before = running.config.clone();
         let error = running.apply(other).await.unwrap_err();
-        assert_eq!(error.to_string(), "pool b found no backends within 10s: look at its resolver");
+        assert_eq!(error.to_string(), "pool b found no backends within 10s: check its resolver");
         assert_eq!(running.config, before);
         assert_ne!(running.shutdown.lock().unwrap().delay, Duration::from_secs(99));
         let conditions = readiness.conditions();
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pools_come_and_go_and_take_their_conditions_and_tasks_with_them() {
+    async fn added_and_removed_pools_have_their_conditions_and_tasks() {
         let (mut running, readiness, tasks) = start(config(""));
         running.pools["a"].ready().await;
         let alone = tasks.len();
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_pool_takes_its_series_with_it() {
+    fn the_series_of_a_removed_pool_are_removed() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Recorder::scoped(|recorder| {
             runtime.block_on(async {

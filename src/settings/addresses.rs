@@ -1,5 +1,5 @@
-//! Addresses: `host:port`. A listener's address needs its port, and the error says which one is usual; a backend's port is
-//! 4317 where it is missing.
+//! Addresses, written as `host:port`. A listener's address must have a port; the error suggests the usual one. A
+//! backend's default port is 4317.
 
 use std::{
     fmt,
@@ -32,7 +32,7 @@ pub struct HostPort {
     pub port: u16,
 }
 
-/// A host: an address, or a name as it is written.
+/// A host: an address, or a name as written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Host {
     /// An IPv4 or IPv6 address.
@@ -41,16 +41,16 @@ pub enum Host {
     Name(String),
 }
 
-/// A listener's address. `PORT` is its usual port: errors suggest it where none is written, and it is not assumed.
+/// A listener's address. `PORT` is its usual port, which errors suggest if none is written. It is not a default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenAddress<const PORT: u16>(pub HostPort);
 
-/// A backend: an address whose port is 4317 where it is missing. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is the IPv4
-/// address, since both are the same backend.
+/// The address of a backend. Its default port is 4317. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is converted to the
+/// IPv4 address, since both are the same backend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Backend(pub HostPort);
 
-/// The port that an error suggests, where a usual one is known.
+/// The port that an error suggests, if there is a usual one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExamplePort(pub Option<u16>);
 
@@ -64,7 +64,7 @@ impl fmt::Display for ExamplePort {
 }
 
 impl HostPort {
-    /// Reads `host:port`; without a port it has `default_port`, and where there is none that is an error.
+    /// Parses `host:port`. Without a port, it has `default_port`; if that is `None`, it is an error.
     pub fn parse(text: &str, default_port: Option<u16>) -> Result<Self, ValueError> {
         let bad = || ValueError::Address(text.to_owned());
         if text.contains('/') {
@@ -73,7 +73,7 @@ impl HostPort {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, after) = rest.split_once(']').ok_or_else(bad)?;
-                // Go takes an IPv4 address in brackets too: "[${env:POD_IP}]:4317" is written for both families.
+                // Go accepts an IPv4 address in brackets too: "[${env:POD_IP}]:4317" is used for both families.
                 let ip = host.parse().map_err(|_| bad())?;
                 (Host::Ip(ip), if after.is_empty() { None } else { Some(after.strip_prefix(':').ok_or_else(bad)?) })
             }
@@ -159,7 +159,7 @@ impl fmt::Display for HostPort {
 }
 
 impl<const PORT: u16> ListenAddress<PORT> {
-    /// The usual port of this machine, reached from this machine alone.
+    /// Returns the loopback address with the usual port.
     pub fn local() -> Self {
         Self(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).into())
     }
@@ -220,7 +220,7 @@ as_text! {
     Backend: "a backend such as collector-0:4317";
 }
 
-/// Backends, as a list or as one text: a variable may hold a list in YAML, or names with commas between them.
+/// Backends, as a list or as one text, since a variable may contain a list in YAML or names separated by commas.
 impl Setting for Vec<Backend> {
     fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         from.deserialize_any(BackendsVisitor)
@@ -250,7 +250,7 @@ impl<'de> de::Visitor<'de> for BackendsVisitor {
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<Backend>, E> {
         let text = text.trim();
-        // "[::1]:4317" begins like a list in YAML, and is none.
+        // "[::1]:4317" begins like a list in YAML, but is an address.
         let is_list = text.starts_with('-') || (text.starts_with('[') && text.ends_with(']'));
         let listed = is_list.then(|| serde_saphyr::from_str::<Vec<String>>(text).ok()).flatten();
         let listed = listed.unwrap_or_else(|| text.split(',').map(|one| one.trim().to_owned()).collect());
@@ -269,11 +269,15 @@ mod tests {
             |text| HostPort::parse(text, None).map(|a| (a.host.to_string(), a.port)).map_err(|e| e.to_string());
         assert_eq!(address("127.0.0.1:4317"), Ok(("127.0.0.1".into(), 4317)));
         assert_eq!(address("[::1]:4317"), Ok(("::1".into(), 4317)));
-        assert_eq!(address("[10.0.0.1]:4317"), Ok(("10.0.0.1".into(), 4317)), "as Go takes it");
+        assert_eq!(address("[10.0.0.1]:4317"), Ok(("10.0.0.1".into(), 4317)), "as in Go");
         assert_eq!(address("localhost:0"), Ok(("localhost".into(), 0)));
         assert_eq!(address("localhost"), Err("\"localhost\" has no port; write localhost:PORT".into()));
         let admin = ListenAddress::<ADMIN_PORT>::from_str("127.0.0.1").map_err(|error| error.to_string());
-        assert_eq!(admin, Err("\"127.0.0.1\" has no port; write 127.0.0.1:8888".into()), "that of no other listener");
+        assert_eq!(
+            admin,
+            Err("\"127.0.0.1\" has no port; write 127.0.0.1:8888".into()),
+            "the port must be that of this listener"
+        );
         assert_eq!(
             address("4317"),
             Err(

@@ -1,4 +1,4 @@
-//! Values that are one of a few names.
+//! Values that are chosen from a few names.
 
 use std::{fmt, str::FromStr};
 
@@ -18,15 +18,15 @@ pub enum IpFamily {
     Ipv4,
     /// AAAA records.
     Ipv6,
-    /// All of them, each a backend.
+    /// Both; each address is a backend.
     Both,
 }
 
-/// How messages are compressed that are sent.
+/// The compression of messages to backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// Not at all. The Collector writes an empty text for it too.
+    /// None. As in the Collector, an empty text means the same.
     #[default]
     #[serde(alias = "")]
     None,
@@ -36,7 +36,7 @@ pub enum Compression {
     Zstd,
 }
 
-/// What the size of a queue counts.
+/// The unit of a queue's size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sizer {
@@ -47,8 +47,7 @@ pub enum Sizer {
 
 /// A placement algorithm: the slot function, the number of slots and the rule for their owners.
 ///
-/// Its parameters are constants, not settings, so the name says everything: two replicas with the same name and members
-/// agree.
+/// Its parameters are constants, not settings, so that two replicas with the same algorithm and members agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Algorithm {
@@ -57,7 +56,7 @@ pub enum Algorithm {
     SlotsV1,
 }
 
-/// What is hashed. The Collector's spellings are accepted too.
+/// The value that is hashed to route a record. The Collector's spellings are accepted too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RoutingKey {
@@ -96,9 +95,9 @@ pub enum LogLevel {
     Off,
     /// Data was lost, or an operator must act.
     Error,
-    /// Something went wrong and was mended.
+    /// Something failed, and the proxy recovered.
     Warn,
-    /// Life of the process, changes of membership.
+    /// Start and end of the process, changes of membership.
     #[default]
     Info,
     /// Single requests.

@@ -6,10 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::values::as_serde;
 
-/// What is printed in place of a secret.
+/// The text that is printed in place of a secret.
 pub(crate) const REDACTED: &str = "[REDACTED]";
 
-/// A text that is never shown.
+/// A text that is never printed or logged.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(pub String);
 
@@ -51,7 +51,7 @@ impl de::Visitor<'_> for SecretVisitor {
         Ok(Secret(text.to_owned()))
     }
 
-    // A number with a fraction is refused: 1.10 would become 1.1.
+    // Numbers with a fraction are refused, since 1.10 would become 1.1.
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Secret, E> {
         Ok(Secret(number.to_string()))
     }

@@ -1,4 +1,5 @@
-//! `invalid_trace_id`: one word for all signals, or one for each signal. It is printed as one word where that says it all.
+//! The key `invalid_trace_id`: one word for all signals, or one for each signal. It is printed as one word if all
+//! signals have the same.
 
 use std::fmt;
 
@@ -51,7 +52,7 @@ impl InvalidTraceIds {
         match signal {
             Signal::Traces => self.traces,
             Signal::Logs => self.logs,
-            // These signals have no trace ID that could be invalid.
+            // These signals have no trace ID.
             Signal::Metrics | Signal::Profiles => InvalidTraceId::Forward,
         }
     }
@@ -93,7 +94,7 @@ mod tests {
     use super::{InvalidTraceId, InvalidTraceIds, Signal};
     use crate::config::Draft;
 
-    /// What a file with `value` says, and how it is printed.
+    /// Reads a file with `value`. Returns the setting and its printed form.
     fn read(value: &str) -> Result<(InvalidTraceIds, String), String> {
         let text = format!(
             "pools: {{ a: {{ resolver: {{ static: {{ hostnames: [b] }} }} }} }}\n\
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn one_word_is_for_all_signals_and_a_map_has_one_for_each() {
+    fn one_word_applies_to_all_signals_and_a_map_to_each() {
         use InvalidTraceId::{Forward, Reject};
         for (value, traces, logs, printed) in [
             ("reject", Reject, Reject, "reject"),
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_cannot_be_is_said_with_its_place() {
+    fn the_error_for_an_invalid_value_has_its_position() {
         for (value, said) in [
             ("rejects", "spanring.yaml:3:19: invalid_trace_id: unknown value \"rejects\", did you mean \"reject\"?"),
             (

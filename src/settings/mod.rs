@@ -1,9 +1,9 @@
-//! The keys of the configuration file. This is the one place where a key is declared: its name, its type, its default and its
+//! The keys of the configuration file. Each key is declared only here, with its name, its type, its default and its
 //! documentation (see `section!`).
 //!
-//! The names are the Collector's wherever the meaning is the same. Every key has a default, except for a pool's resolver and
-//! the routes. The rooms take these sections as they are; `config` reads, checks and prints the file. A key that is
-//! new is declared here, checked in `config::check` and used in the room that it concerns.
+//! The names are the Collector's if the meaning is the same. Every key has a default, except for a pool's resolver and
+//! the routes. `config` reads, checks and prints the file; other modules use these sections directly. To add a key,
+//! declare it here, check it in `config::check` and use it in the module that it concerns.
 
 pub mod addresses;
 mod choices;

@@ -1,4 +1,4 @@
-//! `pools.NAME`: a set of backends, how they are found, and how parts are placed and delivered.
+//! The section `pools.NAME`: a set of backends, how they are found, and how parts are placed and delivered.
 
 use std::time::Duration;
 
@@ -64,10 +64,10 @@ section! {
     }
 }
 
-/// Time between two rounds of look-ups; the Collector's DNS resolver has the same.
+/// The time between two rounds of look-ups. It is that of the Collector's DNS resolver.
 const RESOLVER_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Time for one question to a name server; the Collector's DNS resolver has the same.
+/// The time limit of one query to a name server. It is that of the Collector's DNS resolver.
 const RESOLVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 section! {
@@ -98,7 +98,7 @@ section! {
     /// `pools.NAME.compression_params`
     #[derive(Copy, Eq)]
     pub struct CompressionParams {
-        // The fastest level of both: telemetry compresses well even so, and the proxy should use little CPU.
+        // This is the fastest level of both. Telemetry compresses well even so, and the proxy should use little CPU.
         /// The compression level: 1 to 9 for gzip, 1 to 22 for zstd.
         level: u32 = 1,
     }

@@ -1,4 +1,4 @@
-//! `receivers`: where and how OTLP comes in.
+//! The section `receivers`: where and how OTLP is received.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ section! {
 
     /// `receivers.otlp.protocols.grpc.keepalive.server_parameters`
     pub struct ServerParameters {
-        // Seldom enough to cost nothing, often enough that a new replica has its share of clients soon.
+        // This is rare enough to cost nothing, and often enough that a new replica soon has its share of clients.
         /// Age, ± 10 %, at which a client's connection gets GOAWAY and the client connects again, so that new replicas
         /// get clients. `0s` switches this off.
         max_connection_age: Option<Duration> = Some(Duration::from_secs(600)),

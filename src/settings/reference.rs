@@ -1,5 +1,5 @@
-//! The table of all keys in `deploy/docs/configuration.md`. It comes from the declarations: a test compares the two, and
-//! writes the table anew with `UPDATE_DOCS=1 cargo test reference`.
+//! The table of all keys in `deploy/docs/configuration.md`. It is generated from the declarations. A test compares the
+//! table with them; `UPDATE_DOCS=1 cargo test reference` rewrites it.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Settings, section::Section};
 
-/// One key.
+/// The row of one key.
 #[derive(Debug)]
 pub(crate) struct Row {
     key: String,
@@ -17,7 +17,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The row of the key at `path`. Without a default its cell is empty.
+    /// Creates the row of the key at `path`. Without a default, the cell for it is empty.
     pub(crate) fn new(path: &str, default: Option<impl Serialize>, help: &str) -> Self {
         let default = match serde_json::to_value(default).expect("a default") {
             Value::Null => String::new(),
@@ -41,25 +41,25 @@ impl Row {
     }
 }
 
-/// The path of a key in the section at `path`.
+/// Returns the path of a key in the section at `path`.
 pub(crate) fn below(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// Every key of the file.
+/// Returns the rows of all keys of the file.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     Settings::default().document_keys("", &mut rows);
     rows
 }
 
-/// The keys that are declared twice in one section: by itself, and by a section that it includes.
+/// Returns the keys that are declared twice in one section: by the section itself and by one that it includes.
 pub(crate) fn declared_twice(rows: &[Row]) -> Vec<&str> {
     let mut seen = BTreeSet::new();
     rows.iter().map(Row::key).filter(|key| !seen.insert(*key)).collect()
 }
 
-/// Compares the rows of the table below a heading of a document with what they should be, or writes them there.
+/// Compares the table below a heading of a document with `rows`, or rewrites it.
 pub(crate) fn assert_table(document: &str, heading: &str, rows: &[String]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
     let text = fs::read_to_string(&path).expect(document);
@@ -76,9 +76,9 @@ pub(crate) fn assert_table(document: &str, heading: &str, rows: &[String]) {
         return;
     }
     for (written, row) in written.iter().zip(rows) {
-        assert_eq!(written, row, "{document} differs from the code: UPDATE_DOCS=1 cargo test writes the table anew");
+        assert_eq!(written, row, "{document} differs from the code: UPDATE_DOCS=1 cargo test rewrites the table");
     }
-    assert_eq!(written.len(), rows.len(), "rows of {document}: UPDATE_DOCS=1 cargo test writes the table anew");
+    assert_eq!(written.len(), rows.len(), "rows of {document}: UPDATE_DOCS=1 cargo test rewrites the table");
 }
 
 #[test]

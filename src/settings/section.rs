@@ -1,8 +1,8 @@
-//! Sections of the configuration file: how they are declared, read, printed and documented.
+//! The macro [`section!`], which declares a section of the configuration file.
 //!
-//! [`section!`] declares a section once: each key has its name, its type, its default and its documentation there. The
-//! macro makes the struct and its `Default` of it, the code that reads the section from a file and prints it, and the rows
-//! of the table in `deploy/docs/configuration.md`, which a test writes and compares.
+//! A section is declared once: each key with its name, its type, its default and its documentation. The macro generates
+//! the struct and its `Default`, the code that reads the section from a file and prints it, and the rows of the table
+//! in `deploy/docs/configuration.md`. A test compares that table with the generated rows, or writes it.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData, ops::Deref};
 
@@ -15,27 +15,27 @@ use serde::{
 #[cfg(test)]
 use super::reference::Row;
 
-/// What can stand behind a key: a value, a section, or several sections.
+/// The type of a key: a value, a section, or several sections.
 pub(crate) trait Setting: Sized {
-    /// Reads it from a file.
+    /// Reads the setting from a file.
     fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error>;
 
-    /// Writes it as it can be read again; a secret is replaced by a placeholder.
+    /// Writes the setting in the form in which it can be read. Secrets are replaced by a placeholder.
     fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error>;
 
-    /// Whether its key is not printed at all.
+    /// Returns whether its key is left out when the section is printed.
     fn is_left_out(&self) -> bool {
         false
     }
 
-    /// Adds the rows of the reference: one for a value, one for each key of a section.
+    /// Adds its rows to the reference: one row for a value, or one for each key of a section.
     #[cfg(test)]
     fn document(default: Option<&Self>, path: &str, help: &str, rows: &mut Vec<Row>) {
         rows.push(Row::new(path, default.map(Printed), help));
     }
 }
 
-/// A section as [`section!`] declares it. A section can include the keys of another one, as if they were its own.
+/// A section that [`section!`] declares. It can include the keys of another section as if they were its own.
 pub(crate) trait Section: Setting + Default {
     /// Adds the names of its keys, in the order in which they are printed.
     fn add_keys(keys: &mut Vec<&'static str>);
@@ -53,9 +53,9 @@ pub(crate) trait Section: Setting + Default {
 
 /// Declares sections of the file.
 ///
-/// A field is a key of the same name. Its documentation is its row in the reference; its default is what stands after `=`,
-/// or that of its type. `as included` says that the field is a section whose keys belong to this section: in the file they
-/// stand beside the others.
+/// Each field is a key of the same name. Its documentation becomes its row in the reference. Its default is the
+/// expression after `=`, or else the default of its type. A field `as included` is a section whose keys are written
+/// directly in this section, together with its other keys.
 macro_rules! section {
     ($(
         $(#[$attribute:meta])*
@@ -166,19 +166,19 @@ macro_rules! section {
 }
 pub(super) use section;
 
-/// The key of a field, which Rust may want with `r#` in front.
+/// Returns the key of a field: its name without the `r#` of raw identifiers.
 pub(crate) fn name(field: &'static str) -> &'static str {
     field.trim_start_matches("r#")
 }
 
-/// The names of a section's keys.
+/// Returns the names of a section's keys.
 pub(crate) fn keys_of<T: Section>() -> Vec<&'static str> {
     let mut keys = Vec::new();
     T::add_keys(&mut keys);
     keys
 }
 
-/// Reads a section. A key that is missing has its default; a key that is not in `keys` is an error.
+/// Reads a section. Missing keys have their defaults. A key that is not in `keys` is an error.
 pub(crate) fn read<'de, T: Section, D: Deserializer<'de>>(
     from: D,
     keys: &'static [&'static str],
@@ -193,10 +193,10 @@ pub(crate) fn print<T: Section, S: Serializer>(section: &T, to: S) -> Result<S::
     map.end()
 }
 
-/// A [`Setting`] as serde reads it.
+/// Lets serde read a [`Setting`].
 pub(crate) struct Read<T>(pub(crate) T);
 
-/// A [`Setting`] as serde writes it.
+/// Lets serde write a [`Setting`].
 pub(crate) struct Printed<'a, T>(pub(crate) &'a T);
 
 impl<'de, T: Setting> Deserialize<'de> for Read<T> {
@@ -232,7 +232,7 @@ impl<'de, T: Section> Visitor<'de> for SectionVisitor<T> {
     }
 }
 
-/// One of the names that a section's keys have.
+/// Reads the name of a key, which must be one of these.
 struct KnownKey(&'static [&'static str]);
 
 impl<'de> DeserializeSeed<'de> for KnownKey {
@@ -256,7 +256,7 @@ impl Visitor<'_> for KnownKey {
     }
 }
 
-/// Sections by a name that the operator chooses.
+/// Sections by names that the operator chooses.
 impl<T: Section> Setting for BTreeMap<String, T> {
     fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let named = BTreeMap::<String, Read<T>>::deserialize(from)?;
@@ -289,7 +289,7 @@ impl<T: Section> Setting for Vec<T> {
     }
 }
 
-/// A section that can be missing: nothing, or `null`, behind its key means that it is.
+/// A section that can be missing. A key without a value, or with `null`, counts as missing.
 impl<T: Section> Setting for Option<T> {
     fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         Ok(Option::<Read<T>>::deserialize(from)?.map(|Read(section)| section))
@@ -309,8 +309,8 @@ impl<T: Section> Setting for Option<T> {
     }
 }
 
-/// What is there if its key is written: a section behind whose key nothing stands has its defaults, and is not the same as
-/// a section that is missing.
+/// A section or value that exists only if its key is written. A key without a value is a section with its defaults,
+/// unlike a missing key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IfWritten<T>(pub Option<T>);
 
@@ -360,14 +360,13 @@ mod tests {
             count: u32 = 3,
             /// Keys of another section.
             inner: Inner as included,
-            /// A key
-            /// that is a word of Rust.
+            /// A key that is a keyword of Rust.
             r#static: IfWritten<Inner>,
             /// A list.
             several: Vec<Inner>,
         }
 
-        /// Its keys stand in another section, and in a section of its own.
+        /// A section that another section includes, and that it also has under a key.
         struct Inner {
             /// A flag.
             on: bool,
@@ -391,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_read_from_where_they_stand_and_have_defaults() {
+    fn keys_are_read_and_missing_ones_have_defaults() {
         let default = Outer { count: 3, ..Outer::default() };
         assert_eq!(read(json!({})), Ok(default.clone()));
         let all = json!({ "count": 4, "on": true, "static": {}, "several": [{ "on": false }, { "on": true }] });
@@ -403,8 +402,8 @@ mod tests {
         };
         assert_eq!(read(all), Ok(expected.clone()));
         let printed = serde_json::to_value(Printed(&expected)).expect("printed");
-        assert_eq!(printed["static"], json!({ "on": false }), "a section that is written has its defaults");
-        assert_eq!(read(printed), Ok(expected), "what is printed can be read again");
+        assert_eq!(printed["static"], json!({ "on": false }), "an empty section must have its defaults");
+        assert_eq!(read(printed), Ok(expected), "the printed section must be read back");
         assert_eq!(
             serde_json::to_value(Printed(&default)).ok(),
             Some(json!({ "count": 3, "on": false, "several": [] }))
@@ -412,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_does_not_exist_is_an_error_that_lists_those_that_do() {
+    fn an_unknown_key_is_an_error_that_lists_the_known_ones() {
         let error = "unknown field `inner`, expected one of `count`, `on`, `static`, `several`";
         assert_eq!(read(json!({ "inner": {} })), Err(error.into()));
         assert!(read(json!({ "several": [{ "off": 1 }] })).is_err_and(|error| error.contains("unknown field `off`")));

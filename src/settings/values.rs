@@ -1,5 +1,5 @@
-//! Values that are written as text: durations, sizes, numbers of threads, paths of files. The error for a bad value says
-//! what a good one looks like.
+//! Values that are written as text: durations, sizes, numbers of threads and file paths. The error for an invalid value
+//! shows valid ones.
 
 use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{addresses::ExamplePort, section::Setting};
 
-/// Bytes in a mebibyte.
+/// The number of bytes in a mebibyte.
 pub(crate) const MIB: usize = 1 << 20;
 
 /// Units of Go's `time.ParseDuration`, with their nanoseconds. Longer names first: `ms` must not be read as `m`.
@@ -40,24 +40,24 @@ pub struct Mebibytes {
     pub bytes: usize,
 }
 
-/// The path of a file. A key that is written names a file: an empty value is refused.
+/// The path of a file. It must not be empty: a key that is written has to name a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilePath(pub PathBuf);
 
-/// How many threads serve connections.
+/// The number of threads that serve connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WorkerThreads {
     /// One for each CPU that the cgroup grants.
     #[default]
     Auto,
-    /// As many as said.
+    /// This number.
     Count(NonZeroUsize),
 }
 
-/// Why a value can't be read.
+/// The reason why a value cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    /// A number where a duration is wanted.
+    /// A number without a unit, where a duration is expected.
     #[error("\"{0}\" has no unit; write {0}s or {0}ms")]
     NoUnit(String),
     /// Not a duration.
@@ -66,16 +66,16 @@ pub enum ValueError {
     /// Not a size.
     #[error("\"{0}\" is not a size; write 16MiB, 64KiB or a number of bytes")]
     Size(String),
-    /// Not a way to name backends on the command line.
+    /// Not backends in the notation of the command line.
     #[error("\"{0}\" names no backends; write static://host:port,host:port or dns://name:port")]
     Backends(String),
     /// Not a number of threads.
     #[error("\"{0}\" is not a number of threads; write auto, or a number from 1 up")]
     Threads(String),
-    /// Not a version of TLS that is spoken.
+    /// Not a supported version of TLS.
     #[error("\"{0}\" is not a TLS version that is spoken here; write 1.2 or 1.3")]
     TlsVersion(String),
-    /// An address without a port; what the port could be.
+    /// An address without a port, and a port to suggest.
     #[error("\"{0}\" has no port; write {0}:{1}")]
     NoPort(String, ExamplePort),
     /// A port without an address.
@@ -127,7 +127,8 @@ impl FromStr for GoDuration {
     }
 }
 
-/// Takes off what floating point added: no operator means less than a microsecond above a second.
+/// Removes the rounding error of floating-point numbers. Durations above a second have no meaningful part below a
+/// microsecond.
 fn round_to_nanos(duration: Duration) -> Duration {
     if duration >= Duration::from_secs(1) {
         let micros = u64::try_from((duration + Duration::from_nanos(500)).as_micros()).unwrap_or(u64::MAX);
@@ -204,12 +205,12 @@ impl fmt::Display for WorkerThreads {
 }
 
 impl Mebibytes {
-    /// So many MiB.
+    /// Returns this number of MiB.
     pub const fn of(mebibytes: usize) -> Self {
         Self { bytes: mebibytes.saturating_mul(MIB) }
     }
 
-    /// How many MiB it is, rounded down.
+    /// Returns the number of MiB, rounded down.
     pub const fn mebibytes(self) -> usize {
         self.bytes / MIB
     }
@@ -235,7 +236,7 @@ impl Setting for Duration {
     }
 }
 
-/// A time after which something happens, or never: `0s` in the file.
+/// A time after which something happens; `0s` in the file means never.
 impl Setting for Option<Duration> {
     fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         Duration::read(from).map(|duration| Some(duration).filter(|duration| !duration.is_zero()))
@@ -266,7 +267,7 @@ impl de::Visitor<'_> for FilePathVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<FilePath, E> {
-        // A variable that is not set must not switch off what is checked with the file.
+        // An unset variable must not switch off the check that the file is for.
         if text.trim().is_empty() { self.visit_unit() } else { Ok(FilePath(text.into())) }
     }
 
@@ -275,7 +276,7 @@ impl de::Visitor<'_> for FilePathVisitor {
     }
 }
 
-/// Values that serde reads and writes by itself.
+/// Implements [`Setting`] for types that serde reads and writes by itself.
 macro_rules! as_serde {
     ($($Type:ty),* $(,)?) => {$(
         impl $crate::settings::section::Setting for $Type {
@@ -293,7 +294,8 @@ pub(super) use as_serde;
 
 as_serde! { bool, u8, u16, u32, usize, f64, String, Vec<String>, Option<usize> }
 
-/// Values that are written as they print (`Display`) and are read from text (`FromStr`) or from a bare number.
+/// Implements [`Setting`] for types that are printed with `Display`, and read with `FromStr` from text or a bare
+/// number.
 macro_rules! as_text {
     ($($Type:ty: $expecting:literal;)*) => {$(
         impl $crate::settings::section::Setting for $Type {
@@ -355,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_read_as_go_writes_them() {
+    fn durations_are_read_in_gos_notation() {
         assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("200ms"), Ok(Duration::from_millis(200)));
         assert_eq!(duration("1.5h"), Ok(Duration::from_secs(5400)));
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_duration_says_what_a_good_one_looks_like() {
+    fn the_error_for_an_invalid_duration_shows_valid_ones() {
         assert_eq!(duration("5"), Err("\"5\" has no unit; write 5s or 5ms".into()));
         for bad in ["", "s", "5x", "-5s", "5s5", "1..2s", "five", "1e400s", "inf", "99999999999999999999h"] {
             let error = duration(bad).expect_err(bad);
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_come_back_as_they_were_written() {
+    fn printed_durations_are_read_back() {
         for text in ["1m30s", "200ms", "5s", "0s", "2h", "1s500ms", "50us"] {
             assert_eq!(text.parse::<GoDuration>().expect(text).to_string(), text);
         }

@@ -1,5 +1,5 @@
-//! Certificate authorities, used only while their own certificates are valid. rustls checks the validity of all
-//! certificates except those of authorities.
+//! Verifies peers by certificate authorities, each of which is used only while its own certificate is valid. rustls
+//! checks the validity of all certificates except those of authorities.
 //!
 //! Each side's verifier is built from the authorities that are valid at the time of a handshake. It is rebuilt when one
 //! of them becomes valid or expires.
@@ -64,7 +64,7 @@ pub(super) struct Backends {
 }
 
 impl<V: ?Sized> Anchors<V> {
-    /// Fails if no verifier can be built even from all authorities.
+    /// Returns an error if no verifier can be built even from all authorities.
     fn new(all: Vec<Anchor>, make: Box<Make<V>>) -> Result<Self, VerifierBuilderError> {
         make(store(&all))?;
         Ok(Self { all, make, current: ArcSwapOption::empty() })
@@ -87,7 +87,7 @@ impl<V: ?Sized> Anchors<V> {
                 _ if now > not_after => {
                     since = since.max(not_after.saturating_add(1));
                     if before.as_ref().is_some_and(|before| before.until == not_after) {
-                        tracing::warn!(subject = %anchor.subject, "an authority expired: it authenticates nobody any more");
+                        tracing::warn!(subject = %anchor.subject, "an authority expired: it authenticates no peer any more");
                     }
                 }
                 _ => {
@@ -107,14 +107,14 @@ fn store(anchors: &[Anchor]) -> Arc<RootCertStore> {
     Arc::new(RootCertStore { roots: anchors.iter().map(|anchor| anchor.anchor.clone()).collect() })
 }
 
-/// The error when no authority is valid.
+/// Returns the error for the case that no authority is valid.
 fn unknown_issuer() -> Error {
     Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)
 }
 
 impl Clients {
-    /// Verifies by these authorities. If there are revocation lists, every certificate below an authority must be
-    /// covered by a list that has not expired and does not name it, as in nginx and Envoy.
+    /// Creates a verifier of these authorities. If there are revocation lists, every certificate below an authority
+    /// must be covered by a list that has not expired and does not name it, as in nginx and Envoy.
     pub(super) fn new(
         anchors: Vec<Anchor>,
         crls: Vec<CertificateRevocationListDer<'static>>,
@@ -133,7 +133,7 @@ impl Clients {
 }
 
 impl Backends {
-    /// Verifies by these authorities.
+    /// Creates a verifier of these authorities.
     pub(super) fn new(anchors: Vec<Anchor>, provider: &Arc<CryptoProvider>) -> Result<Self, VerifierBuilderError> {
         let own = Arc::clone(provider);
         let make = move |roots| WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&own)).build();

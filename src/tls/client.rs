@@ -1,4 +1,4 @@
-//! TLS of connections to backends.
+//! The TLS settings of connections to backends.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,18 +18,18 @@ use super::{
     CheckedName, ClientConfig, Reload, TlsError, Warning,
     anchors::Backends,
     files::{self, File, IdentityFiles},
-    kept::{self, Certificate, Kept, Made, Source},
     provider,
+    reloadable::{self, Certificate, Made, Reloadable, Source},
 };
 use crate::{lifecycle::Tasks, settings::TlsVersion};
 
-/// Limit of stored sessions for resumption; one is stored for each server name.
+/// The most sessions that are stored for resumption. One is stored for each server name.
 const SESSIONS: usize = 1024;
 
 /// The TLS settings of a pool's connections to its backends, with their files loaded. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Client {
-    kept: Kept<ClientConfig>,
+    reloadable: Reloadable<ClientConfig>,
     name: CheckedName,
 }
 
@@ -37,16 +37,16 @@ impl Client {
     /// Loads the files. `owner` is the pool's name in metrics and logs.
     pub fn load(owner: &str, config: ClientConfig) -> Result<Self, TlsError> {
         let name = config.name.clone();
-        Kept::load(owner, config).map(|kept| Self { kept, name })
+        Reloadable::load(owner, config).map(|reloadable| Self { reloadable, name })
     }
 
     /// Returns the settings for the next handshake.
     pub fn current(&self) -> Arc<rustls::ClientConfig> {
-        self.kept.current()
+        self.reloadable.current()
     }
 
-    /// Returns the name that the certificate of the backend with this identity must be valid for. It never is an
-    /// address found by discovery, unless the operator configured that address.
+    /// Returns the name that the certificate of the backend with this identity must be valid for. It is never an
+    /// address that discovery found, unless the operator configured that address.
     pub fn name_of(&self, identity: &str) -> Option<ServerName<'static>> {
         let name = match &self.name {
             CheckedName::Entry => host_of(identity),
@@ -57,12 +57,12 @@ impl Client {
 
     /// Returns these settings as one that can be reloaded.
     pub fn as_reload(&self) -> Arc<dyn Reload> {
-        self.kept.as_reload()
+        self.reloadable.as_reload()
     }
 
     /// Reloads the files at the configured interval.
     pub fn watch(&self, tasks: &Tasks) {
-        kept::watch(&self.kept.as_reload(), tasks);
+        reloadable::watch(&self.reloadable.as_reload(), tasks);
     }
 }
 
@@ -161,7 +161,7 @@ pub fn hello() -> Vec<u8> {
     bytes
 }
 
-/// Whether a peer's first bytes are those of a TLS record: its type and the major version.
+/// Returns whether a peer's first bytes are those of a TLS record: its type and the major version.
 pub fn is_record([kind, major]: [u8; 2]) -> bool {
     (0x14..=0x17).contains(&kind) && major == 3
 }

@@ -12,11 +12,11 @@ use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, OtherErr
 
 use crate::telemetry::LogLimit;
 
-/// How many pairs of backend and reason of one pool are logged separately. Further ones are only counted until an entry
-/// expires.
-const MAX_APART: usize = 64;
+/// The most pairs of backend and reason of one pool that are logged separately. Further ones are only counted until an
+/// entry expires.
+const MAX_SEPARATE: usize = 64;
 
-/// Why a handshake failed.
+/// The reason why a handshake failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// The certificate is not valid for the checked name.
@@ -46,7 +46,7 @@ pub enum Reason {
 #[derive(Clone)]
 pub struct Failures(Arc<Inner>);
 
-/// What the log's limit applies to: all failures, or those of one reason and peer.
+/// The failures that share a limit of log lines: all (`None`), or those of one reason and peer.
 type Kind = Option<(Reason, SocketAddr)>;
 
 struct Inner {
@@ -88,7 +88,7 @@ impl Reason {
         }
     }
 
-    /// Returns why a handshake, or the first read or write after it, failed.
+    /// Returns the reason why a handshake, or the first read or write after it, failed.
     pub fn of_io(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(error) => Self::of(error),
@@ -150,10 +150,10 @@ impl fmt::Display for Reason {
             Self::BadName => "the certificate is for another name",
             Self::Closed => "the peer closed the connection",
             Self::Expired => "a certificate has expired or is not valid yet",
-            Self::NoCertificate => "a certificate is required, and none was shown",
+            Self::NoCertificate => "a certificate is required, and none was presented",
             Self::NotTls => "the peer does not speak TLS",
             Self::Other => "the handshake failed",
-            Self::ProtocolVersion => "no version of TLS is spoken by both",
+            Self::ProtocolVersion => "the two sides support no common version of TLS",
             Self::Revoked => "a certificate was revoked, or no valid revocation list covers it",
             Self::Timeout => "the handshake took too long",
             Self::UnknownCa => "a certificate was signed by an authority that is not trusted",
@@ -162,13 +162,13 @@ impl fmt::Display for Reason {
 }
 
 impl Failures {
-    /// Failures of a listener, where peers are too many to be logged separately. Registers one counter of `metric` per
-    /// reason, with `label` set to `owner`.
+    /// Creates the failures of a listener, whose peers are too many to be logged separately. Registers one counter of
+    /// `metric` per reason, with `label` set to `owner`.
     pub fn new(metric: &'static str, label: &'static str, owner: &str) -> Self {
         Self::of(metric, label, owner, false)
     }
 
-    /// Failures of a pool, where each backend is logged separately, so that one backend's failures do not hide
+    /// Creates the failures of a pool, whose backends are logged separately, so that one backend's failures do not hide
     /// another's.
     pub fn of_backends(metric: &'static str, label: &'static str, owner: &str) -> Self {
         Self::of(metric, label, owner, true)
@@ -188,7 +188,7 @@ impl Failures {
             counter.increment(1);
         }
         let owner = &self.0.owner;
-        // Port scans and health checks connect and close again; that is not worth a warning.
+        // Port scans and health checks connect and close again, which is not worth a warning.
         match Some(reason).filter(|reason| *reason != Reason::Closed).and_then(|_| self.0.log_now(reason, peer)) {
             Some(unlogged) => tracing::warn!(
                 %owner, %peer, reason = reason.as_str(), %error, unlogged, "TLS handshake failed: {reason}"
@@ -209,9 +209,9 @@ impl Inner {
     fn log_now(&self, reason: Reason, peer: SocketAddr) -> Option<u64> {
         let key = self.apart.then_some((reason, peer));
         let mut limits = self.log_limits.lock().unwrap_or_else(PoisonError::into_inner);
-        if limits.len() >= MAX_APART && !limits.contains_key(&key) {
+        if limits.len() >= MAX_SEPARATE && !limits.contains_key(&key) {
             limits.retain(|_, limit| limit.is_in_use());
-            if limits.len() >= MAX_APART {
+            if limits.len() >= MAX_SEPARATE {
                 return None;
             }
         }
@@ -242,7 +242,7 @@ pub fn explain(error: &io::Error) -> String {
     format!("{error}; {advice}")
 }
 
-/// Whether this is webpki's error for a server certificate that is marked as an authority's.
+/// Returns whether this is webpki's error for a server certificate that is marked as an authority's.
 fn is_authority(other: &OtherError) -> bool {
     format!("{other:?}").contains("CaUsedAsEndEntity")
 }
@@ -253,7 +253,7 @@ mod tests {
     use crate::telemetry::logs::captured;
 
     #[test]
-    fn each_backend_and_reason_has_a_line_of_its_own_and_their_number_is_bounded() {
+    fn each_backend_and_reason_has_its_own_line_up_to_a_limit() {
         let peer = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let lines = |failures: &Failures, reasons: &[Reason], ports: std::ops::Range<u16>| {
             let log = captured(|| {
@@ -268,8 +268,8 @@ mod tests {
         let both = [Reason::Expired, Reason::UnknownCa];
         let pool = Failures::of_backends("test_failures_total", "pool", "tail");
         assert_eq!(lines(&pool, &both, 1..3), 4);
-        assert_eq!(lines(&pool, &both, 1..1000), MAX_APART - 4, "a pool of many backends does not fill the log");
+        assert_eq!(lines(&pool, &both, 1..1000), MAX_SEPARATE - 4, "a pool of many backends must not fill the log");
         let listener = Failures::new("test_failures_total", "listener", "otlp_grpc");
-        assert_eq!(lines(&listener, &both, 1..3), 1, "clients are too many to be told apart");
+        assert_eq!(lines(&listener, &both, 1..3), 1, "clients are too many to be logged separately");
     }
 }

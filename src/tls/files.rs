@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** messages contain nothing of a file's content, except the subject or issuer of certificates and
 //! revocation lists that could be parsed. Error texts of the PEM and X.509 readers are never passed on, since they
-//! quote their input: a key whose line ends were lost would end up in the log.
+//! quote their input: a key whose line ends were lost would appear in the log.
 
 use std::{
     fmt, fs,
@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Identity, anchors::Anchor};
 
-/// Size limit of a file in bytes. Systems' bundles of authorities have a quarter of a MiB.
+/// The size limit of a file in bytes. The bundles of authorities of operating systems have about 256 KiB.
 const MAX_FILE: u64 = 4 << 20;
 
 /// An error with a file of a `tls` section.
@@ -162,7 +162,7 @@ pub(super) struct File {
     path: PathBuf,
     bytes: Vec<u8>,
     /// Whether all users of the machine may read or write the file. Access for a group is accepted, since Kubernetes
-    /// mounts Secrets so.
+    /// mounts Secrets that way.
     is_open: bool,
 }
 
@@ -222,7 +222,7 @@ impl File {
             _ if lines.count() == 1 => "the whole file is one line: its line ends were lost",
             pem::Error::IllegalSectionStart { .. } => "a line begins with -----BEGIN and does not end with -----",
             pem::Error::MissingSectionEnd { .. } => "a section has no -----END line: its end is missing",
-            pem::Error::Base64Decode(_) => "what stands between -----BEGIN and -----END is not base64",
+            pem::Error::Base64Decode(_) => "the text between -----BEGIN and -----END is not base64",
             pem::Error::SectionTooLarge => "a section is too large",
             _ => "it is not PEM",
         };
@@ -270,7 +270,7 @@ impl IdentityFiles {
 
     /// Returns a warning if all users of the machine may read the key.
     pub(super) fn open_key(&self) -> Option<Warning> {
-        let message = "every user of this machine can read this key; take that away: chmod o= FILE";
+        let message = "every user of this machine can read this key; restrict it: chmod o= FILE";
         let warning = || Warning { key: self.key.key, path: self.key.path.clone(), message: message.to_owned() };
         self.key.is_open.then(warning)
     }
@@ -335,7 +335,7 @@ pub(super) fn idle_anchors(file: &File, anchors: &[Anchor]) -> Vec<Warning> {
             () if not_before > now => format!("becomes valid only in {}", span(not_before - now)),
             () => return None,
         };
-        Some(format!("the authority {} {when}: it authenticates nobody", anchor.subject))
+        Some(format!("the authority {} {when}: it authenticates no peer", anchor.subject))
     };
     let mut messages: Vec<String> = anchors.iter().filter_map(idle).collect();
     if messages.len() == anchors.len() {
@@ -358,7 +358,7 @@ pub(super) fn revocation_lists(
     let (now, mut messages, mut issuers) = (now(), Vec::new(), Vec::new());
     for list in &lists {
         let (_, parsed) = x509_parser::parse_x509_crl(list)
-            .map_err(|_| file.broken("a list in it is no list of revoked certificates"))?;
+            .map_err(|_| file.broken("a list in it is not a list of revoked certificates"))?;
         let until = parsed.next_update().map_or(i64::MAX, |at| at.timestamp());
         if until < now {
             let (issuer, ago) = (parsed.issuer(), span(now - until));
@@ -385,12 +385,12 @@ pub(super) fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
     Ok(Arc::new(roots))
 }
 
-/// The error for a name that no certificate can be valid for.
+/// Returns the error for a name that no certificate can be valid for.
 pub(super) fn no_host_name(key: &'static str, name: &str) -> TlsError {
     Problem::NoHostName { name: name.to_owned() }.at(key)
 }
 
-/// The error for settings that rustls refused.
+/// Returns the error for settings that rustls refused.
 pub(super) fn refused(key: &'static str, error: &dyn fmt::Display) -> TlsError {
     Problem::Refused(error.to_string()).at(key)
 }
@@ -414,7 +414,7 @@ impl Validity {
     }
 }
 
-/// The current Unix time.
+/// Returns the current Unix time.
 fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     i64::try_from(now).unwrap_or(i64::MAX)

@@ -4,7 +4,7 @@
 //! - `files` reads PEM files and reports errors in them;
 //! - `anchors` verifies peers by the authorities that are valid at the moment;
 //! - `server` and `client` build rustls' settings from the files;
-//! - `kept` holds these settings and replaces them as a whole: later handshakes use the new ones, existing connections
+//! - `reloadable` holds these settings and replaces them as a whole: later handshakes use the new ones, existing connections
 //!   stay;
 //! - `failure` classifies failed handshakes by a bounded set of reasons, counts and logs them.
 //!
@@ -14,7 +14,7 @@ mod anchors;
 mod client;
 mod failure;
 mod files;
-mod kept;
+mod reloadable;
 mod server;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -27,7 +27,7 @@ pub use self::{
     client::{Client, hello, is_record},
     failure::{Failures, Reason, explain},
     files::{TlsError, Warning},
-    kept::{Reload, Reloaded, Reloads},
+    reloadable::{Reload, Reloaded, Reloads},
     server::Server,
 };
 use crate::settings::{RELOAD_INTERVAL, TlsVersion};
@@ -113,7 +113,7 @@ static FROM_12: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rust
 static FROM_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
 
 impl TlsVersion {
-    /// This version and all newer ones.
+    /// Returns this version and all newer ones.
     fn and_newer(self) -> &'static [&'static SupportedProtocolVersion] {
         match self {
             Self::Tls12 => &FROM_12,

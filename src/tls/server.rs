@@ -1,4 +1,4 @@
-//! TLS of listeners.
+//! The TLS settings of listeners.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,14 +12,14 @@ use super::{
     Reload, ServerConfig, TlsError, Warning,
     anchors::Clients,
     files::{self, File, IdentityFiles},
-    kept::{self, Certificate, Kept, Made, Source},
     provider,
+    reloadable::{self, Certificate, Made, Reloadable, Source},
 };
 use crate::lifecycle::Tasks;
 
 /// The TLS settings of a listener, with their files loaded. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Server(Kept<Settings>);
+pub struct Server(Reloadable<Settings>);
 
 /// A listener's configuration and the protocols that it offers.
 #[derive(Clone)]
@@ -31,7 +31,7 @@ struct Settings {
 impl Server {
     /// Loads the files. `owner` is the listener's name in metrics and logs; `alpn` lists the offered protocols.
     pub fn load(owner: &str, config: ServerConfig, alpn: &'static [&'static [u8]]) -> Result<Self, TlsError> {
-        Kept::load(owner, Settings { config, alpn }).map(Self)
+        Reloadable::load(owner, Settings { config, alpn }).map(Self)
     }
 
     /// Returns the settings for the next handshake.
@@ -46,7 +46,7 @@ impl Server {
 
     /// Reloads the files at the configured interval.
     pub fn watch(&self, tasks: &Tasks) {
-        kept::watch(&self.0.as_reload(), tasks);
+        reloadable::watch(&self.0.as_reload(), tasks);
     }
 
     /// Switches to other settings for future handshakes; existing connections stay. On an error nothing changes.

@@ -108,7 +108,7 @@ async fn shake_with(
 }
 
 #[tokio::test]
-async fn a_name_of_the_entry_is_checked_whatever_its_address() {
+async fn the_name_of_the_entry_is_checked_and_not_its_address() {
     let world = World::new();
     for entry in ["localhost:4317", "collector.test:4317", "127.0.0.1:4317", "[::1]:4317"] {
         assert_eq!(world.shake(entry).await, (Ok(()), Ok(())), "{entry}");
@@ -120,7 +120,7 @@ async fn a_name_of_the_entry_is_checked_whatever_its_address() {
 }
 
 #[tokio::test]
-async fn the_name_that_is_written_goes_first() {
+async fn server_name_override_takes_precedence() {
     let mut world = World::new();
     world.client.name = CheckedName::Is("collector.test.".into());
     assert_eq!(world.shake("10.0.0.1:4317").await, (Ok(()), Ok(())));
@@ -144,7 +144,7 @@ async fn both_sides_can_ask_for_certificates() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_to_be_trusted_is_refused_with_the_reason() {
+async fn an_untrusted_server_is_refused_with_the_reason() {
     let late = World::new();
     late.authority.issue_expired(&["localhost"]).write(late.dir.path(), "server");
     assert_eq!(late.shake("localhost:1").await, (Err(Reason::Expired), Err(Reason::Expired)));
@@ -156,7 +156,7 @@ async fn a_server_that_is_not_to_be_trusted_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn versions_that_do_not_meet_are_refused() {
+async fn peers_without_a_common_version_are_refused() {
     let mut world = World::new();
     world.server.min_version = TlsVersion::Tls13;
     assert_eq!(world.shake("localhost:1").await, (Ok(()), Ok(())));
@@ -175,7 +175,7 @@ async fn versions_that_do_not_meet_are_refused() {
 }
 
 #[tokio::test]
-async fn a_client_without_tls_is_told_from_others() {
+async fn a_client_without_tls_is_recognised() {
     let world = World::new();
     let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
     let (mut near, far) = duplex(4096);
@@ -189,7 +189,7 @@ async fn a_client_without_tls_is_told_from_others() {
 }
 
 #[test]
-fn files_that_cannot_be_used_are_named_with_what_to_do() {
+fn errors_about_files_name_them_and_say_what_to_do() {
     let world = World::new();
     let complaint = |config: &ServerConfig| config.check().expect_err("bad").to_string();
     let with = |change: &dyn Fn(&mut ServerConfig)| {
@@ -235,7 +235,7 @@ fn files_that_cannot_be_used_are_named_with_what_to_do() {
 }
 
 #[test]
-fn nothing_of_a_files_content_is_in_any_message() {
+fn messages_contain_nothing_of_a_files_content() {
     let world = World::new();
     let (cert, key) = ["server.crt", "server.key"].map(|name| fs::read_to_string(world.path(name)).unwrap()).into();
     let canary = |text: &str| text.lines().nth(1).unwrap()[..16].to_owned();
@@ -255,7 +255,7 @@ fn nothing_of_a_files_content_is_in_any_message() {
         ),
         (
             |text| text.replacen('\n', "\n!", 1),
-            "cannot use FILE: what stands between -----BEGIN and -----END is not base64",
+            "cannot use FILE: the text between -----BEGIN and -----END is not base64",
         ),
         (|text| text.lines().filter(|line| !line.starts_with('-')).collect(), "FILE holds no "),
         (|text| text.replacen("-----\nM", "-----\nA", 1), "cannot use FILE: "),
@@ -280,7 +280,7 @@ fn nothing_of_a_files_content_is_in_any_message() {
 }
 
 #[test]
-fn a_key_that_every_user_can_read_is_worth_a_warning() {
+fn a_key_that_every_user_can_read_causes_a_warning() {
     let world = World::new();
     let key = fs::read_to_string(world.path("server.key")).unwrap();
     // Kubernetes mounts Secrets with 0440 or 0640 if a group is set, and with 0644 by default.
@@ -295,7 +295,7 @@ fn a_key_that_every_user_can_read_is_worth_a_warning() {
 }
 
 #[test]
-fn an_expired_certificate_is_worth_a_warning() {
+fn an_expired_certificate_causes_a_warning() {
     let world = World::new();
     assert_eq!(world.server.check(), Ok(Vec::new()));
     world.authority.issue_expired(&["localhost"]).write(world.dir.path(), "server");
@@ -307,13 +307,13 @@ fn an_expired_certificate_is_worth_a_warning() {
 }
 
 #[tokio::test]
-async fn files_that_were_replaced_hold_from_the_next_handshake_on() {
+async fn replaced_files_are_used_from_the_next_handshake_on() {
     let world = World::new();
     let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
     let client = Client::load("test", world.client.clone()).unwrap();
     assert_eq!(server.as_reload().reload(), Reloaded::Unchanged);
     world.authority.issue(&["elsewhere.test"]).write(world.dir.path(), "server");
-    assert_eq!(shake(&server, &client, "localhost:1").await, (Ok(()), Ok(())), "not looked at yet");
+    assert_eq!(shake(&server, &client, "localhost:1").await, (Ok(()), Ok(())), "the files have not been checked yet");
     assert_eq!(server.as_reload().reload(), Reloaded::Taken);
     assert_eq!(shake(&server, &client, "elsewhere.test:1").await, (Ok(()), Ok(())));
     let reloads = Reloads::default();
@@ -325,11 +325,11 @@ async fn files_that_were_replaced_hold_from_the_next_handshake_on() {
     assert_eq!(found, [("test".into(), Reloaded::Unchanged), ("test".into(), Reloaded::Taken)]);
     assert_eq!(shake(&server, &client, "elsewhere.test:1").await.1, Err(Reason::UnknownCa));
     drop(client);
-    assert_eq!(reloads.now().await.len(), 1, "who is gone is not asked");
+    assert_eq!(reloads.now().await.len(), 1, "dropped settings must not be reloaded");
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_leave_the_old_in_force_and_are_counted_once() {
+async fn unusable_files_leave_the_old_ones_in_use_and_are_counted_once() {
     let world = World::new();
     let (server, text) = Recorder::scoped(|recorder| {
         let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
@@ -353,7 +353,7 @@ async fn files_that_cannot_be_used_leave_the_old_in_force_and_are_counted_once()
 }
 
 #[test]
-fn a_certificate_that_comes_before_its_key_waits_for_it() {
+fn a_certificate_that_is_replaced_before_its_key_waits_for_it() {
     let world = World::new();
     let server = Server::load("test", world.server.clone(), &[b"h2"]).unwrap();
     let fresh = world.authority.issue(&["localhost"]);
@@ -364,7 +364,7 @@ fn a_certificate_that_comes_before_its_key_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_signed_itself_does_if_it_is_no_authoritys() {
+async fn a_self_signed_certificate_is_accepted_unless_it_is_an_authoritys() {
     let world = World::new();
     for (is_ca, expected) in [(true, Err(Reason::Other)), (false, Ok(()))] {
         let pair = pki::self_signed(is_ca);

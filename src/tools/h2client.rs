@@ -199,8 +199,9 @@ impl Channel {
     }
 }
 
-/// Whether the server did not look at a request: it had told the client to connect again, and the request's stream came after
-/// the last one that it processed (RFC 9113, 6.8). gRPC clients send such a request again by themselves.
+/// Returns whether the server did not process a request: it had told the client to connect again, and the request's
+/// stream came after the last one that it processed (RFC 9113, 6.8). gRPC clients send such a request again by
+/// themselves.
 fn is_unprocessed(error: &h2::Error) -> bool {
     error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }

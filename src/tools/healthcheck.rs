@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_there_is_no_and_says_where() {
+    async fn the_error_for_a_missing_proxy_names_the_address() {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = socket.local_addr().unwrap().to_string();

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_read_back_and_those_of_others_are_not() {
+    fn only_ids_of_this_generator_are_recognised() {
         let key = TraceKey::new(7, 123);
         assert_eq!(TraceKey::from_bytes(key.to_bytes()), Some(key));
         let place = SpanPosition { index: 3, count: 8 };

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_spans_are_found_wherever_the_bytes_are_cut() {
+    fn the_same_spans_are_found_in_whatever_chunks_they_arrive() {
         let spec = BodySpec { spans: 6, traces: 4, bodies: 4, unique: true, ..BodySpec::default() };
         let message = Bodies::generate(spec).unwrap().compose(0, Some(std::time::Duration::from_secs(7)));
         let payload = &message[5..];
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_overruns_is_malformed() {
+    fn truncated_and_overlong_fields_are_malformed() {
         assert!(walk(&[&[0x0a, 5, 0x12]]).is_err(), "ends early");
         assert!(walk(&[&[0x0a, 2, 0x12, 5, 0, 0, 0, 0, 0]]).is_err(), "a child longer than its parent");
         assert!(walk(&[&[0x0f]]).is_err(), "no such wire type");

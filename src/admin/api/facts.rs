@@ -11,7 +11,7 @@ use super::super::{
 use crate::{
     membership::{
         BackendState, build,
-        record::{Names, Past, Record, Standing},
+        record::{Names, Record, RingChange, Standing},
     },
     ring::Table,
 };
@@ -120,8 +120,8 @@ pub(super) fn backends(pool: &Pool) -> Vec<Backend> {
 }
 
 /// Describes a change of a table.
-pub fn change(past: &Past) -> Change {
-    let Past { added, removed, ejected, returned, .. } = past;
+pub fn change(past: &RingChange) -> Change {
+    let RingChange { added, removed, ejected, returned, .. } = past;
     Change {
         generation: past.generation,
         at: Some(time(past.at)),

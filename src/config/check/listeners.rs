@@ -1,4 +1,4 @@
-//! Checks `receivers`, `admin` and `health_check`: their keys, and that no two listeners want the same port.
+//! Checks `receivers`, `admin` and `health_check`: their keys, and that no two listeners have the same port.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
@@ -41,7 +41,7 @@ pub(super) fn check_grpc(settings: &Settings, report: &mut Report<'_>) {
     }
 }
 
-/// Looks up the address of each listener. `None` if there is an error.
+/// Looks up the address of each listener. Returns `None` if there is an error.
 pub(super) fn addresses(settings: &Settings, report: &mut Report<'_>) -> Option<Listeners> {
     let otlp = &settings.receivers.otlp;
     let paths = [grpc_path(), KeyPath::of(&["admin"]), KeyPath::of(&["health_check"])].map(|at| at.key("endpoint"));
@@ -107,7 +107,7 @@ fn address(path: &KeyPath, endpoint: &HostPort, report: &mut Report<'_>) -> Opti
     None
 }
 
-/// Two listeners cannot have the same port. Port 0 is one that is free.
+/// Checks that no two listeners have the same port. Port 0 does not count, since it stands for any free port.
 fn check_ports(listeners: &[(&KeyPath, Option<SocketAddr>)], report: &mut Report<'_>) {
     let listeners = listeners.iter().filter_map(|(path, address)| Some((*path, (*address)?)));
     let listeners: Vec<(&KeyPath, SocketAddr)> = listeners.filter(|(_, address)| address.port() != 0).collect();
@@ -120,7 +120,7 @@ fn check_ports(listeners: &[(&KeyPath, Option<SocketAddr>)], report: &mut Report
     }
 }
 
-/// Whether only one of two listeners can have its address. Whether `[::]` includes IPv4 depends on the system.
+/// Returns whether two addresses exclude each other. Whether `[::]` includes IPv4 depends on the system.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let any = one.ip().is_unspecified() || other.ip().is_unspecified();
     one == other || (any && one.port() == other.port() && one.is_ipv4() == other.is_ipv4())

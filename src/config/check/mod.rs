@@ -1,5 +1,5 @@
-//! Checks settings against bounds, against each other and against this machine, and makes the [`Config`] of them. All errors
-//! are found in one run. The check of a key stands in the file of its section.
+//! Checks that settings are in range, fit each other and fit this machine, and makes the [`Config`] from them. It
+//! reports all errors at once. The check of a key is in the file of its section.
 
 mod listeners;
 mod pools;
@@ -22,7 +22,7 @@ use crate::{
 /// The largest size of a message, in MiB: a length in gRPC's prefix and in protobuf is less than 2 GiB.
 const MAX_MESSAGE_MIB: usize = 2047;
 
-/// Checks the whole. `root` is the directory that `/proc` and `/sys` are in.
+/// Checks all settings. `root` is the directory that contains `proc` and `sys`.
 pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -> Result<Config, Vec<ConfigError>> {
     let mut report = Report::new(is_hidden);
     listeners::check_grpc(settings, &mut report);
@@ -58,7 +58,7 @@ fn fit_messages_to_memory(config: &mut Config) {
     let size = &mut grpc.keys.max_recv_msg_size_mib;
     if size.bytes > limit {
         config.warnings.push(format!(
-            "max_recv_msg_size_mib is {} MiB, but memory_limiter leaves {} MiB for requests: the smaller of them holds",
+            "max_recv_msg_size_mib is {} MiB, but memory_limiter leaves {} MiB for requests: the smaller of them applies",
             size.mebibytes(),
             limit / MIB,
         ));
@@ -88,7 +88,7 @@ fn memory_limit(keys: &MemoryLimiter, root: &Path, report: &mut Report<'_>) -> O
     usize::try_from(memory / 100 * u64::from(keys.limit_percentage)).ok()
 }
 
-/// Adds what was found in a `tls` section at `path`.
+/// Adds the errors or warnings about the `tls` section at `path`.
 fn report_tls(path: &KeyPath, found: tls::Findings, report: &mut Report<'_>) {
     let at = |key: &str| if key.is_empty() { path.clone() } else { path.key(key) };
     match found {
@@ -100,7 +100,7 @@ fn report_tls(path: &KeyPath, found: tls::Findings, report: &mut Report<'_>) {
     }
 }
 
-/// The message about a value that is less than another one has to be: `VALUE is less than KEY, LEAST`.
+/// Returns the message about a value that must not be less than that of another key: `VALUE is less than KEY, LEAST`.
 fn less_than(value: impl std::fmt::Display, key: &str, least: impl std::fmt::Display) -> Message {
     Message::both(format!("{value} is less than {key}, {least}"), format!("is less than {key}"))
 }

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// The most connections and shards, of which every backend gets some: a typing error must not open thousands.
+/// The most connections to each backend, and the most shards. A typing error must not open thousands of connections.
 const MAX_CONNECTIONS: usize = 64;
 
 /// Checks all pools.
@@ -83,7 +83,8 @@ fn check_delivery(at: &KeyPath, keys: &Delivery, deadline: Duration, report: &mu
     check_retries(&at.key("retry_on_failure"), &keys.retry_on_failure, report);
 }
 
-/// An attempt that outlasts its request is cut short, and then tells nothing about the backend.
+/// Checks that an attempt cannot last longer than its request: it would be cut short, and show nothing about the
+/// backend.
 fn check_timeout(at: &KeyPath, timeout: Duration, deadline: Duration, report: &mut Report<'_>) {
     report.positive(at, timeout);
     if timeout > deadline {
@@ -128,7 +129,7 @@ fn check_outlier_detection(at: &KeyPath, keys: &OutlierDetection, report: &mut R
     report.within(&at.key("max_ejection_percent"), keys.max_ejection_percent, 0, 100);
 }
 
-/// A pool has exactly one resolver.
+/// Checks that a pool has exactly one resolver.
 fn check_resolver(at: &KeyPath, resolver: &Resolver, report: &mut Report<'_>) {
     match (&resolver.r#static, &resolver.dns) {
         (Some(keys), None) => check_static(&at.key("static"), keys, report),

@@ -1,4 +1,4 @@
-//! Collects errors and warnings, with the checks that many keys share.
+//! Collects errors and warnings, and has the checks that many keys share.
 
 use std::{fmt::Display, time::Duration};
 
@@ -10,7 +10,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest time that a backend may be ejected or held: a longer one is a typing error.
 const MAX_HOLD: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Tells whether the value at a path of the file must not be shown.
+/// Returns whether the value at a path of the file must not be shown.
 pub(in crate::config) type IsHidden<'a> = &'a dyn Fn(&[Step]) -> bool;
 
 /// The path of a key, from the top of the file.
@@ -29,12 +29,12 @@ impl KeyPath {
         Self(keys.iter().map(|key| Step::Key((*key).to_owned())).collect())
     }
 
-    /// The path of a key in the section at this path.
+    /// Returns the path of a key in the section at this path.
     pub(super) fn key(&self, key: &str) -> Self {
         self.below(Step::Key(key.to_owned()))
     }
 
-    /// The path of an item in the list at this path.
+    /// Returns the path of an item in the list at this path.
     pub(super) fn item(&self, index: usize) -> Self {
         self.below(Step::Index(index))
     }
@@ -72,7 +72,7 @@ impl<'a> Report<'a> {
         self.warnings.push(warning);
     }
 
-    /// The form of the message that may be shown.
+    /// Returns the form of the message that may be shown.
     fn chosen(&self, path: &KeyPath, others: &[&KeyPath], message: Message) -> String {
         let is_hidden = others.iter().copied().chain([path]).any(|path| (self.is_hidden)(&path.0));
         if is_hidden { message.hidden } else { message.shown }

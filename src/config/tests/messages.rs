@@ -1,4 +1,4 @@
-//! Messages that once misled, each with what it says now.
+//! Tests of messages that were once misleading.
 
 use super::super::{Draft, discovery};
 
@@ -28,7 +28,7 @@ fn pool(more: &str) -> String {
 }
 
 #[test]
-fn off_is_a_boolean_to_yaml() {
+fn the_message_about_off_says_that_yaml_reads_it_as_a_boolean() {
     assert_eq!(
         pool("resolver: { dns: { hostname: a } }, compression: off"),
         "f:2:57: pools.a.compression: expected one of none, gzip, zstd, found false, as YAML reads off, no and false; write none"
@@ -40,7 +40,7 @@ fn off_is_a_boolean_to_yaml() {
 }
 
 #[test]
-fn a_collectors_file_hints_at_convert() {
+fn the_error_for_a_collectors_file_names_convert() {
     let text = "receivers: { otlp: { protocols: { http: {} } } }\nexporters: { load_balancing: {} }\nservice: {}\n";
     assert_eq!(
         complaint(text),
@@ -49,7 +49,7 @@ fn a_collectors_file_hints_at_convert() {
 }
 
 #[test]
-fn resolvers_of_the_exporter_are_known_by_name() {
+fn resolvers_of_the_exporter_lead_to_advice() {
     assert_eq!(
         pool("resolver: { aws_cloud_map: { namespace: n } }"),
         "f:2:20: pools.a.resolver: \"aws_cloud_map\" is not supported yet; a namespace of a DNS kind gives its services names: \
@@ -63,7 +63,7 @@ fn resolvers_of_the_exporter_are_known_by_name() {
 }
 
 #[test]
-fn what_a_resolver_would_refuse_at_its_start_is_found_by_the_check() {
+fn the_check_finds_what_a_resolver_would_refuse_at_its_start() {
     let dns = |keys: &str| pool(&format!("resolver: {{ dns: {{ hostname: {keys} }} }}"));
     assert_eq!(dns("a, interval: 99ms"), "f:2:50: pools.a.resolver.dns.interval: must be at least 100ms");
     assert_eq!(dns("a, interval: 25h"), "f:2:50: pools.a.resolver.dns.interval: is longer than 24h");
@@ -85,7 +85,7 @@ fn what_a_resolver_would_refuse_at_its_start_is_found_by_the_check() {
 }
 
 #[test]
-fn a_port_alone_gets_an_address_and_an_address_the_port_of_its_listener() {
+fn errors_suggest_the_missing_address_or_port() {
     let with = |section: &str| {
         complaint(&format!("pools: {{ a: {{ resolver: {{ dns: {{ hostname: a }} }} }} }}\n{section}\n"))
     };
@@ -110,7 +110,7 @@ fn one_variable_may_hold_all_backends() {
         "f:2:41: pools.a.resolver.static.hostnames: what stands here does not fit (it is not shown); expected a list of backends \
          such as [collector-0:4317, collector-1:4317]"
     );
-    // The same backend, spelled in two ways, and one that nobody can dial.
+    // The same backend in two spellings, and one that cannot be connected to.
     assert!(list("10.0.0.1,[10.0.0.1]:4317").ends_with("hostnames: 10.0.0.1:4317 is listed twice"));
     let dialled = pool("resolver: { static: { hostnames: [a, 0.0.0.0] } }");
     assert!(
@@ -119,7 +119,7 @@ fn one_variable_may_hold_all_backends() {
     );
 }
 
-/// The error about a file without routes, in which a variable LATE is set.
+/// Returns the error about a file without routes, in which the variable LATE is set.
 fn late(text: &str) -> String {
     let environment = |name: &str| (name == "LATE").then(|| "20s".to_owned());
     let text = format!("{text}\nroutes: [{{ signals: [traces], pool: a }}]\n");
@@ -135,7 +135,7 @@ fn a_timeout_above_the_deadline_is_refused_with_both_keys() {
         "f:1:60: pools.a.timeout: 20s is longer than receivers.otlp.deadline, 8s: an attempt cannot outlast its \
          request; lower timeout, or raise the deadline"
     );
-    // Values that come by a reference are not shown, neither of the two.
+    // Neither of the two values is shown if it comes from a reference.
     assert_eq!(
         late(&pool("timeout: \"${env:LATE}\"")),
         "f:1:60: pools.a.timeout: is longer than receivers.otlp.deadline: an attempt cannot outlast its request; \
@@ -148,10 +148,10 @@ fn a_timeout_above_the_deadline_is_refused_with_both_keys() {
 }
 
 #[test]
-fn a_timeout_that_is_not_written_gives_way_to_a_shorter_deadline() {
+fn the_default_timeout_is_lowered_to_a_shorter_deadline() {
     let text = "receivers: { otlp: { deadline: 3s } }\npools: { a: { resolver: { dns: { hostname: a } } } }\n\
                 routes: [{ signals: [traces], pool: a }]\n";
     let draft = Draft::parse("f", text, &|_| None).expect("read");
     assert_eq!(draft.check().expect("valid").pools[0].dispatch.keys.timeout.as_secs(), 3);
-    assert!(draft.print().expect("printed").contains("    timeout: 3s\n"), "what holds is printed");
+    assert!(draft.print().expect("printed").contains("    timeout: 3s\n"), "the effective timeout must be printed");
 }

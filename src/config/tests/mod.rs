@@ -1,5 +1,5 @@
-//! Files as operators write them: what they mean, which errors bad ones give, and whether `deploy/docs/` has every key,
-//! metric and flag.
+//! Tests with files as operators write them: their meaning, and the errors of invalid ones. They also test that
+//! `deploy/docs/` has every key, metric and flag.
 
 use std::{path::Path, time::Duration};
 
@@ -46,14 +46,14 @@ fn config(text: &str) -> Result<Config, String> {
     draft(text)?.check().map_err(|error| error.to_string())
 }
 
-/// The error for `STATIC` with `from` replaced by `to`.
+/// Returns the error for `STATIC` with `from` replaced by `to`.
 fn complaint(from: &str, to: &str) -> String {
     assert!(STATIC.contains(from), "{from}");
     config(&STATIC.replacen(from, to, 1)).expect_err(to)
 }
 
 #[test]
-fn the_static_example_is_a_whole_configuration() {
+fn the_static_example_is_valid() {
     let config = config(STATIC).expect("valid");
     let grpc = config.receive.grpc.expect("gRPC");
     let keys = Grpc { endpoint: "127.0.0.1:14317".parse().expect("ok"), ..Grpc::default() };
@@ -75,7 +75,7 @@ fn the_static_example_is_a_whole_configuration() {
 }
 
 #[test]
-fn the_dns_example_is_a_whole_configuration() {
+fn the_dns_example_is_valid() {
     let text = STATIC.replace(
         r#"{ static: { hostnames: ["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"] } }"#,
         "{ dns: { hostname: collectors.test, port: 4317, interval: 5s, timeout: 1s } }",
@@ -139,7 +139,7 @@ fn assert_tls_reaches_its_modules(server: crate::tls::ServerConfig, client: &cra
 }
 
 #[test]
-fn what_is_left_out_or_left_empty_has_its_default() {
+fn missing_and_empty_keys_have_their_defaults() {
     let text = "receivers:\n  otlp:\n    protocols:\n      grpc:\npools:\n  tail:\n    resolver:\n      dns: { hostname: c }\n\
                 routes:\n  - signals: [traces]\n    pool: tail\nadmin:\n";
     let config = config(text).expect("valid");
@@ -148,7 +148,7 @@ fn what_is_left_out_or_left_empty_has_its_default() {
 }
 
 #[test]
-fn the_collectors_spellings_are_taken() {
+fn the_collectors_spellings_are_accepted() {
     let text = STATIC
         .replace("routing_key: trace_id", "routing_key: traceID")
         .replace("compression: none", "compression: \"\"");
@@ -164,7 +164,7 @@ fn several_pools_have_their_routes() {
     assert_eq!(routes, [(Signal::Logs, "b"), (Signal::Traces, "a")]);
 }
 
-/// The keys of a section as an error lists them; they begin with `first`.
+/// Returns the keys of a section as an error lists them. They begin with `first`.
 fn known_keys<T: Section>(first: &str) -> String {
     let keys = keys_of::<T>().join(", ");
     assert!(keys.starts_with(first), "{keys}");
@@ -172,7 +172,7 @@ fn known_keys<T: Section>(first: &str) -> String {
 }
 
 #[test]
-fn a_wrong_key_is_found_with_its_place_and_the_nearest_right_one() {
+fn the_error_for_an_unknown_key_has_its_position_and_the_most_similar_one() {
     assert_eq!(
         complaint("endpoint: 127.0.0.1:14317", "endpiont: 127.0.0.1:14317"),
         format!(
@@ -202,7 +202,7 @@ fn a_wrong_key_is_found_with_its_place_and_the_nearest_right_one() {
 }
 
 #[test]
-fn a_wrong_value_is_found_with_its_place() {
+fn the_error_for_an_invalid_value_has_its_position() {
     let with = |line: &str| complaint("    compression: none", &format!("    {line}"));
     assert_eq!(with("timeout: 5"), "spanring.yaml:6:14: pools.tail.timeout: \"5\" has no unit; write 5s or 5ms");
     assert_eq!(
@@ -255,7 +255,7 @@ fn a_wrong_value_is_found_with_its_place() {
 }
 
 #[test]
-fn what_does_not_fit_together_is_found_with_its_place() {
+fn the_error_for_contradicting_values_has_its_position() {
     assert_eq!(
         complaint("pool: tail }", "pool: tial }"),
         "spanring.yaml:8:55: routes[0].pool: unknown pool \"tial\", did you mean \"tail\"? known pools: tail"
@@ -287,7 +287,7 @@ fn what_does_not_fit_together_is_found_with_its_place() {
 }
 
 #[test]
-fn all_that_does_not_fit_is_said_at_once() {
+fn all_errors_are_reported_at_once() {
     let text = "receivers:\n  otlp: { deadline: 0s }\npools:\n  a:\n    timeout: 0s\n";
     assert_eq!(
         config(text).expect_err("invalid"),
@@ -299,7 +299,7 @@ fn all_that_does_not_fit_is_said_at_once() {
 }
 
 #[test]
-fn invalid_yaml_is_found_with_its_place() {
+fn the_error_for_invalid_yaml_has_its_position() {
     let message = complaint("admin: { endpoint: 127.0.0.1:18888 }", "pools: {}");
     assert_eq!(message, "spanring.yaml:9:1: the key \"pools\" is written twice");
     let message = config(&format!("{STATIC}---\na: 1\n")).expect_err("two documents");
@@ -310,7 +310,7 @@ fn invalid_yaml_is_found_with_its_place() {
 }
 
 #[test]
-fn an_empty_file_says_what_is_needed() {
+fn the_error_for_an_empty_file_names_the_required_keys() {
     for text in ["", "# nothing\n\n", "{}"] {
         let message = config(text).expect_err("invalid");
         assert!(
@@ -321,7 +321,7 @@ fn an_empty_file_says_what_is_needed() {
 }
 
 #[test]
-fn variables_keep_types_and_places() {
+fn variables_keep_their_types_and_positions() {
     let with = |line: &str| config(&STATIC.replacen("    compression: none", &format!("    {line}"), 1));
     assert!(
         with("connections: ${env:CONNECTIONS:-2}").is_ok_and(|config| config.pools[0].dispatch.keys.connections == 2)
@@ -329,7 +329,7 @@ fn variables_keep_types_and_places() {
     assert!(with("timeout: ${env:TIMEOUT:-3s}").is_ok());
     assert_eq!(
         with("connections: ${env:WORD}").expect_err("a word"),
-        "spanring.yaml:6:18: pools.tail.connections: what stands here does not fit (it is not shown); expected a whole number"
+        "spanring.yaml:6:18: pools.tail.connections: this value does not fit (it is not shown); expected a whole number"
     );
     assert_eq!(
         with("timeout: ${env:UNSET}s").expect_err("unset"),
@@ -344,18 +344,18 @@ fn a_small_memory_limit_bounds_messages() {
     assert_eq!(config.receive.grpc.expect("gRPC").keys.max_recv_msg_size_mib.bytes, (60 << 20) / 3 * 2);
     assert_eq!(
         config.warnings,
-        ["max_recv_msg_size_mib is 64 MiB, but memory_limiter leaves 40 MiB for requests: the smaller of them holds"]
+        ["max_recv_msg_size_mib is 64 MiB, but memory_limiter leaves 40 MiB for requests: the smaller of them applies"]
     );
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
+fn the_error_for_a_missing_file_names_it() {
     let error = Draft::read(Path::new("/nowhere/spanring.yaml")).expect_err("no file");
     assert_eq!(error.to_string(), "cannot read /nowhere/spanring.yaml");
 }
 
 #[test]
-fn what_is_printed_is_the_same_configuration() {
+fn a_printed_configuration_is_read_back() {
     for text in [STATIC, SAMPLE] {
         let first = draft(text).expect("valid");
         let printed = first.print().expect("printed");
@@ -378,7 +378,7 @@ fn what_is_printed_is_the_same_configuration() {
 }
 
 #[test]
-fn the_command_line_stands_for_a_file() {
+fn backends_on_the_command_line_are_like_a_file() {
     let draft = Draft::of_backends("static://a:1,b".parse().expect("backends"));
     let config = draft.check().expect("valid");
     assert_eq!(config.receive, receive::Config::default());

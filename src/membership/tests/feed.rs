@@ -1,4 +1,4 @@
-//! A pool's membership whose inputs are given by tests of other rooms.
+//! A pool's membership whose inputs come from tests of other modules.
 
 use super::*;
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     shortage::Shortage,
 };
 
-/// The membership of one pool, with discovery and deliveries played by the test.
+/// The membership of one pool, whose discovery and deliveries are simulated by the test.
 pub(crate) struct Feed {
     pub(crate) published: Published,
     pub(crate) events: Events,

@@ -1,5 +1,5 @@
-//! Tests of the state machine's other inputs: new configurations, late probes, sets that cannot be built. Also of the cause
-//! that each table has.
+//! Tests of the state machine's other inputs: new configurations, late probes and sets that cannot be built. They also
+//! test the cause of each table.
 
 use super::{
     build::{Cause, View},

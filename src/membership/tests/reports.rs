@@ -37,7 +37,7 @@ fn every_change_of_the_ring_has_one_log_line_with_its_cause_and_details() {
     assert_eq!(lines, expected);
 }
 
-/// A pool whose discovery is played by the test.
+/// A pool whose discovery is simulated by the test.
 struct Pool {
     discovery: watch::Sender<Option<Endpoints>>,
     tables: Tables,

@@ -1,4 +1,4 @@
-//! Tests of the task: discovery's sets and health events in, tables out, probes beside it.
+//! Tests of the task with discovery's sets and health events as input, tables as output, and probes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

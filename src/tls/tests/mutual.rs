@@ -27,7 +27,7 @@ async fn in_year(server: &Server, client: &Client, year: u64) -> Result<(), Reas
 }
 
 #[tokio::test]
-async fn a_client_whose_certificate_expired_does_not_come_back_by_its_session() {
+async fn an_expired_client_cannot_resume_its_session() {
     let world = World::new().mutual();
     world.authority.issue_until(&["localhost"], 2100).write(world.dir.path(), "client");
     let (server, client) = world.both();
@@ -38,7 +38,7 @@ async fn a_client_whose_certificate_expired_does_not_come_back_by_its_session() 
 }
 
 #[tokio::test]
-async fn a_client_whose_authority_was_taken_away_does_not_come_back() {
+async fn a_client_whose_authority_was_removed_is_refused() {
     let world = World::new().mutual();
     let (server, client) = world.both();
     assert_eq!(in_year(&server, &client, 2090).await, Ok(()));
@@ -50,7 +50,7 @@ async fn a_client_whose_authority_was_taken_away_does_not_come_back() {
 }
 
 #[tokio::test]
-async fn an_authority_that_expired_authenticates_nobody() {
+async fn an_expired_authority_authenticates_no_peer() {
     let mut world = World::new().mutual();
     let [old, new] = [Authority::until("the old one", 2100), Authority::new("the new one")];
     pki::replace(&world.path("clients.crt"), &format!("{}{}", old.pem, new.pem));
@@ -88,11 +88,11 @@ fn the_log_names_the_authority_that_expired() {
             }
         });
     });
-    assert_eq!(log, " WARN an authority expired: it authenticates nobody any more subject=CN=the old one\n");
+    assert_eq!(log, " WARN an authority expired: it authenticates no peer any more subject=CN=the old one\n");
 }
 
 #[tokio::test]
-async fn an_authority_that_expired_long_ago_is_warned_of_and_lets_nobody_in() {
+async fn an_authority_that_has_expired_at_the_start_causes_warnings_and_refusals() {
     let mut world = World::new().mutual();
     let gone = Authority::until("long gone", 2020);
     pki::replace(&world.path("ca.crt"), &gone.pem);
@@ -109,7 +109,7 @@ async fn an_authority_that_expired_long_ago_is_warned_of_and_lets_nobody_in() {
 }
 
 #[tokio::test]
-async fn whom_a_list_names_is_refused_and_whom_no_list_speaks_of() {
+async fn clients_that_a_list_names_or_no_list_covers_are_refused() {
     let world = World::new().mutual();
     let crl = world.path("clients.crl");
     let config = ServerConfig { client_crl_file: Some(crl.clone()), ..world.server.clone() };

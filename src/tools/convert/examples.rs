@@ -193,7 +193,7 @@ fn environment(name: &str) -> Option<String> {
 }
 
 #[test]
-fn what_is_written_always_passes_validate() {
+fn converted_configurations_always_pass_validate() {
     for (text, routes, findings) in DOCUMENTED.into_iter().chain(OWN).chain(UNUSABLE) {
         let converted = convert("collector.yaml", text).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(converted.routes, routes, "{text}\n{converted:?}");
@@ -213,7 +213,7 @@ fn what_is_written_always_passes_validate() {
 }
 
 #[test]
-fn what_would_be_less_safe_is_an_error_with_a_place_in_the_file() {
+fn a_less_secure_conversion_is_an_error_with_its_position() {
     for (text, words) in UNSAFE {
         let error = convert("collector.yaml", text).expect_err(text).to_string();
         assert!(error.starts_with("collector.yaml:") && error.contains(words), "{words} in {error}\n{text}");

@@ -15,7 +15,7 @@ use crate::{
     settings::{Otlp, addresses::Backend, values::GoDuration},
 };
 
-/// Keys of the DNS resolver that mean the same here.
+/// Keys of the DNS resolver that have the same meaning here.
 const DNS: [&str; 4] = ["hostname", "port", "interval", "timeout"];
 
 /// Keys of the client's TLS that are the same here.

@@ -53,7 +53,7 @@ pub struct Note {
     pub path: String,
     /// Line number, from 1; 0 for the file as a whole.
     pub line: u64,
-    /// What the conversion did with the key.
+    /// A description of how the key was converted.
     pub message: String,
     /// Consequence of that.
     pub cost: Cost,

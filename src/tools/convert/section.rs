@@ -109,7 +109,7 @@ impl<'a> Section<'a> {
     /// Adds a finding for each key that was not taken.
     pub(super) fn rest(self, notes: &mut Vec<Note>) {
         for entry in &self.left {
-            notes.push(self.note_of(entry, "is left out: Spanring has nothing like it"));
+            notes.push(self.note_of(entry, "is left out: Spanring has no equivalent"));
         }
     }
 

@@ -124,7 +124,7 @@ fn a_front_tier_becomes_a_valid_configuration() {
 }
 
 #[test]
-fn every_key_without_an_equal_is_named_with_its_path_and_line() {
+fn every_key_without_an_equivalent_is_reported_with_its_path_and_line() {
     let converted = converted(TRACES);
     let paths: Vec<&str> = converted.notes.iter().map(|note| note.path.as_str()).collect();
     let expected = [
@@ -162,7 +162,7 @@ fn every_key_without_an_equal_is_named_with_its_path_and_line() {
 }
 
 #[test]
-fn what_the_exporter_does_unasked_is_written_out() {
+fn defaults_of_the_exporter_are_written_explicitly() {
     let converted = with_exporter("{ resolver: { static: { hostnames: [a, \"b:4317\"] } } }", TO_IT);
     let config = checked(&converted);
     // Its own default is gzip, ours is none.
@@ -174,7 +174,7 @@ fn what_the_exporter_does_unasked_is_written_out() {
 }
 
 #[test]
-fn tls_is_what_it_was() {
+fn tls_settings_are_preserved() {
     let tls = |written: &str| {
         let exporter = format!("{{ protocol: {{ otlp: {{ {written} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}");
         let converted = with_exporter(&exporter, TO_IT);
@@ -197,7 +197,7 @@ fn tls_is_what_it_was() {
     );
     assert_eq!(
         told,
-        "exporters.load_balancing.protocol.otlp.tls.ca_pem (line 2): is left out: Spanring has nothing like it"
+        "exporters.load_balancing.protocol.otlp.tls.ca_pem (line 2): is left out: Spanring has no equivalent"
     );
     let text = "receivers:\n  otlp: { protocols: { grpc: { tls: { cert_file: c, key_file: k, client_ca_file: a } } } }\n\
                 exporters:\n  loadbalancing: { resolver: { dns: { hostname: a } } }\n";
@@ -207,7 +207,7 @@ fn tls_is_what_it_was() {
 }
 
 #[test]
-fn several_exporters_are_several_pools() {
+fn each_exporter_becomes_a_pool() {
     let text = "exporters:
   loadbalancing/spans: { resolver: { dns: { hostname: a } } }
   load_balancing/spans: { resolver: { dns: { hostname: b } } }
@@ -230,7 +230,7 @@ service:
 }
 
 #[test]
-fn routing_keys_that_are_not_there_yet_are_refused_by_name() {
+fn unsupported_routing_keys_are_reported() {
     for (key, signal) in [
         ("routing_key: service, ", "traces"),
         ("routing_key: attributes, routing_attributes: [a], ", "traces"),
@@ -267,7 +267,7 @@ fn a_service_becomes_its_dns_name() {
 }
 
 #[test]
-fn headers_go_on_to_the_pool() {
+fn headers_are_copied_to_the_pool() {
     let headers = |written: &str| {
         let exporter =
             format!("{{ protocol: {{ otlp: {{ headers: {written} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}");
@@ -293,7 +293,7 @@ fn headers_go_on_to_the_pool() {
 }
 
 #[test]
-fn an_attempt_is_no_longer_than_its_request() {
+fn the_timeout_is_lowered_to_the_deadline() {
     let timeout = |written: &str| {
         let exporter =
             format!("{{ protocol: {{ otlp: {{ timeout: {written} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}");
@@ -311,7 +311,7 @@ fn an_attempt_is_no_longer_than_its_request() {
 }
 
 #[test]
-fn a_backend_that_is_named_twice_is_named_once() {
+fn duplicate_backends_are_removed() {
     let converted = with_exporter(
         "{ resolver: { static: { hostnames: [a, \"a:4317\", b, \"[10.0.0.1]:4317\", 10.0.0.1] } } }",
         TO_IT,
@@ -322,7 +322,7 @@ fn a_backend_that_is_named_twice_is_named_once() {
 }
 
 #[test]
-fn findings_are_sorted_by_what_they_cost() {
+fn findings_are_sorted_by_cost() {
     let exporter = "{ resolver: { k8s: { service: a } }, protocol: { otlp: { keepalive: { time: 1s } } } }";
     let pipelines =
         "{ traces: { receivers: [otlp, zipkin], processors: [filter], exporters: [load_balancing, debug] } }";
@@ -349,7 +349,7 @@ fn findings_are_sorted_by_what_they_cost() {
 }
 
 #[test]
-fn what_validate_would_refuse_is_left_out_and_named() {
+fn values_that_validate_would_refuse_are_left_out_and_reported() {
     let text = "receivers:\n  otlp: { protocols: { grpc: { endpoint: localhost, max_recv_msg_size_mib: 0 } } }\n\
                 exporters:\n  loadbalancing:\n    resolver: { static: { hostnames: [a, \"b c\", 0.0.0.0] } }\n    \
                 protocol: { otlp: { timeout: soon, compression_params: { level: 99 }, tls: { insecure: true } } }\n";
@@ -370,7 +370,7 @@ fn what_validate_would_refuse_is_left_out_and_named() {
 }
 
 #[test]
-fn what_is_encrypted_is_never_made_plaintext() {
+fn tls_never_becomes_plaintext() {
     let text = "receivers:\n  otlp: { protocols: { grpc: { tls: { cert_pem: x, key_pem: y } } } }\n\
                 exporters:\n  loadbalancing: { resolver: { dns: { hostname: a } } }\n";
     let error = convert("collector.yaml", text).expect_err("no certificate").to_string();
@@ -381,7 +381,7 @@ fn what_is_encrypted_is_never_made_plaintext() {
 }
 
 #[test]
-fn a_queue_that_counts_bytes_is_taken_over() {
+fn a_queue_in_bytes_is_copied() {
     let queue = |queue: &str| {
         let exporter = format!(
             "{{ protocol: {{ otlp: {{ sending_queue: {{ {queue} }} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}"
@@ -393,7 +393,7 @@ fn a_queue_that_counts_bytes_is_taken_over() {
 }
 
 #[test]
-fn addresses_without_a_host_are_all_interfaces() {
+fn addresses_without_a_host_become_all_interfaces() {
     let text = "receivers:\n  otlp: { protocols: { grpc: { endpoint: \":14317\" } } }\n\
                 exporters:\n  loadbalancing: { resolver: { dns: { hostname: a } } }\n";
     let config = checked(&converted(text));
@@ -401,7 +401,7 @@ fn addresses_without_a_host_are_all_interfaces() {
 }
 
 #[test]
-fn files_that_are_none_say_why() {
+fn the_error_for_an_invalid_file_says_why() {
     let error = convert("collector.yaml", "a: [").expect_err("no YAML").to_string();
     assert!(error.starts_with("collector.yaml:1:"), "{error}");
     assert_eq!(converted("receivers: { otlp: {} }\n").routes, 0);

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn proxies_that_do_not_agree_are_found_out() {
+    async fn a_demo_with_proxies_that_disagree_fails() {
         let turn = std::cell::Cell::new(0);
         let next = async |backends: &[SocketAddr]| {
             turn.set(turn.get() + 1);

@@ -47,7 +47,7 @@ pub struct DemoReport {
     pub backends: Vec<BackendShare>,
 }
 
-/// What a backend received.
+/// The share of the load that a backend received.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BackendShare {
     /// Address of the backend.

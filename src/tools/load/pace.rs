@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_open_loop_is_due_at_even_intervals_however_late_it_is_asked() {
+    async fn requests_of_an_open_loop_are_due_at_even_intervals_even_if_they_are_late() {
         let until = Until { elapsed: Some(Duration::from_secs(1)), requests: None };
         let (mut tickets, start) = tickets(Pace::Open { rate: 100.0 }, until);
         for n in 0..50 {
@@ -112,9 +112,13 @@ mod tests {
         tokio::time::advance(Duration::from_secs(3)).await;
         for n in 50..100 {
             let ticket = tickets.take(Instant::now()).unwrap();
-            assert_eq!(ticket.due, start + Duration::from_millis(10) * n, "asked late: it is due when it was");
+            assert_eq!(
+                ticket.due,
+                start + Duration::from_millis(10) * n,
+                "the due time must not depend on when the ticket is taken"
+            );
         }
-        assert_eq!(tickets.take(Instant::now()), None, "the second is full");
+        assert_eq!(tickets.take(Instant::now()), None, "all requests of this second are issued");
         assert_eq!(tickets.taken(), 100);
     }
 
@@ -133,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn both_bounds_must_be_reached() {
+    async fn a_run_with_two_limits_ends_at_the_later_one() {
         let until = Until { elapsed: Some(Duration::from_secs(1)), requests: Some(10) };
         let (mut tickets, start) = tickets(Pace::Closed, until);
         let late = start + Duration::from_secs(5);

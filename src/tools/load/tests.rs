@@ -25,7 +25,7 @@ fn config_for(sinks: &[Sink], requests: u64) -> LoadConfig {
 }
 
 #[tokio::test]
-async fn a_sink_counts_what_load_sent_and_load_knows_each_span_of_it() {
+async fn sink_and_load_agree_on_every_span() {
     let tasks = Tasks::new();
     let sinks = sinks(1, Behaviour::default(), &tasks).await;
     let run = run_load(config_for(&sinks, 40), &ProgressBar::hidden(), &tasks).await.unwrap();
@@ -58,7 +58,7 @@ async fn the_spans_of_a_trace_go_to_different_endpoints() {
 }
 
 #[tokio::test]
-async fn failures_and_rejections_are_counted_off() {
+async fn failed_and_rejected_spans_are_not_counted_as_acknowledged() {
     let tasks = Tasks::new();
     let behaviour = Behaviour {
         failure_rate: 0.3,
@@ -78,7 +78,7 @@ async fn failures_and_rejections_are_counted_off() {
 }
 
 #[tokio::test]
-async fn an_endpoint_without_a_receiver_is_said_at_once() {
+async fn an_endpoint_without_a_receiver_is_reported_at_once() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = listener.local_addr().unwrap().to_string();
     drop(listener);
@@ -88,7 +88,7 @@ async fn an_endpoint_without_a_receiver_is_said_at_once() {
 }
 
 #[tokio::test]
-async fn draining_ends_a_run_that_has_no_end() {
+async fn draining_ends_a_run_without_a_limit() {
     let tasks = Tasks::new();
     let of_sinks = Tasks::new();
     let sinks = sinks(1, Behaviour::default(), &of_sinks).await;
@@ -110,7 +110,7 @@ async fn draining_ends_a_run_that_has_no_end() {
 }
 
 #[tokio::test]
-async fn clients_of_mixed_patience_are_told_apart_and_each_endpoint_meets_all_of_them() {
+async fn clients_are_reported_by_timeout_and_each_endpoint_has_all_timeouts() {
     let tasks = Tasks::new();
     let slow = Behaviour { delay_ms: 300, ..Behaviour::default() };
     let sinks = [sinks(1, slow, &tasks).await, sinks(1, Behaviour::default(), &tasks).await].concat();
@@ -139,7 +139,7 @@ async fn clients_of_mixed_patience_are_told_apart_and_each_endpoint_meets_all_of
 }
 
 #[test]
-fn a_timeout_is_one_or_several_and_none_is_zero() {
+fn timeouts_are_one_or_several_and_above_zero() {
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]

@@ -45,7 +45,7 @@ async fn a_list_is_shown_as_a_ring() {
 }
 
 #[tokio::test]
-async fn a_plan_says_what_would_move() {
+async fn a_plan_shows_the_shares_that_would_move() {
     let plan = json("plan --members a,b,c,d --add e").await;
     let (moved, expected) =
         (plan["moved_share"].as_f64().expect("a share"), plan["expected_share"].as_f64().expect("one"));
@@ -75,7 +75,7 @@ async fn a_plan_that_makes_no_sense_is_refused() {
 }
 
 #[tokio::test]
-async fn rings_of_other_members_differ_by_name() {
+async fn rings_with_different_members_differ_by_name() {
     let (text, code) =
         ring("diff static://127.0.0.1:1,127.0.0.1:2 static://127.0.0.1:2,127.0.0.1:3").await.expect("a diff");
     assert!(text.contains("pool default: DIFFER"), "{text}");
@@ -184,7 +184,7 @@ async fn a_trace_is_looked_up_in_a_list() {
 }
 
 #[tokio::test]
-async fn who_cannot_be_asked_is_named() {
+async fn errors_name_the_source_that_failed() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     drop(listener);
@@ -195,7 +195,7 @@ async fn who_cannot_be_asked_is_named() {
 }
 
 #[test]
-fn sources_are_told_apart_by_how_they_are_written() {
+fn the_kind_of_a_source_follows_from_its_notation() {
     let source = |text: &str| text.parse::<Source>().map(|source| source.to_string());
     for text in ["static://a:1,b:2", "dns://collectors.test:4317", "a.yaml", "/etc/x.yml", "spanring-0:8888", "[::1]:1"]
     {
@@ -208,7 +208,7 @@ fn sources_are_told_apart_by_how_they_are_written() {
 }
 
 #[test]
-fn every_example_is_understood() {
+fn every_example_of_the_help_parses() {
     let mut command = <Line as clap::CommandFactory>::command();
     command.build();
     let mut examples = 0;

@@ -58,7 +58,7 @@ struct Watching<'a> {
     pause: Duration,
 }
 
-/// What was last reported about one proxy.
+/// The last messages about one proxy.
 #[derive(Default)]
 struct Reported {
     began: bool,

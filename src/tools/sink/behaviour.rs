@@ -89,7 +89,7 @@ pub enum FailureCode {
     Http503,
 }
 
-/// What is sent instead of an acknowledgement.
+/// The answer that is sent instead of an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// A gRPC status with this code.
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_follow_the_seed_and_come_at_their_rate() {
+    fn failures_depend_on_the_seed_and_have_their_rate() {
         let sink = Behaviour { failure_rate: 0.1, seed: 7, ..Behaviour::default() };
         let failures = |sink: &Behaviour| (0..10_000).filter(|n| sink.failure(*n).is_some()).collect::<Vec<_>>();
         assert_eq!(failures(&sink), failures(&sink));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_behaviour_is_read_from_what_differs_from_the_default() {
+    fn missing_fields_of_a_behaviour_have_their_defaults() {
         let read: Behaviour = serde_json::from_str(r#"{"delay_ms": 20, "failure_code": "invalid_argument"}"#).unwrap();
         assert_eq!(
             read,

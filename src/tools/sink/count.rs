@@ -111,7 +111,7 @@ pub(super) struct Batch {
     journal_entries: Option<Vec<NewEntry>>,
 }
 
-/// What is read of each span.
+/// How much of each span is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Detail {
     /// Nothing; spans are counted.
@@ -240,7 +240,7 @@ impl Counters {
         Self { tracked, ..Self::default() }
     }
 
-    /// Returns what must be read of each span; `decides` tells whether some are to be rejected.
+    /// Returns how much of each span must be read. `decides` says whether spans may be rejected.
     pub(super) fn detail(&self, decides: bool) -> Detail {
         match (&self.tracked, decides) {
             (Some(_), _) => Detail::Keep,

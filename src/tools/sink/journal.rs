@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_is_read_back_and_a_record_cut_short_is_left_out() {
+    fn entries_are_read_back_without_a_partial_one_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         Journal::open(&path).unwrap().append(&SPANS[..2]).unwrap();
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_a_killed_process_left_torn_does_not_spoil_those_after_it() {
+    fn a_partial_entry_is_cut_off_before_new_ones() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         for torn in [1, RECORD - 1] {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_in_the_middle_leaves_nothing_and_later_ones_stay_readable() {
+    fn a_failed_write_leaves_no_partial_entry() {
         let dir = tempfile::tempdir().unwrap();
         // The disk becomes full before, within, at the end of and after the first of two entries.
         for left in [0, 1, RECORD, RECORD + 7] {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_cannot_be_cut_takes_nothing_until_it_can() {
+    fn a_journal_that_cannot_be_truncated_accepts_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let journal = small(&path, RECORD + 7, 0);

@@ -60,7 +60,7 @@ fn bodies(spec: BodySpec) -> Bodies {
 }
 
 #[tokio::test]
-async fn every_span_is_counted_and_traces_seen_in_part_are_told_from_whole_ones() {
+async fn every_span_is_counted_and_partial_traces_are_recognised() {
     let pair = Pair::new(SinkConfig::default(), Compression::None).await;
     let bodies = bodies(BodySpec::default());
     for ticket in 0..6 {
@@ -81,7 +81,7 @@ async fn every_span_is_counted_and_traces_seen_in_part_are_told_from_whole_ones(
 }
 
 #[tokio::test]
-async fn spans_that_come_twice_are_found() {
+async fn duplicate_spans_are_counted() {
     let pair = Pair::new(SinkConfig::default(), Compression::None).await;
     let bodies = bodies(BodySpec::default());
     for ticket in [0, 1, 1, 0, 2] {
@@ -131,7 +131,7 @@ fn request_of(records: &[u8]) -> Bytes {
 }
 
 #[tokio::test]
-async fn every_signal_is_taken_and_its_records_are_counted() {
+async fn records_of_every_signal_are_counted() {
     // A gauge with two points; a sum, a histogram, an exponential histogram and a summary with one point each; an empty
     // metric.
     let metric = |field, points| nest(2, &nest(field, &vec![nest(1, &[]); points].concat()));
@@ -171,7 +171,7 @@ async fn every_signal_is_taken_and_its_records_are_counted() {
 }
 
 #[tokio::test]
-async fn gzip_and_zstd_are_taken() {
+async fn gzip_and_zstd_are_accepted() {
     for compression in [Compression::Gzip, Compression::Zstd] {
         let pair = Pair::new(SinkConfig::default(), compression).await;
         for unique in [false, true] {
@@ -184,7 +184,7 @@ async fn gzip_and_zstd_are_taken() {
 }
 
 #[tokio::test]
-async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
+async fn failures_have_their_rate_and_depend_only_on_the_seed() {
     let behaviour = Behaviour {
         failure_rate: 0.3,
         failure_code: FailureCode::ResourceExhausted,
@@ -216,7 +216,7 @@ async fn failures_come_at_their_rate_and_again_with_the_same_seed() {
 }
 
 #[tokio::test]
-async fn failures_of_the_way_are_told_in_http2_and_cost_no_connection() {
+async fn transport_failures_are_sent_in_http2_and_keep_the_connection() {
     let failing = |failure_code| Behaviour { failure_rate: 1.0, failure_code, ..Behaviour::default() };
     let pair = Pair::new(SinkConfig::default(), Compression::None).await;
     let body = bodies(BodySpec::default()).compose(0, None);
@@ -239,7 +239,7 @@ async fn failures_of_the_way_are_told_in_http2_and_cost_no_connection() {
 }
 
 #[tokio::test]
-async fn rejected_spans_are_said_and_not_counted_as_taken() {
+async fn rejected_spans_are_reported_and_not_counted_as_accepted() {
     let behaviour = Behaviour { reject_rate: 0.2, ..Behaviour::default() };
     for max_tracked_traces in [None, Some(1000)] {
         let config = SinkConfig { max_tracked_traces, behaviour: behaviour.clone(), ..SinkConfig::default() };
@@ -253,7 +253,7 @@ async fn rejected_spans_are_said_and_not_counted_as_taken() {
 }
 
 #[tokio::test]
-async fn counting_only_knows_no_traces() {
+async fn without_tracking_there_are_no_traces() {
     let config = SinkConfig { max_tracked_traces: None, ..SinkConfig::default() };
     let pair = Pair::new(config, Compression::None).await;
     pair.send(bodies(BodySpec::default()).compose(0, None)).await;
@@ -263,7 +263,7 @@ async fn counting_only_knows_no_traces() {
 }
 
 #[tokio::test]
-async fn what_a_collector_refuses_is_refused() {
+async fn requests_that_a_collector_refuses_are_refused() {
     let config = SinkConfig { max_recv_msg_size: 10_000, ..SinkConfig::default() };
     let pair = Pair::new(config, Compression::None).await;
     let large = bodies(BodySpec::default()).compose(0, None);
@@ -276,7 +276,7 @@ async fn what_a_collector_refuses_is_refused() {
 }
 
 #[tokio::test]
-async fn behaviour_changes_while_it_runs() {
+async fn the_behaviour_can_change_while_the_sink_runs() {
     let pair = Pair::new(SinkConfig::default(), Compression::None).await;
     let body = bodies(BodySpec::default()).compose(0, None);
     assert_eq!(pair.send(body.clone()).await, Some(0));
@@ -318,7 +318,7 @@ async fn the_report_is_served_over_http() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn what_cannot_be_noted_is_not_counted_and_may_come_again() {
+async fn a_request_that_cannot_be_journaled_is_refused_and_may_be_retried() {
     // Every write to this device fails like one to a full disk.
     let config = SinkConfig { journal: Some("/dev/full".into()), ..SinkConfig::default() };
     let pair = Pair::new(config, Compression::None).await;

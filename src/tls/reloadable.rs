@@ -1,5 +1,5 @@
-//! TLS settings built from files. They stay in use until changed files have been loaded successfully. Files are checked
-//! periodically and on request.
+//! TLS settings that are built from files and replaced when the files change. If changed files cannot be used, the
+//! previous settings stay in use. Files are checked periodically and on request.
 
 use std::{
     fmt,
@@ -21,7 +21,8 @@ use crate::{
     telemetry::metrics::{TLS_CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS, TLS_RELOADS_TOTAL},
 };
 
-/// Pause between attempts to load files that do not fit each other: a certificate may be replaced before its key.
+/// The pause between attempts to load files that do not fit each other, since a certificate may be replaced before its
+/// key.
 const PAUSE: Duration = Duration::from_millis(100);
 const ATTEMPTS: u32 = 10;
 
@@ -58,7 +59,7 @@ pub(super) struct Certificate {
 }
 
 /// The current settings built from files; they are replaced as a whole. Clones share them.
-pub(super) struct Kept<S: Source>(Arc<Inner<S>>);
+pub(super) struct Reloadable<S: Source>(Arc<Inner<S>>);
 
 struct Inner<S: Source> {
     owner: Arc<str>,
@@ -67,20 +68,20 @@ struct Inner<S: Source> {
     state: Mutex<State<S>>,
     reloaded: Counter,
     failed: Counter,
-    /// Kept so that the series exist as long as the certificates are in use.
+    /// The handles are held so that the series exist as long as the certificates are in use.
     expiry: Mutex<Vec<Gauge>>,
 }
 
 struct State<S> {
     source: S,
-    /// Hash of the contents in use.
+    /// The hash of the contents in use.
     hash: u128,
     /// The last error that was logged, so that it is logged only once.
     complaint: Option<TlsError>,
 }
 
 /// Newly built settings, and the hash of the files.
-struct Fresh<S: Source> {
+struct Loaded<S: Source> {
     hash: u128,
     made: Made<S::Made>,
 }
@@ -144,7 +145,7 @@ pub(super) fn watch(one: &Arc<dyn Reload>, tasks: &Tasks) {
     let until = tasks.clone();
     tasks.spawn(async move {
         loop {
-            // Without an interval the loop goes on, since a reload of the configuration may set one.
+            // Continue even without an interval, since a reload of the configuration may set one.
             let Some(interval) = one.upgrade().map(|one| one.interval()) else { return };
             tokio::select! {
                 // A draining process makes no more handshakes, and must not wait for this task.
@@ -161,12 +162,12 @@ pub(super) fn watch(one: &Arc<dyn Reload>, tasks: &Tasks) {
     });
 }
 
-// === impl Kept ===
+// === impl Reloadable ===
 
-impl<S: Source> Kept<S> {
+impl<S: Source> Reloadable<S> {
     /// Loads the files for the first time.
     pub(super) fn load(owner: &str, source: S) -> Result<Self, TlsError> {
-        let Fresh { hash, made } = Fresh::of(&source)?;
+        let Loaded { hash, made } = Loaded::of(&source)?;
         let owner: Arc<str> = owner.into();
         let counted =
             |result: &'static str| counter!(TLS_RELOADS_TOTAL, "owner" => Arc::clone(&owner), "result" => result);
@@ -187,23 +188,23 @@ impl<S: Source> Kept<S> {
 
     /// Switches to other settings if their files can be loaded.
     pub(super) fn replace(&self, source: S) -> Result<(), TlsError> {
-        let Fresh { hash, made } = Fresh::of(&source)?;
+        let Loaded { hash, made } = Loaded::of(&source)?;
         let mut state = self.0.lock();
         *state = State { source, hash, complaint: None };
-        self.0.take(made);
+        self.0.install(made);
         Ok(())
     }
 }
 
-impl<S: Source> Clone for Kept<S> {
+impl<S: Source> Clone for Reloadable<S> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<S: Source> fmt::Debug for Kept<S> {
+impl<S: Source> fmt::Debug for Reloadable<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept").field("owner", &self.0.owner).finish_non_exhaustive()
+        f.debug_struct("Reloadable").field("owner", &self.0.owner).finish_non_exhaustive()
     }
 }
 
@@ -220,7 +221,7 @@ impl<S: Source> Reload for Inner<S> {
         let mut state = self.lock();
         let mut attempt = 1;
         let found = loop {
-            match Fresh::unless(&state.source, state.hash) {
+            match Loaded::unless(&state.source, state.hash) {
                 Err(error) if attempt < ATTEMPTS && state.complaint.as_ref() != Some(&error) => {
                     attempt += 1;
                     std::thread::sleep(PAUSE);
@@ -233,12 +234,12 @@ impl<S: Source> Reload for Inner<S> {
                 state.complaint = None;
                 Reloaded::Unchanged
             }
-            Ok(Some(Fresh { hash, made })) => {
+            Ok(Some(Loaded { hash, made })) => {
                 state.hash = hash;
                 state.complaint = None;
-                self.take(made);
+                self.install(made);
                 self.reloaded.increment(1);
-                tracing::info!(owner = %self.owner, "certificates were replaced: new connections have the new ones");
+                tracing::info!(owner = %self.owner, "certificates were replaced: new connections use the new ones");
                 Reloaded::Taken
             }
             Err(error) => {
@@ -246,7 +247,7 @@ impl<S: Source> Reload for Inner<S> {
                     self.failed.increment(1);
                     tracing::error!(
                         owner = %self.owner, key = error.key, %error,
-                        "files of a tls section changed and cannot be used: the old ones stay in force"
+                        "files of a tls section changed and cannot be used: the old ones stay in use"
                     );
                     state.complaint = Some(error.clone());
                 }
@@ -257,7 +258,7 @@ impl<S: Source> Reload for Inner<S> {
 }
 
 impl<S: Source> Inner<S> {
-    fn take(&self, made: Made<S::Made>) {
+    fn install(&self, made: Made<S::Made>) {
         *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = announce(&self.owner, &made);
         self.current.store(made.value);
     }
@@ -267,7 +268,7 @@ impl<S: Source> Inner<S> {
     }
 }
 
-impl<S: Source> Fresh<S> {
+impl<S: Source> Loaded<S> {
     fn of(source: &S) -> Result<Self, TlsError> {
         let files = source.read()?;
         Ok(Self { hash: hash::<S>(&files), made: source.make(&files)? })
