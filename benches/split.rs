@@ -1,8 +1,8 @@
-//! The cut compared with prost, at 10 to 8,192 spans and 5 and 100 backends: time and allocations.
+//! Compares the split with prost at 10 to 8,192 spans and 5 and 100 backends, by time and allocations.
 //!
 //! `cargo bench --bench split`. Both run in one process with one counting allocator. Instead of a ring they use its
-//! hash and a table of the same size. The prost version does what a program without a wire-level cut does: decode, move
-//! each span to its backend, clone each envelope once for each part, encode. `items/s` are spans per second.
+//! hash and a table of the same size. The prost version does what a program without a wire-level split does: decode,
+//! move each span to its backend, clone each envelope once for each part, encode. `items/s` are spans per second.
 
 #![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a bench that fails may say so by a panic")]
 
@@ -68,7 +68,7 @@ fn cut<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
     });
 }
 
-/// The walk without the copy.
+/// Measures the walk without the copy.
 #[divan::bench(args = SPANS, consts = [5, 100])]
 fn plan_only<const BACKENDS: u16>(bencher: Bencher<'_, '_>, spans: usize) {
     let (request, owners) = (Bytes::from(request(spans).encode_to_vec()), Owners::new(BACKENDS));

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The memory that a proxy may use in addition to its budget, in MiB.
-const BESIDE_MIB: u64 = 64;
+const OVERHEAD_MIB: u64 = 64;
 
 /// After how many seconds DNS drops the killed sink.
 const DNS_LATE: u64 = 3;
@@ -178,7 +178,7 @@ pub(crate) async fn outage(pace: Pace) -> Result<Findings> {
     );
     findings.fact("duplicates", evidence.duplicates(|_| true));
     findings.zero("client errors that were not retryable", permanent.len());
-    let limit = BUDGET_MIB + BESIDE_MIB;
+    let limit = BUDGET_MIB + OVERHEAD_MIB;
     findings.check("largest resident set of a proxy", &format!("≤ {limit} MiB"), format!("{peak} MiB"), peak <= limit);
     findings.zero("acknowledged spans missing", evidence.missing());
     let after = first.map_or("never".to_owned(), |at| format!("{} ms", (at - back) / 1_000_000));

@@ -2,9 +2,8 @@
 
 use spanring::tools::load::Pace;
 
-/// How long clients wait for an answer, in seconds: short timeouts of agents, the Collector's default (5) and the SDKs'
-/// default (10).
-pub(crate) static PATIENCE: [u64; 4] = [2, 3, 5, 10];
+/// The timeouts of clients, in seconds: short ones of agents, the Collector's default (5) and the SDKs' default (10).
+pub(crate) static CLIENT_TIMEOUTS: [u64; 4] = [2, 3, 5, 10];
 
 /// Memory budget of each proxy, in MiB.
 pub(crate) const BUDGET_MIB: u64 = 128;
@@ -34,9 +33,9 @@ impl Default for Plan {
 /// Where sinks run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Beside the proxies, listed in their configuration.
+    /// On the machine of the proxies, listed in their configuration.
     Here,
-    /// Beside the proxies, found through a name server. Needs root.
+    /// On the machine of the proxies, found through a name server. Needs root.
     Named,
     /// On a node of its own each, which can vanish. Needs root.
     Nodes,
@@ -49,8 +48,8 @@ pub(crate) struct Load {
     /// Spans per request.
     pub(crate) spans: usize,
     pub(crate) retry: bool,
-    /// How long clients wait for an answer, in seconds. Connections use these in turn.
-    pub(crate) patience: &'static [u64],
+    /// The timeouts of clients, in seconds. Connections use these in turn.
+    pub(crate) timeouts: &'static [u64],
     /// Whether every span is sent only once. Journals need this; it costs the load generator work.
     pub(crate) unique: bool,
     pub(crate) connections: usize,
@@ -65,7 +64,7 @@ impl Default for Load {
             pace: Pace::Open { rate: 100.0 },
             spans: 100,
             retry: false,
-            patience: &[10],
+            timeouts: &[10],
             unique: true,
             connections: 60,
             in_flight: 5_000,

@@ -74,7 +74,7 @@ async fn idle(pace: Pace, findings: &mut Findings) -> Result<()> {
     findings.section("soft limit 256, 300 idle clients");
     let mut world = World::start(Plan { proxies: 1, ulimit: Some("-Sn 256"), ..Plan::default() })?;
     let clients = world.silent_clients(300)?;
-    world.load(Load { connections: 4, patience: &[5], ..Load::default() });
+    world.load(Load { connections: 4, timeouts: &[5], ..Load::default() });
     // The idle clients are disconnected after ten seconds, so the probes end before that.
     let probes = probe(&world, pace.seconds(8, 5)).await;
     drop(clients);
@@ -94,7 +94,7 @@ async fn busy(pace: Pace, findings: &mut Findings) -> Result<()> {
     let mut world = World::start(Plan { proxies: 1, ulimit: Some("-n 64"), ..Plan::default() })?;
     world.load(Load {
         pace: LoadPace::Open { rate: 200.0 },
-        patience: &[5],
+        timeouts: &[5],
         connections: 100,
         in_flight: 1_000,
         ..Load::default()

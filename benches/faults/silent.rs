@@ -11,7 +11,7 @@ use crate::{
     Pace,
     evidence::{Evidence, SECOND, latency_ms, now, share},
     network,
-    plan::{Load, PATIENCE, Place, Plan},
+    plan::{CLIENT_TIMEOUTS, Load, Place, Plan},
     table::Findings,
     world::World,
 };
@@ -62,11 +62,11 @@ pub(crate) async fn vanish(pace: Pace) -> Result<Findings> {
 /// Runs each kind of client with a sink that `set` silences and brings back.
 async fn silence(pace: Pace, place: Place, set: impl Fn(&World, bool) -> Result<()>) -> Result<Findings> {
     let mut findings = Findings::default();
-    for patience in PATIENCE.chunks(1) {
+    for timeouts in CLIENT_TIMEOUTS.chunks(1) {
         let mut world = World::start(Plan { place, ..Plan::default() })?;
-        let seconds: Vec<String> = patience.iter().map(u64::to_string).collect();
+        let seconds: Vec<String> = timeouts.iter().map(u64::to_string).collect();
         findings.section(&format!("clients of {} s", seconds.join(", ")));
-        world.load(Load { patience, pace: LoadPace::Open { rate: 50.0 }, ..Load::default() });
+        world.load(Load { timeouts, pace: LoadPace::Open { rate: 50.0 }, ..Load::default() });
         sleep(pace.seconds(5, 4)).await;
         let before = now();
         set(&world, true)?;

@@ -10,7 +10,7 @@ use crate::{
     Pace,
     evidence::{Evidence, now},
     network,
-    plan::{Load, PATIENCE, Place, Plan},
+    plan::{CLIENT_TIMEOUTS, Load, Place, Plan},
     table::Findings,
     world::{Resources, Silent, World},
 };
@@ -115,7 +115,7 @@ pub(crate) async fn soak(pace: Pace) -> Result<Findings> {
     let faults: Vec<Fault> =
         FAULTS.into_iter().filter(|fault| *fault != Fault::Vanished || place == Place::Nodes).collect();
     let mut world = World::start(Plan { place, age: AGE, ..Plan::default() })?;
-    world.load(Load { pace: LoadPace::Open { rate: 20.0 }, patience: &PATIENCE, ..Load::default() });
+    world.load(Load { pace: LoadPace::Open { rate: 20.0 }, timeouts: &CLIENT_TIMEOUTS, ..Load::default() });
     sleep(pace.seconds(5, 2)).await;
     let (mut turns, mut samples) = (Vec::new(), Vec::new());
     let end = Instant::now() + pace.soak;
@@ -242,9 +242,9 @@ fn seen(turns: &[Turn], evidence: &Evidence, failures: &[&Failed], findings: &mu
         let sum = by_fault.entry(turn.fault).or_default();
         sum.0 += 1;
         sum.1 += evidence.accepted().filter(|accepted| during.contains(&accepted.sent)).count();
-        for (failed, patience) in sum.2.iter_mut().zip(PATIENCE) {
+        for (failed, timeout) in sum.2.iter_mut().zip(CLIENT_TIMEOUTS) {
             let of_turn =
-                failures.iter().filter(|failed| failed.timeout.as_secs() == patience && during.contains(&failed.sent));
+                failures.iter().filter(|failed| failed.timeout.as_secs() == timeout && during.contains(&failed.sent));
             *failed += of_turn.count();
         }
     }

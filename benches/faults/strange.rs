@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use crate::{
     Pace,
     evidence::{Evidence, SECOND, now, share},
-    plan::{Load, PATIENCE, Plan},
+    plan::{CLIENT_TIMEOUTS, Load, Plan},
     table::Findings,
     world::World,
 };
@@ -32,7 +32,7 @@ pub(crate) async fn refused_streams(pace: Pace) -> Result<Findings> {
     for (code, is_of_the_way) in FAILURES {
         findings.section(code);
         let mut world = World::start(Plan { sinks: 2, ..Plan::default() })?;
-        world.load(Load { pace: LoadPace::Open { rate: 40.0 }, patience: &PATIENCE, ..Load::default() });
+        world.load(Load { pace: LoadPace::Open { rate: 40.0 }, timeouts: &CLIENT_TIMEOUTS, ..Load::default() });
         sleep(Duration::from_secs(2)).await;
         let from = now();
         world.behave(0, &format!(r#"{{"failure_rate": 1.0, "failure_code": "{code}"}}"#))?;
@@ -63,8 +63,8 @@ pub(crate) async fn slow(pace: Pace) -> Result<Findings> {
     let mut findings = Findings::default();
     living(pace, &mut findings).await?;
     // One kind of client at a time, since patient clients would detect the failure for the impatient ones.
-    for patience in PATIENCE.chunks(1) {
-        mute(patience, &mut findings).await?;
+    for timeouts in CLIENT_TIMEOUTS.chunks(1) {
+        mute(timeouts, &mut findings).await?;
     }
     Ok(findings)
 }
@@ -107,10 +107,10 @@ async fn living(pace: Pace, findings: &mut Findings) -> Result<()> {
 
 /// A sink that answers PINGs at once and calls only after a minute. It is ejected after it has answered no call for 2 ×
 /// `timeout`.
-async fn mute(patience: &'static [u64], findings: &mut Findings) -> Result<()> {
-    findings.section(&format!("a backend that answers PINGs but no calls, clients of {patience:?} s"));
+async fn mute(timeouts: &'static [u64], findings: &mut Findings) -> Result<()> {
+    findings.section(&format!("a backend that answers PINGs but no calls, clients of {timeouts:?} s"));
     let mut world = World::start(Plan::default())?;
-    world.load(Load { patience, pace: LoadPace::Open { rate: 40.0 }, ..Load::default() });
+    world.load(Load { timeouts, pace: LoadPace::Open { rate: 40.0 }, ..Load::default() });
     sleep(Duration::from_secs(2)).await;
     let from = now();
     world.behave(0, r#"{"delay_ms": 60000}"#)?;

@@ -281,7 +281,7 @@ shutdown: {{ delay: 0s, timeout: 10s }}
                 ..BodySpec::default()
             },
             until: Until::default(),
-            timeouts: load.patience.iter().copied().map(Duration::from_secs).collect(),
+            timeouts: load.timeouts.iter().copied().map(Duration::from_secs).collect(),
             retry: load.retry,
             keep_accepted: true,
             ..LoadConfig::default()

@@ -121,7 +121,7 @@ fn count(signal: Signal, payload: &[Bytes]) -> u64 {
 }
 
 #[test]
-fn any_bytes_are_cut_or_refused() {
+fn any_bytes_are_split_or_refused() {
     check!()
         .with_max_len(512)
         .with_test_time(SHORT)
@@ -130,7 +130,7 @@ fn any_bytes_are_cut_or_refused() {
 
 /// The input controls a generator, so that requests are valid or nearly valid.
 #[test]
-fn requests_with_a_few_wrong_bytes_are_cut_or_refused() {
+fn requests_with_a_few_wrong_bytes_are_split_or_refused() {
     check!().with_max_len(4096).with_test_time(SHORT).for_each(|input: &[u8]| {
         let (changes, instructions) = input.split_at(input.len().min(8));
         let mut instructions = instructions.iter();

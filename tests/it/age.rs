@@ -28,7 +28,7 @@ use tokio::{
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
-    fixture::{Client, Fixture, Knobs, Reply, encoded, keys_of, span},
+    fixture::{Client, ExtraConfig, Fixture, Reply, encoded, keys_of, span},
     harness::until,
     wire::{
         ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, Raw, SETTINGS,
@@ -143,8 +143,8 @@ fn is_told_to_go(status: &Status) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_tonic_sent_before_it_acknowledged_goaway_is_answered_and_the_rest_is_nowhere() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs { grpc: AGED, ..Knobs::default() }).await?;
+async fn requests_before_the_pong_are_answered_and_later_ones_reach_no_backend() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig { grpc: AGED, ..ExtraConfig::default() }).await?;
     let (taps, over) = (Taps::default(), Arc::<AtomicBool>::default());
     let endpoint = Channel::from_shared(format!("http://{}", relay(fixture.grpc, &taps, &fixture.tasks).await?))?;
     let mut workers = Vec::new();
@@ -191,7 +191,7 @@ async fn what_tonic_sent_before_it_acknowledged_goaway_is_answered_and_the_rest_
     let mut kinds = BTreeMap::<String, usize>::new();
     for (keys, status) in &refused {
         ensure!(is_told_to_go(status), "{status:?}");
-        ensure!(fixture.account(keys).missing == 1, "a backend has what was not looked at: {status:?}");
+        ensure!(fixture.account(keys).missing == 1, "a backend received a request that was not processed: {status:?}");
         *kinds.entry(format!("{:?}", status.code())).or_default() += 1;
     }
     let account = fixture.account(&acknowledged);
@@ -201,8 +201,8 @@ async fn what_tonic_sent_before_it_acknowledged_goaway_is_answered_and_the_rest_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_goes_when_it_is_told_to_has_every_request_answered() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs { grpc: AGED, ..Knobs::default() }).await?;
+async fn a_client_that_obeys_goaway_has_every_request_answered() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig { grpc: AGED, ..ExtraConfig::default() }).await?;
     let mut keys = BTreeSet::new();
     for _ in 0..3 {
         let mut client = Raw::connect(fixture.grpc, &[])?;

@@ -148,7 +148,7 @@ async fn ring_client(admin: SocketAddr) -> Result<RingClient<Channel>> {
 }
 
 #[test]
-fn a_look_up_by_any_way_names_the_backend_that_the_trace_went_to() -> Result<()> {
+fn every_kind_of_lookup_names_the_backend_that_got_the_trace() -> Result<()> {
     let sinks = Sinks::start(4, &SinkConfig::default())?;
     let dead = Dead::new(&sinks)?;
     let backends = [sinks.addresses(), vec![dead.0]].concat();
@@ -186,7 +186,7 @@ fn a_look_up_by_any_way_names_the_backend_that_the_trace_went_to() -> Result<()>
 }
 
 #[test]
-fn replicas_of_different_memberships_are_told_apart_by_backend() -> Result<()> {
+fn replicas_with_different_memberships_differ_by_backend() -> Result<()> {
     let sinks = Sinks::start(3, &SinkConfig::default())?;
     let dead = Dead::new(&sinks)?;
     let (all, dead) = (sinks.addresses(), dead.0);
@@ -224,7 +224,7 @@ fn replicas_of_different_memberships_are_told_apart_by_backend() -> Result<()> {
 }
 
 #[test]
-fn changes_are_seen_as_they_come_with_their_cause() -> Result<()> {
+fn changes_are_reported_at_once_with_their_cause() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let dead = Dead::new(&sinks)?;
     let proxy = proxy("spanring", &[sinks.addresses(), vec![dead.0]].concat())?;
@@ -251,7 +251,7 @@ fn changes_are_seen_as_they_come_with_their_cause() -> Result<()> {
 }
 
 #[test]
-fn a_watch_outlives_the_restart_of_its_proxy_and_goes_on_beside_one_that_is_down() -> Result<()> {
+fn a_watch_survives_the_restart_of_its_proxy_and_the_failure_of_another() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let dead = Dead::new(&sinks)?;
     let other = proxy("other", &sinks.addresses())?;
@@ -295,7 +295,7 @@ fn a_watch_outlives_the_restart_of_its_proxy_and_goes_on_beside_one_that_is_down
 }
 
 #[test]
-fn one_dead_replica_hides_no_other() -> Result<()> {
+fn one_replica_that_is_down_hides_no_other() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let dead = Dead::new(&sinks)?.0.to_string();
     let proxy = proxy("spanring", &sinks.addresses())?;
@@ -319,7 +319,7 @@ fn one_dead_replica_hides_no_other() -> Result<()> {
 }
 
 #[test]
-fn a_look_up_at_several_replicas_names_them_and_tells_whether_they_differ() -> Result<()> {
+fn a_lookup_at_several_replicas_names_them_and_says_whether_they_differ() -> Result<()> {
     let sinks = Sinks::start(3, &SinkConfig::default())?;
     let all = sinks.addresses();
     let [one, two, three] = all[..] else { anyhow::bail!("three") };

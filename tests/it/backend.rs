@@ -198,7 +198,7 @@ impl Drop for Backend {
     }
 }
 
-/// What happens to the connection after a call was answered.
+/// The action on the connection after a call was answered.
 enum AfterAnswer {
     Fin,
     Goaway,

@@ -22,7 +22,7 @@ use tonic_types::StatusExt;
 
 use super::{
     backend::Backend,
-    harness::{GLANCE, PATIENCE, Proxy, http_get, metric, until},
+    harness::{POLL_INTERVAL, Proxy, TIME_LIMIT, http_get, metric, until},
     nameserver::{NXDOMAIN, NameServer, REFUSED, Reply, SERVFAIL, loopback},
     rig::{client, request, span},
 };
@@ -106,10 +106,10 @@ async fn spans_arrive(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
 /// The same, repeated until the proxy uses the table that was published a moment ago.
 async fn spans_arrive_eventually(proxy: &Proxy, backends: &[Backend]) -> Result<()> {
     has_members(proxy, backends.len())?;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while let Err(error) = spans_arrive(proxy, backends).await {
         ensure!(Instant::now() < end, "{error:#}");
-        sleep(GLANCE).await;
+        sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
@@ -135,7 +135,7 @@ async fn the_example_waits_for_its_name_and_then_serves() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn aaaa_records_are_backends_too() -> Result<()> {
+async fn aaaa_records_become_backends_too() -> Result<()> {
     let Some(server) = NameServer::start()? else { return Ok(()) };
     let Ok(sixth) = Backend::start_at((Ipv6Addr::LOCALHOST, 0).into()).await else {
         // The machine has no IPv6.
@@ -198,7 +198,7 @@ async fn a_failing_search_domain_affects_neither_the_start_nor_the_next_change()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_parts_of_the_set_do_not_move_the_ring_once_they_are_recognised() -> Result<()> {
+async fn random_parts_of_the_set_do_not_change_the_ring_once_they_are_recognised() -> Result<()> {
     let Some(server) = NameServer::start()? else { return Ok(()) };
     let backends = backends(6).await?;
     let all = ips(&backends);

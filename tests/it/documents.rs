@@ -1,4 +1,4 @@
-//! README and the documents of `deploy/`: links and anchors lead somewhere, commands parse, examples are valid.
+//! Tests of README and the documents of `deploy/`: links and anchors exist, commands parse, and examples are valid.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     text.split(&opening).skip(1).map(|rest| rest.split("\n```").next().unwrap().to_owned()).collect()
 }
 
-/// Returns the targets of links: what stands in the round brackets of `[text](target)`.
+/// Returns the targets of links: the text in the round brackets of `[text](target)`.
 fn targets(text: &str) -> Vec<String> {
     // A link's text may be code, so the whole line is read.
     let mut in_block = false;
@@ -65,7 +65,7 @@ fn anchors(text: &str) -> Vec<String> {
     found
 }
 
-/// Returns what is wrong with a link of a document; nothing if it leads somewhere.
+/// Returns a message about a link of a document that is broken, or `None` if its target exists.
 fn broken(document: &Path, text: &str, target: &str) -> Option<String> {
     if target.starts_with("https://") || target.starts_with("http://") {
         return None;
@@ -83,7 +83,7 @@ fn broken(document: &Path, text: &str, target: &str) -> Option<String> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn the_target_of_every_link_exists() {
     let documents = documents();
     let links: Vec<_> = documents
         .iter()
@@ -95,7 +95,7 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
-fn a_link_that_leads_nowhere_is_found() {
+fn broken_links_are_found() {
     let (readme, text) = (root().join("README.md"), "# One `two`\n## One two\n```\n# none\n```\n[a](#one-two-1)");
     assert_eq!(
         (targets(text), anchors(text)),

@@ -37,9 +37,9 @@ use super::{
     harness::{self, Process, Ready},
 };
 
-/// YAML to insert into a proxy's configuration, besides addresses.
+/// Further configuration of a proxy, in addition to its addresses: YAML to insert, and a limit of the process.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Knobs {
+pub(crate) struct ExtraConfig {
     /// Additional keys of `receivers.otlp.protocols.grpc`, each followed by a comma.
     pub(crate) grpc: &'static str,
     /// `receivers.otlp.deadline`; 4 s if empty.
@@ -97,33 +97,33 @@ pub(crate) struct Load {
 
 impl Fixture {
     /// Starts a proxy with `backends` backends that accept everything.
-    pub(crate) async fn start(backends: usize, knobs: Knobs) -> Result<Self> {
+    pub(crate) async fn start(backends: usize, extra: ExtraConfig) -> Result<Self> {
         let mut started = Vec::new();
         for _ in 0..backends {
             started.push(Backend::start().await?);
         }
         let addresses: Vec<SocketAddr> = started.iter().map(|backend| backend.address).collect();
-        Self::before(&addresses, started, knobs)
+        Self::before(&addresses, started, extra)
     }
 
     /// Starts a proxy whose pool consists of the proxy itself and one other backend.
-    pub(crate) fn before_itself(other: Backend, knobs: Knobs) -> Result<Self> {
+    pub(crate) fn before_itself(other: Backend, extra: ExtraConfig) -> Result<Self> {
         let address = other.address;
-        Self::run(|grpc| vec![address, grpc], vec![other], knobs)
+        Self::run(|grpc| vec![address, grpc], vec![other], extra)
     }
 
     /// Starts a proxy whose pool has these addresses. They may belong to processes or to anything else that listens.
-    pub(crate) fn before(addresses: &[SocketAddr], backends: Vec<Backend>, knobs: Knobs) -> Result<Self> {
-        Self::run(|_| addresses.to_vec(), backends, knobs)
+    pub(crate) fn before(addresses: &[SocketAddr], backends: Vec<Backend>, extra: ExtraConfig) -> Result<Self> {
+        Self::run(|_| addresses.to_vec(), backends, extra)
     }
 
-    fn run(pool: impl Fn(SocketAddr) -> Vec<SocketAddr>, backends: Vec<Backend>, knobs: Knobs) -> Result<Self> {
+    fn run(pool: impl Fn(SocketAddr) -> Vec<SocketAddr>, backends: Vec<Backend>, extra: ExtraConfig) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let (process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
             let file = dir.path().join("spanring.yaml");
-            fs::write(&file, config(grpc, admin, &pool(grpc), knobs))?;
+            fs::write(&file, config(grpc, admin, &pool(grpc), extra))?;
             // The shell sets the limit, which the proxy inherits.
-            let limit = knobs.descriptors.map(|limit| format!("ulimit -n {limit} && ")).unwrap_or_default();
+            let limit = extra.descriptors.map(|limit| format!("ulimit -n {limit} && ")).unwrap_or_default();
             let mut command = Command::new("sh");
             command.args(["-c", &format!("{limit}exec \"$0\" run --config \"$1\"")]);
             command.arg(env!("CARGO_BIN_EXE_spanring")).arg(file);
@@ -410,10 +410,10 @@ fn endpoints(addresses: &[SocketAddr]) -> Arc<[Endpoint]> {
     endpoints.into()
 }
 
-fn config(grpc: SocketAddr, admin: SocketAddr, backends: &[SocketAddr], knobs: Knobs) -> String {
+fn config(grpc: SocketAddr, admin: SocketAddr, backends: &[SocketAddr], extra: ExtraConfig) -> String {
     let hostnames: Vec<String> = backends.iter().map(|backend| format!("\"{backend}\"")).collect();
-    let Knobs { grpc: more_grpc, pool, top, .. } = knobs;
-    let deadline = if knobs.deadline.is_empty() { "4s" } else { knobs.deadline };
+    let ExtraConfig { grpc: more_grpc, pool, top, .. } = extra;
+    let deadline = if extra.deadline.is_empty() { "4s" } else { extra.deadline };
     format!(
         "receivers:
   otlp:

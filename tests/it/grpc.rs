@@ -84,7 +84,7 @@ fn of_services(traces: u128, filler: usize) -> ExportTraceServiceRequest {
 }
 
 #[test]
-fn every_encoding_of_clients_meets_every_encoding_of_pools() -> Result<()> {
+fn every_encoding_of_clients_works_with_every_encoding_of_pools() -> Result<()> {
     for (name, pool) in [("", "compression: none"), ("gzip", "compression: gzip"), ("zstd", "compression: zstd")] {
         let (runtime, keepers, proxy) = with_keepers(3, pool, "")?;
         let sent = of_services(40, 10);
@@ -109,7 +109,7 @@ fn every_encoding_of_clients_meets_every_encoding_of_pools() -> Result<()> {
 }
 
 #[test]
-fn twelve_mebibytes_reach_backends_that_take_four_unchanged() -> Result<()> {
+fn twelve_mib_reach_backends_that_accept_four_mib() -> Result<()> {
     let (runtime, keepers, proxy) = with_keepers(2, "", "")?;
     // One trace has more than 4 MiB, so its owner gets it in several calls. Another has a single large span.
     let mut sent = of_services(1200, 2300);
@@ -155,7 +155,7 @@ fn an_empty_request_is_a_success_and_goes_nowhere() -> Result<()> {
 }
 
 #[test]
-fn malformed_protobuf_is_named_by_its_offset_and_the_connection_lives() -> Result<()> {
+fn malformed_protobuf_is_refused_with_its_offset_and_the_connection_stays_open() -> Result<()> {
     let (runtime, keepers, proxy) = with_keepers(2, "", "")?;
     let mut broken = request(vec![span(1, 1), span(2, 2)]).encode_to_vec();
     let at = broken.len();
@@ -166,14 +166,14 @@ fn malformed_protobuf_is_named_by_its_offset_and_the_connection_lives() -> Resul
     let offsets = at..=at + 2;
     let named = offsets.into_iter().any(|at| reply.message.contains(&format!("at byte {at}:")));
     ensure!(named, "the fault is at byte {at}: {reply:?}");
-    ensure!(keepers.iter().all(|keeper| keeper.kept().is_empty()), "nothing of it may be sent");
+    ensure!(keepers.iter().all(|keeper| keeper.kept().is_empty()), "no part of it may be sent");
     let reply = runtime.block_on(send_raw(proxy.grpc, &[], framed(0, &broken[..at])?))?;
     ensure!(reply.code == 0, "{reply:?}");
     Ok(())
 }
 
 #[test]
-fn what_is_too_large_is_refused_for_good() -> Result<()> {
+fn messages_that_are_too_large_are_refused_permanently() -> Result<()> {
     let runtime = Runtime::new()?;
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let proxy = Proxy::start("spanring", |grpc, admin| {
@@ -220,12 +220,12 @@ fn spans_with_invalid_ids_are_forwarded_and_counted() -> Result<()> {
     let reply = runtime.block_on(async { anyhow::Ok(client(proxy.grpc).await?.export(sent.clone()).await?) })?;
     ensure!(reply.into_inner().partial_success.is_none());
     let kept: Vec<_> = keepers.iter().flat_map(Keeper::kept).map(|(_, request)| request).collect();
-    ensure!(spans_of(&kept) == spans_of([&sent]), "every span goes on, once");
+    ensure!(spans_of(&kept) == spans_of([&sent]), "every span must be forwarded once");
     invalid_ids_are_counted(&proxy)
 }
 
 #[test]
-fn spans_without_an_id_are_rejected_and_log_records_without_one_are_taken() -> Result<()> {
+fn spans_without_an_id_are_rejected_and_log_records_without_one_are_accepted() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let proxy = Proxy::start("spanring", |grpc, admin| {
         let by_signal = "invalid_trace_id: { traces: reject, logs: forward }";
@@ -262,7 +262,7 @@ fn spans_with_invalid_ids_are_rejected_by_count_in_the_clients_own_encoding() ->
     let partial = reply.into_inner().partial_success.context("a partial success")?;
     ensure!(partial.rejected_spans == 4, "{partial:?}");
     let kept: Vec<_> = keepers.iter().flat_map(Keeper::kept).map(|(_, request)| request).collect();
-    ensure!(spans_of(&kept) == spans_of([&request(vec![span(77, 1)])]), "the good one goes on");
+    ensure!(spans_of(&kept) == spans_of([&request(vec![span(77, 1)])]), "the valid span must be forwarded");
     invalid_ids_are_counted(&proxy)?;
 
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -277,7 +277,7 @@ fn spans_with_invalid_ids_are_rejected_by_count_in_the_clients_own_encoding() ->
 }
 
 #[test]
-fn connections_above_their_bound_are_closed_and_counted() -> Result<()> {
+fn connections_above_the_limit_are_closed_and_counted() -> Result<()> {
     let runtime = Runtime::new()?;
     let sinks = Sinks::start(1, &SinkConfig::default())?;
     let proxy = Proxy::start("spanring", |grpc, admin| {

@@ -56,7 +56,7 @@ impl Load {
     }
 
     /// Waits for `more` further answers.
-    fn goes_on(&self, more: u64) -> Result<()> {
+    fn continues(&self, more: u64) -> Result<()> {
         let goal = self.answered.load(Relaxed) + more;
         until("requests are answered", || Ok((self.answered.load(Relaxed) >= goal).then_some(())))
     }
@@ -91,7 +91,7 @@ fn bearing(authorizations: &[&str]) -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_shows_neither_new_credentials_nor_plaintext_to_the_backends_before_it() -> Result<()> {
+async fn a_reload_reveals_neither_new_credentials_nor_plaintext_to_the_previous_backends() -> Result<()> {
     let world = World::new()?;
     let (before, after) = (Backend::start().await?, Backend::start().await?);
     before.speak(Some(world.backend(&world.good())?));
@@ -99,7 +99,7 @@ async fn a_reload_shows_neither_new_credentials_nor_plaintext_to_the_backends_be
     let old = pool(&format!("{}\n    headers: {{ authorization: old }}", world.pool().trim_end_matches(',')));
     let proxy = Proxy::start("spanring", |grpc, admin| rig::config(grpc, admin, &[before.address], &old, ""))?;
     let load = Load::start(&proxy).await?;
-    load.goes_on(20)?;
+    load.continues(20)?;
 
     let config = |settings: &str| rig::config(proxy.grpc, proxy.admin, &[after.address], &pool(settings), "");
     reload(&proxy, &config("headers: { authorization: new }"), "success")?;
@@ -107,13 +107,13 @@ async fn a_reload_shows_neither_new_credentials_nor_plaintext_to_the_backends_be
     until("the old backend has left", || {
         Ok((members(&proxy, "draining")? == 0.0 && members(&proxy, "active")? == 1.0).then_some(()))
     })?;
-    load.goes_on(20)?;
+    load.continues(20)?;
     ensure!(after.authorizations() == bearing(&["new"]), "{:?}", after.authorizations());
 
     // The same backend with a new credential gets connections of its own.
     reload(&proxy, &config("headers: { authorization: newer }"), "success")?;
     until("the newest credential is used", || Ok(after.authorizations().contains("newer").then_some(())))?;
-    load.goes_on(20)?;
+    load.continues(20)?;
 
     ensure!(before.plaintext() == 0, "{} connections to the TLS backend were plaintext", before.plaintext());
     ensure!(before.authorizations() == bearing(&["old"]), "{:?}", before.authorizations());
@@ -134,7 +134,7 @@ async fn names_that_do_not_resolve_change_nothing_until_they_do() -> Result<()> 
     let first = before.address.to_string();
     let proxy = Proxy::start_by("spanring", command, "readyz", |grpc, admin| config(grpc, admin, &first, "old"))?;
     let load = Load::start(&proxy).await?;
-    load.goes_on(20)?;
+    load.continues(20)?;
 
     let named = format!("later.test:{}", after.address.port());
     reload(&proxy, &config(proxy.grpc, proxy.admin, &named, "new"), "success")?;
@@ -148,17 +148,17 @@ async fn names_that_do_not_resolve_change_nothing_until_they_do() -> Result<()> 
     let goal = asked()? + 5.0;
     until("the name was asked for again and again", || Ok((asked()? >= goal).then_some(())))?;
     is_ready(&proxy)?;
-    load.goes_on(20)?;
+    load.continues(20)?;
     ensure!(members(&proxy, "active")? == 1.0 && members(&proxy, "unresolved")? == 0.0, "nothing may have changed");
     ensure!(before.authorizations() == bearing(&["old"]), "{:?}", before.authorizations());
     // A header that changes meanwhile applies to the awaited backends too.
     reload(&proxy, &config(proxy.grpc, proxy.admin, &named, "newer"), "success")?;
-    load.goes_on(20)?;
+    load.continues(20)?;
     ensure!(before.authorizations() == bearing(&["old"]) && pending()? == 1.0, "{:?}", before.authorizations());
 
     server.resolves("later.test.", &[after.address.ip()]);
     until("the change happens", || Ok((after.calls() > 0 && pending()? == 0.0).then_some(())))?;
-    load.goes_on(20)?;
+    load.continues(20)?;
     is_ready(&proxy)?;
     ensure!(after.authorizations() == bearing(&["newer"]), "{:?}", after.authorizations());
     load.stop(&[&before, &after]).await

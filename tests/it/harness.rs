@@ -19,11 +19,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tokio::time::Instant;
 
-/// Time limit for anything that a test waits for. It is long, because the machine may be busy with other work.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The time limit for anything that a test waits for. It is long, because the machine may be busy with other work.
+pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// Interval between two checks of a condition.
-pub(crate) const GLANCE: Duration = Duration::from_millis(20);
+/// The interval between two checks of a condition.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Number of lines kept of a child's output.
 const KEPT_LINES: usize = 400;
@@ -203,13 +203,13 @@ pub(crate) fn on_free_ports<const N: usize>(
 
 /// Calls `look` until it returns a value. `what` completes the sentence "it never came to pass that …".
 pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     loop {
         if let Some(found) = look()? {
             return Ok(found);
         }
         ensure!(Instant::now() < end, "it never came to pass that {what}");
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

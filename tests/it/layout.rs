@@ -1,8 +1,9 @@
-//! The shape of the tree: which room uses which, how long a file may be, how it opens.
+//! Tests of the structure of `src`: which module uses which, how long files may be, and that each begins with a doc
+//! comment.
 //!
-//! A room is a folder or file of `src`, or a folder in one that keeps a floor of its own. The table of rooms is their order:
-//! a room uses only rooms that stand before it. So there is no circle, and whoever reads from the top never meets a name that
-//! is explained further down.
+//! A *room* is a module at the top of `src`, or a module inside of one that has its own place in the order. The table
+//! of rooms states the order: a room uses only rooms that are listed before it. So there are no cycles, and a reader
+//! who follows the table knows every name before it is used.
 
 mod imports;
 
@@ -15,9 +16,9 @@ use std::{
 /// A room and the rooms that it uses.
 type Room = (&'static str, &'static [&'static str]);
 
-/// All rooms, each behind those that it uses.
+/// All rooms, each after those that it uses.
 const ROOMS: &[Room] = &[
-    // The vocabulary, and what stands by itself.
+    // The vocabulary, and modules that depend on nothing.
     ("otlp", &[]),
     ("settings", &["otlp"]),
     ("budget", &[]),
@@ -31,15 +32,15 @@ const ROOMS: &[Room] = &[
     ("access", &["telemetry", "tls"]),
     ("endpoint", &["access"]),
     ("health", &["access", "shortage", "telemetry"]),
-    // Connections of clients, whatever they speak.
+    // Connections of clients, independent of their protocol.
     ("listen", &["budget", "descriptors", "lifecycle", "shortage", "telemetry", "tls"]),
-    // Who owns what.
+    // Which backend owns which trace.
     ("split", &["otlp"]),
     ("ring", &["endpoint", "settings"]),
     ("route", &["ring", "settings", "split"]),
     ("discovery", &["access", "endpoint", "lifecycle", "settings", "telemetry"]),
     ("membership", &["access", "endpoint", "health", "lifecycle", "ring", "settings", "telemetry"]),
-    // The way of the data, from its end.
+    // The path of the data, beginning at its end.
     // Calls on one connection, without queues.
     (
         "dispatch::transport",
@@ -82,7 +83,7 @@ const ROOMS: &[Room] = &[
             "telemetry",
         ],
     ),
-    // From a file to what each room is configured by.
+    // From the configuration file to the settings of each room.
     ("config", &["admin", "budget", "discovery", "dispatch", "membership", "otlp", "receive", "settings", "tls"]),
     (
         "proxy",
@@ -113,22 +114,22 @@ const ROOMS: &[Room] = &[
     ("main", &["cli", "config", "descriptors", "proxy", "settings", "signals", "telemetry", "tools"]),
 ];
 
-/// Longest file, in lines.
+/// The greatest length of a file, in lines.
 const MAX_LINES: usize = 500;
 
 #[test]
-fn a_room_uses_only_rooms_below_it() {
+fn a_room_uses_only_rooms_before_it() {
     let files: Vec<_> = sources("src")
         .into_iter()
         .map(|file| (file.strip_prefix(root().join("src")).unwrap().to_str().unwrap().to_owned(), read(&file)))
         .collect();
     let files: Vec<_> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
     let wrong = complaints(ROOMS, &files);
-    assert!(wrong.is_empty(), "rooms must be known and use only what is below them:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "rooms must be listed and use only rooms before them:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn files_are_short_and_say_what_they_own() {
+fn files_are_short_and_begin_with_a_doc_comment() {
     let mut wrong = Vec::new();
     for file in ["src", "tests", "benches", "proto"].into_iter().flat_map(sources) {
         let text = read(&file);
@@ -142,7 +143,7 @@ fn files_are_short_and_say_what_they_own() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// All that is wrong with files of these names, from `src` on, and texts, in these rooms.
+/// Returns the errors in files with these paths (relative to `src`) and texts, for this table of rooms.
 fn complaints(rooms: &[Room], files: &[(&str, &str)]) -> Vec<String> {
     let mut wrong = against_the_order(rooms);
     let read: Vec<_> = files.iter().map(|(path, text)| (*path, imports::read(&module_of(path), text))).collect();
@@ -162,7 +163,7 @@ fn complaints(rooms: &[Room], files: &[(&str, &str)]) -> Vec<String> {
             continue;
         }
         let Some((room, may)) = room_of(rooms, &name) else {
-            wrong.push(format!("{path}: is in no room that is known"));
+            wrong.push(format!("{path}: is in no listed room"));
             continue;
         };
         let mut others = BTreeSet::new();
@@ -170,7 +171,7 @@ fn complaints(rooms: &[Room], files: &[(&str, &str)]) -> Vec<String> {
             match room_of(rooms, import) {
                 Some((other, _)) => drop(others.insert(*other)),
                 None => {
-                    wrong.push(format!("{path}: uses crate::{}, which is in no room that is known", import.join("::")));
+                    wrong.push(format!("{path}: uses crate::{}, which is in no listed room", import.join("::")));
                 }
             }
         }
@@ -185,7 +186,7 @@ fn complaints(rooms: &[Room], files: &[(&str, &str)]) -> Vec<String> {
     wrong
 }
 
-/// What is wrong with the table by itself: a room that may use one that stands behind it, or nowhere.
+/// Returns the errors in the table itself: rooms that may use a room which is listed after them or not at all.
 fn against_the_order(rooms: &[Room]) -> Vec<String> {
     let mut wrong = Vec::new();
     for (at, (room, may)) in rooms.iter().enumerate() {
@@ -195,7 +196,7 @@ fn against_the_order(rooms: &[Room]) -> Vec<String> {
     wrong
 }
 
-/// The room that a module is in: the innermost.
+/// Returns the innermost room that contains a module.
 fn room_of<'r>(rooms: &'r [Room], module: &[String]) -> Option<&'r Room> {
     let is_in = |(room, _): &&Room| {
         let names: Vec<&str> = room.split("::").collect();
@@ -204,7 +205,7 @@ fn room_of<'r>(rooms: &'r [Room], module: &[String]) -> Option<&'r Room> {
     rooms.iter().filter(is_in).max_by_key(|(room, _)| room.len())
 }
 
-/// The module of a file: `a/b.rs` and `a/b/mod.rs` are `a::b`; `lib.rs` and `main.rs` are the root.
+/// Returns the module of a file: `a/b.rs` and `a/b/mod.rs` are `a::b`; `lib.rs` and `main.rs` are the root.
 fn module_of(path: &str) -> Vec<String> {
     let mut names: Vec<String> = path.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
     if names.last().is_some_and(|name| name == "mod") || matches!(&names[..], [name] if name == "lib" || name == "main")
@@ -242,7 +243,7 @@ fn root() -> PathBuf {
 // === The check itself, on text that is made up ===
 
 #[test]
-fn a_circle_fails_whether_it_is_declared_or_not() {
+fn cycles_are_found_whether_declared_or_not() {
     let files =
         [("low.rs", "use crate::high::Name;"), ("high/mod.rs", "mod part;"), ("high/part.rs", "use crate::low::f;")];
     let declared: &[Room] = &[("low", &["high"]), ("high", &["low"])];
@@ -255,7 +256,7 @@ fn a_circle_fails_whether_it_is_declared_or_not() {
 }
 
 #[test]
-fn every_way_to_name_another_room_is_seen() {
+fn every_kind_of_path_to_another_room_is_found() {
     let rooms: &[Room] = &[("low", &[]), ("high", &[])];
     for text in [
         "use crate::high::Name;",
@@ -278,7 +279,7 @@ fn every_way_to_name_another_room_is_seen() {
 }
 
 #[test]
-fn what_is_no_use_of_another_room_is_left_alone() {
+fn code_that_does_not_use_another_room_is_accepted() {
     let rooms: &[Room] = &[("low", &[]), ("high", &[])];
     let files = [
         (
@@ -306,7 +307,7 @@ fn what_is_no_use_of_another_room_is_left_alone() {
 }
 
 #[test]
-fn a_room_in_a_room_does_not_use_the_floor_above() {
+fn an_inner_room_does_not_use_its_outer_room() {
     let rooms: &[Room] = &[("calls::wire", &[]), ("calls", &["calls::wire"])];
     let above = ("calls/mod.rs", "mod wire; use self::wire::send; use crate::calls::wire::Name;");
     for text in ["use super::Config;", "use crate::calls::queue::f;", "use crate::{calls::{wire::a, queue}};"] {
@@ -319,7 +320,7 @@ fn a_room_in_a_room_does_not_use_the_floor_above() {
 }
 
 #[test]
-fn rooms_that_nobody_knows_and_uses_that_are_not_there_fail() {
+fn unlisted_rooms_and_unused_entries_are_found() {
     let rooms: &[Room] = &[("low", &[]), ("lib", &[]), ("high", &["low"])];
     let files = [
         ("lib.rs", "pub mod low; pub mod high;"),
@@ -330,9 +331,9 @@ fn rooms_that_nobody_knows_and_uses_that_are_not_there_fail() {
     assert_eq!(
         wrong,
         [
-            "new.rs: is in no room that is known",
-            "low.rs: uses crate::, which is in no room that is known",
-            "low.rs: uses crate::new::Name, which is in no room that is known",
+            "new.rs: is in no listed room",
+            "low.rs: uses crate::, which is in no listed room",
+            "low.rs: uses crate::new::Name, which is in no listed room",
             "high may use low and does not",
         ]
     );

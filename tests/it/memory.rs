@@ -20,9 +20,9 @@ use super::{
     rig::{Sinks, client, config, framed, head, request, send_raw, span},
 };
 
-/// Memory allowed beside the budget, in MiB: 64, of which 12 are the mapped pages of an optimised binary. File pages
-/// are not counted here, since the tested build has more than twice as many.
-const BESIDE: u64 = 64 - 12;
+/// The memory allowed in addition to the budget, in MiB. The documented limit is 64, of which 12 are mapped file pages
+/// of an optimised binary. Such pages are not counted here, since the tested build has more than twice as many.
+const OVERHEAD_MIB: u64 = 64 - 12;
 
 fn proxy(sinks: &Sinks, limit_mib: u64) -> Result<Proxy> {
     let limiter = format!("memory_limiter: {{ limit_mib: {limit_mib} }}");
@@ -42,8 +42,8 @@ fn peak_mib(process: &Process) -> Result<u64> {
 /// Checks that the peak is within bounds, that the proxy still serves, and that requests have returned their memory.
 fn stays_within(proxy: &Proxy, sinks: &Sinks, limit_mib: u64) -> Result<()> {
     let peak = peak_mib(&proxy.process)?;
-    ensure!(peak <= limit_mib + BESIDE, "{peak} MiB are more than {limit_mib} + {BESIDE}");
-    until("nothing is held any more", || {
+    ensure!(peak <= limit_mib + OVERHEAD_MIB, "{peak} MiB are more than {limit_mib} + {OVERHEAD_MIB}");
+    until("requests hold no memory any more", || {
         Ok((plain_metric(proxy.admin, "spanring_memory_budget_used_bytes")? < 1.0).then_some(()))
     })?;
     sinks.runtime.block_on(async {
@@ -110,7 +110,7 @@ async fn announce_much(
 }
 
 #[test]
-fn two_hundred_streams_that_announce_much_and_send_slowly_hold_little() -> Result<()> {
+fn two_hundred_streams_that_announce_much_and_send_slowly_take_little_memory() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let proxy = proxy(&sinks, 96)?;
     let refused = sinks.runtime.block_on(async {
@@ -142,7 +142,7 @@ fn a_resource_that_two_hundred_backends_need_is_copied_within_the_budget_or_refu
         let mut client = client(proxy.grpc).await?.max_encoding_message_size(64 << 20);
         let status = client.export(in_a_resource_of(30 << 20, 200)).await.err().context("more than there is")?;
         ensure!(status.code() == Code::ResourceExhausted, "{status:?}");
-        ensure!(status.message().contains("memory_limiter"), "what to do must be said: {status:?}");
+        ensure!(status.message().contains("memory_limiter"), "the message must say what to do: {status:?}");
         ensure!(status.get_details_retry_info().is_none(), "it would never fit: {status:?}");
         client.export(in_a_resource_of(400 << 10, 200)).await?;
         anyhow::Ok(())
@@ -152,7 +152,7 @@ fn a_resource_that_two_hundred_backends_need_is_copied_within_the_budget_or_refu
 }
 
 #[test]
-fn bombs_are_refused_within_the_budget() -> Result<()> {
+fn decompression_bombs_are_refused_within_the_budget() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let proxy = proxy(&sinks, 192)?;
     let zeros = vec![0; 1 << 20];
@@ -181,7 +181,7 @@ fn bombs_are_refused_within_the_budget() -> Result<()> {
 }
 
 #[test]
-fn requests_whose_backends_do_not_answer_fill_the_budget_and_no_more() -> Result<()> {
+fn requests_whose_backends_do_not_answer_stay_within_the_budget() -> Result<()> {
     let behaviour = spanring::tools::sink::Behaviour { delay_ms: 60_000, ..Default::default() };
     let sinks = Sinks::start(2, &SinkConfig { behaviour, ..SinkConfig::default() })?;
     let proxy = Proxy::start("spanring", |grpc, admin| {

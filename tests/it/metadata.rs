@@ -1,4 +1,4 @@
-//! Forwarded headers: backends get exactly those that the operator named, and a client's headers never come with
+//! Forwarded headers: backends get exactly those that the operator named, and a client's headers are never sent with
 //! another client's data.
 
 use std::{
@@ -79,7 +79,7 @@ fn start(keeper: &Keeper, runtime: &tokio::runtime::Runtime, include: &str, pool
     })
 }
 
-/// Spans of one tenant, whose number is the first byte of every trace ID.
+/// Returns spans of one tenant, whose number is the first byte of every trace ID.
 fn of_tenant(tenant: u8, spans: u64, name: usize) -> ExportTraceServiceRequest {
     let mut request =
         request((1..=spans).map(|id| span(u128::from(tenant) << 120 | u128::from(id), id)).collect::<Vec<_>>());
@@ -96,7 +96,7 @@ fn with_headers(tenant: u8, message: ExportTraceServiceRequest) -> Request<Expor
     headers.append("x-scope-orgid", "second".parse().unwrap());
     headers.insert_bin("x-tenant-bin", MetadataValue::from_bytes(&[tenant, 0, 255]));
     headers.insert("x-private", "not to be passed on".parse().unwrap());
-    headers.insert("x-cluster", "what a client says".parse().unwrap());
+    headers.insert("x-cluster", "the value of a client".parse().unwrap());
     request
 }
 
@@ -110,8 +110,11 @@ fn check(calls: &[Call]) -> Result<()> {
         let binary = tonic::metadata::MetadataMap::from_headers(headers.clone());
         let binary = binary.get_bin("x-tenant-bin").context("no x-tenant-bin")?.to_bytes()?;
         ensure!(binary[..] == [tenant, 0, 255], "{binary:?}");
-        ensure!(headers.get("x-cluster").is_some_and(|value| value == "one"), "the operator's word stands above");
-        ensure!(!headers.contains_key("x-private"), "what is not named must stay here");
+        ensure!(
+            headers.get("x-cluster").is_some_and(|value| value == "one"),
+            "the operator's header must take precedence"
+        );
+        ensure!(!headers.contains_key("x-private"), "other headers must not be forwarded");
     }
     Ok(())
 }
@@ -141,7 +144,11 @@ fn tenants_in_flight_are_never_merged_and_their_headers_arrive() -> Result<()> {
     check(&calls)?;
     let tenants: BTreeSet<u8> = calls.iter().flat_map(|(_, tenants)| tenants.clone()).collect();
     ensure!(tenants.len() == usize::from(TENANTS), "{tenants:?}");
-    ensure!(calls.len() < usize::from(TENANTS * EACH), "what may be merged must be: {} calls", calls.len());
+    ensure!(
+        calls.len() < usize::from(TENANTS * EACH),
+        "parts of the same tenant must be merged: {} calls",
+        calls.len()
+    );
     let crowded = metric(proxy.admin, "spanring_dispatch_crowded_parts_total", &["pool=\"tail\""])?;
     ensure!(crowded == 0.0, "six values have lanes of their own");
     Ok(())
@@ -162,7 +169,7 @@ fn pieces_of_a_large_part_keep_their_headers() -> Result<()> {
 }
 
 #[test]
-fn nothing_goes_on_unless_it_is_named_and_too_much_is_refused() -> Result<()> {
+fn only_listed_headers_are_forwarded_and_too_many_are_refused() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let keeper = Keeper::default();
     let proxy = start(&keeper, &runtime, "", "")?;

@@ -1,4 +1,4 @@
-//! A small authority that is made for one test: it signs certificates and writes them as PEM files.
+//! A small certificate authority for one test. It signs certificates and writes them as PEM files.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ pub(crate) struct Pair {
 /// The last serial number of any authority here.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
-/// A certificate for 127.0.0.1 that signed itself: as an authority's, as `openssl req -x509` makes it, or not.
+/// Returns a self-signed certificate for 127.0.0.1. It is marked as an authority's, as by `openssl req -x509`, or not.
 pub(crate) fn self_signed(is_ca: bool) -> Pair {
     let mut params = Authority::params(&["127.0.0.1", "localhost"]);
     params.is_ca = if is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
@@ -126,7 +126,7 @@ pub(crate) fn replace(path: &Path, text: &str) {
     replace_with_mode(path, text, 0o644);
 }
 
-/// The same, for those whom `mode` lets read it.
+/// Does the same and sets the access mode of the file.
 pub(crate) fn replace_with_mode(path: &Path, text: &str, mode: u32) {
     let fresh = path.with_extension("new");
     fs::write(&fresh, text).unwrap();

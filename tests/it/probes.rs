@@ -14,7 +14,7 @@ use tonic_reflection::pb::v1::{
 };
 
 use super::{
-    fixture::{Fixture, Knobs},
+    fixture::{ExtraConfig, Fixture},
     tls::World,
 };
 
@@ -70,18 +70,18 @@ async fn health_and_reflection_beside_exports(fixture: &Fixture) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_and_reflection_are_served_beside_exports() -> Result<()> {
-    health_and_reflection_beside_exports(&Fixture::start(1, Knobs::default()).await?).await
+async fn health_and_reflection_are_served_on_the_otlp_port() -> Result<()> {
+    health_and_reflection_beside_exports(&Fixture::start(1, ExtraConfig::default()).await?).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_and_reflection_are_served_beside_exports_under_tls() -> Result<()> {
+async fn health_and_reflection_are_served_on_the_otlp_port_with_tls() -> Result<()> {
     health_and_reflection_beside_exports(&World::new()?.fixture(1, "").await?).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watchers_hear_of_a_drain_and_do_not_hold_it_up() -> Result<()> {
-    let mut fixture = Fixture::start(1, Knobs::default()).await?;
+async fn watchers_are_notified_of_a_drain_and_do_not_delay_it() -> Result<()> {
+    let mut fixture = Fixture::start(1, ExtraConfig::default()).await?;
     let channel = fixture.endpoint()?.connect().await?;
     let mut watches = Vec::new();
     for service in ["", TRACES] {

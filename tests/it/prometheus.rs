@@ -186,7 +186,7 @@ fn every_alert_has_its_section_in_the_documents() -> Result<()> {
 }
 
 #[test]
-fn a_query_of_what_does_not_exist_is_found() {
+fn queries_of_unknown_metrics_are_found() {
     let recorded = BTreeSet::from(["spanring:share:ratio".to_owned()]);
     for (query, what) in [
         ("rate(spanring_ring_fingerprints[5m])", "no metric spanring_ring_fingerprints"),
@@ -242,7 +242,7 @@ fn filled(query: &str) -> String {
 }
 
 #[test]
-fn promtool_is_content_with_the_page_the_rules_and_the_dashboard() -> Result<()> {
+fn promtool_accepts_the_page_the_rules_and_the_dashboard() -> Result<()> {
     let Some(promtool) = harness::peer("promtool")? else { return Ok(()) };
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let proxy = replica("spanring", &sinks.addresses(), &sinks.addresses())?;
@@ -318,7 +318,7 @@ scrape_configs:
 }
 
 #[test]
-fn replicas_that_disagree_are_seen_with_their_first_scrape() -> Result<()> {
+fn replicas_that_disagree_are_detected_with_the_first_scrape() -> Result<()> {
     let (Some(prometheus), Some(promtool)) = (harness::peer("prometheus")?, harness::peer("promtool")?) else {
         return Ok(());
     };

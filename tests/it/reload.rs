@@ -172,7 +172,7 @@ fn reloads_under_load_fail_no_request_and_close_no_connection() -> Result<()> {
 }
 
 #[test]
-fn what_takes_a_restart_is_named_and_the_rest_is_taken_over() -> Result<()> {
+fn keys_that_need_a_restart_are_reported_and_the_others_are_applied() -> Result<()> {
     let sinks = Sinks::start(1, &SinkConfig::default())?;
     let file = |grpc, admin| File {
         grpc,
@@ -227,7 +227,7 @@ fn relink(dir: &Path, link: &str, to: &str) -> Result<()> {
 }
 
 #[test]
-fn a_watched_file_is_taken_over_when_the_folder_behind_it_is_swapped() -> Result<()> {
+fn a_watched_file_is_applied_when_the_folder_of_its_link_is_swapped() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let dir = tempfile::tempdir()?;
     let write = |version: &str, text: String| -> Result<()> {

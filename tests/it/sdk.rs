@@ -71,7 +71,7 @@ fn difference<'a>(one: &'a Traces, other: &'a Traces) -> Option<(&'a str, [Optio
 }
 
 #[test]
-fn an_sdks_traces_are_whole_where_they_are_sampled() -> Result<()> {
+fn an_sdks_traces_reach_the_samplers_whole() -> Result<()> {
     traces_stay_whole(false)
 }
 

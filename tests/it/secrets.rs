@@ -22,7 +22,7 @@ fn nobody_is_told(what: &str, text: &str) -> Result<()> {
 }
 
 #[test]
-fn secrets_reach_their_backend_and_nothing_that_is_shown() -> Result<()> {
+fn secrets_reach_their_backend_and_appear_in_no_output() -> Result<()> {
     let (runtime, keeper, dir) = (Runtime::new()?, Keeper::default(), tempfile::tempdir()?);
     let backend = runtime.block_on(async { keeper.start(&Tasks::new()).await })?;
     let [token, file] = ["token", "spanring.yaml"].map(|name| dir.path().join(name));
@@ -156,7 +156,7 @@ fn has_canary(text: &str) -> bool {
 }
 
 #[test]
-fn no_message_shows_a_secret_wherever_it_stands() -> Result<()> {
+fn no_message_shows_a_secret_at_any_place_in_the_file() -> Result<()> {
     let dir = tempfile::tempdir()?;
     super::pki::folder(dir.path());
     fs::write(dir.path().join("token"), CANARY)?;
@@ -263,7 +263,7 @@ const COLLECTORS: [&str; 12] = [
 ];
 
 #[test]
-fn what_is_converted_shows_no_secret_in_its_findings() -> Result<()> {
+fn findings_of_a_conversion_show_no_secret() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("collector.yaml");
     let convert = |exporter: &str| {

@@ -1,5 +1,5 @@
-//! The size of the metrics page depends on the number of backends and never on what clients send. The log does not grow
-//! with their requests either.
+//! Tests that the size of the metrics page depends on the number of backends and not on the requests of clients, and
+//! that requests do not make the log grow.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
@@ -110,7 +110,7 @@ async fn send_all(proxy: SocketAddr, tasks: &Tasks) -> Result<u64> {
 }
 
 #[test]
-fn whatever_clients_send_adds_neither_a_series_nor_a_line_to_the_log() -> Result<()> {
+fn requests_add_neither_series_nor_log_lines() -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let proxy = Proxy::start("spanring", |grpc, admin| config(grpc, admin, &sinks.addresses(), "", ""))?;
     let (before, lines_before) = (series(proxy.admin)?, proxy.process.log().lines().count());

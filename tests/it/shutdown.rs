@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    harness::{PATIENCE, Proxy, http_get, until},
+    harness::{Proxy, TIME_LIMIT, http_get, until},
     rig::{Sinks, client, config, framed, head, request, span},
 };
 
@@ -97,7 +97,7 @@ async fn send_until_told_to_go(proxy: &Proxy, lane: u64, sent_by_all: &Semaphore
 }
 
 #[test]
-fn a_drain_under_load_answers_everything_it_took_and_loses_nothing() -> Result<()> {
+fn a_drain_under_load_answers_every_request_and_loses_nothing() -> Result<()> {
     let sinks = slow_sinks(300)?;
     let mut proxy = proxy(&sinks, "delay: 1s, timeout: 2s")?;
     let begun = Instant::now();
@@ -106,7 +106,7 @@ fn a_drain_under_load_answers_everything_it_took_and_loses_nothing() -> Result<(
         let lanes = (0..4).map(|lane| send_until_told_to_go(&proxy, lane, &sent_by_all));
         let lanes = futures_util::future::join_all(lanes);
         let ends = async {
-            timeout(PATIENCE, sent_by_all.acquire_many(100)).await??.forget();
+            timeout(TIME_LIMIT, sent_by_all.acquire_many(100)).await??.forget();
             proxy.process.signal("TERM")?;
             let body = becomes_unready(&proxy)?;
             ensure!(body.contains("draining"), "the reason must be said: {body}");
@@ -162,7 +162,7 @@ fn a_drain_does_not_wait_for_clients_that_do_not_answer() -> Result<()> {
     let mut mute = Vec::new();
     for _ in 0..2 {
         let mut client = std::net::TcpStream::connect(proxy.grpc)?;
-        client.set_read_timeout(Some(PATIENCE))?;
+        client.set_read_timeout(Some(TIME_LIMIT))?;
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")?;
         client.read_exact(&mut [0; 9])?;
         mute.push(client);
@@ -181,7 +181,7 @@ fn a_drain_does_not_wait_for_clients_that_do_not_answer() -> Result<()> {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() -> Result<()> {
+fn a_second_signal_ends_the_process_at_once() -> Result<()> {
     let sinks = slow_sinks(0)?;
     for (first, second, code) in [("TERM", "TERM", 143), ("INT", "INT", 130), ("TERM", "INT", 130)] {
         let mut proxy = proxy(&sinks, "delay: 60s, timeout: 60s")?;

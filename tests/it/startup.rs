@@ -49,7 +49,7 @@ fn traces_stay_whole(sinks: &Sinks, proxy: std::net::SocketAddr) -> Result<()> {
 }
 
 #[test]
-fn the_example_runs_as_it_stands() -> Result<()> {
+fn the_example_of_the_readme_runs() -> Result<()> {
     let sinks = Sinks::start(4, &SinkConfig::default())?;
     // Only the ports are replaced, since those of the example may be in use on this machine.
     let proxy = Proxy::start("spanring", |grpc, admin| {
@@ -75,7 +75,7 @@ fn becomes_unready_in_the_default_delay(proxy: &Proxy) -> Result<()> {
 }
 
 #[test]
-fn flags_stand_for_a_file() -> Result<()> {
+fn flags_can_replace_a_file() -> Result<()> {
     let sinks = Sinks::start(3, &SinkConfig::default())?;
     let list: Vec<String> = sinks.addresses().iter().map(ToString::to_string).collect();
     let (_process, [grpc, _]) = harness::on_free_ports(|[grpc, admin]| {
@@ -88,7 +88,7 @@ fn flags_stand_for_a_file() -> Result<()> {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_leaves_it_alive_not_ready_and_refusing_for_now() -> Result<()> {
+fn with_an_unresolvable_name_the_proxy_is_alive_but_not_ready() -> Result<()> {
     // `.invalid` never resolves (RFC 6761), with any name server or none.
     let (mut process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
         let mut command = spanring();
@@ -124,7 +124,7 @@ fn a_name_that_does_not_resolve_leaves_it_alive_not_ready_and_refusing_for_now()
 }
 
 #[test]
-fn probes_have_a_port_of_their_own() -> Result<()> {
+fn probes_can_have_their_own_port() -> Result<()> {
     let sinks = Sinks::start(1, &SinkConfig::default())?;
     let [probes] = harness::free_addresses()?;
     let mut proxy = Proxy::start("spanring", |grpc, admin| {
@@ -135,9 +135,9 @@ fn probes_have_a_port_of_their_own() -> Result<()> {
     })?;
     let status = |page: &str| Ok::<_, anyhow::Error>(http_get(&format!("http://{probes}/{page}"))?.0);
     ensure!((status("")?, status("readyz")?, status("livez")?) == (200, 200, 200));
-    ensure!(status("metrics")? == 404, "what the process tells is for the admin address");
+    ensure!(status("metrics")? == 404, "metrics must be served at the admin address only");
     proxy.process.signal("TERM")?;
-    until("probes hear of the drain", || Ok((status("")? == 503).then_some(())))?;
+    until("probes report the drain", || Ok((status("")? == 503).then_some(())))?;
     ensure!(status("livez")? == 200, "it is alive while it drains");
     proxy.process.signal("TERM")?;
     proxy.process.wait()?;

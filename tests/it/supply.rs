@@ -30,7 +30,7 @@ fn has_digest(image: &str) -> bool {
 }
 
 #[test]
-fn actions_are_named_by_commit_and_say_their_version() -> Result<()> {
+fn actions_are_pinned_by_commit_with_their_version() -> Result<()> {
     for entry in fs::read_dir(repository(".github/workflows"))? {
         let path = entry?.path();
         let text = fs::read_to_string(&path)?;
@@ -43,7 +43,7 @@ fn actions_are_named_by_commit_and_say_their_version() -> Result<()> {
 }
 
 #[test]
-fn images_are_named_by_digest() -> Result<()> {
+fn images_are_pinned_by_digest() -> Result<()> {
     for line in read("deploy/Dockerfile")?.lines() {
         ensure!(!line.starts_with("# syntax="), "the frontend is an image too: {line}");
         if let Some(image) = line.strip_prefix("FROM ") {
@@ -84,7 +84,7 @@ fn advisories(cargo: &str, git: &str, on_github: bool) -> Result<(Option<i32>, S
 }
 
 #[test]
-fn the_advisory_check_is_skipped_only_where_its_database_cannot_be_had() -> Result<()> {
+fn the_advisory_check_is_skipped_only_if_its_database_is_unavailable() -> Result<()> {
     let (fine, finding) = ("echo advisories ok", "echo 'error[vulnerability]: a hole'; exit 1");
     let (lost, late) = ("echo 'failed to fetch advisory database'; exit 1", "exit 124");
     let (reached, not_reached) = ("exit 0", "exit 128");

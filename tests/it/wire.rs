@@ -117,9 +117,9 @@ impl Raw {
     }
 
     /// Sets how long to wait until the peer reads or sends something.
-    pub(crate) fn patience(&mut self, patience: Duration) -> Result<()> {
-        self.0.set_write_timeout(Some(patience))?;
-        Ok(self.0.set_read_timeout(Some(patience))?)
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) -> Result<()> {
+        self.0.set_write_timeout(Some(timeout))?;
+        Ok(self.0.set_read_timeout(Some(timeout))?)
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<()> {

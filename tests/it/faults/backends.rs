@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     backend::Answer,
-    fixture::{Account, Fixture, Knobs, Reply, is_retryable, keys_of, padded, span},
+    fixture::{Account, ExtraConfig, Fixture, Reply, is_retryable, keys_of, padded, span},
     harness::{self, Process, Ready},
 };
 
@@ -27,7 +27,8 @@ fn sink_at(grpc: SocketAddr, http: SocketAddr) -> Result<Process> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_01_a_killed_process_is_used_again_once_it_is_back() -> Result<()> {
     let ((mut doomed, [grpc, http]), (_other, [other, _])) = (sink()?, sink()?);
-    let fixture = Fixture::before(&[grpc, other], Vec::new(), Knobs { deadline: "1500ms", ..Knobs::default() })?;
+    let fixture =
+        Fixture::before(&[grpc, other], Vec::new(), ExtraConfig { deadline: "1500ms", ..ExtraConfig::default() })?;
     let mut client = fixture.client().await?;
     client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
     doomed.signal("KILL")?;
@@ -58,7 +59,7 @@ async fn row_01_a_killed_process_is_used_again_once_it_is_back() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_01_a_crash_under_load_loses_nothing_that_was_acknowledged() -> Result<()> {
-    let mut fixture = Fixture::start(3, Knobs { deadline: "2s", ..Knobs::default() }).await?;
+    let mut fixture = Fixture::start(3, ExtraConfig { deadline: "2s", ..ExtraConfig::default() }).await?;
     let load = fixture.load(6).await?;
     load.goes_on(100)?;
     fixture.backends[1].crash().await;
@@ -74,9 +75,10 @@ async fn row_01_a_crash_under_load_loses_nothing_that_was_acknowledged() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_02_a_backend_that_hangs_makes_only_its_own_slots_wait() -> Result<()> {
+async fn row_02_a_backend_that_hangs_delays_only_its_own_slots() -> Result<()> {
     // The timeout of an attempt equals the deadline, so only the deadline ends the request.
-    let fixture = Fixture::start(3, Knobs { deadline: "2s", pool: "timeout: 2s,", ..Knobs::default() }).await?;
+    let fixture =
+        Fixture::start(3, ExtraConfig { deadline: "2s", pool: "timeout: 2s,", ..ExtraConfig::default() }).await?;
     fixture.backends[0].answer(|_| Answer::Hang);
     let (mut hung, mut other) = (fixture.client().await?, fixture.client().await?);
     let spans = fixture.spans_at(0, 1)?;
@@ -100,10 +102,10 @@ async fn row_02_a_backend_that_hangs_makes_only_its_own_slots_wait() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_03_a_stopped_process_holds_up_nobody_and_goes_on_when_it_may() -> Result<()> {
+async fn row_03_a_stopped_process_delays_no_other_and_continues_when_it_may() -> Result<()> {
     let ((stopped, [grpc, http]), (_other, [other, _])) = (sink()?, sink()?);
-    let knobs = Knobs { deadline: "1500ms", pool: "timeout: 1500ms,", ..Knobs::default() };
-    let fixture = Fixture::before(&[grpc, other], Vec::new(), knobs)?;
+    let extra = ExtraConfig { deadline: "1500ms", pool: "timeout: 1500ms,", ..ExtraConfig::default() };
+    let fixture = Fixture::before(&[grpc, other], Vec::new(), extra)?;
     let mut client = fixture.client().await?;
     client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
     stopped.signal("STOP")?;
@@ -125,9 +127,10 @@ async fn row_03_a_stopped_process_holds_up_nobody_and_goes_on_when_it_may() -> R
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_03_a_peer_that_says_nothing_is_found_by_ping() -> Result<()> {
+async fn row_03_a_silent_peer_is_detected_by_ping() -> Result<()> {
     let ((stopped, [grpc, _]), (_other, [other, http])) = (sink()?, sink()?);
-    let fixture = Fixture::before(&[grpc, other], Vec::new(), Knobs { deadline: "8s", ..Knobs::default() })?;
+    let fixture =
+        Fixture::before(&[grpc, other], Vec::new(), ExtraConfig { deadline: "8s", ..ExtraConfig::default() })?;
     let mut client = fixture.client().await?;
     client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
     stopped.signal("STOP")?;
@@ -146,10 +149,11 @@ async fn row_03_a_peer_that_says_nothing_is_found_by_ping() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_03_a_stopped_process_is_found_although_no_client_waits_for_it() -> Result<()> {
+async fn row_03_a_stopped_process_is_detected_even_if_no_client_waits_that_long() -> Result<()> {
     let ((stopped, [grpc, _]), (_other, [other, _])) = (sink()?, sink()?);
     let pool = "timeout: 500ms,";
-    let fixture = Fixture::before(&[grpc, other], Vec::new(), Knobs { deadline: "600ms", pool, ..Knobs::default() })?;
+    let fixture =
+        Fixture::before(&[grpc, other], Vec::new(), ExtraConfig { deadline: "600ms", pool, ..ExtraConfig::default() })?;
     let mut client = fixture.client().await?;
     client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
     stopped.signal("STOP")?;
@@ -173,7 +177,7 @@ async fn row_03_a_stopped_process_is_found_although_no_client_waits_for_it() -> 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_03_a_process_that_pauses_for_less_than_a_second_is_not_ejected() -> Result<()> {
     let ((paused, [grpc, _]), (_other, [other, _])) = (sink()?, sink()?);
-    let fixture = Fixture::before(&[grpc, other], Vec::new(), Knobs::default())?;
+    let fixture = Fixture::before(&[grpc, other], Vec::new(), ExtraConfig::default())?;
     let mut client = fixture.client().await?;
     client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
     paused.signal("STOP")?;
@@ -189,10 +193,10 @@ async fn row_03_a_process_that_pauses_for_less_than_a_second_is_not_ejected() ->
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_07_a_backend_that_cannot_be_reached_through_what_answers_is_ejected() -> Result<()> {
+async fn row_07_a_backend_behind_a_gateway_that_cannot_reach_it_is_ejected() -> Result<()> {
     let answers = [Answer::ResetStream(h2::Reason::REFUSED_STREAM), Answer::Http(502, "text/html", "<html>")];
     for (answer, reason) in answers.into_iter().zip(["refused_stream", "gateway"]) {
-        let fixture = Fixture::start(2, Knobs::default()).await?;
+        let fixture = Fixture::start(2, ExtraConfig::default()).await?;
         fixture.serves().await?;
         fixture.backends[0].answer(move |_| answer.clone());
         let load = fixture.load(4).await?;
@@ -208,9 +212,9 @@ async fn row_07_a_backend_that_cannot_be_reached_through_what_answers_is_ejected
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_04_a_slow_backend_fills_its_own_queue_and_nothing_more() -> Result<()> {
+async fn row_04_a_slow_backend_fills_only_its_own_queue() -> Result<()> {
     let pool = "timeout: 3s, max_request_size_mib: 1, sending_queue: { queue_size: 1MiB },";
-    let fixture = Fixture::start(2, Knobs { deadline: "3s", pool, ..Knobs::default() }).await?;
+    let fixture = Fixture::start(2, ExtraConfig { deadline: "3s", pool, ..ExtraConfig::default() }).await?;
     fixture.backends[0].answer(|_| Answer::Hang);
     let mut floods = Vec::new();
     // At most eight calls of 1 MiB are in flight, and 1 MiB is queued.
@@ -238,8 +242,8 @@ async fn row_04_a_slow_backend_fills_its_own_queue_and_nothing_more() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_04_a_backend_that_takes_its_time_loses_and_doubles_nothing() -> Result<()> {
-    let fixture = Fixture::start(3, Knobs::default()).await?;
+async fn row_04_a_slow_backend_causes_neither_losses_nor_duplicates() -> Result<()> {
+    let fixture = Fixture::start(3, ExtraConfig::default()).await?;
     fixture.backends[2].answer(|_| Answer::After(Duration::from_millis(120), Box::new(Answer::Accept)));
     let load = fixture.load(8).await?;
     load.goes_on(80)?;
@@ -251,7 +255,7 @@ async fn row_04_a_backend_that_takes_its_time_loses_and_doubles_nothing() -> Res
 }
 
 async fn survives(first: Answer) -> Result<()> {
-    let fixture = Fixture::start(2, Knobs::default()).await?;
+    let fixture = Fixture::start(2, ExtraConfig::default()).await?;
     fixture.serves().await?;
     let before = fixture.backends[0].calls();
     fixture.backends[0].answer(move |call| if call.number == before + 1 { first.clone() } else { Answer::Accept });
@@ -267,16 +271,16 @@ async fn survives(first: Answer) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_05_a_reset_connection_costs_the_client_nothing() -> Result<()> {
+async fn row_05_a_reset_connection_causes_no_client_error() -> Result<()> {
     survives(Answer::Rst).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_05_a_connection_closed_before_the_answer_costs_the_client_nothing() -> Result<()> {
+async fn row_05_a_connection_closed_before_the_answer_causes_no_client_error() -> Result<()> {
     survives(Answer::Fin).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_05_a_reset_stream_costs_the_client_nothing() -> Result<()> {
+async fn row_05_a_reset_stream_causes_no_client_error() -> Result<()> {
     survives(Answer::ResetStream(h2::Reason::INTERNAL_ERROR)).await
 }

@@ -8,17 +8,17 @@ use tonic::Code;
 
 use crate::{
     backend::Answer,
-    fixture::{Fixture, Knobs, Reply, keys_of, padded},
+    fixture::{ExtraConfig, Fixture, Reply, keys_of, padded},
     wire::{self, DATA, END_HEADERS, HEADERS, Raw},
 };
 
-/// Memory that a process may use besides its budget, in MiB.
-const BESIDE: u64 = 64;
+/// The memory that a process may use in addition to its budget, in MiB.
+const OVERHEAD_MIB: u64 = 64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_27_memory_pressure_refuses_what_can_be_sent_again() -> Result<()> {
-    let knobs = Knobs { top: "memory_limiter: { limit_mib: 16 }", deadline: "2s", ..Knobs::default() };
-    let fixture = Fixture::start(2, knobs).await?;
+async fn row_27_refusals_for_lack_of_memory_are_retryable() -> Result<()> {
+    let extra = ExtraConfig { top: "memory_limiter: { limit_mib: 16 }", deadline: "2s", ..ExtraConfig::default() };
+    let fixture = Fixture::start(2, extra).await?;
     for backend in &fixture.backends {
         backend.answer(|_| Answer::Hang);
     }
@@ -34,7 +34,7 @@ async fn row_27_memory_pressure_refuses_what_can_be_sent_again() -> Result<()> {
     let refused = fixture.metric("spanring_receiver_refused_requests_total", &["reason=\"budget\""])?;
     ensure!(refused > 0.0, "40 MB went into 16 MiB");
     let peak = fixture.peak_mib()?;
-    ensure!(peak <= 16 + BESIDE, "{peak} MiB with a budget of 16");
+    ensure!(peak <= 16 + OVERHEAD_MIB, "{peak} MiB with a budget of 16");
     for backend in &fixture.backends {
         backend.answer(|_| Answer::Accept);
     }
@@ -43,9 +43,9 @@ async fn row_27_memory_pressure_refuses_what_can_be_sent_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_28_clients_that_drip_are_sent_away_in_time() -> Result<()> {
-    let knobs = Knobs { grpc: "read_header_timeout: 500ms,", deadline: "1s", ..Knobs::default() };
-    let fixture = Fixture::start(1, knobs).await?;
+async fn row_28_connections_of_slow_clients_are_closed_in_time() -> Result<()> {
+    let extra = ExtraConfig { grpc: "read_header_timeout: 500ms,", deadline: "1s", ..ExtraConfig::default() };
+    let fixture = Fixture::start(1, extra).await?;
     let start = Instant::now();
     let mut silent = Raw::silent(fixture.grpc)?;
     let mut headers = Raw::connect(fixture.grpc, &[])?;
@@ -62,8 +62,8 @@ async fn row_28_clients_that_drip_are_sent_away_in_time() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_28_connections_beyond_the_bound_are_closed_and_those_within_it_live() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs { grpc: "max_connections: 3,", ..Knobs::default() }).await?;
+async fn row_28_connections_above_the_limit_are_closed_and_the_others_stay_open() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig { grpc: "max_connections: 3,", ..ExtraConfig::default() }).await?;
     let mut client = fixture.client().await?;
     client.export(fixture.spans_at(0, 1)?).await.ok()?;
     // A connection that is refused may be closed before its first bytes are out.
@@ -76,8 +76,9 @@ async fn row_28_connections_beyond_the_bound_are_closed_and_those_within_it_live
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_29_a_message_beyond_the_limit_is_refused_for_good() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs { grpc: "max_recv_msg_size_mib: 1,", ..Knobs::default() }).await?;
+async fn row_29_a_message_above_the_limit_is_refused_permanently() -> Result<()> {
+    let fixture =
+        Fixture::start(2, ExtraConfig { grpc: "max_recv_msg_size_mib: 1,", ..ExtraConfig::default() }).await?;
     let spans = fixture.spans_at(0, 1)?.into_iter().map(|span| padded(span, 3 << 20)).collect();
     let reply = fixture.client().await?.export(spans).await;
     ensure!(reply.permanent()?.0 == Code::ResourceExhausted, "{reply:?}");
@@ -86,13 +87,13 @@ async fn row_29_a_message_beyond_the_limit_is_refused_for_good() -> Result<()> {
     raw.send(&wire::frame(HEADERS, END_HEADERS, 1, &wire::export_headers(&[])))?;
     raw.send(&wire::frame(DATA, 0, 1, &[0, 0xff, 0xff, 0xff, 0xff, 1]))?;
     raw.stream_ended(1)?;
-    ensure!(fixture.peak_mib()? <= BESIDE, "{} MiB", fixture.peak_mib()?);
+    ensure!(fixture.peak_mib()? <= OVERHEAD_MIB, "{} MiB", fixture.peak_mib()?);
     fixture.serves().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_29_a_span_that_no_backend_takes_is_reported_and_the_rest_is_delivered() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs { pool: "max_request_size_mib: 1,", ..Knobs::default() }).await?;
+async fn row_29_a_span_that_is_too_large_for_backends_is_reported_and_the_rest_is_delivered() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig { pool: "max_request_size_mib: 1,", ..ExtraConfig::default() }).await?;
     fixture.backends[0].answer(|call| match call.spans.as_slice() {
         // The message of grpc-go for a message above its limit.
         [_] => {
@@ -132,9 +133,10 @@ fn hollow(bytes: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_30_bombs_are_bounded_while_they_unpack() -> Result<()> {
+async fn row_30_decompression_bombs_are_bounded_while_they_are_inflated() -> Result<()> {
     const EXHAUSTED: &str = "8";
-    let fixture = Fixture::start(1, Knobs { grpc: "max_recv_msg_size_mib: 4,", ..Knobs::default() }).await?;
+    let fixture =
+        Fixture::start(1, ExtraConfig { grpc: "max_recv_msg_size_mib: 4,", ..ExtraConfig::default() }).await?;
     fixture.serves().await?;
     let before = fixture.peak_mib()?;
     let bomb = gzip(&hollow(64 << 20))?;
@@ -142,7 +144,10 @@ async fn row_30_bombs_are_bounded_while_they_unpack() -> Result<()> {
     // Several gzip members form one message (RFC 1952, 2.2): each is small, together they are too large.
     let member = gzip(&hollow(1 << 20))?;
     let status = send_compressed(&fixture, "gzip", &member.repeat(8)).await?;
-    ensure!(status != "0" || fixture.backends[0].calls() > 1, "eight members were answered {status} and are nowhere");
+    ensure!(
+        status != "0" || fixture.backends[0].calls() > 1,
+        "eight members were answered {status} and reached no backend"
+    );
     let zstd = zstd::bulk::compress(&hollow(64 << 20), 3)?;
     ensure!(send_compressed(&fixture, "zstd", &zstd).await? == EXHAUSTED, "64 MiB from {} bytes", zstd.len());
     let grown = fixture.peak_mib()?.saturating_sub(before);
@@ -152,7 +157,7 @@ async fn row_30_bombs_are_bounded_while_they_unpack() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_30_a_window_of_a_gigabyte_and_garbage_are_refused() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     fixture.serves().await?;
     let (before, calls) = (fixture.peak_mib()?, fixture.backends[0].calls());
     let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
@@ -168,7 +173,7 @@ async fn row_30_a_window_of_a_gigabyte_and_garbage_are_refused() -> Result<()> {
         let status = send_compressed(&fixture, encoding, &packed).await?;
         ensure!(status != "0", "{encoding} garbage was answered OK");
     }
-    ensure!(send_compressed(&fixture, "br", b"anything").await? == "12", "an encoding that is none");
+    ensure!(send_compressed(&fixture, "br", b"anything").await? == "12", "an unknown encoding must be refused");
     ensure!(fixture.backends[0].calls() <= calls + 1, "garbage was passed on");
     fixture.serves().await
 }

@@ -5,7 +5,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 
 use crate::{
-    fixture::{Fixture, Knobs, Reply, keys_of, span},
+    fixture::{ExtraConfig, Fixture, Reply, keys_of, span},
     wire,
 };
 
@@ -40,7 +40,7 @@ fn arrived(fixture: &Fixture, bytes: &[u8]) -> bool {
 
 /// Sends spans for several backends, so that the request is split, and checks that each span arrives unchanged.
 async fn passes_unchanged(change: impl Fn(Vec<u8>) -> Vec<u8>) -> Result<()> {
-    let fixture = Fixture::start(3, Knobs::default()).await?;
+    let fixture = Fixture::start(3, ExtraConfig::default()).await?;
     let spans: Vec<Vec<u8>> =
         (0..6).map(|n| Ok(change(span(&fixture.trace_at(n % 3)?, n as u64).encode_to_vec()))).collect::<Result<_>>()?;
     let (status, message) = send(&fixture, &request(&spans)).await?;
@@ -52,8 +52,8 @@ async fn passes_unchanged(change: impl Fn(Vec<u8>) -> Vec<u8>) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_34_malformed_protobuf_is_refused_with_the_byte_where_it_breaks() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs::default()).await?;
+async fn row_34_malformed_protobuf_is_refused_with_its_offset() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig::default()).await?;
     let span = span(&fixture.trace(), 0).encode_to_vec();
     let within = |bytes: &[u8]| request(&[[span.as_slice(), bytes].concat()]);
     let broken = [
@@ -85,8 +85,8 @@ async fn row_34_malformed_protobuf_is_refused_with_the_byte_where_it_breaks() ->
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_34_a_message_cut_anywhere_never_harms_the_process() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs::default()).await?;
+async fn row_34_truncated_messages_do_not_harm_the_process() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig::default()).await?;
     let spans: Vec<Vec<u8>> = (0..4).map(|n| span(&fixture.trace(), n).encode_to_vec()).collect();
     let message = request(&spans);
     for end in (1..message.len()).step_by(7) {
@@ -97,8 +97,8 @@ async fn row_34_a_message_cut_anywhere_never_harms_the_process() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_34_the_last_of_repeated_ids_decides_and_long_varints_pass() -> Result<()> {
-    let fixture = Fixture::start(3, Knobs::default()).await?;
+async fn row_34_the_last_of_repeated_ids_counts_and_padded_varints_pass() -> Result<()> {
+    let fixture = Fixture::start(3, ExtraConfig::default()).await?;
     let (first, last) = (fixture.trace_at(0)?, fixture.trace_at(2)?);
     let doubled = [span(&first, 0).encode_to_vec(), field(1, &last)].concat();
     // A length encoded in five bytes instead of one.
@@ -134,7 +134,7 @@ async fn row_36_invalid_utf_8_passes_unchanged() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_37_bad_trace_ids_are_forwarded_and_counted() -> Result<()> {
-    let fixture = Fixture::start(3, Knobs::default()).await?;
+    let fixture = Fixture::start(3, ExtraConfig::default()).await?;
     let ids: [&[u8]; 6] = [&[], &[0; 16], &[7; 8], &[7; 32], &[1], &[7; 15]];
     let spans: Vec<Span> = ids.iter().zip(0..).map(|(id, n)| span(id, n)).collect();
     let good = [fixture.spans_at(0, 2)?, fixture.spans_at(1, 2)?].concat();
@@ -150,8 +150,8 @@ async fn row_37_bad_trace_ids_are_forwarded_and_counted() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_37_a_wrong_length_that_a_backend_refuses_costs_nobody_else() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs::default()).await?;
+async fn row_37_an_id_that_a_backend_refuses_affects_no_other_client() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig::default()).await?;
     for backend in &fixture.backends {
         // A Collector answers a malformed ID with INTERNAL and accepts nothing of the call.
         backend.answer(|call| {
@@ -169,7 +169,7 @@ async fn row_37_a_wrong_length_that_a_backend_refuses_costs_nobody_else() -> Res
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_38_fields_of_tomorrow_pass_unchanged() -> Result<()> {
+async fn row_38_unknown_fields_pass_unchanged() -> Result<()> {
     // Field 1,000 with every wire type, including a group that contains a field.
     let unknown: Vec<u8> = [
         vec![0xc0, 0x3e, 0x96, 0x01],

@@ -7,15 +7,15 @@ use tokio::time::Instant;
 
 use crate::{
     backend::Answer,
-    fixture::{Fixture, Knobs, Reply},
+    fixture::{ExtraConfig, Fixture, Reply},
     harness::{self, Process},
     wire::{Frame, GOAWAY, Raw},
 };
 
 const LISTENER: &str = "listener=\"otlp_grpc\"";
 
-fn with(descriptors: u32) -> Knobs {
-    Knobs { descriptors: Some(descriptors), ..Knobs::default() }
+fn with(descriptors: u32) -> ExtraConfig {
+    ExtraConfig { descriptors: Some(descriptors), ..ExtraConfig::default() }
 }
 
 /// Opens connections that send only the preface; returns those that were not refused meanwhile.
@@ -24,7 +24,7 @@ fn crowd(fixture: &Fixture, clients: usize) -> Vec<Raw> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_40_a_crowd_of_idle_clients_keeps_out_neither_probes_nor_deliveries() -> Result<()> {
+async fn row_40_many_idle_clients_block_neither_probes_nor_deliveries() -> Result<()> {
     let fixture = Fixture::start(2, with(256)).await?;
     let mut client = fixture.client().await?;
     let mut crowd = crowd(&fixture, 300);
@@ -46,14 +46,14 @@ async fn row_40_a_crowd_of_idle_clients_keeps_out_neither_probes_nor_deliveries(
     ensure!(log.contains("instead of 10000: of 256 open files 24 are kept"), "no warning with the numbers: {log}");
     ensure!(!log.contains("cannot accept connections"), "descriptors ran out: {log}");
     let lines = log.matches("connection refused").count();
-    ensure!((1..=2).contains(&lines), "the same trouble was logged {lines} times");
+    ensure!((1..=2).contains(&lines), "the same shortage was logged {lines} times");
     crowd.clear();
     fixture.until_metric("spanring_receiver_connections", &[LISTENER], |open| open <= 2.0)?;
     fixture.serves().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_40_busy_clients_beyond_the_limit_cost_no_backend_its_service() -> Result<()> {
+async fn row_40_busy_clients_above_the_limit_do_not_affect_backends() -> Result<()> {
     let fixture = Fixture::start(3, with(64)).await?;
     for backend in &fixture.backends {
         backend.answer(|_| Answer::After(Duration::from_millis(20), Box::new(Answer::Accept)));
@@ -101,30 +101,30 @@ fn limit(process: &Process, descriptors: usize) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_is_not_told_to_go_while_it_could_not_come_back() -> Result<()> {
+async fn a_client_gets_no_goaway_while_it_could_not_connect_again() -> Result<()> {
     const ENOUGH: usize = 256;
     let grpc = "keepalive: { server_parameters: { max_connection_age: 2s } },";
-    let fixture = Fixture::start(1, Knobs { grpc, ..with(u32::try_from(ENOUGH)?) }).await?;
+    let fixture = Fixture::start(1, ExtraConfig { grpc, ..with(u32::try_from(ENOUGH)?) }).await?;
     let mut client = Raw::connect(fixture.grpc, &[])?;
     let open = std::fs::read_dir(format!("/proc/{}/fd", fixture.process.id()))?.count();
     limit(&fixture.process, open)?;
-    // Numbers below the limit that are free are taken by clients, who are not silent and so keep their places.
+    // Clients take the remaining descriptors below the limit. They are not silent, so their connections stay open.
     let crowd = crowd(&fixture, 20);
-    client.patience(Duration::from_secs(4))?;
+    client.set_timeout(Duration::from_secs(4))?;
     while let Some(Frame { kind, .. }) = client.next().unwrap_or(None) {
-        ensure!(kind != GOAWAY, "the client is told to go, and nobody would accept it again");
+        ensure!(kind != GOAWAY, "the client was told to go, but a new connection would not be accepted");
     }
     limit(&fixture.process, ENOUGH)?;
     drop(crowd);
-    client.patience(Duration::from_secs(20))?;
+    client.set_timeout(Duration::from_secs(20))?;
     ensure!(client.dismissal()?.is_some(), "an old connection was closed without GOAWAY");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crowd_that_says_nothing_makes_room_for_a_client_when_no_descriptor_is_left() -> Result<()> {
+async fn silent_connections_make_room_for_a_client_when_no_descriptor_is_left() -> Result<()> {
     let fixture = Fixture::start(1, with(256)).await?;
-    // Its connection to the backend is open from here on.
+    // From here on, the connection to the backend is open.
     fixture.serves().await?;
     let open = std::fs::read_dir(format!("/proc/{}/fd", fixture.process.id()))?.count();
     limit(&fixture.process, open + 3)?;
@@ -135,8 +135,8 @@ async fn a_crowd_that_says_nothing_makes_room_for_a_client_when_no_descriptor_is
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crowd_that_says_nothing_makes_room_for_a_client_when_all_places_are_taken() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs { grpc: "max_connections: 4,", ..Knobs::default() }).await?;
+async fn silent_connections_make_room_for_a_client_at_the_limit_of_connections() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig { grpc: "max_connections: 4,", ..ExtraConfig::default() }).await?;
     let _crowd: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(fixture.grpc)).collect::<Result<_, _>>()?;
     // A client that is refused connects again, as clients do; the crowd stays.
     let start = Instant::now();
@@ -149,7 +149,7 @@ async fn a_crowd_that_says_nothing_makes_room_for_a_client_when_all_places_are_t
     bail!("a crowd of silent clients keeps out all others")
 }
 
-/// What a proxy says that a shell starts with these limits, until it ends or says that it listens.
+/// Starts a proxy with these limits of a shell. Returns its log up to its end or until it listens.
 fn says(limits: &str) -> Result<String> {
     let script =
         format!("{limits}; exec \"$0\" --backends static://127.0.0.1:9 --otlp-grpc 127.0.0.1:0 --admin 127.0.0.1:0");
@@ -170,7 +170,7 @@ fn the_soft_limit_is_raised_to_the_hard_one() -> Result<()> {
 }
 
 #[test]
-fn a_limit_in_which_nothing_fits_is_refused_with_what_to_do() -> Result<()> {
+fn a_limit_that_is_too_low_is_an_error_with_advice() -> Result<()> {
     let log = says("ulimit -n 30")?;
     ensure!(log.contains("the limit of open files is 30, and no fewer than 36 will do"), "{log}");
     Ok(())

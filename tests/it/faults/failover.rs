@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     backend::Answer,
-    fixture::{Fixture, Knobs, is_retryable, keys_of},
+    fixture::{ExtraConfig, Fixture, is_retryable, keys_of},
     harness,
 };
 
@@ -32,7 +32,7 @@ fn strays(fixture: &Fixture, of: usize) -> Result<(usize, usize)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_01_a_dead_backends_traces_go_to_its_substitute_and_return_with_it() -> Result<()> {
-    let mut fixture = Fixture::start(4, Knobs { pool: SHORT, ..Knobs::default() }).await?;
+    let mut fixture = Fixture::start(4, ExtraConfig { pool: SHORT, ..ExtraConfig::default() }).await?;
     fixture.serves().await?;
     fixture.backends[1].crash().await;
     for _ in 0..10 {
@@ -50,7 +50,7 @@ async fn row_01_a_dead_backends_traces_go_to_its_substitute_and_return_with_it()
     fixture.until_metric("spanring_ring_members", &["state=\"ejected\""], |n| n == 0.0)?;
     let calls = fixture.backends[1].calls();
     // The published table takes a moment to reach deliveries.
-    let end = Instant::now() + harness::PATIENCE;
+    let end = Instant::now() + harness::TIME_LIMIT;
     while fixture.backends[1].calls() == calls {
         fixture.client().await?.export(fixture.spans_at(1, 2)?).await.ok()?;
         ensure!(Instant::now() < end, "its traces did not come back");
@@ -59,8 +59,8 @@ async fn row_01_a_dead_backends_traces_go_to_its_substitute_and_return_with_it()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_01_a_crash_under_load_is_seen_by_no_client_and_moves_no_other_slot() -> Result<()> {
-    let mut fixture = Fixture::start(4, Knobs { pool: SHORT, ..Knobs::default() }).await?;
+async fn row_01_a_crash_under_load_causes_no_client_error_and_moves_no_other_slot() -> Result<()> {
+    let mut fixture = Fixture::start(4, ExtraConfig { pool: SHORT, ..ExtraConfig::default() }).await?;
     let load = fixture.load(6).await?;
     load.goes_on(100)?;
     fixture.backends[2].crash().await;
@@ -68,17 +68,17 @@ async fn row_01_a_crash_under_load_is_seen_by_no_client_and_moves_no_other_slot(
     fixture.backends[2].come_back().await?;
     load.goes_on(100)?;
     let (acknowledged, refused) = load.stop().await?;
-    ensure!(refused.is_empty(), "{} clients saw it: {:?}", refused.len(), refused.first());
+    ensure!(refused.is_empty(), "{} clients saw an error: {:?}", refused.len(), refused.first());
     ensure!(fixture.account(&acknowledged).missing == 0, "{:?}", fixture.account(&acknowledged));
     let (of_failed, of_others) = strays(&fixture, 2)?;
-    ensure!(of_failed > 0, "nobody stood in for it");
-    ensure!(of_others == 0, "{of_others} spans of slots that had nothing to do with it moved");
+    ensure!(of_failed > 0, "no substitute got its spans");
+    ensure!(of_others == 0, "{of_others} spans of other slots moved");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_02_a_backend_that_goes_on_hanging_is_ejected_and_its_requests_are_delivered_elsewhere() -> Result<()> {
-    let fixture = Fixture::start(3, Knobs { pool: SHORT, ..Knobs::default() }).await?;
+async fn row_02_a_backend_that_keeps_hanging_is_ejected_and_its_requests_are_delivered_elsewhere() -> Result<()> {
+    let fixture = Fixture::start(3, ExtraConfig { pool: SHORT, ..ExtraConfig::default() }).await?;
     fixture.serves().await?;
     fixture.backends[0].answer(|_| Answer::Hang);
     let mut exports = Vec::new();
@@ -100,8 +100,8 @@ async fn row_02_a_backend_that_goes_on_hanging_is_ejected_and_its_requests_are_d
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_08_a_backend_that_refuses_by_a_status_of_its_own_is_never_ejected() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs { pool: SHORT, deadline: "2s", ..Knobs::default() }).await?;
+async fn row_08_a_backend_that_refuses_with_a_grpc_status_is_not_ejected() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig { pool: SHORT, deadline: "2s", ..ExtraConfig::default() }).await?;
     fixture.backends[0].answer(|call| {
         let refusal = tonic::Status::unavailable("no room");
         if call.number % 4 == 0 { Answer::Accept } else { Answer::Status(refusal) }
@@ -118,8 +118,8 @@ async fn row_08_a_backend_that_refuses_by_a_status_of_its_own_is_never_ejected()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_23_when_all_are_dead_clients_are_told_to_try_again_and_then_served() -> Result<()> {
-    let mut fixture = Fixture::start(3, Knobs { pool: SHORT, deadline: "1s", ..Knobs::default() }).await?;
+async fn row_23_when_all_backends_are_down_refusals_are_retryable() -> Result<()> {
+    let mut fixture = Fixture::start(3, ExtraConfig { pool: SHORT, deadline: "1s", ..ExtraConfig::default() }).await?;
     let load = fixture.load(4).await?;
     load.goes_on(40)?;
     for backend in &mut fixture.backends {
@@ -129,13 +129,13 @@ async fn row_23_when_all_are_dead_clients_are_told_to_try_again_and_then_served(
     for backend in &mut fixture.backends {
         backend.come_back().await?;
     }
-    let end = Instant::now() + harness::PATIENCE;
+    let end = Instant::now() + harness::TIME_LIMIT;
     while fixture.serves().await.is_err() {
-        ensure!(Instant::now() < end, "they are back, and not used");
+        ensure!(Instant::now() < end, "the backends are back, but are not used");
     }
     load.goes_on(40)?;
     let (acknowledged, refused) = load.stop().await?;
-    ensure!(!refused.is_empty(), "nobody was there to take anything");
+    ensure!(!refused.is_empty(), "no backend was there to accept anything");
     refused.iter().try_for_each(is_retryable)?;
     ensure!(fixture.account(&acknowledged).missing == 0, "{:?}", fixture.account(&acknowledged));
     Ok(())

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    fixture::{Fixture, Knobs, encoded, span},
+    fixture::{ExtraConfig, Fixture, encoded, span},
     wire::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Raw},
 };
 
@@ -46,8 +46,8 @@ fn serves(fixture: &Fixture, blocks: &[Vec<u8>]) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_authority_that_is_no_uris_is_served_as_servers_of_grpc_serve_it() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn an_authority_that_is_not_valid_in_a_uri_is_served_as_by_other_grpc_servers() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     fixture.serves().await?;
     // As written by gRPC's C core for several addresses and for the path of a socket; then by index from the dynamic
     // table.
@@ -65,8 +65,8 @@ async fn an_authority_that_is_no_uris_is_served_as_servers_of_grpc_serve_it() ->
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_authority_in_pieces_is_served_too() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn an_authority_in_several_frames_is_served_too() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     fixture.serves().await?;
     let mut raw = Raw::connect(fixture.grpc, &[])?;
     let block = head(&plain("127.0.0.1%3A4317,127.0.0.2%3A4317"));
@@ -89,8 +89,8 @@ async fn an_authority_in_pieces_is_served_too() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_that_no_service_sees_are_counted() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn streams_refused_before_a_service_are_counted() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     fixture.serves().await?;
     let mut raw = Raw::connect(fixture.grpc, &[])?;
     // An empty path, a header of HTTP/1, an empty authority, and a valid request.

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     backend::{Answer, Welcome},
-    fixture::{Account, Fixture, Knobs, keys_of},
+    fixture::{Account, ExtraConfig, Fixture, keys_of},
     wire::{self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw, SETTINGS},
 };
 
@@ -18,8 +18,8 @@ const CALM: u32 = 11;
 const FLAT: u64 = 48;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_06_a_backend_that_says_goaway_after_each_call_is_no_failure() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs::default()).await?;
+async fn row_06_goaway_after_each_call_does_not_count_as_a_failure() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig::default()).await?;
     fixture.backends[0].answer(|_| Answer::AcceptAndGo);
     let load = fixture.load(4).await?;
     load.goes_on(60)?;
@@ -33,9 +33,10 @@ async fn row_06_a_backend_that_says_goaway_after_each_call_is_no_failure() -> Re
     Ok(())
 }
 
-/// The first connection answers the first call with these bytes; later connections are served normally.
+/// Tests a backend whose first connection answers the first call with these bytes. Later connections are served
+/// normally.
 async fn resent_after(reply: Vec<u8>) -> Result<()> {
-    let fixture = Fixture::start(2, Knobs::default()).await?;
+    let fixture = Fixture::start(2, ExtraConfig::default()).await?;
     let welcome = move |n| if n == 1 { Welcome::Raw(reply.clone()) } else { Welcome::Serve };
     fixture.backends[0].welcome(welcome);
     let spans = fixture.spans_at(0, 3)?;
@@ -45,30 +46,30 @@ async fn resent_after(reply: Vec<u8>) -> Result<()> {
     ensure!(took < Duration::from_secs(2), "sent again after {took:?}");
     ensure!(fixture.account(&keys) == Account { missing: 0, duplicates: 0, split: 0 });
     let possible = fixture.metric("spanring_dispatch_possible_duplicate_records_total", &[])?;
-    ensure!(possible == 0.0, "the backend said that it never looked: {possible}");
+    ensure!(possible == 0.0, "the backend did not process the call: {possible}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_06_calls_above_the_last_stream_of_a_goaway_are_sent_again_at_once() -> Result<()> {
+async fn row_06_calls_above_the_last_stream_of_a_goaway_are_resent_at_once() -> Result<()> {
     resent_after(wire::goaway(0, NO_ERROR)).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_07_a_goaway_that_asks_for_calm_costs_the_client_nothing() -> Result<()> {
+async fn row_07_goaway_with_enhance_your_calm_causes_no_client_error() -> Result<()> {
     resent_after(wire::goaway(0, CALM)).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_07_a_refused_stream_is_sent_again_at_once_and_is_no_possible_duplicate() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn row_07_a_refused_stream_is_resent_at_once_without_a_possible_duplicate() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     fixture.backends[0].answer(|call| match call.number {
         1 | 2 => Answer::ResetStream(h2::Reason::REFUSED_STREAM),
         _ => Answer::Accept,
     });
     fixture.serves().await?;
     let possible = fixture.metric("spanring_dispatch_possible_duplicate_records_total", &[])?;
-    ensure!(possible == 0.0, "the backend said that it never looked: {possible}");
+    ensure!(possible == 0.0, "the backend did not process the call: {possible}");
     Ok(())
 }
 
@@ -80,7 +81,7 @@ async fn flood(
     times: usize,
     bytes: impl FnMut(usize) -> Vec<u8>,
 ) -> Result<bool> {
-    let fixture = Fixture::start(1, Knobs { grpc: "read_header_timeout: 2s,", ..Knobs::default() }).await?;
+    let fixture = Fixture::start(1, ExtraConfig { grpc: "read_header_timeout: 2s,", ..ExtraConfig::default() }).await?;
     fixture.serves().await?;
     let before = fixture.peak_mib()?;
     let mut raw = Raw::connect(fixture.grpc, settings)?;
@@ -97,30 +98,30 @@ fn stream_id(n: usize) -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_31_a_client_that_opens_and_resets_streams_is_sent_away() -> Result<()> {
+async fn row_31_a_flood_of_stream_resets_ends_the_connection() -> Result<()> {
     let headers = wire::export_headers(&[]);
     let is_closed = flood(&[], &[], 20_000, |n| {
         let id = stream_id(n);
         let open = wire::frame(HEADERS, END_HEADERS, id, &headers);
         [open, wire::frame(RST_STREAM, 0, id, &8_u32.to_be_bytes())].concat()
     });
-    ensure!(is_closed.await?, "20,000 resets were borne");
+    ensure!(is_closed.await?, "20,000 resets were tolerated");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_32_continuations_without_end_are_cut() -> Result<()> {
+async fn row_32_a_flood_of_continuation_frames_ends_the_connection() -> Result<()> {
     let begin = wire::frame(HEADERS, 0, 1, &wire::export_headers(&[]));
     let is_closed = flood(&[], &begin, 50_000, |_| {
         wire::frame(CONTINUATION, 0, 1, &wire::literals(&[("x-filler", "0123456789012345678901234567890123456789")]))
     });
-    ensure!(is_closed.await?, "50,000 CONTINUATION frames were borne");
+    ensure!(is_closed.await?, "50,000 CONTINUATION frames were tolerated");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_32_headers_that_unpack_to_much_more_are_refused() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn row_32_hpack_bombs_are_refused() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     let before = fixture.peak_mib()?;
     let mut raw = Raw::connect(fixture.grpc, &[])?;
     // One table entry with 3,000 bytes (RFC 7541, 6.2.1, a length of two bytes), followed by 13,000 references of one
@@ -137,16 +138,16 @@ async fn row_32_headers_that_unpack_to_much_more_are_refused() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_32_pings_and_settings_without_end_take_no_memory() -> Result<()> {
+async fn row_32_floods_of_ping_and_settings_take_no_memory() -> Result<()> {
     // The client does not read the answers, which the proxy must not queue without limit. It may close the connection
     // or stop reading.
     for kind in [PING, SETTINGS] {
         let frame = wire::frame(kind, 0, 0, if kind == PING { &[7; 8] } else { &[0, 3, 0, 0, 0, 9] });
         let many = frame.repeat(2000);
-        let fixture = Fixture::start(1, Knobs::default()).await?;
+        let fixture = Fixture::start(1, ExtraConfig::default()).await?;
         let before = fixture.peak_mib()?;
         let mut raw = Raw::connect(fixture.grpc, &[])?;
-        raw.patience(Duration::from_millis(700))?;
+        raw.set_timeout(Duration::from_millis(700))?;
         raw.send_until_closed(500, |_| many.clone());
         fixture.serves().await?;
         let grown = fixture.peak_mib()?.saturating_sub(before);
@@ -156,8 +157,8 @@ async fn row_32_pings_and_settings_without_end_take_no_memory() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_32_answers_to_pings_that_nobody_sent_fill_no_log() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn row_32_unsolicited_ping_answers_do_not_fill_the_log() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     let lines = || fixture.process.log().lines().count();
     for port in [fixture.grpc, fixture.admin] {
         let before = lines();
@@ -181,8 +182,8 @@ async fn row_32_a_message_in_frames_of_one_byte_is_served_or_refused_and_takes_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_32_clients_that_never_take_their_answers_hold_up_nobody() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs { deadline: "2s", ..Knobs::default() }).await?;
+async fn row_32_clients_that_do_not_read_their_answers_delay_no_other() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig { deadline: "2s", ..ExtraConfig::default() }).await?;
     // With SETTINGS_INITIAL_WINDOW_SIZE 0, the body of an answer cannot be sent.
     let mut raw = Raw::connect(fixture.grpc, &[(4, 0)])?;
     for n in 0..100 {

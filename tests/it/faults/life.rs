@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     backend::Answer,
-    fixture::{Account, Fixture, Knobs, Reply, span},
+    fixture::{Account, ExtraConfig, Fixture, Reply, span},
     wire::{self, DATA, END_HEADERS, HEADERS, Raw},
 };
 
@@ -28,8 +28,8 @@ fn admin_says(fixture: &Fixture, request: &str) -> Result<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_33_a_request_cannot_be_smuggled_in_another() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn row_33_requests_cannot_be_smuggled() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     let smuggled = "GET /livez HTTP/1.1\r\nhost: a\r\n\r\n";
     let both = format!(
         "POST /nowhere HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
@@ -38,9 +38,12 @@ async fn row_33_a_request_cannot_be_smuggled_in_another() -> Result<()> {
     let answers = admin_says(&fixture, &both)?.matches("HTTP/1.1 200").count();
     ensure!(answers == 0, "a request hidden behind two lengths was answered");
     let twice = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 40\r\n\r\nabc{smuggled}");
-    ensure!(!admin_says(&fixture, &twice)?.contains("HTTP/1.1 200"), "two lengths that differ were believed");
+    ensure!(
+        !admin_says(&fixture, &twice)?.contains("HTTP/1.1 200"),
+        "a request with two different lengths was accepted"
+    );
     let large = format!("GET /livez HTTP/1.1\r\nhost: a\r\nx-large: {}\r\n\r\n", "y".repeat(1 << 20));
-    ensure!(!admin_says(&fixture, &large)?.contains("HTTP/1.1 200"), "a header of 1 MiB was taken");
+    ensure!(!admin_says(&fixture, &large)?.contains("HTTP/1.1 200"), "a header of 1 MiB was accepted");
     let pipelined = "GET /livez HTTP/1.1\r\nhost: a\r\n\r\n".repeat(3);
     ensure!(
         admin_says(&fixture, &pipelined)?.matches("HTTP/1.1 200").count() == 3,
@@ -53,7 +56,7 @@ async fn row_33_a_request_cannot_be_smuggled_in_another() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_33_http_1_on_the_grpc_port_is_closed() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     let mut stream = TcpStream::connect(fixture.grpc)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(b"POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n")?;
@@ -80,7 +83,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 #[test]
-fn row_39_nothing_is_decided_by_a_clock_that_can_jump() -> Result<()> {
+fn row_39_no_decision_depends_on_the_wall_clock() -> Result<()> {
     // These files may use the wall clock: to report it, to stamp generated spans, and to compare it with the times of
     // files and certificates. No wait may depend on it.
     const MAY: [&str; 8] = [
@@ -106,8 +109,8 @@ fn row_39_nothing_is_decided_by_a_clock_that_can_jump() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_41_a_drain_under_load_answers_everything_and_loses_nothing() -> Result<()> {
-    let mut fixture = Fixture::start(3, Knobs::default()).await?;
+async fn row_41_a_drain_under_load_answers_every_request_and_loses_nothing() -> Result<()> {
+    let mut fixture = Fixture::start(3, ExtraConfig::default()).await?;
     for backend in &fixture.backends {
         backend.answer(|_| Answer::After(Duration::from_millis(20), Box::new(Answer::Accept)));
     }
@@ -124,8 +127,8 @@ async fn row_41_a_drain_under_load_answers_everything_and_loses_nothing() -> Res
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_41_a_drain_ends_in_time_whatever_backends_and_clients_do() -> Result<()> {
-    let knobs = Knobs { deadline: "60s", pool: "timeout: 60s,", ..Knobs::default() };
-    let mut fixture = Fixture::start(1, knobs).await?;
+    let extra = ExtraConfig { deadline: "60s", pool: "timeout: 60s,", ..ExtraConfig::default() };
+    let mut fixture = Fixture::start(1, extra).await?;
     fixture.backends[0].answer(|_| Answer::Hang);
     let (mut client, spans) = (fixture.client().await?, fixture.spans_at(0, 1)?);
     let waiting = fixture.tasks.spawn(async move { client.export(spans).await });
@@ -137,13 +140,14 @@ async fn row_41_a_drain_ends_in_time_whatever_backends_and_clients_do() -> Resul
     let status = fixture.process.wait()?;
     // shutdown.timeout is 5 s; connections to backends get 2 s more.
     ensure!(status.success() && start.elapsed() < Duration::from_secs(9), "{status} after {:?}", start.elapsed());
-    ensure!(matches!(waiting.await?, Reply::Refused(_)), "nobody had acknowledged it");
+    ensure!(matches!(waiting.await?, Reply::Refused(_)), "no backend had acknowledged it");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_45_clients_that_go_leave_nothing_behind() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs { deadline: "20s", pool: "timeout: 20s,", ..Knobs::default() }).await?;
+async fn row_45_clients_that_disconnect_leave_nothing_behind() -> Result<()> {
+    let fixture =
+        Fixture::start(2, ExtraConfig { deadline: "20s", pool: "timeout: 20s,", ..ExtraConfig::default() }).await?;
     fixture.backends[0].answer(|_| Answer::After(Duration::from_millis(400), Box::new(Answer::Accept)));
     let mut clients = Vec::new();
     for n in 0..30 {
@@ -179,14 +183,14 @@ async fn row_45_clients_that_go_leave_nothing_behind() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_47_a_proxy_before_itself_says_so() -> Result<()> {
+async fn row_47_a_proxy_in_its_own_pool_is_reported() -> Result<()> {
     let other = crate::backend::Backend::start().await?;
-    let fixture = Fixture::before_itself(other, Knobs { deadline: "1s", ..Knobs::default() })?;
+    let fixture = Fixture::before_itself(other, ExtraConfig { deadline: "1s", ..ExtraConfig::default() })?;
     let mut client = fixture.client().await?;
     let looped = fixture.trace_of(fixture.grpc);
     let (took, reply) = client.timed(vec![span(&looped, 0)]).await;
-    let Reply::Refused(status) = reply else { bail!("nobody has that span: {reply:?}") };
-    ensure!(status.code() == tonic::Code::FailedPrecondition, "to send it again is of no use: {status:?}");
+    let Reply::Refused(status) = reply else { bail!("no backend can have that span: {reply:?}") };
+    ensure!(status.code() == tonic::Code::FailedPrecondition, "the status must not be retryable: {status:?}");
     ensure!(status.message().contains("to itself"), "it must say what is wrong: {status:?}");
     let loops = fixture.metric("spanring_receiver_refused_requests_total", &["reason=\"loop\""])?;
     ensure!(loops >= 1.0, "counted as loops: {loops}");

@@ -12,13 +12,13 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     backend::{Answer, Welcome},
-    fixture::{Account, Fixture, Knobs, Reply, keys_of},
+    fixture::{Account, ExtraConfig, Fixture, Reply, keys_of},
     harness,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_08_a_backend_that_asks_for_a_pause_gets_it_and_then_the_spans() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs::default()).await?;
+async fn row_08_a_backend_gets_the_pause_it_requests_and_then_the_spans() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig::default()).await?;
     fixture.backends[0].answer(|call| {
         let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(600)));
         let busy = Status::with_error_details(Code::ResourceExhausted, "too much", details);
@@ -34,8 +34,8 @@ async fn row_08_a_backend_that_asks_for_a_pause_gets_it_and_then_the_spans() -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_08_resource_exhausted_without_a_pause_is_for_good() -> Result<()> {
-    let fixture = Fixture::start(2, Knobs::default()).await?;
+async fn row_08_resource_exhausted_without_retry_info_is_permanent() -> Result<()> {
+    let fixture = Fixture::start(2, ExtraConfig::default()).await?;
     fixture.backends[0].answer(|_| Answer::Status(Status::resource_exhausted("larger than max")));
     let reply = fixture.client().await?.export(fixture.spans_at(0, 2)?).await;
     let (code, message) = reply.permanent()?;
@@ -45,8 +45,8 @@ async fn row_08_resource_exhausted_without_a_pause_is_for_good() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_09_what_backends_reject_in_part_is_summed() -> Result<()> {
-    let fixture = Fixture::start(3, Knobs::default()).await?;
+async fn row_09_partial_rejections_of_backends_are_summed() -> Result<()> {
+    let fixture = Fixture::start(3, ExtraConfig::default()).await?;
     fixture.backends[0].answer(|_| Answer::Partial(2, "two are too old"));
     fixture.backends[1].answer(|_| Answer::Partial(3, "three are too large"));
     let spans = [fixture.spans_at(0, 5)?, fixture.spans_at(1, 5)?, fixture.spans_at(2, 5)?].concat();
@@ -60,8 +60,8 @@ async fn row_09_what_backends_reject_in_part_is_summed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_10_what_one_backend_calls_invalid_is_reported_and_the_rest_is_delivered() -> Result<()> {
-    let fixture = Fixture::start(3, Knobs::default()).await?;
+async fn row_10_a_part_that_one_backend_refuses_is_reported_and_the_rest_is_delivered() -> Result<()> {
+    let fixture = Fixture::start(3, ExtraConfig::default()).await?;
     fixture.backends[0].answer(|_| Answer::Status(Status::invalid_argument("no such tenant")));
     let spans = [fixture.spans_at(0, 4)?, fixture.spans_at(1, 5)?, fixture.spans_at(2, 6)?].concat();
     let good = keys_of(spans.get(4..).context("fifteen spans")?);
@@ -75,8 +75,8 @@ async fn row_10_what_one_backend_calls_invalid_is_reported_and_the_rest_is_deliv
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_10_one_clients_bad_data_fails_nobody_elses() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn row_10_invalid_data_of_one_client_does_not_fail_others() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     // Like a Collector, refuse the whole call because of one bad span, also the spans of other clients.
     fixture.backends[0].answer(|call| {
         let is_bad = call.spans.iter().any(|(trace, _)| trace.first() == Some(&0xbd));
@@ -106,7 +106,7 @@ async fn row_10_one_clients_bad_data_fails_nobody_elses() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_11_a_backend_without_a_logs_service_still_gets_traces() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     fixture.backends[0].answer(|call| {
         let has_it = call.path.contains("TraceService");
         if has_it { Answer::Accept } else { Answer::Status(Status::unimplemented("unknown service LogsService")) }
@@ -123,14 +123,14 @@ async fn row_11_a_backend_without_a_logs_service_still_gets_traces() -> Result<(
 
 /// Returns what a client is answered when its backend gives this answer.
 async fn reply_to(answer: Answer) -> Result<(Fixture, Reply)> {
-    let fixture = Fixture::start(1, Knobs { deadline: "1s", ..Knobs::default() }).await?;
+    let fixture = Fixture::start(1, ExtraConfig { deadline: "1s", ..ExtraConfig::default() }).await?;
     fixture.backends[0].answer(move |_| answer.clone());
     let reply = fixture.client().await?.export(fixture.spans_at(0, 2)?).await;
     Ok((fixture, reply))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_12_a_page_of_a_gateway_is_retryable_and_other_pages_are_for_good() -> Result<()> {
+async fn row_12_gateway_errors_are_retryable_and_other_pages_are_permanent() -> Result<()> {
     const PAGE: &str = "<html><body>Bad Gateway</body></html>";
     let (fixture, reply) = reply_to(Answer::Http(502, "text/html", PAGE)).await?;
     reply.retryable()?;
@@ -152,15 +152,15 @@ async fn row_12_a_page_of_a_gateway_is_retryable_and_other_pages_are_for_good() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_12_a_reply_without_trailers_acknowledges_nothing() -> Result<()> {
     let (fixture, reply) = reply_to(Answer::NoTrailers).await?;
-    ensure!(matches!(reply, Reply::Refused(_)), "nobody said OK: {reply:?}");
+    ensure!(matches!(reply, Reply::Refused(_)), "the backend did not say OK: {reply:?}");
     fixture.backends[0].answer(|_| Answer::Accept);
     fixture.serves().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_12_a_backend_that_speaks_http_1_or_nothing_is_retried_and_holds_up_nobody() -> Result<()> {
+async fn row_12_a_backend_that_speaks_http_1_or_nothing_is_retried_and_delays_no_other() -> Result<()> {
     for welcome in [Welcome::Says("HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n"), Welcome::Mute] {
-        let fixture = Fixture::start(2, Knobs { deadline: "1s", ..Knobs::default() }).await?;
+        let fixture = Fixture::start(2, ExtraConfig { deadline: "1s", ..ExtraConfig::default() }).await?;
         fixture.backends[0].welcome(move |_| welcome.clone());
         let (mut client, spans) = (fixture.client().await?, fixture.spans_at(0, 1)?);
         let waiting = fixture.tasks.spawn(async move { client.export(spans).await });

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    fixture::{Fixture, Knobs, encoded, span},
+    fixture::{ExtraConfig, Fixture, encoded, span},
     harness,
     tls::World,
     wire::{self, PREFACE},
@@ -34,8 +34,8 @@ fn said(address: SocketAddr, bytes: &[u8]) -> Result<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_http2_is_answered_or_closed_counted_by_kind_and_told_once() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn connections_without_http2_are_answered_or_closed_counted_and_logged_once() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     let accepted = ["listener=\"otlp_grpc\"", "result=\"accepted\""];
     let before = fixture.metric(CAME, &accepted)?;
     let body = "{\"resourceSpans\":[]}".repeat(2_000);
@@ -53,7 +53,7 @@ async fn what_is_no_http2_is_answered_or_closed_counted_by_kind_and_told_once() 
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c",
         b"SSH-2.0-OpenSSH_9.6\r\n",
     ] {
-        ensure!(said(fixture.grpc, bytes)?.is_empty(), "{bytes:?} must be closed without a word");
+        ensure!(said(fixture.grpc, bytes)?.is_empty(), "{bytes:?} must be closed without an answer");
     }
     for (kind, count) in [("http1", 3.0), ("tls", 1.0), ("proxy", 2.0), ("garbage", 1.0)] {
         fixture.until_metric(FOREIGN, &["listener=\"otlp_grpc\"", &format!("kind=\"{kind}\"")], |n| n == count)?;
@@ -63,17 +63,17 @@ async fn what_is_no_http2_is_answered_or_closed_counted_by_kind_and_told_once() 
     ensure!(log.matches("connection closed: ").count() == 1, "one line in ten seconds: {log}");
     ensure!(log.contains("the client speaks HTTP/1") && log.contains("kind=\"http1\""), "{log}");
     fixture.serves().await?;
-    ensure!(fixture.metric(CAME, &accepted)? > before, "those who speak gRPC are");
+    ensure!(fixture.metric(CAME, &accepted)? > before, "connections that speak gRPC must be counted as accepted");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn plaintext_at_a_port_with_tls_is_told_so() -> Result<()> {
+async fn plaintext_at_a_port_with_tls_gets_an_answer() -> Result<()> {
     let world = World::new()?;
     let fixture = world.fixture(1, "").await?;
     let said_http1 = said(fixture.grpc, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")?;
     ensure!(said_http1.starts_with("HTTP/1.1 400 ") && said_http1.contains("gRPC over TLS"), "{said_http1}");
-    ensure!(said(fixture.grpc, PREFACE)?.is_empty(), "what speaks HTTP/2 in plaintext is closed");
+    ensure!(said(fixture.grpc, PREFACE)?.is_empty(), "HTTP/2 in plaintext must be closed without an answer");
     let failures = "spanring_receiver_tls_handshake_failures_total";
     fixture.until_metric(failures, &["listener=\"otlp_grpc\"", "reason=\"not_tls\""], |n| n == 2.0)?;
     // Of the two failures, the one that is handled first is logged at once.
@@ -84,8 +84,9 @@ async fn plaintext_at_a_port_with_tls_is_told_so() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn snappy_is_taken_and_its_bombs_are_not() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs { grpc: "max_recv_msg_size_mib: 4,", ..Knobs::default() }).await?;
+async fn snappy_is_accepted_and_its_bombs_are_refused() -> Result<()> {
+    let fixture =
+        Fixture::start(1, ExtraConfig { grpc: "max_recv_msg_size_mib: 4,", ..ExtraConfig::default() }).await?;
     fixture.serves().await?;
     let snappy = |message: &[u8]| -> Result<Vec<u8>> {
         let mut encoder = snap::write::FrameEncoder::new(Vec::new());
@@ -107,8 +108,8 @@ async fn snappy_is_taken_and_its_bombs_are_not() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_container_asks_with_the_binary_and_haproxy_with_options() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn probes_work_with_the_binary_and_with_options_requests() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     let check = |admin: SocketAddr, more: &[&str]| -> Result<(Option<i32>, String)> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spanring"));
         let output =

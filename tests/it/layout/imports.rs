@@ -1,14 +1,14 @@
-//! The paths that a source file names, read from its text: what it uses of the crate, whether by `use` or in the middle of
-//! an expression. Test code is left out.
+//! Finds the paths of the crate that a source file uses, in `use` declarations and in expressions. It reads the text of
+//! the file and ignores test code.
 
 use std::collections::BTreeSet;
 
-/// What a file says of other modules.
+/// The modules that a file refers to.
 #[derive(Debug, Default)]
 pub(super) struct Imports {
     /// Paths into the crate, each from the crate's root: `["otlp", "Signal"]`.
     pub(super) paths: BTreeSet<Vec<String>>,
-    /// Modules in files of their own that are there for tests only, as `#[cfg(test)] mod NAME;` declares them.
+    /// Modules in their own files that exist for tests only: `#[cfg(test)] mod NAME;`.
     pub(super) test_modules: BTreeSet<String>,
 }
 
@@ -47,7 +47,8 @@ fn follows(tokens: &[String], at: usize, expected: &str) -> bool {
     tokens.get(at).is_some_and(|token| token == expected)
 }
 
-/// Whether a path begins at `at`: `crate::…`, and not as a part of a longer path, nor as the scope of a visibility.
+/// Returns whether a path of the crate begins at `at`: `crate::…` that is not a part of a longer path or the scope of a
+/// visibility.
 fn starts_path(tokens: &[String], at: usize) -> bool {
     let before = at.checked_sub(1).and_then(|before| tokens.get(before)).map_or("", String::as_str);
     follows(tokens, at + 1, "::") && before != "::" && before != "in"
@@ -84,7 +85,7 @@ fn tree(tokens: &[String], mut at: usize, prefix: &[String], found: &mut Vec<Vec
     if follows(tokens, at, "as") {
         at += 2;
     }
-    // Whatever is no path ends here: it must not be read for ever.
+    // The path ends at any other token. The loop has to end even for unexpected input.
     if at < tokens.len() && path_goes_wrong(&tokens[at]) { at + 1 } else { at }
 }
 
@@ -96,7 +97,7 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|first: char| first.is_alphabetic() || first == '_')
 }
 
-/// A path from the crate's root; `None` if it leads out of the crate.
+/// Returns a path from the crate's root, or `None` if it leads out of the crate.
 fn absolute(module: &[String], path: &[String]) -> Option<Vec<String>> {
     let mut base = module.to_vec();
     let mut rest = path;
@@ -113,7 +114,7 @@ fn absolute(module: &[String], path: &[String]) -> Option<Vec<String>> {
     Some(base)
 }
 
-/// The tokens without those of items that are there for tests only.
+/// Returns the tokens without those of items that exist for tests only.
 fn without_tests(tokens: &[String], test_modules: &mut BTreeSet<String>) -> Vec<String> {
     let mut kept = Vec::new();
     let mut at = 0;
@@ -140,8 +141,8 @@ fn is_test_attribute(tokens: &[String]) -> bool {
     is(&["#", "[", "cfg", "(", "test", ")"]) || is(&["#", "[", "cfg", "(", "all", "(", "test", ","])
 }
 
-/// Where the item ends whose attributes begin at `at`: behind its body or its semicolon, or at the comma behind a field or
-/// an arm.
+/// Returns the end of the item whose attributes begin at `at`: the position after its body or semicolon, or the comma
+/// after a field or an arm.
 fn end_of_item(tokens: &[String], mut at: usize) -> usize {
     const ITEMS: [&str; 15] = [
         "async", "const", "enum", "extern", "fn", "impl", "let", "mod", "pub", "static", "struct", "trait", "type",
@@ -165,7 +166,7 @@ fn end_of_item(tokens: &[String], mut at: usize) -> usize {
     at
 }
 
-/// Where a group ends that begins at `at` with a bracket.
+/// Returns the end of the group that begins at `at` with a bracket.
 fn end_of_group(tokens: &[String], mut at: usize) -> usize {
     let mut depth = 0_usize;
     while at < tokens.len() {
@@ -182,7 +183,7 @@ fn end_of_group(tokens: &[String], mut at: usize) -> usize {
     at
 }
 
-/// Names, `::` and single characters. Comments are left out, and what is in quotes.
+/// Splits a text into names, `::` and single characters. Comments and quoted text are left out.
 fn tokens(text: &str) -> Vec<String> {
     let chars: Vec<char> = text.chars().collect();
     let is_part = |at: usize| chars.get(at).is_some_and(|c| c.is_alphanumeric() || *c == '_');
@@ -248,7 +249,7 @@ fn end_of_quotes(chars: &[char], mut at: usize, quote: char) -> usize {
     at + 1
 }
 
-/// How many `#` a raw string has that begins at `at` with its `r`, if one does.
+/// Returns the number of `#` of a raw string, if one begins at `at` with its `r`.
 fn raw_hashes(chars: &[char], at: usize) -> Option<usize> {
     let hashes = chars[at + 1..].iter().take_while(|c| **c == '#').count();
     (chars.get(at + 1 + hashes) == Some(&'"')).then_some(hashes)

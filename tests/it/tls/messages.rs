@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use super::World;
 use crate::{
     backend::{Tls, Welcome},
-    fixture::{Fixture, Knobs, Reply},
+    fixture::{ExtraConfig, Fixture, Reply},
     harness::until,
     pki::{self, Authority, Pair},
 };
@@ -27,9 +27,9 @@ fn says(fixture: &Fixture, text: &str) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plaintext_pool_before_backends_that_speak_tls_is_told_to_add_a_section() -> Result<()> {
+async fn the_message_for_a_plaintext_pool_with_tls_backends_says_to_add_a_section() -> Result<()> {
     let world = World::new()?;
-    let fixture = Fixture::start(2, Knobs::default()).await?;
+    let fixture = Fixture::start(2, ExtraConfig::default()).await?;
     for backend in &fixture.backends {
         backend.speak(Some(world.backend(&world.good())?));
     }
@@ -39,12 +39,12 @@ async fn a_plaintext_pool_before_backends_that_speak_tls_is_told_to_add_a_sectio
     // Clients get the message too, as soon as the failure of the chosen backend is known.
     loop {
         let Reply::Refused(status) = client.export(fixture.spans_at(0, 2)?).await else {
-            anyhow::bail!("nobody could have taken it")
+            anyhow::bail!("no backend could have accepted it")
         };
         if status.message().contains(NEEDS_TLS) {
             break;
         }
-        tokio::time::sleep(crate::harness::GLANCE).await;
+        tokio::time::sleep(crate::harness::POLL_INTERVAL).await;
     }
     // It is logged once per backend.
     let lines = fixture.process.log().matches(NEEDS_TLS).count();
@@ -53,29 +53,29 @@ async fn a_plaintext_pool_before_backends_that_speak_tls_is_told_to_add_a_sectio
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backend_that_ends_every_connection_is_not_said_to_speak_tls() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+async fn a_backend_that_closes_every_connection_is_not_reported_as_tls() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     let backend = fixture.backends.first().context("a backend")?;
     backend.welcome(|_| Welcome::Says("HTTP/1.1 400 Bad Request\r\n\r\n"));
     fixture.client().await?.export(fixture.spans_at(0, 2)?).await.retryable()?;
-    until("it was looked at twice", || Ok((backend.connections() >= 3).then_some(())))?;
+    until("it was probed twice", || Ok((backend.connections() >= 3).then_some(())))?;
     ensure!(!fixture.process.log().contains(NEEDS_TLS), "{}", fixture.process.log());
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_of_openssl_req_x509_is_told_how_to_be_made() -> Result<()> {
+async fn the_message_about_a_certificate_of_openssl_req_x509_says_how_to_make_it() -> Result<()> {
     let (dir, own) = (tempfile::tempdir()?, pki::self_signed(true));
     pki::replace(&dir.path().join("ca.crt"), &own.cert);
     let pool = format!("tls: {{ ca_file: {}/ca.crt }},", dir.path().display()).leak();
-    let fixture = Fixture::start(1, Knobs { pool, ..Knobs::default() }).await?;
+    let fixture = Fixture::start(1, ExtraConfig { pool, ..ExtraConfig::default() }).await?;
     fixture.backends.first().context("a backend")?.speak(Some(showing(&own)?));
     fixture.client().await?.export(fixture.spans_at(0, 2)?).await.retryable()?;
     says(&fixture, "make it again with -addext basicConstraints=critical,CA:FALSE")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_one_backend_does_not_hide_what_is_wrong_with_another() -> Result<()> {
+async fn the_failure_of_one_backend_does_not_hide_that_of_another() -> Result<()> {
     let world = World::new()?;
     let fixture = world.fixture(3, "").await?;
     let sick = [

@@ -13,7 +13,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use super::{
     backend::Tls,
-    fixture::{Fixture, Knobs},
+    fixture::{ExtraConfig, Fixture},
     harness,
     pki::{self, Authority, Pair},
 };
@@ -78,7 +78,8 @@ impl World {
     /// A proxy with mTLS on both sides, and a client with a valid certificate.
     pub(crate) async fn fixture(&self, backends: usize, grpc: &str) -> Result<Fixture> {
         let grpc = format!("{grpc} {}", self.grpc()).leak();
-        let mut fixture = Fixture::start(backends, Knobs { grpc, pool: self.pool(), ..Knobs::default() }).await?;
+        let mut fixture =
+            Fixture::start(backends, ExtraConfig { grpc, pool: self.pool(), ..ExtraConfig::default() }).await?;
         for backend in &fixture.backends {
             backend.speak(Some(self.backend(&self.good())?));
         }
@@ -101,7 +102,7 @@ fn client_keys(dir: &Path) -> String {
 const CLIENT_FAILURES: &str = "spanring_receiver_tls_handshake_failures_total";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_with_certificates_on_both_sides_lets_traces_through() -> Result<()> {
+async fn traces_arrive_with_mtls_on_both_sides() -> Result<()> {
     let world = World::new()?;
     let fixture = world.fixture(3, "").await?;
     fixture.serves().await?;
@@ -116,7 +117,7 @@ async fn tls_with_certificates_on_both_sides_lets_traces_through() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_tls_does_not_let_in_are_counted_by_reason_and_logged_once() -> Result<()> {
+async fn clients_that_fail_the_handshake_are_counted_by_reason_and_logged_once() -> Result<()> {
     let world = World::new()?;
     let mut fixture = world.fixture(2, "").await?;
     let another = Authority::new("another").issue(&["localhost"]);
@@ -157,7 +158,7 @@ async fn refused(fixture: &Fixture) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_waits_for_clients_of_tls_and_for_nothing_else() -> Result<()> {
+async fn a_drain_waits_only_for_clients_with_tls() -> Result<()> {
     for connected in [false, true] {
         let world = World::new()?;
         let mut fixture = world.fixture(1, "").await?;

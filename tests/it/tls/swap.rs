@@ -16,7 +16,7 @@ use super::{World, shown};
 use tonic::transport::Endpoint;
 
 use crate::{
-    fixture::{Client, Fixture, Knobs, span},
+    fixture::{Client, ExtraConfig, Fixture, span},
     pki::{self, Pair},
 };
 
@@ -90,7 +90,7 @@ async fn certificates_are_replaced_under_load_and_no_request_fails() -> Result<(
     let mut theirs = Secret::new(world.dir.path().join("pool"), &world.good(), ca)?;
     let grpc = format!("tls: {{ {} }},", keys(&ours.dir, "client_ca_file")).leak();
     let pool = format!("tls: {{ {} }},", keys(&theirs.dir, "ca_file")).leak();
-    let mut fixture = Fixture::start(3, Knobs { grpc, pool, ..Knobs::default() }).await?;
+    let mut fixture = Fixture::start(3, ExtraConfig { grpc, pool, ..ExtraConfig::default() }).await?;
     for backend in &fixture.backends {
         backend.speak(Some(world.backend(&world.good())?));
     }
@@ -108,7 +108,7 @@ async fn certificates_are_replaced_under_load_and_no_request_fails() -> Result<(
         }
         taken(&fixture, "otlp_grpc", turn)?;
         taken(&fixture, "tail", turn)?;
-        ensure!(pem_of(&shown(&fixture, &world).await?, &fresh), "whoever comes now is shown the new certificate");
+        ensure!(pem_of(&shown(&fixture, &world).await?, &fresh), "a new connection must get the new certificate");
         load.goes_on(100)?;
     }
     over.store(true, Relaxed);
@@ -124,7 +124,7 @@ async fn certificates_are_replaced_under_load_and_no_request_fails() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_outlives_its_certificate_and_a_bad_one_changes_nothing() -> Result<()> {
+async fn connections_outlive_their_certificate_and_invalid_ones_change_nothing() -> Result<()> {
     let world = World::new()?;
     let fixture = world.fixture(2, "").await?;
     let mut client = fixture.client().await?;
@@ -140,7 +140,7 @@ async fn a_connection_outlives_its_certificate_and_a_bad_one_changes_nothing() -
     ensure!(fixture.process.log().contains("does not belong to the first certificate"), "{}", fixture.process.log());
     pki::replace(&world.dir.path().join("server.crt"), &fresh.cert);
     taken(&fixture, "otlp_grpc", 1)?;
-    ensure!(pem_of(&shown(&fixture, &world).await?, &fresh), "whoever comes now is shown the new certificate");
+    ensure!(pem_of(&shown(&fixture, &world).await?, &fresh), "a new connection must get the new certificate");
     client.export(fixture.spans_at(1, 1)?).await.ok()?;
     // The two new connections are the test's own.
     let after = fixture.until_metric("spanring_receiver_connections_total", &labels, |count| count >= before + 2.0)?;
@@ -148,7 +148,7 @@ async fn a_connection_outlives_its_certificate_and_a_bad_one_changes_nothing() -
     Ok(())
 }
 
-/// Whether a certificate in DER is the certificate of a pair.
+/// Returns whether a certificate in DER is the certificate of a pair.
 fn pem_of(der: &[u8], pair: &Pair) -> bool {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     CertificateDer::from_pem_slice(pair.cert.as_bytes()).is_ok_and(|certificate| certificate.as_ref() == der)
