@@ -48,8 +48,8 @@ pub enum HealthKind {
 
 /// Asks backends whether they are alive.
 pub trait Prober: Send + Sync + 'static {
-    /// Whether the backend answers a request at application level; it has this identity and is reached at `address` with
-    /// `access`. A TCP connect is not enough, since the kernel still accepts connections for a stopped process; any gRPC
+    /// Returns whether the backend with this identity, at `address` and with `access`, answers a request at application
+    /// level. A TCP connect is not enough, since the kernel still accepts connections for a stopped process; any gRPC
     /// status counts, except "not serving".
     ///
     /// An error means that the probe could not be sent because this process lacks a resource, which says nothing about
@@ -154,7 +154,7 @@ impl HealthKind {
         }
     }
 
-    /// How many of `consecutive_failures` this event counts for.
+    /// Returns how many of `consecutive_failures` this event counts as.
     pub fn weight(self) -> u32 {
         match self {
             Self::Answered => 0,
@@ -178,7 +178,7 @@ mod tests {
         let (events, mut inbox) = channel("tail");
         let identity: Arc<str> = "a".into();
         assert!((0..CAPACITY).all(|_| events.send(&identity, HealthKind::Failed("reset"))));
-        assert!(!events.send(&identity, HealthKind::Answered), "must not be taken");
+        assert!(!events.send(&identity, HealthKind::Answered), "a full channel must refuse the event");
         assert_eq!(inbox.recv().await.map(|event| event.kind), Some(HealthKind::Failed("reset")));
         assert!(events.send(&identity, HealthKind::Answered), "there is room again");
         drop(inbox);

@@ -30,7 +30,7 @@ use crate::{
     tls,
 };
 
-/// How long tasks get to end after they are told to stop.
+/// How long tasks may take to end after they are stopped.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often [`Proxy::ready`] checks.

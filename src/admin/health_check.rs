@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_answers_whether_clients_should_send_here() {
+    fn it_reports_whether_clients_should_use_this_proxy() {
         let readiness = Readiness::new();
         let table = readiness.flag("pool tail", "no backends yet");
         let status = |method: &str, path: &str, uri: &str| {

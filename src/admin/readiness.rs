@@ -11,7 +11,7 @@ use std::{
 /// Evaluates a condition: `None` when it is met, else the reason why not.
 type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
-/// All conditions of one proxy; with none it is ready. Clones share them.
+/// All conditions of one proxy. Without any condition, it is ready. Clones share them.
 ///
 /// The health of backends is never a condition. A proxy that is taken out of service because its backends fail would
 /// move its load to replicas that have the same backends.
@@ -55,7 +55,7 @@ impl Readiness {
         conditions.retain(|(of, _)| of != name);
     }
 
-    /// Adds a condition that is set explicitly and not met at first; `unmet` is the reason until it is set.
+    /// Adds a condition that is met only after [`Flag::set`] was called. Until then, `unmet` is the reason.
     pub fn flag(&self, name: impl Into<String>, unmet: impl Into<String>) -> Flag {
         let flag = Flag(Arc::default());
         let (shared, unmet) = (flag.clone(), unmet.into());
@@ -76,7 +76,7 @@ impl Readiness {
         conditions.iter().map(|(name, check)| Condition { name: name.clone(), unmet: check() }).collect()
     }
 
-    /// Whether all conditions are met.
+    /// Returns whether all conditions are met.
     pub fn is_ready(&self) -> bool {
         self.conditions().iter().all(|condition| condition.unmet.is_none())
     }
@@ -93,7 +93,7 @@ impl Flag {
         self.0.store(false, Ordering::Release);
     }
 
-    /// Whether the condition is met.
+    /// Returns whether the condition is met.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }

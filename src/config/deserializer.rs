@@ -27,7 +27,7 @@ const INSTEAD: [(&str, &str); 5] = [
         "a namespace of a DNS kind gives its services names: write dns: { hostname: SERVICE_NAME.NAMESPACE }",
     ),
     ("srv", "write dns: { hostname: NAME, port: PORT }, with a name that has A or AAAA records"),
-    ("protocol", "its keys (tls, timeout, compression, headers, …) stand in the pool itself"),
+    ("protocol", "its keys (tls, timeout, compression, headers, …) belong in the pool itself"),
 ];
 
 impl Node {

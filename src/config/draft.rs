@@ -80,7 +80,7 @@ impl Draft {
         Self { name: "command line".into(), root: None, settings }
     }
 
-    /// Checks the settings. The error contains everything that is wrong with values that could be read.
+    /// Checks the settings. The error lists all problems of the values that could be read.
     pub fn check(&self) -> Result<Config, LoadError> {
         check::check(&self.settings, Path::new("/"), &|path| self.is_hidden(path)).map_err(|problems| {
             LoadError::Invalid {
@@ -152,7 +152,7 @@ pub(crate) fn problems_of(root: &Node) -> Vec<ConfigError> {
     problems
 }
 
-/// The name alone, since values may be secrets.
+/// Shows only the name, since values may be secrets.
 impl fmt::Debug for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Draft").field("name", &self.name).finish_non_exhaustive()

@@ -166,7 +166,7 @@ impl FirstBytes {
 /// Answers an HTTP/1 request with the text `words` and ends the connection, whether the client reads the answer or not.
 ///
 /// The status is 400, which is also what TLS servers answer to plaintext: the client is misconfigured. OTLP exporters
-/// do not retry after a 400, and nobody mistakes it for a failure of the proxy, as a 5xx would be.
+/// do not retry after a 400, and a 400 is not mistaken for a failure of the proxy, as a 5xx would be.
 pub(super) async fn answer<I>(stream: &mut I, first: Vec<u8>, words: &str)
 where
     I: AsyncRead + AsyncWrite + Unpin,

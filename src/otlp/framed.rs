@@ -10,7 +10,7 @@ use super::rope::Rope;
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
 pub const PREFIX_LEN: usize = 5;
 
-/// One uncompressed protobuf message behind its gRPC prefix. Cloning is cheap.
+/// One uncompressed protobuf message after its gRPC prefix. Cloning is cheap.
 ///
 /// The prefix is stored with the message, so that a forwarded request and a part built by the split both go to HTTP/2
 /// without another copy.
@@ -59,7 +59,7 @@ impl Framed {
         if chunks.len() == 1 { Self::from_prefixed(chunks.pop()?) } else { Self::from_rope(Rope::of(chunks)) }
     }
 
-    /// Copies a bare protobuf message behind a new prefix.
+    /// Copies a protobuf message that has no prefix, and puts one in front of it.
     pub fn copy_from_payload(payload: &[u8]) -> Option<Self> {
         let mut buffer = BytesMut::with_capacity(PREFIX_LEN + payload.len());
         buffer.put_bytes(0, PREFIX_LEN);
@@ -67,8 +67,7 @@ impl Framed {
         Self::seal(buffer)
     }
 
-    /// Returns the protobuf message. Several buffers are copied into one, which code on the path of requests
-    /// avoids.
+    /// Returns the protobuf message. Several buffers are copied into one, so code on the path of requests avoids this.
     pub fn payload(&self) -> Cow<'_, [u8]> {
         match &self.0 {
             Chunk::Bytes(bytes) => Cow::Borrowed(bytes.get(PREFIX_LEN..).unwrap_or_default()),
@@ -76,7 +75,7 @@ impl Framed {
         }
     }
 
-    /// Returns the protobuf message in as many buffers as it lies in, shared.
+    /// Returns the buffers of the protobuf message, without copying them.
     pub fn payload_chunks(&self) -> Vec<Bytes> {
         self.payload_chunk().buffers()
     }
@@ -108,7 +107,7 @@ impl Framed {
         self.0.clone()
     }
 
-    /// Returns prefix and message in as many buffers as they lie in, shared.
+    /// Returns the buffers of prefix and message, without copying them.
     pub fn buffers(&self) -> Vec<Bytes> {
         self.0.buffers()
     }
@@ -146,7 +145,7 @@ impl PartialEq for Framed {
 }
 
 impl Chunk {
-    /// Returns its buffers, shared.
+    /// Returns its buffers, without copying them.
     fn buffers(&self) -> Vec<Bytes> {
         match self {
             Self::Bytes(bytes) => vec![bytes.clone()],

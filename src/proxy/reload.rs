@@ -143,7 +143,7 @@ impl Reloader {
             }
             Err(error) => {
                 self.metrics.failed();
-                error!(error, "configuration refused: the previous one stays in force");
+                error!(error, "configuration refused: the previous one stays in use");
             }
         }
     }
@@ -179,7 +179,7 @@ fn log_result(applied: &Applied, changed: &[String]) {
         let keys = restart.join(",");
         return warn!(
             keys,
-            "the file differs from what is in force only in keys that take a restart: nothing was changed"
+            "the file differs from the configuration in use only in keys that need a restart: nothing was changed"
         );
     }
     let [added, pools_changed, removed] = [added, pools_changed, removed].map(|pools| pools.join(","));

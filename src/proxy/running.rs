@@ -33,7 +33,7 @@ const CALLS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The parts of a proxy that depend on the configuration.
 pub(super) struct Running {
-    /// The configuration in force. For keys that need a restart this has the values from the start, even if the file
+    /// The configuration in use. For keys that need a restart this has the values from the start, even if the file
     /// differs.
     config: Config,
     pools: BTreeMap<String, Pool>,
@@ -59,7 +59,7 @@ pub(super) struct Applied {
     pub(super) changed: Vec<String>,
     /// Names of pools that were removed, since no route leads to them any more.
     pub(super) removed: Vec<String>,
-    /// Changed keys that need a restart; their old values stay in force.
+    /// Changed keys that need a restart; their old values stay in use.
     pub(super) restart: Vec<&'static str>,
     /// Whether nothing differed, apart from keys in `restart`.
     pub(super) is_unchanged: bool,

@@ -47,7 +47,7 @@ section! {
         pools: BTreeMap<String, Pool>,
         /// Which signals go to which pool, by which key.
         routes: Vec<Route>,
-        /// What happens to records whose trace ID is empty, all zero or of a wrong length: `forward` sends them on,
+        /// How to treat records whose trace ID is empty, all zero or of a wrong length: `forward` sends them on,
         /// `reject` rejects them by `partial_success`. It can be set per signal: `{ traces: reject, logs: forward }`.
         /// Log records outside of any trace have no ID. A signal that is left out is forwarded.
         invalid_trace_id: InvalidTraceIds,
@@ -61,7 +61,7 @@ section! {
         health_check: Option<HealthCheck>,
         /// How the process ends.
         shutdown: Shutdown,
-        /// What the process says about itself.
+        /// The logs of the process.
         telemetry: Telemetry,
     }
 
@@ -70,7 +70,7 @@ section! {
     pub struct Route {
         /// The signals of the route: `traces`, `logs`. A signal may appear in one route only.
         signals: Vec<Signal>,
-        /// What is hashed. `trace_id` (or `traceID`) is the only value so far.
+        /// The key that is hashed. `trace_id` (or `traceID`) is the only value so far.
         routing_key: RoutingKey,
         /// The pool that the signals are sent to.
         pool: String,

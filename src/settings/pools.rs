@@ -89,7 +89,7 @@ section! {
         /// Independent sets of queues and connections; each worker thread uses one of them. More than 1 can help where many
         /// threads send to few backends. Parts of different shards never share a call.
         shards: usize = 1,
-        /// What waits for a backend.
+        /// The queue of parts that wait for a backend.
         sending_queue: SendingQueue,
         /// How failed parts are tried again.
         retry_on_failure: RetryOnFailure,

@@ -73,7 +73,7 @@ pub enum ValueError {
     #[error("\"{0}\" is not a number of threads; write auto, or a number from 1 up")]
     Threads(String),
     /// Not a supported version of TLS.
-    #[error("\"{0}\" is not a TLS version that is spoken here; write 1.2 or 1.3")]
+    #[error("\"{0}\" is not a supported TLS version; write 1.2 or 1.3")]
     TlsVersion(String),
     /// An address without a port, and a port to suggest.
     #[error("\"{0}\" has no port; write {0}:{1}")]

@@ -290,7 +290,7 @@ fn a_watch_survives_the_restart_of_its_proxy_and_the_failure_of_another() -> Res
     watch.wait()?;
 
     let (code, text) = run_ring(&["watch", "--admin", &down, "--admin", &down])?;
-    ensure!(code == 2 && text.contains("cannot reach the admin listener"), "nobody was ever there: {code}: {text}");
+    ensure!(code == 2 && text.contains("cannot reach the admin listener"), "no proxy was ever there: {code}: {text}");
     Ok(())
 }
 

@@ -134,7 +134,8 @@ pub(crate) fn replace_with_mode(path: &Path, text: &str, mode: u32) {
     fs::rename(fresh, path).unwrap();
 }
 
-/// A folder with `ca.crt`, `ca.crl` that revokes nobody, and `server` and `client` signed by it for `localhost`, `collector.test`, 127.0.0.1 and ::1.
+/// A folder with `ca.crt`, an empty list `ca.crl`, and `server` and `client` signed by it for `localhost`,
+/// `collector.test`, 127.0.0.1 and ::1.
 pub(crate) fn folder(dir: &Path) -> Authority {
     let authority = Authority::new("spanring test authority");
     replace(&dir.join("ca.crt"), &authority.pem);

@@ -37,7 +37,7 @@ fn check_pool(
 ) -> Option<PoolConfig> {
     let at = pools.key(name);
     if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        report.error(&at, "a pool's name has no spaces and is not empty");
+        report.error(&at, "the name of a pool must not be empty or contain spaces");
     }
     check_resolver(&at.key("resolver"), &pool.resolver, report);
     check_delivery(&at, &pool.delivery, deadline, report);

@@ -50,7 +50,7 @@ fn check_route(at: &KeyPath, route: &Route, pools: &[&str], routed: &mut BTreeSe
             report.error(&signals, format!("{name} have no trace ID; {supported}"));
         }
         if !routed.insert(*signal) {
-            report.error(&signals, format!("{name} are routed already"));
+            report.error(&signals, format!("{name} are in another route already"));
         }
     }
 }

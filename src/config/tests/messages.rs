@@ -107,7 +107,7 @@ fn one_variable_may_hold_all_backends() {
     assert!(list("[::1]:4317").contains("[\"[::1]:4317\"]"), "{}", list("[::1]:4317"));
     assert_eq!(
         list("${env:BAD}"),
-        "f:2:41: pools.a.resolver.static.hostnames: what stands here does not fit (it is not shown); expected a list of backends \
+        "f:2:41: pools.a.resolver.static.hostnames: this value does not fit (it is not shown); expected a list of backends \
          such as [collector-0:4317, collector-1:4317]"
     );
     // The same backend in two spellings, and one that cannot be connected to.

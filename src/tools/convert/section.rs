@@ -1,4 +1,4 @@
-//! One section of the Collector's file. Callers take its keys one by one; the keys that nobody took are reported.
+//! One section of the Collector's file. Callers take its keys one by one; the keys that no caller took are reported.
 
 use super::{Cost, Note, yaml::Yaml};
 use crate::config::node::{Entry, Node, Value, is_plain_name};

@@ -122,7 +122,7 @@ async fn row_03_a_stopped_process_delays_no_other_and_continues_when_it_may() ->
     stopped.signal("CONT")?;
     client.export(vec![span(&fixture.trace_of(grpc), 0)]).await.ok()?;
     let (_, spans) = harness::http_get(&format!("http://{http}/spans"))?;
-    ensure!(spans.lines().count() >= 2, "the backend did not go on: {spans}");
+    ensure!(spans.lines().count() >= 2, "the backend did not continue: {spans}");
     Ok(())
 }
 

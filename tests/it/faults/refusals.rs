@@ -141,7 +141,7 @@ async fn row_12_gateway_errors_are_retryable_and_other_pages_are_permanent() -> 
     ensure!(reply.permanent()?.0 == Code::Unimplemented, "{reply:?}");
     ensure!(reply.permanent()?.1.contains("HTTP 404"), "{reply:?}");
     let told = format!("backend={} code=Unimplemented", fixture.backends[0].address);
-    harness::until("an operator hears of it", || Ok(fixture.process.log().contains(&told).then_some(())))?;
+    harness::until("the log reports it", || Ok(fixture.process.log().contains(&told).then_some(())))?;
     fixture.backends[0].answer(|_| Answer::Accept);
     fixture.serves().await?;
     let (_fixture, reply) = reply_to(Answer::Http(200, "text/html", PAGE)).await?;
