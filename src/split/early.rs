@@ -182,8 +182,7 @@ fn rounded(len: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Begins a request of that many bytes for two targets. Tests use buffers below 64 KiB, since longer ones may come
-    /// from a pool and have a greater capacity.
+    /// Begins a request of that many bytes for two targets.
     fn begun(len: usize) -> Early {
         let mut early = Early::default();
         early.begin(len, 2, Early::room(len, 2));
@@ -327,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_capacity_of_a_reused_buffer_counts() {
+    fn bytes_above_those_granted_are_not_granted() {
         let mut allowance = Allowance { granted: 10, taken: 25 };
         assert_eq!(Early { allowance, ..Early::default() }.taken(), (25, 15));
         allowance.granted = 30;

@@ -287,7 +287,7 @@ fn many_runs_of_few_messages_take_room_too() {
             },
         )
         .unwrap();
-        // Early copies are adjacent. Their buffer may come from the pool and be longer; room is asked for that too.
+        // Early copies are adjacent. Room is asked for their buffers, too.
         assert_eq!(plan.scratch.runs.len(), if targets == 0 { 70_000 } else { 2 });
         let count = std::mem::take(&mut asked);
         assert!(count == 1 || targets > 0 && count > 1, "{count} times");
