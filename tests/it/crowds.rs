@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::time::Instant;
 
 use super::{
-    fixture::{Fixture, Knobs},
+    fixture::{ExtraConfig, Fixture},
     harness,
     wire::{END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, Raw, SETTINGS, frame, grpc, literals},
 };
@@ -21,7 +21,7 @@ const CLOSED: &str = "spanring_receiver_closed_connections_total";
 
 /// Starts a proxy with a port for probes; returns the address of that port too.
 async fn with_probes(backends: usize) -> Result<(Fixture, SocketAddr)> {
-    let knobs = Knobs { top: "health_check: { endpoint: \"127.0.0.1:0\" }", ..Knobs::default() };
+    let knobs = ExtraConfig { top: "health_check: { endpoint: \"127.0.0.1:0\" }", ..ExtraConfig::default() };
     let fixture = Fixture::start(backends, knobs).await?;
     let log = fixture.process.log();
     let line =
@@ -87,10 +87,10 @@ async fn connections_that_watch_on_every_place_keep_out_no_probe() -> Result<()>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_to_the_admin_port_that_asks_nothing_is_told_to_go() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs::default()).await?;
+    let fixture = Fixture::start(1, ExtraConfig::default()).await?;
     let mut raw = idle(fixture.admin)?;
     let started = Instant::now();
-    raw.patience(Duration::from_secs(20))?;
+    raw.set_timeout(Duration::from_secs(20))?;
     ensure!(raw.dismissal()?.is_some(), "closed without GOAWAY");
     let lived = started.elapsed().as_secs_f64();
     ensure!((9.0..15.0).contains(&lived), "after {lived} s");
@@ -99,7 +99,7 @@ async fn a_connection_to_the_admin_port_that_asks_nothing_is_told_to_go() -> Res
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_clients_on_every_place_make_room_for_one_that_sends() -> Result<()> {
-    let fixture = Fixture::start(1, Knobs { grpc: "max_connections: 8,", ..Knobs::default() }).await?;
+    let fixture = Fixture::start(1, ExtraConfig { grpc: "max_connections: 8,", ..ExtraConfig::default() }).await?;
     let mut crowd = (0..8).map(|_| idle(fixture.grpc)).collect::<Result<Vec<Raw>>>()?;
     // A client that is refused connects again, as clients do; the crowd stays.
     let started = Instant::now();
@@ -108,7 +108,7 @@ async fn idle_clients_on_every_place_make_room_for_one_that_sends() -> Result<()
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let first = crowd.first_mut().context("a client")?;
-    first.patience(Duration::from_secs(20))?;
+    first.set_timeout(Duration::from_secs(20))?;
     loop {
         match first.next()? {
             Some(Frame { kind: GOAWAY, .. }) => return Ok(()),
