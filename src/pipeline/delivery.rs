@@ -91,7 +91,7 @@ impl<'a> Delivery<'a> {
             join,
             placed: parts.iter().map(placed).collect(),
             tables: vec![Arc::clone(view.table())],
-            under_way: 0,
+            under_way: parts.len(),
             waiting: Vec::new(),
             changes: None,
             tally,
@@ -106,7 +106,6 @@ impl<'a> Delivery<'a> {
 
     /// Waits until all parts have an outcome, or until `deadline`. Called once all parts are queued.
     pub(super) async fn finish(mut self, deadline: Instant) -> Result<Outcome, Refusal> {
-        self.under_way = self.placed.len();
         while self.is_unfinished() && self.defect.is_none() {
             let wake = self.next_due().map_or(deadline, |due| due.min(deadline));
             if self.under_way == 0 && wake >= deadline {
@@ -175,24 +174,23 @@ impl<'a> Delivery<'a> {
     /// Records one outcome. If the part has to be retried, returns it with the pause that its backend asked for.
     fn take(&mut self, index: u32, outcome: PartOutcome) -> Option<(Failed, Option<Duration>)> {
         self.under_way = self.under_way.saturating_sub(1);
-        let defect = match self.placed.get(index as usize) {
-            Some(placed) if placed.open => None,
-            Some(_) => Some("a part has more outcomes than one"),
-            None => Some("an outcome is of a part that is unknown"),
+        let records = match self.placed.get(index as usize) {
+            Some(placed) if placed.open => placed.records,
+            known => {
+                let unknown = "an outcome is of a part that is unknown";
+                self.defect = Some(known.map_or(unknown, |_| "a part has more outcomes than one"));
+                return None;
+            }
         };
-        if defect.is_some() {
-            self.defect = defect;
-            return None;
-        }
         match outcome {
             PartOutcome::Accepted { rejected, message } => {
                 self.note_repeat(index);
-                self.tally.accepted(self.records_of(index), rejected, message);
+                self.tally.accepted(records, rejected, message);
                 self.settled(index);
                 None
             }
             PartOutcome::Rejected { code, message } => {
-                self.tally.refused(self.records_of(index), code, message);
+                self.tally.refused(records, code, message);
                 self.settled(index);
                 None
             }
@@ -262,10 +260,6 @@ impl<'a> Delivery<'a> {
     fn has_moved(&self, Failed { part, owner, cause }: &Failed, view: &View) -> bool {
         self.placed.get(part.index as usize).is_some_and(|placed| placed.generation < view.table().generation)
             && (matches!(cause, Cause::Ejected | Cause::Departed) || !view.serves(owner))
-    }
-
-    fn records_of(&self, index: u32) -> u32 {
-        self.placed.get(index as usize).map_or(0, |placed| placed.records)
     }
 
     /// Keeps a failed part for its next attempt, which is no sooner than its backend asked for.
@@ -338,7 +332,6 @@ impl<'a> Delivery<'a> {
                 false
             }
             Ok(again) => {
-                drop(failed);
                 if self.tables.iter().all(|table| table.generation != generation) {
                     self.tables.push(Arc::clone(view.table()));
                 }
@@ -438,17 +431,16 @@ impl<'a> Delivery<'a> {
 
 impl Drop for Delivery<'_> {
     /// Counts possible duplicates. A client that gets no answer, or is asked to retry, sends the whole request again,
-    /// so backends may get the delivered records twice.
+    /// so backends may get the delivered records twice. Of a request that was answered for good nothing is left to
+    /// count: no part is open, and the answer took the tally.
     fn drop(&mut self) {
         self.take_last();
-        if self.is_unfinished() || self.defect.is_some() {
-            let waiting = self.waiting();
-            let is_under_way = |index: &u32| !waiting.contains(index) && self.join.may_have_begun(*index);
-            let may_be_delivered =
-                |(index, placed): &(u32, &Placed)| placed.open && (placed.may_be_delivered || is_under_way(index));
-            let open = (0..).zip(&self.placed).filter(may_be_delivered).map(|(_, placed)| u64::from(placed.records));
-            self.route.metrics.possible_duplicates.increment(self.tally.accepted + open.sum::<u64>());
-        }
+        let waiting = self.waiting();
+        let is_under_way = |index: &u32| !waiting.contains(index) && self.join.may_have_begun(*index);
+        let may_be_delivered =
+            |(index, placed): &(u32, &Placed)| placed.open && (placed.may_be_delivered || is_under_way(index));
+        let open = (0..).zip(&self.placed).filter(may_be_delivered).map(|(_, placed)| u64::from(placed.records));
+        self.route.metrics.possible_duplicates.increment(self.tally.accepted + open.sum::<u64>());
     }
 }
 

@@ -80,9 +80,7 @@ impl Bench {
         let mut join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
         join.add_cut(parts.len(), self.pipeline.budget.take(HELD).expect("room"));
         let tally = Tally::new(records, 0);
-        let mut delivery = Delivery::new(&self.pipeline, &self.route, join, parts, &self.view, tally);
-        delivery.under_way = parts.len();
-        delivery
+        Delivery::new(&self.pipeline, &self.route, join, parts, &self.view, tally)
     }
 
     fn duplicates(&self) -> u64 {
@@ -130,6 +128,15 @@ async fn every_part_accepted_is_a_request_accepted() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_before_its_answer_sends_all_of_it_again() {
+    let bench = Bench::new().await;
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![(0, accepted()), (1, accepted())]);
+    drop(delivery);
+    assert_eq!(bench.duplicates(), 3);
+}
+
+#[tokio::test]
 async fn a_part_refused_for_good_is_told_in_a_partial_success() {
     let bench = Bench::new().await;
     let mut delivery = bench.delivery(3);
@@ -164,6 +171,9 @@ async fn two_outcomes_of_one_part_do_not_stand_for_another() {
     }
     // The client sends all of it again: both times two records, then one, are there already.
     assert_eq!(bench.duplicates(), 2 + 1);
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![(0, accepted()), (0, accepted()), (1, accepted())]);
+    assert!(is_defect(delivery.conclude()), "although each part has one");
 }
 
 #[tokio::test]
@@ -184,6 +194,37 @@ async fn a_part_without_an_outcome_acknowledges_nothing() {
     delivery.take_in(vec![(0, accepted())]);
     delivery.under_way = 0;
     assert!(is_defect(delivery.conclude()));
+    // Nor if its backend says that it refused so many records that the sum is right.
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![(0, PartOutcome::Accepted { rejected: 3, message: None })]);
+    delivery.under_way = 0;
+    assert!(is_defect(delivery.conclude()));
+}
+
+#[tokio::test]
+async fn a_request_whose_parts_all_wait_beyond_its_deadline_is_answered_at_once() {
+    let bench = Bench::with(1, even_pauses(HOUR)).await;
+    let mut delivery = bench.delivery(3);
+    delivery.take_in(vec![(0, accepted()), owed(1, false, REFUSED)]);
+    let refusal = patient(delivery.finish(Instant::now() + HOUR / 2)).await.expect_err("a part is owed");
+    assert_eq!(refusal.reason, Reason::Deadline);
+}
+
+#[tokio::test]
+async fn a_part_that_fails_at_the_end_is_owed() {
+    let mut bench = Bench::with(1, even_pauses(HOUR)).await;
+    let mut backends = std::mem::take(&mut bench.backends);
+    let mut delivery = bench.delivery_of(&Bench::parts()[..1], 2);
+    bench.view.submit(Bench::parts()[..1].to_vec(), delivery.join()).expect("there is room");
+    backends[0].call().await.refuse(tonic::Status::unavailable("busy"));
+    patient(async {
+        while delivery.under_way > 0 {
+            delivery.take_last();
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!((delivery.waiting(), delivery.defect), (vec![0], None));
 }
 
 #[tokio::test]
@@ -207,6 +248,7 @@ async fn a_part_that_lost_records_is_not_placed_again_with_the_rest() {
     let failed = |part| Failed { part, owner: "somebody".into(), cause: Cause::Ejected };
     assert!(delivery.place(failed(counted), &bench.view), "it is queued");
     assert_eq!(delivery.defect, None);
+    assert_eq!(delivery.tables.len(), 1, "its table is there already");
     assert!(!delivery.place(failed(short), &bench.view));
     assert!(is_defect(delivery.conclude()));
 }

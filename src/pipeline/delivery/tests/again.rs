@@ -102,10 +102,11 @@ async fn only_parts_that_are_due_are_sent_again_and_a_retry_takes_a_token() {
     let retries = bench.rig.dispatch.retries();
     let now = Instant::now();
     let mut delivery = bench.delivery(3);
+    while retries.spend(now) {}
     delivery.take_in(vec![owed(0, false, REFUSED), owed(1, false, REFUSED)]);
     delivery.waiting[0].due = now;
     delivery.waiting[1].due = now + Duration::from_millis(1);
-    while retries.spend(now) {}
+    assert_eq!(delivery.next_due(), Some(now));
     delivery.place_due(now);
     assert_eq!((delivery.under_way, delivery.waiting().len()), (0, 2), "without a token it waits again");
     delivery.waiting[1].due = now;
@@ -161,7 +162,7 @@ async fn a_retry_that_finds_the_queue_full_gives_its_token_back() {
     delivery.place_due(now);
     assert_eq!((delivery.under_way, delivery.waiting()), (1, vec![0]));
     assert!(matches!(&delivery.tally.last_failure, Some((_, Cause::Full))));
-    assert_eq!(delivery.waiting[0].failed.cause, Cause::Full);
+    assert_eq!((delivery.waiting[0].failed.cause, delivery.defect), (Cause::Full, None));
     assert!(retries.spend(now), "the token was given back");
     drop(held);
 }
@@ -235,6 +236,10 @@ async fn waiting_parts_are_placed_when_a_table_moves_them() {
     delivery.place_moved();
     assert_eq!(delivery.waiting(), [1], "the owner of the other part still has its slots");
     assert_eq!(backends[1].call().await.spans, ["a", "b"]);
+    let Waiting { failed, .. } = delivery.waiting.remove(0);
+    assert!(delivery.place(failed, &bench.rig.dispatch.view().expect("there is a table")));
+    let generations: Vec<_> = delivery.tables.iter().map(|table| table.generation).collect();
+    assert_eq!(generations, [1, 2], "each table is kept once");
 }
 
 #[tokio::test]
@@ -247,6 +252,42 @@ async fn without_room_for_its_copy_a_moved_part_waits() {
     let failed = Failed { part: Bench::parts().swap_remove(0), owner: "somebody".into(), cause: Cause::Ejected };
     assert!(!delivery.place(failed, &bench.view));
     assert_eq!((delivery.waiting(), delivery.defect), (vec![0], None));
+    // Once there is room it is placed, without a token: it goes to another backend.
+    bench.pipeline.budget.set_limit(1 << 20);
+    let (now, retries) = (Instant::now(), bench.rig.dispatch.retries());
+    while retries.spend(now) {}
+    delivery.waiting[0].due = now;
+    delivery.place_due(now);
+    assert!(delivery.waiting.is_empty());
+    assert_eq!(bench.replaced.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_part_that_moves_to_two_backends_is_cut_once_there_is_room_and_refused_if_there_can_be_none() {
+    let mut bench = Bench::with(2, even_pauses(HOUR)).await;
+    bench.publish(2, &[]).await;
+    let message = many_traces(100, 10);
+    let len = message.framed_len();
+    let whole = Part { message, records: 100, ..part(&[], 0) };
+    for (limit, is_refused) in [(2 * len + HELD / 2, false), (len + HELD + 10, true)] {
+        bench.pipeline.budget.set_limit(1 << 20);
+        let mut delivery = bench.delivery_of(std::slice::from_ref(&whole), 100);
+        delivery.placed[0].generation = 1;
+        bench.pipeline.budget.set_limit(limit);
+        delivery.under_way = 0;
+        let failed = Failed { part: whole.clone(), owner: "somebody".into(), cause: Cause::Ejected };
+        assert!(!delivery.place(failed, &bench.view));
+        assert_eq!((delivery.waiting.is_empty(), delivery.defect), (is_refused, None));
+        let refusal = delivery.conclude().expect_err("nothing was accepted");
+        assert_eq!(refusal.reason, if is_refused { Reason::Backend } else { Reason::Deadline });
+    }
+    bench.pipeline.budget.set_limit(1 << 20);
+    let mut delivery = bench.delivery_of(std::slice::from_ref(&whole), 100);
+    delivery.placed[0].generation = 1;
+    assert!(delivery.place(Failed { part: whole, owner: "somebody".into(), cause: Cause::Ejected }, &bench.view));
+    let [_, first, second] = &delivery.placed[..] else { panic!("two more") };
+    assert!(first.records > 0 && second.records > 0 && first.records + second.records == 100);
+    assert_eq!((first.backend + second.backend, delivery.tables.len()), (1, 1));
 }
 
 #[tokio::test]
@@ -262,7 +303,9 @@ async fn a_late_request_names_three_backends_and_counts_the_others() {
         let part = parts[at].clone();
         (part.index, PartOutcome::Retry { owner: owner.into(), after: None, reached: false, cause: REFUSED, part })
     };
-    delivery.take_in(vec![(0, accepted()), (1, accepted()), retry(2, &names[2])]);
+    delivery.take_in(vec![(0, accepted()), (1, accepted())]);
+    assert_eq!(said(&delivery), format!("no answer yet from backend {} and 1 more", names[2..5].join(", ")));
+    delivery.take_in(vec![retry(2, &names[2])]);
     let failure = format!("backend {}: connection refused", names[2]);
     assert_eq!(said(&delivery), format!("no answer yet from backend {}; {failure}", names[3..].join(", ")));
     // The backend that failed last is not named twice.
