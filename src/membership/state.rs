@@ -20,7 +20,7 @@ use super::{
 use crate::{
     endpoint::{Endpoint, Endpoints},
     health::{HealthEvent, HealthKind},
-    ring::Table,
+    ring::{Algorithm, Table},
 };
 
 /// An event that changes the state.
@@ -100,8 +100,8 @@ pub struct State {
     /// The members: those that discovery lists and those that are held.
     backends: BTreeMap<Arc<str>, Backend>,
     panic: bool,
-    /// The view for which a table was last requested.
-    requested: Option<View>,
+    /// The view for which a table was last requested, and the algorithm.
+    requested: Option<(Algorithm, View)>,
     /// The table that was last published.
     table: Option<Arc<Table>>,
 }
@@ -126,7 +126,7 @@ impl State {
             Input::Discovered(endpoints) => self.discovered(&endpoints, now, &mut effects.notes),
             Input::Seen(event) => self.seen(&event, now, &mut effects.notes),
             Input::Probed { probe, answered } => self.probed(&probe, answered, now, &mut effects.notes),
-            Input::Configured(config) => self.configured(config),
+            Input::Configured(config) => self.config = config,
             Input::Timer => {}
         }
         self.eject_unresolved(now, &mut effects.notes);
@@ -161,14 +161,14 @@ impl State {
             self.backends.insert(Arc::clone(&endpoint.identity), backend);
         }
         self.update_panic(&mut Vec::new());
-        let published = self.table.as_deref().map(View::of);
-        let view = self.view();
-        let cause = match (&view, &published) {
+        let published = self.table.as_deref().map(|table| (table.base().algorithm(), View::of(table)));
+        let request = self.request();
+        let cause = match (&request, &published) {
             _ if self.panic => Cause::Panic,
-            (Some(view), Some(published)) if !view.away.is_subset(&published.away) => Cause::Ejection,
+            (Some((_, view)), Some((_, published))) if !view.away.is_subset(&published.away) => Cause::Ejection,
             _ => Cause::Return,
         };
-        self.requested = if view == failed { failed } else { published };
+        self.requested = if request == failed { failed } else { published };
         self.request_table(cause)
     }
 
@@ -207,14 +207,6 @@ impl State {
                 .and_modify(|backend| backend.listed(endpoint, now))
                 .or_insert_with(|| Backend::new(endpoint.clone(), now));
         }
-    }
-
-    fn configured(&mut self, config: Config) {
-        if config.ring != self.config.ring {
-            // The same view has another placement now, so a table is requested in any case.
-            self.requested = None;
-        }
-        self.config = config;
     }
 
     fn seen(&mut self, event: &HealthEvent, now: Instant, notes: &mut Vec<Note>) {
@@ -300,12 +292,18 @@ impl State {
 
     /// Requests a table for the current view, unless that was the last request.
     fn request_table(&mut self, cause: Cause) -> Option<Rebuild> {
-        let view = self.view()?;
-        if self.requested.as_ref() == Some(&view) {
+        let request = self.request()?;
+        if self.requested.as_ref() == Some(&request) {
             return None;
         }
-        self.requested = Some(view.clone());
-        Some(Rebuild { cause, algorithm: self.config.ring.algorithm, view, previous: self.table.clone() })
+        let (algorithm, view) = request.clone();
+        self.requested = Some(request);
+        Some(Rebuild { cause, algorithm, view, previous: self.table.clone() })
+    }
+
+    /// Returns all that a table depends on; `None` before the first set.
+    fn request(&self) -> Option<(Algorithm, View)> {
+        Some((self.config.ring.algorithm, self.view()?))
     }
 }
 
