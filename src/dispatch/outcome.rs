@@ -98,3 +98,40 @@ impl fmt::Display for Cause {
 pub(super) fn may_have_taken(code: Code) -> bool {
     !matches!(code, Code::Unavailable | Code::ResourceExhausted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{shortage::Shortage, tls::Reason};
+
+    #[test]
+    fn a_retry_was_no_attempt_if_there_was_nobody_to_send_it_to() {
+        use Failure::*;
+        let none = [
+            Cause::Abandoned,
+            Cause::Deadline,
+            Cause::Departed,
+            Cause::Ejected,
+            Cause::Full,
+            Cause::Unresolved,
+            Cause::Transport(ConnectError),
+            Cause::Transport(ConnectRefused),
+            Cause::Transport(ConnectTimeout),
+            Cause::Transport(Local(Shortage::Ports)),
+            Cause::Transport(SpeaksTls),
+            Cause::Transport(Tls(Reason::Expired)),
+            Cause::Transport(TurnedAway),
+        ];
+        let some = [Cause::Status(Code::Unavailable), Cause::Stopped];
+        let failed = [Gateway(503), Ping, Protocol, RefusedStream, Reset, ResetAtOnce, Timeout].map(Cause::Transport);
+        assert!(none.into_iter().all(Cause::was_no_attempt));
+        assert!(!some.into_iter().chain(failed).any(Cause::was_no_attempt));
+    }
+
+    #[test]
+    fn only_a_backend_that_is_overloaded_has_certainly_not_taken_the_records() {
+        assert!(![Code::Unavailable, Code::ResourceExhausted].into_iter().any(may_have_taken));
+        let others = [Code::Cancelled, Code::DeadlineExceeded, Code::Aborted, Code::OutOfRange, Code::DataLoss];
+        assert!(others.into_iter().all(may_have_taken));
+    }
+}

@@ -223,8 +223,65 @@ fn sensible(pause: Duration) -> Duration {
 }
 
 fn failure_of(error: &h2::Error) -> Failure {
-    if let Some(shortage) = error.get_io().and_then(Shortage::of) {
-        return Failure::Local(shortage);
-    }
     if error.is_io() || (error.is_remote() && error.is_reset()) { Failure::Reset } else { Failure::Protocol }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+
+    fn verdict_of(status: u16, headers: &[(&'static str, &'static str)]) -> Option<Verdict> {
+        let header = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), http::HeaderValue::from_static(value))
+        };
+        Verdict::of_http(StatusCode::from_u16(status).unwrap(), &headers.iter().map(header).collect())
+    }
+
+    #[test]
+    fn what_has_a_content_type_or_a_status_of_grpc_is_grpc() {
+        for header in [("content-type", "application/grpc+proto"), ("grpc-status", "0")] {
+            assert_eq!(verdict_of(200, &[header]), None);
+        }
+        let Some(Verdict::Refused { code: Code::Unknown, message }) = verdict_of(200, &[]) else { panic!("no gRPC") };
+        assert!(message.contains("HTTP 200 with no content type"), "{message}");
+    }
+
+    #[test]
+    fn a_backends_own_failure_counts_more_than_the_http_status() {
+        let own = verdict_of(503, &[("grpc-status", "7"), ("grpc-message", "no")]);
+        assert_eq!(own, Some(Verdict::Refused { code: Code::PermissionDenied, message: "no".to_owned() }));
+        assert_eq!(verdict_of(503, &[("grpc-status", "0")]), Some(Verdict::gateway(503)), "nothing was accepted");
+    }
+
+    #[test]
+    fn an_http_status_is_a_code() {
+        let expected = [
+            (400, Code::Internal),
+            (401, Code::Unauthenticated),
+            (403, Code::PermissionDenied),
+            (404, Code::Unimplemented),
+            (500, Code::Unknown),
+        ];
+        for (status, expected) in expected {
+            let verdict = verdict_of(status, &[("content-type", "text/html")]);
+            assert!(matches!(verdict, Some(Verdict::Refused { code, .. }) if code == expected), "{verdict:?}");
+        }
+        for status in [502, 503, 504] {
+            let Some(Verdict::Failed { reached, .. }) = verdict_of(status, &[]) else { panic!("HTTP {status}") };
+            assert_eq!(reached, status != 503);
+        }
+    }
+
+    #[test]
+    fn a_pause_in_seconds_is_taken_up_to_an_hour() {
+        let pauses = [("7", Some(7)), (" 8 ", Some(8)), ("99999999999", Some(3600)), ("soon", None), ("-1", None)];
+        for (value, expected) in pauses {
+            let verdict = verdict_of(429, &[("retry-after", value)]);
+            let after = expected.map(Duration::from_secs);
+            assert_eq!(verdict, Some(Verdict::Busy { code: Code::Unavailable, after }), "{value:?}");
+        }
+        assert_eq!(verdict_of(429, &[]), Some(Verdict::Busy { code: Code::Unavailable, after: None }));
+    }
 }

@@ -312,6 +312,27 @@ async fn calls_fail_when_their_connection_is_reset() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_reset_by_either_side_fails_alone() {
+    let listener = listen().await;
+    let served = Served::start(listener.local_addr().unwrap(), &[b"one", b"two"]);
+    let mut backend = accept_h2(&listener).await;
+    let (_, mut respond) = call(&mut backend).await;
+    respond.send_reset(h2::Reason::INTERNAL_ERROR);
+    let (_, mut respond) = call(&mut backend).await;
+    // More than its length says, so that this side resets the stream.
+    let response = http::Response::builder().header("content-type", "application/grpc").header("content-length", 1);
+    let mut stream = respond.send_response(response.body(()).unwrap(), false).unwrap();
+    stream.send_data(Bytes::from_static(&[0; 5]), false).unwrap();
+    let verdicts = tokio::select! {
+        verdicts = served.verdicts(2) => verdicts,
+        () = drive(&mut backend) => panic!("must stay"),
+    };
+    let expected = [Failure::Reset, Failure::Protocol];
+    assert_eq!(verdicts, expected.map(|failure| Verdict::Failed { failure, reached: true, scope: Scope::Stream }));
+    served.tasks.stop();
+}
+
+#[tokio::test]
 async fn a_call_ends_at_its_timeout_and_its_connection_stays() {
     let listener = listen().await;
     let address = listener.local_addr().unwrap();
