@@ -65,6 +65,15 @@ fn a_message_that_fits_is_returned_as_it_is() {
 }
 
 #[test]
+fn two_records_are_cut_and_one_is_not() {
+    let message = |payload: Vec<u8>| Framed::copy_from_payload(&payload).unwrap();
+    let cut = |message: &Framed| by_size(Signal::Traces, message, 8, |_| true).unwrap();
+    assert_eq!(cut(&message(request([span([1])]))), BySize::Whole);
+    let pieces = [1, 2].map(|id| (1, message(request([span([id])])))).to_vec();
+    assert_eq!(cut(&message(request([span([1]), span([2])]))), BySize::Cut { pieces, shares: false });
+}
+
+#[test]
 fn a_record_above_the_limit_gets_its_own_piece() {
     let [small, huge] = [span([1]), len(2, all([len(1, [2]), len(5, [b'n'; 100])]))];
     let payload = request([small.clone(), huge.clone(), small.clone(), small.clone()]);
@@ -96,11 +105,12 @@ fn envelopes_as_large_as_the_limit_do_not_multiply_the_message() {
 #[test]
 fn without_room_for_all_pieces_none_is_built() {
     let message = Framed::copy_from_payload(&large(1, 1, 100, 400)).unwrap();
-    let mut asked = 0;
+    let mut asks = Vec::new();
     let refused = by_size(Signal::Traces, &message, 10_000, |len| {
-        asked = len;
+        asks.push(len);
         false
     });
+    let [asked] = asks[..] else { panic!("it is asked for once: {asks:?}") };
     assert_eq!(refused.unwrap(), BySize::NoRoom(asked));
     let BySize::Cut { pieces, shares } = by_size(Signal::Traces, &message, 10_000, |len| len == asked).unwrap() else {
         panic!("must be cut")
