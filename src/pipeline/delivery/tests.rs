@@ -10,7 +10,7 @@ use tonic::Code;
 
 use super::*;
 use crate::{
-    budget::Budget,
+    budget::{Budget, Division},
     dispatch::{Config, Failure},
     otlp::Signal,
     pipeline::{Routes, SignalMetrics, not_queued},
@@ -31,6 +31,11 @@ struct Bench {
 }
 
 impl Bench {
+    /// Sets what requests may hold.
+    fn set_limit(&self, requests: usize) {
+        self.pipeline.budget.divide(Division { fixed: 0, clients: 0, requests });
+    }
+
     async fn new() -> Self {
         Self::with(1, Config::default()).await
     }

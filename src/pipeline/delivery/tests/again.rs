@@ -2,7 +2,6 @@
 //! the message of a late request names.
 
 use super::*;
-use crate::budget::Division;
 
 #[tokio::test]
 async fn each_attempt_after_one_that_may_have_arrived_counts_possible_duplicates() {
@@ -247,13 +246,13 @@ async fn without_room_for_its_copy_a_moved_part_waits() {
     let mut bench = Bench::with(1, even_pauses(HOUR)).await;
     bench.publish(2, &[]).await;
     let mut delivery = bench.delivery(3);
-    bench.pipeline.budget.divide(Division { fixed: 0, clients: 0, requests: HELD + 10 });
+    bench.set_limit(HELD + 10);
     delivery.placed.iter_mut().for_each(|placed| placed.generation = 1);
     let failed = Failed { part: Bench::parts().swap_remove(0), owner: "somebody".into(), cause: Cause::Ejected };
     assert!(!delivery.place(failed, &bench.view));
     assert_eq!((delivery.waiting(), delivery.defect), (vec![0], None));
     // Once there is room it is placed, without a token: it goes to another backend.
-    bench.pipeline.budget.set_limit(1 << 20);
+    bench.set_limit(1 << 20);
     let (now, retries) = (Instant::now(), bench.rig.dispatch.retries());
     while retries.spend(now) {}
     delivery.waiting[0].due = now;
@@ -270,10 +269,10 @@ async fn a_part_that_moves_to_two_backends_is_cut_once_there_is_room_and_refused
     let len = message.framed_len();
     let whole = Part { message, records: 100, ..part(&[], 0) };
     for (limit, is_refused) in [(2 * len + HELD / 2, false), (len + HELD + 10, true)] {
-        bench.pipeline.budget.set_limit(1 << 20);
+        bench.set_limit(1 << 20);
         let mut delivery = bench.delivery_of(std::slice::from_ref(&whole), 100);
         delivery.placed[0].generation = 1;
-        bench.pipeline.budget.set_limit(limit);
+        bench.set_limit(limit);
         delivery.under_way = 0;
         let failed = Failed { part: whole.clone(), owner: "somebody".into(), cause: Cause::Ejected };
         assert!(!delivery.place(failed, &bench.view));
@@ -281,7 +280,7 @@ async fn a_part_that_moves_to_two_backends_is_cut_once_there_is_room_and_refused
         let refusal = delivery.conclude().expect_err("nothing was accepted");
         assert_eq!(refusal.reason, if is_refused { Reason::Backend } else { Reason::Deadline });
     }
-    bench.pipeline.budget.set_limit(1 << 20);
+    bench.set_limit(1 << 20);
     let mut delivery = bench.delivery_of(std::slice::from_ref(&whole), 100);
     delivery.placed[0].generation = 1;
     assert!(delivery.place(Failed { part: whole, owner: "somebody".into(), cause: Cause::Ejected }, &bench.view));
