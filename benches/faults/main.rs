@@ -9,11 +9,18 @@
 //! As root, with iproute2 and util-linux, the bench runs in a network of its own ([`network`]). Otherwise `vanish` and
 //! `kill` are skipped, and `soak` leaves out vanishing nodes and reports that.
 
+#[path = "../../tests/it/memory/beside.rs"]
+#[allow(dead_code, reason = "tests need more of it")]
+mod beside;
+mod container;
 mod evidence;
 mod gone;
 #[path = "../../tests/it/harness.rs"]
 #[allow(dead_code, reason = "tests need more of it")]
 mod harness;
+#[path = "../../tests/it/memory/hostile.rs"]
+mod hostile;
+mod memory;
 #[path = "../../tests/it/nameserver.rs"]
 #[allow(dead_code, reason = "tests need more of it")]
 mod nameserver;
@@ -25,15 +32,18 @@ mod silent;
 mod soak;
 mod strange;
 mod table;
+#[path = "../../tests/it/wire.rs"]
+#[allow(dead_code, reason = "tests need more of it")]
+mod wire;
 mod world;
 
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{error::Error, io::Write, process::ExitCode, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result};
 
 use table::Findings;
 
-const HELP: &str = "cargo bench --bench faults -- SCENARIO… [--quick] [--minutes N]
+const HELP: &str = "cargo bench --bench faults -- SCENARIO… [--quick] [--minutes N] [--row N]
 
   kill             kill -9 of one of 4 sinks for 30 s; DNS drops it after 3 s (needs root)
   hang             SIGSTOP of one of 4 sinks for 15 s, with clients that wait 2, 3, 5 and 10 s
@@ -45,10 +55,12 @@ const HELP: &str = "cargo bench --bench faults -- SCENARIO… [--quick] [--minut
   slow             sinks that answer calls after 3 s and PINGs at once; sinks that are paused for 0.8 s
   overload         requests that need far more memory than limit_mib, over two connections
   descriptors      300 idle clients at a soft limit of 256, 100 busy ones at a limit of 64
+  memory           hostile clients beside a good one, at limit_mib: 128, and with SPANRING_BEFORE an earlier build too
+  container        the proxy in a memory cgroup of 512, 256 and 128 MiB, under overload (needs root)
   soak             all of these and more in turn for --minutes N (default 30)
-  all              all except soak
+  all              all except memory, container and soak
 
---quick shortens every phase, to check that the bench works.
+--quick shortens every phase, to check that the bench works; --row N runs only this row of memory.
 ";
 
 /// The scenarios of `all`.
@@ -60,6 +72,8 @@ const ALL: [&str; 10] =
 pub(crate) struct Pace {
     pub(crate) is_quick: bool,
     pub(crate) soak: Duration,
+    /// The only row of `memory` that is run, if one is chosen.
+    pub(crate) row: Option<usize>,
 }
 
 impl Pace {
@@ -74,13 +88,11 @@ fn main() -> Result<ExitCode> {
     let mut out = std::io::stdout();
     // Cargo adds the argument `--bench`.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let minutes = arguments.iter().position(|argument| argument == "--minutes");
-    let minutes = minutes
-        .map(|at| arguments.get(at + 1).context("--minutes needs a number")?.parse::<f64>().context("--minutes"));
-    let minutes = minutes.transpose()?.unwrap_or(30.0);
+    let minutes = number(&arguments, "--minutes")?.unwrap_or(30.0);
     let pace = Pace {
         is_quick: arguments.iter().any(|argument| argument == "--quick"),
         soak: Duration::try_from_secs_f64(minutes * 60.0)?,
+        row: number(&arguments, "--row")?,
     };
     let is_name = |word: &&str| word.starts_with(|first: char| first.is_ascii_alphabetic());
     let mut names: Vec<&str> = arguments.iter().map(String::as_str).filter(is_name).collect();
@@ -105,6 +117,13 @@ fn main() -> Result<ExitCode> {
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Returns the number behind an argument.
+fn number<T: FromStr<Err: Error + Send + Sync + 'static>>(arguments: &[String], name: &str) -> Result<Option<T>> {
+    let Some(at) = arguments.iter().position(|argument| argument == name) else { return Ok(None) };
+    let value = arguments.get(at + 1).with_context(|| format!("{name} needs a number"))?;
+    Ok(Some(value.parse().with_context(|| format!("{name} {value}"))?))
+}
+
 async fn run(name: &str, pace: Pace) -> Result<Option<Findings>> {
     Ok(Some(match name {
         "kill" => gone::kill(pace).await?,
@@ -117,6 +136,8 @@ async fn run(name: &str, pace: Pace) -> Result<Option<Findings>> {
         "slow" => strange::slow(pace).await?,
         "overload" => shortage::overload(pace).await?,
         "descriptors" => shortage::descriptors(pace).await?,
+        "memory" => memory::memory(pace).await?,
+        "container" => container::container(pace).await?,
         "soak" => soak::soak(pace).await?,
         _ => return Ok(None),
     }))

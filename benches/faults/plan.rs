@@ -16,7 +16,9 @@ pub(crate) struct Plan {
     /// Whether sinks record each span; otherwise they only count.
     pub(crate) journals: bool,
     pub(crate) proxies: usize,
-    pub(crate) limit_mib: u64,
+    pub(crate) build: Build,
+    /// `memory_limiter.limit_mib`; without it, the default holds.
+    pub(crate) limit_mib: Option<u64>,
     /// `max_connection_age` of the proxies.
     pub(crate) age: &'static str,
     /// Arguments of the shell's `ulimit` for the proxies, such as `-Sn 256`.
@@ -25,9 +27,26 @@ pub(crate) struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        let (sinks, proxies, limit_mib) = (4, 3, BUDGET_MIB);
-        Self { sinks, place: Place::Here, journals: true, proxies, limit_mib, age: "10m", ulimit: None }
+        Self {
+            sinks: 4,
+            place: Place::Here,
+            journals: true,
+            proxies: 3,
+            build: Build::Tested,
+            limit_mib: Some(BUDGET_MIB),
+            age: "10m",
+            ulimit: None,
+        }
     }
+}
+
+/// The build of the proxies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// That of `SPANRING_BIN`, or of this build.
+    Tested,
+    /// That of `SPANRING_BEFORE`, an earlier one to compare with.
+    Before,
 }
 
 /// Where sinks run.
@@ -54,6 +73,8 @@ pub(crate) struct Load {
     pub(crate) unique: bool,
     pub(crate) connections: usize,
     pub(crate) in_flight: usize,
+    /// The number of different requests that are prepared.
+    pub(crate) bodies: usize,
 }
 
 impl Default for Load {
@@ -68,6 +89,7 @@ impl Default for Load {
             unique: true,
             connections: 60,
             in_flight: 5_000,
+            bodies: 200,
         }
     }
 }

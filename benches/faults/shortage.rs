@@ -23,7 +23,7 @@ const CONNECTIONS: &str = "spanring_receiver_connections_total";
 
 /// The load needs far more memory than the budget has; clients send as fast as they are answered.
 pub(crate) async fn overload(pace: Pace) -> Result<Findings> {
-    let mut world = World::start(Plan { proxies: 1, limit_mib: 64, journals: false, ..Plan::default() })?;
+    let mut world = World::start(Plan { proxies: 1, limit_mib: Some(64), journals: false, ..Plan::default() })?;
     (0..4).try_for_each(|n| world.behave(n, r#"{"delay_ms": 300}"#))?;
     world.load(Load {
         pace: LoadPace::Closed,

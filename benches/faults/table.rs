@@ -10,6 +10,8 @@ pub(crate) struct Findings {
     /// Prefix of the next findings.
     prefix: String,
     facts: Vec<(String, String)>,
+    /// Lines of a table of its own.
+    lines: Vec<String>,
     checks: Vec<Check>,
 }
 
@@ -30,6 +32,11 @@ impl Findings {
     /// Adds an observation that is not checked.
     pub(crate) fn fact(&mut self, what: &str, seen: impl ToString) {
         self.facts.push((format!("{}{what}", self.prefix), seen.to_string()));
+    }
+
+    /// Adds a table, given by its lines.
+    pub(crate) fn lines(&mut self, lines: impl IntoIterator<Item = String>) {
+        self.lines.extend(lines);
     }
 
     /// Adds a check.
@@ -75,6 +82,12 @@ impl Findings {
         writeln!(out, "\n### {name}\n")?;
         for (what, seen) in &self.facts {
             writeln!(out, "- {what}: {seen}")?;
+        }
+        if !self.lines.is_empty() {
+            writeln!(out)?;
+        }
+        for line in &self.lines {
+            writeln!(out, "{line}")?;
         }
         if self.checks.is_empty() {
             return Ok(());

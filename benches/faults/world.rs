@@ -28,7 +28,7 @@ use crate::{
     harness::{self, Process, Ready, on_free_ports},
     nameserver::{NameServer, loopback},
     network::{self, Node},
-    plan::{Load, Place, Plan},
+    plan::{Build, Load, Place, Plan},
 };
 
 /// The sinks' host name at the name server.
@@ -50,11 +50,13 @@ pub(crate) struct SinkPlace {
 pub(crate) struct ProxyPlace {
     pub(crate) grpc: SocketAddr,
     pub(crate) admin: SocketAddr,
-    process: Process,
+    pub(crate) process: Process,
 }
 
 pub(crate) struct World {
     plan: Plan,
+    /// Shell commands that run before each proxy, in its process.
+    before: String,
     /// The name server that proxies ask for the sinks; without it, sinks are listed in the configuration.
     names: Option<NameServer>,
     pub(crate) sinks: Vec<SinkPlace>,
@@ -82,13 +84,18 @@ pub(crate) struct Resources {
 impl World {
     /// Starts the sinks and the proxies.
     pub(crate) fn start(plan: Plan) -> Result<Self> {
+        Self::start_after(plan, plan.ulimit.map_or_else(String::new, |limit| format!("ulimit {limit}")))
+    }
+
+    /// Starts the sinks, and the proxies after these commands.
+    pub(crate) fn start_after(plan: Plan, before: String) -> Result<Self> {
         let names = match plan.place {
             Place::Named => Some(NameServer::start()?.context("a name server for processes needs root")?),
             Place::Here | Place::Nodes => None,
         };
         let dir = tempfile::tempdir()?;
         let (sinks, proxies) = (Vec::new(), Vec::new());
-        let mut world = Self { plan, names, sinks, proxies, dir, load: None, tasks: Tasks::new() };
+        let mut world = Self { plan, before, names, sinks, proxies, dir, load: None, tasks: Tasks::new() };
         for n in 0..plan.sinks {
             let place = world.place(n)?;
             world.sinks.push(place);
@@ -131,7 +138,8 @@ impl World {
             _ => format!("static: {{ hostnames: [{}] }}", hostnames.join(", ")),
         };
         let file = self.dir.path().join(format!("proxy-{n}.yaml"));
-        let limit_mib = self.plan.limit_mib;
+        let limiter =
+            self.plan.limit_mib.map_or_else(String::new, |mib| format!("memory_limiter: {{ limit_mib: {mib} }}"));
         let age = self.plan.age;
         fs::write(
             &file,
@@ -143,17 +151,19 @@ impl World {
 pools:
   tail: {{ resolver: {{ {resolver} }} }}
 routes: [{{ signals: [traces], routing_key: trace_id, pool: tail }}]
-memory_limiter: {{ limit_mib: {limit_mib} }}
+{limiter}
 admin: {{ endpoint: \"{admin}\" }}
 shutdown: {{ delay: 0s, timeout: 10s }}
 "
             ),
         )?;
-        let binary = std::env::var("SPANRING_BIN").unwrap_or_else(|_| OURS.to_owned());
-        // Without a limit the shell only executes the proxy.
-        let ulimit = self.plan.ulimit.map_or("exec \"$@\"".to_owned(), |limit| format!("ulimit {limit}; exec \"$@\""));
+        let binary = match self.plan.build {
+            Build::Tested => std::env::var("SPANRING_BIN").unwrap_or_else(|_| OURS.to_owned()),
+            Build::Before => std::env::var("SPANRING_BEFORE").context("SPANRING_BEFORE is not set")?,
+        };
+        let start = format!("{}\nexec \"$@\"", self.before);
         let mut command = self.names.as_ref().map_or_else(|| network::command("sh"), |names| names.command("sh"));
-        command.args(["-ec", &ulimit, "sh", &binary, "run", "--config"]).arg(file);
+        command.args(["-ec", &start, "sh", &binary, "run", "--config"]).arg(file);
         Process::start(&format!("proxy-{n}"), &mut command)
     }
 
@@ -276,7 +286,7 @@ shutdown: {{ delay: 0s, timeout: 10s }}
                 spans: load.spans,
                 traces: default_traces(load.spans),
                 unique: load.unique,
-                bodies: 200,
+                bodies: load.bodies,
                 max_bytes: MAX_BODIES,
                 ..BodySpec::default()
             },

@@ -15,6 +15,7 @@ mod dns;
 mod documents;
 mod faults;
 mod fixture;
+mod floods;
 mod grpc;
 mod h2spec;
 mod handover;

@@ -3,6 +3,7 @@
 mod admission;
 mod connections;
 mod exports;
+mod frames;
 mod limits;
 mod overload;
 mod side_services;

@@ -1,4 +1,4 @@
-//! Memory of a proxy whose peers demand much: its peak stays below the budget plus 64 MiB.
+//! Requests that demand much memory: the peak stays below the budget plus 64 MiB.
 
 use std::{fs, io::Write as _, net::SocketAddr, time::Duration};
 
@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use super::{
-    harness::{Process, Proxy, metric, until},
+use crate::{
+    harness::{Process, Proxy, http_get, metric, until},
     rig::{Sinks, client, config, framed, head, request, send_raw, span},
 };
 
@@ -54,7 +54,7 @@ fn stays_within(proxy: &Proxy, sinks: &Sinks, limit_mib: u64) -> Result<()> {
 }
 
 fn plain_metric(admin: SocketAddr, name: &str) -> Result<f64> {
-    let (_, page) = super::harness::http_get(&format!("http://{admin}/metrics"))?;
+    let (_, page) = http_get(&format!("http://{admin}/metrics"))?;
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(line.context("no such metric")?.parse()?)
 }
