@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Algorithm, Base, slots_v1};
+use super::{
+    Algorithm, Base,
+    slots_v1::{Question, Ring, WHOLE},
+};
 
 /// The slots that go to substitutes for now: a pure function of the base and the set of backends that are away.
 ///
@@ -34,9 +37,10 @@ impl Base {
     }
 
     fn substitutes_v1(&self, away: &BTreeSet<u16>) -> Arc<[(u32, u16)]> {
-        let ring = slots_v1::Ring::new(self.members(), |backend| !away.contains(&backend));
-        let slots = (0..).zip(self.owners()).filter(|(_, owner)| away.contains(owner));
-        slots.filter_map(|(slot, _)| Some((slot, ring.get(slot, self.probes().of(slot))?))).collect()
+        let slots = (0..).zip(self.owners()).filter(|(_, owner)| away.contains(owner)).map(|(slot, _)| slot);
+        let questions: Vec<Question> = slots.map(|slot| Question { slot, probe: self.probes().of(slot) }).collect();
+        let ring = Ring::new(self.members(), |backend| !away.contains(&backend), WHOLE, || questions.clone());
+        questions.iter().filter_map(|question| Some((question.slot, ring.get(*question)?))).collect()
     }
 }
 

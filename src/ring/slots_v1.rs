@@ -17,21 +17,21 @@
 //! with their next probe. This is deferred acceptance: a backend's ranking does not depend on the order of questions,
 //! so neither does the outcome.
 //!
-//! The ring is a `HashRing` of the crate `hashring`. There are hundreds of thousands of points, so they are prepared
-//! before they are added. They are hashed here, once, and each point yields its stored hash; otherwise the crate would
-//! hash the identities through `std`'s `Hash`, whose bytes differ between platforms. They are also sorted here, at 16
-//! bytes each, so that the crate's stable sort of its larger nodes has nothing left to do. The crate's `remove` and
-//! `get_with_replicas` are not used: the first shifts the whole ring for each point, the second copies it.
+//! The points of many backends take hundreds of MiB, and nearly all of them are the answer to no question. So with many
+//! points the questions come first, and only the points that answer one are kept (see [`Ring`]). A slot that asks more
+//! than was expected of it waits until the others are settled, and then a further ring is built. As the order of
+//! questions does not matter, the placement is the same.
 
-use std::{
-    hash::{BuildHasher, Hash, Hasher},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use hashring::HashRing;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Member;
+
+mod nearest;
+mod ring;
+
+pub(super) use ring::{Question, Ring};
 
 /// The number of slots. With half as many, a change of the membership would move too many slots near 200 backends.
 pub const SLOTS: u32 = 1 << SLOT_BITS;
@@ -42,13 +42,10 @@ pub const SLOTS: u32 = 1 << SLOT_BITS;
 pub const POINTS_PER_WEIGHT: u32 = 4096;
 
 /// The maximum sum of all weights. It leaves 64 slots per unit, so that 5 % above the fair share is still whole slots,
-/// and limits the memory for the points to a few hundred MiB while the ring is built.
+/// and limits the time to hash all points.
 pub const MAX_TOTAL_WEIGHT: u64 = 2048;
 
 const SLOT_BITS: u32 = 17;
-
-/// Half the width of a slot in the space of hashes.
-const HALF_SLOT: u64 = 1 << (u64::BITS - SLOT_BITS - 1);
 
 /// The bound on a backend's slots, in percent of its fair share.
 const BOUND_PERCENT: u64 = 105;
@@ -59,6 +56,16 @@ const MAX_PROBES: u16 = 16_384;
 
 /// In `Probes::few`: the probe is in `many` instead.
 const MANY: u8 = u8::MAX;
+
+/// The number of points up to which a ring has all of them: those of 128 backends. They take 25 MiB while the ring is built.
+pub(super) const WHOLE: usize = 128 * POINTS_PER_WEIGHT as usize;
+
+/// The number of questions of each slot that the first ring answers. With 2,000 backends, 6 % of the slots ask a second
+/// time, 0.4 % a third and 30 slots a fourth time, so that the second ring is the last.
+const AHEAD: u16 = 3;
+
+/// Each ring answers so many times more questions of a slot than the one before.
+const FURTHER: u16 = 8;
 
 /// The parameters that enter the fingerprint, after the algorithm's name.
 pub(super) const PARAMETERS: [u64; 4] = [SLOTS as u64, POINTS_PER_WEIGHT as u64, BOUND_PERCENT, 0];
@@ -98,54 +105,42 @@ pub(super) struct Probes {
     many: Box<[(u32, u16)]>,
 }
 
-/// The members' points on a consistent-hash ring, sorted.
-pub(super) struct Ring(HashRing<Point, OneShot>);
-
-/// A virtual node of a backend. Points with equal hashes are ordered by backend, so that placement never depends on the
-/// sorting algorithm.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Point {
-    hash: u64,
-    backend: u16,
-}
-
-/// The key of a slot's question to the ring.
-struct Probe {
-    slot: u32,
-    probe: u16,
-}
-
-/// Hashes bytes written in one call by xxh3-64 with seed 0; a `u64` is taken as the hash itself.
-///
-/// `std`'s `Hash` of strings, slices and tuples makes several calls, and writes lengths as wide as the platform's
-/// words. The types here write their bytes in one call.
-#[derive(Clone, Copy, Default)]
-struct OneShot(u64);
-
 /// The slots asking each backend, while owners are being decided.
 struct Asking<'a> {
     by_backend: Vec<Vec<u32>>,
     rooms: &'a [usize],
     identities: Vec<u64>,
     probes: Vec<u16>,
+    /// By slot, the probe up to which a ring answers its questions, and the index of that ring. The rings before it
+    /// are for other slots: a slot's probe never goes back.
+    until: Vec<u16>,
+    ring_of: Vec<u8>,
+    rings: Vec<Ring>,
     /// Slots that have reached [`MAX_PROBES`].
     stranded: Vec<u32>,
 }
 
 /// Places all slots on `members`, which are sorted by identity, unique and within the limit of weights.
 pub(super) fn place(members: &[Member]) -> Placement {
-    let ring = Ring::new(members, |_| true);
+    place_with(members, WHOLE)
+}
+
+/// [`place`] by whole rings if they have at most `whole` points, and otherwise by rings that answer expected questions.
+fn place_with(members: &[Member], whole: usize) -> Placement {
     let rooms = rooms(members);
     let mut asking = Asking::new(members, &rooms);
-    let mut refused: Vec<u32> = (0..SLOTS).collect();
-    while !refused.is_empty() {
-        for slot in refused.drain(..) {
-            asking.ask(&ring, slot);
-        }
-        asking.refuse(&mut refused);
+    let mut waiting: Vec<u32> = (0..SLOTS).collect();
+    let mut ahead = AHEAD;
+    while !waiting.is_empty() {
+        asking.expect(&waiting, ahead);
+        let ring = Ring::new(members, |_| true, whole, || asking.expected(&waiting));
+        asking.rings.push(ring);
+        waiting = asking.settle(waiting);
+        ahead = ahead.saturating_mul(FURTHER);
     }
-    // Frees the ring before memory for the result is allocated.
-    drop(ring);
+    // Frees the rings before memory for the result is allocated.
+
+    asking.rings.clear();
     asking.settled()
 }
 
@@ -158,83 +153,6 @@ fn rooms(members: &[Member]) -> Vec<usize> {
         usize::try_from(bound.max(slots.div_ceil(total))).unwrap_or(usize::MAX)
     };
     members.iter().map(room).collect()
-}
-
-// === impl Ring ===
-
-impl Ring {
-    /// Builds a ring of the `members` whose index `includes` accepts. Points carry the index among all members.
-    pub(super) fn new(members: &[Member], includes: impl Fn(u16) -> bool) -> Self {
-        let admitted = || (0_u16..).zip(members).filter(|(backend, _)| includes(*backend));
-        let count: u32 = admitted().map(|(_, member)| POINTS_PER_WEIGHT * member.weight).sum();
-        let mut points = Vec::with_capacity((count as usize).max(MAPPED / size_of::<Point>()));
-        let mut bytes = Vec::new();
-        for (backend, member) in admitted() {
-            let identity = member.identity.as_bytes();
-            bytes.clear();
-            bytes.extend_from_slice(identity);
-            for node in 0..POINTS_PER_WEIGHT * member.weight {
-                bytes.truncate(identity.len());
-                bytes.extend_from_slice(&node.to_le_bytes());
-                points.push(Point { hash: xxh3_64(&bytes), backend });
-            }
-        }
-        points.sort_unstable();
-        let mut ring = HashRing::with_hasher(OneShot::default());
-        ring.batch_add(points);
-        Self(ring)
-    }
-
-    /// Returns the backend that `slot` asks with `probe`; `None` on an empty ring.
-    pub(super) fn get(&self, slot: u32, probe: u16) -> Option<u16> {
-        self.0.get(&Probe { slot, probe }).map(|point| point.backend)
-    }
-}
-
-// === impl Point, Probe ===
-
-impl Hash for Point {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-impl Hash for Probe {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        if self.probe == 0 {
-            // First probes are evenly spaced. If they were hashed, their scatter would add to that of the points: more
-            // backends would be overfull, and a departure would move more slots, twice as many of them a second time.
-            state.write_u64(u64::from(self.slot) << (u64::BITS - SLOT_BITS) | HALF_SLOT);
-        } else {
-            let pair = u64::from(self.slot) | u64::from(self.probe) << 32;
-            state.write(&pair.to_le_bytes());
-        }
-    }
-}
-
-// === impl OneShot ===
-
-impl Hasher for OneShot {
-    fn write(&mut self, bytes: &[u8]) {
-        debug_assert_eq!(self.0, 0, "bytes must be written once");
-        self.0 = xxh3_64(bytes);
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-impl BuildHasher for OneShot {
-    type Hasher = Self;
-
-    fn build_hasher(&self) -> Self {
-        Self(0)
-    }
 }
 
 // === impl Probes ===
@@ -269,18 +187,68 @@ impl<'a> Asking<'a> {
             rooms,
             identities: members.iter().map(|member| xxh3_64(member.identity.as_bytes())).collect(),
             probes: by_slot(),
+            until: by_slot(),
+            ring_of: by_slot(),
+            rings: Vec::new(),
             stranded: Vec::new(),
         }
     }
 
-    /// Makes a slot ask with its current probe.
-    fn ask(&mut self, ring: &Ring, slot: u32) {
-        let probe = self.probes.get(slot as usize).copied().unwrap_or_default();
-        let backend = if probe < MAX_PROBES { ring.get(slot, probe) } else { None };
+    /// Notes that the next ring will answer `ahead` questions of each slot that waits.
+    fn expect(&mut self, waiting: &[u32], ahead: u16) {
+        for slot in waiting {
+            let at = *slot as usize;
+            if let (Some(probe), Some(until), Some(ring)) =
+                (self.probes.get(at), self.until.get_mut(at), self.ring_of.get_mut(at))
+            {
+                *until = probe.saturating_add(ahead);
+                *ring = u8::try_from(self.rings.len()).unwrap_or(u8::MAX);
+            }
+        }
+    }
+
+    /// Returns the questions that are expected of the slots that wait.
+    fn expected(&self, waiting: &[u32]) -> Vec<Question> {
+        let probes = |slot: u32| {
+            let [from, until] =
+                [&self.probes, &self.until].map(|it| it.get(slot as usize).copied().unwrap_or_default());
+            from..until
+        };
+        let mut questions = Vec::with_capacity(waiting.iter().map(|slot| probes(*slot).len()).sum());
+        for slot in waiting {
+            questions.extend(probes(*slot).map(|probe| Question { slot: *slot, probe }));
+        }
+        questions
+    }
+
+    /// Makes slots ask until each is accepted or asks more than is expected of it. Returns the latter.
+    fn settle(&mut self, mut refused: Vec<u32>) -> Vec<u32> {
+        let mut waiting = Vec::new();
+        while !refused.is_empty() {
+            for slot in refused.drain(..) {
+                if !self.ask(slot) {
+                    waiting.push(slot);
+                }
+            }
+            self.refuse(&mut refused);
+        }
+        waiting
+    }
+
+    /// Makes a slot ask with its current probe. Returns `false` if no ring answers that.
+    fn ask(&mut self, slot: u32) -> bool {
+        let at = slot as usize;
+        let [probe, until] = [&self.probes, &self.until].map(|it| it.get(at).copied().unwrap_or_default());
+        let ring = self.ring_of.get(at).and_then(|ring| self.rings.get(usize::from(*ring)));
+        let Some(ring) = ring.filter(|ring| probe < until || ring.is_whole() || probe >= MAX_PROBES) else {
+            return false;
+        };
+        let backend = if probe < MAX_PROBES { ring.get(Question { slot, probe }) } else { None };
         match backend.and_then(|backend| self.by_backend.get_mut(usize::from(backend))) {
             Some(slots) => slots.push(slot),
             None => self.stranded.push(slot),
         }
+        true
     }
 
     /// Makes each overfull backend refuse its lowest-ranked slots, and advances their probes.
@@ -305,7 +273,7 @@ impl<'a> Asking<'a> {
             let free = room.saturating_sub(slots.len()).min(self.stranded.len());
             slots.extend(self.stranded.drain(..free));
         }
-        let mut owners = by_slot();
+        let mut owners: Vec<u16> = by_slot();
         for (backend, slots) in (0..).zip(self.by_backend) {
             for slot in slots {
                 if let Some(owner) = owners.get_mut(slot as usize) {
@@ -318,9 +286,9 @@ impl<'a> Asking<'a> {
 }
 
 /// A zero for each slot, with the capacity for buffers used while a ring is built.
-fn by_slot() -> Vec<u16> {
-    let mut numbers = Vec::with_capacity((SLOTS as usize).max(MAPPED / size_of::<u16>()));
-    numbers.resize(SLOTS as usize, 0);
+fn by_slot<T: Copy + Default>() -> Vec<T> {
+    let mut numbers = Vec::with_capacity((SLOTS as usize).max(MAPPED / size_of::<T>()));
+    numbers.resize(SLOTS as usize, T::default());
     numbers
 }
 
@@ -338,15 +306,18 @@ fn rank(identity: u64, slot: u32) -> u64 {
 mod tests {
     use super::*;
 
+    fn member(identity: &str, weight: u32) -> Member {
+        Member { identity: identity.into(), weight }
+    }
+
     #[test]
     fn a_slot_that_asked_too_often_takes_the_first_backend_with_room() {
-        let member = |identity: &str| Member { identity: identity.into(), weight: 1 };
-        let members = [member("a"), member("b")];
-        let ring = Ring::new(&members, |_| true);
+        let members = [member("a", 1), member("b", 1)];
         let rooms = [2, 2];
         let mut asking = Asking::new(&members, &rooms);
+        asking.rings.push(Ring::new(&members, |_| true, WHOLE, Vec::new));
         asking.probes[7] = MAX_PROBES - 1;
-        asking.ask(&ring, 7);
+        assert!(asking.ask(7));
         assert!(asking.stranded.is_empty(), "the last probe must still be asked");
         let asked: Vec<u32> = asking.by_backend.iter_mut().flat_map(|slots| slots.drain(..)).collect();
         assert_eq!(asked, [7]);
@@ -355,10 +326,20 @@ mod tests {
         asking.by_backend[1].push(4);
         for slot in [9, 8] {
             asking.probes[slot as usize] = MAX_PROBES;
-            asking.ask(&ring, slot);
+            assert!(asking.ask(slot));
         }
         assert_eq!(asking.stranded, [9, 8]);
         let placement = asking.settled();
         assert_eq!([3, 4, 8, 9].map(|slot: usize| placement.owners[slot]), [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn rings_that_answer_expected_questions_place_like_whole_rings() {
+        let members: Vec<Member> =
+            (0..40).map(|index| member(&format!("10.0.0.{index}:4317"), 1 + index % 3)).collect();
+        let (whole, parts) = (place_with(&members, usize::MAX), place_with(&members, 0));
+        assert!(whole.owners == parts.owners, "the owners must be the same");
+        assert!((0..SLOTS).all(|slot| whole.probes.of(slot) == parts.probes.of(slot)), "and so must the probes");
+        assert!((0..SLOTS).any(|slot| whole.probes.of(slot) >= AHEAD), "or further rings were not needed");
     }
 }
