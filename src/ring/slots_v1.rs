@@ -122,15 +122,15 @@ struct Asking<'a> {
 
 /// Places all slots on `members`, which are sorted by identity, unique and within the limit of weights.
 pub(super) fn place(members: &[Member]) -> Placement {
-    place_with(members, WHOLE)
+    place_with(members, WHOLE, AHEAD)
 }
 
-/// [`place`] by whole rings if they have at most `whole` points, and otherwise by rings that answer expected questions.
-fn place_with(members: &[Member], whole: usize) -> Placement {
+/// [`place`] by whole rings if they have at most `whole` points, and otherwise by rings that answer expected questions:
+/// the first one `ahead` of each slot.
+fn place_with(members: &[Member], whole: usize, mut ahead: u16) -> Placement {
     let rooms = rooms(members);
     let mut asking = Asking::new(members, &rooms);
     let mut waiting: Vec<u32> = (0..SLOTS).collect();
-    let mut ahead = AHEAD;
     while !waiting.is_empty() {
         asking.expect(&waiting, ahead);
         let ring = Ring::new(members, |_| true, whole, || asking.expected(&waiting));
@@ -335,11 +335,12 @@ mod tests {
 
     #[test]
     fn rings_that_answer_expected_questions_place_like_whole_rings() {
-        let members: Vec<Member> =
-            (0..40).map(|index| member(&format!("10.0.0.{index}:4317"), 1 + index % 3)).collect();
-        let (whole, parts) = (place_with(&members, usize::MAX), place_with(&members, 0));
+        // Some of so many backends are overfull.
+        let mut members: Vec<Member> = (0..200).map(|index| member(&format!("10.0.0.{index}:4317"), 1)).collect();
+        members.sort();
+        let (whole, parts) = (place_with(&members, usize::MAX, 1), place_with(&members, 0, 1));
         assert!(whole.owners == parts.owners, "the owners must be the same");
         assert!((0..SLOTS).all(|slot| whole.probes.of(slot) == parts.probes.of(slot)), "and so must the probes");
-        assert!((0..SLOTS).any(|slot| whole.probes.of(slot) >= AHEAD), "or further rings were not needed");
+        assert!((0..SLOTS).any(|slot| whole.probes.of(slot) > 0), "or one ring was enough");
     }
 }

@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn the_lowest_backend_has_the_point_of_two() {
         let mut nearest = Nearest::new(vec![1]);
-        [2, 1, 3].map(|backend| nearest.add(Point { hash: 5, backend }));
+        [2, 1, 3].into_iter().for_each(|backend| nearest.add(Point { hash: 5, backend }));
         assert_eq!(nearest.into_points(), [Point { hash: 5, backend: 1 }]);
     }
 
