@@ -1,6 +1,6 @@
 //! Checks the addresses of backends as operators write them: whether they can be dialled or looked up.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use crate::settings::addresses::{Backend, Host};
 
@@ -22,8 +22,8 @@ pub enum AddressError {
     /// The text is not a host name and not a valid IPv4 address, like `1.2.3` or `010.0.0.1`.
     #[error("it looks like an IPv4 address but is not one")]
     NotIpv4,
-    /// The address is `0.0.0.0`, `[::]`, a multicast or the broadcast address.
-    #[error("an unspecified, broadcast or multicast address cannot be dialled")]
+    /// The address is of `0.0.0.0/8` or `240.0.0.0/4`, `[::]`, or a multicast address.
+    #[error("an unspecified, reserved, broadcast or multicast address cannot be dialled")]
     NotUnicast,
     /// The name is no host name: labels have 1 to 63 letters, digits, `-` or `_`; the whole name has at most 253
     /// characters.
@@ -51,10 +51,13 @@ pub fn check_hostname(name: &str) -> Result<(), AddressError> {
     }
 }
 
-/// Returns whether a backend can have this address.
+/// Returns whether a backend can have this address: not one of "this network" (`0.0.0.0/8`, `::`), a multicast or
+/// broadcast address, or one of the block that was reserved and never used (`240.0.0.0/4`).
 pub(super) fn is_unicast(ip: IpAddr) -> bool {
-    let broadcast = ip == IpAddr::V4(Ipv4Addr::BROADCAST);
-    !(ip.is_unspecified() || ip.is_multicast() || broadcast)
+    match ip {
+        IpAddr::V4(ip) => (1..224).contains(&ip.octets()[0]),
+        IpAddr::V6(ip) => !(ip.is_unspecified() || ip.is_multicast()),
+    }
 }
 
 /// Checks that `name` is a valid host name, so that it can be looked up in DNS.
@@ -87,6 +90,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn addresses_that_a_backend_can_have_are_told_from_others() {
+        let can = |ip: &str| is_unicast(ip.parse().unwrap());
+        for ip in ["1.0.0.0", "10.0.0.1", "127.0.0.1", "169.254.1.1", "223.255.255.255", "::1", "fe80::1", "fd00::1"] {
+            assert!(can(ip), "{ip}");
+        }
+        for ip in ["0.0.0.0", "0.255.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.0", "255.255.255.255", "::", "ff02::1"] {
+            assert!(!can(ip), "{ip}");
+        }
+    }
+
+    #[test]
     fn invalid_addresses_are_refused_with_their_reason() {
         let check = |written: &str| check_backend(&written.parse().unwrap());
         let cases = [
@@ -98,6 +112,10 @@ mod tests {
             ("[::ffff:0.0.0.0]:4317", AddressError::NotUnicast),
             ("[ff02::1]:4317", AddressError::NotUnicast),
             ("224.0.0.1", AddressError::NotUnicast),
+            ("0.1.2.3", AddressError::NotUnicast),
+            ("240.0.0.1:4317", AddressError::NotUnicast),
+            ("255.255.255.255", AddressError::NotUnicast),
+            ("[::ffff:240.0.0.1]", AddressError::NotUnicast),
             ("a..b", AddressError::Name),
             ("käse", AddressError::Name),
             (".", AddressError::Name),

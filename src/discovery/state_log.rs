@@ -16,6 +16,9 @@ const PARTS_LOG_INTERVAL: Duration = Duration::from_secs(600);
 /// default interval.
 const SINGLE_LOGGED_AFTER: u32 = 12;
 
+/// The number of dropped addresses that one log line names; further ones are only counted.
+const NAMED_IN_LOG: usize = 20;
+
 /// The state of a name's lookups and what was logged about it.
 #[derive(Debug)]
 pub(super) struct StateLog {
@@ -70,11 +73,13 @@ impl StateLog {
     pub(super) fn note_dropped(&mut self, fields: LogFields<'_>, dropped: BTreeSet<IpAddr>) {
         if dropped != self.dropped && !dropped.is_empty() {
             let LogFields { pool, hostname } = fields;
+            let named: Vec<&IpAddr> = dropped.iter().take(NAMED_IN_LOG).collect();
             tracing::warn!(
                 pool,
                 hostname,
-                ?dropped,
-                "discovery ignores unspecified, broadcast and multicast addresses"
+                addresses = dropped.len(),
+                dropped = ?named,
+                "discovery leaves out unspecified, reserved, broadcast and multicast addresses"
             );
         }
         self.dropped = dropped;
