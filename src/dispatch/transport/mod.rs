@@ -31,6 +31,8 @@ mod wakeups;
 mod wire;
 mod work;
 
+use tokio::sync::Semaphore;
+
 use self::driver::Driver;
 pub(super) use self::{
     dialer::speaks_tls,
@@ -41,13 +43,25 @@ pub(super) use self::{
 pub use self::{outcome::Failure, probe::HealthCheck};
 use crate::lifecycle::Tasks;
 
+/// The number of connections that the process makes at the same time; further ones wait for their turn, which does not
+/// count as time of the connect. It bounds the sockets and handshakes when thousands of backends are tried at once. Probes
+/// have a bound of their own.
+const CONNECTS: usize = 512;
+
+static TURNS: Semaphore = Semaphore::const_new(CONNECTS);
+
 /// Connects to the backend of `work` and serves it until the connection ends or `tasks` are stopped.
 pub(super) async fn serve<W: Work>(mut work: W, tasks: Tasks) {
     let peer = work.peer();
     let Some(address) = peer.address else { return work.note(Event::NotConnected(Failure::ConnectError)) };
+    let connect = async {
+        // The semaphore is never closed. The turn ends with the handshake.
+        let _turn = TURNS.acquire().await;
+        client::connect(&peer.access, &peer.identity, address).await
+    };
     let connected = tokio::select! {
         () = tasks.stopped() => return work.note(Event::Stopped),
-        connected = client::connect(&peer.access, &peer.identity, address) => connected,
+        connected = connect => connected,
     };
     match connected {
         Ok(connected) => Driver::new(work, connected, &tasks).await,
