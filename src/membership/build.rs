@@ -91,6 +91,18 @@ impl Rebuild {
         &self.view
     }
 
+    /// Returns the same request for a process that has published `table` meanwhile; `None` if that table is what was
+    /// requested.
+    pub(super) fn after(self, table: Option<&Arc<Table>>) -> Option<Self> {
+        let is_there = table.is_some_and(|table| self.is_for(table));
+        (!is_there).then(|| Self { previous: table.cloned(), ..self })
+    }
+
+    /// Returns whether `table` is what was requested.
+    pub(super) fn is_for(&self, table: &Table) -> bool {
+        table.base().algorithm() == self.algorithm && View::of(table) == self.view
+    }
+
     /// Builds the table. This takes tens of milliseconds with hundreds of backends, so it belongs on a blocking thread.
     ///
     /// Unchanged parts are shared with the previous table, so that a new address costs almost nothing.

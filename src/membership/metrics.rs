@@ -106,11 +106,15 @@ impl Metrics {
             stays
         });
         for (identity, is) in now {
-            let entry = self.states.entry(identity);
-            let entry = entry.or_insert_with_key(|identity| (is, states(&self.pool, identity)));
-            entry.0 = is;
-            for (state, gauge) in BackendState::ALL.iter().zip(&entry.1) {
-                gauge.set(f64::from(u8::from(is == *state)));
+            let (was, series) = self.states.entry(identity).or_insert_with_key(|identity| {
+                let series = states(&self.pool, identity);
+                // Set in any case: the series may be left from a member that had the identity before.
+                set_state(&series, is);
+                (is, series)
+            });
+            if *was != is {
+                set_state(series, is);
+                *was = is;
             }
         }
     }
@@ -126,6 +130,12 @@ impl Metrics {
             self.ownership.insert(Arc::clone(identity), gauge);
         }
         before.values().for_each(|gone| gone.set(0.0));
+    }
+}
+
+fn set_state(series: &[Gauge; BackendState::ALL.len()], is: BackendState) {
+    for (state, gauge) in BackendState::ALL.iter().zip(series) {
+        gauge.set(f64::from(u8::from(is == *state)));
     }
 }
 

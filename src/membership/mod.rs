@@ -1,8 +1,8 @@
 //! Membership: one task for each pool, which builds the pool's table from discovery's sets and observed health, and
 //! publishes it.
 //!
-//! [`state`] decides, a blocking thread builds the table ([`build`]), and the task publishes and logs it. Probes run in
-//! tasks of their own. Dispatch and the admin pages only read.
+//! [`state`] decides, a blocking thread builds the table ([`build`], [`builds`]), and the task publishes and logs it.
+//! Probes run in tasks of their own. Dispatch and the admin pages only read.
 //!
 //! **Invariant:** two replicas with the same view of which backends are members and which of them fail publish the same
 //! placement, whatever happened before. A slot changes its owner only when the membership or the state of that owner
@@ -11,8 +11,8 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, watch},
-    task::{JoinError, spawn_blocking},
+    sync::{Semaphore, mpsc, watch},
+    task::JoinError,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -27,6 +27,7 @@ use crate::{
 
 mod backend;
 pub mod build;
+mod builds;
 mod change_log;
 pub mod metrics;
 pub mod record;
@@ -35,11 +36,13 @@ pub mod state;
 pub(crate) mod tests;
 
 pub use backend::{BackendState, Probe};
-use build::{Change, Rebuild};
+use build::Change;
+pub use builds::Builder;
+use builds::{Builds, Built};
 use change_log::ChangeLog;
 use metrics::Metrics;
 use record::Record;
-use state::{Effects, Input, State};
+use state::{Input, Note, State};
 
 /// The state that a pool's task publishes for other modules.
 #[derive(Clone, Debug)]
@@ -54,9 +57,18 @@ pub struct Published {
 /// ejected meanwhile.
 const PROBE_RESULTS: usize = 256;
 
-/// The number of events that are processed before a table is built, so that many simultaneous failures lead to one or a
-/// few new tables.
-const EVENTS_PER_TABLE: usize = 256;
+/// The number of events and results of probes that are applied together. The members are gone through once for all of
+/// them.
+const AT_A_TIME: usize = 256;
+
+/// How long events and results of probes are gathered after the last ones were applied. It bounds the time that is spent
+/// on going through thousands of members. An event after a quiet time waits for nothing.
+const GATHERED_FOR: Duration = Duration::from_millis(10);
+
+/// The number of probes that run at the same time; further ones wait. If thousands of backends do not answer at all, the
+/// sockets of their probes take little memory, and each is asked again within less than [`OutlierDetection`]'s longest
+/// period.
+const PROBES: usize = 128;
 
 /// The pause before a probe is tried again that could not be sent because this process had no descriptor, port or
 /// memory.
@@ -71,6 +83,8 @@ struct MembershipTask<P> {
     inbox: Inbox,
     prober: Arc<P>,
     results: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
+    probes: Arc<Semaphore>,
+    builds: Builds,
     tasks: Tasks,
     tables: watch::Sender<Option<Arc<Table>>>,
     metrics: Metrics,
@@ -87,13 +101,14 @@ enum BuildError {
 }
 
 /// Starts the task of `pool`, which ends with `tasks`. A new configuration from `configs` applies to what is known;
-/// nothing is forgotten.
+/// nothing is forgotten. `builder` is the same for all pools of the process.
 pub fn start<P: Prober>(
     pool: &str,
     mut configs: watch::Receiver<Config>,
     endpoints: EndpointsReceiver,
     inbox: Inbox,
     prober: P,
+    builder: Builder,
     tasks: &Tasks,
 ) -> Published {
     let (sender, tables) = watch::channel(None);
@@ -111,6 +126,8 @@ pub fn start<P: Prober>(
         inbox,
         prober: Arc::new(prober),
         results: mpsc::channel(PROBE_RESULTS),
+        probes: Arc::new(Semaphore::new(PROBES)),
+        builds: Builds::new(builder),
         tasks: tasks.clone(),
         tables: sender,
     };
@@ -123,60 +140,79 @@ impl<P: Prober> MembershipTask<P> {
         // The set that discovery published before this task started is new too.
         self.endpoints.mark_changed();
         let until = self.tasks.clone();
-        let mut timer = None;
+        let (mut timer, mut next_at) = (None, Instant::now());
         loop {
+            let is_time = Instant::now() >= next_at;
             let input = tokio::select! {
                 biased;
                 // Stopping comes first: a process that ends needs no further table.
                 () = until.stopped() => return,
                 input = configured(&mut self.configs) => input,
                 input = discovered(&mut self.endpoints) => input,
-                Some(input) = self.results.1.recv() => input,
-                Some(event) = self.inbox.recv() => Input::Seen(event),
-                () = due(timer) => Input::Timer,
+                built = self.builds.next(self.state.table()) => {
+                    self.built(built);
+                    continue;
+                }
+                () = sleep_until(next_at), if !is_time => continue,
+                Some(input) = self.results.1.recv(), if is_time => input,
+                Some(event) = self.inbox.recv(), if is_time => Input::Seen(event),
+                () = due(timer), if is_time => Input::Timer,
             };
-            let mut effects = self.handle(input);
-            for _ in 0..EVENTS_PER_TABLE {
-                let Some(event) = self.inbox.try_recv() else { break };
-                let later = self.handle(Input::Seen(event));
-                effects = Effects { rebuild: later.rebuild.or(effects.rebuild), ..later };
-            }
-            timer = effects.timer;
-            if let Some(rebuild) = effects.rebuild {
-                self.rebuild(rebuild).await;
-            }
+            let inputs = self.further(input);
+            timer = self.handle(inputs);
+            next_at = Instant::now() + GATHERED_FOR;
         }
     }
 
-    /// Applies `input` to the state and carries out all effects except for building the table.
-    fn handle(&mut self, input: Input) -> Effects {
-        if let Input::Probed { answered, .. } = &input {
-            self.metrics.probed(*answered);
+    /// Returns `input` and what else there is.
+    fn further(&mut self, input: Input) -> Vec<Input> {
+        let mut inputs = vec![input];
+        while inputs.len() < AT_A_TIME {
+            let result = self.results.1.try_recv().ok();
+            match result.or_else(|| self.inbox.try_recv().map(Input::Seen)) {
+                Some(input) => inputs.push(input),
+                None => break,
+            }
         }
-        if let Input::Seen(event) = &input {
-            self.record.note_failure(event);
+        inputs
+    }
+
+    /// Applies `inputs` to the state and carries out the effects. Returns when the next timer is due.
+    fn handle(&mut self, inputs: Vec<Input>) -> Option<Instant> {
+        for input in &inputs {
+            match input {
+                Input::Probed { answered, .. } => self.metrics.probed(*answered),
+                Input::Seen(event) => self.record.note_failure(event),
+                Input::Configured(config) => self.record.set_hold_down(config.hold_down),
+                Input::Discovered(_) | Input::Timer => {}
+            }
         }
-        if let Input::Configured(config) = &input {
-            self.record.set_hold_down(config.hold_down);
-        }
-        let by_discovery = matches!(input, Input::Discovered(_));
-        let mut effects = self.state.apply(input, Instant::now());
-        if by_discovery || effects.rebuild.is_some() || !effects.notes.is_empty() {
+        let by_discovery = inputs.iter().any(|input| matches!(input, Input::Discovered(_)));
+        let effects = self.state.apply_all(inputs, Instant::now());
+        let mut notes = effects.notes.iter();
+        let may_differ = by_discovery || notes.any(|note| !matches!(note, Note::ProbeFailed(_)));
+        if may_differ || effects.rebuild.is_some() {
             self.metrics.show_states(&self.state);
             self.record.update(&self.state, &effects.notes);
         }
-        for note in effects.notes.drain(..) {
-            self.metrics.note(&note);
-            self.log.state_changed(&note, self.state.is_panicking());
+        for note in &effects.notes {
+            self.metrics.note(note);
+            self.log.state_changed(note, self.state.is_panicking());
         }
-        effects.probes.drain(..).for_each(|probe| self.start_probe(probe));
-        effects
+        effects.probes.into_iter().for_each(|probe| self.start_probe(probe));
+        if let Some(rebuild) = effects.rebuild {
+            self.builds.want(rebuild);
+        }
+        effects.timer
     }
 
     fn start_probe(&self, probe: Probe) {
         let (prober, results, until) = (Arc::clone(&self.prober), self.results.0.clone(), self.tasks.clone());
+        let probes = Arc::clone(&self.probes);
         self.tasks.spawn(async move {
             let asked = async {
+                // Never closed. The permit is held until the probe has ended.
+                let _permit = probes.acquire().await;
                 loop {
                     match timeout(PROBE_TIMEOUT, prober.probe(&probe.identity, probe.address, &probe.access)).await {
                         Ok(Ok(answered)) => return answered,
@@ -197,38 +233,29 @@ impl<P: Prober> MembershipTask<P> {
         });
     }
 
-    /// Builds a table and publishes it. If it cannot be built, builds the one that the published members need, if any.
-    async fn rebuild(&mut self, rebuild: Rebuild) {
-        let mut next = Some(rebuild);
-        while let Some(rebuild) = next {
-            next = self.try_rebuild(rebuild).await;
-        }
-    }
-
-    /// Builds a table on a blocking thread and publishes it. Inputs wait meanwhile; the watch channels keep only their
-    /// newest values. If it cannot be built, returns the one to build instead.
-    async fn try_rebuild(&mut self, rebuild: Rebuild) -> Option<Rebuild> {
-        let begun = Instant::now();
-        let built = spawn_blocking(|| rebuild.run()).await;
-        match built.map_err(BuildError::Thread).and_then(|built| built.map_err(BuildError::Ring)) {
-            Ok(change) => {
-                self.publish(change, begun.elapsed());
-                None
-            }
+    /// Publishes a table, also if a further one is wanted by now: what it says is newer than what is published. Only if
+    /// that further one is what is published, neither is needed.
+    fn built(&mut self, built: Built) {
+        match built {
+            Ok(_) if self.builds.is_back_at(self.state.table()) => {}
+            Ok((change, took)) => self.publish(change, took),
             Err(error) => {
-                let instead = self.state.revert(Instant::now());
-                self.metrics.show_states(&self.state);
-                self.record.update(&self.state, &[]);
+                // Other members that came meanwhile may have a placement. If not, their own build fails.
+                if !self.builds.has_other_members() {
+                    self.builds.replace(self.state.revert(Instant::now()));
+                    self.metrics.show_states(&self.state);
+                    self.record.update(&self.state, &[]);
+                }
                 let cause: &dyn std::error::Error = &error;
                 let source = cause.source().map(ToString::to_string);
                 tracing::error!(pool = %self.pool, %error, source, "keeping the ring as it is");
-                instead
             }
         }
     }
 
     fn publish(&mut self, change: Change, took: Duration) {
         self.state.commit(&change);
+        self.builds.hold(&change.table);
         self.metrics.show(&change.table, change.moved, took);
         self.record.note_change(&change, took);
         self.log.ring_changed(&change);

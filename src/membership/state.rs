@@ -116,18 +116,27 @@ impl State {
 
     /// Applies `input` at the time `now`.
     pub fn apply(&mut self, input: Input, now: Instant) -> Effects {
+        self.apply_all([input], now)
+    }
+
+    /// Applies `inputs` at the time `now`. The members are gone through once, however many inputs there are.
+    pub fn apply_all(&mut self, inputs: impl IntoIterator<Item = Input>, now: Instant) -> Effects {
         let mut effects = Effects::default();
-        let source = match &input {
-            Input::Discovered(_) => Some(Cause::Discovery),
-            Input::Configured(_) => Some(Cause::Configuration),
-            Input::Seen(_) | Input::Probed { .. } | Input::Timer => None,
-        };
-        match input {
-            Input::Discovered(endpoints) => self.discovered(&endpoints, now, &mut effects.notes),
-            Input::Seen(event) => self.seen(&event, now, &mut effects.notes),
-            Input::Probed { probe, answered } => self.probed(&probe, answered, now, &mut effects.notes),
-            Input::Configured(config) => self.config = config,
-            Input::Timer => {}
+        let mut source = None;
+        for input in inputs {
+            match input {
+                Input::Discovered(endpoints) => {
+                    source = Some(Cause::Discovery);
+                    self.discovered(&endpoints, now, &mut effects.notes);
+                }
+                Input::Seen(event) => self.seen(&event, now, &mut effects.notes),
+                Input::Probed { probe, answered } => self.probed(&probe, answered, now, &mut effects.notes),
+                Input::Configured(config) => {
+                    source = Some(Cause::Configuration);
+                    self.config = config;
+                }
+                Input::Timer => {}
+            }
         }
         self.eject_unresolved(now, &mut effects.notes);
         self.remove_absent(now, &mut effects.notes);
@@ -136,6 +145,11 @@ impl State {
         effects.timer = self.next_due();
         effects.rebuild = self.request_table(source.unwrap_or_else(|| cause_of(&effects.notes)));
         effects
+    }
+
+    /// Returns the table that was published last.
+    pub fn table(&self) -> Option<&Arc<Table>> {
+        self.table.as_ref()
     }
 
     /// Notes that the table of `change` was published.

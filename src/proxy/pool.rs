@@ -47,7 +47,12 @@ pub(super) struct Pool {
 
 impl Pool {
     /// Starts a pool, from discovery to dispatch.
-    pub(super) fn start(config: &PoolConfig, certificates: &Reloads, tasks: &Tasks) -> Result<Self, ProxyError> {
+    pub(super) fn start(
+        config: &PoolConfig,
+        certificates: &Reloads,
+        builder: &membership::Builder,
+        tasks: &Tasks,
+    ) -> Result<Self, ProxyError> {
         let PoolConfig { name, .. } = config;
         let client = load_client(config)?;
         let tasks = tasks.child();
@@ -57,7 +62,7 @@ impl Pool {
             .map_err(|source| ProxyError::Discovery { pool: name.clone(), source })?;
         let (events, inbox) = health::channel(name);
         let (membership, chosen) = watch::channel(config.membership.clone());
-        let published = membership::start(name, chosen, found, inbox, HealthCheck, &tasks);
+        let published = membership::start(name, chosen, found, inbox, HealthCheck, builder.clone(), &tasks);
         let tables = published.tables.clone();
         let dispatch = Dispatch::start(name, config.dispatch.clone(), tables, &tasks, events);
         tasks.spawn(keep_descriptors(Arc::clone(&dispatch), tasks.clone()));

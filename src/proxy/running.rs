@@ -18,6 +18,7 @@ use crate::{
     budget::{Budget, Division},
     config::{Config, PoolConfig},
     lifecycle::Tasks,
+    membership::Builder,
     pipeline::{Pipeline, Routes},
     receive::Receivers,
     settings::{Shutdown, values::MIB},
@@ -40,6 +41,7 @@ pub(super) struct Running {
     pipeline: Arc<Pipeline>,
     receivers: Option<Receivers>,
     budget: Budget,
+    builder: Builder,
     /// The memory of the process before it had clients, in bytes.
     fixed: usize,
     readiness: Readiness,
@@ -93,9 +95,11 @@ impl Running {
         shutdown: &Arc<Mutex<Shutdown>>,
         tasks: &Tasks,
     ) -> Result<Self, ProxyError> {
+        let budget = Budget::divided(Division::of(config.memory_limit, 0));
+        let builder = Builder::new(budget.clone());
         let mut pools = BTreeMap::new();
         for pool in &config.pools {
-            let started = Pool::start(pool, certificates, tasks)?;
+            let started = Pool::start(pool, certificates, &builder, tasks)?;
             started.require_table(readiness);
             pools.insert(pool.name.clone(), started);
         }
@@ -106,6 +110,7 @@ impl Running {
             pipeline,
             receivers: None,
             budget,
+            builder,
             fixed: 0,
             readiness: readiness.clone(),
             shown: shown.clone(),
@@ -204,7 +209,7 @@ impl Running {
     async fn start_new(&self, pools: &[PoolConfig]) -> Result<BTreeMap<String, Pool>, ApplyError> {
         let mut added = BTreeMap::new();
         for pool in pools.iter().filter(|pool| !self.pools.contains_key(&pool.name)) {
-            match Pool::start(pool, &self.certificates, &self.tasks) {
+            match Pool::start(pool, &self.certificates, &self.builder, &self.tasks) {
                 Ok(started) => drop(added.insert(pool.name.clone(), started)),
                 Err(error) => {
                     self.give_up(added);

@@ -38,6 +38,7 @@
 
 use std::sync::Arc;
 
+pub mod memory;
 pub mod slots_v1;
 
 mod base;

@@ -39,7 +39,7 @@ const ROOMS: &[Room] = &[
     ("ring", &["endpoint", "settings"]),
     ("route", &["ring", "settings", "split"]),
     ("discovery", &["access", "endpoint", "lifecycle", "settings", "telemetry"]),
-    ("membership", &["access", "endpoint", "health", "lifecycle", "ring", "settings", "telemetry"]),
+    ("membership", &["access", "budget", "endpoint", "health", "lifecycle", "ring", "settings", "telemetry"]),
     // The path of the data, beginning at its end.
     // Calls on one connection, without queues.
     (

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    budget::Budget,
     health::{self, Events},
     shortage::Shortage,
 };
@@ -26,7 +27,15 @@ impl Feed {
     pub(crate) fn start(pool: &str, tasks: &Tasks) -> Self {
         let (discovery, endpoints) = watch::channel(None);
         let (events, inbox) = health::channel(pool);
-        let published = start(pool, watch::channel(Config::default()).1, endpoints, inbox, Never, tasks);
+        let published = start(
+            pool,
+            watch::channel(Config::default()).1,
+            endpoints,
+            inbox,
+            Never,
+            Builder::new(Budget::new(0)),
+            tasks,
+        );
         Self { published, events, discovery }
     }
 

@@ -16,8 +16,8 @@ pub(crate) use feed::Feed;
 use tokio::time::Instant;
 
 use super::{
-    build::Change,
-    state::{Effects, Input, Note, State},
+    build::{Change, Rebuild},
+    state::Effects,
     *,
 };
 use crate::{

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    budget::Budget,
     health,
     membership::change_log,
     shortage::Shortage,
@@ -58,7 +59,9 @@ impl Pool {
         let (discovery, receiver) = watch::channel(None);
         let (events, inbox) = health::channel("tail");
         let config = Config { hold_down: Duration::ZERO, ..Config::default() };
-        let tables = start("tail", watch::channel(config).1, receiver, inbox, Silent, tasks).tables;
+        let tables =
+            start("tail", watch::channel(config).1, receiver, inbox, Silent, Builder::new(Budget::new(0)), tasks)
+                .tables;
         Self { discovery, tables, _events: events }
     }
 

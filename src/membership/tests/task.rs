@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::{
+    budget::{Budget, Use},
     health::{self, Events},
     shortage::Shortage,
 };
@@ -36,8 +37,12 @@ fn begin(receiver: EndpointsReceiver, tasks: &Tasks) -> (Events, Tables) {
 
 fn begin_with(prober: Scripted, receiver: EndpointsReceiver, tasks: &Tasks) -> (Events, Tables) {
     let (events, inbox) = health::channel("tail");
-    let published = start("tail", watch::channel(Config::default()).1, receiver, inbox, prober, tasks);
+    let published = start("tail", watch::channel(Config::default()).1, receiver, inbox, prober, builder(), tasks);
     (events, published.tables)
+}
+
+fn builder() -> Builder {
+    Builder::new(Budget::new(0))
 }
 
 fn unresolved(identities: &[&str]) -> Option<Endpoints> {
@@ -185,7 +190,7 @@ async fn new_configuration_applies_to_a_running_task() {
     let (discovery, receiver) = watch::channel(Some(endpoints(&["a", "b"], 1)));
     let (configs, config) = watch::channel(Config::default());
     let (_events, inbox) = health::channel("tail");
-    let mut shown = start("tail", config, receiver, inbox, Scripted::default(), &tasks);
+    let mut shown = start("tail", config, receiver, inbox, Scripted::default(), builder(), &tasks);
     published(&mut shown.tables, 1).await;
     configs.send_replace(Config { hold_down: Duration::ZERO, ..Config::default() });
     settle().await;
@@ -195,4 +200,51 @@ async fn new_configuration_applies_to_a_running_task() {
     assert!(removed_at.elapsed() < Config::default().hold_down, "the new hold_down must be in use");
     tasks.stop();
     tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_ejections_lead_to_few_tables() {
+    let tasks = Tasks::new();
+    let names: Vec<String> = (0..40).map(|index| format!("collector-{index}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut sorted = endpoints(&names, 1).to_vec();
+    sorted.sort();
+    let (_discovery, receiver) = watch::channel(Some(sorted.into()));
+    let prober = Scripted { unanswered: usize::MAX, ..Scripted::default() };
+    let (events, mut tables) = begin_with(prober, receiver, &tasks);
+    published(&mut tables, 1).await;
+    // One after the other, as requests notice them: the task handles each by itself.
+    for name in &names[..20] {
+        events.send(&(*name).into(), HealthKind::Refused);
+        sleep(Duration::from_millis(1)).await;
+    }
+    settle().await;
+    let table = tables.borrow().clone().expect("there is a table");
+    assert_eq!(table.overlay().away().len(), 20);
+    assert!(table.generation <= 4, "{} tables for 20 ejections within 20 ms", table.generation);
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_of_tables_is_counted_and_never_refused() {
+    let tasks = Tasks::new();
+    let budget = Budget::new(0);
+    let (discovery, receiver) = watch::channel(Some(endpoints(&["a", "b"], 1)));
+    let (_events, inbox) = health::channel("tail");
+    let configs = watch::channel(Config::default()).1;
+    let builder = Builder::new(budget.clone());
+    let mut shown = start("tail", configs, receiver, inbox, Scripted::default(), builder, &tasks);
+    published(&mut shown.tables, 1).await;
+    settle().await;
+    let first = budget.used_for(Use::Tables);
+    assert!(first > 2 * 131_072, "the owners of all slots alone take that much: {first}");
+    discovery.send_replace(Some(endpoints(&["a", "b", "c"], 1)));
+    published(&mut shown.tables, 2).await;
+    settle().await;
+    let second = budget.used_for(Use::Tables);
+    assert!((first..2 * first).contains(&second), "{second}: that of the table before must be given back");
+    tasks.stop();
+    tasks.wait().await;
+    assert_eq!(budget.used_for(Use::Tables), 0, "the task gives back what it holds");
 }

@@ -1,0 +1,133 @@
+//! When tables are built: one at a time in the process, on a blocking thread, and not too often.
+//!
+//! A change is not built at once if a table was built a moment ago. What changes meanwhile goes into the same table: a
+//! thousand ejections within a moment lead to two tables and not to a thousand.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Semaphore,
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    BuildError,
+    build::{Change, Rebuild},
+};
+use crate::{
+    budget::{Budget, Permit, Use},
+    endpoint::Endpoints,
+    ring::{Table, memory},
+};
+
+/// The least time between two builds of a pool. A single change waits for nothing.
+pub(super) const LEAST_PAUSE: Duration = Duration::from_millis(20);
+
+/// A pause is so many times as long as the build before it: builds of large pools take at most a tenth of one
+/// processor's time.
+const PAUSE_PER_BUILD: u32 = 9;
+
+/// The longest pause, after which a failed backend's traces still go elsewhere before their clients give up.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the builds of all pools share: only one runs at a time, and their memory is counted. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    turn: Arc<Semaphore>,
+    budget: Budget,
+}
+
+/// The builds of one pool.
+#[derive(Debug)]
+pub(super) struct Builds {
+    builder: Builder,
+    /// The latest request that is not being built yet.
+    wanted: Option<Rebuild>,
+    running: Option<JoinHandle<Built>>,
+    /// The members of the table that is built, or was built last.
+    members: Endpoints,
+    not_before: Instant,
+    /// The memory of the published table.
+    held: Option<Permit>,
+}
+
+/// A finished build and how long it took.
+pub(super) type Built = Result<(Change, Duration), BuildError>;
+
+// === impl Builder ===
+
+impl Builder {
+    /// Counts the memory of tables in `budget`.
+    pub fn new(budget: Budget) -> Self {
+        Self { turn: Arc::new(Semaphore::new(1)), budget }
+    }
+}
+
+// === impl Builds ===
+
+impl Builds {
+    pub(super) fn new(builder: Builder) -> Self {
+        Self { builder, wanted: None, running: None, members: Arc::default(), not_before: Instant::now(), held: None }
+    }
+
+    /// Requests a table instead of the one that was requested before, unless that is being built already.
+    pub(super) fn want(&mut self, rebuild: Rebuild) {
+        self.replace(Some(rebuild));
+    }
+
+    /// Requests a table, or none, instead of the one that was requested before.
+    pub(super) fn replace(&mut self, rebuild: Option<Rebuild>) {
+        self.wanted = rebuild;
+    }
+
+    /// Returns whether the table that is requested has other members than the one that was built last.
+    pub(super) fn has_other_members(&self) -> bool {
+        self.wanted.as_ref().is_some_and(|wanted| wanted.view().endpoints != self.members)
+    }
+
+    /// Returns whether the members are again as `table` has them, so that the table that was built in between is not
+    /// needed. The request is withdrawn then.
+    pub(super) fn is_back_at(&mut self, table: Option<&Arc<Table>>) -> bool {
+        let is_back = self.wanted.as_ref().zip(table).is_some_and(|(wanted, table)| wanted.is_for(table));
+        if is_back {
+            self.wanted = None;
+        }
+        is_back
+    }
+
+    /// Waits for the next table; for ever while none is requested. `published` is the current one.
+    ///
+    /// Cancel safety: a build that has begun goes on, and the next call waits for it.
+    pub(super) async fn next(&mut self, published: Option<&Arc<Table>>) -> Built {
+        loop {
+            if let Some(running) = &mut self.running {
+                let built = running.await.unwrap_or_else(|error| Err(BuildError::Thread(error)));
+                self.running = None;
+                let took = built.as_ref().map_or(Duration::ZERO, |(_, took)| *took);
+                self.not_before = Instant::now() + (took * PAUSE_PER_BUILD).clamp(LEAST_PAUSE, LONGEST_PAUSE);
+                return built;
+            }
+            if self.wanted.is_none() {
+                std::future::pending::<()>().await;
+            }
+            sleep_until(self.not_before).await;
+            let Ok(turn) = Arc::clone(&self.builder.turn).acquire_owned().await else { continue };
+            let Some(rebuild) = self.wanted.take().and_then(|wanted| wanted.after(published)) else { continue };
+            // A table is never refused for lack of room: without it, records would go to backends that are gone.
+            let permit = self.builder.budget.count_for(Use::Tables, memory::of_build(&rebuild.view().endpoints));
+            self.members = Arc::clone(&rebuild.view().endpoints);
+            self.running = Some(spawn_blocking(move || {
+                let begun = Instant::now();
+                let built = rebuild.run().map_err(BuildError::Ring);
+                drop((permit, turn));
+                built.map(|change| (change, begun.elapsed()))
+            }));
+        }
+    }
+
+    /// Counts the memory of a table that is published instead of the one before.
+    pub(super) fn hold(&mut self, table: &Table) {
+        self.held = Some(self.builder.budget.count_for(Use::Tables, memory::of_table(table)));
+    }
+}
