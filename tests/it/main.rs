@@ -22,6 +22,7 @@ mod handover;
 #[allow(dead_code, reason = "the bench of proxies uses the rest")]
 mod harness;
 mod layout;
+mod many_backends;
 mod memory;
 mod metadata;
 mod nameserver;
