@@ -95,7 +95,6 @@ impl Running {
         shutdown: &Arc<Mutex<Shutdown>>,
         tasks: &Tasks,
     ) -> Result<Self, ProxyError> {
-        let budget = Budget::divided(Division::of(config.memory_limit, 0));
         let builder = Builder::new(budget.clone());
         let mut pools = BTreeMap::new();
         for pool in &config.pools {

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::{
     harness::{Process, Proxy, metric, until},
-    nameserver::{NameServer, Say},
+    nameserver::{NameServer, Reply},
     rig::{client, request, span},
 };
 
@@ -49,8 +49,8 @@ async fn two_thousand_backends_that_refuse_cost_little() -> Result<()> {
     let refusing = (1..=NETS).flat_map(|third| (1..=BACKENDS).map(move |last| Ipv4Addr::new(127, net, third, last)));
     let unusable = [[0, 1, 2, 3], [240, 0, 0, 1], [255, 255, 255, 255], [224, 0, 0, 1]].map(Ipv4Addr::from);
     let all: Vec<IpAddr> = refusing.chain(unusable).map(IpAddr::V4).collect();
-    server.say(NAME, RecordType::A, Say::OverTcp(all));
-    server.say(NAME, RecordType::AAAA, Say::NoData);
+    server.set_reply(NAME, RecordType::A, Reply::OverTcp(all));
+    server.set_reply(NAME, RecordType::AAAA, Reply::NoData);
     let command = || server.command(env!("CARGO_BIN_EXE_spanring"));
     // Nobody listens on port 1.
     let proxy = Proxy::start_by("spanring", command, "readyz", |grpc, admin| {
