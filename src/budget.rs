@@ -16,6 +16,10 @@ const CLIENTS_PART: usize = 3;
 /// would leave nothing for requests.
 const FIXED_PART: usize = 2;
 
+/// The part of the requests' share that the requests of one connection may hold: a fourth. A single request may hold
+/// more.
+const CONNECTION_PART: usize = 4;
+
 /// The purpose of memory. The account counts each purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
@@ -47,6 +51,13 @@ struct Inner {
 struct Share {
     limit: AtomicUsize,
     used: AtomicUsize,
+}
+
+/// What the requests of one connection hold. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Portion {
+    budget: Budget,
+    used: Arc<AtomicUsize>,
 }
 
 /// How a limit is divided, in bytes.
@@ -124,6 +135,11 @@ impl Budget {
         self.0.requests.limit.load(Relaxed)
     }
 
+    /// Returns how many bytes one request can get while the process serves nothing else.
+    pub fn alone(&self) -> usize {
+        self.limit().saturating_sub(self.used_for(Use::Tables))
+    }
+
     /// Returns the share of clients' connections and streams, in bytes.
     pub fn clients_limit(&self) -> usize {
         self.0.clients.limit.load(Relaxed)
@@ -158,7 +174,7 @@ impl Budget {
 
     /// Returns an empty permit, which can grow.
     pub fn permit_for(&self, purpose: Use) -> Permit {
-        Permit { budget: self.clone(), purpose, bytes: 0 }
+        Permit { budget: self.clone(), purpose, portion: None, bytes: 0 }
     }
 
     /// Takes `bytes` for a request, or returns `None` if there is no room for them.
@@ -177,7 +193,7 @@ impl Budget {
     pub fn count_for(&self, purpose: Use, bytes: usize) -> Permit {
         self.share(purpose).used.fetch_add(bytes, Relaxed);
         self.counter(purpose).fetch_add(bytes, Relaxed);
-        Permit { budget: self.clone(), purpose, bytes }
+        Permit { budget: self.clone(), purpose, portion: None, bytes }
     }
 
     fn share(&self, purpose: Use) -> &Share {
@@ -212,11 +228,29 @@ impl Budget {
     }
 }
 
+// === impl Portion ===
+
+impl Portion {
+    /// Creates the portion of another connection.
+    pub fn of(budget: &Budget) -> Self {
+        Self { budget: budget.clone(), used: Arc::default() }
+    }
+
+    /// Returns an empty permit for one request, which can grow.
+    pub fn permit(&self) -> Permit {
+        let mut permit = self.budget.permit();
+        permit.portion = Some(Arc::clone(&self.used));
+        permit
+    }
+}
+
 /// Bytes taken from an account. They are given back on drop.
 #[derive(Debug)]
 pub struct Permit {
     budget: Budget,
     purpose: Use,
+    /// The bytes that the requests of the same connection hold, if it is a request's.
+    portion: Option<Arc<AtomicUsize>>,
     bytes: usize,
 }
 
@@ -224,18 +258,45 @@ impl Permit {
     /// Takes `more` bytes in addition. Returns `false`, without any change, if there is no room for them.
     #[must_use]
     pub fn grow(&mut self, more: usize) -> bool {
-        let grown = more == 0 || self.budget.try_add(self.purpose, more);
+        if more == 0 {
+            return true;
+        }
+        if !self.add_to_portion(more) {
+            return false;
+        }
+        let grown = self.budget.try_add(self.purpose, more);
         if grown {
             self.bytes += more;
+        } else {
+            self.take_from_portion(more);
         }
         grown
+    }
+
+    /// Returns whether the connection may hold `more` bytes, and counts them. Its only request may always.
+    fn add_to_portion(&self, more: usize) -> bool {
+        let Some(used) = &self.portion else { return true };
+        let most = self.limit() / CONNECTION_PART;
+        let added = |used: usize| used.checked_add(more).filter(|sum| *sum <= most || used == self.bytes);
+        used.fetch_update(Relaxed, Relaxed, added).is_ok()
+    }
+
+    fn take_from_portion(&self, bytes: usize) {
+        if let Some(used) = &self.portion {
+            used.fetch_sub(bytes, Relaxed);
+        }
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.take_from_portion(bytes);
+        self.budget.give_back(self.purpose, bytes);
     }
 
     /// Gives back all but `keep` bytes.
     pub fn shrink_to(&mut self, keep: usize) {
         if let Some(extra) = self.bytes.checked_sub(keep) {
             self.bytes = keep;
-            self.budget.give_back(self.purpose, extra);
+            self.give_back(extra);
         }
     }
 
@@ -245,8 +306,13 @@ impl Permit {
     }
 
     /// Returns the share that the bytes are taken from, in bytes.
-    pub fn limit(&self) -> usize {
+    fn limit(&self) -> usize {
         self.budget.share(self.purpose).limit.load(Relaxed)
+    }
+
+    /// Returns how many bytes one request can get while the process serves nothing else.
+    pub fn alone(&self) -> usize {
+        self.budget.alone()
     }
 }
 
@@ -279,13 +345,41 @@ impl Buffer {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.give_back(self.purpose, self.bytes);
+        self.give_back(self.bytes);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_requests_of_a_connection_get_a_fourth_or_one_of_them_all_there_is() {
+        let budget = Budget::new(100);
+        let (portion, other) = (Portion::of(&budget), Portion::of(&budget));
+        let mut permits = [portion.permit(), portion.permit()];
+        assert!(permits[0].grow(15) && permits[1].grow(10), "a fourth for all of them");
+        assert!(!permits[0].grow(1) && !permits[1].grow(1), "and no more");
+        assert_eq!((permits[0].bytes(), permits[1].bytes(), budget.used()), (15, 10, 25));
+        let mut others = other.permit();
+        assert!(others.grow(25), "the other connection has its own portion");
+        permits[1].shrink_to(0);
+        assert!(permits[0].grow(60), "the only request of a connection may have more");
+        assert!(!permits[0].grow(1) && budget.used() == 100, "but not more than there is");
+        assert!(!permits[1].grow(1), "meanwhile there is no room for others of its connection");
+        drop(permits);
+        assert_eq!((budget.used(), portion.used.load(Relaxed)), (25, 0));
+        assert!(!portion.permit().grow(76) && portion.permit().grow(75), "what was refused is not held");
+        drop(others);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn tables_leave_less_for_one_request() {
+        let budget = Budget::new(100);
+        let _held = (budget.count_for(Use::Tables, 30), budget.take(50));
+        assert_eq!(budget.alone(), 70);
+    }
 
     #[test]
     fn a_limit_below_what_is_held_takes_nothing_back() {

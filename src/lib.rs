@@ -85,8 +85,10 @@ pub mod endpoint;
 pub mod health;
 pub mod lifecycle;
 pub mod otlp;
+pub mod places;
 pub mod settings;
 pub mod shortage;
+pub mod spare;
 // What tests of several rooms share.
 #[cfg(test)]
 mod testing;

@@ -5,17 +5,15 @@ use std::{
     io::{self, Read},
 };
 
-use bytes::Bytes;
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
-use super::{Encoding, ZSTD_WINDOW_LOG};
+use super::{Encoding, ZSTD_WINDOW_LOG, output::Output};
 use crate::{
-    budget::{Budget, Buffer, Permit},
-    otlp::{
-        Framed,
-        framed::{PREFIX_LEN, prefix_of},
-    },
+    budget::{Budget, Permit},
+    otlp::Framed,
+    places::LONG,
+    spare::Spare,
 };
 
 /// The most members that a gzip stream may have. Real clients send one; each costs a reset of the decoder.
@@ -24,18 +22,21 @@ const GZIP_MEMBERS: usize = 256;
 /// The most bytes that one chunk of snappy inflates to.
 const SNAPPY_CHUNK: usize = 64 << 10;
 
-/// A stream states its inflated size. The first buffer has that size, but at most this many bytes ...
-const BELIEVED: usize = 256 << 10;
-/// ... or this many times the compressed size, which the sender really sent.
-const BELIEVED_RATIO: usize = 8;
+/// How many times its compressed size a message is guessed to have that states no size: a usual ratio of telemetry.
+const GUESSED_RATIO: usize = 4;
+
+/// The highest ratio of deflate data, rounded up (zlib's documentation has 1032).
+const DEFLATE_RATIO: usize = 1_040;
 
 /// The reason why a message could not be inflated.
 #[derive(Debug, PartialEq, Eq)]
 pub enum InflateError {
     /// The inflated message is larger than the limit.
     TooLarge,
-    /// The budget has no room.
-    Budget,
+    /// The budget has no room. So far, the message and its compressed form take this many bytes.
+    NoRoom(usize),
+    /// The message inflates to more than 8 MiB and more than 1,000 times its compressed size.
+    Ratio,
     /// The data is not valid in its encoding.
     Corrupt(&'static str),
 }
@@ -45,6 +46,9 @@ thread_local! {
     static GZIP: RefCell<Decompress> = RefCell::new(Decompress::new(false));
     static ZSTD: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
 }
+
+/// The decoders for long messages. Each may keep a window of 8 MiB, so fewer are kept than there are threads.
+static LONG_ZSTD: Spare<Option<DCtx<'static>>> = Spare::new(2);
 
 /// Inflates `input` to a framed message of at most `limit` bytes.
 ///
@@ -56,11 +60,12 @@ pub fn inflate(
     limit: usize,
     permit: &mut Permit,
 ) -> Result<(Framed, usize), InflateError> {
-    let mut output = Output::new(limit, permit);
+    let mut output = Output::new(input.len(), limit, permit);
     match encoding {
         Encoding::Gzip => GZIP.with_borrow_mut(|decoder| gunzip(decoder, input, &mut output))?,
         Encoding::Snappy => unsnappy(input, &mut output)?,
-        Encoding::Zstd => ZSTD.with_borrow_mut(|decoder| unzstd(decoder, input, &mut output))?,
+        Encoding::Zstd if limit <= LONG => ZSTD.with_borrow_mut(|decoder| unzstd(decoder, input, &mut output))?,
+        Encoding::Zstd => LONG_ZSTD.with(|| None, |decoder| unzstd(decoder, input, &mut output))?,
     }
     output.seal()
 }
@@ -70,10 +75,33 @@ pub fn inflate_uncounted(encoding: Encoding, input: &[u8], limit: usize) -> Resu
     inflate(encoding, input, limit, &mut Budget::new(usize::MAX).permit()).map(|(message, _)| message)
 }
 
+/// Returns the inflated size that `input` states, or a guess if it states none. Nothing is inflated for this.
+pub fn expected_len(encoding: Encoding, input: &[u8]) -> usize {
+    let stated = match encoding {
+        Encoding::Gzip => gzip_size(input),
+        Encoding::Zstd => zstd_size(input).ok().flatten().map(|size| usize::try_from(size).unwrap_or(usize::MAX)),
+        Encoding::Snappy => None,
+    };
+    stated.unwrap_or(input.len().saturating_mul(GUESSED_RATIO))
+}
+
+/// Returns the size in the last four bytes, which is the inflated size of the last member modulo 2^32 (RFC 1952, 2.3.1,
+/// ISIZE). `None` if no data of that length can have this size.
+fn gzip_size(input: &[u8]) -> Option<usize> {
+    let stated = usize::try_from(u32::from_le_bytes(*input.last_chunk()?)).ok()?;
+    (stated <= input.len().saturating_mul(DEFLATE_RATIO)).then_some(stated)
+}
+
+/// Returns the size in the header of the first frame. A frame that has another size is broken.
+fn zstd_size(input: &[u8]) -> Result<Option<u64>, InflateError> {
+    zstd_safe::get_frame_content_size(input).map_err(|_| BROKEN_ZSTD)
+}
+
 fn gunzip(decoder: &mut Decompress, mut input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
-    // The last four bytes are the inflated size modulo 2^32 (RFC 1952, 2.3.1, ISIZE).
-    let stated = input.last_chunk().map_or(0, |size| u32::from_le_bytes(*size));
-    output.start(u64::from(stated), input.len())?;
+    match gzip_size(input) {
+        Some(size) => output.start_stated(size as u64)?,
+        None => output.start_guessed(input.len().saturating_mul(GUESSED_RATIO))?,
+    }
     for _ in 0..GZIP_MEMBERS {
         input = gunzip_member(decoder, skip_gzip_header(input)?, output)?;
         if input.is_empty() {
@@ -89,14 +117,15 @@ fn gunzip_member<'a>(
     mut input: &'a [u8],
     output: &mut Output<'_>,
 ) -> Result<&'a [u8], InflateError> {
-    let start = output.buffer.bytes.len();
+    let mut crc = Crc::new();
     decoder.reset(false);
     loop {
         output.make_room()?;
-        let (taken, made) = (decoder.total_in(), decoder.total_out());
+        let (taken, made, start) = (decoder.total_in(), decoder.total_out(), output.open.bytes.len());
         let status = decoder
-            .decompress_vec(input, &mut output.buffer.bytes, FlushDecompress::Finish)
+            .decompress_vec(input, &mut output.open.bytes, FlushDecompress::Finish)
             .map_err(|_| InflateError::Corrupt("broken deflate data"))?;
+        crc.update(output.open.bytes.get(start..).unwrap_or_default());
         let taken = usize::try_from(decoder.total_in() - taken).unwrap_or(usize::MAX);
         input = input.get(taken..).ok_or(InflateError::Corrupt("truncated gzip data"))?;
         match status {
@@ -110,8 +139,6 @@ fn gunzip_member<'a>(
     let Some((trailer, rest)) = input.split_first_chunk::<8>() else {
         return Err(InflateError::Corrupt("truncated gzip data"));
     };
-    let mut crc = Crc::new();
-    crc.update(output.buffer.bytes.get(start..).unwrap_or_default());
     let [a, b, c, d, e, f, g, h] = *trailer;
     if u32::from_le_bytes([a, b, c, d]) != crc.sum() || u32::from_le_bytes([e, f, g, h]) != crc.amount() {
         return Err(InflateError::Corrupt("gzip checksum does not match"));
@@ -150,27 +177,30 @@ fn skip_gzip_header(input: &[u8]) -> Result<&[u8], InflateError> {
     Ok(rest)
 }
 
+const BROKEN_ZSTD: InflateError = InflateError::Corrupt("broken zstd data, or a window above 8 MiB");
+
 fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
-    const BROKEN: InflateError = InflateError::Corrupt("broken zstd data, or a window above 8 MiB");
     let decoder = match kept {
         Some(decoder) => decoder,
-        None => kept.insert(new_zstd_decoder().ok_or(InflateError::Budget)?),
+        // It fails only if the allocator does, which is no fault of the message.
+        None => kept.insert(new_zstd_decoder().ok_or(InflateError::NoRoom(0))?),
     };
-    decoder.reset(ResetDirective::SessionOnly).map_err(|_| BROKEN)?;
-    // Without a stated size, assume a ratio that is usual for telemetry.
-    let stated = zstd_safe::get_frame_content_size(input).map_err(|_| BROKEN)?;
-    output.start(stated.unwrap_or(input.len() as u64 * 4), input.len())?;
+    decoder.reset(ResetDirective::SessionOnly).map_err(|_| BROKEN_ZSTD)?;
+    match zstd_size(input)? {
+        Some(size) => output.start_stated(size)?,
+        None => output.start_guessed(input.len().saturating_mul(GUESSED_RATIO))?,
+    }
     let mut source = InBuffer::around(input);
     loop {
         output.make_room()?;
-        let (taken, made) = (source.pos(), output.buffer.bytes.len());
-        let mut target = OutBuffer::around_pos(&mut output.buffer.bytes, made);
-        let left = decoder.decompress_stream(&mut target, &mut source).map_err(|_| BROKEN)?;
+        let (taken, made) = (source.pos(), output.open.bytes.len());
+        let mut target = OutBuffer::around_pos(&mut output.open.bytes, made);
+        let left = decoder.decompress_stream(&mut target, &mut source).map_err(|_| BROKEN_ZSTD)?;
         let all_read = source.pos() == input.len();
         if left == 0 && all_read {
             return Ok(());
         }
-        let stalled = source.pos() == taken && output.buffer.bytes.len() == made;
+        let stalled = source.pos() == taken && output.open.bytes.len() == made;
         if stalled || (all_read && output.has_room()) {
             return Err(InflateError::Corrupt("truncated zstd data"));
         }
@@ -180,16 +210,16 @@ fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_
 /// Inflates the framing format of snappy: chunks of at most 64 KiB once inflated, each with a checksum. The format has
 /// no end mark, so a stream that was cut between two chunks is not detected here; gRPC's prefix states the length.
 fn unsnappy(input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
-    // The format states no size: assume a ratio that is usual for telemetry.
-    output.start(input.len() as u64 * 4, input.len())?;
+    // The format states no size.
+    output.start_guessed(input.len().saturating_mul(GUESSED_RATIO))?;
     let mut decoder = snap::read::FrameDecoder::new(input);
     loop {
         output.make_room()?;
-        let bytes = &mut output.buffer.bytes;
+        let bytes = &mut output.open.bytes;
         let len = bytes.len();
         bytes.resize(bytes.capacity().min(len + SNAPPY_CHUNK), 0);
         // The decoder returns 0 both at the end of the stream and for an empty buffer, so the buffer must not be empty.
-        let room = bytes.get_mut(len..).filter(|room| !room.is_empty()).ok_or(InflateError::Budget)?;
+        let room = bytes.get_mut(len..).filter(|room| !room.is_empty()).ok_or(InflateError::NoRoom(0))?;
         let read = decoder.read(room);
         bytes.truncate(len + *read.as_ref().unwrap_or(&0));
         match read {
@@ -209,234 +239,5 @@ fn new_zstd_decoder() -> Option<DCtx<'static>> {
     Some(decoder)
 }
 
-/// The inflated message while it is made, with room for its prefix in front.
-struct Output<'a> {
-    buffer: Buffer,
-    permit: &'a mut Permit,
-    limit: usize,
-}
-
-impl<'a> Output<'a> {
-    fn new(limit: usize, permit: &'a mut Permit) -> Self {
-        Self { buffer: Buffer::default(), permit, limit }
-    }
-
-    /// Allocates the first buffer for a message whose stated size is `stated`. The statement is believed up to a bound.
-    fn start(&mut self, stated: u64, compressed: usize) -> Result<(), InflateError> {
-        let believed = compressed.saturating_mul(BELIEVED_RATIO).max(BELIEVED).min(self.limit);
-        let size = usize::try_from(stated).unwrap_or(usize::MAX).min(believed);
-        // One byte more than stated, so that a decoder which has still to read its end does not need a larger buffer.
-        self.reach(PREFIX_LEN + size + 1)?;
-        self.buffer.bytes.extend_from_slice(&[0; PREFIX_LEN]);
-        Ok(())
-    }
-
-    fn reach(&mut self, capacity: usize) -> Result<(), InflateError> {
-        if self.buffer.reach(capacity, self.permit) { Ok(()) } else { Err(InflateError::Budget) }
-    }
-
-    fn has_room(&self) -> bool {
-        self.buffer.bytes.len() < self.buffer.bytes.capacity()
-    }
-
-    /// Doubles a full buffer, up to one byte above the limit. If that byte gets used, the message is too large.
-    fn make_room(&mut self) -> Result<(), InflateError> {
-        if self.has_room() {
-            return Ok(());
-        }
-        let most = self.limit.saturating_add(PREFIX_LEN + 1);
-        if self.buffer.bytes.len() >= most {
-            return Err(InflateError::TooLarge);
-        }
-        let doubled = self.buffer.bytes.capacity().saturating_mul(2).min(most);
-        self.reach(doubled)
-    }
-
-    fn seal(self) -> Result<(Framed, usize), InflateError> {
-        let mut bytes = self.buffer.bytes;
-        let held = bytes.capacity();
-        let len = bytes.len().saturating_sub(PREFIX_LEN);
-        let prefix = u32::try_from(len).ok().filter(|_| len <= self.limit).map(prefix_of);
-        match (prefix, bytes.first_chunk_mut::<PREFIX_LEN>()) {
-            (Some(prefix), Some(spare)) => *spare = prefix,
-            (None, _) | (_, None) => return Err(InflateError::TooLarge),
-        }
-        let framed = Framed::from_prefixed(Bytes::from(bytes)).ok_or(InflateError::TooLarge)?;
-        Ok((framed, held))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    const MIB: usize = 1 << 20;
-
-    fn gzip(data: &[u8]) -> Vec<u8> {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(data).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    fn zstd(data: &[u8]) -> Vec<u8> {
-        zstd::encode_all(data, 1).unwrap()
-    }
-
-    fn snappy(data: &[u8]) -> Vec<u8> {
-        let mut encoder = snap::write::FrameEncoder::new(Vec::new());
-        encoder.write_all(data).unwrap();
-        encoder.into_inner().unwrap()
-    }
-
-    fn text(len: usize) -> Vec<u8> {
-        (0..len).map(|i| u8::try_from((i * i / 7) % 64).unwrap()).collect()
-    }
-
-    fn run(encoding: Encoding, input: &[u8], limit: usize, budget: usize) -> Result<Vec<u8>, InflateError> {
-        let budget = Budget::new(budget);
-        let mut permit = budget.take(input.len()).expect("the budget must hold the input");
-        let (framed, held) = inflate(encoding, input, limit, &mut permit)?;
-        assert!(budget.used() >= input.len() + framed.payload_len(), "both must be in the budget while both live");
-        permit.shrink_to(held);
-        assert_eq!(budget.used(), held);
-        assert!(held >= framed.framed_len());
-        Ok(framed.payload().to_vec())
-    }
-
-    #[test]
-    fn what_was_deflated_comes_back() {
-        for len in [0, 1, 100, 4096, BELIEVED, 5 * MIB + 3] {
-            let data = text(len);
-            assert_eq!(run(Encoding::Gzip, &gzip(&data), len, 64 * MIB), Ok(data.clone()), "gzip of {len}");
-            assert_eq!(run(Encoding::Zstd, &zstd(&data), len, 64 * MIB), Ok(data.clone()), "zstd of {len}");
-            assert_eq!(run(Encoding::Snappy, &snappy(&data), len, 64 * MIB), Ok(data.clone()), "snappy of {len}");
-        }
-    }
-
-    #[test]
-    fn one_byte_above_the_limit_is_too_large() {
-        let data = text(10_000);
-        let inputs = [(Encoding::Gzip, gzip(&data)), (Encoding::Zstd, zstd(&data)), (Encoding::Snappy, snappy(&data))];
-        for (encoding, input) in inputs {
-            assert_eq!(run(encoding, &input, 9_999, MIB), Err(InflateError::TooLarge), "{encoding:?}");
-        }
-    }
-
-    #[test]
-    fn a_bomb_never_holds_more_than_the_limit() {
-        let zeros = vec![0; 64 * MIB];
-        let bombs =
-            [(Encoding::Gzip, gzip(&zeros)), (Encoding::Zstd, zstd(&zeros)), (Encoding::Snappy, snappy(&zeros))];
-        for (encoding, bomb) in bombs {
-            // Snappy inflates to about twenty times its size at most.
-            assert!(bomb.len() < 4 * MIB, "{encoding:?}");
-            assert_eq!(run(encoding, &bomb, 4 * MIB, 512 * MIB), Err(InflateError::TooLarge), "{encoding:?}");
-            // The budget is used up before the limit is reached.
-            assert_eq!(run(encoding, &bomb, 63 * MIB, bomb.len() + 2 * MIB), Err(InflateError::Budget), "{encoding:?}");
-        }
-    }
-
-    #[test]
-    fn several_members_are_one_message_and_garbage_after_them_is_not() {
-        let two = [gzip(b"one, "), gzip(b"two")].concat();
-        assert_eq!(run(Encoding::Gzip, &two, 100, MIB), Ok(b"one, two".to_vec()));
-        let two = [zstd(b"one, "), zstd(b"two")].concat();
-        assert_eq!(run(Encoding::Zstd, &two, 100, MIB), Ok(b"one, two".to_vec()));
-        for (encoding, good) in [(Encoding::Gzip, gzip(b"good")), (Encoding::Zstd, zstd(b"good"))] {
-            for garbage in [&b"\0"[..], b"garbage, and more of it", &good[..good.len() - 1]] {
-                let input = [&good[..], garbage].concat();
-                assert!(
-                    matches!(run(encoding, &input, 100, MIB), Err(InflateError::Corrupt(_))),
-                    "{encoding:?} {garbage:?}"
-                );
-            }
-        }
-        let many: Vec<u8> = std::iter::repeat_n(gzip(b""), GZIP_MEMBERS + 1).flatten().collect();
-        assert!(matches!(run(Encoding::Gzip, &many, 100, MIB), Err(InflateError::Corrupt(_))));
-    }
-
-    #[test]
-    fn every_truncation_and_every_broken_byte_is_an_error_or_the_same_data() {
-        let data = text(600);
-        for (encoding, good) in [(Encoding::Gzip, gzip(&data)), (Encoding::Zstd, zstd(&data))] {
-            for len in 0..good.len() {
-                assert!(
-                    matches!(run(encoding, &good[..len], 1000, MIB), Err(InflateError::Corrupt(_))),
-                    "{encoding:?} {len}"
-                );
-            }
-            for at in 0..good.len() {
-                let mut broken = good.clone();
-                broken[at] ^= 0x55;
-                if let Ok(inflated) = run(encoding, &broken, 1000, MIB) {
-                    // Only bytes that do not affect the data may change: a time stamp, an operating system.
-                    assert!(inflated == data || encoding == Encoding::Zstd, "{encoding:?} at {at}");
-                }
-            }
-        }
-        assert_eq!(run(Encoding::Gzip, &gzip(&data), 1000, MIB), Ok(data), "a decoder must survive broken input");
-    }
-
-    #[test]
-    fn snappy_is_read_in_chunks_and_whatever_is_broken_in_them_is_found() {
-        let data = text(200_000);
-        let good = snappy(&data);
-        // A stream may have a second stream identifier, padding and skippable chunks.
-        let odd = [&good[..], &[0xfe, 3, 0, 0, 1, 2, 3], &[0x80, 0, 0, 0], &good].concat();
-        assert_eq!(run(Encoding::Snappy, &odd, MIB, 64 * MIB), Ok([&data[..], &data].concat()));
-        assert_eq!(run(Encoding::Snappy, b"", 100, MIB), Ok(Vec::new()), "an empty message");
-        let raw = snap::raw::Encoder::new().compress_vec(&data).unwrap();
-        for broken in
-            [&raw[..], b"\xff\x06\0\0sNaPpX", &[&good[..], &[0x02, 0, 0, 0]].concat(), &[&good[..], b"x"].concat()]
-        {
-            assert!(matches!(run(Encoding::Snappy, broken, MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
-        }
-        let good = snappy(&text(600));
-        for len in 1..good.len() {
-            let cut = run(Encoding::Snappy, &good[..len], 1000, MIB);
-            // A stream that is cut after the first chunk, the stream identifier, is an empty message.
-            assert!(matches!(cut, Err(InflateError::Corrupt(_))) || (len == 10 && cut == Ok(Vec::new())), "{len}");
-        }
-        for at in 0..good.len() {
-            let mut broken = good.clone();
-            broken[at] ^= 0x55;
-            if let Ok(inflated) = run(Encoding::Snappy, &broken, 1000, MIB) {
-                assert!(
-                    inflated == text(600) || inflated.is_empty(),
-                    "a chunk may have become one that is skipped: {at}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn gzip_headers_with_every_field_are_skipped() {
-        let plain = gzip(b"named");
-        let mut input = plain[..10].to_vec();
-        input[3] = 0b1_1110;
-        input.extend_from_slice(b"\x03\0abc");
-        input.extend_from_slice(b"name\0comment\0\x12\x34");
-        input.extend_from_slice(&plain[10..]);
-        assert_eq!(run(Encoding::Gzip, &input, 100, MIB), Ok(b"named".to_vec()));
-    }
-
-    #[test]
-    fn a_zstd_window_above_the_cap_is_refused() {
-        let data = text(10_000);
-        let deflate = |window_log| {
-            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
-            encoder.include_contentsize(false).unwrap();
-            encoder.window_log(window_log).unwrap();
-            // Written in pieces, so that the frame states its window and not its size.
-            for piece in data.chunks(1000) {
-                encoder.write_all(piece).unwrap();
-                encoder.flush().unwrap();
-            }
-            encoder.finish().unwrap()
-        };
-        assert_eq!(run(Encoding::Zstd, &deflate(23), MIB, 64 * MIB), Ok(data.clone()));
-        assert!(matches!(run(Encoding::Zstd, &deflate(24), MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
-    }
-}
+mod tests;

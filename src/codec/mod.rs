@@ -4,10 +4,11 @@
 
 mod compress;
 mod inflate;
+mod output;
 
 pub use self::{
     compress::compress,
-    inflate::{InflateError, inflate, inflate_uncounted},
+    inflate::{InflateError, expected_len, inflate, inflate_uncounted},
 };
 use crate::settings::Compression;
 

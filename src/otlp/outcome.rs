@@ -48,6 +48,20 @@ impl Refusal {
         let retry_after = Duration::from_millis(fastrand::u64(1_000..=5_000));
         Self { code: Code::Unavailable, message: message.into(), retry_after: Some(retry_after), reason }
     }
+
+    /// Builds the refusal of a request for which there is no memory: it needs `needs` bytes. `alone` is what one request
+    /// can get while the process does nothing else. A request that needs more is refused for good, since it would never
+    /// be taken.
+    pub fn no_room(needs: usize, alone: usize) -> Self {
+        if needs > alone {
+            let message = format!(
+                "the request needs {needs} bytes of memory, more than the {alone} that there are for one request: send \
+                 smaller batches or raise memory_limiter"
+            );
+            return Self::permanent(Code::ResourceExhausted, Reason::TooLarge, message);
+        }
+        Self::retryable(Reason::Budget, "the memory budget is used up, or the share of one connection; retry later")
+    }
 }
 
 /// Why a request was refused: the values of the metric label `reason`.
@@ -73,7 +87,8 @@ pub enum Reason {
     NotReady,
     /// A backend's queue is full.
     QueueFull,
-    /// The request exceeds `max_recv_msg_size_mib`, or its parts exceed the whole memory budget.
+    /// The request exceeds a bound on its size: `max_recv_msg_size_mib`, the memory that there is for one request, the
+    /// number of its records, or the ratio of its compression.
     TooLarge,
     /// There is no route for this signal, or the method or encoding is unknown.
     Unimplemented,
@@ -132,6 +147,28 @@ pub fn is_retryable(code: Code, has_retry_info: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_that_can_never_fit_is_refused_for_good_and_any_other_for_now() {
+        const MIB: usize = 1 << 20;
+        let cases = [
+            (0, 0, true),
+            (0, MIB, true),
+            (MIB - 1, MIB, true),
+            (MIB, MIB, true),
+            (MIB + 1, MIB, false),
+            (1, 0, false),
+            (usize::MAX, 64 * MIB, false),
+        ];
+        for (needs, alone, retry) in cases {
+            let refusal = Refusal::no_room(needs, alone);
+            assert_eq!(refusal.retry_after.is_some(), retry, "{needs} of {alone}");
+            let (code, reason) =
+                if retry { (Code::Unavailable, Reason::Budget) } else { (Code::ResourceExhausted, Reason::TooLarge) };
+            assert_eq!((refusal.code, refusal.reason), (code, reason), "{needs} of {alone}");
+            assert_eq!(refusal.message.ends_with("raise memory_limiter"), !retry, "{needs} of {alone}");
+        }
+    }
 
     #[test]
     fn retries_are_spread_over_one_to_five_seconds() {

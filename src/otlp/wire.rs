@@ -65,8 +65,8 @@ pub enum Malformed {
     /// The message's length does not fit gRPC's 32 bits.
     #[error("the message is longer than 4 GiB")]
     TooLong,
-    /// The message has more pieces than the cut can track.
-    #[error("the message falls into more than {0} pieces; send smaller batches")]
+    /// The message has more resources, scopes and records than the cut takes. The message itself is not at fault.
+    #[error("the message has more than {0} resources, scopes and records; send smaller batches")]
     Pieces(usize),
     /// Tracking the message's pieces needs more memory than is available. The message itself is not at fault.
     #[error("no room for {0} bytes more")]

@@ -13,9 +13,11 @@ use crate::{
         Framed, Reason, Refusal, Signal,
         wire::{Malformed, WireError},
     },
+    places::LONG,
     ring::Table,
     route::{ByTraceId, InvalidIds, Lane},
     settings::{InvalidTraceId, InvalidTraceIds},
+    spare::Spare,
     split::{self, Built, BySize, NotBuilt, Plan, Scratch},
 };
 
@@ -33,9 +35,12 @@ pub(super) struct Cut {
 }
 
 thread_local! {
-    /// The split's buffers, which each thread keeps between requests, so that a cut allocates only its parts.
+    /// The split's lists, which each thread keeps between requests, so that a cut allocates only its parts.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
+
+/// The lists for long messages, which need more memory. So fewer are kept than there are threads.
+static LONG_SCRATCH: Spare<Scratch> = Spare::new(4);
 
 /// Cuts a client's `message` by `table` into parts of at most `max` bytes; a larger record gets a part of its own.
 /// `permit` covers the message.
@@ -86,13 +91,14 @@ fn cut_by(
     let targets = table.backends().len();
     let early = NonZeroUsize::new(targets).filter(|_| split::is_early_cheaper(message.payload_len(), targets));
     let mut cut = attempt(signal, &message, &mut permit, table, policy, early);
-    if early.is_some()
-        && cut.as_ref().is_err_and(|refusal| [Reason::Budget, Reason::TooLarge].contains(&refusal.reason))
-    {
+    if early.is_some() && matches!(cut, Err(NotCut::NoRoom(_))) {
         permit.shrink_to(held);
         cut = attempt(signal, &message, &mut permit, table, policy, None);
     }
-    let (Uncounted { parts, records, rejected }, invalid) = cut?;
+    let (Uncounted { parts, records, rejected }, invalid) = cut.map_err(|error| match error {
+        NotCut::NoRoom(more) => no_room(more, &permit),
+        NotCut::Refused(refusal) => refusal,
+    })?;
     if records_of(&parts) + rejected != records {
         return Err(defect("the parts of a request do not have all of its records"));
     }
@@ -106,6 +112,13 @@ struct Uncounted {
     rejected: u64,
 }
 
+/// The reason why a message was not cut.
+enum NotCut {
+    /// There was no room for so many bytes.
+    NoRoom(usize),
+    Refused(Refusal),
+}
+
 fn attempt(
     signal: Signal,
     message: &Framed,
@@ -113,22 +126,26 @@ fn attempt(
     table: &Table,
     policy: InvalidTraceId,
     early: Option<NonZeroUsize>,
-) -> Result<(Uncounted, InvalidIds), Refusal> {
+) -> Result<(Uncounted, InvalidIds), NotCut> {
     let payload = message.payload_chunks();
     let held = permit.bytes();
-    SCRATCH.with_borrow_mut(|scratch| {
+    with_scratch(message.payload_len(), |scratch| {
         let mut router = ByTraceId::new(table, policy);
         let room = &mut |bytes| permit.grow(bytes);
         let plan = match early {
             Some(targets) => split::plan_early(signal, &payload, targets, &mut router, scratch, room),
             None => split::plan(signal, &payload, &mut router, scratch, room),
         };
-        let plan = plan.map_err(|error| unplanned(error, permit))?;
+        let plan = plan.map_err(unplanned)?;
         let (records, rejected) = (plan.records(), plan.unrouted());
         let (parts, kept) = parts_of(signal, message, permit, held, plan)?;
         permit.shrink_to(kept);
         Ok((Uncounted { parts, records, rejected }, router.invalid()))
     })
+}
+
+fn with_scratch<T>(len: usize, work: impl FnOnce(&mut Scratch) -> T) -> T {
+    if len <= LONG { SCRATCH.with_borrow_mut(work) } else { LONG_SCRATCH.with(Scratch::default, work) }
 }
 
 /// Builds the parts. Returns them with the budget share that they need once everything else is freed. Their bytes are
@@ -139,7 +156,7 @@ fn parts_of(
     permit: &mut Permit,
     held: usize,
     plan: Plan<'_>,
-) -> Result<(Vec<Part>, usize), Refusal> {
+) -> Result<(Vec<Part>, usize), NotCut> {
     if plan.records() == plan.unrouted() {
         return Ok((Vec::new(), held));
     }
@@ -148,8 +165,10 @@ fn parts_of(
     }
     let Built { parts, shares, len } = match plan.build(&mut |bytes| permit.grow(bytes)) {
         Ok(built) => built,
-        Err(NotBuilt::NoRoom(len)) => return Err(no_room(len, permit)),
-        Err(NotBuilt::Inconsistent) => return Err(defect("the parts of a request are not what was planned")),
+        Err(NotBuilt::NoRoom(more)) => return Err(NotCut::NoRoom(more)),
+        Err(NotBuilt::Inconsistent) => {
+            return Err(NotCut::Refused(defect("the parts of a request are not what was planned")));
+        }
     };
     let kept = if shares { held + len } else { len };
     let part_of = |((share, message), index): ((split::Share, Framed), u32)| {
@@ -209,24 +228,18 @@ fn by_size(cut: Cut, max: usize) -> Result<Cut, Refusal> {
 }
 
 #[cold]
-fn no_room(len: usize, permit: &Permit) -> Refusal {
-    if permit.bytes().saturating_add(len) > permit.limit() {
-        let message = format!(
-            "the request needs {len} bytes once cut, more than the whole memory budget: send smaller batches or raise \
-             memory_limiter"
-        );
-        return Refusal::permanent(Code::ResourceExhausted, Reason::TooLarge, message);
-    }
-    Refusal::retryable(Reason::Budget, "the memory budget is used up")
+fn no_room(more: usize, permit: &Permit) -> Refusal {
+    Refusal::no_room(permit.bytes().saturating_add(more), permit.alone())
 }
 
 #[cold]
-fn unplanned(error: WireError, permit: &Permit) -> Refusal {
-    match error.kind {
-        Malformed::NoRoom(len) => no_room(len, permit),
+fn unplanned(error: WireError) -> NotCut {
+    NotCut::Refused(match error.kind {
+        Malformed::NoRoom(more) => return NotCut::NoRoom(more),
         Malformed::Inconsistent => defect("what was noted of a request contradicts itself"),
+        Malformed::Pieces(_) => Refusal::permanent(Code::ResourceExhausted, Reason::TooLarge, error.kind.to_string()),
         _ => Refusal::permanent(Code::InvalidArgument, Reason::Malformed, error.to_string()),
-    }
+    })
 }
 
 /// Damages the plan of the next request that this thread cuts.
@@ -313,6 +326,36 @@ mod tests {
         assert_eq!((refused.unwrap_err().code, used, budget.used()), (Code::ResourceExhausted, 0, 0));
         let (parts, _, budget) = cut(1 << 30);
         assert_eq!((parts.unwrap(), budget.used()), (2, 0));
+    }
+
+    #[test]
+    fn a_request_of_short_records_gets_as_much_as_it_needs() {
+        let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
+        let table = testing::table(1, &addresses, &[]);
+        let span = |id: u32| len(2, &[len(1, &[id.to_be_bytes(); 4].concat()), len(5, &[7; 40])].concat());
+        let message = len(1, &len(2, &(0..200_000).flat_map(span).collect::<Vec<_>>()));
+        let message = Framed::copy_from_payload(&message).unwrap();
+        // The message and its parts, and a run of 16 bytes for nearly each second record.
+        let size = message.framed_len();
+        let budget = Budget::new(2 * size + 100_000 * 16 * 5 / 4);
+        let permit = budget.take(size).unwrap();
+        let (cut, _) = cut_by(Signal::Traces, message, permit, &table, InvalidTraceId::Forward).unwrap();
+        assert_eq!((cut.parts.len(), cut.records), (2, 200_000));
+    }
+
+    #[test]
+    fn a_request_of_too_many_records_is_refused_for_good_as_what_it_is() {
+        let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
+        let table = testing::table(1, &addresses, &[]);
+        let spans = len(2, &len(1, &[7; 16])).repeat(1_000_000);
+        let message = Framed::copy_from_payload(&len(1, &len(2, &spans))).unwrap();
+        let budget = Budget::new(1 << 30);
+        let permit = budget.take(message.framed_len()).unwrap();
+        let refusal = cut_by(Signal::Traces, message, permit, &table, InvalidTraceId::Forward).unwrap_err();
+        assert_eq!((refusal.code, refusal.reason), (Code::ResourceExhausted, Reason::TooLarge));
+        let expected = "the message has more than 1000000 resources, scopes and records; send smaller batches";
+        assert_eq!((refusal.message.as_str(), refusal.retry_after), (expected, None));
+        assert_eq!(budget.used(), 0);
     }
 
     /// Encodes a length-delimited field.

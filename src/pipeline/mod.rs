@@ -24,6 +24,7 @@ use crate::{
     budget::{Budget, Permit},
     dispatch::{Dispatch, Join, WhyNotQueued},
     otlp::{ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal},
+    places::{self, Place},
     ring::Table,
     settings::InvalidTraceIds,
     telemetry::LogLimit,
@@ -38,6 +39,8 @@ pub struct Request {
     pub message: Framed,
     /// The budget share of the message.
     pub permit: Permit,
+    /// The place for its cut, if it is larger than [`places::LONG`].
+    pub place: Option<Place>,
     /// The time at which the client must have an answer. The margin is already taken off.
     pub deadline: Instant,
     /// The client connection that it arrived on.
@@ -140,15 +143,10 @@ impl Pipeline {
         let route = self.route(request.signal)?;
         let view = route.dispatch.view().ok_or_else(|| not_ready(&route.pool))?;
         let (max, table) = (view.max_request_size(), view.table());
-        let Cut { parts, records, rejected, permit } = cut::cut(
-            request.signal,
-            request.message,
-            request.permit,
-            table,
-            max,
-            route.invalid_trace_id,
-            &route.metrics,
-        )?;
+        let Request { signal, message, permit, place, .. } = request;
+        let cut = || cut::cut(signal, message, permit, table, max, route.invalid_trace_id, &route.metrics);
+        let Cut { parts, records, rejected, permit } = places::run(place.as_ref(), cut)?;
+        drop(place);
         if parts.is_empty() {
             let outcome = Ok(tally::nothing_to_send(rejected));
             route.metrics.note_outcome(records, &outcome);

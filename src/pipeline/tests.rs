@@ -53,6 +53,7 @@ impl Stage {
             signal: Signal::Traces,
             message: Framed::copy_from_payload(&payload).expect("small"),
             permit: self.pipeline.budget.take(payload.len()).expect("room"),
+            place: None,
             deadline: Instant::now() + deadline,
             connection: Arc::default(),
             metadata: None,

@@ -26,27 +26,28 @@ use self::timeout::{less_margin, parse_timeout};
 use super::{
     GrpcConfig,
     body::{self, BodyError, Received},
+    connection::Connection,
     discard,
     metrics::ReceiverMetrics,
-    refusal::{Bound, framing, refusal_of_body},
+    refusal::{Bound, refusal_of_body},
     reply::{self, ReplyBody},
     side_services::SideServices,
+    unpack::{Unpacked, Waiting, unpack},
 };
 use crate::{
-    budget::{Budget, Buffer, Permit},
-    codec::{Encoding, InflateError, inflate},
+    budget::{Budget, Permit},
+    codec::Encoding,
     lifecycle::{INSTANCE_HEADER, Tasks, instance},
     listen::NoRoom,
-    otlp::{
-        ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal, framed::PREFIX_LEN, metadata::TooMuch,
-    },
+    otlp::{ClientConnection, Metadata, Outcome, Reason, Refusal, Signal, metadata::TooMuch},
     pipeline::{Export, Request},
+    places::Places,
 };
 
 /// The OTLP/gRPC service of one client connection, or of a test. Clones share their state.
 pub struct OtlpGrpc<E> {
     shared: Arc<Shared<E>>,
-    connection: Arc<ClientConnection>,
+    connection: Arc<Connection>,
 }
 
 struct Shared<E> {
@@ -54,6 +55,7 @@ struct Shared<E> {
     budget: Budget,
     metrics: ReceiverMetrics,
     limits: LimitsHandle,
+    places: Places,
     /// The services other than OTLP on the same port, if there are any.
     side_services: Option<SideServices>,
     tasks: Tasks,
@@ -116,10 +118,12 @@ impl<E: Export> OtlpGrpc<E> {
             budget,
             metrics: ReceiverMetrics::new(),
             limits: LimitsHandle(Arc::new(ArcSwap::from_pointee(Limits::new(config)))),
+            places: Places::as_many_as_workers(),
             side_services,
             tasks: tasks.clone(),
         };
-        Self { shared: Arc::new(shared), connection: Arc::default() }
+        let connection = Arc::new(Connection::new(&shared.budget));
+        Self { shared: Arc::new(shared), connection }
     }
 
     /// Returns a handle that changes the limits.
@@ -150,7 +154,8 @@ impl<E: Export> OtlpGrpc<E> {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let service = Self { shared: Arc::clone(&self.shared), connection: Arc::default() };
+        let connection = Arc::new(Connection::new(&self.shared.budget));
+        let service = Self { shared: Arc::clone(&self.shared), connection };
         service_fn(move |request: http::Request<B>| {
             let service = service.clone();
             async move {
@@ -230,12 +235,12 @@ impl<E: Export> OtlpGrpc<E> {
             }
         };
         let in_flight = shared.metrics.of(signal).begin(started);
-        let head = Head::parse(&parts.headers, started, limits, &connection);
+        let head = Head::parse(&parts.headers, started, limits, &connection.client);
         drop(parts);
         let (outcome, encoding) = match head {
             Ok(head) => {
                 let reply_encoding = head.reply_encoding;
-                let delivery = shared.deliver(signal, head, limits.max_recv_msg_size, body, connection);
+                let delivery = shared.deliver(signal, head, limits.max_recv_msg_size, body, &connection);
                 (CatchPanic(pin!(delivery)).await, reply_encoding)
             }
             Err(refusal) => (Some(Outcome::Refused(refusal)), None),
@@ -303,26 +308,28 @@ impl<E: Export> Shared<E> {
         head: Head,
         limit: usize,
         body: &mut B,
-        connection: Arc<ClientConnection>,
+        connection: &Connection,
     ) -> Option<Outcome>
     where
         B: Body<Data = Bytes> + Send + Unpin,
     {
         let bound = Bound::of(limit, &self.budget);
-        let received = match self.read(body, limit, head.deadline).await {
+        let received = match self.read(body, limit, connection.portion.permit(), head.deadline).await {
             Ok(Ok(received)) => received,
             Ok(Err(BodyError::Gone)) => return None,
             Ok(Err(error)) => return Some(Outcome::Refused(refusal_of_body(error, bound))),
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
         let wire = received.chunks.iter().map(Bytes::len).sum();
-        let (message, permit) = match unpack(received, head.encoding, bound) {
+        let waiting = Waiting { places: &self.places, connection, deadline: head.deadline };
+        let Unpacked { message, permit, place } = match unpack(received, head.encoding, bound, waiting).await {
             Ok(unpacked) => unpacked,
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
         self.metrics.of(signal).read(wire, message.payload_len());
         let Head { deadline, metadata, .. } = head;
-        Some(self.export.export(Request { signal, message, permit, deadline, connection, metadata }).await)
+        let connection = Arc::clone(&connection.client);
+        Some(self.export.export(Request { signal, message, permit, place, deadline, connection, metadata }).await)
     }
 
     /// Reads the message. A timer is created only if the body did not arrive together with the headers, as it usually
@@ -331,12 +338,13 @@ impl<E: Export> Shared<E> {
         &self,
         body: &mut B,
         limit: usize,
+        permit: Permit,
         deadline: Instant,
     ) -> Result<Result<Received, BodyError>, Refusal>
     where
         B: Body<Data = Bytes> + Send + Unpin,
     {
-        let mut reading = pin!(body::read(body, limit, self.budget.permit()));
+        let mut reading = pin!(body::read(body, limit, permit));
         let at_once = std::future::poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await;
         if let Poll::Ready(received) = at_once {
             return Ok(received);
@@ -345,49 +353,6 @@ impl<E: Export> Shared<E> {
             .await
             .map_err(|_| Refusal::retryable(Reason::Deadline, "the request did not arrive within its deadline"))
     }
-}
-
-/// Returns the framed message, inflated if it was compressed.
-fn unpack(received: Received, encoding: Option<Encoding>, bound: Bound) -> Result<(Framed, Permit), Refusal> {
-    let Received { chunks, mut permit } = received;
-    if chunks.first().and_then(|bytes| bytes.first()) != Some(&1) {
-        return match Framed::from_chunks(chunks) {
-            Some(message) => Ok((message, permit)),
-            None => Err(refusal_of_body(BodyError::Truncated, bound)),
-        };
-    }
-    let Some(encoding) = encoding else {
-        return Err(framing("message is marked as compressed, but grpc-encoding names no compression"));
-    };
-    let bytes = joined(chunks, &mut permit).map_err(|error| refusal_of_body(error, bound))?;
-    let Some(compressed) = bytes.get(PREFIX_LEN..) else {
-        return Err(refusal_of_body(BodyError::Truncated, bound));
-    };
-    match inflate(encoding, compressed, bound.bytes, &mut permit) {
-        Ok((message, held)) => {
-            drop(bytes);
-            permit.shrink_to(held);
-            Ok((message, permit))
-        }
-        Err(InflateError::TooLarge) => Err(refusal_of_body(BodyError::TooLarge, bound)),
-        Err(InflateError::Budget) => Err(refusal_of_body(BodyError::Budget, bound)),
-        Err(InflateError::Corrupt(what)) => Err(framing(what)),
-    }
-}
-
-/// Joins the chunks in one buffer, since decoders need one.
-fn joined(chunks: Vec<Bytes>, permit: &mut Permit) -> Result<Bytes, BodyError> {
-    if let [only] = chunks.as_slice() {
-        return Ok(only.clone());
-    }
-    let held = permit.bytes();
-    let mut buffer = Buffer::default();
-    if !buffer.reach(chunks.iter().map(Bytes::len).sum(), permit) {
-        return Err(BodyError::Budget);
-    }
-    chunks.into_iter().for_each(|chunk| buffer.bytes.extend_from_slice(&chunk));
-    permit.shrink_to(permit.bytes().saturating_sub(held));
-    Ok(Bytes::from(buffer.bytes))
 }
 
 #[cold]

@@ -1,22 +1,23 @@
 //! The OTLP receivers, which read, inflate and answer export requests.
 //!
 //! [`crate::listen`] accepts connections and serves them. `grpc` parses a request's headers into a signal, a codec and
-//! a deadline. `body` reads the message and [`codec`](crate::codec) inflates it, both within the size limit and the
-//! byte budget. [`crate::pipeline::Export`] delivers the message, and [`reply`] builds the answer from the outcome.
-//! `discard` reads the rest of a body whose request was refused. `side_services` serves health and reflection on the
-//! same port.
+//! a deadline. `body` reads the message and `unpack` inflates it, both within the size limit and the byte budget.
+//! [`crate::pipeline::Export`] delivers the message, and [`reply`] builds the answer from the outcome. `discard` reads
+//! the rest of a body whose request was refused. `side_services` serves health and reflection on the same port.
 //!
 //! **Invariant:** memory for a message is taken as its bytes arrive, so a peer that announces a large message and sends
 //! little of it takes little memory.
 //! **Invariant:** every wait on a peer ends at a deadline, a limit or the end of the drain.
 
 mod body;
+mod connection;
 mod discard;
 mod grpc;
 pub mod metrics;
 mod refusal;
 pub mod reply;
 mod side_services;
+mod unpack;
 
 #[cfg(test)]
 mod tests;

@@ -14,13 +14,16 @@ pub(super) struct Bound {
     pub(super) bytes: usize,
     /// The configuration key that sets the limit.
     key: &'static str,
+    /// The bytes of memory that one request can get.
+    alone: usize,
 }
 
 impl Bound {
     /// Returns a limit of `bytes`. If the memory budget is not larger than that, the key is that of the budget.
     pub(super) fn of(bytes: usize, budget: &Budget) -> Self {
         let is_memory = bytes >= budget.limit();
-        Self { bytes, key: if is_memory { "memory_limiter" } else { "max_recv_msg_size_mib" } }
+        let key = if is_memory { "memory_limiter" } else { "max_recv_msg_size_mib" };
+        Self { bytes, key, alone: budget.alone() }
     }
 }
 
@@ -38,7 +41,7 @@ pub(super) fn refusal_of_body(error: BodyError, bound: Bound) -> Refusal {
             Reason::TooLarge,
             format!("message is larger than {} bytes; send smaller batches or raise {}", bound.bytes, bound.key),
         ),
-        BodyError::Budget => Refusal::retryable(Reason::Budget, "memory budget is used up; retry later"),
+        BodyError::NoRoom(needs) => Refusal::no_room(needs, bound.alone),
         BodyError::Flag => framing("message prefix has an unknown flag"),
         BodyError::Truncated => framing("body ends inside a message"),
         // gRPC prescribes this code for a wrong number of messages (doc/statuscodes.md in the gRPC repository).

@@ -3,13 +3,13 @@
 //! The cost of a part depends only on its own runs and messages.
 
 use super::{
-    scratch::{Message, NONE, PartMessage, PartPlan, Scratch},
+    scratch::{self, FREE_ENTRIES, Message, NONE, PartMessage, PartPlan, Scratch},
     sources::{Lookup, offset},
     write::{SharingLimits, Writer},
 };
 use crate::otlp::{
     framed::{PREFIX_LEN, prefix_of},
-    wire::{len_tag, put_varint, varint_len},
+    wire::{Malformed, len_tag, put_varint, varint_len},
 };
 
 /// The buffers that the bytes of a part come from, and the lengths from which they are shared.
@@ -22,34 +22,54 @@ pub(super) struct Origin<'a> {
     pub(super) shared: SharingLimits,
 }
 
+impl Path {
+    fn clear(&mut self) {
+        self.open.clear();
+        self.entered.clear();
+    }
+}
+
 impl Scratch {
     /// Finds the messages of every part and their lengths. Returns the total length of all parts, including prefixes.
+    /// `room` is asked before more than a few messages are listed.
     ///
     /// No sum can overflow: a part is no longer than its request, since it has a subset of the request's bytes, with
     /// lengths in their shortest form.
-    pub(super) fn measure(&mut self, depth: usize) -> usize {
+    pub(super) fn measure(&mut self, depth: usize, room: &mut dyn FnMut(usize) -> bool) -> Result<usize, Malformed> {
         let mut parts = std::mem::take(&mut self.parts);
         let mut path = std::mem::take(&mut self.path);
         let mut total = 0;
-        for part in &mut parts {
+        let measured = parts.iter_mut().try_for_each(|part| {
             let first = self.part_messages.len();
-            part.len = self.measure_part(part, depth, &mut path);
+            part.len = self.measure_part(part, depth, &mut path, room)?;
             part.messages = (offset(first), offset(self.part_messages.len()));
             total += PREFIX_LEN + part.len as usize;
-        }
+            Ok(())
+        });
+        path.clear();
         self.parts = parts;
         self.path = path;
-        total
+        measured.map(|()| total)
     }
 
     /// Lists the messages that hold a part's runs, in the order in which they begin, and returns the length of the
     /// outermost one.
-    fn measure_part(&mut self, part: &PartPlan, depth: usize, path: &mut Path) -> u32 {
+    fn measure_part(
+        &mut self,
+        part: &PartPlan,
+        depth: usize,
+        path: &mut Path,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<u32, Malformed> {
         let root = self.part_messages.len();
         let (mut latest, mut next) = (NONE, part.first_run);
         while let Some(run) = self.runs.get(next as usize).copied() {
             if path.open.len() < depth || path.open.last().is_some_and(|open| open.message != run.message) {
                 self.enter(run.message, depth, path);
+                if self.part_messages.len() > FREE_ENTRIES {
+                    // As many as the next message and those around it.
+                    scratch::grow(&mut self.part_messages, depth + 1, room)?;
+                }
             }
             if let Some(innermost) = path.open.last() {
                 self.grow(innermost.entry, run.end - run.start);
@@ -59,7 +79,7 @@ impl Scratch {
         // If the chain is incomplete, records are missing.
         self.is_broken |= latest != part.last_run || next != NONE;
         self.close(0, path);
-        self.part_messages.get(root).map_or(0, |root| root.len)
+        Ok(self.part_messages.get(root).map_or(0, |root| root.len))
     }
 
     /// Closes the messages that do not contain `leaf` and opens those that do.
@@ -141,11 +161,18 @@ impl Scratch {
             found.ranges += if self.early.is_on() { 1 } else { self.sources.count(start, end) };
         };
         self.runs.iter().for_each(|run| count(run.start, run.end, shared.records_from));
+        if shared.envelopes_from == u32::MAX {
+            // All of them are copied. There may be very many, since each part counts those of its messages.
+            found.short = usize::MAX;
+            return found;
+        }
         for entry in &self.part_messages {
             let mut next = self.messages.get(entry.message as usize).map_or(NONE, |message| message.first_range);
             while let Some(range) = self.ranges.get(next as usize) {
                 count(range.start, range.end, shared.envelopes_from);
                 next = range.next;
+                #[cfg(test)]
+                self.counted.set(self.counted.get() + 1);
             }
         }
         found
@@ -159,7 +186,7 @@ pub(super) struct SharedTotals {
     pub(super) len: usize,
     /// The number of ranges that are shared; a range in several buffers counts once for each.
     pub(super) ranges: usize,
-    /// The number of ranges that are copied, since they are short.
+    /// The number of ranges that are copied, since they are short. If they were not counted, it is the largest number.
     pub(super) short: usize,
 }
 

@@ -296,7 +296,11 @@ impl<'a> Plan<'a> {
         match walk::walk(shape, payload, len, choose, scratch, room) {
             Ok(counts) => {
                 scratch.end_runs();
-                let total_len = scratch.measure(shape.levels.len());
+                let measured = scratch.measure(shape.levels.len(), room);
+                let total_len = measured.map_err(|kind| {
+                    scratch.retain_little();
+                    WireError { offset: len, kind }
+                })?;
                 #[cfg(test)]
                 if let Some(damage) = scratch.damage.take() {
                     damage(scratch);
@@ -353,14 +357,14 @@ impl<'a> Plan<'a> {
 
     /// Builds parts that share the request's buffers, unless copies take less memory.
     fn build_in_least_room(self, room: &mut dyn FnMut(usize) -> bool) -> Result<Built, NotBuilt> {
-        let shared = self.layout(SharingLimits::REQUEST);
         // Parts that are together much longer than the request must not share it: each would count as small in the
-        // budget, but take its whole length once it has to be copied.
+        // budget, but take its whole length once it has to be copied. They may also repeat so many ranges that even
+        // counting these takes long.
         let may_share = self.total_len <= self.len.saturating_mul(5) / 4;
-        let (how, layout) = if may_share && shared.len() < self.total_len {
-            (SharingLimits::REQUEST, shared)
-        } else {
-            (SharingLimits::COPY_ALL, Layout::copied(self.total_len))
+        let shared = may_share.then(|| self.layout(SharingLimits::REQUEST));
+        let (how, layout) = match shared.filter(|shared| shared.len() < self.total_len) {
+            Some(shared) => (SharingLimits::REQUEST, shared),
+            None => (SharingLimits::COPY_ALL, Layout::copied(self.total_len)),
         };
         if room(layout.len()) { self.write(how, layout) } else { Err(NotBuilt::NoRoom(layout.len())) }
     }
@@ -385,7 +389,7 @@ impl<'a> Plan<'a> {
         // A part is a list of shared ranges with copied buffers between them and one at its end. There is a copied
         // buffer between two shared ranges only if something is copied there: a message's header or a short range. A
         // border between two buffers of early copies or of copied bytes adds one more.
-        let between = ranges.min(short + self.scratch.part_messages.len());
+        let between = ranges.min(short.saturating_add(self.scratch.part_messages.len()));
         let borders = self.scratch.early.buffers() + Writer::buffers_for(copied);
         Layout {
             copied,

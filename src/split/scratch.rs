@@ -17,16 +17,12 @@ use crate::otlp::wire::Malformed;
 /// each in its own scope, need 25,000.
 const RETAINED: usize = 1 << 16;
 
-/// The most entries that a request may take: messages, ranges, runs and buffers. 64 MiB of spans that have only IDs and
-/// times, each in its own resource, take 3.9 million.
-const MAX_ENTRIES: usize = 1 << 22;
+/// The number of entries that do not count in the memory budget: as many as a vector keeps anyway. This is the bound for
+/// all entries of the walk together, and for the messages of parts.
+pub(super) const FREE_ENTRIES: usize = RETAINED;
 
-/// How many of these do not count in the memory budget: as many as a vector keeps anyway.
-const FREE_ENTRIES: usize = RETAINED;
-
-/// The most bytes that an entry takes. A message takes 24; a buffer, or a run with the entries of its part, takes 40.
-/// The capacity of a vector may be twice what it needs.
-const ENTRY_LEN: usize = 80;
+/// The least number of entries by which a full vector grows.
+const LEAST_GROWTH: usize = 64;
 
 /// The end of a chain.
 pub(super) const NONE: u32 = u32::MAX;
@@ -105,13 +101,14 @@ pub struct Scratch {
     pub(super) path: Path,
     pub(super) sources: Sources,
     pub(super) early: Early,
-    /// The number of entries for which there is room.
-    allowed: usize,
     /// A hash table from a target to its index in `parts` plus one. It uses open addressing, its length is a power of
     /// two, and at most half of it is used.
     index: Vec<u32>,
     /// Whether an entry that must exist was not found. This is a defect, after which no part is built.
     pub(super) is_broken: bool,
+    /// The number of ranges that were counted to find the size of shared parts.
+    #[cfg(test)]
+    pub(super) counted: std::cell::Cell<usize>,
     /// Damages the next plan after it was made.
     #[cfg(test)]
     pub(super) damage: Option<fn(&mut Self)>,
@@ -135,7 +132,6 @@ impl Scratch {
         self.index.clear();
         self.sources.clear();
         self.early.clear();
-        self.allowed = FREE_ENTRIES;
         self.is_broken = false;
     }
 
@@ -297,26 +293,21 @@ impl Scratch {
         true
     }
 
-    /// Returns whether there are more entries than there is room for.
+    /// Returns whether a vector that the walk fills has to grow, and its memory counts in the budget.
     #[inline]
     pub(super) fn is_full(&self) -> bool {
-        self.messages.len() + self.ranges.len() + self.runs.len() + self.sources.len() > self.allowed
+        self.messages.len() + self.ranges.len() + self.runs.len() + self.sources.len() >= FREE_ENTRIES
+            && (is_full(&self.messages) || is_full(&self.ranges) || is_full(&self.runs) || self.sources.is_full())
     }
 
-    /// Makes room for more entries, if the limit of entries allows that and `room` grants their bytes.
+    /// Grows the vectors that are full, if `room` grants the memory.
     #[cold]
     #[inline(never)]
     pub(super) fn take_room(&mut self, room: &mut dyn FnMut(usize) -> bool) -> Result<(), Malformed> {
-        if self.allowed >= MAX_ENTRIES {
-            return Err(Malformed::Pieces(MAX_ENTRIES));
-        }
-        let allowed = (self.allowed + self.allowed / 2).min(MAX_ENTRIES);
-        let bytes = (allowed - self.allowed).saturating_mul(ENTRY_LEN);
-        if !room(bytes) {
-            return Err(Malformed::NoRoom(bytes));
-        }
-        self.allowed = allowed;
-        Ok(())
+        grow(&mut self.messages, 1, room)?;
+        grow(&mut self.ranges, 1, room)?;
+        grow(&mut self.runs, 1, room)?;
+        self.sources.grow(room)
     }
 
     /// Returns the number of a target's part, which is added if it does not exist.
@@ -364,6 +355,30 @@ impl Scratch {
 #[inline(always)]
 fn home(target: Target, len: usize) -> usize {
     target as usize & len.wrapping_sub(1)
+}
+
+/// Whether a vector has to grow for its next entry. The first few entries are no matter.
+pub(super) fn is_full<T>(entries: &Vec<T>) -> bool {
+    entries.len() == entries.capacity() && !entries.is_empty()
+}
+
+/// Grows a vector that takes less than `spare` more entries: by half, or by an eighth where there is no room for that.
+pub(super) fn grow<T>(
+    entries: &mut Vec<T>,
+    spare: usize,
+    room: &mut dyn FnMut(usize) -> bool,
+) -> Result<(), Malformed> {
+    if entries.capacity() - entries.len() >= spare || entries.is_empty() {
+        return Ok(());
+    }
+    let [half, eighth] = [2, 8].map(|part| (entries.len() / part).max(LEAST_GROWTH));
+    for more in [half, eighth] {
+        if room(more * size_of::<T>()) {
+            entries.reserve_exact(more);
+            return Ok(());
+        }
+    }
+    Err(Malformed::NoRoom(eighth * size_of::<T>()))
 }
 
 fn retain<T>(entries: &mut Vec<T>) {

@@ -7,6 +7,9 @@
 
 use bytes::{Buf, Bytes};
 
+use super::scratch;
+use crate::otlp::wire::Malformed;
+
 /// How many bytes are reassembled at first if the length of a field cannot be read yet. A tag and a length are shorter.
 const FIRST_REASSEMBLY: usize = 64;
 
@@ -78,6 +81,15 @@ impl Sources {
 
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        scratch::is_full(&self.0)
+    }
+
+    /// Grows the list if it is full and `room` is given for that.
+    pub(super) fn grow(&mut self, room: &mut dyn FnMut(usize) -> bool) -> Result<(), Malformed> {
+        scratch::grow(&mut self.0, 1, room)
     }
 
     /// Adds the buffer whose first byte has this offset.

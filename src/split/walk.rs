@@ -21,6 +21,10 @@ use crate::otlp::{
 /// The number of bytes that may be reassembled without asking for room in the memory budget.
 const FREE_REASSEMBLED: usize = 64 << 10;
 
+/// The most resources, scopes and records that a request may have. All of them count, also those that are in no part,
+/// because each takes time.
+pub(super) const MAX_PIECES: usize = 1_000_000;
+
 /// The counts of a walk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
@@ -78,7 +82,10 @@ pub(super) fn walk<C: Choose>(
     room: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Counts, WireError> {
     let stack = std::mem::take(&mut scratch.stack);
-    let mut walk = Walk { shape, choose, scratch, room, stack, counts: Counts::default(), envelope_end: 0 };
+    // The request itself is one more.
+    let pieces_left = MAX_PIECES + 1;
+    let mut walk =
+        Walk { shape, choose, scratch, room, stack, counts: Counts::default(), pieces_left, envelope_end: 0 };
     let result = walk.run(payload, len);
     let (mut stack, counts) = (walk.stack, walk.counts);
     stack.clear();
@@ -95,6 +102,8 @@ struct Walk<'w, C> {
     /// The messages that are open, outermost first.
     stack: Vec<Open>,
     counts: Counts,
+    /// How many resources, scopes and records may follow.
+    pieces_left: usize,
     /// The end of the envelope field that began in an earlier buffer.
     envelope_end: usize,
 }
@@ -189,6 +198,7 @@ impl<C: Choose> Walk<'_, C> {
 
     /// Starts a message from `at` to `end`, as a child of the innermost one.
     fn enter(&mut self, field: u32, at: usize, end: usize) -> Result<(), WireError> {
+        self.count_piece().map_err(|kind| WireError { offset: at, kind })?;
         let parent = self.stack.last().map_or(0, |open| open.message);
         let (ranges_before, runs_before) = self.scratch.marks();
         let message = self.scratch.add_message(parent, field);
@@ -316,6 +326,12 @@ impl<C: Choose> Walk<'_, C> {
     }
 
     #[inline(always)]
+    fn count_piece(&mut self) -> Result<(), Malformed> {
+        self.pieces_left = self.pieces_left.checked_sub(1).ok_or(Malformed::Pieces(MAX_PIECES))?;
+        Ok(())
+    }
+
+    #[inline(always)]
     fn check_room(&mut self) -> Result<(), Malformed> {
         if self.scratch.is_full() { self.scratch.take_room(self.room) } else { Ok(()) }
     }
@@ -323,6 +339,7 @@ impl<C: Choose> Walk<'_, C> {
     #[inline(always)]
     fn assign(&mut self, record: Record<'_>, message: u32, from: usize, bytes: &[u8]) -> Result<(), Malformed> {
         self.counts.records += 1;
+        self.count_piece()?;
         match self.choose.choose(&Found { record, message, len: offset(bytes.len()) }) {
             Targets::One(target) => self.add(target, message, from, bytes),
             Targets::None => {

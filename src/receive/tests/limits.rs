@@ -48,8 +48,9 @@ async fn a_decompression_bomb_is_refused_permanently() {
 }
 
 #[tokio::test]
-async fn a_full_budget_is_a_retryable_refusal() {
-    let receiver = Receiver::with(StandIn::ok(), GrpcConfig::default(), Budget::new(MIB));
+async fn a_full_budget_is_a_reason_to_retry_later() {
+    let receiver = Receiver::with(StandIn::ok(), GrpcConfig::default(), Budget::new(8 * MIB));
+    let others = receiver.budget.take(6 * MIB).unwrap();
     for encoding in [None, Some(CompressionEncoding::Gzip), Some(CompressionEncoding::Zstd)] {
         let mut client = receiver.client().await;
         if let Some(encoding) = encoding {
@@ -59,8 +60,96 @@ async fn a_full_budget_is_a_retryable_refusal() {
         assert_eq!(status.code(), Code::Unavailable, "{encoding:?}: {status}");
         let delay = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap();
         assert!((Duration::from_secs(1)..=Duration::from_secs(5)).contains(&delay), "{delay:?}");
-        assert_eq!(receiver.budget.used(), 0);
+        assert_eq!(receiver.budget.used(), others.bytes());
     }
+}
+
+/// A request whose spans have names of 30 KiB. Every `repeat` names are the same.
+fn large(len: usize, repeat: usize) -> ExportTraceServiceRequest {
+    let mut request = request(len / (30 << 10), 0);
+    for (at, span) in request.resource_spans[0].scope_spans[0].spans.iter_mut().enumerate() {
+        let mut random = fastrand::Rng::with_seed((at / repeat) as u64);
+        span.name = std::iter::repeat_with(|| random.alphanumeric()).take(30 << 10).collect();
+    }
+    request
+}
+
+#[tokio::test]
+async fn what_fits_alone_is_taken_and_what_never_fits_is_refused_for_good_compressed_or_not() {
+    let receiver = Receiver::with(StandIn::ok(), limited(16 * MIB), Budget::new(16 * MIB));
+    for encoding in [None, Some(CompressionEncoding::Gzip), Some(CompressionEncoding::Zstd)] {
+        let client = || async {
+            let client = receiver.client().await.max_encoding_message_size(64 * MIB);
+            match encoding {
+                None => client,
+                Some(encoding) => client.send_compressed(encoding),
+            }
+        };
+        let taken = client().await.export(large(9 * MIB, 50)).await;
+        assert!(taken.is_ok(), "{encoding:?}: {taken:?}");
+        drop(receiver.export.take());
+        // Compressed, these names have three fourths of their length; both forms are needed while they are inflated.
+        let len = if encoding.is_some() { 10 * MIB } else { 17 * MIB };
+        let status = client().await.export(large(len, 1)).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{encoding:?}: {status}");
+        assert!(status.get_details_retry_info().is_none(), "{encoding:?}: it would be sent again for ever");
+        assert!(status.message().ends_with("raise memory_limiter"), "{encoding:?}: {status}");
+        until("all is given back", || receiver.budget.used() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn one_connection_gets_its_share_and_others_theirs() {
+    let (export, gate, _) = connections::waiting();
+    let receiver = Receiver::with(export, GrpcConfig::default(), Budget::new(MIB));
+    let mut greedy = receiver.client().await;
+    let mut sending = Vec::new();
+    for _ in 0..6 {
+        let mut client = greedy.clone();
+        sending.push(receiver.tasks.spawn(async move { client.export(request(1, 60_000)).await }));
+    }
+    // Four of them fit in 256 KiB.
+    until("its share is used up", || receiver.budget.used() >= 240_000).await;
+    let status = greedy.export(request(1, 60_000)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.get_details_retry_info().is_some());
+    assert!(receiver.budget.used() <= MIB / 4, "{}", receiver.budget.used());
+    let mut other = receiver.client().await;
+    let other = receiver.tasks.spawn(async move { other.export(request(1, MIB / 2)).await });
+    until("the only request of a connection is read", || receiver.budget.used() >= 240_000 + MIB / 2).await;
+    gate.add_permits(10);
+    other.await.unwrap().unwrap();
+    let mut taken = 0;
+    for sending in sending {
+        taken += usize::from(sending.await.unwrap().is_ok());
+    }
+    assert_eq!(taken, 4);
+}
+
+#[tokio::test]
+async fn what_inflates_to_more_than_it_states_or_seems_to_is_inflated_in_a_place() {
+    let receiver = Receiver::start(StandIn::ok());
+    // Short once compressed and states no size, so it is first taken for a short one.
+    let mut client = receiver.client().await.send_compressed(CompressionEncoding::Zstd);
+    client.export(request(1, 3 * MIB)).await.unwrap();
+    let [request] = &receiver.export.take()[..] else { panic!("one request") };
+    assert!(request.place.is_some() && request.message.payload_len() > 3 * MIB);
+    assert_eq!(receiver.budget.used(), request.permit.bytes());
+    assert!(request.permit.bytes() < 4 * MIB, "what was inflated at first is given back");
+}
+
+#[tokio::test]
+async fn small_requests_need_no_place() {
+    let receiver = Receiver::start(StandIn::ok());
+    let mut client = receiver.client().await;
+    client.export(request(1, 200_000)).await.unwrap();
+    let mut compressed = client.clone().send_compressed(CompressionEncoding::Zstd);
+    compressed.export(large(70_000, 1)).await.unwrap();
+    assert!(receiver.export.take().iter().all(|request| request.place.is_none()));
+    client.export(request(1, 300_000)).await.unwrap();
+    assert!(receiver.export.take()[0].place.is_some(), "it is long");
+    compressed.export(request(1, 200_000)).await.unwrap();
+    assert!(receiver.export.take()[0].place.is_some(), "it inflates to more than 100 times its size");
 }
 
 #[tokio::test]
@@ -76,9 +165,9 @@ async fn streams_that_announce_much_and_send_little_take_little_memory() {
             streams.push((response, body));
         }
     }
-    // Each stream gets a buffer of 64 KiB, whose unwritten pages use no memory.
-    until("all streams are being read", || receiver.budget.used() >= 200 * (64 << 10)).await;
-    assert_eq!(receiver.budget.used(), 200 * (64 << 10));
+    // Each stream gets the smallest buffer.
+    until("all streams are being read", || receiver.budget.used() >= 200 * 256).await;
+    assert_eq!(receiver.budget.used(), 200 * 256);
     drop(streams);
     until("all memory is given back", || receiver.budget.used() == 0).await;
     assert!(receiver.export.take().is_empty());

@@ -83,52 +83,83 @@ fn a_cleared_scratch_is_like_a_new_one() {
     let message = scratch.add_message(0, 0);
     scratch.add_envelope(message, 0, 1);
     scratch.add_record(7, message, 1, 2);
-    scratch.measure(1);
+    scratch.measure(1, &mut |_| true).unwrap();
     scratch.sources.push(0, bytes::Bytes::from_static(b"x"));
     scratch.early.begin(1, 1, 1);
     scratch.is_broken = true;
     scratch.clear();
     assert_eq!((scratch.messages.len(), scratch.marks(), scratch.parts.len()), (0, (0, 0), 0));
     assert_eq!((scratch.part_messages.len(), scratch.index.len(), scratch.sources.len()), (0, 0, 0));
-    assert_eq!((scratch.early.is_on(), scratch.is_broken, scratch.allowed), (false, false, FREE_ENTRIES));
+    assert_eq!((scratch.early.is_on(), scratch.is_broken), (false, false));
 }
 
 #[test]
-fn room_for_entries_grows_by_halves_up_to_the_bound() {
-    let mut scratch = Scratch::default();
-    scratch.clear();
-    let mut asked = Vec::new();
-    let last = loop {
+fn a_full_vector_grows_by_half_or_an_eighth_and_only_with_room() {
+    for (gives, expected) in
+        [(&[true][..], Ok(1_500)), (&[false, true][..], Ok(1_125)), (&[false, false][..], Err(250))]
+    {
+        let mut entries = Vec::<u16>::with_capacity(1_000);
+        entries.resize(entries.capacity() - 1, 0);
+        assert_eq!(grow(&mut entries, 1, &mut |_| panic!("it is not full")), Ok(()));
+        entries.push(0);
+        let (mut gives, mut asked) = (gives.iter(), 0);
         let mut room = |bytes| {
-            asked.push(bytes);
-            true
+            asked = bytes;
+            *gives.next().unwrap()
         };
-        if let Err(error) = scratch.take_room(&mut room) {
-            break error;
-        }
-    };
-    assert_eq!(last, Malformed::Pieces(MAX_ENTRIES));
-    assert_eq!(asked[..2], [FREE_ENTRIES / 2 * ENTRY_LEN, FREE_ENTRIES * 3 / 4 * ENTRY_LEN]);
-    assert_eq!(asked.iter().sum::<usize>(), (MAX_ENTRIES - FREE_ENTRIES) * ENTRY_LEN);
-    scratch.clear();
-    assert_eq!(scratch.take_room(&mut |_| false), Err(Malformed::NoRoom(FREE_ENTRIES / 2 * ENTRY_LEN)));
-    assert_eq!(scratch.allowed, FREE_ENTRIES, "nothing was granted");
+        let grown = grow(&mut entries, 1, &mut room).map(|()| entries.capacity());
+        assert_eq!(grown, expected.map_err(Malformed::NoRoom));
+        assert_eq!(asked, if grown == Ok(1_500) { 1_000 } else { 250 });
+    }
 }
 
 #[test]
-fn every_kind_of_entry_takes_room() {
-    let mut scratch = Scratch::default();
+fn every_kind_of_entry_takes_room_beyond_what_is_free() {
     for kind in 0..4 {
-        scratch.clear();
-        scratch.allowed = 4;
-        for count in 1..=5 {
+        let mut scratch = Scratch::default();
+        let (mut count, mut asked) = (0, 0);
+        while count < 2 * FREE_ENTRIES {
             match kind {
                 0 => drop(scratch.add_message(0, 1)),
                 1 => scratch.ranges.push(EnvelopeRange { start: 0, end: 1, next: NONE }),
                 2 => scratch.runs.push(Run { message: 0, start: 0, end: 1, next: NONE }),
                 _ => scratch.sources.push(count, bytes::Bytes::from_static(b"x")),
             }
-            assert_eq!(scratch.is_full(), count > 4, "{count} of kind {kind}");
+            count += 1;
+            if scratch.is_full() {
+                scratch
+                    .take_room(&mut |bytes| {
+                        asked += bytes;
+                        true
+                    })
+                    .unwrap();
+                assert!(!scratch.is_full());
+            }
         }
+        let size = [size_of::<Message>(), size_of::<EnvelopeRange>(), size_of::<Run>(), 40][kind];
+        let needed = FREE_ENTRIES * size;
+        assert!((needed..2 * needed).contains(&asked), "{asked} bytes for {needed} of kind {kind}");
     }
+}
+
+#[test]
+fn many_messages_of_parts_take_room() {
+    let mut scratch = Scratch::default();
+    let count = 3 * FREE_ENTRIES;
+    scratch.add_message(0, 0);
+    for at in 0..offset(count) {
+        let message = scratch.add_message(0, 1);
+        scratch.add_record(7, message, at, at + 1);
+    }
+    let mut asked = 0;
+    let mut room = |bytes| {
+        asked += bytes;
+        true
+    };
+    scratch.measure(2, &mut room).unwrap();
+    let needed = (scratch.part_messages.len() - 2 * FREE_ENTRIES) * size_of::<PartMessage>();
+    assert_eq!(scratch.part_messages.len(), count + 1);
+    assert!((needed..3 * needed).contains(&asked), "{asked} bytes for {needed}");
+    scratch.part_messages = Vec::new();
+    assert!(matches!(scratch.measure(2, &mut |_| false), Err(Malformed::NoRoom(_))));
 }

@@ -95,7 +95,7 @@ fn wrong_notes_are_noticed_when_parts_are_measured() {
         assert!(!plan.scratch.is_broken);
         damage(plan.scratch);
         plan.scratch.part_messages.clear();
-        plan.scratch.measure(3);
+        plan.scratch.measure(3, &mut |_| true).unwrap();
         assert!(plan.scratch.is_broken, "{what}");
     }
 }

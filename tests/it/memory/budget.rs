@@ -59,7 +59,7 @@ fn plain_metric(admin: SocketAddr, name: &str) -> Result<f64> {
     Ok(line.context("no such metric")?.parse()?)
 }
 
-/// Opens `streams` streams on one connection. Each announces 64 MiB and sends `chunk` bytes every `pause` until `end`
+/// Opens `streams` streams on one connection. Each announces 16 MiB and sends `chunk` bytes every `pause` until `end`
 /// or until it is refused. Returns the codes of refusals.
 async fn announce_much(
     grpc: SocketAddr,
@@ -78,7 +78,7 @@ async fn announce_much(
         let (response, mut body) = sender.send_request(head(grpc, &[])?, false)?;
         let filler = filler.clone();
         sending.push(async move {
-            let announcement = [0, 4, 0, 0, 0];
+            let announcement = [0, 1, 0, 0, 0];
             drop(body.send_data(Bytes::copy_from_slice(&announcement), false));
             let send = async {
                 for _ in 0..chunks {
