@@ -116,3 +116,15 @@ fn bombs_of_zstd() -> Result<()> {
     ensure!(outcome.answers > 0, "a bomb must be answered");
     Ok(())
 }
+
+#[test]
+fn messages_of_60_mib_announced_on_2_100_streams() -> Result<()> {
+    endures(Attack::MuchAnnounced { connections: 21 }, ATTACK).map(drop)
+}
+
+#[test]
+fn idle_connections_in_waves() -> Result<()> {
+    let outcome = endures(Attack::IdleConnections { connections: 9_500, waves: 2 }, 2 * ATTACK)?;
+    ensure!(outcome.newcomer.is_some(), "a new client must be served while the others stay");
+    Ok(())
+}

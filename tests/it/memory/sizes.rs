@@ -1,4 +1,4 @@
-//! Messages that need a large part of the limit: what fits alone is taken.
+//! Messages that need a large part of the limit: what can never fit is refused for good, and what fits alone is taken.
 
 use std::io::Write as _;
 
@@ -46,6 +46,17 @@ fn answered(mib: u64, check: impl Fn(&str, &Reply) -> Result<()>) -> Result<u64>
         check(encoding, &reply.with_context(|| encoding.to_owned())?)?;
     }
     Ok(sinks.spans())
+}
+
+#[test]
+fn a_message_that_can_never_fit_is_refused_for_good() -> Result<()> {
+    let spans = answered(9, |encoding, reply| {
+        ensure!(reply.code == Code::ResourceExhausted as i32, "{encoding}: {reply:?}");
+        ensure!(reply.message.contains("memory_limiter"), "{encoding}: the key must be named: {reply:?}");
+        Ok(())
+    })?;
+    ensure!(spans == 0, "{spans} spans of refused messages were delivered");
+    Ok(())
 }
 
 #[test]
