@@ -186,7 +186,7 @@ fn log_result(applied: &Applied, changed: &[String]) {
     info!(keys, pools_added = added, pools_changed, pools_removed = removed, "configuration taken over");
     if !restart.is_empty() {
         let keys = restart.join(",");
-        warn!(keys, "these keys take a restart: they stay as they were, the rest was taken over");
+        warn!(keys, "these keys need a restart: they stay as they were, the rest was taken over");
     }
 }
 

@@ -213,7 +213,7 @@ fn keys_that_need_a_restart_are_reported_and_the_others_are_applied() -> Result<
     reload(&proxy, &text, "unchanged")?;
     ensure!(required("worker_threads")? == 1.0, "still");
     let log = proxy.process.log();
-    ensure!(log.contains("only in keys that take a restart: nothing was changed"), "{log}");
+    ensure!(log.contains("only in keys that need a restart: nothing was changed"), "{log}");
     ensure!(!log.contains("configuration unchanged"), "not that, too: {log}");
     reload(&proxy, &file(proxy.grpc, proxy.admin).text(), "success")?;
     ensure!(required("worker_threads")? == 0.0, "no more");
