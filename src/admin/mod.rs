@@ -48,9 +48,9 @@ use crate::{
 /// been idle or busy for the longest time, so that probes are always answered.
 const MAX_CONNECTIONS: usize = 64;
 
-/// The most concurrent requests on an HTTP/2 connection: one, one that lasts, as watching does, and some that HTTP/2 still counts
-/// although their answers were sent. With two, clients that ask one question after the other were refused now and then.
-const MAX_STREAMS: u32 = 8;
+/// The most concurrent requests on an HTTP/2 connection. Clients of the API ask several questions at once, and a gRPC client
+/// reports an error if a stream is refused that it opened before it knew the limit.
+const MAX_STREAMS: u32 = 16;
 
 /// How long a connection may have no request in progress.
 const MAX_IDLE: Duration = Duration::from_secs(10);
