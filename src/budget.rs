@@ -31,8 +31,10 @@ pub enum Use {
     Requests,
     /// Pages and streams of the admin port.
     Admin,
-    /// Tables that are being built or that are published.
+    /// Tables that are published.
     Tables,
+    /// Tables that are being built.
+    Builds,
 }
 
 /// A process-wide account of memory. Clones share it.
@@ -75,7 +77,8 @@ pub struct Division {
 
 impl Use {
     /// All purposes.
-    pub const ALL: [Self; 5] = [Self::Connections, Self::Streams, Self::Requests, Self::Admin, Self::Tables];
+    pub const ALL: [Self; 6] =
+        [Self::Connections, Self::Streams, Self::Requests, Self::Admin, Self::Tables, Self::Builds];
 
     /// Returns the value of the metric label.
     pub fn as_str(self) -> &'static str {
@@ -85,6 +88,7 @@ impl Use {
             Self::Requests => "requests",
             Self::Admin => "admin",
             Self::Tables => "tables",
+            Self::Builds => "builds",
         }
     }
 }
@@ -135,7 +139,8 @@ impl Budget {
         self.0.requests.limit.load(Relaxed)
     }
 
-    /// Returns how many bytes one request can get while the process serves nothing else.
+    /// Returns how many bytes one request can get while the process serves nothing else. A table that is being built does not
+    /// count: it is gone soon.
     pub fn alone(&self) -> usize {
         self.limit().saturating_sub(self.used_for(Use::Tables))
     }
@@ -199,18 +204,19 @@ impl Budget {
     fn share(&self, purpose: Use) -> &Share {
         match purpose {
             Use::Connections | Use::Streams | Use::Admin => &self.0.clients,
-            Use::Requests | Use::Tables => &self.0.requests,
+            Use::Requests | Use::Tables | Use::Builds => &self.0.requests,
         }
     }
 
     fn counter(&self, purpose: Use) -> &AtomicUsize {
-        let [connections, streams, requests, admin, tables] = &self.0.used_for;
+        let [connections, streams, requests, admin, tables, builds] = &self.0.used_for;
         match purpose {
             Use::Connections => connections,
             Use::Streams => streams,
             Use::Requests => requests,
             Use::Admin => admin,
             Use::Tables => tables,
+            Use::Builds => builds,
         }
     }
 
@@ -414,8 +420,8 @@ mod tests {
         let table = budget.count_for(Use::Tables, 30);
         assert!(budget.take(1).is_none(), "what is counted without room leaves none for others");
         let used = || Use::ALL.map(|purpose| budget.used_for(purpose));
-        assert_eq!((used(), budget.clients_used(), budget.used()), ([6, 4, 15, 0, 30], 10, 15));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([6, 4, 15, 0, 30, 0], 10, 15));
         drop((connection, stream, request, table));
-        assert_eq!((used(), budget.clients_used(), budget.used()), ([0; 5], 0, 0));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([0; 6], 0, 0));
     }
 }

@@ -297,7 +297,7 @@ async fn wait(deadlines: Deadlines, progress: &Progress, activity: &Activity, ta
         () = progress.stalled(deadlines.header_timeout, deadlines.draining), if !deadlines.is_stalled => {
             Event::Stalled
         }
-        () = progress.frame.lasts(FRAME_SILENCE), if !deadlines.is_stalled => Event::Stalled,
+        () = progress.frame.is_older_than(FRAME_SILENCE), if !deadlines.is_stalled => Event::Stalled,
         () = progress.untaken.lasts(UNTAKEN_GRACE) => Event::Untaken,
         () = tasks.drained(), if deadlines.draining.is_none() => Event::Draining,
         () = activity.idle_for(deadlines.max_idle) => Event::Unused,

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -23,10 +23,19 @@ pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 pub(super) struct Progress {
     /// Since when a handshake or a header block is unfinished.
     pub(super) unfinished: Since,
-    /// Since when no byte has come of a frame that was begun.
-    pub(super) frame: Since,
+    /// When the last byte of a frame came that was begun and is unfinished.
+    pub(super) frame: LastByte,
     /// Since when the client has taken no answer, although streams were reset for that.
     pub(super) untaken: Since,
+}
+
+/// The time of the last byte of an unfinished frame, if there is one. It changes with almost every read, so nobody is
+/// notified of it: the connection looks at it from time to time.
+#[derive(Debug)]
+pub(super) struct LastByte {
+    base: Instant,
+    /// Milliseconds since `base`, and one more; 0 if no frame is unfinished.
+    at: AtomicU64,
 }
 
 /// The time since which something has lasted, if it does.
@@ -43,7 +52,7 @@ pub(super) struct Since {
 impl Progress {
     /// Creates the state of a connection whose handshake began at `since`.
     pub(super) fn new(since: Instant) -> Self {
-        let progress = Self { unfinished: Since::default(), frame: Since::default(), untaken: Since::default() };
+        let progress = Self { unfinished: Since::default(), frame: LastByte::new(since), untaken: Since::default() };
         progress.unfinished.set(since);
         progress
     }
@@ -57,6 +66,40 @@ impl Progress {
             drained.map_or(by, |drained| by.min(since.max(drained) + DRAIN_GRACE))
         };
         self.unfinished.is_over(by).await;
+    }
+}
+
+// === impl LastByte ===
+
+impl LastByte {
+    fn new(base: Instant) -> Self {
+        Self { base, at: AtomicU64::new(0) }
+    }
+
+    /// A byte has come now.
+    pub(super) fn set(&self) {
+        let millis = u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.at.store(millis + 1, Relaxed);
+    }
+
+    /// No frame is unfinished.
+    pub(super) fn end(&self) {
+        self.at.store(0, Relaxed);
+    }
+
+    /// Resolves when the last byte of an unfinished frame came `limit` ago, at the latest half of `limit` later.
+    pub(super) async fn is_older_than(&self, limit: Duration) {
+        loop {
+            let now = Instant::now();
+            let by = match self.at.load(Relaxed).checked_sub(1) {
+                Some(millis) => self.base + Duration::from_millis(millis) + limit,
+                None => now + limit / 2,
+            };
+            if by <= now {
+                return;
+            }
+            sleep_until(by).await;
+        }
     }
 }
 
@@ -159,13 +202,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_new_byte_of_a_frame_begins_its_time_again() {
         let progress = Progress::new(Instant::now());
-        let lasts = |by| timeout(Duration::from_secs(by), progress.frame.lasts(WITHIN));
-        progress.frame.set(Instant::now());
-        assert!(lasts(9).await.is_err());
-        progress.frame.set(Instant::now());
-        assert!(lasts(9).await.is_err());
-        assert!(lasts(2).await.is_ok());
+        let is_late = |by| {
+            let late = progress.frame.is_older_than(WITHIN);
+            async move { timeout(Duration::from_secs(by), late).await.is_ok() }
+        };
+        progress.frame.set();
+        assert!(!is_late(9).await);
+        progress.frame.set();
+        assert!(!is_late(9).await);
+        assert!(is_late(2).await);
         progress.frame.end();
-        assert!(lasts(3_600).await.is_err());
+        assert!(!is_late(3_600).await);
     }
 }

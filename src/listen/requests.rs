@@ -117,8 +117,12 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, future: F) {
-        let stream = self.requests.set_called(None);
-        let end = StreamEnd { requests: Arc::clone(&self.requests), stream };
+        // Without a call this is not the task of a stream, but that of an upgrade, which HTTP/2 has for CONNECT.
+        let Some(stream) = self.requests.set_called(None) else {
+            drop(self.tasks.spawn(future));
+            return;
+        };
+        let end = StreamEnd { requests: Arc::clone(&self.requests), stream: Some(stream) };
         drop(self.tasks.spawn(run(future, end)));
     }
 }

@@ -21,10 +21,7 @@ use std::{
 };
 
 use metrics::Counter;
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    time::Instant,
-};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use self::block::{Block, CONTINUATION, END_HEADERS, HEAD, HEADERS, block, length_of};
 use super::{admission::Admission, layers::Layer, progress::Progress};
@@ -99,8 +96,10 @@ enum FrameParser {
     },
     /// In a header block that is held back, with the length, flags and stream of its first frame.
     Block { len: usize, flags: u8, stream: u32 },
-    /// Not HTTP/2, or malformed: nothing more is parsed.
+    /// Not HTTP/2, or malformed so that h2 ends the connection: nothing more is parsed.
     Unparsed,
+    /// A header block is too long. h2 might skip it and go on, which this layer could not follow.
+    Ended,
 }
 
 /// How far the bytes of a read were parsed.
@@ -155,6 +154,9 @@ impl Streams {
                     self.parser = FrameParser::Unparsed;
                 }
                 self.held.extend_from_slice(piece.filled());
+            }
+            if matches!(self.parser, FrameParser::Ended) {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a header block is too long")));
             }
             if !self.held.is_empty() {
                 self.hand_over(buf);
@@ -212,7 +214,7 @@ impl Streams {
             unfinished.end();
         }
         if self.parser.is_in_frame() {
-            frame.set(Instant::now());
+            frame.set();
         } else {
             frame.end();
         }
@@ -242,7 +244,12 @@ impl Streams {
                 let _has_room = opens(stream, &self.tally, &self.admission);
                 self.parser = FrameParser::head(false);
             }
-            Block::Incomplete(_) | Block::Malformed => {
+            Block::Incomplete(_) | Block::TooLong => {
+                self.tally.opens(stream);
+                self.parser = FrameParser::Ended;
+            }
+            Block::Malformed => {
+                // h2 ends the connection.
                 self.tally.opens(stream);
                 self.parser = FrameParser::Unparsed;
             }
@@ -281,7 +288,7 @@ impl FrameParser {
         match self {
             Self::Preface(_) | Self::Block { .. } => true,
             Self::Head { must_end, .. } | Self::Payload { must_end, .. } => *must_end,
-            Self::Unparsed => false,
+            Self::Unparsed | Self::Ended => false,
         }
     }
 
@@ -290,7 +297,7 @@ impl FrameParser {
         match self {
             Self::Payload { .. } | Self::Block { .. } => true,
             Self::Head { have, .. } => *have > 0,
-            Self::Preface(_) | Self::Unparsed => false,
+            Self::Preface(_) | Self::Unparsed | Self::Ended => false,
         }
     }
 
@@ -299,7 +306,7 @@ impl FrameParser {
         let all = bytes.len();
         while !bytes.is_empty() {
             let taken = match self {
-                Self::Unparsed | Self::Block { .. } => return Parsed::All,
+                Self::Unparsed | Self::Ended | Self::Block { .. } => return Parsed::All,
                 Self::Preface(seen) => {
                     let expected = PREFACE.get(*seen..).unwrap_or_default();
                     let len = expected.len().min(bytes.len());
@@ -379,6 +386,11 @@ impl FrameParser {
             Block::Malformed => {
                 tally.opens(stream);
                 *self = Self::Unparsed;
+                Begun::Handled(rest.len())
+            }
+            Block::TooLong => {
+                tally.opens(stream);
+                *self = Self::Ended;
                 Begun::Handled(rest.len())
             }
         }

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Maximum size of a reply's message: the size that OTLP asks clients to accept.
-pub(super) const MAX_REPLY: usize = 4 << 20;
+pub(super) const MAX_REPLY: usize = 64 << 10;
 
 /// A reply that is being read.
 #[derive(Debug)]

@@ -28,6 +28,8 @@ pub(super) enum Block {
     Complete(Pieces, usize),
     /// Incomplete: at least this many more bytes are needed.
     Incomplete(usize),
+    /// It has too many pieces.
+    TooLong,
     /// Malformed.
     Malformed,
 }
@@ -62,7 +64,7 @@ pub(super) fn block(bytes: &[u8], len: usize, flags: u8) -> Block {
         flags = its_flags;
         pieces.more.push(start..end);
         if pieces.more.len() == MOST_PIECES {
-            return Block::Malformed;
+            return Block::TooLong;
         }
     }
     Block::Complete(pieces, end)
