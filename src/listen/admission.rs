@@ -58,6 +58,12 @@ pub(super) fn connection(account: &Budget, bytes: usize) -> Option<Permit> {
     if fits { account.take_for(Use::Connections, bytes) } else { None }
 }
 
+/// Returns whether frames that are longer than usual may take `bytes` more. An eighth of the share is left to connections
+/// without such frames.
+pub(super) fn has_room_for_frame(account: &Budget, bytes: usize) -> bool {
+    account.used_for(Use::Connections).saturating_add(bytes) <= account.clients_limit() / 8 * 3
+}
+
 /// Takes the memory of a stream that was answered before its body had come. Returns `None` while memory is short.
 pub fn unfinished_stream(account: &Budget) -> Option<Permit> {
     let is_short = account.clients_used() > account.clients_limit() / 2;

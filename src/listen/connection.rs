@@ -26,6 +26,7 @@ use super::{
     accept::{Limits, Protocol},
     admission::Admission,
     idle::Activity,
+    large_frames::LargeFrames,
     layers::Layered,
     metrics::ListenerMetrics,
     places::WhenFull,
@@ -38,10 +39,10 @@ use super::{
 };
 use crate::{descriptors, lifecycle::Tasks};
 
-/// The largest DATA frame that a client may send: the least that HTTP/2 allows, since h2 reserves a buffer of a frame's
-/// length as soon as the frame is announced. Larger frames were measured to bring less than 5 % at any size of batch, and
-/// Go and Java clients do not use them.
-const MAX_FRAME_SIZE: u32 = 16 << 10;
+/// The largest DATA frame that a client may send. A usual batch fits in one frame, which is then not copied: with frames of
+/// 16 KiB a span costs 1.4 to 1.5 times as much at 512 spans a request, with 64 KiB 1.15 to 1.2 times. While memory is short,
+/// [`LargeFrames`] cuts them. Go and Java clients send frames of 16 KiB in any case.
+const MAX_FRAME_SIZE: u32 = 256 << 10;
 /// How long a client may be silent inside of a frame. h2 holds a buffer of the frame's length meanwhile.
 const FRAME_SILENCE: Duration = Duration::from_secs(10);
 /// How long a connection stays after a stream of it was reset, because the client did not take the answer, while it takes
@@ -167,6 +168,7 @@ pub(super) async fn serve<I, S>(
     let service = tracked(service, Arc::clone(activity), limits.write_timeout.is_some());
     let service = CountedService { service, requests: Arc::clone(&requests) };
     let streams = Streams::new(Arc::clone(tally), Arc::clone(admission), Arc::clone(progress));
+    let stream = Layered::new(stream, LargeFrames::new(limits.account.clone()));
     let stream = Layered::new(Layered::new(stream, streams), Yielding::new(Arc::clone(admission)));
     let builder = builder(limits, Spawner { tasks: tasks.clone(), requests: Arc::clone(&requests) });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

@@ -21,6 +21,7 @@ mod connection;
 mod first_bytes;
 mod hpack;
 mod idle;
+mod large_frames;
 mod layers;
 mod metrics;
 mod places;

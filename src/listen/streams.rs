@@ -23,7 +23,8 @@ use std::{
 use metrics::Counter;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use self::block::{Block, CONTINUATION, END_HEADERS, HEAD, HEADERS, block, length_of};
+pub(super) use self::block::HEAD;
+use self::block::{Block, CONTINUATION, END_HEADERS, HEADERS, block, length_of};
 use super::{admission::Admission, layers::Layer, progress::Progress};
 
 /// The client's connection preface, which is not a frame (RFC 9113, 3.4).
@@ -377,18 +378,12 @@ impl FrameParser {
                 *self = Self::Block { len, flags, stream };
                 Begun::Block
             }
-            // It is too long to be held back, so it is not repaired, and its frames are parsed like others.
-            Block::Incomplete(_) => {
-                // It is too long for h2 too, so h2 refuses it.
-                tally.opens(stream);
-                Begun::Handled(0)
-            }
             Block::Malformed => {
                 tally.opens(stream);
                 *self = Self::Unparsed;
                 Begun::Handled(rest.len())
             }
-            Block::TooLong => {
+            Block::Incomplete(_) | Block::TooLong => {
                 tally.opens(stream);
                 *self = Self::Ended;
                 Begun::Handled(rest.len())

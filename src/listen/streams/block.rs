@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::hpack;
 
 /// The length of a frame's head: length, type, flags and stream (RFC 9113, 4.1).
-pub(super) const HEAD: usize = 9;
+pub(in crate::listen) const HEAD: usize = 9;
 
 /// Types of frames (RFC 9113, 6).
 pub(super) const HEADERS: u8 = 0x1;
