@@ -25,6 +25,8 @@ const CONNECTION_PART: usize = 4;
 pub enum Use {
     /// Open connections of clients, with their read buffers.
     Connections,
+    /// Frames of clients that are longer than usual.
+    Frames,
     /// Streams of clients, from their headers to their answers.
     Streams,
     /// Requests: bodies, inflated messages and the parts that are cut from them.
@@ -77,13 +79,14 @@ pub struct Division {
 
 impl Use {
     /// All purposes.
-    pub const ALL: [Self; 6] =
-        [Self::Connections, Self::Streams, Self::Requests, Self::Admin, Self::Tables, Self::Builds];
+    pub const ALL: [Self; 7] =
+        [Self::Connections, Self::Frames, Self::Streams, Self::Requests, Self::Admin, Self::Tables, Self::Builds];
 
     /// Returns the value of the metric label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connections => "connections",
+            Self::Frames => "frames",
             Self::Streams => "streams",
             Self::Requests => "requests",
             Self::Admin => "admin",
@@ -203,15 +206,16 @@ impl Budget {
 
     fn share(&self, purpose: Use) -> &Share {
         match purpose {
-            Use::Connections | Use::Streams | Use::Admin => &self.0.clients,
+            Use::Connections | Use::Frames | Use::Streams | Use::Admin => &self.0.clients,
             Use::Requests | Use::Tables | Use::Builds => &self.0.requests,
         }
     }
 
     fn counter(&self, purpose: Use) -> &AtomicUsize {
-        let [connections, streams, requests, admin, tables, builds] = &self.0.used_for;
+        let [connections, frames, streams, requests, admin, tables, builds] = &self.0.used_for;
         match purpose {
             Use::Connections => connections,
+            Use::Frames => frames,
             Use::Streams => streams,
             Use::Requests => requests,
             Use::Admin => admin,
@@ -420,8 +424,8 @@ mod tests {
         let table = budget.count_for(Use::Tables, 30);
         assert!(budget.take(1).is_none(), "what is counted without room leaves none for others");
         let used = || Use::ALL.map(|purpose| budget.used_for(purpose));
-        assert_eq!((used(), budget.clients_used(), budget.used()), ([6, 4, 15, 0, 30, 0], 10, 15));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([6, 0, 4, 15, 0, 30, 0], 10, 15));
         drop((connection, stream, request, table));
-        assert_eq!((used(), budget.clients_used(), budget.used()), ([0; 6], 0, 0));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([0; 7], 0, 0));
     }
 }

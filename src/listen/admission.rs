@@ -58,10 +58,10 @@ pub(super) fn connection(account: &Budget, bytes: usize) -> Option<Permit> {
     if fits { account.take_for(Use::Connections, bytes) } else { None }
 }
 
-/// Returns whether frames that are longer than usual may take `bytes` more. An eighth of the share is left to connections
-/// without such frames.
+/// Returns whether frames that are longer than usual may take `bytes` more. They are not necessary, so half of the share is
+/// left to others.
 pub(super) fn has_room_for_frame(account: &Budget, bytes: usize) -> bool {
-    account.used_for(Use::Connections).saturating_add(bytes) <= account.clients_limit() / 8 * 3
+    account.clients_used().saturating_add(bytes) <= account.clients_limit() / 2
 }
 
 /// Takes the memory of a stream that was answered before its body had come. Returns `None` while memory is short.

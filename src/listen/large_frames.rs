@@ -62,7 +62,7 @@ impl LargeFrames {
     /// Takes the memory of a frame of `len` bytes, unless a frame as long has come before. Returns whether there is room.
     fn has_room(&mut self, len: usize) -> bool {
         let Some(account) = &self.account else { return true };
-        let permit = self.permit.get_or_insert_with(|| account.permit_for(Use::Connections));
+        let permit = self.permit.get_or_insert_with(|| account.permit_for(Use::Frames));
         let more = len.saturating_sub(permit.bytes());
         admission::has_room_for_frame(account, more) && permit.grow(more)
     }

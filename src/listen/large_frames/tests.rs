@@ -126,14 +126,14 @@ async fn torn_heads_and_frames_that_cannot_be_cut_do_not_pass_the_account() {
 
 #[test]
 fn the_longest_frame_of_a_connection_is_accounted_for_until_it_ends() {
-    let account = account(800_000).unwrap();
+    let account = account(600_000).unwrap();
     let mut connection = LargeFrames::new(Some(account.clone()));
     for (len, used) in [(100_000, 100_000), (50_000, 100_000), (250_000, 250_000)] {
         assert!(connection.has_room(len));
-        assert_eq!(account.used_for(Use::Connections), used);
+        assert_eq!(account.used_for(Use::Frames), used);
     }
     let mut other = LargeFrames::new(Some(account.clone()));
-    assert!(other.has_room(40_000) && !other.has_room(100_000), "a part is left for new connections");
+    assert!(other.has_room(40_000) && !other.has_room(100_000), "a half is left for others");
     drop((connection, other));
     assert_eq!(account.clients_used(), 0);
 }
