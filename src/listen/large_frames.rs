@@ -170,7 +170,8 @@ impl<I: AsyncRead + Unpin> Layer<I> for LargeFrames {
             }
             if self.cut.is_some() {
                 // Not beyond the end of this piece, since the head of the next one comes first.
-                let mut piece = buf.take(self.left);
+                let most = self.left.min(buf.remaining());
+                let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
                 ready!(self.poll_more(stream, cx, &mut piece))?;
                 let len = piece.filled().len();
                 buf.advance(len);
