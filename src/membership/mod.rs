@@ -1,7 +1,7 @@
 //! Membership: one task for each pool, which builds the pool's table from discovery's sets and observed health, and
 //! publishes it.
 //!
-//! [`state`] decides, a blocking thread builds the table ([`build`], [`builds`]), and the task publishes and logs it.
+//! [`state`] decides, a blocking thread builds the table ([`build`], `builds`), and the task publishes and logs it.
 //! Probes run in tasks of their own. Dispatch and the admin pages only read.
 //!
 //! **Invariant:** two replicas with the same view of which backends are members and which of them fail publish the same

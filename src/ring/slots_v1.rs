@@ -18,7 +18,7 @@
 //! so neither does the outcome.
 //!
 //! The points of many backends take hundreds of MiB, and nearly all of them are the answer to no question. So with many
-//! points the questions come first, and only the points that answer one are kept (see [`Ring`]). A slot that asks more
+//! points the questions come first, and only the points that answer one are kept (see `Ring`). A slot that asks more
 //! than was expected of it waits until the others are settled, and then a further ring is built. As the order of
 //! questions does not matter, the placement is the same.
 
