@@ -20,6 +20,8 @@ pub struct Endpoint {
     /// How to reach it: TLS or plaintext, and the headers of every call. It comes from the configuration that found the
     /// backend.
     pub access: Access,
+    /// Whether the backend is about to end: it keeps the traces that began with it and gets no new ones.
+    pub is_draining: bool,
 }
 
 /// The full set of backends that discovery reports now: sorted by identity, without duplicates, never empty.
@@ -33,6 +35,6 @@ pub type EndpointsReceiver = watch::Receiver<Option<Endpoints>>;
 impl Endpoint {
     /// Creates an endpoint of weight 1 that is connected to in plaintext, unless the caller changes `access`.
     pub fn new(identity: impl Into<Arc<str>>, address: Option<SocketAddr>) -> Self {
-        Self { identity: identity.into(), address, weight: 1, access: Access::default() }
+        Self { identity: identity.into(), address, weight: 1, access: Access::default(), is_draining: false }
     }
 }

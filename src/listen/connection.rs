@@ -204,11 +204,12 @@ pub(super) async fn serve<I, S>(
             Event::NoRoom => {
                 tracing::debug!("connection closed: another one needs its place");
                 connection.as_mut().graceful_shutdown();
-                // GOAWAY is written if the socket has room for it. The first poll may delay the write (see `yielding`).
-                for _ in 0..2 {
-                    poll_fn(|context| Poll::Ready(connection.as_mut().poll(context).is_ready())).await;
+                // GOAWAY is written if the socket has room for it.
+                let is_over = poll_fn(|context| Poll::Ready(connection.as_mut().poll(context).is_ready())).await;
+                // A request may have been read by that: it is served.
+                if is_over || limits.when_full == WhenFull::CloseOldest || activity.idle_since().is_some() {
+                    return;
                 }
-                return;
             }
             Event::Idle(ended) if tally.is_idle_since(ended) => {
                 tracing::debug!(

@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
     admission,
-    layers::Layer,
-    streams::{HEAD, PREFACE},
+    layers::{Backlog, Layer},
+    streams::{HEAD, PREFACE, length_of},
 };
 use crate::budget::{Budget, Permit, Use};
 
@@ -43,7 +43,7 @@ pub(super) struct LargeFrames {
     /// The head of a frame that is being cut, with the length that is still to be sent in further frames.
     cut: Option<([u8; HEAD], usize)>,
     /// The bytes that arrived behind the head of a frame that is being cut.
-    behind: Vec<u8>,
+    behind: Backlog,
 }
 
 impl LargeFrames {
@@ -55,7 +55,7 @@ impl LargeFrames {
             torn: Vec::new(),
             head: Vec::new(),
             cut: None,
-            behind: Vec::new(),
+            behind: Backlog::default(),
         }
     }
 
@@ -90,7 +90,7 @@ impl LargeFrames {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, what));
                 }
                 self.cut = Some((*head, len));
-                self.behind.splice(..0, rest.get(HEAD..).unwrap_or_default().iter().copied());
+                self.behind.put_back(rest.get(HEAD..).unwrap_or_default());
                 return Ok(at);
             }
             self.left = len;
@@ -110,23 +110,6 @@ impl LargeFrames {
         self.cut = (piece < len).then_some((head, len - piece));
     }
 
-    /// Reads the bytes that wait, or else from the stream.
-    fn poll_more<I>(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
-    where
-        I: AsyncRead + Unpin,
-    {
-        if self.behind.is_empty() {
-            return Pin::new(stream).poll_read(cx, buf);
-        }
-        let len = self.behind.len().min(buf.remaining());
-        buf.put_slice(self.behind.get(..len).unwrap_or_default());
-        self.behind.drain(..len);
-        if self.behind.is_empty() {
-            self.behind = Vec::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-
     /// Reads the rest of a torn head. At the end of the stream the head passes as it is.
     fn poll_torn<I>(&mut self, stream: &mut I, cx: &mut Context<'_>) -> Poll<io::Result<()>>
     where
@@ -135,7 +118,7 @@ impl LargeFrames {
         while self.torn.len() < HEAD {
             let mut room = [0; HEAD];
             let mut rest = ReadBuf::new(room.get_mut(self.torn.len()..).unwrap_or_default());
-            ready!(self.poll_more(stream, cx, &mut rest))?;
+            ready!(self.behind.poll_read(stream, cx, &mut rest))?;
             if rest.filled().is_empty() {
                 self.head = std::mem::take(&mut self.torn);
                 return Poll::Ready(Ok(()));
@@ -172,14 +155,14 @@ impl<I: AsyncRead + Unpin> Layer<I> for LargeFrames {
                 // Not beyond the end of this piece, since the head of the next one comes first.
                 let most = self.left.min(buf.remaining());
                 let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
-                ready!(self.poll_more(stream, cx, &mut piece))?;
+                ready!(self.behind.poll_read(stream, cx, &mut piece))?;
                 let len = piece.filled().len();
                 buf.advance(len);
                 self.left -= len;
                 return Poll::Ready(Ok(()));
             }
             let before = buf.filled().len();
-            ready!(self.poll_more(stream, cx, buf))?;
+            ready!(self.behind.poll_read(stream, cx, buf))?;
             let read = buf.filled().get(before..).unwrap_or_default();
             let (len, until) = (read.len(), self.follow(read)?);
             buf.set_filled(before + until);
@@ -188,10 +171,6 @@ impl<I: AsyncRead + Unpin> Layer<I> for LargeFrames {
             }
         }
     }
-}
-
-fn length_of([high, middle, low, ..]: &[u8; HEAD]) -> usize {
-    usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low)
 }
 
 #[cfg(test)]

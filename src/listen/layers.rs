@@ -14,6 +14,36 @@ pub(super) trait Layer<I> {
     fn poll_read(&mut self, stream: &mut I, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
 }
 
+/// The bytes that a layer has read and will read again.
+#[derive(Debug, Default)]
+pub(super) struct Backlog(Vec<u8>);
+
+impl Backlog {
+    /// Puts bytes before those that wait already.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        self.0.splice(..0, bytes.iter().copied());
+    }
+
+    /// Reads the bytes that wait, or else from the stream.
+    pub(super) fn poll_read<I: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut I,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.0.is_empty() {
+            return Pin::new(stream).poll_read(cx, buf);
+        }
+        let len = self.0.len().min(buf.remaining());
+        buf.put_slice(self.0.get(..len).unwrap_or_default());
+        self.0.drain(..len);
+        if self.0.is_empty() {
+            self.0 = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// A stream with a layer over it.
 #[derive(Debug)]
 pub(super) struct Layered<I, L> {

@@ -12,7 +12,6 @@ mod block;
 
 use std::{
     io,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -23,9 +22,13 @@ use std::{
 use metrics::Counter;
 use tokio::io::{AsyncRead, ReadBuf};
 
-pub(super) use self::block::HEAD;
-use self::block::{Block, CONTINUATION, END_HEADERS, HEADERS, block, length_of};
-use super::{admission::Admission, layers::Layer, progress::Progress};
+use self::block::{Block, CONTINUATION, END_HEADERS, HEADERS, block};
+pub(super) use self::block::{HEAD, length_of};
+use super::{
+    admission::Admission,
+    layers::{Backlog, Layer},
+    progress::Progress,
+};
 
 /// The client's connection preface, which is not a frame (RFC 9113, 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -47,7 +50,7 @@ pub(super) struct Streams {
     /// The bytes of `held` that h2 has read.
     taken: usize,
     /// The bytes that arrived behind a stream without room. They are parsed once that stream was refused.
-    behind: Vec<u8>,
+    behind: Backlog,
     tally: Arc<Tally>,
     admission: Arc<Admission>,
     progress: Arc<Progress>,
@@ -132,7 +135,7 @@ impl Streams {
             parser: FrameParser::Preface(0),
             held: Vec::new(),
             taken: 0,
-            behind: Vec::new(),
+            behind: Backlog::default(),
             tally,
             admission,
             progress,
@@ -174,8 +177,7 @@ impl Streams {
                     until
                 }
                 Parsed::NoRoom(until) => {
-                    // Bytes that were not read again yet follow these.
-                    self.behind.splice(..0, read.get(until..).unwrap_or_default().iter().copied());
+                    self.behind.put_back(read.get(until..).unwrap_or_default());
                     until
                 }
             };
@@ -191,19 +193,9 @@ impl Streams {
     where
         I: AsyncRead + Unpin,
     {
-        if self.behind.is_empty() {
-            let polled = Pin::new(stream).poll_read(cx, buf);
-            self.has_read |= polled.is_ready();
-            return polled;
-        }
-        self.has_read = true;
-        let len = self.behind.len().min(buf.remaining());
-        buf.put_slice(self.behind.get(..len).unwrap_or_default());
-        self.behind.drain(..len);
-        if self.behind.is_empty() {
-            self.behind = Vec::new();
-        }
-        Poll::Ready(Ok(()))
+        let polled = self.behind.poll_read(stream, cx, buf);
+        self.has_read |= polled.is_ready();
+        polled
     }
 
     /// Reports after a read what the client has begun and not finished.

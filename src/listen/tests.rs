@@ -1,8 +1,14 @@
 //! An in-memory connection for tests that pause the clock. Tests of other modules use it too.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, DuplexStream, ReadBuf};
 
 use super::{HttpService, Limits, connection, idle::Activity, metrics::ListenerMetrics};
 use crate::lifecycle::Tasks;
@@ -17,4 +23,20 @@ pub(crate) fn serve_in_memory(limits: Limits, service: impl HttpService, tasks: 
         connection::serve(&limits, server, service, deadlines, &activity, &metrics, &watched).await;
     }));
     client
+}
+
+/// A client whose bytes arrive in these pieces.
+pub(crate) struct Client(pub(crate) VecDeque<Vec<u8>>);
+
+impl AsyncRead for Client {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(mut piece) = self.0.pop_front() {
+            let rest = piece.split_off(piece.len().min(buf.remaining()));
+            buf.put_slice(&piece);
+            if !rest.is_empty() {
+                self.0.push_front(rest);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
 }

@@ -3,18 +3,18 @@
 //! The test needs root, like those of [`super::dns`].
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use hickory_proto::rr::RecordType;
 use spanring::lifecycle::Tasks;
 use tokio::time::sleep;
 
 use super::{
-    harness::{Process, Proxy, metric, until},
+    harness::{Proxy, metric, until},
+    memory::beside::Memory,
     nameserver::{NameServer, Reply},
     rig::{client, request, span},
 };
@@ -28,19 +28,9 @@ const NETS: u8 = 10;
 /// The peak memory that is allowed, in MiB, without the pages of the binary's file, of which a debug build has many.
 const MOST_MIB: u64 = 128 - 20;
 
-/// The processor time that is allowed. An optimised build takes less than two seconds. A debug build takes about ten times
+/// The processor time that is allowed. The goal of an optimised build is two seconds. A debug build takes about ten times
 /// as long to hash the points of the ring, and other tests run beside this one.
 const MOST_SECONDS: f64 = if cfg!(debug_assertions) { 60.0 } else { 4.0 };
-
-/// The peak memory in MiB, without file pages.
-fn peak_mib(process: &Process) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-    let kib = |name| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).context(name)?;
-        anyhow::Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()?)
-    };
-    Ok((kib("VmHWM:")? - kib("RssFile:")?) / 1024)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_backends_that_refuse_cost_little() -> Result<()> {
@@ -82,7 +72,8 @@ admin: {{ endpoint: {admin} }}
     })?;
     // Probes and retries go on for a while.
     sleep(Duration::from_secs(5)).await;
-    let (peak, seconds) = (peak_mib(&proxy.process)?, metric(proxy.admin, "process_cpu_seconds_total", &[])?);
+    let (peak, seconds) =
+        (Memory::of(proxy.process.id())?.own_peak_mib(), metric(proxy.admin, "process_cpu_seconds_total", &[])?);
     ensure!(peak <= MOST_MIB, "{peak} MiB");
     ensure!(seconds <= MOST_SECONDS, "{seconds} s of processor time");
     let tables = metric(proxy.admin, "spanring_ring_generation", &[])?;

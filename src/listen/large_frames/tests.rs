@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 
 use tokio::io::AsyncReadExt;
 
-use super::{super::layers::Layered, *};
+use super::{
+    super::{layers::Layered, tests::Client},
+    *,
+};
 use crate::budget::Division;
 
 const HEADERS: u8 = 0x1;
@@ -16,22 +19,6 @@ fn account(clients: usize) -> Option<Budget> {
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let [_, len @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&len[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// A client whose bytes arrive in these pieces.
-struct Client(VecDeque<Vec<u8>>);
-
-impl AsyncRead for Client {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Some(mut piece) = self.0.pop_front() {
-            let rest = piece.split_off(piece.len().min(buf.remaining()));
-            buf.put_slice(&piece);
-            if !rest.is_empty() {
-                self.0.push_front(rest);
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
 }
 
 /// Returns what h2 reads in buffers of up to `room` bytes, if `sent` arrives in pieces of at most `most` bytes.

@@ -40,7 +40,7 @@ pub(super) struct Pieces {
     more: Vec<Range<usize>>,
 }
 
-pub(super) fn length_of([high, middle, low, ..]: &[u8; HEAD]) -> usize {
+pub(in crate::listen) fn length_of([high, middle, low, ..]: &[u8; HEAD]) -> usize {
     usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low)
 }
 

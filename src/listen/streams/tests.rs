@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use tokio::io::AsyncReadExt;
 
 use super::{
-    super::{hpack::tests::string, layers::Layered},
+    super::{hpack::tests::string, layers::Layered, tests::Client},
     block::{PADDED, PRIORITY, PRIORITY_LEN},
     *,
 };
@@ -33,22 +33,6 @@ fn progress() -> Arc<Progress> {
 
 fn unbounded() -> Arc<Admission> {
     Arc::new(Admission::new(None, 0))
-}
-
-/// A client whose bytes arrive in these pieces.
-struct Client(VecDeque<Vec<u8>>);
-
-impl AsyncRead for Client {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Some(mut piece) = self.0.pop_front() {
-            let rest = piece.split_off(piece.len().min(buf.remaining()));
-            buf.put_slice(&piece);
-            if !rest.is_empty() {
-                self.0.push_front(rest);
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
 }
 
 /// Returns what h2 reads, a few bytes at a time, if `sent` arrives in pieces of at most `most` bytes.

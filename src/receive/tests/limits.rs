@@ -145,8 +145,9 @@ async fn small_requests_need_no_place() {
     client.export(request(1, 200_000)).await.unwrap();
     let mut compressed = client.clone().send_compressed(CompressionEncoding::Zstd);
     compressed.export(large(70_000, 1)).await.unwrap();
+    client.export(request(1, 2_000_000)).await.unwrap();
     assert!(receiver.export.take().iter().all(|request| request.place.is_none()));
-    client.export(request(1, 300_000)).await.unwrap();
+    client.export(request(1, 2_200_000)).await.unwrap();
     assert!(receiver.export.take()[0].place.is_some(), "it is long");
     compressed.export(request(1, 200_000)).await.unwrap();
     assert!(receiver.export.take()[0].place.is_some(), "it inflates to more than 100 times its size");

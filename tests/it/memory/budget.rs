@@ -1,6 +1,6 @@
 //! Requests that demand much memory: the peak stays below the budget plus 64 MiB.
 
-use std::{fs, io::Write as _, net::SocketAddr, time::Duration};
+use std::{io::Write as _, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -15,8 +15,9 @@ use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_types::StatusExt;
 
+use super::beside::Memory;
 use crate::{
-    harness::{Process, Proxy, http_get, metric, until},
+    harness::{Proxy, http_get, metric, until},
     rig::{Sinks, client, config, framed, head, request, send_raw, span},
 };
 
@@ -29,19 +30,9 @@ fn proxy(sinks: &Sinks, limit_mib: u64) -> Result<Proxy> {
     Proxy::start("spanring", |grpc, admin| config(grpc, admin, &sinks.addresses(), "", &limiter))
 }
 
-/// The peak memory of a process in MiB, without file pages.
-fn peak_mib(process: &Process) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-    let kib = |name| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).context(name)?;
-        anyhow::Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()?)
-    };
-    Ok((kib("VmHWM:")? - kib("RssFile:")?) / 1024)
-}
-
 /// Checks that the peak is within bounds, that the proxy still serves, and that requests have returned their memory.
 fn stays_within(proxy: &Proxy, sinks: &Sinks, limit_mib: u64) -> Result<()> {
-    let peak = peak_mib(&proxy.process)?;
+    let peak = Memory::of(proxy.process.id())?.own_peak_mib();
     ensure!(peak <= limit_mib + OVERHEAD_MIB, "{peak} MiB are more than {limit_mib} + {OVERHEAD_MIB}");
     until("requests hold no memory any more", || {
         Ok((plain_metric(proxy.admin, "spanring_memory_budget_used_bytes")? < 1.0).then_some(()))
