@@ -17,6 +17,8 @@ const WORDS: &[(&str, &str)] = &[
     (".spanring.admin.v1.PoolRing.built_at", "time"),
     (".spanring.admin.v1.Member.since", "time"),
     (".spanring.admin.v1.Owner.until", "time"),
+    (".spanring.admin.v1.PoolRing.handoff_until", "time"),
+    (".spanring.admin.v1.PreviousOwner.until", "time"),
     (".spanring.admin.v1.Backend.since", "time"),
     (".spanring.admin.v1.Backend.held_until", "time"),
     (".spanring.admin.v1.Failure.at", "time"),

@@ -310,6 +310,14 @@ impl Permit {
         }
     }
 
+    /// Returns a permit for `bytes` of those held, or for all if there are fewer.
+    #[must_use]
+    pub fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { budget: self.budget.clone(), purpose: self.purpose, portion: self.portion.clone(), bytes }
+    }
+
     /// Returns the number of bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -37,4 +37,13 @@ impl Endpoint {
     pub fn new(identity: impl Into<Arc<str>>, address: Option<SocketAddr>) -> Self {
         Self { identity: identity.into(), address, weight: 1, access: Access::default(), is_draining: false }
     }
+
+    /// Whether both are the same backend: they have the same address, however they are spelled, or no address and the same
+    /// identity.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self.address, other.address) {
+            (Some(one), Some(other)) => one == other,
+            _ => self.identity == other.identity,
+        }
+    }
 }

@@ -89,6 +89,7 @@ pub mod places;
 pub mod settings;
 pub mod shortage;
 pub mod spare;
+pub mod wall_clock;
 // What tests of several rooms share.
 #[cfg(test)]
 mod testing;

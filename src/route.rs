@@ -1,7 +1,7 @@
 //! Routing: maps a record's key to the lane that the record leaves by. Pure; the split calls it for every record.
 
 use crate::{
-    ring::Table,
+    ring::{Owners, Table, Times, history::Decision},
     settings::InvalidTraceId,
     split::{Record, Router, Target, Targets},
 };
@@ -27,6 +27,44 @@ impl InvalidIds {
     }
 }
 
+/// Numbers of records whose slot moved within a hand-off's window, added to counters at a request's end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandedOff {
+    /// Records that go only to the current owner.
+    pub current: u64,
+    /// Records that go only to previous owners.
+    pub previous: u64,
+    /// Records that go to the current owner and to previous ones.
+    pub both: u64,
+    /// Records that would have had more owners than a record can go to.
+    pub left_out: u64,
+}
+
+/// What happens to records whose slot has moved.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Moved<'a> {
+    /// They go to the current owner.
+    #[default]
+    Immediate,
+    /// They go where their traces may have begun. They arrived at this time, in nanoseconds since the Unix epoch.
+    ByStart(u64),
+    /// They go to the current owner once more, for one that counts and is gone. The owners that have a copy from the
+    /// request are known by the table that the request was cut by, and by its arrival. A record whose current owner has
+    /// one gets a lane that is marked as a copy.
+    Again(Copied<'a>),
+}
+
+/// The copies of a request's records.
+#[derive(Clone, Copy, Debug)]
+pub struct Copied<'a> {
+    /// The table that the request was cut by.
+    pub table: &'a Table,
+    /// When it arrived, in nanoseconds since the Unix epoch.
+    pub arrival: u64,
+    /// The targets in that table whose copies were sent and not given up, ascending.
+    pub sent: &'a [u16],
+}
+
 /// Routes by trace ID, using one table.
 ///
 /// A lane is a backend's index. Records whose ID has a wrong length leave by a second lane of the same backend, because
@@ -36,12 +74,22 @@ pub struct ByTraceId<'a> {
     table: &'a Table,
     policy: InvalidTraceId,
     invalid: InvalidIds,
+    moved: Moved<'a>,
+    handed_off: HandedOff,
 }
 
 impl<'a> ByTraceId<'a> {
     /// Creates a router for one cut.
-    pub fn new(table: &'a Table, policy: InvalidTraceId) -> Self {
-        Self { table, policy, invalid: InvalidIds::default() }
+    pub fn new(table: &'a Table, policy: InvalidTraceId, moved: Moved<'a>) -> Self {
+        // Outside of windows nothing is paid for hand-offs.
+        let moved =
+            if matches!(moved, Moved::ByStart(_)) && table.history().is_empty() { Moved::Immediate } else { moved };
+        Self { table, policy, invalid: InvalidIds::default(), moved, handed_off: HandedOff::default() }
+    }
+
+    /// Returns how many records were handed off so far.
+    pub fn handed_off(&self) -> HandedOff {
+        self.handed_off
     }
 
     /// Returns the invalid IDs seen so far.
@@ -68,15 +116,73 @@ impl<'a> ByTraceId<'a> {
         match self.policy {
             InvalidTraceId::Reject => Targets::None,
             InvalidTraceId::Forward if wrong_length => {
-                Targets::One(Lane { backend: self.table.owner(record.id), alone: true }.target())
+                Targets::One(Lane { alone: true, ..Lane::of_owner(self.table.owner(record.id)) }.target())
             }
             // Hashes the record's own bytes: all empty and zero IDs have the same hash, which would put them on one
             // backend.
-            InvalidTraceId::Forward => {
-                Targets::One(Lane { backend: self.table.owner(record.bytes), alone: false }.target())
+            InvalidTraceId::Forward => Targets::One(Lane::of_owner(self.table.owner(record.bytes)).target()),
+        }
+    }
+
+    /// Returns the targets of a record while hand-offs are open or a part is placed again.
+    #[cold]
+    #[inline(never)]
+    fn route_moved(&mut self, id: &[u8], start: u64) -> Targets {
+        match self.moved {
+            Moved::Immediate => Targets::One(Lane::of_owner(self.table.owner(id)).target()),
+            Moved::ByStart(arrival) => {
+                let owners = self.table.owners(id, Times { start, arrival });
+                self.count(&owners);
+                targets_of(&owners)
+            }
+            Moved::Again(copied) => {
+                let owner = self.table.owner(id);
+                let copy = copied.has(id, start, self.table, owner);
+                Targets::One(Lane { copy, ..Lane::of_owner(owner) }.target())
             }
         }
     }
+
+    fn count(&mut self, owners: &Owners) {
+        let HandedOff { current, previous, both, left_out } = &mut self.handed_off;
+        match owners.decision {
+            Decision::Unmoved => {}
+            Decision::Current => *current += 1,
+            Decision::Previous => *previous += 1,
+            Decision::Both => *both += 1,
+        }
+        *left_out += u64::from(owners.left_out > 0);
+    }
+}
+
+impl Copied<'_> {
+    /// Returns whether the backend that is now the `owner` in `table` has a copy of a record.
+    fn has(&self, id: &[u8], start: u64, table: &Table, owner: u32) -> bool {
+        let owners = self.table.owners(id, Times { start, arrival: self.arrival });
+        let (_, copies) = owners.split();
+        let owner = table.targets().get(owner as usize);
+        copies.iter().any(|copy| {
+            self.sent.binary_search(copy).is_ok()
+                && self
+                    .table
+                    .targets()
+                    .get(usize::from(*copy))
+                    .zip(owner)
+                    .is_some_and(|(one, other)| one.is_same(other))
+        })
+    }
+}
+
+/// Returns the lanes of the owners that get a record. The first one counts; the others get copies.
+fn targets_of(owners: &Owners) -> Targets {
+    let (counting, copies) = owners.split();
+    let mut targets = Targets::One(Lane::of_owner(u32::from(counting)).target());
+    for copy in copies {
+        // There are at most as many owners as targets.
+        let added = targets.add(Lane { copy: true, ..Lane::of_owner(u32::from(*copy)) }.target());
+        debug_assert!(added, "a record has too many targets");
+    }
+    targets
 }
 
 impl Router for ByTraceId<'_> {
@@ -84,31 +190,42 @@ impl Router for ByTraceId<'_> {
     fn route(&mut self, record: &Record<'_>) -> Targets {
         match <[u8; TRACE_ID_LEN]>::try_from(record.id) {
             Ok(id) if id != [0; TRACE_ID_LEN] => {
-                Targets::One(Lane { backend: self.table.owner(&id), alone: false }.target())
+                if matches!(self.moved, Moved::Immediate) {
+                    Targets::One(Lane::of_owner(self.table.owner(&id)).target())
+                } else {
+                    self.route_moved(&id, record.start)
+                }
             }
             _ => self.route_invalid(record),
         }
     }
 }
 
-/// A lane: a backend, and whether the record goes in a call of its own.
+/// A lane: a backend, whether the record goes in a call of its own, and whether it counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lane {
-    /// Index of the backend in the table.
+    /// Index of the backend among the table's targets.
     pub backend: u32,
     /// Whether records of this lane must not share a call with others.
     pub alone: bool,
+    /// Whether the records are copies, which do not count for the acknowledgement.
+    pub copy: bool,
 }
 
 impl Lane {
     /// Encodes this lane as a target of the split.
     pub fn target(self) -> Target {
-        self.backend << 1 | u32::from(self.alone)
+        self.backend << 2 | u32::from(self.copy) << 1 | u32::from(self.alone)
     }
 
     /// Decodes the lane of a target.
     pub fn of(target: Target) -> Self {
-        Self { backend: target >> 1, alone: target & 1 == 1 }
+        Self { backend: target >> 2, copy: target & 2 != 0, alone: target & 1 != 0 }
+    }
+
+    /// Returns the lane of records that count and may share a call.
+    fn of_owner(backend: u32) -> Self {
+        Self { backend, alone: false, copy: false }
     }
 }
 
@@ -136,10 +253,10 @@ mod tests {
     fn a_valid_id_goes_to_its_owner_in_shared_calls() {
         let table = table();
         for policy in [InvalidTraceId::Forward, InvalidTraceId::Reject] {
-            let mut router = ByTraceId::new(&table, policy);
+            let mut router = ByTraceId::new(&table, policy, Moved::Immediate);
             for number in 1..200_u128 {
                 let id = number.to_be_bytes();
-                let lane = Lane { backend: table.owner(&id), alone: false };
+                let lane = Lane::of_owner(table.owner(&id));
                 assert_eq!(router.route(&record(&id, b"span")), Targets::One(lane.target()), "trace {number}");
             }
             assert_eq!(router.invalid(), InvalidIds::default());
@@ -152,16 +269,16 @@ mod tests {
         let table = table();
         for backend in 0..3 {
             let bytes = (0_u32..).map(u32::to_be_bytes).find(|key| table.owner(key) == backend).expect("a key");
-            let mut router = ByTraceId::new(&table, InvalidTraceId::Forward);
+            let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::Immediate);
             let mut lane = |id: &[u8]| match router.route(&record(id, &bytes)) {
                 Targets::One(target) => Lane::of(target),
                 other => panic!("{other:?}"),
             };
             let [empty, zero, wrong_lengths @ ..] = INVALID;
-            let shared = Lane { backend, alone: false };
+            let shared = Lane::of_owner(backend);
             assert_eq!([lane(empty), lane(zero), lane(zero)], [shared; 3]);
             for id in wrong_lengths {
-                assert_eq!(lane(id), Lane { backend: table.owner(id), alone: true }, "{} bytes", id.len());
+                assert_eq!(lane(id), Lane { alone: true, ..Lane::of_owner(table.owner(id)) }, "{} bytes", id.len());
             }
             assert_eq!(router.invalid(), InvalidIds { empty: 1, zero: 2, wrong_length: 3 });
         }
@@ -170,7 +287,7 @@ mod tests {
     #[test]
     fn rejected_invalid_ids_have_no_target_and_are_counted() {
         let table = table();
-        let mut router = ByTraceId::new(&table, InvalidTraceId::Reject);
+        let mut router = ByTraceId::new(&table, InvalidTraceId::Reject, Moved::Immediate);
         for id in INVALID {
             assert_eq!(router.route(&record(id, b"span")), Targets::None, "{} bytes", id.len());
         }
@@ -180,10 +297,14 @@ mod tests {
 
     #[test]
     fn a_lane_is_encoded_as_a_target_and_back() {
-        for backend in [0, 1, 2, 5, u32::from(u16::MAX), u32::MAX >> 1] {
-            let lanes = [false, true].map(|alone| Lane { backend, alone });
+        for backend in [0, 1, 2, 5, u32::from(u16::MAX), u32::MAX >> 2] {
+            let lanes = [(false, false), (true, false), (false, true), (true, true)].map(|(alone, copy)| Lane {
+                backend,
+                alone,
+                copy,
+            });
             let targets = lanes.map(Lane::target);
-            assert_eq!(targets, [2 * backend, 2 * backend + 1]);
+            assert_eq!(targets, [0, 1, 2, 3].map(|way| 4 * backend + way));
             assert_eq!(targets.map(Lane::of), lanes);
         }
     }

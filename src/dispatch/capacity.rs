@@ -25,6 +25,15 @@ impl Capacity {
             .is_ok()
     }
 
+    /// Takes `bytes` if half of the room stays free with them.
+    pub(super) fn take_of_half(&self, bytes: usize) -> bool {
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= self.limit / 2)
+            })
+            .is_ok()
+    }
+
     /// Takes `bytes` whether they fit or not, for entries that had been admitted before.
     pub(super) fn take_again(&self, bytes: usize) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
@@ -60,5 +69,14 @@ mod tests {
         assert!(!capacity.take(1));
         assert!(!capacity.take(usize::MAX), "sums must not wrap");
         assert_eq!(capacity.used(), 20);
+    }
+
+    #[test]
+    fn half_of_the_room_can_be_left_free() {
+        let capacity = Capacity::new(10);
+        assert!(!capacity.take_of_half(6) && capacity.take_of_half(5) && !capacity.take_of_half(1));
+        assert!(capacity.take(5));
+        assert!(!capacity.take_of_half(usize::MAX), "sums must not wrap");
+        assert_eq!(capacity.used(), 10);
     }
 }

@@ -44,7 +44,7 @@ mod submit;
 mod tests;
 mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
@@ -96,7 +96,7 @@ pub struct Part {
     pub records: u32,
     /// The signal of the records.
     pub signal: Signal,
-    /// The index of the part's owner in the table's backends.
+    /// The index of the part's backend among the table's targets.
     pub backend: u32,
     /// Whether the part needs a call of its own, because the backend will probably refuse it.
     pub alone: bool,
@@ -177,6 +177,11 @@ impl Dispatch {
     /// requests in progress are not affected.
     pub fn reconfigure(&self, config: Config) {
         self.configs.send_replace(config);
+    }
+
+    /// Runs what is left to deliver of a request that was answered. Shutdown waits for it.
+    pub fn spawn(&self, rest: impl Future<Output = ()> + Send + 'static) {
+        self.shared.tasks.spawn(rest);
     }
 
     /// Waits for the first table.

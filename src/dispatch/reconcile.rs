@@ -136,8 +136,8 @@ fn next_view(shared: &Arc<Shared>, old: Option<&View>, table: Arc<Table>) -> (Vi
         kept.entry((Arc::clone(&backend.peer.identity), backend.peer.address)).or_default().push(Arc::clone(backend));
     }
     let mut gone = Vec::new();
-    let mut by_shard: Vec<Vec<Arc<Backend>>> = vec![Vec::with_capacity(table.backends().len()); shards];
-    for endpoint in table.backends() {
+    let mut by_shard: Vec<Vec<Arc<Backend>>> = vec![Vec::with_capacity(table.targets().len()); shards];
+    for endpoint in table.targets().iter() {
         let mine = kept.remove(&(Arc::clone(&endpoint.identity), endpoint.address)).unwrap_or_default();
         // All shards of a backend share its pulse, because an answer to one of them shows that the backend is alive.
         let pulse = mine.first().map(|backend| Arc::clone(&backend.health.pulse)).unwrap_or_default();

@@ -70,21 +70,19 @@ impl View {
         self.retry
     }
 
-    /// Whether the table has the backend with this identity and assigns its slots to it.
+    /// Whether the backend with this identity takes records.
     pub fn serves(&self, identity: &str) -> bool {
-        self.table.position(identity).is_some_and(|at| !self.is_away(at))
+        self.living(identity).is_some()
     }
 
-    /// The identity of the backend with this index.
+    /// The index of the backend with this identity among the table's targets, if it takes records.
+    pub fn living(&self, identity: &str) -> Option<u32> {
+        self.table.target(identity).filter(|target| !self.table.is_away(*target)).map(u32::from)
+    }
+
+    /// The identity of the backend with this index among the table's targets.
     pub fn identity_of(&self, backend: u32) -> Arc<str> {
-        self.table.backends().get(backend as usize).map_or_else(|| "?".into(), |backend| Arc::clone(&backend.identity))
-    }
-
-    /// Whether the slots of a backend are assigned to others. If all backends are away, none counts as away, since there is no
-    /// other to take its slots.
-    fn is_away(&self, at: u16) -> bool {
-        let away = self.table.overlay().away();
-        away.contains(&at) && away.len() < self.table.backends().len()
+        self.table.targets().get(backend as usize).map_or_else(|| "?".into(), |backend| Arc::clone(&backend.identity))
     }
 
     /// Readmits the backends that have their own slots. Must be called before the view is published, so that these backends
@@ -101,7 +99,7 @@ impl View {
 
     fn backends_that(&self, are_away: bool) -> impl Iterator<Item = &Arc<Backend>> {
         let backends = self.shards.iter().flat_map(|shard| (0..).zip(shard));
-        backends.filter(move |(at, _)| self.is_away(*at) == are_away).map(|(_, backend)| backend)
+        backends.filter(move |(at, _)| self.table.is_away(*at) == are_away).map(|(_, backend)| backend)
     }
 
     pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
@@ -133,6 +131,20 @@ impl View {
             owner.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
         }
         Ok(())
+    }
+
+    /// Queues a copy, if half of its backend's queue stays free for parts that count. Returns whether it did. Its outcome
+    /// arrives at `join`.
+    pub fn submit_copy(&self, part: Part, join: &Join) -> bool {
+        let shard = self.shards.get(shard_of_thread() % self.shards.len().max(1));
+        let Some(owner) = shard.and_then(|shard| shard.get(usize::try_from(part.backend).ok()?)) else { return false };
+        let is_queued = owner.capacity.take_of_half(part.message.framed_len());
+        if is_queued {
+            let (inbox, now) = (join.inbox(), Instant::now());
+            inbox.expect(1);
+            owner.push(std::iter::once(Queued::from_part(part, inbox, now)), now);
+        }
+        is_queued
     }
 
     /// The backend of each part, on this thread's shard; `None` if the view lacks one of them.

@@ -78,7 +78,7 @@ impl Backend {
     pub(super) fn new(endpoint: Endpoint, now: Instant) -> Self {
         let unresolved_since = endpoint.address.is_none().then_some(now);
         Self {
-            endpoint,
+            endpoint: Endpoint { is_draining: false, ..endpoint },
             failures: 0,
             ejection: None,
             periods: 0,
@@ -120,7 +120,7 @@ impl Backend {
                 None => self.unresolved_since.or(Some(now)),
             };
         }
-        self.endpoint = endpoint.clone();
+        self.endpoint = Endpoint { is_draining: false, ..endpoint.clone() };
     }
 
     /// Notes that discovery does not list the backend. Returns whether it was listed before.
@@ -210,9 +210,14 @@ impl Backend {
         self.ejection.take().is_some()
     }
 
+    /// Returns when the next probe is due.
+    pub(super) fn next_probe(&self) -> Option<Instant> {
+        self.ejection.and_then(|ejection| ejection.probe_at).filter(|_| self.endpoint.address.is_some())
+    }
+
     /// Returns when [`super::state::Input::Timer`] is due for this backend.
     pub(super) fn next_due(&self, config: &OutlierDetection, hold_down: Duration) -> Option<Instant> {
-        let probe = self.ejection.and_then(|ejection| ejection.probe_at).filter(|_| self.endpoint.address.is_some());
+        let probe = self.next_probe();
         let off = config.max_ejection_percent == 0 || self.is_ejected();
         let unresolved = self.unresolved_since.filter(|_| !off).map(|since| since + config.base_ejection_time);
         let gone = self.absent_since.map(|since| since + hold_down);

@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     endpoint::Endpoints,
-    ring::{Algorithm, Base, Overlay, RingError, Table, members_of},
+    ring::{Base, Overlay, RingError, Table, members_of},
+    settings::Ring,
 };
 
 /// The reason why a table was replaced, for the log and the admin pages.
@@ -23,6 +24,8 @@ pub enum Cause {
     Return,
     /// Panic began or ended: so many backends fail that none counts as ejected.
     Panic,
+    /// A table that was replaced some time ago is forgotten.
+    WindowEnd,
 }
 
 /// The members and which of them are away. A table depends on nothing else but the algorithm.
@@ -32,13 +35,15 @@ pub struct View {
     pub endpoints: Endpoints,
     /// The members whose slots go elsewhere. They are identities, since indexes change with the membership.
     pub away: BTreeSet<Arc<str>>,
+    /// The backends that left the membership and fail: they take no more of what began with them.
+    pub lost: BTreeSet<Arc<str>>,
 }
 
 /// A request for a new table, with everything that is needed to build it on another thread.
 #[derive(Debug)]
 pub struct Rebuild {
     pub(super) cause: Cause,
-    pub(super) algorithm: Algorithm,
+    pub(super) ring: Ring,
     pub(super) view: View,
     pub(super) previous: Option<Arc<Table>>,
 }
@@ -68,7 +73,13 @@ impl Cause {
             Self::Ejection => "ejection",
             Self::Return => "return",
             Self::Panic => "panic",
+            Self::WindowEnd => "window_end",
         }
+    }
+
+    /// Whether the change is announced by discovery, so that it can wait for others.
+    pub(super) fn is_planned(self) -> bool {
+        matches!(self, Self::Discovery | Self::Departure)
     }
 }
 
@@ -79,7 +90,7 @@ impl View {
     pub(super) fn of(table: &Table) -> Self {
         let identity = |index: &u16| table.backends().get(usize::from(*index)).map(|it| Arc::clone(&it.identity));
         let away = table.overlay().away().iter().filter_map(identity).collect();
-        Self { endpoints: table.backends().into(), away }
+        Self { endpoints: table.backends().into(), away, lost: table.lost().cloned().collect() }
     }
 }
 
@@ -100,27 +111,42 @@ impl Rebuild {
 
     /// Returns whether `table` is what was requested.
     pub(super) fn is_for(&self, table: &Table) -> bool {
-        table.base().algorithm() == self.algorithm && View::of(table) == self.view
+        if self.cause == Cause::WindowEnd {
+            return table.history().is_empty();
+        }
+        let View { endpoints, away, lost } = View::of(table);
+        let is_lost = |identity: &Arc<str>| self.view.lost.contains(identity);
+        let is_needed = |identity: &&Arc<str>| table.target(identity).is_some();
+        table.base().algorithm() == self.ring.algorithm
+            && table.history().handoff() == self.ring.handoff
+            && (endpoints == self.view.endpoints && away == self.view.away)
+            && lost.iter().all(is_lost)
+            && self.view.lost.iter().filter(is_needed).count() == lost.len()
     }
 
     /// Builds the table. This takes tens of milliseconds with hundreds of backends, so it belongs on a blocking thread.
     ///
-    /// Unchanged parts are shared with the previous table, so that a new address costs almost nothing.
-    pub fn run(self) -> Result<Change, RingError> {
+    /// Unchanged parts are shared with the previous table, so that a new address costs almost nothing. The table replaces
+    /// the previous one at the time `at`, in nanoseconds since the Unix epoch.
+    pub fn run(self, at: u64) -> Result<Change, RingError> {
         let base = self.base()?;
         let overlay = self.overlay(&base);
         let generation = self.previous.as_ref().map_or(1, |table| table.generation + 1);
-        let table = Arc::new(Table::new(generation, base, overlay, self.view.endpoints));
+        let table = Table::new(generation, base, overlay, self.view.endpoints);
         let moved = self.previous.as_ref().map_or(0.0, |previous| table.moved_share(previous));
-        Ok(Change { cause: self.cause, table, previous: self.previous, moved })
+        let table = match &self.previous {
+            Some(previous) => table.replacing(previous, at, self.ring.handoff, &self.view.lost),
+            None => table.with_handoff(self.ring.handoff),
+        };
+        Ok(Change { cause: self.cause, table: Arc::new(table), previous: self.previous, moved })
     }
 
     fn base(&self) -> Result<Arc<Base>, RingError> {
         let members = members_of(&self.view.endpoints);
-        let same = |base: &&Arc<Base>| base.algorithm() == self.algorithm && *base.members() == *members;
+        let same = |base: &&Arc<Base>| base.algorithm() == self.ring.algorithm && *base.members() == *members;
         match self.previous.as_ref().map(|table| table.base()).filter(same) {
             Some(base) => Ok(Arc::clone(base)),
-            None => Base::build_with(self.algorithm, &members).map(Arc::new),
+            None => Base::build_with(self.ring.algorithm, &members).map(Arc::new),
         }
     }
 

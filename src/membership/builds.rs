@@ -19,6 +19,7 @@ use crate::{
     budget::{Budget, Permit, Use},
     endpoint::Endpoints,
     ring::{Table, memory},
+    wall_clock::unix_nanos,
 };
 
 /// The least time between two builds of a pool. A single change waits for nothing.
@@ -30,6 +31,10 @@ const PAUSE_PER_BUILD: u32 = 9;
 
 /// The longest pause, after which a failed backend's traces still go elsewhere before their clients give up.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The least time between two tables of a pool that discovery causes. Each of them opens a window of a hand-off, and only
+/// so many are kept ([`crate::ring::history::MOST_KEPT`]). A single change waits for nothing.
+pub(super) const PLANNED_PAUSE: Duration = Duration::from_secs(2);
 
 /// What the builds of all pools share: only one runs at a time, and their memory is counted. Clones share it.
 #[derive(Clone, Debug)]
@@ -48,6 +53,8 @@ pub(super) struct Builds {
     /// The members of the table that is built, or was built last.
     members: Endpoints,
     not_before: Instant,
+    /// The earliest time of the next table that discovery causes.
+    planned_not_before: Instant,
     /// The memory of the published table.
     held: Option<Permit>,
 }
@@ -68,7 +75,8 @@ impl Builder {
 
 impl Builds {
     pub(super) fn new(builder: Builder) -> Self {
-        Self { builder, wanted: None, running: None, members: Arc::default(), not_before: Instant::now(), held: None }
+        let (members, now) = (Arc::default(), Instant::now());
+        Self { builder, wanted: None, running: None, members, not_before: now, planned_not_before: now, held: None }
     }
 
     /// Requests a table instead of the one that was requested before, unless that is being built already.
@@ -108,18 +116,20 @@ impl Builds {
                 self.not_before = Instant::now() + (took * PAUSE_PER_BUILD).clamp(LEAST_PAUSE, LONGEST_PAUSE);
                 return built;
             }
-            if self.wanted.is_none() {
-                std::future::pending::<()>().await;
-            }
-            sleep_until(self.not_before).await;
+            let Some(wanted) = &self.wanted else { return std::future::pending().await };
+            let is_planned = wanted.cause.is_planned();
+            sleep_until(if is_planned { self.not_before.max(self.planned_not_before) } else { self.not_before }).await;
             let Ok(turn) = Arc::clone(&self.builder.turn).acquire_owned().await else { continue };
             let Some(rebuild) = self.wanted.take().and_then(|wanted| wanted.after(published)) else { continue };
             // A table is never refused for lack of room: without it, records would go to backends that are gone.
             let permit = self.builder.budget.count_for(Use::Builds, memory::of_build(&rebuild.view().endpoints));
             self.members = Arc::clone(&rebuild.view().endpoints);
+            if is_planned {
+                self.planned_not_before = Instant::now() + PLANNED_PAUSE;
+            }
             self.running = Some(spawn_blocking(move || {
                 let begun = Instant::now();
-                let built = rebuild.run().map_err(BuildError::Ring);
+                let built = rebuild.run(unix_nanos()).map_err(BuildError::Ring);
                 drop((permit, turn));
                 built.map(|change| (change, begun.elapsed()))
             }));

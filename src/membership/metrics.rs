@@ -6,6 +6,7 @@ use metrics::{Counter, Gauge};
 
 use super::{
     BackendState,
+    build::{Cause, Change},
     state::{Note, State},
 };
 use crate::{health, ring::Table, telemetry::metrics as page};
@@ -25,6 +26,7 @@ pub(super) struct Metrics {
     moved: Gauge,
     build_duration: Gauge,
     changes: Counter,
+    windows: Gauge,
     /// Counters by the label `reason`.
     ejections: BTreeMap<&'static str, Counter>,
     /// The share of slots of each backend in the table.
@@ -53,19 +55,24 @@ impl Metrics {
             moved: gauge(page::RING_MOVED_RATIO),
             build_duration: gauge(page::RING_BUILD_DURATION_SECONDS),
             changes: metrics::counter!(page::RING_CHANGES_TOTAL, "pool" => Arc::clone(pool)),
+            windows: gauge(page::HANDOFF_WINDOWS),
             ejections: health::REASONS.into_iter().map(|reason| (reason, ejections(pool, reason))).collect(),
             ownership: BTreeMap::new(),
             states: BTreeMap::new(),
         }
     }
 
-    /// Records a published table. `moved` is the share of slots with another owner than before; `took` is the build
-    /// time.
-    pub(super) fn show(&mut self, table: &Table, moved: f64, took: Duration) {
+    /// Records a published table. `took` is the build time.
+    pub(super) fn show(&mut self, change: &Change, took: Duration) {
+        let table = &*change.table;
         self.generation.set(table.generation as f64);
+        self.windows.set(table.history().len() as f64);
+        if change.cause == Cause::WindowEnd {
+            return;
+        }
         self.fingerprint.set(table.membership_fingerprint() as f64);
         self.placement_fingerprint.set(table.placement_fingerprint() as f64);
-        self.moved.set(moved);
+        self.moved.set(change.moved);
         self.build_duration.set(took.as_secs_f64());
         if table.generation > 1 {
             self.changes.increment(1);

@@ -23,6 +23,7 @@ use crate::{
     health::{Inbox, PROBE_TIMEOUT, Prober},
     lifecycle::Tasks,
     ring::{RingError, Table, Tables},
+    wall_clock::unix_nanos,
 };
 
 mod backend;
@@ -36,7 +37,7 @@ pub mod state;
 pub(crate) mod tests;
 
 pub use backend::{BackendState, Probe};
-use build::Change;
+use build::{Cause, Change};
 pub use builds::Builder;
 use builds::{Builds, Built};
 use change_log::ChangeLog;
@@ -151,6 +152,7 @@ impl<P: Prober> MembershipTask<P> {
                 input = discovered(&mut self.endpoints) => input,
                 built = self.builds.next(self.state.table()) => {
                     self.built(built);
+                    timer = self.state.next_due();
                     continue;
                 }
                 () = sleep_until(next_at), if !is_time => continue,
@@ -254,11 +256,14 @@ impl<P: Prober> MembershipTask<P> {
     }
 
     fn publish(&mut self, change: Change, took: Duration) {
-        self.state.commit(&change);
+        self.state.commit(&change, Instant::now(), unix_nanos());
         self.builds.hold(&change.table);
-        self.metrics.show(&change.table, change.moved, took);
-        self.record.note_change(&change, took);
-        self.log.ring_changed(&change);
+        self.metrics.show(&change, took);
+        // No owner changes when a window ends.
+        if change.cause != Cause::WindowEnd {
+            self.record.note_change(&change, took);
+            self.log.ring_changed(&change);
+        }
         self.tables.send_replace(Some(change.table));
     }
 }

@@ -20,7 +20,8 @@ use super::{
 use crate::{
     endpoint::{Endpoint, Endpoints},
     health::{HealthEvent, HealthKind},
-    ring::{Algorithm, Table},
+    ring::Table,
+    settings::Ring,
 };
 
 /// An event that changes the state.
@@ -99,19 +100,36 @@ pub struct State {
     random: fastrand::Rng,
     /// The members: those that discovery lists and those that are held.
     backends: BTreeMap<Arc<str>, Backend>,
+    /// Backends that left the membership, which may still take what began with them.
+    formers: BTreeMap<Arc<str>, Former>,
     panic: bool,
-    /// The view for which a table was last requested, and the algorithm.
-    requested: Option<(Algorithm, View)>,
+    /// The view for which a table was last requested, and the keys of the ring.
+    requested: Option<(Ring, View)>,
     /// The table that was last published.
     table: Option<Arc<Table>>,
+    /// When the oldest table that the published one keeps is to be forgotten.
+    forgets_at: Option<Instant>,
 }
+
+/// A backend that left the membership.
+#[derive(Debug)]
+struct Former {
+    backend: Backend,
+    /// When the tables in which it owned slots are forgotten at the latest.
+    until: Instant,
+}
+
+/// How long a backend that left is kept beyond the time for which tables are kept: its departure is noted before the table
+/// without it is built.
+const BUILT_WITHIN: Duration = Duration::from_secs(5);
 
 // === impl State ===
 
 impl State {
     /// Creates a state without members. `random` is used only to vary the periods of ejections.
     pub fn new(config: Config, random: fastrand::Rng) -> Self {
-        Self { config, random, backends: BTreeMap::new(), panic: false, requested: None, table: None }
+        let (backends, formers) = (BTreeMap::new(), BTreeMap::new());
+        Self { config, random, backends, formers, panic: false, requested: None, table: None, forgets_at: None }
     }
 
     /// Applies `input` at the time `now`.
@@ -140,10 +158,14 @@ impl State {
         }
         self.eject_unresolved(now, &mut effects.notes);
         self.remove_absent(now, &mut effects.notes);
+        self.formers.retain(|_, former| former.until > now);
         self.update_panic(&mut effects.notes);
         effects.probes = self.due_probes(now);
-        effects.timer = self.next_due();
         effects.rebuild = self.request_table(source.unwrap_or_else(|| cause_of(&effects.notes)));
+        if effects.rebuild.is_none() && self.forgets_at.is_some_and(|at| now >= at) {
+            effects.rebuild = self.request_forgetting();
+        }
+        effects.timer = self.next_due();
         effects
     }
 
@@ -152,8 +174,11 @@ impl State {
         self.table.as_ref()
     }
 
-    /// Notes that the table of `change` was published.
-    pub fn commit(&mut self, change: &Change) {
+    /// Notes that the table of `change` was published, at `now`. `unix_nanos` is the same time in nanoseconds since the
+    /// Unix epoch.
+    pub fn commit(&mut self, change: &Change, now: Instant, unix_nanos: u64) {
+        let left = |at: u64| now + Duration::from_nanos(at.saturating_sub(unix_nanos));
+        self.forgets_at = change.table.history().next_end().map(left);
         self.table = Some(Arc::clone(&change.table));
     }
 
@@ -165,7 +190,8 @@ impl State {
         let endpoints: &[Endpoint] = self.table.as_ref().map_or(&[], |table| table.backends());
         let mut before = std::mem::take(&mut self.backends);
         for endpoint in endpoints {
-            let backend = match before.remove(&endpoint.identity) {
+            let former = self.formers.remove(&endpoint.identity).map(|former| former.backend);
+            let backend = match before.remove(&endpoint.identity).or(former) {
                 Some(mut backend) => {
                     backend.listed(endpoint, now);
                     backend
@@ -175,7 +201,10 @@ impl State {
             self.backends.insert(Arc::clone(&endpoint.identity), backend);
         }
         self.update_panic(&mut Vec::new());
-        let published = self.table.as_deref().map(|table| (table.base().algorithm(), View::of(table)));
+        let published = self.table.as_deref().map(|table| {
+            let ring = Ring { algorithm: table.base().algorithm(), handoff: table.history().handoff() };
+            (ring, View::of(table))
+        });
         let request = self.request();
         let cause = match (&request, &published) {
             _ if self.panic => Cause::Panic,
@@ -202,12 +231,21 @@ impl State {
             return None;
         }
         let endpoints = self.backends.values().map(|backend| backend.endpoint.clone()).collect();
-        Some(View { endpoints, away: if self.panic { BTreeSet::new() } else { self.ejected().cloned().collect() } })
+        let away = if self.panic { BTreeSet::new() } else { self.ejected().cloned().collect() };
+        let failing = self.formers.iter().filter(|(_, former)| former.backend.is_ejected());
+        Some(View { endpoints, away, lost: failing.map(|(identity, _)| Arc::clone(identity)).collect() })
     }
 
     fn discovered(&mut self, endpoints: &Endpoints, now: Instant, notes: &mut Vec<Note>) {
         if endpoints.is_empty() {
             return;
+        }
+        // If all backends drain, they are better than none.
+        let all_drain = endpoints.iter().all(|endpoint| endpoint.is_draining);
+        let (draining, endpoints): (Vec<_>, Vec<_>) =
+            endpoints.iter().partition(|endpoint| endpoint.is_draining && !all_drain);
+        for endpoint in draining {
+            self.drains(endpoint, now, notes);
         }
         let listed: BTreeSet<&Arc<str>> = endpoints.iter().map(|endpoint| &endpoint.identity).collect();
         for (identity, backend) in self.backends.iter_mut().filter(|(identity, _)| !listed.contains(identity)) {
@@ -215,7 +253,9 @@ impl State {
                 notes.push(Note::Held(Arc::clone(identity)));
             }
         }
-        for endpoint in endpoints.iter() {
+        for endpoint in endpoints {
+            // One that joins again starts without failures.
+            self.formers.remove(&endpoint.identity);
             let known = self.backends.entry(Arc::clone(&endpoint.identity));
             known
                 .and_modify(|backend| backend.listed(endpoint, now))
@@ -223,14 +263,37 @@ impl State {
         }
     }
 
+    /// Notes that a backend drains: it is no member from now on.
+    fn drains(&mut self, endpoint: &Endpoint, now: Instant, notes: &mut Vec<Note>) {
+        let Some(mut backend) = self.backends.remove(&endpoint.identity) else { return };
+        backend.listed(endpoint, now);
+        notes.push(Note::Left { identity: Arc::clone(&endpoint.identity), ejected: backend.is_ejected() });
+        self.leave(Arc::clone(&endpoint.identity), backend, now);
+    }
+
+    /// Keeps a backend that is no member any more for the traces that began with it.
+    fn leave(&mut self, identity: Arc<str>, backend: Backend, now: Instant) {
+        let kept_for = self.config.ring.handoff.kept_for();
+        if !kept_for.is_zero() {
+            self.formers.insert(identity, Former { backend, until: now + kept_for + BUILT_WITHIN });
+        }
+    }
+
+    /// Returns a backend that is or was a member.
+    fn backend_mut(&mut self, identity: &Arc<str>) -> Option<&mut Backend> {
+        let former = self.formers.get_mut(identity).map(|former| &mut former.backend);
+        self.backends.get_mut(identity).or(former)
+    }
+
     fn seen(&mut self, event: &HealthEvent, now: Instant, notes: &mut Vec<Note>) {
-        let jitter = self.random.f64();
-        let Some(backend) = self.backends.get_mut(&event.identity) else { return };
-        if let Some(ejected) = backend.seen(event.kind, &self.config.outlier_detection, jitter, now) {
+        let (jitter, panic) = (self.random.f64(), self.panic);
+        let detection = self.config.outlier_detection.clone();
+        let Some(backend) = self.backend_mut(&event.identity) else { return };
+        if let Some(ejected) = backend.seen(event.kind, &detection, jitter, now) {
             notes.push(Note::ejected(&event.identity, ejected));
         }
         // During panic, ejected backends get records, so an answered call is as good as an answered probe.
-        let answered = self.panic && event.kind == HealthKind::Answered;
+        let answered = panic && event.kind == HealthKind::Answered;
         if answered && backend.come_back(now) {
             notes.push(Note::Returned(Arc::clone(&event.identity)));
         }
@@ -238,9 +301,10 @@ impl State {
 
     fn probed(&mut self, probe: &Probe, answered: bool, now: Instant, notes: &mut Vec<Note>) {
         let jitter = self.random.f64();
+        let detection = self.config.outlier_detection.clone();
         let of_it = |backend: &&mut Backend| backend.is_ejected() && backend.is_reached_by(probe);
-        let Some(backend) = self.backends.get_mut(&probe.identity).filter(of_it) else { return };
-        if backend.probed(answered, &self.config.outlier_detection, jitter, now) {
+        let Some(backend) = self.backend_mut(&probe.identity).filter(of_it) else { return };
+        if backend.probed(answered, &detection, jitter, now) {
             notes.push(Note::Returned(Arc::clone(&probe.identity)));
         } else {
             notes.push(Note::ProbeFailed(Arc::clone(&probe.identity)));
@@ -261,13 +325,14 @@ impl State {
     /// Removes members that have been absent for long enough.
     fn remove_absent(&mut self, now: Instant, notes: &mut Vec<Note>) {
         let hold_down = self.config.hold_down;
-        self.backends.retain(|identity, backend| {
-            let gone = backend.is_gone(hold_down, now);
-            if gone {
-                notes.push(Note::Left { identity: Arc::clone(identity), ejected: backend.is_ejected() });
-            }
-            !gone
-        });
+        let is_gone = |(_, backend): &(&Arc<str>, &Backend)| backend.is_gone(hold_down, now);
+        let gone: Vec<Arc<str>> =
+            self.backends.iter().filter(is_gone).map(|(identity, _)| Arc::clone(identity)).collect();
+        for identity in gone {
+            let Some(backend) = self.backends.remove(&identity) else { continue };
+            notes.push(Note::Left { identity: Arc::clone(&identity), ejected: backend.is_ejected() });
+            self.leave(identity, backend, now);
+        }
     }
 
     fn update_panic(&mut self, notes: &mut Vec<Note>) {
@@ -296,12 +361,17 @@ impl State {
             let address = backend.begin_probe(now)?;
             Some(Probe { identity: Arc::clone(identity), address, access: backend.endpoint.access.clone() })
         };
-        self.backends.iter_mut().filter_map(probe).collect()
+        let formers = self.formers.iter_mut().map(|(identity, former)| (identity, &mut former.backend));
+        self.backends.iter_mut().chain(formers).filter_map(probe).collect()
     }
 
-    fn next_due(&self) -> Option<Instant> {
+    /// Returns when [`Input::Timer`] is due.
+    pub fn next_due(&self) -> Option<Instant> {
         let Config { outlier_detection, hold_down, .. } = &self.config;
-        self.backends.values().filter_map(|backend| backend.next_due(outlier_detection, *hold_down)).min()
+        let members = self.backends.values().filter_map(|backend| backend.next_due(outlier_detection, *hold_down));
+        let former = |former: &Former| [Some(former.until), former.backend.next_probe()];
+        let formers = self.formers.values().flat_map(former).flatten();
+        members.chain(formers).chain(self.forgets_at).min()
     }
 
     /// Requests a table for the current view, unless that was the last request.
@@ -310,14 +380,21 @@ impl State {
         if self.requested.as_ref() == Some(&request) {
             return None;
         }
-        let (algorithm, view) = request.clone();
+        let (ring, view) = request.clone();
         self.requested = Some(request);
-        Some(Rebuild { cause, algorithm, view, previous: self.table.clone() })
+        Some(Rebuild { cause, ring, view, previous: self.table.clone() })
+    }
+
+    /// Requests a table that keeps fewer of the tables before.
+    fn request_forgetting(&mut self) -> Option<Rebuild> {
+        self.forgets_at = None;
+        let (ring, view) = self.request()?;
+        Some(Rebuild { cause: Cause::WindowEnd, ring, view, previous: self.table.clone() })
     }
 
     /// Returns all that a table depends on; `None` before the first set.
-    fn request(&self) -> Option<(Algorithm, View)> {
-        Some((self.config.ring.algorithm, self.view()?))
+    fn request(&self) -> Option<(Ring, View)> {
+        Some((self.config.ring, self.view()?))
     }
 }
 

@@ -15,8 +15,8 @@ use crate::{
     },
     places::LONG,
     ring::Table,
-    route::{ByTraceId, InvalidIds, Lane},
-    settings::{InvalidTraceId, InvalidTraceIds},
+    route::{ByTraceId, Copied, HandedOff, InvalidIds, Lane, Moved},
+    settings::InvalidTraceId,
     spare::Spare,
     split::{self, Built, BySize, NotBuilt, Plan, Scratch},
 };
@@ -26,6 +26,9 @@ use crate::{
 pub(super) struct Cut {
     /// The parts; their `index` counts from 0.
     pub(super) parts: Vec<Part>,
+    /// Copies of records for further owners; their `index` counts from 0 too. If a part is placed again, these are the
+    /// records that their owner has as a copy already.
+    pub(super) copies: Vec<Part>,
     /// The number of records in the message.
     pub(super) records: u64,
     /// The number of records that the proxy itself refused.
@@ -48,17 +51,18 @@ pub(super) fn cut(
     signal: Signal,
     message: Framed,
     permit: Permit,
-    table: &Table,
+    by: By<'_>,
     max: usize,
-    invalid_trace_id: InvalidTraceIds,
     metrics: &SignalMetrics,
 ) -> Result<Cut, Refusal> {
-    let (cut, invalid) = cut_by(signal, message, permit, table, invalid_trace_id.of(signal))?;
+    let (cut, routed) = cut_by(signal, message, permit, by)?;
     let cut = fit(cut, max)?;
-    metrics.note_invalid(invalid);
+    metrics.note_invalid(routed.invalid);
+    metrics.note_handed_off(routed.handed_off);
     metrics.records.increment(cut.records);
-    metrics.parts.increment(cut.parts.len() as u64);
-    match cut.parts.len() {
+    let parts = cut.parts.len() + cut.copies.len();
+    metrics.parts.increment(parts as u64);
+    match parts {
         0 => metrics.empty.increment(1),
         1 => metrics.whole.increment(1),
         _ => metrics.cut.increment(1),
@@ -73,41 +77,60 @@ pub(super) fn again(
     message: &Framed,
     permit: Permit,
     table: &Table,
+    copied: Option<Copied<'_>>,
     max: usize,
 ) -> Result<Cut, Refusal> {
-    cut_by(signal, message.detached(), permit, table, InvalidTraceId::Forward).and_then(|(cut, _)| fit(cut, max))
+    let moved = copied.map_or(Moved::Immediate, Moved::Again);
+    let by = By { table, invalid: InvalidTraceId::Forward, moved };
+    cut_by(signal, message.detached(), permit, by).and_then(|(cut, _)| fit(cut, max))
 }
 
 /// Cuts `message`. Records are copied during the parse if that is cheaper. If there is no memory for this, the message
 /// is cut again without these copies.
-fn cut_by(
-    signal: Signal,
-    message: Framed,
-    mut permit: Permit,
-    table: &Table,
-    policy: InvalidTraceId,
-) -> Result<(Cut, InvalidIds), Refusal> {
+fn cut_by(signal: Signal, message: Framed, mut permit: Permit, by: By<'_>) -> Result<(Cut, Routed), Refusal> {
     let held = permit.bytes();
-    let targets = table.backends().len();
+    let targets = by.table.targets().len();
     let early = NonZeroUsize::new(targets).filter(|_| split::is_early_cheaper(message.payload_len(), targets));
-    let mut cut = attempt(signal, &message, &mut permit, table, policy, early);
+    let mut cut = attempt(signal, &message, &mut permit, by, early);
     if early.is_some() && matches!(cut, Err(NotCut::NoRoom(_))) {
         permit.shrink_to(held);
-        cut = attempt(signal, &message, &mut permit, table, policy, None);
+        cut = attempt(signal, &message, &mut permit, by, None);
     }
-    let (Uncounted { parts, records, rejected }, invalid) = cut.map_err(|error| match error {
+    let (Uncounted { parts, copies, records, rejected }, routed) = cut.map_err(|error| match error {
         NotCut::NoRoom(more) => no_room(more, &permit),
         NotCut::Refused(refusal) => refusal,
     })?;
-    if records_of(&parts) + rejected != records {
+    let counted = match by.moved {
+        Moved::Again(_) => records_of(&parts) + records_of(&copies),
+        Moved::Immediate | Moved::ByStart(_) => records_of(&parts),
+    };
+    if counted + rejected != records {
         return Err(defect("the parts of a request do not have all of its records"));
     }
-    Ok((Cut { parts, records, rejected, permit }, invalid))
+    Ok((Cut { parts, copies, records, rejected, permit }, routed))
+}
+
+/// How records are routed.
+#[derive(Clone, Copy)]
+pub(super) struct By<'a> {
+    pub(super) table: &'a Table,
+    /// What happens to records whose trace ID is invalid.
+    pub(super) invalid: InvalidTraceId,
+    /// What happens to records whose slot has moved.
+    pub(super) moved: Moved<'a>,
+}
+
+/// What a router counted.
+#[derive(Debug)]
+struct Routed {
+    invalid: InvalidIds,
+    handed_off: HandedOff,
 }
 
 /// A [`Cut`] without its permit.
 struct Uncounted {
     parts: Vec<Part>,
+    copies: Vec<Part>,
     records: u64,
     rejected: u64,
 }
@@ -123,14 +146,13 @@ fn attempt(
     signal: Signal,
     message: &Framed,
     permit: &mut Permit,
-    table: &Table,
-    policy: InvalidTraceId,
+    by: By<'_>,
     early: Option<NonZeroUsize>,
-) -> Result<(Uncounted, InvalidIds), NotCut> {
+) -> Result<(Uncounted, Routed), NotCut> {
     let payload = message.payload_chunks();
     let held = permit.bytes();
     with_scratch(message.payload_len(), |scratch| {
-        let mut router = ByTraceId::new(table, policy);
+        let mut router = ByTraceId::new(by.table, by.invalid, by.moved);
         let room = &mut |bytes| permit.grow(bytes);
         let plan = match early {
             Some(targets) => split::plan_early(signal, &payload, targets, &mut router, scratch, room),
@@ -138,9 +160,10 @@ fn attempt(
         };
         let plan = plan.map_err(unplanned)?;
         let (records, rejected) = (plan.records(), plan.unrouted());
-        let (parts, kept) = parts_of(signal, message, permit, held, plan)?;
+        let (Lanes { parts, copies }, kept) = parts_of(signal, message, permit, held, plan)?;
         permit.shrink_to(kept);
-        Ok((Uncounted { parts, records, rejected }, router.invalid()))
+        let routed = Routed { invalid: router.invalid(), handed_off: router.handed_off() };
+        Ok((Uncounted { parts, copies, records, rejected }, routed))
     })
 }
 
@@ -156,12 +179,14 @@ fn parts_of(
     permit: &mut Permit,
     held: usize,
     plan: Plan<'_>,
-) -> Result<(Vec<Part>, usize), NotCut> {
+) -> Result<(Lanes, usize), NotCut> {
+    let mut lanes = Lanes::default();
     if plan.records() == plan.unrouted() {
-        return Ok((Vec::new(), held));
+        return Ok((lanes, held));
     }
     if let Some(share) = plan.whole() {
-        return Ok((vec![part(signal, share.target, message.clone(), share.records, 0)], held));
+        lanes.add(signal, share.target, message.clone(), share.records);
+        return Ok((lanes, held));
     }
     let Built { parts, shares, len } = match plan.build(&mut |bytes| permit.grow(bytes)) {
         Ok(built) => built,
@@ -171,29 +196,57 @@ fn parts_of(
         }
     };
     let kept = if shares { held + len } else { len };
-    let part_of = |((share, message), index): ((split::Share, Framed), u32)| {
-        part(signal, share.target, message, share.records, index)
-    };
-    Ok((parts.into_iter().zip(0..).map(part_of).collect(), kept))
+    lanes.parts.reserve_exact(parts.len());
+    for (share, message) in parts {
+        lanes.add(signal, share.target, message, share.records);
+    }
+    Ok((lanes, kept))
+}
+
+/// The parts of a message by what they are for.
+#[derive(Default)]
+struct Lanes {
+    parts: Vec<Part>,
+    copies: Vec<Part>,
+}
+
+impl Lanes {
+    fn add(&mut self, signal: Signal, target: split::Target, message: Framed, records: u32) {
+        let Lane { backend, alone, copy } = Lane::of(target);
+        let lane = if copy { &mut self.copies } else { &mut self.parts };
+        let index = u32::try_from(lane.len()).unwrap_or(u32::MAX);
+        lane.push(Part { message, records, signal, backend, alone, index });
+    }
 }
 
 fn records_of(parts: &[Part]) -> u64 {
     parts.iter().map(|part| u64::from(part.records)).sum()
 }
 
-fn part(signal: Signal, target: split::Target, message: Framed, records: u32, index: u32) -> Part {
-    let Lane { backend, alone } = Lane::of(target);
-    Part { message, records, signal, backend, alone, index }
-}
-
 /// Cuts parts larger than `max` bytes by size.
 fn fit(cut: Cut, max: usize) -> Result<Cut, Refusal> {
-    if cut.parts.iter().all(|part| part.message.payload_len() <= max) { Ok(cut) } else { by_size(cut, max) }
+    let mut all = cut.parts.iter().chain(&cut.copies);
+    if all.all(|part| part.message.payload_len() <= max) { Ok(cut) } else { by_size(cut, max) }
 }
 
 #[cold]
 fn by_size(cut: Cut, max: usize) -> Result<Cut, Refusal> {
-    let Cut { parts, records, rejected, mut permit } = cut;
+    let Cut { parts, copies, records, rejected, mut permit } = cut;
+    let before = records_of(&parts);
+    let (parts, copied) = pieces(parts, max, &mut permit)?;
+    let (copies, copies_copied) = pieces(copies, max, &mut permit)?;
+    if records_of(&parts) != before {
+        return Err(defect("the pieces of a request do not have all of its records"));
+    }
+    if let Some((len, more)) = copied.zip(copies_copied) {
+        // No piece shares the memory of the original parts.
+        permit.shrink_to(len + more);
+    }
+    Ok(Cut { parts, copies, records, rejected, permit })
+}
+
+/// Cuts parts by size. Returns the pieces and, if none of them shares the memory of its part, their length.
+fn pieces(parts: Vec<Part>, max: usize, permit: &mut Permit) -> Result<(Vec<Part>, Option<usize>), Refusal> {
     let mut fitting = Vec::with_capacity(parts.len() + 1);
     let (mut len, mut all_copied) = (0, true);
     for part in parts {
@@ -205,7 +258,7 @@ fn by_size(cut: Cut, max: usize) -> Result<Cut, Refusal> {
                     Part { message, records, ..part }
                 }));
             }
-            Ok(BySize::NoRoom(len)) => return Err(no_room(len, &permit)),
+            Ok(BySize::NoRoom(len)) => return Err(no_room(len, permit)),
             Ok(BySize::Whole) => {
                 all_copied = false;
                 fitting.push(part);
@@ -214,17 +267,10 @@ fn by_size(cut: Cut, max: usize) -> Result<Cut, Refusal> {
             Err(_) => return Err(defect("a part of a request cannot be read")),
         }
     }
-    if records_of(&fitting) + rejected != records {
-        return Err(defect("the pieces of a request do not have all of its records"));
-    }
-    if all_copied {
-        // No piece shares the memory of the original parts.
-        permit.shrink_to(len);
-    }
     for (part, index) in fitting.iter_mut().zip(0..) {
         part.index = index;
     }
-    Ok(Cut { parts: fitting, records, rejected, permit })
+    Ok((fitting, all_copied.then_some(len)))
 }
 
 #[cold]
@@ -253,6 +299,14 @@ mod tests {
     use super::*;
     use crate::{budget::Budget, otlp::wire, testing};
 
+    fn by(table: &Table) -> By<'_> {
+        By { table, invalid: InvalidTraceId::Forward, moved: Moved::Immediate }
+    }
+
+    fn part(message: Framed, signal: Signal, records: u32) -> Part {
+        Part { message, records, signal, backend: 0, alone: false, index: 0 }
+    }
+
     #[test]
     fn what_parts_hold_is_in_the_budget_and_the_message_is_not_once_it_was_copied() {
         let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
@@ -261,7 +315,7 @@ mod tests {
             let message = testing::many_traces(count, size);
             let budget = Budget::new(1 << 30);
             let permit = budget.take(message.framed_len()).unwrap();
-            let (cut, _) = cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward).unwrap();
+            let (cut, _) = cut_by(Signal::Traces, message.clone(), permit, by(&table)).unwrap();
             assert_eq!(cut.parts.len(), 2);
             let parts: usize = cut.parts.iter().map(|part| part.message.framed_len()).sum();
             let most = if parts < 64 << 10 { parts } else { 2 * parts };
@@ -284,7 +338,7 @@ mod tests {
         for spare in (0..2 * len).step_by(len / 50) {
             let budget = Budget::new(len + spare);
             let permit = budget.take(len).unwrap();
-            match cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward) {
+            match cut_by(Signal::Traces, message.clone(), permit, by(&table)) {
                 Ok((cut, _)) => {
                     assert_eq!((cut.parts.len(), cut.records), (8, 2_000));
                     assert_eq!(cut.permit.bytes(), budget.used());
@@ -303,7 +357,7 @@ mod tests {
         let message = testing::many_traces(700, 1_000);
         let budget = Budget::new(message.framed_len() * 3 / 2);
         let permit = budget.take(message.framed_len()).unwrap();
-        let (cut, _) = cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward).unwrap();
+        let (cut, _) = cut_by(Signal::Traces, message.clone(), permit, by(&table)).unwrap();
         assert_eq!(cut.parts.len(), 2);
         assert!(budget.used() > message.framed_len(), "the message stays, with a list beside it");
     }
@@ -318,7 +372,7 @@ mod tests {
         let cut = |limit: usize| {
             let budget = Budget::new(limit);
             let permit = budget.take(message.framed_len()).unwrap();
-            let result = cut_by(Signal::Traces, message.clone(), permit, &table, InvalidTraceId::Forward);
+            let result = cut_by(Signal::Traces, message.clone(), permit, by(&table));
             let used = budget.used();
             (result.map(|(cut, _)| cut.parts.len()), used, budget)
         };
@@ -339,7 +393,7 @@ mod tests {
         let size = message.framed_len();
         let budget = Budget::new(2 * size + 100_000 * 16 * 5 / 4);
         let permit = budget.take(size).unwrap();
-        let (cut, _) = cut_by(Signal::Traces, message, permit, &table, InvalidTraceId::Forward).unwrap();
+        let (cut, _) = cut_by(Signal::Traces, message, permit, by(&table)).unwrap();
         assert_eq!((cut.parts.len(), cut.records), (2, 200_000));
     }
 
@@ -351,7 +405,7 @@ mod tests {
         let message = Framed::copy_from_payload(&len(1, &len(2, &spans))).unwrap();
         let budget = Budget::new(1 << 30);
         let permit = budget.take(message.framed_len()).unwrap();
-        let refusal = cut_by(Signal::Traces, message, permit, &table, InvalidTraceId::Forward).unwrap_err();
+        let refusal = cut_by(Signal::Traces, message, permit, by(&table)).unwrap_err();
         assert_eq!((refusal.code, refusal.reason), (Code::ResourceExhausted, Reason::TooLarge));
         let expected = "the message has more than 1000000 resources, scopes and records; send smaller batches";
         assert_eq!((refusal.message.as_str(), refusal.retry_after), (expected, None));
@@ -374,8 +428,8 @@ mod tests {
         let message = Framed::copy_from_payload(&payload).unwrap();
         let budget = Budget::new(20_000);
         let permit = budget.take(message.framed_len()).unwrap();
-        let whole = part(Signal::Profiles, 0, message, 40, 0);
-        let cut = Cut { parts: vec![whole], records: 40, rejected: 0, permit };
+        let whole = part(message, Signal::Profiles, 40);
+        let cut = Cut { parts: vec![whole], copies: Vec::new(), records: 40, rejected: 0, permit };
         let Cut { parts, permit, .. } = fit(cut, 400).unwrap();
         assert_eq!(parts.iter().map(|part| part.records).sum::<u32>(), 40);
         assert!(parts.len() > 2);
@@ -397,7 +451,8 @@ mod tests {
             let permit = budget.take(size).unwrap();
             let _others = budget.take(limit - size - 100).unwrap();
             let cut = Cut {
-                parts: vec![part(Signal::Traces, 0, message.clone(), 100, 0)],
+                parts: vec![part(message.clone(), Signal::Traces, 100)],
+                copies: Vec::new(),
                 records: 100,
                 rejected: 0,
                 permit,

@@ -5,11 +5,17 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Pipeline, Route, cut, defect, tally::Tally};
+use super::{
+    Pipeline, Route,
+    copies::{Copies, Fate},
+    cut, defect,
+    tally::Tally,
+};
 use crate::{
     dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
-    otlp::{Outcome, Reason, Refusal},
+    otlp::{Outcome, Reason, Refusal, Signal},
     ring::Table,
+    settings::HandoffMode,
 };
 
 /// The most backends that the message of a late request names.
@@ -31,6 +37,10 @@ pub(super) struct Delivery<'a> {
     /// Reports new tables: a waiting part may have another owner by then. `None` until a part has failed.
     changes: Option<watch::Receiver<u64>>,
     tally: Tally,
+    /// Copies for further owners, if a hand-off is open.
+    pub(super) copies: Option<Copies>,
+    /// Parts whose records their owner has as copies already. They count as soon as the copies are delivered.
+    adopted: Vec<Adopted>,
     /// An inconsistency that only a defect of this program can cause. Nothing is acknowledged then.
     defect: Option<&'static str>,
 }
@@ -56,6 +66,14 @@ struct Placed {
 struct Waiting {
     failed: Failed,
     due: Instant,
+}
+
+/// A part that is not sent, since its owner has copies of its records.
+struct Adopted {
+    part: Part,
+    owner: Arc<str>,
+    /// The target of the copies.
+    target: u16,
 }
 
 /// A part that its owner did not accept or did not answer for.
@@ -95,6 +113,8 @@ impl<'a> Delivery<'a> {
             waiting: Vec::new(),
             changes: None,
             tally,
+            copies: None,
+            adopted: Vec::new(),
             defect: None,
         }
     }
@@ -108,13 +128,14 @@ impl<'a> Delivery<'a> {
     pub(super) async fn finish(mut self, deadline: Instant) -> Result<Outcome, Refusal> {
         while self.is_unfinished() && self.defect.is_none() {
             let wake = self.next_due().map_or(deadline, |due| due.min(deadline));
-            if self.under_way == 0 && wake >= deadline {
+            if self.under_way == 0 && self.adopted.is_empty() && wake >= deadline {
                 break;
             }
             tokio::select! {
                 // Take results first: an outcome that has arrived must not be reported as late.
                 biased;
                 results = self.join.next(), if self.under_way > 0 => self.take_in(results),
+                () = step(&mut self.copies), if self.copies.is_some() => self.settle_adopted(),
                 () = changed(&mut self.changes), if !self.waiting.is_empty() => self.place_moved(),
                 () = tokio::time::sleep_until(wake) => {
                     if wake >= deadline {
@@ -125,7 +146,11 @@ impl<'a> Delivery<'a> {
             }
         }
         self.take_last();
-        self.conclude()
+        let answer = self.conclude();
+        if let Some(copies) = self.copies.take_if(|copies| answer.is_ok() && copies.is_unfinished()) {
+            self.route.dispatch.spawn(copies.finish(deadline));
+        }
+        answer
     }
 
     /// Returns the answer for the client. A request is acknowledged only if every part has an outcome and every record
@@ -146,7 +171,7 @@ impl<'a> Delivery<'a> {
     }
 
     fn is_unfinished(&self) -> bool {
-        self.under_way > 0 || !self.waiting.is_empty()
+        self.under_way > 0 || !self.waiting.is_empty() || !self.adopted.is_empty()
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -320,26 +345,37 @@ impl<'a> Delivery<'a> {
             self.route.metrics.retried.increment(1);
             return self.submit(view, vec![failed.part]);
         }
+        if let Some(backend) = self.stays_at(&failed, view) {
+            self.remember(view);
+            if let Some(placed) = self.placed.get_mut(failed.part.index as usize) {
+                (placed.generation, placed.backend) = (generation, backend);
+            }
+            self.route.metrics.retried.increment(1);
+            return self.submit(view, vec![Part { backend, ..failed.part }]);
+        }
         let Some(permit) = self.pipeline.budget.take(failed.part.message.framed_len()) else {
             self.wait_for(failed, None);
             return false;
         };
         let max = view.max_request_size();
         let Part { signal, records, index, ref message, .. } = failed.part;
-        match cut::again(signal, message, permit, view.table(), max) {
+        let targets = self.copies.as_ref().map(Copies::targets).unwrap_or_default();
+        let copied = self.copies.as_ref().map(|copies| copies.copied(&targets));
+        match cut::again(signal, message, permit, view.table(), copied, max) {
             Ok(again) if again.records != u64::from(records) => {
                 self.defect = Some("a part does not have the records that it was counted with");
                 false
             }
             Ok(again) => {
-                if self.tables.iter().all(|table| table.generation != generation) {
-                    self.tables.push(Arc::clone(view.table()));
-                }
+                self.remember(view);
                 self.route.metrics.replaced.increment(1);
-                let cut = self.join.add_cut(again.parts.len(), again.permit);
-                let parts = self.adopt(again.parts, Placed { generation, cut, ..placed });
-                let is_queued = self.submit(view, parts);
+                let cut = self.join.add_cut(again.parts.len() + again.copies.len(), again.permit);
+                let like = Placed { generation, cut, ..placed };
+                let (parts, adopted) = (self.enter(again.parts, like), self.enter(again.copies, like));
+                self.adopt(adopted, view);
+                let is_queued = parts.is_empty() || self.submit(view, parts);
                 self.settled(index);
+                self.settle_adopted();
                 is_queued
             }
             // The same bytes were parsed before, so only the budget can cause this.
@@ -355,8 +391,56 @@ impl<'a> Delivery<'a> {
         }
     }
 
+    /// Returns the index of the backend that a failed part goes to again: its own, while that takes records, if a hand-off
+    /// may have sent the part there on purpose.
+    fn stays_at(&self, Failed { part, owner, .. }: &Failed, view: &View) -> Option<u32> {
+        let is_immediate = view.table().history().handoff().mode == HandoffMode::Immediate;
+        if is_immediate || part.signal != Signal::Traces { None } else { view.living(owner) }
+    }
+
+    /// Keeps the table of a part that is placed again.
+    fn remember(&mut self, view: &View) {
+        if self.tables.iter().all(|table| table.generation != view.table().generation) {
+            self.tables.push(Arc::clone(view.table()));
+        }
+    }
+
+    /// Keeps parts whose records their owners have as copies, until these are delivered or given up.
+    fn adopt(&mut self, parts: Vec<Part>, view: &View) {
+        for part in parts {
+            let owner = view.identity_of(part.backend);
+            let target = self.copies.as_ref().and_then(|copies| copies.target(view.table(), part.backend));
+            // Without such a target the copies count as given up.
+            self.adopted.push(Adopted { part, owner, target: target.unwrap_or(u16::MAX) });
+        }
+    }
+
+    /// Counts adopted parts whose copies are delivered, and sends those whose copies were given up.
+    fn settle_adopted(&mut self) {
+        if self.adopted.is_empty() {
+            return;
+        }
+        let Some(copies) = &mut self.copies else { return };
+        copies.update();
+        let fates: Vec<Fate> = self.adopted.iter().map(|adopted| copies.fate(adopted.target)).collect();
+        for (adopted, fate) in std::mem::take(&mut self.adopted).into_iter().zip(fates) {
+            match fate {
+                Fate::UnderWay => self.adopted.push(adopted),
+                Fate::Delivered => {
+                    self.route.metrics.copies.counted.increment(adopted.part.records.into());
+                    self.tally.accepted(adopted.part.records, 0, None);
+                    self.settled(adopted.part.index);
+                }
+                Fate::GivenUp => {
+                    let Adopted { part, owner, .. } = adopted;
+                    self.wait_for(Failed { part, owner, cause: Cause::Abandoned }, None);
+                }
+            }
+        }
+    }
+
     /// Assigns new indices to the parts that a part was cut into.
-    fn adopt(&mut self, mut parts: Vec<Part>, like: Placed) -> Vec<Part> {
+    fn enter(&mut self, mut parts: Vec<Part>, like: Placed) -> Vec<Part> {
         for part in &mut parts {
             part.index = u32::try_from(self.placed.len()).unwrap_or(u32::MAX);
             self.placed.push(Placed { records: part.records, backend: part.backend, ..like });
@@ -424,7 +508,7 @@ impl<'a> Delivery<'a> {
 
     fn owner_of(&self, placed: &Placed) -> Arc<str> {
         let table = self.tables.iter().find(|table| table.generation == placed.generation);
-        let backend = table.and_then(|table| table.backends().get(placed.backend as usize));
+        let backend = table.and_then(|table| table.targets().get(placed.backend as usize));
         backend.map_or_else(|| "?".into(), |backend| Arc::clone(&backend.identity))
     }
 }
@@ -441,6 +525,16 @@ impl Drop for Delivery<'_> {
             |(index, placed): &(u32, &Placed)| placed.open && (placed.may_be_delivered || is_under_way(index));
         let open = (0..).zip(&self.placed).filter(may_be_delivered).map(|(_, placed)| u64::from(placed.records));
         self.route.metrics.possible_duplicates.increment(self.tally.accepted + open.sum::<u64>());
+    }
+}
+
+/// Waits until something has happened to the copies, and handles it.
+///
+/// Cancel safety: as [`Copies::step`].
+async fn step(copies: &mut Option<Copies>) {
+    match copies {
+        Some(copies) => copies.step().await,
+        None => std::future::pending().await,
     }
 }
 

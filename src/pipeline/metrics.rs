@@ -4,7 +4,7 @@ use metrics::{Counter, counter};
 
 use crate::{
     otlp::{Outcome, Refusal, Signal},
-    route::InvalidIds,
+    route::{HandedOff, InvalidIds},
     telemetry::metrics as page,
 };
 
@@ -24,6 +24,20 @@ pub(super) struct SignalMetrics {
     ids_empty: Counter,
     ids_zero: Counter,
     ids_wrong_length: Counter,
+    to_current: Counter,
+    to_previous: Counter,
+    to_both: Counter,
+    left_out: Counter,
+    pub(super) copies: CopyMetrics,
+}
+
+/// The counters of copies, in records.
+pub(super) struct CopyMetrics {
+    pub(super) delivered: Counter,
+    pub(super) rejected: Counter,
+    pub(super) dropped: Counter,
+    pub(super) given_up: Counter,
+    pub(super) counted: Counter,
 }
 
 impl SignalMetrics {
@@ -32,6 +46,8 @@ impl SignalMetrics {
         let pool = pool.to_owned();
         let requests = |kind| counter!(page::SPLIT_REQUESTS_TOTAL, "signal" => name, "kind" => kind);
         let invalid = |kind| counter!(page::SPLIT_INVALID_IDS_TOTAL, "signal" => name, "kind" => kind);
+        let moved = |decision| counter!(page::HANDOFF_RECORDS_TOTAL, "pool" => pool.clone(), "decision" => decision);
+        let copies = |outcome| counter!(page::HANDOFF_COPIES_TOTAL, "pool" => pool.clone(), "outcome" => outcome);
         let answered = |outcome| counter!(page::RECEIVER_RECORDS_TOTAL, "signal" => name, "outcome" => outcome);
         Self {
             whole: requests("whole"),
@@ -41,7 +57,18 @@ impl SignalMetrics {
             parts: counter!(page::SPLIT_PARTS_TOTAL, "signal" => name),
             retried: counter!(page::DISPATCH_RETRIED_PARTS_TOTAL, "pool" => pool.clone(), "signal" => name),
             replaced: counter!(page::DISPATCH_REPLACED_PARTS_TOTAL, "pool" => pool.clone(), "signal" => name),
-            possible_duplicates: counter!(page::DISPATCH_POSSIBLE_DUPLICATE_RECORDS_TOTAL, "pool" => pool),
+            possible_duplicates: counter!(page::DISPATCH_POSSIBLE_DUPLICATE_RECORDS_TOTAL, "pool" => pool.clone()),
+            to_current: moved("current"),
+            to_previous: moved("previous"),
+            to_both: moved("both"),
+            left_out: counter!(page::HANDOFF_LEFT_OUT_TOTAL, "pool" => pool.clone()),
+            copies: CopyMetrics {
+                delivered: copies("delivered"),
+                rejected: copies("rejected"),
+                dropped: copies("dropped"),
+                given_up: copies("given_up"),
+                counted: copies("counted"),
+            },
             accepted: answered("accepted"),
             rejected: answered("rejected"),
             refused: answered("refused"),
@@ -62,6 +89,15 @@ impl SignalMetrics {
                 self.rejected.increment(records);
             }
             Ok(Outcome::Refused(_)) | Err(_) => self.refused.increment(records),
+        }
+    }
+
+    pub(super) fn note_handed_off(&self, records: HandedOff) {
+        if records != HandedOff::default() {
+            self.to_current.increment(records.current);
+            self.to_previous.increment(records.previous);
+            self.to_both.increment(records.both);
+            self.left_out.increment(records.left_out);
         }
     }
 

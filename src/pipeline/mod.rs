@@ -5,6 +5,7 @@
 //! waits for the outcomes of the parts, places failed parts again if that can help, and joins the outcomes into one
 //! [`Outcome`].
 
+mod copies;
 mod cut;
 mod delivery;
 mod metrics;
@@ -19,15 +20,23 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Code;
 
-use self::{cut::Cut, delivery::Delivery, metrics::SignalMetrics, tally::Tally};
+use self::{
+    copies::Copies,
+    cut::{By, Cut},
+    delivery::Delivery,
+    metrics::SignalMetrics,
+    tally::Tally,
+};
 use crate::{
     budget::{Budget, Permit},
     dispatch::{Dispatch, Join, WhyNotQueued},
     otlp::{ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal},
     places::{self, Place},
     ring::Table,
+    route::Moved,
     settings::InvalidTraceIds,
     telemetry::LogLimit,
+    wall_clock::unix_nanos,
 };
 
 /// An export request from a receiver: complete, inflated and framed, but not parsed.
@@ -143,9 +152,12 @@ impl Pipeline {
         let route = self.route(request.signal)?;
         let view = route.dispatch.view().ok_or_else(|| not_ready(&route.pool))?;
         let (max, table) = (view.max_request_size(), view.table());
-        let Request { signal, message, permit, place, .. } = request;
-        let cut = || cut::cut(signal, message, permit, table, max, route.invalid_trace_id, &route.metrics);
-        let Cut { parts, records, rejected, permit } = places::run(place.as_ref(), cut)?;
+        let Request { signal, message, permit, place, deadline, connection, metadata } = request;
+        let arrival = if hands_off(signal, table) { unix_nanos() } else { 0 };
+        let moved = if arrival > 0 { Moved::ByStart(arrival) } else { Moved::Immediate };
+        let by = By { table, invalid: route.invalid_trace_id.of(signal), moved };
+        let cut = || cut::cut(signal, message, permit, by, max, &route.metrics);
+        let Cut { parts, copies, records, rejected, mut permit } = places::run(place.as_ref(), cut)?;
         drop(place);
         if parts.is_empty() {
             let outcome = Ok(tally::nothing_to_send(rejected));
@@ -153,21 +165,40 @@ impl Pipeline {
             return outcome;
         }
         let sent = parts.len();
-        let mut join = Join::carrying(request.deadline, request.connection, request.metadata);
+        let copies_permit = permit.split(copies.iter().map(|part| part.message.framed_len()).sum());
+        let context = Context { deadline, connection, metadata, arrival };
+        let mut join = Join::carrying(deadline, Arc::clone(&context.connection), context.metadata.clone());
         join.add_cut(sent, permit);
         let tally = Tally::new(records, rejected);
-        let delivery = Delivery::new(self, &route, join, &parts, &view, tally);
+        let mut delivery = Delivery::new(self, &route, join, &parts, &view, tally);
         let outcome = match view.submit(parts, delivery.join()) {
             Ok(()) => {
+                if !copies.is_empty() {
+                    delivery.copies = Some(Copies::send(Arc::clone(&route), &view, copies, copies_permit, context));
+                }
                 drop(view);
                 route.dispatch.retries().earn(sent);
-                delivery.finish(request.deadline).await
+                delivery.finish(deadline).await
             }
             Err(error) => Err(not_queued(view.table(), error.why)),
         };
         route.metrics.note_outcome(records, &outcome);
         outcome
     }
+}
+
+/// The facts about a request that its copies need.
+struct Context {
+    deadline: Instant,
+    connection: Arc<ClientConnection>,
+    metadata: Option<Arc<Metadata>>,
+    /// When it arrived, in nanoseconds since the Unix epoch; 0 if no hand-off is open.
+    arrival: u64,
+}
+
+/// Whether records of this signal may go to previous owners. Only spans have a start that tells where a trace began.
+fn hands_off(signal: Signal, table: &Table) -> bool {
+    signal == Signal::Traces && !table.history().is_empty()
 }
 
 impl Export for Pipeline {
@@ -193,7 +224,7 @@ fn not_ready(pool: &str) -> Refusal {
 fn not_queued(table: &Table, why: WhyNotQueued) -> Refusal {
     match why {
         WhyNotQueued::Full(backend) => {
-            let backend = table.backends().get(backend as usize).map_or("?", |backend| &*backend.identity);
+            let backend = table.targets().get(backend as usize).map_or("?", |backend| &*backend.identity);
             Refusal::retryable(Reason::QueueFull, format!("the queue of backend {backend} is full"))
         }
         WhyNotQueued::NoSuchBackend => defect("a part is for a backend that is not in its table"),

@@ -1,5 +1,7 @@
 //! Tests of whole requests with scripted backends: which parts are placed again, when, and how the client is answered.
 
+mod handoff;
+
 use std::{
     collections::BTreeSet,
     future::{Future, poll_fn},
@@ -45,7 +47,12 @@ impl Stage {
 
     /// Returns a request whose spans each have a trace of their own.
     fn request(&self, deadline: Duration) -> Request {
-        let span = |n: u8| Span { name: n.to_string(), trace_id: vec![n; 16], ..Span::default() };
+        self.request_started(deadline, 0)
+    }
+
+    /// The same, with spans that started at this time.
+    fn request_started(&self, deadline: Duration, start_time_unix_nano: u64) -> Request {
+        let span = |n: u8| Span { name: n.to_string(), trace_id: vec![n; 16], start_time_unix_nano, ..Span::default() };
         let scope_spans = vec![ScopeSpans { spans: (1..=SPANS).map(span).collect(), ..ScopeSpans::default() }];
         let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
         let payload = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
@@ -61,7 +68,11 @@ impl Stage {
     }
 
     fn send(&self, deadline: Duration) -> JoinHandle<Outcome> {
-        let (pipeline, request) = (Arc::clone(&self.pipeline), self.request(deadline));
+        self.send_started(deadline, 0)
+    }
+
+    fn send_started(&self, deadline: Duration, start: u64) -> JoinHandle<Outcome> {
+        let (pipeline, request) = (Arc::clone(&self.pipeline), self.request_started(deadline, start));
         self.rig.tasks.spawn(async move { pipeline.export(request).await })
     }
 }

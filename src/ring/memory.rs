@@ -31,6 +31,6 @@ pub fn of_build(endpoints: &[Endpoint]) -> usize {
 
 /// Returns about how much memory a table takes.
 pub fn of_table(table: &Table) -> usize {
-    let members = table.backends().iter().map(|it| PER_MEMBER + it.identity.len());
-    table.slots() as usize * PER_SLOT_IN_TABLE + members.sum::<usize>()
+    let members = table.targets().iter().map(|it| PER_MEMBER + it.identity.len());
+    table.slots() as usize * PER_SLOT_IN_TABLE + members.sum::<usize>() + table.history().memory()
 }

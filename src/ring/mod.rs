@@ -5,7 +5,8 @@
 //! - [`slots_v1`] fills the slots from a consistent-hash ring with a bound on each backend's slots;
 //! - [`Base`] is a membership with the owners of its slots, a pure function of the membership;
 //! - [`Overlay`] lists the slots that go to substitutes while their owner is away;
-//! - [`Table`] is one immutable snapshot of both, with the backends' addresses. Requests see only tables.
+//! - [`History`] keeps the tables that were replaced a short time ago, for traces that began with them;
+//! - [`Table`] is one immutable snapshot of all this, with the backends' addresses. Requests see only tables.
 //!
 //! **Invariant:** the same membership gives the same owners in every replica, platform and release. The byte order,
 //! hash seed, names and numbers in [`slots_v1`] never change; `tests/golden/slots_v1.csv` pins the results.
@@ -42,11 +43,14 @@ pub mod memory;
 pub mod slots_v1;
 
 mod base;
+mod begun;
 mod fingerprint;
+pub mod history;
 mod overlay;
 mod table;
 
 pub use base::Base;
+pub use history::{History, Owners, Times};
 pub use overlay::Overlay;
 pub use slots_v1::slot_of;
 pub use table::{Table, Tables, members_of};

@@ -1,17 +1,20 @@
 //! The table: one immutable snapshot of the owners of all slots and the backends' addresses. Tables are replaced whole,
 //! never changed.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{Algorithm, Base, Member, Overlay, RingError, fingerprint};
-use crate::endpoint::{Endpoint, Endpoints};
+use super::{Algorithm, Base, History, Member, Overlay, Owners, RingError, Times, fingerprint, history::Before};
+use crate::{
+    endpoint::{Endpoint, Endpoints},
+    settings::Handoff,
+};
 
 /// The current table, published by membership; `None` until discovery's first good answer.
 pub type Tables = watch::Receiver<Option<Arc<Table>>>;
 
-/// Base, overlay and addresses. (Hand-off windows will be a further part beside the overlay.)
+/// Base, overlay, addresses, and the tables that it replaced a short time ago.
 pub struct Table {
     /// By slot, the index of its owner in `backends`, with the overlay applied. The first field, since look-ups read
     /// only this.
@@ -23,6 +26,13 @@ pub struct Table {
     overlay: Overlay,
     backends: Endpoints,
     placement: u64,
+    /// When its placement began, in nanoseconds since the Unix epoch; 0 if no other is known before it.
+    began: u64,
+    history: History,
+    /// The backends, and behind them those that left and still take what began with them.
+    targets: Endpoints,
+    /// Those that left and fail, as indexes of `targets`.
+    lost: BTreeSet<u16>,
 }
 
 impl Table {
@@ -34,7 +44,68 @@ impl Table {
         let owners = overlay.applied_to(&base);
         let backends = aligned(base.members(), endpoints);
         let placement = fingerprint::of_placement(base.algorithm(), base.members(), &owners);
-        Self { owners, algorithm: base.algorithm(), generation, base, overlay, backends, placement }
+        let (targets, lost) = (Arc::clone(&backends), BTreeSet::new());
+        let (algorithm, began, history) = (base.algorithm(), 0, History::default());
+        Self { owners, algorithm, generation, base, overlay, backends, placement, began, history, targets, lost }
+    }
+
+    /// Makes this the table that replaces `before` at the time `at`, in nanoseconds since the Unix epoch. `lost` says
+    /// which backends that left the membership fail.
+    #[must_use]
+    pub fn replacing(mut self, before: &Self, at: u64, handoff: Handoff, lost: &BTreeSet<Arc<str>>) -> Self {
+        let moved = self.moved_share(before) > 0.0;
+        self.began = if moved { at.max(before.began) } else { before.began };
+        let previous = Before {
+            began: before.began,
+            algorithm: before.algorithm,
+            owners: &before.owners,
+            endpoints: &before.backends,
+            history: &before.history,
+        };
+        self.history = History::after(previous, at, handoff, moved);
+        self.add_former_targets(lost);
+        let mut history = std::mem::take(&mut self.history);
+        history.aim(|endpoint| self.target_of(endpoint).filter(|target| !self.is_away(*target)));
+        self.history = history;
+        self
+    }
+
+    /// Sets the mode and the window of hand-offs of a table that replaces no other.
+    #[must_use]
+    pub fn with_handoff(mut self, handoff: Handoff) -> Self {
+        self.history = History::none(handoff);
+        self
+    }
+
+    /// Adds the backends that own slots in the tables before and are no members. Backends with the same address are the
+    /// same, however they are spelled.
+    fn add_former_targets(&mut self, lost: &BTreeSet<Arc<str>>) {
+        let mut former: Vec<Endpoint> = Vec::new();
+        for endpoint in self.history.owning() {
+            let is_there = |other: &Endpoint| other.is_same(&endpoint);
+            if self.position(&endpoint.identity).is_none()
+                && !self.backends.iter().any(is_there)
+                && !former.iter().any(is_there)
+            {
+                former.push(endpoint);
+            }
+        }
+        if former.is_empty() {
+            return;
+        }
+        former.sort_unstable();
+        let first = self.backends.len();
+        let is_lost = |(_, endpoint): &(usize, &Endpoint)| lost.contains(&endpoint.identity);
+        self.lost = (first..).zip(&former).filter(is_lost).filter_map(|(at, _)| u16::try_from(at).ok()).collect();
+        self.targets = self.backends.iter().cloned().chain(former).collect();
+    }
+
+    /// Returns the index of a backend in [`Table::targets`].
+    fn target_of(&self, endpoint: &Endpoint) -> Option<u16> {
+        self.target(&endpoint.identity).or_else(|| {
+            let found = self.targets.iter().position(|target| target.is_same(endpoint))?;
+            u16::try_from(found).ok()
+        })
     }
 
     /// Creates a table of `endpoints` without an overlay, for tools and tests.
@@ -47,6 +118,60 @@ impl Table {
     #[inline]
     pub fn owner(&self, key: &[u8]) -> u32 {
         self.owner_of_slot(self.algorithm.slot_of(key))
+    }
+
+    /// Returns the owners that get a record of this key, as indexes into [`Table::targets`].
+    pub fn owners(&self, key: &[u8], times: Times) -> Owners {
+        let current = u16::try_from(self.owner(key)).unwrap_or_default();
+        self.history.owners(key, times, current, self.began)
+    }
+
+    /// Returns the previous owners of a key that still take what began with them, latest first, and when each is forgotten,
+    /// in nanoseconds since the Unix epoch.
+    pub fn previous_owners(&self, key: &[u8]) -> Vec<(&Endpoint, u64)> {
+        let current = u16::try_from(self.owner(key)).unwrap_or_default();
+        let previous = self.history.previous(key, current).into_iter();
+        previous.filter_map(|(target, until)| Some((self.targets.get(usize::from(target))?, until))).collect()
+    }
+
+    /// By slot, the index of its owner.
+    #[cfg(test)]
+    pub(super) fn shared_owners(&self) -> Arc<[u16]> {
+        Arc::clone(&self.owners)
+    }
+
+    /// The tables that were replaced a short time ago.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The backends, and behind them those that left the membership and still take what began with them. An index of a
+    /// backend is its index here too.
+    pub fn targets(&self) -> &Endpoints {
+        &self.targets
+    }
+
+    /// Returns a backend's index in [`Table::targets`].
+    pub fn target(&self, identity: &str) -> Option<u16> {
+        let former = || {
+            let former = self.targets.get(self.backends.len()..).unwrap_or_default();
+            let found = former.binary_search_by(|backend| (*backend.identity).cmp(identity)).ok()?;
+            u16::try_from(self.backends.len() + found).ok()
+        };
+        self.position(identity).or_else(former)
+    }
+
+    /// Whether a backend takes no records, as an index of [`Table::targets`]: its slots went to others, or it left the
+    /// membership and fails. If all members are away, none counts as away, since there is no other to take its slots.
+    pub fn is_away(&self, target: u16) -> bool {
+        let away = self.overlay.away();
+        let is_member_away = away.contains(&target) && away.len() < self.backends.len();
+        is_member_away || self.lost.contains(&target)
+    }
+
+    /// The backends that left the membership and fail.
+    pub fn lost(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.lost.iter().filter_map(|at| self.targets.get(usize::from(*at))).map(|backend| &backend.identity)
     }
 
     /// Returns the owner of a slot below [`Table::slots`], as an index into [`Table::backends`].
@@ -135,6 +260,8 @@ impl fmt::Debug for Table {
             .field("algorithm", &self.algorithm.name())
             .field("backends", &self.backends)
             .field("away", self.overlay.away())
+            .field("former", &self.targets.get(self.backends.len()..))
+            .field("kept", &self.history.len())
             .field("membership", &format_args!("{:012x}", self.membership_fingerprint()))
             .field("placement", &format_args!("{:012x}", self.placement))
             .finish_non_exhaustive()

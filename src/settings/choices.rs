@@ -56,6 +56,19 @@ pub enum Algorithm {
     SlotsV1,
 }
 
+/// What happens to traces whose slot moves to another backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HandoffMode {
+    /// A span goes to every backend that owned its key while its trace can have begun.
+    #[default]
+    Dual,
+    /// A span whose trace is known to have begun before the change goes to the old owner, every other to the new one.
+    Sticky,
+    /// Every span goes to the new owner.
+    Immediate,
+}
+
 /// The value that is hashed to route a record. The Collector's spellings are accepted too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -123,6 +136,7 @@ as_serde! {
     Compression,
     Sizer,
     Algorithm,
+    HandoffMode,
     Vec<Signal>,
     RoutingKey,
     LogLevel,

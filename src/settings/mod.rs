@@ -25,12 +25,12 @@ use self::{
     values::WorkerThreads,
 };
 pub use self::{
-    choices::{Algorithm, Compression, IpFamily, LogEncoding, LogLevel, RoutingKey, Sizer, TlsVersion},
+    choices::{Algorithm, Compression, HandoffMode, IpFamily, LogEncoding, LogLevel, RoutingKey, Sizer, TlsVersion},
     headers::{Headers, Secret},
     invalid_trace_id::{InvalidTraceId, InvalidTraceIds},
     pools::{
-        CompressionParams, Delivery, DnsResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Ring,
-        SendingQueue, StaticResolver,
+        CompressionParams, Delivery, DnsResolver, Handoff, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure,
+        Ring, SendingQueue, StaticResolver, USUAL_DELAY,
     },
     receivers::{Grpc, Keepalive, Otlp, Protocols, Receivers, ServerParameters},
     section::IfWritten,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     addresses::{Backend, OTLP_GRPC_PORT},
-    choices::{Algorithm, Compression, IpFamily, Sizer},
+    choices::{Algorithm, Compression, HandoffMode, IpFamily, Sizer},
     headers::Headers,
     section::{IfWritten, section},
     tls::ClientTls,
@@ -147,6 +147,21 @@ section! {
     pub struct Ring {
         /// How traces are placed. It must be the same on all replicas.
         algorithm: Algorithm,
+        /// What happens to the traces of slots that move to another backend.
+        handoff: Handoff,
+    }
+
+    /// `pools.NAME.ring.handoff`. It applies to spans; other signals move at once.
+    #[derive(Copy, Eq)]
+    pub struct Handoff {
+        /// `dual`: a span goes to each backend that owned its trace at any time in the window before the span's start, so
+        /// that one of them gets the whole trace. `sticky`: traces that are known to have begun before the change stay
+        /// with the old owner, others go to the new one; nothing is sent twice. `immediate`: everything goes to the new
+        /// owner.
+        mode: HandoffMode,
+        /// The longest trace that stays whole, and the time by which replicas learn of a change at different times. The
+        /// tail sampler's `decision_wait` is a good value. After this time and 15 s more the table before is forgotten.
+        window: Duration = Duration::from_secs(30),
     }
 
     /// `pools.NAME.outlier_detection`
@@ -163,6 +178,25 @@ section! {
         /// The largest share of the pool that may be ejected at once (at least one backend, never all). When more fail,
         /// none is treated as ejected and all are tried. `0` switches ejection off.
         max_ejection_percent: u8 = 50,
+    }
+}
+
+/// The time after its start within which a span arrives if nothing delays it. A span that arrives later goes also to the
+/// owners since its start, since the table that it began with may be forgotten soon.
+pub const USUAL_DELAY: Duration = Duration::from_secs(15);
+
+impl Handoff {
+    /// Returns when a table is forgotten that was replaced at `ended`, both in nanoseconds since the Unix epoch.
+    pub fn forgets_at(&self, ended: u64) -> u64 {
+        ended.saturating_add(u64::try_from(self.kept_for().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Returns how long a table is kept after it was replaced.
+    pub fn kept_for(&self) -> Duration {
+        match self.mode {
+            HandoffMode::Immediate => Duration::ZERO,
+            HandoffMode::Dual | HandoffMode::Sticky => self.window.saturating_add(USUAL_DELAY),
+        }
     }
 }
 

@@ -117,26 +117,27 @@ pub enum Targets {
     Many(Several),
 }
 
-/// Up to three different targets, which is the most that an open hand-off window needs.
+/// Up to four different targets, which is the most that open hand-off windows give a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Several {
-    targets: [Target; 3],
+    targets: [Target; 4],
     len: u8,
 }
 
 impl Targets {
-    /// Adds a target, if it is not among them. Returns `false` if there are three others already.
+    /// Adds a target, if it is not among them. Returns `false` if there are four others already.
     #[must_use]
     pub fn add(&mut self, target: Target) -> bool {
         *self = match *self {
             Self::None => Self::One(target),
             Self::One(first) if first == target => return true,
-            Self::One(first) => Self::Many(Several { targets: [first, target, 0], len: 2 }),
+            Self::One(first) => Self::Many(Several { targets: [first, target, 0, 0], len: 2 }),
             Self::Many(several) if several.as_slice().contains(&target) => return true,
-            Self::Many(Several { targets: [first, second, _], len: 2 }) => {
-                Self::Many(Several { targets: [first, second, target], len: 3 })
+            Self::Many(Several { mut targets, len }) => {
+                let Some(free) = targets.get_mut(usize::from(len)) else { return false };
+                *free = target;
+                Self::Many(Several { targets, len: len + 1 })
             }
-            Self::Many(_) => return false,
         };
         true
     }
@@ -145,7 +146,7 @@ impl Targets {
 impl Several {
     /// Returns the targets, each once.
     pub fn as_slice(&self) -> &[Target] {
-        // There are two or three targets. If the length were ever wrong, a record would go to one target too many
+        // There are two to four targets. If the length were ever wrong, a record would go to one target too many
         // rather than to none.
         self.targets.get(..usize::from(self.len)).unwrap_or(&self.targets)
     }

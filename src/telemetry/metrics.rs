@@ -131,6 +131,15 @@ declare! {
     ADMIN_WATCHERS = "spanring_admin_watchers", Gauge, [],
         "Clients that watch rings (spanring.admin.v1.Ring/WatchRing); a 17th is refused.";
 
+    HANDOFF_WINDOWS = "spanring_handoff_windows", Gauge, ["pool"],
+        "Tables that were replaced and still count for traces that began with them.";
+    HANDOFF_RECORDS_TOTAL = "spanring_handoff_records_total", Counter, ["pool", "decision"],
+        "Records whose slot moved within the window, by decision: current (only to the new owner), previous (only to old ones) or both.";
+    HANDOFF_COPIES_TOTAL = "spanring_handoff_copies_total", Counter, ["pool", "outcome"],
+        "Records that were sent to a further owner on purpose, by outcome: delivered, rejected (by the backend, for good), dropped (its queue was full), given_up (the owner is gone or did not answer in time) or counted (the copy took the place of the part that counts, whose owner is gone).";
+    HANDOFF_LEFT_OUT_TOTAL = "spanring_handoff_left_out_total", Counter, ["pool"],
+        "Records that were not sent to their oldest owners, since they had more than four.";
+
     MEMBERSHIP_BACKEND_STATE = "spanring_membership_backend_state", Gauge, ["pool", "backend", "state"],
         "1 for the state that the backend is in (active, draining, ejected or unresolved), 0 for the others.";
     MEMBERSHIP_EJECTIONS_TOTAL = "spanring_membership_ejections_total", Counter, ["pool", "reason"],

@@ -8,7 +8,7 @@ mod rig;
 use std::time::Duration;
 
 pub(crate) use self::{
-    backend::{Script, accept_h2, listen, trailers_only},
+    backend::{Call, Script, accept_h2, listen, trailers_only},
     parts::{large_part, many_traces, names_of, part, table},
     rig::{Rig, accepted, outcome, with_keys},
 };

@@ -10,7 +10,8 @@ use crate::{
     health::{self, Inbox},
     otlp::ClientConnection,
     ring::Table,
-    settings::Delivery,
+    settings::{Delivery, Handoff},
+    wall_clock::unix_nanos,
 };
 
 /// A dispatch in front of backends.
@@ -58,6 +59,17 @@ impl Rig {
         patient(self.events.recv()).await.expect("the dispatch must run").kind
     }
 
+    /// Publishes a table that replaces the current one under a hand-off. Those that are `away` need not be members.
+    pub(crate) async fn publish_after(&self, generation: u64, backends: &[SocketAddr], away: &[SocketAddr]) {
+        let before = Arc::clone(self.dispatch.view().unwrap().table());
+        let members_away: Vec<_> = away.iter().copied().filter(|address| backends.contains(address)).collect();
+        let table = Arc::into_inner(table(generation, backends, &members_away)).unwrap();
+        let lost = away.iter().map(|address| address.to_string().into()).collect();
+        let table = table.replacing(&before, unix_nanos(), Handoff::default(), &lost);
+        self.tables.send_replace(Some(Arc::new(table)));
+        wait_until(|| self.dispatch.view().is_some_and(|view| view.table().generation == generation)).await;
+    }
+
     /// Whether nothing more was said about a backend's health.
     pub(crate) fn events_are_quiet(&mut self) -> bool {
         use futures_util::FutureExt;
@@ -67,7 +79,7 @@ impl Rig {
     /// The index of a backend in the table.
     pub(crate) fn index_of(&self, address: SocketAddr) -> u32 {
         let view = self.dispatch.view().unwrap();
-        let at = view.table().backends().iter().position(|backend| backend.address == Some(address));
+        let at = view.table().targets().iter().position(|backend| backend.address == Some(address));
         u32::try_from(at.expect("the backend must be in the table")).unwrap()
     }
 

@@ -28,6 +28,7 @@ const ROOMS: &[Room] = &[
     ("lifecycle", &[]),
     ("shortage", &[]),
     ("signals", &[]),
+    ("wall_clock", &[]),
     ("descriptors", &["shortage"]),
     ("telemetry", &["lifecycle", "settings"]),
     ("tls", &["lifecycle", "settings", "telemetry"]),
@@ -41,7 +42,10 @@ const ROOMS: &[Room] = &[
     ("ring", &["endpoint", "settings"]),
     ("route", &["ring", "settings", "split"]),
     ("discovery", &["access", "endpoint", "lifecycle", "settings", "telemetry"]),
-    ("membership", &["access", "budget", "endpoint", "health", "lifecycle", "ring", "settings", "telemetry"]),
+    (
+        "membership",
+        &["access", "budget", "endpoint", "health", "lifecycle", "ring", "settings", "telemetry", "wall_clock"],
+    ),
     // The path of the data, beginning at its end.
     // Calls on one connection, without queues.
     (
@@ -64,7 +68,22 @@ const ROOMS: &[Room] = &[
             "tls",
         ],
     ),
-    ("pipeline", &["budget", "dispatch", "otlp", "places", "ring", "route", "settings", "spare", "split", "telemetry"]),
+    (
+        "pipeline",
+        &[
+            "budget",
+            "dispatch",
+            "otlp",
+            "places",
+            "ring",
+            "route",
+            "settings",
+            "spare",
+            "split",
+            "telemetry",
+            "wall_clock",
+        ],
+    ),
     (
         "receive",
         &[

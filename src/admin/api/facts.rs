@@ -1,14 +1,20 @@
 //! Builds the API's messages from tables and records. No side effects; it only locks what it reads.
 
-use std::{fmt, str::FromStr, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use prost_types::Timestamp;
 
 use super::super::{
     Pool,
-    pb::v1::{Backend, Cause, Change, Failure, Member, Owner, Placement, PoolRing, State},
+    pb::v1::{Backend, Cause, Change, Failure, Member, Owner, Placement, PoolRing, PreviousOwner, State},
 };
 use crate::{
+    endpoint::Endpoint,
     membership::{
         BackendState, build,
         record::{Names, Record, RingChange, Standing},
@@ -82,6 +88,8 @@ pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
         overlay_slots: count(table.overlay().substitutes().len()),
         panic: record.is_some_and(Record::is_panicking),
         members: members.collect(),
+        handoff_windows: count(table.history().len()),
+        handoff_until: table.history().last_end().map(unix_time),
     }
 }
 
@@ -95,6 +103,15 @@ pub fn placement(pool: &str, table: &Table, record: Option<&Record>, id: &TraceI
         generation: table.generation,
         placement_fingerprint: hex(table.placement_fingerprint()),
         owners: owner(table, record, slot).into_iter().collect(),
+        previous_owners: table.previous_owners(&id.0).into_iter().map(previous_owner).collect(),
+    }
+}
+
+fn previous_owner((backend, until): (&Endpoint, u64)) -> PreviousOwner {
+    PreviousOwner {
+        identity: backend.identity.to_string(),
+        address: backend.address.map(|address| address.to_string()).unwrap_or_default(),
+        until: Some(unix_time(until)),
     }
 }
 
@@ -229,6 +246,8 @@ fn cause(cause: build::Cause) -> Cause {
         build::Cause::Ejection => Cause::Ejection,
         build::Cause::Return => Cause::Return,
         build::Cause::Panic => Cause::Panic,
+        // Not recorded as a change.
+        build::Cause::WindowEnd => Cause::Unspecified,
     }
 }
 
@@ -242,6 +261,11 @@ fn time(at: SystemTime) -> Timestamp {
     let mut at = Timestamp::from(at);
     at.nanos -= at.nanos % 1_000_000;
     at
+}
+
+/// Converts nanoseconds since the Unix epoch.
+fn unix_time(nanos: u64) -> Timestamp {
+    time(SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos))
 }
 
 fn count(number: usize) -> u32 {

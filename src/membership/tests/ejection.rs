@@ -216,7 +216,7 @@ fn replaced_pool_moves_to_its_new_members_as_the_old_ones_are_removed() {
     rig.see("a", HealthKind::Refused);
     rig.see("b", HealthKind::Refused);
     assert_eq!(rig.members(), ["c", "x", "y", "z"]);
-    rig.wait_for_timer();
+    rig.wait(SECOND * 5);
     assert_eq!(rig.members(), ["x", "y", "z"]);
 }
 

@@ -2,6 +2,7 @@
 
 mod ejection;
 mod feed;
+mod handoff;
 mod inputs;
 mod record;
 mod reports;
@@ -70,10 +71,16 @@ impl Rig {
         rebuild
     }
 
+    /// The time of day, which begins somewhere and advances with `now`.
+    fn unix_nanos(&self) -> u64 {
+        unix_nanos_at(self.now)
+    }
+
     /// Applies `input`, builds the requested table and commits it.
     fn step(&mut self, input: Input) -> Option<Change> {
-        let change = self.apply(input)?.run().expect("the set must be placeable");
-        self.state.commit(&change);
+        let change = self.apply(input)?.run(self.unix_nanos()).expect("the set must be placeable");
+        self.state.commit(&change, self.now, self.unix_nanos());
+        self.timer = self.state.next_due();
         Some(change)
     }
 
@@ -121,4 +128,12 @@ impl Rig {
     fn take_notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
     }
+}
+
+/// The time of day at `now`, in nanoseconds since the Unix epoch.
+fn unix_nanos_at(now: Instant) -> u64 {
+    static BEGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let begin = *BEGIN.get_or_init(|| now);
+    let (after, before) = (now.saturating_duration_since(begin), begin.saturating_duration_since(now));
+    1_800_000_000_000_000_000 + u64::try_from(after.as_nanos()).unwrap() - u64::try_from(before.as_nanos()).unwrap()
 }

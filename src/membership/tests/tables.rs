@@ -64,7 +64,7 @@ fn set_that_cannot_be_placed_leaves_the_last_one_in_force() {
     let mut heavy = endpoints(&["a", "c"], 1).to_vec();
     heavy[1].weight = u32::MAX;
     let rebuild = rig.apply(Input::Discovered(heavy.into())).expect("a new set must be tried");
-    assert!(matches!(rebuild.run(), Err(RingError::TooHeavy { .. })));
+    assert!(matches!(rebuild.run(0), Err(RingError::TooHeavy { .. })));
     rig.state.revert(rig.now);
     let away = rig.step(refused("b")).expect("must build");
     assert_eq!(away.table.backends().len(), 2);

@@ -58,7 +58,7 @@ async fn published(tables: &mut Tables, generation: u64) -> Arc<Table> {
 
 /// Lets the task finish its work: the paused clock advances only when nothing else can run, blocking threads included.
 async fn settle() {
-    sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(3)).await;
 }
 
 #[tokio::test]

@@ -329,10 +329,12 @@ fn targets(targets: &[Target]) -> Targets {
 }
 
 #[test]
-fn a_record_has_up_to_three_targets_each_once() {
+fn a_record_has_up_to_four_targets_each_once() {
     assert_eq!(targets(&[7, 7]), Targets::One(7));
     let Targets::Many(several) = targets(&[7, 0, 7, 9, 0, 9]) else { panic!("three targets") };
     assert_eq!(several.as_slice(), [7, 0, 9]);
+    let Targets::Many(several) = targets(&[7, 0, 7, 9, 2, 0, 9]) else { panic!("four targets") };
+    assert_eq!(several.as_slice(), [7, 0, 9, 2]);
     let mut full = Targets::Many(several);
     assert!(!full.add(1));
     assert_eq!(full, Targets::Many(several));

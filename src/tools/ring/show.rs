@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{json_line, percent, replicas::Placements, source::Rings, table};
 use crate::admin::{
     api::{self, json},
-    pb::v1::{LookupResponse, PoolRing},
+    pb::v1::{LookupResponse, Owner, PoolRing, PreviousOwner},
 };
 
 /// The JSON of `/api/v1/ring` with its source.
@@ -100,18 +100,21 @@ pub(super) fn placements(
         vec![["TRACE", "REPLICA", "POOL", "SLOT", "BACKEND", "ADDRESS", "STATE", "REASON"].map(str::to_owned)];
     for (from, answer) in by_trace {
         for placement in &answer.pools {
-            rows.extend(placement.owners.iter().map(|owner| {
-                [
-                    answer.trace_id.clone(),
-                    from.to_owned(),
-                    placement.pool.clone(),
-                    placement.slot.to_string(),
-                    owner.identity.clone(),
-                    or_dash(owner.address.clone()),
-                    or_dash(json::state_word(owner.state).unwrap_or_default()),
-                    owner.reason.clone(),
-                ]
-            }));
+            let row = |[identity, address, state, reason]: [String; 4]| {
+                let (trace, from, pool) = (answer.trace_id.clone(), from.to_owned(), placement.pool.clone());
+                [trace, from, pool, placement.slot.to_string(), identity, or_dash(address), or_dash(state), reason]
+            };
+            let owner = |owner: &Owner| {
+                let state = json::state_word(owner.state).unwrap_or_default();
+                row([owner.identity.clone(), owner.address.clone(), state, owner.reason.clone()])
+            };
+            let previous = |previous: &PreviousOwner| {
+                let until = previous.until.map(|until| until.to_string()).unwrap_or_default();
+                let reason = format!("previous owner until {until}");
+                row([previous.identity.clone(), previous.address.clone(), String::new(), reason])
+            };
+            rows.extend(placement.owners.iter().map(owner));
+            rows.extend(placement.previous_owners.iter().map(previous));
         }
     }
     if of_several {

@@ -44,7 +44,7 @@ enum Event {
     /// The proxy accepted the watch.
     Began,
     /// A ring and its changes.
-    Message(WatchRingResponse),
+    Message(Box<WatchRingResponse>),
     /// The watch failed or could not be opened.
     Failed(RingToolError),
 }
@@ -130,7 +130,7 @@ impl Watching<'_> {
             Some((mut messages, since)) => match messages.message().await {
                 Ok(Some(message)) => {
                     self.messages = Some((messages, since));
-                    Event::Message(message)
+                    Event::Message(Box::new(message))
                 }
                 ended => {
                     if since.elapsed() >= LONGEST_PAUSE {

@@ -49,7 +49,7 @@ async fn the_ring_has_this_shape() {
             "algorithm": "slots_v1",
             "parameters": { "bound_percent": 105, "points_per_weight": 4096, "slots": 131_072 },
             "slots": 131_072, "built_at": "TIME", "build_seconds": 0, "cause": "discovery", "moved_share": 0.0,
-            "overlay_slots": 0, "panic": false,
+            "overlay_slots": 0, "panic": false, "handoff_windows": 0, "handoff_until": null,
             "members": [member(0, "a"), member(1, "b"), member(2, "c")]
         }]
     });
@@ -121,7 +121,8 @@ async fn a_look_up_names_the_owner_and_the_reason() {
             "owners": [{
                 "identity": "b", "address": "127.0.0.1:1", "state": "active", "reason": "owner", "substitute_for": "",
                 "until": null
-            }]
+            }],
+            "previous_owners": []
         }]
     });
     assert_eq!(ok(&rig, &uri), expected);

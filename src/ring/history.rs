@@ -1,0 +1,430 @@
+//! The tables that a table replaced a short time ago, and the owners that a key had in them.
+//!
+//! A trace is whole only if all its spans reach one backend, also if its key moves in between. So for a while after a
+//! change, a span goes to every backend that owned its key while its trace can have begun. This is the hand-off; its
+//! rules are those of [`HandoffMode`].
+//!
+//! **Why a trace stays whole in `dual`:** let a trace begin at `b`, and let O be the owner of its key at `b`. Each of its
+//! spans starts at some `s` ≥ `b`. If the trace is not longer than the window, then `s` − window ≤ `b` ≤ `s`, so O is
+//! among the owners that the key had in [`s` − window, `s`]. This holds whatever changed in between, and whenever the
+//! span arrives. Replicas that learn of a change at different times take that time off the window.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{Algorithm, begun::Begun};
+use crate::{
+    endpoint::{Endpoint, Endpoints},
+    settings::{Handoff, HandoffMode, USUAL_DELAY},
+};
+
+/// The greatest number of tables that are kept. Beyond it, the two whose ends are closest are merged.
+pub const MOST_KEPT: usize = 16;
+
+/// The greatest number of backends that get the same record.
+pub const MOST_TARGETS: usize = 4;
+
+/// In [`Layer::targets`]: the backend is gone, or takes no records now.
+const NO_TARGET: u16 = u16::MAX;
+
+/// The tables that were replaced and are still needed, oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    handoff: Handoff,
+    kept: Vec<Predecessor>,
+    /// Whether a table had to be dropped before its time.
+    dropped: bool,
+}
+
+/// A table that was replaced, or several that were merged.
+#[derive(Clone, Debug)]
+struct Predecessor {
+    /// When it was published, in nanoseconds since the Unix epoch.
+    began: u64,
+    /// When it was replaced.
+    ended: u64,
+    /// Its placement. Merged tables have one for each owner that a slot can have had, the latest owners first.
+    layers: Vec<Layer>,
+    /// The keys whose traces are known to have begun before its end; only in [`HandoffMode::Sticky`].
+    begun: Option<Arc<Begun>>,
+}
+
+/// The placement of a table that was replaced.
+#[derive(Clone, Debug)]
+struct Layer {
+    algorithm: Algorithm,
+    /// By slot, the index of its owner in `endpoints`.
+    owners: Arc<[u16]>,
+    endpoints: Endpoints,
+    /// By index in `endpoints`, the index among the targets of the current table.
+    targets: Box<[u16]>,
+}
+
+/// The backends that get a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owners {
+    targets: [u16; MOST_TARGETS],
+    len: u8,
+    /// Which owners these are.
+    pub decision: Decision,
+    /// The number of owners that were left out, since there were more than [`MOST_TARGETS`].
+    pub left_out: u8,
+}
+
+/// Which owners of its key a record goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The key has the same owner in all tables.
+    Unmoved,
+    /// Only to the current owner.
+    Current,
+    /// Only to one or more previous owners.
+    Previous,
+    /// To the current owner and to previous ones.
+    Both,
+}
+
+/// A span's times, in nanoseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// When it started; 0 if unknown.
+    pub start: u64,
+    /// When it arrived here.
+    pub arrival: u64,
+}
+
+// === impl Owners ===
+
+impl Owners {
+    fn none() -> Self {
+        Self { targets: [0; MOST_TARGETS], len: 0, decision: Decision::Unmoved, left_out: 0 }
+    }
+
+    pub(super) fn only(target: u16) -> Self {
+        let mut only = Self::none();
+        only.add(target);
+        only
+    }
+
+    /// Returns the owner whose answer counts, and the owners that get a copy, as indexes of targets.
+    pub fn split(&self) -> (u16, &[u16]) {
+        let [counting, ..] = self.targets;
+        (counting, self.targets.get(1..usize::from(self.len)).unwrap_or_default())
+    }
+
+    fn as_slice(&self) -> &[u16] {
+        self.targets.get(..usize::from(self.len)).unwrap_or_default()
+    }
+
+    fn add(&mut self, target: u16) {
+        if target == NO_TARGET || self.as_slice().contains(&target) {
+            return;
+        }
+        match self.targets.get_mut(usize::from(self.len)) {
+            Some(free) => {
+                *free = target;
+                self.len += 1;
+            }
+            None => self.left_out = self.left_out.saturating_add(1),
+        }
+    }
+}
+
+// === impl History ===
+
+impl History {
+    /// Returns the history of a table that replaces no other.
+    pub(super) fn none(handoff: Handoff) -> Self {
+        Self { handoff, ..Self::default() }
+    }
+
+    /// Returns the history of a table that replaces `before` at the time `at`. `moved` is whether a slot changes its owner.
+    pub(super) fn after(before: Before<'_>, at: u64, handoff: Handoff, moved: bool) -> Self {
+        if handoff.mode == HandoffMode::Immediate {
+            return Self::none(handoff);
+        }
+        let mut kept = before.history.kept.clone();
+        if moved {
+            let layer = Layer {
+                algorithm: before.algorithm,
+                owners: Arc::clone(before.owners),
+                endpoints: Arc::clone(before.endpoints),
+                targets: Box::default(),
+            };
+            kept.push(Predecessor {
+                began: before.began,
+                ended: at.max(before.began),
+                layers: vec![layer],
+                begun: None,
+            });
+        }
+        let mut history = Self { handoff, kept, dropped: before.history.dropped };
+        history.kept.retain(|kept| history.handoff.forgets_at(kept.ended) > at);
+        history.dropped &= !history.kept.is_empty();
+        while history.kept.len() > MOST_KEPT {
+            history.merge_closest();
+        }
+        let is_sticky = handoff.mode == HandoffMode::Sticky;
+        for kept in &mut history.kept {
+            kept.begun = is_sticky.then(|| kept.begun.take().unwrap_or_default());
+        }
+        history
+    }
+
+    /// The mode and the window.
+    pub fn handoff(&self) -> Handoff {
+        self.handoff
+    }
+
+    /// Whether no table is kept, so that all records go to their current owners.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    /// The number of tables that are kept.
+    pub fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Returns when the next table is forgotten, in nanoseconds since the Unix epoch.
+    pub fn next_end(&self) -> Option<u64> {
+        self.kept.iter().map(|kept| self.handoff.forgets_at(kept.ended)).min()
+    }
+
+    /// Returns when the last table is forgotten, in nanoseconds since the Unix epoch.
+    pub fn last_end(&self) -> Option<u64> {
+        self.kept.iter().map(|kept| self.handoff.forgets_at(kept.ended)).max()
+    }
+
+    /// Whether a table was dropped before its time, because too many with different algorithms were kept.
+    pub fn has_dropped(&self) -> bool {
+        self.dropped
+    }
+
+    /// Returns about how many bytes it takes.
+    pub(super) fn memory(&self) -> usize {
+        let layers = self.kept.iter().flat_map(|kept| &kept.layers).map(|layer| size_of_val(&*layer.owners));
+        layers.sum::<usize>() + self.kept.iter().filter(|kept| kept.begun.is_some()).count() * Begun::BYTES
+    }
+
+    /// Returns the backends that own slots in the kept tables. Later tables come first.
+    pub(super) fn owning(&self) -> Vec<Endpoint> {
+        let layers = self.kept.iter().rev().flat_map(|kept| &kept.layers);
+        layers.flat_map(Layer::owning).collect()
+    }
+
+    /// Sets which target each previous owner is now; `None` for one that takes no records.
+    pub(super) fn aim(&mut self, target_of: impl Fn(&Endpoint) -> Option<u16>) {
+        for layer in self.kept.iter_mut().flat_map(|kept| &mut kept.layers) {
+            layer.targets = layer.endpoints.iter().map(|it| target_of(it).unwrap_or(NO_TARGET)).collect();
+        }
+    }
+
+    /// Returns the owners that get a record. `current` is the owner of its key in the current table, which began at
+    /// `began`.
+    pub(super) fn owners(&self, key: &[u8], times: Times, current: u16, began: u64) -> Owners {
+        let owners = match self.handoff.mode {
+            HandoffMode::Immediate => Owners::only(current),
+            HandoffMode::Dual => self.at_any_instant(key, times, current, began),
+            HandoffMode::Sticky => self.where_begun(key, times, current),
+        };
+        Owners { decision: self.decision(key, current, &owners), ..owners }
+    }
+
+    /// Returns the owners that a key had at any instant while the span's trace can have begun, latest first.
+    fn at_any_instant(&self, key: &[u8], times: Times, current: u16, began: u64) -> Owners {
+        let (from, to) = self.instants(times);
+        let mut owners = Owners::none();
+        if began <= to {
+            owners.add(current);
+        }
+        // A span older than all kept tables began with the oldest that is known.
+        for (at, kept) in self.kept.iter().enumerate().rev() {
+            if kept.ended > from && (kept.began <= to || at == 0) {
+                kept.layers.iter().for_each(|layer| owners.add(layer.target(key)));
+            }
+        }
+        if owners.len == 0 { Owners::only(current) } else { owners }
+    }
+
+    /// Returns the first and the last instant at which the owners of a key count for a span.
+    fn instants(&self, Times { start, arrival }: Times) -> (u64, u64) {
+        if start == 0 {
+            return (0, arrival);
+        }
+        let start = start.min(arrival);
+        let is_late = arrival - start > nanos(USUAL_DELAY);
+        (start.saturating_sub(nanos(self.handoff.window)), if is_late { arrival } else { start })
+    }
+
+    /// Returns the owner that the trace of a span began with.
+    fn where_begun(&self, key: &[u8], Times { start, .. }: Times, current: u16) -> Owners {
+        for kept in &self.kept {
+            let Some(target) = kept.layers.first().map(|layer| layer.target(key)) else { continue };
+            if target == current || target == NO_TARGET {
+                continue;
+            }
+            if start < kept.ended {
+                kept.note(key);
+                return Owners::only(target);
+            }
+            if kept.begun.as_ref().is_some_and(|begun| begun.contains(key)) {
+                return Owners::only(target);
+            }
+        }
+        Owners::only(current)
+    }
+
+    /// Returns the previous owners of a key that still take records, latest first, and when each is forgotten, in
+    /// nanoseconds since the Unix epoch.
+    pub(super) fn previous(&self, key: &[u8], current: u16) -> Vec<(u16, u64)> {
+        let mut previous: Vec<(u16, u64)> = Vec::new();
+        for kept in self.kept.iter().rev() {
+            for target in kept.layers.iter().map(|layer| layer.target(key)) {
+                let is_known = target == current || target == NO_TARGET || previous.iter().any(|(it, _)| *it == target);
+                if !is_known {
+                    previous.push((target, self.handoff.forgets_at(kept.ended)));
+                }
+            }
+        }
+        previous
+    }
+
+    fn decision(&self, key: &[u8], current: u16, owners: &Owners) -> Decision {
+        let mut layers = self.kept.iter().flat_map(|kept| &kept.layers);
+        match owners.as_slice() {
+            [only] if *only != current => Decision::Previous,
+            [_] if layers.all(|layer| layer.target(key) == current) => Decision::Unmoved,
+            [_] => Decision::Current,
+            several if several.contains(&current) => Decision::Both,
+            _ => Decision::Previous,
+        }
+    }
+
+    /// Merges the two neighbours whose ends are closest. Both their owners count then for the time of both. Tables of
+    /// different algorithms cannot be merged; if there are no others, the oldest is dropped.
+    fn merge_closest(&mut self) {
+        let pairs = self.kept.iter().zip(self.kept.iter().skip(1)).enumerate();
+        let alike = pairs.filter(|(_, (older, newer))| older.algorithm() == newer.algorithm());
+        let Some((at, _)) = alike.min_by_key(|(_, (older, newer))| newer.ended.saturating_sub(older.ended)) else {
+            self.kept.remove(0);
+            self.dropped = true;
+            return;
+        };
+        let newer = self.kept.remove(at + 1);
+        if let Some(older) = self.kept.get_mut(at) {
+            older.absorb(newer);
+        }
+    }
+}
+
+/// The table before, as a history needs it.
+pub(super) struct Before<'a> {
+    pub(super) began: u64,
+    pub(super) algorithm: Algorithm,
+    pub(super) owners: &'a Arc<[u16]>,
+    pub(super) endpoints: &'a Endpoints,
+    pub(super) history: &'a History,
+}
+
+// === impl Predecessor ===
+
+impl Predecessor {
+    fn algorithm(&self) -> Option<Algorithm> {
+        self.layers.first().map(|layer| layer.algorithm)
+    }
+
+    /// Notes that the trace of `key` began before the end of this table.
+    fn note(&self, key: &[u8]) {
+        if let Some(begun) = &self.begun {
+            begun.insert(key);
+        }
+    }
+
+    /// Takes in the table that came after it.
+    fn absorb(&mut self, newer: Self) {
+        self.ended = newer.ended;
+        self.layers = united(newer.layers.into_iter().chain(std::mem::take(&mut self.layers)).collect());
+        self.begun = match (self.begun.take(), newer.begun) {
+            (Some(older), Some(newer)) => {
+                newer.insert_all(&older);
+                Some(newer)
+            }
+            (older, newer) => newer.or(older),
+        };
+    }
+}
+
+// === impl Layer ===
+
+impl Layer {
+    /// Returns the target that owned a key; [`NO_TARGET`] if it takes no records.
+    #[inline]
+    fn target(&self, key: &[u8]) -> u16 {
+        let owner = self.owners.get(self.algorithm.slot_of(key) as usize);
+        owner.and_then(|owner| self.targets.get(usize::from(*owner))).copied().unwrap_or(NO_TARGET)
+    }
+
+    /// Returns the backends that own slots.
+    fn owning(&self) -> Vec<Endpoint> {
+        let mut owns = vec![false; self.endpoints.len()];
+        for owner in self.owners.iter() {
+            if let Some(owns) = owns.get_mut(usize::from(*owner)) {
+                *owns = true;
+            }
+        }
+        self.endpoints.iter().zip(owns).filter(|(_, owns)| *owns).map(|(endpoint, _)| endpoint.clone()).collect()
+    }
+}
+
+/// Returns layers in which each slot has the owners that it has in `layers`, the first ones of [`MOST_TARGETS`].
+fn united(layers: Vec<Layer>) -> Vec<Layer> {
+    let Some(algorithm) = layers.first().map(|layer| layer.algorithm) else { return layers };
+    // The address that the latest table has counts.
+    let mut known: BTreeMap<Arc<str>, (u16, Endpoint)> = BTreeMap::new();
+    let mut numbers: Vec<Vec<u16>> = Vec::new();
+    for layer in &layers {
+        let number = |endpoint: &Endpoint| {
+            let next = u16::try_from(known.len()).unwrap_or(NO_TARGET);
+            known.entry(Arc::clone(&endpoint.identity)).or_insert_with(|| (next, endpoint.clone())).0
+        };
+        numbers.push(layer.endpoints.iter().map(number).collect());
+    }
+    let slots = layers.iter().map(|layer| layer.owners.len()).max().unwrap_or_default();
+    let mut owners: [Vec<u16>; MOST_TARGETS] = std::array::from_fn(|_| Vec::with_capacity(slots));
+    for slot in 0..slots {
+        let mut distinct = Owners::none();
+        for (layer, numbers) in layers.iter().zip(&numbers) {
+            let owner = layer.owners.get(slot).and_then(|owner| numbers.get(usize::from(*owner)));
+            distinct.add(owner.copied().unwrap_or(NO_TARGET));
+        }
+        let first = distinct.as_slice().first().copied().unwrap_or(NO_TARGET);
+        for (at, owners) in owners.iter_mut().enumerate() {
+            owners.push(distinct.as_slice().get(at).copied().unwrap_or(first));
+        }
+    }
+    let mut listed: Vec<(u16, Endpoint)> = known.into_values().collect();
+    listed.sort_by_key(|(number, _)| *number);
+    let endpoints: Endpoints = listed.into_iter().map(|(_, endpoint)| endpoint).collect();
+    let mut seen: Vec<Vec<u16>> = Vec::new();
+    for owners in owners {
+        if !seen.contains(&owners) {
+            seen.push(owners);
+        }
+    }
+    let layer = |owners: Vec<u16>| Layer {
+        algorithm,
+        owners: owners.into(),
+        endpoints: Arc::clone(&endpoints),
+        targets: Box::default(),
+    };
+    seen.into_iter().map(layer).collect()
+}
+
+/// Returns a duration in nanoseconds, as OTLP has times.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,357 @@
+//! A trace stays whole: the rules are checked on tables, with replicas that learn of changes at different times.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::*;
+use crate::ring::{Base, Overlay, Table, members_of};
+
+const SECOND: u64 = 1_000_000_000;
+const WINDOW: u64 = 30 * SECOND;
+
+/// When the tests begin, in nanoseconds since the Unix epoch.
+const BEGIN: u64 = 1_800_000_000 * SECOND;
+
+fn dual() -> Handoff {
+    Handoff { mode: HandoffMode::Dual, window: Duration::from_secs(30) }
+}
+
+fn endpoint(name: &str) -> Endpoint {
+    let port = 4000 + name.bytes().map(u16::from).sum::<u16>();
+    Endpoint::new(name, Some(([127, 0, 0, 1], port).into()))
+}
+
+fn endpoints(names: &str) -> Endpoints {
+    let mut names: Vec<char> = names.chars().collect();
+    names.sort_unstable();
+    names.iter().map(|name| endpoint(&name.to_string())).collect()
+}
+
+/// Builds tables, each base only once.
+#[derive(Default)]
+struct Tables {
+    bases: HashMap<String, Arc<Base>>,
+    overlays: HashMap<(String, String), Overlay>,
+    shared: HashMap<(String, String), Arc<Table>>,
+}
+
+impl Tables {
+    /// A table of backends with these letters, of which some are away.
+    fn table(&mut self, names: &str, away: &str) -> Table {
+        let endpoints = endpoints(names);
+        let base = self.bases.entry(names.to_owned()).or_insert_with(|| {
+            Arc::new(Base::build_with(Algorithm::SlotsV1, &members_of(&endpoints)).expect("placeable"))
+        });
+        let overlay = self.overlays.entry((names.to_owned(), away.to_owned())).or_insert_with(|| {
+            let is_away = |(_, endpoint): &(u16, &Endpoint)| away.contains(&*endpoint.identity);
+            base.overlay(&(0..).zip(endpoints.iter()).filter(is_away).map(|(at, _)| at).collect())
+        });
+        Table::new(1, Arc::clone(base), overlay.clone(), endpoints)
+    }
+
+    /// The same table each time.
+    fn shared(&mut self, names: &str, away: &str) -> Arc<Table> {
+        let key = (names.to_owned(), away.to_owned());
+        if !self.shared.contains_key(&key) {
+            let table = Arc::new(self.table(names, away));
+            self.shared.insert(key.clone(), table);
+        }
+        Arc::clone(&self.shared[&key])
+    }
+
+    fn after(&mut self, before: &Table, at: u64, names: &str) -> Table {
+        self.table(names, "").replacing(before, at, dual(), &BTreeSet::new())
+    }
+}
+
+fn key(number: u64) -> [u8; 16] {
+    u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes()
+}
+
+/// The names of the owners that get a span, the one that counts first.
+fn names(table: &Table, key: &[u8], start: u64, arrival: u64) -> Vec<String> {
+    let owners = table.owners(key, Times { start, arrival });
+    let (counting, copies) = owners.split();
+    let name = |target: &u16| table.targets()[usize::from(*target)].identity.to_string();
+    [counting].iter().chain(copies).map(name).collect()
+}
+
+/// A key that one backend owned before a change, and another one owns since.
+fn moved_key(before: &Table, after: &Table) -> ([u8; 16], String, String) {
+    let name = |table: &Table, key: &[u8]| table.backends()[table.owner(key) as usize].identity.to_string();
+    let mut keys = (1..).map(key);
+    let key = keys.find(|key| name(before, key) != name(after, key)).expect("some keys move");
+    (key, name(before, &key), name(after, &key))
+}
+
+#[test]
+fn a_span_goes_where_its_trace_can_have_begun() {
+    let mut tables = Tables::default();
+    let before = tables.table("abc", "").with_handoff(dual());
+    let at = BEGIN;
+    let after = tables.after(&before, at, "abcd");
+    let (key, old, new) = moved_key(&before, &after);
+    let both = vec![new.clone(), old.clone()];
+    let second_after = |seconds: u64| at + seconds * SECOND;
+    let of = |start: u64, arrival: u64| names(&after, &key, start, arrival);
+    assert_eq!(of(at - 1, at + 1), std::slice::from_ref(&old), "it started before the change");
+    assert_eq!(of(at - 5 * SECOND, second_after(4)), std::slice::from_ref(&old));
+    assert_eq!(of(at, second_after(1)), both, "it started with the change");
+    assert_eq!(of(at + WINDOW - 1, second_after(31)), both);
+    assert_eq!(of(at + WINDOW, second_after(31)), [new], "its trace began after the change");
+    assert_eq!(of(at - SECOND, second_after(14)), [old], "15 s after its start it is not late");
+    assert_eq!(of(at - SECOND, second_after(14) + 1), both, "it is late: also the owners since");
+    assert_eq!(of(0, second_after(40)), both, "its start is unknown");
+    assert_eq!(of(second_after(3600), second_after(1)), both, "a start in the future is now");
+    let owners = |start| after.owners(&key, Times { start, arrival: second_after(1) }).decision;
+    assert_eq!([at - 1, at].map(owners), [Decision::Previous, Decision::Both]);
+    let stayed =
+        (1..).map(self::key).find(|key| names(&after, key, at, second_after(1)).len() == 1).expect("some stay");
+    assert_eq!(after.owners(&stayed, Times { start: at, arrival: at }).decision, Decision::Unmoved);
+}
+
+#[test]
+fn a_backend_that_left_stays_a_target_until_its_table_is_forgotten() {
+    let mut tables = Tables::default();
+    let before = tables.table("abcd", "").with_handoff(dual());
+    let after = tables.after(&before, BEGIN, "abc");
+    let listed = |table: &Table| table.targets().iter().map(|it| it.identity.to_string()).collect::<Vec<_>>();
+    assert_eq!(listed(&after), ["a", "b", "c", "d"]);
+    assert_eq!((after.target("d"), after.position("d"), after.is_away(3)), (Some(3), None, false));
+    assert_eq!(after.history().next_end(), Some(BEGIN + WINDOW + 15 * SECOND));
+    let later = tables.after(&after, BEGIN + WINDOW + 15 * SECOND - 1, "abc");
+    assert_eq!((listed(&later).len(), later.history().len()), (4, 1));
+    let forgotten = tables.after(&later, BEGIN + WINDOW + 15 * SECOND, "abc");
+    assert_eq!((listed(&forgotten).len(), forgotten.history().is_empty()), (3, true));
+    assert_eq!(before.placement_fingerprint(), tables.table("abcd", "").placement_fingerprint());
+    assert_eq!(after.placement_fingerprint(), forgotten.placement_fingerprint(), "windows do not count");
+}
+
+#[test]
+fn a_backend_that_left_and_fails_gets_nothing() {
+    let mut tables = Tables::default();
+    let before = tables.table("abcd", "").with_handoff(dual());
+    let lost: BTreeSet<Arc<str>> = ["d".into()].into();
+    let after = tables.table("abc", "").replacing(&before, BEGIN, dual(), &lost);
+    let (key, old, new) = moved_key(&before, &after);
+    assert_eq!(old, "d");
+    assert_eq!(names(&after, &key, BEGIN - 1, BEGIN + 1), [new], "to its owner of now");
+    assert!(after.is_away(3) && after.lost().count() == 1);
+}
+
+#[test]
+fn a_backend_with_another_name_and_the_same_address_is_the_same() {
+    let mut tables = Tables::default();
+    let before = tables.table("abc", "").with_handoff(dual());
+    let renamed: Endpoints = endpoints("abc")
+        .iter()
+        .map(|it| Endpoint { identity: format!("{}.example:4317", it.identity).into(), ..it.clone() })
+        .collect();
+    let base = Base::build(&members_of(&renamed)).unwrap();
+    let after =
+        Table::new(2, Arc::new(base), Overlay::default(), renamed).replacing(&before, BEGIN, dual(), &BTreeSet::new());
+    assert_eq!(after.targets().len(), 3, "no backend is listed twice");
+    for key in (1..500).map(key) {
+        let old = format!("{}.example:4317", before.backends()[before.owner(&key) as usize].identity);
+        let owners = names(&after, &key, BEGIN + SECOND, BEGIN + 2 * SECOND);
+        assert!(owners.contains(&old) && owners.iter().collect::<BTreeSet<_>>().len() == owners.len(), "{owners:?}");
+    }
+}
+
+#[test]
+fn a_change_and_back_counts_all_owners_once() {
+    let mut tables = Tables::default();
+    let one = tables.table("abc", "").with_handoff(dual());
+    let two = tables.after(&one, BEGIN, "abcd");
+    let three = tables.after(&two, BEGIN + 2 * SECOND, "abc");
+    let (key, old, new) = moved_key(&one, &two);
+    let of = |start: u64| names(&three, &key, start, start + SECOND);
+    assert_eq!(of(BEGIN - SECOND), std::slice::from_ref(&old));
+    assert_eq!(of(BEGIN + SECOND), [new.clone(), old.clone()], "the newest counts");
+    assert_eq!(of(BEGIN + 3 * SECOND), [old.clone(), new]);
+    assert_eq!(of(BEGIN + 33 * SECOND), [old]);
+}
+
+#[test]
+fn without_a_window_and_in_the_immediate_mode_nothing_is_kept() {
+    let mut tables = Tables::default();
+    let before = tables.table("abc", "");
+    let immediate = Handoff { mode: HandoffMode::Immediate, ..dual() };
+    let after = tables.table("abcd", "").replacing(&before, BEGIN, immediate, &BTreeSet::new());
+    assert!(after.history().is_empty() && after.targets().len() == 4);
+    let same = tables.after(&before, BEGIN, "abc");
+    assert!(same.history().is_empty(), "no slot has moved");
+}
+
+#[test]
+fn sticky_spans_follow_their_trace_and_go_to_one_backend() {
+    let mut tables = Tables::default();
+    let sticky = Handoff { mode: HandoffMode::Sticky, ..dual() };
+    let before = tables.table("abc", "").with_handoff(sticky);
+    let after = tables.table("abcd", "").replacing(&before, BEGIN, sticky, &BTreeSet::new());
+    let (known, old, new) = moved_key(&before, &after);
+    assert_eq!(names(&after, &known, BEGIN + SECOND, BEGIN + SECOND), [new], "nothing is known of its trace");
+    assert_eq!(names(&after, &known, BEGIN - SECOND, BEGIN + SECOND), std::slice::from_ref(&old));
+    assert_eq!(
+        names(&after, &known, BEGIN + SECOND, BEGIN + SECOND),
+        std::slice::from_ref(&old),
+        "its trace began before"
+    );
+    let later = tables.table("abcde", "").replacing(&after, BEGIN + 2 * SECOND, sticky, &BTreeSet::new());
+    assert_eq!(names(&later, &known, BEGIN + 3 * SECOND, BEGIN + 3 * SECOND), [old], "also after a further change");
+    let lost = tables.table("abcde", "abc").replacing(&after, BEGIN + 2 * SECOND, sticky, &BTreeSet::new());
+    assert!(!"abc".contains(&*names(&lost, &known, BEGIN + 3 * SECOND, BEGIN + 3 * SECOND)[0]), "its owner is away");
+}
+
+#[test]
+fn beyond_16_tables_the_closest_are_merged_and_no_window_closes_early() {
+    let mut tables = Tables::default();
+    let mut table = tables.table("abc", "").with_handoff(dual());
+    let mut owners: Vec<(u64, Table)> = Vec::new();
+    for (change, names) in (0..40_u64).zip(["abcd", "abc", "abce", "abde"].into_iter().cycle()) {
+        let at = BEGIN + change * SECOND / 2;
+        owners.push((at, tables.table(names, "")));
+        table = tables.after(&table, at, names);
+    }
+    assert_eq!(table.history().len(), MOST_KEPT);
+    let end = BEGIN + 20 * SECOND;
+    for key in (1..300).map(key) {
+        for (at, was) in &owners {
+            // A trace began just after that change. A later span of it must reach the same backend, as far as a record can
+            // go to so many.
+            let began_with = was.backends()[was.owner(&key) as usize].identity.to_string();
+            let (start, arrival) = (at + 25 * SECOND, at + 26 * SECOND);
+            let all = names(&table, &key, start.max(end), arrival.max(end));
+            assert!(all.contains(&began_with) || all.len() == MOST_TARGETS, "{all:?} {began_with}");
+            assert!(all.len() <= MOST_TARGETS);
+        }
+    }
+    let mut many = tables.table("abcdefgh", "").with_handoff(dual());
+    for (change, gone) in "abcdefg".chars().enumerate() {
+        let left: String = "abcdefgh".chars().filter(|name| *name != gone).collect();
+        many = tables.after(&many, BEGIN + change as u64 * SECOND, &left);
+    }
+    let left_out =
+        |key: [u8; 16]| many.owners(&key, Times { start: BEGIN + 7 * SECOND, arrival: BEGIN + 8 * SECOND }).left_out;
+    assert!((1..2_000).map(key).map(left_out).all(|left_out| left_out <= 4));
+}
+
+/// A table as a replica sees it: its owners by the letters of backends, and the tables before.
+struct View {
+    from: u64,
+    began: u64,
+    table: Arc<Table>,
+    history: History,
+}
+
+impl View {
+    /// The view after `self`, without the search for backends that left, which takes long in thousands of histories.
+    fn after(&self, table: Arc<Table>, from: u64, by_its_clock: u64) -> Self {
+        let moved = !Arc::ptr_eq(&table, &self.table);
+        let before = Before {
+            began: self.began,
+            algorithm: Algorithm::SlotsV1,
+            owners: &self.table.shared_owners(),
+            endpoints: &self.table.backends().into(),
+            history: &self.history,
+        };
+        let mut history = History::after(before, by_its_clock, dual(), moved);
+        let is_away = |target: u16| table.backends().get(usize::from(target)).is_some() && table.is_away(target);
+        history.aim(|endpoint| {
+            let away = table.position(&endpoint.identity).is_some_and(is_away);
+            (!away).then(|| letter(&endpoint.identity))
+        });
+        let began = if moved { by_its_clock.max(self.began) } else { self.began };
+        Self { from, began, table, history }
+    }
+
+    fn owners(&self, key: &[u8], times: Times) -> BTreeSet<u16> {
+        let current = letter(&self.table.backends()[self.table.owner(key) as usize].identity);
+        self.history.owners(key, times, current, self.began).as_slice().iter().copied().collect()
+    }
+}
+
+fn letter(identity: &str) -> u16 {
+    u16::from(identity.as_bytes()[0] - b'a')
+}
+
+type Replica = Vec<View>;
+
+/// What the replicas have in common: the true changes of the pool.
+struct Change {
+    at: u64,
+    names: String,
+    away: String,
+}
+
+/// Random changes within half a minute: of members, ejections and returns.
+fn changes(random: &mut fastrand::Rng) -> Vec<Change> {
+    let all = ["abcd", "abcde", "abce", "bcde", "abcdef", "acdf", "abc"];
+    let mut at = BEGIN + random.u64(0..10) * SECOND;
+    let mut changes = Vec::new();
+    for _ in 0..random.usize(1..=4) {
+        let names = random.choice(all).unwrap().to_owned();
+        let away = if random.bool() {
+            random.choice(names.chars().collect::<Vec<_>>()).unwrap().to_string()
+        } else {
+            String::new()
+        };
+        changes.push(Change { at, names, away });
+        at += random.u64(2..12) * SECOND;
+    }
+    changes
+}
+
+/// A replica that learns of each change up to `skew` late, and whose clock is off by up to `off`.
+fn replica(changes: &[Change], skew: u64, off: i64, tables: &mut Tables, random: &mut fastrand::Rng) -> (Replica, i64) {
+    let clock = if off > 0 { random.i64(-off..=off) } else { 0 };
+    let first = View { from: 0, began: 0, table: tables.shared("abcd", ""), history: History::none(dual()) };
+    let mut replica = vec![first];
+    for change in changes {
+        let last = replica.last().unwrap();
+        let at = (change.at + random.u64(0..=skew)).max(last.from);
+        let by_its_clock = at.checked_add_signed(clock).unwrap();
+        let next = last.after(tables.shared(&change.names, &change.away), at, by_its_clock);
+        replica.push(next);
+    }
+    (replica, clock)
+}
+
+/// Every trace that is shorter than the window less the skew has a backend which gets all of its spans, whatever changes
+/// in between, unless a backend was away meanwhile.
+#[test]
+fn every_short_trace_is_whole_in_ten_thousand_histories() {
+    let mut random = fastrand::Rng::with_seed(18);
+    let mut tables = Tables::default();
+    let (mut whole, mut exempt) = (0, 0);
+    for history in 0..10_000 {
+        let changes = changes(&mut random);
+        let (skew, off) = (random.u64(0..=5) * SECOND, random.i64(0..=2) * 1_000_000_000);
+        let replicas: Vec<(Replica, i64)> =
+            (0..3).map(|_| replica(&changes, skew, off, &mut tables, &mut random)).collect();
+        let key = key(random.u64(1..1_000_000));
+        let began = BEGIN - 10 * SECOND + random.u64(0..60) * SECOND;
+        let longest = WINDOW - skew - 2 * off.unsigned_abs();
+        let len = random.u64(0..longest.min(20 * SECOND));
+        let mut common: Option<BTreeSet<u16>> = None;
+        for span in 0..6 {
+            let start = if span == 0 { began } else { began + random.u64(0..=len) };
+            // It arrives within the usual delay.
+            let arrival = start + random.u64(0..10) * SECOND;
+            let (replica, clock) = random.choice(&replicas).unwrap();
+            let view = replica.iter().rev().find(|view| view.from <= arrival).unwrap();
+            let owners = view.owners(&key, Times { start, arrival: arrival.checked_add_signed(*clock).unwrap() });
+            common = Some(common.map_or(owners.clone(), |common| &common & &owners));
+        }
+        let someone_was_away = changes.iter().any(|change| !change.away.is_empty());
+        match common.is_some_and(|common| !common.is_empty()) {
+            true => whole += 1,
+            false if someone_was_away => exempt += 1,
+            false => panic!("history {history}: a trace of {} ms is split", len / 1_000_000),
+        }
+    }
+    assert!(whole > 9_500, "{whole} whole, {exempt} with a backend that was away");
+}
