@@ -88,7 +88,7 @@ impl Kept {
                 }
                 self.addresses.is_empty()
             }
-            Answer::Empty | Answer::NoSuchName => {
+            Answer::Empty | Answer::NoSuchName | Answer::Services(_) => {
                 self.empty_rounds = 0;
                 self.addresses.is_empty()
             }
@@ -118,6 +118,7 @@ mod tests {
             asked: "test.".to_owned(),
             v4: family.wants_v4().then(|| v4.clone()),
             v6: family.wants_v6().then(|| v6.clone()),
+            srv: None,
         };
         let good = known.absorb(family, &answers);
         let addresses: Vec<String> = known.addresses(family).map(|ip| ip.to_string()).collect();

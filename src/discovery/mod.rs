@@ -14,12 +14,16 @@ mod fixed;
 mod hosts;
 mod known;
 mod metrics;
+mod own;
 mod parts;
 mod resolv;
 mod resolvers;
 mod search;
+mod services;
+mod srv;
 mod state_log;
 mod system;
+mod weights;
 
 #[cfg(test)]
 mod tests;
@@ -30,14 +34,15 @@ use tokio::time::{sleep, timeout};
 
 pub use self::{
     address::{AddressError, check_backend, check_hostname},
+    own::Own,
     resolvers::Resolvers,
 };
-use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, system::System};
+use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, srv::Srv, system::System};
 use crate::{
     access::Access,
     endpoint::Endpoints,
     lifecycle::Tasks,
-    settings::{DnsResolver, IpFamily, Resolver, StaticResolver, values::GoDuration},
+    settings::{DnsResolver, IpFamily, Resolver, SrvResolver, StaticResolver, values::GoDuration},
 };
 
 /// The shortest interval. A shorter one is most likely a mistake and would burden the cluster's name servers.
@@ -56,6 +61,8 @@ pub enum Config {
     Static(StaticResolver),
     /// One name whose A and AAAA records are the backends. Their TTLs are not looked at.
     Dns(DnsResolver),
+    /// One name whose SRV records name the backends and their ports.
+    Srv(SrvResolver),
 }
 
 /// The reason why discovery cannot start or, from [`resolve_once`], has no answer.
@@ -115,7 +122,8 @@ impl Config {
     /// The resolver that a pool has; `None` where it has none.
     pub fn of(resolver: &Resolver) -> Option<Self> {
         let list = resolver.r#static.clone().map(Self::Static);
-        list.or_else(|| resolver.dns.clone().map(Self::Dns))
+        let dns = || resolver.dns.clone().map(Self::Dns);
+        list.or_else(dns).or_else(|| resolver.srv.clone().map(Self::Srv))
     }
 
     /// Returns the error with which [`start`] would fail, if there is one. Nothing is looked up.
@@ -125,6 +133,7 @@ impl Config {
         match self {
             Self::Static(list) => fixed::entries(&list.hostnames).map(drop),
             Self::Dns(dns) => dns::check(&dns.hostname, dns.port),
+            Self::Srv(srv) => srv::check(&srv.hostname),
         }
     }
 
@@ -132,6 +141,7 @@ impl Config {
         match self {
             Self::Static(list) => list.interval,
             Self::Dns(dns) => dns.interval,
+            Self::Srv(srv) => srv.interval,
         }
     }
 
@@ -139,6 +149,7 @@ impl Config {
         match self {
             Self::Static(list) => list.timeout,
             Self::Dns(dns) => dns.timeout,
+            Self::Srv(srv) => srv.timeout,
         }
     }
 }
@@ -214,13 +225,18 @@ async fn resolve_once_on(system: System, config: &Config, limit: Duration) -> Re
             Ok(answer) => answer,
             Err(_) => Err(dns.unresolved(format!("no answer within {limit:?}"))),
         },
+        Source::Srv(mut srv) => match timeout(limit, srv.ask_once()).await {
+            Ok(answer) => answer,
+            Err(_) => Err(srv.unresolved(format!("no answer within {limit:?}"))),
+        },
     }
 }
 
-/// A resolver of either kind.
+/// A resolver of any kind.
 enum Source {
     Fixed(Box<Fixed>),
     Dns(Box<Dns>),
+    Srv(Box<Srv>),
 }
 
 impl Source {
@@ -233,6 +249,7 @@ impl Source {
             Config::Dns(dns) => {
                 Self::Dns(Box::new(Dns::new(&dns.hostname, dns.port, dns.ip_family, system, meters, pool)))
             }
+            Config::Srv(srv) => Self::Srv(Box::new(Srv::new(&srv.hostname, system, meters, pool))),
         })
     }
 
@@ -240,7 +257,7 @@ impl Source {
     fn initial(&self) -> Option<Endpoints> {
         match self {
             Self::Fixed(fixed) => Some(fixed.endpoints()),
-            Self::Dns(_) => None,
+            Self::Dns(_) | Self::Srv(_) => None,
         }
     }
 
@@ -249,7 +266,7 @@ impl Source {
         match self {
             Self::Fixed(fixed) => fixed.replacement(rounds),
             // A set found by DNS is published as soon as `poll_once` returns it.
-            Self::Dns(_) => None,
+            Self::Dns(_) | Self::Srv(_) => None,
         }
     }
 
@@ -258,6 +275,7 @@ impl Source {
         match self {
             Self::Fixed(fixed) => fixed.poll_once().await,
             Self::Dns(dns) => dns.poll_once().await,
+            Self::Srv(srv) => srv.poll_once().await,
         }
     }
 }

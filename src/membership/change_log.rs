@@ -53,6 +53,13 @@ impl ChangeLog {
             Note::Held(identity) => {
                 tracing::info!(pool, backend = %identity, "backend left discovery: held for a while");
             }
+            Note::Away(identity) => {
+                tracing::info!(
+                    pool,
+                    backend = %identity,
+                    "backend is still not in discovery: it stays a member by its name, and others take its traces"
+                );
+            }
             Note::Left { identity, ejected } => {
                 tracing::info!(pool, backend = %identity, ejected, "backend left the membership");
             }

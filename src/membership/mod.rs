@@ -25,6 +25,7 @@ use crate::{
     ring::{RingError, Table, Tables},
 };
 
+mod absence;
 mod backend;
 pub mod build;
 mod builds;
@@ -113,7 +114,7 @@ pub fn start<P: Prober>(
 ) -> Published {
     let (sender, tables) = watch::channel(None);
     let config = configs.borrow_and_update().clone();
-    let record = Record::new(config.hold_down);
+    let record = Record::new();
     let pool: Arc<str> = pool.into();
     let task = MembershipTask {
         metrics: Metrics::new(&pool),
@@ -183,8 +184,7 @@ impl<P: Prober> MembershipTask<P> {
             match input {
                 Input::Probed { answered, .. } => self.metrics.probed(*answered),
                 Input::Seen(event) => self.record.note_failure(event),
-                Input::Configured(config) => self.record.set_hold_down(config.hold_down),
-                Input::Discovered(_) | Input::Timer => {}
+                Input::Configured(_) | Input::Discovered(_) | Input::Timer => {}
             }
         }
         let by_discovery = inputs.iter().any(|input| matches!(input, Input::Discovered(_)));

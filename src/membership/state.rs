@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     Config,
+    absence::Verdict,
     backend::{Backend, BackendState, Ejected, Probe, UNRESOLVED},
     build::{Cause, Change, Rebuild, View},
 };
@@ -74,6 +75,8 @@ pub enum Note {
     Returned(Arc<str>),
     /// A backend is no longer in discovery and is held for a while.
     Held(Arc<str>),
+    /// A held backend with a stable name is still not in discovery: it stays a member, and others take its slots.
+    Away(Arc<str>),
     /// A backend left the membership.
     Left {
         /// The backend.
@@ -142,7 +145,7 @@ impl State {
         self.remove_absent(now, &mut effects.notes);
         self.update_panic(&mut effects.notes);
         effects.probes = self.due_probes(now);
-        effects.timer = self.next_due();
+        effects.timer = self.next_due(now);
         effects.rebuild = self.request_table(source.unwrap_or_else(|| cause_of(&effects.notes)));
         effects
     }
@@ -191,6 +194,12 @@ impl State {
         self.backends.iter().map(|(identity, backend)| (identity, backend.state()))
     }
 
+    /// Returns for how long a member stays once it is absent and answers.
+    pub(super) fn stays_for(&self, identity: &str) -> Duration {
+        let hold_down = self.config.hold_down;
+        self.backends.get(identity).map_or(hold_down, |backend| backend.stays_for(hold_down))
+    }
+
     /// Returns whether so many backends fail that none counts as ejected.
     pub fn is_panicking(&self) -> bool {
         self.panic
@@ -202,7 +211,10 @@ impl State {
             return None;
         }
         let endpoints = self.backends.values().map(|backend| backend.endpoint.clone()).collect();
-        Some(View { endpoints, away: if self.panic { BTreeSet::new() } else { self.ejected().cloned().collect() } })
+        // Panic is about backends that fail. Those that discovery no longer lists are away in any case.
+        let is_away = |backend: &Backend| backend.is_away() || (backend.is_ejected() && !self.panic);
+        let away = self.backends.iter().filter(|(_, backend)| is_away(backend));
+        Some(View { endpoints, away: away.map(|(identity, _)| Arc::clone(identity)).collect() })
     }
 
     fn discovered(&mut self, endpoints: &Endpoints, now: Instant, notes: &mut Vec<Note>) {
@@ -258,20 +270,24 @@ impl State {
         }
     }
 
-    /// Removes members that have been absent for long enough.
+    /// Removes members that have been absent for long enough. Those with a stable name are away for a while before.
     fn remove_absent(&mut self, now: Instant, notes: &mut Vec<Note>) {
         let hold_down = self.config.hold_down;
         self.backends.retain(|identity, backend| {
-            let gone = backend.is_gone(hold_down, now);
-            if gone {
-                notes.push(Note::Left { identity: Arc::clone(identity), ejected: backend.is_ejected() });
+            let verdict = backend.verdict(hold_down, now);
+            match verdict {
+                Some(Verdict::Gone) => {
+                    notes.push(Note::Left { identity: Arc::clone(identity), ejected: backend.is_ejected() });
+                }
+                Some(Verdict::Away) if backend.begin_to_be_away() => notes.push(Note::Away(Arc::clone(identity))),
+                _ => {}
             }
-            !gone
+            verdict != Some(Verdict::Gone)
         });
     }
 
     fn update_panic(&mut self, notes: &mut Vec<Note>) {
-        let (failing, allowed) = (self.ejected().count(), self.allowed());
+        let (failing, allowed) = (self.listed().filter(|backend| backend.is_ejected()).count(), self.allowed());
         let begins = failing > allowed;
         if begins != self.panic {
             notes.push(Note::Panic { begins, failing, allowed });
@@ -280,15 +296,16 @@ impl State {
     }
 
     /// Returns how many backends may be ejected at the same time: the configured percentage, at least one if there are
-    /// two or more members, and never all of them.
+    /// two or more members, and never all of them. Members that are away because they are absent do not count.
     fn allowed(&self) -> usize {
-        let members = self.backends.len();
+        let members = self.listed().count();
         let share = members * usize::from(self.config.outlier_detection.max_ejection_percent) / 100;
         share.max(1).min(members.saturating_sub(1))
     }
 
-    fn ejected(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.backends.iter().filter(|(_, backend)| backend.is_ejected()).map(|(identity, _)| identity)
+    /// Iterates over the members that are not away because they are absent.
+    fn listed(&self) -> impl Iterator<Item = &Backend> {
+        self.backends.values().filter(|backend| !backend.is_away())
     }
 
     fn due_probes(&mut self, now: Instant) -> Vec<Probe> {
@@ -299,9 +316,9 @@ impl State {
         self.backends.iter_mut().filter_map(probe).collect()
     }
 
-    fn next_due(&self) -> Option<Instant> {
+    fn next_due(&self, now: Instant) -> Option<Instant> {
         let Config { outlier_detection, hold_down, .. } = &self.config;
-        self.backends.values().filter_map(|backend| backend.next_due(outlier_detection, *hold_down)).min()
+        self.backends.values().filter_map(|backend| backend.next_due(outlier_detection, *hold_down, now)).min()
     }
 
     /// Requests a table for the current view, unless that was the last request.
@@ -333,7 +350,7 @@ impl Note {
 fn cause_of(notes: &[Note]) -> Cause {
     let cause = |note: &Note| match note {
         Note::Panic { .. } => Some(Cause::Panic),
-        Note::Left { .. } => Some(Cause::Departure),
+        Note::Left { .. } | Note::Away(_) => Some(Cause::Departure),
         Note::Ejected { .. } => Some(Cause::Ejection),
         Note::Returned(_) => Some(Cause::Return),
         Note::Held(_) | Note::ProbeFailed(_) => None,

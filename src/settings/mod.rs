@@ -30,7 +30,7 @@ pub use self::{
     invalid_trace_id::{InvalidTraceId, InvalidTraceIds},
     pools::{
         CompressionParams, Delivery, DnsResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Ring,
-        SendingQueue, StaticResolver,
+        SendingQueue, SrvResolver, StaticResolver,
     },
     receivers::{Grpc, Keepalive, Otlp, Protocols, Receivers, ServerParameters},
     section::IfWritten,

@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use hickory_proto::{
     op::{Message, OpCode, ResponseCode},
-    rr::{Name, RData, Record, RecordType},
+    rr::{Name, RData, Record, RecordType, rdata::SRV},
 };
 use tempfile::TempDir;
 
@@ -46,6 +46,17 @@ pub(crate) enum Reply {
     Silence,
     /// An empty reply with the truncation bit over UDP, all these addresses over TCP.
     OverTcp(Vec<IpAddr>),
+    /// SRV records of these targets, each with its address in an additional record.
+    Services(Vec<Target>),
+}
+
+/// The target of an SRV record.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// The name (absolute, with a dot at the end).
+    pub(crate) name: String,
+    pub(crate) weight: u16,
+    pub(crate) address: SocketAddr,
 }
 
 pub(crate) const NXDOMAIN: Reply = Reply::Code(ResponseCode::NXDomain);
@@ -249,6 +260,14 @@ fn reply(question: &[u8], book: &Mutex<Book>, is_tcp: bool) -> Option<Vec<u8>> {
     match scripted {
         Reply::OverTcp(_) if !is_tcp => message.metadata.truncation = true,
         Reply::Addresses(ips) | Reply::OverTcp(ips) => drop(message.add_answers(records(&name, &ips))),
+        Reply::Services(targets) => {
+            for Target { name: target, weight, address } in targets {
+                let target = Name::from_ascii(target).ok()?;
+                let srv = RData::SRV(SRV::new(0, weight, address.port(), target.clone()));
+                message.add_answer(Record::from_rdata(name.clone(), TTL, srv));
+                message.add_additionals(records(&target, &[address.ip()]));
+            }
+        }
         Reply::NoData => {}
         Reply::Code(code) => message.metadata.response_code = code,
         Reply::Silence => return None,

@@ -12,7 +12,7 @@ use hickory_proto::{
     op::{Edns, Message, OpCode, Query, ResponseCode},
     rr::{
         Name, RData, Record, RecordType,
-        rdata::{CNAME, NS},
+        rdata::{CNAME, NS, SRV},
     },
 };
 use tempfile::TempDir;
@@ -44,6 +44,10 @@ pub(super) enum Reply {
     AliasOnly(&'static str),
     /// A referral to another name server.
     Referral,
+    /// SRV records (weight, port, target), and additional address records.
+    Services(Vec<(u16, u16, String)>, Vec<(String, IpAddr)>),
+    /// The same over TCP, and only the truncation bit over UDP.
+    ServicesOverTcp(Vec<(u16, u16, String)>, Vec<(String, IpAddr)>),
 }
 
 /// How a server treats questions with EDNS and the case of names.
@@ -126,6 +130,18 @@ impl Server {
     /// Sets the answer about the AAAA records of `name` (absolute).
     pub(super) fn v6(&self, name: &str, reply: Reply) {
         self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::AAAA), reply);
+    }
+
+    /// Sets the answer about the SRV records of `name` (absolute).
+    pub(super) fn srv(&self, name: &str, reply: Reply) {
+        self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::SRV), reply);
+    }
+
+    /// Sets the answer about the CNAME records of `name` (absolute) and about its SRV records: an alias and nothing else.
+    pub(super) fn alias(&self, name: &str, target: &'static str) {
+        for kind in [RecordType::CNAME, RecordType::SRV] {
+            self.book.lock().unwrap().answers.insert((name.to_owned(), kind), Reply::AliasOnly(target));
+        }
     }
 
     /// Returns the questions since the last call, without repetitions, as `name type` or, over TCP, `name type tcp`.
@@ -272,6 +288,15 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
             message.metadata.recursion_available = false;
             let server = RData::NS(NS("ns.elsewhere.test.".parse().unwrap()));
             message.add_authorities([Record::from_rdata(Name::root(), 5, server)]);
+        }
+        Reply::ServicesOverTcp(..) if !tcp => message.metadata.truncation = true,
+        Reply::Services(services, additional) | Reply::ServicesOverTcp(services, additional) => {
+            let srv = |(weight, port, target): (u16, u16, String)| {
+                let srv = SRV::new(0, weight, port, target.parse().unwrap());
+                Record::from_rdata(name.clone(), 5, RData::SRV(srv))
+            };
+            message.add_answers(services.into_iter().map(srv));
+            message.add_additionals(additional.into_iter().map(|(name, ip)| record(&name.parse().unwrap(), ip, 5)));
         }
         Reply::Mixed(own, strange) => {
             message.add_answers(records(&name, &own, 5));

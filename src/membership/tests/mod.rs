@@ -1,5 +1,6 @@
 //! Tests of membership: the state machine one input at a time, random sequences, and the task.
 
+mod absence;
 mod ejection;
 mod feed;
 mod inputs;
@@ -79,6 +80,12 @@ impl Rig {
 
     fn discover(&mut self, hosts: &[&str]) -> bool {
         self.apply(Input::Discovered(endpoints(hosts, 1))).is_some()
+    }
+
+    /// Reports backends that have stable names and this port.
+    fn discover_names(&mut self, hosts: &[&str], port: u16) -> bool {
+        let stable = |endpoint: &Endpoint| Endpoint { is_stable_name: true, ..endpoint.clone() };
+        self.apply(Input::Discovered(endpoints(hosts, port).iter().map(stable).collect())).is_some()
     }
 
     fn see(&mut self, host: &str, kind: HealthKind) -> bool {

@@ -12,7 +12,7 @@ struct Book {
 
 impl Book {
     fn with(hosts: &[&str]) -> Self {
-        let mut book = Self { rig: Rig::new(Config::default()), record: Record::new(Config::default().hold_down) };
+        let mut book = Self { rig: Rig::new(Config::default()), record: Record::new() };
         book.apply(Input::Discovered(endpoints(hosts, 1)));
         book
     }
