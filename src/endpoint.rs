@@ -26,9 +26,13 @@ pub struct Endpoint {
     /// of a StatefulSet. If discovery no longer lists it, it stays a member for a minute, and others take its slots
     /// meanwhile.
     pub is_stable_name: bool,
+    /// Whether the resolver's latest answers lack the backend, and none of them can be believed yet: caches may repeat an
+    /// answer until its TTL is over. A set without the backend confirms the absence.
+    pub is_missing: bool,
 }
 
-/// The full set of backends that discovery reports now: sorted by identity, without duplicates, never empty.
+/// The full set of backends that discovery reports now, those that it misses included: sorted by identity, without
+/// duplicates, never empty.
 pub type Endpoints = Arc<[Endpoint]>;
 
 /// Receives the sets that a resolver publishes: `None` until the first successful answer.
@@ -46,6 +50,7 @@ impl Endpoint {
             access: Access::default(),
             is_draining: false,
             is_stable_name: false,
+            is_missing: false,
         }
     }
 }

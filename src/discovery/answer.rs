@@ -1,6 +1,6 @@
 //! The kinds of answers about one name that discovery distinguishes, and how hickory's replies map to them.
 
-use std::{collections::BTreeSet, iter::successors, net::IpAddr};
+use std::{collections::BTreeSet, iter::successors, net::IpAddr, time::Duration};
 
 use hickory_resolver::{
     lookup::Lookup,
@@ -75,6 +75,8 @@ pub(super) struct Answers {
     pub(super) v6: Option<Answer>,
     /// The answer about SRV records, if they were asked for.
     pub(super) srv: Option<Answer>,
+    /// For how long caches may repeat the answers: the greatest TTL of their records.
+    pub(super) ttl: Duration,
 }
 
 impl From<IpFamily> for Question {
@@ -118,6 +120,14 @@ pub(super) fn reliable(message: Message) -> Reply {
         ResponseCode::ServFail => Err(Failure::ServFail),
         other => Err(Failure::Other(other.to_string())),
     }
+}
+
+/// Returns for how long caches may repeat the records of `reply`. Aliases do not count: what a name lacks is repeated as
+/// long as its own records.
+pub(super) fn ttl_of(reply: &Reply) -> Duration {
+    let records = reply.iter().flat_map(|message| &message.answers);
+    let ttls = records.filter(|record| !matches!(record.data, RData::CNAME(_))).map(|record| record.ttl);
+    Duration::from_secs(ttls.max().unwrap_or_default().into())
 }
 
 fn without_records(code: ResponseCode) -> Message {
@@ -186,6 +196,7 @@ impl Answers {
             v4: wanted(question.family().is_some_and(IpFamily::wants_v4)),
             v6: wanted(question.family().is_some_and(IpFamily::wants_v6)),
             srv: wanted(question == Question::Services),
+            ttl: Duration::ZERO,
         }
     }
 
@@ -219,6 +230,12 @@ impl Answers {
     /// same.
     pub(super) fn is_failure(&self) -> bool {
         self.badness() == Badness::Failed
+    }
+
+    /// Returns whether the next round may follow soon. It may not if the name had no record: how often that has to be
+    /// repeated before it is believed is counted in rounds (see [`super::search`]).
+    pub(super) fn may_be_repeated_soon(&self) -> bool {
+        self.is_failure() || self.has_records()
     }
 
     /// Returns how bad the answers are. When several names of the search list have no record, the worst one is

@@ -1,11 +1,12 @@
 //! Discovery: finds the backends of a pool. A resolver publishes full sets of endpoints through a watch channel.
 //!
-//! A resolver asks at a fixed interval, independently of requests. A set that was good once is replaced only by another
-//! good one. An empty or failed answer changes nothing except the metrics; the log has a line whenever the state
+//! A resolver asks at a fixed interval, independently of requests; every second for a while after an answer lacked a
+//! backend that was there before. A set that was good once is replaced only by another good one. An empty or failed answer changes nothing except the metrics; the log has a line whenever the state
 //! changes.
 //!
 //! The proxy calls [`start`] for each pool; the tools call [`resolve_once`].
 
+mod absences;
 mod address;
 mod answer;
 mod dns;
@@ -51,6 +52,10 @@ pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest interval and timeout. A longer one is most likely a mistake.
 pub const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The time between two rounds of questions while a backend is absent: a backend that is away for a few seconds must be
+/// seen again before its absence is believed.
+const OFTEN: Duration = Duration::from_secs(1);
+
 /// The most backends that a pool can have: owners of slots are 16-bit indices, of which one value is reserved.
 pub const MAX_ENDPOINTS: usize = 65_535;
 
@@ -59,7 +64,7 @@ pub const MAX_ENDPOINTS: usize = 65_535;
 pub enum Config {
     /// Backends by name or address, all of them members whether their names resolve or not.
     Static(StaticResolver),
-    /// One name whose A and AAAA records are the backends. Their TTLs are not looked at.
+    /// One name whose A and AAAA records are the backends.
     Dns(DnsResolver),
     /// One name whose SRV records name the backends and their ports.
     Srv(SrvResolver),
@@ -270,6 +275,16 @@ impl Source {
         }
     }
 
+    /// Returns whether to ask again soon, since an answer has lacked a backend a short time ago.
+    fn is_restless(&self) -> bool {
+        match self {
+            // All of its entries are members, whatever the answers are.
+            Self::Fixed(_) => false,
+            Self::Dns(dns) => dns.is_restless(),
+            Self::Srv(srv) => srv.is_restless(),
+        }
+    }
+
     /// Asks once. Returns the new set if it changed.
     async fn poll_once(&mut self) -> Option<Endpoints> {
         match self {
@@ -295,7 +310,7 @@ async fn run(mut source: Source, publisher: Publisher, interval: Duration, tasks
                 None if is_next && round == 1 => publisher.warn_of_waiting(),
                 None => {}
             }
-            sleep(jittered(interval)).await;
+            sleep(jittered(if source.is_restless() { interval.min(OFTEN) } else { interval })).await;
         }
     };
     tokio::select! {

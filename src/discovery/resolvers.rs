@@ -150,7 +150,8 @@ impl Publisher {
         if let Some(in_force) =
             registrations.in_force.as_ref().filter(|registration| registration.number == self.number)
         {
-            count.set(u32::try_from(endpoints.len()).unwrap_or(u32::MAX));
+            let there = endpoints.iter().filter(|endpoint| !endpoint.is_missing).count();
+            count.set(u32::try_from(there).unwrap_or(u32::MAX));
             sender.send_replace(Some(stamped(&endpoints, &in_force.access)));
         }
     }

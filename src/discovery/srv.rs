@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     DiscoveryError, IpFamily,
+    absences::{Absences, Round},
     address::check_hostname,
     answer::{Answer, Answers, Question},
     fixed::AT_A_TIME,
@@ -38,6 +39,9 @@ pub(super) struct Srv {
     known: BTreeMap<Arc<str>, Endpoint>,
     /// The shares of backends that were listed a short time ago, and when each was listed last.
     shares: BTreeMap<Arc<str>, (u32, Instant)>,
+    absences: Absences,
+    /// Whether the last answer allows that the next round follows soon.
+    may_repeat: bool,
     published: Option<Endpoints>,
     log: StateLog,
     /// The identities that were merged with others in the last good answer.
@@ -58,6 +62,8 @@ impl Srv {
             meters,
             known: BTreeMap::new(),
             shares: BTreeMap::new(),
+            absences: Absences::default(),
+            may_repeat: false,
             published: None,
             log: StateLog::new(),
             merged: BTreeSet::new(),
@@ -66,18 +72,31 @@ impl Srv {
 
     /// Asks once. Returns the new set if it differs from the last one.
     pub(super) async fn poll_once(&mut self) -> Option<Endpoints> {
+        let asked_at = Instant::now();
         let (answers, good) = self.ask().await;
+        let answered_at = Instant::now();
         let fields = LogFields { pool: &self.pool, hostname: self.search.hostname() };
         self.log.note(fields, good, &answers, self.known.len());
         if good {
             self.meters.succeeded();
         }
-        let endpoints = self.endpoints();
-        if endpoints.is_empty() || self.published.as_ref() == Some(&endpoints) {
+        self.may_repeat = answers.may_be_repeated_soon();
+        if self.known.is_empty() {
             return None;
         }
+        let round = Round { asked_at, answered_at, ttl: answers.ttl };
+        let endpoints = self.absences.absorb(self.known.values().cloned().collect(), round, |_| good);
+        if self.published.as_deref() == Some(&*endpoints) {
+            return None;
+        }
+        let endpoints = Endpoints::from(endpoints);
         self.published = Some(Arc::clone(&endpoints));
         Some(endpoints)
+    }
+
+    /// Returns whether to ask again soon.
+    pub(super) fn is_restless(&self) -> bool {
+        self.may_repeat && self.absences.are_recent(Instant::now())
     }
 
     /// Asks once, and returns an error unless there is an answer.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     IpFamily,
-    answer::{Answer, Answers, Failure, MAX_ALIASES, Question, Reply},
+    answer::{Answer, Answers, Failure, MAX_ALIASES, Question, Reply, ttl_of},
     exchange::Server,
     hosts::{self, Hosts},
     resolv::{self, ResolvConf},
@@ -140,6 +140,7 @@ impl System {
             v4: family.wants_v4().then(|| of(true)),
             v6: family.wants_v6().then(|| of(false)),
             srv: None,
+            ttl: Duration::ZERO,
         })
     }
 
@@ -171,8 +172,8 @@ impl System {
         match question {
             Question::Addresses(family) => self.ask_both(name, family).await,
             Question::Services => {
-                let answer = self.ask_for_services(name).await;
-                Answers::each(&name.to_string(), question, &answer)
+                let (answer, ttl) = self.ask_for_services(name).await;
+                Answers { ttl, ..Answers::each(&name.to_string(), question, &answer) }
             }
         }
     }
@@ -181,20 +182,21 @@ impl System {
     ///
     /// hickory takes the target of an SRV record for an alias if the name has an alias too, and reports that it found
     /// no record. So a name without records is asked for its alias, and the alias for its records.
-    async fn ask_for_services(&self, name: &Name) -> Answer {
+    async fn ask_for_services(&self, name: &Name) -> (Answer, Duration) {
         let mut name = name.clone();
         for _ in 0..MAX_ALIASES {
-            let answer = Answer::services(&name, &self.ask(&name, RecordType::SRV).await);
+            let reply = self.ask(&name, RecordType::SRV).await;
+            let answer = Answer::services(&name, &reply);
             if !matches!(answer, Answer::Empty | Answer::NoSuchName) {
-                return answer;
+                return (answer, ttl_of(&reply));
             }
             match self.alias_of(&name).await {
                 Ok(Some(alias)) => name = alias,
-                Ok(None) => return answer,
-                Err(failure) => return Answer::Failed(failure),
+                Ok(None) => return (answer, Duration::ZERO),
+                Err(failure) => return (Answer::Failed(failure), Duration::ZERO),
             }
         }
-        Answer::Failed(Failure::Other("the name is an alias of too many others".to_owned()))
+        (Answer::Failed(Failure::Other("the name is an alias of too many others".to_owned())), Duration::ZERO)
     }
 
     async fn alias_of(&self, name: &Name) -> Result<Option<Name>, Failure> {
@@ -210,11 +212,15 @@ impl System {
     /// Takes at most the timeout. Cancel safety: only the questions are lost.
     pub(super) async fn ask_both(&self, name: &Name, family: IpFamily) -> Answers {
         let ask = async |wanted: bool, kind| match wanted {
-            true => Some(Answer::addresses(name, &self.ask(name, kind).await)),
-            false => None,
+            true => {
+                let reply = self.ask(name, kind).await;
+                (Some(Answer::addresses(name, &reply)), ttl_of(&reply))
+            }
+            false => (None, Duration::ZERO),
         };
-        let (v4, v6) = tokio::join!(ask(family.wants_v4(), RecordType::A), ask(family.wants_v6(), RecordType::AAAA));
-        Answers { asked: name.to_string(), v4, v6, srv: None }
+        let ((v4, ttl), (v6, other_ttl)) =
+            tokio::join!(ask(family.wants_v4(), RecordType::A), ask(family.wants_v6(), RecordType::AAAA));
+        Answers { asked: name.to_string(), v4, v6, srv: None, ttl: ttl.max(other_ttl) }
     }
 
     /// Asks the servers in order. The next one is asked as well when one fails or does not reply in its share of the

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     OutlierDetection,
-    absence::{self, Absence, Verdict},
+    absence::{Absence, Verdict},
 };
 use crate::{access::Access, endpoint::Endpoint, health::HealthKind};
 
@@ -105,11 +105,16 @@ impl Backend {
         self.absence.is_some_and(|absence| absence.is_away())
     }
 
-    /// Notes that discovery lists the backend. Failures at another address or with another access say nothing about
+    /// Notes that discovery lists the backend, or misses it without a confirmation. Returns whether it was listed until
+    /// now and is not any more, as [`Backend::unlisted`] does.
+    ///
+    /// Failures at another address or with another access say nothing about
     /// this one, so a changed backend is probed at once. One that was absent is probed at once too: it may just have
     /// been restarted.
-    pub(super) fn listed(&mut self, endpoint: &Endpoint, now: Instant) {
-        if self.absence.take().is_some()
+    pub(super) fn listed(&mut self, endpoint: &Endpoint, halves_pool: bool, now: Instant) -> bool {
+        let is_new_absence = endpoint.is_missing && self.begin_absence(halves_pool, false, now);
+        if !endpoint.is_missing
+            && self.absence.take().is_some()
             && let Some(ejection) = &mut self.ejection
         {
             ejection.probe_at = Some(now);
@@ -125,13 +130,21 @@ impl Backend {
                 None => self.unresolved_since.or(Some(now)),
             };
         }
-        self.endpoint = endpoint.clone();
+        // What a table depends on does not change while an absence is doubted.
+        self.endpoint = Endpoint { is_missing: false, ..endpoint.clone() };
+        is_new_absence
     }
 
-    /// Notes that discovery does not list the backend. Returns whether it was listed before.
-    pub(super) fn unlisted(&mut self, now: Instant) -> bool {
+    /// Notes that discovery does not list the backend, and that this is confirmed. `halves_pool` is whether its set has
+    /// half of the members or fewer. Returns whether the backend was listed before.
+    pub(super) fn unlisted(&mut self, halves_pool: bool, now: Instant) -> bool {
+        self.begin_absence(halves_pool, true, now)
+    }
+
+    /// Notes that the backend is absent. Returns whether it was listed before.
+    fn begin_absence(&mut self, halves_pool: bool, is_confirmed: bool, now: Instant) -> bool {
         let was_listed = self.absence.is_none();
-        self.absence.get_or_insert(Absence::new(now));
+        self.absence.get_or_insert(Absence::new(halves_pool, now)).set_confirmed(is_confirmed);
         was_listed
     }
 
@@ -150,7 +163,7 @@ impl Backend {
     /// Returns for how long the backend stays a member once it is absent, unless it is removed earlier because it is
     /// ejected.
     pub(super) fn stays_for(&self, hold_down: Duration) -> Duration {
-        absence::time(self.endpoint.is_stable_name, hold_down)
+        self.absence.map_or(hold_down, |absence| absence.stays_for(self.endpoint.is_stable_name, hold_down))
     }
 
     /// Notes what a delivery observed. Returns the ejection that this causes, if it does.

@@ -63,6 +63,17 @@ impl ChangeLog {
             Note::Left { identity, ejected } => {
                 tracing::info!(pool, backend = %identity, ejected, "backend left the membership");
             }
+            Note::Floor { begins: true, left, min_backends } => {
+                tracing::warn!(
+                    pool,
+                    left,
+                    min_backends,
+                    "so many backends left discovery that fewer than min_backends would be left: none is removed"
+                );
+            }
+            Note::Floor { begins: false, left, min_backends } => {
+                tracing::info!(pool, left, min_backends, "there are min_backends again: absent ones are removed");
+            }
             Note::Panic { begins: true, failing, allowed } => {
                 tracing::warn!(
                     pool,

@@ -84,6 +84,15 @@ pub enum Note {
         /// Whether it was ejected, so that it was removed without being held to the end.
         ejected: bool,
     },
+    /// Members that left discovery begin or cease to stay because fewer than `min_backends` would be left.
+    Floor {
+        /// Whether they begin to stay.
+        begins: bool,
+        /// The number of members that would be left.
+        left: usize,
+        /// The floor.
+        min_backends: usize,
+    },
     /// Panic began or ended. During panic, so many backends fail that none counts as ejected.
     Panic {
         /// Whether panic began.
@@ -103,6 +112,8 @@ pub struct State {
     /// The members: those that discovery lists and those that are held.
     backends: BTreeMap<Arc<str>, Backend>,
     panic: bool,
+    /// Whether absent members stay because of `min_backends`.
+    is_floor: bool,
     /// The view for which a table was last requested, and the algorithm.
     requested: Option<(Algorithm, View)>,
     /// The table that was last published.
@@ -114,7 +125,7 @@ pub struct State {
 impl State {
     /// Creates a state without members. `random` is used only to vary the periods of ejections.
     pub fn new(config: Config, random: fastrand::Rng) -> Self {
-        Self { config, random, backends: BTreeMap::new(), panic: false, requested: None, table: None }
+        Self { config, random, backends: BTreeMap::new(), panic: false, is_floor: false, requested: None, table: None }
     }
 
     /// Applies `input` at the time `now`.
@@ -170,7 +181,7 @@ impl State {
         for endpoint in endpoints {
             let backend = match before.remove(&endpoint.identity) {
                 Some(mut backend) => {
-                    backend.listed(endpoint, now);
+                    backend.listed(endpoint, false, now);
                     backend
                 }
                 None => Backend::new(endpoint.clone(), now),
@@ -222,16 +233,19 @@ impl State {
             return;
         }
         let listed: BTreeSet<&Arc<str>> = endpoints.iter().map(|endpoint| &endpoint.identity).collect();
+        let there = endpoints.iter().filter(|endpoint| !endpoint.is_missing).count();
+        let halves_pool = there * 2 <= self.backends.len();
         for (identity, backend) in self.backends.iter_mut().filter(|(identity, _)| !listed.contains(identity)) {
-            if backend.unlisted(now) && !backend.is_ejected() {
+            if backend.unlisted(halves_pool, now) && !backend.is_ejected() {
                 notes.push(Note::Held(Arc::clone(identity)));
             }
         }
         for endpoint in endpoints.iter() {
             let known = self.backends.entry(Arc::clone(&endpoint.identity));
-            known
-                .and_modify(|backend| backend.listed(endpoint, now))
-                .or_insert_with(|| Backend::new(endpoint.clone(), now));
+            let backend = known.or_insert_with(|| Backend::new(endpoint.clone(), now));
+            if backend.listed(endpoint, halves_pool, now) && !backend.is_ejected() {
+                notes.push(Note::Held(Arc::clone(&endpoint.identity)));
+            }
         }
     }
 
@@ -270,9 +284,20 @@ impl State {
         }
     }
 
-    /// Removes members that have been absent for long enough. Those with a stable name are away for a while before.
+    /// Removes members that have been absent for long enough. Those with a stable name are away for a while before. If
+    /// fewer than `min_backends` would be left, none is removed and none becomes away.
     fn remove_absent(&mut self, now: Instant, notes: &mut Vec<Note>) {
-        let hold_down = self.config.hold_down;
+        let Config { hold_down, min_backends, .. } = self.config;
+        let is_there = |backend: &&Backend| matches!(backend.verdict(hold_down, now), None | Some(Verdict::Doubted));
+        let left = self.backends.values().filter(is_there).count();
+        let is_floor = left < min_backends && left < self.backends.len();
+        if is_floor != self.is_floor {
+            notes.push(Note::Floor { begins: is_floor, left, min_backends });
+            self.is_floor = is_floor;
+        }
+        if is_floor {
+            return;
+        }
         self.backends.retain(|identity, backend| {
             let verdict = backend.verdict(hold_down, now);
             match verdict {
@@ -353,7 +378,7 @@ fn cause_of(notes: &[Note]) -> Cause {
         Note::Left { .. } | Note::Away(_) => Some(Cause::Departure),
         Note::Ejected { .. } => Some(Cause::Ejection),
         Note::Returned(_) => Some(Cause::Return),
-        Note::Held(_) | Note::ProbeFailed(_) => None,
+        Note::Held(_) | Note::ProbeFailed(_) | Note::Floor { .. } => None,
     };
     // The last note is about the change with the widest effect.
     notes.iter().rev().find_map(cause).unwrap_or(Cause::Discovery)

@@ -113,6 +113,7 @@ fn check_retries(at: &KeyPath, keys: &RetryOnFailure, report: &mut Report<'_>) {
 fn check_placement(at: &KeyPath, keys: &Placement, report: &mut Report<'_>) {
     check_outlier_detection(&at.key("outlier_detection"), &keys.outlier_detection, report);
     report.at_most_a_day(&at.key("hold_down"), keys.hold_down);
+    report.within(&at.key("min_backends"), keys.min_backends, 0, discovery::MAX_ENDPOINTS);
 }
 
 fn check_outlier_detection(at: &KeyPath, keys: &OutlierDetection, report: &mut Report<'_>) {

@@ -21,22 +21,23 @@ pub(super) fn dns(machine: &Machine, hostname: &str, family: IpFamily) -> Dns {
 }
 
 pub(super) fn identities(endpoints: &Endpoints) -> Vec<&str> {
-    endpoints.iter().map(|endpoint| &*endpoint.identity).collect()
+    endpoints.iter().filter(|endpoint| !endpoint.is_missing).map(|endpoint| &*endpoint.identity).collect()
 }
 
-/// Asks once. Returns the identities if the set changed.
+/// Asks once. Returns the identities, without those that are missing, if the set changed.
 pub(super) async fn poll(dns: &mut Dns) -> Option<String> {
     dns.poll_once().await.map(|endpoints| identities(&endpoints).join(" "))
 }
 
-/// Asks once. Returns `identity=address` of all backends if the set changed.
+/// Asks once. Returns `identity=address` of all backends that are not missing if the set changed.
 pub(super) async fn poll_srv(srv: &mut Srv) -> Option<String> {
     let endpoints = srv.poll_once().await?;
     let text = |endpoint: &Endpoint| match endpoint.address {
         Some(address) => format!("{}={address}", endpoint.identity),
         None => format!("{}=?", endpoint.identity),
     };
-    Some(endpoints.iter().map(text).collect::<Vec<_>>().join(" "))
+    let there = endpoints.iter().filter(|endpoint| !endpoint.is_missing);
+    Some(there.map(text).collect::<Vec<_>>().join(" "))
 }
 
 pub(super) fn some(identities: &str) -> Option<String> {

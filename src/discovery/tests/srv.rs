@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::{
     dns::{poll_srv as poll, some},
-    server::{Machine, NXDOMAIN, Reply, SERVFAIL, addresses},
+    server::{Machine, NXDOMAIN, Reply, SERVFAIL, Server, addresses},
 };
 use crate::{
     discovery::{Config, DiscoveryError, metrics::Meters, resolve_once_on, srv::Srv},
@@ -46,7 +46,9 @@ async fn a_restarted_target_has_another_address_and_the_same_identity() {
     poll(&mut srv).await;
     machine.server.srv(NAME, pods(&[(100, "pod-1", Some("10.0.0.2"))]));
     let left = srv.poll_once().await.unwrap();
-    assert_eq!((left.len(), left[0].weight), (1, 1), "another weight for all is no change");
+    let [absent, there] = &left[..] else { panic!("{left:?}") };
+    assert!(absent.is_missing && !there.is_missing);
+    assert_eq!(there.weight, 1, "another weight for all is no change");
     machine.server.srv(NAME, pods(&[(50, "pod-0", Some("10.0.0.9")), (50, "pod-1", Some("10.0.0.2"))]));
     assert_eq!(poll(&mut srv).await, some("pod-0.c.test:4317=10.0.0.9:4317 pod-1.c.test:4317=10.0.0.2:4317"));
 }
@@ -112,6 +114,18 @@ async fn five_hundred_targets_arrive_over_tcp() {
     let endpoints = srv(&machine).poll_once().await.unwrap();
     assert!(endpoints.len() == 500 && endpoints.iter().all(|it| it.weight == 1 && it.address.is_some()));
     assert_eq!(machine.server.asked(), [format!("{NAME} SRV"), format!("{NAME} SRV tcp")]);
+}
+
+#[tokio::test]
+async fn a_changed_resolv_conf_is_taken_over() {
+    let machine = Machine::start().await;
+    let other = Server::start(Ipv4Addr::new(127, 0, 0, 2), machine.server.at.port()).await;
+    machine.server.srv(NAME, pods(&[(1, "pod-0", Some("10.0.0.1"))]));
+    other.srv(NAME, pods(&[(1, "pod-1", Some("10.0.0.2"))]));
+    let mut srv = srv(&machine);
+    assert_eq!(poll(&mut srv).await, some("pod-0.c.test:4317=10.0.0.1:4317"));
+    machine.resolv_conf("nameserver 127.0.0.2\n");
+    assert_eq!(poll(&mut srv).await, some("pod-1.c.test:4317=10.0.0.2:4317"));
 }
 
 #[tokio::test]

@@ -94,7 +94,9 @@ fn longer_hold_down_holds_stable_names_as_long() {
 fn absent_stable_names_do_not_count_when_too_many_fail() {
     let mut rig = named();
     rig.discover_names(&["a", "b"], 1);
-    rig.wait(SECOND * 10);
+    rig.wait(SECOND * 9);
+    assert!(rig.away().is_empty(), "an answer that halves the pool is doubted for twice the time");
+    rig.wait(SECOND);
     assert_eq!((rig.away().join(","), rig.state.is_panicking()), ("c,d".to_owned(), false));
     rig.see("a", HealthKind::Refused);
     assert_eq!((rig.away().join(","), rig.state.is_panicking()), ("a,c,d".to_owned(), false));
@@ -130,4 +132,87 @@ fn rolling_restart_with_stable_names_moves_no_slot_of_a_backend_that_is_up() {
         assert_eq!(rig.members(), ALL);
         assert_eq!(table(&rig).placement_fingerprint(), before.placement_fingerprint(), "all is as before");
     }
+}
+
+/// Returns these backends, marked as missing where there is a `?` after the name.
+fn marked(hosts: &[&str]) -> Input {
+    let names: Vec<&str> = hosts.iter().map(|host| host.trim_end_matches('?')).collect();
+    let mark = |(endpoint, host): (&Endpoint, &&str)| Endpoint { is_missing: host.ends_with('?'), ..endpoint.clone() };
+    Input::Discovered(endpoints(&names, 1).iter().zip(hosts).map(mark).collect())
+}
+
+#[test]
+fn missing_backend_is_held_until_discovery_confirms_its_absence() {
+    for ejected in [false, true] {
+        let mut rig = Rig::with(&ALL);
+        assert!(rig.apply(marked(&["a", "b?", "c", "d"])).is_none(), "nothing moves");
+        assert_eq!((rig.state_of("b"), rig.take_notes()), (Some(BackendState::Draining), vec![Note::Held("b".into())]));
+        if ejected {
+            rig.see("b", HealthKind::Refused);
+        }
+        rig.wait(SECOND * 30);
+        assert_eq!(rig.members(), ALL, "ejected: {ejected}");
+        assert!(rig.discover(&["a", "c", "d"]), "the time counts from the first answer");
+        assert_eq!(rig.members(), ["a", "c", "d"]);
+    }
+}
+
+#[test]
+fn confirmed_absence_is_still_held_for_the_rest_of_the_time() {
+    let mut rig = Rig::with(&ALL);
+    rig.apply(marked(&["a", "b?", "c", "d"]));
+    rig.wait(SECOND);
+    assert!(!rig.discover(&["a", "c", "d"]));
+    assert_eq!((rig.wait_for_timer(), rig.members().len()), (SECOND * 4, 3));
+}
+
+#[test]
+fn missing_backend_that_is_listed_again_stays() {
+    let mut rig = Rig::with(&ALL);
+    for _ in 0..9 {
+        rig.apply(marked(&["a", "b?", "c", "d"]));
+        rig.wait(SECOND * 3);
+        assert!(!rig.discover(&ALL));
+        rig.wait(SECOND * 3);
+        assert_eq!((rig.members().len(), rig.state_of("b"), rig.timer), (4, Some(BackendState::Active), None));
+    }
+}
+
+#[test]
+fn answer_that_halves_the_pool_is_believed_after_twice_the_time() {
+    for (listed, time) in [(vec!["a", "b", "c"], 5), (vec!["a", "b"], 10), (vec!["a"], 10)] {
+        let mut rig = Rig::with(&ALL);
+        rig.discover(&listed);
+        assert_eq!((rig.wait_for_timer(), rig.members().len()), (SECOND * time, listed.len()));
+    }
+    let mut rig = Rig::with(&ALL);
+    rig.apply(marked(&["a", "b", "c?", "d?"]));
+    rig.discover(&["a", "b"]);
+    assert_eq!(rig.wait_for_timer(), SECOND * 10);
+    let mut rig = Rig::with(&ALL);
+    rig.discover(&["w", "x", "y", "z"]);
+    assert_eq!((rig.wait_for_timer(), rig.members().len()), (SECOND * 5, 4), "a replaced pool is not halved");
+}
+
+#[test]
+fn nothing_is_removed_below_the_floor() {
+    let mut rig = Rig::new(Config { min_backends: 3, ..Config::default() });
+    rig.discover(&ALL);
+    rig.discover(&["a", "b"]);
+    assert_eq!((rig.wait_for_timer(), rig.members().len(), rig.timer), (SECOND * 10, 4, None));
+    rig.see("c", HealthKind::Refused);
+    assert_eq!((rig.members().len(), rig.away()), (4, vec!["c".to_owned()]));
+    assert!(rig.take_notes().contains(&Note::Floor { begins: true, left: 2, min_backends: 3 }));
+    assert!(rig.discover(&["a", "b", "x"]), "there are three again");
+    assert_eq!(rig.members(), ["a", "b", "x"]);
+    assert!(rig.take_notes().contains(&Note::Floor { begins: false, left: 3, min_backends: 3 }));
+}
+
+#[test]
+fn stable_names_keep_their_slots_below_the_floor() {
+    let mut rig = Rig::new(Config { min_backends: 3, ..Config::default() });
+    rig.discover_names(&ALL, 1);
+    rig.discover_names(&["a", "b"], 1);
+    rig.wait(SECOND * 70);
+    assert_eq!((rig.members().len(), rig.away().len(), rig.timer), (4, 0, None));
 }
