@@ -11,7 +11,7 @@ use crate::access::Access;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// The identity that is hashed: `ip:port` in RFC 5952 form for A and AAAA records, `name:port` as written for a
-    /// static entry.
+    /// static entry, `name:port` in lower case for the target of an SRV record.
     pub identity: Arc<str>,
     /// The address that is dialled; `None` while a static entry's name has not been resolved yet.
     pub address: Option<SocketAddr>,
@@ -22,9 +22,17 @@ pub struct Endpoint {
     pub access: Access,
     /// Whether the backend is about to end: it keeps the traces that began with it and gets no new ones.
     pub is_draining: bool,
+    /// Whether the identity is a name that a restarted backend has again, maybe with another address: the name of a pod
+    /// of a StatefulSet. If discovery no longer lists it, it stays a member for a minute, and others take its slots
+    /// meanwhile.
+    pub is_stable_name: bool,
+    /// Whether the resolver's latest answers lack the backend, and none of them can be believed yet: caches may repeat an
+    /// answer until its TTL is over. A set without the backend confirms the absence.
+    pub is_missing: bool,
 }
 
-/// The full set of backends that discovery reports now: sorted by identity, without duplicates, never empty.
+/// The full set of backends that discovery reports now, those that it misses included: sorted by identity, without
+/// duplicates, never empty.
 pub type Endpoints = Arc<[Endpoint]>;
 
 /// Receives the sets that a resolver publishes: `None` until the first successful answer.
@@ -35,7 +43,15 @@ pub type EndpointsReceiver = watch::Receiver<Option<Endpoints>>;
 impl Endpoint {
     /// Creates an endpoint of weight 1 that is connected to in plaintext, unless the caller changes `access`.
     pub fn new(identity: impl Into<Arc<str>>, address: Option<SocketAddr>) -> Self {
-        Self { identity: identity.into(), address, weight: 1, access: Access::default(), is_draining: false }
+        Self {
+            identity: identity.into(),
+            address,
+            weight: 1,
+            access: Access::default(),
+            is_draining: false,
+            is_stable_name: false,
+            is_missing: false,
+        }
     }
 
     /// Whether both are the same backend: they have the same address, however they are spelled, or no address and the same

@@ -67,11 +67,13 @@ impl Draft {
     pub fn of_backends(backends: Backends) -> Self {
         let resolver = match backends {
             Backends::Static(hostnames) => {
-                Resolver { r#static: Some(StaticResolver { hostnames, ..StaticResolver::default() }), dns: None }
+                let list = StaticResolver { hostnames, ..StaticResolver::default() };
+                Resolver { r#static: Some(list), ..Resolver::default() }
             }
             Backends::Dns(HostPort { host, port }) => {
                 let hostname = host.to_string();
-                Resolver { r#static: None, dns: Some(DnsResolver { hostname, port, ..DnsResolver::default() }) }
+                let dns = DnsResolver { hostname, port, ..DnsResolver::default() };
+                Resolver { dns: Some(dns), ..Resolver::default() }
             }
         };
         let route = Route { signals: vec![Signal::Traces], pool: COMMAND_LINE_POOL.into(), ..Route::default() };

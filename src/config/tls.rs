@@ -58,8 +58,8 @@ impl ClientTls {
         Some(ClientConfig {
             ca_file: path(&self.ca_file),
             identity: identity.map(|(cert_file, key_file)| Identity { cert_file, key_file }),
-            name: match (&resolver.dns, self.server_name_override.as_str()) {
-                (Some(dns), "") => CheckedName::Is(dns.hostname.trim_end_matches('.').to_owned()),
+            name: match (looked_up(resolver), self.server_name_override.as_str()) {
+                (Some(name), "") => CheckedName::Is(name.trim_end_matches('.').to_owned()),
                 (None, "") => CheckedName::Entry,
                 (_, name) => CheckedName::Is(name.to_owned()),
             },
@@ -114,6 +114,21 @@ fn reload_interval_error(interval: Option<Duration>) -> Option<Finding> {
     let least = MIN_RELOAD_INTERVAL.as_millis();
     let message = || format!("must be at least {least}ms, or 0s for never");
     interval.filter(|interval| *interval < MIN_RELOAD_INTERVAL).map(|_| ("reload_interval", message().into()))
+}
+
+/// Returns the configured name of which all backends have a certificate; `None` if each has one of its own.
+///
+/// Anyone who can change an answer of DNS can name other targets. So the certificate has to be valid for the name that
+/// the operator wrote (RFC 6125, 6.2.1): of `_service._proto.name` of SRV records that is `name`.
+fn looked_up(resolver: &Resolver) -> Option<&str> {
+    let srv = || {
+        let mut name = resolver.srv.as_ref()?.hostname.as_str();
+        while let Some((_, rest)) = name.strip_prefix('_').and_then(|label| label.split_once('.')) {
+            name = rest;
+        }
+        Some(name)
+    };
+    resolver.dns.as_ref().map(|dns| dns.hostname.as_str()).or_else(srv)
 }
 
 fn path(file: &IfWritten<FilePath>) -> Option<PathBuf> {

@@ -1,23 +1,37 @@
 //! The kinds of answers about one name that discovery distinguishes, and how hickory's replies map to them.
 
-use std::{collections::BTreeSet, iter::successors, net::IpAddr};
+use std::{collections::BTreeSet, iter::successors, net::IpAddr, time::Duration};
 
 use hickory_resolver::{
     lookup::Lookup,
     net::{DnsError, NetError, NoRecords},
     proto::{
-        op::{Message, ResponseCode},
+        op::{Message, OpCode, ResponseCode},
         rr::{Name, RData},
     },
 };
 
-use super::{IpFamily, address::is_unicast};
+use super::{IpFamily, address::is_unicast, services::Service};
+
+/// What to ask about a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Its A and AAAA records, as far as the family includes them.
+    Addresses(IpFamily),
+    /// Its SRV records.
+    Services,
+}
+
+/// A name server's reply to one question: a message with code NOERROR or NXDOMAIN, or the reason why none is reliable.
+pub(super) type Reply = Result<Message, Failure>;
 
 /// The answer to one question (a name and a record type).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// At least one usable address.
     Addresses(BTreeSet<IpAddr>),
+    /// At least one SRV record with a target.
+    Services(Vec<Service>),
     /// The name exists and has no such record (NODATA).
     Empty,
     /// The name does not exist (NXDOMAIN).
@@ -26,14 +40,14 @@ pub(super) enum Answer {
     Failed(Failure),
 }
 
-/// Why a name has no address, ordered by how likely it is that it has one all the same.
+/// Why a name has no record, ordered by how likely it is that it has one all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Badness {
     /// It does not exist.
     NoSuchName,
-    /// It exists and has no address.
+    /// It exists and has no such record.
     Empty,
-    /// No server answered reliably, so the name may have addresses.
+    /// No server answered reliably, so the name may have records.
     Failed,
 }
 
@@ -59,6 +73,67 @@ pub(super) struct Answers {
     pub(super) v4: Option<Answer>,
     /// The answer about AAAA records, if they were asked for.
     pub(super) v6: Option<Answer>,
+    /// The answer about SRV records, if they were asked for.
+    pub(super) srv: Option<Answer>,
+    /// For how long caches may repeat the answers: the greatest TTL of their records.
+    pub(super) ttl: Duration,
+}
+
+impl From<IpFamily> for Question {
+    fn from(family: IpFamily) -> Self {
+        Self::Addresses(family)
+    }
+}
+
+impl Question {
+    /// Returns which addresses are asked for, if any are.
+    pub(super) fn family(self) -> Option<IpFamily> {
+        match self {
+            Self::Addresses(family) => Some(family),
+            Self::Services => None,
+        }
+    }
+}
+
+/// Converts the result of a lookup by hickory.
+pub(super) fn reply_of(lookup: Result<Lookup, NetError>) -> Reply {
+    match lookup {
+        Ok(lookup) => reliable(lookup.into()),
+        Err(NetError::Dns(DnsError::NoRecordsFound(none))) if is_referral(&none) => {
+            let reason = "the name server refers to others instead of answering";
+            Err(Failure::Other(reason.to_owned()))
+        }
+        Err(NetError::Dns(DnsError::NoRecordsFound(none))) => reliable(without_records(none.response_code)),
+        Err(NetError::Dns(DnsError::ResponseCode(code))) => reliable(without_records(code)),
+        Err(NetError::Timeout) => Err(Failure::Timeout),
+        // hickory reports every socket error as `NoConnections`.
+        Err(NetError::NoConnections) => Err(Failure::Other("no connection to the name server".to_owned())),
+        Err(error) => Err(Failure::Other(error.to_string())),
+    }
+}
+
+/// Returns the message if its code tells which records there are, or that there are none.
+pub(super) fn reliable(message: Message) -> Reply {
+    match message.metadata.response_code {
+        ResponseCode::NoError | ResponseCode::NXDomain => Ok(message),
+        ResponseCode::Refused => Err(Failure::Refused),
+        ResponseCode::ServFail => Err(Failure::ServFail),
+        other => Err(Failure::Other(other.to_string())),
+    }
+}
+
+/// Returns for how long caches may repeat the records of `reply`. Aliases do not count: what a name lacks is repeated as
+/// long as its own records.
+pub(super) fn ttl_of(reply: &Reply) -> Duration {
+    let records = reply.iter().flat_map(|message| &message.answers);
+    let ttls = records.filter(|record| !matches!(record.data, RData::CNAME(_))).map(|record| record.ttl);
+    Duration::from_secs(ttls.max().unwrap_or_default().into())
+}
+
+fn without_records(code: ResponseCode) -> Message {
+    let mut message = Message::response(0, OpCode::Query);
+    message.metadata.response_code = code;
+    message
 }
 
 impl Answer {
@@ -67,52 +142,37 @@ impl Answer {
         if addresses.is_empty() { Self::Empty } else { Self::Addresses(addresses) }
     }
 
-    /// Converts the result of a lookup by hickory.
-    pub(super) fn from_lookup(name: &Name, lookup: Result<Lookup, NetError>) -> Self {
-        match lookup {
-            Ok(lookup) => Self::from_reply(name, lookup.message()),
-            Err(NetError::Dns(DnsError::NoRecordsFound(none))) if is_referral(&none) => {
-                let reason = "the name server refers to others instead of answering";
-                Self::Failed(Failure::Other(reason.to_owned()))
-            }
-            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => Self::from_code(none.response_code),
-            Err(NetError::Dns(DnsError::ResponseCode(code))) => Self::from_code(code),
-            Err(NetError::Timeout) => Self::Failed(Failure::Timeout),
-            // hickory reports every socket error as `NoConnections`.
-            Err(NetError::NoConnections) => Self::Failed(Failure::Other("no connection to the name server".to_owned())),
-            Err(error) => Self::Failed(Failure::Other(error.to_string())),
-        }
-    }
-
     /// Collects the addresses of `name` and of its aliases (CNAME records). Records of other names are ignored.
-    pub(super) fn from_reply(name: &Name, reply: &Message) -> Self {
-        let code = reply.metadata.response_code;
-        let aliases = aliases(name, reply);
-        let addresses: BTreeSet<IpAddr> = (reply.answers.iter())
-            .filter(|record| aliases.contains(&&record.name))
-            .filter_map(|record| record.data.ip_addr())
-            .map(|ip| ip.to_canonical())
-            .collect();
-        match code {
-            ResponseCode::NoError | ResponseCode::NXDomain if !addresses.is_empty() => Self::Addresses(addresses),
-            code => Self::from_code(code),
-        }
+    pub(super) fn addresses(name: &Name, reply: &Reply) -> Self {
+        let message = match reply {
+            Ok(message) => message,
+            Err(failure) => return Self::Failed(failure.clone()),
+        };
+        let aliases = aliases(name, message);
+        let records = message.answers.iter().filter(|record| aliases.contains(&&record.name));
+        let addresses: BTreeSet<IpAddr> =
+            records.filter_map(|record| record.data.ip_addr()).map(|ip| ip.to_canonical()).collect();
+        if addresses.is_empty() { Self::without_records(message) } else { Self::Addresses(addresses) }
     }
 
-    fn from_code(code: ResponseCode) -> Self {
-        match code {
-            ResponseCode::NoError => Self::Empty,
-            ResponseCode::NXDomain => Self::NoSuchName,
-            ResponseCode::Refused => Self::Failed(Failure::Refused),
-            ResponseCode::ServFail => Self::Failed(Failure::ServFail),
-            other => Self::Failed(Failure::Other(other.to_string())),
-        }
+    /// Collects the SRV records of `name` and of its aliases. Records of other names are ignored.
+    pub(super) fn services(name: &Name, reply: &Reply) -> Self {
+        let message = match reply {
+            Ok(message) => message,
+            Err(failure) => return Self::Failed(failure.clone()),
+        };
+        let services = Service::of(&aliases(name, message), message);
+        if services.is_empty() { Self::without_records(message) } else { Self::Services(services) }
+    }
+
+    fn without_records(message: &Message) -> Self {
+        if message.metadata.response_code == ResponseCode::NXDomain { Self::NoSuchName } else { Self::Empty }
     }
 
     /// Returns the value of the metric label `result`.
     pub(super) fn result(&self) -> &'static str {
         match self {
-            Self::Addresses(_) => "success",
+            Self::Addresses(_) | Self::Services(_) => "success",
             Self::Empty => "empty",
             Self::NoSuchName => "nxdomain",
             Self::Failed(Failure::Refused) => "refused",
@@ -127,20 +187,27 @@ impl Answer {
 }
 
 impl Answers {
-    /// Returns the same answer for every family in use.
-    pub(super) fn each(asked: &str, family: IpFamily, answer: &Answer) -> Self {
+    /// Returns the same answer to everything that was asked.
+    pub(super) fn each(asked: &str, question: impl Into<Question>, answer: &Answer) -> Self {
+        let question = question.into();
         let wanted = |wanted: bool| wanted.then(|| answer.clone());
-        Self { asked: asked.to_owned(), v4: wanted(family.wants_v4()), v6: wanted(family.wants_v6()) }
+        Self {
+            asked: asked.to_owned(),
+            v4: wanted(question.family().is_some_and(IpFamily::wants_v4)),
+            v6: wanted(question.family().is_some_and(IpFamily::wants_v6)),
+            srv: wanted(question == Question::Services),
+            ttl: Duration::ZERO,
+        }
     }
 
     /// Returns the answers of a round in which there was no name to ask for.
-    pub(super) fn no_such_name(asked: &str, family: IpFamily) -> Self {
-        Self::each(asked, family, &Answer::NoSuchName)
+    pub(super) fn no_such_name(asked: &str, question: impl Into<Question>) -> Self {
+        Self::each(asked, question, &Answer::NoSuchName)
     }
 
-    /// Returns whether any family has an address.
-    pub(super) fn has_addresses(&self) -> bool {
-        self.both().any(|answer| matches!(answer, Answer::Addresses(_)))
+    /// Returns whether there are records of any kind that was asked for.
+    pub(super) fn has_records(&self) -> bool {
+        self.all().any(|answer| matches!(answer, Answer::Addresses(_) | Answer::Services(_)))
     }
 
     /// Returns whether the name does not exist, according to the answers that decide about that.
@@ -150,44 +217,53 @@ impl Answers {
     /// AAAA only is not conclusive, since some servers send it for names that have A records (RFC 4074, 4.2).
     fn is_no_such_name(&self) -> bool {
         use Answer::{Failed, NoSuchName};
+        if let Some(answer) = &self.srv {
+            return *answer == NoSuchName;
+        }
         matches!(
             (&self.v4, &self.v6),
             (Some(NoSuchName), None | Some(NoSuchName | Failed(_))) | (None, Some(NoSuchName))
         )
     }
 
-    /// Returns whether there is no address and at least one question failed, so that the name may have addresses all
-    /// the same.
+    /// Returns whether there is no record and at least one question failed, so that the name may have records all the
+    /// same.
     pub(super) fn is_failure(&self) -> bool {
         self.badness() == Badness::Failed
     }
 
-    /// Returns how bad the answers are. When several names of the search list have no address, the worst one is
+    /// Returns whether the next round may follow soon. It may not if the name had no record: how often that has to be
+    /// repeated before it is believed is counted in rounds (see [`super::search`]).
+    pub(super) fn may_be_repeated_soon(&self) -> bool {
+        self.is_failure() || self.has_records()
+    }
+
+    /// Returns how bad the answers are. When several names of the search list have no record, the worst one is
     /// reported.
     pub(super) fn badness(&self) -> Badness {
-        if self.has_addresses() || self.is_no_such_name() {
+        if self.has_records() || self.is_no_such_name() {
             return Badness::NoSuchName;
         }
-        match self.both().any(|answer| matches!(answer, Answer::Failed(_))) {
+        match self.all().any(|answer| matches!(answer, Answer::Failed(_))) {
             true => Badness::Failed,
             false => Badness::Empty,
         }
     }
 
     /// Iterates over the answers to the questions that were asked.
-    pub(super) fn both(&self) -> impl Iterator<Item = &Answer> {
-        self.v4.iter().chain(&self.v6)
+    pub(super) fn all(&self) -> impl Iterator<Item = &Answer> {
+        self.v4.iter().chain(&self.v6).chain(&self.srv)
     }
 
     /// Returns the `result` label of the best answer. It suits a name for which an address of either family is enough.
     pub(super) fn best(&self) -> &'static str {
         let rank = |answer: &&Answer| match answer {
-            Answer::Addresses(_) => 0,
+            Answer::Addresses(_) | Answer::Services(_) => 0,
             Answer::Failed(_) => 1,
             Answer::Empty => 2,
             Answer::NoSuchName => 3,
         };
-        self.both().min_by_key(rank).map_or("error", Answer::result)
+        self.all().min_by_key(rank).map_or("error", Answer::result)
     }
 
     /// Removes addresses that cannot be dialled, and returns them.
@@ -217,7 +293,7 @@ impl IpFamily {
 }
 
 /// The longest chain of CNAME records that is followed. Name servers themselves stop at 8 to 16.
-const MAX_ALIASES: usize = 16;
+pub(super) const MAX_ALIASES: usize = 16;
 
 /// Returns whether a reply is a referral: it names other servers (NS) and no zone of its own (SOA), as a server sends
 /// that does not answer recursive questions (RFC 2308, 2.2).

@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 
+use tokio::time::Instant;
+
 use super::{
     DiscoveryError, IpFamily, MAX_ENDPOINTS,
+    absences::{Absences, Round},
     address::check_hostname,
     answer::Answers,
     known::Known,
@@ -23,6 +26,9 @@ pub(super) struct Dns {
     system: System,
     meters: Meters,
     known: Known,
+    absences: Absences,
+    /// Whether the last answers allow that the next round follows soon.
+    may_repeat: bool,
     published: Option<Endpoints>,
     log: StateLog,
     /// The number of addresses that were left out because the pool would have more than [`MAX_ENDPOINTS`] backends.
@@ -47,6 +53,8 @@ impl Dns {
             system,
             meters,
             known: Known::default(),
+            absences: Absences::default(),
+            may_repeat: false,
             published: None,
             log: StateLog::new(),
             beyond: 0,
@@ -55,7 +63,9 @@ impl Dns {
 
     /// Asks once. Returns the new set if it differs from the last one.
     pub(super) async fn poll_once(&mut self) -> Option<Endpoints> {
+        let asked_at = Instant::now();
         let (answers, good) = self.ask().await;
+        let answered_at = Instant::now();
         let endpoints = self.endpoints();
         let fields = LogFields { pool: &self.pool, hostname: self.search.hostname() };
         self.log.note(fields, good, &answers, endpoints.len());
@@ -66,12 +76,27 @@ impl Dns {
         let joined = self.known.joined(self.family);
         self.log.note_parts(fields, joined);
         self.meters.partial(joined.is_some());
-        if endpoints.is_empty() || self.published.as_deref() == Some(&*endpoints) {
+        // Parts of a larger set lack backends in every round.
+        self.may_repeat = answers.may_be_repeated_soon() && !self.known.counts_rounds() && joined.is_none();
+        if endpoints.is_empty() {
+            return None;
+        }
+        let round = Round { asked_at, answered_at, ttl: answers.ttl };
+        let tells = |endpoint: &Endpoint| {
+            endpoint.address.is_some_and(|address| self.known.tells_about(self.family, &answers, address.ip()))
+        };
+        let endpoints = self.absences.absorb(endpoints, round, tells);
+        if self.published.as_deref() == Some(&*endpoints) {
             return None;
         }
         let endpoints = Endpoints::from(endpoints);
         self.published = Some(endpoints.clone());
         Some(endpoints)
+    }
+
+    /// Returns whether to ask again soon.
+    pub(super) fn is_restless(&self) -> bool {
+        self.may_repeat && self.absences.are_recent(Instant::now())
     }
 
     /// Asks once, and returns an error unless the answer is complete.

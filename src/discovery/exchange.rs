@@ -32,7 +32,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::answer::{Answer, Failure};
+use super::answer::{Failure, Reply, reliable, reply_of};
 
 /// The UDP payload size that is announced with EDNS. Datagrams of this size pass any path without fragmentation (DNS
 /// flag day 2020).
@@ -92,13 +92,13 @@ impl Server {
     /// Asks until `deadline`.
     ///
     /// Cancel safety: only the question is lost.
-    pub(super) async fn ask(&self, name: &Name, kind: RecordType, deadline: Instant) -> Answer {
+    pub(super) async fn ask(&self, name: &Name, kind: RecordType, deadline: Instant) -> Reply {
         if self.tcp_only {
-            return Answer::from_lookup(name, self.tcp.ask(name, kind, deadline).await);
+            return reply_of(self.tcp.ask(name, kind, deadline).await);
         }
         match self.over_udp(name, kind, deadline).await {
             result if is_cut(&result) => self.ask_for_long_reply(name, kind, deadline).await,
-            result => Answer::from_lookup(name, result),
+            result => reply_of(result),
         }
     }
 
@@ -131,23 +131,21 @@ impl Server {
 
     /// Asks for a reply that does not fit into a datagram of the usual size: over TCP, then over UDP with larger
     /// buffers.
-    async fn ask_for_long_reply(&self, name: &Name, kind: RecordType, deadline: Instant) -> Answer {
+    async fn ask_for_long_reply(&self, name: &Name, kind: RecordType, deadline: Instant) -> Reply {
         // TCP gets half of the time: a firewall that drops its packets must not use up all of it.
         let quarter = deadline.saturating_duration_since(Instant::now()) / 4;
-        let failure = match Answer::from_lookup(name, self.tcp.ask(name, kind, deadline - quarter * 2).await) {
-            Answer::Failed(failure) => failure,
-            answer => return answer,
+        let failure = match reply_of(self.tcp.ask(name, kind, deadline - quarter * 2).await) {
+            Err(failure) => failure,
+            reply => return reply,
         };
         let large = self.large.ask(name, kind, deadline - quarter).await;
         if is_answer(&large) {
-            return Answer::from_lookup(name, large);
+            return reply_of(large);
         }
         let query = Query::query(name.clone(), kind);
         match timeout_at(deadline, ask_with_large_buffer(self.at, &query)).await {
-            Ok(Ok(Some(message))) => Answer::from_reply(name, &message),
-            _ => Answer::Failed(Failure::Other(format!(
-                "the reply over UDP is truncated, and over TCP there is none: {failure}"
-            ))),
+            Ok(Ok(Some(message))) => reliable(message),
+            _ => Err(Failure::Other(format!("the reply over UDP is truncated, and over TCP there is none: {failure}"))),
         }
     }
 
@@ -254,6 +252,7 @@ fn parse_reply(bytes: &[u8], id: u16, query: &Query) -> Option<Message> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discovery::answer::Answer;
 
     #[test]
     fn any_datagram_is_parsed_or_rejected_without_a_panic() {
@@ -273,7 +272,8 @@ mod tests {
             bent[at] ^= bit;
             for sent in [bytes, &bent] {
                 if let Some(message) = parse_reply(sent, 7, &query) {
-                    drop(Answer::from_reply(&name, &message));
+                    let reply = reliable(message);
+                    drop((Answer::addresses(&name, &reply), Answer::services(&name, &reply)));
                 }
             }
         });

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The number of names that are looked up at the same time, with two questions each.
-const AT_A_TIME: usize = 16;
+pub(super) const AT_A_TIME: usize = 16;
 
 /// The configured entries, by identity.
 pub(super) type Entries = BTreeMap<Arc<str>, HostPort>;

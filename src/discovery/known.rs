@@ -58,6 +58,25 @@ impl Known {
         self.v4.addresses.iter().chain(v6.into_iter().flatten()).copied()
     }
 
+    /// Returns whether `answers`, which were processed last, tell that an address which is not known is absent. A question
+    /// about its family that failed tells nothing.
+    pub(super) fn tells_about(&self, family: IpFamily, answers: &Answers, ip: IpAddr) -> bool {
+        let is_idle = ip.is_ipv6() && self.is_v6_idle(family);
+        let (kept, answer) = if ip.is_ipv4() || is_idle { (&self.v4, &answers.v4) } else { (&self.v6, &answers.v6) };
+        match answer {
+            Some(Answer::Addresses(_)) => true,
+            Some(Answer::Failed(_)) => false,
+            // What the other answers say was believed if the family has no address any more.
+            _ => kept.addresses.is_empty(),
+        }
+    }
+
+    /// Returns whether rounds are counted until "the name has no record of this family" is believed. They must not follow
+    /// each other too soon.
+    pub(super) fn counts_rounds(&self) -> bool {
+        [&self.v4, &self.v6].into_iter().any(|kept| kept.empty_rounds > 0 && !kept.addresses.is_empty())
+    }
+
     /// Returns details of partial answers, if one of the families in use gets them.
     pub(super) fn joined(&self, family: IpFamily) -> Option<Joined> {
         let v6 = || if self.is_v6_idle(family) { None } else { self.v6.parts.joined() };
@@ -88,7 +107,7 @@ impl Kept {
                 }
                 self.addresses.is_empty()
             }
-            Answer::Empty | Answer::NoSuchName => {
+            Answer::Empty | Answer::NoSuchName | Answer::Services(_) => {
                 self.empty_rounds = 0;
                 self.addresses.is_empty()
             }
@@ -118,6 +137,8 @@ mod tests {
             asked: "test.".to_owned(),
             v4: family.wants_v4().then(|| v4.clone()),
             v6: family.wants_v6().then(|| v6.clone()),
+            srv: None,
+            ttl: std::time::Duration::ZERO,
         };
         let good = known.absorb(family, &answers);
         let addresses: Vec<String> = known.addresses(family).map(|ip| ip.to_string()).collect();

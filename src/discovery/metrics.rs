@@ -20,6 +20,8 @@ pub(super) struct Meters {
     v4: Lookups,
     v6: Lookups,
     fixed: Lookups,
+    srv: Lookups,
+    targets: Lookups,
 }
 
 /// Counters by the label `result`.
@@ -34,15 +36,18 @@ impl Meters {
             false => Lookups::default(),
         };
         let dns = match config {
-            Config::Static(_) => None,
+            Config::Static(_) | Config::Srv(_) => None,
             Config::Dns(dns) => Some(dns.ip_family),
         };
+        let (is_static, is_srv) = (matches!(config, Config::Static(_)), matches!(config, Config::Srv(_)));
         Self {
             last_success: gauge!(DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS, "pool" => pool.to_owned()),
             partial: gauge!(DISCOVERY_PARTIAL_ANSWERS, "pool" => pool.to_owned()),
             v4: lookups("ipv4", dns.is_some_and(super::IpFamily::wants_v4)),
             v6: lookups("ipv6", dns.is_some_and(super::IpFamily::wants_v6)),
-            fixed: lookups("static", dns.is_none()),
+            fixed: lookups("static", is_static),
+            srv: lookups("srv", is_srv),
+            targets: lookups("srv_target", is_srv),
         }
     }
 
@@ -54,12 +59,14 @@ impl Meters {
             v4: Lookups::default(),
             v6: Lookups::default(),
             fixed: Lookups::default(),
+            srv: Lookups::default(),
+            targets: Lookups::default(),
         }
     }
 
-    /// Counts the answers about a `dns` resolver's name, each family by itself.
+    /// Counts the answers about the name of a `dns` or `srv` resolver, each family by itself.
     pub(super) fn count(&self, answers: &Answers) {
-        for (lookups, answer) in [(&self.v4, &answers.v4), (&self.v6, &answers.v6)] {
+        for (lookups, answer) in [(&self.v4, &answers.v4), (&self.v6, &answers.v6), (&self.srv, &answers.srv)] {
             lookups.count(answer.as_ref().map(Answer::result));
         }
     }
@@ -67,6 +74,11 @@ impl Meters {
     /// Counts the answers about a static entry's name as one lookup.
     pub(super) fn count_fixed(&self, answers: &Answers) {
         self.fixed.count(Some(answers.best()));
+    }
+
+    /// Counts the answers about the target of an SRV record as one lookup.
+    pub(super) fn count_target(&self, answers: &Answers) {
+        self.targets.count(Some(answers.best()));
     }
 
     /// Records the time of a round in which all answers were good.

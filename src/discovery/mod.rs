@@ -1,11 +1,12 @@
 //! Discovery: finds the backends of a pool. A resolver publishes full sets of endpoints through a watch channel.
 //!
-//! A resolver asks at a fixed interval, independently of requests. A set that was good once is replaced only by another
-//! good one. An empty or failed answer changes nothing except the metrics; the log has a line whenever the state
+//! A resolver asks at a fixed interval, independently of requests; every second for a while after an answer lacked a
+//! backend that was there before. A set that was good once is replaced only by another good one. An empty or failed answer changes nothing except the metrics; the log has a line whenever the state
 //! changes.
 //!
 //! The proxy calls [`start`] for each pool; the tools call [`resolve_once`].
 
+mod absences;
 mod address;
 mod answer;
 mod dns;
@@ -14,12 +15,16 @@ mod fixed;
 mod hosts;
 mod known;
 mod metrics;
+mod own;
 mod parts;
 mod resolv;
 mod resolvers;
 mod search;
+mod services;
+mod srv;
 mod state_log;
 mod system;
+mod weights;
 
 #[cfg(test)]
 mod tests;
@@ -30,14 +35,15 @@ use tokio::time::{sleep, timeout};
 
 pub use self::{
     address::{AddressError, check_backend, check_hostname},
+    own::Own,
     resolvers::Resolvers,
 };
-use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, system::System};
+use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, srv::Srv, system::System};
 use crate::{
     access::Access,
     endpoint::Endpoints,
     lifecycle::Tasks,
-    settings::{DnsResolver, IpFamily, Resolver, StaticResolver, values::GoDuration},
+    settings::{DnsResolver, IpFamily, Resolver, SrvResolver, StaticResolver, values::GoDuration},
 };
 
 /// The shortest interval. A shorter one is most likely a mistake and would burden the cluster's name servers.
@@ -45,6 +51,10 @@ pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The longest interval and timeout. A longer one is most likely a mistake.
 pub const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The time between two rounds of questions while a backend is absent: a backend that is away for a few seconds must be
+/// seen again before its absence is believed.
+const OFTEN: Duration = Duration::from_secs(1);
 
 /// The most backends that a pool can have: owners of slots are 16-bit indices, of which one value is reserved.
 pub const MAX_ENDPOINTS: usize = 65_535;
@@ -54,8 +64,10 @@ pub const MAX_ENDPOINTS: usize = 65_535;
 pub enum Config {
     /// Backends by name or address, all of them members whether their names resolve or not.
     Static(StaticResolver),
-    /// One name whose A and AAAA records are the backends. Their TTLs are not looked at.
+    /// One name whose A and AAAA records are the backends.
     Dns(DnsResolver),
+    /// One name whose SRV records name the backends and their ports.
+    Srv(SrvResolver),
 }
 
 /// The reason why discovery cannot start or, from [`resolve_once`], has no answer.
@@ -115,7 +127,8 @@ impl Config {
     /// The resolver that a pool has; `None` where it has none.
     pub fn of(resolver: &Resolver) -> Option<Self> {
         let list = resolver.r#static.clone().map(Self::Static);
-        list.or_else(|| resolver.dns.clone().map(Self::Dns))
+        let dns = || resolver.dns.clone().map(Self::Dns);
+        list.or_else(dns).or_else(|| resolver.srv.clone().map(Self::Srv))
     }
 
     /// Returns the error with which [`start`] would fail, if there is one. Nothing is looked up.
@@ -125,6 +138,7 @@ impl Config {
         match self {
             Self::Static(list) => fixed::entries(&list.hostnames).map(drop),
             Self::Dns(dns) => dns::check(&dns.hostname, dns.port),
+            Self::Srv(srv) => srv::check(&srv.hostname),
         }
     }
 
@@ -132,6 +146,7 @@ impl Config {
         match self {
             Self::Static(list) => list.interval,
             Self::Dns(dns) => dns.interval,
+            Self::Srv(srv) => srv.interval,
         }
     }
 
@@ -139,6 +154,7 @@ impl Config {
         match self {
             Self::Static(list) => list.timeout,
             Self::Dns(dns) => dns.timeout,
+            Self::Srv(srv) => srv.timeout,
         }
     }
 }
@@ -214,13 +230,18 @@ async fn resolve_once_on(system: System, config: &Config, limit: Duration) -> Re
             Ok(answer) => answer,
             Err(_) => Err(dns.unresolved(format!("no answer within {limit:?}"))),
         },
+        Source::Srv(mut srv) => match timeout(limit, srv.ask_once()).await {
+            Ok(answer) => answer,
+            Err(_) => Err(srv.unresolved(format!("no answer within {limit:?}"))),
+        },
     }
 }
 
-/// A resolver of either kind.
+/// A resolver of any kind.
 enum Source {
     Fixed(Box<Fixed>),
     Dns(Box<Dns>),
+    Srv(Box<Srv>),
 }
 
 impl Source {
@@ -233,6 +254,7 @@ impl Source {
             Config::Dns(dns) => {
                 Self::Dns(Box::new(Dns::new(&dns.hostname, dns.port, dns.ip_family, system, meters, pool)))
             }
+            Config::Srv(srv) => Self::Srv(Box::new(Srv::new(&srv.hostname, system, meters, pool))),
         })
     }
 
@@ -240,7 +262,7 @@ impl Source {
     fn initial(&self) -> Option<Endpoints> {
         match self {
             Self::Fixed(fixed) => Some(fixed.endpoints()),
-            Self::Dns(_) => None,
+            Self::Dns(_) | Self::Srv(_) => None,
         }
     }
 
@@ -249,7 +271,17 @@ impl Source {
         match self {
             Self::Fixed(fixed) => fixed.replacement(rounds),
             // A set found by DNS is published as soon as `poll_once` returns it.
-            Self::Dns(_) => None,
+            Self::Dns(_) | Self::Srv(_) => None,
+        }
+    }
+
+    /// Returns whether to ask again soon, since an answer has lacked a backend a short time ago.
+    fn is_restless(&self) -> bool {
+        match self {
+            // All of its entries are members, whatever the answers are.
+            Self::Fixed(_) => false,
+            Self::Dns(dns) => dns.is_restless(),
+            Self::Srv(srv) => srv.is_restless(),
         }
     }
 
@@ -258,6 +290,7 @@ impl Source {
         match self {
             Self::Fixed(fixed) => fixed.poll_once().await,
             Self::Dns(dns) => dns.poll_once().await,
+            Self::Srv(srv) => srv.poll_once().await,
         }
     }
 }
@@ -277,7 +310,7 @@ async fn run(mut source: Source, publisher: Publisher, interval: Duration, tasks
                 None if is_next && round == 1 => publisher.warn_of_waiting(),
                 None => {}
             }
-            sleep(jittered(interval)).await;
+            sleep(jittered(if source.is_restless() { interval.min(OFTEN) } else { interval })).await;
         }
     };
     tokio::select! {

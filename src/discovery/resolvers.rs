@@ -4,11 +4,16 @@
 //! **Invariant:** every published endpoint carries the access it was configured with. A new configuration that has
 //! found no backend yet changes neither the set nor the access of its members.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use metrics::{Gauge, gauge};
 use tokio::sync::watch;
 
+use super::own::Own;
 use crate::{
     access::Access,
     endpoint::{Endpoint, Endpoints, EndpointsReceiver},
@@ -22,6 +27,7 @@ pub struct Resolvers {
     pool: Arc<str>,
     sender: watch::Sender<Option<Endpoints>>,
     registrations: Arc<Mutex<Registrations>>,
+    own: Own,
     count: Gauge,
     pending: Gauge,
 }
@@ -31,6 +37,8 @@ struct Registrations {
     in_force: Option<Registration>,
     next: Option<Registration>,
     count: u64,
+    /// The addresses of this process that the last set had.
+    refused: BTreeSet<SocketAddr>,
 }
 
 /// A resolver that may publish now or later.
@@ -52,7 +60,16 @@ impl Resolvers {
         let (sender, receiver) = watch::channel(None);
         let gauge = |name: &'static str| gauge!(name, "pool" => pool.to_owned());
         let (count, pending) = (gauge(DISCOVERY_ENDPOINTS), gauge(DISCOVERY_CHANGE_PENDING));
-        (Self { pool: pool.into(), sender, registrations: Arc::default(), count, pending }, receiver)
+        (
+            Self { pool: pool.into(), sender, registrations: Arc::default(), own: Own::default(), count, pending },
+            receiver,
+        )
+    }
+
+    /// Leaves out backends that are this process itself.
+    #[must_use]
+    pub fn refusing(self, own: Own) -> Self {
+        Self { own, ..self }
     }
 
     /// Sets the access of the members that the newest configuration found. If it has found none yet, the access applies
@@ -92,16 +109,37 @@ impl Resolvers {
     }
 }
 
+impl Registrations {
+    /// Logs the addresses of this process among the backends, when they change.
+    fn note_refused(&mut self, pool: &str, refused: BTreeSet<SocketAddr>) {
+        if refused != self.refused && !refused.is_empty() {
+            tracing::warn!(
+                pool,
+                addresses = ?refused,
+                "discovery leaves out this proxy itself: the pool has the address of its own OTLP listener"
+            );
+        }
+        self.refused = refused;
+    }
+}
+
 impl Publisher {
     /// Returns whether this resolver has not taken over yet.
     pub(super) fn is_next(&self) -> bool {
         self.resolvers.lock().next.as_ref().is_some_and(|next| next.number == self.number)
     }
 
-    /// Publishes a good answer, and takes over if this resolver is the next one.
+    /// Publishes a good answer, and takes over if this resolver is the next one. A backend that is this process itself is
+    /// left out. If it is the only one, nothing is published.
     pub(super) fn publish(&self, endpoints: &[Endpoint]) {
-        let Resolvers { pool, sender, count, pending, .. } = &self.resolvers;
+        let Resolvers { pool, sender, own, count, pending, .. } = &self.resolvers;
+        let is_own = |endpoint: &Endpoint| endpoint.address.is_some_and(|address| own.has(address));
+        let (refused, endpoints): (Vec<Endpoint>, Vec<Endpoint>) = endpoints.iter().cloned().partition(is_own);
         let mut registrations = self.resolvers.lock();
+        registrations.note_refused(pool, refused.iter().filter_map(|endpoint| endpoint.address).collect());
+        if endpoints.is_empty() {
+            return;
+        }
         if let Some(next) = registrations.next.take_if(|next| next.number == self.number) {
             if let Some(before) = registrations.in_force.replace(next) {
                 before.tasks.stop();
@@ -112,8 +150,9 @@ impl Publisher {
         if let Some(in_force) =
             registrations.in_force.as_ref().filter(|registration| registration.number == self.number)
         {
-            count.set(u32::try_from(endpoints.len()).unwrap_or(u32::MAX));
-            sender.send_replace(Some(stamped(endpoints, &in_force.access)));
+            let there = endpoints.iter().filter(|endpoint| !endpoint.is_missing).count();
+            count.set(u32::try_from(there).unwrap_or(u32::MAX));
+            sender.send_replace(Some(stamped(&endpoints, &in_force.access)));
         }
     }
 

@@ -1,18 +1,21 @@
 //! The search list: decides which of the candidate names for a configured name are asked for, and which one is kept.
 //!
-//! As in glibc and Go, the candidates are asked for in order until one has an address; a failure does not end the
-//! search. When none has an address, the worst answer is reported, since a name whose server fails may well exist.
+//! As in glibc and Go, the candidates are asked for in order until one has a record; a failure does not end the
+//! search. When none has a record, the worst answer is reported, since a name whose server fails may well exist.
 //!
-//! Unlike there, a candidate that had addresses is kept, so that a pool does not change over to a name in another
-//! domain because its own fails for a moment. It is given up when it did not exist or had no address in
-//! [`GIVEN_UP_AFTER`] consecutive rounds and another candidate has addresses. Earlier candidates that failed when it
-//! was found may be the intended name. They are asked for as well, and the first of them that has addresses replaces
+//! Unlike there, a candidate that had records is kept, so that a pool does not change over to a name in another
+//! domain because its own fails for a moment. It is given up when it did not exist or had no record in
+//! [`GIVEN_UP_AFTER`] consecutive rounds and another candidate has records. Earlier candidates that failed when it
+//! was found may be the intended name. They are asked for as well, and the first of them that has records replaces
 //! it.
 
 use futures_util::future::join_all;
 use hickory_resolver::proto::rr::Name;
 
-use super::{IpFamily, answer::Answers, system::System};
+use super::{
+    answer::{Answers, Question},
+    system::System,
+};
 
 /// The number of consecutive rounds in which the kept name must be absent before other candidates are tried. It is a
 /// minute at the default interval, so that a Service that is scaled to zero or created anew keeps its name.
@@ -30,7 +33,7 @@ struct Kept {
     name: Name,
     /// Earlier candidates that failed when this name was found.
     doubtful: Vec<Name>,
-    /// The number of consecutive rounds in which the name did not exist or had no address.
+    /// The number of consecutive rounds in which the name did not exist or had no record.
     gone: u32,
 }
 
@@ -46,8 +49,9 @@ impl Search {
     /// Asks once: looks into the hosts file, then asks for the kept name or, if there is none, for all candidates.
     ///
     /// Takes at most the timeout for each name. Cancel safety: only the questions are lost.
-    pub(super) async fn ask(&mut self, system: &System, family: IpFamily) -> Answers {
-        if let Some(answers) = system.in_hosts(&self.hostname, family) {
+    pub(super) async fn ask(&mut self, system: &System, question: impl Into<Question>) -> Answers {
+        let question = question.into();
+        if let Some(answers) = question.family().and_then(|family| system.in_hosts(&self.hostname, family)) {
             return answers;
         }
         let candidates = system.candidates(&self.hostname);
@@ -55,24 +59,24 @@ impl Search {
         self.kept = self.kept.take().filter(|kept| candidates.contains(&kept.name));
         match &mut self.kept {
             Some(kept) => {
-                let answers = kept.ask(system, family).await;
+                let answers = kept.ask(system, question).await;
                 if kept.gone < GIVEN_UP_AFTER {
                     return answers;
                 }
-                let elsewhere = self.walk(&candidates, system, family).await;
-                if elsewhere.has_addresses() { elsewhere } else { answers }
+                let elsewhere = self.walk(&candidates, system, question).await;
+                if elsewhere.has_records() { elsewhere } else { answers }
             }
-            None => self.walk(&candidates, system, family).await,
+            None => self.walk(&candidates, system, question).await,
         }
     }
 
-    /// Asks for the candidates in order until one has an address, and keeps that one.
-    async fn walk(&mut self, candidates: &[Name], system: &System, family: IpFamily) -> Answers {
+    /// Asks for the candidates in order until one has a record, and keeps that one.
+    async fn walk(&mut self, candidates: &[Name], system: &System, question: Question) -> Answers {
         let mut worst: Option<Answers> = None;
         let mut doubtful = Vec::new();
         for name in candidates {
-            let answers = system.ask_both(name, family).await;
-            if answers.has_addresses() {
+            let answers = system.ask_about(name, question).await;
+            if answers.has_records() {
                 self.keep_to(name, doubtful);
                 return answers;
             }
@@ -83,7 +87,7 @@ impl Search {
                 worst = Some(answers);
             }
         }
-        worst.unwrap_or_else(|| Answers::no_such_name(&self.hostname, family))
+        worst.unwrap_or_else(|| Answers::no_such_name(&self.hostname, question))
     }
 
     fn keep_to(&mut self, name: &Name, doubtful: Vec<Name>) {
@@ -103,11 +107,11 @@ impl Search {
 }
 
 impl Kept {
-    async fn ask(&mut self, system: &System, family: IpFamily) -> Answers {
+    async fn ask(&mut self, system: &System, question: Question) -> Answers {
         let names = std::iter::once(&self.name).chain(&self.doubtful);
-        let mut all = join_all(names.map(|name| system.ask_both(name, family))).await;
+        let mut all = join_all(names.map(|name| system.ask_about(name, question))).await;
         let earlier = all.split_off(1);
-        let found = earlier.iter().position(Answers::has_addresses);
+        let found = earlier.iter().position(Answers::has_records);
         if let Some((at, answers)) = found.and_then(|at| Some((at, earlier.get(at)?.clone()))) {
             let name = self.doubtful.swap_remove(at);
             tracing::warn!(from = %self.name, to = %name, "an earlier name of the search list answers again and is used");
@@ -117,8 +121,8 @@ impl Kept {
         // An earlier candidate that now has a definite answer is not asked for any more.
         let mut fails = earlier.iter().map(Answers::is_failure);
         self.doubtful.retain(|_| fails.next().unwrap_or(true));
-        let answers = all.pop().unwrap_or_else(|| Answers::no_such_name("", family));
-        let gone = !answers.has_addresses() && !answers.is_failure();
+        let answers = all.pop().unwrap_or_else(|| Answers::no_such_name("", question));
+        let gone = !answers.has_records() && !answers.is_failure();
         self.gone = if gone { self.gone.saturating_add(1) } else { 0 };
         answers
     }

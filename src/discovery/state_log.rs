@@ -17,7 +17,7 @@ const PARTS_LOG_INTERVAL: Duration = Duration::from_secs(600);
 const SINGLE_LOGGED_AFTER: u32 = 12;
 
 /// The number of dropped addresses that one log line names; further ones are only counted.
-const NAMED_IN_LOG: usize = 20;
+pub(super) const NAMED_IN_LOG: usize = 20;
 
 /// The state of a name's lookups and what was logged about it.
 #[derive(Debug)]
@@ -152,7 +152,7 @@ impl StateLog {
 
 impl fmt::Display for Answers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let families = [("A", &self.v4), ("AAAA", &self.v6)];
+        let families = [("A", &self.v4), ("AAAA", &self.v6), ("SRV", &self.srv)];
         for (record, answer) in families.into_iter().filter_map(|(record, answer)| Some((record, answer.as_ref()?))) {
             write!(f, "{record}: {answer}, ")?;
         }
@@ -164,6 +164,7 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Addresses(addresses) => write!(f, "{} addresses", addresses.len()),
+            Self::Services(services) => write!(f, "{} targets", services.len()),
             Self::Empty => f.write_str("no record"),
             Self::NoSuchName => f.write_str("no such name (NXDOMAIN)"),
             Self::Failed(failure) => failure.fmt(f),

@@ -10,12 +10,12 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     IpFamily,
-    answer::{Answer, Answers, Failure},
+    answer::{Answer, Answers, Failure, MAX_ALIASES, Question, Reply, ttl_of},
     exchange::Server,
     hosts::{self, Hosts},
     resolv::{self, ResolvConf},
@@ -139,6 +139,8 @@ impl System {
             asked: format!("{hostname} in the hosts file"),
             v4: family.wants_v4().then(|| of(true)),
             v6: family.wants_v6().then(|| of(false)),
+            srv: None,
+            ttl: Duration::ZERO,
         })
     }
 
@@ -162,21 +164,68 @@ impl System {
         names
     }
 
+    /// Asks `question` about one name.
+    ///
+    /// Takes at most the timeout, or that time for each alias of a name with SRV records. Cancel safety: only the
+    /// questions are lost.
+    pub(super) async fn ask_about(&self, name: &Name, question: Question) -> Answers {
+        match question {
+            Question::Addresses(family) => self.ask_both(name, family).await,
+            Question::Services => {
+                let (answer, ttl) = self.ask_for_services(name).await;
+                Answers { ttl, ..Answers::each(&name.to_string(), question, &answer) }
+            }
+        }
+    }
+
+    /// Asks for the SRV records of one name.
+    ///
+    /// hickory takes the target of an SRV record for an alias if the name has an alias too, and reports that it found
+    /// no record. So a name without records is asked for its alias, and the alias for its records.
+    async fn ask_for_services(&self, name: &Name) -> (Answer, Duration) {
+        let mut name = name.clone();
+        for _ in 0..MAX_ALIASES {
+            let reply = self.ask(&name, RecordType::SRV).await;
+            let answer = Answer::services(&name, &reply);
+            if !matches!(answer, Answer::Empty | Answer::NoSuchName) {
+                return (answer, ttl_of(&reply));
+            }
+            match self.alias_of(&name).await {
+                Ok(Some(alias)) => name = alias,
+                Ok(None) => return (answer, Duration::ZERO),
+                Err(failure) => return (Answer::Failed(failure), Duration::ZERO),
+            }
+        }
+        (Answer::Failed(Failure::Other("the name is an alias of too many others".to_owned())), Duration::ZERO)
+    }
+
+    async fn alias_of(&self, name: &Name) -> Result<Option<Name>, Failure> {
+        let mut records = self.ask(name, RecordType::CNAME).await?.answers.into_iter();
+        Ok(records.find_map(|record| match record.data {
+            RData::CNAME(target) if record.name == *name => Some(target.0),
+            _ => None,
+        }))
+    }
+
     /// Asks for the A and AAAA records of one name, as far as `family` includes them.
     ///
     /// Takes at most the timeout. Cancel safety: only the questions are lost.
     pub(super) async fn ask_both(&self, name: &Name, family: IpFamily) -> Answers {
         let ask = async |wanted: bool, kind| match wanted {
-            true => Some(self.ask(name, kind).await),
-            false => None,
+            true => {
+                let reply = self.ask(name, kind).await;
+                (Some(Answer::addresses(name, &reply)), ttl_of(&reply))
+            }
+            false => (None, Duration::ZERO),
         };
-        let (v4, v6) = tokio::join!(ask(family.wants_v4(), RecordType::A), ask(family.wants_v6(), RecordType::AAAA));
-        Answers { asked: name.to_string(), v4, v6 }
+        let ((v4, ttl), (v6, other_ttl)) =
+            tokio::join!(ask(family.wants_v4(), RecordType::A), ask(family.wants_v6(), RecordType::AAAA));
+        Answers { asked: name.to_string(), v4, v6, srv: None, ttl: ttl.max(other_ttl) }
     }
 
     /// Asks the servers in order. The next one is asked as well when one fails or does not reply in its share of the
     /// time; the first answer counts.
-    async fn ask(&self, name: &Name, kind: RecordType) -> Answer {
+    async fn ask(&self, name: &Name, kind: RecordType) -> Reply {
         let mut waiting = self.servers.iter();
         let count = u32::try_from(self.servers.len()).unwrap_or(u32::MAX).max(1);
         let (deadline, step) = (Instant::now() + self.timeout, self.timeout / count);
@@ -191,18 +240,18 @@ impl System {
                 next_at = Instant::now() + step;
             }
             if asked.is_empty() && waiting.len() == 0 {
-                return Answer::Failed(first_failure.unwrap_or_else(|| Failure::Other("no name server".to_owned())));
+                return Err(first_failure.unwrap_or_else(|| Failure::Other("no name server".to_owned())));
             }
             tokio::select! {
                 biased;
-                Some(answer) = asked.next() => match answer {
-                    Answer::Failed(failure) => {
+                Some(reply) = asked.next() => match reply {
+                    Err(failure) => {
                         first_failure.get_or_insert(failure);
                         next_at = Instant::now();
                     }
-                    answer => return answer,
+                    reply => return reply,
                 },
-                () = sleep_until(deadline) => return Answer::Failed(first_failure.unwrap_or(Failure::Timeout)),
+                () = sleep_until(deadline) => return Err(first_failure.unwrap_or(Failure::Timeout)),
                 () = sleep_until(next_at), if waiting.len() > 0 => {}
             }
         }

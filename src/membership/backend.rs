@@ -4,7 +4,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::OutlierDetection;
+use super::{
+    OutlierDetection,
+    absence::{Absence, Verdict},
+};
 use crate::{access::Access, endpoint::Endpoint, health::HealthKind};
 
 /// The reason of an ejection that no delivery caused: the backend's name has had no address for a while.
@@ -24,7 +27,7 @@ pub(super) struct Backend {
     periods: u32,
     returned_at: Option<Instant>,
     unresolved_since: Option<Instant>,
-    absent_since: Option<Instant>,
+    absence: Option<Absence>,
 }
 
 /// The state of an ejected backend, which takes no records until it answers a probe.
@@ -77,15 +80,8 @@ impl BackendState {
 impl Backend {
     pub(super) fn new(endpoint: Endpoint, now: Instant) -> Self {
         let unresolved_since = endpoint.address.is_none().then_some(now);
-        Self {
-            endpoint: Endpoint { is_draining: false, ..endpoint },
-            failures: 0,
-            ejection: None,
-            periods: 0,
-            returned_at: None,
-            unresolved_since,
-            absent_since: None,
-        }
+        let endpoint = Endpoint { is_draining: false, ..endpoint };
+        Self { endpoint, failures: 0, ejection: None, periods: 0, returned_at: None, unresolved_since, absence: None }
     }
 
     pub(super) fn state(&self) -> BackendState {
@@ -102,13 +98,28 @@ impl Backend {
     }
 
     pub(super) fn is_absent(&self) -> bool {
-        self.absent_since.is_some()
+        self.absence.is_some()
     }
 
-    /// Notes that discovery lists the backend. Failures at another address or with another access say nothing about
-    /// this one, so a changed backend is probed at once.
-    pub(super) fn listed(&mut self, endpoint: &Endpoint, now: Instant) {
-        self.absent_since = None;
+    /// Returns whether the backend has a stable name and its absence is believed, so that others take its slots.
+    pub(super) fn is_away(&self) -> bool {
+        self.absence.is_some_and(|absence| absence.is_away())
+    }
+
+    /// Notes that discovery lists the backend, or misses it without a confirmation. Returns whether it was listed until
+    /// now and is not any more, as [`Backend::unlisted`] does.
+    ///
+    /// Failures at another address or with another access say nothing about
+    /// this one, so a changed backend is probed at once. One that was absent is probed at once too: it may just have
+    /// been restarted.
+    pub(super) fn listed(&mut self, endpoint: &Endpoint, halves_pool: bool, now: Instant) -> bool {
+        let is_new_absence = endpoint.is_missing && self.begin_absence(halves_pool, false, now);
+        if !endpoint.is_missing
+            && self.absence.take().is_some()
+            && let Some(ejection) = &mut self.ejection
+        {
+            ejection.probe_at = Some(now);
+        }
         if self.endpoint.address != endpoint.address || self.endpoint.access != endpoint.access {
             self.failures = 0;
             self.periods = 0;
@@ -120,19 +131,46 @@ impl Backend {
                 None => self.unresolved_since.or(Some(now)),
             };
         }
-        self.endpoint = Endpoint { is_draining: false, ..endpoint.clone() };
+        // What a table depends on does not change while an absence is doubted.
+        self.endpoint = Endpoint { is_missing: false, is_draining: false, ..endpoint.clone() };
+        is_new_absence
     }
 
-    /// Notes that discovery does not list the backend. Returns whether it was listed before.
-    pub(super) fn unlisted(&mut self, now: Instant) -> bool {
-        let was_listed = self.absent_since.is_none();
-        self.absent_since.get_or_insert(now);
+    /// Notes that discovery does not list the backend, and that this is confirmed. `halves_pool` is whether its set has
+    /// half of the members or fewer. Returns whether the backend was listed before.
+    pub(super) fn unlisted(&mut self, halves_pool: bool, now: Instant) -> bool {
+        self.begin_absence(halves_pool, true, now)
+    }
+
+    /// Notes that the backend drains: others have its slots from now on. Returns whether that is new.
+    pub(super) fn drains(&mut self, now: Instant) -> bool {
+        self.begin_absence(false, true, now);
+        self.begin_to_be_away()
+    }
+
+    /// Notes that the backend is absent. Returns whether it was listed before.
+    fn begin_absence(&mut self, halves_pool: bool, is_confirmed: bool, now: Instant) -> bool {
+        let was_listed = self.absence.is_none();
+        self.absence.get_or_insert(Absence::new(halves_pool, now)).set_confirmed(is_confirmed);
         was_listed
     }
 
-    /// Returns whether the backend is to be removed: it is absent and either ejected or past its `hold_down`.
-    pub(super) fn is_gone(&self, hold_down: Duration, now: Instant) -> bool {
-        self.absent_since.is_some_and(|since| self.is_ejected() || now >= since + hold_down)
+    /// Returns what the absence of the backend leads to now; `None` if discovery lists it.
+    pub(super) fn verdict(&self, hold_down: Duration, now: Instant) -> Option<Verdict> {
+        let verdict =
+            |absence: Absence| absence.verdict(self.endpoint.is_stable_name, self.is_ejected(), hold_down, now);
+        self.absence.map(verdict)
+    }
+
+    /// Notes that others take the slots of the absent backend. Returns whether that is new.
+    pub(super) fn begin_to_be_away(&mut self) -> bool {
+        self.absence.as_mut().is_some_and(Absence::begin_to_be_away)
+    }
+
+    /// Returns for how long the backend stays a member once it is absent, unless it is removed earlier because it is
+    /// ejected.
+    pub(super) fn stays_for(&self, hold_down: Duration) -> Duration {
+        self.absence.map_or(hold_down, |absence| absence.stays_for(self.endpoint.is_stable_name, hold_down))
     }
 
     /// Notes what a delivery observed. Returns the ejection that this causes, if it does.
@@ -216,11 +254,12 @@ impl Backend {
     }
 
     /// Returns when [`super::state::Input::Timer`] is due for this backend.
-    pub(super) fn next_due(&self, config: &OutlierDetection, hold_down: Duration) -> Option<Instant> {
+    pub(super) fn next_due(&self, config: &OutlierDetection, hold_down: Duration, now: Instant) -> Option<Instant> {
         let probe = self.next_probe();
         let off = config.max_ejection_percent == 0 || self.is_ejected();
         let unresolved = self.unresolved_since.filter(|_| !off).map(|since| since + config.base_ejection_time);
-        let gone = self.absent_since.map(|since| since + hold_down);
+        let is_stable_name = self.endpoint.is_stable_name;
+        let gone = self.absence.and_then(|absence| absence.next_due(is_stable_name, hold_down, now));
         [probe, unresolved, gone].into_iter().flatten().min()
     }
 

@@ -14,7 +14,8 @@ use crate::{
 pub enum Cause {
     /// Discovery reported other backends, addresses or access.
     Discovery,
-    /// A backend left the membership: its `hold_down` ended, or it was ejected while it was absent.
+    /// A backend left the membership: its `hold_down` ended, or it was ejected while it was absent. Or one with a stable
+    /// name is away for so long.
     Departure,
     /// The pool's configuration changed.
     Configuration,

@@ -53,8 +53,26 @@ impl ChangeLog {
             Note::Held(identity) => {
                 tracing::info!(pool, backend = %identity, "backend left discovery: held for a while");
             }
+            Note::Away(identity) => {
+                tracing::info!(
+                    pool,
+                    backend = %identity,
+                    "backend is still not in discovery: it stays a member by its name, and others take its traces"
+                );
+            }
             Note::Left { identity, ejected } => {
                 tracing::info!(pool, backend = %identity, ejected, "backend left the membership");
+            }
+            Note::Floor { begins: true, left, min_backends } => {
+                tracing::warn!(
+                    pool,
+                    left,
+                    min_backends,
+                    "so many backends left discovery that fewer than min_backends would be left: none is removed"
+                );
+            }
+            Note::Floor { begins: false, left, min_backends } => {
+                tracing::info!(pool, left, min_backends, "there are min_backends again: absent ones are removed");
             }
             Note::Panic { begins: true, failing, allowed } => {
                 tracing::warn!(

@@ -87,7 +87,12 @@ impl Metrics {
                 self.ejections.entry(reason).or_insert_with(|| ejections(&self.pool, reason)).increment(1);
             }
             Note::Returned(_) => self.returns.increment(1),
-            Note::Panic { .. } | Note::Held(_) | Note::Left { .. } | Note::ProbeFailed(_) => {}
+            Note::Panic { .. }
+            | Note::Floor { .. }
+            | Note::Held(_)
+            | Note::Away(_)
+            | Note::Left { .. }
+            | Note::ProbeFailed(_) => {}
         }
     }
 

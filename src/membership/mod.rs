@@ -26,6 +26,7 @@ use crate::{
     wall_clock::unix_nanos,
 };
 
+mod absence;
 mod backend;
 pub mod build;
 mod builds;
@@ -114,7 +115,7 @@ pub fn start<P: Prober>(
 ) -> Published {
     let (sender, tables) = watch::channel(None);
     let config = configs.borrow_and_update().clone();
-    let record = Record::new(config.hold_down);
+    let record = Record::new();
     let pool: Arc<str> = pool.into();
     let task = MembershipTask {
         metrics: Metrics::new(&pool),
@@ -152,7 +153,7 @@ impl<P: Prober> MembershipTask<P> {
                 input = discovered(&mut self.endpoints) => input,
                 built = self.builds.next(self.state.table()) => {
                     self.built(built);
-                    timer = self.state.next_due();
+                    timer = self.state.next_due(Instant::now());
                     continue;
                 }
                 () = sleep_until(next_at), if !is_time => continue,
@@ -185,8 +186,7 @@ impl<P: Prober> MembershipTask<P> {
             match input {
                 Input::Probed { answered, .. } => self.metrics.probed(*answered),
                 Input::Seen(event) => self.record.note_failure(event),
-                Input::Configured(config) => self.record.set_hold_down(config.hold_down),
-                Input::Discovered(_) | Input::Timer => {}
+                Input::Configured(_) | Input::Discovered(_) | Input::Timer => {}
             }
         }
         let by_discovery = inputs.iter().any(|input| matches!(input, Input::Discovered(_)));

@@ -27,12 +27,11 @@ pub const KEPT_CHANGES: usize = 64;
 pub const NAMED: usize = 100;
 
 /// The record of one pool. Clones share it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Record(Arc<Mutex<Inner>>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
-    hold_down: Duration,
     standings: BTreeMap<Arc<str>, Standing>,
     panicking: bool,
     changes: VecDeque<Arc<RingChange>>,
@@ -92,20 +91,9 @@ pub struct Names {
 // === impl Record ===
 
 impl Record {
-    /// Creates an empty record. `hold_down` is how long an absent backend is held.
-    pub fn new(hold_down: Duration) -> Self {
-        let inner = Inner {
-            hold_down,
-            standings: BTreeMap::new(),
-            panicking: false,
-            changes: VecDeque::with_capacity(KEPT_CHANGES),
-        };
-        Self(Arc::new(Mutex::new(inner)))
-    }
-
-    /// Changes `hold_down`, by which [`Standing::held_until`] is computed.
-    pub(super) fn set_hold_down(&self, hold_down: Duration) {
-        self.lock().hold_down = hold_down;
+    /// Creates an empty record.
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Returns the states of all members.
@@ -147,12 +135,12 @@ impl Record {
     pub(super) fn update(&self, state: &State, notes: &[Note]) {
         let now = SystemTime::now();
         let mut inner = self.lock();
-        let Inner { hold_down, standings, panicking, .. } = &mut *inner;
+        let Inner { standings, panicking, .. } = &mut *inner;
         *panicking = state.is_panicking();
         let mut before = std::mem::take(standings);
-        for (identity, state) in state.states() {
-            let mut standing = before.remove(identity).unwrap_or_else(|| Standing::new(state, now));
-            standing.set_state(state, now, *hold_down);
+        for (identity, its_state) in state.states() {
+            let mut standing = before.remove(identity).unwrap_or_else(|| Standing::new(its_state, now));
+            standing.set_state(its_state, now, state.stays_for(identity));
             standings.insert(Arc::clone(identity), standing);
         }
         for note in notes {
@@ -187,12 +175,12 @@ impl Standing {
         Self { state, since: now, held_until: None, ejected_for: None, last_failure: None }
     }
 
-    fn set_state(&mut self, state: BackendState, now: SystemTime, hold_down: Duration) {
+    fn set_state(&mut self, state: BackendState, now: SystemTime, stays_for: Duration) {
         if self.state != state {
             (self.state, self.since) = (state, now);
         }
         let held = state == BackendState::Draining;
-        self.held_until = if held { self.since.checked_add(hold_down) } else { None };
+        self.held_until = if held { self.since.checked_add(stays_for) } else { None };
     }
 }
 

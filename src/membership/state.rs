@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     Config,
+    absence::Verdict,
     backend::{Backend, BackendState, Ejected, Probe, UNRESOLVED},
     build::{Cause, Change, Rebuild, View},
 };
@@ -75,12 +76,23 @@ pub enum Note {
     Returned(Arc<str>),
     /// A backend is no longer in discovery and is held for a while.
     Held(Arc<str>),
+    /// A held backend with a stable name is still not in discovery: it stays a member, and others take its slots.
+    Away(Arc<str>),
     /// A backend left the membership.
     Left {
         /// The backend.
         identity: Arc<str>,
         /// Whether it was ejected, so that it was removed without being held to the end.
         ejected: bool,
+    },
+    /// Members that left discovery begin or cease to stay because fewer than `min_backends` would be left.
+    Floor {
+        /// Whether they begin to stay.
+        begins: bool,
+        /// The number of members that would be left.
+        left: usize,
+        /// The floor.
+        min_backends: usize,
     },
     /// Panic began or ended. During panic, so many backends fail that none counts as ejected.
     Panic {
@@ -103,6 +115,8 @@ pub struct State {
     /// Backends that left the membership, which may still take what began with them.
     formers: BTreeMap<Arc<str>, Former>,
     panic: bool,
+    /// Whether absent members stay because of `min_backends`.
+    is_floor: bool,
     /// The view for which a table was last requested, and the keys of the ring.
     requested: Option<(Ring, View)>,
     /// The table that was last published.
@@ -128,8 +142,17 @@ const BUILT_WITHIN: Duration = Duration::from_secs(5);
 impl State {
     /// Creates a state without members. `random` is used only to vary the periods of ejections.
     pub fn new(config: Config, random: fastrand::Rng) -> Self {
-        let (backends, formers) = (BTreeMap::new(), BTreeMap::new());
-        Self { config, random, backends, formers, panic: false, requested: None, table: None, forgets_at: None }
+        Self {
+            config,
+            random,
+            backends: BTreeMap::new(),
+            formers: BTreeMap::new(),
+            panic: false,
+            is_floor: false,
+            requested: None,
+            table: None,
+            forgets_at: None,
+        }
     }
 
     /// Applies `input` at the time `now`.
@@ -165,7 +188,7 @@ impl State {
         if effects.rebuild.is_none() && self.forgets_at.is_some_and(|at| now >= at) {
             effects.rebuild = self.request_forgetting();
         }
-        effects.timer = self.next_due();
+        effects.timer = self.next_due(now);
         effects
     }
 
@@ -193,7 +216,7 @@ impl State {
             let former = self.formers.remove(&endpoint.identity).map(|former| former.backend);
             let backend = match before.remove(&endpoint.identity).or(former) {
                 Some(mut backend) => {
-                    backend.listed(endpoint, now);
+                    backend.listed(endpoint, false, now);
                     backend
                 }
                 None => Backend::new(endpoint.clone(), now),
@@ -220,6 +243,12 @@ impl State {
         self.backends.iter().map(|(identity, backend)| (identity, backend.state()))
     }
 
+    /// Returns for how long a member stays once it is absent and answers.
+    pub(super) fn stays_for(&self, identity: &str) -> Duration {
+        let hold_down = self.config.hold_down;
+        self.backends.get(identity).map_or(hold_down, |backend| backend.stays_for(hold_down))
+    }
+
     /// Returns whether so many backends fail that none counts as ejected.
     pub fn is_panicking(&self) -> bool {
         self.panic
@@ -231,9 +260,14 @@ impl State {
             return None;
         }
         let endpoints = self.backends.values().map(|backend| backend.endpoint.clone()).collect();
-        let away = if self.panic { BTreeSet::new() } else { self.ejected().cloned().collect() };
-        let failing = self.formers.iter().filter(|(_, former)| former.backend.is_ejected());
-        Some(View { endpoints, away, lost: failing.map(|(identity, _)| Arc::clone(identity)).collect() })
+        // Panic is about backends that fail. Those that discovery no longer lists are away in any case.
+        let fails = |backend: &Backend| backend.is_ejected() && !self.panic;
+        let away = self.backends.iter().filter(|(_, backend)| backend.is_away() || fails(backend));
+        let lost = self.backends.iter().filter(|(_, backend)| fails(backend));
+        let formers = self.formers.iter().filter(|(_, former)| former.backend.is_ejected());
+        let lost = lost.map(|(identity, _)| identity).chain(formers.map(|(identity, _)| identity));
+        let (away, lost) = (away.map(|(identity, _)| Arc::clone(identity)).collect(), lost.cloned().collect());
+        Some(View { endpoints, away, lost })
     }
 
     fn discovered(&mut self, endpoints: &Endpoints, now: Instant, notes: &mut Vec<Note>) {
@@ -248,8 +282,10 @@ impl State {
             self.drains(endpoint, now, notes);
         }
         let listed: BTreeSet<&Arc<str>> = endpoints.iter().map(|endpoint| &endpoint.identity).collect();
+        let there = endpoints.iter().filter(|endpoint| !endpoint.is_missing).count();
+        let halves_pool = there * 2 <= self.backends.len();
         for (identity, backend) in self.backends.iter_mut().filter(|(identity, _)| !listed.contains(identity)) {
-            if backend.unlisted(now) && !backend.is_ejected() {
+            if backend.unlisted(halves_pool, now) && !backend.is_ejected() {
                 notes.push(Note::Held(Arc::clone(identity)));
             }
         }
@@ -257,16 +293,23 @@ impl State {
             // One that joins again starts without failures.
             self.formers.remove(&endpoint.identity);
             let known = self.backends.entry(Arc::clone(&endpoint.identity));
-            known
-                .and_modify(|backend| backend.listed(endpoint, now))
-                .or_insert_with(|| Backend::new(endpoint.clone(), now));
+            let backend = known.or_insert_with(|| Backend::new(endpoint.clone(), now));
+            if backend.listed(endpoint, halves_pool, now) && !backend.is_ejected() {
+                notes.push(Note::Held(Arc::clone(&endpoint.identity)));
+            }
         }
     }
 
-    /// Notes that a backend drains: it is no member from now on.
+    /// Notes that a backend drains: it gets nothing new from now on.
     fn drains(&mut self, endpoint: &Endpoint, now: Instant, notes: &mut Vec<Note>) {
-        let Some(mut backend) = self.backends.remove(&endpoint.identity) else { return };
-        backend.listed(endpoint, now);
+        if endpoint.is_stable_name {
+            // It stays a member while its successor starts, so that no other slot moves.
+            if self.backends.get_mut(&endpoint.identity).is_some_and(|backend| backend.drains(now)) {
+                notes.push(Note::Away(Arc::clone(&endpoint.identity)));
+            }
+            return;
+        }
+        let Some(backend) = self.backends.remove(&endpoint.identity) else { return };
         notes.push(Note::Left { identity: Arc::clone(&endpoint.identity), ejected: backend.is_ejected() });
         self.leave(Arc::clone(&endpoint.identity), backend, now);
     }
@@ -322,12 +365,28 @@ impl State {
         }
     }
 
-    /// Removes members that have been absent for long enough.
+    /// Removes members that have been absent for long enough. Those with a stable name are away for a while before. If
+    /// fewer than `min_backends` would be left, none is removed and none becomes away.
     fn remove_absent(&mut self, now: Instant, notes: &mut Vec<Note>) {
-        let hold_down = self.config.hold_down;
-        let is_gone = |(_, backend): &(&Arc<str>, &Backend)| backend.is_gone(hold_down, now);
-        let gone: Vec<Arc<str>> =
-            self.backends.iter().filter(is_gone).map(|(identity, _)| Arc::clone(identity)).collect();
+        let Config { hold_down, min_backends, .. } = self.config;
+        let is_there = |backend: &&Backend| matches!(backend.verdict(hold_down, now), None | Some(Verdict::Doubted));
+        let left = self.backends.values().filter(is_there).count();
+        let is_floor = left < min_backends && left < self.backends.len();
+        if is_floor != self.is_floor {
+            notes.push(Note::Floor { begins: is_floor, left, min_backends });
+            self.is_floor = is_floor;
+        }
+        if is_floor {
+            return;
+        }
+        let mut gone = Vec::new();
+        for (identity, backend) in &mut self.backends {
+            match backend.verdict(hold_down, now) {
+                Some(Verdict::Gone) => gone.push(Arc::clone(identity)),
+                Some(Verdict::Away) if backend.begin_to_be_away() => notes.push(Note::Away(Arc::clone(identity))),
+                _ => {}
+            }
+        }
         for identity in gone {
             let Some(backend) = self.backends.remove(&identity) else { continue };
             notes.push(Note::Left { identity: Arc::clone(&identity), ejected: backend.is_ejected() });
@@ -336,7 +395,7 @@ impl State {
     }
 
     fn update_panic(&mut self, notes: &mut Vec<Note>) {
-        let (failing, allowed) = (self.ejected().count(), self.allowed());
+        let (failing, allowed) = (self.listed().filter(|backend| backend.is_ejected()).count(), self.allowed());
         let begins = failing > allowed;
         if begins != self.panic {
             notes.push(Note::Panic { begins, failing, allowed });
@@ -345,15 +404,16 @@ impl State {
     }
 
     /// Returns how many backends may be ejected at the same time: the configured percentage, at least one if there are
-    /// two or more members, and never all of them.
+    /// two or more members, and never all of them. Members that are away because they are absent do not count.
     fn allowed(&self) -> usize {
-        let members = self.backends.len();
+        let members = self.listed().count();
         let share = members * usize::from(self.config.outlier_detection.max_ejection_percent) / 100;
         share.max(1).min(members.saturating_sub(1))
     }
 
-    fn ejected(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.backends.iter().filter(|(_, backend)| backend.is_ejected()).map(|(identity, _)| identity)
+    /// Iterates over the members that are not away because they are absent.
+    fn listed(&self) -> impl Iterator<Item = &Backend> {
+        self.backends.values().filter(|backend| !backend.is_away())
     }
 
     fn due_probes(&mut self, now: Instant) -> Vec<Probe> {
@@ -365,13 +425,13 @@ impl State {
         self.backends.iter_mut().chain(formers).filter_map(probe).collect()
     }
 
-    /// Returns when [`Input::Timer`] is due.
-    pub fn next_due(&self) -> Option<Instant> {
+    /// Returns when [`Input::Timer`] is due, after `now`.
+    pub fn next_due(&self, now: Instant) -> Option<Instant> {
         let Config { outlier_detection, hold_down, .. } = &self.config;
-        let members = self.backends.values().filter_map(|backend| backend.next_due(outlier_detection, *hold_down));
+        let of_member = |backend: &Backend| backend.next_due(outlier_detection, *hold_down, now);
         let former = |former: &Former| [Some(former.until), former.backend.next_probe()];
         let formers = self.formers.values().flat_map(former).flatten();
-        members.chain(formers).chain(self.forgets_at).min()
+        self.backends.values().filter_map(of_member).chain(formers).chain(self.forgets_at).min()
     }
 
     /// Requests a table for the current view, unless that was the last request.
@@ -410,10 +470,10 @@ impl Note {
 fn cause_of(notes: &[Note]) -> Cause {
     let cause = |note: &Note| match note {
         Note::Panic { .. } => Some(Cause::Panic),
-        Note::Left { .. } => Some(Cause::Departure),
+        Note::Left { .. } | Note::Away(_) => Some(Cause::Departure),
         Note::Ejected { .. } => Some(Cause::Ejection),
         Note::Returned(_) => Some(Cause::Return),
-        Note::Held(_) | Note::ProbeFailed(_) => None,
+        Note::Held(_) | Note::ProbeFailed(_) | Note::Floor { .. } => None,
     };
     // The last note is about the change with the widest effect.
     notes.iter().rev().find_map(cause).unwrap_or(Cause::Discovery)

@@ -13,7 +13,7 @@ use crate::{
     admin::{self, Readiness},
     config::PoolConfig,
     descriptors::Share,
-    discovery::{self, Resolvers},
+    discovery::{self, Own, Resolvers},
     dispatch::{Dispatch, HealthCheck},
     health,
     lifecycle::Tasks,
@@ -46,17 +46,19 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Starts a pool, from discovery to dispatch.
+    /// Starts a pool, from discovery to dispatch. `own` are the addresses that must not become its backends.
     pub(super) fn start(
         config: &PoolConfig,
         certificates: &Reloads,
         builder: &membership::Builder,
+        own: &Own,
         tasks: &Tasks,
     ) -> Result<Self, ProxyError> {
         let PoolConfig { name, .. } = config;
         let client = load_client(config)?;
         let tasks = tasks.child();
         let (resolvers, found) = Resolvers::new(name);
+        let resolvers = resolvers.refusing(own.clone());
         let access = Access::new(name, client.clone(), config.headers.clone());
         discovery::start(&resolvers, name, &config.discovery, access, &tasks)
             .map_err(|source| ProxyError::Discovery { pool: name.clone(), source })?;

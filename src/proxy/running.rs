@@ -17,6 +17,7 @@ use crate::{
     admin::{Pools, Readiness, side_services},
     budget::{Budget, Division},
     config::{Config, PoolConfig},
+    discovery::Own,
     lifecycle::Tasks,
     membership::Builder,
     pipeline::{Pipeline, Routes},
@@ -96,9 +97,9 @@ impl Running {
         tasks: &Tasks,
     ) -> Result<Self, ProxyError> {
         let builder = Builder::new(budget.clone());
-        let mut pools = BTreeMap::new();
+        let (mut pools, own) = (BTreeMap::new(), own(&config));
         for pool in &config.pools {
-            let started = Pool::start(pool, certificates, &builder, tasks)?;
+            let started = Pool::start(pool, certificates, &builder, &own, tasks)?;
             started.require_table(readiness);
             pools.insert(pool.name.clone(), started);
         }
@@ -206,9 +207,9 @@ impl Running {
 
     /// Starts the pools that do not run yet and waits until each has a table. On an error, all of them are ended again.
     async fn start_new(&self, pools: &[PoolConfig]) -> Result<BTreeMap<String, Pool>, ApplyError> {
-        let mut added = BTreeMap::new();
+        let (mut added, own) = (BTreeMap::new(), own(&self.config));
         for pool in pools.iter().filter(|pool| !self.pools.contains_key(&pool.name)) {
-            match Pool::start(pool, &self.certificates, &self.builder, &self.tasks) {
+            match Pool::start(pool, &self.certificates, &self.builder, &own, &self.tasks) {
                 Ok(started) => drop(added.insert(pool.name.clone(), started)),
                 Err(error) => {
                     self.give_up(added);
@@ -253,6 +254,11 @@ impl Running {
     fn retire(&self, pool: Pool, patience: Duration) {
         drop(self.tasks.spawn(pool.retire(patience)));
     }
+}
+
+/// Returns the addresses at which this process takes OTLP.
+fn own(config: &Config) -> Own {
+    Own::new(config.receive.grpc.as_ref().map(|grpc| grpc.endpoint))
 }
 
 /// Builds the routes of `config` over `pools`.

@@ -31,7 +31,7 @@ pub struct Table {
     history: History,
     /// The backends, and behind them those that left and still take what began with them.
     targets: Endpoints,
-    /// Those that left and fail, as indexes of `targets`.
+    /// Those that take no records, as indexes of `targets`.
     lost: BTreeSet<u16>,
 }
 
@@ -44,13 +44,15 @@ impl Table {
         let owners = overlay.applied_to(&base);
         let backends = aligned(base.members(), endpoints);
         let placement = fingerprint::of_placement(base.algorithm(), base.members(), &owners);
-        let (targets, lost) = (Arc::clone(&backends), BTreeSet::new());
+        let away = overlay.away();
+        let (targets, lost) =
+            (Arc::clone(&backends), if away.len() < backends.len() { away.clone() } else { BTreeSet::new() });
         let (algorithm, began, history) = (base.algorithm(), 0, History::default());
         Self { owners, algorithm, generation, base, overlay, backends, placement, began, history, targets, lost }
     }
 
     /// Makes this the table that replaces `before` at the time `at`, in nanoseconds since the Unix epoch. `lost` says
-    /// which backends that left the membership fail.
+    /// which backends fail, whether they are members or not.
     #[must_use]
     pub fn replacing(mut self, before: &Self, at: u64, handoff: Handoff, lost: &BTreeSet<Arc<str>>) -> Self {
         let moved = self.moved_share(before) > 0.0;
@@ -90,14 +92,15 @@ impl Table {
                 former.push(endpoint);
             }
         }
-        if former.is_empty() {
-            return;
-        }
         former.sort_unstable();
-        let first = self.backends.len();
-        let is_lost = |(_, endpoint): &(usize, &Endpoint)| lost.contains(&endpoint.identity);
-        self.lost = (first..).zip(&former).filter(is_lost).filter_map(|(at, _)| u16::try_from(at).ok()).collect();
-        self.targets = self.backends.iter().cloned().chain(former).collect();
+        if !former.is_empty() {
+            self.targets = self.backends.iter().cloned().chain(former).collect();
+        }
+        // A member that is away for another reason than a failure still takes what began with it.
+        let takes = |target: &u16| usize::from(*target) < self.backends.len() && !self.lost.contains(target);
+        let fails = |(_, endpoint): &(u16, &Endpoint)| lost.contains(&endpoint.identity);
+        let failing = (0..).zip(self.targets.iter()).filter(fails).map(|(at, _)| at);
+        self.lost = failing.filter(|target| !takes(target)).collect();
     }
 
     /// Returns the index of a backend in [`Table::targets`].
@@ -161,15 +164,13 @@ impl Table {
         self.position(identity).or_else(former)
     }
 
-    /// Whether a backend takes no records, as an index of [`Table::targets`]: its slots went to others, or it left the
-    /// membership and fails. If all members are away, none counts as away, since there is no other to take its slots.
+    /// Whether a backend takes no records, as an index of [`Table::targets`]: it fails, and others have its slots if it is
+    /// a member. If all members are away, none counts as away, since there is no other to take its slots.
     pub fn is_away(&self, target: u16) -> bool {
-        let away = self.overlay.away();
-        let is_member_away = away.contains(&target) && away.len() < self.backends.len();
-        is_member_away || self.lost.contains(&target)
+        self.lost.contains(&target)
     }
 
-    /// The backends that left the membership and fail.
+    /// The backends that take no records.
     pub fn lost(&self) -> impl Iterator<Item = &Arc<str>> {
         self.lost.iter().filter_map(|at| self.targets.get(usize::from(*at))).map(|backend| &backend.identity)
     }

@@ -30,7 +30,7 @@ pub use self::{
     invalid_trace_id::{InvalidTraceId, InvalidTraceIds},
     pools::{
         CompressionParams, Delivery, DnsResolver, Handoff, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure,
-        Ring, SendingQueue, StaticResolver, USUAL_DELAY,
+        Ring, SendingQueue, SrvResolver, StaticResolver, USUAL_DELAY,
     },
     receivers::{Grpc, Keepalive, Otlp, Protocols, Receivers, ServerParameters},
     section::IfWritten,

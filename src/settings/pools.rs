@@ -33,6 +33,8 @@ section! {
         r#static: Option<StaticResolver>,
         /// A name whose A and AAAA records are the backends.
         dns: Option<DnsResolver>,
+        /// A name whose SRV records name the backends.
+        srv: Option<SrvResolver>,
     }
 
     /// `pools.NAME.resolver.static`: backends by name or address, all of them members whether their names resolve or not.
@@ -61,6 +63,20 @@ section! {
         timeout: Duration = RESOLVER_TIMEOUT,
         /// Which records are used: `auto` (A records if there are any, else AAAA), `ipv4`, `ipv6` or `both`.
         ip_family: IpFamily,
+    }
+
+    /// `pools.NAME.resolver.srv`
+    #[derive(Eq)]
+    pub struct SrvResolver {
+        /// The name whose SRV records name the backends, their ports and their weights; of a headless Service
+        /// `_PORT._tcp.SERVICE.NAMESPACE.svc.cluster.local`, where `PORT` is the name of the Service's port. Search
+        /// domains apply unless the name ends with a dot. The name of a target with its port is what is hashed, so a
+        /// pod of a StatefulSet keeps its traces when it returns with another address.
+        hostname: String,
+        /// How often, ± 10 %, the name is looked up.
+        interval: Duration = RESOLVER_INTERVAL,
+        /// How long one look-up may take.
+        timeout: Duration = RESOLVER_TIMEOUT,
     }
 }
 
@@ -138,8 +154,12 @@ section! {
         /// When a backend that fails is ejected, so that its traces go elsewhere.
         outlier_detection: OutlierDetection,
         /// How long a backend that has left discovery keeps its traces while it still answers. A backend that fails is
-        /// removed at once.
+        /// removed at once. One with a stable name (`srv`) gives away its traces then, and stays a member for 60 s.
+        /// While it lasts, discovery asks every second. If an answer halves the pool, the time is twice as long.
         hold_down: Duration = Duration::from_secs(5),
+        /// The least number of backends: if fewer would be left, none that has left discovery is removed. `0` is no
+        /// limit.
+        min_backends: usize = 0,
     }
 
     /// `pools.NAME.ring`

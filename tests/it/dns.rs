@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -60,13 +61,18 @@ fn ips(backends: &[Backend]) -> Vec<IpAddr> {
 
 /// Starts a proxy that uses `server` as the system's name server, and waits until `page` answers 200.
 fn proxy(server: &NameServer, resolver: &str, port: u16, page: &str) -> Result<Proxy> {
+    proxy_held(server, resolver, port, page, "hold_down: 5s")
+}
+
+/// The same with these keys of the pool.
+fn proxy_held(server: &NameServer, resolver: &str, port: u16, page: &str, keys: &str) -> Result<Proxy> {
     let resolver = resolver.replace("4317", &port.to_string());
     let command = || server.command(env!("CARGO_BIN_EXE_spanring"));
     Proxy::start_by("spanring", command, page, |grpc, admin| {
         format!(
             "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: {grpc} }} }} }} }}
 pools:
-  tail: {{ resolver: {{ dns: {{ {resolver} }} }} }}
+  tail: {{ {keys}, resolver: {{ dns: {{ {resolver} }} }} }}
 routes: [{{ signals: [traces], routing_key: trace_id, pool: tail }}]
 admin: {{ endpoint: {admin} }}
 "
@@ -247,6 +253,70 @@ async fn a_reply_too_long_for_udp_is_fetched_over_tcp() -> Result<()> {
     let named: Vec<String> = backends.iter().map(|backend| backend.address.to_string()).collect();
     until("the three are left", || {
         Ok((metric(proxy.admin, "spanring_discovery_endpoints", &[])? == named.len() as f64).then_some(()))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_away_for_three_seconds_again_and_again_moves_nothing() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let backends = backends(3).await?;
+    server.set_ttl(0);
+    server.resolves(NAME, &ips(&backends));
+    // Two looks that are 5 s apart can both be into a gap. The hold_down leaves time to machines under load.
+    let proxy = proxy_held(&server, RESOLVER, port_of(&backends)?, "readyz", "hold_down: 8s")?;
+    spans_arrive_eventually(&proxy, &backends).await?;
+    let generation = || metric(proxy.admin, "spanring_ring_generation", &[]);
+    let (before, flap) = (generation()?, Duration::from_secs(3));
+    for _ in 0..5 {
+        server.resolves(NAME, &ips(&backends[..2]));
+        sleep(flap).await;
+        server.resolves(NAME, &ips(&backends));
+        sleep(flap).await;
+    }
+    ensure!(generation()? == before, "the ring was built anew:\n{}", proxy.process.log());
+    ensure!(proxy.process.log().contains("held for a while"), "no answer lacked it:\n{}", proxy.process.log());
+    spans_arrive(&proxy, &backends).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_absence_is_believed_only_after_the_ttl_of_the_answer() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let backends = backends(4).await?;
+    server.resolves(NAME, &ips(&backends));
+    let proxy = proxy_held(&server, SHORT_INTERVAL, port_of(&backends)?, "readyz", "hold_down: 0s")?;
+    has_members(&proxy, 4)?;
+    let members = || metric(proxy.admin, "spanring_ring_members", &[]);
+    for (ttl, left) in [(4, 3), (0, 2)] {
+        server.set_ttl(ttl);
+        let listed_until = Instant::now();
+        server.resolves(NAME, &ips(&backends[..left]));
+        until("it is removed", || Ok((members()? == left as f64).then_some(())))?;
+        let after = listed_until.elapsed();
+        ensure!(after >= Duration::from_secs(ttl.into()), "{after:?} is before the TTL of {ttl} s is over");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_removed_below_min_backends() -> Result<()> {
+    let Some(server) = NameServer::start()? else { return Ok(()) };
+    let backends = backends(4).await?;
+    server.set_ttl(0);
+    server.resolves(NAME, &ips(&backends[..3]));
+    let keys = "hold_down: 0s, min_backends: 3";
+    let proxy = proxy_held(&server, SHORT_INTERVAL, port_of(&backends)?, "readyz", keys)?;
+    spans_arrive_eventually(&proxy, &backends[..3]).await?;
+    server.resolves(NAME, &ips(&backends[..2]));
+    until("it says so", || Ok(proxy.process.log().contains("fewer than min_backends").then_some(())))?;
+    spans_arrive(&proxy, &backends[..3]).await.context("the third one stays")?;
+    let mut other = ips(&backends);
+    let third = other.remove(2);
+    server.resolves(NAME, &other);
+    has_members(&proxy, 3)?;
+    let gone = format!("{third}:");
+    until("the third one is removed", || {
+        let (_, page) = http_get(&format!("http://{}/api/v1/backends", proxy.admin))?;
+        Ok((!page.contains(&gone)).then_some(()))
     })
 }
 

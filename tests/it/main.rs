@@ -37,6 +37,7 @@ mod sdk;
 mod secrets;
 mod series;
 mod shutdown;
+mod srv;
 mod startup;
 mod supply;
 mod threads;

@@ -23,12 +23,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use hickory_proto::{
     op::{Message, OpCode, ResponseCode},
-    rr::{Name, RData, Record, RecordType},
+    rr::{Name, RData, Record, RecordType, rdata::SRV},
 };
 use tempfile::TempDir;
 
-/// The TTL of all records in seconds. It is longer than any test, so that a client that caches answers fails.
-const TTL: u32 = 3600;
+/// The TTL of records in seconds, unless a test sets another one.
+const TTL: u32 = 1;
 
 /// The number of addresses that are tried. One is enough unless a name server listens on all addresses.
 const TRIES: usize = 8;
@@ -46,6 +46,17 @@ pub(crate) enum Reply {
     Silence,
     /// An empty reply with the truncation bit over UDP, all these addresses over TCP.
     OverTcp(Vec<IpAddr>),
+    /// SRV records of these targets, each with its address in an additional record.
+    Services(Vec<Target>),
+}
+
+/// The target of an SRV record.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// The name (absolute, with a dot at the end).
+    pub(crate) name: String,
+    pub(crate) weight: u16,
+    pub(crate) address: SocketAddr,
 }
 
 pub(crate) const NXDOMAIN: Reply = Reply::Code(ResponseCode::NXDomain);
@@ -63,10 +74,17 @@ pub(crate) struct NameServer {
     threads: Vec<JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Book {
+    ttl: u32,
     answers: HashMap<(String, RecordType), Reply>,
     asked: Vec<String>,
+}
+
+impl Default for Book {
+    fn default() -> Self {
+        Self { ttl: TTL, answers: HashMap::new(), asked: Vec::new() }
+    }
 }
 
 /// Returns a random loopback address, which is almost certainly not in use.
@@ -139,6 +157,11 @@ impl NameServer {
             let of_kind: Vec<IpAddr> = addresses.iter().copied().filter(|ip| ip.is_ipv4() == is_v4).collect();
             self.set_reply(name, kind, if of_kind.is_empty() { Reply::NoData } else { Reply::Addresses(of_kind) });
         }
+    }
+
+    /// Sets the TTL of all records in seconds.
+    pub(crate) fn set_ttl(&self, ttl: u32) {
+        lock(&self.book).ttl = ttl;
     }
 
     /// Returns the questions since the last call, as `name type` or, over TCP, `name type tcp`.
@@ -237,18 +260,26 @@ fn reply(question: &[u8], book: &Mutex<Book>, is_tcp: bool) -> Option<Vec<u8>> {
     let question = Message::from_vec(question).ok()?;
     let query = question.queries.first()?.clone();
     let (name, kind) = (query.name().clone(), query.query_type());
-    let scripted = {
+    let (scripted, ttl) = {
         let mut book = lock(book);
         let over = if is_tcp { " tcp" } else { "" };
         book.asked.push(format!("{name} {kind}{over}"));
-        book.answers.get(&(name.to_string(), kind)).cloned().unwrap_or(NXDOMAIN)
+        (book.answers.get(&(name.to_string(), kind)).cloned().unwrap_or(NXDOMAIN), book.ttl)
     };
     let mut message = Message::response(question.metadata.id, OpCode::Query);
     message.metadata.recursion_available = true;
     message.add_query(query);
     match scripted {
         Reply::OverTcp(_) if !is_tcp => message.metadata.truncation = true,
-        Reply::Addresses(ips) | Reply::OverTcp(ips) => drop(message.add_answers(records(&name, &ips))),
+        Reply::Addresses(ips) | Reply::OverTcp(ips) => drop(message.add_answers(records(&name, &ips, ttl))),
+        Reply::Services(targets) => {
+            for Target { name: target, weight, address } in targets {
+                let target = Name::from_ascii(target).ok()?;
+                let srv = RData::SRV(SRV::new(0, weight, address.port(), target.clone()));
+                message.add_answer(Record::from_rdata(name.clone(), ttl, srv));
+                message.add_additionals(records(&target, &[address.ip()], ttl));
+            }
+        }
         Reply::NoData => {}
         Reply::Code(code) => message.metadata.response_code = code,
         Reply::Silence => return None,
@@ -256,8 +287,8 @@ fn reply(question: &[u8], book: &Mutex<Book>, is_tcp: bool) -> Option<Vec<u8>> {
     message.to_vec().ok()
 }
 
-fn records(name: &Name, ips: &[IpAddr]) -> Vec<Record> {
-    ips.iter().map(|ip| Record::from_rdata(name.clone(), TTL, RData::from(*ip))).collect()
+fn records(name: &Name, ips: &[IpAddr], ttl: u32) -> Vec<Record> {
+    ips.iter().map(|ip| Record::from_rdata(name.clone(), ttl, RData::from(*ip))).collect()
 }
 
 fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {

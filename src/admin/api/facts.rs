@@ -181,8 +181,12 @@ fn owner(table: &Table, record: Option<&Record>, slot: u32) -> Option<Owner> {
         until: None,
     };
     if let Some(stands_in_for) = table.backends().get(first as usize).filter(|_| first != at) {
-        owner.substitute_for = stands_in_for.identity.to_string();
-        owner.reason = format!("substitute for {} (ejected)", stands_in_for.identity);
+        let identity = &stands_in_for.identity;
+        let is_absent = record
+            .and_then(|record| record.standing(identity))
+            .is_some_and(|standing| standing.state == BackendState::Draining);
+        owner.substitute_for = identity.to_string();
+        owner.reason = format!("substitute for {identity} ({})", if is_absent { "left discovery" } else { "ejected" });
         return Some(owner);
     }
     let held_until = standing.and_then(|standing| standing.held_until).map(time);

@@ -10,7 +10,7 @@ use crate::{
     discovery,
     settings::{
         Compression, Delivery, DnsResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Settings,
-        StaticResolver, values::GoDuration,
+        SrvResolver, StaticResolver, values::GoDuration,
     },
 };
 
@@ -113,6 +113,7 @@ fn check_retries(at: &KeyPath, keys: &RetryOnFailure, report: &mut Report<'_>) {
 fn check_placement(at: &KeyPath, keys: &Placement, report: &mut Report<'_>) {
     check_outlier_detection(&at.key("outlier_detection"), &keys.outlier_detection, report);
     report.at_most_a_day(&at.key("hold_down"), keys.hold_down);
+    report.within(&at.key("min_backends"), keys.min_backends, 0, discovery::MAX_ENDPOINTS);
 }
 
 fn check_outlier_detection(at: &KeyPath, keys: &OutlierDetection, report: &mut Report<'_>) {
@@ -131,11 +132,25 @@ fn check_outlier_detection(at: &KeyPath, keys: &OutlierDetection, report: &mut R
 
 /// Checks that a pool has exactly one resolver.
 fn check_resolver(at: &KeyPath, resolver: &Resolver, report: &mut Report<'_>) {
-    match (&resolver.r#static, &resolver.dns) {
-        (Some(keys), None) => check_static(&at.key("static"), keys, report),
-        (None, Some(keys)) => check_dns(&at.key("dns"), keys, report),
-        (None, None) => report.error(at, "is missing; write static or dns"),
-        (Some(_), Some(_)) => report.error(at, "has both static and dns; a pool has one resolver"),
+    let Resolver { r#static, dns, srv } = resolver;
+    let written = [("static", r#static.is_some()), ("dns", dns.is_some()), ("srv", srv.is_some())];
+    let names: Vec<&str> = written.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect();
+    match names[..] {
+        [] => report.error(at, "is missing; write static, dns or srv"),
+        [_] => {}
+        [first, second, ..] => report.error(at, format!("has both {first} and {second}; a pool has one resolver")),
+    }
+    if names.len() > 1 {
+        return;
+    }
+    if let Some(keys) = r#static {
+        check_static(&at.key("static"), keys, report);
+    }
+    if let Some(keys) = dns {
+        check_dns(&at.key("dns"), keys, report);
+    }
+    if let Some(keys) = srv {
+        check_srv(&at.key("srv"), keys, report);
     }
 }
 
@@ -162,14 +177,23 @@ fn check_static(at: &KeyPath, keys: &StaticResolver, report: &mut Report<'_>) {
 }
 
 fn check_dns(at: &KeyPath, keys: &DnsResolver, report: &mut Report<'_>) {
-    let hostname = at.key("hostname");
-    if keys.hostname.is_empty() {
-        report.error(&hostname, "is missing; write hostname: collectors.example");
-    } else if let Err(error) = discovery::check_hostname(&keys.hostname) {
-        report.error(&hostname, Message::about(&keys.hostname, |name| format!("{name} is not a host name: {error}")));
-    }
+    check_hostname(at, &keys.hostname, "collectors.example", report);
     report.within(&at.key("port"), keys.port, 1, u16::MAX);
     check_times(at, keys.interval, keys.timeout, report);
+}
+
+fn check_srv(at: &KeyPath, keys: &SrvResolver, report: &mut Report<'_>) {
+    check_hostname(at, &keys.hostname, "_otlp-grpc._tcp.collectors.example", report);
+    check_times(at, keys.interval, keys.timeout, report);
+}
+
+fn check_hostname(at: &KeyPath, hostname: &str, example: &str, report: &mut Report<'_>) {
+    let at = at.key("hostname");
+    if hostname.is_empty() {
+        report.error(&at, format!("is missing; write hostname: {example}"));
+    } else if let Err(error) = discovery::check_hostname(hostname) {
+        report.error(&at, Message::about(hostname, |name| format!("{name} is not a host name: {error}")));
+    }
 }
 
 fn check_times(at: &KeyPath, interval: Duration, timeout: Duration, report: &mut Report<'_>) {

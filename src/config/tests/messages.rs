@@ -19,6 +19,7 @@ fn complaint(text: &str) -> String {
                 format!("{hostnames:?}")
             }
             discovery::Config::Dns(dns) => dns.hostname.clone(),
+            discovery::Config::Srv(srv) => srv.hostname.clone(),
         },
     )
 }

@@ -3,8 +3,12 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use super::server::{Machine, NXDOMAIN, REFUSED, Reply, SERVFAIL, Server, addresses};
-use crate::discovery::{
-    Config, DiscoveryError, Endpoints, IpFamily, dns::Dns, known::DOUBTED_FOR, metrics::Meters, resolve_once_on,
+use crate::{
+    discovery::{
+        Config, DiscoveryError, Endpoints, IpFamily, dns::Dns, known::DOUBTED_FOR, metrics::Meters, resolve_once_on,
+        srv::Srv,
+    },
+    endpoint::Endpoint,
 };
 
 const NAME: &str = "tail.test.";
@@ -17,12 +21,23 @@ pub(super) fn dns(machine: &Machine, hostname: &str, family: IpFamily) -> Dns {
 }
 
 pub(super) fn identities(endpoints: &Endpoints) -> Vec<&str> {
-    endpoints.iter().map(|endpoint| &*endpoint.identity).collect()
+    endpoints.iter().filter(|endpoint| !endpoint.is_missing).map(|endpoint| &*endpoint.identity).collect()
 }
 
-/// Asks once. Returns the identities if the set changed.
+/// Asks once. Returns the identities, without those that are missing, if the set changed.
 pub(super) async fn poll(dns: &mut Dns) -> Option<String> {
     dns.poll_once().await.map(|endpoints| identities(&endpoints).join(" "))
+}
+
+/// Asks once. Returns `identity=address` of all backends that are not missing if the set changed.
+pub(super) async fn poll_srv(srv: &mut Srv) -> Option<String> {
+    let endpoints = srv.poll_once().await?;
+    let text = |endpoint: &Endpoint| match endpoint.address {
+        Some(address) => format!("{}={address}", endpoint.identity),
+        None => format!("{}=?", endpoint.identity),
+    };
+    let there = endpoints.iter().filter(|endpoint| !endpoint.is_missing);
+    Some(there.map(text).collect::<Vec<_>>().join(" "))
 }
 
 pub(super) fn some(identities: &str) -> Option<String> {

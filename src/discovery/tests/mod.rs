@@ -7,6 +7,7 @@ mod manners;
 mod resolvers;
 mod search;
 mod server;
+mod srv;
 mod task;
 
 use super::Config;

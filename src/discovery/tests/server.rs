@@ -12,7 +12,7 @@ use hickory_proto::{
     op::{Edns, Message, OpCode, Query, ResponseCode},
     rr::{
         Name, RData, Record, RecordType,
-        rdata::{CNAME, NS},
+        rdata::{CNAME, NS, SRV},
     },
 };
 use tempfile::TempDir;
@@ -25,6 +25,9 @@ use crate::{
     discovery::system::{Paths, System},
     lifecycle::Tasks,
 };
+
+/// The TTL of records in seconds, unless a test says otherwise: absences are not confirmed while a test runs.
+const TTL: u32 = 300;
 
 /// The answer to questions about one name and type.
 #[derive(Clone, Debug)]
@@ -44,6 +47,10 @@ pub(super) enum Reply {
     AliasOnly(&'static str),
     /// A referral to another name server.
     Referral,
+    /// SRV records (weight, port, target), and additional address records.
+    Services(Vec<(u16, u16, String)>, Vec<(String, IpAddr)>),
+    /// The same over TCP, and only the truncation bit over UDP.
+    ServicesOverTcp(Vec<(u16, u16, String)>, Vec<(String, IpAddr)>),
 }
 
 /// How a server treats questions with EDNS and the case of names.
@@ -65,7 +72,7 @@ pub(super) const SERVFAIL: Reply = Reply::Code(ResponseCode::ServFail);
 pub(super) const REFUSED: Reply = Reply::Code(ResponseCode::Refused);
 
 pub(super) fn addresses(written: &[&str]) -> Reply {
-    Reply::Addresses(written.iter().map(|ip| ip.parse().unwrap()).collect(), 5)
+    Reply::Addresses(written.iter().map(|ip| ip.parse().unwrap()).collect(), TTL)
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +133,18 @@ impl Server {
     /// Sets the answer about the AAAA records of `name` (absolute).
     pub(super) fn v6(&self, name: &str, reply: Reply) {
         self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::AAAA), reply);
+    }
+
+    /// Sets the answer about the SRV records of `name` (absolute).
+    pub(super) fn srv(&self, name: &str, reply: Reply) {
+        self.book.lock().unwrap().answers.insert((name.to_owned(), RecordType::SRV), reply);
+    }
+
+    /// Sets the answer about the CNAME records of `name` (absolute) and about its SRV records: an alias and nothing else.
+    pub(super) fn alias(&self, name: &str, target: &'static str) {
+        for kind in [RecordType::CNAME, RecordType::SRV] {
+            self.book.lock().unwrap().answers.insert((name.to_owned(), kind), Reply::AliasOnly(target));
+        }
     }
 
     /// Returns the questions since the last call, without repetitions, as `name type` or, over TCP, `name type tcp`.
@@ -245,19 +264,19 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
         Reply::Addresses(ips, ttl) => drop(message.add_answers(records(&name, &ips, ttl))),
         Reply::Alias(target, ips) => {
             let target: Name = target.parse().unwrap();
-            message.add_answers(records(&target, &ips, 5));
-            message.add_answers([Record::from_rdata(name, 5, RData::CNAME(CNAME(target)))]);
+            message.add_answers(records(&target, &ips, TTL));
+            message.add_answers([Record::from_rdata(name, TTL, RData::CNAME(CNAME(target)))]);
         }
         Reply::NoData => {}
         Reply::Code(code) => message.metadata.response_code = code,
         Reply::Silence => return None,
-        Reply::OverTcp(ips) if tcp => drop(message.add_answers(records(&name, &ips, 5))),
+        Reply::OverTcp(ips) if tcp => drop(message.add_answers(records(&name, &ips, TTL))),
         Reply::OverTcp(ips) => {
             message.metadata.truncation = true;
-            message.add_answers(records(&name, &ips[..1], 5));
+            message.add_answers(records(&name, &ips[..1], TTL));
         }
         Reply::BySize(ips) => {
-            message.add_answers(records(&name, &ips, 5));
+            message.add_answers(records(&name, &ips, TTL));
             let mut bytes = message.to_vec().unwrap();
             if bytes.len() > usize::from(room) {
                 bytes.truncate(usize::from(room) - 7);
@@ -266,16 +285,25 @@ fn reply(question: &[u8], book: &Mutex<Book>, tcp: bool) -> Option<Vec<u8>> {
             return Some(bytes);
         }
         Reply::AliasOnly(target) => {
-            message.add_answers([Record::from_rdata(name, 5, RData::CNAME(CNAME(target.parse().unwrap())))]);
+            message.add_answers([Record::from_rdata(name, TTL, RData::CNAME(CNAME(target.parse().unwrap())))]);
         }
         Reply::Referral => {
             message.metadata.recursion_available = false;
             let server = RData::NS(NS("ns.elsewhere.test.".parse().unwrap()));
-            message.add_authorities([Record::from_rdata(Name::root(), 5, server)]);
+            message.add_authorities([Record::from_rdata(Name::root(), TTL, server)]);
+        }
+        Reply::ServicesOverTcp(..) if !tcp => message.metadata.truncation = true,
+        Reply::Services(services, additional) | Reply::ServicesOverTcp(services, additional) => {
+            let srv = |(weight, port, target): (u16, u16, String)| {
+                let srv = SRV::new(0, weight, port, target.parse().unwrap());
+                Record::from_rdata(name.clone(), TTL, RData::SRV(srv))
+            };
+            message.add_answers(services.into_iter().map(srv));
+            message.add_additionals(additional.into_iter().map(|(name, ip)| record(&name.parse().unwrap(), ip, TTL)));
         }
         Reply::Mixed(own, strange) => {
-            message.add_answers(records(&name, &own, 5));
-            message.add_answers(records(&"stranger.test.".parse().unwrap(), &strange, 5));
+            message.add_answers(records(&name, &own, TTL));
+            message.add_answers(records(&"stranger.test.".parse().unwrap(), &strange, TTL));
         }
     }
     Some(message.to_vec().unwrap())

@@ -2,11 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::server::{Machine, NXDOMAIN, SERVFAIL, addresses};
+use tokio::time::Instant;
+
+use super::server::{Machine, NXDOMAIN, Reply, SERVFAIL, addresses};
 use crate::{
     access::Access,
     discovery::{
-        Config, IpFamily, MIN_INTERVAL, Resolvers,
+        Config, IpFamily, MIN_INTERVAL, OFTEN, Resolvers,
         answer::{Answer, Answers},
         dns::Dns,
         jittered,
@@ -18,7 +20,7 @@ use crate::{
     },
     endpoint::EndpointsReceiver,
     lifecycle::Tasks,
-    settings::DnsResolver,
+    settings::{DnsResolver, Placement},
     telemetry::{Recorder, logs::captured},
 };
 
@@ -46,7 +48,9 @@ async fn nothing_is_published_until_the_name_resolves_and_then_every_change() {
     assert_eq!(&*endpoints.borrow().as_ref().unwrap()[0].identity, "10.0.0.1:4317");
     machine.server.v4(NAME, addresses(&["10.0.0.2"]));
     endpoints.changed().await.unwrap();
-    assert_eq!(&*endpoints.borrow().as_ref().unwrap()[0].identity, "10.0.0.2:4317");
+    let set = endpoints.borrow_and_update().clone().unwrap();
+    let all: Vec<_> = set.iter().map(|endpoint| (&*endpoint.identity, endpoint.is_missing)).collect();
+    assert_eq!(all, [("10.0.0.1:4317", true), ("10.0.0.2:4317", false)]);
     tasks.stop();
     tasks.wait().await;
     assert!(endpoints.changed().await.is_err(), "the task is gone");
@@ -173,4 +177,73 @@ async fn parts_are_shown_by_a_metric() {
     }
     assert!(recorder.render().contains("spanring_discovery_partial_answers{pool=\"tail\"} 1\n"));
     assert_eq!(dns.ask_once().await.unwrap().len(), 2);
+}
+
+/// Returns the longest time for which the sets miss or lack a backend that is away for 3 s, then back for 3 s, and so on,
+/// for five minutes; and whether a set lacked it. Only the time between two rounds is skipped.
+async fn longest_absence(ttl: u32) -> (Duration, bool) {
+    let machine = Machine::start().await;
+    machine.server.v6(NAME, Reply::NoData);
+    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, machine.system(), Meters::silent(), "tail");
+    let (begin, mut longest, mut lacked, mut since) = (Instant::now(), Duration::ZERO, false, None);
+    while begin.elapsed() < Duration::from_secs(300) {
+        let is_there = begin.elapsed().as_secs() % 6 < 3;
+        let ips: &[&str] = if is_there { &["10.0.0.1", "10.0.0.2"] } else { &["10.0.0.1"] };
+        machine.server.v4(NAME, Reply::Addresses(ips.iter().map(|ip| ip.parse().unwrap()).collect(), ttl));
+        if let Some(set) = dns.poll_once().await {
+            let flapping = set.iter().find(|endpoint| &*endpoint.identity == "10.0.0.2:4317");
+            lacked |= flapping.is_none();
+            match flapping {
+                Some(endpoint) if !endpoint.is_missing => {
+                    longest = longest.max(since.take().map_or(Duration::ZERO, |since: Instant| since.elapsed()));
+                }
+                _ => drop(since.get_or_insert_with(Instant::now)),
+            }
+        }
+        let pause = if dns.is_restless() { OFTEN } else { DnsResolver::default().interval };
+        tokio::time::pause();
+        tokio::time::advance(jittered(pause)).await;
+        tokio::time::resume();
+    }
+    (longest, lacked)
+}
+
+#[tokio::test]
+async fn a_flapping_backend_is_seen_again_before_its_absence_is_believed() {
+    let (longest, lacked) = longest_absence(0).await;
+    assert!(lacked && longest > Duration::ZERO, "its absence must be noticed");
+    assert!(longest < Placement::default().hold_down, "{longest:?}");
+    let (longest, lacked) = longest_absence(5).await;
+    assert!(!lacked && longest > Duration::ZERO, "a cache could have repeated the answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_asks_every_second_for_a_minute_after_a_backend_is_missing() {
+    let (machine, tasks) = (Machine::start().await, Tasks::new());
+    machine.server.v4(NAME, addresses(&["10.0.0.1", "10.0.0.2"]));
+    machine.server.v6(NAME, Reply::NoData);
+    let config = Config::Dns(DnsResolver { hostname: NAME.to_owned(), ..DnsResolver::default() });
+    let mut endpoints = begin(machine.system(), &config, &tasks);
+    // The clock may also be advanced while a question is on its way, so that a round takes a little longer.
+    let asked_within = async |seconds: u64| {
+        machine.server.asked();
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        machine.server.asked().iter().filter(|question| question.ends_with(" A")).count()
+    };
+    endpoints.changed().await.unwrap();
+    let calm = asked_within(50).await;
+    assert!((5..=12).contains(&calm), "{calm}");
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    endpoints.changed().await.unwrap();
+    let restless = asked_within(50).await;
+    assert!((25..=56).contains(&restless), "{restless}");
+    asked_within(20).await;
+    let calm = asked_within(50).await;
+    assert!((5..=12).contains(&calm), "{calm}");
+    machine.server.v4(NAME, addresses(&["10.0.0.3"]));
+    endpoints.changed().await.unwrap();
+    machine.server.v4(NAME, Reply::NoData);
+    asked_within(6).await;
+    let empty = asked_within(50).await;
+    assert!((5..=12).contains(&empty), "rounds without a record are counted: {empty}");
 }

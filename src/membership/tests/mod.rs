@@ -1,5 +1,6 @@
 //! Tests of membership: the state machine one input at a time, random sequences, and the task.
 
+mod absence;
 mod ejection;
 mod feed;
 mod handoff;
@@ -80,12 +81,18 @@ impl Rig {
     fn step(&mut self, input: Input) -> Option<Change> {
         let change = self.apply(input)?.run(self.unix_nanos()).expect("the set must be placeable");
         self.state.commit(&change, self.now, self.unix_nanos());
-        self.timer = self.state.next_due();
+        self.timer = self.state.next_due(self.now);
         Some(change)
     }
 
     fn discover(&mut self, hosts: &[&str]) -> bool {
         self.apply(Input::Discovered(endpoints(hosts, 1))).is_some()
+    }
+
+    /// Reports backends that have stable names and this port.
+    fn discover_names(&mut self, hosts: &[&str], port: u16) -> bool {
+        let stable = |endpoint: &Endpoint| Endpoint { is_stable_name: true, ..endpoint.clone() };
+        self.apply(Input::Discovered(endpoints(hosts, port).iter().map(stable).collect())).is_some()
     }
 
     fn see(&mut self, host: &str, kind: HealthKind) -> bool {

@@ -12,7 +12,7 @@ struct Book {
 
 impl Book {
     fn with(hosts: &[&str]) -> Self {
-        let mut book = Self { rig: Rig::new(Config::default()), record: Record::new(Config::default().hold_down) };
+        let mut book = Self { rig: Rig::new(Config::default()), record: Record::new() };
         book.apply(Input::Discovered(endpoints(hosts, 1)));
         book
     }
@@ -55,8 +55,8 @@ fn standing_has_the_time_and_the_reason_of_the_state() {
 
 #[test]
 fn absent_backend_is_held_for_the_hold_down_and_then_forgotten() {
-    let mut book = Book::with(&["a", "b"]);
-    book.apply(Input::Discovered(endpoints(&["a"], 1)));
+    let mut book = Book::with(&["a", "b", "c"]);
+    book.apply(Input::Discovered(endpoints(&["a", "c"], 1)));
     let standing = book.record.standings()["b"].clone();
     assert_eq!(
         (standing.state, standing.held_until),

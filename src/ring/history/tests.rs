@@ -143,6 +143,20 @@ fn a_backend_that_left_and_fails_gets_nothing() {
 }
 
 #[test]
+fn a_member_whose_slots_others_have_takes_what_began_with_it_unless_it_fails() {
+    let mut tables = Tables::default();
+    let before = tables.table("abcd", "").with_handoff(dual());
+    for fails in [false, true] {
+        let lost: BTreeSet<Arc<str>> = if fails { ["d".into()].into() } else { BTreeSet::new() };
+        let after = tables.table("abcd", "d").replacing(&before, BEGIN, dual(), &lost);
+        let (key, old, new) = moved_key(&before, &after);
+        assert_eq!((&*old, after.is_away(3)), ("d", fails));
+        let expected = if fails { new } else { old };
+        assert_eq!(names(&after, &key, BEGIN - 1, BEGIN + 1), [expected]);
+    }
+}
+
+#[test]
 fn a_backend_with_another_name_and_the_same_address_is_the_same() {
     let mut tables = Tables::default();
     let before = tables.table("abc", "").with_handoff(dual());
@@ -202,7 +216,8 @@ fn sticky_spans_follow_their_trace_and_go_to_one_backend() {
     );
     let later = tables.table("abcde", "").replacing(&after, BEGIN + 2 * SECOND, sticky, &BTreeSet::new());
     assert_eq!(names(&later, &known, BEGIN + 3 * SECOND, BEGIN + 3 * SECOND), [old], "also after a further change");
-    let lost = tables.table("abcde", "abc").replacing(&after, BEGIN + 2 * SECOND, sticky, &BTreeSet::new());
+    let fail: BTreeSet<Arc<str>> = ["a".into(), "b".into(), "c".into()].into();
+    let lost = tables.table("abcde", "abc").replacing(&after, BEGIN + 2 * SECOND, sticky, &fail);
     assert!(!"abc".contains(&*names(&lost, &known, BEGIN + 3 * SECOND, BEGIN + 3 * SECOND)[0]), "its owner is away");
 }
 

@@ -1,0 +1,218 @@
+//! Tests of backends that discovery does not list: how long they are held, and what becomes of stable names.
+
+use super::*;
+use crate::ring::Table;
+
+const ALL: [&str; 4] = ["a", "b", "c", "d"];
+
+fn named() -> Rig {
+    let mut rig = Rig::new(Config::default());
+    rig.discover_names(&ALL, 1);
+    rig
+}
+
+/// Builds the table of the rig's view.
+fn table(rig: &Rig) -> Table {
+    let view = rig.state.view().expect("there are members");
+    let all = Table::of(1, Config::default().ring.algorithm, &view.endpoints).expect("the set must be placeable");
+    let away = (0..).zip(all.backends()).filter(|(_, it)| view.away.contains(&it.identity)).map(|(at, _)| at);
+    let overlay = all.base().overlay(&away.collect());
+    Table::new(1, Arc::clone(all.base()), overlay, view.endpoints)
+}
+
+/// Asserts that only slots of `down` have another owner in `now` than in `before`, which has the same members.
+fn only_its_slots_moved(before: &Table, now: &Table, down: &str) {
+    assert_eq!(before.membership_fingerprint(), now.membership_fingerprint());
+    let down = before.position(down).map(u32::from).expect("a member");
+    for slot in 0..before.slots() {
+        let (was, is) = (before.owner_of_slot(slot), now.owner_of_slot(slot));
+        assert!((was == is || was == down) && is != down, "slot {slot}, of {was}, is at {is}");
+    }
+}
+
+#[test]
+fn stable_name_that_is_absent_gives_away_its_slots_only_and_gets_them_back() {
+    let mut rig = named();
+    let before = table(&rig);
+    assert!(!rig.discover_names(&["a", "c", "d"], 1), "nothing moves yet");
+    assert_eq!((rig.wait_for_timer(), rig.away()), (SECOND * 5, vec!["b".to_owned()]));
+    assert_eq!(rig.members(), ALL);
+    only_its_slots_moved(&before, &table(&rig), "b");
+    assert_eq!(rig.state_of("b"), Some(BackendState::Draining));
+    rig.wait(SECOND * 50);
+    assert!(rig.discover_names(&ALL, 2), "it is back with another address");
+    assert_eq!((rig.away().len(), rig.timer), (0, None));
+    assert_eq!(table(&rig).placement_fingerprint(), before.placement_fingerprint());
+}
+
+#[test]
+fn stable_name_that_was_ejected_first_stays_a_member_too() {
+    let mut rig = named();
+    let before = table(&rig);
+    assert!(rig.see("b", HealthKind::Refused));
+    assert!(!rig.discover_names(&["a", "c", "d"], 1), "its slots are at others already");
+    rig.wait(SECOND * 59);
+    assert_eq!((rig.members().len(), rig.away()), (4, vec!["b".to_owned()]));
+    only_its_slots_moved(&before, &table(&rig), "b");
+    rig.probes.clear();
+    rig.apply(Input::Timer);
+    assert!(!rig.discover_names(&ALL, 2) || rig.away() == ["b"], "it has to answer first");
+    let ports: Vec<u16> = rig.probes.iter().map(|probe| probe.address.port()).collect();
+    assert_eq!(ports, [2], "it must be probed at once");
+    assert!(rig.answer("b", true) && rig.away().is_empty());
+    assert_eq!(table(&rig).placement_fingerprint(), before.placement_fingerprint());
+}
+
+#[test]
+fn stable_name_is_removed_after_a_minute() {
+    for ejected in [false, true] {
+        let mut rig = named();
+        rig.discover_names(&["a", "c", "d"], 1);
+        if ejected {
+            rig.see("b", HealthKind::Refused);
+        }
+        rig.take_notes();
+        rig.wait(SECOND * 5);
+        assert_eq!(rig.take_notes(), [Note::Away("b".into())]);
+        rig.wait(SECOND * 54);
+        assert_eq!(rig.members().len(), 4, "ejected: {ejected}");
+        assert!(rig.wait(SECOND), "ejected: {ejected}");
+        assert_eq!(rig.members(), ["a", "c", "d"]);
+    }
+}
+
+#[test]
+fn longer_hold_down_holds_stable_names_as_long() {
+    let mut rig = Rig::new(Config { hold_down: SECOND * 90, ..Config::default() });
+    rig.discover_names(&ALL, 1);
+    rig.discover_names(&["a", "c", "d"], 1);
+    assert_eq!(rig.wait_for_timer(), SECOND * 90);
+    assert_eq!(rig.members(), ["a", "c", "d"]);
+}
+
+#[test]
+fn absent_stable_names_do_not_count_when_too_many_fail() {
+    let mut rig = named();
+    rig.discover_names(&["a", "b"], 1);
+    rig.wait(SECOND * 9);
+    assert!(rig.away().is_empty(), "an answer that halves the pool is doubted for twice the time");
+    rig.wait(SECOND);
+    assert_eq!((rig.away().join(","), rig.state.is_panicking()), ("c,d".to_owned(), false));
+    rig.see("a", HealthKind::Refused);
+    assert_eq!((rig.away().join(","), rig.state.is_panicking()), ("a,c,d".to_owned(), false));
+    rig.see("b", HealthKind::Refused);
+    assert_eq!((rig.away().join(","), rig.state.is_panicking()), ("c,d".to_owned(), true), "both listed ones fail");
+}
+
+#[test]
+fn rolling_restart_with_stable_names_moves_no_slot_of_a_backend_that_is_up() {
+    let mut rig = named();
+    let before = table(&rig);
+    for (round, down) in (2_u16..).zip(["d", "c", "b", "a"]) {
+        let up: Vec<&str> = ALL.into_iter().filter(|host| *host != down).collect();
+        let is_ejected_first = round % 2 == 0;
+        if is_ejected_first {
+            rig.see(down, HealthKind::Refused);
+        }
+        rig.discover_names(&up, round - 1);
+        for second in 0..25 {
+            let away: &[&str] = if is_ejected_first || second >= 5 { &[down] } else { &[] };
+            assert_eq!(
+                (rig.members().join(""), rig.away()),
+                ("abcd".to_owned(), Vec::from_iter(away.iter().map(ToString::to_string)))
+            );
+            rig.wait(SECOND);
+        }
+        only_its_slots_moved(&before, &table(&rig), down);
+        rig.probes.clear();
+        rig.discover_names(&ALL, round);
+        if is_ejected_first {
+            rig.answer(down, true);
+        }
+        assert_eq!(rig.members(), ALL);
+        assert_eq!(table(&rig).placement_fingerprint(), before.placement_fingerprint(), "all is as before");
+    }
+}
+
+/// Returns these backends, marked as missing where there is a `?` after the name.
+fn marked(hosts: &[&str]) -> Input {
+    let names: Vec<&str> = hosts.iter().map(|host| host.trim_end_matches('?')).collect();
+    let mark = |(endpoint, host): (&Endpoint, &&str)| Endpoint { is_missing: host.ends_with('?'), ..endpoint.clone() };
+    Input::Discovered(endpoints(&names, 1).iter().zip(hosts).map(mark).collect())
+}
+
+#[test]
+fn missing_backend_is_held_until_discovery_confirms_its_absence() {
+    for ejected in [false, true] {
+        let mut rig = Rig::with(&ALL);
+        assert!(rig.apply(marked(&["a", "b?", "c", "d"])).is_none(), "nothing moves");
+        assert_eq!((rig.state_of("b"), rig.take_notes()), (Some(BackendState::Draining), vec![Note::Held("b".into())]));
+        if ejected {
+            rig.see("b", HealthKind::Refused);
+        }
+        rig.wait(SECOND * 30);
+        assert_eq!(rig.members(), ALL, "ejected: {ejected}");
+        assert!(rig.discover(&["a", "c", "d"]), "the time counts from the first answer");
+        assert_eq!(rig.members(), ["a", "c", "d"]);
+    }
+}
+
+#[test]
+fn confirmed_absence_is_still_held_for_the_rest_of_the_time() {
+    let mut rig = Rig::with(&ALL);
+    rig.apply(marked(&["a", "b?", "c", "d"]));
+    rig.wait(SECOND);
+    assert!(!rig.discover(&["a", "c", "d"]));
+    assert_eq!((rig.wait_for_timer(), rig.members().len()), (SECOND * 4, 3));
+}
+
+#[test]
+fn missing_backend_that_is_listed_again_stays() {
+    let mut rig = Rig::with(&ALL);
+    for _ in 0..9 {
+        rig.apply(marked(&["a", "b?", "c", "d"]));
+        rig.wait(SECOND * 3);
+        assert!(!rig.discover(&ALL));
+        rig.wait(SECOND * 3);
+        assert_eq!((rig.members().len(), rig.state_of("b"), rig.timer), (4, Some(BackendState::Active), None));
+    }
+}
+
+#[test]
+fn answer_that_halves_the_pool_is_believed_after_twice_the_time() {
+    for (listed, time) in [(vec!["a", "b", "c"], 5), (vec!["a", "b"], 10), (vec!["a"], 10)] {
+        let mut rig = Rig::with(&ALL);
+        rig.discover(&listed);
+        assert_eq!((rig.wait_for_timer(), rig.members().len()), (SECOND * time, listed.len()));
+    }
+    let mut rig = Rig::with(&ALL);
+    rig.apply(marked(&["a", "b", "c?", "d?"]));
+    rig.discover(&["a", "b"]);
+    assert_eq!(rig.wait_for_timer(), SECOND * 10);
+    let mut rig = Rig::with(&ALL);
+    rig.discover(&["w", "x", "y", "z"]);
+    assert_eq!((rig.wait_for_timer(), rig.members().len()), (SECOND * 5, 4), "a replaced pool is not halved");
+}
+
+#[test]
+fn nothing_is_removed_below_the_floor() {
+    let mut rig = Rig::new(Config { min_backends: 3, ..Config::default() });
+    rig.discover(&ALL);
+    rig.discover(&["a", "b"]);
+    assert_eq!((rig.wait_for_timer(), rig.members().len(), rig.timer), (SECOND * 10, 4, None));
+    rig.see("c", HealthKind::Refused);
+    assert_eq!((rig.members().len(), rig.away()), (4, vec!["c".to_owned()]));
+    assert!(rig.take_notes().contains(&Note::Floor { begins: true, left: 2, min_backends: 3 }));
+    assert!(rig.discover(&["a", "b", "x"]), "there are three again");
+    assert_eq!(rig.members(), ["a", "b", "x"]);
+    assert!(rig.take_notes().contains(&Note::Floor { begins: false, left: 3, min_backends: 3 }));
+}
+
+#[test]
+fn stable_names_keep_their_slots_below_the_floor() {
+    let mut rig = Rig::new(Config { min_backends: 3, ..Config::default() });
+    rig.discover_names(&ALL, 1);
+    rig.discover_names(&["a", "b"], 1);
+    rig.wait(SECOND * 70);
+    assert_eq!((rig.members().len(), rig.away().len(), rig.timer), (4, 0, None));
+}
