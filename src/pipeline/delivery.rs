@@ -1,16 +1,14 @@
 //! Delivers the parts of a request: waits for their outcomes, places failed parts again if that can help, and joins the
 //! outcomes into one.
 
+mod adopted;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{
-    Pipeline, Route,
-    copies::{Copies, Fate},
-    cut, defect,
-    tally::Tally,
-};
+use self::adopted::{Adopted, step};
+use super::{Pipeline, Route, copies::Copies, cut, defect, tally::Tally};
 use crate::{
     dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
     otlp::{Outcome, Reason, Refusal, Signal},
@@ -66,14 +64,6 @@ struct Placed {
 struct Waiting {
     failed: Failed,
     due: Instant,
-}
-
-/// A part that is not sent, since its owner has copies of its records.
-struct Adopted {
-    part: Part,
-    owner: Arc<str>,
-    /// The target of the copies.
-    target: u16,
 }
 
 /// A part that its owner did not accept or did not answer for.
@@ -405,40 +395,6 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Keeps parts whose records their owners have as copies, until these are delivered or given up.
-    fn adopt(&mut self, parts: Vec<Part>, view: &View) {
-        for part in parts {
-            let owner = view.identity_of(part.backend);
-            let target = self.copies.as_ref().and_then(|copies| copies.target(view.table(), part.backend));
-            // Without such a target the copies count as given up.
-            self.adopted.push(Adopted { part, owner, target: target.unwrap_or(u16::MAX) });
-        }
-    }
-
-    /// Counts adopted parts whose copies are delivered, and sends those whose copies were given up.
-    fn settle_adopted(&mut self) {
-        if self.adopted.is_empty() {
-            return;
-        }
-        let Some(copies) = &mut self.copies else { return };
-        copies.update();
-        let fates: Vec<Fate> = self.adopted.iter().map(|adopted| copies.fate(adopted.target)).collect();
-        for (adopted, fate) in std::mem::take(&mut self.adopted).into_iter().zip(fates) {
-            match fate {
-                Fate::UnderWay => self.adopted.push(adopted),
-                Fate::Delivered => {
-                    self.route.metrics.copies.counted.increment(adopted.part.records.into());
-                    self.tally.accepted(adopted.part.records, 0, None);
-                    self.settled(adopted.part.index);
-                }
-                Fate::GivenUp => {
-                    let Adopted { part, owner, .. } = adopted;
-                    self.wait_for(Failed { part, owner, cause: Cause::Abandoned }, None);
-                }
-            }
-        }
-    }
-
     /// Assigns new indices to the parts that a part was cut into.
     fn enter(&mut self, mut parts: Vec<Part>, like: Placed) -> Vec<Part> {
         for part in &mut parts {
@@ -525,16 +481,6 @@ impl Drop for Delivery<'_> {
             |(index, placed): &(u32, &Placed)| placed.open && (placed.may_be_delivered || is_under_way(index));
         let open = (0..).zip(&self.placed).filter(may_be_delivered).map(|(_, placed)| u64::from(placed.records));
         self.route.metrics.possible_duplicates.increment(self.tally.accepted + open.sum::<u64>());
-    }
-}
-
-/// Waits until something has happened to the copies, and handles it.
-///
-/// Cancel safety: as [`Copies::step`].
-async fn step(copies: &mut Option<Copies>) {
-    match copies {
-        Some(copies) => copies.step().await,
-        None => std::future::pending().await,
     }
 }
 

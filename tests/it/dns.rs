@@ -72,7 +72,7 @@ fn proxy_held(server: &NameServer, resolver: &str, port: u16, page: &str, keys: 
         format!(
             "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: {grpc} }} }} }} }}
 pools:
-  tail: {{ {keys}, resolver: {{ dns: {{ {resolver} }} }} }}
+  tail: {{ {keys}, ring: {{ handoff: {{ mode: immediate }} }}, resolver: {{ dns: {{ {resolver} }} }} }}
 routes: [{{ signals: [traces], routing_key: trace_id, pool: tail }}]
 admin: {{ endpoint: {admin} }}
 "

@@ -107,6 +107,7 @@ const ROOMS: &[Room] = &[
             "budget",
             "descriptors",
             "dispatch",
+            "endpoint",
             "lifecycle",
             "listen",
             "membership",

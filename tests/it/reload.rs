@@ -53,7 +53,9 @@ impl File {
 fn pool(name: &str, backends: &[SocketAddr], settings: &str) -> String {
     let hostnames: Vec<String> = backends.iter().map(|backend| format!("\"{backend}\"")).collect();
     let hostnames = hostnames.join(", ");
-    format!("  {name}: {{ resolver: {{ static: {{ hostnames: [{hostnames}] }} }}, {settings} }}\n")
+    // Without a hand-off each span arrives once.
+    let ring = "ring: { handoff: { mode: immediate } }";
+    format!("  {name}: {{ {ring}, resolver: {{ static: {{ hostnames: [{hostnames}] }} }}, {settings} }}\n")
 }
 
 /// Writes `text`, asks for a reload, and waits until the count of `result` has risen.

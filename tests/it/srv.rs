@@ -100,7 +100,7 @@ fn proxy(server: &NameServer, page: &str, resolver: impl Fn(SocketAddr) -> Strin
         format!(
             "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: {grpc} }} }} }} }}
 pools:
-  tail: {{ hold_down: 1s, resolver: {} }}
+  tail: {{ hold_down: 1s, ring: {{ handoff: {{ mode: immediate }} }}, resolver: {} }}
 routes: [{{ signals: [traces], routing_key: trace_id, pool: tail }}]
 admin: {{ endpoint: {admin} }}
 ",
