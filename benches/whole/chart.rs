@@ -1,7 +1,5 @@
 //! Draws lines as SVG: the share of traces that are not whole, on a logarithmic scale, against the skew.
 
-use std::fmt::Write;
-
 /// A line of the chart.
 pub(crate) struct Line {
     pub(crate) name: &'static str,
@@ -23,8 +21,8 @@ const DECADES: i32 = 5;
 /// Colours that people who confuse red and green can tell apart too (Okabe and Ito).
 const COLOURS: [&str; 7] = ["#000000", "#e69f00", "#d55e00", "#cc79a7", "#56b4e9", "#0072b2", "#009e73"];
 
-/// Returns the chart.
-pub(crate) fn draw(lines: &[Line]) -> String {
+/// Returns the chart of traces within `near` seconds of a change.
+pub(crate) fn draw(near: u64, lines: &[Line]) -> String {
     let longest = lines.iter().flat_map(|line| &line.points).map(|(skew, _)| *skew).fold(1.0, f64::max);
     let x = |skew: f64| LEFT + (WIDTH - LEFT - RIGHT) * skew / longest;
     let y = |share: f64| {
@@ -39,7 +37,7 @@ pub(crate) fn draw(lines: &[Line]) -> String {
         svg.push_str(&element);
         svg.push('\n');
     };
-    add(format!("<text x=\"{LEFT}\" y=\"22\">whole traces of moved slots within 30 s of a change</text>"));
+    add(format!("<text x=\"{LEFT}\" y=\"22\">whole traces of moved slots within {near} s of a change</text>"));
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     for decade in 0..=DECADES {
         let share = 10_f64.powi(-decade);
@@ -58,11 +56,9 @@ pub(crate) fn draw(lines: &[Line]) -> String {
     let what = "time by which replicas learn of a change at different times, in seconds";
     add(format!("<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{what}</text>", bottom + 44.0));
     for (n, (line, colour)) in lines.iter().zip(COLOURS).enumerate() {
-        let mut points = String::new();
-        for (skew, share) in &line.points {
-            // Writing to a string cannot fail.
-            drop(write!(points, "{:.1},{:.1} ", x(*skew), y(*share)));
-        }
+        let points: Vec<String> =
+            line.points.iter().map(|(skew, share)| format!("{:.1},{:.1}", x(*skew), y(*share))).collect();
+        let points = points.join(" ");
         add(format!("<polyline points=\"{points}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>"));
         let at = TOP + 20.0 * f64::from(u32::try_from(n).unwrap_or(0)) + 6.0;
         let from = right + 14.0;

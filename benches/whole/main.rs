@@ -22,7 +22,7 @@ mod report;
 mod run;
 mod simulate;
 #[path = "../../tests/it/whole/mod.rs"]
-#[allow(dead_code, reason = "tests need more of it")]
+#[allow(dead_code, unused_imports, reason = "tests need more of it")]
 mod whole;
 mod world;
 
@@ -85,7 +85,7 @@ struct Args {
     seed: u64,
     /// Options of the simulation.
     #[command(flatten)]
-    simulation: simulate::Args,
+    simulation: simulate::Simulation,
     /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,

@@ -21,7 +21,7 @@ use crate::{
 /// Options of the simulation.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Simulation")]
-pub(crate) struct Args {
+pub(crate) struct Simulation {
     /// Backends at the beginning
     #[arg(long, value_name = "N", default_value_t = 2000)]
     backends: u32,
@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Traces of moved slots that are followed near each change
     #[arg(long, value_name = "N", default_value_t = 200)]
     traces: usize,
+    /// A trace is near a change if it had a span within this time of it
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    near: u64,
     /// Write a chart of whole traces against skew and window
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -41,9 +44,6 @@ pub(crate) struct Args {
 
 /// The same number as `slots_v1` has.
 const SLOTS: u32 = 131_072;
-
-/// A trace is near a change if it had a span within this time of it.
-const NEAR: Duration = Duration::from_secs(30);
 
 /// From a service to a replica.
 const NETWORK: Duration = Duration::from_millis(5);
@@ -96,7 +96,7 @@ struct Found {
 }
 
 /// Runs the simulation; prints a table.
-pub(crate) fn run(args: &Args, skews: &[f64], is_quick: bool, seed: u64, out: &mut dyn Write) -> Result<()> {
+pub(crate) fn run(args: &Simulation, skews: &[f64], is_quick: bool, seed: u64, out: &mut dyn Write) -> Result<()> {
     let mut args = args.clone();
     if is_quick {
         (args.backends, args.days, args.traces) = (100, 0.1, 50);
@@ -106,15 +106,16 @@ pub(crate) fn run(args: &Args, skews: &[f64], is_quick: bool, seed: u64, out: &m
     let mut random = fastrand::Rng::with_seed(seed);
     let pool = Pool::over(args.backends, Duration::try_from_secs_f64(args.days * 86_400.0)?, &mut random);
     let spec = Spec { batches: vec![Duration::from_secs(5)], ..Spec::default() };
-    let samples = pool.samples(&spec, args.traces, &mut random);
+    let samples = pool.samples(&spec, &args, &mut random);
     writeln!(
         out,
-        "{} backends, {} replicas, {} changes in {} days; {} traces of moved slots with a span within 30 s of a change\n",
+        "{} backends, {} replicas, {} changes in {} days; {} traces of moved slots with a span within {} s of a change\n",
         args.backends,
         args.replicas,
         pool.changes.len(),
         args.days,
-        samples.len()
+        samples.len(),
+        args.near
     )?;
     let found: Vec<Vec<Found>> = std::thread::scope(|scope| {
         let of_skew = |skew: &f64| {
@@ -143,7 +144,7 @@ pub(crate) fn run(args: &Args, skews: &[f64], is_quick: bool, seed: u64, out: &m
                 .collect(),
         };
         let lines: Vec<Line> = RULES.iter().enumerate().map(line).collect();
-        fs::write(file, chart::draw(&lines))?;
+        fs::write(file, chart::draw(args.near, &lines))?;
     }
     Ok(())
 }
@@ -233,16 +234,16 @@ impl Pool {
     }
 
     /// Returns traces of slots that changes move, near those changes.
-    fn samples(&self, spec: &Spec, each: usize, random: &mut fastrand::Rng) -> Vec<Sample> {
-        let longest = *spec.lengths.end();
+    fn samples(&self, spec: &Spec, args: &Simulation, random: &mut fastrand::Rng) -> Vec<Sample> {
+        let (near, longest) = (Duration::from_secs(args.near), *spec.lengths.end());
         let mut samples = Vec::new();
-        for change in self.changes.iter().filter(|change| change.at > NEAR + longest) {
-            let wanted = samples.len() + each;
+        for change in self.changes.iter().filter(|change| change.at > near + longest) {
+            let wanted = samples.len() + args.traces;
             while samples.len() < wanted {
                 let Some(slot) = random.choice(change.moved.iter().copied()) else { break };
-                let within = (2 * NEAR + longest).mul_f64(random.f64());
-                let trace = spec.trace(random, samples.len() as u64, change.at - NEAR - longest + within);
-                if trace.spans.iter().any(|span| span.is_near(change.at, NEAR)) {
+                let within = (2 * near + longest).mul_f64(random.f64());
+                let trace = spec.trace(random, samples.len() as u64, change.at - near - longest + within);
+                if trace.spans.iter().any(|span| span.is_near(change.at, near)) {
                     samples.push(Sample { slot, trace });
                 }
             }

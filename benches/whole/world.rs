@@ -18,7 +18,7 @@ use spanring::{
 use tempfile::TempDir;
 use tokio::{
     runtime::Handle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
@@ -122,7 +122,7 @@ impl World {
         }
         acts.sort_by_key(|(at, _)| *at);
         for (at, act) in acts {
-            self.runtime.block_on(tokio::time::sleep_until(beginning + at));
+            self.runtime.block_on(async { sleep_until(beginning + at).await });
             match act {
                 Act::Do(step) => self.act(step)?,
                 Act::Tell(replica, step) => self.tell(replica, step)?,
