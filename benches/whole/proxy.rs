@@ -104,8 +104,10 @@ impl Program {
         let mut command = Command::new(binary);
         let output = command.arg("validate").arg("--config").arg(&place.config).output();
         let output = output.with_context(|| format!("cannot start {}", binary.display()))?;
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Ok((!output.status.success()).then_some(said))
+        let said = String::from_utf8_lossy(&output.stderr);
+        // Without the name of the file, which exists no longer.
+        let reason = said.split_once("spanring.yaml:").map_or(&*said, |(_, reason)| reason).trim();
+        Ok((!output.status.success()).then(|| reason.to_owned()))
     }
 
     /// The text of the configuration file, if there is one.

@@ -64,10 +64,10 @@ pub(crate) fn write_notes(outcomes: &[Outcome], out: &mut dyn Write) -> Result<(
     writeln!(
         out,
         "
-Near: within 30 s of a change. Whole: one backend got every span. Moved: the change gave the trace another owner.
-Split: near and not whole on any backend. Twice: the share of spans that were delivered more than once; near the
-change, and from a minute after the last one on. Traffic: spans delivered ÷ spans exported. Lost: acknowledged spans that
-no backend got.
+Near: with a span within 30 s of a change (with --quick, all times are shorter). Whole: one backend got every span.
+Moved: the change gave the trace another owner. Split: near and not whole on any backend. Twice: the share of spans that
+were delivered more than once, near a change and from a minute after the last one on. Traffic: spans delivered ÷ spans
+exported. Lost: acknowledged spans that no backend got.
 "
     )?;
     for outcome in outcomes {
