@@ -129,10 +129,15 @@ impl Run {
             event: self.event.name(),
             mode: self.program.name(),
             skew_s: self.skew.as_secs_f64(),
-            knows_moved: matches!(self.program, Program::Spanring { .. }),
+            knows_moved: self.knows_moved(),
             verdict,
             errors,
         })
+    }
+
+    /// Whether it is known which traces a change moves. Another proxy may place traces differently.
+    fn knows_moved(&self) -> bool {
+        matches!(self.program, Program::Spanring { .. })
     }
 
     /// Returns the changes of the plan, with the traces that each of them moves.
@@ -151,7 +156,7 @@ impl Run {
                 tables.insert(backends, Arc::clone(&table));
                 Ok(table)
             };
-            let moved: Moved = if change.before == change.after {
+            let moved: Moved = if change.before == change.after || !self.knows_moved() {
                 Box::new(|_| false)
             } else {
                 let (before, after) = (table(&change.before)?, table(&change.after)?);
