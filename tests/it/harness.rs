@@ -2,7 +2,7 @@
 //! temporary files.
 //!
 //! Nothing here sleeps for a fixed time: [`until`] checks a condition repeatedly, up to a deadline. When a test fails,
-//! the output of its child processes is shown. The bench `proxies` uses this module, too.
+//! the output of its child processes is shown. Benches use this module, too.
 
 use std::{
     collections::VecDeque,
@@ -58,7 +58,8 @@ pub(crate) enum Ready {
 }
 
 impl Ready {
-    fn holds(&self) -> bool {
+    /// Returns whether the condition holds now.
+    pub(crate) fn holds(&self) -> bool {
         match self {
             Self::Page(url) => http_get(url).is_ok_and(|(status, _)| status == 200),
             Self::Listening(addresses) => addresses.iter().all(|address| TcpStream::connect(address).is_ok()),

@@ -42,4 +42,6 @@ mod startup;
 mod supply;
 mod threads;
 mod tls;
+#[allow(dead_code, reason = "the bench of whole traces uses the rest")]
+mod whole;
 mod wire;
