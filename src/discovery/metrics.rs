@@ -20,7 +20,14 @@ pub(super) struct Meters {
     v4: Lookups,
     v6: Lookups,
     fixed: Lookups,
+    kubernetes: Lookups,
 }
+
+/// The value of the label `result` of a good answer.
+pub(super) const SUCCESS: &str = "success";
+
+/// All values of the label `result` of answers of a Kubernetes API server.
+pub(super) const API_RESULTS: [&str; 6] = [SUCCESS, "empty", "denied", "expired", "timeout", "error"];
 
 /// Counters by the label `result`.
 #[derive(Debug, Default)]
@@ -30,19 +37,24 @@ impl Meters {
     /// Registers, with value 0, the series that this kind of resolver can count.
     pub(super) fn new(pool: &str, config: &Config) -> Self {
         let lookups = |family: &'static str, wanted: bool| match wanted {
-            true => Lookups::new(pool, family),
+            true => Lookups::new(pool, family, &Answer::RESULTS),
             false => Lookups::default(),
         };
         let dns = match config {
-            Config::Static(_) => None,
             Config::Dns(dns) => Some(dns.ip_family),
+            Config::Static(_) | Config::Kubernetes(_) => None,
+        };
+        let kubernetes = match config {
+            Config::Kubernetes(_) => Lookups::new(pool, "kubernetes", &API_RESULTS),
+            Config::Static(_) | Config::Dns(_) => Lookups::default(),
         };
         Self {
             last_success: gauge!(DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS, "pool" => pool.to_owned()),
             partial: gauge!(DISCOVERY_PARTIAL_ANSWERS, "pool" => pool.to_owned()),
             v4: lookups("ipv4", dns.is_some_and(super::IpFamily::wants_v4)),
             v6: lookups("ipv6", dns.is_some_and(super::IpFamily::wants_v6)),
-            fixed: lookups("static", dns.is_none()),
+            fixed: lookups("static", matches!(config, Config::Static(_))),
+            kubernetes,
         }
     }
 
@@ -54,6 +66,7 @@ impl Meters {
             v4: Lookups::default(),
             v6: Lookups::default(),
             fixed: Lookups::default(),
+            kubernetes: Lookups::default(),
         }
     }
 
@@ -67,6 +80,12 @@ impl Meters {
     /// Counts the answers about a static entry's name as one lookup.
     pub(super) fn count_fixed(&self, answers: &Answers) {
         self.fixed.count(Some(answers.best()));
+    }
+
+    /// Counts an answer of a Kubernetes API server, or that there was none.
+    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "there is no such resolver"))]
+    pub(super) fn count_kubernetes(&self, result: &'static str) {
+        self.kubernetes.count(Some(result));
     }
 
     /// Records the time of a round in which all answers were good.
@@ -83,12 +102,13 @@ impl Meters {
 }
 
 impl Lookups {
-    fn new(pool: &str, family: &'static str) -> Self {
-        let counter = |result| {
+    fn new(pool: &str, family: &'static str, results: &[&'static str]) -> Self {
+        let counter = |result: &&'static str| {
+            let result = *result;
             let labels = [("pool", pool.to_owned()), ("family", family.to_owned()), ("result", String::from(result))];
             (result, counter!(DISCOVERY_LOOKUPS_TOTAL, &labels))
         };
-        Self(Answer::RESULTS.into_iter().map(counter).collect())
+        Self(results.iter().map(counter).collect())
     }
 
     fn count(&self, result: Option<&'static str>) {

@@ -29,7 +29,7 @@ pub use self::{
     headers::{Headers, Secret},
     invalid_trace_id::{InvalidTraceId, InvalidTraceIds},
     pools::{
-        CompressionParams, Delivery, DnsResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Ring,
+        CompressionParams, Delivery, DnsResolver, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Ring,
         SendingQueue, StaticResolver,
     },
     receivers::{Grpc, Keepalive, Otlp, Protocols, Receivers, ServerParameters},

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     discovery,
     settings::{
-        Compression, Delivery, DnsResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Settings,
+        Compression, Delivery, DnsResolver, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Settings,
         StaticResolver, values::GoDuration,
     },
 };
@@ -131,11 +131,25 @@ fn check_outlier_detection(at: &KeyPath, keys: &OutlierDetection, report: &mut R
 
 /// Checks that a pool has exactly one resolver.
 fn check_resolver(at: &KeyPath, resolver: &Resolver, report: &mut Report<'_>) {
-    match (&resolver.r#static, &resolver.dns) {
-        (Some(keys), None) => check_static(&at.key("static"), keys, report),
-        (None, Some(keys)) => check_dns(&at.key("dns"), keys, report),
-        (None, None) => report.error(at, "is missing; write static or dns"),
-        (Some(_), Some(_)) => report.error(at, "has both static and dns; a pool has one resolver"),
+    let Resolver { r#static, dns, k8s } = resolver;
+    let written = [("static", r#static.is_some()), ("dns", dns.is_some()), ("k8s", k8s.is_some())];
+    let written: Vec<&str> = written.into_iter().filter_map(|(name, is_written)| is_written.then_some(name)).collect();
+    match *written {
+        [] => report.error(at, "is missing; write static, dns or k8s"),
+        [_] => {}
+        [one, other, ..] => report.error(at, format!("has both {one} and {other}; a pool has one resolver")),
+    }
+    if written.len() > 1 {
+        return;
+    }
+    if let Some(keys) = r#static {
+        check_static(&at.key("static"), keys, report);
+    }
+    if let Some(keys) = dns {
+        check_dns(&at.key("dns"), keys, report);
+    }
+    if let Some(keys) = k8s {
+        check_kubernetes(&at.key("k8s"), keys, report);
     }
 }
 
@@ -170,6 +184,31 @@ fn check_dns(at: &KeyPath, keys: &DnsResolver, report: &mut Report<'_>) {
     }
     report.within(&at.key("port"), keys.port, 1, u16::MAX);
     check_times(at, keys.interval, keys.timeout, report);
+}
+
+fn check_kubernetes(at: &KeyPath, keys: &KubernetesResolver, report: &mut Report<'_>) {
+    if !cfg!(feature = "kubernetes") {
+        report.error(at, discovery::DiscoveryError::NotBuilt.to_string());
+    }
+    let service = at.key("service");
+    match discovery::check_service(&keys.service) {
+        Ok(()) => {}
+        Err(error @ discovery::ServiceError::Empty) => report.error(&service, error.to_string()),
+        Err(error) => report.error(&service, Message::about(&keys.service, |name| format!("{name} is no Service: {error}"))),
+    }
+    let ports = at.key("ports");
+    if keys.ports.is_empty() {
+        report.error(&ports, "names no port; write ports: [4317]");
+    }
+    for (index, port) in keys.ports.iter().enumerate() {
+        report.within(&ports.item(index), *port, 1, u16::MAX);
+        if keys.ports.iter().take(index).any(|other| other == port) {
+            report.error(&ports, Message::both(format!("{port} is listed twice"), "a port is listed twice"));
+        }
+    }
+    if let Err(error) = discovery::check_timeout(keys.timeout) {
+        report.error(&at.key("timeout"), error.to_string());
+    }
 }
 
 fn check_times(at: &KeyPath, interval: Duration, timeout: Duration, report: &mut Report<'_>) {
