@@ -58,10 +58,11 @@ impl ClientTls {
         Some(ClientConfig {
             ca_file: path(&self.ca_file),
             identity: identity.map(|(cert_file, key_file)| Identity { cert_file, key_file }),
-            name: match (&resolver.dns, self.server_name_override.as_str()) {
-                (Some(dns), "") => CheckedName::Is(dns.hostname.trim_end_matches('.').to_owned()),
-                (None, "") => CheckedName::Entry,
-                (_, name) => CheckedName::Is(name.to_owned()),
+            name: match (&resolver.dns, &resolver.k8s, self.server_name_override.as_str()) {
+                (Some(dns), _, "") => CheckedName::Is(dns.hostname.trim_end_matches('.').to_owned()),
+                (None, Some(k8s), "") => CheckedName::Is(k8s.service.clone()),
+                (None, None, "") => CheckedName::Entry,
+                (_, _, name) => CheckedName::Is(name.to_owned()),
             },
             insecure_skip_verify: self.insecure_skip_verify,
             min_version: self.min_version,
@@ -168,6 +169,9 @@ mod tests {
         let other = Some(CheckedName::Is("other.test".into()));
         assert_eq!(name(dns, &tls(", server_name_override: other.test")), other);
         assert_eq!(name(STATIC, &tls(", server_name_override: other.test")), other);
+        let k8s = "{ k8s: { service: collectors.observability } }";
+        assert_eq!(name(k8s, &tls("")), Some(CheckedName::Is("collectors.observability".into())));
+        assert_eq!(name(k8s, &tls(", server_name_override: other.test")), other);
         let error = config(STATIC, &tls(", server_name_override: \"a b\""), "").expect_err("no name");
         assert!(error.contains("server_name_override: cannot be used: \"a b\" is not a host name"), "{error}");
     }

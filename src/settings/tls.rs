@@ -45,8 +45,8 @@ section! {
         cert_file: IfWritten<FilePath>,
         /// File with that certificate's private key, PEM.
         key_file: IfWritten<FilePath>,
-        /// The name that the backends' certificates must contain. Without it this is the `hostname` of `dns`, or each
-        /// entry's own host in `static`.
+        /// The name that the backends' certificates must contain. Without it this is the `hostname` of `dns`, the
+        /// `service` of `k8s`, or each entry's own host in `static`.
         server_name_override: String,
         /// `true` accepts any certificate. Anyone can then impersonate a backend.
         insecure_skip_verify: bool,
