@@ -53,10 +53,7 @@ impl FromStr for ServiceName {
 /// Returns whether `text` can be the name of a namespace, a Service or a pod's host.
 pub(super) fn is_label(text: &str) -> bool {
     let usual = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=MAX_LABEL).contains(&text.len())
-        && text.bytes().all(usual)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
+    (1..=MAX_LABEL).contains(&text.len()) && text.bytes().all(usual) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 #[cfg(test)]

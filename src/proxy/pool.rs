@@ -118,9 +118,7 @@ impl Pool {
             None => "no backends yet: discovery has found none".to_owned(),
         };
         // This checks dispatch's view and not membership's table: a request that arrives at once must find queues.
-        readiness.require(condition(&self.config.name), move || {
-            delivers.view().is_none().then(&unmet)
-        });
+        readiness.require(condition(&self.config.name), move || delivers.view().is_none().then(&unmet));
     }
 
     /// Resolves when requests find a table and queues.

@@ -29,8 +29,8 @@ pub use self::{
     headers::{Headers, Secret},
     invalid_trace_id::{InvalidTraceId, InvalidTraceIds},
     pools::{
-        CompressionParams, Delivery, DnsResolver, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Ring,
-        SendingQueue, StaticResolver,
+        CompressionParams, Delivery, DnsResolver, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver,
+        RetryOnFailure, Ring, SendingQueue, StaticResolver,
     },
     receivers::{Grpc, Keepalive, Otlp, Protocols, Receivers, ServerParameters},
     section::IfWritten,

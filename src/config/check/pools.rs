@@ -9,8 +9,8 @@ use super::{
 use crate::{
     discovery,
     settings::{
-        Compression, Delivery, DnsResolver, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Settings,
-        StaticResolver, values::GoDuration,
+        Compression, Delivery, DnsResolver, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver,
+        RetryOnFailure, Settings, StaticResolver, values::GoDuration,
     },
 };
 
@@ -194,7 +194,9 @@ fn check_kubernetes(at: &KeyPath, keys: &KubernetesResolver, report: &mut Report
     match discovery::check_service(&keys.service) {
         Ok(()) => {}
         Err(error @ discovery::ServiceError::Empty) => report.error(&service, error.to_string()),
-        Err(error) => report.error(&service, Message::about(&keys.service, |name| format!("{name} is no Service: {error}"))),
+        Err(error) => {
+            report.error(&service, Message::about(&keys.service, |name| format!("{name} is no Service: {error}")))
+        }
     }
     let ports = at.key("ports");
     if keys.ports.is_empty() {

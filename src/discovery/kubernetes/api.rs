@@ -152,10 +152,7 @@ impl Api {
     }
 
     /// Sends a request and returns its answer if it is good.
-    async fn get(
-        &mut self,
-        query: impl IntoIterator<Item = (&str, &str)>,
-    ) -> Result<Response<Incoming>, Failure> {
+    async fn get(&mut self, query: impl IntoIterator<Item = (&str, &str)>) -> Result<Response<Incoming>, Failure> {
         let query = Serializer::new(String::new()).extend_pairs(query).finish();
         let request = Request::get(format!("{}&{query}", self.slices))
             .header(header::ACCEPT, "application/json")

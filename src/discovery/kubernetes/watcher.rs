@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    super::{jittered, metrics::{Meters, SUCCESS}, resolvers::Publisher, service::ServiceName},
+    super::{
+        jittered,
+        metrics::{Meters, SUCCESS},
+        resolvers::Publisher,
+        service::ServiceName,
+    },
     api::{Api, Place},
     failure::Failure,
     join::{Joined, LeftOut, Rules, join},
@@ -260,7 +265,8 @@ impl Watcher {
     fn fail(&mut self, failure: &Failure, publisher: &Publisher) {
         self.count(failure);
         publisher.set_trouble(Some(failure.to_string()));
-        let (pool, service, known) = (&*self.pool, &*self.service.name, self.published.as_deref().map_or(0, <[_]>::len));
+        let (pool, service, known) =
+            (&*self.pool, &*self.service.name, self.published.as_deref().map_or(0, <[_]>::len));
         match (std::mem::replace(&mut self.log.is_failing, true), known) {
             (true, _) => tracing::debug!(pool, service, reason = %failure, known, "discovery still fails"),
             (false, 0) => {

@@ -409,6 +409,7 @@ fn kubernetes(k8s: &mut Section<'_>) -> Yaml {
         Yaml::Scalar(Value::Null) => Yaml::Scalar(Value::Null),
         one => Yaml::List(vec![one.numeric()]),
     };
-    let [service, timeout, return_hostnames] = ["service", "timeout", "return_hostnames"].map(|key| (key, k8s.pass(key)));
+    let [service, timeout, return_hostnames] =
+        ["service", "timeout", "return_hostnames"].map(|key| (key, k8s.pass(key)));
     Yaml::map([service, ("ports", ports), timeout, return_hostnames])
 }

@@ -68,7 +68,8 @@ fn all_slices_make_one_set_sorted_by_identity() {
         slice("a", "IPv4", json!([pod("z", "10.0.0.1", ready())])),
         slice("c", "IPv4", Value::Null),
     ];
-    let expected = ["10.0.0.10:4317 at 10.0.0.10:4317", "10.0.0.1:4317 at 10.0.0.1:4317", "10.0.0.9:4317 at 10.0.0.9:4317"];
+    let expected =
+        ["10.0.0.10:4317 at 10.0.0.10:4317", "10.0.0.1:4317 at 10.0.0.1:4317", "10.0.0.9:4317 at 10.0.0.9:4317"];
     assert_eq!(joined(&slices, &rules()), expected);
     assert_eq!(join([], &rules()), Joined::default());
 }
@@ -109,7 +110,7 @@ fn missing_conditions_have_the_meanings_of_the_api() {
 #[test]
 fn where_all_are_draining_none_is() {
     let ends = json!({ "ready": false, "serving": true, "terminating": true });
-    let both = one(json!([pod("a", "10.0.0.1", ends), pod("b", "10.0.0.2", ends)]));
+    let both = one(json!([pod("a", "10.0.0.1", ends.clone()), pod("b", "10.0.0.2", ends)]));
     assert_eq!(both, ["10.0.0.1:4317 at 10.0.0.1:4317", "10.0.0.2:4317 at 10.0.0.2:4317"]);
 }
 
@@ -206,7 +207,11 @@ fn what_cannot_be_dialled_is_left_out_and_counted() {
     let slices = [
         slice("a", "IPv4", json!([pod("a", "0.0.0.0", ready()), pod("b", "fd00::1", ready()), { "addresses": [] }])),
         slice("b", "FQDN", json!([{ "addresses": ["collector.test"] }])),
-        slice("c", "IPv4", json!([named("A b", "10.0.0.1", ready()), pod("late", "10.0.0.2", json!({ "ready": false }))])),
+        slice(
+            "c",
+            "IPv4",
+            json!([named("A b", "10.0.0.1", ready()), pod("late", "10.0.0.2", json!({ "ready": false }))]),
+        ),
     ];
     let expected = LeftOut { unusable: 5, not_serving: 1, ..LeftOut::default() };
     assert_eq!(join(&slices, &rules()), Joined { endpoints: Vec::new(), left_out: expected });

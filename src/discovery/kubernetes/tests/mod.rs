@@ -113,9 +113,8 @@ impl Rig {
 
     /// Returns the number of answers with this result.
     fn counted(&self, result: &str) -> u64 {
-        let series = format!(
-            "spanring_discovery_lookups_total{{pool=\"tail\",family=\"kubernetes\",result=\"{result}\"}} "
-        );
+        let series =
+            format!("spanring_discovery_lookups_total{{pool=\"tail\",family=\"kubernetes\",result=\"{result}\"}} ");
         let rendered = self.recorder.render();
         let line = rendered.lines().find_map(|line| line.strip_prefix(&series));
         line.unwrap_or_else(|| panic!("no {series} in {rendered}")).parse().unwrap()

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::Notify,
     time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
