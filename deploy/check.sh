@@ -117,6 +117,8 @@ charts() {
   variant TLS -f deploy/helm/tls-values.yaml
   variant monitoring --set monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true
   variant 'other collectors' --set collectors.enabled=false,pool.hostname=collectors.example,autoscaling.enabled=false,watchConfig=
+  variant 'EndpointSlices' --set pool.resolver=k8s
+  variant 'EndpointSlices of another namespace' --set collectors.enabled=false,pool.resolver=k8s,pool.service=collectors.elsewhere
   check 'chart: wrong values are refused' refused --set mode=deploymnet
   check 'chart: unknown values are refused' refused --set autoscalling.enabled=false
 }

@@ -2,8 +2,8 @@
 # Validates the manifests with a real API server, in a namespace with the restricted Pod Security Standard: bash
 # deploy/dry-run.sh
 #
-# Needs etcd, kube-apiserver and kubectl in $SPANRING_PEERS/bin (default ~/.cache/spanring-tools/bin), besides the tools
-# of tests/peers/k8s-tools.sh; without them it prints that it is skipped. Nothing is applied (--dry-run=server), and
+# Needs the programs that tests/peers/kubernetes.sh installs into $SPANRING_PEERS (default ~/.cache/spanring-tools), besides
+# the tools of tests/peers/k8s-tools.sh; without them it prints that it is skipped. Nothing is applied (--dry-run=server), and
 # warnings count as failures. The servers listen on free ports of the loopback interface.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -95,5 +95,6 @@ done
 chart default --set monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true
 chart daemonset --set mode=daemonset
 chart sidecar --set mode=sidecar
+chart EndpointSlices --set pool.resolver=k8s
 chart TLS -f deploy/helm/tls-values.yaml
 [ "$failures" = 0 ]

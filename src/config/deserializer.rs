@@ -19,9 +19,7 @@ const SUGGEST_ABOVE: f64 = 0.75;
 const NOT_YET: [&str; 3] = ["http", "handoff", "health"];
 
 /// Keys of the Collector's exporter that do not exist here, and advice on what to write instead.
-const INSTEAD: [(&str, &str); 5] = [
-    ("k8s", "a headless Service has a name in DNS: write dns: { hostname: SERVICE.NAMESPACE.svc }"),
-    ("kubernetes", "a headless Service has a name in DNS: write dns: { hostname: SERVICE.NAMESPACE.svc }"),
+const INSTEAD: [(&str, &str); 3] = [
     (
         "aws_cloud_map",
         "a namespace of a DNS kind gives its services names: write dns: { hostname: SERVICE_NAME.NAMESPACE }",

@@ -4,7 +4,7 @@ use std::{fmt, path::Path};
 
 use super::{
     Config, ConfigError, LoadError, check,
-    node::{Node, Step},
+    node::{Node, Step, Value},
     references,
 };
 use crate::{
@@ -59,6 +59,7 @@ impl Draft {
         }
         let sources = references::Sources { variable: lookup, file: &references::content_of };
         references::expand(&mut root, sources).map_err(invalid)?;
+        rename_kubernetes(&mut root).map_err(invalid)?;
         let settings = settings_of(&root).map_err(invalid)?;
         Ok(Self { name: name.to_owned(), root: Some(root), settings })
     }
@@ -119,6 +120,27 @@ fn collector_section(root: &Node) -> Option<ConfigError> {
     let advice = "spanring convert FILE converts it";
     let message = format!("\"{}\" is a key of a Collector's configuration; {advice}", entry.key);
     Some(ConfigError::new(entry.position, Vec::new(), message))
+}
+
+/// Gives the resolver that is also written `kubernetes` its other name, so that everything else knows only one.
+fn rename_kubernetes(root: &mut Node) -> Result<(), ConfigError> {
+    const NAME: &str = "k8s";
+    const ALSO: &str = "kubernetes";
+    let Some(Value::Map(pools)) = root.child_mut("pools").map(|pools| &mut pools.value) else { return Ok(()) };
+    for pool in pools {
+        let Some(Value::Map(resolvers)) = pool.node.child_mut("resolver").map(|resolver| &mut resolver.value) else {
+            continue;
+        };
+        let is_there = resolvers.iter().any(|resolver| resolver.key == NAME);
+        let Some(entry) = resolvers.iter_mut().find(|resolver| resolver.key == ALSO) else { continue };
+        if is_there {
+            let path = ["pools", &pool.key, "resolver"].map(|key| Step::Key(key.to_owned())).to_vec();
+            let message = format!("{NAME} and {ALSO} are two names of one resolver; write one of them");
+            return Err(ConfigError::new(entry.position, path, message));
+        }
+        NAME.clone_into(&mut entry.key);
+    }
+    Ok(())
 }
 
 /// Reads the settings. If a pool has no `timeout`, its default is lowered to the deadline of requests.

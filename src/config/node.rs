@@ -195,6 +195,12 @@ impl Node {
         entries.iter().find(|entry| entry.key == key)
     }
 
+    /// Returns the value of a key.
+    pub(super) fn child_mut(&mut self, key: &str) -> Option<&mut Self> {
+        let Value::Map(entries) = &mut self.value else { return None };
+        entries.iter_mut().find(|entry| entry.key == key).map(|entry| &mut entry.node)
+    }
+
     /// Returns the node at `path`.
     pub(crate) fn at(&self, path: &[Step]) -> Option<&Self> {
         let Some((step, rest)) = path.split_first() else { return Some(self) };

@@ -128,7 +128,8 @@ fn looked_up(resolver: &Resolver) -> Option<&str> {
         }
         Some(name)
     };
-    resolver.dns.as_ref().map(|dns| dns.hostname.as_str()).or_else(srv)
+    let k8s = || resolver.k8s.as_ref().map(|k8s| k8s.service.as_str());
+    resolver.dns.as_ref().map(|dns| dns.hostname.as_str()).or_else(srv).or_else(k8s)
 }
 
 fn path(file: &IfWritten<FilePath>) -> Option<PathBuf> {
@@ -183,6 +184,9 @@ mod tests {
         let other = Some(CheckedName::Is("other.test".into()));
         assert_eq!(name(dns, &tls(", server_name_override: other.test")), other);
         assert_eq!(name(STATIC, &tls(", server_name_override: other.test")), other);
+        let k8s = "{ k8s: { service: collectors.observability } }";
+        assert_eq!(name(k8s, &tls("")), Some(CheckedName::Is("collectors.observability".into())));
+        assert_eq!(name(k8s, &tls(", server_name_override: other.test")), other);
         let error = config(STATIC, &tls(", server_name_override: \"a b\""), "").expect_err("no name");
         assert!(error.contains("server_name_override: cannot be used: \"a b\" is not a host name"), "{error}");
     }

@@ -22,7 +22,14 @@ pub(super) struct Meters {
     fixed: Lookups,
     srv: Lookups,
     targets: Lookups,
+    kubernetes: Lookups,
 }
+
+/// The value of the label `result` of a good answer.
+pub(super) const SUCCESS: &str = "success";
+
+/// All values of the label `result` of answers of a Kubernetes API server.
+pub(super) const API_RESULTS: [&str; 6] = [SUCCESS, "empty", "denied", "expired", "timeout", "error"];
 
 /// Counters by the label `result`.
 #[derive(Debug, Default)]
@@ -32,12 +39,16 @@ impl Meters {
     /// Registers, with value 0, the series that this kind of resolver can count.
     pub(super) fn new(pool: &str, config: &Config) -> Self {
         let lookups = |family: &'static str, wanted: bool| match wanted {
-            true => Lookups::new(pool, family),
+            true => Lookups::new(pool, family, &Answer::RESULTS),
             false => Lookups::default(),
         };
         let dns = match config {
-            Config::Static(_) | Config::Srv(_) => None,
+            Config::Static(_) | Config::Srv(_) | Config::Kubernetes(_) => None,
             Config::Dns(dns) => Some(dns.ip_family),
+        };
+        let kubernetes = match config {
+            Config::Kubernetes(_) => Lookups::new(pool, "kubernetes", &API_RESULTS),
+            Config::Static(_) | Config::Dns(_) | Config::Srv(_) => Lookups::default(),
         };
         let (is_static, is_srv) = (matches!(config, Config::Static(_)), matches!(config, Config::Srv(_)));
         Self {
@@ -48,6 +59,7 @@ impl Meters {
             fixed: lookups("static", is_static),
             srv: lookups("srv", is_srv),
             targets: lookups("srv_target", is_srv),
+            kubernetes,
         }
     }
 
@@ -61,6 +73,7 @@ impl Meters {
             fixed: Lookups::default(),
             srv: Lookups::default(),
             targets: Lookups::default(),
+            kubernetes: Lookups::default(),
         }
     }
 
@@ -81,6 +94,12 @@ impl Meters {
         self.targets.count(Some(answers.best()));
     }
 
+    /// Counts an answer of a Kubernetes API server, or that there was none.
+    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "there is no such resolver"))]
+    pub(super) fn count_kubernetes(&self, result: &'static str) {
+        self.kubernetes.count(Some(result));
+    }
+
     /// Records the time of a round in which all answers were good.
     pub(super) fn succeeded(&self) {
         // The wall clock is only displayed; nothing is computed with it.
@@ -95,12 +114,13 @@ impl Meters {
 }
 
 impl Lookups {
-    fn new(pool: &str, family: &'static str) -> Self {
-        let counter = |result| {
+    fn new(pool: &str, family: &'static str, results: &[&'static str]) -> Self {
+        let counter = |result: &&'static str| {
+            let result = *result;
             let labels = [("pool", pool.to_owned()), ("family", family.to_owned()), ("result", String::from(result))];
             (result, counter!(DISCOVERY_LOOKUPS_TOTAL, &labels))
         };
-        Self(Answer::RESULTS.into_iter().map(counter).collect())
+        Self(results.iter().map(counter).collect())
     }
 
     fn count(&self, result: Option<&'static str>) {

@@ -1,8 +1,9 @@
 //! Discovery: finds the backends of a pool. A resolver publishes full sets of endpoints through a watch channel.
 //!
 //! A resolver asks at a fixed interval, independently of requests; every second for a while after an answer lacked a
-//! backend that was there before. A set that was good once is replaced only by another good one. An empty or failed answer changes nothing except the metrics; the log has a line whenever the state
-//! changes.
+//! backend that was there before. A set that was good once is replaced only by another good one. An empty or failed answer
+//! changes nothing except the metrics; the log has a line whenever the state changes. The resolver of Kubernetes is told of
+//! changes instead.
 //!
 //! The proxy calls [`start`] for each pool; the tools call [`resolve_once`].
 
@@ -14,12 +15,18 @@ mod exchange;
 mod fixed;
 mod hosts;
 mod known;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "without_kubernetes.rs"]
+mod kubernetes;
 mod metrics;
 mod own;
 mod parts;
 mod resolv;
 mod resolvers;
 mod search;
+mod service;
 mod services;
 mod srv;
 mod state_log;
@@ -36,14 +43,15 @@ use tokio::time::{sleep, timeout};
 pub use self::{
     address::{AddressError, check_backend, check_hostname},
     own::Own,
-    resolvers::Resolvers,
+    resolvers::{Resolvers, Trouble},
+    service::{ServiceError, check_service},
 };
 use self::{dns::Dns, fixed::Fixed, metrics::Meters, resolvers::Publisher, srv::Srv, system::System};
 use crate::{
     access::Access,
     endpoint::Endpoints,
     lifecycle::Tasks,
-    settings::{DnsResolver, IpFamily, Resolver, SrvResolver, StaticResolver, values::GoDuration},
+    settings::{DnsResolver, IpFamily, KubernetesResolver, Resolver, SrvResolver, StaticResolver, values::GoDuration},
 };
 
 /// The shortest interval. A shorter one is most likely a mistake and would burden the cluster's name servers.
@@ -68,6 +76,8 @@ pub enum Config {
     Dns(DnsResolver),
     /// One name whose SRV records name the backends and their ports.
     Srv(SrvResolver),
+    /// The pods behind a Service of Kubernetes.
+    Kubernetes(KubernetesResolver),
 }
 
 /// The reason why discovery cannot start or, from [`resolve_once`], has no answer.
@@ -93,6 +103,20 @@ pub enum DiscoveryError {
     /// The port is 0, which cannot be dialled.
     #[error("port 0 cannot be dialled")]
     Port,
+    /// The name of a Service is invalid.
+    #[error("bad service {written:?}: {source}")]
+    Service {
+        /// As it was configured.
+        written: String,
+        /// What is wrong with it.
+        source: ServiceError,
+    },
+    /// A Kubernetes resolver has no ports.
+    #[error("a k8s resolver needs at least one port in ports")]
+    NoPorts,
+    /// The program was built without the cargo feature `kubernetes`.
+    #[error("this build has no k8s resolver: build it with the cargo feature kubernetes")]
+    NotBuilt,
     /// The interval is out of its bounds.
     #[error("the interval {0}")]
     Interval(TimeError),
@@ -127,26 +151,30 @@ impl Config {
     /// The resolver that a pool has; `None` where it has none.
     pub fn of(resolver: &Resolver) -> Option<Self> {
         let list = resolver.r#static.clone().map(Self::Static);
-        let dns = || resolver.dns.clone().map(Self::Dns);
-        list.or_else(dns).or_else(|| resolver.srv.clone().map(Self::Srv))
+        let list = list.or_else(|| resolver.dns.clone().map(Self::Dns));
+        let list = list.or_else(|| resolver.srv.clone().map(Self::Srv));
+        list.or_else(|| resolver.k8s.clone().map(Self::Kubernetes))
     }
 
     /// Returns the error with which [`start`] would fail, if there is one. Nothing is looked up.
     pub fn check(&self) -> Result<(), DiscoveryError> {
-        check_interval(self.interval()).map_err(DiscoveryError::Interval)?;
+        self.interval().map_or(Ok(()), check_interval).map_err(DiscoveryError::Interval)?;
         check_timeout(self.timeout()).map_err(DiscoveryError::Timeout)?;
         match self {
             Self::Static(list) => fixed::entries(&list.hostnames).map(drop),
             Self::Dns(dns) => dns::check(&dns.hostname, dns.port),
             Self::Srv(srv) => srv::check(&srv.hostname),
+            Self::Kubernetes(keys) => kubernetes::check(keys),
         }
     }
 
-    fn interval(&self) -> Duration {
+    /// The time between two rounds of questions; `None` where changes are watched.
+    fn interval(&self) -> Option<Duration> {
         match self {
-            Self::Static(list) => list.interval,
-            Self::Dns(dns) => dns.interval,
-            Self::Srv(srv) => srv.interval,
+            Self::Static(list) => Some(list.interval),
+            Self::Dns(dns) => Some(dns.interval),
+            Self::Srv(srv) => Some(srv.interval),
+            Self::Kubernetes(_) => None,
         }
     }
 
@@ -155,6 +183,7 @@ impl Config {
             Self::Static(list) => list.timeout,
             Self::Dns(dns) => dns.timeout,
             Self::Srv(srv) => srv.timeout,
+            Self::Kubernetes(keys) => keys.timeout,
         }
     }
 }
@@ -181,7 +210,7 @@ pub fn check_timeout(timeout: Duration) -> Result<(), TimeError> {
 /// that one continues until the new one has its first good answer.
 ///
 /// A pool's first resolver has published its set when this returns if it is static. A static resolver of addresses only
-/// has done so in any case. A DNS resolver publishes once it has an answer. The resolver's task ends with `tasks` or
+/// has done so in any case. The others publish once they have an answer. The resolver's task ends with `tasks` or
 /// when all receivers are dropped.
 pub fn start(
     resolvers: &Resolvers,
@@ -190,7 +219,10 @@ pub fn start(
     access: Access,
     tasks: &Tasks,
 ) -> Result<(), DiscoveryError> {
-    start_on(System::new(config.timeout()), resolvers, pool, config, access, tasks)
+    match config {
+        Config::Kubernetes(keys) => kubernetes::start(resolvers, pool, keys, access, tasks),
+        _ => start_on(System::new(config.timeout()), resolvers, pool, config, access, tasks),
+    }
 }
 
 /// Asks once, for at most `limit`, and returns the set that a proxy started now would use.
@@ -198,7 +230,10 @@ pub fn start(
 /// Unlike a proxy, which uses partial answers, this returns an error if any question of a DNS resolver fails. Static
 /// entries whose names were not resolved have no address, as in a proxy.
 pub async fn resolve_once(config: &Config, limit: Duration) -> Result<Endpoints, DiscoveryError> {
-    resolve_once_on(System::new(config.timeout().min(limit)), config, limit).await
+    match config {
+        Config::Kubernetes(keys) => kubernetes::resolve_once(keys, limit).await,
+        _ => resolve_once_on(System::new(config.timeout().min(limit)), config, limit).await,
+    }
 }
 
 fn start_on(
@@ -216,7 +251,7 @@ fn start_on(
     if let Some(endpoints) = endpoints {
         publisher.publish(&endpoints);
     }
-    tasks.spawn(run(source, publisher, config.interval(), tasks.clone()));
+    tasks.spawn(run(source, publisher, config.interval().unwrap_or(MIN_INTERVAL), tasks.clone()));
     Ok(())
 }
 
@@ -255,6 +290,8 @@ impl Source {
                 Self::Dns(Box::new(Dns::new(&dns.hostname, dns.port, dns.ip_family, system, meters, pool)))
             }
             Config::Srv(srv) => Self::Srv(Box::new(Srv::new(&srv.hostname, system, meters, pool))),
+            // It asks no name server, and is started by itself.
+            Config::Kubernetes(_) => return Err(DiscoveryError::NotBuilt),
         })
     }
 

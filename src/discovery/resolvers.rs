@@ -30,7 +30,12 @@ pub struct Resolvers {
     own: Own,
     count: Gauge,
     pending: Gauge,
+    trouble: Trouble,
 }
+
+/// Why the newest resolver has no good answer now, for a pool that has no backends yet. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble(Arc<Mutex<Option<String>>>);
 
 #[derive(Default)]
 struct Registrations {
@@ -60,16 +65,19 @@ impl Resolvers {
         let (sender, receiver) = watch::channel(None);
         let gauge = |name: &'static str| gauge!(name, "pool" => pool.to_owned());
         let (count, pending) = (gauge(DISCOVERY_ENDPOINTS), gauge(DISCOVERY_CHANGE_PENDING));
-        (
-            Self { pool: pool.into(), sender, registrations: Arc::default(), own: Own::default(), count, pending },
-            receiver,
-        )
+        let (pool, registrations, own, trouble) = (pool.into(), Arc::default(), Own::default(), Trouble::default());
+        (Self { pool, sender, registrations, own, count, pending, trouble }, receiver)
     }
 
     /// Leaves out backends that are this process itself.
     #[must_use]
     pub fn refusing(self, own: Own) -> Self {
         Self { own, ..self }
+    }
+
+    /// Returns the place in which resolvers write why they have no good answer.
+    pub fn trouble(&self) -> Trouble {
+        self.trouble.clone()
     }
 
     /// Sets the access of the members that the newest configuration found. If it has found none yet, the access applies
@@ -123,7 +131,20 @@ impl Registrations {
     }
 }
 
+impl Trouble {
+    /// Returns the reason, if there is one. Only the resolver of Kubernetes states it.
+    pub fn reason(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl Publisher {
+    /// States why there is no good answer now, or that there is one.
+    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "no other resolver states it"))]
+    pub(super) fn set_trouble(&self, reason: Option<String>) {
+        *self.resolvers.trouble.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
     /// Returns whether this resolver has not taken over yet.
     pub(super) fn is_next(&self) -> bool {
         self.resolvers.lock().next.as_ref().is_some_and(|next| next.number == self.number)

@@ -114,11 +114,13 @@ impl Pool {
 
     /// Makes the pool's first table a condition of readiness.
     pub(super) fn require_table(&self, readiness: &Readiness) {
-        let delivers = self.dispatch();
+        let (delivers, trouble) = (self.dispatch(), self.resolvers.trouble());
+        let unmet = move || match trouble.reason() {
+            Some(reason) => format!("no backends yet: discovery has found none ({reason})"),
+            None => "no backends yet: discovery has found none".to_owned(),
+        };
         // This checks dispatch's view and not membership's table: a request that arrives at once must find queues.
-        readiness.require(condition(&self.config.name), move || {
-            delivers.view().is_none().then(|| "no backends yet: discovery has found none".to_owned())
-        });
+        readiness.require(condition(&self.config.name), move || delivers.view().is_none().then(&unmet));
     }
 
     /// Resolves when requests find a table and queues.

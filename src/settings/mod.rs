@@ -29,8 +29,8 @@ pub use self::{
     headers::{Headers, Secret},
     invalid_trace_id::{InvalidTraceId, InvalidTraceIds},
     pools::{
-        CompressionParams, Delivery, DnsResolver, Handoff, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure,
-        Ring, SendingQueue, SrvResolver, StaticResolver, USUAL_DELAY,
+        CompressionParams, Delivery, DnsResolver, Handoff, KubernetesResolver, OutlierDetection, Placement, Pool,
+        Resolver, RetryOnFailure, Ring, SendingQueue, SrvResolver, StaticResolver, USUAL_DELAY,
     },
     receivers::{Grpc, Keepalive, Otlp, Protocols, Receivers, ServerParameters},
     section::IfWritten,

@@ -35,6 +35,8 @@ section! {
         dns: Option<DnsResolver>,
         /// A name whose SRV records name the backends.
         srv: Option<SrvResolver>,
+        /// The pods behind a Service of Kubernetes.
+        k8s: Option<KubernetesResolver>,
     }
 
     /// `pools.NAME.resolver.static`: backends by name or address, all of them members whether their names resolve or not.
@@ -77,6 +79,22 @@ section! {
         interval: Duration = RESOLVER_INTERVAL,
         /// How long one look-up may take.
         timeout: Duration = RESOLVER_TIMEOUT,
+    }
+
+    /// `pools.NAME.resolver.k8s`, also written `kubernetes`
+    #[derive(Eq)]
+    pub struct KubernetesResolver {
+        /// The Service whose EndpointSlices are watched: `NAME.NAMESPACE`, or `NAME` in the namespace of the proxy's own
+        /// pod (with a kubeconfig, in that of its context). See [Kubernetes](#kubernetes).
+        service: String,
+        /// The ports of every pod. Each of them is a backend of its own.
+        ports: Vec<u16> = vec![OTLP_GRPC_PORT],
+        /// How long the API server may take to begin an answer, and for each further part of a list.
+        timeout: Duration = RESOLVER_TIMEOUT,
+        /// Whether a backend is identified by the host name of its pod, which only the pods of a StatefulSet have:
+        /// `true` leaves pods without one out, `false` always uses addresses. If it is not written, pods that have a host
+        /// name are identified by it.
+        return_hostnames: IfWritten<bool>,
     }
 }
 

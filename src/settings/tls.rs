@@ -46,7 +46,7 @@ section! {
         /// File with that certificate's private key, PEM.
         key_file: IfWritten<FilePath>,
         /// The name that the backends' certificates must contain. Without it this is the `hostname` of `dns`, that of
-        /// `srv` without its labels that begin with `_`, or each entry's own host in `static`.
+        /// `srv` without its labels that begin with `_`, the `service` of `k8s`, or each entry's own host in `static`.
         server_name_override: String,
         /// `true` accepts any certificate. Anyone can then impersonate a backend.
         insecure_skip_verify: bool,

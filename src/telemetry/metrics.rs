@@ -156,7 +156,7 @@ declare! {
     DISCOVERY_LAST_SUCCESS_TIMESTAMP_SECONDS = "spanring_discovery_last_success_timestamp_seconds", Gauge, ["pool"],
         "When discovery last had a good answer, in Unix time.";
     DISCOVERY_LOOKUPS_TOTAL = "spanring_discovery_lookups_total", Counter, ["pool", "family", "result"],
-        "Look-ups by family (ipv4, ipv6, static, srv, srv_target) and result (success, empty, nxdomain, refused, servfail, timeout, error).";
+        "Look-ups by family (ipv4, ipv6, static, srv, srv_target) and result (success, empty, nxdomain, refused, servfail, timeout, error); answers of a Kubernetes API server by family kubernetes and result (success, empty, denied, expired, timeout, error).";
     DISCOVERY_ENDPOINTS = "spanring_discovery_endpoints", Gauge, ["pool"],
         "Backends that discovery reports.";
     DISCOVERY_CHANGE_PENDING = "spanring_discovery_change_pending", Gauge, ["pool"],

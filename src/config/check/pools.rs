@@ -9,8 +9,8 @@ use super::{
 use crate::{
     discovery,
     settings::{
-        Compression, Delivery, DnsResolver, OutlierDetection, Placement, Pool, Resolver, RetryOnFailure, Settings,
-        SrvResolver, StaticResolver, values::GoDuration,
+        Compression, Delivery, DnsResolver, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver,
+        RetryOnFailure, Settings, SrvResolver, StaticResolver, values::GoDuration,
     },
 };
 
@@ -132,11 +132,12 @@ fn check_outlier_detection(at: &KeyPath, keys: &OutlierDetection, report: &mut R
 
 /// Checks that a pool has exactly one resolver.
 fn check_resolver(at: &KeyPath, resolver: &Resolver, report: &mut Report<'_>) {
-    let Resolver { r#static, dns, srv } = resolver;
-    let written = [("static", r#static.is_some()), ("dns", dns.is_some()), ("srv", srv.is_some())];
+    let Resolver { r#static, dns, srv, k8s } = resolver;
+    let written =
+        [("static", r#static.is_some()), ("dns", dns.is_some()), ("srv", srv.is_some()), ("k8s", k8s.is_some())];
     let names: Vec<&str> = written.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect();
     match names[..] {
-        [] => report.error(at, "is missing; write static, dns or srv"),
+        [] => report.error(at, "is missing; write static, dns, srv or k8s"),
         [_] => {}
         [first, second, ..] => report.error(at, format!("has both {first} and {second}; a pool has one resolver")),
     }
@@ -151,6 +152,9 @@ fn check_resolver(at: &KeyPath, resolver: &Resolver, report: &mut Report<'_>) {
     }
     if let Some(keys) = srv {
         check_srv(&at.key("srv"), keys, report);
+    }
+    if let Some(keys) = k8s {
+        check_kubernetes(&at.key("k8s"), keys, report);
     }
 }
 
@@ -185,6 +189,33 @@ fn check_dns(at: &KeyPath, keys: &DnsResolver, report: &mut Report<'_>) {
 fn check_srv(at: &KeyPath, keys: &SrvResolver, report: &mut Report<'_>) {
     check_hostname(at, &keys.hostname, "_otlp-grpc._tcp.collectors.example", report);
     check_times(at, keys.interval, keys.timeout, report);
+}
+
+fn check_kubernetes(at: &KeyPath, keys: &KubernetesResolver, report: &mut Report<'_>) {
+    if !cfg!(feature = "kubernetes") {
+        report.error(at, discovery::DiscoveryError::NotBuilt.to_string());
+    }
+    let service = at.key("service");
+    match discovery::check_service(&keys.service) {
+        Ok(()) => {}
+        Err(error @ discovery::ServiceError::Empty) => report.error(&service, error.to_string()),
+        Err(error) => {
+            report.error(&service, Message::about(&keys.service, |name| format!("{name} is no Service: {error}")))
+        }
+    }
+    let ports = at.key("ports");
+    if keys.ports.is_empty() {
+        report.error(&ports, "names no port; write ports: [4317]");
+    }
+    for (index, port) in keys.ports.iter().enumerate() {
+        report.within(&ports.item(index), *port, 1, u16::MAX);
+        if keys.ports.iter().take(index).any(|other| other == port) {
+            report.error(&ports, Message::both(format!("{port} is listed twice"), "a port is listed twice"));
+        }
+    }
+    if let Err(error) = discovery::check_timeout(keys.timeout) {
+        report.error(&at.key("timeout"), error.to_string());
+    }
 }
 
 fn check_hostname(at: &KeyPath, hostname: &str, example: &str, report: &mut Report<'_>) {

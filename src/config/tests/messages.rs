@@ -20,6 +20,7 @@ fn complaint(text: &str) -> String {
             }
             discovery::Config::Dns(dns) => dns.hostname.clone(),
             discovery::Config::Srv(srv) => srv.hostname.clone(),
+            discovery::Config::Kubernetes(keys) => keys.service.clone(),
         },
     )
 }
@@ -56,10 +57,33 @@ fn resolvers_of_the_exporter_lead_to_advice() {
         "f:2:20: pools.a.resolver: \"aws_cloud_map\" is not supported yet; a namespace of a DNS kind gives its services names: \
          write dns: { hostname: SERVICE_NAME.NAMESPACE }"
     );
+}
+
+#[cfg(feature = "kubernetes")]
+#[test]
+fn the_kubernetes_resolver_has_two_names_and_its_keys_are_checked() {
+    for name in ["k8s", "kubernetes"] {
+        let written = |keys: &str| pool(&format!("resolver: {{ {name}: {{ {keys} }} }}"));
+        let at = |keys: &str| written(keys).split_once(": pools.a.resolver").map(|(_, rest)| rest.to_owned());
+        assert_eq!(written("service: a.b, ports: [1, 2], timeout: 2s, return_hostnames: true"), "a.b");
+        assert_eq!(at(""), Some(".k8s.service: is missing; write service: NAME.NAMESPACE".into()));
+        let zone = ".k8s.service: \"a.b.svc\" is no Service: a Service is written NAME.NAMESPACE, without the zone of its \
+                    name in DNS";
+        assert_eq!(at("service: a.b.svc"), Some(zone.into()));
+        let none = ".k8s.ports: names no port; write ports: [4317]";
+        assert_eq!(at("service: a, ports: []"), Some(none.into()));
+        assert_eq!(at("service: a, ports: [1, 2, 1]"), Some(".k8s.ports: 1 is listed twice".into()));
+        assert!(at("service: a, ports: [1, 0]").is_some_and(|error| error.starts_with(".k8s.ports[1]: ")), "{name}");
+        assert_eq!(at("service: a, timeout: 0s"), Some(".k8s.timeout: must be longer than 0s".into()));
+        assert!(written("service: a, port: 1").contains("did you mean \"ports\"?"), "{name}");
+    }
     assert_eq!(
-        pool("resolver: { k8s: { service: s } }"),
-        "f:2:20: pools.a.resolver: \"k8s\" is not supported yet; a headless Service has a name in DNS: write dns: { hostname: \
-         SERVICE.NAMESPACE.svc }"
+        pool("resolver: { k8s: { service: a }, kubernetes: { service: b } }"),
+        "f:2:38: pools.a.resolver: k8s and kubernetes are two names of one resolver; write one of them"
+    );
+    assert_eq!(
+        pool("resolver: { kubernetes: { service: a }, dns: { hostname: b } }"),
+        "f:2:8: pools.a.resolver: has both dns and k8s; a pool has one resolver"
     );
 }
 

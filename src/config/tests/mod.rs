@@ -292,7 +292,7 @@ fn all_errors_are_reported_at_once() {
     assert_eq!(
         config(text).expect_err("invalid"),
         "spanring.yaml:2:21: receivers.otlp.deadline: must be longer than 0s\n\
-         spanring.yaml:4:3: pools.a.resolver: is missing; write static, dns or srv\n\
+         spanring.yaml:4:3: pools.a.resolver: is missing; write static, dns, srv or k8s\n\
          spanring.yaml:5:14: pools.a.timeout: must be longer than 0s\n\
          spanring.yaml:1:1: routes: no route is defined; write routes: [{ signals: [traces], routing_key: trace_id, pool: NAME }]"
     );

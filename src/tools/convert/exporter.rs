@@ -348,11 +348,9 @@ fn resolver(resolver: &mut Section<'_>, record_origin: RecordOrigin<'_>, notes: 
         return of("dns", Yaml::map(out));
     }
     if let Some(mut k8s) = resolver.section("k8s") {
-        record_origin("hostname", ["k8s", "service"]);
-        record_origin("port", ["k8s", "ports"]);
-        let out = kubernetes(&mut k8s, notes);
+        let out = kubernetes(&mut k8s);
         k8s.rest(notes);
-        return of("dns", out);
+        return of("k8s", out);
     }
     let Some(mut map) = resolver.section("aws_cloud_map") else { return Yaml::Map(Vec::new()) };
     let names = ["service_name", "namespace"].map(|key| (key, map.text(key).unwrap_or_default()));
@@ -404,33 +402,14 @@ fn hostnames(list: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     Yaml::List(kept)
 }
 
-/// Converts a Kubernetes Service to its DNS name; for a headless Service the answer is the same set of addresses.
-fn kubernetes(k8s: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
-    let service = k8s.text("service").unwrap_or_default();
-    // The search list resolves a bare name in its own namespace; `name.namespace` also needs `svc` of the cluster's
-    // zone.
-    let hostname = if service.contains('.') && !service.contains("${") { format!("{service}.svc") } else { service };
-    let message = "becomes a DNS look-up of the Service, which has to be headless (clusterIP: None)";
-    notes.push(k8s.note(message).costing(Cost::Routing));
-    let mut port = Yaml::Scalar(Value::Null);
-    if let Some(ports) = k8s.take("ports") {
-        let mut written = match Yaml::from(&ports.node) {
-            Yaml::List(ports) => ports.into_iter(),
-            one => vec![one].into_iter(),
-        };
-        port = written.next().unwrap_or(port).numeric();
-        if written.next().is_some() {
-            let message = "only the first port is taken: a backend has one";
-            notes.push(k8s.note_of(ports, message).costing(Cost::Routing));
-        }
-    }
-    if let Some(entry) = k8s.take("return_hostnames")
-        && texts_of(&entry.node) == ["true"]
-    {
-        let message =
-            "is not there yet: addresses are hashed, so a pod that comes back with another one moves its traces";
-        notes.push(k8s.note_of(entry, message).costing(Cost::Routing));
-    }
-    k8s.ignore(&["timeout"]);
-    Yaml::map([("hostname", Yaml::text(hostname)), ("port", port)])
+/// Converts the resolver of Kubernetes, which has the same keys here.
+fn kubernetes(k8s: &mut Section<'_>) -> Yaml {
+    let ports = match k8s.pass("ports") {
+        Yaml::List(ports) => Yaml::List(ports.into_iter().map(Yaml::numeric).collect()),
+        Yaml::Scalar(Value::Null) => Yaml::Scalar(Value::Null),
+        one => Yaml::List(vec![one.numeric()]),
+    };
+    let [service, timeout, return_hostnames] =
+        ["service", "timeout", "return_hostnames"].map(|key| (key, k8s.pass(key)));
+    Yaml::map([service, ("ports", ports), timeout, return_hostnames])
 }

@@ -255,15 +255,20 @@ fn a_service_becomes_its_dns_name() {
         let discovery::Config::Dns(dns) = &config.pools[0].discovery else { panic!("dns") };
         (dns.hostname.clone(), dns.port, notes(&converted).join("\n"))
     };
-    let (name, port, told) = dns("k8s: { service: collectors.observability, ports: [14317, 4318] }");
-    assert_eq!((name.as_str(), port), ("collectors.observability.svc", 14317));
-    assert!(told.contains("has to be headless") && told.contains("k8s.ports"), "{told}");
-    let (name, port, told) = dns("k8s: { service: collectors, return_hostnames: true }");
-    assert_eq!((name.as_str(), port), ("collectors", 4317));
-    assert!(told.contains("k8s.return_hostnames"), "{told}");
     let (name, _, told) = dns("aws_cloud_map: { namespace: obs.local, service_name: tail, health_status: HEALTHY }");
     assert_eq!(name, "tail.obs.local");
     assert!(told.contains("aws_cloud_map.health_status (line 2): is left out"), "{told}");
+}
+
+#[cfg(feature = "kubernetes")]
+#[test]
+fn the_kubernetes_resolver_keeps_its_keys() {
+    let resolver = "k8s: { service: lb.ns, ports: [15317, \"16317\"], timeout: 2s, return_hostnames: true }";
+    let converted = with_exporter(&format!("{{ resolver: {{ {resolver} }} }}"), TO_IT);
+    let discovery::Config::Kubernetes(keys) = &checked(&converted).pools[0].discovery else { panic!("k8s") };
+    assert_eq!((keys.service.as_str(), &*keys.ports), ("lb.ns", &[15317, 16317][..]));
+    assert_eq!((keys.timeout.as_secs(), *keys.return_hostnames), (2, Some(true)));
+    assert_eq!(notes(&converted), [""; 0]);
 }
 
 #[test]
@@ -323,7 +328,7 @@ fn duplicate_backends_are_removed() {
 
 #[test]
 fn findings_are_sorted_by_cost() {
-    let exporter = "{ resolver: { k8s: { service: a } }, protocol: { otlp: { keepalive: { time: 1s } } } }";
+    let exporter = "{ resolver: { aws_cloud_map: { service_name: a, namespace: b } }, protocol: { otlp: { keepalive: { time: 1s } } } }";
     let pipelines =
         "{ traces: { receivers: [otlp, zipkin], processors: [filter], exporters: [load_balancing, debug] } }";
     let converted = converted(&format!(
@@ -335,7 +340,7 @@ fn findings_are_sorted_by_cost() {
     assert_eq!(
         found,
         [
-            (Cost::Routing, "exporters.load_balancing.resolver.k8s"),
+            (Cost::Routing, "exporters.load_balancing.resolver.aws_cloud_map"),
             (Cost::Data, "receivers.zipkin"),
             (Cost::Data, "processors.filter"),
             (Cost::Data, "exporters.debug"),

@@ -62,6 +62,16 @@ capabilities: { drop: [ALL] }
 {{ .Values.pool.hostname | default (printf "%s.%s.svc" (include "spanring.collectors" .) .Release.Namespace) }}
 {{- end }}
 
+{{- define "spanring.poolService" -}}
+{{ .Values.pool.service | default (printf "%s.%s" (include "spanring.collectors" .) .Release.Namespace) }}
+{{- end }}
+
+{{- /* The namespace of the Service whose EndpointSlices are watched. */ -}}
+{{- define "spanring.poolNamespace" -}}
+{{- $service := splitList "." (include "spanring.poolService" .) -}}
+{{ if gt (len $service) 1 }}{{ index $service 1 }}{{ else }}{{ .Release.Namespace }}{{ end }}
+{{- end }}
+
 {{- /* Spanring's configuration: generated from the values, with `config` merged into it. */ -}}
 {{- define "spanring.config" -}}
 {{- $sidecar := eq .Values.mode "sidecar" -}}
@@ -73,7 +83,11 @@ capabilities: { drop: [ALL] }
 {{- $_ := set $grpc "tls" $tls -}}
 {{- end -}}
 {{- end -}}
-{{- $pool := dict "resolver" (dict "dns" (dict "hostname" (include "spanring.poolHostname" .) "port" (int .Values.pool.port))) "compression" .Values.pool.compression -}}
+{{- $resolver := dict "dns" (dict "hostname" (include "spanring.poolHostname" .) "port" (int .Values.pool.port)) -}}
+{{- if eq .Values.pool.resolver "k8s" -}}
+{{- $resolver = dict "k8s" (dict "service" (include "spanring.poolService" .) "ports" (list (int .Values.pool.port))) -}}
+{{- end -}}
+{{- $pool := dict "resolver" $resolver "compression" .Values.pool.compression -}}
 {{- with .Values.tls.pool -}}
 {{- if .enabled -}}
 {{- $tls := dict "insecure" false -}}
@@ -175,7 +189,7 @@ annotations:
 
 {{- define "spanring.podSpec" -}}
 serviceAccountName: {{ include "spanring.serviceAccountName" . }}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ eq .Values.pool.resolver "k8s" }}
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
