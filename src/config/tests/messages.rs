@@ -79,7 +79,7 @@ fn the_kubernetes_resolver_has_two_names_and_its_keys_are_checked() {
     }
     assert_eq!(
         pool("resolver: { k8s: { service: a }, kubernetes: { service: b } }"),
-        "f:2:38: pools.a.resolver: k8s and kubernetes are two names of one resolver; write one of them"
+        "f:2:41: pools.a.resolver: k8s and kubernetes are two names of one resolver; write one of them"
     );
     assert_eq!(
         pool("resolver: { kubernetes: { service: a }, dns: { hostname: b } }"),

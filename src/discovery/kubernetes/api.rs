@@ -64,7 +64,7 @@ pub(super) enum Place {
 
 /// A client for one Service. It keeps at most one idle connection.
 pub(super) struct Api {
-    service: BoxService<Request<Empty<Bytes>>, Response<Incoming>, BoxError>,
+    service: HttpClient,
     /// The namespace of the Service.
     namespace: String,
     /// The path and the label selector of the Service's slices.
@@ -246,12 +246,11 @@ async fn config(place: &Place) -> Result<Config, Failure> {
     })
 }
 
+/// Sends requests to the API server.
+type HttpClient = BoxService<Request<Empty<Bytes>>, Response<Incoming>, BoxError>;
+
 /// Builds the client. It reads the token and certificates, and runs the program that a kubeconfig names for tokens.
-fn connected(
-    config: &Config,
-    timeout: Duration,
-    tasks: Tasks,
-) -> Result<BoxService<Request<Empty<Bytes>>, Response<Incoming>, BoxError>, Failure> {
+fn connected(config: &Config, timeout: Duration, tasks: Tasks) -> Result<HttpClient, Failure> {
     let failed = |error: kube::Error| Failure::Config(chain(&error));
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);

@@ -3,6 +3,7 @@
 //! - `api` connects to the API server, lists and watches;
 //! - `slices` has what is read of its answers, `failure` what can be wrong with them;
 //! - `join` makes one set of backends of all slices;
+//! - `log` has the lines about changes of the resolver's state;
 //! - `watcher` keeps the slices up to date and publishes the set.
 //!
 //! **Invariant:** a list replaces the slices once it is complete. Until then, and whenever the API server fails, the
@@ -11,6 +12,7 @@
 mod api;
 mod failure;
 mod join;
+mod log;
 mod slices;
 #[cfg(test)]
 mod tests;

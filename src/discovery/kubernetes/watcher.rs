@@ -13,7 +13,8 @@ use super::{
     },
     api::{Api, Place},
     failure::Failure,
-    join::{Joined, LeftOut, Rules, join},
+    join::{Joined, Rules, join},
+    log::Log,
     slices::{Event, Slice},
 };
 use crate::{
@@ -61,7 +62,6 @@ pub(super) struct Watcher {
     pace: Pace,
     service: ServiceName,
     timeout: Duration,
-    pool: String,
     tasks: Tasks,
     meters: Meters,
     rules: Rules,
@@ -76,13 +76,6 @@ pub(super) struct Watcher {
     retry: Duration,
     published: Option<Endpoints>,
     log: Log,
-}
-
-/// What was logged about the resolver.
-#[derive(Default)]
-struct Log {
-    is_failing: bool,
-    left_out: LeftOut,
 }
 
 impl Watcher {
@@ -107,7 +100,6 @@ impl Watcher {
             pace,
             service,
             timeout: keys.timeout,
-            pool: pool.to_owned(),
             tasks: tasks.clone(),
             meters,
             rules,
@@ -117,7 +109,7 @@ impl Watcher {
             listed_at: None,
             retry: pace.first_retry,
             published: None,
-            log: Log::default(),
+            log: Log::new(pool, &keys.service),
         }
     }
 
@@ -239,21 +231,14 @@ impl Watcher {
     /// Publishes the set of backends if there are any and they are others than before.
     fn publish(&mut self, publisher: &Publisher) {
         let Joined { endpoints, left_out } = join(self.slices.values(), &self.rules);
-        self.log.note_left_out(&self.pool, &self.service.name, left_out);
+        self.log.note_left_out(left_out);
         if endpoints.is_empty() {
             return self.fail(&Failure::Empty(left_out.to_string()), publisher);
         }
         self.meters.succeeded();
         self.meters.count_kubernetes(SUCCESS);
         publisher.set_trouble(None);
-        if std::mem::take(&mut self.log.is_failing) {
-            tracing::info!(
-                pool = self.pool,
-                service = self.service.name,
-                known = endpoints.len(),
-                "discovery recovered"
-            );
-        }
+        self.log.note_good(endpoints.len());
         if self.published.as_deref() != Some(&*endpoints) {
             let endpoints: Arc<[Endpoint]> = endpoints.into();
             publisher.publish(&endpoints);
@@ -265,19 +250,10 @@ impl Watcher {
     fn fail(&mut self, failure: &Failure, publisher: &Publisher) {
         self.count(failure);
         publisher.set_trouble(Some(failure.to_string()));
-        let (pool, service, known) =
-            (&*self.pool, &*self.service.name, self.published.as_deref().map_or(0, <[_]>::len));
-        match (std::mem::replace(&mut self.log.is_failing, true), known) {
-            (true, _) => tracing::debug!(pool, service, reason = %failure, known, "discovery still fails"),
-            (false, 0) => {
-                tracing::warn!(pool, service, reason = %failure, "discovery has no address yet and keeps asking");
-                if publisher.is_next() {
-                    publisher.warn_of_waiting();
-                }
-            }
-            (false, _) => {
-                tracing::warn!(pool, service, reason = %failure, known, "discovery fails; the last good set stays");
-            }
+        let known = self.published.as_deref().map_or(0, <[_]>::len);
+        let is_first = self.log.note_failure(failure, known);
+        if is_first && known == 0 && publisher.is_next() {
+            publisher.warn_of_waiting();
         }
     }
 
@@ -303,18 +279,6 @@ impl Watcher {
 
     fn may_list_at_once(&self) -> bool {
         self.listed_at.is_none_or(|listed_at| listed_at.elapsed() >= self.pace.shortest)
-    }
-}
-
-impl Log {
-    /// Logs what is left out and should not be, when it changes.
-    fn note_left_out(&mut self, pool: &str, service: &str, left_out: LeftOut) {
-        // Pods that are not ready are ordinary, and no change.
-        let odd = LeftOut { not_serving: 0, ..left_out };
-        if odd != self.left_out && odd.is_odd() {
-            tracing::warn!(pool, service, %left_out, "discovery leaves out endpoints");
-        }
-        self.left_out = odd;
     }
 }
 

@@ -222,8 +222,8 @@ exporters: { loadbalancing: { resolver: { dns: { hostname: a } } } }",
         "exporters:
   loadbalancing:
     resolver: { k8s: { service: a, ports: [0] } }",
-        1,
-        &["resolver.k8s.ports (line 3): is left out"],
+        0,
+        &["resolver.k8s.ports[0] (line 3): is left out", "resolver.k8s.ports (line 3): names no port"],
     ),
     (
         "exporters:

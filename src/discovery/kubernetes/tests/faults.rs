@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use super::{ApiServer, LIMIT, PACE, Pace, Rig, keys, ready};
-use crate::telemetry::logs::captured;
 
 const BOTH: [&str; 2] = ["10.0.0.1:4317", "10.0.0.2:4317"];
 
@@ -217,25 +216,4 @@ async fn an_authority_that_was_replaced_on_disk_is_trusted_and_no_other() {
     assert_eq!(rig.published(), BOTH[..1], "an unknown authority must not be trusted");
     fs::write(rig.dir.path().join("ca.crt"), second).unwrap();
     rig.has(&BOTH).await;
-}
-
-#[test]
-fn a_failure_has_one_line_in_the_log_and_its_end_another() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let log = captured(|| {
-        runtime.block_on(async {
-            let mut rig = Rig::running(PACE).await;
-            rig.server.script(|script| script.refuse = Some((403, "forbidden: no")));
-            rig.server.stop().await;
-            rig.server.start_again(None).await;
-            rig.counts("denied", 4).await;
-            rig.server.script(|script| script.refuse = None);
-            rig.server.put("c", ready(&["10.0.0.3"]));
-            rig.has(&["10.0.0.1:4317", "10.0.0.2:4317", "10.0.0.3:4317"]).await;
-        });
-    });
-    let lines: Vec<&str> = log.lines().map(str::trim).collect();
-    assert_eq!(lines.len(), 2, "{log}");
-    assert!(lines[0].starts_with("WARN discovery fails; the last good set stays"), "{log}");
-    assert!(lines[1].starts_with("INFO discovery recovered pool=\"tail\" service=\"collectors\" known=3"), "{log}");
 }
