@@ -22,6 +22,9 @@ pub struct Endpoint {
     pub access: Access,
     /// Whether the backend is about to end: it keeps the traces that began with it and gets no new ones.
     pub is_draining: bool,
+    /// What the Collector's load-balancing exporter hashes for this backend, where that is not the identity: the exporter
+    /// fills in no port and changes no spelling. Only the exporter's rings use it.
+    pub exporter_name: Option<Arc<str>>,
 }
 
 /// The full set of backends that discovery reports now: sorted by identity, without duplicates, never empty.
@@ -35,6 +38,7 @@ pub type EndpointsReceiver = watch::Receiver<Option<Endpoints>>;
 impl Endpoint {
     /// Creates an endpoint of weight 1 that is connected to in plaintext, unless the caller changes `access`.
     pub fn new(identity: impl Into<Arc<str>>, address: Option<SocketAddr>) -> Self {
-        Self { identity: identity.into(), address, weight: 1, access: Access::default(), is_draining: false }
+        let (identity, access) = (identity.into(), Access::default());
+        Self { identity, address, weight: 1, access, is_draining: false, exporter_name: None }
     }
 }

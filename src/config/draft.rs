@@ -70,7 +70,7 @@ impl Draft {
                 Resolver { r#static: Some(StaticResolver { hostnames, ..StaticResolver::default() }), dns: None }
             }
             Backends::Dns(HostPort { host, port }) => {
-                let hostname = host.to_string();
+                let (hostname, port) = (host.to_string(), Some(port));
                 Resolver { r#static: None, dns: Some(DnsResolver { hostname, port, ..DnsResolver::default() }) }
             }
         };
