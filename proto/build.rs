@@ -36,6 +36,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let attribute = format!("#[serde(serialize_with = \"crate::admin::api::json::{word}\")]");
         config = config.field_attribute(*field, attribute);
     }
+    // Only the rings of the Collector's exporter have this text.
+    let if_any = "#[serde(skip_serializing_if = \"String::is_empty\")]";
+    config = config.field_attribute(".spanring.admin.v1.Member.exporter_name", if_any);
     config.compile_fds(files)?;
     Ok(())
 }

@@ -190,14 +190,14 @@ mod tests {
         assert_eq!(bare.admin.endpoint.to_string(), "localhost:0");
         assert_eq!(bare.telemetry.logs.level, LogLevel::Debug);
         let dns = bare.pools["default"].resolver.dns.as_ref().expect("dns");
-        assert_eq!((dns.hostname.as_str(), dns.port), ("collectors.test", 4317));
+        assert_eq!((dns.hostname.as_str(), dns.port), ("collectors.test", Some(4317)));
     }
 
     #[test]
     fn backends_are_given_as_a_list() {
         let list = settings("spanring --backends static://a:1,b,[::1]:2").pools["default"].resolver.r#static.clone();
         let written: Vec<String> = list.expect("a list").hostnames.iter().map(ToString::to_string).collect();
-        assert_eq!(written, ["a:1", "b:4317", "[::1]:2"]);
+        assert_eq!(written, ["a:1", "b", "[::1]:2"]);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub struct Endpoint {
     /// Whether the resolver's latest answers lack the backend, and none of them can be believed yet: caches may repeat an
     /// answer until its TTL is over. A set without the backend confirms the absence.
     pub is_missing: bool,
+    /// What the Collector's load-balancing exporter hashes for this backend, where that is not the identity: the exporter
+    /// fills in no port and changes no spelling. Only the exporter's rings use it.
+    pub exporter_name: Option<Arc<str>>,
 }
 
 /// The full set of backends that discovery reports now, those that it misses included: sorted by identity, without
@@ -51,6 +54,7 @@ impl Endpoint {
             is_draining: false,
             is_stable_name: false,
             is_missing: false,
+            exporter_name: None,
         }
     }
 

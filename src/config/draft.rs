@@ -72,7 +72,7 @@ impl Draft {
                 Resolver { r#static: Some(list), ..Resolver::default() }
             }
             Backends::Dns(HostPort { host, port }) => {
-                let hostname = host.to_string();
+                let (hostname, port) = (host.to_string(), Some(port));
                 let dns = DnsResolver { hostname, port, ..DnsResolver::default() };
                 Resolver { dns: Some(dns), ..Resolver::default() }
             }

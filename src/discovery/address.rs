@@ -32,11 +32,11 @@ pub enum AddressError {
 }
 
 /// Checks that `backend` can be dialled, after its name was looked up if it has one.
-pub fn check_backend(Backend(backend): &Backend) -> Result<(), AddressError> {
-    if backend.port == 0 {
+pub fn check_backend(backend: &Backend) -> Result<(), AddressError> {
+    if backend.address.port == 0 {
         return Err(AddressError::Port);
     }
-    match &backend.host {
+    match &backend.address.host {
         Host::Ip(ip) if is_unicast(*ip) => Ok(()),
         Host::Ip(_) => Err(AddressError::NotUnicast),
         Host::Name(name) => check_name(name),

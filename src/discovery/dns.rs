@@ -1,6 +1,6 @@
 //! The `dns` resolver: the A and AAAA records of one name are the backends.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tokio::time::Instant;
 
@@ -15,13 +15,17 @@ use super::{
     state_log::{LogFields, StateLog},
     system::System,
 };
-use crate::endpoint::{Endpoint, Endpoints};
+use crate::{
+    endpoint::{Endpoint, Endpoints},
+    settings::addresses::OTLP_GRPC_PORT,
+};
 
 /// The state of one pool's `dns` resolver.
 pub(super) struct Dns {
     pool: String,
     search: Search,
-    port: u16,
+    /// The port in the configuration, if there is one.
+    port: Option<u16>,
     family: IpFamily,
     system: System,
     meters: Meters,
@@ -36,15 +40,30 @@ pub(super) struct Dns {
 }
 
 /// Checks the configured host name and port.
-pub(super) fn check(hostname: &str, port: u16) -> Result<(), DiscoveryError> {
-    if port == 0 {
+pub(super) fn check(hostname: &str, port: Option<u16>) -> Result<(), DiscoveryError> {
+    if port == Some(0) {
         return Err(DiscoveryError::Port);
     }
     check_hostname(hostname).map_err(|source| DiscoveryError::Hostname { written: hostname.to_owned(), source })
 }
 
+/// Returns an address as the Collector's load-balancing exporter hashes it if its `dns` resolver has no `port`.
+fn without_port(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
+}
+
 impl Dns {
-    pub(super) fn new(hostname: &str, port: u16, family: IpFamily, system: System, meters: Meters, pool: &str) -> Self {
+    pub(super) fn new(
+        hostname: &str,
+        port: Option<u16>,
+        family: IpFamily,
+        system: System,
+        meters: Meters,
+        pool: &str,
+    ) -> Self {
         Self {
             pool: pool.to_owned(),
             search: Search::new(hostname),
@@ -122,8 +141,9 @@ impl Dns {
     /// Returns the known endpoints, sorted by identity, so that the order of addresses in an answer never matters.
     fn endpoints(&mut self) -> Vec<Endpoint> {
         let endpoint = |ip| {
-            let address = SocketAddr::new(ip, self.port);
-            Endpoint::new(address.to_string(), Some(address))
+            let address = SocketAddr::new(ip, self.port.unwrap_or(OTLP_GRPC_PORT));
+            let exporter_name = self.port.is_none().then(|| without_port(ip).into());
+            Endpoint { exporter_name, ..Endpoint::new(address.to_string(), Some(address)) }
         };
         let mut endpoints: Vec<Endpoint> = self.known.addresses(self.family).map(endpoint).collect();
         endpoints.sort_unstable();

@@ -27,7 +27,7 @@ use crate::{
 pub(super) const AT_A_TIME: usize = 16;
 
 /// The configured entries, by identity.
-pub(super) type Entries = BTreeMap<Arc<str>, HostPort>;
+pub(super) type Entries = BTreeMap<Arc<str>, Backend>;
 
 /// The state of one pool's `static` resolver.
 pub(super) struct Fixed {
@@ -52,7 +52,7 @@ pub(super) fn entries(hostnames: &[Backend]) -> Result<Entries, DiscoveryError> 
     for backend in hostnames {
         let identity = backend.identity();
         match check_backend(backend) {
-            Ok(()) => drop(entries.insert(identity.into(), backend.0.clone())),
+            Ok(()) => drop(entries.insert(identity.into(), backend.clone())),
             Err(source) => return Err(DiscoveryError::Hostname { written: identity, source }),
         }
     }
@@ -65,10 +65,13 @@ pub(super) fn entries(hostnames: &[Backend]) -> Result<Entries, DiscoveryError> 
 
 impl Fixed {
     pub(super) fn new(entries: Entries, system: System, meters: Meters, pool: &str) -> Self {
-        let entry = |(identity, host): (_, HostPort)| Entry {
-            endpoint: Endpoint::new(identity, host.address()),
-            search: Search::new(host.name().unwrap_or_default()),
-            host,
+        let entry = |(identity, backend): (Arc<str>, Backend)| Entry {
+            endpoint: Endpoint {
+                exporter_name: backend.written().map(Into::into),
+                ..Endpoint::new(identity, backend.address.address())
+            },
+            search: Search::new(backend.address.name().unwrap_or_default()),
+            host: backend.address,
             known: Known::default(),
             log: StateLog::new(),
         };

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     endpoint::Endpoints,
-    ring::{Base, Overlay, RingError, Table, members_of},
+    ring::{Base, Overlay, RingError, Table, members_of, memory},
     settings::Ring,
 };
 
@@ -101,6 +101,11 @@ impl Rebuild {
     /// Returns the view that the table is built from.
     pub fn view(&self) -> &View {
         &self.view
+    }
+
+    /// Returns about how much memory the build takes.
+    pub(super) fn memory(&self) -> usize {
+        memory::of_build(self.ring.algorithm, &self.view.endpoints)
     }
 
     /// Returns the same request for a process that has published `table` meanwhile; `None` if that table is what was

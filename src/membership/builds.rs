@@ -122,7 +122,7 @@ impl Builds {
             let Ok(turn) = Arc::clone(&self.builder.turn).acquire_owned().await else { continue };
             let Some(rebuild) = self.wanted.take().and_then(|wanted| wanted.after(published)) else { continue };
             // A table is never refused for lack of room: without it, records would go to backends that are gone.
-            let permit = self.builder.budget.count_for(Use::Builds, memory::of_build(&rebuild.view().endpoints));
+            let permit = self.builder.budget.count_for(Use::Builds, rebuild.memory());
             self.members = Arc::clone(&rebuild.view().endpoints);
             if is_planned {
                 self.planned_not_before = Instant::now() + PLANNED_PAUSE;

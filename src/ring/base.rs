@@ -14,6 +14,7 @@ pub struct Base {
     members: Box<[Member]>,
     /// By slot, the index of its owner in `members`. Shared with tables that have no overlay.
     owners: Arc<[u16]>,
+    /// Only `slots_v1` has probes.
     probes: Probes,
     fingerprint: u64,
 }
@@ -32,8 +33,13 @@ impl Base {
         members.sort_unstable();
         members.dedup();
         check(&members)?;
-        let Placement { owners, probes } = match algorithm {
-            Algorithm::SlotsV1 => slots_v1::place(&members),
+        let Placement { owners, probes } = match algorithm.exporter_ring() {
+            None => slots_v1::place(&members),
+            Some(rules) => {
+                check_for_exporter(algorithm, &members)?;
+                let owners = rules.place(&members, |_| true).ok_or(RingError::Empty)?;
+                Placement { owners, probes: Probes::default() }
+            }
         };
         let fingerprint = fingerprint::of_membership(algorithm, &members);
         Ok(Self { algorithm, members: members.into(), owners, probes, fingerprint })
@@ -80,9 +86,29 @@ fn check(members: &[Member]) -> Result<(), RingError> {
     if let Some((member, _)) = neighbours.find(|(left, right)| left.identity == right.identity) {
         return Err(RingError::Duplicate { identity: Arc::clone(&member.identity) });
     }
+    // The exporter's rings have no weights, but the same limit of points to sort.
     let total = members.iter().map(|member| u64::from(member.weight)).sum();
     if total > slots_v1::MAX_TOTAL_WEIGHT {
         return Err(RingError::TooHeavy { total, most: slots_v1::MAX_TOTAL_WEIGHT });
     }
     Ok(())
+}
+
+/// Checks that `members` can be placed on a ring of the exporter: it has no weights, and its names are unique.
+fn check_for_exporter(algorithm: Algorithm, members: &[Member]) -> Result<(), RingError> {
+    let algorithm = algorithm.name();
+    if let Some(Member { identity, weight, .. }) = members.iter().find(|member| member.weight != 1) {
+        return Err(RingError::Weighted { identity: Arc::clone(identity), weight: *weight, algorithm });
+    }
+    let mut by_name: Vec<&Member> = members.iter().collect();
+    by_name.sort_unstable_by_key(|member| member.exporter_name());
+    let mut neighbours = by_name.iter().zip(by_name.iter().skip(1));
+    match neighbours.find(|(left, right)| left.exporter_name() == right.exporter_name()) {
+        Some((left, right)) => Err(RingError::SameName {
+            identities: [left, right].map(|member| Arc::clone(&member.identity)),
+            name: left.exporter_name().into(),
+            algorithm,
+        }),
+        None => Ok(()),
+    }
 }

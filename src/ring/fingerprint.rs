@@ -5,12 +5,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Algorithm, Member};
 
-/// Hashes the algorithm's name and parameters and all members. Texts are preceded by their length; numbers are
-/// little-endian.
+/// Hashes the algorithm's name and parameters and all members, each by the text that the algorithm hashes. Texts are
+/// preceded by their length; numbers are little-endian.
 pub(super) fn of_membership(algorithm: Algorithm, members: &[Member]) -> u64 {
     let mut bytes = of_algorithm(algorithm);
     for member in members {
-        put_text(&mut bytes, &member.identity);
+        put_text(&mut bytes, if algorithm.is_of_exporter() { member.exporter_name() } else { &member.identity });
         bytes.extend(member.weight.to_le_bytes());
     }
     finish(&bytes)

@@ -2,14 +2,16 @@
 //!
 //! A ring is a slot function, [`Algorithm::slot_of`], and a slot table, `owners[slot]`. From the bottom up:
 //!
-//! - [`slots_v1`] fills the slots from a consistent-hash ring with a bound on each backend's slots;
+//! - [`slots_v1`] fills the slots from a consistent-hash ring with a bound on each backend's slots; `otelcol` has the
+//!   three rings of the Collector's load-balancing exporter, whose slots are the positions of its ring;
 //! - [`Base`] is a membership with the owners of its slots, a pure function of the membership;
 //! - [`Overlay`] lists the slots that go to substitutes while their owner is away;
 //! - [`History`] keeps the tables that were replaced a short time ago, for traces that began with them;
 //! - [`Table`] is one immutable snapshot of all this, with the backends' addresses. Requests see only tables.
 //!
 //! **Invariant:** the same membership gives the same owners in every replica, platform and release. The byte order,
-//! hash seed, names and numbers in [`slots_v1`] never change; `tests/golden/slots_v1.csv` pins the results.
+//! hash seed, names and numbers in [`slots_v1`] never change; `tests/golden/slots_v1.csv` pins the results. The rings
+//! of the exporter are pinned by `tests/golden/otelcol.csv`, which the exporter's own source has written.
 //!
 //! # Example
 //!
@@ -46,6 +48,7 @@ mod base;
 mod begun;
 mod fingerprint;
 pub mod history;
+mod otelcol;
 mod overlay;
 mod table;
 
@@ -64,6 +67,8 @@ pub struct Member {
     pub identity: Arc<str>,
     /// The share of slots relative to other members.
     pub weight: u32,
+    /// What the exporter's rings hash in place of the identity, if that differs.
+    pub exporter_name: Option<Arc<str>>,
 }
 
 /// Why a membership cannot be placed.
@@ -92,27 +97,65 @@ pub enum RingError {
         /// The maximum.
         most: u64,
     },
+    /// A backend has a weight, but the algorithm has none.
+    #[error("backend {identity:?} has weight {weight}, but all backends of {algorithm} own alike; give it weight 1")]
+    Weighted {
+        /// Identity of the backend.
+        identity: Arc<str>,
+        /// Its weight.
+        weight: u32,
+        /// The name of the algorithm.
+        algorithm: &'static str,
+    },
+    /// The exporter's ring would hash the same text for two backends.
+    #[error("backends {identities:?} are both {name:?} on the ring of {algorithm}; write one of them otherwise")]
+    SameName {
+        /// Identities of the backends.
+        identities: [Arc<str>; 2],
+        /// The text that is hashed.
+        name: Arc<str>,
+        /// The name of the algorithm.
+        algorithm: &'static str,
+    },
+}
+
+// === impl Member ===
+
+impl Member {
+    /// The text that the exporter's rings hash.
+    pub fn exporter_name(&self) -> &str {
+        self.exporter_name.as_deref().unwrap_or(&self.identity)
+    }
 }
 
 // === impl Algorithm ===
 
 impl Algorithm {
+    /// All algorithms.
+    pub const ALL: [Self; 4] = [Self::SlotsV1, Self::OtelcolV1, Self::OtelcolV2, Self::OtelcolV3];
+
     /// The name used in configuration files, fingerprints and admin pages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::SlotsV1 => "slots_v1",
+            Self::OtelcolV1 => "otelcol_v1",
+            Self::OtelcolV2 => "otelcol_v2",
+            Self::OtelcolV3 => "otelcol_v3",
         }
     }
 
     /// Returns the algorithm with this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::SlotsV1].into_iter().find(|algorithm| algorithm.name() == name)
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
     }
 
     /// The number of slots.
     pub const fn slots(self) -> u32 {
         match self {
             Self::SlotsV1 => slots_v1::SLOTS,
+            Self::OtelcolV1 => otelcol::V1.positions,
+            Self::OtelcolV2 => otelcol::V2.positions,
+            Self::OtelcolV3 => otelcol::V3.positions,
         }
     }
 
@@ -121,20 +164,40 @@ impl Algorithm {
     pub fn slot_of(self, key: &[u8]) -> u32 {
         match self {
             Self::SlotsV1 => slot_of(key),
+            Self::OtelcolV1 => otelcol::V1.position(crc32fast::hash(key)),
+            Self::OtelcolV2 => otelcol::V2.position(crc32fast::hash(key)),
+            Self::OtelcolV3 => otelcol::V3.position(crc32fast::hash(key)),
         }
     }
 
     /// The parameters of placement that are not 0, by name.
-    pub fn named_parameters(self) -> &'static [(&'static str, u64)] {
-        match self {
-            Self::SlotsV1 => &slots_v1::NAMED_PARAMETERS,
+    pub fn named_parameters(self) -> [(&'static str, u64); 3] {
+        match self.exporter_ring() {
+            None => slots_v1::NAMED_PARAMETERS,
+            Some(rules) => rules.named_parameters(),
         }
+    }
+
+    /// Whether this is a ring of the Collector's load-balancing exporter.
+    pub fn is_of_exporter(self) -> bool {
+        self.exporter_ring().is_some()
     }
 
     /// The parameters of placement, for the fingerprint.
     fn parameters(self) -> [u64; 4] {
+        match self.exporter_ring() {
+            None => slots_v1::PARAMETERS,
+            Some(rules) => rules.parameters(),
+        }
+    }
+
+    /// The rules of the exporter's ring, if it is one.
+    fn exporter_ring(self) -> Option<&'static otelcol::Rules> {
         match self {
-            Self::SlotsV1 => slots_v1::PARAMETERS,
+            Self::SlotsV1 => None,
+            Self::OtelcolV1 => Some(&otelcol::V1),
+            Self::OtelcolV2 => Some(&otelcol::V2),
+            Self::OtelcolV3 => Some(&otelcol::V3),
         }
     }
 }

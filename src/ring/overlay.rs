@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Algorithm, Base,
+    Base, otelcol,
     slots_v1::{Question, Ring, WHOLE},
 };
 
@@ -12,7 +12,8 @@ use super::{
 /// A slot's substitute is the owner that the ring without those backends returns for the probe that the slot was
 /// accepted with. The bound does not apply, since it would move other slots. The base places nearly all of these slots
 /// on the same substitutes once the backend has left the membership, so a failure and its discovery cause one move, not
-/// two. Clones share their data.
+/// two. In a ring of the Collector's load-balancing exporter, the substitute is the owner that the ring without those
+/// backends has. Clones share their data.
 #[derive(Clone, Debug, Default)]
 pub struct Overlay {
     away: BTreeSet<u16>,
@@ -30,17 +31,30 @@ impl Base {
         if away.is_empty() {
             return Overlay::default();
         }
-        let substitutes = match self.algorithm() {
-            Algorithm::SlotsV1 => self.substitutes_v1(&away),
+        let substitutes = match self.algorithm().exporter_ring() {
+            None => self.substitutes_v1(&away),
+            Some(rules) => self.substitutes_of_exporter(rules, &away),
         };
         Overlay { away, substitutes }
     }
 
     fn substitutes_v1(&self, away: &BTreeSet<u16>) -> Arc<[(u32, u16)]> {
-        let slots = (0..).zip(self.owners()).filter(|(_, owner)| away.contains(owner)).map(|(slot, _)| slot);
-        let questions: Vec<Question> = slots.map(|slot| Question { slot, probe: self.probes().of(slot) }).collect();
+        let question = |slot| Question { slot, probe: self.probes().of(slot) };
+        let questions: Vec<Question> = self.slots_of(away).map(question).collect();
         let ring = Ring::new(self.members(), |backend| !away.contains(&backend), WHOLE, || questions.clone());
         questions.iter().filter_map(|question| Some((question.slot, ring.get(*question)?))).collect()
+    }
+
+    fn substitutes_of_exporter(&self, rules: &otelcol::Rules, away: &BTreeSet<u16>) -> Arc<[(u32, u16)]> {
+        let Some(owners) = rules.place(self.members(), |backend| !away.contains(&backend)) else {
+            return Arc::default();
+        };
+        self.slots_of(away).filter_map(|slot| Some((slot, *owners.get(slot as usize)?))).collect()
+    }
+
+    /// Returns the slots of these backends, ascending.
+    fn slots_of(&self, backends: &BTreeSet<u16>) -> impl Iterator<Item = u32> {
+        (0..).zip(self.owners()).filter(|(_, owner)| backends.contains(owner)).map(|(slot, _)| slot)
     }
 }
 

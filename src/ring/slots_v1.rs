@@ -97,7 +97,7 @@ pub(super) struct Placement {
 /// By slot, the probe that its owner accepted: the start of the search for a substitute.
 ///
 /// Probes are stored as bytes where they fit, to save memory, since they are kept as long as the base.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Probes {
     /// The probe, or [`MANY`] if it is in `many`.
     few: Box<[u8]>,
@@ -307,7 +307,7 @@ mod tests {
     use super::*;
 
     fn member(identity: &str, weight: u32) -> Member {
-        Member { identity: identity.into(), weight }
+        Member { identity: identity.into(), weight, exporter_name: None }
     }
 
     #[test]

@@ -271,7 +271,11 @@ impl fmt::Debug for Table {
 
 /// Returns what placement needs of the endpoints.
 pub fn members_of(endpoints: &[Endpoint]) -> Vec<Member> {
-    let member = |endpoint: &Endpoint| Member { identity: Arc::clone(&endpoint.identity), weight: endpoint.weight };
+    let member = |endpoint: &Endpoint| Member {
+        identity: Arc::clone(&endpoint.identity),
+        weight: endpoint.weight,
+        exporter_name: endpoint.exporter_name.clone(),
+    };
     endpoints.iter().map(member).collect()
 }
 

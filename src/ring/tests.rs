@@ -25,7 +25,7 @@ const WRITE_GOLDEN: &str = "SPANRING_WRITE_GOLDEN";
 const SIZES: [usize; 20] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 32, 40, 50, 64, 100, 140, 200];
 
 fn member(identity: impl Into<Arc<str>>, weight: u32) -> Member {
-    Member { identity: identity.into(), weight }
+    Member { identity: identity.into(), weight, exporter_name: None }
 }
 
 /// `count` backends with addresses in a /16.

@@ -48,7 +48,12 @@ pub struct ListenAddress<const PORT: u16>(pub HostPort);
 /// The address of a backend. Its default port is 4317. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is converted to the
 /// IPv4 address, since both are the same backend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Backend(pub HostPort);
+pub struct Backend {
+    /// The host and the port.
+    pub address: HostPort,
+    /// The text as written, where it differs from the identity.
+    written: Option<String>,
+}
 
 /// The port that an error suggests, if there is a usual one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -185,7 +190,13 @@ impl<const PORT: u16> fmt::Display for ListenAddress<PORT> {
 impl Backend {
     /// The identity that is hashed: the address in canonical form or the name as it is written, and the port.
     pub fn identity(&self) -> String {
-        self.0.to_string()
+        self.address.to_string()
+    }
+
+    /// The text as written, where it differs from the identity, for example because it has no port. It is what the
+    /// Collector's load-balancing exporter hashes.
+    pub fn written(&self) -> Option<&str> {
+        self.written.as_deref()
     }
 }
 
@@ -193,7 +204,9 @@ impl FromStr for Backend {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        HostPort::parse(text, Some(OTLP_GRPC_PORT)).map(Self::from)
+        let backend = HostPort::parse(text, Some(OTLP_GRPC_PORT)).map(Self::from)?;
+        let written = (text != backend.identity()).then(|| text.to_owned());
+        Ok(Self { written, ..backend })
     }
 }
 
@@ -203,13 +216,17 @@ impl From<HostPort> for Backend {
             Host::Ip(ip) => Host::Ip(ip.to_canonical()),
             name @ Host::Name(_) => name,
         };
-        Self(HostPort { host, port })
+        Self { address: HostPort { host, port }, written: None }
     }
 }
 
+/// As written.
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match &self.written {
+            Some(written) => written.fmt(f),
+            None => self.address.fmt(f),
+        }
     }
 }
 
@@ -323,6 +340,20 @@ mod tests {
         assert_eq!(identity("10.0.0.1"), "10.0.0.1:4317");
         assert_eq!(identity("[::1]"), "[::1]:4317");
         assert_eq!(identity("[10.0.0.1]"), "10.0.0.1:4317", "as Go takes it");
+    }
+
+    #[test]
+    fn the_text_of_a_backend_is_kept_for_the_rings_that_hash_it() {
+        let written = |text: &str| {
+            let backend = Backend::from_str(text).unwrap();
+            (backend.written().map(str::to_owned), backend.to_string())
+        };
+        for text in ["collector", "10.0.0.1", "[::1]", "[2001:DB8::1]:4317", "[10.0.0.1]:4317"] {
+            assert_eq!(written(text), (Some(text.to_owned()), text.to_owned()));
+        }
+        for text in ["collector:4317", "10.0.0.1:4317", "[::1]:4317"] {
+            assert_eq!(written(text), (None, text.to_owned()), "it is the identity");
+        }
     }
 
     #[test]

@@ -48,12 +48,19 @@ pub enum Sizer {
 /// A placement algorithm: the slot function, the number of slots and the rule for their owners.
 ///
 /// Its parameters are constants, not settings, so that two replicas with the same algorithm and members agree.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Algorithm {
     /// 131,072 slots, 4,096 points per unit of weight, at most 1.05 of the fair share for each backend.
     #[default]
     SlotsV1,
+    /// The ring of the Collector's load-balancing exporter up to v0.129.
+    OtelcolV1,
+    /// The ring of the exporter from July 2025 on, up to v0.156.
+    OtelcolV2,
+    /// The ring of the exporter since v0.157.
+    OtelcolV3,
 }
 
 /// What happens to traces whose slot moves to another backend.

@@ -57,8 +57,9 @@ section! {
     pub struct DnsResolver {
         /// The name whose A and AAAA records are the backends. Search domains apply unless the name ends with a dot.
         hostname: String,
-        /// The port of every backend.
-        port: u16 = OTLP_GRPC_PORT,
+        /// The port of every backend; 4317 where the key is missing. The rings of the Collector's exporter hash the port
+        /// only if it is written, as the exporter does.
+        port: Option<u16>,
         /// How often, ± 10 %, the name is looked up.
         interval: Duration = RESOLVER_INTERVAL,
         /// How long one look-up may take.
@@ -183,7 +184,9 @@ section! {
     /// `pools.NAME.ring`
     #[derive(Copy, Eq)]
     pub struct Ring {
-        /// How traces are placed. It must be the same on all replicas.
+        /// How traces are placed. It must be the same on all replicas. `otelcol_v1`, `otelcol_v2` and `otelcol_v3` are the
+        /// rings of the Collector's load-balancing exporter, to run beside it for a
+        /// [migration](migration.md#beside-the-exporter).
         algorithm: Algorithm,
         /// What happens to the traces of slots that move to another backend.
         handoff: Handoff,
@@ -235,6 +238,13 @@ impl Handoff {
             HandoffMode::Immediate => Duration::ZERO,
             HandoffMode::Dual | HandoffMode::Sticky => self.window.saturating_add(USUAL_DELAY),
         }
+    }
+}
+
+impl DnsResolver {
+    /// The port of every backend.
+    pub fn port_in_effect(&self) -> u16 {
+        self.port.unwrap_or(OTLP_GRPC_PORT)
     }
 }
 

@@ -292,7 +292,7 @@ macro_rules! as_serde {
 }
 pub(super) use as_serde;
 
-as_serde! { bool, u8, u16, u32, usize, f64, String, Vec<String>, Vec<u16>, Option<usize> }
+as_serde! { bool, u8, u16, u32, usize, f64, String, Vec<String>, Vec<u16>, Option<u16>, Option<usize> }
 
 /// Implements [`Setting`] for types that are printed with `Display`, and read with `FromStr` from text or a bare
 /// number.

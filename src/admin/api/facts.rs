@@ -59,6 +59,7 @@ pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
     let standings = record.map(Record::standings).unwrap_or_default();
     let change = record.into_iter().flat_map(Record::changes).find(|past| past.generation == table.generation);
     let owned = table.owned_slots();
+    let algorithm = table.base().algorithm();
     let members = (0..).zip(table.backends()).zip(owned).map(|((at, backend), owned_slots)| {
         let standing = standings.get(&backend.identity);
         Member {
@@ -69,9 +70,14 @@ pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
             owned_slots,
             owned_share: f64::from(owned_slots) / f64::from(table.slots()),
             weight: backend.weight,
+            exporter_name: backend
+                .exporter_name
+                .as_deref()
+                .filter(|_| algorithm.is_of_exporter())
+                .unwrap_or_default()
+                .to_owned(),
         }
     });
-    let algorithm = table.base().algorithm();
     PoolRing {
         pool: pool.to_owned(),
         signals: Vec::new(),
@@ -79,7 +85,7 @@ pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
         membership_fingerprint: hex(table.membership_fingerprint()),
         placement_fingerprint: hex(table.placement_fingerprint()),
         algorithm: algorithm.name().to_owned(),
-        parameters: algorithm.named_parameters().iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+        parameters: algorithm.named_parameters().map(|(name, value)| (name.to_owned(), value)).into(),
         slots: table.slots(),
         built_at: change.as_ref().map(|change| time(change.at)),
         build_seconds: change.as_ref().map_or(0.0, |change| change.took.as_secs_f64()),

@@ -166,13 +166,14 @@ fn check_static(at: &KeyPath, keys: &StaticResolver, report: &mut Report<'_>) {
     let mut seen = BTreeSet::new();
     for (index, backend) in keys.hostnames.iter().enumerate() {
         match discovery::check_backend(backend) {
-            Ok(()) if seen.insert(backend) => {}
+            Ok(()) if seen.insert(&backend.address) => {}
             Ok(()) => {
-                let message = Message::both(format!("{backend} is listed twice"), "a backend is listed twice");
+                let listed = &backend.address;
+                let message = Message::both(format!("{listed} is listed twice"), "a backend is listed twice");
                 report.error(&list, message);
             }
             Err(error) => {
-                let message = Message::both(format!("{backend}: {error}"), error.to_string());
+                let message = Message::both(format!("{}: {error}", backend.address), error.to_string());
                 report.error_about(&list.item(index), &[&list], message);
             }
         }
@@ -182,7 +183,7 @@ fn check_static(at: &KeyPath, keys: &StaticResolver, report: &mut Report<'_>) {
 
 fn check_dns(at: &KeyPath, keys: &DnsResolver, report: &mut Report<'_>) {
     check_hostname(at, &keys.hostname, "collectors.example", report);
-    report.within(&at.key("port"), keys.port, 1, u16::MAX);
+    report.within(&at.key("port"), keys.port_in_effect(), 1, u16::MAX);
     check_times(at, keys.interval, keys.timeout, report);
 }
 

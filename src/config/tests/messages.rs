@@ -126,9 +126,9 @@ fn errors_suggest_the_missing_address_or_port() {
 #[test]
 fn one_variable_may_hold_all_backends() {
     let list = |hostnames: &str| pool(&format!("resolver: {{ static: {{ hostnames: \"{hostnames}\" }} }}"));
-    assert!(list("${env:LIST}").contains("[\"one:4317\", \"two:1\"]"), "{}", list("${env:LIST}"));
-    assert!(list("${env:LINES}").contains("[\"one:4317\", \"two:1\"]"), "{}", list("${env:LINES}"));
-    assert!(list("${env:COMMAS}").contains("[\"one:4317\", \"two:1\", \"[::1]:2\"]"), "{}", list("${env:COMMAS}"));
+    assert!(list("${env:LIST}").contains("[\"one\", \"two:1\"]"), "{}", list("${env:LIST}"));
+    assert!(list("${env:LINES}").contains("[\"one\", \"two:1\"]"), "{}", list("${env:LINES}"));
+    assert!(list("${env:COMMAS}").contains("[\"one\", \"two:1\", \"[::1]:2\"]"), "{}", list("${env:COMMAS}"));
     assert!(list("[::1]:4317").contains("[\"[::1]:4317\"]"), "{}", list("[::1]:4317"));
     assert_eq!(
         list("${env:BAD}"),

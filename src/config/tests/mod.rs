@@ -8,8 +8,8 @@ mod messages;
 use super::*;
 use crate::{
     settings::{
-        Compression, DnsResolver, Grpc, InvalidTraceId, LogEncoding, LogLevel, OutlierDetection, Pool, Secret,
-        Settings, TlsVersion,
+        Algorithm, Compression, DnsResolver, Grpc, InvalidTraceId, LogEncoding, LogLevel, OutlierDetection, Pool,
+        Secret, Settings, TlsVersion,
         section::{Section, keys_of},
     },
     tls::CheckedName,
@@ -81,8 +81,26 @@ fn the_dns_example_is_valid() {
         "{ dns: { hostname: collectors.test, port: 4317, interval: 5s, timeout: 1s } }",
     );
     let config = config(&text).expect("valid");
-    let expected = DnsResolver { hostname: "collectors.test".into(), ..DnsResolver::default() };
+    let expected = DnsResolver { hostname: "collectors.test".into(), port: Some(4317), ..DnsResolver::default() };
     assert_eq!(config.pools[0].discovery, discovery::Config::Dns(expected));
+}
+
+#[test]
+fn what_the_exporters_ring_hashes_is_printed_as_it_is_written() {
+    let printed = |resolver: &str| {
+        let pool = format!("{{ resolver: {resolver}, ring: {{ algorithm: otelcol_v2 }} }}");
+        let text = format!("pools: {{ tail: {pool} }}\nroutes: [{{ signals: [traces], pool: tail }}]\n");
+        let draft = draft(&text).expect("read");
+        let printed = draft.print().expect("printed");
+        let again = self::draft(&printed).expect("read again");
+        assert_eq!(again.settings, draft.settings, "{printed}");
+        assert_eq!(draft.check().expect("valid").pools[0].membership.ring.algorithm, Algorithm::OtelcolV2);
+        printed
+    };
+    let list = printed("{ static: { hostnames: [collector-0, \"10.0.0.1:4317\", \"[::1]\"] } }");
+    assert!(list.contains("collector-0\n") && list.contains("10.0.0.1:4317") && !list.contains("[::1]:4317"), "{list}");
+    assert!(printed("{ dns: { hostname: collectors.test } }").contains("port: null"), "no port is filled in");
+    assert!(printed("{ dns: { hostname: collectors.test, port: 4317 } }").contains("port: 4317"));
 }
 
 #[test]

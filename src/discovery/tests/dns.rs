@@ -17,7 +17,11 @@ const NAME: &str = "tail.test.";
 const SHORT: Duration = Duration::from_millis(300);
 
 pub(super) fn dns(machine: &Machine, hostname: &str, family: IpFamily) -> Dns {
-    Dns::new(hostname, 4317, family, machine.system(), Meters::silent(), "tail")
+    with_port(machine, hostname, Some(4317), family)
+}
+
+fn with_port(machine: &Machine, hostname: &str, port: Option<u16>, family: IpFamily) -> Dns {
+    Dns::new(hostname, port, family, machine.system(), Meters::silent(), "tail")
 }
 
 pub(super) fn identities(endpoints: &Endpoints) -> Vec<&str> {
@@ -94,7 +98,7 @@ async fn fault_14_silence_ends_with_our_timeout_and_keeps_the_set() {
     let machine = Machine::start().await;
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
     let system = machine.system_with(SHORT);
-    let mut dns = Dns::new(NAME, 4317, IpFamily::Ipv4, system, Meters::silent(), "tail");
+    let mut dns = Dns::new(NAME, Some(4317), IpFamily::Ipv4, system, Meters::silent(), "tail");
     while poll(&mut dns).await.is_none() {}
     machine.server.v4(NAME, Reply::Silence);
     let before = tokio::time::Instant::now();
@@ -179,7 +183,7 @@ async fn a_lost_answer_about_a_records_decides_nothing() {
     machine.server.v4(NAME, Reply::Silence);
     machine.server.v6(NAME, addresses(&["fd00::1"]));
     let system = machine.system_with(SHORT);
-    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, system, Meters::silent(), "tail");
+    let mut dns = Dns::new(NAME, Some(4317), IpFamily::Auto, system, Meters::silent(), "tail");
     assert_eq!(poll(&mut dns).await, None, "the pool must not begin with AAAA records");
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
     while poll(&mut dns).await != some("10.0.0.1:4317") {}
@@ -219,6 +223,23 @@ async fn identities_are_canonical_and_unique_for_each_backend() {
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
     let mut dns = dns(&machine, NAME, IpFamily::Both);
     assert_eq!(poll(&mut dns).await, some("10.0.0.1:4317 [2001:db8::1:0:0:1]:4317 [fd00::1]:4317"));
+}
+
+#[tokio::test]
+async fn the_exporters_name_has_a_port_only_if_one_is_configured() {
+    let machine = Machine::start().await;
+    machine.server.v4(NAME, addresses(&["10.0.0.1"]));
+    machine.server.v6(NAME, addresses(&["2001:db8:0:0:1:0:0:1", "::ffff:10.0.0.2"]));
+    let identities = ["10.0.0.1:4317", "10.0.0.2:4317", "[2001:db8::1:0:0:1]:4317"];
+    for (port, names) in
+        [(Some(4317), [None; 3]), (None, [Some("10.0.0.1"), Some("10.0.0.2"), Some("[2001:db8::1:0:0:1]")])]
+    {
+        let endpoints = with_port(&machine, NAME, port, IpFamily::Both).poll_once().await.unwrap();
+        assert_eq!(self::identities(&endpoints), identities, "the identity always has one");
+        assert!(endpoints.iter().all(|endpoint| endpoint.address.is_some_and(|address| address.port() == 4317)));
+        let exporter_names: Vec<Option<&str>> = endpoints.iter().map(|it| it.exporter_name.as_deref()).collect();
+        assert_eq!(exporter_names, names);
+    }
 }
 
 #[tokio::test]
@@ -288,7 +309,7 @@ async fn the_next_server_is_asked_when_one_fails_or_does_not_reply() {
     for bad in [SERVFAIL, REFUSED, Reply::Silence] {
         machine.server.v4(NAME, bad.clone());
         let system = machine.system_with(Duration::from_secs(2));
-        let mut dns = Dns::new(NAME, 4317, IpFamily::Ipv4, system, Meters::silent(), "tail");
+        let mut dns = Dns::new(NAME, Some(4317), IpFamily::Ipv4, system, Meters::silent(), "tail");
         assert_eq!(poll(&mut dns).await, some("10.0.0.2:4317"), "{bad:?}");
         assert!(!dns.is_failing());
     }

@@ -39,6 +39,14 @@ async fn entries_are_sorted_and_each_counts_once() {
 }
 
 #[tokio::test]
+async fn the_exporters_name_is_the_text_as_written() {
+    let machine = Machine::start().await;
+    let endpoints = fixed(&machine, &["a.test", "b.test:4317", "[FD00:0::1]:4317", "10.0.0.1"]).endpoints();
+    let names: Vec<Option<&str>> = endpoints.iter().map(|endpoint| endpoint.exporter_name.as_deref()).collect();
+    assert_eq!(names, [Some("10.0.0.1"), Some("[FD00:0::1]:4317"), Some("a.test"), None], "None is the identity");
+}
+
+#[tokio::test]
 async fn names_get_addresses_in_the_background_and_keep_the_last_good_one() {
     let machine = Machine::start().await;
     let mut fixed = fixed(&machine, &["a.test", "b.test:9", "10.0.0.7"]);
@@ -92,7 +100,7 @@ fn invalid_configurations_are_refused_with_their_reason() {
     let zero = std::time::Duration::ZERO;
     let config = |port, interval, timeout| Config::Dns(DnsResolver { port, interval, timeout, ..dns.clone() });
     assert!(config(port, interval, timeout).check().is_ok());
-    assert!(matches!(config(0, interval, timeout).check(), Err(DiscoveryError::Port)));
+    assert!(matches!(config(Some(0), interval, timeout).check(), Err(DiscoveryError::Port)));
     assert!(matches!(config(port, zero, timeout).check(), Err(DiscoveryError::Interval(TimeError::TooShort))));
     assert!(matches!(config(port, interval, zero).check(), Err(DiscoveryError::Timeout(TimeError::Zero))));
     let ever = std::time::Duration::MAX;

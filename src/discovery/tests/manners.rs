@@ -25,7 +25,7 @@ fn many(count: u16) -> Vec<IpAddr> {
 
 /// Returns a resolver with this timeout.
 fn within(machine: &Machine, timeout: Duration) -> Dns {
-    Dns::new(NAME, 4317, IpFamily::Ipv4, machine.system_with(timeout), Meters::silent(), "tail")
+    Dns::new(NAME, Some(4317), IpFamily::Ipv4, machine.system_with(timeout), Meters::silent(), "tail")
 }
 
 #[tokio::test]

@@ -30,6 +30,6 @@ impl Config {
 
 /// These entries as a file has them.
 fn backends<'a>(entries: impl IntoIterator<Item = &'a str>) -> Vec<Backend> {
-    let as_host = |entry: &str| Backend(HostPort { host: Host::Name(entry.to_owned()), port: 4317 });
+    let as_host = |entry: &str| Backend::from(HostPort { host: Host::Name(entry.to_owned()), port: 4317 });
     entries.into_iter().map(|entry| entry.parse().unwrap_or_else(|_| as_host(entry))).collect()
 }

@@ -24,7 +24,7 @@ fn all_bad() -> [Reply; 5] {
 /// Returns a resolver with a short timeout.
 fn soon(machine: &Machine, hostname: &str) -> Dns {
     let system = machine.system_with(Duration::from_millis(500));
-    Dns::new(hostname, 4317, IpFamily::Ipv4, system, Meters::silent(), "tail")
+    Dns::new(hostname, Some(4317), IpFamily::Ipv4, system, Meters::silent(), "tail")
 }
 
 #[tokio::test]

@@ -98,7 +98,7 @@ async fn every_question_is_counted_by_its_result() {
         line.unwrap_or_else(|| panic!("no {series} in {rendered}"))
     };
     assert_eq!(count("ipv6", "timeout"), "0", "series are there from the first scrape");
-    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, machine.system(), meters, "tail");
+    let mut dns = Dns::new(NAME, Some(4317), IpFamily::Auto, machine.system(), meters, "tail");
     dns.poll_once().await;
     assert!(rendered().contains("spanring_discovery_last_success_timestamp_seconds{pool=\"tail\"} 0\n"));
     machine.server.v4(NAME, addresses(&["10.0.0.1", "10.0.0.2"]));
@@ -156,7 +156,7 @@ fn parts_and_a_single_address_are_logged_once_and_not_in_every_round() {
 async fn a_single_address_is_logged_after_a_minute_of_rounds() {
     let machine = Machine::start().await;
     machine.server.v4(NAME, addresses(&["10.0.0.1"]));
-    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, machine.system(), Meters::silent(), "tail");
+    let mut dns = Dns::new(NAME, Some(4317), IpFamily::Auto, machine.system(), Meters::silent(), "tail");
     for _ in 0..11 {
         dns.poll_once().await;
     }
@@ -169,7 +169,7 @@ async fn a_single_address_is_logged_after_a_minute_of_rounds() {
 async fn parts_are_shown_by_a_metric() {
     let machine = Machine::start().await;
     let (recorder, meters) = Recorder::scoped(|recorder| (recorder.clone(), Meters::new("tail", &Config::dns(NAME))));
-    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, machine.system(), meters, "tail");
+    let mut dns = Dns::new(NAME, Some(4317), IpFamily::Auto, machine.system(), meters, "tail");
     for one in ["10.0.0.1", "10.0.0.2"].iter().cycle().take(5) {
         assert!(!recorder.render().contains("spanring_discovery_partial_answers{pool=\"tail\"} 1\n"));
         machine.server.v4(NAME, addresses(&[one]));

@@ -1,7 +1,7 @@
 //! Tests of the tables that the state requests: what is shared with the previous table, and sets that cannot be placed.
 
-use super::*;
-use crate::ring::RingError;
+use super::{build::Cause, *};
+use crate::ring::{Algorithm, RingError};
 
 fn refused(host: &str) -> Input {
     Input::Seen(HealthEvent { identity: host.into(), kind: HealthKind::Refused })
@@ -55,6 +55,35 @@ fn backend_goes_away_and_returns_with_its_slots() {
     let back = rig.step(Input::Probed { probe, answered: true }).expect("must build");
     assert_eq!(back.table.placement_fingerprint(), first.table.placement_fingerprint());
     assert_eq!(back.moved, away.moved);
+}
+
+#[test]
+fn another_algorithm_places_the_same_backends_anew() {
+    let mut config = Config::default();
+    config.ring.algorithm = Algorithm::OtelcolV2;
+    let mut rig = Rig::new(config);
+    let mut all = endpoints(&["a:4317", "b:4317", "c:4317"], 1).to_vec();
+    all[0].exporter_name = Some("a".into());
+    let first = rig.step(Input::Discovered(all.into())).expect("must build");
+    rig.step(refused("b:4317"));
+    let second = rig.step(Input::Configured(Config::default())).expect("must build");
+    assert_eq!((first.table.slots(), second.table.slots()), (36_000, 131_072));
+    assert_eq!((second.cause, second.table.generation), (Cause::Configuration, 3));
+    assert_eq!((second.added(), second.removed()), (vec![], vec![]), "identities do not depend on the algorithm");
+    assert_eq!(second.table.backends(), first.table.backends());
+    assert_eq!(second.table.overlay().away(), &[1].into(), "what is known about backends must be kept");
+}
+
+#[test]
+fn weights_that_the_algorithm_does_not_have_leave_the_last_set_in_force() {
+    let mut config = Config::default();
+    config.ring.algorithm = Algorithm::OtelcolV3;
+    let mut rig = Rig::new(config);
+    rig.step(Input::Discovered(endpoints(&["a", "b"], 1)));
+    let mut weighted = endpoints(&["a", "b"], 1).to_vec();
+    weighted[1].weight = 3;
+    let rebuild = rig.apply(Input::Discovered(weighted.into())).expect("a new set must be tried");
+    assert!(matches!(rebuild.run(), Err(RingError::Weighted { weight: 3, algorithm: "otelcol_v3", .. })));
 }
 
 #[test]

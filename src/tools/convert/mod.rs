@@ -129,13 +129,26 @@ pub fn convert(name: &str, text: &str) -> Result<Converted, LoadError> {
     ]);
     let whole = valid::remove_refused(whole, &service.origins, &file, &mut notes).map_err(invalid)?;
     notes.sort_by_key(|note| (note.cost, note.line));
-    let yaml = format!("{}{}", header(name, &notes), whole.print().map_err(LoadError::Print)?);
     let count = |key| whole.at(key).map_or(0, Yaml::len);
-    Ok(Converted { yaml, notes, pools: count("pools"), routes: count("routes") })
+    let (pools, routes) = (count("pools"), count("routes"));
+    let yaml = format!("{}{}", header(name, &notes, pools > 0), whole.print().map_err(LoadError::Print)?);
+    Ok(Converted { yaml, notes, pools, routes })
 }
 
-fn header(name: &str, notes: &[Note]) -> String {
+/// How to place traces as the exporter does, for the top of a file with pools.
+const SIDE_BY_SIDE: &str = "\
+# These pools place traces by slots_v1, not as the exporter does. To run both side by side without split traces, add to
+# each pool the ring of the exporter's version, and follow \"Beside the exporter\" in deploy/docs/migration.md:
+#   ring: { algorithm: otelcol_v1 }    # up to v0.129
+#   ring: { algorithm: otelcol_v2 }    # v0.131 to v0.156
+#   ring: { algorithm: otelcol_v3 }    # v0.157 and newer
+";
+
+fn header(name: &str, notes: &[Note], has_pools: bool) -> String {
     let mut text = format!("# Converted from {name} by spanring {}.\n", env!("CARGO_PKG_VERSION"));
+    if has_pools {
+        text.push_str(SIDE_BY_SIDE);
+    }
     for line in report(notes) {
         text.push_str(&format!("# {}\n", line.replace('\n', " ")));
     }

@@ -7,7 +7,7 @@ use crate::{
     config::Draft,
     discovery,
     otlp::Signal,
-    settings::{Compression, DnsResolver, SendingQueue},
+    settings::{Algorithm, Compression, DnsResolver, SendingQueue},
 };
 
 /// A typical front tier that uses most keys of the exporter.
@@ -105,6 +105,7 @@ fn a_front_tier_becomes_a_valid_configuration() {
     assert_eq!(pool.name, "default");
     let dns = DnsResolver {
         hostname: "collectors.observability.svc.cluster.local".into(),
+        port: Some(4317),
         interval: Duration::from_secs(10),
         timeout: Duration::from_secs(2),
         ..DnsResolver::default()
@@ -121,6 +122,29 @@ fn a_front_tier_becomes_a_valid_configuration() {
         ("127.0.0.1:13133".into(), "/healthy".into())
     );
     assert_eq!(config.logs.encoding, crate::telemetry::logs::Encoding::Json);
+}
+
+#[test]
+fn the_result_says_how_to_place_as_the_exporter_does() {
+    let converted = converted(TRACES);
+    let config = checked(&converted);
+    assert_eq!(config.pools[0].membership.ring.algorithm, Algorithm::SlotsV1, "by default, its ring is not used");
+    let advice: Vec<&str> = converted.yaml.lines().filter_map(|line| line.strip_prefix("#   ring: ")).collect();
+    for (line, algorithm) in advice.iter().zip([Algorithm::OtelcolV1, Algorithm::OtelcolV2, Algorithm::OtelcolV3]) {
+        let pool = format!("  default:\n    ring: {line}\n");
+        let with_ring = converted.yaml.replace("  default:\n", &pool);
+        let config = checked(&Converted { yaml: with_ring, ..converted.clone() });
+        assert_eq!(config.pools[0].membership.ring.algorithm, algorithm, "{line}");
+    }
+    assert_eq!(advice.len(), 3);
+    let nothing = with_exporter("{ routing_key: service, resolver: { dns: { hostname: a } } }", TO_IT);
+    assert!(!nothing.yaml.contains("otelcol_v"), "{}", nothing.yaml);
+}
+
+#[test]
+fn names_on_the_exporters_ring_are_kept() {
+    let written = with_exporter("{ resolver: { static: { hostnames: [collector-0, \"10.0.0.1:4317\"] } } }", TO_IT);
+    assert_eq!(hostnames(&checked(&written)), ["collector-0", "10.0.0.1:4317"]);
 }
 
 #[test]
@@ -167,7 +191,7 @@ fn defaults_of_the_exporter_are_written_explicitly() {
     let config = checked(&converted);
     // Its own default is gzip, ours is none.
     assert_eq!(config.pools[0].dispatch.keys.compression, Compression::Gzip);
-    assert_eq!(hostnames(&config), ["a:4317", "b:4317"]);
+    assert_eq!(hostnames(&config), ["a", "b:4317"]);
     assert_eq!(converted.notes, []);
     let none = "{ protocol: { otlp: { compression: none } }, resolver: { dns: { hostname: a } } }";
     assert_eq!(checked(&with_exporter(none, TO_IT)).pools[0].dispatch.keys.compression, Compression::None);
@@ -321,7 +345,7 @@ fn duplicate_backends_are_removed() {
         "{ resolver: { static: { hostnames: [a, \"a:4317\", b, \"[10.0.0.1]:4317\", 10.0.0.1] } } }",
         TO_IT,
     );
-    assert_eq!(hostnames(&checked(&converted)), ["a:4317", "b:4317", "10.0.0.1:4317"]);
+    assert_eq!(hostnames(&checked(&converted)), ["a", "b", "[10.0.0.1]:4317"]);
     let told = notes(&converted).join("\n");
     assert!(told.contains("static.hostnames (line 2): names a backend twice"), "{told}");
 }

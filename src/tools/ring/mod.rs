@@ -25,7 +25,7 @@ use clap::Subcommand;
 
 use self::{
     replicas::Placements,
-    source::{AdminAddress, Member, Source, SourceArgs},
+    source::{AdminAddress, Member, MembersArgs, Source, SourceArgs},
 };
 use crate::{config::LoadError, discovery::DiscoveryError, ring::RingError};
 
@@ -51,6 +51,7 @@ Examples:
   spanring ring show --admin spanring-0:8888 --admin spanring-1:8888
   spanring ring show --config spanring.yaml --pool tail    the ring of a proxy that starts now
   spanring ring show --members a:4317,b:4317 --json
+  spanring ring show --members 10.0.0.1,10.0.0.2 --algorithm otelcol_v2    as the Collector's exporter places
 
 Exit codes:
   0    the rings are shown; those of several replicas agree
@@ -103,6 +104,8 @@ struct Show {
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
+    of_members: MembersArgs,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -117,6 +120,8 @@ struct Lookup {
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
+    of_members: MembersArgs,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -130,6 +135,8 @@ struct Plan {
     remove: Vec<Member>,
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    of_members: MembersArgs,
     #[command(flatten)]
     common: Common,
 }
@@ -244,8 +251,8 @@ pub async fn run(
     err: &mut (dyn Write + Send),
 ) -> Result<ExitCode, RingToolError> {
     match args.command {
-        Command::Show(Show { source, common }) => {
-            let sources = source.sources();
+        Command::Show(Show { source, of_members, common }) => {
+            let sources = source.sources(&of_members);
             let rings = replicas::ask(&sources, |source| source::rings(source, &common.pool), err).await?;
             for rings in &rings.given {
                 show::rings(rings, common.json, out)?;
@@ -253,8 +260,8 @@ pub async fn run(
             let agree = replicas::rings_agree(&rings.given, err)?;
             Ok(code(rings.complete, agree))
         }
-        Command::Lookup(Lookup { ids, signal, source, common }) => {
-            let (ids, sources) = (source::parsed(&read_ids(ids)?)?, source.sources());
+        Command::Lookup(Lookup { ids, signal, source, of_members, common }) => {
+            let (ids, sources) = (source::parsed(&read_ids(ids)?)?, source.sources(&of_members));
             let (asked, pool, signal) = (&ids, &common.pool, &signal);
             let ask = |source| async move {
                 let answers = source::lookup(source, asked, pool, signal).await?;
@@ -265,11 +272,11 @@ pub async fn run(
             let agree = replicas::placements_agree(&placements.given, err)?;
             Ok(code(placements.complete, agree))
         }
-        Command::Plan(Plan { add, remove, source, common }) => {
+        Command::Plan(Plan { add, remove, source, of_members, common }) => {
             if add.is_empty() && remove.is_empty() {
                 return Err(RingToolError::Usage("nothing to plan; write --add or --remove, or both".to_owned()));
             }
-            let sources = source.sources();
+            let sources = source.sources(&of_members);
             let (add, remove, pool) = (&add, &remove, &common.pool);
             let ask = |source| async move { plan::of(&source::rings(source, pool).await?, add, remove) };
             let plans = replicas::ask(&sources, ask, err).await?;

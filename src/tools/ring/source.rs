@@ -56,13 +56,21 @@ pub(super) struct SourceArgs {
     members: Vec<Member>,
 }
 
+/// The algorithm of a pool that is made by `--members`.
+#[derive(Debug, clap::Args)]
+pub(super) struct MembersArgs {
+    /// How traces are placed on --members [default: slots_v1]
+    #[arg(long, value_name = "ALGORITHM", requires = "members", conflicts_with_all = ["admin", "config", "backends"])]
+    algorithm: Option<Algorithm>,
+}
+
 /// A source of rings.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     Admin(AdminAddress),
     Backends(Backends),
     Config(PathBuf),
-    Members(Vec<Member>),
+    Members(Vec<Member>, Algorithm),
 }
 
 /// `host:port` of an admin listener, with or without `http://`.
@@ -151,7 +159,12 @@ pub(super) fn table(from: &str, ring: &PoolRing) -> Result<Table, RingToolError>
         .iter()
         .map(|member| {
             let identity = member.identity.as_str();
-            Endpoint { weight: member.weight, ..Endpoint::new(identity, member.address.parse().ok()) }
+            let name = Some(member.exporter_name.as_str()).filter(|name| !name.is_empty());
+            Endpoint {
+                weight: member.weight,
+                exporter_name: name.map(Into::into),
+                ..Endpoint::new(identity, member.address.parse().ok())
+            }
         })
         .collect();
     let table = built(&ring.pool, ring.generation, algorithm, &endpoints)?;
@@ -195,13 +208,13 @@ fn chosen(rings: Vec<PoolRing>, pool: &str) -> Result<Vec<PoolRing>, RingToolErr
 // === impl SourceArgs ===
 
 impl SourceArgs {
-    pub(super) fn sources(self) -> Vec<Source> {
+    pub(super) fn sources(self, of_members: &MembersArgs) -> Vec<Source> {
         if let Some(path) = self.config {
             vec![Source::Config(path)]
         } else if let Some(backends) = self.backends {
             vec![Source::Backends(backends)]
         } else if !self.members.is_empty() {
-            vec![Source::Members(self.members)]
+            vec![Source::Members(self.members, of_members.algorithm.unwrap_or_default())]
         } else if self.admin.is_empty() {
             vec![Source::Admin(AdminAddress(ListenAddress::local()))]
         } else {
@@ -226,7 +239,7 @@ impl Rings {
 impl Source {
     /// Whether it is one pool that has no name of its own.
     pub(super) fn is_list(&self) -> bool {
-        matches!(self, Self::Backends(_) | Self::Members(_))
+        matches!(self, Self::Backends(_) | Self::Members(..))
     }
 
     /// The pool to ask this source for if one of that name is to be compared: the only one, if it is a list.
@@ -240,11 +253,11 @@ impl Source {
             Self::Admin(_) => return Ok(Vec::new()),
             Self::Backends(backends) => Draft::of_backends(backends.clone()).check()?,
             Self::Config(path) => Draft::read(path)?.check()?,
-            Self::Members(members) => {
+            Self::Members(members, algorithm) => {
                 let mut endpoints: Vec<Endpoint> = members.iter().map(Member::endpoint).collect();
                 endpoints.sort();
                 endpoints.dedup_by(|a, b| a.identity == b.identity);
-                let table = built(MEMBERS_POOL, 0, Algorithm::default(), &endpoints.into())?;
+                let table = built(MEMBERS_POOL, 0, *algorithm, &endpoints.into())?;
                 return Ok(vec![facts::ring(MEMBERS_POOL, &table, None)]);
             }
         };
@@ -292,7 +305,7 @@ impl fmt::Display for Source {
             }
             Self::Backends(Backends::Dns(name)) => write!(f, "dns://{name}"),
             Self::Config(path) => path.display().fmt(f),
-            Self::Members(_) => f.write_str("--members"),
+            Self::Members(..) => f.write_str("--members"),
         }
     }
 }
@@ -353,7 +366,9 @@ impl Member {
     }
 
     pub(super) fn endpoint(&self) -> Endpoint {
-        Endpoint::new(self.identity(), self.0.0.address())
+        let Self(backend) = self;
+        let exporter_name = backend.written().map(Into::into);
+        Endpoint { exporter_name, ..Endpoint::new(self.identity(), backend.address.address()) }
     }
 }
 

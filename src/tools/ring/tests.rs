@@ -74,6 +74,68 @@ async fn a_plan_that_makes_no_sense_is_refused() {
     assert_eq!(refused("plan --members a --remove a").await, "pool default has no ring");
 }
 
+/// The members of the ring in a JSON answer: identity, and the text that is hashed if that is another.
+fn named(rings: &serde_json::Value) -> Vec<(&str, Option<&str>)> {
+    let members = rings["pools"][0]["members"].as_array().expect("members");
+    members
+        .iter()
+        .map(|member| (member["identity"].as_str().expect("an identity"), member["exporter_name"].as_str()))
+        .collect()
+}
+
+#[tokio::test]
+async fn rings_of_the_exporter_are_shown_planned_and_looked_up() {
+    let id = "80808080000000000000000000000000";
+    let members = "--members 10.0.0.1:4317,10.0.0.2:4317,10.0.0.3:4317";
+    for (algorithm, slots, slot, owner) in
+        [("otelcol_v1", 36_000, 28_687, 1), ("otelcol_v2", 36_000, 28_687, 2), ("otelcol_v3", 131_071, 68_571, 1)]
+    {
+        let shown = json(&format!("show {members} --algorithm {algorithm}")).await;
+        let ring = &shown["pools"][0];
+        assert_eq!((&ring["algorithm"], &ring["slots"]), (&algorithm.into(), &slots.into()));
+        assert_eq!(ring["parameters"]["slots"], slots);
+        let found = json(&format!("lookup {id} {members} --algorithm {algorithm}")).await;
+        let placed = &found["pools"][0];
+        assert_eq!(
+            (&placed["slot"], &placed["owners"][0]["identity"]),
+            (&slot.into(), &format!("10.0.0.{owner}:4317").into())
+        );
+        let plan = json(&format!("plan {members} --algorithm {algorithm} --add 10.0.0.4:4317")).await;
+        let moved = plan["moved_share"].as_f64().expect("a share");
+        assert!((0.2..0.3).contains(&moved), "one of four takes a quarter: {plan}");
+    }
+    let with = json("show --members 10.0.0.1:4317,b:4317 --algorithm otelcol_v2").await;
+    let without = json("show --members 10.0.0.1,b:4317 --algorithm otelcol_v2").await;
+    assert_eq!(named(&with), [("10.0.0.1:4317", None), ("b:4317", None)]);
+    assert_eq!(named(&without), [("10.0.0.1:4317", Some("10.0.0.1")), ("b:4317", None)]);
+    let fingerprint = |rings: &serde_json::Value| rings["pools"][0]["membership_fingerprint"].clone();
+    assert_ne!(fingerprint(&with), fingerprint(&without), "the exporter hashes what is written");
+    let ours = json("show --members 10.0.0.1,b:4317").await;
+    assert_eq!(named(&ours), [("10.0.0.1:4317", None), ("b:4317", None)], "slots_v1 hashes identities");
+    let plan = json("plan --members 10.0.0.1,b:4317 --algorithm otelcol_v2 --add c").await;
+    assert_eq!(plan["membership_fingerprint_before"], fingerprint(&without), "a plan keeps the names");
+    let words = ["ring", "show", "--config", "a.yaml", "--algorithm", "otelcol_v1"];
+    assert!(Line::try_parse_from(words).is_err(), "a file says the algorithm itself");
+}
+
+#[tokio::test]
+async fn the_algorithm_of_a_file_is_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("spanring.yaml");
+    let hostnames = "[\"10.0.0.1\", \"10.0.0.2\", \"10.0.0.3\"]";
+    let text = format!(
+        "pools: {{ tail: {{ resolver: {{ static: {{ hostnames: {hostnames} }} }}, ring: {{ algorithm: otelcol_v2 }} }} }}\n\
+         routes: [{{ signals: [traces], pool: tail }}]\n"
+    );
+    std::fs::write(&path, text).expect("written");
+    let of_file = json(&format!("show --config {}", path.display())).await;
+    let of_list = json("show --members 10.0.0.1,10.0.0.2,10.0.0.3 --algorithm otelcol_v2").await;
+    for key in ["algorithm", "membership_fingerprint", "placement_fingerprint"] {
+        assert_eq!(of_file["pools"][0][key], of_list["pools"][0][key], "{key}");
+    }
+    assert_eq!(named(&of_file)[0], ("10.0.0.1:4317", Some("10.0.0.1")));
+}
+
 #[tokio::test]
 async fn rings_with_different_members_differ_by_name() {
     let (text, code) =
