@@ -184,7 +184,7 @@ async fn parts_are_shown_by_a_metric() {
 async fn longest_absence(ttl: u32) -> (Duration, bool) {
     let machine = Machine::start().await;
     machine.server.v6(NAME, Reply::NoData);
-    let mut dns = Dns::new(NAME, 4317, IpFamily::Auto, machine.system(), Meters::silent(), "tail");
+    let mut dns = Dns::new(NAME, Some(4317), IpFamily::Auto, machine.system(), Meters::silent(), "tail");
     let (begin, mut longest, mut lacked, mut since) = (Instant::now(), Duration::ZERO, false, None);
     while begin.elapsed() < Duration::from_secs(300) {
         let is_there = begin.elapsed().as_secs() % 6 < 3;

@@ -83,7 +83,7 @@ fn weights_that_the_algorithm_does_not_have_leave_the_last_set_in_force() {
     let mut weighted = endpoints(&["a", "b"], 1).to_vec();
     weighted[1].weight = 3;
     let rebuild = rig.apply(Input::Discovered(weighted.into())).expect("a new set must be tried");
-    assert!(matches!(rebuild.run(), Err(RingError::Weighted { weight: 3, algorithm: "otelcol_v3", .. })));
+    assert!(matches!(rebuild.run(0), Err(RingError::Weighted { weight: 3, algorithm: "otelcol_v3", .. })));
 }
 
 #[test]
