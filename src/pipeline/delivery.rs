@@ -2,6 +2,7 @@
 //! outcomes into one.
 
 mod adopted;
+mod late;
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,13 +12,10 @@ use self::adopted::{Adopted, step};
 use super::{Pipeline, Route, copies::Copies, cut, defect, tally::Tally};
 use crate::{
     dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
-    otlp::{Outcome, Reason, Refusal, Signal},
+    otlp::{Outcome, Refusal, Signal},
     ring::Table,
     settings::HandoffMode,
 };
-
-/// The most backends that the message of a late request names.
-const NAMED: usize = 3;
 
 /// The state of one request in delivery.
 pub(super) struct Delivery<'a> {
@@ -424,37 +422,6 @@ impl<'a> Delivery<'a> {
                 false
             }
         }
-    }
-
-    #[cold]
-    fn late_refusal(&self) -> Refusal {
-        let message =
-            format!("not all of {} records were acknowledged in time; {}", self.tally.records, self.missing_answers());
-        Refusal::retryable(Reason::Deadline, message)
-    }
-
-    /// Names the backends whose answers are missing, and the last failure.
-    #[cold]
-    fn missing_answers(&self) -> String {
-        let waiting = self.waiting();
-        let under_way = |(index, placed): &(u32, &Placed)| placed.open && !waiting.contains(index);
-        let mut silent: Vec<Arc<str>> =
-            (0..).zip(&self.placed).filter(under_way).map(|(_, placed)| self.owner_of(placed)).collect();
-        let failed_last = self.tally.last_failure.as_ref().map(|(owner, _)| owner);
-        silent.retain(|owner| Some(owner) != failed_last);
-        silent.sort_unstable();
-        silent.dedup();
-        let more = silent.len().saturating_sub(NAMED);
-        silent.truncate(NAMED);
-        let mut phrases = Vec::new();
-        if !silent.is_empty() {
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            phrases.push(format!("no answer yet from backend {}{more}", silent.join(", ")));
-        }
-        if let Some((owner, cause)) = &self.tally.last_failure {
-            phrases.push(format!("backend {owner}: {cause}"));
-        }
-        phrases.join("; ")
     }
 
     /// Returns the indices of the parts that wait for their next attempt.

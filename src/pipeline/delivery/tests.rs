@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     budget::{Budget, Division},
     dispatch::{Config, Failure},
-    otlp::Signal,
+    otlp::{Reason, Signal},
     pipeline::{Routes, SignalMetrics, not_queued},
     settings::InvalidTraceIds,
     testing::*,

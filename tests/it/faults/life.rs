@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     backend::Answer,
@@ -184,23 +184,19 @@ async fn row_45_clients_that_disconnect_leave_nothing_behind() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_47_a_proxy_in_its_own_pool_is_reported() -> Result<()> {
+async fn row_47_a_proxy_in_its_own_pool_leaves_itself_out() -> Result<()> {
     let other = crate::backend::Backend::start().await?;
     let fixture = Fixture::before_itself(other, ExtraConfig { deadline: "1s", ..ExtraConfig::default() })?;
     let mut client = fixture.client().await?;
     let looped = fixture.trace_of(fixture.grpc);
     let (took, reply) = client.timed(vec![span(&looped, 0)]).await;
-    let Reply::Refused(status) = reply else { bail!("no backend can have that span: {reply:?}") };
-    ensure!(status.code() == tonic::Code::FailedPrecondition, "the status must not be retryable: {status:?}");
-    ensure!(status.message().contains("to itself"), "it must say what is wrong: {status:?}");
-    let loops = fixture.metric("spanring_receiver_refused_requests_total", &["reason=\"loop\""])?;
-    ensure!(loops >= 1.0, "counted as loops: {loops}");
-    ensure!(took < Duration::from_secs(3), "answered after {took:?}");
-    let (took, reply) = client.timed(fixture.spans_at(0, 2)?).await;
     reply.ok()?;
-    ensure!(took < Duration::from_secs(1), "the loop holds up others: {took:?}");
-    fixture.until_metric("spanring_receiver_in_flight_requests", &[], |n| n == 0.0)?;
+    ensure!(took < Duration::from_secs(1), "answered after {took:?}");
+    let (_, reply) = client.timed(fixture.spans_at(0, 2)?).await;
+    reply.ok()?;
     let requests = fixture.metric("spanring_receiver_requests_total", &[])?;
     ensure!(requests < 10.0, "one request became {requests}");
+    let log = fixture.process.log();
+    ensure!(log.contains("discovery leaves out this proxy itself"), "{log}");
     Ok(())
 }
