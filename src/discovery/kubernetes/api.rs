@@ -108,7 +108,11 @@ impl Api {
         timeout: Duration,
         tasks: &Tasks,
     ) -> Result<Self, Failure> {
-        let config = config(place).await?;
+        let mut config = config(place).await?;
+        // Without TLS there is no need to read all authorities of the system.
+        if config.cluster_url.scheme_str() == Some("http") {
+            config.root_cert.get_or_insert_default();
+        }
         let namespace = service.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let selector = Serializer::new(String::new())
             .append_pair("labelSelector", &format!("{SERVICE_LABEL}={}", service.name))

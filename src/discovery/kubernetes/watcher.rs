@@ -262,18 +262,14 @@ impl Watcher {
         self.meters.count_kubernetes(failure.result());
         match failure {
             // The client works, and the slices are known.
-            Failure::Empty(_) => {}
+            Failure::Empty(_) | Failure::ShortWatch => {}
             // The client works.
             Failure::Expired { .. } => self.version = None,
             // Something was missed, or the API server does not know the version, as after its store was restored.
             Failure::Unreadable(_) | Failure::TooLarge(_) | Failure::Status { .. } => {
                 (self.version, self.api) = (None, None);
             }
-            Failure::Config(_)
-            | Failure::Connection(_)
-            | Failure::Timeout
-            | Failure::Denied { .. }
-            | Failure::ShortWatch => self.api = None,
+            Failure::Config(_) | Failure::Connection(_) | Failure::Timeout | Failure::Denied { .. } => self.api = None,
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The longest time for anything that must happen.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Short waits before retries; watches are long.
 const PACE: Pace = Pace {
