@@ -81,9 +81,6 @@ pub struct ByTraceId<'a> {
 impl<'a> ByTraceId<'a> {
     /// Creates a router for one cut.
     pub fn new(table: &'a Table, policy: InvalidTraceId, moved: Moved<'a>) -> Self {
-        // Outside of windows nothing is paid for hand-offs.
-        let moved =
-            if matches!(moved, Moved::ByStart(_)) && table.history().is_empty() { Moved::Immediate } else { moved };
         Self { table, policy, invalid: InvalidIds::default(), moved, handed_off: HandedOff::default() }
     }
 

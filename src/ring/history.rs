@@ -31,8 +31,6 @@ const NO_TARGET: u16 = u16::MAX;
 pub struct History {
     handoff: Handoff,
     kept: Vec<Predecessor>,
-    /// Whether a table had to be dropped before its time.
-    dropped: bool,
 }
 
 /// A table that was replaced, or several that were merged.
@@ -157,9 +155,8 @@ impl History {
                 begun: None,
             });
         }
-        let mut history = Self { handoff, kept, dropped: before.history.dropped };
+        let mut history = Self { handoff, kept };
         history.kept.retain(|kept| history.handoff.forgets_at(kept.ended) > at);
-        history.dropped &= !history.kept.is_empty();
         while history.kept.len() > MOST_KEPT {
             history.merge_closest();
         }
@@ -194,11 +191,6 @@ impl History {
     /// Returns when the last table is forgotten, in nanoseconds since the Unix epoch.
     pub fn last_end(&self) -> Option<u64> {
         self.kept.iter().map(|kept| self.handoff.forgets_at(kept.ended)).max()
-    }
-
-    /// Whether a table was dropped before its time, because too many with different algorithms were kept.
-    pub fn has_dropped(&self) -> bool {
-        self.dropped
     }
 
     /// Returns about how many bytes it takes.
@@ -308,7 +300,6 @@ impl History {
         let alike = pairs.filter(|(_, (older, newer))| older.algorithm() == newer.algorithm());
         let Some((at, _)) = alike.min_by_key(|(_, (older, newer))| newer.ended.saturating_sub(older.ended)) else {
             self.kept.remove(0);
-            self.dropped = true;
             return;
         };
         let newer = self.kept.remove(at + 1);
