@@ -2,6 +2,7 @@
 
 use std::{future::Future, sync::OnceLock};
 
+use futures_util::future::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::{
     sync::CancellationToken,
@@ -56,11 +57,12 @@ impl Tasks {
     {
         // For tasks of the process's own set this is empty and allocates nothing.
         let outer: Vec<TaskTrackerToken> = self.outer.iter().map(TaskTracker::token).collect();
-        tokio::spawn(self.tracker.track_future(async move {
-            let output = future.await;
+        // Not an async block: that would have room for the future twice, as it is given and as it is polled.
+        let tracked = future.map(move |output| {
             drop(outer);
             output
-        }))
+        });
+        tokio::spawn(self.tracker.track_future(tracked))
     }
 
     /// Signals that no new work is accepted: listeners send GOAWAY, and the process is no longer ready.

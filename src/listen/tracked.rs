@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use futures_util::future::TryFutureExt;
 use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
@@ -45,8 +46,8 @@ pub(super) fn tracked<S: HttpService>(service: S, activity: Arc<Activity>, piece
     service_fn(move |request: Request<Incoming>| {
         let counted = activity.request();
         let pieces = pieces.then(|| Arc::clone(&activity));
-        let answer = service.call(request);
-        async move { Ok(answer.await?.map(|body| Tracked { body, pieces, _request: counted })) }
+        let tracked = |body| Tracked { body, pieces, _request: counted };
+        service.call(request).map_ok(|answer| answer.map(tracked))
     })
 }
 

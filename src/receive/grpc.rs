@@ -139,8 +139,8 @@ impl<E: Export> OtlpGrpc<E> {
 
     /// Returns the service of a new client connection.
     ///
-    /// Its futures are not boxed, so it is a `hyper` service and not a [`tower::Service`], which [`OtlpGrpc`] itself
-    /// is.
+    /// Each of its futures is in one allocation, which is as large as what a request needs. The futures that hold it, of
+    /// which hyper's stream and the task are two, would otherwise have room for it several times.
     pub fn for_connection<B>(
         &self,
     ) -> impl hyper::service::Service<
@@ -158,14 +158,14 @@ impl<E: Export> OtlpGrpc<E> {
         let service = Self { shared: Arc::clone(&self.shared), connection };
         service_fn(move |request: http::Request<B>| {
             let service = service.clone();
-            async move {
+            Box::pin(async move {
                 Ok(match service.side_services(&request) {
                     _ if request.extensions().get::<NoRoom>().is_some() => service.refuse_without_room(request),
                     None => service.answer(request).await,
                     // It is boxed, so that it does not make the futures of exports larger.
                     Some(services) => Box::pin(services.answer(request)).await,
                 })
-            }
+            })
         })
     }
 
