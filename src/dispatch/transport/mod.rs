@@ -9,7 +9,8 @@
 //!   decides when a backend that sends nothing gets a PING, is probed, or is given up.
 //! - Calls: `call` sends one RPC. `body` builds its body, `reply` reads the answer, and `outcome` classifies it.
 //!   `orphan` keeps a call open after its clients have left.
-//! - Bytes: `wire` gathers what HTTP/2 writes, and `outgoing` keeps it without copies.
+//! - Bytes: `wire` gathers what HTTP/2 writes, `outgoing` keeps it without copies, and `frames` cuts it to the frame size that
+//!   the backend accepts.
 //! - `probe` asks a backend on a separate connection whether it is alive.
 
 mod body;
@@ -18,6 +19,7 @@ mod client;
 mod clock;
 mod dialer;
 mod driver;
+mod frames;
 mod orphan;
 mod outcome;
 mod outgoing;

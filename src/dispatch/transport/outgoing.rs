@@ -2,9 +2,6 @@
 //!
 //! h2 writes slices of bodies that it owns. Each body is lent to this module before h2 gets it. If a slice lies in a lent body,
 //! a reference to that body is kept instead of a copy, so that only the kernel copies its bytes.
-//!
-//! Without this a span costs 4 to 6 % more at 512 spans a request and 2 to 7 % more at 8,192 (paired turns of both builds with
-//! one worker and two: `SPANRING_BEFORE=… cargo bench --profile dist --bench proxies -- --turns 3 before 512 8192`).
 
 use std::{collections::VecDeque, io::IoSlice};
 

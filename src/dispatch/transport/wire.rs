@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    frames::Frames,
     outgoing::Outgoing,
     silence::Traffic,
     stream::{MAX_PACKET, Stream},
@@ -50,6 +51,7 @@ struct Shared<S> {
 struct Inner<S> {
     stream: S,
     out: Outgoing,
+    frames: Frames,
     /// The time when something was read last.
     read_at: Option<Instant>,
     /// The number of bytes written in all.
@@ -75,6 +77,7 @@ pub(super) fn gather<S>(stream: S, packet_len: fn(&S) -> usize) -> (Wire<S>, Out
     let inner = Mutex::new(Inner {
         stream,
         out: Outgoing::default(),
+        frames: Frames::default(),
         read_at: None,
         written: 0,
         mark: Mark::Passed(None),
@@ -211,7 +214,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         for slice in slices {
             let bytes = slice.get(..left).unwrap_or(slice);
             left -= bytes.len();
-            self.out.add(bytes, capacity);
+            self.frames.cut(bytes, |bytes| self.out.add(bytes, capacity));
         }
         most - left
     }
@@ -236,8 +239,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         let before = buf.filled().len();
         let mut inner = self.0.lock();
         let result = Pin::new(&mut inner.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            inner.read_at = Some(Instant::now());
+        if buf.filled().len() > before && inner.read_at.replace(Instant::now()).is_none() {
+            inner.frames.read_settings(buf.filled_mut().get_mut(before..).unwrap_or_default());
         }
         result
     }
@@ -282,14 +285,11 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-    use super::*;
+    use super::{super::frames::PREFACE, *};
 
     const NO_PACKETS: fn(&DuplexStream) -> usize = |_| usize::MAX;
 
-    /// The connection preface of the client (RFC 9113, 3.4).
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-    /// A frame of an unknown type.
+    /// A frame of an unknown type, which is never cut.
     fn frame(payload: &[u8]) -> Vec<u8> {
         let [_, high, middle, low] = u32::try_from(payload.len()).unwrap().to_be_bytes();
         [&[high, middle, low, 0xb, 0, 0, 0, 0, 0], payload].concat()
@@ -406,5 +406,33 @@ mod tests {
         wire.write_all(&frame(&[7; 130_000])).await.unwrap();
         assert!(std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap());
         far.read_exact(&mut vec![0; PREFACE.len() + 9 + 130_000]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn long_frames_are_cut_without_copying_the_body() {
+        let (near, mut far) = duplex(1 << 20);
+        let (mut wire, outlet) = gather(near, NO_PACKETS);
+        // SETTINGS with a maximum frame size of 16,384.
+        far.write_all(&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0]).await.unwrap();
+        let mut heard = [0; 15];
+        wire.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard[11..], (256_u32 << 10).to_be_bytes(), "h2 must be told of longer frames");
+        let body: Bytes = (0..52_000_u32).map(|at| at.to_le_bytes()[1]).collect();
+        wire.write_all(PREFACE).await.unwrap();
+        outlet.lend(0, &body);
+        wire.write_all(&[0, 203, 32, 0, 1, 0, 0, 0, 1]).await.unwrap();
+        wire.write_all(&body).await.unwrap();
+        assert!(outlet.0.lock().out.copied_len() < 100, "must not copy the body");
+        std::future::poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
+        let mut seen = vec![0; PREFACE.len() + 4 * 9 + body.len()];
+        far.read_exact(&mut seen).await.unwrap();
+        let mut rest = &seen[PREFACE.len()..];
+        let mut payload = Vec::new();
+        for (len, flags) in [(16_384, 0), (16_384, 0), (16_384, 0), (2_848, 1)] {
+            assert_eq!(rest[1..5], [u16::to_be_bytes(len), [0, flags]].concat());
+            payload.extend_from_slice(&rest[9..9 + usize::from(len)]);
+            rest = &rest[9 + usize::from(len)..];
+        }
+        assert!(rest.is_empty() && payload == body);
     }
 }
