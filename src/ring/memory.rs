@@ -41,3 +41,41 @@ pub fn of_table(table: &Table) -> usize {
     let probe = if table.base().algorithm().is_of_exporter() { 0 } else { PER_PROBE };
     table.slots() as usize * (PER_SLOT_IN_TABLE + probe) + members.sum::<usize>() + table.history().memory()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, time::Duration};
+
+    use super::*;
+    use crate::{
+        endpoint::Endpoints,
+        settings::{Handoff, HandoffMode},
+    };
+
+    fn endpoints(weights: &[(&str, u32)]) -> Endpoints {
+        weights.iter().map(|(name, weight)| Endpoint { weight: *weight, ..Endpoint::new(*name, None) }).collect()
+    }
+
+    #[test]
+    fn a_build_takes_memory_for_all_points_up_to_128_backends_and_no_more_beyond() {
+        let of = |weights: &[(&str, u32)]| of_build(Algorithm::SlotsV1, &endpoints(weights));
+        let for_slots = 16 * 131_072;
+        assert_eq!(of(&[("a", 1), ("b", 2)]), 3 * 4096 * 52 + for_slots);
+        assert_eq!(of(&[("a", 100), ("b", 28)]), 128 * 4096 * 52 + for_slots);
+        assert_eq!(of(&[("a", 100), ("b", 29)]), (20 << 20) + for_slots);
+        let of_exporter = of_build(Algorithm::OtelcolV3, &endpoints(&[("a", 1), ("b", 1), ("c", 1)]));
+        assert_eq!(of_exporter, 3 * 200 * 12 + 131_071 * 6);
+    }
+
+    #[test]
+    fn a_table_takes_memory_for_its_slots_its_targets_and_the_tables_before_it() {
+        let table = |algorithm, names: &[(&str, u32)]| Table::of(1, algorithm, &endpoints(names)).unwrap();
+        let names = [("a", 1), ("bcd", 1)];
+        assert_eq!(of_table(&table(Algorithm::SlotsV1, &names)), 131_072 * 5 + 2 * 128 + 1 + 3);
+        assert_eq!(of_table(&table(Algorithm::OtelcolV3, &names)), 131_071 * 4 + 2 * 128 + 1 + 3);
+        let handoff = Handoff { mode: HandoffMode::Dual, window: Duration::from_secs(30) };
+        let after = table(Algorithm::SlotsV1, &names[..1]);
+        let after = after.replacing(&table(Algorithm::SlotsV1, &names), 1, handoff, &BTreeSet::new());
+        assert_eq!(of_table(&after), 131_072 * (5 + 2) + 2 * 128 + 1 + 3, "the backend that left is a target");
+    }
+}

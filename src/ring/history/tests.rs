@@ -1,5 +1,7 @@
 //! A trace stays whole: the rules are checked on tables, with replicas that learn of changes at different times.
 
+mod kept;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
