@@ -228,10 +228,13 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, time::Duration};
+
     use super::*;
     use crate::{
         endpoint::{Endpoint, Endpoints},
         ring::Algorithm,
+        settings::{Handoff, HandoffMode},
     };
 
     /// Trace IDs that no backend can store: an empty one, one of zeros, and three of a wrong length.
@@ -290,6 +293,105 @@ mod tests {
         }
         assert_eq!(router.invalid(), InvalidIds { empty: 1, zero: 1, wrong_length: 3 });
         assert_eq!(InvalidIds { empty: 1, zero: 20, wrong_length: 300 }.total(), 321);
+    }
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// When the tests begin, in nanoseconds since the Unix epoch.
+    const BEGIN: u64 = 1_800_000_000 * SECOND;
+
+    /// A table after changes at one second each: of backends with these letters, each at a port of its own.
+    fn changed(memberships: &[&str]) -> Table {
+        let handoff = Handoff { mode: HandoffMode::Dual, window: Duration::from_secs(30) };
+        let table = |names: &&str| {
+            let endpoint = |name: char| {
+                let port = u16::try_from(u32::from(name)).expect("a letter");
+                Endpoint::new(name.to_string(), Some(([127, 0, 0, 1], port).into()))
+            };
+            let endpoints: Endpoints = names.chars().map(endpoint).collect();
+            Table::of(1, Algorithm::SlotsV1, &endpoints).expect("some backends")
+        };
+        let mut tables = memberships.iter().map(table);
+        let first = tables.next().expect("a table").with_handoff(handoff);
+        let after = |before: Table, (at, table): (u64, Table)| {
+            table.replacing(&before, BEGIN + at * SECOND, handoff, &BTreeSet::new())
+        };
+        (0..).zip(tables).fold(first, after)
+    }
+
+    /// Returns the lanes of a record that starts and arrives at these times in seconds after the tests' begin.
+    fn lanes(router: &mut ByTraceId<'_>, id: &[u8], start: u64) -> Vec<Lane> {
+        match router.route(&Record { bytes: b"span", id, start: BEGIN + start * SECOND }) {
+            Targets::None => Vec::new(),
+            Targets::One(target) => vec![Lane::of(target)],
+            Targets::Many(several) => several.as_slice().iter().copied().map(Lane::of).collect(),
+        }
+    }
+
+    #[test]
+    fn records_that_are_handed_off_are_counted_by_where_they_go() {
+        let table = changed(&["abc", "bcd"]);
+        let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::ByStart(BEGIN + 100 * SECOND));
+        let id = (1_u128..)
+            .map(u128::to_be_bytes)
+            .find(|id| table.previous_owners(id).first().is_some_and(|(previous, _)| &*previous.identity == "a"))
+            .expect("a trace of the backend that left");
+        let new = Lane::of_owner(table.owner(&id));
+        let old = Lane { copy: true, ..Lane::of_owner(table.target("a").expect("it is a target").into()) };
+        assert_eq!(lanes(&mut router, &id, 1), [new, old], "it is late, so it goes to both");
+        assert_eq!(router.handed_off(), HandedOff { both: 1, ..HandedOff::default() });
+        assert_eq!(lanes(&mut router, &id, 31), [new], "its trace began after the change");
+        assert_eq!(router.handed_off(), HandedOff { both: 1, current: 1, ..HandedOff::default() });
+        let unmoved = (1_u128..)
+            .map(u128::to_be_bytes)
+            .find(|id| table.previous_owners(id).is_empty())
+            .expect("a trace that did not move");
+        assert_eq!(lanes(&mut router, &unmoved, 1), [Lane::of_owner(table.owner(&unmoved))]);
+        assert_eq!(router.handed_off(), HandedOff { both: 1, current: 1, ..HandedOff::default() });
+
+        let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::ByStart(BEGIN));
+        let before = router.route(&Record { bytes: b"span", id: &id, start: BEGIN - 1 });
+        assert_eq!(before, Targets::One(Lane { copy: false, ..old }.target()), "it counts there");
+        assert_eq!(router.handed_off(), HandedOff { previous: 1, ..HandedOff::default() });
+    }
+
+    #[test]
+    fn records_with_more_owners_than_they_can_go_to_are_counted() {
+        let table = changed(&["abcdef", "bcdef", "cdef", "def", "ef", "f"]);
+        let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::ByStart(BEGIN + 9 * SECOND));
+        let with = |owners: usize| {
+            let mut ids = (1_u128..).map(u128::to_be_bytes);
+            ids.find(|id| table.previous_owners(id).len() + 1 == owners).expect("a trace that moved so often")
+        };
+        let counts = [2, 4, 5, 6].map(|owners| {
+            let lanes = lanes(&mut router, &with(owners), 9);
+            assert!(lanes.iter().skip(1).all(|lane| lane.copy) && lanes.first().is_some_and(|lane| !lane.copy));
+            (lanes.len(), router.handed_off().left_out)
+        });
+        assert_eq!(counts, [(2, 0), (4, 0), (4, 1), (4, 2)], "each record once");
+        assert_eq!(router.handed_off(), HandedOff { both: 4, left_out: 2, ..HandedOff::default() });
+    }
+
+    #[test]
+    fn a_record_that_is_placed_again_is_a_copy_if_its_owner_has_one() {
+        // The owner of all traces leaves while another backend takes its place.
+        let (cut_by, now) = (changed(&["a", "b"]), changed(&["b", "c"]));
+        let arrival = BEGIN + 9 * SECOND;
+        let ids: Vec<[u8; 16]> = (1..50_u128).map(u128::to_be_bytes).collect();
+        let of = |table: &Table, sent: &[u16]| -> Vec<Vec<Lane>> {
+            let again = Moved::Again(Copied { table: &cut_by, arrival, sent });
+            let mut router = ByTraceId::new(table, InvalidTraceId::Forward, again);
+            ids.iter().map(|id| lanes(&mut router, id, 9)).collect()
+        };
+        let all = |lane: Lane| vec![vec![lane]; ids.len()];
+        let a = cut_by.target("a").expect("it is a target");
+        let only = |name: &str| changed(&[name]);
+        let counts = Lane::of_owner(0);
+        assert_eq!(of(&only("a"), &[a]), all(Lane { copy: true, ..counts }));
+        assert_eq!(of(&only("a"), &[]), all(counts), "its copy was not sent or was given up");
+        assert_eq!(of(&only("b"), &[0, a]), all(counts), "it had the part that counted, and no copy");
+        assert_eq!(of(&only("c"), &[0, a]), all(counts), "it had nothing");
+        assert_eq!(of(&now, &[0, a]), all(counts));
     }
 
     #[test]
