@@ -216,3 +216,100 @@ fn stable_names_keep_their_slots_below_the_floor() {
     rig.wait(SECOND * 70);
     assert_eq!((rig.members().len(), rig.away().len(), rig.timer), (4, 0, None));
 }
+
+/// Returns backends with stable names, of which one drains.
+fn draining_name(hosts: &[&str], draining: &str) -> Input {
+    let mark = |it: &Endpoint| Endpoint { is_stable_name: true, is_draining: &*it.identity == draining, ..it.clone() };
+    Input::Discovered(endpoints(hosts, 1).iter().map(mark).collect())
+}
+
+#[test]
+fn stable_name_that_drains_is_away_at_once_and_stays_a_member() {
+    let mut rig = named();
+    assert!(rig.apply(draining_name(&ALL, "b")).is_some(), "others take its slots");
+    assert_eq!((rig.members().join(""), rig.away()), ("abcd".to_owned(), vec!["b".to_owned()]));
+    assert_eq!(rig.take_notes(), [Note::Away("b".into())]);
+    assert!(rig.apply(draining_name(&ALL, "b")).is_none(), "it drains already");
+    assert!(rig.apply(draining_name(&["a", "b", "c", "d", "x"], "x")).is_some(), "the other one drains no more");
+    assert_eq!(
+        (rig.members().join(""), rig.away().len()),
+        ("abcd".to_owned(), 0),
+        "one that joins draining is left out"
+    );
+    assert_eq!(rig.take_notes(), []);
+}
+
+#[test]
+fn backend_that_drains_is_noted_as_left_with_its_health() {
+    for ejected in [false, true] {
+        let mut rig = Rig::with(&ALL);
+        if ejected {
+            rig.see("b", HealthKind::Refused);
+        }
+        rig.take_notes();
+        let drains = |it: &Endpoint| Endpoint { is_draining: &*it.identity == "b", ..it.clone() };
+        assert!(rig.apply(Input::Discovered(endpoints(&ALL, 1).iter().map(drains).collect())).is_some());
+        assert_eq!(
+            (rig.members().join(""), rig.take_notes()),
+            ("acd".to_owned(), vec![Note::Left { identity: "b".into(), ejected }])
+        );
+    }
+}
+
+#[test]
+fn stable_name_that_drains_does_not_count_for_the_floor() {
+    let mut rig = Rig::new(Config { min_backends: 4, ..Config::default() });
+    rig.discover_names(&ALL, 1);
+    rig.apply(draining_name(&ALL, "b"));
+    let floor = Note::Floor { begins: true, left: 3, min_backends: 4 };
+    assert_eq!(rig.take_notes(), [Note::Away("b".into()), floor]);
+}
+
+#[test]
+fn floor_begins_when_an_absence_is_believed_and_not_before() {
+    let mut rig = Rig::new(Config { min_backends: 4, ..Config::default() });
+    rig.discover(&ALL);
+    rig.discover(&["a", "b", "c"]);
+    assert_eq!(rig.take_notes(), [Note::Held("d".into())], "its absence is doubted");
+    rig.wait_for_timer();
+    assert_eq!(rig.take_notes(), [Note::Floor { begins: true, left: 3, min_backends: 4 }]);
+}
+
+#[test]
+fn pool_that_never_had_min_backends_is_not_at_the_floor() {
+    let mut rig = Rig::new(Config { min_backends: 3, ..Config::default() });
+    rig.discover(&["a", "b"]);
+    assert_eq!((rig.take_notes(), rig.members().len()), (vec![], 2));
+}
+
+#[test]
+fn ejected_backend_that_is_absent_is_not_noted_as_held() {
+    let mut rig = named();
+    rig.see("b", HealthKind::Refused);
+    rig.take_notes();
+    rig.discover_names(&["a", "c", "d"], 1);
+    assert_eq!((rig.take_notes(), rig.members().len()), (vec![], 4));
+    let mut rig = Rig::with(&ALL);
+    rig.see("b", HealthKind::Refused);
+    rig.take_notes();
+    rig.apply(marked(&["a", "b?", "c", "d"]));
+    assert_eq!((rig.take_notes(), rig.members().len()), (vec![], 4));
+}
+
+#[test]
+fn absence_that_is_not_confirmed_sets_no_timer() {
+    let mut rig = Rig::with(&ALL);
+    rig.apply(marked(&["a", "b?", "c", "d"]));
+    assert_eq!(rig.timer, None);
+}
+
+#[test]
+fn time_that_a_member_stays_is_known_before_it_is_absent_and_after() {
+    let mut rig = Rig::with(&ALL);
+    assert_eq!(["a", "somebody"].map(|host| rig.state.stays_for(host)), [SECOND * 5; 2]);
+    rig.discover(&["a", "b"]);
+    assert_eq!(["a", "c"].map(|host| rig.state.stays_for(host)), [SECOND * 5, SECOND * 10]);
+    let mut rig = named();
+    rig.discover_names(&["a", "b", "c"], 1);
+    assert_eq!(rig.state.stays_for("d"), SECOND * 60);
+}

@@ -89,3 +89,18 @@ fn another_mode_or_window_leads_to_a_table() {
     let off = rig.step(handoff(HandoffMode::Immediate, 60)).expect("a table without a window");
     assert_eq!((off.cause, off.table.history().len()), (Cause::Configuration, 0));
 }
+
+#[test]
+fn a_change_at_the_end_of_a_window_has_its_own_cause_and_the_end_is_requested_once() {
+    for changes in [false, true] {
+        let (mut rig, _) = one_left();
+        rig.now += KEPT;
+        let hosts: &[&str] = if changes { &["a", "b", "x"] } else { &["a", "b"] };
+        let request = rig.apply(Input::Discovered(listed(hosts, &[]))).expect("a table is due");
+        let cause = if changes { Cause::Discovery } else { Cause::WindowEnd };
+        assert_eq!((request.cause, request.view.endpoints.len()), (cause, hosts.len()));
+        if !changes {
+            assert!(rig.apply(Input::Timer).is_none(), "it is requested already");
+        }
+    }
+}

@@ -135,6 +135,14 @@ fn each_requested_table_has_the_cause_of_the_change() {
 }
 
 #[test]
+fn departure_of_an_ejected_backend_is_caused_by_the_set_that_lacks_it() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    rig.see("b", HealthKind::Refused);
+    let without_it = rig.apply(Input::Discovered(endpoints(&["a", "c"], 1)));
+    assert_eq!((cause_of(without_it), rig.members().join("")), (Some(Cause::Discovery), "ac".to_owned()));
+}
+
+#[test]
 fn probe_that_ends_after_its_backend_has_returned_is_ignored() {
     for answered in [false, true] {
         let mut rig = Rig::with(&["a", "b", "c"]);
@@ -189,6 +197,18 @@ fn revert_decides_about_panic_by_the_restored_members() {
     assert!(rig.state.revert(rig.now).is_none());
     assert_eq!((rig.away().len(), rig.state.is_panicking()), (0, true), "both of two must not be");
     assert!(!rig.wait(Duration::ZERO), "the view is that of the published table");
+}
+
+#[test]
+fn revert_requests_the_table_of_a_panic_that_the_restored_members_cause() {
+    let mut rig = Rig::new(Config::default());
+    rig.step(Input::Discovered(endpoints(&["a", "b", "c"], 1)));
+    rig.step(seen("a", HealthKind::Refused));
+    rig.discover(&["a", "b", "c", "x"]);
+    assert!(rig.see("b", HealthKind::Refused));
+    assert_eq!((rig.away().len(), rig.state.is_panicking()), (2, false), "half of four may be ejected");
+    let instead = rig.state.revert(rig.now).expect("the published table leaves out a backend");
+    assert_eq!((instead.cause, rig.away().len(), rig.state.is_panicking()), (Cause::Panic, 0, true));
 }
 
 #[test]
