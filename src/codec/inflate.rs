@@ -97,8 +97,22 @@ fn zstd_size(input: &[u8]) -> Result<Option<u64>, InflateError> {
     zstd_safe::get_frame_content_size(input).map_err(|_| BROKEN_ZSTD)
 }
 
+/// Returns whether the first frame states a window that is too large (RFC 8878, 3.1.1.1). The decoder would refuse it, too, but
+/// the output is allocated before that. A frame without a window states its size, and is its own window.
+fn has_large_zstd_window(input: &[u8]) -> bool {
+    const MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+    const SINGLE_SEGMENT: u8 = 1 << 5;
+
+    let Some(([magic @ .., flags, window], _)) = input.split_first_chunk::<6>() else { return false };
+    let (exponent, mantissa) = (u32::from(*window >> 3), u64::from(*window & 7));
+    let base = 1_u64 << (10 + exponent);
+    *magic == MAGIC && flags & SINGLE_SEGMENT == 0 && base + base / 8 * mantissa > 1 << ZSTD_WINDOW_LOG
+}
+
 fn gunzip(decoder: &mut Decompress, mut input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
     match gzip_size(input) {
+        // Truncated data states any size, and must not be called too large.
+        Some(size) if !output.takes(size) => output.start_unkept()?,
         Some(size) => output.start_stated(size as u64)?,
         None => output.start_guessed(input.len().saturating_mul(GUESSED_RATIO))?,
     }
@@ -180,6 +194,9 @@ fn skip_gzip_header(input: &[u8]) -> Result<&[u8], InflateError> {
 const BROKEN_ZSTD: InflateError = InflateError::Corrupt("broken zstd data, or a window above 8 MiB");
 
 fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
+    if has_large_zstd_window(input) {
+        return Err(BROKEN_ZSTD);
+    }
     let decoder = match kept {
         Some(decoder) => decoder,
         // It fails only if the allocator does, which is no fault of the message.

@@ -35,11 +35,13 @@ pub(super) struct Output<'a> {
     /// The length of the compressed message, which `permit` covers too.
     compressed: usize,
     limit: usize,
+    /// Whether the message is kept. If not, its bytes are only counted.
+    is_kept: bool,
 }
 
 impl<'a> Output<'a> {
     pub(super) fn new(compressed: usize, limit: usize, permit: &'a mut Permit) -> Self {
-        Self { full: Vec::new(), full_len: 0, open: Buffer::default(), permit, compressed, limit }
+        Self { full: Vec::new(), full_len: 0, open: Buffer::default(), permit, compressed, limit, is_kept: true }
     }
 
     /// Allocates the buffer of a message that states its size. If it can be no message of that size, nothing is
@@ -54,6 +56,18 @@ impl<'a> Output<'a> {
     /// Allocates the first buffer of a message that is guessed to have `guess` bytes.
     pub(super) fn start_guessed(&mut self, guess: usize) -> Result<(), InflateError> {
         self.start(guess.clamp(LEAST, MOST).min(self.limit.saturating_add(1)))
+    }
+
+    /// Allocates a buffer for a message that states a size above the limit. Nothing is kept of it: it is inflated as far as
+    /// the limit only to find out whether it is too large or broken.
+    pub(super) fn start_unkept(&mut self) -> Result<(), InflateError> {
+        self.is_kept = false;
+        self.start(LEAST)
+    }
+
+    /// Whether a message of `size` bytes is within the limit.
+    pub(super) fn takes(&self, size: usize) -> bool {
+        size <= self.limit
     }
 
     fn start(&mut self, size: usize) -> Result<(), InflateError> {
@@ -86,6 +100,11 @@ impl<'a> Output<'a> {
             return Err(InflateError::TooLarge);
         }
         self.check_ratio(len)?;
+        if !self.is_kept {
+            self.full_len = len;
+            self.open.bytes.clear();
+            return Ok(());
+        }
         let full = std::mem::take(&mut self.open.bytes);
         self.full_len += full.len();
         self.full.push(full);
@@ -100,9 +119,10 @@ impl<'a> Output<'a> {
 
     /// Returns the message and its size in memory.
     pub(super) fn seal(self) -> Result<(Framed, usize), InflateError> {
-        let Self { mut full, full_len, open, permit, limit, .. } = self;
+        let Self { mut full, full_len, open, permit, limit, is_kept, .. } = self;
         let len = (full_len + open.bytes.len()).saturating_sub(PREFIX_LEN);
-        let prefix = u32::try_from(len).ok().filter(|_| len <= limit).map(prefix_of).ok_or(InflateError::TooLarge)?;
+        let prefix =
+            u32::try_from(len).ok().filter(|_| is_kept && len <= limit).map(prefix_of).ok_or(InflateError::TooLarge)?;
         let mut last = open.bytes;
         if !full.is_empty() && last.len() < last.capacity() / 2 {
             let capacity = last.capacity();

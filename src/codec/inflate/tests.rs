@@ -95,7 +95,13 @@ fn a_size_that_is_stated_decides_before_anything_is_inflated() {
         assert_eq!(run(encoding, &input, 64 * MIB, all), Ok(data.clone()), "{encoding:?}");
         // Broken right behind the headers, which is not found any more.
         input[30..60].fill(0xff);
-        assert_eq!(run(encoding, &input, data.len() - 1, 64 * MIB), Err(InflateError::TooLarge), "{encoding:?}");
+        let refused = run(encoding, &input, data.len() - 1, 64 * MIB);
+        // The size is at the end of gzip data, where truncated data has any other bytes.
+        let expected = match encoding {
+            Encoding::Gzip => matches!(refused, Err(InflateError::Corrupt(_))),
+            _ => refused == Err(InflateError::TooLarge),
+        };
+        assert!(expected, "{encoding:?}: {refused:?}");
     }
 }
 
@@ -118,6 +124,24 @@ fn more_than_a_thousand_times_the_size_is_refused_from_8_mib_on() {
         assert_eq!(run(Encoding::Zstd, &zstd(short), 64 * MIB, 64 * MIB), Ok(short.to_vec()), "{what}");
     }
     assert!(run(Encoding::Snappy, &snappy(&zeros), 64 * MIB, 64 * MIB).is_ok(), "a twentieth is much");
+}
+
+#[test]
+fn truncated_gzip_data_is_not_called_too_large() {
+    let data = random(600_000);
+    let good = gzip(&data);
+    let mut called = [0; 2];
+    for len in (good.len() - 3_000..good.len()).step_by(7) {
+        let cut = &good[..len];
+        called[usize::from(gzip_size(cut).is_some_and(|size| size > MIB))] += 1;
+        let refused = run(Encoding::Gzip, cut, MIB, 64 * MIB);
+        assert!(matches!(refused, Err(InflateError::Corrupt(_))), "{len}: {:?}", refused.map(|data| data.len()));
+    }
+    assert!(called.iter().all(|count| *count > 10), "both kinds of ends must occur: {called:?}");
+    // What is whole and too large is called that, and holds no more than a piece meanwhile.
+    let budget = good.len() + (64 << 10);
+    assert_eq!(run(Encoding::Gzip, &good, 599_999, budget), Err(InflateError::TooLarge));
+    assert_eq!(run(Encoding::Gzip, &good, 600_000, 64 * MIB), Ok(data));
 }
 
 #[test]
@@ -238,4 +262,36 @@ fn a_zstd_window_above_the_cap_is_refused() {
     };
     assert_eq!(run(Encoding::Zstd, &deflate(23), MIB, 64 * MIB), Ok(data.clone()));
     assert!(matches!(run(Encoding::Zstd, &deflate(24), MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
+}
+
+/// A zstd frame that states this window and a size of 4 MiB, and has one empty block (RFC 8878, 3.1.1).
+fn zstd_with_window(descriptor: u8) -> Vec<u8> {
+    let flags = 0b1000_0000;
+    [&[0x28, 0xb5, 0x2f, 0xfd, flags, descriptor][..], &(4_u32 << 20).to_le_bytes(), &[1, 0, 0]].concat()
+}
+
+#[test]
+fn a_huge_zstd_window_is_refused_before_anything_is_allocated_for_it() {
+    const MIB_8: u8 = 13 << 3;
+    for (descriptor, mib) in [(MIB_8 + 1, 9), (17 << 3, 128), (21 << 3, 2 << 10), (0xff, 3_932_160)] {
+        let (input, budget) = (zstd_with_window(descriptor), Budget::new(64 * MIB));
+        let (mut permit, mut decoder) = (budget.take(input.len()).unwrap(), new_zstd_decoder());
+        let mut output = Output::new(input.len(), 64 * MIB, &mut permit);
+        assert_eq!(unzstd(&mut decoder, &input, &mut output), Err(BROKEN_ZSTD), "{mib} MiB");
+        assert_eq!(output.open.bytes.capacity(), 0, "{mib} MiB: no room for the message");
+        assert_eq!(budget.used(), input.len(), "{mib} MiB: nothing was taken");
+        let size = decoder.expect("the decoder stays").sizeof();
+        assert!(size < MIB, "{mib} MiB: the decoder has {size} bytes");
+        // Behind another frame, it is the decoder that refuses it.
+        let behind = [zstd(b"first"), input].concat();
+        let mut decoder = new_zstd_decoder();
+        let mut permit = budget.take(behind.len()).unwrap();
+        let mut output = Output::new(behind.len(), 64 * MIB, &mut permit);
+        assert!(unzstd(&mut decoder, &behind, &mut output).is_err(), "{mib} MiB");
+        let size = decoder.expect("the decoder stays").sizeof();
+        assert!(size < 3 * MIB, "{mib} MiB behind another frame: the decoder has {size} bytes");
+    }
+    // 8 MiB are accepted: this frame lacks its content.
+    let refused = run(Encoding::Zstd, &zstd_with_window(MIB_8), 64 * MIB, 64 * MIB);
+    assert!(matches!(refused, Err(InflateError::Corrupt(_)) | Ok(_)), "{refused:?}");
 }
