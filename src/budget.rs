@@ -25,7 +25,7 @@ const CONNECTION_PART: usize = 4;
 pub enum Use {
     /// Open connections of clients, with their read buffers.
     Connections,
-    /// Frames of clients that are longer than usual.
+    /// Frames of clients that are longer than usual, and the read buffers that headers of clients keep.
     Frames,
     /// Streams of clients, from their headers to their answers.
     Streams,
@@ -182,7 +182,7 @@ impl Budget {
 
     /// Returns an empty permit, which can grow.
     pub fn permit_for(&self, purpose: Use) -> Permit {
-        Permit { budget: self.clone(), purpose, portion: None, bytes: 0 }
+        Permit { budget: self.clone(), purpose, portion: None, is_again: false, bytes: 0 }
     }
 
     /// Takes `bytes` for a request, or returns `None` if there is no room for them.
@@ -201,7 +201,7 @@ impl Budget {
     pub fn count_for(&self, purpose: Use, bytes: usize) -> Permit {
         self.share(purpose).used.fetch_add(bytes, Relaxed);
         self.counter(purpose).fetch_add(bytes, Relaxed);
-        Permit { budget: self.clone(), purpose, portion: None, bytes }
+        Permit { budget: self.clone(), purpose, portion: None, is_again: false, bytes }
     }
 
     fn share(&self, purpose: Use) -> &Share {
@@ -261,6 +261,8 @@ pub struct Permit {
     purpose: Use,
     /// The bytes that the requests of the same connection hold, if it is a request's.
     portion: Option<Arc<AtomicUsize>>,
+    /// Whether the portion does not bound it, although it counts there.
+    is_again: bool,
     bytes: usize,
 }
 
@@ -283,9 +285,22 @@ impl Permit {
         grown
     }
 
+    /// Takes `bytes` for a copy of something that this permit's request holds, or returns `None` if the account has no room for
+    /// them. The connection's portion counts them and does not bound them: it bounds what they are copies of, and a request
+    /// that holds all of the portion must not wait for itself.
+    pub fn take_again(&self, bytes: usize) -> Option<Self> {
+        let (budget, portion) = (self.budget.clone(), self.portion.clone());
+        let mut permit = Self { budget, purpose: self.purpose, portion, is_again: true, bytes: 0 };
+        permit.grow(bytes).then_some(permit)
+    }
+
     /// Returns whether the connection may hold `more` bytes, and counts them. Its only request may always.
     fn add_to_portion(&self, more: usize) -> bool {
         let Some(used) = &self.portion else { return true };
+        if self.is_again {
+            used.fetch_add(more, Relaxed);
+            return true;
+        }
         let most = self.limit() / CONNECTION_PART;
         let added = |used: usize| used.checked_add(more).filter(|sum| *sum <= most || used == self.bytes);
         used.fetch_update(Relaxed, Relaxed, added).is_ok()
@@ -315,7 +330,8 @@ impl Permit {
     pub fn split(&mut self, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        Self { budget: self.budget.clone(), purpose: self.purpose, portion: self.portion.clone(), bytes }
+        let (budget, portion) = (self.budget.clone(), self.portion.clone());
+        Self { budget, purpose: self.purpose, portion, is_again: self.is_again, bytes }
     }
 
     /// Returns the number of bytes held.
@@ -390,6 +406,22 @@ mod tests {
         assert!(!portion.permit().grow(76) && portion.permit().grow(75), "what was refused is not held");
         drop(others);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn a_copy_counts_in_the_portion_of_its_request_and_is_bounded_by_the_account_only() {
+        let budget = Budget::new(100);
+        let portion = Portion::of(&budget);
+        let mut request = portion.permit();
+        assert!(request.grow(40), "the only request of its connection");
+        let mut copy = request.take_again(20).expect("the portion is full, and the account has room");
+        assert!(copy.grow(10), "what is cut from it, too");
+        assert_eq!((portion.used.load(Relaxed), budget.used()), (70, 70));
+        request.shrink_to(0);
+        assert!(!portion.permit().grow(1), "a further request of the connection has no room beside it");
+        assert!(copy.take_again(31).is_none() && copy.split(5).take_again(30).is_some(), "the account is the bound");
+        drop(copy);
+        assert_eq!((portion.used.load(Relaxed), budget.used()), (0, 0));
     }
 
     #[test]

@@ -48,9 +48,9 @@ use crate::{
 /// been idle or busy for the longest time, so that probes are always answered.
 const MAX_CONNECTIONS: usize = 64;
 
-/// The most concurrent requests on an HTTP/2 connection. Clients of the API ask several questions at once, and a gRPC client
-/// reports an error if a stream is refused that it opened before it knew the limit.
-const MAX_STREAMS: u32 = 16;
+/// The most concurrent requests on an HTTP/2 connection: a question beside a stream that stays, such as a watch, or such as
+/// reflection, which tools keep open while they ask. A connection could otherwise hold as many answers as it has streams.
+const MAX_STREAMS: u32 = 2;
 
 /// How long a connection may have no request in progress.
 const MAX_IDLE: Duration = Duration::from_secs(10);

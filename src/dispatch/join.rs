@@ -84,6 +84,11 @@ impl Join {
         self.cuts.further.len()
     }
 
+    /// Takes `bytes` of the budget for a copy of one of the parts, in the portion of the request's connection.
+    pub fn take_again(&self, bytes: usize) -> Option<Permit> {
+        self.inbox.lock().permit.as_ref().and_then(|permit| permit.take_again(bytes))
+    }
+
     /// Notes that a part of a cut is finished. After the last part of the cut its budget share is given back, unless `is_over`
     /// says that the request is finished too: then all shares are given back together when it is dropped.
     pub fn part_done(&mut self, cut: usize, is_over: bool) {

@@ -23,7 +23,7 @@ pub enum Cause {
     Ejection,
     /// A backend answered and takes records again.
     Return,
-    /// Panic began or ended: so many backends fail that none counts as ejected.
+    /// Panic began or ended: more backends fail than may be ejected, so none is.
     Panic,
     /// A table that was replaced some time ago is forgotten.
     WindowEnd,

@@ -106,7 +106,7 @@ impl Record {
         self.lock().standings.get(identity).cloned()
     }
 
-    /// Returns whether so many backends fail that none counts as ejected.
+    /// Returns whether more backends fail than may be ejected, so that none is.
     pub fn is_panicking(&self) -> bool {
         self.lock().panicking
     }

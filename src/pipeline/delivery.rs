@@ -11,8 +11,10 @@ use tokio::{sync::watch, time::Instant};
 use self::adopted::{Adopted, step};
 use super::{Pipeline, Route, copies::Copies, cut, defect, tally::Tally};
 use crate::{
+    budget::Permit,
     dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
     otlp::{Outcome, Refusal, Signal},
+    places::{self, LONG},
     ring::Table,
     settings::HandoffMode,
 };
@@ -341,7 +343,10 @@ impl<'a> Delivery<'a> {
             self.route.metrics.retried.increment(1);
             return self.submit(view, vec![Part { backend, ..failed.part }]);
         }
-        let Some(permit) = self.pipeline.budget.take(failed.part.message.framed_len()) else {
+        let is_long = failed.part.message.payload_len() > LONG;
+        let place = if is_long { self.pipeline.places.take_now() } else { None };
+        let permit = if is_long && place.is_none() { None } else { self.take_for_copy(&failed.part) };
+        let Some(permit) = permit else {
             self.wait_for(failed, None);
             return false;
         };
@@ -349,7 +354,8 @@ impl<'a> Delivery<'a> {
         let Part { signal, records, index, ref message, .. } = failed.part;
         let targets = self.copies.as_ref().map(Copies::targets).unwrap_or_default();
         let copied = self.copies.as_ref().map(|copies| copies.copied(&targets));
-        match cut::again(signal, message, permit, view.table(), copied, max) {
+        let cut = || cut::again(signal, message, permit, view.table(), copied, max);
+        match places::run(place.as_ref(), cut) {
             Ok(again) if again.records != u64::from(records) => {
                 self.defect = Some("a part does not have the records that it was counted with");
                 false
@@ -377,6 +383,11 @@ impl<'a> Delivery<'a> {
                 false
             }
         }
+    }
+
+    /// Takes the budget share of a copy of a part.
+    fn take_for_copy(&self, part: &Part) -> Option<Permit> {
+        self.join.take_again(part.message.framed_len())
     }
 
     /// Returns the index of the backend that a failed part goes to again: its own, while that takes records, if a hand-off

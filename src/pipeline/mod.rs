@@ -28,10 +28,10 @@ use self::{
     tally::Tally,
 };
 use crate::{
-    budget::{Budget, Permit},
+    budget::Permit,
     dispatch::{Dispatch, Join, WhyNotQueued},
     otlp::{ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal},
-    places::{self, Place},
+    places::{self, Place, Places},
     ring::Table,
     route::Moved,
     settings::InvalidTraceIds,
@@ -67,10 +67,12 @@ pub trait Export: Send + Sync + 'static {
     fn export(&self, request: Request) -> impl Future<Output = Outcome> + Send;
 }
 
-/// Turns requests into outcomes, with the current routes and the memory budget.
+/// Turns requests into outcomes, with the current routes.
 #[derive(Debug)]
 pub struct Pipeline {
-    budget: Budget,
+    /// The places for cutting large parts again. They are not those of requests, since a part that has to go elsewhere must
+    /// not wait behind new requests.
+    places: Places,
     /// Replaced as a whole. A request uses the routes that were current when it arrived.
     routes: ArcSwap<Routes>,
     /// Bounds the log lines about defects.
@@ -126,9 +128,11 @@ impl Routes {
 }
 
 impl Pipeline {
-    /// Creates a pipeline that takes memory from `budget`.
-    pub fn new(routes: Routes, budget: Budget) -> Self {
-        Self { budget, routes: ArcSwap::from_pointee(routes), defects: LogLimit::few() }
+    /// Creates a pipeline with these routes. There are as many places for cutting large parts again as the runtime has worker
+    /// threads.
+    pub fn new(routes: Routes) -> Self {
+        let places = Places::as_many_as_workers();
+        Self { places, routes: ArcSwap::from_pointee(routes), defects: LogLimit::few() }
     }
 
     /// Replaces the routes for all requests from now on. Requests in progress keep the previous ones.

@@ -24,6 +24,7 @@ use tonic::{Code, Status};
 
 use super::*;
 use crate::{
+    budget::Budget,
     dispatch::{self, Cause, Failure},
     settings::RetryOnFailure,
     testing::*,
@@ -34,6 +35,7 @@ const SPANS: u8 = 32;
 /// A pipeline with its dispatch.
 struct Stage {
     rig: Rig,
+    budget: Budget,
     pipeline: Arc<Pipeline>,
 }
 
@@ -41,8 +43,7 @@ impl Stage {
     fn new(config: dispatch::Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
         let rig = Rig::start_with(config, backends, tasks);
         let routes = Routes::new(InvalidTraceIds::default()).with(Signal::Traces, "test", Arc::clone(&rig.dispatch));
-        let pipeline = Arc::new(Pipeline::new(routes, Budget::new(1 << 30)));
-        Self { rig, pipeline }
+        Self { rig, budget: Budget::new(1 << 30), pipeline: Arc::new(Pipeline::new(routes)) }
     }
 
     /// Returns a request whose spans each have a trace of their own.
@@ -59,7 +60,7 @@ impl Stage {
         Request {
             signal: Signal::Traces,
             message: Framed::copy_from_payload(&payload).expect("small"),
-            permit: self.pipeline.budget.take(payload.len()).expect("room"),
+            permit: self.budget.take(payload.len()).expect("room"),
             place: None,
             deadline: Instant::now() + deadline,
             connection: Arc::default(),
@@ -287,7 +288,7 @@ async fn pieces_of_a_large_part_have_outcomes_of_their_own() {
     }
     assert_eq!((again, seen), (open, all()));
     assert_eq!(outcome_of(sent).await, Outcome::Accepted { rejected: 2, message: Some("two were bad".into()) });
-    assert_eq!(stage.pipeline.budget.used(), 0);
+    assert_eq!(stage.budget.used(), 0);
 }
 
 #[tokio::test]
@@ -298,7 +299,7 @@ async fn a_part_that_is_placed_again_holds_its_bytes_once() {
     let stage = Stage::new(long_pauses(), &addresses, tasks);
     let sent = stage.send(Duration::from_secs(8));
     let (open, own) = (backends[0].call().await, backends[1].call().await);
-    let (all, count) = (stage.pipeline.budget.used(), own.spans.len());
+    let (all, count) = (stage.budget.used(), own.spans.len());
     own.accept();
     wait_until(|| stage.rig.dispatch.loads().values().map(|load| load.calls).sum::<usize>() == 1).await;
     // The part moves back and forth, each time with the same bytes.
@@ -309,12 +310,12 @@ async fn a_part_that_is_placed_again_holds_its_bytes_once() {
         held = backends[to].call().await;
         assert_eq!(held.spans, expected);
         // The request holds about half of the bytes, according to the part's share of the spans.
-        let used = stage.pipeline.budget.used();
+        let used = stage.budget.used();
         assert!(used * usize::from(SPANS) <= all * (usize::from(SPANS) - count) + all, "{used} of {all} for {count}");
     }
     held.accept();
     assert_eq!(outcome_of(sent).await, Outcome::OK);
-    assert_eq!(stage.pipeline.budget.used(), 0);
+    assert_eq!(stage.budget.used(), 0);
 }
 
 #[tokio::test]
@@ -329,7 +330,7 @@ async fn a_request_whose_plan_contradicts_itself_is_not_acknowledged_and_nothing
     assert_eq!((refusal.reason, refusal.code), (Reason::Internal, Code::Unavailable));
     assert!(refusal.retry_after.is_some(), "the client must send it again");
     assert_eq!(stage.pipeline.defects.admit(), None, "it was logged");
-    assert_eq!(stage.pipeline.budget.used(), 0);
+    assert_eq!(stage.budget.used(), 0);
     assert!(stage.rig.dispatch.is_idle() && backends.iter_mut().all(Script::is_quiet));
     // The next request is cut as usual.
     let sent = stage.send(Duration::from_secs(8));
@@ -349,7 +350,7 @@ fn causes_are_said_in_words() {
 
 #[test]
 fn a_signal_without_a_route_is_told_what_can_be_done() {
-    let pipeline = Pipeline::new(Routes::new(InvalidTraceIds::default()), Budget::new(1));
+    let pipeline = Pipeline::new(Routes::new(InvalidTraceIds::default()));
     let text_of = |signal| pipeline.route(signal).err().map(|refusal| refusal.message).unwrap_or_default();
     assert_eq!(text_of(Signal::Logs), "no route for logs; add one with signals: [logs]");
     assert_eq!(

@@ -103,7 +103,7 @@ impl Running {
             started.require_table(readiness);
             pools.insert(pool.name.clone(), started);
         }
-        let pipeline = Arc::new(Pipeline::new(routes(&config, &pools), budget.clone()));
+        let pipeline = Arc::new(Pipeline::new(routes(&config, &pools)));
         let running = Self {
             config,
             pools,

@@ -131,6 +131,11 @@ impl<E: Export> OtlpGrpc<E> {
         self.shared.limits.clone()
     }
 
+    /// Returns the places of large requests.
+    pub(super) fn places(&self) -> Places {
+        self.shared.places.clone()
+    }
+
     /// Returns the account that requests are taken from.
     #[cfg(test)]
     pub(super) fn budget(&self) -> &Budget {

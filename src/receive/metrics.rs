@@ -10,11 +10,12 @@ use crate::{
     budget::{Budget, Use},
     lifecycle::Tasks,
     otlp::{Outcome, Reason, Signal},
+    places::Places,
     telemetry::metrics as page,
 };
 
-/// How often the budget's gauges are written: more often than any usual scrape interval.
-const BUDGET_INTERVAL: Duration = Duration::from_secs(1);
+/// How often gauges are written: more often than any usual scrape interval.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The names of gRPC's status codes, by number, as label values.
 const CODES: [&str; 17] = [
@@ -61,31 +62,48 @@ pub(super) struct InFlight<'a> {
     answered: bool,
 }
 
-/// Writes the gauges of the memory account until the drain begins. The
-/// drain waits for every task of the receivers, so this one has to end when it begins.
+/// Writes the gauges of the memory account until the drain begins.
 pub(super) fn report_budget(budget: Budget, tasks: &Tasks) {
-    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 bytes are more than a machine has")]
-    let as_gauge = |bytes: usize| bytes as f64;
     let limit = gauge!(page::MEMORY_BUDGET_LIMIT_BYTES);
     let used = gauge!(page::MEMORY_BUDGET_USED_BYTES);
     let clients_limit = gauge!(page::MEMORY_CLIENTS_LIMIT_BYTES);
     let used_for = Use::ALL.map(|purpose| (purpose, gauge!(page::MEMORY_USED_BYTES, "use" => purpose.as_str())));
+    report(tasks, move || {
+        limit.set(as_gauge(budget.limit()));
+        used.set(as_gauge(budget.used()));
+        clients_limit.set(as_gauge(budget.clients_limit()));
+        used_for.iter().for_each(|(purpose, gauge)| gauge.set(as_gauge(budget.used_for(*purpose))));
+    });
+}
+
+/// Writes the gauge of the requests that wait for `places` until the drain begins.
+pub(super) fn report_waiting(places: Places, tasks: &Tasks) {
+    let waiting = gauge!(page::RECEIVER_WAITING_REQUESTS);
+    report(tasks, move || waiting.set(as_gauge(places.waiting())));
+}
+
+/// Writes gauges from time to time until the drain begins. The drain waits for every task of the receivers, so this one has
+/// to end when it begins.
+fn report(tasks: &Tasks, write: impl Fn() + Send + 'static) {
     let watch = tasks.clone();
     drop(tasks.spawn(async move {
-        let mut ticks = tokio::time::interval(BUDGET_INTERVAL);
+        let mut ticks = tokio::time::interval(REPORT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = watch.drained() => break,
-                _ = ticks.tick() => {
-                    limit.set(as_gauge(budget.limit()));
-                    used.set(as_gauge(budget.used()));
-                    clients_limit.set(as_gauge(budget.clients_limit()));
-                    used_for.iter().for_each(|(purpose, gauge)| gauge.set(as_gauge(budget.used_for(*purpose))));
-                }
+                _ = ticks.tick() => write(),
             }
         }
     }));
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; 2^53 bytes or requests are more than a machine has"
+)]
+fn as_gauge(count: usize) -> f64 {
+    count as f64
 }
 
 fn refusals(signal: &'static str) -> [Counter; Reason::ALL.len()] {

@@ -213,6 +213,7 @@ impl Bound {
             let side_services = side_services.map(|make| SideServices::new(make, tasks));
             let service = OtlpGrpc::with(side_services, export, budget.clone(), &config, tasks);
             let limits = service.limits();
+            metrics::report_waiting(service.places(), tasks);
             descriptors::want(config.keys.max_connections);
             let make_service = move |_peer| service.for_connection();
             let connections = match &tls {

@@ -19,6 +19,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -32,9 +33,13 @@ use crate::lifecycle::Tasks;
 /// The prefix of the paths of the health service.
 const HEALTH: &str = "/grpc.health.v1.";
 
-/// The most health calls at a time. The health service allows fewer watchers than this, so that probes are answered
-/// too.
-const MAX_HEALTH: usize = 2048;
+/// The most health calls at a time whose request has arrived. The health service allows fewer watchers than this, so that
+/// probes are answered too. Calls whose request has not arrived do not count: clients that open calls and send nothing
+/// could take all places.
+pub(super) const MAX_HEALTH: usize = 2048;
+
+/// The longest request of the health service, in bytes: it is the name of a service.
+const MAX_QUESTION: usize = 1 << 10;
 
 /// The prefix of the paths of reflection.
 const REFLECTION: &str = "/grpc.reflection.";
@@ -102,19 +107,48 @@ impl SideServices {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let places = if request.uri().path().starts_with(HEALTH) { &self.0.health } else { &self.0.reflection };
-        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
-            return Status::resource_exhausted("too many concurrent calls of this service; try again later")
-                .into_http();
-        };
+        let is_health = request.uri().path().starts_with(HEALTH);
         let request = request.map(|body| RequestBody { body, drained: Some(drained(&self.0.tasks)) });
-        let answering = LazyLock::force(&self.0.routes).clone().call(request);
-        let Ok(answered) = timeout(CALL_TIMEOUT, answering).await else {
-            return Status::deadline_exceeded("the request did not arrive in time").into_http();
+        let answering = async {
+            if is_health {
+                self.call(&self.0.health, arrived(request).await?).await
+            } else {
+                self.call(&self.0.reflection, request).await
+            }
         };
-        let Ok(response) = answered;
+        match timeout(CALL_TIMEOUT, answering).await {
+            Ok(answered) => answered.unwrap_or_else(Status::into_http),
+            Err(_elapsed) => Status::deadline_exceeded("the request did not arrive in time").into_http(),
+        }
+    }
+
+    /// Calls the service in one of `places`.
+    async fn call<B>(&self, places: &Arc<Semaphore>, request: Request<B>) -> Result<Response<ReplyBody>, Status>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let place = Arc::clone(places)
+            .try_acquire_owned()
+            .map_err(|_| Status::resource_exhausted("too many concurrent calls of this service; try again later"))?;
+        let Ok(response) = LazyLock::force(&self.0.routes).clone().call(request).await;
         let drained = Some(drained(&self.0.tasks));
-        response.map(|body| ReplyBody::SideService(Box::new(Answer { body: Some(body), drained, _place: place })))
+        let answer = |body| ReplyBody::SideService(Box::new(Answer { body: Some(body), drained, _place: place }));
+        Ok(response.map(answer))
+    }
+}
+
+/// Waits until a short request has arrived whole.
+async fn arrived<B>(request: Request<B>) -> Result<Request<Full<Bytes>>, Status>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (parts, body) = request.into_parts();
+    match Limited::new(body, MAX_QUESTION).collect().await {
+        Ok(body) => Ok(Request::from_parts(parts, Full::new(body.to_bytes()))),
+        Err(error) if error.is::<LengthLimitError>() => Err(Status::resource_exhausted("the request is too long")),
+        Err(_gone) => Err(Status::cancelled("the client is gone")),
     }
 }
 

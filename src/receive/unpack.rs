@@ -3,7 +3,7 @@
 //! Large messages are inflated in one of the [places] for such work, and keep the place until they were cut.
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{
     budget::{Buffer, Permit},
     codec::{Encoding, InflateError, expected_len, inflate},
     otlp::{Framed, Reason, Refusal, framed::PREFIX_LEN},
-    places::{self, LONG, Place, Places},
+    places::{self, Busy, LONG, Place, Places},
 };
 
 /// A message that inflates to more than this many times its size is cut in a place, however short it is. It costs its
@@ -57,7 +57,7 @@ pub(super) async fn unpack(
     let len: usize = chunks.iter().map(Bytes::len).sum();
     if chunks.first().and_then(|bytes| bytes.first()) != Some(&1) {
         let message = Framed::from_chunks(chunks).ok_or_else(|| refusal_of_body(BodyError::Truncated, bound))?;
-        let place = if len > LONG_UNCOMPRESSED { waiting.take().await? } else { None };
+        let place = if len > LONG_UNCOMPRESSED { Some(waiting.take().await?) } else { None };
         return Ok(Unpacked { message, permit, place });
     }
     let Some(encoding) = encoding else {
@@ -68,14 +68,14 @@ pub(super) async fn unpack(
         match packed.inflate_short(bound.bytes) {
             Ok(Some(message)) => {
                 let is_costly = message.payload_len() / HIGH_RATIO > len;
-                let place = if is_costly { waiting.take().await? } else { None };
+                let place = if is_costly { Some(waiting.take().await?) } else { None };
                 return Ok(Unpacked { message, permit: packed.permit, place });
             }
             Ok(None) => {}
             Err(error) => return Err(refusal_of(error, bound, &packed.permit)),
         }
     }
-    let place = waiting.take().await?;
+    let place = Some(waiting.take().await?);
     let inflated = places::run(place.as_ref(), || packed.inflate(bound.bytes));
     match inflated {
         Ok(message) => Ok(Unpacked { message, permit: packed.permit, place }),
@@ -141,9 +141,11 @@ impl Packed {
 
 impl Waiting<'_> {
     /// Waits for a place, until the deadline.
-    async fn take(self) -> Result<Option<Place>, Refusal> {
-        timeout_at(self.deadline, self.places.take(&self.connection.queue)).await.map_err(|_| {
-            Refusal::retryable(Reason::Deadline, "too many large requests: its turn did not come before its deadline")
+    ///
+    /// It is boxed, so that it does not make the futures of small requests larger.
+    async fn take(self) -> Result<Place, Refusal> {
+        Box::pin(self.places.take(&self.connection.queue, self.deadline)).await.map_err(|Busy| {
+            Refusal::retryable(Reason::Deadline, "too many large requests: its turn does not come before its deadline")
         })
     }
 }

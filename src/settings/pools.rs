@@ -217,7 +217,7 @@ section! {
         /// `base_ejection_time`.
         max_ejection_time: Duration = Duration::from_secs(30),
         /// The largest share of the pool that may be ejected at once (at least one backend, never all). When more fail,
-        /// none is treated as ejected and all are tried. `0` switches ejection off.
+        /// none is, and all keep their slots. `0` switches ejection off.
         max_ejection_percent: u8 = 50,
     }
 }

@@ -89,6 +89,8 @@ declare! {
         "Connections closed by the listener, by reason: idle (no request for max_connection_idle), room (all places were taken, and a new connection got this one's) or unread (the client did not take an answer in time).";
     RECEIVER_FOREIGN_CONNECTIONS_TOTAL = "spanring_receiver_foreign_connections_total", Counter, ["listener", "kind"],
         "Connections to a gRPC port that began with another protocol: http1 (answered with an explanation), tls, proxy (PROXY protocol) or garbage.";
+    RECEIVER_WAITING_REQUESTS = "spanring_receiver_waiting_requests", Gauge, [],
+        "Large requests that wait until they may be inflated or cut; one is refused at once if its turn would come after its deadline.";
     RECEIVER_REFUSED_STREAMS_TOTAL = "spanring_receiver_refused_streams_total", Counter, ["listener"],
         "HTTP/2 streams that were refused before a service saw them: headers malformed or too large, or too many streams at once.";
     RECEIVER_TLS_HANDSHAKE_FAILURES_TOTAL = "spanring_receiver_tls_handshake_failures_total", Counter, ["listener", "reason"],
@@ -101,7 +103,7 @@ declare! {
     MEMORY_CLIENTS_LIMIT_BYTES = "spanring_memory_clients_limit_bytes", Gauge, [],
         "Bytes that clients' connections and streams and the admin port may hold in memory: a third of memory_limiter, less the process's own memory.";
     MEMORY_USED_BYTES = "spanring_memory_used_bytes", Gauge, ["use"],
-        "Bytes that are accounted for, by use: connections, frames (longer ones than 16 KiB), streams, requests, admin, tables or builds (of tables).";
+        "Bytes that are accounted for, by use: connections, frames (longer ones than 16 KiB, and buffers that headers keep), streams, requests, admin, tables or builds (of tables).";
 
     SPLIT_REQUESTS_TOTAL = "spanring_split_requests_total", Counter, ["signal", "kind"],
         "Requests by what the cut made of them: whole (one backend owns all of it), cut or empty.";
@@ -149,7 +151,7 @@ declare! {
     MEMBERSHIP_PROBES_TOTAL = "spanring_membership_probes_total", Counter, ["pool", "result"],
         "Probes of ejected backends: answered or failed.";
     MEMBERSHIP_PANIC = "spanring_membership_panic", Gauge, ["pool"],
-        "1 while so many backends fail that none is treated as ejected (max_ejection_percent).";
+        "1 while more backends fail than may be ejected (max_ejection_percent): then none is, and all keep their slots.";
     HEALTH_EVENTS_DROPPED_TOTAL = "spanring_health_events_dropped_total", Counter, ["pool"],
         "Reports of failures and recoveries that were dropped because the queue of reports was full.";
 

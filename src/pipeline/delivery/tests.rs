@@ -22,6 +22,7 @@ use crate::{
 struct Bench {
     rig: Rig,
     backends: Vec<Script>,
+    budget: Budget,
     pipeline: Pipeline,
     route: Route,
     view: Arc<View>,
@@ -33,7 +34,7 @@ struct Bench {
 impl Bench {
     /// Sets what requests may hold.
     fn set_limit(&self, requests: usize) {
-        self.pipeline.budget.divide(Division { fixed: 0, clients: 0, requests });
+        self.budget.divide(Division { fixed: 0, clients: 0, requests });
     }
 
     async fn new() -> Self {
@@ -51,7 +52,8 @@ impl Bench {
         let addresses: Vec<_> = scripts.iter().map(|script| script.address).collect();
         let rig = Rig::start_with(config, &addresses, tasks);
         let invalid_trace_id = InvalidTraceIds::default();
-        let pipeline = Pipeline::new(Routes::new(invalid_trace_id), Budget::new(1 << 30));
+        let pipeline = Pipeline::new(Routes::new(invalid_trace_id));
+        let budget = Budget::new(1 << 30);
         let [duplicates, retried, replaced] = std::array::from_fn(|_| Arc::new(AtomicU64::new(0)));
         let counter = |count: &Arc<AtomicU64>| Counter::from_arc(Arc::clone(count));
         let mut metrics = SignalMetrics::new("test", Signal::Traces);
@@ -61,7 +63,7 @@ impl Bench {
         let dispatch = Arc::clone(&rig.dispatch);
         let route = Route { invalid_trace_id, pool: "test".to_owned(), dispatch, metrics, _user: None };
         let view = rig.dispatch.view().expect("there is a table");
-        Self { rig, backends: scripts, pipeline, route, view, duplicates, retried, replaced }
+        Self { rig, backends: scripts, budget, pipeline, route, view, duplicates, retried, replaced }
     }
 
     /// Publishes another table of the same backends, of which those with these indices are away.
@@ -83,7 +85,7 @@ impl Bench {
 
     fn delivery_of(&self, parts: &[Part], records: u64) -> Delivery<'_> {
         let mut join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
-        join.add_cut(parts.len(), self.pipeline.budget.take(HELD).expect("room"));
+        join.add_cut(parts.len(), self.budget.take(HELD).expect("room"));
         let tally = Tally::new(records, 0);
         Delivery::new(&self.pipeline, &self.route, join, parts, &self.view, tally)
     }

@@ -32,9 +32,9 @@ async fn a_trace_that_began_after_the_change_goes_to_both_and_only_the_new_owner
     assert_eq!((copied, counted), (all(), all()));
     calls.into_iter().for_each(Call::accept);
     assert_eq!(outcome_of(sent).await, Outcome::OK, "the copies are not answered yet");
-    assert!(stage.pipeline.budget.used() > 0, "the copies go on");
+    assert!(stage.budget.used() > 0, "the copies go on");
     copies.into_iter().for_each(Call::accept);
-    wait_until(|| stage.pipeline.budget.used() == 0).await;
+    wait_until(|| stage.budget.used() == 0).await;
 }
 
 #[tokio::test]

@@ -1,8 +1,14 @@
 //! Tests of the side services: they are built on demand, their calls are limited, and they end when the drain begins.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    convert::Infallible,
+    sync::atomic::{AtomicUsize, Ordering},
+    task::{Context, Poll, Waker},
+};
 
 use futures_util::{StreamExt, stream};
+use http_body::{Body, Frame};
+use http_body_util::Full;
 use tonic::{Code, Status, Streaming, service::Routes};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse,
@@ -17,7 +23,12 @@ use tonic_reflection::{
 };
 
 use super::*;
-use crate::receive::side_services::{MAX_REFLECTION, SideServices};
+use crate::receive::{
+    reply::ReplyBody,
+    side_services::{MAX_HEALTH, MAX_REFLECTION, SideServices},
+};
+
+const CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// A health service that never reports a status.
 struct Mute;
@@ -107,7 +118,6 @@ async fn an_unfinished_request_times_out_and_requests_that_are_not_grpc_are_refu
         let response = response.await.unwrap();
         (response.status().as_u16(), response.headers()["grpc-status"].to_str().unwrap().to_owned())
     };
-    const CHECK: &str = "/grpc.health.v1.Health/Check";
     let url = format!("http://localhost{CHECK}");
     assert_eq!(status(HttpRequest::get(&url).body(()).unwrap(), None).await, (405, "13".to_owned()));
     assert_eq!(status(HttpRequest::post(&url).body(()).unwrap(), None).await, (415, "3".to_owned()));
@@ -123,4 +133,43 @@ async fn an_unfinished_request_times_out_and_requests_that_are_not_grpc_are_refu
         "there is no such service"
     );
     tasks.stop();
+}
+
+/// The body of a request that never arrives.
+struct Unfinished;
+
+impl Body for Unfinished {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn checks_that_do_not_arrive_keep_no_place_from_others() {
+    let services = SideServices::new(Box::new(|_| Routes::new(HealthServer::new(Mute))), &Tasks::new());
+    let mut context = Context::from_waker(Waker::noop());
+    let mut unfinished = Vec::new();
+    for _ in 0..=MAX_HEALTH {
+        let mut answer = Box::pin(services.clone().answer(head(CHECK).map(|()| Unfinished)));
+        assert!(answer.as_mut().poll(&mut context).is_pending());
+        unfinished.push(answer);
+    }
+    let whole = |len: usize| head(CHECK).map(|()| Full::new(Bytes::from(vec![0; len])));
+    let code = |answer: Response<ReplyBody>| answer.headers()["grpc-status"].to_str().unwrap().to_owned();
+    assert_eq!(code(services.clone().answer(whole(5)).await), "15", "a request that is whole is answered");
+    assert_eq!(code(services.clone().answer(whole(2_000)).await), "8", "one that is too long is not kept");
+    // Watches take places.
+    let watch = || head("/grpc.health.v1.Health/Watch").map(|()| Full::new(Bytes::from_static(&[0; 5])));
+    let mut watches = Vec::new();
+    for _ in 0..MAX_HEALTH {
+        let answer = services.clone().answer(watch()).await;
+        assert!(!answer.headers().contains_key("grpc-status"));
+        watches.push(answer);
+    }
+    assert_eq!(code(services.clone().answer(watch()).await), "8", "there are only so many");
+    drop(watches);
+    assert_eq!(code(services.answer(whole(5)).await), "15");
 }

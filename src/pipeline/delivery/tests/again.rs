@@ -2,6 +2,10 @@
 //! the message of a late request names.
 
 use super::*;
+use crate::{
+    budget::Portion,
+    places::{LONG, Places},
+};
 
 #[tokio::test]
 async fn each_attempt_after_one_that_may_have_arrived_counts_possible_duplicates() {
@@ -69,7 +73,7 @@ async fn a_request_without_an_answer_counts_records_that_may_be_delivered() {
 #[tokio::test]
 async fn the_budget_share_of_a_cut_is_given_back_after_its_last_part() {
     let bench = Bench::with(1, even_pauses(HOUR)).await;
-    let used = || bench.pipeline.budget.used();
+    let used = || bench.budget.used();
     let mut delivery = bench.delivery(3);
     delivery.take_in(vec![(0, accepted())]);
     assert_eq!(used(), HELD, "a part of the cut is under way");
@@ -214,7 +218,7 @@ async fn a_moved_part_is_cut_again_and_its_parts_have_indices_of_their_own() {
     delivery.take_in(results);
     assert_eq!(delivery.conclude(), Ok(Outcome::OK));
     drop(delivery);
-    assert_eq!(bench.pipeline.budget.used(), 0);
+    assert_eq!(bench.budget.used(), 0);
 }
 
 #[tokio::test]
@@ -325,4 +329,47 @@ async fn a_change_is_noticed_only_with_a_subscription() {
     let never = tokio::time::timeout(Duration::from_millis(20), changed(&mut changes)).await;
     assert!(never.is_err(), "there is no sender any more");
     drop(bench);
+}
+
+#[tokio::test]
+async fn a_large_part_that_moves_is_cut_in_a_place_and_counts_in_the_portion_of_its_connection() {
+    let mut bench = Bench::with(2, even_pauses(HOUR)).await;
+    bench.pipeline.places = Places::new(1);
+    bench.set_limit(4 << 20);
+    let mut backends = std::mem::take(&mut bench.backends);
+    let parts = [Part { index: 0, ..large_part(30, 10_000, 0) }, Part { index: 1, ..part(&["small"], 0) }];
+    assert!(parts[0].message.payload_len() > LONG);
+    let portion = Portion::of(&bench.budget);
+    let mut held = portion.permit();
+    assert!(held.grow((4 << 20) / 4));
+    let mut join = Join::new(Instant::now() + Duration::from_secs(60), Arc::default());
+    join.add_cut(2, held);
+    let mut delivery = Delivery::new(&bench.pipeline, &bench.route, join, &parts, &bench.view, Tally::new(31, 0));
+    bench.rig.publish(2, &[backends[0].address, backends[1].address], &[backends[0].address]).await;
+    let place = bench.pipeline.places.take_now().expect("a free place");
+    let moves = |part: &Part| {
+        let owner = backends[0].address.to_string().into();
+        let retry =
+            PartOutcome::Retry { owner, after: None, reached: false, cause: Cause::Ejected, part: part.clone() };
+        (part.index, retry)
+    };
+    let moved = parts.iter().map(moves).collect();
+    delivery.take_in(moved);
+    assert_eq!((delivery.under_way, delivery.waiting()), (1, vec![0]), "a small part needs no place");
+    drop(place);
+    delivery.place_moved();
+    assert_eq!((delivery.under_way, delivery.waiting()), (2, vec![]));
+    // Its connection holds more than its share, but only by the copies.
+    assert!(!portion.permit().grow(1));
+    let copies: usize = parts.iter().map(|part| part.message.framed_len()).sum();
+    assert!(bench.budget.used() >= (1 << 20) + copies, "{} for {copies}", bench.budget.used());
+    let mut spans = 0;
+    while spans < 31 {
+        let call = backends[1].call().await;
+        spans += call.spans.len();
+        call.accept();
+    }
+    drop(delivery);
+    wait_until(|| bench.budget.used() == 0).await;
+    assert!(portion.permit().grow(1));
 }
