@@ -5,16 +5,17 @@
 
 use std::{
     cell::Cell,
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
+    future::Future,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures_util::future::{FutureExt, Map};
 use http::Request;
 use hyper::{body::Incoming, rt::Executor, service::Service};
+use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 
 use super::{
@@ -54,6 +55,19 @@ pub(super) struct CountedService<S> {
 pub(super) struct Spawner {
     pub(super) tasks: Tasks,
     pub(super) requests: Arc<Requests>,
+}
+
+pin_project! {
+    /// The task of a stream, until its answer is sent, or was not taken in time. It is no async function: that would hold
+    /// `future` twice, where it was passed and where it is polled.
+    struct StreamTask<F> {
+        #[pin]
+        future: F,
+        end: StreamEnd,
+        is_first: bool,
+        is_answered: bool,
+        untaken: Option<Pin<Box<Sleep>>>,
+    }
 }
 
 /// Counts the end of a stream's task, also if the task is dropped before it has ended.
@@ -123,41 +137,40 @@ where
             return;
         };
         let end = StreamEnd { requests: Arc::clone(&self.requests), stream: Some(stream) };
-        drop(self.tasks.spawn(run(future, end)));
+        drop(self.tasks.spawn(StreamTask::new(future, end)));
     }
 }
 
-/// Runs the task of a stream until its answer is sent, or was not taken in time.
-async fn run<F: Future>(future: F, mut end: StreamEnd) {
-    let mut future = pin!(future);
-    let (mut is_first, mut is_answered, mut untaken) = (true, false, None);
-    let is_taken = poll_fn(|cx| {
+impl<F> StreamTask<F> {
+    fn new(future: F, end: StreamEnd) -> Self {
+        Self { future, end, is_first: true, is_answered: false, untaken: None }
+    }
+}
+
+impl<F: Future> Future for StreamTask<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
         HAS_ANSWERED.set(false);
-        let (polled, waits) = noting_waits(|| future.as_mut().poll(cx));
-        if is_first {
-            is_first = false;
-            end.headers_are_read();
+        let (polled, waits) = noting_waits(|| this.future.poll(cx));
+        if std::mem::take(this.is_first) {
+            this.end.headers_are_read();
         }
         if polled.is_ready() {
-            return Poll::Ready(true);
+            this.end.is_taken();
+            return Poll::Ready(());
         }
-        is_answered |= HAS_ANSWERED.get();
+        *this.is_answered |= HAS_ANSWERED.get();
         // The client of an endless answer has taken what there is while the answer waits for the service.
-        if !is_answered || waits {
-            untaken = None;
-        } else if untaken.is_none() {
-            untaken = Some(Box::pin(sleep(ANSWER_WITHIN)));
+        if !*this.is_answered || waits {
+            *this.untaken = None;
+        } else if this.untaken.is_none() {
+            *this.untaken = Some(Box::pin(sleep(ANSWER_WITHIN)));
         }
-        poll_over(&mut untaken, cx).map(|()| false)
-    });
-    if is_taken.await {
-        end.requests.progress.untaken.end();
-        if let Some(stream) = &end.stream {
-            stream.is_answered();
-        }
-    } else {
-        tracing::debug!("stream reset: its client did not take the answer in time");
-        end.requests.progress.untaken.begin();
+        ready!(poll_over(this.untaken, cx));
+        this.end.is_not_taken();
+        Poll::Ready(())
     }
 }
 
@@ -175,6 +188,18 @@ impl StreamEnd {
         if let Some(stream) = &mut self.stream {
             stream.headers_are_read();
         }
+    }
+
+    fn is_taken(&self) {
+        self.requests.progress.untaken.end();
+        if let Some(stream) = &self.stream {
+            stream.is_answered();
+        }
+    }
+
+    fn is_not_taken(&self) {
+        tracing::debug!("stream reset: its client did not take the answer in time");
+        self.requests.progress.untaken.begin();
     }
 }
 
