@@ -125,6 +125,11 @@ impl Admission {
         }
     }
 
+    /// Returns the account that its connection is taken from, if it is accounted for.
+    pub(super) fn account(&self) -> Option<&Budget> {
+        self.account.as_ref()
+    }
+
     /// Takes the memory of a stream whose headers h2 reads next. Returns `false` if there is no room for it: then nothing
     /// more may be read behind these headers until the gate is open.
     #[must_use]

@@ -45,6 +45,8 @@ use crate::{descriptors, lifecycle::Tasks};
 const MAX_FRAME_SIZE: u32 = 256 << 10;
 /// How long a client may be silent inside of a frame. h2 holds a buffer of the frame's length meanwhile.
 const FRAME_SILENCE: Duration = Duration::from_secs(10);
+/// How long a client that was told to finish, because its headers keep too much memory, has for that.
+const PINNED_GRACE: Duration = Duration::from_secs(10);
 /// How long a connection stays after a stream of it was reset, because the client did not take the answer, while it takes
 /// no other answer either.
 const UNTAKEN_GRACE: Duration = Duration::from_secs(20);
@@ -195,8 +197,11 @@ pub(super) async fn serve<I, S>(
             Event::Stalled => {
                 tracing::debug!("connection told to finish: a handshake, header block or frame did not end in time");
                 deadlines.is_stalled = true;
-                let by = Instant::now() + STALLED_GRACE;
-                deadlines.cut_at = Some(deadlines.cut_at.map_or(by, |at| at.min(by)));
+                deadlines.cut_within(STALLED_GRACE);
+            }
+            Event::Pinned => {
+                tracing::debug!("connection told to finish: its headers keep buffers that there is no room for");
+                deadlines.cut_within(PINNED_GRACE);
             }
             Event::Stopped | Event::Untaken | Event::Unread | Event::Cut => return note_end(&event, metrics),
             // A request has arrived since the connection was chosen.
@@ -257,6 +262,30 @@ fn note_end(event: &Event, metrics: &ListenerMetrics) {
 }
 
 impl Deadlines {
+    /// Closes the connection after `grace`, unless it is closed sooner.
+    fn cut_within(&mut self, grace: Duration) {
+        let by = Instant::now() + grace;
+        self.cut_at = Some(self.cut_at.map_or(by, |at| at.min(by)));
+    }
+
+    /// Resolves at the first of the fixed times, with its event. There is one timer for all, since each takes memory.
+    fn next(&self) -> impl Future<Output = Event> + use<> {
+        let cut = self.cut_at.map(|at| (at, Event::Cut));
+        let idle = self.idle.map(|(at, ended)| (at, Event::Idle(ended)));
+        let aged = self.aged_at.map(|at| (at, Event::Aged));
+        // Of two at the same time the first one counts.
+        let first = [cut, idle, aged].into_iter().flatten().min_by_key(|(at, _)| *at);
+        async move {
+            match first {
+                Some((at, event)) => {
+                    sleep_until(at).await;
+                    event
+                }
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// Resolves when the handshake has taken too long: at its time limit, or [`DRAIN_GRACE`] after the drain began.
     pub(super) async fn handshake_timed_out(self, tasks: &Tasks) {
         let draining = async {
@@ -279,6 +308,8 @@ enum Event {
     Idle(u64),
     /// Another connection needs its place.
     NoRoom,
+    /// Its headers keep more memory than there is room for.
+    Pinned,
     Stalled,
     Stopped,
     /// The client takes no answers.
@@ -294,30 +325,17 @@ async fn wait(deadlines: Deadlines, progress: &Progress, activity: &Activity, ta
         biased;
         () = tasks.stopped() => Event::Stopped,
         () = activity.closing() => Event::NoRoom,
-        () = at(deadlines.cut_at) => Event::Cut,
+        event = deadlines.next() => event,
         () = activity.unwritten_for(deadlines.write_timeout) => Event::Unread,
-        ended = idle(deadlines.idle) => Event::Idle(ended),
         () = progress.stalled(deadlines.header_timeout, deadlines.draining), if !deadlines.is_stalled => {
             Event::Stalled
         }
         () = progress.frame.is_older_than(FRAME_SILENCE), if !deadlines.is_stalled => Event::Stalled,
+        () = progress.pinned.notified() => Event::Pinned,
         () = progress.untaken.lasts(UNTAKEN_GRACE) => Event::Untaken,
         () = tasks.drained(), if deadlines.draining.is_none() => Event::Draining,
         () = activity.idle_for(deadlines.max_idle) => Event::Unused,
-        () = at(deadlines.aged_at) => Event::Aged,
     }
-}
-
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn idle(idle: Option<(Instant, u64)>) -> u64 {
-    at(idle.map(|(moment, _)| moment)).await;
-    idle.map_or(0, |(_, ended)| ended)
 }
 
 /// Polls a future only when that future was woken.

@@ -14,6 +14,8 @@ use std::ops::Range;
 
 use http::uri::Authority;
 
+use super::pins::ENTRY;
+
 /// The index of `:authority` in the static table (RFC 7541, appendix A).
 const AUTHORITY_INDEX: usize = 1;
 
@@ -45,10 +47,27 @@ const CODES: &[Codes] = &[
     Codes { bits: 15, first: 0x7ffc, symbols: b"<`{", substitute: None },
 ];
 
+/// What a header block inserts into the dynamic table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Inserted {
+    /// The size of its entries (RFC 7541, 4.1), at least: of decoded strings only the coded length is known, and of names of
+    /// the table nothing.
+    pub(super) size: usize,
+    /// Whether an entry has a plain string.
+    pub(super) is_plain: bool,
+    /// Whether an entry has a Huffman-coded string.
+    pub(super) is_decoded: bool,
+    /// The length of all Huffman-coded strings of the block, inserted or not.
+    pub(super) huffman_len: usize,
+}
+
 /// Finds `:authority` in a complete header block and replaces its value if h2 cannot parse it. A malformed block is
-/// left for h2 to refuse.
-pub(super) fn repair(block: &mut [u8]) {
-    if let Some((huffman, value)) = authority(block)
+/// left for h2 to refuse. Returns what the block inserts into the dynamic table.
+pub(super) fn repair(block: &mut [u8]) -> Inserted {
+    let mut fields = Fields { reader: Reader { block, at: 0 }, authority: None, inserted: Inserted::default() };
+    while fields.read_one().is_some() {}
+    let Fields { authority, inserted, .. } = fields;
+    if let Some((huffman, value)) = authority
         && let Some(value) = block.get_mut(value)
     {
         if huffman {
@@ -57,38 +76,54 @@ pub(super) fn repair(block: &mut [u8]) {
             value.iter_mut().filter(|byte| !is_plain(**byte)).for_each(|byte| *byte = b'-');
         }
     }
+    inserted
 }
 
-/// Returns whether the value of the literal `:authority` is Huffman-coded, and its range. There is at most one literal:
-/// h2 resets a stream with two.
-fn authority(block: &[u8]) -> Option<(bool, Range<usize>)> {
-    let mut reader = Reader { block, at: 0 };
-    loop {
+/// The fields of a header block, as they are read one after the other.
+struct Fields<'a> {
+    reader: Reader<'a>,
+    /// Whether the value of the literal `:authority` is Huffman-coded, and its range. There is at most one literal: h2 resets
+    /// a stream with two.
+    authority: Option<(bool, Range<usize>)>,
+    inserted: Inserted,
+}
+
+impl Fields<'_> {
+    /// Reads one field. Returns `None` at the end of the block, or where it is malformed.
+    fn read_one(&mut self) -> Option<()> {
+        let Self { reader, authority, inserted } = self;
         // The first byte states the kind of the field (RFC 7541, 6).
-        let first = *block.get(reader.at)?;
-        let prefix = match first {
-            0x80.. => {
-                reader.integer(7)?;
-                continue;
-            }
-            0x20..0x40 => {
-                reader.integer(5)?;
-                continue;
-            }
-            0x40..0x80 => 6,
-            0x00..0x20 => 4,
+        let first = *reader.block.get(reader.at)?;
+        let (prefix, is_inserted) = match first {
+            0x80.. => return reader.integer(7).map(drop),
+            0x20..0x40 => return reader.integer(5).map(drop),
+            0x40..0x80 => (6, true),
+            0x00..0x20 => (4, false),
         };
-        let is_authority = match reader.integer(prefix)? {
-            0 => {
-                let (huffman, name) = reader.string()?;
-                block.get(name)? == if huffman { AUTHORITY_HUFFMAN } else { AUTHORITY }
-            }
-            index => index == AUTHORITY_INDEX,
-        };
+        let index = reader.integer(prefix)?;
+        let name = if index == 0 { Some(reader.string()?) } else { None };
         let value = reader.string()?;
-        if is_authority {
-            return Some(value);
+        if is_inserted {
+            inserted.size += ENTRY;
         }
+        for (is_coded, range) in name.iter().chain([&value]) {
+            if *is_coded {
+                inserted.huffman_len += range.len();
+            }
+            if is_inserted && !range.is_empty() {
+                inserted.size += if *is_coded { 0 } else { range.len() };
+                inserted.is_plain |= !is_coded;
+                inserted.is_decoded |= is_coded;
+            }
+        }
+        let is_authority = match name {
+            Some((huffman, name)) => reader.block.get(name)? == if huffman { AUTHORITY_HUFFMAN } else { AUTHORITY },
+            None => index == AUTHORITY_INDEX,
+        };
+        if is_authority && authority.is_none() {
+            *authority = Some(value);
+        }
+        Some(())
     }
 }
 
@@ -367,6 +402,36 @@ pub(super) mod tests {
             repair(&mut cut);
             assert_eq!(cut, whole[..len], "{len}");
         }
+    }
+
+    #[test]
+    fn what_a_block_inserts_is_counted() {
+        let block = [
+            &[0x3f, 0xe1, 0x1f, 0x83][..],
+            &[0x40],
+            &string(b"x-plain", false),
+            &string(b"0123456789", false),
+            &[0x00],
+            &string(b"x-not-inserted", true),
+            &string(b"whatever", false),
+            &[0x41],
+            &string(b"10.0.0.1%3A4317", false),
+            &[0x10],
+            &string(b"x", false),
+            &string(b"never", false),
+        ]
+        .concat();
+        let inserted = repair(&mut block.clone());
+        let huffman_len = coded(b"x-not-inserted").len();
+        assert_eq!(inserted, Inserted { size: 2 * ENTRY + 17 + 15, is_plain: true, is_decoded: false, huffman_len });
+        let value = string(b"application/grpc", true);
+        let coded_value = repair(&mut [&[0x5f][..], &value].concat());
+        assert_eq!(
+            coded_value,
+            Inserted { size: ENTRY, is_plain: false, is_decoded: true, huffman_len: value.len() - 1 }
+        );
+        assert_eq!(repair(&mut [0x82, 0xbe, 0x84]), Inserted::default(), "references");
+        assert_eq!(repair(&mut block[..block.len() - 1].to_vec()).size, inserted.size, "the last one was cut off");
     }
 
     proptest! {

@@ -9,8 +9,8 @@
 //! room for a new one (`silent` has those on which nothing has arrived, `idle` has all others), and `accept_failures`
 //! decides how long to pause. `secure` performs the TLS handshake, `first_bytes` detects the protocol, and `connection`
 //! serves a connection to its end. HTTP runs on a stream with three `layers`: `first_bytes` replays the preface, `streams`
-//! follows the client's frames (`hpack` repairs their header blocks, `progress` tracks what is
-//! unfinished), and `yielding` lets other tasks run in between. `admission` takes connections and streams from the memory
+//! follows the client's frames (`hpack` repairs their header blocks, `pins` counts the buffers that these keep, `progress`
+//! tracks what is unfinished), and `yielding` lets other tasks run in between. `admission` takes connections and streams from the memory
 //! account, `requests` calls the service and runs the streams' tasks, and `tracked` counts requests and answers for `idle`.
 
 mod accept;
@@ -24,6 +24,7 @@ mod idle;
 mod large_frames;
 mod layers;
 mod metrics;
+mod pins;
 mod places;
 mod progress;
 mod requests;

@@ -27,6 +27,8 @@ pub(super) struct Progress {
     pub(super) frame: LastByte,
     /// Since when the client has taken no answer, although streams were reset for that.
     pub(super) untaken: Since,
+    /// Notified when its headers keep more memory than there is room for.
+    pub(super) pinned: Notify,
 }
 
 /// The time of the last byte of an unfinished frame, if there is one. It changes with almost every read, so nobody is
@@ -52,7 +54,8 @@ pub(super) struct Since {
 impl Progress {
     /// Creates the state of a connection whose handshake began at `since`.
     pub(super) fn new(since: Instant) -> Self {
-        let progress = Self { unfinished: Since::default(), frame: LastByte::new(since), untaken: Since::default() };
+        let [unfinished, untaken] = [(); 2].map(|()| Since::default());
+        let progress = Self { unfinished, frame: LastByte::new(since), untaken, pinned: Notify::new() };
         progress.unfinished.set(since);
         progress
     }

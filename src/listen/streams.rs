@@ -27,6 +27,7 @@ pub(super) use self::block::{HEAD, length_of};
 use super::{
     admission::Admission,
     layers::{Backlog, Layer},
+    pins::{Pins, Standing},
     progress::Progress,
 };
 
@@ -51,6 +52,7 @@ pub(super) struct Streams {
     taken: usize,
     /// The bytes that arrived behind a stream without room. They are parsed once that stream was refused.
     behind: Backlog,
+    pins: Pins,
     tally: Arc<Tally>,
     admission: Arc<Admission>,
     progress: Arc<Progress>,
@@ -90,8 +92,9 @@ enum FrameParser {
         /// Whether the client has to finish this frame in time: the first frame, or one that continues a header block.
         must_end: bool,
     },
-    /// In a payload, of which `left` bytes are still to come.
+    /// In a payload of `len` bytes, of which `left` are still to come.
     Payload {
+        len: usize,
         left: usize,
         /// Whether the client has to finish this frame in time.
         must_end: bool,
@@ -136,6 +139,7 @@ impl Streams {
             held: Vec::new(),
             taken: 0,
             behind: Backlog::default(),
+            pins: Pins::new(admission.account().cloned()),
             tally,
             admission,
             progress,
@@ -159,18 +163,27 @@ impl Streams {
                 }
                 self.held.extend_from_slice(piece.filled());
             }
-            if matches!(self.parser, FrameParser::Ended) {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a header block is too long")));
+            if self.pins.has_just_no_room() {
+                self.progress.pinned.notify_one();
+            }
+            let too_much = match self.pins.standing() {
+                _ if matches!(self.parser, FrameParser::Ended) => Some("a header block is too long"),
+                Standing::TooMuch => Some("headers keep too much memory"),
+                Standing::Well | Standing::NoRoom => None,
+            };
+            if let Some(what) = too_much {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
             }
             if !self.held.is_empty() {
                 self.hand_over(buf);
                 return Poll::Ready(Ok(()));
             }
             ready!(self.admission.poll_open(cx));
+            self.pins.reads_into(buf, self.parser.payload_len());
             let before = buf.filled().len();
             ready!(self.poll_more(stream, cx, buf))?;
             let read = buf.filled_mut().get_mut(before..).unwrap_or_default();
-            let until = match self.parser.parse(read, &self.tally, &self.admission) {
+            let until = match self.parser.parse(read, &mut self.pins, &self.tally, &self.admission) {
                 Parsed::All => return Poll::Ready(Ok(())),
                 Parsed::Block(until) => {
                     self.held.extend_from_slice(read.get(until..).unwrap_or_default());
@@ -232,7 +245,7 @@ impl Streams {
         match block(&self.held, len, flags) {
             Block::Incomplete(missing) if self.held.len() + missing <= LARGEST_BLOCK => return Some(missing),
             Block::Complete(pieces, _) => {
-                pieces.repair(&mut self.held);
+                self.pins.note(pieces.repair(&mut self.held));
                 // Nothing is read behind this block before the gate is open.
                 let _has_room = opens(stream, &self.tally, &self.admission);
                 self.parser = FrameParser::head(false);
@@ -272,8 +285,16 @@ impl FrameParser {
         Self::Head { head: [0; HEAD], have: 0, must_end }
     }
 
-    fn payload(left: usize, must_end: bool, more: bool) -> Self {
-        if left == 0 { Self::head(more) } else { Self::Payload { left, must_end, more } }
+    fn payload(len: usize, left: usize, must_end: bool, more: bool) -> Self {
+        if left == 0 { Self::head(more) } else { Self::Payload { len, left, must_end, more } }
+    }
+
+    /// Returns the length of the payload that the next byte belongs to; 0 if it belongs to none.
+    fn payload_len(&self) -> usize {
+        match self {
+            Self::Payload { len, .. } | Self::Block { len, .. } => *len,
+            Self::Preface(_) | Self::Head { .. } | Self::Unparsed | Self::Ended => 0,
+        }
     }
 
     /// Returns whether the client has begun a handshake or header block that it has to finish.
@@ -295,7 +316,7 @@ impl FrameParser {
     }
 
     /// Parses what was read and repairs the header blocks in it.
-    fn parse(&mut self, mut bytes: &mut [u8], tally: &Tally, admission: &Admission) -> Parsed {
+    fn parse(&mut self, mut bytes: &mut [u8], pins: &mut Pins, tally: &Tally, admission: &Admission) -> Parsed {
         let all = bytes.len();
         while !bytes.is_empty() {
             let taken = match self {
@@ -313,10 +334,10 @@ impl FrameParser {
                     }
                     len
                 }
-                Self::Payload { left, must_end, more } => {
-                    let len = bytes.len().min(*left);
-                    *self = Self::payload(*left - len, *must_end, *more);
-                    len
+                Self::Payload { len, left, must_end, more } => {
+                    let now = bytes.len().min(*left);
+                    *self = Self::payload(*len, *left - now, *must_end, *more);
+                    now
                 }
                 Self::Head { head, have, must_end } => {
                     let len = bytes.len().min(HEAD - *have);
@@ -328,7 +349,7 @@ impl FrameParser {
                         let (head, must_end) = (*head, *must_end);
                         let (_, rest) = bytes.split_at_mut(len);
                         let at = all - rest.len();
-                        match self.begin(head, must_end, rest, tally, admission) {
+                        match self.begin(head, must_end, rest, pins, tally, admission) {
                             Begun::Handled(taken) => bytes = rest.get_mut(taken..).unwrap_or_default(),
                             Begun::Block => return Parsed::Block(at),
                             Begun::NoRoom(taken) => return Parsed::NoRoom(at + taken),
@@ -349,20 +370,21 @@ impl FrameParser {
         head: [u8; HEAD],
         must_end: bool,
         rest: &mut [u8],
+        pins: &mut Pins,
         tally: &Tally,
         admission: &Admission,
     ) -> Begun {
         let [_, _, _, kind, flags, stream @ ..] = head;
         let len = length_of(&head);
         let more = matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS == 0;
-        *self = Self::payload(len, must_end || matches!(kind, HEADERS | CONTINUATION), more);
+        *self = Self::payload(len, len, must_end || matches!(kind, HEADERS | CONTINUATION), more);
         if kind != HEADERS {
             return Begun::Handled(0);
         }
         let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
         match block(rest, len, flags) {
             Block::Complete(pieces, end) => {
-                pieces.repair(rest);
+                pins.note(pieces.repair(rest));
                 *self = Self::head(false);
                 if opens(stream, tally, admission) { Begun::Handled(end) } else { Begun::NoRoom(end) }
             }

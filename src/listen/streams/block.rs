@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::hpack;
+use super::super::hpack::{self, Inserted};
 
 /// The length of a frame's head: length, type, flags and stream (RFC 9113, 4.1).
 pub(in crate::listen) const HEAD: usize = 9;
@@ -86,14 +86,14 @@ pub(super) fn fragment(payload: &[u8], flags: u8) -> Option<Range<usize>> {
 // === impl Pieces ===
 
 impl Pieces {
-    pub(super) fn repair(&self, bytes: &mut [u8]) {
+    /// Repairs the block. Returns what it inserts into the dynamic table.
+    pub(super) fn repair(&self, bytes: &mut [u8]) -> Inserted {
         if self.more.is_empty() {
-            hpack::repair(bytes.get_mut(self.first.clone()).unwrap_or_default());
-            return;
+            return hpack::repair(bytes.get_mut(self.first.clone()).unwrap_or_default());
         }
         let all = || std::iter::once(&self.first).chain(&self.more);
         let mut whole: Vec<u8> = all().filter_map(|piece| bytes.get(piece.clone())).flatten().copied().collect();
-        hpack::repair(&mut whole);
+        let inserted = hpack::repair(&mut whole);
         let mut rest = &whole[..];
         for piece in all() {
             let (now, later) = rest.split_at(piece.len().min(rest.len()));
@@ -102,5 +102,6 @@ impl Pieces {
             }
             rest = later;
         }
+        inserted
     }
 }
