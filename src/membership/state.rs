@@ -94,7 +94,7 @@ pub enum Note {
         /// The floor.
         min_backends: usize,
     },
-    /// Panic began or ended. During panic, so many backends fail that none counts as ejected.
+    /// Panic began or ended. During panic, more backends fail than may be ejected, so none is.
     Panic {
         /// Whether panic began.
         begins: bool,
@@ -181,10 +181,18 @@ impl State {
         }
         self.eject_unresolved(now, &mut effects.notes);
         self.remove_absent(now, &mut effects.notes);
+        let formers = self.formers.len();
         self.formers.retain(|_, former| former.until > now);
         self.update_panic(&mut effects.notes);
         effects.probes = self.due_probes(now);
-        effects.rebuild = self.request_table(source.unwrap_or_else(|| cause_of(&effects.notes)));
+        // Making a view and comparing it takes long if there are thousands of members, of which many are probed in vain.
+        let mut notes = effects.notes.iter();
+        let may_differ = source.is_some()
+            || formers != self.formers.len()
+            || notes.any(|note| !matches!(note, Note::ProbeFailed(_)));
+        if may_differ {
+            effects.rebuild = self.request_table(source.unwrap_or_else(|| cause_of(&effects.notes)));
+        }
         if effects.rebuild.is_none() && self.forgets_at.is_some_and(|at| now >= at) {
             effects.rebuild = self.request_forgetting();
         }
@@ -249,7 +257,7 @@ impl State {
         self.backends.get(identity).map_or(hold_down, |backend| backend.stays_for(hold_down))
     }
 
-    /// Returns whether so many backends fail that none counts as ejected.
+    /// Returns whether more backends fail than may be ejected, so that none is.
     pub fn is_panicking(&self) -> bool {
         self.panic
     }

@@ -6,9 +6,9 @@
 //! each time that there are enough of them, they are sorted and compared with all questions in one pass. After that, most
 //! further points are known to be of no use: they are not between a question and the first point after it so far.
 
-use super::ring::Point;
+use super::ring::{Point, TOGETHER};
 
-/// The number of points that are sorted at a time. They take 4 MiB.
+/// The number of points that are sorted at a time, at most. They take 4 MiB.
 const AT_A_TIME: usize = 1 << 18;
 
 /// The number of leading bits of a hash that [`Nearest::open`] has a bit for. The bits take 128 KiB.
@@ -42,16 +42,24 @@ impl Nearest {
         Self { questions, firsts, collected: Vec::with_capacity(AT_A_TIME), open }
     }
 
-    /// Notes a point. The order of points does not matter.
-    pub(super) fn add(&mut self, point: Point) {
-        let (word, bit) = place_of(point.hash);
-        if self.open.get(word).is_some_and(|word| word & bit == 0) {
-            return;
+    /// Notes points. Their order does not matter.
+    pub(super) fn add(&mut self, points: &[Point]) {
+        for points in points.chunks(TOGETHER) {
+            // Which points can be of use is as good as random, so there is no branch for it: each is written, and the next
+            // one takes the place of one that is of no use.
+            let (mut of_use, mut count) = ([NONE; TOGETHER], 0);
+            for point in points {
+                let (word, bit) = place_of(point.hash);
+                if let Some(place) = of_use.get_mut(count) {
+                    *place = *point;
+                }
+                count += usize::from(self.open.get(word).is_none_or(|word| word & bit != 0));
+            }
+            if self.collected.len() + count > AT_A_TIME {
+                self.compare();
+            }
+            self.collected.extend_from_slice(of_use.get(..count).unwrap_or_default());
         }
-        if self.collected.len() == AT_A_TIME {
-            self.compare();
-        }
-        self.collected.push(point);
     }
 
     /// Returns the points that answer a question, sorted, and the first of all.
@@ -100,7 +108,7 @@ mod tests {
 
     fn kept(questions: &[u64], points: &[u64]) -> Vec<u64> {
         let mut nearest = Nearest::new(questions.to_vec());
-        points.iter().for_each(|hash| nearest.add(Point { hash: *hash, backend: 0 }));
+        points.iter().for_each(|hash| nearest.add(&[Point { hash: *hash, backend: 0 }]));
         nearest.into_points().into_iter().map(|point| point.hash).collect()
     }
 
@@ -116,7 +124,7 @@ mod tests {
     #[test]
     fn the_lowest_backend_has_the_point_of_two() {
         let mut nearest = Nearest::new(vec![1]);
-        [2, 1, 3].into_iter().for_each(|backend| nearest.add(Point { hash: 5, backend }));
+        nearest.add(&[2, 1, 3].map(|backend| Point { hash: 5, backend }));
         assert_eq!(nearest.into_points(), [Point { hash: 5, backend: 1 }]);
     }
 

@@ -18,6 +18,9 @@ use super::{MAPPED, Member, POINTS_PER_WEIGHT, SLOT_BITS, nearest::Nearest};
 /// Half the width of a slot in the space of hashes.
 const HALF_SLOT: u64 = 1 << (u64::BITS - SLOT_BITS - 1);
 
+/// The number of points that are hashed together.
+pub(super) const TOGETHER: usize = 64;
+
 /// The members' points on a consistent-hash ring, sorted: all of them, or those that answer the questions that the ring
 /// was built for.
 pub(in crate::ring) struct Ring {
@@ -64,12 +67,12 @@ impl Ring {
         let is_whole = count <= whole;
         let points = if is_whole {
             let mut points = Vec::with_capacity(usize::max(count, MAPPED / size_of::<Point>()));
-            each_point(included(), |point| points.push(point));
+            each_point(included(), |some| points.extend_from_slice(some));
             points.sort_unstable();
             points
         } else {
             let mut nearest = Nearest::new(questions().into_iter().map(Question::position).collect());
-            each_point(included(), |point| nearest.add(point));
+            each_point(included(), |some| nearest.add(some));
             nearest.into_points()
         };
         let mut ring = HashRing::with_hasher(OneShot::default());
@@ -88,17 +91,32 @@ impl Ring {
     }
 }
 
-/// Calls `take` with each point of the members, which come with their indexes.
-fn each_point<'a>(members: impl Iterator<Item = (u16, &'a Member)>, mut take: impl FnMut(Point)) {
-    let mut bytes = Vec::new();
+/// Calls `take` with all points of the members, which come with their indexes, several at a time.
+///
+/// The bytes of several points are written before the first of them is hashed: a processor waits if it reads what it has
+/// just written in pieces of another width.
+fn each_point<'a>(members: impl Iterator<Item = (u16, &'a Member)>, mut take: impl FnMut(&[Point])) {
+    let (mut bytes, mut points) = (Vec::new(), Vec::with_capacity(TOGETHER));
     for (backend, member) in members {
         let identity = member.identity.as_bytes();
+        let len = identity.len() + size_of::<u32>();
         bytes.clear();
-        bytes.extend_from_slice(identity);
-        for node in 0..POINTS_PER_WEIGHT * member.weight {
-            bytes.truncate(identity.len());
-            bytes.extend_from_slice(&node.to_le_bytes());
-            take(Point { hash: xxh3_64(&bytes), backend });
+        for _ in 0..TOGETHER {
+            bytes.extend_from_slice(identity);
+            bytes.extend_from_slice(&[0; size_of::<u32>()]);
+        }
+        let mut nodes = 0..POINTS_PER_WEIGHT * member.weight;
+        while !nodes.is_empty() {
+            let count = nodes.len().min(TOGETHER);
+            for (bytes, node) in bytes.chunks_exact_mut(len).zip(nodes.by_ref().take(count)) {
+                if let Some(place) = bytes.last_chunk_mut() {
+                    *place = node.to_le_bytes();
+                }
+            }
+            points.clear();
+            let hashes = bytes.chunks_exact(len).take(count).map(xxh3_64);
+            points.extend(hashes.map(|hash| Point { hash, backend }));
+            take(&points);
         }
     }
 }
