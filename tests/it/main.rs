@@ -32,6 +32,7 @@ mod otelcol;
 mod pki;
 mod probes;
 mod prometheus;
+mod random_frames;
 mod reload;
 mod rig;
 mod sdk;

@@ -49,12 +49,22 @@ pub(crate) fn goaway(last: u32, error: u32) -> Vec<u8> {
 
 /// Returns headers as literals without indexing (RFC 7541, 6.2.2). Each text must have less than 127 bytes.
 pub(crate) fn literals(headers: &[(&str, &str)]) -> Vec<u8> {
+    literals_as(0, headers)
+}
+
+/// Returns headers as literals of a kind: without indexing, or 0x40 with it (RFC 7541, 6.2.1).
+pub(crate) fn literals_as(kind: u8, headers: &[(&str, &str)]) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap_or(0)], text.as_bytes()].concat();
-    headers.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
+    headers.iter().flat_map(|(name, value)| [vec![kind], text(name), text(value)].concat()).collect()
 }
 
 /// Returns the headers of a request that exports traces.
 pub(crate) fn export_headers(more: &[(&str, &str)]) -> Vec<u8> {
+    export_headers_as(0, more)
+}
+
+/// Returns these headers as literals of a kind, as [`literals_as`] does.
+pub(crate) fn export_headers_as(kind: u8, more: &[(&str, &str)]) -> Vec<u8> {
     let usual = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -63,7 +73,7 @@ pub(crate) fn export_headers(more: &[(&str, &str)]) -> Vec<u8> {
         ("content-type", "application/grpc"),
         ("te", "trailers"),
     ];
-    literals(&[&usual, more].concat())
+    literals_as(kind, &[&usual, more].concat())
 }
 
 /// Returns a message with gRPC's prefix.

@@ -52,6 +52,9 @@ pub(crate) enum Attack {
     Bombs { connections: usize, encoding: Encoding },
     /// Each connection announces a message of 60 MiB on 100 streams, and sends 7 bytes of it; again when it is refused.
     MuchAnnounced { connections: usize },
+    /// Each connection sends requests of 600 KiB on so many streams, and sends them again when they were answered. Many good
+    /// clients do the same.
+    LargeRequests { connections: usize, streams: usize },
     /// Connections that send nothing after their settings. All are closed and opened again, `waves` times.
     IdleConnections { connections: usize, waves: u32 },
 }
@@ -92,6 +95,7 @@ impl Attack {
             | Self::UnfinishedFrames { connections }
             | Self::Bombs { connections, .. }
             | Self::MuchAnnounced { connections }
+            | Self::LargeRequests { connections, .. }
             | Self::IdleConnections { connections, .. } => connections,
         }
     }
@@ -132,6 +136,10 @@ impl Attack {
                     is_whole: false,
                 };
                 crowd.repeats(grpc, connections, STREAMS, &Arc::new(announced));
+            }
+            Self::LargeRequests { connections, streams } => {
+                let message = Message { encoding: None, bytes: large_request().into(), is_whole: true };
+                crowd.repeats(grpc, connections, streams, &Arc::new(message));
             }
             Self::IdleConnections { connections, .. } => crowd.says(grpc, connections, |_| hello(&[])),
         }
@@ -302,6 +310,20 @@ fn opened(body: &[u8], flags: u8) -> Vec<u8> {
 /// Returns an empty message, which is answered with an empty message.
 fn grpc_empty() -> Vec<u8> {
     grpc(&[])
+}
+
+/// Returns a request of 600 KiB with 300 spans, each of a trace of its own.
+fn large_request() -> Vec<u8> {
+    let mut request = beside::request(0);
+    for scope in request.resource_spans.iter_mut().flat_map(|resource| &mut resource.scope_spans) {
+        let like = scope.spans.first().cloned().unwrap_or_default();
+        let span = |n: u128| {
+            let (trace_id, name) = ((n << 64 | n).to_be_bytes().to_vec(), "n".repeat(2_000));
+            opentelemetry_proto::tonic::trace::v1::Span { trace_id, name, ..like.clone() }
+        };
+        scope.spans = (1..=300).map(span).collect();
+    }
+    grpc(&prost::Message::encode_to_vec(&request))
 }
 
 /// Returns a request whose first DATA frame lacks one byte. Its length is 256 KiB, 64 KiB or 16 KiB in turn; a peer may

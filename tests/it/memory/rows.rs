@@ -33,7 +33,7 @@ const P99: Duration = Duration::from_secs(5);
 const ATTACK: Duration = Duration::from_secs(4);
 
 /// Returns what is held for each use.
-fn held(admin: SocketAddr) -> Result<BTreeMap<String, f64>> {
+pub(super) fn held(admin: SocketAddr) -> Result<BTreeMap<String, f64>> {
     let (_, page) = http_get(&format!("http://{admin}/metrics"))?;
     let lines =
         page.lines().filter_map(|line| line.strip_prefix("spanring_memory_used_bytes{use=\"")?.split_once("\"} "));

@@ -1,0 +1,133 @@
+//! What a connection takes that does nothing, or has done its work, and what its headers keep: no more than the account
+//! counts for it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use spanring::tools::sink::SinkConfig;
+
+use super::{beside::Memory, hostile, rows::held};
+use crate::{
+    harness::{Proxy, metric, until},
+    rig::{self, Sinks},
+    wire::{
+        ACK, DATA, END_HEADERS, END_STREAM, HEADERS, Raw, SETTINGS, export_headers, export_headers_as, frame, grpc,
+        literals_as,
+    },
+};
+
+/// The number of idle clients.
+const CLIENTS: usize = 3_000;
+
+/// The memory that they may take, in KiB each, if they have sent only their settings, or one request too. Each has two
+/// buffers of HTTP/2 with a page of 4 KiB in use, the states of the connection and of its layers, and after a request the
+/// lists of streams and the table of headers.
+const SETTINGS_ONLY_KIB: u64 = 14;
+const ONE_REQUEST_KIB: u64 = 22;
+
+/// The settings of gRPC's clients: no pushed streams, and an initial window of 64 KiB.
+const USUAL: [(u16, u32); 2] = [(2, 0), (4, 65_535)];
+
+/// The kind of literals that go into the table of headers.
+const INDEXED: u8 = 0x40;
+
+fn proxy(sinks: &Sinks, limit_mib: u64) -> Result<Proxy> {
+    let limiter = format!("memory_limiter: {{ limit_mib: {limit_mib} }}");
+    Proxy::start("spanring", |grpc, admin| rig::config(grpc, admin, &sinks.addresses(), "", &limiter))
+}
+
+/// Opens idle connections. Returns them with the growth of the proxy's memory in KiB.
+fn opened(proxy: &Proxy, with_request: bool) -> Result<(Vec<Raw>, u64)> {
+    let request = frame(HEADERS, END_HEADERS, 1, &export_headers_as(INDEXED, &[("user-agent", "grpc-test/1.0")]));
+    let request = [request, frame(DATA, END_STREAM, 1, &grpc(&[]))].concat();
+    let open = || {
+        let mut raw = Raw::connect(proxy.grpc, &USUAL)?;
+        if with_request {
+            raw.send(&request)?;
+            raw.stream_ended(1)?;
+        } else {
+            while raw.next()?.context("closed")?.kind != SETTINGS {}
+        }
+        raw.send(&frame(SETTINGS, ACK, 0, &[]))?;
+        anyhow::Ok(raw)
+    };
+    // What the first connections leave behind belongs to the process.
+    drop((0..20).map(|_| open()).collect::<Result<Vec<_>>>()?);
+    until("the first are gone", || {
+        Ok((metric(proxy.admin, "spanring_receiver_connections", &["listener=\"otlp_grpc\""])? == 0.0).then_some(()))
+    })?;
+    let before = own_kib(proxy)?;
+    let crowd = (0..CLIENTS).map(|_| open()).collect::<Result<Vec<_>>>()?;
+    // Freed memory goes back within five seconds.
+    std::thread::sleep(Duration::from_secs(6));
+    Ok((crowd, own_kib(proxy)?.saturating_sub(before)))
+}
+
+fn own_kib(proxy: &Proxy) -> Result<u64> {
+    let memory = Memory::of(proxy.process.id())?;
+    Ok(memory.resident.saturating_sub(memory.files))
+}
+
+fn takes_at_most(with_request: bool, most_kib: u64) -> Result<()> {
+    hostile::room_for(CLIENTS)?;
+    let sinks = Sinks::start(1, &SinkConfig::default())?;
+    let proxy = proxy(&sinks, 512)?;
+    let (crowd, grown) = opened(&proxy, with_request)?;
+    let each = grown / CLIENTS as u64;
+    ensure!(each <= most_kib, "a connection takes {each} KiB");
+    let counted = until("the gauges follow", || {
+        let held = held(proxy.admin)?;
+        let counted = held.get("connections").copied().context("no such use")?;
+        Ok((counted > 0.0).then_some(counted))
+    })?;
+    let counted = counted / CLIENTS as f64 / 1024.0;
+    ensure!(each as f64 <= counted, "a connection takes {each} KiB, and {counted} are counted");
+    drop(crowd);
+    Ok(())
+}
+
+#[test]
+fn clients_that_have_sent_only_their_settings() -> Result<()> {
+    takes_at_most(false, SETTINGS_ONLY_KIB)
+}
+
+#[test]
+fn clients_that_have_sent_one_request() -> Result<()> {
+    takes_at_most(true, ONE_REQUEST_KIB)
+}
+
+/// The memory limit in MiB for clients whose headers keep buffers, and what is allowed beside it.
+const LIMIT: u64 = 64;
+const BESIDE: u64 = 64 - 12;
+
+#[test]
+fn headers_behind_large_frames_keep_no_more_than_is_counted() -> Result<()> {
+    let sinks = Sinks::start(1, &SinkConfig::default())?;
+    let proxy = proxy(&sinks, LIMIT)?;
+    // A frame of an unknown type is skipped, and h2 has a buffer of its size for it and for what follows.
+    let large = frame(0x42, 0, 0, &vec![7; 250 << 10]);
+    let mut crowd = Vec::new();
+    let mut closed = 0;
+    for _ in 0..10 {
+        let mut raw = Raw::connect(proxy.grpc, &USUAL)?;
+        // Each request has a header of its own, which goes into the table of headers.
+        let mut ask = |n: u32| {
+            let own = n.to_string();
+            let headers = [export_headers(&[]), literals_as(INDEXED, &[("x-own", &own)])].concat();
+            let request = frame(HEADERS, END_HEADERS | END_STREAM, n * 2 + 1, &headers);
+            raw.send(&[large.clone(), request].concat())?;
+            raw.stream_ended(n * 2 + 1)
+        };
+        closed += usize::from((0..80).any(|n| ask(n).is_err()));
+        crowd.push(raw);
+    }
+    let peak = Memory::of(proxy.process.id())?.own_peak_mib();
+    ensure!(peak <= LIMIT + BESIDE, "{peak} MiB are more than {LIMIT} + {BESIDE}");
+    ensure!(closed > 0, "there is no room for 80 times 250 KiB of each, so some must be told to finish");
+    drop(crowd);
+    until("nothing is held for frames", || Ok((held(proxy.admin)?.get("frames") == Some(&0.0)).then_some(())))?;
+    sinks.runtime.block_on(async {
+        rig::client(proxy.grpc).await?.export(super::beside::request(1)).await?;
+        Ok(())
+    })
+}
