@@ -22,7 +22,7 @@ const CLIENTS: usize = 3_000;
 /// The memory that they may take, in KiB each, if they have sent only their settings, or one request too. Each has two
 /// buffers of HTTP/2 with a page of 4 KiB in use, the states of the connection and of its layers, and after a request the
 /// lists of streams and the table of headers.
-const SETTINGS_ONLY_KIB: u64 = 14;
+const SETTINGS_ONLY_KIB: u64 = 17;
 const ONE_REQUEST_KIB: u64 = 22;
 
 /// The settings of gRPC's clients: no pushed streams, and an initial window of 64 KiB.
