@@ -1,6 +1,7 @@
 //! Routing: maps a record's key to the lane that the record leaves by. Pure; the split calls it for every record.
 
 use crate::{
+    otlp::is_root_span,
     ring::{Owners, Table, Times, history::Decision},
     settings::InvalidTraceId,
     split::{Record, Router, Target, Targets},
@@ -124,17 +125,17 @@ impl<'a> ByTraceId<'a> {
     /// Returns the targets of a record while hand-offs are open or a part is placed again.
     #[cold]
     #[inline(never)]
-    fn route_moved(&mut self, id: &[u8], start: u64) -> Targets {
+    fn route_moved(&mut self, id: &[u8], record: &Record<'_>) -> Targets {
         match self.moved {
             Moved::Immediate => Targets::One(Lane::of_owner(self.table.owner(id)).target()),
             Moved::ByStart(arrival) => {
-                let owners = self.table.owners(id, Times { start, arrival });
+                let owners = owners(self.table, id, record, arrival);
                 self.count(&owners);
                 targets_of(&owners)
             }
             Moved::Again(copied) => {
                 let owner = self.table.owner(id);
-                let copy = copied.has(id, start, self.table, owner);
+                let copy = copied.has(id, record, self.table, owner);
                 Targets::One(Lane { copy, ..Lane::of_owner(owner) }.target())
             }
         }
@@ -154,8 +155,8 @@ impl<'a> ByTraceId<'a> {
 
 impl Copied<'_> {
     /// Returns whether the backend that is now the `owner` in `table` has a copy of a record.
-    fn has(&self, id: &[u8], start: u64, table: &Table, owner: u32) -> bool {
-        let owners = self.table.owners(id, Times { start, arrival: self.arrival });
+    fn has(&self, id: &[u8], record: &Record<'_>, table: &Table, owner: u32) -> bool {
+        let owners = owners(self.table, id, record, self.arrival);
         let (_, copies) = owners.split();
         let owner = table.targets().get(owner as usize);
         copies.iter().any(|copy| {
@@ -168,6 +169,11 @@ impl Copied<'_> {
                     .is_some_and(|(one, other)| one.is_same(other))
         })
     }
+}
+
+/// Returns the owners that get a span which arrived at this time, in nanoseconds since the Unix epoch.
+fn owners(table: &Table, id: &[u8], span: &Record<'_>, arrival: u64) -> Owners {
+    table.owners(id, Times { start: span.start, arrival }, || is_root_span(span.bytes))
 }
 
 /// Returns the lanes of the owners that get a record. The first one counts; the others get copies.
@@ -190,7 +196,7 @@ impl Router for ByTraceId<'_> {
                 if matches!(self.moved, Moved::Immediate) {
                     Targets::One(Lane::of_owner(self.table.owner(&id)).target())
                 } else {
-                    self.route_moved(&id, record.start)
+                    self.route_moved(&id, record)
                 }
             }
             _ => self.route_invalid(record),
@@ -262,6 +268,25 @@ mod tests {
             assert_eq!(router.invalid(), InvalidIds::default());
             assert_eq!(router.invalid().total(), 0);
         }
+    }
+
+    #[test]
+    fn a_root_span_is_recognised_by_its_bytes() {
+        const SECOND: u64 = 1_000_000_000;
+        let (at, before) = (1_000 * SECOND, table());
+        let endpoints: Endpoints = ["a", "b", "c", "d"].map(|identity| Endpoint::new(identity, None)).into();
+        let after = Table::of(2, Algorithm::SlotsV1, &endpoints).expect("four backends");
+        let after = after.replacing(&before, at, Handoff::default(), &BTreeSet::new());
+        let id = (1..).map(u128::to_be_bytes).find(|id| after.owner(id) == 3).expect("some keys move");
+        let (start, arrival) = (at + 20 * SECOND, at + 21 * SECOND);
+        let mut router = ByTraceId::new(&after, InvalidTraceId::Forward, Moved::ByStart(arrival));
+        let mut targets = |bytes: &[u8]| match router.route(&Record { bytes, id: &id, start }) {
+            Targets::Many(several) => several.as_slice().len(),
+            Targets::One(_) => 1,
+            Targets::None => 0,
+        };
+        assert_eq!([targets(&[0x22, 1, 7]), targets(&[])], [2, 1], "with a parent, and without one");
+        assert_eq!(router.handed_off(), HandedOff { current: 1, both: 1, ..HandedOff::default() });
     }
 
     #[test]

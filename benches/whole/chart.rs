@@ -18,8 +18,9 @@ const BOTTOM: f64 = 60.0;
 /// The powers of ten on the vertical axis: from 100 % not whole to 0.001 %. What is below is drawn at the bottom.
 const DECADES: i32 = 5;
 
-/// Colours that people who confuse red and green can tell apart too (Okabe and Ito).
-const COLOURS: [&str; 7] = ["#000000", "#e69f00", "#d55e00", "#cc79a7", "#56b4e9", "#0072b2", "#009e73"];
+/// Colours that people who confuse red and green can tell apart too (Okabe and Ito, and two more).
+const COLOURS: [&str; 9] =
+    ["#000000", "#e69f00", "#d55e00", "#cc79a7", "#56b4e9", "#0072b2", "#4b3f72", "#999999", "#009e73"];
 
 /// Returns the chart of traces within `near` seconds of a change.
 pub(crate) fn draw(near: u64, lines: &[Line]) -> String {

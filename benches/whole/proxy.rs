@@ -19,6 +19,9 @@ const HOLD_DOWN: Duration = Duration::from_secs(5);
 /// The hand-off's window: its default.
 const WINDOW: Duration = Duration::from_secs(30);
 
+/// The time after which root spans go only to the new owner: its default.
+const SKEW: Duration = Duration::from_secs(10);
+
 /// The hand-off modes of a pool.
 pub(crate) const MODES: [&str; 3] = ["immediate", "dual", "sticky"];
 
@@ -61,10 +64,11 @@ impl Program {
     /// Returns Spanring in this mode, or the reason why the binary refuses it.
     pub(crate) fn spanring(mode: &'static str, scale: f64) -> Result<Result<Self, String>> {
         let binary = std::env::var_os("SPANRING_BIN").map_or_else(|| PathBuf::from(OURS), PathBuf::from);
-        let window = millis(WINDOW.mul_f64(scale));
-        let written = format!("ring: {{ handoff: {{ mode: {mode}, window: {window} }} }}");
-        // A build without hand-off does what `immediate` does.
-        let ways = if mode == "immediate" { vec![written, String::new()] } else { vec![written] };
+        let [window, skew] = [WINDOW, SKEW].map(|time| millis(time.mul_f64(scale)));
+        let written = |more: &str| format!("ring: {{ handoff: {{ mode: {mode}, window: {window}{more} }} }}");
+        // Older builds do not know `skew`. A build without hand-off does what `immediate` does.
+        let mut ways = vec![written(&format!(", skew: {skew}")), written("")];
+        ways.extend((mode == "immediate").then(String::new));
         let mut refusal = String::new();
         for handoff in ways {
             let (binary, hold_down) = (binary.clone(), HOLD_DOWN.mul_f64(scale));

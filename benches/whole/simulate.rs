@@ -12,7 +12,7 @@ use crate::{
     chart::{self, Line},
     report::percent,
     whole::{
-        rules::{Mode, Period, Rules},
+        rules::{Arrived, Mode, Period, Rules},
         traces::{Spec, Trace},
         verdict::{Deliveries, Spans, Traces},
     },
@@ -55,15 +55,17 @@ const BETWEEN_CHANGES: f64 = 15.0;
 /// The skews, in seconds.
 const SKEWS: [f64; 7] = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0];
 
-/// Modes and windows, in seconds.
-const RULES: [(&str, Mode, u64); 7] = [
-    ("immediate", Mode::Immediate, 30),
-    ("sticky, 30 s", Mode::Sticky, 30),
-    ("sticky, 45 s", Mode::Sticky, 45),
-    ("dual, 10 s", Mode::Dual, 10),
-    ("dual, 20 s", Mode::Dual, 20),
-    ("dual, 30 s", Mode::Dual, 30),
-    ("dual, 45 s", Mode::Dual, 45),
+/// Modes, windows and the time after which root spans are spared, both in seconds.
+const RULES: [(&str, Mode, u64, u64); 9] = [
+    ("immediate", Mode::Immediate, 30, 10),
+    ("sticky, 30 s", Mode::Sticky, 30, 10),
+    ("sticky, 45 s", Mode::Sticky, 45, 10),
+    ("dual, 10 s", Mode::Dual, 10, 10),
+    ("dual, 20 s", Mode::Dual, 20, 10),
+    ("dual, 30 s", Mode::Dual, 30, 10),
+    ("dual, 30 s, skew 20 s", Mode::Dual, 30, 20),
+    ("dual, 30 s, skew 30 s (none spared)", Mode::Dual, 30, 30),
+    ("dual, 45 s", Mode::Dual, 45, 10),
 ];
 
 /// The pool over time.
@@ -122,8 +124,9 @@ pub(crate) fn run(args: &Simulation, skews: &[f64], is_quick: bool, seed: u64, o
             let learned = pool.learned(args.replicas, *skew, seed);
             let (pool, spec, samples) = (&pool, &spec, &samples);
             scope.spawn(move || {
-                let of_rule = |(_, mode, window): &(&str, Mode, u64)| {
-                    let rules = Rules { mode: *mode, window: Duration::from_secs(*window) };
+                let of_rule = |(_, mode, window, skew): &(&str, Mode, u64, u64)| {
+                    let [window, skew] = [window, skew].map(|seconds| Duration::from_secs(*seconds));
+                    let rules = Rules { mode: *mode, window, skew };
                     pool.follow(rules, spec, samples, &learned)
                 };
                 RULES.iter().map(of_rule).collect()
@@ -135,7 +138,7 @@ pub(crate) fn run(args: &Simulation, skews: &[f64], is_quick: bool, seed: u64, o
     ensure!(found.len() == skews.len(), "a thread of the simulation panicked");
     write_table(skews, &found, out)?;
     if let Some(file) = &args.svg {
-        let line = |(n, (name, ..)): (usize, &(&'static str, Mode, u64))| Line {
+        let line = |(n, (name, ..)): (usize, &(&'static str, Mode, u64, u64))| Line {
             name,
             points: skews
                 .iter()
@@ -285,7 +288,8 @@ impl Pool {
                 let replica = span.service % learned.len();
                 let arrival = spec.exported(span.service, span.end) + NETWORK;
                 if let (Some(history), Some(begun)) = (histories.get(replica), begun.get_mut(replica)) {
-                    for owner in rules.targets(history, Some(span.start), arrival, begun) {
+                    let arrived = Arrived { start: Some(span.start), arrival, is_root: position.index == 0 };
+                    for owner in rules.targets(history, arrived, begun) {
                         seen.add(owner as usize, position);
                         deliveries += 1;
                     }

@@ -143,7 +143,8 @@ fn rename_kubernetes(root: &mut Node) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Reads the settings. If a pool has no `timeout`, its default is lowered to the deadline of requests.
+/// Reads the settings. If a pool has no `timeout`, its default is lowered to the deadline of requests. If a hand-off has no
+/// `skew`, its default is lowered to the window.
 fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
     let mut settings: Settings = root.read()?;
     let deadline = settings.receivers.otlp.deadline;
@@ -151,6 +152,11 @@ fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
         let path = ["pools", name, "timeout"].map(|key| Step::Key(key.to_owned()));
         if root.at(&path).is_none() && !deadline.is_zero() {
             pool.delivery.timeout = pool.delivery.timeout.min(deadline);
+        }
+        let path = ["pools", name, "ring", "handoff", "skew"].map(|key| Step::Key(key.to_owned()));
+        if root.at(&path).is_none() {
+            let handoff = &mut pool.placement.ring.handoff;
+            handoff.skew = handoff.skew.min(handoff.window);
         }
     }
     Ok(settings)

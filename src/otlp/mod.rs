@@ -8,6 +8,7 @@ pub mod outcome;
 pub mod rope;
 pub mod shortcuts;
 pub mod signal;
+mod span;
 pub mod text;
 pub mod wire;
 
@@ -16,3 +17,4 @@ pub use framed::{Chunk, Framed};
 pub use metadata::Metadata;
 pub use outcome::{Outcome, Reason, Refusal};
 pub use signal::{Level, RecordFields, Signal};
+pub use span::is_root_span;

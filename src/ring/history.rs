@@ -8,9 +8,18 @@
 //! spans starts at some `s` ≥ `b`. If the trace is not longer than the window, then `s` − window ≤ `b` ≤ `s`, so O is
 //! among the owners that the key had in [`s` − window, `s`]. This holds whatever changed in between, and whenever the
 //! span arrives. Replicas that learn of a change at different times take that time off the window.
+//!
+//! **Why root spans may be spared:** a root span starts at `b`. Let every replica learn of a change within `skew`. Then
+//! all of them had the same owner of the key at some instant in [`b` − `skew`, `b`]: the one that the changes until
+//! `b` − `skew` had made. That owner gets all spans of the trace by the rule above. So the root span itself need not go to
+//! those that ceased to be owners before `b` − `skew`. This holds for changes by discovery. Ejections and returns are
+//! noticed by each replica for itself, maybe much later, so no span is spared after those.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod layer;
 
+use std::{cell::LazyCell, sync::Arc, time::Duration};
+
+use self::layer::{Layer, NO_TARGET, united};
 use super::{Algorithm, begun::Begun};
 use crate::{
     endpoint::{Endpoint, Endpoints},
@@ -22,9 +31,6 @@ pub const MOST_KEPT: usize = 16;
 
 /// The greatest number of backends that get the same record.
 pub const MOST_TARGETS: usize = 4;
-
-/// In [`Layer::targets`]: the backend is gone, or takes no records now.
-const NO_TARGET: u16 = u16::MAX;
 
 /// The tables that were replaced and are still needed, oldest first.
 #[derive(Clone, Debug, Default)]
@@ -40,21 +46,12 @@ struct Predecessor {
     began: u64,
     /// When it was replaced.
     ended: u64,
+    /// Whether all replicas learn of its end at nearly the same time: discovery told of it.
+    by_discovery: bool,
     /// Its placement. Merged tables have one for each owner that a slot can have had, the latest owners first.
     layers: Vec<Layer>,
     /// The keys whose traces are known to have begun before its end; only in [`HandoffMode::Sticky`].
     begun: Option<Arc<Begun>>,
-}
-
-/// The placement of a table that was replaced.
-#[derive(Clone, Debug)]
-struct Layer {
-    algorithm: Algorithm,
-    /// By slot, the index of its owner in `endpoints`.
-    owners: Arc<[u16]>,
-    endpoints: Endpoints,
-    /// By index in `endpoints`, the index among the targets of the current table.
-    targets: Box<[u16]>,
 }
 
 /// The backends that get a record.
@@ -79,6 +76,17 @@ pub enum Decision {
     Previous,
     /// To the current owner and to previous ones.
     Both,
+}
+
+/// Whether slots change their owners by a change, and what told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moves {
+    /// No slot changes its owner.
+    None,
+    /// Slots do, since discovery reports other members.
+    ByDiscovery,
+    /// Slots do for another reason: backends fail or return, or the algorithm is another one.
+    Otherwise,
 }
 
 /// A span's times, in nanoseconds since the Unix epoch.
@@ -113,8 +121,12 @@ impl Owners {
         self.targets.get(..usize::from(self.len)).unwrap_or_default()
     }
 
+    fn lacks(&self, target: u16) -> bool {
+        target != NO_TARGET && !self.as_slice().contains(&target)
+    }
+
     fn add(&mut self, target: u16) {
-        if target == NO_TARGET || self.as_slice().contains(&target) {
+        if !self.lacks(target) {
             return;
         }
         match self.targets.get_mut(usize::from(self.len)) {
@@ -135,13 +147,13 @@ impl History {
         Self { handoff, ..Self::default() }
     }
 
-    /// Returns the history of a table that replaces `before` at the time `at`. `moved` is whether a slot changes its owner.
-    pub(super) fn after(before: Before<'_>, at: u64, handoff: Handoff, moved: bool) -> Self {
+    /// Returns the history of a table that replaces `before` at the time `at`.
+    pub(super) fn after(before: Before<'_>, at: u64, handoff: Handoff, moved: Moves) -> Self {
         if handoff.mode == HandoffMode::Immediate {
             return Self::none(handoff);
         }
         let mut kept = before.history.kept.clone();
-        if moved {
+        if moved != Moves::None {
             let layer = Layer {
                 algorithm: before.algorithm,
                 owners: Arc::clone(before.owners),
@@ -151,6 +163,7 @@ impl History {
             kept.push(Predecessor {
                 began: before.began,
                 ended: at.max(before.began),
+                by_discovery: moved == Moves::ByDiscovery,
                 layers: vec![layer],
                 begun: None,
             });
@@ -213,19 +226,35 @@ impl History {
     }
 
     /// Returns the owners that get a record. `current` is the owner of its key in the current table, which began at
-    /// `began`.
-    pub(super) fn owners(&self, key: &[u8], times: Times, current: u16, began: u64) -> Owners {
+    /// `began`. `is_root` says whether the record is the root span of its trace; it is asked only if that matters.
+    pub(super) fn owners(
+        &self,
+        key: &[u8],
+        times: Times,
+        current: u16,
+        began: u64,
+        is_root: impl FnOnce() -> bool,
+    ) -> Owners {
         let owners = match self.handoff.mode {
             HandoffMode::Immediate => Owners::only(current),
-            HandoffMode::Dual => self.at_any_instant(key, times, current, began),
+            HandoffMode::Dual => self.at_any_instant(key, times, current, began, is_root),
             HandoffMode::Sticky => self.where_begun(key, times, current),
         };
         Owners { decision: self.decision(key, current, &owners), ..owners }
     }
 
     /// Returns the owners that a key had at any instant while the span's trace can have begun, latest first.
-    fn at_any_instant(&self, key: &[u8], times: Times, current: u16, began: u64) -> Owners {
+    fn at_any_instant(
+        &self,
+        key: &[u8],
+        times: Times,
+        current: u16,
+        began: u64,
+        is_root: impl FnOnce() -> bool,
+    ) -> Owners {
         let (from, to) = self.instants(times);
+        let known_since = times.start.min(times.arrival).saturating_sub(nanos(self.handoff.skew));
+        let is_root = LazyCell::new(is_root);
         let mut owners = Owners::none();
         if began <= to {
             owners.add(current);
@@ -233,7 +262,12 @@ impl History {
         // A span older than all kept tables began with the oldest that is known.
         for (at, kept) in self.kept.iter().enumerate().rev() {
             if kept.ended > from && (kept.began <= to || at == 0) {
-                kept.layers.iter().for_each(|layer| owners.add(layer.target(key)));
+                let is_known = kept.by_discovery && kept.ended <= known_since;
+                for target in kept.layers.iter().map(|layer| layer.target(key)) {
+                    if owners.lacks(target) && !(is_known && *is_root) {
+                        owners.add(target);
+                    }
+                }
             }
         }
         if owners.len == 0 { Owners::only(current) } else { owners }
@@ -335,6 +369,7 @@ impl Predecessor {
     /// Takes in the table that came after it.
     fn absorb(&mut self, newer: Self) {
         self.ended = newer.ended;
+        self.by_discovery &= newer.by_discovery;
         self.layers = united(newer.layers.into_iter().chain(std::mem::take(&mut self.layers)).collect());
         self.begun = match (self.begun.take(), newer.begun) {
             (Some(older), Some(newer)) => {
@@ -344,72 +379,6 @@ impl Predecessor {
             (older, newer) => newer.or(older),
         };
     }
-}
-
-// === impl Layer ===
-
-impl Layer {
-    /// Returns the target that owned a key; [`NO_TARGET`] if it takes no records.
-    #[inline]
-    fn target(&self, key: &[u8]) -> u16 {
-        let owner = self.owners.get(self.algorithm.slot_of(key) as usize);
-        owner.and_then(|owner| self.targets.get(usize::from(*owner))).copied().unwrap_or(NO_TARGET)
-    }
-
-    /// Returns the backends that own slots.
-    fn owning(&self) -> Vec<Endpoint> {
-        let mut owns = vec![false; self.endpoints.len()];
-        for owner in self.owners.iter() {
-            if let Some(owns) = owns.get_mut(usize::from(*owner)) {
-                *owns = true;
-            }
-        }
-        self.endpoints.iter().zip(owns).filter(|(_, owns)| *owns).map(|(endpoint, _)| endpoint.clone()).collect()
-    }
-}
-
-/// Returns layers in which each slot has the owners that it has in `layers`, the first ones of [`MOST_TARGETS`].
-fn united(layers: Vec<Layer>) -> Vec<Layer> {
-    let Some(algorithm) = layers.first().map(|layer| layer.algorithm) else { return layers };
-    // The address that the latest table has counts.
-    let mut known: BTreeMap<Arc<str>, (u16, Endpoint)> = BTreeMap::new();
-    let mut numbers: Vec<Vec<u16>> = Vec::new();
-    for layer in &layers {
-        let number = |endpoint: &Endpoint| {
-            let next = u16::try_from(known.len()).unwrap_or(NO_TARGET);
-            known.entry(Arc::clone(&endpoint.identity)).or_insert_with(|| (next, endpoint.clone())).0
-        };
-        numbers.push(layer.endpoints.iter().map(number).collect());
-    }
-    let slots = layers.iter().map(|layer| layer.owners.len()).max().unwrap_or_default();
-    let mut owners: [Vec<u16>; MOST_TARGETS] = std::array::from_fn(|_| Vec::with_capacity(slots));
-    for slot in 0..slots {
-        let mut distinct = Owners::none();
-        for (layer, numbers) in layers.iter().zip(&numbers) {
-            let owner = layer.owners.get(slot).and_then(|owner| numbers.get(usize::from(*owner)));
-            distinct.add(owner.copied().unwrap_or(NO_TARGET));
-        }
-        let first = distinct.as_slice().first().copied().unwrap_or(NO_TARGET);
-        for (at, owners) in owners.iter_mut().enumerate() {
-            owners.push(distinct.as_slice().get(at).copied().unwrap_or(first));
-        }
-    }
-    let mut listed: Vec<(u16, Endpoint)> = known.into_values().collect();
-    listed.sort_by_key(|(number, _)| *number);
-    let endpoints: Endpoints = listed.into_iter().map(|(_, endpoint)| endpoint).collect();
-    let mut seen: Vec<Vec<u16>> = Vec::new();
-    for owners in owners {
-        if !seen.contains(&owners) {
-            seen.push(owners);
-        }
-    }
-    let layer = |owners: Vec<u16>| Layer {
-        algorithm,
-        owners: owners.into(),
-        endpoints: Arc::clone(&endpoints),
-        targets: Box::default(),
-    };
-    seen.into_iter().map(layer).collect()
 }
 
 /// Returns a duration in nanoseconds, as OTLP has times.

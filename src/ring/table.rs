@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{Algorithm, Base, History, Member, Overlay, Owners, RingError, Times, fingerprint, history::Before};
+use super::{
+    Algorithm, Base, History, Member, Overlay, Owners, RingError, Times, fingerprint,
+    history::{Before, Moves},
+};
 use crate::{
     endpoint::{Endpoint, Endpoints},
     settings::Handoff,
@@ -55,8 +58,8 @@ impl Table {
     /// which backends fail, whether they are members or not.
     #[must_use]
     pub fn replacing(mut self, before: &Self, at: u64, handoff: Handoff, lost: &BTreeSet<Arc<str>>) -> Self {
-        let moved = self.moved_share(before) > 0.0;
-        self.began = if moved { at.max(before.began) } else { before.began };
+        let moved = self.moved_since(before, lost);
+        self.began = if moved == Moves::None { before.began } else { at.max(before.began) };
         let previous = Before {
             began: before.began,
             algorithm: before.algorithm,
@@ -70,6 +73,17 @@ impl Table {
         history.aim(|endpoint| self.target_of(endpoint).filter(|target| !self.is_away(*target)));
         self.history = history;
         self
+    }
+
+    /// Returns whether slots have other owners than in `before`, and why. `lost` says which backends fail.
+    fn moved_since(&self, before: &Self, lost: &BTreeSet<Arc<str>>) -> Moves {
+        let failed_before = before.lost().filter(|identity| before.position(identity).is_some());
+        let fail_now = self.lost().filter(|identity| lost.contains(*identity));
+        match self.moved_share(before) > 0.0 {
+            false => Moves::None,
+            true if self.algorithm == before.algorithm && failed_before.eq(fail_now) => Moves::ByDiscovery,
+            true => Moves::Otherwise,
+        }
     }
 
     /// Sets the mode and the window of hand-offs of a table that replaces no other.
@@ -123,10 +137,11 @@ impl Table {
         self.owner_of_slot(self.algorithm.slot_of(key))
     }
 
-    /// Returns the owners that get a record of this key, as indexes into [`Table::targets`].
-    pub fn owners(&self, key: &[u8], times: Times) -> Owners {
+    /// Returns the owners that get a record of this key, as indexes into [`Table::targets`]. `is_root` says whether it is
+    /// the root span of its trace; it is asked only if that matters.
+    pub fn owners(&self, key: &[u8], times: Times, is_root: impl FnOnce() -> bool) -> Owners {
         let current = u16::try_from(self.owner(key)).unwrap_or_default();
-        self.history.owners(key, times, current, self.began)
+        self.history.owners(key, times, current, self.began, is_root)
     }
 
     /// Returns the previous owners of a key that still take what began with them, latest first, and when each is forgotten,

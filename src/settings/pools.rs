@@ -203,6 +203,11 @@ section! {
         /// The longest trace that stays whole, and the time by which replicas learn of a change at different times. The
         /// tail sampler's `decision_wait` is a good value. After this time and 15 s more the table before is forgotten.
         window: Duration = Duration::from_secs(30),
+        /// The time by which replicas learn of a change from discovery at different times, and by which clocks differ; at
+        /// most `window`. With `dual`, a root span that starts later than this after such a change goes only to the new
+        /// owner: its trace began when all replicas knew of the change. If `window` is shorter than the default, it is the
+        /// default. With the value of `window`, no root span is spared.
+        skew: Duration = DEFAULT_SKEW,
     }
 
     /// `pools.NAME.outlier_detection`
@@ -221,6 +226,9 @@ section! {
         max_ejection_percent: u8 = 50,
     }
 }
+
+/// The default of `skew`: an answer of the Collector's resolvers is up to 5 s old, and the records of CoreDNS live for 5 s.
+const DEFAULT_SKEW: Duration = Duration::from_secs(10);
 
 /// The time after its start within which a span arrives if nothing delays it. A span that arrives later goes also to the
 /// owners since its start, since the table that it began with may be forgotten soon.

@@ -40,7 +40,7 @@ const ROOMS: &[Room] = &[
     // Which backend owns which trace.
     ("split", &["otlp"]),
     ("ring", &["endpoint", "settings"]),
-    ("route", &["ring", "settings", "split"]),
+    ("route", &["otlp", "ring", "settings", "split"]),
     ("discovery", &["access", "endpoint", "lifecycle", "settings", "telemetry"]),
     (
         "membership",

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     discovery,
     settings::{
-        Compression, Delivery, DnsResolver, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver,
+        Compression, Delivery, DnsResolver, Handoff, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver,
         RetryOnFailure, Settings, SrvResolver, StaticResolver, values::GoDuration,
     },
 };
@@ -112,8 +112,22 @@ fn check_retries(at: &KeyPath, keys: &RetryOnFailure, report: &mut Report<'_>) {
 
 fn check_placement(at: &KeyPath, keys: &Placement, report: &mut Report<'_>) {
     check_outlier_detection(&at.key("outlier_detection"), &keys.outlier_detection, report);
+    check_handoff(&at.key("ring").key("handoff"), keys.ring.handoff, report);
     report.at_most_a_day(&at.key("hold_down"), keys.hold_down);
     report.within(&at.key("min_backends"), keys.min_backends, 0, discovery::MAX_ENDPOINTS);
+}
+
+fn check_handoff(at: &KeyPath, keys: Handoff, report: &mut Report<'_>) {
+    report.at_most_a_day(&at.key("window"), keys.window);
+    if keys.skew > keys.window {
+        let [skew, window] = [keys.skew, keys.window].map(GoDuration);
+        let advice = "no trace would be sure to stay whole; lower skew, or raise the window";
+        let message = Message::both(
+            format!("{skew} is longer than window, {window}: {advice}"),
+            format!("is longer than window: {advice}"),
+        );
+        report.error_about(&at.key("skew"), &[&at.key("window")], message);
+    }
 }
 
 fn check_outlier_detection(at: &KeyPath, keys: &OutlierDetection, report: &mut Report<'_>) {

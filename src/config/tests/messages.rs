@@ -173,6 +173,26 @@ fn a_timeout_above_the_deadline_is_refused_with_both_keys() {
 }
 
 #[test]
+fn a_skew_above_the_window_is_refused_and_its_default_is_lowered() {
+    let pool = |handoff: &str| {
+        let resolver = "resolver: { dns: { hostname: a } }";
+        format!("pools: {{ a: {{ {resolver}, ring: {{ handoff: {{ {handoff} }} }} }} }}")
+    };
+    assert_eq!(
+        late(&pool("window: 20s, skew: 30s")),
+        "f:1:89: pools.a.ring.handoff.skew: 30s is longer than window, 20s: no trace would be sure to stay whole; lower \
+         skew, or raise the window"
+    );
+    assert!(late(&pool("window: 48h")).contains("pools.a.ring.handoff.window: is longer than 24h"));
+    let skew = |handoff: &str| {
+        let text = format!("{}\nroutes: [{{ signals: [traces], pool: a }}]\n", pool(handoff));
+        let draft = Draft::parse("f", &text, &|_| None).expect("read");
+        draft.check().expect("valid").pools[0].membership.ring.handoff.skew.as_secs()
+    };
+    assert_eq!(["window: 6s", "window: 30s", "window: 20s, skew: 20s"].map(skew), [6, 10, 20]);
+}
+
+#[test]
 fn the_default_timeout_is_lowered_to_a_shorter_deadline() {
     let text = "receivers: { otlp: { deadline: 3s } }\npools: { a: { resolver: { dns: { hostname: a } } } }\n\
                 routes: [{ signals: [traces], pool: a }]\n";

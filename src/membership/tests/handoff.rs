@@ -81,7 +81,10 @@ fn in_the_immediate_mode_nothing_is_kept() {
 fn another_mode_or_window_leads_to_a_table() {
     let (mut rig, _) = one_left();
     let handoff = |mode, seconds| {
-        let ring = Ring { handoff: Handoff { mode, window: Duration::from_secs(seconds) }, ..Ring::default() };
+        let ring = Ring {
+            handoff: Handoff { mode, window: Duration::from_secs(seconds), ..Handoff::default() },
+            ..Ring::default()
+        };
         Input::Configured(Config { ring, ..Config::default() })
     };
     let longer = rig.step(handoff(HandoffMode::Dual, 60)).expect("a table with a longer window");

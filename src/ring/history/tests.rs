@@ -18,7 +18,7 @@ const WINDOW: u64 = 30 * SECOND;
 const BEGIN: u64 = 1_800_000_000 * SECOND;
 
 fn dual() -> Handoff {
-    Handoff { mode: HandoffMode::Dual, window: Duration::from_secs(30) }
+    Handoff { mode: HandoffMode::Dual, window: Duration::from_secs(30), skew: Duration::from_secs(10) }
 }
 
 fn endpoint(name: &str) -> Endpoint {
@@ -73,9 +73,13 @@ fn key(number: u64) -> [u8; 16] {
     u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes()
 }
 
-/// The names of the owners that get a span, the one that counts first.
+/// The names of the owners that get a span which has a parent, the one that counts first.
 fn names(table: &Table, key: &[u8], start: u64, arrival: u64) -> Vec<String> {
-    let owners = table.owners(key, Times { start, arrival });
+    names_of(table, key, Times { start, arrival }, false)
+}
+
+fn names_of(table: &Table, key: &[u8], times: Times, is_root: bool) -> Vec<String> {
+    let owners = table.owners(key, times, || is_root);
     let (counting, copies) = owners.split();
     let name = |target: &u16| table.targets()[usize::from(*target)].identity.to_string();
     [counting].iter().chain(copies).map(name).collect()
@@ -108,11 +112,66 @@ fn a_span_goes_where_its_trace_can_have_begun() {
     assert_eq!(of(at - SECOND, second_after(14) + 1), both, "it is late: also the owners since");
     assert_eq!(of(0, second_after(40)), both, "its start is unknown");
     assert_eq!(of(second_after(3600), second_after(1)), both, "a start in the future is now");
-    let owners = |start| after.owners(&key, Times { start, arrival: second_after(1) }).decision;
+    let owners = |start| after.owners(&key, Times { start, arrival: second_after(1) }, || false).decision;
     assert_eq!([at - 1, at].map(owners), [Decision::Previous, Decision::Both]);
     let stayed =
         (1..).map(self::key).find(|key| names(&after, key, at, second_after(1)).len() == 1).expect("some stay");
-    assert_eq!(after.owners(&stayed, Times { start: at, arrival: at }).decision, Decision::Unmoved);
+    assert_eq!(after.owners(&stayed, Times { start: at, arrival: at }, || false).decision, Decision::Unmoved);
+}
+
+#[test]
+fn a_root_span_that_starts_when_all_replicas_know_of_the_change_goes_only_to_the_new_owner() {
+    let mut tables = Tables::default();
+    let before = tables.table("abc", "").with_handoff(dual());
+    let after = tables.after(&before, BEGIN, "abcd");
+    let (key, old, new) = moved_key(&before, &after);
+    let both = vec![new.clone(), old.clone()];
+    let root = |start: u64, arrival: u64| names_of(&after, &key, Times { start, arrival }, true);
+    let known = BEGIN + 10 * SECOND;
+    assert_eq!(root(BEGIN - 1, BEGIN + SECOND), [old], "it started before the change");
+    assert_eq!(root(known - 1, known + SECOND), both, "a replica may not know yet");
+    assert_eq!(root(known, known + SECOND), std::slice::from_ref(&new));
+    assert_eq!(names(&after, &key, known, known + SECOND), both, "its trace can have begun before");
+    assert_eq!(root(known, known + 20 * SECOND), [new], "it is late");
+    assert_eq!(root(0, known + SECOND), both, "its start is unknown");
+    let times = Times { start: known, arrival: known + SECOND };
+    assert_eq!(after.owners(&key, times, || true).decision, Decision::Current);
+    let never = || panic!("the span must not be read");
+    let stayed = (1..).map(self::key).find(|key| after.owners(key, times, || false).decision == Decision::Unmoved);
+    assert_eq!(after.owners(&stayed.unwrap(), times, never).decision, Decision::Unmoved);
+    assert_eq!(after.owners(&key, Times { start: known - 1, ..times }, never).decision, Decision::Both);
+    let none = Handoff { skew: Duration::from_secs(30), ..dual() };
+    let after = tables.table("abcd", "").replacing(&before, BEGIN, none, &BTreeSet::new());
+    let last = BEGIN + WINDOW - 1;
+    assert_eq!(names_of(&after, &key, Times { start: last, arrival: last + SECOND }, true), both, "none is spared");
+}
+
+#[test]
+fn no_root_span_is_spared_after_a_change_that_each_replica_notices_for_itself() {
+    let mut tables = Tables::default();
+    let spared = |before: &Table, after: &Table| {
+        let (key, ..) = moved_key(before, after);
+        let (start, arrival) = (BEGIN + 20 * SECOND, BEGIN + 21 * SECOND);
+        names_of(after, &key, Times { start, arrival }, true).len() < names(after, &key, start, arrival).len()
+    };
+    let d: BTreeSet<Arc<str>> = ["d".into()].into();
+    let fails = |tables: &mut Tables, names: &str, before: &Table, at: u64| {
+        tables.table(names, "d").replacing(before, at, dual(), &d)
+    };
+    let healthy = tables.table("abcd", "").with_handoff(dual());
+    let before = fails(&mut tables, "abcd", &healthy, BEGIN - 20 * SECOND);
+    let returned = tables.table("abcd", "").replacing(&before, BEGIN, dual(), &BTreeSet::new());
+    assert!(!spared(&before, &returned), "it answers again");
+    let joined = fails(&mut tables, "abcde", &before, BEGIN);
+    assert!(spared(&before, &joined), "discovery reports one more, and what fails has not changed");
+    let left = tables.table("abc", "").replacing(&healthy, BEGIN, dual(), &BTreeSet::new());
+    assert!(spared(&healthy, &left));
+    let left_and_failed = tables.table("abc", "").replacing(&before, BEGIN, dual(), &d);
+    assert!(left_and_failed.history().kept.iter().all(|kept| !kept.by_discovery), "its failure is noticed by each");
+    let other: Endpoints = endpoints("abcd");
+    let other =
+        Table::of(2, Algorithm::OtelcolV2, &other).unwrap().replacing(&healthy, BEGIN, dual(), &BTreeSet::new());
+    assert!(!spared(&healthy, &other), "a reload has another algorithm");
 }
 
 #[test]
@@ -251,8 +310,9 @@ fn beyond_16_tables_the_closest_are_merged_and_no_window_closes_early() {
         let left: String = "abcdefgh".chars().filter(|name| *name != gone).collect();
         many = tables.after(&many, BEGIN + change as u64 * SECOND, &left);
     }
-    let left_out =
-        |key: [u8; 16]| many.owners(&key, Times { start: BEGIN + 7 * SECOND, arrival: BEGIN + 8 * SECOND }).left_out;
+    let left_out = |key: [u8; 16]| {
+        many.owners(&key, Times { start: BEGIN + 7 * SECOND, arrival: BEGIN + 8 * SECOND }, || false).left_out
+    };
     assert!((1..2_000).map(key).map(left_out).all(|left_out| left_out <= 4));
 }
 
@@ -267,7 +327,11 @@ struct View {
 impl View {
     /// The view after `self`, without the search for backends that left, which takes long in thousands of histories.
     fn after(&self, table: Arc<Table>, from: u64, by_its_clock: u64) -> Self {
-        let moved = !Arc::ptr_eq(&table, &self.table);
+        let moved = match Arc::ptr_eq(&table, &self.table) {
+            true => Moves::None,
+            false if table.lost().eq(self.table.lost()) => Moves::ByDiscovery,
+            false => Moves::Otherwise,
+        };
         let before = Before {
             began: self.began,
             algorithm: Algorithm::SlotsV1,
@@ -281,13 +345,13 @@ impl View {
             let away = table.position(&endpoint.identity).is_some_and(is_away);
             (!away).then(|| letter(&endpoint.identity))
         });
-        let began = if moved { by_its_clock.max(self.began) } else { self.began };
+        let began = if moved != Moves::None { by_its_clock.max(self.began) } else { self.began };
         Self { from, began, table, history }
     }
 
-    fn owners(&self, key: &[u8], times: Times) -> BTreeSet<u16> {
+    fn owners(&self, key: &[u8], times: Times, is_root: bool) -> BTreeSet<u16> {
         let current = letter(&self.table.backends()[self.table.owner(key) as usize].identity);
-        self.history.owners(key, times, current, self.began).as_slice().iter().copied().collect()
+        self.history.owners(key, times, current, self.began, || is_root).as_slice().iter().copied().collect()
     }
 }
 
@@ -338,20 +402,23 @@ fn replica(changes: &[Change], skew: u64, off: i64, tables: &mut Tables, random:
 }
 
 /// Every trace that is shorter than the window less the skew has a backend which gets all of its spans, whatever changes
-/// in between, unless a backend was away meanwhile.
+/// in between, unless a backend was away meanwhile. The skew is made up of the time by which replicas learn of changes and of
+/// the clocks of replicas and clients.
 #[test]
 fn every_short_trace_is_whole_in_ten_thousand_histories() {
     let mut random = fastrand::Rng::with_seed(18);
     let mut tables = Tables::default();
-    let (mut whole, mut exempt) = (0, 0);
+    let (mut whole, mut exempt, mut spared) = (0, 0, 0);
     for history in 0..10_000 {
         let changes = changes(&mut random);
-        let (skew, off) = (random.u64(0..=5) * SECOND, random.i64(0..=2) * 1_000_000_000);
+        let (skew, off) = (random.u64(0..=6) * SECOND, random.i64(0..=2) * 1_000_000_000);
+        let left = 10 * SECOND - skew - 2 * off.unsigned_abs();
+        let client_off = i64::try_from(random.u64(0..=left / 2)).unwrap();
         let replicas: Vec<(Replica, i64)> =
             (0..3).map(|_| replica(&changes, skew, off, &mut tables, &mut random)).collect();
         let key = key(random.u64(1..1_000_000));
         let began = BEGIN - 10 * SECOND + random.u64(0..60) * SECOND;
-        let longest = WINDOW - skew - 2 * off.unsigned_abs();
+        let longest = WINDOW - skew - 2 * off.unsigned_abs() - 2 * client_off.unsigned_abs();
         let len = random.u64(0..longest.min(20 * SECOND));
         let mut common: Option<BTreeSet<u16>> = None;
         for span in 0..6 {
@@ -360,7 +427,10 @@ fn every_short_trace_is_whole_in_ten_thousand_histories() {
             let arrival = start + random.u64(0..10) * SECOND;
             let (replica, clock) = random.choice(&replicas).unwrap();
             let view = replica.iter().rev().find(|view| view.from <= arrival).unwrap();
-            let owners = view.owners(&key, Times { start, arrival: arrival.checked_add_signed(*clock).unwrap() });
+            let start = start.checked_add_signed(random.i64(-client_off..=client_off)).unwrap();
+            let times = Times { start, arrival: arrival.checked_add_signed(*clock).unwrap() };
+            let owners = view.owners(&key, times, span == 0);
+            spared += u32::from(span == 0 && owners.len() < view.owners(&key, times, false).len());
             common = Some(common.map_or(owners.clone(), |common| &common & &owners));
         }
         let someone_was_away = changes.iter().any(|change| !change.away.is_empty());
@@ -371,4 +441,5 @@ fn every_short_trace_is_whole_in_ten_thousand_histories() {
         }
     }
     assert!(whole > 9_500, "{whole} whole, {exempt} with a backend that was away");
+    assert!(spared > 500, "the rule for root spans must matter: {spared}");
 }

@@ -20,11 +20,25 @@ pub(crate) enum Mode {
     Dual,
 }
 
-/// A mode and its window.
+/// A mode, its window, and the time by which replicas learn of a change at different times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub(crate) mode: Mode,
     pub(crate) window: Duration,
+    /// A root span goes to the owners of this time before its start only, since its trace began with it. Only `dual` uses
+    /// it.
+    pub(crate) skew: Duration,
+}
+
+/// A span as the rules see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arrived {
+    /// When it started, if that is known.
+    pub(crate) start: Option<Duration>,
+    /// When it arrived.
+    pub(crate) arrival: Duration,
+    /// Whether it is the root span of its trace.
+    pub(crate) is_root: bool,
 }
 
 /// One owner of a key in a replica's history.
@@ -38,16 +52,10 @@ pub(crate) struct Period {
 impl Rules {
     /// Returns the backends that get a span, the newest owner first.
     ///
-    /// `history` has the owners of the span's key in this replica, oldest first. `start` is the span's start if it is
-    /// known. `begun` is the earliest start of a span of the same trace that this replica remembers; only `sticky` uses
-    /// it.
-    pub(crate) fn targets(
-        self,
-        history: &[Period],
-        start: Option<Duration>,
-        arrival: Duration,
-        begun: &mut Option<Duration>,
-    ) -> Vec<u32> {
+    /// `history` has the owners of the span's key in this replica, oldest first. `begun` is the earliest start of a span of
+    /// the same trace that this replica remembers; only `sticky` uses it.
+    pub(crate) fn targets(self, history: &[Period], span: Arrived, begun: &mut Option<Duration>) -> Vec<u32> {
+        let Arrived { start, arrival, is_root } = span;
         let kept = self.kept(history, arrival);
         // A start in the future counts as now.
         let start = start.map(|start| start.min(arrival));
@@ -63,10 +71,11 @@ impl Rules {
                 owner.map(|period| period.owner).into_iter().collect()
             }
             Mode::Dual => {
+                let back = if is_root { self.skew.min(self.window) } else { self.window };
                 let (low, high) = match start {
                     None => (Duration::ZERO, arrival),
-                    Some(start) if arrival > start + LATE => (start.saturating_sub(self.window), arrival),
-                    Some(start) => (start.saturating_sub(self.window), start),
+                    Some(start) if arrival > start + LATE => (start.saturating_sub(back), arrival),
+                    Some(start) => (start.saturating_sub(back), start),
                 };
                 owners_within(kept, low, high)
             }
@@ -110,10 +119,17 @@ mod tests {
         periods.iter().map(|(from, owner)| Period { from: seconds(*from), owner: *owner }).collect()
     }
 
+    fn rules(mode: Mode) -> Rules {
+        Rules { mode, window: seconds(30), skew: seconds(10) }
+    }
+
+    fn arrived(start: u64, arrival: u64) -> Arrived {
+        Arrived { start: Some(seconds(start)), arrival: seconds(arrival), is_root: false }
+    }
+
     /// The targets of a span under `mode` with a window of 30 s, if nothing else is known of its trace.
     fn targets(mode: Mode, periods: &[(u64, u32)], start: u64, arrival: u64) -> Vec<u32> {
-        let rules = Rules { mode, window: seconds(30) };
-        rules.targets(&history(periods), Some(seconds(start)), seconds(arrival), &mut None)
+        rules(mode).targets(&history(periods), arrived(start, arrival), &mut None)
     }
 
     #[test]
@@ -135,10 +151,19 @@ mod tests {
         // Nothing is known yet of a change at 100 s.
         assert_eq!(targets(Mode::Dual, &changed, 200, 99), [1], "a start in the future");
         let mut many = history(&[(0, 1), (10, 2), (20, 3), (25, 4), (30, 5)]);
-        let rules = Rules { mode: Mode::Dual, window: seconds(30) };
-        assert_eq!(rules.targets(&many, None, seconds(31), &mut None), [5, 4, 3, 2], "the oldest is dropped");
+        let (rules, unknown) = (rules(Mode::Dual), Arrived { start: None, ..arrived(0, 31) });
+        assert_eq!(rules.targets(&many, unknown, &mut None), [5, 4, 3, 2], "the oldest is dropped");
         many.truncate(3);
-        assert_eq!(rules.targets(&many, None, seconds(31), &mut None), [3, 2, 1], "without a start, all that are kept");
+        assert_eq!(rules.targets(&many, unknown, &mut None), [3, 2, 1], "without a start, all that are kept");
+    }
+
+    #[test]
+    fn dual_spares_root_spans_that_start_when_all_replicas_know_of_the_change() {
+        let of = |start, arrival| {
+            let root = Arrived { is_root: true, ..arrived(start, arrival) };
+            rules(Mode::Dual).targets(&history(&[(0, 1), (100, 2)]), root, &mut None)
+        };
+        assert_eq!([of(99, 101), of(109, 110), of(110, 111), of(110, 130)], [vec![1], vec![2, 1], vec![2], vec![2]]);
     }
 
     #[test]
@@ -152,9 +177,9 @@ mod tests {
         assert_eq!(targets(Mode::Sticky, &changed, 99, 110), [1]);
         assert_eq!(targets(Mode::Sticky, &changed, 100, 110), [2]);
         assert_eq!(targets(Mode::Sticky, &changed, 99, 146), [2], "forgotten");
-        let (rules, history) = (Rules { mode: Mode::Sticky, window: seconds(30) }, history(&changed));
+        let (rules, history) = (rules(Mode::Sticky), history(&changed));
         let mut begun = None;
-        let mut of = |start, arrival| rules.targets(&history, Some(seconds(start)), seconds(arrival), &mut begun);
+        let mut of = |start, arrival| rules.targets(&history, arrived(start, arrival), &mut begun);
         assert_eq!(of(101, 102), [2]);
         assert_eq!(of(98, 103), [1]);
         assert_eq!(of(104, 105), [1], "the trace is known to have begun before");

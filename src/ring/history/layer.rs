@@ -1,0 +1,87 @@
+//! The placement of a table that was replaced, and of several that were merged.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{MOST_TARGETS, Owners};
+use crate::{
+    endpoint::{Endpoint, Endpoints},
+    ring::Algorithm,
+};
+
+/// In [`Layer::targets`]: the backend is gone, or takes no records now.
+pub(super) const NO_TARGET: u16 = u16::MAX;
+
+/// The placement of a table that was replaced.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub(super) algorithm: Algorithm,
+    /// By slot, the index of its owner in `endpoints`.
+    pub(super) owners: Arc<[u16]>,
+    pub(super) endpoints: Endpoints,
+    /// By index in `endpoints`, the index among the targets of the current table.
+    pub(super) targets: Box<[u16]>,
+}
+
+impl Layer {
+    /// Returns the target that owned a key; [`NO_TARGET`] if it takes no records.
+    #[inline]
+    pub(super) fn target(&self, key: &[u8]) -> u16 {
+        let owner = self.owners.get(self.algorithm.slot_of(key) as usize);
+        owner.and_then(|owner| self.targets.get(usize::from(*owner))).copied().unwrap_or(NO_TARGET)
+    }
+
+    /// Returns the backends that own slots.
+    pub(super) fn owning(&self) -> Vec<Endpoint> {
+        let mut owns = vec![false; self.endpoints.len()];
+        for owner in self.owners.iter() {
+            if let Some(owns) = owns.get_mut(usize::from(*owner)) {
+                *owns = true;
+            }
+        }
+        self.endpoints.iter().zip(owns).filter(|(_, owns)| *owns).map(|(endpoint, _)| endpoint.clone()).collect()
+    }
+}
+
+/// Returns layers in which each slot has the owners that it has in `layers`, the first ones of [`MOST_TARGETS`].
+pub(super) fn united(layers: Vec<Layer>) -> Vec<Layer> {
+    let Some(algorithm) = layers.first().map(|layer| layer.algorithm) else { return layers };
+    // The address that the latest table has counts.
+    let mut known: BTreeMap<Arc<str>, (u16, Endpoint)> = BTreeMap::new();
+    let mut numbers: Vec<Vec<u16>> = Vec::new();
+    for layer in &layers {
+        let number = |endpoint: &Endpoint| {
+            let next = u16::try_from(known.len()).unwrap_or(NO_TARGET);
+            known.entry(Arc::clone(&endpoint.identity)).or_insert_with(|| (next, endpoint.clone())).0
+        };
+        numbers.push(layer.endpoints.iter().map(number).collect());
+    }
+    let slots = layers.iter().map(|layer| layer.owners.len()).max().unwrap_or_default();
+    let mut owners: [Vec<u16>; MOST_TARGETS] = std::array::from_fn(|_| Vec::with_capacity(slots));
+    for slot in 0..slots {
+        let mut distinct = Owners::none();
+        for (layer, numbers) in layers.iter().zip(&numbers) {
+            let owner = layer.owners.get(slot).and_then(|owner| numbers.get(usize::from(*owner)));
+            distinct.add(owner.copied().unwrap_or(NO_TARGET));
+        }
+        let first = distinct.as_slice().first().copied().unwrap_or(NO_TARGET);
+        for (at, owners) in owners.iter_mut().enumerate() {
+            owners.push(distinct.as_slice().get(at).copied().unwrap_or(first));
+        }
+    }
+    let mut listed: Vec<(u16, Endpoint)> = known.into_values().collect();
+    listed.sort_by_key(|(number, _)| *number);
+    let endpoints: Endpoints = listed.into_iter().map(|(_, endpoint)| endpoint).collect();
+    let mut seen: Vec<Vec<u16>> = Vec::new();
+    for owners in owners {
+        if !seen.contains(&owners) {
+            seen.push(owners);
+        }
+    }
+    let layer = |owners: Vec<u16>| Layer {
+        algorithm,
+        owners: owners.into(),
+        endpoints: Arc::clone(&endpoints),
+        targets: Box::default(),
+    };
+    seen.into_iter().map(layer).collect()
+}
