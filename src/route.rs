@@ -5,6 +5,7 @@ use crate::{
     ring::{Owners, Table, Times, history::Decision},
     settings::InvalidTraceId,
     split::{Record, Router, Target, Targets},
+    wall_clock::Moment,
 };
 
 /// Length of a trace ID in bytes (W3C Trace Context, OTLP `Span.trace_id`).
@@ -47,8 +48,8 @@ pub enum Moved<'a> {
     /// They go to the current owner.
     #[default]
     Immediate,
-    /// They go where their traces may have begun. They arrived at this time, in nanoseconds since the Unix epoch.
-    ByStart(u64),
+    /// They go where their traces may have begun. They arrived at this time.
+    ByStart(Moment),
     /// They go to the current owner once more, for one that counts and is gone. The owners that have a copy from the
     /// request are known by the table that the request was cut by, and by its arrival. A record whose current owner has
     /// one gets a lane that is marked as a copy.
@@ -60,8 +61,8 @@ pub enum Moved<'a> {
 pub struct Copied<'a> {
     /// The table that the request was cut by.
     pub table: &'a Table,
-    /// When it arrived, in nanoseconds since the Unix epoch.
-    pub arrival: u64,
+    /// When it arrived.
+    pub arrival: Moment,
     /// The targets in that table whose copies were sent and not given up, ascending.
     pub sent: &'a [u16],
 }
@@ -171,8 +172,8 @@ impl Copied<'_> {
     }
 }
 
-/// Returns the owners that get a span which arrived at this time, in nanoseconds since the Unix epoch.
-fn owners(table: &Table, id: &[u8], span: &Record<'_>, arrival: u64) -> Owners {
+/// Returns the owners that get a span which arrived at this time.
+fn owners(table: &Table, id: &[u8], span: &Record<'_>, arrival: Moment) -> Owners {
     table.owners(id, Times { start: span.start, arrival }, || is_root_span(span.bytes))
 }
 
@@ -278,7 +279,8 @@ mod tests {
         let after = Table::of(2, Algorithm::SlotsV1, &endpoints).expect("four backends");
         let after = after.replacing(&before, at, Handoff::default(), &BTreeSet::new());
         let id = (1..).map(u128::to_be_bytes).find(|id| after.owner(id) == 3).expect("some keys move");
-        let (start, arrival) = (at + 20 * SECOND, at + 21 * SECOND);
+        let (start, later) = (at + 20 * SECOND, at + 21 * SECOND);
+        let arrival = Moment { unix: later, steady: later };
         let mut router = ByTraceId::new(&after, InvalidTraceId::Forward, Moved::ByStart(arrival));
         let mut targets = |bytes: &[u8]| match router.route(&Record { bytes, id: &id, start }) {
             Targets::Many(several) => several.as_slice().len(),

@@ -3,10 +3,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use tokio::time::Instant;
+
 use crate::{
     endpoint::Endpoints,
     ring::{Base, Overlay, RingError, Table, members_of, memory},
     settings::Ring,
+    wall_clock::steady,
 };
 
 /// The reason why a table was replaced, for the log and the admin pages.
@@ -133,15 +136,15 @@ impl Rebuild {
     /// Builds the table. This takes tens of milliseconds with hundreds of backends, so it belongs on a blocking thread.
     ///
     /// Unchanged parts are shared with the previous table, so that a new address costs almost nothing. The table replaces
-    /// the previous one at the time `at`, in nanoseconds since the Unix epoch.
-    pub fn run(self, at: u64) -> Result<Change, RingError> {
+    /// the previous one at the time `at`.
+    pub fn run(self, at: Instant) -> Result<Change, RingError> {
         let base = self.base()?;
         let overlay = self.overlay(&base);
         let generation = self.previous.as_ref().map_or(1, |table| table.generation + 1);
         let table = Table::new(generation, base, overlay, self.view.endpoints);
         let moved = self.previous.as_ref().map_or(0.0, |previous| table.moved_share(previous));
         let table = match &self.previous {
-            Some(previous) => table.replacing(previous, at, self.ring.handoff, &self.view.lost),
+            Some(previous) => table.replacing(previous, steady(at), self.ring.handoff, &self.view.lost),
             None => table.with_handoff(self.ring.handoff),
         };
         Ok(Change { cause: self.cause, table: Arc::new(table), previous: self.previous, moved })

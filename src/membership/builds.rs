@@ -19,7 +19,6 @@ use crate::{
     budget::{Budget, Permit, Use},
     endpoint::Endpoints,
     ring::{Table, memory},
-    wall_clock::unix_nanos,
 };
 
 /// The least time between two builds of a pool. A single change waits for nothing.
@@ -129,7 +128,7 @@ impl Builds {
             }
             self.running = Some(spawn_blocking(move || {
                 let begun = Instant::now();
-                let built = rebuild.run(unix_nanos()).map_err(BuildError::Ring);
+                let built = rebuild.run(begun).map_err(BuildError::Ring);
                 drop((permit, turn));
                 built.map(|change| (change, begun.elapsed()))
             }));

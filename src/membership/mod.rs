@@ -23,7 +23,6 @@ use crate::{
     health::{Inbox, PROBE_TIMEOUT, Prober},
     lifecycle::Tasks,
     ring::{RingError, Table, Tables},
-    wall_clock::unix_nanos,
 };
 
 mod absence;
@@ -256,7 +255,7 @@ impl<P: Prober> MembershipTask<P> {
     }
 
     fn publish(&mut self, change: Change, took: Duration) {
-        self.state.commit(&change, Instant::now(), unix_nanos());
+        self.state.commit(&change, Instant::now());
         self.builds.hold(&change.table);
         self.metrics.show(&change, took);
         // No owner changes when a window ends.

@@ -23,6 +23,7 @@ use crate::{
     health::{HealthEvent, HealthKind},
     ring::Table,
     settings::Ring,
+    wall_clock::steady,
 };
 
 /// An event that changes the state.
@@ -205,10 +206,9 @@ impl State {
         self.table.as_ref()
     }
 
-    /// Notes that the table of `change` was published, at `now`. `unix_nanos` is the same time in nanoseconds since the
-    /// Unix epoch.
-    pub fn commit(&mut self, change: &Change, now: Instant, unix_nanos: u64) {
-        let left = |at: u64| now + Duration::from_nanos(at.saturating_sub(unix_nanos));
+    /// Notes that the table of `change` was published, at `now`.
+    pub fn commit(&mut self, change: &Change, now: Instant) {
+        let left = |at: u64| now + Duration::from_nanos(at.saturating_sub(steady(now)));
         self.forgets_at = change.table.history().next_end().map(left);
         self.table = Some(Arc::clone(&change.table));
     }

@@ -16,6 +16,7 @@ use crate::{
     dispatch::{Backoff, Cause, Join, Part, PartOutcome, View},
     ring::Table,
     route::Copied,
+    wall_clock::Moment,
 };
 
 /// The copies of one request.
@@ -24,8 +25,8 @@ pub(super) struct Copies {
     join: Join,
     /// The table that the request was cut by.
     table: Arc<Table>,
-    /// When the request arrived, in nanoseconds since the Unix epoch.
-    arrival: u64,
+    /// When the request arrived.
+    arrival: Moment,
     sent: Vec<Sent>,
     /// The number of parts that are in a backend's queue or call.
     under_way: usize,

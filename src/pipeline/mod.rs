@@ -36,7 +36,7 @@ use crate::{
     route::Moved,
     settings::InvalidTraceIds,
     telemetry::LogLimit,
-    wall_clock::unix_nanos,
+    wall_clock::Moment,
 };
 
 /// An export request from a receiver: complete, inflated and framed, but not parsed.
@@ -157,8 +157,8 @@ impl Pipeline {
         let view = route.dispatch.view().ok_or_else(|| not_ready(&route.pool))?;
         let (max, table) = (view.max_request_size(), view.table());
         let Request { signal, message, permit, place, deadline, connection, metadata } = request;
-        let arrival = if hands_off(signal, table) { unix_nanos() } else { 0 };
-        let moved = if arrival > 0 { Moved::ByStart(arrival) } else { Moved::Immediate };
+        let arrival = hands_off(signal, table).then(Moment::now);
+        let moved = arrival.map_or(Moved::Immediate, Moved::ByStart);
         let by = By { table, invalid: route.invalid_trace_id.of(signal), moved };
         let cut = || cut::cut(signal, message, permit, by, max, &route.metrics);
         let Cut { parts, copies, records, rejected, mut permit } = places::run(place.as_ref(), cut)?;
@@ -170,7 +170,7 @@ impl Pipeline {
         }
         let sent = parts.len();
         let copies_permit = permit.split(copies.iter().map(|part| part.message.framed_len()).sum());
-        let context = Context { deadline, connection, metadata, arrival };
+        let context = Context { deadline, connection, metadata, arrival: arrival.unwrap_or_default() };
         let mut join = Join::carrying(deadline, Arc::clone(&context.connection), context.metadata.clone());
         join.add_cut(sent, permit);
         let tally = Tally::new(records, rejected);
@@ -196,8 +196,8 @@ struct Context {
     deadline: Instant,
     connection: Arc<ClientConnection>,
     metadata: Option<Arc<Metadata>>,
-    /// When it arrived, in nanoseconds since the Unix epoch; 0 if no hand-off is open.
-    arrival: u64,
+    /// When it arrived; not set if no hand-off is open.
+    arrival: Moment,
 }
 
 /// Whether records of this signal may go to previous owners. Only spans have a start that tells where a trace began.

@@ -17,13 +17,14 @@
 
 mod layer;
 
-use std::{cell::LazyCell, sync::Arc, time::Duration};
+use std::{cell::LazyCell, sync::Arc};
 
 use self::layer::{Layer, NO_TARGET, united};
 use super::{Algorithm, begun::Begun};
 use crate::{
     endpoint::{Endpoint, Endpoints},
     settings::{Handoff, HandoffMode, USUAL_DELAY},
+    wall_clock::{Moment, nanos},
 };
 
 /// The greatest number of tables that are kept. Beyond it, the two whose ends are closest are merged.
@@ -42,7 +43,7 @@ pub struct History {
 /// A table that was replaced, or several that were merged.
 #[derive(Clone, Debug)]
 struct Predecessor {
-    /// When it was published, in nanoseconds since the Unix epoch.
+    /// When it was published, in nanoseconds by the steady clock.
     began: u64,
     /// When it was replaced.
     ended: u64,
@@ -89,13 +90,22 @@ pub(super) enum Moves {
     Otherwise,
 }
 
-/// A span's times, in nanoseconds since the Unix epoch.
+/// A span's times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
-    /// When it started; 0 if unknown.
+    /// When it started, in nanoseconds since the Unix epoch; 0 if unknown.
     pub start: u64,
     /// When it arrived here.
-    pub arrival: u64,
+    pub arrival: Moment,
+}
+
+// === impl Times ===
+
+impl Times {
+    /// Returns the start by the steady clock, if it is known.
+    fn started(self) -> Option<u64> {
+        (self.start > 0).then(|| self.arrival.steady_at(self.start))
+    }
 }
 
 // === impl Owners ===
@@ -147,7 +157,7 @@ impl History {
         Self { handoff, ..Self::default() }
     }
 
-    /// Returns the history of a table that replaces `before` at the time `at`.
+    /// Returns the history of a table that replaces `before` at the time `at`, by the steady clock.
     pub(super) fn after(before: Before<'_>, at: u64, handoff: Handoff, moved: Moves) -> Self {
         if handoff.mode == HandoffMode::Immediate {
             return Self::none(handoff);
@@ -169,7 +179,7 @@ impl History {
             });
         }
         let mut history = Self { handoff, kept };
-        history.kept.retain(|kept| history.handoff.forgets_at(kept.ended) > at);
+        history.kept.retain(|kept| kept.forgotten(handoff) > at);
         while history.kept.len() > MOST_KEPT {
             history.merge_closest();
         }
@@ -196,14 +206,14 @@ impl History {
         self.kept.len()
     }
 
-    /// Returns when the next table is forgotten, in nanoseconds since the Unix epoch.
+    /// Returns when the next table is forgotten, in nanoseconds by the steady clock.
     pub fn next_end(&self) -> Option<u64> {
-        self.kept.iter().map(|kept| self.handoff.forgets_at(kept.ended)).min()
+        self.kept.iter().map(|kept| kept.forgotten(self.handoff)).min()
     }
 
-    /// Returns when the last table is forgotten, in nanoseconds since the Unix epoch.
+    /// Returns when the last table is forgotten, in nanoseconds by the steady clock.
     pub fn last_end(&self) -> Option<u64> {
-        self.kept.iter().map(|kept| self.handoff.forgets_at(kept.ended)).max()
+        self.kept.iter().map(|kept| kept.forgotten(self.handoff)).max()
     }
 
     /// Returns about how many bytes it takes.
@@ -226,7 +236,7 @@ impl History {
     }
 
     /// Returns the owners that get a record. `current` is the owner of its key in the current table, which began at
-    /// `began`. `is_root` says whether the record is the root span of its trace; it is asked only if that matters.
+    /// `began` by the steady clock. `is_root` says whether the record is the root span of its trace; it is asked only if that matters.
     pub(super) fn owners(
         &self,
         key: &[u8],
@@ -253,7 +263,7 @@ impl History {
         is_root: impl FnOnce() -> bool,
     ) -> Owners {
         let (from, to) = self.instants(times);
-        let known_since = times.start.min(times.arrival).saturating_sub(nanos(self.handoff.skew));
+        let known_since = times.started().map_or(0, |start| start.saturating_sub(nanos(self.handoff.skew)));
         let is_root = LazyCell::new(is_root);
         let mut owners = Owners::none();
         if began <= to {
@@ -274,17 +284,16 @@ impl History {
     }
 
     /// Returns the first and the last instant at which the owners of a key count for a span.
-    fn instants(&self, Times { start, arrival }: Times) -> (u64, u64) {
-        if start == 0 {
-            return (0, arrival);
-        }
-        let start = start.min(arrival);
+    fn instants(&self, times: Times) -> (u64, u64) {
+        let arrival = times.arrival.steady;
+        let Some(start) = times.started() else { return (0, arrival) };
         let is_late = arrival - start > nanos(USUAL_DELAY);
         (start.saturating_sub(nanos(self.handoff.window)), if is_late { arrival } else { start })
     }
 
     /// Returns the owner that the trace of a span began with.
-    fn where_begun(&self, key: &[u8], Times { start, .. }: Times, current: u16) -> Owners {
+    fn where_begun(&self, key: &[u8], times: Times, current: u16) -> Owners {
+        let start = times.started().unwrap_or_default();
         for kept in &self.kept {
             let Some(target) = kept.layers.first().map(|layer| layer.target(key)) else { continue };
             if target == current || target == NO_TARGET {
@@ -302,14 +311,14 @@ impl History {
     }
 
     /// Returns the previous owners of a key that still take records, latest first, and when each is forgotten, in
-    /// nanoseconds since the Unix epoch.
+    /// nanoseconds by the steady clock.
     pub(super) fn previous(&self, key: &[u8], current: u16) -> Vec<(u16, u64)> {
         let mut previous: Vec<(u16, u64)> = Vec::new();
         for kept in self.kept.iter().rev() {
             for target in kept.layers.iter().map(|layer| layer.target(key)) {
                 let is_known = target == current || target == NO_TARGET || previous.iter().any(|(it, _)| *it == target);
                 if !is_known {
-                    previous.push((target, self.handoff.forgets_at(kept.ended)));
+                    previous.push((target, kept.forgotten(self.handoff)));
                 }
             }
         }
@@ -359,6 +368,11 @@ impl Predecessor {
         self.layers.first().map(|layer| layer.algorithm)
     }
 
+    /// Returns when it is forgotten, in nanoseconds by the steady clock.
+    fn forgotten(&self, handoff: Handoff) -> u64 {
+        self.ended.saturating_add(nanos(handoff.kept_for()))
+    }
+
     /// Notes that the trace of `key` began before the end of this table.
     fn note(&self, key: &[u8]) {
         if let Some(begun) = &self.begun {
@@ -379,11 +393,6 @@ impl Predecessor {
             (older, newer) => newer.or(older),
         };
     }
-}
-
-/// Returns a duration in nanoseconds, as OTLP has times.
-pub(crate) fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub struct Table {
     overlay: Overlay,
     backends: Endpoints,
     placement: u64,
-    /// When its placement began, in nanoseconds since the Unix epoch; 0 if no other is known before it.
+    /// When its placement began, in nanoseconds by the steady clock; 0 if no other is known before it.
     began: u64,
     history: History,
     /// The backends, and behind them those that left and still take what began with them.
@@ -54,7 +54,7 @@ impl Table {
         Self { owners, algorithm, generation, base, overlay, backends, placement, began, history, targets, lost }
     }
 
-    /// Makes this the table that replaces `before` at the time `at`, in nanoseconds since the Unix epoch. `lost` says
+    /// Makes this the table that replaces `before` at the time `at`, in nanoseconds by the steady clock. `lost` says
     /// which backends fail, whether they are members or not.
     #[must_use]
     pub fn replacing(mut self, before: &Self, at: u64, handoff: Handoff, lost: &BTreeSet<Arc<str>>) -> Self {
@@ -145,7 +145,7 @@ impl Table {
     }
 
     /// Returns the previous owners of a key that still take what began with them, latest first, and when each is forgotten,
-    /// in nanoseconds since the Unix epoch.
+    /// in nanoseconds by the steady clock.
     pub fn previous_owners(&self, key: &[u8]) -> Vec<(&Endpoint, u64)> {
         let current = u16::try_from(self.owner(key)).unwrap_or_default();
         let previous = self.history.previous(key, current).into_iter();

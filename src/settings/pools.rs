@@ -235,11 +235,6 @@ const DEFAULT_SKEW: Duration = Duration::from_secs(10);
 pub const USUAL_DELAY: Duration = Duration::from_secs(15);
 
 impl Handoff {
-    /// Returns when a table is forgotten that was replaced at `ended`, both in nanoseconds since the Unix epoch.
-    pub fn forgets_at(&self, ended: u64) -> u64 {
-        ended.saturating_add(u64::try_from(self.kept_for().as_nanos()).unwrap_or(u64::MAX))
-    }
-
     /// Returns how long a table is kept after it was replaced.
     pub fn kept_for(&self) -> Duration {
         match self.mode {

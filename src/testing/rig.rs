@@ -11,7 +11,7 @@ use crate::{
     otlp::ClientConnection,
     ring::Table,
     settings::{Delivery, Handoff},
-    wall_clock::unix_nanos,
+    wall_clock::steady,
 };
 
 /// A dispatch in front of backends.
@@ -65,7 +65,7 @@ impl Rig {
         let members_away: Vec<_> = away.iter().copied().filter(|address| backends.contains(address)).collect();
         let table = Arc::into_inner(table(generation, backends, &members_away)).unwrap();
         let lost = away.iter().map(|address| address.to_string().into()).collect();
-        let table = table.replacing(&before, unix_nanos(), Handoff::default(), &lost);
+        let table = table.replacing(&before, steady(Instant::now()), Handoff::default(), &lost);
         self.tables.send_replace(Some(Arc::new(table)));
         wait_until(|| self.dispatch.view().is_some_and(|view| view.table().generation == generation)).await;
     }

@@ -39,8 +39,8 @@ const ROOMS: &[Room] = &[
     ("listen", &["budget", "descriptors", "lifecycle", "shortage", "telemetry", "tls"]),
     // Which backend owns which trace.
     ("split", &["otlp"]),
-    ("ring", &["endpoint", "settings"]),
-    ("route", &["otlp", "ring", "settings", "split"]),
+    ("ring", &["endpoint", "settings", "wall_clock"]),
+    ("route", &["otlp", "ring", "settings", "split", "wall_clock"]),
     ("discovery", &["access", "endpoint", "lifecycle", "settings", "telemetry"]),
     (
         "membership",
@@ -115,6 +115,7 @@ const ROOMS: &[Room] = &[
             "ring",
             "settings",
             "telemetry",
+            "wall_clock",
         ],
     ),
     // From the configuration file to the settings of each room.

@@ -20,6 +20,7 @@ use crate::{
         record::{Names, Record, RingChange, Standing},
     },
     ring::Table,
+    wall_clock::Moment,
 };
 
 /// A valid trace ID: sixteen bytes, not all zero.
@@ -95,7 +96,7 @@ pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
         panic: record.is_some_and(Record::is_panicking),
         members: members.collect(),
         handoff_windows: count(table.history().len()),
-        handoff_until: table.history().last_end().map(unix_time),
+        handoff_until: table.history().last_end().map(steady_time),
     }
 }
 
@@ -117,7 +118,7 @@ fn previous_owner((backend, until): (&Endpoint, u64)) -> PreviousOwner {
     PreviousOwner {
         identity: backend.identity.to_string(),
         address: backend.address.map(|address| address.to_string()).unwrap_or_default(),
-        until: Some(unix_time(until)),
+        until: Some(steady_time(until)),
     }
 }
 
@@ -273,9 +274,9 @@ fn time(at: SystemTime) -> Timestamp {
     at
 }
 
-/// Converts nanoseconds since the Unix epoch.
-fn unix_time(nanos: u64) -> Timestamp {
-    time(SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos))
+/// Converts nanoseconds of the steady clock.
+fn steady_time(steady: u64) -> Timestamp {
+    time(SystemTime::UNIX_EPOCH + Duration::from_nanos(Moment::now().unix_at(steady)))
 }
 
 fn count(number: usize) -> u32 {

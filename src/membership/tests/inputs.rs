@@ -219,8 +219,8 @@ fn revert_requests_what_came_with_the_set_that_cannot_be_placed() {
     assert!(rig.see("b", HealthKind::Refused));
     let instead = rig.state.revert(rig.now);
     assert_eq!(instead.as_ref().map(|rebuild| rebuild.cause), Some(Cause::Ejection));
-    let change = instead.unwrap().run(rig.unix_nanos()).unwrap();
-    rig.state.commit(&change, rig.now, rig.unix_nanos());
+    let change = instead.unwrap().run(rig.now).unwrap();
+    rig.state.commit(&change, rig.now);
     assert_eq!((rig.members().join(","), rig.away()), ("a,b,c".to_owned(), vec!["b".to_owned()]));
     assert_eq!(View::of(&change.table), rig.state.view().unwrap(), "the table has the ejection");
     assert!(!rig.wait(Duration::ZERO), "nothing is left to request");

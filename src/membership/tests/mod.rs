@@ -72,15 +72,10 @@ impl Rig {
         rebuild
     }
 
-    /// The time of day, which begins somewhere and advances with `now`.
-    fn unix_nanos(&self) -> u64 {
-        unix_nanos_at(self.now)
-    }
-
     /// Applies `input`, builds the requested table and commits it.
     fn step(&mut self, input: Input) -> Option<Change> {
-        let change = self.apply(input)?.run(self.unix_nanos()).expect("the set must be placeable");
-        self.state.commit(&change, self.now, self.unix_nanos());
+        let change = self.apply(input)?.run(self.now).expect("the set must be placeable");
+        self.state.commit(&change, self.now);
         self.timer = self.state.next_due(self.now);
         Some(change)
     }
@@ -135,12 +130,4 @@ impl Rig {
     fn take_notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
     }
-}
-
-/// The time of day at `now`, in nanoseconds since the Unix epoch.
-fn unix_nanos_at(now: Instant) -> u64 {
-    static BEGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    let begin = *BEGIN.get_or_init(|| now);
-    let (after, before) = (now.saturating_duration_since(begin), begin.saturating_duration_since(now));
-    1_800_000_000_000_000_000 + u64::try_from(after.as_nanos()).unwrap() - u64::try_from(before.as_nanos()).unwrap()
 }

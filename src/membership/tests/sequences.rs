@@ -59,7 +59,7 @@ impl Replica {
         }
         let table = tables.of(rebuild, random);
         let change = Change { cause: Cause::Discovery, table: Arc::clone(&table), previous: None, moved: 0.0 };
-        self.rig.state.commit(&change, self.rig.now, self.rig.unix_nanos());
+        self.rig.state.commit(&change, self.rig.now);
         if let Some(before) = &self.table {
             tables.compare(before, &table, &self.touched);
         }
@@ -117,13 +117,13 @@ impl Tables {
             (view.endpoints.iter().map(|endpoint| Arc::clone(&endpoint.identity)).collect(), view.away.clone());
         if let Some(made) = self.made.get(&key) {
             if random.u64(..BUILT_AGAIN) == 0 {
-                let again = rebuild.run(0).expect("placeable").table;
+                let again = rebuild.run(Instant::now()).expect("placeable").table;
                 assert_eq!(again.placement_fingerprint(), made.placement_fingerprint(), "{key:?}");
                 self.built_again += 1;
             }
             return Arc::clone(made);
         }
-        let table = rebuild.run(0).expect("placeable").table;
+        let table = rebuild.run(Instant::now()).expect("placeable").table;
         self.made.insert(key, Arc::clone(&table));
         table
     }

@@ -83,7 +83,7 @@ fn weights_that_the_algorithm_does_not_have_leave_the_last_set_in_force() {
     let mut weighted = endpoints(&["a", "b"], 1).to_vec();
     weighted[1].weight = 3;
     let rebuild = rig.apply(Input::Discovered(weighted.into())).expect("a new set must be tried");
-    assert!(matches!(rebuild.run(0), Err(RingError::Weighted { weight: 3, algorithm: "otelcol_v3", .. })));
+    assert!(matches!(rebuild.run(Instant::now()), Err(RingError::Weighted { weight: 3, algorithm: "otelcol_v3", .. })));
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn set_that_cannot_be_placed_leaves_the_last_one_in_force() {
     let mut heavy = endpoints(&["a", "c"], 1).to_vec();
     heavy[1].weight = u32::MAX;
     let rebuild = rig.apply(Input::Discovered(heavy.into())).expect("a new set must be tried");
-    assert!(matches!(rebuild.run(0), Err(RingError::TooHeavy { .. })));
+    assert!(matches!(rebuild.run(Instant::now()), Err(RingError::TooHeavy { .. })));
     rig.state.revert(rig.now);
     let away = rig.step(refused("b")).expect("must build");
     assert_eq!(away.table.backends().len(), 2);

@@ -1,7 +1,7 @@
 //! Requests while a hand-off is open: which backends get which spans, whose answers count, and what a copy is good for.
 
 use super::*;
-use crate::wall_clock::unix_nanos;
+use crate::wall_clock::Moment;
 
 /// A pool whose only backend was replaced by another one.
 async fn replaced() -> (Stage, Script, Script) {
@@ -26,7 +26,7 @@ async fn spans_of(script: &mut Script, count: usize) -> (BTreeSet<String>, Vec<C
 #[tokio::test]
 async fn a_trace_that_began_after_the_change_goes_to_both_and_only_the_new_owner_counts() {
     let (stage, mut old, mut new) = replaced().await;
-    let sent = stage.send_started(Duration::from_secs(8), unix_nanos());
+    let sent = stage.send_started(Duration::from_secs(8), Moment::now().unix);
     let (copied, copies) = spans_of(&mut old, usize::from(SPANS)).await;
     let (counted, calls) = spans_of(&mut new, usize::from(SPANS)).await;
     assert_eq!((copied, counted), (all(), all()));
@@ -40,7 +40,7 @@ async fn a_trace_that_began_after_the_change_goes_to_both_and_only_the_new_owner
 #[tokio::test]
 async fn a_trace_that_began_before_the_change_goes_only_to_the_backend_that_left() {
     let (stage, mut old, mut new) = replaced().await;
-    let sent = stage.send_started(Duration::from_secs(8), unix_nanos() - 10_000_000_000);
+    let sent = stage.send_started(Duration::from_secs(8), Moment::now().unix - 10_000_000_000);
     let (counted, calls) = spans_of(&mut old, usize::from(SPANS)).await;
     assert_eq!(counted, all());
     calls.into_iter().for_each(Call::accept);
@@ -65,7 +65,7 @@ async fn copies_for_a_backend_that_is_gone_are_given_up() {
     let (dead, mut new) = (nobody().await, Script::start(&tasks, None, 100).await);
     let stage = Stage::new(long_pauses(), &[dead], tasks);
     stage.rig.publish_after(2, &[new.address], &[]).await;
-    let sent = stage.send_started(Duration::from_secs(8), unix_nanos());
+    let sent = stage.send_started(Duration::from_secs(8), Moment::now().unix);
     let (counted, calls) = spans_of(&mut new, usize::from(SPANS)).await;
     assert_eq!(counted, all());
     calls.into_iter().for_each(Call::accept);
@@ -78,7 +78,7 @@ async fn a_part_whose_backend_left_and_fails_is_placed_again_at_the_owner_of_the
     let (dead, mut new) = (nobody().await, Script::start(&tasks, None, 100).await);
     let mut stage = Stage::new(with_keys(|keys| keys.retry_on_failure = short_pauses()), &[dead], tasks);
     stage.rig.publish_after(2, &[new.address], &[]).await;
-    let sent = stage.send_started(Duration::from_secs(8), unix_nanos() - 10_000_000_000);
+    let sent = stage.send_started(Duration::from_secs(8), Moment::now().unix - 10_000_000_000);
     assert_eq!(stage.rig.event().await, HealthKind::Refused);
     stage.rig.publish_after(3, &[new.address], &[dead]).await;
     let (counted, calls) = spans_of(&mut new, usize::from(SPANS)).await;
@@ -95,7 +95,7 @@ async fn a_copy_takes_the_place_of_the_part_whose_owner_is_gone() {
         let stage = Stage::new(long_pauses(), &[old.address], tasks);
         let both = [old.address, new.address];
         stage.rig.publish_after(2, &both, &[]).await;
-        let sent = stage.send_started(Duration::from_secs(8), unix_nanos());
+        let sent = stage.send_started(Duration::from_secs(8), Moment::now().unix);
         let lost = new.call().await;
         assert!(!lost.spans.is_empty());
         let (seen, mut calls) = spans_of(&mut old, usize::from(SPANS)).await;
@@ -116,7 +116,7 @@ async fn a_part_stays_at_its_backend_while_that_lives() {
     let (mut old, mut new) = (Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await);
     let stage = Stage::new(with_keys(|keys| keys.retry_on_failure = short_pauses()), &[old.address], tasks);
     stage.rig.publish_after(2, &[new.address], &[]).await;
-    let sent = stage.send_started(Duration::from_secs(8), unix_nanos() - 10_000_000_000);
+    let sent = stage.send_started(Duration::from_secs(8), Moment::now().unix - 10_000_000_000);
     let (_, calls) = spans_of(&mut old, usize::from(SPANS)).await;
     stage.rig.publish_after(3, &[new.address], &[]).await;
     calls.into_iter().for_each(|call| call.refuse(Status::unavailable("busy")));

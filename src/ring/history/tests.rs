@@ -73,9 +73,14 @@ fn key(number: u64) -> [u8; 16] {
     u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes()
 }
 
+/// The times of a span where both clocks say the same.
+fn times(start: u64, arrival: u64) -> Times {
+    Times { start, arrival: Moment { unix: arrival, steady: arrival } }
+}
+
 /// The names of the owners that get a span which has a parent, the one that counts first.
 fn names(table: &Table, key: &[u8], start: u64, arrival: u64) -> Vec<String> {
-    names_of(table, key, Times { start, arrival }, false)
+    names_of(table, key, times(start, arrival), false)
 }
 
 fn names_of(table: &Table, key: &[u8], times: Times, is_root: bool) -> Vec<String> {
@@ -112,11 +117,11 @@ fn a_span_goes_where_its_trace_can_have_begun() {
     assert_eq!(of(at - SECOND, second_after(14) + 1), both, "it is late: also the owners since");
     assert_eq!(of(0, second_after(40)), both, "its start is unknown");
     assert_eq!(of(second_after(3600), second_after(1)), both, "a start in the future is now");
-    let owners = |start| after.owners(&key, Times { start, arrival: second_after(1) }, || false).decision;
+    let owners = |start| after.owners(&key, times(start, second_after(1)), || false).decision;
     assert_eq!([at - 1, at].map(owners), [Decision::Previous, Decision::Both]);
     let stayed =
         (1..).map(self::key).find(|key| names(&after, key, at, second_after(1)).len() == 1).expect("some stay");
-    assert_eq!(after.owners(&stayed, Times { start: at, arrival: at }, || false).decision, Decision::Unmoved);
+    assert_eq!(after.owners(&stayed, times(at, at), || false).decision, Decision::Unmoved);
 }
 
 #[test]
@@ -126,7 +131,7 @@ fn a_root_span_that_starts_when_all_replicas_know_of_the_change_goes_only_to_the
     let after = tables.after(&before, BEGIN, "abcd");
     let (key, old, new) = moved_key(&before, &after);
     let both = vec![new.clone(), old.clone()];
-    let root = |start: u64, arrival: u64| names_of(&after, &key, Times { start, arrival }, true);
+    let root = |start: u64, arrival: u64| names_of(&after, &key, times(start, arrival), true);
     let known = BEGIN + 10 * SECOND;
     assert_eq!(root(BEGIN - 1, BEGIN + SECOND), [old], "it started before the change");
     assert_eq!(root(known - 1, known + SECOND), both, "a replica may not know yet");
@@ -134,16 +139,16 @@ fn a_root_span_that_starts_when_all_replicas_know_of_the_change_goes_only_to_the
     assert_eq!(names(&after, &key, known, known + SECOND), both, "its trace can have begun before");
     assert_eq!(root(known, known + 20 * SECOND), [new], "it is late");
     assert_eq!(root(0, known + SECOND), both, "its start is unknown");
-    let times = Times { start: known, arrival: known + SECOND };
-    assert_eq!(after.owners(&key, times, || true).decision, Decision::Current);
+    let at_known = times(known, known + SECOND);
+    assert_eq!(after.owners(&key, at_known, || true).decision, Decision::Current);
     let never = || panic!("the span must not be read");
-    let stayed = (1..).map(self::key).find(|key| after.owners(key, times, || false).decision == Decision::Unmoved);
-    assert_eq!(after.owners(&stayed.unwrap(), times, never).decision, Decision::Unmoved);
-    assert_eq!(after.owners(&key, Times { start: known - 1, ..times }, never).decision, Decision::Both);
+    let stayed = (1..).map(self::key).find(|key| after.owners(key, at_known, || false).decision == Decision::Unmoved);
+    assert_eq!(after.owners(&stayed.unwrap(), at_known, never).decision, Decision::Unmoved);
+    assert_eq!(after.owners(&key, Times { start: known - 1, ..at_known }, never).decision, Decision::Both);
     let none = Handoff { skew: Duration::from_secs(30), ..dual() };
     let after = tables.table("abcd", "").replacing(&before, BEGIN, none, &BTreeSet::new());
     let last = BEGIN + WINDOW - 1;
-    assert_eq!(names_of(&after, &key, Times { start: last, arrival: last + SECOND }, true), both, "none is spared");
+    assert_eq!(names_of(&after, &key, times(last, last + SECOND), true), both, "none is spared");
 }
 
 #[test]
@@ -152,7 +157,7 @@ fn no_root_span_is_spared_after_a_change_that_each_replica_notices_for_itself() 
     let spared = |before: &Table, after: &Table| {
         let (key, ..) = moved_key(before, after);
         let (start, arrival) = (BEGIN + 20 * SECOND, BEGIN + 21 * SECOND);
-        names_of(after, &key, Times { start, arrival }, true).len() < names(after, &key, start, arrival).len()
+        names_of(after, &key, times(start, arrival), true).len() < names(after, &key, start, arrival).len()
     };
     let d: BTreeSet<Arc<str>> = ["d".into()].into();
     let fails = |tables: &mut Tables, names: &str, before: &Table, at: u64| {
@@ -172,6 +177,25 @@ fn no_root_span_is_spared_after_a_change_that_each_replica_notices_for_itself() 
     let other =
         Table::of(2, Algorithm::OtelcolV2, &other).unwrap().replacing(&healthy, BEGIN, dual(), &BTreeSet::new());
     assert!(!spared(&healthy, &other), "a reload has another algorithm");
+}
+
+#[test]
+fn a_clock_that_is_set_changes_neither_where_spans_go_nor_when_a_table_is_forgotten() {
+    let mut tables = Tables::default();
+    let before = tables.table("abc", "").with_handoff(dual());
+    let after = tables.after(&before, BEGIN, "abcd");
+    let (key, old, new) = moved_key(&before, &after);
+    for hours in [-1, 0, 1] {
+        let set = |time: u64| time.checked_add_signed(hours * 3600 * 1_000_000_000).unwrap();
+        let of = |start: u64, arrival: u64| {
+            let arrival = Moment { unix: set(arrival), steady: arrival };
+            names_of(&after, &key, Times { start: set(start), arrival }, false)
+        };
+        assert_eq!(of(BEGIN - SECOND, BEGIN + SECOND), std::slice::from_ref(&old), "set by {hours} h");
+        assert_eq!(of(BEGIN + SECOND, BEGIN + 2 * SECOND), [new.clone(), old.clone()]);
+        assert_eq!(of(BEGIN + WINDOW, BEGIN + WINDOW + SECOND), std::slice::from_ref(&new));
+    }
+    assert_eq!(after.history().next_end(), Some(BEGIN + WINDOW + 15 * SECOND));
 }
 
 #[test]
@@ -310,9 +334,7 @@ fn beyond_16_tables_the_closest_are_merged_and_no_window_closes_early() {
         let left: String = "abcdefgh".chars().filter(|name| *name != gone).collect();
         many = tables.after(&many, BEGIN + change as u64 * SECOND, &left);
     }
-    let left_out = |key: [u8; 16]| {
-        many.owners(&key, Times { start: BEGIN + 7 * SECOND, arrival: BEGIN + 8 * SECOND }, || false).left_out
-    };
+    let left_out = |key: [u8; 16]| many.owners(&key, times(BEGIN + 7 * SECOND, BEGIN + 8 * SECOND), || false).left_out;
     assert!((1..2_000).map(key).map(left_out).all(|left_out| left_out <= 4));
 }
 
@@ -326,7 +348,7 @@ struct View {
 
 impl View {
     /// The view after `self`, without the search for backends that left, which takes long in thousands of histories.
-    fn after(&self, table: Arc<Table>, from: u64, by_its_clock: u64) -> Self {
+    fn after(&self, table: Arc<Table>, from: u64) -> Self {
         let moved = match Arc::ptr_eq(&table, &self.table) {
             true => Moves::None,
             false if table.lost().eq(self.table.lost()) => Moves::ByDiscovery,
@@ -339,13 +361,13 @@ impl View {
             endpoints: &self.table.backends().into(),
             history: &self.history,
         };
-        let mut history = History::after(before, by_its_clock, dual(), moved);
+        let mut history = History::after(before, from, dual(), moved);
         let is_away = |target: u16| table.backends().get(usize::from(target)).is_some() && table.is_away(target);
         history.aim(|endpoint| {
             let away = table.position(&endpoint.identity).is_some_and(is_away);
             (!away).then(|| letter(&endpoint.identity))
         });
-        let began = if moved != Moves::None { by_its_clock.max(self.began) } else { self.began };
+        let began = if moved != Moves::None { from.max(self.began) } else { self.began };
         Self { from, began, table, history }
     }
 
@@ -394,8 +416,7 @@ fn replica(changes: &[Change], skew: u64, off: i64, tables: &mut Tables, random:
     for change in changes {
         let last = replica.last().unwrap();
         let at = (change.at + random.u64(0..=skew)).max(last.from);
-        let by_its_clock = at.checked_add_signed(clock).unwrap();
-        let next = last.after(tables.shared(&change.names, &change.away), at, by_its_clock);
+        let next = last.after(tables.shared(&change.names, &change.away), at);
         replica.push(next);
     }
     (replica, clock)
@@ -428,7 +449,8 @@ fn every_short_trace_is_whole_in_ten_thousand_histories() {
             let (replica, clock) = random.choice(&replicas).unwrap();
             let view = replica.iter().rev().find(|view| view.from <= arrival).unwrap();
             let start = start.checked_add_signed(random.i64(-client_off..=client_off)).unwrap();
-            let times = Times { start, arrival: arrival.checked_add_signed(*clock).unwrap() };
+            let unix = arrival.checked_add_signed(*clock).unwrap();
+            let times = Times { start, arrival: Moment { unix, steady: arrival } };
             let owners = view.owners(&key, times, span == 0);
             spared += u32::from(span == 0 && owners.len() < view.owners(&key, times, false).len());
             common = Some(common.map_or(owners.clone(), |common| &common & &owners));
