@@ -23,6 +23,7 @@ const WORDS: &[(&str, &str)] = &[
     (".spanring.admin.v1.Backend.held_until", "time"),
     (".spanring.admin.v1.Failure.at", "time"),
     (".spanring.admin.v1.Change.at", "time"),
+    (".spanring.admin.v1.Change.handoff_until", "time"),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     health::{HealthEvent, HealthKind},
-    ring::Table,
+    ring::{History, Table},
+    wall_clock::Moment,
 };
 
 /// The number of changes that are kept.
@@ -77,6 +78,8 @@ pub struct RingChange {
     pub membership: (Option<u64>, u64),
     /// The placement fingerprints before and after.
     pub placement: (Option<u64>, u64),
+    /// Until when the table before counts for traces that began with it, if slots moved and they are handed off.
+    pub handoff_until: Option<SystemTime>,
 }
 
 /// A list of backends, of which at most [`NAMED`] are named.
@@ -195,6 +198,9 @@ impl RingChange {
         };
         let (away_now, away_before) = (away(table), previous.map(|table| away(table)).unwrap_or_default());
         let is_member = |identity: &Arc<str>| table.position(identity).is_some();
+        // The table before is the last of those that are kept.
+        let kept = Some(table.history()).filter(|_| previous.is_some() && change.moved > 0.0);
+        let until = kept.and_then(History::last_end).map(|end| Moment::now().unix_at(end));
         Self {
             at: SystemTime::now(),
             cause: change.cause,
@@ -207,6 +213,7 @@ impl RingChange {
             returned: Names::of(away_before.iter().filter(|it| !away_now.contains(it) && is_member(it)).cloned()),
             membership: (previous.map(|table| table.membership_fingerprint()), table.membership_fingerprint()),
             placement: (previous.map(|table| table.placement_fingerprint()), table.placement_fingerprint()),
+            handoff_until: until.map(|until| SystemTime::UNIX_EPOCH + Duration::from_nanos(until)),
         }
     }
 }

@@ -154,6 +154,17 @@ as_text! {
     TlsVersion: "1.2 or 1.3";
 }
 
+impl HandoffMode {
+    /// Its name in a file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dual => "dual",
+            Self::Sticky => "sticky",
+            Self::Immediate => "immediate",
+        }
+    }
+}
+
 impl RoutingKey {
     /// Its name in a file.
     pub fn as_str(self) -> &'static str {

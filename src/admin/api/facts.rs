@@ -97,6 +97,7 @@ pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
         members: members.collect(),
         handoff_windows: count(table.history().len()),
         handoff_until: table.history().last_end().map(steady_time),
+        handoff_mode: table.history().handoff().mode.as_str().to_owned(),
     }
 }
 
@@ -115,10 +116,12 @@ pub fn placement(pool: &str, table: &Table, record: Option<&Record>, id: &TraceI
 }
 
 fn previous_owner((backend, until): (&Endpoint, u64)) -> PreviousOwner {
+    let until = steady_time(until);
     PreviousOwner {
         identity: backend.identity.to_string(),
         address: backend.address.map(|address| address.to_string()).unwrap_or_default(),
-        until: Some(steady_time(until)),
+        until: Some(until),
+        reason: format!("previous owner until {until}"),
     }
 }
 
@@ -164,6 +167,7 @@ pub fn change(past: &RingChange) -> Change {
         membership_fingerprint: hex(past.membership.1),
         placement_fingerprint_before: past.placement.0.map(hex).unwrap_or_default(),
         placement_fingerprint: hex(past.placement.1),
+        handoff_until: past.handoff_until.map(time),
     }
 }
 

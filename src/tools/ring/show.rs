@@ -56,6 +56,12 @@ fn head(from: &str, ring: &PoolRing, out: &mut (dyn Write + Send)) -> io::Result
         let share = f64::from(ring.overlay_slots) / f64::from(ring.slots.max(1));
         writeln!(out, "{} of the slots go to substitutes of ejected backends", percent(share))?;
     }
+    if let Some(until) = ring.handoff_until.filter(|_| ring.handoff_windows > 0) {
+        let (mode, windows) = (&ring.handoff_mode, ring.handoff_windows);
+        let tables =
+            if windows == 1 { "the table before counts".to_owned() } else { format!("{windows} tables before count") };
+        writeln!(out, "hand-off ({mode}): {tables} for traces that began with it, until {until}")?;
+    }
     if ring.panic {
         let all = "none is, and all keep their slots, those in state ejected too";
         writeln!(out, "PANIC: more backends fail than may be ejected (max_ejection_percent): {all}")?;
@@ -110,7 +116,9 @@ pub(super) fn placements(
             };
             let previous = |previous: &PreviousOwner| {
                 let until = previous.until.map(|until| until.to_string()).unwrap_or_default();
-                let reason = format!("previous owner until {until}");
+                // Older proxies do not send the text.
+                let reason = Some(previous.reason.clone()).filter(|reason| !reason.is_empty());
+                let reason = reason.unwrap_or_else(|| format!("previous owner until {until}"));
                 row([previous.identity.clone(), previous.address.clone(), String::new(), reason])
             };
             rows.extend(placement.owners.iter().map(owner));

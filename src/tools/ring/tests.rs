@@ -218,6 +218,29 @@ fn panic_is_explained() {
 }
 
 #[test]
+fn an_open_hand_off_is_told() {
+    let until = Some("2026-01-02T03:04:05Z".parse().expect("a time"));
+    let ring = |windows| PoolRing {
+        handoff_windows: windows,
+        handoff_until: until,
+        handoff_mode: "dual".to_owned(),
+        members: vec![pb::Member::default()],
+        ..PoolRing::default()
+    };
+    for (windows, expected) in [
+        (0, ""),
+        (1, "hand-off (dual): the table before counts for traces that began with it, until 2026-01-02T03:04:05Z\n"),
+        (2, "hand-off (dual): 2 tables before count for traces that began with it, until 2026-01-02T03:04:05Z\n"),
+    ] {
+        let mut out = Vec::new();
+        let rings = source::Rings { from: "one".to_owned(), live: true, pools: vec![ring(windows)] };
+        show::rings(&rings, false, &mut out).expect("a text");
+        let text = String::from_utf8(out).expect("text");
+        assert!(text.contains(expected) && text.contains("hand-off") != expected.is_empty(), "{text}");
+    }
+}
+
+#[test]
 fn only_two_running_proxies_differ_by_ejections() {
     let pools: [&[_]; 2] = [&[("tail", "bbb")], &[("tail", "ccc")]];
     assert!(compared([true; 2], pools).contains("pool tail: DIFFER\n"));

@@ -211,5 +211,8 @@ fn changed(from: &str, pool: &str, change: &Change, out: &mut (dyn Write + Send)
             write!(out, ", {what} {count} ({}{more})", names.join(", "))?;
         }
     }
+    if let Some(until) = change.handoff_until {
+        write!(out, ", hand-off until {until}")?;
+    }
     writeln!(out, ", membership {}, placement {}", change.membership_fingerprint, change.placement_fingerprint)
 }

@@ -50,6 +50,7 @@ async fn the_ring_has_this_shape() {
             "parameters": { "bound_percent": 105, "points_per_weight": 4096, "slots": 131_072 },
             "slots": 131_072, "built_at": "TIME", "build_seconds": 0, "cause": "discovery", "moved_share": 0.0,
             "overlay_slots": 0, "panic": false, "handoff_windows": 0, "handoff_until": null,
+            "handoff_mode": "dual",
             "members": [member(0, "a"), member(1, "b"), member(2, "c")]
         }]
     });
@@ -93,7 +94,8 @@ async fn changes_have_this_shape() {
             "removed_count": 0, "removed": [], "ejected_count": 0, "ejected": [], "returned_count": 0, "returned": [],
             "moved_share": 0.0, "build_seconds": 0,
             "membership_fingerprint_before": "", "membership_fingerprint": hex(first.membership_fingerprint()),
-            "placement_fingerprint_before": "", "placement_fingerprint": hex(first.placement_fingerprint())
+            "placement_fingerprint_before": "", "placement_fingerprint": hex(first.placement_fingerprint()),
+            "handoff_until": null
         }, {
             "generation": 2, "at": "TIME", "cause": "ejection", "added_count": 0, "added": [],
             "removed_count": 0, "removed": [], "ejected_count": 1, "ejected": ["b"], "returned_count": 0, "returned": [],
@@ -101,7 +103,7 @@ async fn changes_have_this_shape() {
             "membership_fingerprint_before": hex(first.membership_fingerprint()),
             "membership_fingerprint": hex(first.membership_fingerprint()),
             "placement_fingerprint_before": hex(first.placement_fingerprint()),
-            "placement_fingerprint": hex(second.placement_fingerprint())
+            "placement_fingerprint": hex(second.placement_fingerprint()), "handoff_until": "TIME"
         }] }]
     });
     assert_eq!(ok(&rig, "/api/v1/changes"), expected);
@@ -145,6 +147,32 @@ async fn a_look_up_of_a_backend_that_is_held_says_until_when() {
     let until = owner["until"].as_str().expect("a time");
     assert_eq!(owner["reason"], format!("owner, held until {until} (left discovery)"));
     assert_eq!(owner["state"], "draining");
+}
+
+#[tokio::test]
+async fn a_look_up_names_previous_owners_and_changes_say_until_when_they_count() {
+    let mut rig = Rig::of_three().await;
+    let before = rig.table();
+    rig.feeds[0].discover(&["a", "b", "c", "d"]).await;
+    let id = rig.trace_of("d");
+    let old = before.owner(&u128::from_str_radix(&id, 16).expect("hex").to_be_bytes());
+    let (_, answer) = get(&rig, &format!("/api/v1/lookup?trace_id={id}"));
+    let placement = &answer["pools"][0];
+    assert_eq!(
+        (&placement["owners"][0]["identity"], &placement["owners"][0]["reason"]),
+        (&"d".into(), &"owner".into())
+    );
+    let until = placement["previous_owners"][0]["until"].as_str().expect("a time");
+    let previous = json!([{
+        "identity": before.backends()[old as usize].identity.to_string(), "address": "127.0.0.1:1", "until": until,
+        "reason": format!("previous owner until {until}")
+    }]);
+    assert_eq!(placement["previous_owners"], previous);
+    let (_, changes) = get(&rig, "/api/v1/changes");
+    assert_eq!(changes["pools"][0]["changes"][1]["handoff_until"], until);
+    let (_, ring) = get(&rig, "/api/v1/ring");
+    let ring = &ring["pools"][0];
+    assert_eq!((&ring["handoff_windows"], &ring["handoff_until"]), (&1.into(), &until.into()));
 }
 
 #[tokio::test]
