@@ -88,8 +88,8 @@ section! {
         /// The Service whose EndpointSlices are watched: `NAME.NAMESPACE`, or `NAME` in the namespace of the proxy's own
         /// pod (with a kubeconfig, in that of its context). See [Kubernetes](#kubernetes).
         service: String,
-        /// The ports of every pod. Each of them is a backend of its own.
-        ports: Vec<u16> = vec![OTLP_GRPC_PORT],
+        /// The ports of every pod; 4317 where the key is missing. Each of them is a backend of its own.
+        ports: IfWritten<Vec<u16>>,
         /// How long the API server may take to begin an answer, and for each further part of a list.
         timeout: Duration = RESOLVER_TIMEOUT,
         /// Whether a backend is identified by the host name of its pod, which only the pods of a StatefulSet have:
@@ -248,6 +248,13 @@ impl DnsResolver {
     /// The port of every backend.
     pub fn port_in_effect(&self) -> u16 {
         self.port.unwrap_or(OTLP_GRPC_PORT)
+    }
+}
+
+impl KubernetesResolver {
+    /// The ports of every pod.
+    pub fn ports_in_effect(&self) -> &[u16] {
+        self.ports.as_deref().unwrap_or(&[OTLP_GRPC_PORT])
     }
 }
 

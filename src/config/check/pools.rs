@@ -46,6 +46,7 @@ fn check_pool(
         report.error(&if name.is_empty() { at } else { at.key(&name) }, message);
     }
     check_placement(&at, &pool.placement, report);
+    check_names(&at, pool, report);
     if let Some(tls) = &*pool.tls {
         report_tls(&at.key("tls"), tls.check(&pool.resolver), report);
     }
@@ -115,6 +116,40 @@ fn check_placement(at: &KeyPath, keys: &Placement, report: &mut Report<'_>) {
     check_handoff(&at.key("ring").key("handoff"), keys.ring.handoff, report);
     report.at_most_a_day(&at.key("hold_down"), keys.hold_down);
     report.within(&at.key("min_backends"), keys.min_backends, 0, discovery::MAX_ENDPOINTS);
+}
+
+/// Checks that a ring of the Collector's exporter has names that the exporter's resolvers yield. Facts are those of its
+/// versions v0.123 to v0.157.
+fn check_names(at: &KeyPath, pool: &Pool, report: &mut Report<'_>) {
+    let algorithm = pool.placement.ring.algorithm;
+    if !algorithm.is_of_exporter() {
+        return;
+    }
+    let (ring, algorithm) = (at.key("ring").key("algorithm"), algorithm.name());
+    let resolver = at.key("resolver");
+    let mut refuse = |key: &KeyPath, because: &str| {
+        report.error_about(
+            key,
+            &[&ring],
+            format!("{algorithm} would not place traces as the exporter does: {because}"),
+        );
+    };
+    if pool.resolver.srv.is_some() {
+        let because = "it has no resolver for SRV records, and hashes no names of their targets; write dns or static with the \
+                       texts that it hashes";
+        refuse(&resolver.key("srv"), because);
+    }
+    let Some(keys) = &pool.resolver.k8s else { return };
+    if keys.return_hostnames.is_none() {
+        let because = "unless its return_hostnames is true it hashes addresses, also of pods that have a host name; write \
+                       return_hostnames as it has it, or false";
+        refuse(&resolver.key("k8s"), because);
+    }
+    if keys.ports.is_none() {
+        let because = "without ports it hashes names without a port; write ports as it has them, or, if it has none, dns with the \
+                       name of the headless Service and without a port";
+        refuse(&resolver.key("k8s"), because);
+    }
 }
 
 fn check_handoff(at: &KeyPath, keys: Handoff, report: &mut Report<'_>) {
@@ -219,12 +254,13 @@ fn check_kubernetes(at: &KeyPath, keys: &KubernetesResolver, report: &mut Report
         }
     }
     let ports = at.key("ports");
-    if keys.ports.is_empty() {
+    let listed = keys.ports_in_effect();
+    if listed.is_empty() {
         report.error(&ports, "names no port; write ports: [4317]");
     }
-    for (index, port) in keys.ports.iter().enumerate() {
+    for (index, port) in listed.iter().enumerate() {
         report.within(&ports.item(index), *port, 1, u16::MAX);
-        if keys.ports.iter().take(index).any(|other| other == port) {
+        if listed.iter().take(index).any(|other| other == port) {
             report.error(&ports, Message::both(format!("{port} is listed twice"), "a port is listed twice"));
         }
     }

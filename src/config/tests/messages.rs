@@ -87,6 +87,43 @@ fn the_kubernetes_resolver_has_two_names_and_its_keys_are_checked() {
     );
 }
 
+#[cfg(feature = "kubernetes")]
+#[test]
+fn a_ring_of_the_exporter_needs_a_resolver_that_yields_the_names_that_it_hashes() {
+    let refused = |resolver: &str| {
+        let keys = format!("resolver: {{ {resolver} }}, ring: {{ algorithm: otelcol_v2 }}");
+        let text = format!("pools: {{ a: {{ {keys} }} }}\nroutes: [{{ signals: [traces], pool: a }}]\n");
+        let checked = Draft::parse("f", &text, &|_| None).and_then(|draft| draft.check());
+        checked.err().map(|error| error.to_string())
+    };
+    let why = |resolver: &str| {
+        let said = refused(resolver).expect(resolver);
+        let (key, because) =
+            said.split_once(": otelcol_v2 would not place traces as the exporter does: ").expect(&said);
+        (key.rsplit_once(": ").expect(key).1.to_owned(), because.to_owned())
+    };
+    let srv = why("srv: { hostname: _otlp._tcp.a.example }");
+    assert_eq!(srv.0, "pools.a.resolver.srv");
+    assert!(
+        srv.1.starts_with(
+            "it has no resolver for SRV records, and hashes no names of their targets; write dns or static"
+        )
+    );
+    let names = why("k8s: { service: a, ports: [4317] }");
+    assert_eq!(names.0, "pools.a.resolver.k8s");
+    assert!(names.1.ends_with("write return_hostnames as it has it, or false"), "{}", names.1);
+    let ports = why("k8s: { service: a, return_hostnames: true }").1;
+    assert!(ports.starts_with("without ports it hashes names without a port; write ports as it has them"), "{ports}");
+    for taken in [
+        "k8s: { service: a, ports: [4317], return_hostnames: false }",
+        "k8s: { service: a, ports: [4317, 4318], return_hostnames: true }",
+        "dns: { hostname: a }",
+        "static: { hostnames: [a, b] }",
+    ] {
+        assert_eq!(refused(taken), None, "{taken}");
+    }
+}
+
 #[test]
 fn the_check_finds_what_a_resolver_would_refuse_at_its_start() {
     let dns = |keys: &str| pool(&format!("resolver: {{ dns: {{ hostname: {keys} }} }}"));

@@ -32,7 +32,7 @@ use crate::{access::Access, endpoint::Endpoints, lifecycle::Tasks, settings::Kub
 /// Checks the keys of a resolver.
 pub(super) fn check(keys: &KubernetesResolver) -> Result<(), DiscoveryError> {
     service(keys)?;
-    match &*keys.ports {
+    match keys.ports_in_effect() {
         [] => Err(DiscoveryError::NoPorts),
         ports if ports.contains(&0) => Err(DiscoveryError::Port),
         _ => Ok(()),

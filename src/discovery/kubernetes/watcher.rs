@@ -92,7 +92,7 @@ impl Watcher {
         let rules = Rules {
             service: service.name.clone(),
             namespace: service.namespace.clone().unwrap_or_default(),
-            ports: keys.ports.clone(),
+            ports: keys.ports_in_effect().to_vec(),
             hostnames: *keys.return_hostnames,
         };
         Self {

@@ -290,7 +290,7 @@ fn the_kubernetes_resolver_keeps_its_keys() {
     let resolver = "k8s: { service: lb.ns, ports: [15317, \"16317\"], timeout: 2s, return_hostnames: true }";
     let converted = with_exporter(&format!("{{ resolver: {{ {resolver} }} }}"), TO_IT);
     let discovery::Config::Kubernetes(keys) = &checked(&converted).pools[0].discovery else { panic!("k8s") };
-    assert_eq!((keys.service.as_str(), &*keys.ports), ("lb.ns", &[15317, 16317][..]));
+    assert_eq!((keys.service.as_str(), keys.ports_in_effect()), ("lb.ns", &[15317, 16317][..]));
     assert_eq!((keys.timeout.as_secs(), *keys.return_hostnames), (2, Some(true)));
     assert_eq!(notes(&converted), [""; 0]);
 }
