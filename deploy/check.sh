@@ -92,6 +92,38 @@ certificates() {
   done
 }
 
+# drains MANIFESTS: prints how each pod ends, and fails if a collector serves for less than 45 s, if its Service lists pods
+# that are not ready, or if a pod is killed before it is through (shutdown.delay and shutdown.timeout are 5 s and 25 s, a
+# collector has 30 s to decide and to send). deploy/docs/operations.md has the reasons.
+drains() {
+  awk '
+    function end_of_object() {
+      if (kind ~ /^(Deployment|DaemonSet|StatefulSet)$/ && grace) {
+        rest = 30
+        least = is_collector ? 45 : 5
+        bad = sleep < least || grace < sleep + rest
+        printf "%s %s serves for %d s, grace period %d s%s\n", kind, name, sleep, grace, bad ? ": TOO SHORT" : ""
+        failed += bad
+      }
+      if (kind == "Service" && is_collector && not_ready != "false") {
+        printf "Service %s: publishNotReadyAddresses must be false\n", name
+        failed++
+      }
+      kind = name = not_ready = ""
+      sleep = grace = is_collector = in_sleep = 0
+    }
+    /^---/ { end_of_object(); next }
+    /^kind: / { kind = $2 }
+    /^  name: / && !name { name = $2 }
+    /app.kubernetes.io\/component: collector/ { is_collector = 1 }
+    /publishNotReadyAddresses:/ { not_ready = $2 }
+    /terminationGracePeriodSeconds:/ { grace = $2 }
+    /^ *sleep:/ { in_sleep = 1 }
+    in_sleep && match($0, /seconds: *[0-9]+/) { sleep = substr($0, RSTART + 8, RLENGTH - 8) + 0; in_sleep = 0 }
+    END { end_of_object(); exit failed > 0 }
+  ' "$1" && grep -q terminationGracePeriodSeconds "$1"
+}
+
 chart=deploy/helm/spanring
 rendered() {
   "$peers/bin/helm" template spanring "$chart" --namespace observability "$@"
@@ -104,6 +136,7 @@ variant() {
   check "$name: lint" "$peers/bin/helm" lint --strict --quiet "$chart" "$@"
   if rendered "$@" >"$out"; then
     check "$name: template | kubeconform" conforms "$out"
+    check "$name: collectors serve for 45 s after they left discovery, and no pod is killed early" drains "$out"
     understood "$name" "$out"
   else
     failures=$((failures + 1))
@@ -116,6 +149,7 @@ charts() {
   variant daemonset --set mode=daemonset,daemonset.hostPort=true
   variant TLS -f deploy/helm/tls-values.yaml
   variant monitoring --set monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true
+  variant 'long decisions' --set collectors.decisionWaitSeconds=30
   variant 'other collectors' --set collectors.enabled=false,pool.hostname=collectors.example,autoscaling.enabled=false,watchConfig=
   variant 'EndpointSlices' --set pool.resolver=k8s
   variant 'EndpointSlices of another namespace' --set collectors.enabled=false,pool.resolver=k8s,pool.service=collectors.elsewhere
@@ -133,6 +167,7 @@ overlays() {
     out=$scratch/${folder##*/}.yaml
     if "$peers/bin/kustomize" build "$folder" >"$out"; then
       check "${folder#deploy/}: build | kubeconform" conforms "$out"
+      check "${folder#deploy/}: collectors serve for 45 s after they left discovery, and no pod is killed early" drains "$out"
       understood "${folder#deploy/}" "$out"
     else
       failures=$((failures + 1))
