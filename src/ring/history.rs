@@ -294,11 +294,13 @@ impl History {
     /// Returns the owner that the trace of a span began with.
     fn where_begun(&self, key: &[u8], times: Times, current: u16) -> Owners {
         let start = times.started().unwrap_or_default();
-        for kept in &self.kept {
-            let Some(target) = kept.layers.first().map(|layer| layer.target(key)) else { continue };
-            if target == current || target == NO_TARGET {
-                continue;
-            }
+        let with_target = |kept| Some((kept, Predecessor::target(kept, key)?));
+        let previous = || self.kept.iter().filter_map(with_target);
+        // Traces of keys that stayed where they were need not be noted.
+        if previous().all(|(_, target)| target == current) {
+            return Owners::only(current);
+        }
+        for (kept, target) in previous() {
             if start < kept.ended {
                 kept.note(key);
                 return Owners::only(target);
@@ -366,6 +368,11 @@ pub(super) struct Before<'a> {
 impl Predecessor {
     fn algorithm(&self) -> Option<Algorithm> {
         self.layers.first().map(|layer| layer.algorithm)
+    }
+
+    /// Returns the target that owned a key; `None` if it takes no records.
+    fn target(&self, key: &[u8]) -> Option<u16> {
+        self.layers.first().map(|layer| layer.target(key)).filter(|target| *target != NO_TARGET)
     }
 
     /// Returns when it is forgotten, in nanoseconds by the steady clock.

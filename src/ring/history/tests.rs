@@ -307,6 +307,20 @@ fn sticky_spans_follow_their_trace_and_go_to_one_backend() {
 }
 
 #[test]
+fn sticky_spans_stay_with_an_owner_that_lost_their_slot_and_has_it_again() {
+    let mut tables = Tables::default();
+    let sticky = Handoff { mode: HandoffMode::Sticky, ..dual() };
+    let one = tables.table("abc", "").with_handoff(sticky);
+    let two = tables.table("abcd", "").replacing(&one, BEGIN, sticky, &BTreeSet::new());
+    let three = tables.table("abc", "").replacing(&two, BEGIN + 4 * SECOND, sticky, &BTreeSet::new());
+    let (key, old, new) = moved_key(&one, &two);
+    let of = |start: u64| names(&three, &key, start, start + 2 * SECOND);
+    assert_eq!(of(BEGIN + SECOND), [new], "all that is known of its trace began between the changes");
+    assert_eq!(of(BEGIN - SECOND), std::slice::from_ref(&old));
+    assert_eq!(of(BEGIN + SECOND), [old], "its trace began before both changes");
+}
+
+#[test]
 fn beyond_16_tables_the_closest_are_merged_and_no_window_closes_early() {
     let mut tables = Tables::default();
     let mut table = tables.table("abc", "").with_handoff(dual());
