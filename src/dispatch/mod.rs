@@ -41,7 +41,7 @@ mod settle;
 mod state;
 mod submit;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transport;
 
 use std::{future::Future, sync::Arc, time::Duration};

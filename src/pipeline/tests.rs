@@ -1,6 +1,7 @@
 //! Tests of whole requests with scripted backends: which parts are placed again, when, and how the client is answered.
 
 mod handoff;
+mod histories;
 
 use std::{
     collections::BTreeSet,

@@ -81,6 +81,21 @@ impl Wakeups {
         self.bits.swap(0, Ordering::AcqRel)
     }
 
+    /// Waits until bits are set, and takes them, for tests that take the place of a connection.
+    ///
+    /// Cancel safety: bits that were not returned stay.
+    #[cfg(test)]
+    pub(in crate::dispatch) async fn woken(&self) -> u64 {
+        std::future::poll_fn(|cx| {
+            self.task.register(cx.waker());
+            match self.woken_for() {
+                0 => std::task::Poll::Pending,
+                bits => std::task::Poll::Ready(bits),
+            }
+        })
+        .await
+    }
+
     /// Ends a poll although work is left, so that other tasks run first. The task is woken again at once.
     pub(super) fn give_way(&self, cx: &Context<'_>) {
         self.bits.fetch_and(!RUNNING, Ordering::AcqRel);

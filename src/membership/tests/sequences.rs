@@ -1,5 +1,5 @@
-//! Random sequences of eject, return, join and leave, applied to two replicas at different times and in different
-//! order.
+//! Random sequences of eject, return, join and leave, applied to two replicas at different times, in different order, and
+//! from different sources.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -29,26 +29,63 @@ struct Tables {
     built_again: u64,
 }
 
+/// Where a replica's sets come from.
+#[derive(Clone, Copy)]
+enum Source {
+    /// Address records: the identities are addresses.
+    Addresses,
+    /// SRV records: the identities are names that stay while their backend is away.
+    Names,
+    /// EndpointSlices of pods with names, which also list pods that drain.
+    Slices,
+}
+
+impl Source {
+    /// Returns a set of these backends, in any order.
+    fn set(self, hosts: &[&str], random: &mut fastrand::Rng) -> Endpoints {
+        let is_stable_name = !matches!(self, Self::Addresses);
+        let drains = |name: &&str| !hosts.contains(name) && matches!(self, Self::Slices) && random.bool();
+        let draining: Vec<&str> = NAMES.into_iter().filter(drains).collect();
+        let of = |names: &[&str], is_draining| -> Vec<Endpoint> {
+            let endpoint = |it: &Endpoint| Endpoint { is_stable_name, is_draining, ..it.clone() };
+            endpoints(names, 1).iter().map(endpoint).collect()
+        };
+        let mut set = [of(hosts, false), of(&draining, true)].concat();
+        random.shuffle(&mut set);
+        set.into()
+    }
+}
+
 /// One replica: a state, the table it published last, and the backends that changed since.
 struct Replica {
     rig: Rig,
+    source: Source,
+    /// The backends in the last set.
+    listed: BTreeSet<Arc<str>>,
     table: Option<Arc<Table>>,
     /// Backends whose own state changed since the last table.
     touched: BTreeSet<Arc<str>>,
 }
 
 impl Replica {
-    fn new(config: &Config, seed: u64) -> Self {
+    fn new(config: &Config, source: Source, seed: u64) -> Self {
         let mut rig = Rig::new(config.clone());
         rig.state = State::new(config.clone(), fastrand::Rng::with_seed(seed));
-        Self { rig, table: None, touched: BTreeSet::new() }
+        Self { rig, source, listed: BTreeSet::new(), table: None, touched: BTreeSet::new() }
+    }
+
+    fn discover(&mut self, hosts: &[&str], tables: &mut Tables, random: &mut fastrand::Rng) {
+        let listed = hosts.iter().map(|host| Arc::from(*host)).collect();
+        self.touched.extend(self.listed.symmetric_difference(&listed).cloned());
+        self.listed = listed;
+        self.apply(Input::Discovered(self.source.set(hosts, random)), tables, random);
     }
 
     fn apply(&mut self, input: Input, tables: &mut Tables, random: &mut fastrand::Rng) {
         let panicked = self.rig.state.is_panicking();
         let Some(rebuild) = self.rig.apply(input) else { return };
         for note in self.rig.take_notes() {
-            if let Note::Ejected { identity, .. } | Note::Returned(identity) = note {
+            if let Note::Ejected { identity, .. } | Note::Returned(identity) | Note::Away(identity) = note {
                 self.touched.insert(identity);
             }
         }
@@ -69,7 +106,7 @@ impl Replica {
 
     /// Applies inputs until nothing is in progress: the backends in `dead` stay ejected, all others answer.
     fn settle(&mut self, hosts: &[&str], dead: &BTreeSet<&str>, tables: &mut Tables, random: &mut fastrand::Rng) {
-        self.apply(Input::Discovered(endpoints(hosts, 1)), tables, random);
+        self.discover(hosts, tables, random);
         for host in dead.iter().filter(|host| hosts.contains(host)) {
             self.apply(seen(host, HealthKind::Refused), tables, random);
         }
@@ -92,7 +129,7 @@ impl Replica {
     fn wander(&mut self, tables: &mut Tables, random: &mut fastrand::Rng) {
         let host = NAMES[random.usize(..NAMES.len())];
         let input = match random.u8(..7) {
-            0 => Input::Discovered(endpoints(&some_of(random), 1)),
+            0 => return self.discover(&some_of(random), tables, random),
             1 => seen(host, HealthKind::Refused),
             2 => seen(host, HealthKind::Silent("ping")),
             3 => seen(host, HealthKind::Failed("reset")),
@@ -173,7 +210,10 @@ fn replicas_with_the_same_view_agree_whatever_came_before() {
         let percent = [50, 100, 20][random.usize(..3)];
         let outlier_detection = OutlierDetection { max_ejection_percent: percent, ..OutlierDetection::default() };
         let config = Config { outlier_detection, ..Config::default() };
-        let mut replicas = [Replica::new(&config, sequence), Replica::new(&config, !sequence)];
+        let mut replicas = [sequence, !sequence].map(|seed| {
+            let source = [Source::Addresses, Source::Names, Source::Slices][random.usize(..3)];
+            Replica::new(&config, source, seed)
+        });
         for replica in &mut replicas {
             (0..random.usize(..STEPS)).for_each(|_| replica.wander(&mut tables, &mut random));
         }
@@ -184,10 +224,13 @@ fn replicas_with_the_same_view_agree_whatever_came_before() {
         }
         let [one, other] = &replicas;
         // Backends that left are part of the past.
-        let view = |replica: &Replica| replica.rig.state.view().map(|view| (view.endpoints, view.away));
+        let view = |replica: &Replica| (replica.rig.members(), replica.rig.away());
         assert_eq!(view(one), view(other), "sequence {sequence}");
-        let fingerprint = |replica: &Replica| replica.table.as_ref().map(|table| table.placement_fingerprint());
-        assert_eq!(fingerprint(one), fingerprint(other), "sequence {sequence}");
+        let fingerprints = |replica: &Replica| {
+            let table = replica.table.as_ref().expect("a table");
+            (table.membership_fingerprint(), table.placement_fingerprint())
+        };
+        assert_eq!(fingerprints(one), fingerprints(other), "sequence {sequence}");
         panics += usize::from(one.rig.state.is_panicking());
         overlays += usize::from(!one.rig.away().is_empty());
     }
