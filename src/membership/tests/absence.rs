@@ -134,6 +134,64 @@ fn rolling_restart_with_stable_names_moves_no_slot_of_a_backend_that_is_up() {
     }
 }
 
+/// One pod after the other restarts. Its failure, its absence from discovery and its return are noticed in any order that
+/// can happen, and its readiness flaps.
+#[test]
+fn no_slot_of_a_pod_that_is_up_moves_in_random_restarts() {
+    let mut random = fastrand::Rng::with_seed(18);
+    let (mut ejected_first, mut away) = (0, 0);
+    let before = table(&named());
+    // Tables depend on nothing but the members, which are the same all the time, and on those that are away.
+    let mut checked = std::collections::BTreeSet::new();
+    for restart in 0..1_000 {
+        let mut rig = named();
+        let down = *random.choice(&ALL).unwrap();
+        let up: Vec<&str> = ALL.into_iter().filter(|host| *host != down).collect();
+        let mut port = 1;
+        for _ in 0..random.usize(3..12) {
+            match random.u8(0..6) {
+                0 => drop(rig.see(down, HealthKind::Refused)),
+                1 => drop(rig.discover_names(&up, 1)),
+                2 => drop(rig.apply(draining(down))),
+                // It is back, perhaps not for long.
+                3 => {
+                    port += u16::from(random.bool());
+                    rig.probes.clear();
+                    let all = endpoints(&ALL, 1).iter().map(|it| at_port(it, down, port)).collect();
+                    rig.apply(Input::Discovered(all));
+                }
+                4 if !rig.probes.is_empty() => drop(rig.answer(down, random.bool())),
+                _ => drop(rig.wait(Duration::from_millis(random.u64(0..4_500)))),
+            }
+            assert_eq!(rig.members(), ALL, "restart {restart}: all stay members");
+            let is_away = rig.away();
+            assert!(
+                is_away.iter().all(|host| host == down),
+                "restart {restart}: {is_away:?} of which only {down} is down"
+            );
+            ejected_first += u32::from(!is_away.is_empty() && rig.state_of(down) == Some(BackendState::Ejected));
+            away += u32::from(!is_away.is_empty());
+            if checked.insert(is_away) && !rig.away().is_empty() {
+                only_its_slots_moved(&before, &table(&rig), down);
+            }
+        }
+    }
+    assert_eq!(checked.len(), 5, "each of them was away");
+    assert!(ejected_first > 1_000 && away > ejected_first + 500, "{ejected_first} {away}");
+}
+
+/// All backends with stable names, of which one drains.
+fn draining(down: &str) -> Input {
+    let drains = |it: &Endpoint| Endpoint { is_draining: &*it.identity == down, ..at_port(it, down, 1) };
+    Input::Discovered(endpoints(&ALL, 1).iter().map(drains).collect())
+}
+
+/// The same backend with a stable name, at another port if it is `moved`.
+fn at_port(endpoint: &Endpoint, moved: &str, port: u16) -> Endpoint {
+    let port = if &*endpoint.identity == moved { port } else { 1 };
+    Endpoint { is_stable_name: true, address: Some(([127, 0, 0, 1], port).into()), ..endpoint.clone() }
+}
+
 /// Returns these backends, marked as missing where there is a `?` after the name.
 fn marked(hosts: &[&str]) -> Input {
     let names: Vec<&str> = hosts.iter().map(|host| host.trim_end_matches('?')).collect();
