@@ -5,10 +5,10 @@ use std::{fs, io::Write, path::Path};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::run::Outcome;
+use crate::whole::run::Outcome;
 
 /// The columns of the table.
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "event",
     "mode",
     "skew",
@@ -17,6 +17,7 @@ const COLUMNS: [&str; 12] = [
     "of them moved",
     "whole",
     "split",
+    "excusable",
     "twice near",
     "twice later",
     "traffic near",
@@ -50,6 +51,7 @@ pub(crate) fn write_line(outcome: &Outcome, out: &mut dyn Write) -> Result<()> {
         of_moved(verdict.moved.traces.to_string()),
         of_moved(percent(verdict.moved.whole_share(), 2)),
         (verdict.near.split + verdict.near.incomplete).to_string(),
+        verdict.near.excusable.to_string(),
         percent(verdict.near_spans.twice_share(), 2),
         percent(verdict.later_spans.twice_share(), 2),
         verdict.near_spans.traffic().map_or_else(|| "–".to_owned(), |traffic| format!("{traffic:.3}")),
@@ -65,9 +67,10 @@ pub(crate) fn write_notes(outcomes: &[Outcome], out: &mut dyn Write) -> Result<(
         out,
         "
 Near: with a span within 30 s of a change (with --quick, all times are shorter). Whole: one backend got every span.
-Moved: the change gave the trace another owner. Split: near and not whole on any backend. Twice: the share of spans that
-were delivered more than once, near a change and from a minute after the last one on. Traffic: spans delivered ÷ spans
-exported. Lost: acknowledged spans that no backend got.
+Moved: the change gave the trace another owner. Split: near and not whole on any backend. Excusable: those of the split
+ones that had a span on an instance which stopped before their last span came. Twice: the share of spans that were
+delivered more than once, near a change and from a minute after the last one on. Traffic: spans delivered ÷ spans exported.
+Lost: acknowledged spans that no backend got.
 "
     )?;
     for outcome in outcomes {

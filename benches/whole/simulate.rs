@@ -290,7 +290,7 @@ impl Pool {
                 if let (Some(history), Some(begun)) = (histories.get(replica), begun.get_mut(replica)) {
                     let arrived = Arrived { start: Some(span.start), arrival, is_root: position.index == 0 };
                     for owner in rules.targets(history, arrived, begun) {
-                        seen.add(owner as usize, position);
+                        seen.add(owner as usize, position, arrival);
                         deliveries += 1;
                     }
                 }

@@ -57,6 +57,13 @@ impl Default for Spec {
 }
 
 impl Spec {
+    /// The same traffic with all times of traces and services multiplied by `scale`.
+    pub(crate) fn scaled(self, scale: f64) -> Self {
+        let batches = self.batches.iter().map(|batch| batch.mul_f64(scale)).collect();
+        let [shortest, longest] = [self.lengths.start(), self.lengths.end()].map(|length| length.mul_f64(scale));
+        Self { batches, lengths: shortest..=longest, ..self }
+    }
+
     /// Returns the traces that start within `length`, by their start.
     pub(crate) fn traces(&self, length: Duration) -> Vec<Trace> {
         let mut random = fastrand::Rng::with_seed(self.seed);

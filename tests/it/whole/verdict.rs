@@ -16,6 +16,10 @@ pub(crate) struct Deliveries {
     by_backend: Vec<(usize, u64)>,
     /// By position, how often a span was delivered.
     times: Vec<u64>,
+    /// When the last span came.
+    last: Duration,
+    /// Whether a backend with a span of it ended before the last span came, so that no proxy could keep it whole.
+    is_excused: bool,
 }
 
 /// A change of the pool.
@@ -46,6 +50,8 @@ pub(crate) struct Traces {
     pub(crate) split: u64,
     /// Traces of which a span was not delivered at all.
     pub(crate) incomplete: u64,
+    /// Those of the split and incomplete traces that had a span on a backend which stopped before their last span came.
+    pub(crate) excusable: u64,
 }
 
 /// Spans of one kind.
@@ -80,8 +86,9 @@ pub(crate) struct Verdict {
 // === impl Deliveries ===
 
 impl Deliveries {
-    /// Adds a delivery.
-    pub(crate) fn add(&mut self, backend: usize, position: SpanPosition) {
+    /// Adds a delivery, which came at `arrival` by any clock that is the same for all.
+    pub(crate) fn add(&mut self, backend: usize, position: SpanPosition, arrival: Duration) {
+        self.last = self.last.max(arrival);
         let (bit, index) = (position.bit(), usize::from(position.index));
         if self.times.len() <= index {
             self.times.resize(index + 1, 0);
@@ -93,6 +100,12 @@ impl Deliveries {
             Some((_, bits)) => *bits |= bit,
             None => self.by_backend.push((backend, bit)),
         }
+    }
+
+    /// Notes when each backend stopped, if it did. Called after all deliveries were added.
+    pub(crate) fn note_stopped(&mut self, stopped: impl Fn(usize) -> Option<Duration>) {
+        let mut ends = self.by_backend.iter().filter_map(|(backend, _)| stopped(*backend));
+        self.is_excused = ends.any(|end| end < self.last);
     }
 
     /// The spans that were delivered, as a bit set.
@@ -122,6 +135,12 @@ impl Traces {
         } else {
             self.incomplete += 1;
         }
+        self.excusable += u64::from(!seen.is_whole(count) && seen.is_excused);
+    }
+
+    /// The number of traces that are not whole, although a proxy could have kept them whole.
+    pub(crate) fn inexcusable(&self) -> u64 {
+        self.traces - self.whole - self.excusable
     }
 
     /// The share of whole traces; `None` if there are no traces.
@@ -159,6 +178,11 @@ impl Spans {
 // === impl Verdict ===
 
 impl Verdict {
+    /// The number of traces that are not whole, although a proxy could have kept them whole.
+    pub(crate) fn inexcusable(&self) -> u64 {
+        self.near.inexcusable() + self.far.inexcusable()
+    }
+
     /// Adds a trace with its deliveries and its acknowledged spans, as a bit set.
     pub(crate) fn add<M: Fn(&Trace) -> bool>(
         &mut self,
@@ -220,7 +244,7 @@ mod tests {
     fn verdict(trace: &Trace, places: &[&[usize]]) -> Verdict {
         let mut seen = Deliveries::default();
         for ((position, _), backends) in trace.positions().zip(places) {
-            backends.iter().for_each(|backend| seen.add(*backend, position));
+            backends.iter().for_each(|backend| seen.add(*backend, position, Duration::ZERO));
         }
         let mut verdict = Verdict::default();
         let changes = [Change { at: Duration::from_secs(100), moved: |_: &Trace| true }];
@@ -259,10 +283,30 @@ mod tests {
     }
 
     #[test]
+    fn a_split_is_excusable_if_a_backend_stopped_before_the_last_span_came() {
+        let trace = trace(0, 3);
+        let excusable = |places: [usize; 3], stopped: &[(usize, u64)]| {
+            let mut seen = Deliveries::default();
+            for ((position, _), (backend, second)) in trace.positions().zip(places.into_iter().zip(1..)) {
+                seen.add(backend, position, Duration::from_secs(second));
+            }
+            let end = |backend| stopped.iter().find(|(it, _)| *it == backend).map(|(_, at)| Duration::from_secs(*at));
+            seen.note_stopped(end);
+            let mut traces = Traces::default();
+            traces.add(trace.count(), &seen);
+            (traces.split, traces.excusable, traces.inexcusable())
+        };
+        assert_eq!(excusable([1, 1, 2], &[(1, 2)]), (1, 1, 0));
+        assert_eq!(excusable([1, 1, 2], &[(1, 3)]), (1, 0, 1), "it stopped when all was there");
+        assert_eq!(excusable([1, 1, 2], &[(3, 1)]), (1, 0, 1), "it had no span of the trace");
+        assert_eq!(excusable([1, 1, 1], &[(1, 2)]), (0, 0, 0), "a whole trace needs no excuse");
+    }
+
+    #[test]
     fn lost_and_refused_spans_are_told_apart() {
         let trace = trace(0, 3);
         let mut seen = Deliveries::default();
-        seen.add(1, trace.positions().next().unwrap().0);
+        seen.add(1, trace.positions().next().unwrap().0, Duration::ZERO);
         let mut verdict = Verdict::default();
         // The first two spans were acknowledged, and the second of them is nowhere.
         verdict.add::<fn(&Trace) -> bool>(&trace, &seen, 0b011, &[], LIMITS);

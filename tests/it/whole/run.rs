@@ -1,4 +1,4 @@
-//! One run: an event, with one program and one skew.
+//! One run: the plan of an event, with one program and one skew.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,14 +16,12 @@ use spanring::{
 };
 use tokio::{runtime::Handle, time::Instant};
 
-use crate::{
-    plan::{Event, Plan},
+use super::{
+    exporter::{Beginning, Exported, Service},
+    plan::Plan,
     proxy::Program,
-    whole::{
-        exporter::{Beginning, Exported, Service},
-        traces::{Spec, Trace},
-        verdict::{Change, Deliveries, Limits, Verdict},
-    },
+    traces::{Spec, Trace},
+    verdict::{Change, Deliveries, Limits, Verdict},
     world::World,
 };
 
@@ -37,13 +35,14 @@ const LEAD: Duration = Duration::from_millis(500);
 /// What is run.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
-    pub(crate) event: Event,
+    /// The name of the event.
+    pub(crate) event: &'static str,
+    pub(crate) plan: Plan,
     pub(crate) program: Program,
     pub(crate) skew: Duration,
-    /// The factor of all times.
+    /// The factor of all times, which decides what is near a change.
     pub(crate) scale: f64,
-    pub(crate) traces_per_second: f64,
-    pub(crate) seed: u64,
+    pub(crate) spec: Spec,
 }
 
 /// What was found.
@@ -66,17 +65,16 @@ type Moved = Box<dyn Fn(&Trace) -> bool>;
 impl Run {
     /// Runs it. Takes as long as the plan, and some time until the last spans are delivered.
     pub(crate) fn execute(&self, runtime: &Handle) -> Result<Outcome> {
-        let plan = self.event.plan(self.scale);
-        let spec = Arc::new(self.spec());
-        let traces = Arc::new(spec.traces(plan.length));
-        let mut world = World::start(&self.program, &plan, runtime)?;
+        let spec = Arc::new(self.spec.clone());
+        let traces = Arc::new(spec.traces(self.plan.length));
+        let mut world = World::start(&self.program, &self.plan, runtime)?;
         let tasks = Tasks::new();
         let beginning = Beginning::at(Instant::now() + LEAD);
         let guard = runtime.enter();
         let services = Service::all(&spec, &traces, &world.balancer).into_iter();
         let services: Vec<_> = services.map(|service| tasks.spawn(service.run(beginning))).collect();
         drop(guard);
-        world.play(&plan, self.skew, beginning.instant).with_context(|| world.logs())?;
+        world.play(&self.plan, self.skew, beginning.instant).with_context(|| world.logs())?;
         let exported = runtime.block_on(async {
             let mut exported = Vec::new();
             for service in services {
@@ -84,28 +82,24 @@ impl Run {
             }
             anyhow::Ok(exported)
         })?;
-        self.outcome(&world, &plan, &traces, &exported)
+        self.outcome(&world, &traces, &exported)
     }
 
-    fn spec(&self) -> Spec {
-        let usual = Spec { seed: self.seed, traces_per_second: self.traces_per_second, ..Spec::default() };
-        let batches = usual.batches.iter().map(|batch| batch.mul_f64(self.scale)).collect();
-        let [shortest, longest] = [usual.lengths.start(), usual.lengths.end()].map(|length| length.mul_f64(self.scale));
-        Spec { batches, lengths: shortest..=longest, ..usual }
-    }
-
-    fn outcome(&self, world: &World, plan: &Plan, traces: &[Trace], exported: &[Exported]) -> Result<Outcome> {
+    fn outcome(&self, world: &World, traces: &[Trace], exported: &[Exported]) -> Result<Outcome> {
         let numbers: HashMap<TraceKey, usize> = traces.iter().enumerate().map(|(n, trace)| (trace.key, n)).collect();
         let mut seen = vec![Deliveries::default(); traces.len()];
-        for (instance, journal) in world.journals.iter().enumerate() {
-            for entry in read_journal(journal)? {
+        for (number, instance) in world.instances.iter().enumerate() {
+            for entry in read_journal(&instance.journal)? {
                 let key = TraceKey::from_bytes(entry.trace).context("a trace of another generator")?;
                 let position = key.position_of(entry.span).context("a span of another generator")?;
-                let number = numbers.get(&key).context("a trace of another run")?;
-                if let Some(seen) = seen.get_mut(*number) {
-                    seen.add(instance, position);
+                let trace = numbers.get(&key).context("a trace of another run")?;
+                if let Some(seen) = seen.get_mut(*trace) {
+                    seen.add(number, position, Duration::from_nanos(entry.arrived));
                 }
             }
+        }
+        for seen in &mut seen {
+            seen.note_stopped(|instance| world.instances.get(instance)?.stopped);
         }
         let mut acknowledged = vec![0_u64; traces.len()];
         let mut errors = BTreeMap::<String, u64>::new();
@@ -119,14 +113,14 @@ impl Run {
                 *errors.entry(error.clone()).or_default() += count;
             }
         }
-        let changes = self.changes(world, plan)?;
+        let changes = self.changes(world)?;
         let limits = Limits { near: NEAR.mul_f64(self.scale), later: LATER.mul_f64(self.scale) };
         let mut verdict = Verdict::default();
         for ((trace, seen), acknowledged) in traces.iter().zip(&seen).zip(acknowledged) {
             verdict.add(trace, seen, acknowledged, &changes, limits);
         }
         Ok(Outcome {
-            event: self.event.name(),
+            event: self.event,
             mode: self.program.name(),
             skew_s: self.skew.as_secs_f64(),
             knows_moved: self.knows_moved(),
@@ -141,10 +135,10 @@ impl Run {
     }
 
     /// Returns the changes of the plan, with the traces that each of them moves.
-    fn changes(&self, world: &World, plan: &Plan) -> Result<Vec<Change<Moved>>> {
+    fn changes(&self, world: &World) -> Result<Vec<Change<Moved>>> {
         let mut tables: BTreeMap<&BTreeSet<usize>, Arc<Table>> = BTreeMap::new();
         let mut changes = Vec::new();
-        for change in &plan.changes {
+        for change in &self.plan.changes {
             let mut table = |backends| -> Result<Arc<Table>> {
                 if let Some(table) = tables.get(backends) {
                     return Ok(Arc::clone(table));

@@ -7,7 +7,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -21,12 +21,14 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
+use super::{
+    exporter::Balancer,
+    plan::{BACKENDS, Plan, Step},
+    proxy::{Place, Program},
+};
 use crate::{
     harness::{Process, Ready, free_addresses, on_free_ports, until},
     nameserver::{NameServer, loopback},
-    plan::{BACKENDS, Plan, REPLICAS, Step},
-    proxy::{Place, Program},
-    whole::exporter::Balancer,
 };
 
 /// The name whose addresses are the backends.
@@ -42,6 +44,17 @@ pub(crate) struct Backend {
     address: SocketAddr,
     /// The tasks of its running instance.
     tasks: Option<Tasks>,
+    /// The index of its last instance.
+    instance: usize,
+}
+
+/// An instance of a backend.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    /// The file with all spans that it accepted.
+    pub(crate) journal: PathBuf,
+    /// When it began to end, since 1970. It takes nothing new from then on.
+    pub(crate) stopped: Option<Duration>,
 }
 
 /// A replica of the proxy.
@@ -57,8 +70,8 @@ pub(crate) struct World {
     has_names: bool,
     port: u16,
     backends: Vec<Backend>,
-    /// The journal of every instance of a backend, and the tasks of those that have not ended.
-    pub(crate) journals: Vec<PathBuf>,
+    /// All instances of backends in the order of their start.
+    pub(crate) instances: Vec<Instance>,
     replicas: Vec<Replica>,
     pub(crate) balancer: Balancer,
     runtime: Handle,
@@ -81,7 +94,7 @@ impl World {
             has_names: plan.has_names,
             port: free.port(),
             backends: Vec::new(),
-            journals: Vec::new(),
+            instances: Vec::new(),
             replicas: Vec::new(),
             balancer: Balancer::default(),
             runtime: runtime.clone(),
@@ -90,7 +103,7 @@ impl World {
         for backend in 0..BACKENDS {
             world.start_backend(backend)?;
         }
-        for _ in 0..REPLICAS {
+        for _ in 0..plan.replicas {
             world.add_replica()?;
         }
         Ok(world)
@@ -115,8 +128,9 @@ impl World {
                 acts.push((*at, Act::Do(step)));
                 continue;
             }
-            for replica in 0..REPLICAS {
-                let share = u32::try_from(replica)? * skew / u32::try_from(REPLICAS - 1)?;
+            for replica in 0..plan.replicas {
+                let others = u32::try_from(plan.replicas - 1)?.max(1);
+                let share = u32::try_from(replica)? * skew / others;
                 acts.push((*at + share, Act::Tell(replica, step)));
             }
         }
@@ -135,7 +149,7 @@ impl World {
         match step {
             Step::Start(backend) => self.start_backend(*backend),
             Step::Stop(backend) => {
-                if let Some(tasks) = self.backends.get_mut(*backend).and_then(|backend| backend.tasks.take()) {
+                if let Some(tasks) = self.end(*backend) {
                     tasks.drain();
                     let of_rest = Tasks::new();
                     let _guard = self.runtime.enter();
@@ -147,14 +161,29 @@ impl World {
                 Ok(())
             }
             Step::Kill(backend) => {
-                if let Some(tasks) = self.backends.get_mut(*backend).and_then(|backend| backend.tasks.take()) {
+                if let Some(tasks) = self.end(*backend) {
                     tasks.stop();
                 }
                 Ok(())
             }
             Step::RestartReplica(replica) => self.restart(*replica),
+            Step::KillReplica(replica) => {
+                self.balancer.set_ready(*replica, false);
+                drop(self.replicas.get_mut(*replica).and_then(|replica| replica.process.take()));
+                Ok(())
+            }
             Step::List(_) | Step::Rename(_) => Ok(()),
         }
+    }
+
+    /// Takes the tasks of a backend's running instance, and notes that it ends.
+    fn end(&mut self, backend: usize) -> Option<Tasks> {
+        let backend = self.backends.get_mut(backend)?;
+        let tasks = backend.tasks.take()?;
+        if let Some(instance) = self.instances.get_mut(backend.instance) {
+            instance.stopped = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+        }
+        Some(tasks)
     }
 
     /// Lets one replica know of a step.
@@ -180,16 +209,17 @@ impl World {
     /// Starts an instance of a backend, at a new address.
     fn start_backend(&mut self, n: usize) -> Result<()> {
         let tasks = Tasks::new();
-        let journal = self.dir.path().join(format!("instance-{}.journal", self.journals.len()));
+        let journal = self.dir.path().join(format!("instance-{}.journal", self.instances.len()));
         let config = SinkConfig {
             grpc: (loopback(), self.port).into(),
             journal: Some(journal.clone()),
             ..SinkConfig::default()
         };
         let sink = self.runtime.block_on(Sink::start(config, &tasks)).context("cannot start a backend")?;
-        self.journals.push(journal);
+        let instance = self.instances.len();
+        self.instances.push(Instance { journal, stopped: None });
         let name = format!("collector-{n}.test.");
-        let started = Backend { name, address: sink.addr, tasks: Some(tasks) };
+        let started = Backend { name, address: sink.addr, tasks: Some(tasks), instance };
         match self.backends.get_mut(n) {
             Some(backend) => *backend = started,
             None => {

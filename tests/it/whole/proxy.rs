@@ -14,13 +14,10 @@ const OURS: &str = env!("CARGO_BIN_EXE_spanring");
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// `hold_down` of the pool: its default.
-const HOLD_DOWN: Duration = Duration::from_secs(5);
+pub(crate) const HOLD_DOWN: Duration = Duration::from_secs(5);
 
 /// The hand-off's window: its default.
-const WINDOW: Duration = Duration::from_secs(30);
-
-/// The time after which root spans go only to the new owner: its default.
-const SKEW: Duration = Duration::from_secs(10);
+pub(crate) const WINDOW: Duration = Duration::from_secs(30);
 
 /// The hand-off modes of a pool.
 pub(crate) const MODES: [&str; 3] = ["immediate", "dual", "sticky"];
@@ -61,18 +58,18 @@ pub(crate) enum Program {
 }
 
 impl Program {
-    /// Returns Spanring in this mode, or the reason why the binary refuses it.
-    pub(crate) fn spanring(mode: &'static str, scale: f64) -> Result<Result<Self, String>> {
+    /// Returns Spanring in this mode with these keys, or the reason why the binary refuses it.
+    pub(crate) fn spanring(mode: &'static str, window: Duration, hold_down: Duration) -> Result<Result<Self, String>> {
         let binary = std::env::var_os("SPANRING_BIN").map_or_else(|| PathBuf::from(OURS), PathBuf::from);
-        let [window, skew] = [WINDOW, SKEW].map(|time| millis(time.mul_f64(scale)));
+        // As the defaults are: 10 s of 30 s.
+        let [window, skew] = [window, window / 3].map(millis);
         let written = |more: &str| format!("ring: {{ handoff: {{ mode: {mode}, window: {window}{more} }} }}");
         // Older builds do not know `skew`. A build without hand-off does what `immediate` does.
         let mut ways = vec![written(&format!(", skew: {skew}")), written("")];
         ways.extend((mode == "immediate").then(String::new));
         let mut refusal = String::new();
         for handoff in ways {
-            let (binary, hold_down) = (binary.clone(), HOLD_DOWN.mul_f64(scale));
-            let program = Self::Spanring { binary, mode, handoff, hold_down };
+            let program = Self::Spanring { binary: binary.clone(), mode, handoff, hold_down };
             match program.refusal()? {
                 None => return Ok(Ok(program)),
                 Some(reason) => refusal = reason,

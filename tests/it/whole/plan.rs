@@ -30,6 +30,8 @@ pub(crate) enum Step {
     Kill(usize),
     /// A replica of the proxy is restarted.
     RestartReplica(usize),
+    /// A replica of the proxy ends at once and stays away.
+    KillReplica(usize),
 }
 
 /// A change of the set of backends that serve.
@@ -41,7 +43,7 @@ pub(crate) struct Change {
 }
 
 /// All steps of a run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// The steps by time.
     pub(crate) steps: Vec<(Duration, Step)>,
@@ -50,13 +52,15 @@ pub(crate) struct Plan {
     pub(crate) has_names: bool,
     /// How long new traces are started.
     pub(crate) length: Duration,
+    /// The number of proxies.
+    pub(crate) replicas: usize,
 }
 
 /// The number of backends at the beginning.
 pub(crate) const BACKENDS: usize = 4;
 
-/// The number of proxies.
-pub(crate) const REPLICAS: usize = 3;
+/// The usual number of proxies.
+const REPLICAS: usize = 3;
 
 /// How long all is quiet before the first event, so that even the longest traces exist when it comes.
 const BEFORE: Duration = Duration::from_secs(30);
@@ -109,6 +113,11 @@ impl Event {
         }
     }
 
+    /// Whether an operator brings the event about, or it is harmless. No trace need be split by it then.
+    pub(crate) fn is_planned(self) -> bool {
+        !matches!(self, Self::Crash | Self::Replica)
+    }
+
     /// Returns the steps of the event. `scale` shortens or lengthens all times.
     pub(crate) fn plan(self, scale: f64) -> Plan {
         let mut plan = Plan { has_names: self == Self::RollingNames, ..Plan::default() };
@@ -127,9 +136,15 @@ impl Event {
     }
 }
 
+impl Default for Plan {
+    fn default() -> Self {
+        Self { steps: Vec::new(), changes: Vec::new(), has_names: false, length: Duration::ZERO, replicas: REPLICAS }
+    }
+}
+
 impl Plan {
     /// The backends that are listed after the last step so far.
-    fn listed(&self) -> BTreeSet<usize> {
+    pub(crate) fn listed(&self) -> BTreeSet<usize> {
         self.changes.last().map_or_else(|| (0..BACKENDS).collect(), |change| change.after.clone())
     }
 
@@ -145,13 +160,14 @@ impl Plan {
         self.changes.push(Change { at, before, after });
     }
 
-    fn list(&mut self, at: Duration, backends: BTreeSet<usize>) {
+    /// Lists these backends.
+    pub(crate) fn list(&mut self, at: Duration, backends: BTreeSet<usize>) {
         self.steps.push((at, Step::List(backends.clone())));
         self.change(at, backends);
     }
 
     /// Starts new backends and lists them.
-    fn join(&mut self, at: Duration, count: usize) {
+    pub(crate) fn join(&mut self, at: Duration, count: usize) {
         let mut listed = self.listed();
         let first = self.steps.iter().filter(|(_, step)| matches!(step, Step::Start(_))).count() + BACKENDS;
         for backend in first..first + count {
