@@ -419,7 +419,7 @@ mod tests {
         assert_eq!((portion.used.load(Relaxed), budget.used()), (70, 70));
         request.shrink_to(0);
         assert!(!portion.permit().grow(1), "a further request of the connection has no room beside it");
-        assert!(copy.take_again(31).is_none() && copy.split(5).take_again(30).is_some(), "the account is the bound");
+        assert!(copy.take_again(71).is_none() && copy.split(5).take_again(30).is_some(), "the account is the bound");
         drop(copy);
         assert_eq!((portion.used.load(Relaxed), budget.used()), (0, 0));
     }
