@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use http::uri::Authority;
 
-use super::pins::ENTRY;
+use super::pins::{ENTRY, Names};
 
 /// The index of `:authority` in the static table (RFC 7541, appendix A).
 const AUTHORITY_INDEX: usize = 1;
@@ -22,6 +22,9 @@ const AUTHORITY_INDEX: usize = 1;
 /// The name `:authority`, plain and Huffman-coded.
 const AUTHORITY: &[u8] = b":authority";
 const AUTHORITY_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
+
+/// The Huffman code of a colon, which has seven bits.
+const COLON_CODE: u8 = 0x5c;
 
 /// The Huffman codes of one length in bits. They are consecutive numbers.
 struct Codes {
@@ -53,18 +56,18 @@ pub(super) struct Inserted {
     /// The size of its entries (RFC 7541, 4.1), at least: of decoded strings only the coded length is known, and of names of
     /// the table nothing.
     pub(super) size: usize,
-    /// Whether an entry has a plain string.
+    /// Whether a plain string is kept where it was read.
     pub(super) is_plain: bool,
-    /// Whether an entry has a Huffman-coded string.
+    /// Whether a Huffman-coded string is kept where it was decoded.
     pub(super) is_decoded: bool,
     /// The length of all Huffman-coded strings of the block, inserted or not.
     pub(super) huffman_len: usize,
 }
 
 /// Finds `:authority` in a complete header block and replaces its value if h2 cannot parse it. A malformed block is
-/// left for h2 to refuse. Returns what the block inserts into the dynamic table.
-pub(super) fn repair(block: &mut [u8]) -> Inserted {
-    let mut fields = Fields { reader: Reader { block, at: 0 }, authority: None, inserted: Inserted::default() };
+/// left for h2 to refuse. Returns what the block inserts into the dynamic table, which `names` follows.
+pub(super) fn repair(block: &mut [u8], names: &mut Names) -> Inserted {
+    let mut fields = Fields { reader: Reader { block, at: 0 }, names, authority: None, inserted: Inserted::default() };
     while fields.read_one().is_some() {}
     let Fields { authority, inserted, .. } = fields;
     if let Some((huffman, value)) = authority
@@ -82,6 +85,7 @@ pub(super) fn repair(block: &mut [u8]) -> Inserted {
 /// The fields of a header block, as they are read one after the other.
 struct Fields<'a> {
     reader: Reader<'a>,
+    names: &'a mut Names,
     /// Whether the value of the literal `:authority` is Huffman-coded, and its range. There is at most one literal: h2 resets
     /// a stream with two.
     authority: Option<(bool, Range<usize>)>,
@@ -91,30 +95,35 @@ struct Fields<'a> {
 impl Fields<'_> {
     /// Reads one field. Returns `None` at the end of the block, or where it is malformed.
     fn read_one(&mut self) -> Option<()> {
-        let Self { reader, authority, inserted } = self;
+        let Self { reader, names, authority, inserted } = self;
         // The first byte states the kind of the field (RFC 7541, 6).
         let first = *reader.block.get(reader.at)?;
         let (prefix, is_inserted) = match first {
             0x80.. => return reader.integer(7).map(drop),
-            0x20..0x40 => return reader.integer(5).map(drop),
+            0x20..0x40 => return reader.integer(5).map(|size| names.resize(size)),
             0x40..0x80 => (6, true),
             0x00..0x20 => (4, false),
         };
         let index = reader.integer(prefix)?;
         let name = if index == 0 { Some(reader.string()?) } else { None };
         let value = reader.string()?;
+        let lens = |coded: bool| {
+            name.iter().chain([&value]).filter(move |(is_coded, _)| *is_coded == coded).map(|(_, range)| range.len())
+        };
+        let (plain_len, coded_len) = (lens(false).sum::<usize>(), lens(true).sum::<usize>());
+        inserted.huffman_len += coded_len;
         if is_inserted {
-            inserted.size += ENTRY;
-        }
-        for (is_coded, range) in name.iter().chain([&value]) {
-            if *is_coded {
-                inserted.huffman_len += range.len();
-            }
-            if is_inserted && !range.is_empty() {
-                inserted.size += if *is_coded { 0 } else { range.len() };
-                inserted.is_plain |= !is_coded;
-                inserted.is_decoded |= is_coded;
-            }
+            inserted.size += ENTRY + plain_len;
+            let is_kept = match &name {
+                Some((is_coded, range)) => {
+                    let first = reader.block.get(range.start).copied().unwrap_or_default();
+                    if *is_coded { first >> 1 == COLON_CODE } else { first == b':' }
+                }
+                None => names.keep(index),
+            };
+            names.insert(is_kept, plain_len + coded_len);
+            inserted.is_plain |= is_kept && !value.0 && !value.1.is_empty();
+            inserted.is_decoded |= is_kept && value.0;
         }
         let is_authority = match name {
             Some((huffman, name)) => reader.block.get(name)? == if huffman { AUTHORITY_HUFFMAN } else { AUTHORITY },
@@ -254,6 +263,10 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn repair(block: &mut [u8]) -> Inserted {
+        super::repair(block, &mut Names::default())
+    }
 
     /// Encodes a string with its length, Huffman-coded or plain.
     pub(crate) fn string(text: &[u8], huffman: bool) -> Vec<u8> {
@@ -426,12 +439,34 @@ pub(super) mod tests {
         assert_eq!(inserted, Inserted { size: 2 * ENTRY + 17 + 15, is_plain: true, is_decoded: false, huffman_len });
         let value = string(b"application/grpc", true);
         let coded_value = repair(&mut [&[0x5f][..], &value].concat());
-        assert_eq!(
-            coded_value,
-            Inserted { size: ENTRY, is_plain: false, is_decoded: true, huffman_len: value.len() - 1 }
-        );
+        assert_eq!(coded_value, Inserted { size: ENTRY, huffman_len: value.len() - 1, ..Inserted::default() });
+        let path = string(b"/a/path", true);
+        assert!(repair(&mut [&[0x44][..], &path].concat()).is_decoded);
+        for huffman in [true, false] {
+            let name = string(b":authority", huffman);
+            assert!(repair(&mut [&[0x40][..], &name, &string(b"a", false)].concat()).is_plain, "a literal name");
+        }
         assert_eq!(repair(&mut [0x82, 0xbe, 0x84]), Inserted::default(), "references");
         assert_eq!(repair(&mut block[..block.len() - 1].to_vec()).size, inserted.size, "the last one was cut off");
+    }
+
+    #[test]
+    fn names_of_the_table_are_followed() {
+        let mut names = Names::default();
+        let mut is_plain = |block: &[u8]| super::repair(&mut block.to_vec(), &mut names).is_plain;
+        let value = string(b"a:1", false);
+        let literal = |first: &[u8]| [first, &value].concat();
+        assert!(is_plain(&literal(&[0x41])), "entry 62 has an authority");
+        assert!(is_plain(&literal(&[0x7e])), "entries 62 and 63");
+        assert!(!is_plain(&[&[0x40][..], &string(b"x-other", false), &value].concat()), "entry 62 is no authority");
+        assert!(!is_plain(&literal(&[0x7e])), "nor are now 62 and 63");
+        assert!(!is_plain(&literal(&[0x7f, 0])), "63, so 62 to 64");
+        assert!(is_plain(&literal(&[0x7f, 2])), "65");
+        assert!(!is_plain(&literal(&[0x5f])), "a static name that is copied");
+        // What is longer than the table leaves it empty, so that the numbers are not known any more.
+        let long = string(&[b'y'; 5_000], false);
+        assert!(!is_plain(&[&[0x40][..], &string(b"x-long", false), &long].concat()));
+        assert!(is_plain(&literal(&[0x7e])), "any name of the table may be an authority");
     }
 
     proptest! {

@@ -1,10 +1,9 @@
 //! Counts the buffers that a client's headers keep in memory.
 //!
-//! HPACK's table (RFC 7541, 2.3.2) holds headers for later requests. h2 does not copy what is in it: a plain string is a
-//! slice of the buffer that it was read into, and a Huffman-coded one of the buffer that it was decoded into. Such a
-//! buffer stays until the header has left the table. A header of a few bytes behind a large frame keeps 256 KiB, and the
-//! table has room for a hundred of them. So the buffers are taken from the account. A connection that has no room for
-//! them is told to finish.
+//! HPACK's table (RFC 7541, 2.3.2) holds headers for later requests. h2 does not copy the authority, the path and the
+//! scheme in it: a plain string is a slice of the buffer that it was read into, and a Huffman-coded one of the buffer that
+//! it was decoded into. Such a buffer of 8 KiB or more stays until the header has left the table, which has room for
+//! a hundred. So the buffers are taken from the account. A connection that has no room for them is told to finish.
 
 use std::collections::VecDeque;
 
@@ -28,6 +27,15 @@ const RESERVED: usize = 2;
 /// The buffers of a usual client, which are in the cost of its connection: one to read into, and one to decode into.
 const USUAL: usize = (8 << 10) + DECODED;
 
+/// Static entries of the table whose values are not copied: the authority, two paths and two schemes (RFC 7541, appendix A),
+/// and the number of the first entry that is not static.
+const KEPT: [usize; 5] = [1, 4, 5, 6, 7];
+const FIRST_DYNAMIC: usize = 62;
+
+/// An entry that may be longer than the table, by the coded length of its strings: then it is not inserted, and the table is
+/// empty.
+const MAYBE_TOO_LONG: usize = TABLE / 4;
+
 /// What a connection may keep without room in the account until it is closed. It has been told to finish by then.
 const MOST_UNCOUNTED: usize = 1 << 20;
 
@@ -37,6 +45,7 @@ pub(super) struct Pins {
     /// `None` if they are not accounted for.
     account: Option<Budget>,
     permit: Option<Permit>,
+    pub(super) names: Names,
     /// The buffers that entries of the table may be in, the oldest first.
     pins: VecDeque<Pin>,
     /// The size of these buffers.
@@ -50,6 +59,15 @@ pub(super) struct Pins {
     /// The worst standing so far, and whether it was asked for since it became worse than well.
     standing: Standing,
     is_known: bool,
+}
+
+/// Follows which entries of the table have values that are not copied.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// A bit for each of the last entries, the latest first. The table has no more than 128.
+    kept: u128,
+    /// Whether it is unknown which entry has which number.
+    is_lost: bool,
 }
 
 /// A buffer that entries of the table are in.
@@ -78,11 +96,50 @@ pub(super) enum Standing {
     TooMuch,
 }
 
+// === impl Names ===
+
+impl Names {
+    /// Returns whether values are not copied whose name is that of the entry with this number.
+    pub(super) fn keep(&self, index: usize) -> bool {
+        match index.checked_sub(FIRST_DYNAMIC) {
+            None => KEPT.contains(&index),
+            Some(_) if self.is_lost => true,
+            Some(at) => {
+                u32::try_from(at).ok().and_then(|at| self.kept.checked_shr(at)).is_some_and(|bits| bits & 1 == 1)
+            }
+        }
+    }
+
+    /// Notes a new entry, whose strings have so many bytes as they are coded.
+    pub(super) fn insert(&mut self, is_kept: bool, len: usize) {
+        self.kept = self.kept << 1 | u128::from(is_kept);
+        self.is_lost |= len > MAYBE_TOO_LONG;
+    }
+
+    /// Notes another size of the table, with which an entry may be too long.
+    pub(super) fn resize(&mut self, size: usize) {
+        self.is_lost |= size < TABLE;
+    }
+}
+
+// === impl Pins ===
+
 impl Pins {
     pub(super) fn new(account: Option<Budget>) -> Self {
         let pins = VecDeque::new();
         let (read, decoded, standing) = ((0, 0), (0, 0, 0), Standing::Well);
-        Self { account, permit: None, pins, size: 0, inserted: 0, read, decoded, standing, is_known: false }
+        Self {
+            account,
+            permit: None,
+            names: Names::default(),
+            pins,
+            size: 0,
+            inserted: 0,
+            read,
+            decoded,
+            standing,
+            is_known: false,
+        }
     }
 
     /// Returns the worst standing so far.

@@ -245,7 +245,8 @@ impl Streams {
         match block(&self.held, len, flags) {
             Block::Incomplete(missing) if self.held.len() + missing <= LARGEST_BLOCK => return Some(missing),
             Block::Complete(pieces, _) => {
-                self.pins.note(pieces.repair(&mut self.held));
+                let inserted = pieces.repair(&mut self.held, &mut self.pins.names);
+                self.pins.note(inserted);
                 // Nothing is read behind this block before the gate is open.
                 let _has_room = opens(stream, &self.tally, &self.admission);
                 self.parser = FrameParser::head(false);
@@ -384,7 +385,8 @@ impl FrameParser {
         let stream = u32::from_be_bytes(stream) & 0x7fff_ffff;
         match block(rest, len, flags) {
             Block::Complete(pieces, end) => {
-                pins.note(pieces.repair(rest));
+                let inserted = pieces.repair(rest, &mut pins.names);
+                pins.note(inserted);
                 *self = Self::head(false);
                 if opens(stream, tally, admission) { Begun::Handled(end) } else { Begun::NoRoom(end) }
             }

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::super::hpack::{self, Inserted};
+use super::super::{
+    hpack::{self, Inserted},
+    pins::Names,
+};
 
 /// The length of a frame's head: length, type, flags and stream (RFC 9113, 4.1).
 pub(in crate::listen) const HEAD: usize = 9;
@@ -87,13 +90,13 @@ pub(super) fn fragment(payload: &[u8], flags: u8) -> Option<Range<usize>> {
 
 impl Pieces {
     /// Repairs the block. Returns what it inserts into the dynamic table.
-    pub(super) fn repair(&self, bytes: &mut [u8]) -> Inserted {
+    pub(super) fn repair(&self, bytes: &mut [u8], names: &mut Names) -> Inserted {
         if self.more.is_empty() {
-            return hpack::repair(bytes.get_mut(self.first.clone()).unwrap_or_default());
+            return hpack::repair(bytes.get_mut(self.first.clone()).unwrap_or_default(), names);
         }
         let all = || std::iter::once(&self.first).chain(&self.more);
         let mut whole: Vec<u8> = all().filter_map(|piece| bytes.get(piece.clone())).flatten().copied().collect();
-        let inserted = hpack::repair(&mut whole);
+        let inserted = hpack::repair(&mut whole, names);
         let mut rest = &whole[..];
         for piece in all() {
             let (now, later) = rest.split_at(piece.len().min(rest.len()));
