@@ -235,7 +235,7 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, time::Duration};
+    use std::collections::BTreeSet;
 
     use super::*;
     use crate::{
@@ -327,9 +327,14 @@ mod tests {
     /// When the tests begin, in nanoseconds since the Unix epoch.
     const BEGIN: u64 = 1_800_000_000 * SECOND;
 
+    /// A moment at which both clocks say the same.
+    fn at(nanos: u64) -> Moment {
+        Moment { unix: nanos, steady: nanos }
+    }
+
     /// A table after changes at one second each: of backends with these letters, each at a port of its own.
     fn changed(memberships: &[&str]) -> Table {
-        let handoff = Handoff { mode: HandoffMode::Dual, window: Duration::from_secs(30) };
+        let handoff = Handoff { mode: HandoffMode::Dual, ..Handoff::default() };
         let table = |names: &&str| {
             let endpoint = |name: char| {
                 let port = u16::try_from(u32::from(name)).expect("a letter");
@@ -358,7 +363,7 @@ mod tests {
     #[test]
     fn records_that_are_handed_off_are_counted_by_where_they_go() {
         let table = changed(&["abc", "bcd"]);
-        let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::ByStart(BEGIN + 100 * SECOND));
+        let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::ByStart(at(BEGIN + 100 * SECOND)));
         let id = (1_u128..)
             .map(u128::to_be_bytes)
             .find(|id| table.previous_owners(id).first().is_some_and(|(previous, _)| &*previous.identity == "a"))
@@ -376,7 +381,7 @@ mod tests {
         assert_eq!(lanes(&mut router, &unmoved, 1), [Lane::of_owner(table.owner(&unmoved))]);
         assert_eq!(router.handed_off(), HandedOff { both: 1, current: 1, ..HandedOff::default() });
 
-        let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::ByStart(BEGIN));
+        let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::ByStart(at(BEGIN)));
         let before = router.route(&Record { bytes: b"span", id: &id, start: BEGIN - 1 });
         assert_eq!(before, Targets::One(Lane { copy: false, ..old }.target()), "it counts there");
         assert_eq!(router.handed_off(), HandedOff { previous: 1, ..HandedOff::default() });
@@ -385,7 +390,7 @@ mod tests {
     #[test]
     fn records_with_more_owners_than_they_can_go_to_are_counted() {
         let table = changed(&["abcdef", "bcdef", "cdef", "def", "ef", "f"]);
-        let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::ByStart(BEGIN + 9 * SECOND));
+        let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, Moved::ByStart(at(BEGIN + 9 * SECOND)));
         let with = |owners: usize| {
             let mut ids = (1_u128..).map(u128::to_be_bytes);
             ids.find(|id| table.previous_owners(id).len() + 1 == owners).expect("a trace that moved so often")
@@ -403,7 +408,7 @@ mod tests {
     fn a_record_that_is_placed_again_is_a_copy_if_its_owner_has_one() {
         // The owner of all traces leaves while another backend takes its place.
         let (cut_by, now) = (changed(&["a", "b"]), changed(&["b", "c"]));
-        let arrival = BEGIN + 9 * SECOND;
+        let arrival = at(BEGIN + 9 * SECOND);
         let ids: Vec<[u8; 16]> = (1..50_u128).map(u128::to_be_bytes).collect();
         let of = |table: &Table, sent: &[u16]| -> Vec<Vec<Lane>> {
             let again = Moved::Again(Copied { table: &cut_by, arrival, sent });

@@ -44,7 +44,7 @@ pub fn of_table(table: &Table) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, time::Duration};
+    use std::collections::BTreeSet;
 
     use super::*;
     use crate::{
@@ -73,7 +73,7 @@ mod tests {
         let names = [("a", 1), ("bcd", 1)];
         assert_eq!(of_table(&table(Algorithm::SlotsV1, &names)), 131_072 * 5 + 2 * 128 + 1 + 3);
         assert_eq!(of_table(&table(Algorithm::OtelcolV3, &names)), 131_071 * 4 + 2 * 128 + 1 + 3);
-        let handoff = Handoff { mode: HandoffMode::Dual, window: Duration::from_secs(30) };
+        let handoff = Handoff { mode: HandoffMode::Dual, ..Handoff::default() };
         let after = table(Algorithm::SlotsV1, &names[..1]);
         let after = after.replacing(&table(Algorithm::SlotsV1, &names), 1, handoff, &BTreeSet::new());
         assert_eq!(of_table(&after), 131_072 * (5 + 2) + 2 * 128 + 1 + 3, "the backend that left is a target");

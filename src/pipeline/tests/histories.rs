@@ -15,6 +15,7 @@ use crate::{
     endpoint::{Endpoint, Endpoints},
     ring::{Algorithm, Base, members_of},
     settings::Handoff,
+    wall_clock::Moment,
 };
 
 /// The number of histories, unless `SPANRING_HISTORIES` says otherwise, and of those that use the same tables.
@@ -122,7 +123,7 @@ impl Chains {
     /// Returns up to five tables, the last changes of which happened a few seconds ago. Some members are away, and some
     /// backends that left fail.
     fn next(&mut self, random: &mut fastrand::Rng) -> Vec<Arc<Table>> {
-        let mut at = unix_nanos() - 12 * SECOND;
+        let mut at = Moment::now().steady - 12 * SECOND;
         let mut chain: Vec<Arc<Table>> = Vec::new();
         for generation in 1..=random.u64(2..=5) {
             let letters = random.choice(["abcd", "abcde", "abd", "bcde", "ace"]).expect("there are some");
@@ -183,7 +184,7 @@ impl Counts {
         let route = Route { invalid_trace_id, pool: "test".to_owned(), dispatch, metrics, _user: None };
         let mut routes = Routes::new(invalid_trace_id);
         routes.by_signal[Signal::Traces.index()] = Some(Arc::new(route));
-        Pipeline::new(routes, Budget::new(1 << 30))
+        Pipeline::new(routes)
     }
 }
 
@@ -194,9 +195,9 @@ struct Sent {
 }
 
 /// Sends a request with spans of random traces that started within the last seconds, with names that begin with `name`.
-fn send(pipeline: &Arc<Pipeline>, name: &str, tasks: &Tasks, random: &mut fastrand::Rng) -> Sent {
+fn send(pipeline: &Arc<Pipeline>, budget: &Budget, name: &str, tasks: &Tasks, random: &mut fastrand::Rng) -> Sent {
     let names: Vec<String> = (0..random.usize(1..=12)).map(|n| format!("{name}{n}")).collect();
-    let now = unix_nanos();
+    let now = Moment::now().unix;
     let span = |name: &String| {
         let trace_id = random.u128(1..500).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes();
         let start = match random.u8(0..20) {
@@ -212,7 +213,7 @@ fn send(pipeline: &Arc<Pipeline>, name: &str, tasks: &Tasks, random: &mut fastra
     let request = Request {
         signal: Signal::Traces,
         message: Framed::copy_from_payload(&payload).expect("small"),
-        permit: pipeline.budget.take(payload.len()).expect("room"),
+        permit: budget.take(payload.len()).expect("room"),
         place: None,
         deadline: Instant::now() + DEADLINE,
         connection: Arc::default(),
@@ -261,12 +262,13 @@ async fn play(chain: &[Arc<Table>], history: usize, counts: &mut Counts, random:
     });
     let (dispatch, _events) = played::start(&cast, config, receiver, &tasks);
     let pipeline = Arc::new(counts.pipeline(&dispatch));
+    let budget = Budget::new(1 << 30);
     let mut sent = Vec::new();
     let requests = random.usize(1..=3);
     let mut rest = chain[first + 1..].iter();
     loop {
         if random.bool() && sent.len() < requests {
-            sent.push(send(&pipeline, &format!("{} ", sent.len()), &tasks, random));
+            sent.push(send(&pipeline, &budget, &format!("{} ", sent.len()), &tasks, random));
         } else if let Some(table) = rest.next() {
             tables.send_replace(Some(Arc::clone(table)));
         } else if sent.len() == requests {
@@ -281,7 +283,7 @@ async fn play(chain: &[Arc<Table>], history: usize, counts: &mut Counts, random:
         check(&spans, outcome, &cast.got(), counts);
     }
     let end = Instant::now() + 2 * DEADLINE;
-    while pipeline.budget.used() > 0 || !dispatch.is_idle() {
+    while budget.used() > 0 || !dispatch.is_idle() {
         assert!(Instant::now() < end, "history {history}: something goes on for ever");
         sleep(Duration::from_millis(100)).await;
     }

@@ -54,6 +54,7 @@ pub(crate) enum Attack {
     MuchAnnounced { connections: usize },
     /// Each connection sends requests of 600 KiB on so many streams, and sends them again when they were answered. Many good
     /// clients do the same.
+    #[allow(dead_code, reason = "the bench of faults, which uses this file too, has no row for it")]
     LargeRequests { connections: usize, streams: usize },
     /// Connections that send nothing after their settings. All are closed and opened again, `waves` times.
     IdleConnections { connections: usize, waves: u32 },

@@ -1,7 +1,7 @@
 //! The tables that are kept: which owners they give a record, when they are forgotten, and how they are merged. Most tables
 //! here give all slots to one backend, so that every key has the same owners.
 
-use super::*;
+use super::{replicas::letter, *};
 use crate::ring::slots_v1::SLOTS;
 
 const KEY: &[u8] = b"any key";
@@ -33,7 +33,7 @@ fn history(tables: &[Published], end: u64, handoff: Handoff) -> History {
         let owners = vec![*owner; algorithm.slots() as usize].into();
         let before =
             Before { began: *began, algorithm: *algorithm, owners: &owners, endpoints: &endpoints, history: &history };
-        history = History::after(before, end, handoff, true);
+        history = History::after(before, end, handoff, Moves::ByDiscovery);
     }
     aimed(history)
 }
@@ -57,8 +57,8 @@ fn a_record_goes_to_its_latest_owners_and_the_others_are_counted() {
     let tables = [0, 1, 2, 3, 4, 5].map(|owner| Published::new(owner.into(), owner));
     let history = history(&tables, seconds(6), dual());
     let of = |start: u64, current: u16| {
-        let times = Times { start: seconds(start), arrival: seconds(start) };
-        let owners = history.owners(KEY, times, current, seconds(6));
+        let times = times(seconds(start), seconds(start));
+        let owners = history.owners(KEY, times, current, seconds(6), || false);
         (owners.as_slice().to_vec(), owners.decision, owners.left_out)
     };
     assert_eq!(of(7, 6), (vec![6, 5, 4, 3], Decision::Both, 3));
@@ -75,7 +75,7 @@ fn a_key_is_unmoved_only_if_all_tables_have_the_same_owner() {
     let of = |owners: &[u16]| {
         let tables: Vec<Published> = (0..).zip(owners).map(|(at, owner)| Published::new(at, *owner)).collect();
         let history = history(&tables, seconds(9), dual());
-        history.owners(KEY, Times { start: seconds(50), arrival: seconds(50) }, 1, seconds(9)).decision
+        history.owners(KEY, times(seconds(50), seconds(50)), 1, seconds(9), || false).decision
     };
     assert_eq!(of(&[1, 1]), Decision::Unmoved);
     assert_eq!([of(&[0, 1]), of(&[1, 0])], [Decision::Current; 2]);
@@ -87,7 +87,7 @@ fn the_mode_of_a_table_says_where_its_records_go() {
     let of = |handoff: Handoff| {
         let mut history = history(&tables, seconds(1), dual());
         history.handoff = handoff;
-        history.owners(KEY, Times { start: seconds(1), arrival: seconds(1) }, 1, seconds(1)).as_slice().to_vec()
+        history.owners(KEY, times(seconds(1), seconds(1)), 1, seconds(1), || false).as_slice().to_vec()
     };
     assert_eq!(of(dual()), [1, 0]);
     assert_eq!(of(sticky()), [1]);
@@ -97,16 +97,16 @@ fn the_mode_of_a_table_says_where_its_records_go() {
 #[test]
 fn a_span_older_than_all_kept_tables_goes_to_the_oldest() {
     let history = history(&[Published::new(5, 0), Published::new(6, 1)], seconds(7), dual());
-    let times = Times { start: seconds(0), arrival: seconds(1) };
-    assert_eq!(history.owners(KEY, times, 2, seconds(7)).as_slice(), [0]);
+    let times = times(seconds(0), seconds(1));
+    assert_eq!(history.owners(KEY, times, 2, seconds(7), || false).as_slice(), [0]);
 }
 
 #[test]
 fn a_record_without_an_owner_that_takes_records_goes_to_the_current_one() {
     let mut history = history(&[Published::new(0, 0)], seconds(5), dual());
     history.aim(|_| None);
-    let times = Times { start: seconds(1), arrival: seconds(1) };
-    assert_eq!(history.owners(KEY, times, 2, seconds(5)).as_slice(), [2]);
+    let times = times(seconds(1), seconds(1));
+    assert_eq!(history.owners(KEY, times, 2, seconds(5), || false).as_slice(), [2]);
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn previous_owners_come_latest_first_once_each_and_without_the_current_one() {
 fn a_sticky_span_goes_to_the_oldest_owner_that_its_trace_can_have_begun_with() {
     let history = history(&[Published::new(0, 0), Published::new(1, 1), Published::new(2, 2)], seconds(3), sticky());
     let of = |key: &[u8], start: u64| {
-        history.owners(key, Times { start, arrival: seconds(9) }, 2, seconds(3)).as_slice().to_vec()
+        history.owners(key, times(start, seconds(9)), 2, seconds(3), || false).as_slice().to_vec()
     };
     assert_eq!(of(b"early", seconds(1) - 1), [0]);
     assert_eq!(of(b"with the first change", seconds(1)), [1]);
@@ -167,8 +167,8 @@ fn the_two_neighbours_whose_ends_are_closest_are_merged() {
     let expected = (1..=17).filter(|at| *at != 9).map(|at| (begins(at), if at == 10 { 2 } else { 1 }));
     assert_eq!(kept(&history), expected.collect::<Vec<_>>());
     let of = |start: u64| {
-        let times = Times { start: seconds(start), arrival: seconds(start) };
-        history.owners(KEY, times, 20, u64::MAX).as_slice().to_vec()
+        let times = times(seconds(start), seconds(start));
+        history.owners(KEY, times, 20, u64::MAX, || false).as_slice().to_vec()
     };
     assert_eq!(of(17)[..2], [9, 8], "both count for the time of both, the later one first");
     assert_eq!(of(16)[..3], [9, 8, 7], "from the beginning of the earlier one");

@@ -68,7 +68,7 @@ fn is_away(table: &Table, identity: &str) -> bool {
     table.position(identity).is_some_and(|target| table.is_away(target))
 }
 
-fn letter(identity: &str) -> u16 {
+pub(super) fn letter(identity: &str) -> u16 {
     u16::from(identity.as_bytes()[0] - b'a')
 }
 
@@ -182,8 +182,7 @@ impl Run {
             let replica = random.choice(&self.replicas).unwrap();
             let view = replica.at(arrival);
             let stamped = if random.u8(0..20) == 0 { 0 } else { start + random.choice(self.clients).unwrap() };
-            let times =
-                Times { start: stamped, arrival: Moment { unix: arrival + replica.clock, steady: arrival } };
+            let times = Times { start: stamped, arrival: Moment { unix: arrival + replica.clock, steady: arrival } };
             let (targets, left_out) = view.targets(&key, times, span == 0 && can_spare);
             let is_there = targets.contains(&letter(expected));
             failed |= is_away(&view.table, expected);
