@@ -135,19 +135,19 @@ fn check_names(at: &KeyPath, pool: &Pool, report: &mut Report<'_>) {
         );
     };
     if pool.resolver.srv.is_some() {
-        let because = "it has no resolver for SRV records, and hashes no names of their targets; write dns or static with the \
-                       texts that it hashes";
+        let because = "it has no resolver for SRV records, and hashes no names of their targets; write dns or static with \
+                       the texts that it hashes";
         refuse(&resolver.key("srv"), because);
     }
     let Some(keys) = &pool.resolver.k8s else { return };
     if keys.return_hostnames.is_none() {
-        let because = "unless its return_hostnames is true it hashes addresses, also of pods that have a host name; write \
-                       return_hostnames as it has it, or false";
+        let because = "unless its return_hostnames is true it hashes addresses, also of pods that have a host name; \
+                       write return_hostnames as it has it, or false";
         refuse(&resolver.key("k8s"), because);
     }
     if keys.ports.is_none() {
-        let because = "without ports it hashes names without a port; write ports as it has them, or, if it has none, dns with the \
-                       name of the headless Service and without a port";
+        let because = "without ports it hashes names without a port; write ports as it has them, or, if it has none, \
+                       dns with the name of the headless Service and without a port";
         refuse(&resolver.key("k8s"), because);
     }
 }
