@@ -54,6 +54,10 @@ struct Frames {
     random: Rng,
     /// The highest stream so far; 0 before the first.
     last: u32,
+    /// The streams that this client may still send on.
+    open: Vec<u32>,
+    /// One frame in so many breaks the protocol, which ends most connections.
+    breaks_one_in: usize,
 }
 
 impl Frames {
@@ -70,9 +74,18 @@ impl Frames {
         std::iter::repeat_with(|| self.random.u8(..)).take(len).collect()
     }
 
-    /// A stream that exists, or sometimes one that does not.
+    /// Whether to break the protocol now.
+    fn breaks(&mut self) -> bool {
+        self.one_in(self.breaks_one_in)
+    }
+
+    /// A stream that exists or existed, or sometimes one that did not.
     fn stream(&mut self) -> u32 {
-        if self.one_in(20) { self.random.u32(0..=u32::MAX >> 1) } else { self.random.u32(0..=self.last / 2) * 2 + 1 }
+        if self.last == 0 || self.breaks() {
+            self.random.u32(0..=u32::MAX >> 1)
+        } else {
+            self.random.u32(0..=self.last / 2) * 2 + 1
+        }
     }
 
     fn header_block(&mut self) -> Vec<u8> {
@@ -80,7 +93,7 @@ impl Frames {
         let unique = self.random.u32(..).to_string();
         let encoding = ["gzip", "zstd", "snappy", "identity", "br"][self.any(0..=4)];
         let mut block = match self.any(0..=9) {
-            0 => self.bytes(200),
+            0 if self.breaks() => self.bytes(200),
             1 => [vec![0x20], export_headers_as(kind, &[])].concat(),
             2 => literals_as(
                 kind,
@@ -98,7 +111,7 @@ impl Frames {
             6 => export_headers_as(kind, &[("grpc-timeout", "50m")]),
             _ => export_headers_as(kind, &[("x-unique", &unique)]),
         };
-        if self.one_in(4) {
+        if self.breaks() {
             // References into the table, valid or not.
             block.extend(std::iter::repeat_with(|| 0x80 | self.random.u8(1..=100)).take(3));
         }
@@ -106,7 +119,7 @@ impl Frames {
     }
 
     fn headers(&mut self) -> Vec<u8> {
-        let id = if self.one_in(20) { self.stream() } else { self.last + if self.last == 0 { 1 } else { 2 } };
+        let id = if self.breaks() { self.stream() } else { self.last + if self.last == 0 { 1 } else { 2 } };
         self.last = self.last.max(id).min(u32::MAX >> 2) | 1;
         let (mut flags, block) = (0, self.header_block());
         let mut payload = block.clone();
@@ -118,22 +131,24 @@ impl Frames {
             let padding = self.random.u8(..);
             payload.insert(0, padding);
             // Sometimes longer than the frame.
-            let len = if self.one_in(4) { 0 } else { usize::from(padding) };
+            let len = if self.breaks() { 0 } else { usize::from(padding) };
             payload.resize(payload.len() + len, 0);
             flags |= PADDED;
         }
-        if self.one_in(3) {
+        if self.one_in(6) {
             flags |= END_STREAM;
+        } else {
+            self.open.push(id);
         }
         if !self.one_in(6) {
             return frame(HEADERS, flags | END_HEADERS, id, &payload);
         }
         let (begin, rest) = payload.split_at(self.any(0..=payload.len()));
         let mut frames = frame(HEADERS, flags, id, begin);
-        if self.one_in(6) {
+        if self.breaks() {
             frames.extend(self.next());
         }
-        if !self.one_in(6) {
+        if !self.breaks() {
             frames.extend(frame(CONTINUATION, END_HEADERS, id, rest));
         }
         frames
@@ -161,7 +176,12 @@ impl Frames {
     }
 
     fn data(&mut self) -> Vec<u8> {
-        let (id, message) = (self.stream(), self.message());
+        if self.open.is_empty() {
+            return self.headers();
+        }
+        let at = self.any(0..=self.open.len() - 1);
+        let id = if self.breaks() { self.stream() } else { self.open[at] };
+        let message = self.message();
         let mut frames = Vec::new();
         let mut rest = &message[..];
         loop {
@@ -173,6 +193,9 @@ impl Frames {
                 true => frame(DATA, PADDED | u8::from(ends), id, &[&[3], now, &[0; 3]].concat()),
                 false => frame(DATA, u8::from(ends), id, now),
             });
+            if ends {
+                self.open.retain(|open| *open != id);
+            }
             if rest.is_empty() || self.one_in(30) {
                 return frames;
             }
@@ -183,10 +206,17 @@ impl Frames {
         let mut payload = Vec::new();
         for _ in 0..self.any(0..=3) {
             let id = self.random.u16(0..=9);
-            let value = if self.one_in(3) { self.random.u32(..) } else { self.random.u32(0..70_000) };
+            // 2 is ENABLE_PUSH, and 5 is MAX_FRAME_SIZE, of at least 16 KiB.
+            let value = match id {
+                _ if self.breaks() => self.random.u32(..),
+                2 => 0,
+                5 => self.random.u32(16_384..100_000),
+                _ => self.random.u32(0..70_000),
+            };
             payload.extend([&id.to_be_bytes()[..], &value.to_be_bytes()].concat());
         }
-        frame(SETTINGS, u8::from(self.one_in(5)), 0, &payload)
+        let is_ack = self.breaks();
+        frame(SETTINGS, u8::from(is_ack), 0, &payload)
     }
 
     /// Returns one or several frames.
@@ -198,16 +228,19 @@ impl Frames {
             75..=80 => frame(RST_STREAM, 0, self.stream(), &number(&mut self.random)),
             81..=86 => {
                 let id = if self.random.bool() { 0 } else { self.stream() };
-                let more = if self.one_in(10) { number(&mut self.random) } else { [0, 0, 0x40, 0] };
+                let more = if self.breaks() { number(&mut self.random) } else { [0, 0, 0x40, 0] };
                 frame(WINDOW_UPDATE, 0, id, &more)
             }
             87..=90 => self.settings(),
-            91..=93 => frame(PING, u8::from(self.random.bool()), 0, &[5; 8]),
-            94 => frame(PRIORITY, 0, self.stream(), &[0, 0, 0, 1, 9]),
-            95 if self.one_in(10) => goaway(self.stream(), 0),
-            96 if self.one_in(10) => frame(PUSH_PROMISE, END_HEADERS, self.stream(), &self.bytes(40)),
+            91..=93 => {
+                let is_ack = self.breaks();
+                frame(PING, u8::from(is_ack), 0, &[5; 8])
+            }
+            94 => frame(PRIORITY, 0, self.stream(), &[0, 0, 0, 0, 9]),
+            95 if self.breaks() => goaway(self.stream(), 0),
+            96 if self.breaks() => frame(PUSH_PROMISE, END_HEADERS, self.stream(), &self.bytes(40)),
             97 => frame(self.random.u8(10..), self.random.u8(..), self.stream(), &self.bytes(30_000)),
-            98 if self.one_in(10) => self.bytes(100),
+            98 if self.breaks() => self.bytes(100),
             _ => Vec::new(),
         }
     }
@@ -215,7 +248,9 @@ impl Frames {
 
 /// Sends random frames on one connection, and ends it in a random way.
 async fn connection(grpc: SocketAddr, seed: u64) -> Result<()> {
-    let mut frames = Frames { random: Rng::with_seed(seed), last: 0 };
+    let mut random = Rng::with_seed(seed);
+    let breaks_one_in = *random.choice(&[20, 200, 2_000]).context("a rate")?;
+    let mut frames = Frames { random, last: 0, open: Vec::new(), breaks_one_in };
     let stream = TcpStream::connect(grpc).await?;
     stream.set_nodelay(true)?;
     let (mut from, mut to) = stream.into_split();
@@ -223,7 +258,7 @@ async fn connection(grpc: SocketAddr, seed: u64) -> Result<()> {
     for _ in 0..frames.any(0..=150) {
         bytes.extend(frames.next());
     }
-    if frames.one_in(4) {
+    if frames.one_in(6) {
         bytes.truncate(frames.any(0..=bytes.len()));
     }
     let reads = !frames.one_in(4);

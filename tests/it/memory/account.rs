@@ -1,7 +1,7 @@
 //! The gauges of the account beside the memory of the process: what it takes under load is what they say, give or take a
 //! little.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use spanring::tools::sink::{Behaviour, SinkConfig};
@@ -27,6 +27,9 @@ const MORE: f64 = 24.0;
 
 /// How much of what is counted may not be in use: room for streams and frames is taken before it is needed.
 const UNUSED: f64 = 0.75;
+
+/// How long a load lasts.
+const TIME: Duration = Duration::from_secs(15);
 
 /// A load, and the least that is counted for it, in MiB.
 struct Load {
@@ -55,15 +58,19 @@ fn own_mib(proxy: &Proxy) -> Result<f64> {
 fn agrees(load: &Load) -> Result<()> {
     hostile::room_for(load.attack.connections())?;
     // Backends keep requests waiting, so that they stay.
-    let behaviour = Behaviour { delay_ms: 4_000, ..Behaviour::default() };
+    let behaviour = Behaviour { delay_ms: 6_000, ..Behaviour::default() };
     let sinks = Sinks::start(2, &SinkConfig { behaviour, ..SinkConfig::default() })?;
     let limiter = format!("memory_limiter: {{ limit_mib: {LIMIT} }}");
     let proxy = Proxy::start("spanring", |grpc, admin| rig::config(grpc, admin, &sinks.addresses(), "", &limiter))?;
     let (fixed, idle) = (own_mib(&proxy)?, counted(&proxy)?);
     let looks = async {
         let mut seen = Vec::new();
-        // The gauges are written once a second.
-        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        // The gauges are written once a second, and a busy machine is slow to connect.
+        let by = Instant::now() + TIME - Duration::from_secs(4);
+        while counted(&proxy)? - idle < load.counted && Instant::now() < by {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
         for _ in 0..10 {
             seen.push((own_mib(&proxy)? - fixed, counted(&proxy)? - idle));
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -71,7 +78,7 @@ fn agrees(load: &Load) -> Result<()> {
         anyhow::Ok(seen)
     };
     let seen = sinks.runtime.block_on(async {
-        let attack = load.attack.run(proxy.grpc, Duration::from_secs(5));
+        let attack = load.attack.run(proxy.grpc, TIME);
         let (outcome, seen) = tokio::join!(attack, looks);
         outcome?;
         seen
