@@ -36,7 +36,7 @@ use clap::Parser;
 
 use whole::{
     plan::Event,
-    proxy::{HOLD_DOWN, MODES, Program, WINDOW},
+    proxy::{HANDOFF_SKEW, HOLD_DOWN, MODES, Program, WINDOW},
     run::{Outcome, Run},
     traces::Spec,
 };
@@ -162,7 +162,8 @@ fn programs(args: &Args, scale: f64, out: &mut dyn Write) -> Result<Vec<Program>
     let mut programs = Vec::new();
     let wanted = |mode: &&&str| args.mode.is_empty() || args.mode.iter().any(|wanted| wanted == **mode);
     for mode in MODES.iter().filter(wanted) {
-        match Program::spanring(mode, WINDOW.mul_f64(scale), HOLD_DOWN.mul_f64(scale))? {
+        match Program::spanring(mode, [WINDOW, HANDOFF_SKEW].map(|time| time.mul_f64(scale)), HOLD_DOWN.mul_f64(scale))?
+        {
             Ok(program) => programs.push(program),
             Err(reason) => writeln!(out, "skipped: {mode}, since the binary refuses it: {reason}\n")?,
         }

@@ -19,6 +19,9 @@ pub(crate) const HOLD_DOWN: Duration = Duration::from_secs(5);
 /// The hand-off's window: its default.
 pub(crate) const WINDOW: Duration = Duration::from_secs(30);
 
+/// The hand-off's skew: its default.
+pub(crate) const HANDOFF_SKEW: Duration = Duration::from_secs(10);
+
 /// The hand-off modes of a pool.
 pub(crate) const MODES: [&str; 3] = ["immediate", "dual", "sticky"];
 
@@ -58,11 +61,15 @@ pub(crate) enum Program {
 }
 
 impl Program {
-    /// Returns Spanring in this mode with these keys, or the reason why the binary refuses it.
-    pub(crate) fn spanring(mode: &'static str, window: Duration, hold_down: Duration) -> Result<Result<Self, String>> {
+    /// Returns Spanring in this mode with these keys, or the reason why the binary refuses it. `handoff` is the window and
+    /// the skew.
+    pub(crate) fn spanring(
+        mode: &'static str,
+        handoff: [Duration; 2],
+        hold_down: Duration,
+    ) -> Result<Result<Self, String>> {
         let binary = std::env::var_os("SPANRING_BIN").map_or_else(|| PathBuf::from(OURS), PathBuf::from);
-        // As the defaults are: 10 s of 30 s.
-        let [window, skew] = [window, window / 3].map(millis);
+        let [window, skew] = handoff.map(millis);
         let written = |more: &str| format!("ring: {{ handoff: {{ mode: {mode}, window: {window}{more} }} }}");
         // Older builds do not know `skew`. A build without hand-off does what `immediate` does.
         let mut ways = vec![written(&format!(", skew: {skew}")), written("")];

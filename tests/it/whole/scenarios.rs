@@ -21,6 +21,9 @@ const WINDOW: Duration = Duration::from_secs(4);
 
 const LONGEST_TRACE: Duration = Duration::from_secs(1);
 
+/// The hand-off's skew: what a busy machine adds to the time by which replicas learn later is in it.
+const HANDOFF_SKEW: Duration = Duration::from_millis(2_500);
+
 /// The time by which the replicas learn of a change at different times.
 const SKEW: Duration = Duration::from_millis(500);
 
@@ -36,7 +39,7 @@ fn spec() -> Spec {
 }
 
 fn run(event: &'static str, plan: Plan, hold_down: Duration) -> Result<Run> {
-    let program = Program::spanring("dual", WINDOW, hold_down)?.map_err(anyhow::Error::msg)?;
+    let program = Program::spanring("dual", [WINDOW, HANDOFF_SKEW], hold_down)?.map_err(anyhow::Error::msg)?;
     Ok(Run { event, plan, program, skew: SKEW, scale: SCALE, spec: spec() })
 }
 
