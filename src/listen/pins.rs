@@ -204,7 +204,7 @@ impl Pins {
         match more {
             0 => Standing::Well,
             _ if admission::has_room_for_frame(account, more) && permit.grow(more) => Standing::Well,
-            ..=MOST_UNCOUNTED => Standing::NoRoom,
+            1..=MOST_UNCOUNTED => Standing::NoRoom,
             _ => Standing::TooMuch,
         }
     }

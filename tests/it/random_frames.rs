@@ -4,12 +4,7 @@
 //! The test is short and always sends the same. `SPANRING_FRAMES_SECONDS` makes it longer, with another seed each time, which
 //! is part of the message of a failure; `SPANRING_FRAMES_SEED` repeats one.
 
-use std::{
-    env,
-    net::SocketAddr,
-    ops::RangeInclusive,
-    time::{Duration, Instant},
-};
+use std::{env, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
@@ -19,7 +14,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{
@@ -122,7 +117,7 @@ impl Frames {
         let id = if self.breaks() { self.stream() } else { self.last + if self.last == 0 { 1 } else { 2 } };
         self.last = self.last.max(id).min(u32::MAX >> 2) | 1;
         let (mut flags, block) = (0, self.header_block());
-        let mut payload = block.clone();
+        let mut payload = block;
         if self.one_in(8) {
             payload.splice(0..0, [0, 0, 0, 0, 7]);
             flags |= HAS_PRIORITY;

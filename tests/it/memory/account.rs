@@ -1,10 +1,11 @@
 //! The gauges of the account beside the memory of the process: what it takes under load is what they say, give or take a
 //! little.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use spanring::tools::sink::{Behaviour, SinkConfig};
+use tokio::time::Instant;
 
 use super::{
     beside::Memory,
