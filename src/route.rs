@@ -273,15 +273,10 @@ mod tests {
 
     #[test]
     fn a_root_span_is_recognised_by_its_bytes() {
-        const SECOND: u64 = 1_000_000_000;
-        let (at, before) = (1_000 * SECOND, table());
-        let endpoints: Endpoints = ["a", "b", "c", "d"].map(|identity| Endpoint::new(identity, None)).into();
-        let after = Table::of(2, Algorithm::SlotsV1, &endpoints).expect("four backends");
-        let after = after.replacing(&before, at, Handoff::default(), &BTreeSet::new());
+        let after = changed(&["abc", "abcd"]);
         let id = (1..).map(u128::to_be_bytes).find(|id| after.owner(id) == 3).expect("some keys move");
-        let (start, later) = (at + 20 * SECOND, at + 21 * SECOND);
-        let arrival = Moment { unix: later, steady: later };
-        let mut router = ByTraceId::new(&after, InvalidTraceId::Forward, Moved::ByStart(arrival));
+        let start = BEGIN + 20 * SECOND;
+        let mut router = ByTraceId::new(&after, InvalidTraceId::Forward, Moved::ByStart(at(start + SECOND)));
         let mut targets = |bytes: &[u8]| match router.route(&Record { bytes, id: &id, start }) {
             Targets::Many(several) => several.as_slice().len(),
             Targets::One(_) => 1,

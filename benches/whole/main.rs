@@ -33,10 +33,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use spanring::settings::Placement;
 
 use whole::{
     plan::Event,
-    proxy::{HANDOFF_SKEW, HOLD_DOWN, MODES, Program, WINDOW},
+    proxy::{MODES, Program},
     run::{Outcome, Run},
     traces::Spec,
 };
@@ -159,11 +160,12 @@ fn programs(args: &Args, scale: f64, out: &mut dyn Write) -> Result<Vec<Program>
         let config = args.peer_config.as_ref().map(read).transpose()?;
         return Ok(vec![Program::Peer { command: command.clone(), config }]);
     }
+    let defaults = Placement::default();
+    let handoff = [defaults.ring.handoff.window, defaults.ring.handoff.skew].map(|time| time.mul_f64(scale));
     let mut programs = Vec::new();
     let wanted = |mode: &&&str| args.mode.is_empty() || args.mode.iter().any(|wanted| wanted == **mode);
     for mode in MODES.iter().filter(wanted) {
-        match Program::spanring(mode, [WINDOW, HANDOFF_SKEW].map(|time| time.mul_f64(scale)), HOLD_DOWN.mul_f64(scale))?
-        {
+        match Program::spanring(mode, handoff, defaults.hold_down.mul_f64(scale))? {
             Ok(program) => programs.push(program),
             Err(reason) => writeln!(out, "skipped: {mode}, since the binary refuses it: {reason}\n")?,
         }

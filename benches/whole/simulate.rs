@@ -57,15 +57,15 @@ const SKEWS: [f64; 7] = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0];
 
 /// Modes, windows and the time after which root spans are spared, both in seconds.
 const RULES: [(&str, Mode, u64, u64); 9] = [
-    ("immediate", Mode::Immediate, 30, 10),
-    ("sticky, 30 s", Mode::Sticky, 30, 10),
-    ("sticky, 45 s", Mode::Sticky, 45, 10),
+    ("immediate", Mode::Immediate, 30, 15),
+    ("sticky, 30 s", Mode::Sticky, 30, 15),
+    ("sticky, 45 s", Mode::Sticky, 45, 15),
     ("dual, 10 s", Mode::Dual, 10, 10),
-    ("dual, 20 s", Mode::Dual, 20, 10),
-    ("dual, 30 s", Mode::Dual, 30, 10),
-    ("dual, 30 s, skew 20 s", Mode::Dual, 30, 20),
+    ("dual, 20 s", Mode::Dual, 20, 15),
+    ("dual, 30 s", Mode::Dual, 30, 15),
+    ("dual, 30 s, skew 10 s", Mode::Dual, 30, 10),
     ("dual, 30 s, skew 30 s (none spared)", Mode::Dual, 30, 30),
-    ("dual, 45 s", Mode::Dual, 45, 10),
+    ("dual, 45 s", Mode::Dual, 45, 15),
 ];
 
 /// The pool over time.

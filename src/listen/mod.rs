@@ -10,8 +10,9 @@
 //! decides how long to pause. `secure` performs the TLS handshake, `first_bytes` detects the protocol, and `connection`
 //! serves a connection to its end. HTTP runs on a stream with three `layers`: `first_bytes` replays the preface, `streams`
 //! follows the client's frames (`hpack` repairs their header blocks, `pins` counts the buffers that these keep, `progress`
-//! tracks what is unfinished), and `yielding` lets other tasks run in between. `admission` takes connections and streams from the memory
-//! account, `requests` calls the service and runs the streams' tasks, and `tracked` counts requests and answers for `idle`.
+//! tracks what is unfinished), and `yielding` lets other tasks run in between. `admission` takes connections and streams
+//! from the memory account, `requests` calls the service and runs the streams' tasks, and `tracked` counts requests and
+//! answers for `idle`.
 
 mod accept;
 mod accept_failures;

@@ -11,7 +11,6 @@ use tokio::{sync::watch, time::Instant};
 use self::adopted::{Adopted, step};
 use super::{Pipeline, Route, copies::Copies, cut, defect, tally::Tally};
 use crate::{
-    budget::Permit,
     dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
     otlp::{Outcome, Refusal, Signal},
     places::{self, LONG},
@@ -345,7 +344,8 @@ impl<'a> Delivery<'a> {
         }
         let is_long = failed.part.message.payload_len() > LONG;
         let place = if is_long { self.pipeline.places.take_now() } else { None };
-        let permit = if is_long && place.is_none() { None } else { self.take_for_copy(&failed.part) };
+        let len = failed.part.message.framed_len();
+        let permit = if is_long && place.is_none() { None } else { self.join.take_again(len) };
         let Some(permit) = permit else {
             self.wait_for(failed, None);
             return false;
@@ -383,11 +383,6 @@ impl<'a> Delivery<'a> {
                 false
             }
         }
-    }
-
-    /// Takes the budget share of a copy of a part.
-    fn take_for_copy(&self, part: &Part) -> Option<Permit> {
-        self.join.take_again(part.message.framed_len())
     }
 
     /// Returns the index of the backend that a failed part goes to again: its own, while that takes records, if a hand-off

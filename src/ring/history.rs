@@ -236,7 +236,8 @@ impl History {
     }
 
     /// Returns the owners that get a record. `current` is the owner of its key in the current table, which began at
-    /// `began` by the steady clock. `is_root` says whether the record is the root span of its trace; it is asked only if that matters.
+    /// `began` by the steady clock. `is_root` says whether the record is the root span of its trace; it is asked only if
+    /// that matters.
     pub(super) fn owners(
         &self,
         key: &[u8],

@@ -227,8 +227,9 @@ section! {
     }
 }
 
-/// The default of `skew`: an answer of the Collector's resolvers is up to 5 s old, and the records of CoreDNS live for 5 s.
-const DEFAULT_SKEW: Duration = Duration::from_secs(10);
+/// The default of `skew`: discovery asks every 5 s, the records of CoreDNS live for 5 s, a change that comes right after
+/// another one waits for 2 s, and 3 s are for clocks and builds.
+const DEFAULT_SKEW: Duration = Duration::from_secs(15);
 
 /// The time after its start within which a span arrives if nothing delays it. A span that arrives later goes also to the
 /// owners since its start, since the table that it began with may be forgotten soon.

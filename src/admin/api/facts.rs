@@ -116,12 +116,10 @@ pub fn placement(pool: &str, table: &Table, record: Option<&Record>, id: &TraceI
 }
 
 fn previous_owner((backend, until): (&Endpoint, u64)) -> PreviousOwner {
-    let until = steady_time(until);
     PreviousOwner {
         identity: backend.identity.to_string(),
         address: backend.address.map(|address| address.to_string()).unwrap_or_default(),
-        until: Some(until),
-        reason: format!("previous owner until {until}"),
+        until: Some(steady_time(until)),
     }
 }
 

@@ -226,7 +226,7 @@ fn a_skew_above_the_window_is_refused_and_its_default_is_lowered() {
         let draft = Draft::parse("f", &text, &|_| None).expect("read");
         draft.check().expect("valid").pools[0].membership.ring.handoff.skew.as_secs()
     };
-    assert_eq!(["window: 6s", "window: 30s", "window: 20s, skew: 20s"].map(skew), [6, 10, 20]);
+    assert_eq!(["window: 6s", "window: 30s", "window: 20s, skew: 20s"].map(skew), [6, 15, 20]);
 }
 
 #[test]

@@ -116,9 +116,7 @@ pub(super) fn placements(
             };
             let previous = |previous: &PreviousOwner| {
                 let until = previous.until.map(|until| until.to_string()).unwrap_or_default();
-                // Older proxies do not send the text.
-                let reason = Some(previous.reason.clone()).filter(|reason| !reason.is_empty());
-                let reason = reason.unwrap_or_else(|| format!("previous owner until {until}"));
+                let reason = format!("previous owner until {until}");
                 row([previous.identity.clone(), previous.address.clone(), String::new(), reason])
             };
             rows.extend(placement.owners.iter().map(owner));

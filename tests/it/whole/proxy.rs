@@ -13,15 +13,6 @@ const OURS: &str = env!("CARGO_BIN_EXE_spanring");
 /// servers.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// `hold_down` of the pool: its default.
-pub(crate) const HOLD_DOWN: Duration = Duration::from_secs(5);
-
-/// The hand-off's window: its default.
-pub(crate) const WINDOW: Duration = Duration::from_secs(30);
-
-/// The hand-off's skew: its default.
-pub(crate) const HANDOFF_SKEW: Duration = Duration::from_secs(10);
-
 /// The hand-off modes of a pool.
 pub(crate) const MODES: [&str; 3] = ["immediate", "dual", "sticky"];
 

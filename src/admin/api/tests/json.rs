@@ -164,8 +164,7 @@ async fn a_look_up_names_previous_owners_and_changes_say_until_when_they_count()
     );
     let until = placement["previous_owners"][0]["until"].as_str().expect("a time");
     let previous = json!([{
-        "identity": before.backends()[old as usize].identity.to_string(), "address": "127.0.0.1:1", "until": until,
-        "reason": format!("previous owner until {until}")
+        "identity": before.backends()[old as usize].identity.to_string(), "address": "127.0.0.1:1", "until": until
     }]);
     assert_eq!(placement["previous_owners"], previous);
     let (_, changes) = get(&rig, "/api/v1/changes");
