@@ -48,9 +48,10 @@ use crate::{
 /// been idle or busy for the longest time, so that probes are always answered.
 const MAX_CONNECTIONS: usize = 64;
 
-/// The most concurrent requests on an HTTP/2 connection: a question beside a stream that stays, such as a watch, or such as
-/// reflection, which tools keep open while they ask. A connection could otherwise hold as many answers as it has streams.
-const MAX_STREAMS: u32 = 2;
+/// The most concurrent requests on an HTTP/2 connection. Clients ask several questions at once, and some ask before they know
+/// this limit: those above it are refused, which most clients report as an error. With 2, `spanring ring lookup` failed now and
+/// then. What the answers hold is bounded by the account, not by the number of streams.
+pub const MAX_STREAMS: u32 = 16;
 
 /// How long a connection may have no request in progress.
 const MAX_IDLE: Duration = Duration::from_secs(10);

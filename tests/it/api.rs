@@ -186,6 +186,17 @@ fn every_kind_of_lookup_names_the_backend_that_got_the_trace() -> Result<()> {
 }
 
 #[test]
+fn sixteen_questions_at_once_are_answered_on_a_new_connection() -> Result<()> {
+    let sinks = Sinks::start(1, &SinkConfig::default())?;
+    let proxy = proxy("spanring", &sinks.addresses())?;
+    let ids: Vec<String> = (0..16).map(|number| format!("{:032x}", trace(number))).collect();
+    for _ in 0..50 {
+        ensure!(by_grpc(&sinks, proxy.admin, &ids)?.len() == 16, "some were not answered");
+    }
+    Ok(())
+}
+
+#[test]
 fn replicas_with_different_memberships_differ_by_backend() -> Result<()> {
     let sinks = Sinks::start(3, &SinkConfig::default())?;
     let dead = Dead::new(&sinks)?;

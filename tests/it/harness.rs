@@ -235,7 +235,7 @@ pub(crate) fn http_get(url: &str) -> Result<(u16, String)> {
     let (address, path) =
         url.strip_prefix("http://").and_then(|rest| rest.split_once('/')).context("no URL of ours")?;
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(TIME_LIMIT))?;
     write!(stream, "GET /{path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
     let mut reply = String::new();
     stream.read_to_string(&mut reply)?;

@@ -12,6 +12,7 @@ use tonic::{
 use super::RingToolError;
 use crate::{
     admin::{
+        MAX_STREAMS,
         api::{self, facts},
         pb::v1::{GetRingRequest, LookupRequest, LookupResponse, PoolRing, ring_client::RingClient},
     },
@@ -32,8 +33,9 @@ pub(super) const DEFAULT_ADMIN: &str = "127.0.0.1:8888";
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Largest number of concurrent look-ups.
-const LOOKUPS_AT_A_TIME: usize = 16;
+/// Largest number of concurrent look-ups: half of the streams that an admin port takes, since HTTP/2 may still count some that
+/// were answered.
+const LOOKUPS_AT_A_TIME: usize = MAX_STREAMS as usize / 2;
 
 /// Name of the pool made by `--members`.
 const MEMBERS_POOL: &str = "default";
