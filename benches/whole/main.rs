@@ -36,7 +36,7 @@ use clap::Parser;
 use spanring::settings::Placement;
 
 use whole::{
-    plan::Event,
+    plan::{BACKENDS, Event},
     proxy::{MODES, Program},
     run::{Outcome, Run},
     traces::Spec,
@@ -58,6 +58,9 @@ struct Args {
     /// Only this event; may be repeated
     #[arg(long, value_name = "NAME", value_parser = Event::ALL.map(Event::name))]
     event: Vec<String>,
+    /// Backends at the beginning [default: 4; 2000 in the simulation]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    backends: Option<u32>,
     /// Only this hand-off mode; may be repeated
     #[arg(long, value_name = "NAME", value_parser = MODES)]
     mode: Vec<String>,
@@ -102,6 +105,7 @@ const AFTER_HELP: &str = "Events:
                      10 s, serves for 45 s more and ends; one after the other
   rolling-names      backends with stable names: each one stops and is back after 5 s at a new address
   flapping           a healthy backend leaves DNS for 3 s and is back for 3 s, five times
+  other-ring         a reload changes ring.algorithm from otelcol_v2 to slots_v1 (the same backends)
   crash              one of 4 ends without notice; it leaves DNS after 3 s
   replica            one of 3 replicas of the proxy is restarted
 
@@ -119,7 +123,7 @@ fn main() -> Result<ExitCode> {
     let args = Args::parse();
     let mut out = std::io::stdout();
     if args.what.is_some() {
-        simulate::run(&args.simulation, &args.skew, args.quick, args.seed, &mut out)?;
+        simulate::run(&args.simulation, args.backends, &args.skew, args.quick, args.seed, &mut out)?;
         return Ok(ExitCode::SUCCESS);
     }
     let scale = if args.quick { QUICK } else { 1.0 };
@@ -180,9 +184,9 @@ fn runs(args: &Args, programs: &[Program], scale: f64) -> Vec<Run> {
         if !args.event.is_empty() && !args.event.iter().any(|wanted| wanted == event.name()) {
             continue;
         }
-        let plan = event.plan(scale);
+        let plan = event.plan(args.backends.map_or(BACKENDS, |backends| backends as usize), scale);
         let spec = Spec { seed: args.seed, traces_per_second: args.rate, ..Spec::default() }.scaled(scale);
-        for program in programs.iter().filter(|program| program.knows(plan.has_names)) {
+        for program in programs.iter().filter(|program| program.can_follow(&plan)) {
             for skew in skews {
                 runs.push(Run {
                     event: event.name(),

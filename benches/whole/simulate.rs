@@ -22,9 +22,6 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Simulation")]
 pub(crate) struct Simulation {
-    /// Backends at the beginning
-    #[arg(long, value_name = "N", default_value_t = 2000)]
-    backends: u32,
     /// Simulated days
     #[arg(long, value_name = "N", default_value_t = 2.0)]
     days: f64,
@@ -97,22 +94,33 @@ struct Found {
     spans: Spans,
 }
 
+/// The number of backends at the beginning, unless another one is given.
+const BACKENDS: u32 = 2_000;
+const BACKENDS_IF_QUICK: u32 = 100;
+
 /// Runs the simulation; prints a table.
-pub(crate) fn run(args: &Simulation, skews: &[f64], is_quick: bool, seed: u64, out: &mut dyn Write) -> Result<()> {
-    let mut args = args.clone();
+pub(crate) fn run(
+    args: &Simulation,
+    backends: Option<u32>,
+    skews: &[f64],
+    is_quick: bool,
+    seed: u64,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let (mut args, mut backends) = (args.clone(), backends.unwrap_or(BACKENDS));
     if is_quick {
-        (args.backends, args.days, args.traces) = (100, 0.1, 50);
+        (backends, args.days, args.traces) = (BACKENDS_IF_QUICK, 0.1, 50);
     }
-    ensure!(args.backends > 1 && args.replicas > 0, "there must be two backends and one replica at least");
+    ensure!(backends > 1 && args.replicas > 0, "there must be two backends and one replica at least");
     let skews = if skews.is_empty() { SKEWS.as_slice() } else { skews };
     let mut random = fastrand::Rng::with_seed(seed);
-    let pool = Pool::over(args.backends, Duration::try_from_secs_f64(args.days * 86_400.0)?, &mut random);
+    let pool = Pool::over(backends, Duration::try_from_secs_f64(args.days * 86_400.0)?, &mut random);
     let spec = Spec { batches: vec![Duration::from_secs(5)], ..Spec::default() };
     let samples = pool.samples(&spec, &args, &mut random);
     writeln!(
         out,
         "{} backends, {} replicas, {} changes in {} days; {} traces of moved slots with a span within {} s of a change\n",
-        args.backends,
+        backends,
         args.replicas,
         pool.changes.len(),
         args.days,

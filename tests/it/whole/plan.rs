@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use spanring::ring::Algorithm;
+
 /// An event, or a series of the same ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
@@ -11,6 +13,8 @@ pub(crate) enum Event {
     RollingAddresses,
     RollingNames,
     Flapping,
+    /// A reload from the ring of the Collector's exporter to ours.
+    OtherRing,
     Crash,
     Replica,
 }
@@ -28,18 +32,28 @@ pub(crate) enum Step {
     Stop(usize),
     /// A backend ends at once.
     Kill(usize),
+    /// The configuration file has another `ring.algorithm`, and is read again. Replicas do so one after the other.
+    Reload(Algorithm),
     /// A replica of the proxy is restarted.
     RestartReplica(usize),
     /// A replica of the proxy ends at once and stays away.
     KillReplica(usize),
 }
 
-/// A change of the set of backends that serve.
+/// What decides where a trace belongs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Ring {
+    /// The backends that serve.
+    pub(crate) backends: BTreeSet<usize>,
+    pub(crate) algorithm: Algorithm,
+}
+
+/// A change of the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) at: Duration,
-    pub(crate) before: BTreeSet<usize>,
-    pub(crate) after: BTreeSet<usize>,
+    pub(crate) before: Ring,
+    pub(crate) after: Ring,
 }
 
 /// All steps of a run.
@@ -48,6 +62,10 @@ pub(crate) struct Plan {
     /// The steps by time.
     pub(crate) steps: Vec<(Duration, Step)>,
     pub(crate) changes: Vec<Change>,
+    /// The number of backends at the beginning.
+    pub(crate) backends: usize,
+    /// The `ring.algorithm` at the beginning.
+    pub(crate) algorithm: Algorithm,
     /// Whether backends are known by names that outlive their addresses.
     pub(crate) has_names: bool,
     /// How long new traces are started.
@@ -56,7 +74,7 @@ pub(crate) struct Plan {
     pub(crate) replicas: usize,
 }
 
-/// The number of backends at the beginning.
+/// The usual number of backends at the beginning.
 pub(crate) const BACKENDS: usize = 4;
 
 /// The usual number of proxies.
@@ -88,13 +106,14 @@ const FLAPS: u32 = 5;
 const UNNOTICED: Duration = Duration::from_secs(3);
 
 impl Event {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::OneMore,
         Self::ThreeMore,
         Self::Drained,
         Self::RollingAddresses,
         Self::RollingNames,
         Self::Flapping,
+        Self::OtherRing,
         Self::Crash,
         Self::Replica,
     ];
@@ -108,6 +127,7 @@ impl Event {
             Self::RollingAddresses => "rolling-addresses",
             Self::RollingNames => "rolling-names",
             Self::Flapping => "flapping",
+            Self::OtherRing => "other-ring",
             Self::Crash => "crash",
             Self::Replica => "replica",
         }
@@ -118,9 +138,9 @@ impl Event {
         !matches!(self, Self::Crash | Self::Replica)
     }
 
-    /// Returns the steps of the event. `scale` shortens or lengthens all times.
-    pub(crate) fn plan(self, scale: f64) -> Plan {
-        let mut plan = Plan { has_names: self == Self::RollingNames, ..Plan::default() };
+    /// Returns the steps of the event with this number of backends. `scale` shortens or lengthens all times.
+    pub(crate) fn plan(self, backends: usize, scale: f64) -> Plan {
+        let mut plan = Plan { has_names: self == Self::RollingNames, backends, ..Plan::default() };
         let at = BEFORE;
         match self {
             Self::OneMore => plan.join(at, 1),
@@ -129,6 +149,10 @@ impl Event {
             Self::RollingAddresses => plan.rolling_addresses(at),
             Self::RollingNames => plan.rolling_names(at),
             Self::Flapping => plan.flapping(at),
+            Self::OtherRing => {
+                plan.algorithm = Algorithm::OtelcolV2;
+                plan.reload(at, Algorithm::SlotsV1);
+            }
             Self::Crash => plan.crash(at),
             Self::Replica => plan.steps.push((at, Step::RestartReplica(0))),
         }
@@ -138,14 +162,28 @@ impl Event {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { steps: Vec::new(), changes: Vec::new(), has_names: false, length: Duration::ZERO, replicas: REPLICAS }
+        Self {
+            steps: Vec::new(),
+            changes: Vec::new(),
+            backends: BACKENDS,
+            algorithm: Algorithm::default(),
+            has_names: false,
+            length: Duration::ZERO,
+            replicas: REPLICAS,
+        }
     }
 }
 
 impl Plan {
+    /// The ring after the last step so far.
+    fn ring(&self) -> Ring {
+        let first = || Ring { backends: (0..self.backends).collect(), algorithm: self.algorithm };
+        self.changes.last().map_or_else(first, |change| change.after.clone())
+    }
+
     /// The backends that are listed after the last step so far.
     pub(crate) fn listed(&self) -> BTreeSet<usize> {
-        self.changes.last().map_or_else(|| (0..BACKENDS).collect(), |change| change.after.clone())
+        self.ring().backends
     }
 
     fn listed_without(&self, gone: usize) -> BTreeSet<usize> {
@@ -155,8 +193,17 @@ impl Plan {
     }
 
     /// Notes that the backends which serve are `after` from now on.
-    fn change(&mut self, at: Duration, after: BTreeSet<usize>) {
-        let before = self.listed();
+    fn change(&mut self, at: Duration, backends: BTreeSet<usize>) {
+        let before = self.ring();
+        let after = Ring { backends, ..before.clone() };
+        self.changes.push(Change { at, before, after });
+    }
+
+    /// Reads a configuration with another algorithm.
+    pub(crate) fn reload(&mut self, at: Duration, algorithm: Algorithm) {
+        let before = self.ring();
+        let after = Ring { algorithm, ..before.clone() };
+        self.steps.push((at, Step::Reload(algorithm)));
         self.changes.push(Change { at, before, after });
     }
 
@@ -169,7 +216,7 @@ impl Plan {
     /// Starts new backends and lists them.
     pub(crate) fn join(&mut self, at: Duration, count: usize) {
         let mut listed = self.listed();
-        let first = self.steps.iter().filter(|(_, step)| matches!(step, Step::Start(_))).count() + BACKENDS;
+        let first = self.steps.iter().filter(|(_, step)| matches!(step, Step::Start(_))).count() + self.backends;
         for backend in first..first + count {
             self.steps.push((at.saturating_sub(Duration::from_secs(1)), Step::Start(backend)));
             listed.insert(backend);
@@ -178,7 +225,7 @@ impl Plan {
     }
 
     fn rolling_addresses(&mut self, mut at: Duration) {
-        for old in 0..BACKENDS {
+        for old in 0..self.backends {
             self.join(at, 1);
             at += OVERLAP;
             self.list(at, self.listed_without(old));
@@ -189,7 +236,7 @@ impl Plan {
     }
 
     fn rolling_names(&mut self, mut at: Duration) {
-        for backend in 0..BACKENDS {
+        for backend in 0..self.backends {
             let all = self.listed();
             self.steps.push((at, Step::Stop(backend)));
             self.change(at, self.listed_without(backend));

@@ -3,7 +3,9 @@
 use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use spanring::ring::Algorithm;
 
+use super::plan::{Plan, Step};
 use crate::harness::Ready;
 
 /// The binary of this build.
@@ -29,6 +31,8 @@ pub(crate) struct Place {
     pub(crate) port: u16,
     /// The backends as a list of `name:port`, where they are not known by one name.
     pub(crate) backends: Option<Vec<String>>,
+    /// How traces are placed on the backends.
+    pub(crate) algorithm: Algorithm,
     /// The configuration file.
     pub(crate) config: PathBuf,
 }
@@ -61,7 +65,7 @@ impl Program {
     ) -> Result<Result<Self, String>> {
         let binary = std::env::var_os("SPANRING_BIN").map_or_else(|| PathBuf::from(OURS), PathBuf::from);
         let [window, skew] = handoff.map(millis);
-        let written = |more: &str| format!("ring: {{ handoff: {{ mode: {mode}, window: {window}{more} }} }}");
+        let written = |more: &str| format!("handoff: {{ mode: {mode}, window: {window}{more} }}");
         // Older builds do not know `skew`. A build without hand-off does what `immediate` does.
         let mut ways = vec![written(&format!(", skew: {skew}")), written("")];
         ways.extend((mode == "immediate").then(String::new));
@@ -84,10 +88,13 @@ impl Program {
         }
     }
 
-    /// Whether it can be told the backends by names of their own.
-    pub(crate) fn knows(&self, has_names: bool) -> bool {
+    /// Whether it can do what the plan needs: know the backends by names of their own, or read another configuration.
+    pub(crate) fn can_follow(&self, plan: &Plan) -> bool {
         let Self::Peer { command, config } = self else { return true };
-        let wanted = if has_names { "{backends}" } else { "{name}" };
+        if plan.steps.iter().any(|(_, step)| matches!(step, Step::Reload(_))) {
+            return false;
+        }
+        let wanted = if plan.has_names { "{backends}" } else { "{name}" };
         command.contains(wanted) || config.as_ref().is_some_and(|config| config.contains(wanted))
     }
 
@@ -97,8 +104,9 @@ impl Program {
         let dir = tempfile::tempdir()?;
         let any = SocketAddr::from(([127, 0, 0, 1], 4317));
         let page = SocketAddr::from(([127, 0, 0, 1], 8888));
-        let config = dir.path().join("spanring.yaml");
-        let place = Place { listen: any, page, name: "collectors.test.", port: 4317, backends: None, config };
+        let (algorithm, config) = (Algorithm::default(), dir.path().join("spanring.yaml"));
+        let place =
+            Place { listen: any, page, name: "collectors.test.", port: 4317, backends: None, algorithm, config };
         fs::write(&place.config, self.config(&place).unwrap_or_default())?;
         let mut command = Command::new(binary);
         let output = command.arg("validate").arg("--config").arg(&place.config).output();
@@ -122,6 +130,9 @@ impl Program {
             }
             None => format!("dns: {{ hostname: {name}, port: {port}, interval: {} }}", millis(INTERVAL)),
         };
+        // Older builds know the usual algorithm only, and no key for it.
+        let other = (place.algorithm != Algorithm::default()).then(|| format!("algorithm: {}", place.algorithm.name()));
+        let ring: Vec<_> = other.into_iter().chain((!handoff.is_empty()).then(|| handoff.clone())).collect();
         Some(format!(
             "receivers:
   otlp: {{ protocols: {{ grpc: {{ endpoint: \"{listen}\" }} }} }}
@@ -129,12 +140,13 @@ pools:
   tail:
     resolver: {{ {resolver} }}
     hold_down: {}
-    {handoff}
+    ring: {{ {} }}
 routes: [{{ signals: [traces], routing_key: trace_id, pool: tail }}]
 admin: {{ endpoint: \"{page}\" }}
 shutdown: {{ delay: 0s, timeout: 10s }}
 ",
-            millis(*hold_down)
+            millis(*hold_down),
+            ring.join(", ")
         ))
     }
 

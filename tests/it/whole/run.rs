@@ -1,7 +1,7 @@
 //! One run: the plan of an event, with one program and one skew.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -9,9 +9,8 @@ use std::{
 use anyhow::{Context, Result};
 use serde::Serialize;
 use spanring::{
-    endpoint::Endpoint,
     lifecycle::Tasks,
-    ring::{Algorithm, Table},
+    ring::Table,
     tools::{ids::TraceKey, sink::read_journal},
 };
 use tokio::{runtime::Handle, time::Instant};
@@ -136,24 +135,14 @@ impl Run {
 
     /// Returns the changes of the plan, with the traces that each of them moves.
     fn changes(&self, world: &World) -> Result<Vec<Change<Moved>>> {
-        let mut tables: BTreeMap<&BTreeSet<usize>, Arc<Table>> = BTreeMap::new();
+        let mut tables = HashMap::new();
         let mut changes = Vec::new();
         for change in &self.plan.changes {
-            let mut table = |backends| -> Result<Arc<Table>> {
-                if let Some(table) = tables.get(backends) {
-                    return Ok(Arc::clone(table));
-                }
-                let endpoint = |identity: String| Endpoint::new(identity, None);
-                let mut endpoints: Vec<Endpoint> = world.identities(backends).into_iter().map(endpoint).collect();
-                endpoints.sort();
-                let table = Arc::new(Table::of(1, Algorithm::SlotsV1, &endpoints.into())?);
-                tables.insert(backends, Arc::clone(&table));
-                Ok(table)
-            };
             let moved: Moved = if change.before == change.after || !self.knows_moved() {
                 Box::new(|_| false)
             } else {
-                let (before, after) = (table(&change.before)?, table(&change.after)?);
+                let (before, after) =
+                    (world.table(&mut tables, &change.before)?, world.table(&mut tables, &change.after)?);
                 Box::new(move |trace| {
                     let key = trace.key.to_bytes();
                     owner(&before, &key) != owner(&after, &key)

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    plan::{Event, Plan, Step},
+    plan::{BACKENDS, Event, Plan, Step},
     proxy::Program,
     run::{Outcome, Run},
     traces::Spec,
@@ -82,12 +82,17 @@ fn check_whole(outcome: &Outcome) -> Result<()> {
 #[test]
 fn planned_changes_split_no_trace_in_compressed_time() -> Result<()> {
     // A machine under load may look away for longer than a flap takes.
-    let events = [(Event::OneMore, HOLD_DOWN), (Event::Drained, HOLD_DOWN), (Event::Flapping, Duration::from_secs(4))];
-    let runs = events.map(|(event, hold_down)| run(event.name(), event.plan(SCALE), hold_down));
+    let events = [
+        (Event::OneMore, HOLD_DOWN),
+        (Event::Drained, HOLD_DOWN),
+        (Event::OtherRing, HOLD_DOWN),
+        (Event::Flapping, Duration::from_secs(4)),
+    ];
+    let runs = events.map(|(event, hold_down)| run(event.name(), event.plan(BACKENDS, SCALE), hold_down));
     let Some(outcomes) = execute(runs.into_iter().collect::<Result<_>>()?)? else { return Ok(()) };
     outcomes.iter().try_for_each(check_whole)?;
-    let [one_more, drained, flapping] = &outcomes[..] else { anyhow::bail!("three runs have three outcomes") };
-    for outcome in [one_more, drained] {
+    let [one_more, drained, other_ring, flapping] = &outcomes[..] else { anyhow::bail!("four runs, four outcomes") };
+    for outcome in [one_more, drained, other_ring] {
         let moved = outcome.verdict.moved.whole_share();
         ensure!(moved == Some(1.0) && outcome.verdict.moved.traces > 10, "hardly anything moved: {outcome:?}");
         ensure!(outcome.verdict.all_spans.twice > 0, "no window was open: {outcome:?}");

@@ -3,16 +3,19 @@
 //! Each replica asks a name server of its own, so that a change can reach the replicas at different times.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, ensure};
 use spanring::{
+    endpoint::Endpoint,
     lifecycle::Tasks,
+    ring::{Algorithm, Table},
     tools::sink::{Sink, SinkConfig},
 };
 use tempfile::TempDir;
@@ -23,7 +26,7 @@ use tokio::{
 
 use super::{
     exporter::Balancer,
-    plan::{BACKENDS, Plan, Step},
+    plan::{Plan, Ring, Step},
     proxy::{Place, Program},
 };
 use crate::{
@@ -68,6 +71,8 @@ struct Replica {
 pub(crate) struct World {
     program: Program,
     has_names: bool,
+    /// How a new replica places traces.
+    algorithm: Algorithm,
     port: u16,
     backends: Vec<Backend>,
     /// All instances of backends in the order of their start.
@@ -92,6 +97,7 @@ impl World {
         let mut world = Self {
             program: program.clone(),
             has_names: plan.has_names,
+            algorithm: plan.algorithm,
             port: free.port(),
             backends: Vec::new(),
             instances: Vec::new(),
@@ -100,7 +106,7 @@ impl World {
             runtime: runtime.clone(),
             dir: tempfile::tempdir()?,
         };
-        for backend in 0..BACKENDS {
+        for backend in 0..plan.backends {
             world.start_backend(backend)?;
         }
         for _ in 0..plan.replicas {
@@ -119,12 +125,25 @@ impl World {
         chosen.map(identity).collect()
     }
 
+    /// The table of a ring. `tables` has those that were made before.
+    pub(crate) fn table<'r>(&self, tables: &mut HashMap<&'r Ring, Arc<Table>>, ring: &'r Ring) -> Result<Arc<Table>> {
+        if let Some(table) = tables.get(ring) {
+            return Ok(Arc::clone(table));
+        }
+        let endpoint = |identity: String| Endpoint::new(identity, None);
+        let mut endpoints: Vec<Endpoint> = self.identities(&ring.backends).into_iter().map(endpoint).collect();
+        endpoints.sort();
+        let table = Arc::new(Table::of(1, ring.algorithm, &endpoints.into())?);
+        tables.insert(ring, Arc::clone(&table));
+        Ok(table)
+    }
+
     /// Does what is planned, each step at its time after `beginning`. Replicas learn of changes one after the other,
     /// the last one `skew` after the first.
     pub(crate) fn play(&mut self, plan: &Plan, skew: Duration, beginning: Instant) -> Result<()> {
         let mut acts: Vec<(Duration, Act<'_>)> = Vec::new();
         for (at, step) in &plan.steps {
-            if !matches!(step, Step::List(_) | Step::Rename(_)) {
+            if !matches!(step, Step::List(_) | Step::Rename(_) | Step::Reload(_)) {
                 acts.push((*at, Act::Do(step)));
                 continue;
             }
@@ -172,7 +191,7 @@ impl World {
                 drop(self.replicas.get_mut(*replica).and_then(|replica| replica.process.take()));
                 Ok(())
             }
-            Step::List(_) | Step::Rename(_) => Ok(()),
+            Step::List(_) | Step::Rename(_) | Step::Reload(_) => Ok(()),
         }
     }
 
@@ -187,7 +206,10 @@ impl World {
     }
 
     /// Lets one replica know of a step.
-    fn tell(&self, replica: usize, step: &Step) -> Result<()> {
+    fn tell(&mut self, replica: usize, step: &Step) -> Result<()> {
+        if let Step::Reload(algorithm) = step {
+            return self.reload(replica, *algorithm);
+        }
         let names = &self.replicas.get(replica).context("no such replica")?.names;
         match step {
             Step::List(backends) => self.list(names, backends),
@@ -198,6 +220,14 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Lets one replica read its configuration again, which has another algorithm now.
+    fn reload(&mut self, replica: usize, algorithm: Algorithm) -> Result<()> {
+        let replica = self.replicas.get_mut(replica).context("no such replica")?;
+        replica.place.algorithm = algorithm;
+        fs::write(&replica.place.config, self.program.config(&replica.place).context("it has no configuration")?)?;
+        replica.process.as_ref().map_or(Ok(()), |process| process.signal("HUP"))
     }
 
     fn list(&self, names: &NameServer, backends: &BTreeSet<usize>) {
@@ -245,6 +275,7 @@ impl World {
             name: NAME,
             port: self.port,
             backends: backends.clone(),
+            algorithm: self.algorithm,
             config: config.clone(),
         };
         let (process, addresses) = on_free_ports(|addresses| self.start_proxy(&names, &place(addresses)))?;
