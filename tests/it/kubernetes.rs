@@ -63,7 +63,10 @@ impl Cluster {
         let programs = Programs { apiserver, etcd, kubectl };
         let dir = tempfile::tempdir()?;
         fs::write(dir.path().join("tokens.csv"), "admin-of-a-test,admin,admin,\"system:masters\"\n")?;
-        fs::write(dir.path().join("accounts.key"), rcgen::KeyPair::generate()?.serialize_pem())?;
+        // The server reads no public key from a private one in this format.
+        let key = rcgen::KeyPair::generate()?;
+        fs::write(dir.path().join("accounts.key"), key.serialize_pem())?;
+        fs::write(dir.path().join("accounts.pub"), key.public_key_pem())?;
         let (store, [clients, _]) = harness::on_free_ports(|[clients, peers]| {
             let [clients_url, peers_url] = [clients, peers].map(|address| format!("http://{address}"));
             let mut command = Command::new(&programs.etcd);
@@ -154,9 +157,9 @@ impl Cluster {
 /// Starts kube-apiserver.
 fn serve(programs: &Programs, dir: &Path, store: SocketAddr, address: SocketAddr) -> Result<Process> {
     let mut command = Command::new(&programs.apiserver);
-    let key = dir.join("accounts.key");
     command.arg("--cert-dir").arg(dir.join("certs")).arg("--token-auth-file").arg(dir.join("tokens.csv"));
-    command.arg("--service-account-key-file").arg(&key).arg("--service-account-signing-key-file").arg(&key);
+    command.arg("--service-account-key-file").arg(dir.join("accounts.pub"));
+    command.arg("--service-account-signing-key-file").arg(dir.join("accounts.key"));
     command.args([
         &format!("--etcd-servers=http://{store}"),
         &format!("--secure-port={}", address.port()),
