@@ -68,6 +68,9 @@ struct Args {
     /// repeated. Without it: 0, 1, 5 and 10, and more in the simulation
     #[arg(long, value_name = "SECONDS")]
     skew: Vec<f64>,
+    /// `ring.handoff.skew` of the pool, in seconds [default: the window, so that no root span is spared]
+    #[arg(long, value_name = "SECONDS")]
+    handoff_skew: Option<f64>,
     /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -165,7 +168,10 @@ fn programs(args: &Args, scale: f64, out: &mut dyn Write) -> Result<Vec<Program>
         return Ok(vec![Program::Peer { command: command.clone(), config }]);
     }
     let defaults = Placement::default();
-    let handoff = [defaults.ring.handoff.window, defaults.ring.handoff.skew].map(|time| time.mul_f64(scale));
+    let window = defaults.ring.handoff.window;
+    // Without the option as a pool that polls DNS has it.
+    let skew = args.handoff_skew.map(Duration::try_from_secs_f64).transpose()?.unwrap_or(window);
+    let handoff = [window, skew].map(|time| time.mul_f64(scale));
     let mut programs = Vec::new();
     let wanted = |mode: &&&str| args.mode.is_empty() || args.mode.iter().any(|wanted| wanted == **mode);
     for mode in MODES.iter().filter(wanted) {

@@ -144,7 +144,7 @@ fn rename_kubernetes(root: &mut Node) -> Result<(), ConfigError> {
 }
 
 /// Reads the settings. If a pool has no `timeout`, its default is lowered to the deadline of requests. If a hand-off has no
-/// `skew`, its default is lowered to the window.
+/// `skew`, its default is at most the window, and the window itself if replicas learn of changes by polling.
 fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
     let mut settings: Settings = root.read()?;
     let deadline = settings.receivers.otlp.deadline;
@@ -155,8 +155,9 @@ fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
         }
         let path = ["pools", name, "ring", "handoff", "skew"].map(|key| Step::Key(key.to_owned()));
         if root.at(&path).is_none() {
+            let is_watched = pool.resolver.k8s.is_some();
             let handoff = &mut pool.placement.ring.handoff;
-            handoff.skew = handoff.skew.min(handoff.window);
+            handoff.skew = if is_watched { handoff.skew.min(handoff.window) } else { handoff.window };
         }
     }
     Ok(settings)

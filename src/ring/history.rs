@@ -9,9 +9,14 @@
 //! among the owners that the key had in [`s` − window, `s`]. This holds whatever changed in between, and whenever the
 //! span arrives. Replicas that learn of a change at different times take that time off the window.
 //!
-//! **Why root spans may be spared:** a root span starts at `b`. Let every replica learn of a change within `skew`. Then
-//! all of them had the same owner of the key at some instant in [`b` − `skew`, `b`]: the one that the changes until
-//! `b` − `skew` had made. That owner gets all spans of the trace by the rule above. So the root span itself need not go to
+//! That replica must have had O. One that learns of two changes at once never has the table between them. A key that moves
+//! twice within the time by which replicas learn apart then has another common owner, the first or the last one, if the
+//! trace is shorter than the window less twice that time.
+//!
+//! **Why root spans may be spared:** a root span starts at `b`. Let every replica learn of a change within `skew` ÷ 2. Then
+//! a replica in which an owner was replaced before `b` − `skew` knows that by `b` all others have replaced it, too, and each
+//! of them by an owner that this replica had in [`b` − `skew`, `b`] as well: one that skipped a table did so within
+//! `skew` ÷ 2 of the change, and its next owner is known here another `skew` ÷ 2 later. So the root span need not go to
 //! those that ceased to be owners before `b` − `skew`. This holds for changes by discovery. Ejections and returns are
 //! noticed by each replica for itself, maybe much later, so no span is spared after those.
 

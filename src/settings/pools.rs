@@ -203,10 +203,11 @@ section! {
         /// The longest trace that stays whole, and the time by which replicas learn of a change at different times. The
         /// tail sampler's `decision_wait` is a good value. After this time and 15 s more the table before is forgotten.
         window: Duration = Duration::from_secs(30),
-        /// The time by which replicas learn of a change from discovery at different times, and by which clocks differ; at
-        /// most `window`. With `dual`, a root span that starts later than this after such a change goes only to the new
-        /// owner: its trace began when all replicas knew of the change. If `window` is shorter than the default, it is the
-        /// default. With the value of `window`, no root span is spared.
+        /// After a change that discovery reports, with `dual`: a root span that starts later than this goes only to the new
+        /// owner, since its trace began when all replicas knew of the change. Twice the time by which replicas learn of a
+        /// change at different times, and the difference of clocks; at most `window`. The default holds with `k8s`, whose
+        /// replicas learn of a change within 3 s. With other resolvers the default is the value of `window`: then no root
+        /// span is spared.
         skew: Duration = DEFAULT_SKEW,
     }
 
@@ -227,9 +228,9 @@ section! {
     }
 }
 
-/// The default of `skew`: discovery asks every 5 s, the records of CoreDNS live for 5 s, a change that comes right after
-/// another one waits for 2 s, and 3 s are for clocks and builds.
-const DEFAULT_SKEW: Duration = Duration::from_secs(15);
+/// The default of `skew` with a Kubernetes watch: twice the second until a change arrives and the 2 s that it waits if it comes
+/// right after another one, and 4 s for clocks and builds.
+const DEFAULT_SKEW: Duration = Duration::from_secs(10);
 
 /// The time after its start within which a span arrives if nothing delays it. A span that arrives later goes also to the
 /// owners since its start, since the table that it began with may be forgotten soon.

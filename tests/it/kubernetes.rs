@@ -341,7 +341,15 @@ async fn a_thousand_endpoints_stay_through_all_that_can_happen_to_the_api_server
 
     // A token that is denied. Watches that are open are not checked again, so they are cut.
     cluster.kubectl(&["delete", "rolebinding", "spanring"], None)?;
+    until("the API server knows that the binding is gone", || {
+        let account = format!("system:serviceaccount:{NAMESPACE}:spanring");
+        // It says "no" with an exit code of 1.
+        let can =
+            cluster.kubectl(&["auth", "can-i", "list", "endpointslices.discovery.k8s.io", "--as", &account], None);
+        Ok(can.is_err().then_some(()))
+    })?;
     relay.close();
+    view.another("error", all + 1)?;
     relay.open();
     view.another("denied", all + 1)?;
     let (status, page) = http_get(&format!("http://{}/readyz?verbose", proxy.admin))?;

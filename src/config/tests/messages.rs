@@ -210,23 +210,25 @@ fn a_timeout_above_the_deadline_is_refused_with_both_keys() {
 }
 
 #[test]
-fn a_skew_above_the_window_is_refused_and_its_default_is_lowered() {
-    let pool = |handoff: &str| {
-        let resolver = "resolver: { dns: { hostname: a } }";
-        format!("pools: {{ a: {{ {resolver}, ring: {{ handoff: {{ {handoff} }} }} }} }}")
+fn a_skew_above_the_window_is_refused_and_its_default_depends_on_the_resolver() {
+    let of = |resolver: &str, handoff: &str| {
+        format!("pools: {{ a: {{ resolver: {{ {resolver} }}, ring: {{ handoff: {{ {handoff} }} }} }} }}")
     };
+    let pool = |handoff: &str| of("dns: { hostname: a }", handoff);
     assert_eq!(
         late(&pool("window: 20s, skew: 30s")),
         "f:1:89: pools.a.ring.handoff.skew: 30s is longer than window, 20s: no trace would be sure to stay whole; lower \
          skew, or raise the window"
     );
     assert!(late(&pool("window: 48h")).contains("pools.a.ring.handoff.window: is longer than 24h"));
-    let skew = |handoff: &str| {
-        let text = format!("{}\nroutes: [{{ signals: [traces], pool: a }}]\n", pool(handoff));
+    let skew = |pool: String| {
+        let text = format!("{pool}\nroutes: [{{ signals: [traces], pool: a }}]\n");
         let draft = Draft::parse("f", &text, &|_| None).expect("read");
         draft.check().expect("valid").pools[0].membership.ring.handoff.skew.as_secs()
     };
-    assert_eq!(["window: 6s", "window: 30s", "window: 20s, skew: 20s"].map(skew), [6, 15, 20]);
+    let handoffs = ["window: 6s", "window: 30s", "window: 20s, skew: 7s"];
+    assert_eq!(handoffs.map(|handoff| skew(pool(handoff))), [6, 30, 7]);
+    assert_eq!(handoffs.map(|handoff| skew(of("k8s: { service: a.b }", handoff))), [6, 10, 7]);
 }
 
 #[test]

@@ -9,8 +9,11 @@
 //! A root span is spared previous owners only if `skew` + `most` − `least` is at most `handoff.skew`, so that this owner is
 //! not among them.
 //!
-//! A replica that learns of two changes at once keeps the table between them here, as one that was in force for no time.
-//! Without it, a trace of exactly the greatest length could be split (4 of 100,000 random histories).
+//! This supposes that a replica which learns of two changes at once keeps the table between them, as one that was in force
+//! for no time. A proxy does not know that table. So there is a second claim: if a trace is not longer than window − 2 ×
+//! `skew` − (`most` − `least`), and root spans are spared only if 2 × `skew` + `most` − `least` is at most `handoff.skew`,
+//! some owner gets every span. It has no proof for keys that move more than twice within the time by which replicas learn
+//! apart; of 200,000 histories it held in all but one.
 
 use super::*;
 
@@ -92,6 +95,13 @@ fn changes(tables: &mut Tables, random: &mut fastrand::Rng) -> Vec<Change> {
     changes
 }
 
+/// Whether a replica that learns of two changes at once knows the table between them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Between {
+    Known,
+    Unknown,
+}
+
 /// A proxy, whose clock is ahead by so much.
 struct Replica {
     views: Vec<View>,
@@ -100,12 +110,15 @@ struct Replica {
 
 impl Replica {
     /// A replica that learns of each change up to `skew` late.
-    fn new(changes: &[Change], skew: u64, clock: u64, random: &mut fastrand::Rng) -> Self {
+    fn new(changes: &[Change], skew: u64, clock: u64, tables: Between, random: &mut fastrand::Rng) -> Self {
         let table = Arc::clone(&changes[0].table);
         let mut views = vec![View { from: 0, began: 0, table, history: History::none(dual()) }];
         for change in &changes[1..] {
+            let at = (change.at + random.u64(0..=skew)).max(views.last().unwrap().from);
+            if tables == Between::Unknown && views.len() > 1 && views.last().unwrap().from == at {
+                views.pop();
+            }
             let last = views.last().unwrap();
-            let at = (change.at + random.u64(0..=skew)).max(last.from);
             views.push(last.after(Arc::clone(&change.table), at));
         }
         Self { views, clock }
@@ -134,18 +147,19 @@ struct Run {
     replicas: Vec<Replica>,
     clients: [u64; 3],
     skew: u64,
+    tables: Between,
 }
 
 impl Run {
-    fn new(tables: &mut Tables, random: &mut fastrand::Rng) -> Self {
+    fn new(between: Between, tables: &mut Tables, random: &mut fastrand::Rng) -> Self {
         let changes = changes(tables, random);
         let [skew, of_replicas, of_clients] = std::array::from_fn(|_| random.u64(0..=SKEW));
         let replica = |random: &mut fastrand::Rng| {
             let clock = random.u64(0..=of_replicas);
-            Replica::new(&changes, skew, clock, random)
+            Replica::new(&changes, skew, clock, between, random)
         };
         let replicas = (0..REPLICAS).map(|_| replica(random)).collect();
-        Self { replicas, clients: std::array::from_fn(|_| random.u64(0..=of_clients)), skew, changes }
+        Self { replicas, clients: std::array::from_fn(|_| random.u64(0..=of_clients)), skew, changes, tables: between }
     }
 
     /// Returns by how much the clock of a replica is ahead of that of a client, at least and at most. A negative time
@@ -156,20 +170,28 @@ impl Run {
         (pairs.clone().min().unwrap(), pairs.max().unwrap().max(0))
     }
 
+    /// How much of the window the replicas' differences take.
+    fn taken(&self) -> u64 {
+        let (least, most) = self.ahead();
+        let times = if self.tables == Between::Known { 1 } else { 2 };
+        times * self.skew + (most - least).unsigned_abs()
+    }
+
     /// Sends the spans of a trace, each by a random client to a random replica. All spans must reach the owner of the
-    /// proof.
+    /// proof, or, if that is not known to all, some owner.
     fn trace(&self, random: &mut fastrand::Rng) -> Fate {
         let key = key(random.u64(1..1_000_000));
         let (least, most) = self.ahead();
-        let longest = WINDOW.saturating_sub(self.skew + (most - least).unsigned_abs());
+        let longest = WINDOW.saturating_sub(self.taken());
         let began = BEGIN - 10 * SECOND + random.u64(0..70_000) * SECOND / 1_000;
         let known = began - self.skew - most.unsigned_abs();
         let truth = self.changes.iter().rev().find(|change| change.at <= known).unwrap();
         let expected = owner(&truth.table, &key);
         // Some traces are exactly as long as they may be.
         let len = if random.u8(0..4) == 0 { longest } else { random.u64(0..=longest) };
-        let can_spare = self.skew + (most - least).unsigned_abs() <= nanos(dual().skew);
+        let can_spare = self.taken() <= nanos(dual().skew);
         let (mut failed, mut too_many) = (false, false);
+        let mut common: Option<BTreeSet<u16>> = None;
         for span in 0..SPANS {
             let start = began + [0, len, random.u64(0..=len)][span.min(2)];
             // The last instant at which the table of the proof is kept for certain.
@@ -184,7 +206,12 @@ impl Run {
             let stamped = if random.u8(0..20) == 0 { 0 } else { start + random.choice(self.clients).unwrap() };
             let times = Times { start: stamped, arrival: Moment { unix: arrival + replica.clock, steady: arrival } };
             let (targets, left_out) = view.targets(&key, times, span == 0 && can_spare);
-            let is_there = targets.contains(&letter(expected));
+            let shared = common.map_or_else(|| targets.clone(), |common| &common & &targets);
+            let is_there = match self.tables {
+                Between::Known => targets.contains(&letter(expected)),
+                Between::Unknown => !shared.is_empty(),
+            };
+            common = Some(shared);
             failed |= is_away(&view.table, expected);
             too_many |= left_out;
             assert!(
@@ -204,12 +231,23 @@ impl Run {
     }
 }
 
-#[test]
-fn every_short_trace_has_a_backend_with_all_its_spans_in_ten_thousand_histories() {
+/// Runs the histories, and checks that few of them prove nothing.
+fn check(between: Between) {
     let mut random = fastrand::Rng::with_seed(18);
     let mut tables = Tables::default();
-    let fates: Vec<Fate> = (0..HISTORIES).map(|_| Run::new(&mut tables, &mut random).trace(&mut random)).collect();
+    let run = |_| Run::new(between, &mut tables, &mut random).trace(&mut random);
+    let fates: Vec<Fate> = (0..HISTORIES).map(run).collect();
     let count = |wanted: Fate| fates.iter().filter(|fate| **fate == wanted).count();
     let (failed, too_many) = (count(Fate::OwnerFailed), count(Fate::TooManyOwners));
     assert!(failed < HISTORIES / 5 && too_many < HISTORIES / 100, "{failed} {too_many}");
+}
+
+#[test]
+fn every_short_trace_has_a_backend_with_all_its_spans_in_ten_thousand_histories() {
+    check(Between::Known);
+}
+
+#[test]
+fn the_same_holds_for_shorter_traces_if_replicas_do_not_know_the_tables_between_two_changes() {
+    check(Between::Unknown);
 }
