@@ -325,15 +325,6 @@ impl Permit {
         }
     }
 
-    /// Returns a permit for `bytes` of those held, or for all if there are fewer.
-    #[must_use]
-    pub fn split(&mut self, bytes: usize) -> Self {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        let (budget, portion) = (self.budget.clone(), self.portion.clone());
-        Self { budget, purpose: self.purpose, portion, is_again: self.is_again, bytes }
-    }
-
     /// Returns the number of bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -419,7 +410,7 @@ mod tests {
         assert_eq!((portion.used.load(Relaxed), budget.used()), (70, 70));
         request.shrink_to(0);
         assert!(!portion.permit().grow(1), "a further request of the connection has no room beside it");
-        assert!(copy.take_again(71).is_none() && copy.split(5).take_again(30).is_some(), "the account is the bound");
+        assert!(copy.take_again(71).is_none() && copy.take_again(30).is_some(), "the account is the bound");
         drop(copy);
         assert_eq!((portion.used.load(Relaxed), budget.used()), (0, 0));
     }

@@ -40,6 +40,8 @@ pub struct HandedOff {
     pub both: u64,
     /// Records that would have had more owners than a record can go to.
     pub left_out: u64,
+    /// Copies of records for which there was no room in memory.
+    pub dropped: u64,
 }
 
 /// What happens to records whose slot has moved.
@@ -50,6 +52,8 @@ pub enum Moved<'a> {
     Immediate,
     /// They go where their traces may have begun. They arrived at this time.
     ByStart(Moment),
+    /// The same without copies, for which there is no room.
+    WithoutCopies(Moment),
     /// They go to the current owner once more, for one that counts and is gone. The owners that have a copy from the
     /// request are known by the table that the request was cut by, and by its arrival. A record whose current owner has
     /// one gets a lane that is marked as a copy.
@@ -134,6 +138,13 @@ impl<'a> ByTraceId<'a> {
                 self.count(&owners);
                 targets_of(&owners)
             }
+            Moved::WithoutCopies(arrival) => {
+                let owners = owners(self.table, id, record, arrival);
+                self.count(&owners);
+                let (counting, copies) = owners.split();
+                self.handed_off.dropped += copies.len() as u64;
+                Targets::One(Lane::of_owner(u32::from(counting)).target())
+            }
             Moved::Again(copied) => {
                 let owner = self.table.owner(id);
                 let copy = copied.has(id, record, self.table, owner);
@@ -143,7 +154,7 @@ impl<'a> ByTraceId<'a> {
     }
 
     fn count(&mut self, owners: &Owners) {
-        let HandedOff { current, previous, both, left_out } = &mut self.handed_off;
+        let HandedOff { current, previous, both, left_out, .. } = &mut self.handed_off;
         match owners.decision {
             Decision::Unmoved => {}
             Decision::Current => *current += 1,
@@ -284,6 +295,19 @@ mod tests {
         };
         assert_eq!([targets(&[0x22, 1, 7]), targets(&[])], [2, 1], "with a parent, and without one");
         assert_eq!(router.handed_off(), HandedOff { current: 1, both: 1, ..HandedOff::default() });
+    }
+
+    #[test]
+    fn without_copies_a_record_goes_to_the_owner_that_counts() {
+        let after = changed(&["abc", "abcd"]);
+        let id = (1..).map(u128::to_be_bytes).find(|id| after.owner(id) == 3).expect("some keys move");
+        let arrival = at(BEGIN + 2 * SECOND);
+        let mut all = ByTraceId::new(&after, InvalidTraceId::Forward, Moved::ByStart(arrival));
+        let mut one = ByTraceId::new(&after, InvalidTraceId::Forward, Moved::WithoutCopies(arrival));
+        let [counting, copy] = lanes(&mut all, &id, 1)[..] else { panic!("two owners") };
+        assert!(copy.copy && !counting.copy);
+        assert_eq!(lanes(&mut one, &id, 1), [counting]);
+        assert_eq!(one.handed_off(), HandedOff { dropped: 1, ..all.handed_off() });
     }
 
     #[test]

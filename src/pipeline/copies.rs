@@ -139,8 +139,6 @@ impl Copies {
                 () = sleep_until(deadline) => break,
             }
         }
-        let open = self.sent.iter().filter(|sent| sent.fate == Fate::UnderWay);
-        self.route.metrics.copies.given_up.increment(open.map(|sent| u64::from(sent.records)).sum());
     }
 
     fn take_in(&mut self, outcomes: Vec<(u32, PartOutcome)>) {
@@ -197,5 +195,14 @@ impl Copies {
         sent.fate = fate;
         counter(&self.route.metrics.copies).increment(sent.records.into());
         self.join.part_done(0, false);
+    }
+}
+
+impl Drop for Copies {
+    /// Counts the copies that have no fate yet: the deadline has passed, or the request was not acknowledged.
+    fn drop(&mut self) {
+        self.update();
+        let open = self.sent.iter().filter(|sent| sent.fate == Fate::UnderWay);
+        self.route.metrics.copies.given_up.increment(open.map(|sent| u64::from(sent.records)).sum());
     }
 }

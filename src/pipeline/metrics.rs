@@ -98,6 +98,7 @@ impl SignalMetrics {
             self.to_previous.increment(records.previous);
             self.to_both.increment(records.both);
             self.left_out.increment(records.left_out);
+            self.copies.dropped.increment(records.dropped);
         }
     }
 

@@ -161,7 +161,7 @@ impl Pipeline {
         let moved = arrival.map_or(Moved::Immediate, Moved::ByStart);
         let by = By { table, invalid: route.invalid_trace_id.of(signal), moved };
         let cut = || cut::cut(signal, message, permit, by, max, &route.metrics);
-        let Cut { parts, copies, records, rejected, mut permit } = places::run(place.as_ref(), cut)?;
+        let (Cut { parts, copies, records, rejected, permit }, copies_permit) = places::run(place.as_ref(), cut)?;
         drop(place);
         if parts.is_empty() {
             let outcome = Ok(tally::nothing_to_send(rejected));
@@ -169,7 +169,6 @@ impl Pipeline {
             return outcome;
         }
         let sent = parts.len();
-        let copies_permit = permit.split(copies.iter().map(|part| part.message.framed_len()).sum());
         let context = Context { deadline, connection, metadata, arrival: arrival.unwrap_or_default() };
         let mut join = Join::carrying(deadline, Arc::clone(&context.connection), context.metadata.clone());
         join.add_cut(sent, permit);
@@ -177,9 +176,8 @@ impl Pipeline {
         let mut delivery = Delivery::new(self, &route, join, &parts, &view, tally);
         let outcome = match view.submit(parts, delivery.join()) {
             Ok(()) => {
-                if !copies.is_empty() {
-                    delivery.copies = Some(Copies::send(Arc::clone(&route), &view, copies, copies_permit, context));
-                }
+                let send = |permit| Copies::send(Arc::clone(&route), &view, copies, permit, context);
+                delivery.copies = copies_permit.map(send);
                 drop(view);
                 route.dispatch.retries().earn(sent);
                 delivery.finish(deadline).await

@@ -138,7 +138,7 @@ declare! {
     HANDOFF_RECORDS_TOTAL = "spanring_handoff_records_total", Counter, ["pool", "decision"],
         "Records whose slot moved within the window, by decision: current (only to the new owner), previous (only to old ones) or both.";
     HANDOFF_COPIES_TOTAL = "spanring_handoff_copies_total", Counter, ["pool", "outcome"],
-        "Records that were sent to a further owner on purpose, by outcome: delivered, rejected (by the backend, for good), dropped (its queue was full), given_up (the owner is gone or did not answer in time) or counted (the copy took the place of the part that counts, whose owner is gone).";
+        "Records that were sent to a further owner on purpose, by outcome: delivered, rejected (by the backend, for good), dropped (its queue was full, or there was no memory for it), or given_up (the owner is gone or did not answer in time, or the request was refused). Copies that took the place of the part that counts, whose owner is gone, are delivered and, once more, counted.";
     HANDOFF_LEFT_OUT_TOTAL = "spanring_handoff_left_out_total", Counter, ["pool"],
         "Records that were not sent to their oldest owners, since they had more than four.";
 
