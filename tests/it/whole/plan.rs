@@ -195,7 +195,7 @@ impl Plan {
     /// Notes that the backends which serve are `after` from now on.
     fn change(&mut self, at: Duration, backends: BTreeSet<usize>) {
         let before = self.ring();
-        let after = Ring { backends, ..before.clone() };
+        let after = Ring { backends, algorithm: before.algorithm };
         self.changes.push(Change { at, before, after });
     }
 
