@@ -28,12 +28,13 @@ use anyhow::Result;
 use measure::Bench;
 use proxy::Programs;
 
-const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--turns N] [cost [SPANS]...] [before [SPANS]...] [backends] [latency] [tls]
+const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--turns N] [cost [SPANS]...] [before [SPANS]...] [backends] [handoff] [latency] [tls]
 
   cost      processor time per span and memory, compared with nginx and HAProxy, for 10, 100, 512 and
             8192 spans per batch or for the given sizes of these
   before    processor time per span compared with the binary of SPANRING_BEFORE, in paired turns
   backends  processor time per span with 100 backends and with 4
+  handoff   processor time per span while a hand-off's window is open on all slots, and without a window
   latency   latency added to slow backends, and to a lone request
   tls       processor time per span with TLS on both sides and without TLS
 
@@ -53,7 +54,7 @@ fn main() -> Result<ExitCode> {
     let (sizes, chosen): (Vec<&str>, Vec<&str>) =
         chosen.into_iter().partition(|argument| argument.bytes().all(|byte| byte.is_ascii_digit()));
     let sizes: Vec<usize> = sizes.into_iter().flat_map(str::parse).collect();
-    if chosen.iter().any(|name| !["cost", "before", "backends", "latency", "tls"].contains(name)) {
+    if chosen.iter().any(|name| !["cost", "before", "backends", "handoff", "latency", "tls"].contains(name)) {
         write!(out, "{HELP}")?;
         return Ok(ExitCode::from(2));
     }
@@ -70,6 +71,9 @@ fn main() -> Result<ExitCode> {
     }
     if wants("backends") {
         tables::backends(&bench, &mut out)?;
+    }
+    if wants("handoff") {
+        tables::handoff(&bench, &mut out)?;
     }
     if wants("latency") {
         tables::latency(&bench, &mut out)?;

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    harness::{Process, Ready, on_free_ports},
+    harness::{Process, Ready, metric, on_free_ports, until},
     measure::Protocol,
     usage::Usage,
 };
@@ -56,6 +56,9 @@ pub(crate) struct Proxy {
     pub(crate) setup: Setup,
     pub(crate) protocol: Protocol,
     pub(crate) address: SocketAddr,
+    /// Where Spanring has its metrics.
+    admin: SocketAddr,
+    config: PathBuf,
     process: Process,
 }
 
@@ -154,10 +157,11 @@ impl Proxy {
         let name = kind.name();
         let program =
             programs.get(kind).with_context(|| format!("{name} is not installed: see tests/peers/proxies.sh"))?;
-        let (process, [address, _]) = on_free_ports(|[address, admin]| {
+        let config_of = |address: SocketAddr| dir.join(format!("{name}-{}", address.port())).join("config");
+        let (process, [address, admin]) = on_free_ports(|[address, admin]| {
             let dir = dir.join(format!("{name}-{}", address.port()));
             fs::create_dir_all(&dir)?;
-            let config = dir.join("config");
+            let config = config_of(address);
             let mut text = kind.config(setup, [address, admin], sinks, &dir)?;
             if protocol == Protocol::Tls {
                 ensure!(kind == Kind::Spanring, "{name} is not set up for TLS here");
@@ -176,7 +180,24 @@ impl Proxy {
             };
             Ok((Process::start(name, &mut command)?, ready))
         })?;
-        Ok(Self { kind, setup, protocol, address, process })
+        Ok(Self { kind, setup, protocol, address, admin, config: config_of(address), process })
+    }
+
+    /// Replaces all of Spanring's backends by others, and waits until the hand-off's window is open. It stays open for
+    /// longer than any bench takes.
+    pub(crate) fn replace_backends(&self, before: &[SocketAddr], after: &[SocketAddr]) -> Result<()> {
+        let mut text = fs::read_to_string(&self.config)?;
+        for (before, after) in before.iter().zip(after) {
+            text = text.replace(&format!("\"{before}\""), &format!("\"{after}\""));
+        }
+        let keys = "compression: none\n    hold_down: 0s\n    ring: { handoff: { mode: dual, window: 1h } }";
+        fs::write(&self.config, text.replacen("compression: none", keys, 1))?;
+        self.process.signal("HUP")?;
+        until("the window is open", || {
+            let windows = metric(self.admin, "spanring_handoff_windows", &[])?;
+            let members = metric(self.admin, "spanring_ring_members", &["state=\"active\""])?;
+            Ok((windows > 0.0 && members == after.len() as f64).then_some(()))
+        })
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {

@@ -162,6 +162,33 @@ pub(crate) fn backends(bench: &Bench, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
+/// The cost of a window that is open on all slots: every span goes to two backends.
+pub(crate) fn handoff(bench: &Bench, out: &mut impl Write) -> Result<()> {
+    writeln!(out, "### CPU µs per span, 4 backends, without and with a hand-off's window open on all slots\n")?;
+    writeln!(
+        out,
+        "| spans (traces) per batch | workers | no window | all slots | ratio |\n| --- | --- | --- | --- | --- |"
+    )?;
+    for load in ROWS {
+        let [first, second] = [bench.sinks::<4>(Duration::ZERO)?, bench.sinks::<4>(Duration::ZERO)?];
+        for workers in Workers::ALL {
+            let setup = Setup { workers, buffers: Buffers::Packaged };
+            let proxies = [bench.proxy(Kind::Spanring, setup, &first)?, bench.proxy(Kind::Spanring, setup, &first)?];
+            let [_, moved] = &proxies;
+            moved.replace_backends(&first.addresses, &second.addresses)?;
+            if let [closed, open] = in_turns(bench, load, &proxies)?.as_slice() {
+                let ratio = median(closed.iter().zip(open).map(|(closed, open)| open / closed).collect());
+                let [closed, open] = [closed, open].map(|costs| median(costs.clone()));
+                let Load { spans, traces, .. } = load;
+                writeln!(out, "| {spans} ({traces}) | {} | {closed:.3} | {open:.3} | {ratio:.2} |", workers.name())?;
+            }
+            out.flush()?;
+        }
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
 /// The cost of TLS on both sides, with client certificates.
 pub(crate) fn tls(bench: &Bench, out: &mut impl Write) -> Result<()> {
     writeln!(out, "### CPU µs per span, 4 backends, without TLS and with TLS on both sides\n")?;
