@@ -9,6 +9,9 @@
 //! among the owners that the key had in [`s` − window, `s`]. This holds whatever changed in between, and whenever the
 //! span arrives. Replicas that learn of a change at different times take that time off the window.
 //!
+//! If O fails meanwhile, the next owner takes its place, for spans of before the failure, too, and also once O is back: O
+//! may have restarted with nothing in its memory, and other replicas have sent spans of the trace to the next owner.
+//!
 //! That replica must have had O. One that learns of two changes at once never has the table between them. A key that moves
 //! twice within the time by which replicas learn apart then has another common owner, the first or the last one, if the
 //! trace is shorter than the window less twice that time.
@@ -140,6 +143,15 @@ impl Owners {
         target != NO_TARGET && !self.as_slice().contains(&target)
     }
 
+    /// Makes this owner the one whose answer counts, if it is among them.
+    fn count_on(&mut self, target: u16) {
+        if let Some(at) = self.as_slice().iter().position(|it| *it == target)
+            && let Some(until) = self.targets.get_mut(..=at)
+        {
+            until.rotate_right(1);
+        }
+    }
+
     fn add(&mut self, target: u16) {
         if !self.lacks(target) {
             return;
@@ -174,6 +186,7 @@ impl History {
                 owners: Arc::clone(before.owners),
                 endpoints: Arc::clone(before.endpoints),
                 targets: Box::default(),
+                failed: before.endpoints.iter().map(|_| false).collect(),
             };
             kept.push(Predecessor {
                 began: before.began,
@@ -233,6 +246,11 @@ impl History {
         layers.flat_map(Layer::owning).collect()
     }
 
+    /// Notes which of the backends fail now. Their slots, and the records of the traces that began with them, go to others.
+    pub(super) fn note_failed(&mut self, fails: impl Fn(&Endpoint) -> bool) {
+        self.kept.iter_mut().flat_map(|kept| &mut kept.layers).for_each(|layer| layer.note_failed(&fails));
+    }
+
     /// Sets which target each previous owner is now; `None` for one that takes no records.
     pub(super) fn aim(&mut self, target_of: impl Fn(&Endpoint) -> Option<u16>) {
         for layer in self.kept.iter_mut().flat_map(|kept| &mut kept.layers) {
@@ -259,7 +277,8 @@ impl History {
         Owners { decision: self.decision(key, current, &owners), ..owners }
     }
 
-    /// Returns the owners that a key had at any instant while the span's trace can have begun, latest first.
+    /// Returns the owners that a key had at any instant while the span's trace can have begun: the current one first if it is
+    /// among them, then the latest first.
     fn at_any_instant(
         &self,
         key: &[u8],
@@ -269,6 +288,7 @@ impl History {
         is_root: impl FnOnce() -> bool,
     ) -> Owners {
         let (from, to) = self.instants(times);
+        let to = self.lasts_until(key, from, to);
         let known_since = times.started().map_or(0, |start| start.saturating_sub(nanos(self.handoff.skew)));
         let is_root = LazyCell::new(is_root);
         let mut owners = Owners::none();
@@ -286,7 +306,24 @@ impl History {
                 }
             }
         }
-        if owners.len == 0 { Owners::only(current) } else { owners }
+        if owners.len == 0 {
+            return Owners::only(current);
+        }
+        owners.count_on(current);
+        owners
+    }
+
+    /// Returns the last instant at which the owners of a key count. If an owner has failed since, the next one got what began
+    /// with it, and goes on to get that when the failed one is back.
+    fn lasts_until(&self, key: &[u8], from: u64, to: u64) -> u64 {
+        let mut until = to;
+        for (at, kept) in self.kept.iter().enumerate() {
+            let counts = kept.ended > from && (kept.began <= until || at == 0);
+            if counts && kept.layers.iter().any(|layer| layer.has_failed(key)) {
+                until = until.max(kept.ended);
+            }
+        }
+        until
     }
 
     /// Returns the first and the last instant at which the owners of a key count for a span.
@@ -376,9 +413,10 @@ impl Predecessor {
         self.layers.first().map(|layer| layer.algorithm)
     }
 
-    /// Returns the target that owned a key; `None` if it takes no records.
+    /// Returns the target that owned a key; `None` if it takes no records, or has failed since.
     fn target(&self, key: &[u8]) -> Option<u16> {
-        self.layers.first().map(|layer| layer.target(key)).filter(|target| *target != NO_TARGET)
+        let layer = self.layers.first().filter(|layer| !layer.has_failed(key))?;
+        Some(layer.target(key)).filter(|target| *target != NO_TARGET)
     }
 
     /// Returns when it is forgotten, in nanoseconds by the steady clock.

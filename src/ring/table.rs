@@ -70,6 +70,7 @@ impl Table {
         self.history = History::after(previous, at, handoff, moved);
         self.add_former_targets(lost);
         let mut history = std::mem::take(&mut self.history);
+        history.note_failed(|endpoint| lost.contains(&endpoint.identity));
         history.aim(|endpoint| self.target_of(endpoint).filter(|target| !self.is_away(*target)));
         self.history = history;
         self

@@ -20,14 +20,33 @@ pub(super) struct Layer {
     pub(super) endpoints: Endpoints,
     /// By index in `endpoints`, the index among the targets of the current table.
     pub(super) targets: Box<[u16]>,
+    /// By index in `endpoints`, whether the backend has failed since the table was in force.
+    pub(super) failed: Box<[bool]>,
 }
 
 impl Layer {
     /// Returns the target that owned a key; [`NO_TARGET`] if it takes no records.
     #[inline]
     pub(super) fn target(&self, key: &[u8]) -> u16 {
-        let owner = self.owners.get(self.algorithm.slot_of(key) as usize);
-        owner.and_then(|owner| self.targets.get(usize::from(*owner))).copied().unwrap_or(NO_TARGET)
+        self.owner(key).and_then(|owner| self.targets.get(owner)).copied().unwrap_or(NO_TARGET)
+    }
+
+    /// Whether the owner of a key has failed since. Others got its records meanwhile.
+    pub(super) fn has_failed(&self, key: &[u8]) -> bool {
+        self.owner(key).and_then(|owner| self.failed.get(owner)).copied().unwrap_or(false)
+    }
+
+    /// Notes which backends fail.
+    pub(super) fn note_failed(&mut self, fails: impl Fn(&Endpoint) -> bool) {
+        for (failed, endpoint) in self.failed.iter_mut().zip(self.endpoints.iter()) {
+            *failed |= fails(endpoint);
+        }
+    }
+
+    /// Returns the index of a key's owner in `endpoints`.
+    #[inline]
+    fn owner(&self, key: &[u8]) -> Option<usize> {
+        self.owners.get(self.algorithm.slot_of(key) as usize).map(|owner| usize::from(*owner))
     }
 
     /// Returns the backends that own slots.
@@ -46,14 +65,16 @@ impl Layer {
 pub(super) fn united(layers: Vec<Layer>) -> Vec<Layer> {
     let Some(algorithm) = layers.first().map(|layer| layer.algorithm) else { return layers };
     // The address that the latest table has counts.
-    let mut known: BTreeMap<Arc<str>, (u16, Endpoint)> = BTreeMap::new();
+    let mut known: BTreeMap<Arc<str>, (u16, Endpoint, bool)> = BTreeMap::new();
     let mut numbers: Vec<Vec<u16>> = Vec::new();
     for layer in &layers {
-        let number = |endpoint: &Endpoint| {
+        let number = |(endpoint, failed): (&Endpoint, &bool)| {
             let next = u16::try_from(known.len()).unwrap_or(NO_TARGET);
-            known.entry(Arc::clone(&endpoint.identity)).or_insert_with(|| (next, endpoint.clone())).0
+            let known = known.entry(Arc::clone(&endpoint.identity)).or_insert_with(|| (next, endpoint.clone(), false));
+            known.2 |= failed;
+            known.0
         };
-        numbers.push(layer.endpoints.iter().map(number).collect());
+        numbers.push(layer.endpoints.iter().zip(&layer.failed).map(number).collect());
     }
     let slots = layers.iter().map(|layer| layer.owners.len()).max().unwrap_or_default();
     let mut owners: [Vec<u16>; MOST_TARGETS] = std::array::from_fn(|_| Vec::with_capacity(slots));
@@ -68,9 +89,10 @@ pub(super) fn united(layers: Vec<Layer>) -> Vec<Layer> {
             owners.push(distinct.as_slice().get(at).copied().unwrap_or(first));
         }
     }
-    let mut listed: Vec<(u16, Endpoint)> = known.into_values().collect();
-    listed.sort_by_key(|(number, _)| *number);
-    let endpoints: Endpoints = listed.into_iter().map(|(_, endpoint)| endpoint).collect();
+    let mut listed: Vec<(u16, Endpoint, bool)> = known.into_values().collect();
+    listed.sort_by_key(|(number, ..)| *number);
+    let failed: Box<[bool]> = listed.iter().map(|(.., failed)| *failed).collect();
+    let endpoints: Endpoints = listed.into_iter().map(|(_, endpoint, _)| endpoint).collect();
     let mut seen: Vec<Vec<u16>> = Vec::new();
     for owners in owners {
         if !seen.contains(&owners) {
@@ -82,6 +104,7 @@ pub(super) fn united(layers: Vec<Layer>) -> Vec<Layer> {
         owners: owners.into(),
         endpoints: Arc::clone(&endpoints),
         targets: Box::default(),
+        failed: failed.clone(),
     };
     seen.into_iter().map(layer).collect()
 }

@@ -181,6 +181,28 @@ fn no_root_span_is_spared_after_a_change_that_each_replica_notices_for_itself() 
 }
 
 #[test]
+fn what_began_with_a_backend_that_failed_goes_to_its_substitute_too_when_it_is_back() {
+    let d: BTreeSet<Arc<str>> = ["d".into()].into();
+    let sticky = Handoff { mode: HandoffMode::Sticky, ..dual() };
+    for (handoff, expected) in [(dual(), &["d", "substitute"][..]), (sticky, &["substitute"])] {
+        let mut tables = Tables::default();
+        let healthy = tables.table("abcd", "").with_handoff(handoff);
+        let fails = tables.table("abcd", "d").replacing(&healthy, BEGIN, handoff, &d);
+        let (key, _, substitute) = moved_key(&healthy, &fails);
+        let back = tables.table("abcd", "").replacing(&fails, BEGIN + 5 * SECOND, handoff, &BTreeSet::new());
+        let (start, arrival) = (BEGIN - SECOND, BEGIN + 7 * SECOND);
+        assert_eq!(names(&fails, &key, start, BEGIN + SECOND), std::slice::from_ref(&substitute), "{handoff:?}");
+        let goes: Vec<_> = names(&back, &key, start, arrival);
+        let goes: Vec<_> = goes.iter().map(|it| if *it == substitute { "substitute" } else { it }).collect();
+        assert_eq!(goes, expected, "another replica may have sent spans of the trace to the substitute");
+        // A member that joins meanwhile changes nothing of this.
+        let joined = tables.table("abcde", "").replacing(&back, BEGIN + 9 * SECOND, handoff, &BTreeSet::new());
+        let still = names(&joined, &key, start, BEGIN + 10 * SECOND);
+        assert!(still.contains(&substitute) && still.len() == expected.len(), "{still:?}");
+    }
+}
+
+#[test]
 fn a_clock_that_is_set_changes_neither_where_spans_go_nor_when_a_table_is_forgotten() {
     let mut tables = Tables::default();
     let before = tables.table("abc", "").with_handoff(dual());
@@ -270,7 +292,7 @@ fn a_change_and_back_counts_all_owners_once() {
     let (key, old, new) = moved_key(&one, &two);
     let of = |start: u64| names(&three, &key, start, start + SECOND);
     assert_eq!(of(BEGIN - SECOND), std::slice::from_ref(&old));
-    assert_eq!(of(BEGIN + SECOND), [new.clone(), old.clone()], "the newest counts");
+    assert_eq!(of(BEGIN + SECOND), [old.clone(), new.clone()], "the current owner counts, also as one of before");
     assert_eq!(of(BEGIN + 3 * SECOND), [old.clone(), new]);
     assert_eq!(of(BEGIN + 33 * SECOND), [old]);
 }

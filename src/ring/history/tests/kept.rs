@@ -213,6 +213,7 @@ fn each_slot_of_merged_tables_has_its_latest_owners_once() {
         owners: owners.into(),
         endpoints: Arc::clone(&endpoints),
         targets: Box::default(),
+        failed: [false; 6].into(),
     };
     let of = |layers: &[&[u16]]| -> Vec<Vec<String>> {
         let layers = united(layers.iter().map(|owners| layer(owners)).collect());
@@ -239,8 +240,10 @@ fn merged_tables_have_the_address_of_the_later_one() {
             .map(|it| Endpoint { address: Some(([127, 0, 0, 9], port).into()), ..it.clone() })
             .collect(),
         targets: Box::default(),
+        failed: names.chars().map(|name| name == 'b' && port == 1).collect(),
     };
     let merged = united(vec![layer("bc", 2, &[0, 1]), layer("abc", 1, &[0, 1])]);
+    assert!(merged.iter().all(|layer| *layer.failed == [true, false, false]), "b, c, a: what failed stays noted");
     let shown = |layer: &Layer| -> Vec<(String, Option<u16>)> {
         let backend = |owner: &u16| &layer.endpoints[usize::from(*owner)];
         let port = |backend: &Endpoint| backend.address.map(|address| address.port());

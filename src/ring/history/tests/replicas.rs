@@ -51,6 +51,7 @@ impl View {
             history: &self.history,
         };
         let mut history = History::after(before, at, dual(), moved);
+        history.note_failed(|endpoint| is_away(&table, &endpoint.identity));
         history.aim(|endpoint| (!is_away(&table, &endpoint.identity)).then(|| letter(&endpoint.identity)));
         let began = if moved == Moves::None { self.began } else { at.max(self.began) };
         Self { from: at, began, table, history }
