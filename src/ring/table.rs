@@ -95,14 +95,14 @@ impl Table {
     }
 
     /// Adds the backends that own slots in the tables before and are no members. Backends with the same address are the
-    /// same, however they are spelled.
+    /// same, however they are spelled. Of one that had several addresses, the last one counts.
     fn add_former_targets(&mut self, lost: &BTreeSet<Arc<str>>) {
         let mut former: Vec<Endpoint> = Vec::new();
         for endpoint in self.history.owning() {
             let is_there = |other: &Endpoint| other.is_same(&endpoint);
             if self.position(&endpoint.identity).is_none()
                 && !self.backends.iter().any(is_there)
-                && !former.iter().any(is_there)
+                && !former.iter().any(|other| is_there(other) || other.identity == endpoint.identity)
             {
                 former.push(endpoint);
             }

@@ -12,7 +12,10 @@ use super::{
     slots_v1::{Probes, SLOTS},
     *,
 };
-use crate::endpoint::{Endpoint, Endpoints};
+use crate::{
+    endpoint::{Endpoint, Endpoints},
+    settings::{Handoff, HandoffMode},
+};
 
 const GOLDEN: &str = include_str!("../../tests/golden/slots_v1.csv");
 
@@ -407,4 +410,28 @@ fn a_table_is_shown_with_its_fingerprints() {
     for part in ["generation: 1", "slots_v1", "10.0.0.2:4317", membership.as_str(), placement.as_str()] {
         assert!(shown.contains(part), "{part} in {shown}");
     }
+}
+
+#[test]
+fn a_backend_that_left_is_one_target_at_its_last_address() {
+    let at = |name: &str, port: u16| Endpoint::new(name, Some(([127, 0, 0, 1], port).into()));
+    let table = |endpoints: Vec<Endpoint>| Table::of(1, Algorithm::SlotsV1, &endpoints.into()).expect("placeable");
+    let handoff = Handoff { mode: HandoffMode::Dual, ..Handoff::default() };
+    let others = || vec![at("a", 1), at("b", 2)];
+    let all = |port: u16| [others(), vec![at("c", port), at("d", 4)]].concat();
+    let steps = [
+        [others(), vec![at("c", 3)]].concat(),
+        all(3),
+        // Its name is resolved anew, so that no slot moves.
+        all(7),
+        [others(), vec![at("d", 4)]].concat(),
+    ];
+    let mut tables = steps.into_iter().zip(1..).map(|(endpoints, second)| (table(endpoints), second * 1_000_000_000));
+    let (first, _) = tables.next().expect("the first");
+    let last = tables.fold(first.with_handoff(handoff), |before, (after, at)| {
+        after.replacing(&before, at, handoff, &BTreeSet::new())
+    });
+    assert_eq!(last.history().len(), 2, "it is in two of the tables before");
+    assert_eq!(last.targets()[3..], [at("c", 7)]);
+    assert_eq!(last.target("c"), Some(3));
 }
