@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{MOST_TARGETS, Owners};
+use super::MOST_TARGETS;
 use crate::{
     endpoint::{Endpoint, Endpoints},
     ring::Algorithm,
@@ -10,6 +10,10 @@ use crate::{
 
 /// In [`Layer::targets`]: the backend is gone, or takes no records now.
 pub(super) const NO_TARGET: u16 = u16::MAX;
+
+/// The greatest number of owners that a slot of merged tables has: one more than a record can have, so that records which
+/// lack an owner are noticed.
+const MOST_OWNERS: usize = MOST_TARGETS + 1;
 
 /// The placement of a table that was replaced.
 #[derive(Clone, Debug)]
@@ -61,7 +65,7 @@ impl Layer {
     }
 }
 
-/// Returns layers in which each slot has the owners that it has in `layers`, the first ones of [`MOST_TARGETS`].
+/// Returns layers in which each slot has the owners that it has in `layers`, the first [`MOST_OWNERS`] of them.
 pub(super) fn united(layers: Vec<Layer>) -> Vec<Layer> {
     let Some(algorithm) = layers.first().map(|layer| layer.algorithm) else { return layers };
     // The address that the latest table has counts.
@@ -77,16 +81,17 @@ pub(super) fn united(layers: Vec<Layer>) -> Vec<Layer> {
         numbers.push(layer.endpoints.iter().zip(&layer.failed).map(number).collect());
     }
     let slots = layers.iter().map(|layer| layer.owners.len()).max().unwrap_or_default();
-    let mut owners: [Vec<u16>; MOST_TARGETS] = std::array::from_fn(|_| Vec::with_capacity(slots));
+    let mut owners: [Vec<u16>; MOST_OWNERS] = std::array::from_fn(|_| Vec::with_capacity(slots));
+    let mut distinct: Vec<u16> = Vec::with_capacity(layers.len());
     for slot in 0..slots {
-        let mut distinct = Owners::none();
+        distinct.clear();
         for (layer, numbers) in layers.iter().zip(&numbers) {
             let owner = layer.owners.get(slot).and_then(|owner| numbers.get(usize::from(*owner)));
-            distinct.add(owner.copied().unwrap_or(NO_TARGET));
+            distinct.extend(owner.filter(|owner| !distinct.contains(owner)));
         }
-        let first = distinct.as_slice().first().copied().unwrap_or(NO_TARGET);
+        let first = distinct.first().copied().unwrap_or(NO_TARGET);
         for (at, owners) in owners.iter_mut().enumerate() {
-            owners.push(distinct.as_slice().get(at).copied().unwrap_or(first));
+            owners.push(distinct.get(at).copied().unwrap_or(first));
         }
     }
     let mut listed: Vec<(u16, Endpoint, bool)> = known.into_values().collect();

@@ -224,8 +224,8 @@ fn each_slot_of_merged_tables_has_its_latest_owners_once() {
     assert_eq!(of(&[&[1, 0], &[1, 2]]), [["b", "a"], ["b", "c"]]);
     assert_eq!(
         of(&[&[0, 5], &[1, 5], &[2, 5], &[3, 4], &[4, 4], &[0, 4]]),
-        [["a", "f"], ["b", "e"], ["c", "f"], ["d", "f"]],
-        "the first four"
+        [["a", "f"], ["b", "e"], ["c", "f"], ["d", "f"], ["e", "f"]],
+        "one more than a record can have"
     );
     assert!(united(Vec::new()).is_empty());
 }
@@ -259,4 +259,20 @@ fn only_backends_with_slots_are_kept_as_targets() {
     let history = history(&[Published::new(0, 3), Published::new(1, 1)], seconds(2), dual());
     let names: Vec<String> = history.owning().iter().map(|it| it.identity.to_string()).collect();
     assert_eq!(names, ["b", "d"], "the later table comes first");
+}
+
+#[test]
+fn owners_that_a_merged_table_leaves_out_are_counted() {
+    // The first tables follow each other most closely, so that five of them become one.
+    let close = (0..6_u16).map(|at| Published { began: BEGIN + u64::from(at), ..Published::new(0, at) });
+    let apart = (6..21_u16).map(|at| Published::new(10 * u64::from(at), 30 + at));
+    let tables: Vec<Published> = close.chain(apart.map(|it| Published { owner: 6, ..it })).collect();
+    let handoff = Handoff { window: Duration::from_secs(600), skew: Duration::from_secs(600), ..dual() };
+    let history = history(&tables, seconds(210), handoff);
+    assert_eq!((history.len(), history.kept[0].layers.len()), (MOST_KEPT, MOST_TARGETS + 1));
+    let owners = history.kept[0].layers.iter().map(|layer| layer.target(KEY)).collect::<Vec<_>>();
+    assert_eq!(owners, [4, 3, 2, 1, 0]);
+    let times = times(BEGIN + 1, seconds(1));
+    let owners = history.owners(KEY, times, 9, seconds(210), || false);
+    assert_eq!((owners.split(), owners.left_out), ((4, &[3, 2, 1][..]), 1));
 }
