@@ -58,7 +58,9 @@ pub(super) fn ring_of_pool(name: &Arc<str>, pool: &Pool) -> PoolRing {
 /// Describes the ring of `table`, with states and the last change from `record`, if there is a running proxy.
 pub fn ring(pool: &str, table: &Table, record: Option<&Record>) -> PoolRing {
     let standings = record.map(Record::standings).unwrap_or_default();
-    let change = record.into_iter().flat_map(Record::changes).find(|past| past.generation == table.generation);
+    // Tables that only end the window of a hand-off are no changes.
+    let changes = record.into_iter().flat_map(Record::changes);
+    let change = changes.take_while(|past| past.generation <= table.generation).last();
     let owned = table.owned_slots();
     let algorithm = table.base().algorithm();
     let members = (0..).zip(table.backends()).zip(owned).map(|((at, backend), owned_slots)| {

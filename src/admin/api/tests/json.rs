@@ -265,3 +265,20 @@ async fn pages_of_the_api_are_only_read() {
         assert_eq!(head.headers[name], value, "{name}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_ring_tells_of_its_last_change_after_the_window_has_ended() {
+    let mut rig = Rig::of_three().await;
+    rig.feeds[0].discover(&["a", "b", "c", "d"]).await;
+    let facts = |rig: &Rig| {
+        let ring = &ok(rig, "/api/v1/ring")["pools"][0];
+        ["generation", "built_at", "cause", "handoff_windows"].map(|key| ring[key].clone())
+    };
+    assert_eq!(facts(&rig), [json!(2), json!("TIME"), json!("discovery"), json!(1)]);
+    let moved = ok(&rig, "/api/v1/ring")["pools"][0]["moved_share"].clone();
+    assert!(moved.as_f64().is_some_and(|moved| moved > 0.2), "{moved}");
+    rig.feeds[0].published.tables.mark_unchanged();
+    rig.feeds[0].published.tables.changed().await.expect("the window ends");
+    assert_eq!(facts(&rig), [json!(3), json!("TIME"), json!("discovery"), json!(0)]);
+    assert_eq!(ok(&rig, "/api/v1/ring")["pools"][0]["moved_share"], moved);
+}
