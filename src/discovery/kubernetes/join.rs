@@ -40,7 +40,7 @@ pub(super) struct Joined {
 /// The numbers of endpoints that were left out, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LeftOut {
-    /// They are not ready and not terminating, or terminating and do not serve any more.
+    /// They are not ready and not terminating.
     pub(super) not_serving: usize,
     /// They have no host name, and `return_hostnames` demands one.
     pub(super) without_hostname: usize,
@@ -57,7 +57,6 @@ struct Pod<'a> {
     v6: Option<IpAddr>,
     hostname: Option<&'a str>,
     is_ready: bool,
-    is_serving: bool,
     is_terminating: bool,
 }
 
@@ -178,19 +177,19 @@ impl<'a> Pod<'a> {
         // The smallest one, so that the order of slices does not matter.
         *known = Some(known.map_or(ip, |known| known.min(ip)));
         self.hostname = self.hostname.or(member.hostname.as_deref().filter(|hostname| !hostname.is_empty()));
-        let Conditions { ready, serving, terminating } = member.conditions;
-        let ready = ready.unwrap_or(true);
-        self.is_ready |= ready;
-        self.is_serving |= serving.unwrap_or(ready);
+        let Conditions { ready, terminating } = member.conditions;
+        self.is_ready |= ready.unwrap_or(true);
         self.is_terminating |= terminating.unwrap_or(false);
     }
 
-    /// A terminating pod drains whatever `ready` says, which stays true with `publishNotReadyAddresses`.
+    /// A terminating pod drains whatever `ready` says, which stays true with `publishNotReadyAddresses`, and whatever
+    /// `serving` says: the pod may become unready before anybody sees that it ends, and must get nothing new then. If it
+    /// does not take what began with it, it is ejected.
     fn usage(&self) -> Use {
         match self {
-            Self { is_terminating: true, is_serving: true, .. } => Use::Draining,
+            Self { is_terminating: true, .. } => Use::Draining,
             Self { is_terminating: false, is_ready: true, .. } => Use::Active,
-            _ => Use::None,
+            Self { is_terminating: false, is_ready: false, .. } => Use::None,
         }
     }
 

@@ -75,14 +75,13 @@ pub(super) struct Member {
     pub(super) target_ref: Option<TargetRef>,
 }
 
-/// The state of an endpoint. Missing conditions have the meanings that the API documents.
+/// The state of an endpoint. Missing conditions have the meanings that the API documents. `serving` is not read: unless the
+/// endpoint terminates, it says the same as `ready`, and one that terminates drains in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct Conditions {
     /// Whether it takes new traffic. Missing means that it does. With `publishNotReadyAddresses` it is always true.
     pub(super) ready: Option<bool>,
-    /// Whether it serves, even if it terminates. Missing means the same as `ready`.
-    pub(super) serving: Option<bool>,
     /// Whether it is about to end. Missing means that it is not.
     pub(super) terminating: Option<bool>,
 }
