@@ -28,7 +28,7 @@ pub enum Cause {
     Return,
     /// Panic began or ended: more backends fail than may be ejected, so none is.
     Panic,
-    /// A table that was replaced some time ago is forgotten.
+    /// A table that was replaced some time ago is forgotten. Nothing else changes: neither members nor owners.
     WindowEnd,
 }
 
@@ -101,6 +101,39 @@ impl View {
 // === impl Rebuild ===
 
 impl Rebuild {
+    /// Requests `table` anew without the tables before it that are to be forgotten.
+    pub(super) fn forgetting(table: &Arc<Table>) -> Self {
+        let (ring, view, previous) = (Self::ring_of(table), View::of(table), Some(Arc::clone(table)));
+        Self { cause: Cause::WindowEnd, ring, view, previous }
+    }
+
+    /// Returns the keys of the ring that `table` was built with.
+    pub(super) fn ring_of(table: &Table) -> Ring {
+        Ring { algorithm: table.base().algorithm(), handoff: table.history().handoff() }
+    }
+
+    /// Returns whether the build can wait for other changes, if `table` is the published one: discovery announced the
+    /// change, and the same backends fail as in that table.
+    pub(super) fn can_wait(&self, table: Option<&Table>) -> bool {
+        self.cause.is_planned() && table.is_none_or(|table| self.has_failures_of(table))
+    }
+
+    /// Returns whether the build changes what discovery tells of, if `table` is the published one.
+    pub(super) fn is_of_discovery(&self, table: Option<&Table>) -> bool {
+        self.cause.is_planned() || table.is_some_and(|table| *table.backends() != *self.view.endpoints)
+    }
+
+    /// Returns whether the backends that fail are those of `table`. One that the table has not as a target does not matter,
+    /// nor does one that is gone.
+    fn has_failures_of(&self, table: &Table) -> bool {
+        let View { endpoints, lost, .. } = &self.view;
+        let failed: BTreeSet<&Arc<str>> = table.lost().collect();
+        let is_target = |identity: &&Arc<str>| table.target(identity).is_some();
+        let is_member = |it: &Arc<str>| endpoints.binary_search_by(|endpoint| endpoint.identity.cmp(it)).is_ok();
+        lost.iter().filter(is_target).all(|identity| failed.contains(identity))
+            && failed.into_iter().all(|identity| lost.contains(identity) || !is_member(identity))
+    }
+
     /// Returns the view that the table is built from.
     pub fn view(&self) -> &View {
         &self.view
@@ -121,7 +154,8 @@ impl Rebuild {
     /// Returns whether `table` is what was requested.
     pub(super) fn is_for(&self, table: &Table) -> bool {
         if self.cause == Cause::WindowEnd {
-            return table.history().is_empty();
+            // A table that was published meanwhile has forgotten what was due.
+            return self.previous.as_ref().is_none_or(|previous| previous.generation != table.generation);
         }
         let View { endpoints, away, lost } = View::of(table);
         let is_lost = |identity: &Arc<str>| self.view.lost.contains(identity);

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     BuildError,
-    build::{Change, Rebuild},
+    build::{Cause, Change, Rebuild},
 };
 use crate::{
     budget::{Budget, Permit, Use},
@@ -78,9 +78,13 @@ impl Builds {
         Self { builder, wanted: None, running: None, members, not_before: now, planned_not_before: now, held: None }
     }
 
-    /// Requests a table instead of the one that was requested before, unless that is being built already.
+    /// Requests a table instead of the one that was requested before, unless that is being built already. The end of a window
+    /// gives way to both, since any table forgets what is due. It is requested again if there is none in the end.
     pub(super) fn want(&mut self, rebuild: Rebuild) {
-        self.replace(Some(rebuild));
+        let gives_way = rebuild.cause == Cause::WindowEnd && (self.wanted.is_some() || self.running.is_some());
+        if !gives_way {
+            self.replace(Some(rebuild));
+        }
     }
 
     /// Requests a table, or none, instead of the one that was requested before.
@@ -116,14 +120,15 @@ impl Builds {
                 return built;
             }
             let Some(wanted) = &self.wanted else { return std::future::pending().await };
-            let is_planned = wanted.cause.is_planned();
-            sleep_until(if is_planned { self.not_before.max(self.planned_not_before) } else { self.not_before }).await;
+            let current = published.map(|table| &**table);
+            let pause = if wanted.can_wait(current) { self.planned_not_before } else { self.not_before };
+            sleep_until(pause.max(self.not_before)).await;
             let Ok(turn) = Arc::clone(&self.builder.turn).acquire_owned().await else { continue };
             let Some(rebuild) = self.wanted.take().and_then(|wanted| wanted.after(published)) else { continue };
             // A table is never refused for lack of room: without it, records would go to backends that are gone.
             let permit = self.builder.budget.count_for(Use::Builds, rebuild.memory());
             self.members = Arc::clone(&rebuild.view().endpoints);
-            if is_planned {
+            if rebuild.is_of_discovery(current) {
                 self.planned_not_before = Instant::now() + PLANNED_PAUSE;
             }
             self.running = Some(spawn_blocking(move || {

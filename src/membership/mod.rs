@@ -30,6 +30,7 @@ mod backend;
 pub mod build;
 mod builds;
 mod change_log;
+mod formers;
 pub mod metrics;
 pub mod record;
 pub mod state;

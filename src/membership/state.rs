@@ -17,6 +17,7 @@ use super::{
     absence::Verdict,
     backend::{Backend, BackendState, Ejected, Probe, UNRESOLVED},
     build::{Cause, Change, Rebuild, View},
+    formers::Formers,
 };
 use crate::{
     endpoint::{Endpoint, Endpoints},
@@ -114,7 +115,7 @@ pub struct State {
     /// The members: those that discovery lists and those that are held.
     backends: BTreeMap<Arc<str>, Backend>,
     /// Backends that left the membership, which may still take what began with them.
-    formers: BTreeMap<Arc<str>, Former>,
+    formers: Formers,
     panic: bool,
     /// Whether absent members stay because of `min_backends`.
     is_floor: bool,
@@ -126,17 +127,9 @@ pub struct State {
     forgets_at: Option<Instant>,
 }
 
-/// A backend that left the membership.
-#[derive(Debug)]
-struct Former {
-    backend: Backend,
-    /// When the tables in which it owned slots are forgotten at the latest.
-    until: Instant,
-}
-
-/// How long a backend that left is kept beyond the time for which tables are kept: its departure is noted before the table
-/// without it is built.
-const BUILT_WITHIN: Duration = Duration::from_secs(5);
+/// The pause after which a table without what is to be forgotten is requested again. The request gives way to any other
+/// one, and that one may be withdrawn.
+const FORGETS_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 // === impl State ===
 
@@ -147,7 +140,7 @@ impl State {
             config,
             random,
             backends: BTreeMap::new(),
-            formers: BTreeMap::new(),
+            formers: Formers::default(),
             panic: false,
             is_floor: false,
             requested: None,
@@ -182,20 +175,18 @@ impl State {
         }
         self.eject_unresolved(now, &mut effects.notes);
         self.remove_absent(now, &mut effects.notes);
-        let formers = self.formers.len();
-        self.formers.retain(|_, former| former.until > now);
+        let are_fewer = self.formers.forget(self.table.as_deref(), now);
         self.update_panic(&mut effects.notes);
         effects.probes = self.due_probes(now);
         // Making a view and comparing it takes long if there are thousands of members, of which many are probed in vain.
         let mut notes = effects.notes.iter();
-        let may_differ = source.is_some()
-            || formers != self.formers.len()
-            || notes.any(|note| !matches!(note, Note::ProbeFailed(_)));
+        let may_differ =
+            source.is_some() || are_fewer || notes.any(|note| !matches!(note, Note::ProbeFailed(_)));
         if may_differ {
             effects.rebuild = self.request_table(source.unwrap_or_else(|| cause_of(&effects.notes)));
         }
         if effects.rebuild.is_none() && self.forgets_at.is_some_and(|at| now >= at) {
-            effects.rebuild = self.request_forgetting();
+            effects.rebuild = self.request_forgetting(now);
         }
         effects.timer = self.next_due(now);
         effects
@@ -210,6 +201,7 @@ impl State {
     pub fn commit(&mut self, change: &Change, now: Instant) {
         let left = |at: u64| now + Duration::from_nanos(at.saturating_sub(steady(now)));
         self.forgets_at = change.table.history().next_end().map(left);
+        self.formers.forget(Some(&change.table), now);
         self.table = Some(Arc::clone(&change.table));
     }
 
@@ -221,7 +213,7 @@ impl State {
         let endpoints: &[Endpoint] = self.table.as_ref().map_or(&[], |table| table.backends());
         let mut before = std::mem::take(&mut self.backends);
         for endpoint in endpoints {
-            let former = self.formers.remove(&endpoint.identity).map(|former| former.backend);
+            let former = self.formers.remove(&endpoint.identity);
             let backend = match before.remove(&endpoint.identity).or(former) {
                 Some(mut backend) => {
                     backend.listed(endpoint, false, now);
@@ -232,10 +224,7 @@ impl State {
             self.backends.insert(Arc::clone(&endpoint.identity), backend);
         }
         self.update_panic(&mut Vec::new());
-        let published = self.table.as_deref().map(|table| {
-            let ring = Ring { algorithm: table.base().algorithm(), handoff: table.history().handoff() };
-            (ring, View::of(table))
-        });
+        let published = self.table.as_deref().map(|table| (Rebuild::ring_of(table), View::of(table)));
         let request = self.request();
         let cause = match (&request, &published) {
             _ if self.panic => Cause::Panic,
@@ -272,8 +261,7 @@ impl State {
         let fails = |backend: &Backend| backend.is_ejected() && !self.panic;
         let away = self.backends.iter().filter(|(_, backend)| backend.is_away() || fails(backend));
         let lost = self.backends.iter().filter(|(_, backend)| fails(backend));
-        let formers = self.formers.iter().filter(|(_, former)| former.backend.is_ejected());
-        let lost = lost.map(|(identity, _)| identity).chain(formers.map(|(identity, _)| identity));
+        let lost = lost.map(|(identity, _)| identity).chain(self.formers.ejected());
         let (away, lost) = (away.map(|(identity, _)| Arc::clone(identity)).collect(), lost.cloned().collect());
         Some(View { endpoints, away, lost })
     }
@@ -324,16 +312,12 @@ impl State {
 
     /// Keeps a backend that is no member any more for the traces that began with it.
     fn leave(&mut self, identity: Arc<str>, backend: Backend, now: Instant) {
-        let kept_for = self.config.ring.handoff.kept_for();
-        if !kept_for.is_zero() {
-            self.formers.insert(identity, Former { backend, until: now + kept_for + BUILT_WITHIN });
-        }
+        self.formers.insert(identity, backend, self.config.ring.handoff.kept_for(), now);
     }
 
     /// Returns a backend that is or was a member.
     fn backend_mut(&mut self, identity: &Arc<str>) -> Option<&mut Backend> {
-        let former = self.formers.get_mut(identity).map(|former| &mut former.backend);
-        self.backends.get_mut(identity).or(former)
+        self.backends.get_mut(identity).or_else(|| self.formers.get_mut(identity))
     }
 
     fn seen(&mut self, event: &HealthEvent, now: Instant, notes: &mut Vec<Note>) {
@@ -429,17 +413,15 @@ impl State {
             let address = backend.begin_probe(now)?;
             Some(Probe { identity: Arc::clone(identity), address, access: backend.endpoint.access.clone() })
         };
-        let formers = self.formers.iter_mut().map(|(identity, former)| (identity, &mut former.backend));
-        self.backends.iter_mut().chain(formers).filter_map(probe).collect()
+        self.backends.iter_mut().chain(self.formers.iter_mut()).filter_map(probe).collect()
     }
 
     /// Returns when [`Input::Timer`] is due, after `now`.
     pub fn next_due(&self, now: Instant) -> Option<Instant> {
         let Config { outlier_detection, hold_down, .. } = &self.config;
         let of_member = |backend: &Backend| backend.next_due(outlier_detection, *hold_down, now);
-        let former = |former: &Former| [Some(former.until), former.backend.next_probe()];
-        let formers = self.formers.values().flat_map(former).flatten();
-        self.backends.values().filter_map(of_member).chain(formers).chain(self.forgets_at).min()
+        let others = [self.formers.next_due(now), self.forgets_at].into_iter().flatten();
+        self.backends.values().filter_map(of_member).chain(others).min()
     }
 
     /// Requests a table for the current view, unless that was the last request.
@@ -453,11 +435,11 @@ impl State {
         Some(Rebuild { cause, ring, view, previous: self.table.clone() })
     }
 
-    /// Requests a table that keeps fewer of the tables before.
-    fn request_forgetting(&mut self) -> Option<Rebuild> {
-        self.forgets_at = None;
-        let (ring, view) = self.request()?;
-        Some(Rebuild { cause: Cause::WindowEnd, ring, view, previous: self.table.clone() })
+    /// Requests the published table with fewer of the tables before it, again and again until a table is published. What
+    /// has changed since is no part of it: that has a request of its own, and its table keeps fewer as well.
+    fn request_forgetting(&mut self, now: Instant) -> Option<Rebuild> {
+        self.forgets_at = Some(now + FORGETS_AGAIN_AFTER);
+        self.table.as_ref().map(Rebuild::forgetting)
     }
 
     /// Returns all that a table depends on; `None` before the first set.

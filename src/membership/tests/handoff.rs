@@ -107,3 +107,47 @@ fn a_change_at_the_end_of_a_window_has_its_own_cause_and_the_end_is_requested_on
         }
     }
 }
+
+#[test]
+fn the_end_of_a_window_is_requested_until_a_table_is_published() {
+    let (mut rig, _) = one_left();
+    rig.now += KEPT;
+    for _ in 0..3 {
+        assert!(rig.apply(Input::Timer).is_some(), "the request before gave way to another one, which was withdrawn");
+        assert_eq!(rig.timer, Some(rig.now + SECOND));
+        rig.now += SECOND;
+    }
+    assert!(rig.step(Input::Timer).is_some_and(|end| end.table.history().is_empty()));
+    rig.wait_for_timer();
+    assert_eq!(rig.timer, None);
+}
+
+#[test]
+fn the_end_of_a_window_changes_neither_members_nor_owners() {
+    let (mut rig, change) = one_left();
+    rig.apply(Input::Discovered(listed(&["a", "b", "x"], &[])));
+    rig.now += KEPT;
+    let end = rig.apply(Input::Timer).expect("a window ends").run(rig.now).expect("placeable");
+    assert_eq!((end.cause, end.table.backends()), (Cause::WindowEnd, change.table.backends()));
+}
+
+#[test]
+fn a_backend_that_left_and_fails_gets_nothing_as_long_as_its_table_is_kept() {
+    let (mut rig, _) = one_left();
+    let left_at = rig.now;
+    let handoff = Handoff { window: Duration::from_secs(120), ..Handoff::default() };
+    let ring = Ring { handoff, ..Ring::default() };
+    rig.step(Input::Configured(Config { ring, ..Config::default() })).expect("a table with a longer window");
+    rig.now += KEPT;
+    let failed = rig.step(Input::Seen(HealthEvent { identity: "c".into(), kind: HealthKind::Refused }));
+    assert!(failed.expect("its failure leads to a table").table.is_away(2));
+    let is_lost = |rig: &Rig| rig.state.view().is_some_and(|view| view.lost.contains("c"));
+    while rig.now < left_at + Duration::from_secs(134) {
+        rig.now += SECOND;
+        assert!(rig.step(Input::Timer).is_none() && is_lost(&rig), "{:?} after it left", rig.now - left_at);
+        assert!(rig.timer.is_none_or(|timer| timer > rig.now), "the timer must not be in the past");
+    }
+    rig.now += SECOND;
+    assert!(rig.step(Input::Timer).is_some_and(|end| end.table.history().is_empty()));
+    assert!(!is_lost(&rig) && rig.timer.is_none(), "nothing is left of it");
+}

@@ -249,3 +249,76 @@ async fn the_memory_of_tables_is_counted_and_never_refused() {
     tasks.wait().await;
     assert_eq!(budget.used_for(Use::Tables), 0, "the task gives back what it holds");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_window_does_not_take_the_place_of_a_change_that_waits() {
+    let tasks = Tasks::new();
+    let (discovery, receiver) = watch::channel(Some(endpoints(&["a", "b"], 1)));
+    let (_events, inbox) = health::channel("tail");
+    let configs = watch::channel(Config::default()).1;
+    let mut shown = start("tail", configs, receiver, inbox, Scripted::default(), builder(), &tasks);
+    published(&mut shown.tables, 1).await;
+    discovery.send_replace(Some(endpoints(&["a", "b", "c"], 1)));
+    published(&mut shown.tables, 2).await;
+    sleep(Config::default().ring.handoff.kept_for() - SECOND).await;
+    discovery.send_replace(Some(endpoints(&["a", "b", "c", "d"], 1)));
+    published(&mut shown.tables, 3).await;
+    let third = Instant::now();
+    sleep(SECOND / 2).await;
+    // It waits until 2 s after the third table. Half a second from now the table before the second one is forgotten.
+    discovery.send_replace(Some(endpoints(&["a", "b", "c", "d", "e"], 1)));
+    let fourth = published(&mut shown.tables, 4).await;
+    assert!(third.elapsed() >= builds::PLANNED_PAUSE, "{:?}", third.elapsed());
+    assert_eq!((fourth.backends().len(), fourth.history().len()), (5, 2), "what was due is forgotten with the change");
+    let last = shown.record.last_change().expect("a change");
+    assert_eq!((last.generation, last.cause, &*last.added.named), (4, Cause::Discovery, &["e".into()][..]));
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ejection_does_not_wait_for_the_pause_between_sets() {
+    for in_one_batch in [false, true] {
+        let tasks = Tasks::new();
+        let (discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c"], 1)));
+        let prober = Scripted { unanswered: 100, ..Scripted::default() };
+        let (events, mut tables) = begin_with(prober, receiver, &tasks);
+        published(&mut tables, 1).await;
+        settle().await;
+        discovery.send_replace(Some(endpoints(&["a", "b", "c", "d"], 1)));
+        published(&mut tables, 2).await;
+        let second = Instant::now();
+        events.send(&"b".into(), HealthKind::Refused);
+        if !in_one_batch {
+            // The ejection is noticed, and its table is not built yet.
+            sleep(Duration::from_millis(15)).await;
+        }
+        discovery.send_replace(Some(endpoints(&["a", "b", "c", "d", "e"], 1)));
+        let third = published(&mut tables, 3).await;
+        assert!(second.elapsed() < SECOND / 10, "{:?}, in one batch: {in_one_batch}", second.elapsed());
+        assert_eq!((third.overlay().away().len(), third.backends().len()), (1, 5));
+        // The set that came along counts for the pause.
+        discovery.send_replace(Some(endpoints(&["a", "b", "c", "d", "e", "f"], 1)));
+        published(&mut tables, 4).await;
+        assert!(second.elapsed() >= builds::PLANNED_PAUSE, "{:?}", second.elapsed());
+        tasks.stop();
+        tasks.wait().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_window_gives_way_to_any_other_request() {
+    for end_comes_first in [true, false] {
+        let mut rig = Rig::new(Config::default());
+        rig.step(Input::Discovered(endpoints(&["a", "b"], 1)));
+        rig.step(Input::Discovered(endpoints(&["a", "b", "c"], 1)));
+        rig.now += Config::default().ring.handoff.kept_for();
+        let end = rig.apply(Input::Timer).expect("a window ends");
+        let change = rig.apply(Input::Discovered(endpoints(&["a", "b", "c", "d"], 1))).expect("a change");
+        let requests = if end_comes_first { [end, change] } else { [change, end] };
+        let mut builds = Builds::new(builder());
+        requests.into_iter().for_each(|request| builds.want(request));
+        let (built, _) = builds.next(rig.state.table()).await.expect("placeable");
+        assert_eq!((built.cause, built.table.backends().len()), (Cause::Discovery, 4), "{end_comes_first}");
+    }
+}
