@@ -23,7 +23,7 @@ pub struct Endpoint {
     /// Whether the backend is about to end: it keeps the traces that began with it and gets no new ones.
     pub is_draining: bool,
     /// Whether the identity is a name that a restarted backend has again, maybe with another address: the name of a pod
-    /// of a StatefulSet. If discovery no longer lists it, it stays a member for a minute, and others take its slots
+    /// of a StatefulSet. If discovery no longer lists it, it stays a member for a while, and others take its slots
     /// meanwhile.
     pub is_stable_name: bool,
     /// Whether the resolver's latest answers lack the backend, and none of them can be believed yet: caches may repeat an

@@ -15,9 +15,9 @@ use crate::endpoint::Endpoint;
 /// minutes is the usual TTL of records that change (Route 53 proposes it).
 pub(super) const MOST_TTL: Duration = Duration::from_secs(300);
 
-/// How long after the beginning of an absence the resolver asks every second: as long as membership holds a stable name,
-/// and longer than twice the default `hold_down`, for which it holds the backends that an answer lacks if that answer
-/// halves the pool.
+/// How long after the beginning of an absence the resolver asks every second: longer than twice the default `hold_down`, for
+/// which membership holds the backends that an answer lacks if that answer halves the pool, and than the usual TTL after
+/// which the absence is confirmed.
 pub(super) const OFTEN_FOR: Duration = Duration::from_secs(60);
 
 /// When a round asked, when it was answered, and for how long caches may repeat its answer.

@@ -26,8 +26,9 @@ use super::{
 };
 use crate::endpoint::{Endpoint, Endpoints};
 
-/// How long the share of an absent backend is remembered: as long as membership holds a stable name.
-const SHARE_REMEMBERED_FOR: Duration = Duration::from_secs(60);
+/// How long the share of an absent backend is remembered: as long as membership holds a stable name with the default window
+/// of a hand-off.
+const SHARE_REMEMBERED_FOR: Duration = Duration::from_secs(105);
 
 /// The state of one pool's `srv` resolver.
 pub(super) struct Srv {

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     OutlierDetection,
-    absence::{Absence, Verdict},
+    absence::{Absence, Patience, Verdict},
 };
 use crate::{access::Access, endpoint::Endpoint, health::HealthKind};
 
@@ -50,7 +50,7 @@ pub(super) struct Ejected {
 pub enum BackendState {
     /// The backend takes the records that it owns.
     Active,
-    /// Discovery no longer lists the backend. It still answers, so it is held for a while.
+    /// Discovery no longer lists the backend, or lists it as draining. It still answers, so it is held for a while.
     Draining,
     /// The backend fails. Its slots go to others, unless too many backends fail.
     Ejected,
@@ -120,6 +120,12 @@ impl Backend {
         {
             ejection.probe_at = Some(now);
         }
+        self.change_to(endpoint, now);
+        is_new_absence
+    }
+
+    /// Notes what discovery says about the backend.
+    fn change_to(&mut self, endpoint: &Endpoint, now: Instant) {
         if self.endpoint.address != endpoint.address || self.endpoint.access != endpoint.access {
             self.failures = 0;
             self.periods = 0;
@@ -133,7 +139,6 @@ impl Backend {
         }
         // What a table depends on does not change while an absence is doubted.
         self.endpoint = Endpoint { is_missing: false, is_draining: false, ..endpoint.clone() };
-        is_new_absence
     }
 
     /// Notes that discovery does not list the backend, and that this is confirmed. `halves_pool` is whether its set has
@@ -142,23 +147,28 @@ impl Backend {
         self.begin_absence(halves_pool, true, now)
     }
 
-    /// Notes that the backend drains: others have its slots from now on. Returns whether that is new.
-    pub(super) fn drains(&mut self, now: Instant) -> bool {
-        self.begin_absence(false, true, now);
-        self.begin_to_be_away()
+    /// Notes that discovery lists the backend as draining.
+    pub(super) fn drains(&mut self, endpoint: &Endpoint, now: Instant) {
+        self.absence.get_or_insert(Absence::new(false, now)).set_draining();
+        self.change_to(endpoint, now);
+    }
+
+    /// Returns whether discovery lists the backend as draining.
+    pub(super) fn is_draining(&self) -> bool {
+        self.absence.is_some_and(|absence| absence.is_draining())
     }
 
     /// Notes that the backend is absent. Returns whether it was listed before.
     fn begin_absence(&mut self, halves_pool: bool, is_confirmed: bool, now: Instant) -> bool {
         let was_listed = self.absence.is_none();
-        self.absence.get_or_insert(Absence::new(halves_pool, now)).set_confirmed(is_confirmed);
+        self.absence.get_or_insert(Absence::new(halves_pool, now)).set_unlisted(is_confirmed, now);
         was_listed
     }
 
     /// Returns what the absence of the backend leads to now; `None` if discovery lists it.
-    pub(super) fn verdict(&self, hold_down: Duration, now: Instant) -> Option<Verdict> {
+    pub(super) fn verdict(&self, patience: Patience, now: Instant) -> Option<Verdict> {
         let verdict =
-            |absence: Absence| absence.verdict(self.endpoint.is_stable_name, self.is_ejected(), hold_down, now);
+            |absence: Absence| absence.verdict(self.endpoint.is_stable_name, self.is_ejected(), patience, now);
         self.absence.map(verdict)
     }
 
@@ -167,10 +177,10 @@ impl Backend {
         self.absence.as_mut().is_some_and(Absence::begin_to_be_away)
     }
 
-    /// Returns for how long the backend stays a member once it is absent, unless it is removed earlier because it is
-    /// ejected.
-    pub(super) fn stays_for(&self, hold_down: Duration) -> Duration {
-        self.absence.map_or(hold_down, |absence| absence.stays_for(self.endpoint.is_stable_name, hold_down))
+    /// Returns for how long after the beginning of its absence the backend stays a member, unless it is removed earlier
+    /// because it is ejected; `None` if nobody knows, since it is not absent or drains.
+    pub(super) fn stays_for(&self, patience: Patience) -> Option<Duration> {
+        self.absence?.stays_for(self.endpoint.is_stable_name, patience)
     }
 
     /// Notes what a delivery observed. Returns the ejection that this causes, if it does.
@@ -254,12 +264,12 @@ impl Backend {
     }
 
     /// Returns when [`super::state::Input::Timer`] is due for this backend.
-    pub(super) fn next_due(&self, config: &OutlierDetection, hold_down: Duration, now: Instant) -> Option<Instant> {
+    pub(super) fn next_due(&self, config: &OutlierDetection, patience: Patience, now: Instant) -> Option<Instant> {
         let probe = self.next_probe();
         let off = config.max_ejection_percent == 0 || self.is_ejected();
         let unresolved = self.unresolved_since.filter(|_| !off).map(|since| since + config.base_ejection_time);
         let is_stable_name = self.endpoint.is_stable_name;
-        let gone = self.absence.and_then(|absence| absence.next_due(is_stable_name, hold_down, now));
+        let gone = self.absence.and_then(|absence| absence.next_due(is_stable_name, patience, now));
         [probe, unresolved, gone].into_iter().flatten().min()
     }
 

@@ -178,12 +178,12 @@ impl Standing {
         Self { state, since: now, held_until: None, ejected_for: None, last_failure: None }
     }
 
-    fn set_state(&mut self, state: BackendState, now: SystemTime, stays_for: Duration) {
+    fn set_state(&mut self, state: BackendState, now: SystemTime, stays_for: Option<Duration>) {
         if self.state != state {
             (self.state, self.since) = (state, now);
         }
         let held = state == BackendState::Draining;
-        self.held_until = if held { self.since.checked_add(stays_for) } else { None };
+        self.held_until = stays_for.filter(|_| held).and_then(|time| self.since.checked_add(time));
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     Config,
-    absence::Verdict,
+    absence::{Patience, Verdict},
     backend::{Backend, BackendState, Ejected, Probe, UNRESOLVED},
     build::{Cause, Change, Rebuild, View},
     formers::Formers,
@@ -87,7 +87,7 @@ pub enum Note {
         /// Whether it was ejected, so that it was removed without being held to the end.
         ejected: bool,
     },
-    /// Members that left discovery begin or cease to stay because fewer than `min_backends` would be left.
+    /// Members that left discovery, or drain, begin or cease to stay because fewer than `min_backends` would be left.
     Floor {
         /// Whether they begin to stay.
         begins: bool,
@@ -180,8 +180,7 @@ impl State {
         effects.probes = self.due_probes(now);
         // Making a view and comparing it takes long if there are thousands of members, of which many are probed in vain.
         let mut notes = effects.notes.iter();
-        let may_differ =
-            source.is_some() || are_fewer || notes.any(|note| !matches!(note, Note::ProbeFailed(_)));
+        let may_differ = source.is_some() || are_fewer || notes.any(|note| !matches!(note, Note::ProbeFailed(_)));
         if may_differ {
             effects.rebuild = self.request_table(source.unwrap_or_else(|| cause_of(&effects.notes)));
         }
@@ -240,10 +239,9 @@ impl State {
         self.backends.iter().map(|(identity, backend)| (identity, backend.state()))
     }
 
-    /// Returns for how long a member stays once it is absent and answers.
-    pub(super) fn stays_for(&self, identity: &str) -> Duration {
-        let hold_down = self.config.hold_down;
-        self.backends.get(identity).map_or(hold_down, |backend| backend.stays_for(hold_down))
+    /// Returns for how long an absent member that answers stays after the beginning of its absence, if that is known.
+    pub(super) fn stays_for(&self, identity: &str) -> Option<Duration> {
+        self.backends.get(identity)?.stays_for(Patience::of(&self.config))
     }
 
     /// Returns whether more backends fail than may be ejected, so that none is.
@@ -274,12 +272,20 @@ impl State {
         let all_drain = endpoints.iter().all(|endpoint| endpoint.is_draining);
         let (draining, endpoints): (Vec<_>, Vec<_>) =
             endpoints.iter().partition(|endpoint| endpoint.is_draining && !all_drain);
-        for endpoint in draining {
-            self.drains(endpoint, now, notes);
+        // A replica that starts takes those that drain if they stay in the other replicas.
+        let takes_draining = self.backends.is_empty() && endpoints.len() < self.config.min_backends;
+        for endpoint in &draining {
+            if takes_draining {
+                self.backends.insert(Arc::clone(&endpoint.identity), Backend::new((*endpoint).clone(), now));
+            }
+            if let Some(backend) = self.backends.get_mut(&endpoint.identity) {
+                backend.drains(endpoint, now);
+            }
         }
-        let listed: BTreeSet<&Arc<str>> = endpoints.iter().map(|endpoint| &endpoint.identity).collect();
+        let listed: BTreeSet<&Arc<str>> =
+            endpoints.iter().chain(&draining).map(|endpoint| &endpoint.identity).collect();
         let there = endpoints.iter().filter(|endpoint| !endpoint.is_missing).count();
-        let halves_pool = there * 2 <= self.backends.len();
+        let halves_pool = there * 2 <= self.backends.values().filter(|backend| !backend.is_draining()).count();
         for (identity, backend) in self.backends.iter_mut().filter(|(identity, _)| !listed.contains(identity)) {
             if backend.unlisted(halves_pool, now) && !backend.is_ejected() {
                 notes.push(Note::Held(Arc::clone(identity)));
@@ -294,20 +300,6 @@ impl State {
                 notes.push(Note::Held(Arc::clone(&endpoint.identity)));
             }
         }
-    }
-
-    /// Notes that a backend drains: it gets nothing new from now on.
-    fn drains(&mut self, endpoint: &Endpoint, now: Instant, notes: &mut Vec<Note>) {
-        if endpoint.is_stable_name {
-            // It stays a member while its successor starts, so that no other slot moves.
-            if self.backends.get_mut(&endpoint.identity).is_some_and(|backend| backend.drains(now)) {
-                notes.push(Note::Away(Arc::clone(&endpoint.identity)));
-            }
-            return;
-        }
-        let Some(backend) = self.backends.remove(&endpoint.identity) else { return };
-        notes.push(Note::Left { identity: Arc::clone(&endpoint.identity), ejected: backend.is_ejected() });
-        self.leave(Arc::clone(&endpoint.identity), backend, now);
     }
 
     /// Keeps a backend that is no member any more for the traces that began with it.
@@ -357,11 +349,11 @@ impl State {
         }
     }
 
-    /// Removes members that have been absent for long enough. Those with a stable name are away for a while before. If
-    /// fewer than `min_backends` would be left, none is removed and none becomes away.
+    /// Removes members that have been absent for long enough, or drain. Those with a stable name are away for a while
+    /// before. If fewer than `min_backends` would be left, none is removed and none becomes away.
     fn remove_absent(&mut self, now: Instant, notes: &mut Vec<Note>) {
-        let Config { hold_down, min_backends, .. } = self.config;
-        let is_there = |backend: &&Backend| matches!(backend.verdict(hold_down, now), None | Some(Verdict::Doubted));
+        let (min_backends, patience) = (self.config.min_backends, Patience::of(&self.config));
+        let is_there = |backend: &&Backend| matches!(backend.verdict(patience, now), None | Some(Verdict::Doubted));
         let left = self.backends.values().filter(is_there).count();
         let is_floor = left < min_backends && left < self.backends.len();
         if is_floor != self.is_floor {
@@ -373,7 +365,7 @@ impl State {
         }
         let mut gone = Vec::new();
         for (identity, backend) in &mut self.backends {
-            match backend.verdict(hold_down, now) {
+            match backend.verdict(patience, now) {
                 Some(Verdict::Gone) => gone.push(Arc::clone(identity)),
                 Some(Verdict::Away) if backend.begin_to_be_away() => notes.push(Note::Away(Arc::clone(identity))),
                 _ => {}
@@ -418,8 +410,8 @@ impl State {
 
     /// Returns when [`Input::Timer`] is due, after `now`.
     pub fn next_due(&self, now: Instant) -> Option<Instant> {
-        let Config { outlier_detection, hold_down, .. } = &self.config;
-        let of_member = |backend: &Backend| backend.next_due(outlier_detection, *hold_down, now);
+        let (outlier_detection, patience) = (&self.config.outlier_detection, Patience::of(&self.config));
+        let of_member = |backend: &Backend| backend.next_due(outlier_detection, patience, now);
         let others = [self.formers.next_due(now), self.forgets_at].into_iter().flatten();
         self.backends.values().filter_map(of_member).chain(others).min()
     }

@@ -173,11 +173,12 @@ section! {
         /// When a backend that fails is ejected, so that its traces go elsewhere.
         outlier_detection: OutlierDetection,
         /// How long a backend that has left discovery keeps its traces while it still answers. A backend that fails is
-        /// removed at once. One with a stable name (`srv`) gives away its traces then, and stays a member for 60 s.
-        /// While it lasts, discovery asks every second. If an answer halves the pool, the time is twice as long.
+        /// removed at once. One with a stable name (`srv`, `k8s`) gives away its traces then, and stays a member for 60 s
+        /// and the time for which a hand-off keeps tables: 105 s by default. For the first minute of an absence discovery
+        /// asks every second. If an answer halves the pool, the time is twice as long.
         hold_down: Duration = Duration::from_secs(5),
-        /// The least number of backends: if fewer would be left, none that has left discovery is removed. `0` is no
-        /// limit.
+        /// The least number of backends: if fewer would be left, none that has left discovery or drains is removed. `0` is
+        /// no limit.
         min_backends: usize = 0,
     }
 

@@ -63,8 +63,60 @@ fn stable_name_that_was_ejected_first_stays_a_member_too() {
     assert_eq!(table(&rig).placement_fingerprint(), before.placement_fingerprint());
 }
 
+/// How long a stable name stays that discovery ceases to list without a word: 60 s and the time for which tables are kept.
+const STAYS: Duration = Duration::from_secs(105);
+
+/// A pod whose `preStop` takes 45 s and its shutdown 30 s, and whose successor is ready 29 s later.
 #[test]
-fn stable_name_is_removed_after_a_minute() {
+fn no_slot_of_a_pod_that_is_up_moves_while_another_one_ends_slowly_and_starts_again() {
+    for source in ["srv", "k8s"] {
+        let mut rig = named();
+        let before = table(&rig);
+        for second in 0..104 {
+            match source {
+                // The pod leaves DNS when it begins to end.
+                "srv" => drop(rig.discover_names(&["a", "c", "d"], 1)),
+                // EndpointSlices list it until it is gone.
+                _ if second < 75 => drop(rig.apply(draining("b"))),
+                _ => drop(rig.discover_names(&["a", "c", "d"], 1)),
+            }
+            rig.wait(SECOND);
+            assert_eq!(rig.members(), ALL, "{source}, second {second}");
+            assert!(rig.timer.is_none_or(|timer| timer > rig.now), "{source}, second {second}");
+        }
+        assert_eq!(rig.away(), ["b"], "{source}");
+        only_its_slots_moved(&before, &table(&rig), "b");
+        assert!(rig.discover_names(&ALL, 2), "{source}");
+        assert_eq!(table(&rig).placement_fingerprint(), before.placement_fingerprint(), "{source}");
+    }
+}
+
+#[test]
+fn stable_name_that_drained_stays_for_a_minute_after_it_is_no_longer_listed() {
+    let mut rig = named();
+    rig.apply(draining("b"));
+    assert_eq!(rig.timer, None, "nothing is due while it is listed");
+    assert_eq!(rig.state.stays_for("b"), None, "nobody knows how long that is");
+    rig.wait(SECOND * 600);
+    assert_eq!((rig.members().len(), rig.away()), (4, vec!["b".to_owned()]));
+    rig.discover_names(&["a", "c", "d"], 1);
+    assert_eq!(rig.state.stays_for("b"), Some(SECOND * 660));
+    assert_eq!((rig.wait_for_timer(), rig.members().len()), (SECOND * 60, 3));
+}
+
+#[test]
+fn without_kept_tables_stable_names_stay_for_a_minute() {
+    let mut config = Config::default();
+    config.ring.handoff.mode = crate::settings::HandoffMode::Immediate;
+    let mut rig = Rig::new(config);
+    rig.discover_names(&ALL, 1);
+    rig.discover_names(&["a", "c", "d"], 1);
+    rig.wait_for_timer();
+    assert_eq!((rig.wait_for_timer(), rig.members().len()), (SECOND * 55, 3));
+}
+
+#[test]
+fn stable_name_that_does_not_return_is_removed() {
     for ejected in [false, true] {
         let mut rig = named();
         rig.discover_names(&["a", "c", "d"], 1);
@@ -74,7 +126,7 @@ fn stable_name_is_removed_after_a_minute() {
         rig.take_notes();
         rig.wait(SECOND * 5);
         assert_eq!(rig.take_notes(), [Note::Away("b".into())]);
-        rig.wait(SECOND * 54);
+        rig.wait(STAYS - SECOND * 6);
         assert_eq!(rig.members().len(), 4, "ejected: {ejected}");
         assert!(rig.wait(SECOND), "ejected: {ejected}");
         assert_eq!(rig.members(), ["a", "c", "d"]);
@@ -83,10 +135,10 @@ fn stable_name_is_removed_after_a_minute() {
 
 #[test]
 fn longer_hold_down_holds_stable_names_as_long() {
-    let mut rig = Rig::new(Config { hold_down: SECOND * 90, ..Config::default() });
+    let mut rig = Rig::new(Config { hold_down: SECOND * 120, ..Config::default() });
     rig.discover_names(&ALL, 1);
     rig.discover_names(&["a", "c", "d"], 1);
-    assert_eq!(rig.wait_for_timer(), SECOND * 90);
+    assert_eq!(rig.wait_for_timer(), SECOND * 120);
     assert_eq!(rig.members(), ["a", "c", "d"]);
 }
 
@@ -271,7 +323,7 @@ fn stable_names_keep_their_slots_below_the_floor() {
     let mut rig = Rig::new(Config { min_backends: 3, ..Config::default() });
     rig.discover_names(&ALL, 1);
     rig.discover_names(&["a", "b"], 1);
-    rig.wait(SECOND * 70);
+    rig.wait(STAYS * 2);
     assert_eq!((rig.members().len(), rig.away().len(), rig.timer), (4, 0, None));
 }
 
@@ -314,13 +366,48 @@ fn backend_that_drains_is_noted_as_left_with_its_health() {
     }
 }
 
+/// All backends, of which some drain.
+fn drain(hosts: &[&str], draining: &[&str], is_stable_name: bool) -> Input {
+    let mark =
+        |it: &Endpoint| Endpoint { is_stable_name, is_draining: draining.contains(&&*it.identity), ..it.clone() };
+    Input::Discovered(endpoints(hosts, 1).iter().map(mark).collect())
+}
+
 #[test]
-fn stable_name_that_drains_does_not_count_for_the_floor() {
-    let mut rig = Rig::new(Config { min_backends: 4, ..Config::default() });
-    rig.discover_names(&ALL, 1);
-    rig.apply(draining_name(&ALL, "b"));
-    let floor = Note::Floor { begins: true, left: 3, min_backends: 4 };
-    assert_eq!(rig.take_notes(), [Note::Away("b".into()), floor]);
+fn backends_that_drain_keep_their_slots_if_fewer_than_the_floor_would_be_left() {
+    for is_stable_name in [false, true] {
+        let all = ["a", "b", "c"];
+        let mut rig = Rig::new(Config { min_backends: 2, ..Config::default() });
+        rig.apply(drain(&all, &[], is_stable_name));
+        let both = || drain(&all, &["b", "c"], is_stable_name);
+        assert!(rig.apply(both()).is_none(), "nothing moves");
+        assert_eq!((rig.members().join(""), rig.away().len(), rig.timer), ("abc".to_owned(), 0, None));
+        let floor = Note::Floor { begins: true, left: 1, min_backends: 2 };
+        assert_eq!(rig.take_notes(), [floor]);
+        assert_eq!(rig.state_of("b"), Some(BackendState::Draining));
+        let mut late = Rig::new(Config { min_backends: 2, ..Config::default() });
+        late.apply(both());
+        assert_eq!(late.members(), all, "a replica that starts then agrees");
+        // The next one of them is gone before its successor is there.
+        assert!(rig.apply(drain(&["a", "b"], &["b"], is_stable_name)).is_none());
+        assert!(rig.apply(drain(&["a", "b", "x"], &["b"], is_stable_name)).is_some(), "there are two again");
+        let (members, away) = if is_stable_name { ("abcx", "bc") } else { ("ax", "") };
+        assert_eq!((rig.members().join(""), rig.away().join("")), (members.to_owned(), away.to_owned()));
+        assert!(rig.take_notes().contains(&Note::Floor { begins: false, left: 2, min_backends: 2 }));
+    }
+}
+
+#[test]
+fn above_the_floor_one_after_the_other_may_drain() {
+    for is_stable_name in [false, true] {
+        let mut rig = Rig::new(Config { min_backends: 2, ..Config::default() });
+        rig.apply(drain(&["a", "b", "c"], &[], is_stable_name));
+        assert!(rig.apply(drain(&["a", "b", "c"], &["c"], is_stable_name)).is_some());
+        let members = if is_stable_name { ("abc", "c") } else { ("ab", "") };
+        assert_eq!((&*rig.members().join(""), &*rig.away().join("")), members);
+        assert!(rig.apply(drain(&["a", "b", "c"], &["b", "c"], is_stable_name)).is_none(), "b stays");
+        assert_eq!((&*rig.members().join(""), &*rig.away().join("")), members);
+    }
 }
 
 #[test]
@@ -364,10 +451,10 @@ fn absence_that_is_not_confirmed_sets_no_timer() {
 #[test]
 fn time_that_a_member_stays_is_known_before_it_is_absent_and_after() {
     let mut rig = Rig::with(&ALL);
-    assert_eq!(["a", "somebody"].map(|host| rig.state.stays_for(host)), [SECOND * 5; 2]);
+    assert_eq!(["a", "somebody"].map(|host| rig.state.stays_for(host)), [None; 2]);
     rig.discover(&["a", "b"]);
-    assert_eq!(["a", "c"].map(|host| rig.state.stays_for(host)), [SECOND * 5, SECOND * 10]);
+    assert_eq!(["a", "c"].map(|host| rig.state.stays_for(host)), [None, Some(SECOND * 10)]);
     let mut rig = named();
     rig.discover_names(&["a", "b", "c"], 1);
-    assert_eq!(rig.state.stays_for("d"), SECOND * 60);
+    assert_eq!(rig.state.stays_for("d"), Some(STAYS));
 }

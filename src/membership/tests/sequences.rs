@@ -41,9 +41,13 @@ enum Source {
 }
 
 impl Source {
+    fn is_stable(self) -> bool {
+        !matches!(self, Self::Addresses)
+    }
+
     /// Returns a set of these backends, in any order.
     fn set(self, hosts: &[&str], random: &mut fastrand::Rng) -> Endpoints {
-        let is_stable_name = !matches!(self, Self::Addresses);
+        let is_stable_name = self.is_stable();
         let drains = |name: &&str| !hosts.contains(name) && matches!(self, Self::Slices) && random.bool();
         let draining: Vec<&str> = NAMES.into_iter().filter(drains).collect();
         let of = |names: &[&str], is_draining| -> Vec<Endpoint> {
@@ -107,6 +111,10 @@ impl Replica {
     /// Applies inputs until nothing is in progress: the backends in `dead` stay ejected, all others answer.
     fn settle(&mut self, hosts: &[&str], dead: &BTreeSet<&str>, tables: &mut Tables, random: &mut fastrand::Rng) {
         self.discover(hosts, tables, random);
+        // What drained is gone.
+        let listed = |it: &Endpoint| Endpoint { is_stable_name: self.source.is_stable(), ..it.clone() };
+        let set = endpoints(hosts, 1).iter().map(listed).collect();
+        self.apply(Input::Discovered(set), tables, random);
         for host in dead.iter().filter(|host| hosts.contains(host)) {
             self.apply(seen(host, HealthKind::Refused), tables, random);
         }
