@@ -1,6 +1,9 @@
 //! The `dns` resolver: the A and AAAA records of one name are the backends.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -78,6 +81,11 @@ impl Dns {
             log: StateLog::new(),
             beyond: 0,
         }
+    }
+
+    /// Sets the time that one question may take.
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        self.system.set_timeout(timeout);
     }
 
     /// Asks once. Returns the new set if it differs from the last one.

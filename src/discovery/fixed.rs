@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeSet, btree_map::BTreeMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::{StreamExt, stream};
@@ -89,6 +90,11 @@ impl Fixed {
         let known = self.entries.iter().filter(|entry| entry.endpoint.address.is_some()).count();
         let enough = known == self.entries.len() || (rounds >= 2 && 2 * known >= self.entries.len());
         enough.then(|| self.endpoints())
+    }
+
+    /// Sets the time that one question may take.
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        self.system.set_timeout(timeout);
     }
 
     /// Looks up all names once. Returns the set if an address changed.

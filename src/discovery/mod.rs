@@ -38,7 +38,10 @@ mod tests;
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 pub use self::{
     address::{AddressError, check_backend, check_hostname},
@@ -168,6 +171,20 @@ impl Config {
         }
     }
 
+    /// Returns whether both find the same backends by asking the same questions, however often and for however long.
+    fn asks_the_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Static(one), Self::Static(other)) => one.hostnames == other.hostnames,
+            (Self::Dns(one), Self::Dns(other)) => {
+                let DnsResolver { interval, timeout, .. } = *other;
+                DnsResolver { interval, timeout, ..one.clone() } == *other
+            }
+            (Self::Srv(one), Self::Srv(other)) => one.hostname == other.hostname,
+            // Its lists are whole, so that a new watcher has nothing to learn from the one before.
+            _ => false,
+        }
+    }
+
     /// The time between two rounds of questions; `None` where changes are watched.
     fn interval(&self) -> Option<Duration> {
         match self {
@@ -207,7 +224,9 @@ pub fn check_timeout(timeout: Duration) -> Result<(), TimeError> {
 }
 
 /// Starts a resolver for a pool. The endpoints that it publishes carry `access`. If `resolvers` already has a resolver,
-/// that one continues until the new one has its first good answer.
+/// that one continues until the new one has its first good answer. If both ask the same questions, the one that is there
+/// goes on with the new interval, timeout and access: it knows which absences are not confirmed yet, and which answers are
+/// parts of a larger set.
 ///
 /// A pool's first resolver has published its set when this returns if it is static. A static resolver of addresses only
 /// has done so in any case. The others publish once they have an answer. The resolver's task ends with `tasks` or
@@ -244,14 +263,19 @@ fn start_on(
     access: Access,
     tasks: &Tasks,
 ) -> Result<(), DiscoveryError> {
+    config.check()?;
+    if resolvers.adjust(config, &access) {
+        return Ok(());
+    }
     let source = Source::new(system, Meters::new(pool, config), pool, config)?;
     let tasks = tasks.child();
     let publisher = resolvers.register(access, tasks.clone());
+    let configs = publisher.follow(config);
     let endpoints = if publisher.is_next() { source.replacement(0) } else { source.initial() };
     if let Some(endpoints) = endpoints {
         publisher.publish(&endpoints);
     }
-    tasks.spawn(run(source, publisher, config.interval().unwrap_or(MIN_INTERVAL), tasks.clone()));
+    tasks.spawn(run(source, publisher, configs, tasks.clone()));
     Ok(())
 }
 
@@ -322,6 +346,15 @@ impl Source {
         }
     }
 
+    /// Sets the time that one question may take.
+    fn set_timeout(&mut self, timeout: Duration) {
+        match self {
+            Self::Fixed(fixed) => fixed.set_timeout(timeout),
+            Self::Dns(dns) => dns.set_timeout(timeout),
+            Self::Srv(srv) => srv.set_timeout(timeout),
+        }
+    }
+
     /// Asks once. Returns the new set if it changed.
     async fn poll_once(&mut self) -> Option<Endpoints> {
         match self {
@@ -333,12 +366,18 @@ impl Source {
 }
 
 /// Runs a resolver. The task belongs to its pool and ends with [`Tasks::stop`], when another resolver takes over, or
-/// when all receivers are dropped. It has no work in hand then.
-async fn run(mut source: Source, publisher: Publisher, interval: Duration, tasks: Tasks) {
+/// when all receivers are dropped. It has no work in hand then. Of another configuration from `configs` it takes the interval
+/// and the timeout, and asks at once.
+async fn run(mut source: Source, publisher: Publisher, mut configs: watch::Receiver<Config>, tasks: Tasks) {
     let rounds = async {
         let mut round = 0_u32;
         loop {
             round = round.saturating_add(1);
+            let (interval, timeout) = {
+                let config = configs.borrow_and_update();
+                (config.interval().unwrap_or(MIN_INTERVAL), config.timeout())
+            };
+            source.set_timeout(timeout);
             let found = source.poll_once().await;
             let is_next = publisher.is_next();
             let found = if is_next && matches!(source, Source::Fixed(_)) { source.replacement(round) } else { found };
@@ -347,7 +386,11 @@ async fn run(mut source: Source, publisher: Publisher, interval: Duration, tasks
                 None if is_next && round == 1 => publisher.warn_of_waiting(),
                 None => {}
             }
-            sleep(jittered(if source.is_restless() { interval.min(OFTEN) } else { interval })).await;
+            let pause = jittered(if source.is_restless() { interval.min(OFTEN) } else { interval });
+            tokio::select! {
+                () = sleep(pause) => {}
+                Ok(()) = configs.changed() => {}
+            }
         }
     };
     tokio::select! {

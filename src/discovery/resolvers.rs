@@ -13,7 +13,7 @@ use std::{
 use metrics::{Gauge, gauge};
 use tokio::sync::watch;
 
-use super::own::Own;
+use super::{Config, own::Own};
 use crate::{
     access::Access,
     endpoint::{Endpoint, Endpoints, EndpointsReceiver},
@@ -51,6 +51,8 @@ struct Registration {
     number: u64,
     access: Access,
     tasks: Tasks,
+    /// The configuration that its task follows; `None` if the task follows none.
+    config: Option<watch::Sender<Config>>,
 }
 
 /// The permission of one resolver to publish. What it publishes is ignored once another resolver has taken over.
@@ -90,10 +92,31 @@ impl Resolvers {
             in_force.access = access.clone();
             self.sender.send_if_modified(|set| {
                 let Some(set) = set else { return false };
-                *set = stamped(set, &access);
-                true
+                let before = std::mem::replace(set, stamped(set, &access));
+                before != *set
             });
         }
+    }
+
+    /// Lets the resolver in use, or the one that is to take over, go on with the interval and the timeout of `config` and
+    /// with `access`, if it asks the same questions. Returns whether it does.
+    pub(super) fn adjust(&self, config: &Config, access: &Access) -> bool {
+        let mut registrations = self.lock();
+        let Registrations { in_force, next, .. } = &mut *registrations;
+        let is_next = next.as_ref().is_some_and(|next| next.is_adjusted(config));
+        if !is_next {
+            if !in_force.as_ref().is_some_and(|in_force| in_force.is_adjusted(config)) {
+                return false;
+            }
+            // The configuration is again what it was before.
+            if let Some(next) = next.take() {
+                next.tasks.stop();
+                self.pending.set(0.0);
+            }
+        }
+        drop(registrations);
+        self.set_access(access.clone());
+        true
     }
 
     /// Registers a resolver whose task runs in `tasks`. It takes over when it publishes its first set, or at once if
@@ -101,7 +124,7 @@ impl Resolvers {
     pub(super) fn register(&self, access: Access, tasks: Tasks) -> Publisher {
         let mut registrations = self.lock();
         registrations.count += 1;
-        let registration = Registration { number: registrations.count, access, tasks };
+        let registration = Registration { number: registrations.count, access, tasks, config: None };
         let is_first = self.sender.borrow().is_none();
         let entry = if is_first { &mut registrations.in_force } else { &mut registrations.next };
         if let Some(before) = entry.replace(registration) {
@@ -114,6 +137,15 @@ impl Resolvers {
     fn lock(&self) -> MutexGuard<'_, Registrations> {
         // No code panics while the lock is held, except when memory runs out.
         self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registration {
+    /// Sends `config` to the resolver's task if it asks the same questions. Returns whether it does.
+    fn is_adjusted(&self, config: &Config) -> bool {
+        let asks_the_same = |own: &&watch::Sender<Config>| own.borrow().asks_the_same(config);
+        let adjusted = self.config.as_ref().filter(asks_the_same).map(|own| own.send_replace(config.clone()));
+        adjusted.is_some()
     }
 }
 
@@ -139,6 +171,17 @@ impl Trouble {
 }
 
 impl Publisher {
+    /// Returns the configuration that this resolver's task follows, which begins with `config`.
+    pub(super) fn follow(&self, config: &Config) -> watch::Receiver<Config> {
+        let (sender, receiver) = watch::channel(config.clone());
+        let mut registrations = self.resolvers.lock();
+        let Registrations { in_force, next, .. } = &mut *registrations;
+        if let Some(own) = in_force.iter_mut().chain(next).find(|registration| registration.number == self.number) {
+            own.config = Some(sender);
+        }
+        receiver
+    }
+
     /// States why there is no good answer now, or that there is one.
     #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "no other resolver states it"))]
     pub(super) fn set_trouble(&self, reason: Option<String>) {

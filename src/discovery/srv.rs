@@ -71,6 +71,11 @@ impl Srv {
         }
     }
 
+    /// Sets the time that one question may take.
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        self.system.set_timeout(timeout);
+    }
+
     /// Asks once. Returns the new set if it differs from the last one.
     pub(super) async fn poll_once(&mut self) -> Option<Endpoints> {
         let asked_at = Instant::now();

@@ -80,6 +80,13 @@ impl System {
         }
     }
 
+    /// Sets the time for one question. The next [`System::refresh`] makes use of it.
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        if self.timeout != timeout {
+            (self.timeout, self.resolv_conf) = (timeout, None);
+        }
+    }
+
     /// Reads the files again if they changed. If `resolv.conf` is missing or names no server, the previous contents
     /// stay in use.
     pub(super) fn refresh(&mut self) {

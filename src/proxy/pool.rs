@@ -35,6 +35,9 @@ pub(super) struct Pool {
     resolvers: Resolvers,
     /// TLS settings of the newest configuration; its resolver may not have found any backends yet.
     client: Option<Client>,
+    /// How the backends of the newest configuration are reached. It is replaced only if the configuration says otherwise,
+    /// since another access means new connections.
+    access: Access,
     membership: watch::Sender<membership::Config>,
     published: membership::Published,
     certificates: Reloads,
@@ -60,7 +63,7 @@ impl Pool {
         let (resolvers, found) = Resolvers::new(name);
         let resolvers = resolvers.refusing(own.clone());
         let access = Access::new(name, client.clone(), config.headers.clone());
-        discovery::start(&resolvers, name, &config.discovery, access, &tasks)
+        discovery::start(&resolvers, name, &config.discovery, access.clone(), &tasks)
             .map_err(|source| ProxyError::Discovery { pool: name.clone(), source })?;
         let (events, inbox) = health::channel(name);
         let (membership, chosen) = watch::channel(config.membership.clone());
@@ -72,6 +75,7 @@ impl Pool {
             config: config.clone(),
             resolvers,
             client,
+            access,
             membership,
             published,
             certificates: certificates.clone(),
@@ -148,16 +152,19 @@ impl Pool {
             self.client = client;
             self.follow_files();
         }
-        let access = || Access::new(&config.name, self.client.clone(), config.headers.clone());
+        let has_other_access = self.config.tls != config.tls || self.config.headers != config.headers;
+        if has_other_access {
+            self.access = Access::new(&config.name, self.client.clone(), config.headers.clone());
+        }
+        let access = self.access.clone();
         if self.config.discovery != config.discovery {
-            if let Err(error) =
-                discovery::start(&self.resolvers, &config.name, &config.discovery, access(), &self.tasks)
+            if let Err(error) = discovery::start(&self.resolvers, &config.name, &config.discovery, access, &self.tasks)
             {
                 // `prepare` has checked it before.
                 error!(pool = config.name, %error, "cannot start the resolver: the backends stay as they are");
             }
-        } else if self.config.tls != config.tls || self.config.headers != config.headers {
-            self.resolvers.set_access(access());
+        } else if has_other_access {
+            self.resolvers.set_access(access);
         }
         self.config = config.clone();
         true

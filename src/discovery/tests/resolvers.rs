@@ -1,6 +1,6 @@
 //! Tests of how resolvers replace each other: which one publishes, and with which access.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use super::{
     backends,
@@ -9,12 +9,13 @@ use super::{
 use crate::{
     access::Access,
     discovery::{
-        Resolvers,
+        Config, IpFamily, Resolvers,
         fixed::{self, Fixed},
         metrics::Meters,
     },
     endpoint::{Endpoint, EndpointsReceiver},
     lifecycle::Tasks,
+    settings::{DnsResolver, SrvResolver},
     telemetry::Recorder,
 };
 
@@ -100,4 +101,42 @@ async fn static_names_replace_a_set_once_enough_of_them_resolve() {
     let only_addresses = backends(["10.0.0.1", "10.0.0.2"]);
     let fixed = Fixed::new(fixed::entries(&only_addresses).unwrap(), machine.system(), Meters::silent(), "tail");
     assert!(fixed.replacement(0).is_some(), "addresses have nothing to wait for");
+}
+
+fn asking(hostname: &str, seconds: u64) -> Config {
+    let interval = Duration::from_secs(seconds);
+    Config::Dns(DnsResolver { hostname: hostname.to_owned(), interval, ..DnsResolver::default() })
+}
+
+#[test]
+fn a_resolver_that_asks_the_same_goes_on_with_the_new_interval_and_access() {
+    let (resolvers, receiver) = Resolvers::new("tail");
+    let [first, second, third] = [access(), access(), access()];
+    let publisher = resolvers.register(first, Tasks::new());
+    let configs = publisher.follow(&asking("a.test", 5));
+    publisher.publish(&found("a"));
+    assert!(resolvers.adjust(&asking("a.test", 9), &second));
+    assert_eq!(
+        (configs.borrow().clone(), in_force(&receiver)),
+        (asking("a.test", 9), ("a".to_owned(), second.clone()))
+    );
+    assert!(!resolvers.adjust(&asking("b.test", 9), &third), "another name");
+    let family = DnsResolver { hostname: "a.test".to_owned(), ip_family: IpFamily::Both, ..DnsResolver::default() };
+    assert!(!resolvers.adjust(&Config::Dns(family), &third), "other records");
+    assert!(
+        !resolvers
+            .adjust(&Config::Srv(SrvResolver { hostname: "a.test".to_owned(), ..SrvResolver::default() }), &third)
+    );
+    assert_eq!(in_force(&receiver).1, second);
+    // While another one waits for its first answer, both can be adjusted: the waiting one goes on to wait …
+    let waiting = Tasks::new();
+    let other = resolvers.register(access(), waiting.clone());
+    let others = other.follow(&asking("b.test", 5));
+    assert!(resolvers.adjust(&asking("b.test", 7), &third));
+    assert_eq!((others.borrow().clone(), in_force(&receiver).1), (asking("b.test", 7), second));
+    // … and the one in use makes it needless.
+    assert!(!waiting.is_stopped() && resolvers.adjust(&asking("a.test", 3), &third) && waiting.is_stopped());
+    assert_eq!((configs.borrow().clone(), in_force(&receiver).1), (asking("a.test", 3), third));
+    other.publish(&found("b"));
+    assert_eq!(in_force(&receiver).0, "a");
 }

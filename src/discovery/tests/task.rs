@@ -247,3 +247,66 @@ async fn a_resolver_asks_every_second_for_a_minute_after_a_backend_is_missing() 
     let empty = asked_within(50).await;
     assert!((5..=12).contains(&empty), "rounds without a record are counted: {empty}");
 }
+
+/// A configuration of [`NAME`] with this interval in milliseconds.
+fn every(milliseconds: u64) -> Config {
+    let (hostname, interval) = (NAME.to_owned(), Duration::from_millis(milliseconds));
+    Config::Dns(DnsResolver { hostname, interval, ip_family: IpFamily::Ipv4, ..DnsResolver::default() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_interval_confirms_no_absence() {
+    let (machine, tasks) = (Machine::start().await, Tasks::new());
+    let answer = |ips: &[&str]| Reply::Addresses(ips.iter().map(|ip| ip.parse().unwrap()).collect(), 60);
+    machine.server.v4(NAME, answer(&["10.0.0.1", "10.0.0.2"]));
+    let (resolvers, mut endpoints) = Resolvers::new("tail");
+    start_on(machine.system(), &resolvers, "tail", &every(5_000), Access::default(), &tasks).unwrap();
+    endpoints.changed().await.unwrap();
+    machine.server.v4(NAME, answer(&["10.0.0.1"]));
+    endpoints.changed().await.unwrap();
+    let missing_since = Instant::now();
+    start_on(machine.system(), &resolvers, "tail", &every(200), Access::default(), &tasks).unwrap();
+    assert_eq!(tasks.len(), 1, "the resolver that is there goes on");
+    let set = |endpoints: &EndpointsReceiver| -> Vec<bool> {
+        endpoints.borrow().as_ref().unwrap().iter().map(|endpoint| endpoint.is_missing).collect()
+    };
+    machine.server.asked();
+    while missing_since.elapsed() < Duration::from_secs(59) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(set(&endpoints), [false, true], "a cache may repeat the answer for 60 s");
+    }
+    let asked = machine.server.asked().len();
+    assert!(asked > 100, "the new interval must be in use: {asked}");
+    tokio::time::timeout(Duration::from_secs(9), endpoints.changed()).await.expect("it is confirmed").unwrap();
+    assert_eq!(set(&endpoints), [false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_interval_keeps_what_is_known_of_partial_answers() {
+    let (machine, tasks) = (Machine::start().await, Tasks::new());
+    let (resolvers, endpoints) = Resolvers::new("tail");
+    start_on(machine.system(), &resolvers, "tail", &every(1_000), Access::default(), &tasks).unwrap();
+    let mut random = fastrand::Rng::with_seed(8);
+    let mut answer = |rounds: u64| {
+        let (machine, mut parts) = (&machine, Vec::new());
+        for _ in 0..rounds {
+            parts.push(random.choose_multiple(1..=20_u8, 8).iter().map(|n| format!("10.0.0.{n}")).collect::<Vec<_>>());
+        }
+        async move {
+            for part in parts {
+                machine.server.v4(NAME, addresses(&part.iter().map(String::as_str).collect::<Vec<_>>()));
+                tokio::time::sleep(Duration::from_millis(1_100)).await;
+            }
+        }
+    };
+    answer(100).await;
+    let all = |endpoints: &EndpointsReceiver| {
+        endpoints.borrow().as_ref().unwrap().iter().filter(|endpoint| !endpoint.is_missing).count()
+    };
+    assert_eq!(all(&endpoints), 20);
+    start_on(machine.system(), &resolvers, "tail", &every(1_001), Access::default(), &tasks).unwrap();
+    for _ in 0..30 {
+        answer(1).await;
+        assert_eq!(all(&endpoints), 20, "no backend may be missed");
+    }
+}
