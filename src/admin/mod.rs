@@ -194,11 +194,12 @@ fn ready_or_not(readiness: &Readiness, query: Option<&str>) -> Answer {
     let verbose =
         query.is_some_and(|query| query.split('&').any(|word| word == "verbose" || word.starts_with("verbose=")));
     let mut body = String::from(if ready { "ready\n" } else { "not ready\n" });
-    for Condition { name, unmet } in &conditions {
-        match unmet {
-            Some(reason) => body.push_str(&format!("[-] {name}: {reason}\n")),
-            None if verbose => body.push_str(&format!("[+] {name}: ok\n")),
-            None => {}
+    for Condition { name, unmet, note } in &conditions {
+        match (unmet, note) {
+            (Some(reason), _) => body.push_str(&format!("[-] {name}: {reason}\n")),
+            (None, Some(note)) if verbose => body.push_str(&format!("[+] {name}: ok; {note}\n")),
+            (None, None) if verbose => body.push_str(&format!("[+] {name}: ok\n")),
+            (None, _) => {}
         }
     }
     Answer::text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)

@@ -11,6 +11,13 @@ use std::{
 /// Evaluates a condition: `None` when it is met, else the reason why not.
 type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
+/// A condition of the list.
+struct Entry {
+    name: String,
+    check: Check,
+    note: Check,
+}
+
 /// All conditions of one proxy. Without any condition, it is ready. Clones share them.
 ///
 /// The health of backends is never a condition. A proxy that is taken out of service because its backends fail would
@@ -20,7 +27,7 @@ pub struct Readiness(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    conditions: RwLock<Vec<(String, Check)>>,
+    conditions: RwLock<Vec<Entry>>,
     draining: AtomicBool,
 }
 
@@ -31,6 +38,8 @@ pub struct Condition {
     pub name: String,
     /// Why it is not met; `None` when it is.
     pub unmet: Option<String>,
+    /// What an operator should know although the condition is met.
+    pub note: Option<String>,
 }
 
 /// A condition that is set explicitly. Clones share it.
@@ -45,14 +54,25 @@ impl Readiness {
 
     /// Adds a condition. `check` returns why it is not met; it must neither wait nor read a file.
     pub fn require(&self, name: impl Into<String>, check: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        self.require_and_note(name, check, || None);
+    }
+
+    /// Adds a condition, as [`Readiness::require`] does. `note` returns what an operator should know although the condition is
+    /// met; it must neither wait nor read a file.
+    pub fn require_and_note(
+        &self,
+        name: impl Into<String>,
+        check: impl Fn() -> Option<String> + Send + Sync + 'static,
+        note: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) {
         let mut conditions = self.0.conditions.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        conditions.push((name.into(), Box::new(check)));
+        conditions.push(Entry { name: name.into(), check: Box::new(check), note: Box::new(note) });
     }
 
     /// Removes the conditions with this name.
     pub fn forget(&self, name: &str) {
         let mut conditions = self.0.conditions.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        conditions.retain(|(of, _)| of != name);
+        conditions.retain(|entry| entry.name != name);
     }
 
     /// Adds a condition that is met only after [`Flag::set`] was called. Until then, `unmet` is the reason.
@@ -73,7 +93,12 @@ impl Readiness {
     /// Evaluates every condition.
     pub fn conditions(&self) -> Vec<Condition> {
         let conditions = self.0.conditions.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        conditions.iter().map(|(name, check)| Condition { name: name.clone(), unmet: check() }).collect()
+        let evaluated = |Entry { name, check, note }: &Entry| {
+            let unmet = check();
+            let note = if unmet.is_none() { note() } else { None };
+            Condition { name: name.clone(), unmet, note }
+        };
+        conditions.iter().map(evaluated).collect()
     }
 
     /// Returns whether all conditions are met.

@@ -1,5 +1,7 @@
 //! Tests of the pages; only the last two use the network.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -73,6 +75,20 @@ fn readiness_says_what_is_missing() {
         assert_eq!(get(state, "/livez"), (200, "alive\n".to_owned()));
         assert_eq!(get(state, "/readyz"), (503, "not ready\n[-] draining: the process is ending\n".to_owned()));
         assert!(!state.readiness.is_ready());
+    });
+}
+
+#[test]
+fn readiness_tells_what_an_operator_should_know_although_all_is_met() {
+    with_state(|state| {
+        let is_met = Arc::new(AtomicBool::new(false));
+        let check = Arc::clone(&is_met);
+        let unmet = move || (!check.load(Ordering::Relaxed)).then(|| "no backends yet".to_owned());
+        state.readiness.require_and_note("pool tail", unmet, || Some("discovery fails".to_owned()));
+        assert_eq!(get(state, "/readyz?verbose"), (503, "not ready\n[-] pool tail: no backends yet\n".to_owned()));
+        is_met.store(true, Ordering::Relaxed);
+        assert_eq!(get(state, "/readyz?verbose"), (200, "ready\n[+] pool tail: ok; discovery fails\n".to_owned()));
+        assert_eq!(get(state, "/readyz"), (200, "ready\n".to_owned()));
     });
 }
 

@@ -33,7 +33,7 @@ pub struct Resolvers {
     trouble: Trouble,
 }
 
-/// Why the newest resolver has no good answer now, for a pool that has no backends yet. Cloning shares it.
+/// Why the newest resolver has no good answer now. Cloning shares it.
 #[derive(Clone, Debug, Default)]
 pub struct Trouble(Arc<Mutex<Option<String>>>);
 

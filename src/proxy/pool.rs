@@ -123,8 +123,14 @@ impl Pool {
             Some(reason) => format!("no backends yet: discovery has found none ({reason})"),
             None => "no backends yet: discovery has found none".to_owned(),
         };
+        let trouble = self.resolvers.trouble();
+        let note = move || {
+            let reason = trouble.reason()?;
+            Some(format!("discovery fails, and the last good set stays in use ({reason})"))
+        };
         // This checks dispatch's view and not membership's table: a request that arrives at once must find queues.
-        readiness.require(condition(&self.config.name), move || delivers.view().is_none().then(&unmet));
+        let unmet = move || delivers.view().is_none().then(&unmet);
+        readiness.require_and_note(condition(&self.config.name), unmet, note);
     }
 
     /// Resolves when requests find a table and queues.

@@ -354,6 +354,7 @@ async fn a_thousand_endpoints_stay_through_all_that_can_happen_to_the_api_server
     view.another("denied", all + 1)?;
     let (status, page) = http_get(&format!("http://{}/readyz?verbose", proxy.admin))?;
     ensure!(status == 200, "a proxy with backends is ready: {page}");
+    ensure!(page.contains("denied by the API server (403)"), "an operator must see why discovery fails: {page}");
     cluster.put(vec![slice(SLICES, 2, as_it_is)])?;
     let rbac = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes/overlays/endpointslices/rbac.yaml");
     cluster.kubectl(&["apply", "-f", &rbac.display().to_string()], None)?;
