@@ -28,7 +28,7 @@ pub fn compress<'a>(
     out.extend_from_slice(&[0; PREFIX_LEN]);
     match encoding {
         Encoding::Gzip => GZIP.with_borrow_mut(|kept| gzip(kept, level, payloads, &mut out))?,
-        Encoding::Snappy => return Err(io::ErrorKind::Unsupported.into()),
+        Encoding::Deflate | Encoding::Snappy => return Err(io::ErrorKind::Unsupported.into()),
         Encoding::Zstd => {
             let level = i32::try_from(level).unwrap_or(i32::MAX);
             ZSTD.with_borrow_mut(|kept| zstd(kept, level, payloads, len, &mut out))?;

@@ -1,4 +1,6 @@
-//! Inflates gzip, zstd and snappy. The size limit and the memory budget bound the output while it is made.
+//! Inflates gzip, zstd, deflate and snappy. The size limit and the memory budget bound the output while it is made.
+
+mod deflate;
 
 use std::{
     cell::RefCell,
@@ -8,6 +10,7 @@ use std::{
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
+use self::deflate::undeflate;
 use super::{Encoding, ZSTD_WINDOW_LOG, output::Output};
 use crate::{
     budget::{Budget, Permit},
@@ -62,6 +65,7 @@ pub fn inflate(
 ) -> Result<(Framed, usize), InflateError> {
     let mut output = Output::new(input.len(), limit, permit);
     match encoding {
+        Encoding::Deflate => GZIP.with_borrow_mut(|decoder| undeflate(decoder, input, &mut output))?,
         Encoding::Gzip => GZIP.with_borrow_mut(|decoder| gunzip(decoder, input, &mut output))?,
         Encoding::Snappy => unsnappy(input, &mut output)?,
         Encoding::Zstd if limit <= LONG => ZSTD.with_borrow_mut(|decoder| unzstd(decoder, input, &mut output))?,
@@ -80,7 +84,7 @@ pub fn expected_len(encoding: Encoding, input: &[u8]) -> usize {
     let stated = match encoding {
         Encoding::Gzip => gzip_size(input),
         Encoding::Zstd => zstd_size(input).ok().flatten().map(|size| usize::try_from(size).unwrap_or(usize::MAX)),
-        Encoding::Snappy => None,
+        Encoding::Deflate | Encoding::Snappy => None,
     };
     stated.unwrap_or(input.len().saturating_mul(GUESSED_RATIO))
 }

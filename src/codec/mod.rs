@@ -19,6 +19,8 @@ const ZSTD_WINDOW_LOG: u32 = 23;
 /// How a message is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
+    /// Deflate data in zlib's format or in none, which HTTP clients send. It is only read.
+    Deflate,
     /// gzip (RFC 1952).
     Gzip,
     /// The framing format of snappy, which Collectors send. It is only read.
@@ -28,16 +30,27 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// Its name in `grpc-encoding`.
+    /// Its name in `grpc-encoding` and `content-encoding`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Deflate => "deflate",
             Self::Gzip => "gzip",
             Self::Snappy => "snappy",
             Self::Zstd => "zstd",
         }
     }
 
-    /// The encoding of that name.
+    /// The encoding of that name in HTTP's `content-encoding`, in lower case.
+    pub fn from_content_encoding(name: &[u8]) -> Option<Self> {
+        match name {
+            b"deflate" | b"zlib" => Some(Self::Deflate),
+            b"gzip" | b"x-gzip" => Some(Self::Gzip),
+            b"zstd" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// The encoding of that name in `grpc-encoding`.
     pub fn from_name(name: &[u8]) -> Option<Self> {
         [Self::Gzip, Self::Snappy, Self::Zstd].into_iter().find(|encoding| encoding.as_str().as_bytes() == name)
     }
