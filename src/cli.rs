@@ -8,7 +8,7 @@ use crate::{
     config::{Backends, Draft, LoadError},
     settings::{
         LogEncoding, LogLevel,
-        addresses::{ADMIN_PORT, ListenAddress, OTLP_GRPC_PORT},
+        addresses::{ADMIN_PORT, ListenAddress, OTLP_GRPC_PORT, OTLP_HTTP_PORT},
         values::GoDuration,
     },
     tools,
@@ -102,6 +102,9 @@ pub struct RunArgs {
     /// Address for OTLP/gRPC [default: 127.0.0.1:4317]
     #[arg(long, value_name = "ADDR")]
     otlp_grpc: Option<ListenAddress<OTLP_GRPC_PORT>>,
+    /// Address for OTLP/HTTP [default: 127.0.0.1:4318; with a file: none, unless it has the section http]
+    #[arg(long, value_name = "ADDR")]
+    otlp_http: Option<ListenAddress<OTLP_HTTP_PORT>>,
     /// Address for metrics and probes [default: 127.0.0.1:8888]
     #[arg(long, value_name = "ADDR")]
     admin: Option<ListenAddress<ADMIN_PORT>>,
@@ -134,6 +137,9 @@ impl RunArgs {
         };
         let settings = &mut draft.settings;
         override_with(&mut settings.receivers.otlp.protocols.grpc.endpoint, self.otlp_grpc);
+        if let Some(address) = self.otlp_http {
+            settings.receivers.otlp.protocols.http.0.get_or_insert_default().endpoint = address;
+        }
         override_with(&mut settings.admin.endpoint, self.admin);
         override_with(&mut settings.telemetry.logs.encoding, self.log_format);
         override_with(&mut settings.telemetry.logs.level, self.log_level);

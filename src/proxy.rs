@@ -41,6 +41,8 @@ const READY_POLL: Duration = Duration::from_millis(5);
 pub struct Proxy {
     /// Address of the OTLP/gRPC listener, if there is one.
     pub grpc: Option<SocketAddr>,
+    /// Address of the OTLP/HTTP listener, if there was one at the start.
+    pub http: Option<SocketAddr>,
     /// Address of the admin listener, if there is one.
     pub admin: Option<SocketAddr>,
     /// Address of the separate listener for probes, if there is one.
@@ -100,9 +102,7 @@ impl Proxy {
         let recorder = Recorder::install()?;
         let certificates = tls::Reloads::default();
         let bound = receive::bind(&config.receive)?;
-        if let Some(tls) = bound.tls() {
-            certificates.add(&tls.as_reload());
-        }
+        bound.tls().for_each(|tls| certificates.add(&tls.as_reload()));
         let admin = config.admin.as_ref().map(|admin| listen::bind("admin", admin.endpoint));
         let admin = admin.transpose().map_err(ProxyError::Admin)?;
         let probes = config.health_check.as_ref().map(|probes| listen::bind("health_check", probes.endpoint));
@@ -128,7 +128,8 @@ impl Proxy {
         let mut running = Running::start(config, budget, &readiness, &pools, &certificates, &shutdown, &back)?;
         let listeners = running.serve(bound, &front);
         let others = [("admin", admin_address), ("health_check", health_check)];
-        for (listener, address) in [("otlp_grpc", listeners.grpc)].into_iter().chain(others) {
+        let receivers = [("otlp_grpc", listeners.grpc), ("otlp_http", listeners.http)];
+        for (listener, address) in receivers.into_iter().chain(others) {
             if let Some(address) = address {
                 info!(%address, listener, "listening");
             }
@@ -136,6 +137,7 @@ impl Proxy {
         started.set();
         Ok(Self {
             grpc: listeners.grpc,
+            http: listeners.http,
             admin: admin_address,
             health_check,
             shutdown,

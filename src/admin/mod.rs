@@ -327,6 +327,7 @@ where
         max_connections: MAX_CONNECTIONS,
         when_full: listen::WhenFull::CloseOldest,
         descriptors: descriptors::for_operators,
+        open: listen::OpenConnections::default(),
         header_timeout: HEADER_TIMEOUT,
         max_concurrent_streams: MAX_STREAMS,
         windows: listen::Windows::SMALL,

@@ -16,7 +16,7 @@ use crate::settings::section::Setting;
 const SUGGEST_ABOVE: f64 = 0.75;
 
 /// Planned keys. The error for them says that they are not supported yet.
-const NOT_YET: [&str; 3] = ["http", "handoff", "health"];
+const NOT_YET: [&str; 2] = ["handoff", "health"];
 
 /// Keys of the Collector's exporter that do not exist here, and advice on what to write instead.
 const INSTEAD: [(&str, &str); 3] = [

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     otlp::Signal,
     settings::{
-        DnsResolver, Pool, Resolver, Route, Settings, StaticResolver,
+        DnsResolver, Http, IfWritten, Pool, Resolver, Route, Settings, StaticResolver,
         addresses::{Backend, HostPort, OTLP_GRPC_PORT},
         section::Printed,
         values::ValueError,
@@ -79,7 +79,8 @@ impl Draft {
         };
         let route = Route { signals: vec![Signal::Traces], pool: COMMAND_LINE_POOL.into(), ..Route::default() };
         let pools = [(COMMAND_LINE_POOL.to_owned(), Pool { resolver, ..Pool::default() })].into();
-        let settings = Settings { pools, routes: vec![route], ..Settings::default() };
+        let mut settings = Settings { pools, routes: vec![route], ..Settings::default() };
+        settings.receivers.otlp.protocols.http = IfWritten(Some(Http::default()));
         Self { name: "command line".into(), root: None, settings }
     }
 

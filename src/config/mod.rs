@@ -36,7 +36,7 @@ use crate::{
     otlp::Signal,
     receive,
     settings::{
-        InvalidTraceIds, Logs, Shutdown,
+        IfWritten, InvalidTraceIds, Logs, Shutdown,
         addresses::{Backend, HostPort, ListenAddress},
     },
 };
@@ -101,7 +101,9 @@ impl Config {
         let any = HostPort::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let hostnames = backends.iter().map(|address| Backend::from(HostPort::from(*address))).collect();
         let mut draft = Draft::of_backends(Backends::Static(hostnames));
-        draft.settings.receivers.otlp.protocols.grpc.endpoint = ListenAddress(any.clone());
+        let protocols = &mut draft.settings.receivers.otlp.protocols;
+        protocols.grpc.endpoint = ListenAddress(any.clone());
+        protocols.http = IfWritten(None);
         draft.settings.admin.endpoint = ListenAddress(any);
         draft.check()
     }

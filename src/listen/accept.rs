@@ -13,11 +13,13 @@ use super::{
     accept_failures::AcceptFailures,
     admission,
     bind::{Bound, set_options},
-    connection::{self, Deadlines, Windows},
+    connection::{self, Windows},
+    deadlines::Deadlines,
     first_bytes::{self, FirstBytes, Foreign, ForeignConnections, Preface, Replayed},
+    http1,
     idle::Connection,
     metrics::ListenerMetrics,
-    places::{Place, Places, Taken, WhenFull},
+    places::{OpenConnections, Place, Places, Taken, WhenFull},
     service::HttpService,
     silent::SilentConnection,
 };
@@ -34,6 +36,8 @@ pub struct Limits {
     pub when_full: WhenFull,
     /// Returns for how many connections there are file descriptors at the moment.
     pub descriptors: fn() -> usize,
+    /// The connections that these descriptors are for, of this listener and of others.
+    pub open: OpenConnections,
     /// The time limit of a connection's handshake, and of each header block once it has begun.
     pub header_timeout: Duration,
     /// The most concurrent requests on an HTTP/2 connection.
@@ -56,12 +60,12 @@ pub struct Limits {
 }
 
 /// The HTTP versions that a listener's clients may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/2 with prior knowledge.
     Http2 {
         /// The answer to a client that sends an HTTP/1 request: which protocol this port expects, and what to set.
-        for_http1: &'static str,
+        for_http1: Arc<str>,
     },
     /// HTTP/1 or HTTP/2, according to the first bytes.
     Any,
@@ -203,6 +207,16 @@ where
     }
 }
 
+// === impl Protocol ===
+
+impl Protocol {
+    /// Returns whether a connection that begins like this is served as HTTP/1. What is no protocol that is recognised
+    /// gets HTTP's answer to it.
+    fn takes(&self, kind: Foreign) -> bool {
+        *self == Self::Any && matches!(kind, Foreign::Http1 | Foreign::Garbage)
+    }
+}
+
 // === impl Limits ===
 
 impl Limits {
@@ -244,14 +258,22 @@ impl<C: Connector, M> Listener<C, M> {
             () = self.tasks.stopped() => return,
             () = connection.activity.closing() => return,
             () = deadlines.handshake_timed_out(&self.tasks) => Err(io::ErrorKind::TimedOut.into()),
-            connected = self.greet(stream, limits.protocol) => connected,
+            connected = self.greet(stream) => connected,
         };
+        let activity = &connection.activity;
         match connected {
             Ok((_, FirstBytes::Silent)) => self.metrics.accepted(),
+            Ok((stream, FirstBytes::Foreign(kind, first))) if limits.protocol.takes(kind) => {
+                self.metrics.accepted();
+                let (metrics, tasks) = (&self.metrics, &self.tasks);
+                let serving = http1::serve(limits, stream, &first, service, deadlines, activity, metrics, tasks);
+                // It is boxed, so that it does not make the tasks of HTTP/2 connections larger.
+                Box::pin(serving).await;
+            }
             Ok((mut stream, FirstBytes::Foreign(kind, first))) => {
                 self.metrics.failed();
                 self.foreign.note(kind, peer);
-                if let (Foreign::Http1, Protocol::Http2 { for_http1 }) = (kind, limits.protocol) {
+                if let (Foreign::Http1, Protocol::Http2 { for_http1 }) = (kind, &limits.protocol) {
                     tokio::select! {
                         () = self.tasks.stopped() => {}
                         () = first_bytes::answer(&mut stream, first, for_http1) => {}
@@ -260,7 +282,7 @@ impl<C: Connector, M> Listener<C, M> {
             }
             Ok((stream, FirstBytes::Http2)) => {
                 self.metrics.accepted();
-                let activity = &connection.activity;
+                let stream = Replayed::new(stream, Preface::to_replay());
                 connection::serve(limits, stream, service, deadlines, activity, &self.metrics, &self.tasks).await;
             }
             Err(error) => {
@@ -271,18 +293,11 @@ impl<C: Connector, M> Listener<C, M> {
         drop(open);
     }
 
-    /// Performs the handshake. If the protocol has to be HTTP/2, reads the first bytes too.
-    async fn greet(&self, stream: TcpStream, protocol: Protocol) -> io::Result<(Replayed<C::Stream>, FirstBytes)> {
+    /// Performs the handshake and reads the first bytes.
+    async fn greet(&self, stream: TcpStream) -> io::Result<(C::Stream, FirstBytes)> {
         let mut stream = self.connector.connect(stream).await?;
-        match protocol {
-            Protocol::Any => Ok((Replayed::new(stream, Preface::not_read()), FirstBytes::Http2)),
-            Protocol::Http2 { .. } => {
-                // A client that has left meanwhile counts as silent.
-                let first_bytes = FirstBytes::read(&mut stream).await.unwrap_or(FirstBytes::Silent);
-                let is_http2 = matches!(first_bytes, FirstBytes::Http2);
-                let preface = if is_http2 { Preface::to_replay() } else { Preface::not_read() };
-                Ok((Replayed::new(stream, preface), first_bytes))
-            }
-        }
+        // A client that has left meanwhile counts as silent.
+        let first_bytes = FirstBytes::read(&mut stream).await.unwrap_or(FirstBytes::Silent);
+        Ok((stream, first_bytes))
     }
 }

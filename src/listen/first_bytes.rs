@@ -228,11 +228,6 @@ impl Preface {
     pub(super) fn to_replay() -> Self {
         Self { left: PREFACE.len() }
     }
-
-    /// Creates the layer for a stream of which nothing was read.
-    pub(super) fn not_read() -> Self {
-        Self { left: 0 }
-    }
 }
 
 impl<I: AsyncRead + Unpin> Layer<I> for Preface {

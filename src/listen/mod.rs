@@ -8,19 +8,21 @@
 //! `bind` binds a port and `accept` accepts its connections. `places` decides which connection is closed when there is no
 //! room for a new one (`silent` has those on which nothing has arrived, `idle` has all others), and `accept_failures`
 //! decides how long to pause. `secure` performs the TLS handshake, `first_bytes` detects the protocol, and `connection`
-//! serves a connection to its end. HTTP runs on a stream with three `layers`: `first_bytes` replays the preface, `streams`
-//! follows the client's frames (`hpack` repairs their header blocks, `pins` counts the buffers that these keep, `progress`
-//! tracks what is unfinished), and `yielding` lets other tasks run in between. `admission` takes connections and streams
-//! from the memory account, `requests` calls the service and runs the streams' tasks, and `tracked` counts requests and
-//! answers for `idle`.
+//! (HTTP/2) or `http1` serves a connection to its end; `deadlines` has the events that end it from the server's side.
+//! HTTP/2 runs on a stream with three `layers`: `first_bytes` replays the preface, `streams` follows the client's frames
+//! (`hpack` repairs their header blocks, `pins` counts the buffers that these keep, `progress` tracks what is unfinished),
+//! and `yielding` lets other tasks run in between. `admission` takes connections and streams from the memory account,
+//! `requests` calls the service and runs the streams' tasks, and `tracked` counts requests and answers for `idle`.
 
 mod accept;
 mod accept_failures;
 mod admission;
 mod bind;
 mod connection;
+mod deadlines;
 mod first_bytes;
 mod hpack;
+mod http1;
 mod idle;
 mod large_frames;
 mod layers;
@@ -43,7 +45,7 @@ pub use self::{
     admission::{NoRoom, unfinished_stream},
     bind::{BindError, Bound, bind},
     connection::Windows,
-    places::WhenFull,
+    places::{OpenConnections, WhenFull},
     secure::Tls,
     service::HttpService,
 };

@@ -34,10 +34,15 @@ pub enum WhenFull {
     CloseOldest,
 }
 
+/// Counts the open connections of listeners that share file descriptors. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct OpenConnections(Arc<AtomicUsize>);
+
 /// A place for one open connection and its memory, given back on drop.
 #[derive(Debug)]
 pub(super) struct Place {
     taken: Arc<AtomicUsize>,
+    open: OpenConnections,
     /// `None` if connections are not accounted for.
     _memory: Option<Permit>,
 }
@@ -128,7 +133,9 @@ impl Place {
     /// Takes a place if fewer connections are open than may be and the account has room for `bytes` more. Only one task
     /// takes places.
     fn take(taken: &Arc<AtomicUsize>, limits: &Limits, bytes: usize) -> Option<Self> {
-        if taken.load(Ordering::Relaxed) >= limits.most() {
+        // Another listener may take the last descriptor meanwhile, which costs one of those that are kept.
+        let open = limits.open.0.load(Ordering::Relaxed);
+        if taken.load(Ordering::Relaxed) >= limits.max_connections || open >= (limits.descriptors)() {
             return None;
         }
         let memory = match &limits.account {
@@ -136,12 +143,14 @@ impl Place {
             Some(account) => Some(admission::connection(account, bytes)?),
         };
         taken.fetch_add(1, Ordering::Relaxed);
-        Some(Self { taken: Arc::clone(taken), _memory: memory })
+        limits.open.0.fetch_add(1, Ordering::Relaxed);
+        Some(Self { taken: Arc::clone(taken), open: limits.open.clone(), _memory: memory })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.open.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

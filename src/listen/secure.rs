@@ -71,7 +71,7 @@ async fn not_tls(stream: &mut TcpStream, for_http1: &str) -> io::Result<NotTls> 
         FirstBytes::Http2 => "it sent HTTP/2 in plaintext: let the exporter use TLS (https://, or insecure: false)",
         FirstBytes::Foreign(Foreign::Http1, first) => {
             first_bytes::answer(stream, first, for_http1).await;
-            "it sent HTTP/1 in plaintext: let it use https:// and gRPC, and let probes ask the admin port"
+            "it sent HTTP/1 in plaintext: let it use https://, and let probes ask the admin port"
         }
         FirstBytes::Foreign(Foreign::Proxy, _) => {
             "it sent the PROXY protocol, which is not supported: switch it off at the load balancer"

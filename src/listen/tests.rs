@@ -10,17 +10,37 @@ use std::{
 
 use tokio::io::{AsyncRead, DuplexStream, ReadBuf};
 
-use super::{HttpService, Limits, connection, idle::Activity, metrics::ListenerMetrics};
+use super::{
+    HttpService, Limits, Protocol, connection,
+    deadlines::Deadlines,
+    first_bytes::{FirstBytes, Preface, Replayed},
+    http1,
+    idle::Activity,
+    metrics::ListenerMetrics,
+};
 use crate::lifecycle::Tasks;
 
 /// Serves `service` on an in-memory connection, like on an accepted one. Returns the client's end.
 pub(crate) fn serve_in_memory(limits: Limits, service: impl HttpService, tasks: &Tasks) -> DuplexStream {
     let (client, server) = tokio::io::duplex(1 << 20);
-    let deadlines = connection::Deadlines::new(&limits);
+    let deadlines = Deadlines::new(&limits);
     let watched = tasks.clone();
     drop(tasks.spawn(async move {
         let (activity, metrics) = (Arc::new(Activity::new()), ListenerMetrics::new("test"));
-        connection::serve(&limits, server, service, deadlines, &activity, &metrics, &watched).await;
+        if limits.protocol != Protocol::Any {
+            return connection::serve(&limits, server, service, deadlines, &activity, &metrics, &watched).await;
+        }
+        let mut server = server;
+        match FirstBytes::read(&mut server).await.unwrap() {
+            FirstBytes::Http2 => {
+                let server = Replayed::new(server, Preface::to_replay());
+                connection::serve(&limits, server, service, deadlines, &activity, &metrics, &watched).await;
+            }
+            FirstBytes::Foreign(_, first) => {
+                http1::serve(&limits, server, &first, service, deadlines, &activity, &metrics, &watched).await;
+            }
+            FirstBytes::Silent => {}
+        }
     }));
     client
 }

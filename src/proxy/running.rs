@@ -21,7 +21,7 @@ use crate::{
     lifecycle::Tasks,
     membership::Builder,
     pipeline::{Pipeline, Routes},
-    receive::Receivers,
+    receive::{Added, ReceiveError, Receivers},
     settings::{Shutdown, values::MIB},
     telemetry::{logs, process},
     tls::{Client, Reloads, TlsError},
@@ -74,9 +74,12 @@ pub(super) enum ApplyError {
     /// A pool cannot be started.
     #[error(transparent)]
     Pool(#[from] ProxyError),
-    /// The receiver's certificates cannot be used.
-    #[error("cannot use the certificates of receivers.otlp.protocols.grpc.tls")]
-    Receiver(#[from] TlsError),
+    /// The certificates of a receiver cannot be used.
+    #[error("cannot use the certificates of receivers.otlp.protocols")]
+    Certificates(#[from] TlsError),
+    /// A receiver that the configuration adds cannot be started.
+    #[error(transparent)]
+    Receiver(#[from] ReceiveError),
     /// A new pool found no backends in time.
     #[error("pool {pool} found no backends within {TABLE_WITHIN:?}: check its resolver")]
     NoBackends {
@@ -155,12 +158,13 @@ impl Running {
         }
         let mut clients = self.prepare(&config.pools)?;
         let added = self.start_new(&config.pools).await?;
-        if let Some(receivers) = &self.receivers
-            && let Err(error) = receivers.replace_tls(&config.receive)
-        {
-            self.give_up(added);
-            return Err(error.into());
-        }
+        let door = match self.prepare_receivers(&config) {
+            Ok(door) => door,
+            Err(error) => {
+                self.give_up(added);
+                return Err(error);
+            }
+        };
         let mut applied = Applied { added: added.keys().cloned().collect(), restart, ..Applied::default() };
         for pool in &config.pools {
             if let Some(running) = self.pools.get_mut(&pool.name)
@@ -173,8 +177,11 @@ impl Running {
         self.pools.extend(added);
         self.pipeline.replace(routes(&config, &self.pools));
         applied.removed = self.retire_all_but(&config.pools);
-        if let Some(receivers) = &self.receivers {
-            receivers.reconfigure(&config.receive);
+        if let (Some(receivers), Some(door)) = (&mut self.receivers, door) {
+            if let Some(address) = door.address() {
+                tracing::info!(%address, listener = "otlp_http", "listening");
+            }
+            receivers.reconfigure(&config.receive, door);
         }
         self.budget.divide(Division::of(config.memory_limit, self.fixed));
         *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = config.shutdown;
@@ -182,6 +189,17 @@ impl Running {
         self.config = config;
         self.show();
         Ok(applied)
+    }
+
+    /// Binds the port of a receiver that `config` adds, and applies changed TLS settings; all of this can fail.
+    fn prepare_receivers(&self, config: &Config) -> Result<Option<Added>, ApplyError> {
+        let Some(receivers) = &self.receivers else { return Ok(None) };
+        let added = receivers.prepare(&config.receive)?;
+        receivers.replace_tls(&config.receive)?;
+        if let Some(tls) = added.tls() {
+            self.certificates.add(&tls.as_reload());
+        }
+        Ok(Some(added))
     }
 
     /// Publishes the pools and the signals routed to them for the admin pages.
@@ -235,7 +253,7 @@ impl Running {
     fn retire_all_but(&mut self, pools: &[PoolConfig]) -> Vec<String> {
         let stay = |name: &String| pools.iter().any(|pool| pool.name == *name);
         let gone: Vec<String> = self.pools.keys().filter(|name| !stay(name)).cloned().collect();
-        let deadline = self.config.receive.grpc.as_ref().map_or(Duration::ZERO, |grpc| grpc.deadline);
+        let deadline = self.config.receive.deadline();
         for name in &gone {
             self.readiness.forget(&condition(name));
             self.shown.remove(name);
@@ -258,7 +276,7 @@ impl Running {
 
 /// Returns the addresses at which this process takes OTLP.
 fn own(config: &Config) -> Own {
-    Own::new(config.receive.grpc.as_ref().map(|grpc| grpc.endpoint))
+    Own::new(config.receive.endpoints())
 }
 
 /// Builds the routes of `config` over `pools`.

@@ -1,4 +1,7 @@
-//! Reads one length-prefixed message from a request's frames, within the size limit and the memory budget.
+//! Reads one message from a request's frames, within the size limit and the memory budget.
+//!
+//! A gRPC body has a prefix before its message. An HTTP body has none: it is written here, so that every message leaves
+//! with one.
 //!
 //! Large frames stay in the buffers that HTTP/2 read them into; small frames are copied together. So the bytes of a
 //! large request are not touched before the split reads them.
@@ -13,12 +16,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use http_body::Body;
 
 use crate::{
     budget::{Buffer, Permit},
-    otlp::framed::PREFIX_LEN,
+    otlp::framed::{PREFIX_LEN, prefix_of},
 };
 
 /// A message that came in one frame is copied if it is shorter than this. A frame is a slice of h2's read buffer, which
@@ -36,6 +39,23 @@ const LEAST: usize = 256;
 
 /// The largest capacity of such a buffer.
 const MOST: usize = 256 << 10;
+
+/// The longest message that a prefix can state.
+const LONGEST: usize = 0xffff_ffff;
+
+/// How the message lies in the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// The body is the message after its prefix (gRPC).
+    Prefixed,
+    /// The body is the message (HTTP).
+    Bare {
+        /// Its length, if `Content-Length` states it.
+        length: Option<u64>,
+        /// Whether it is compressed.
+        is_compressed: bool,
+    },
+}
 
 /// Reads one message. Its permit covers the buffers of the bytes so far.
 #[derive(Debug)]
@@ -65,8 +85,10 @@ struct Filling {
     /// Frames that are still to be copied, and their length. They are copied before the reader waits for more.
     waiting: Vec<Bytes>,
     waiting_len: usize,
-    /// Its length, prefix included.
+    /// Its length, prefix included. If that is not stated, this is the longest one that is accepted.
     total: usize,
+    /// The first byte of the prefix, if the length is not stated: then the prefix is written at the end of the body.
+    unstated: Option<u8>,
 }
 
 /// A message as it was received, possibly compressed.
@@ -100,11 +122,14 @@ pub(super) enum BodyError {
 /// Reads a body to its end.
 ///
 /// Cancel safety: the bytes read so far are lost, and their share of the budget is given back.
-pub(super) async fn read<B>(body: &mut B, limit: usize, permit: Permit) -> Result<Received, BodyError>
+pub(super) async fn read<B>(body: &mut B, framing: Framing, limit: usize, permit: Permit) -> Result<Received, BodyError>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let mut reader = Reader::new(limit, permit);
+    if let Framing::Bare { length, is_compressed } = framing {
+        reader.begin_bare(length, is_compressed)?;
+    }
     poll_fn(|context| reader.poll(body, context)).await?;
     reader.finish()
 }
@@ -114,6 +139,21 @@ where
 impl Reader {
     pub(super) fn new(limit: usize, permit: Permit) -> Self {
         Self { limit, permit, state: State::Prefix { have: [0; PREFIX_LEN], len: 0 } }
+    }
+
+    /// Starts a message that has no prefix in the body.
+    fn begin_bare(&mut self, length: Option<u64>, is_compressed: bool) -> Result<(), BodyError> {
+        let flag = u8::from(is_compressed);
+        let Some(length) = length else {
+            let total = self.limit.min(LONGEST).saturating_add(PREFIX_LEN);
+            let filling = Filling { total, unstated: Some(flag), ..Filling::default() };
+            self.state = State::Filling(filling);
+            return self.fill(Bytes::from_static(&[0; PREFIX_LEN]));
+        };
+        let length = u32::try_from(length).map_err(|_| BodyError::TooLarge)?;
+        let [_, len @ ..] = prefix_of(length);
+        let [a, b, c, d] = len;
+        self.push(Bytes::copy_from_slice(&[flag, a, b, c, d]))
     }
 
     /// Reads all frames that have arrived. Ready at the end of the body.
@@ -166,8 +206,13 @@ impl Reader {
 
     /// Returns the message at the end of the body.
     pub(super) fn finish(self) -> Result<Received, BodyError> {
+        let mut permit = self.permit;
         match self.state {
-            State::Whole(chunks) => Ok(Received { chunks, permit: self.permit }),
+            State::Whole(chunks) => Ok(Received { chunks, permit }),
+            State::Filling(filling) if filling.unstated.is_some() => {
+                let chunks = filling.complete(&mut permit)?;
+                Ok(Received { chunks, permit })
+            }
             State::Prefix { len: 0, .. } => Err(BodyError::Missing),
             State::Prefix { .. } | State::Filling(_) => Err(BodyError::Truncated),
         }
@@ -216,13 +261,13 @@ impl Filling {
     fn add(&mut self, data: Bytes, permit: &mut Permit) -> Result<bool, BodyError> {
         let left = self.total - self.buffered - self.waiting_len;
         if data.len() > left {
-            return Err(BodyError::Excess);
+            return Err(if self.unstated.is_some() { BodyError::TooLarge } else { BodyError::Excess });
         }
-        let is_last = data.len() == left;
+        let is_last = data.len() == left && self.unstated.is_none();
         if data.len() >= KEEP_FROM {
             self.copy(permit)?;
             if !permit.grow(data.len()) {
-                return Err(BodyError::NoRoom(self.total));
+                return Err(self.no_room(data.len()));
             }
             self.close(permit);
             self.buffered += data.len();
@@ -267,11 +312,34 @@ impl Filling {
         let left = self.total - self.buffered;
         let wanted = least.max(self.buffered.clamp(LEAST, MOST)).min(left);
         if !self.open.reach(wanted, permit) && !self.open.reach(least, permit) {
-            return Err(BodyError::NoRoom(self.total));
+            return Err(self.no_room(least));
         }
         self.open.bytes.extend_from_slice(rest);
         self.buffered += rest.len();
         Ok(())
+    }
+
+    /// Returns the error for a message that needs `more` bytes which there is no room for.
+    fn no_room(&self, more: usize) -> BodyError {
+        BodyError::NoRoom(if self.unstated.is_some() { self.buffered + more } else { self.total })
+    }
+
+    /// Returns the buffers of a message whose length was not stated, at the end of the body. The first one begins with
+    /// room for the prefix.
+    fn complete(mut self, permit: &mut Permit) -> Result<Vec<Bytes>, BodyError> {
+        self.copy(permit)?;
+        self.close(permit);
+        let length = self.buffered.checked_sub(PREFIX_LEN).and_then(|length| u32::try_from(length).ok());
+        let [_, len @ ..] = prefix_of(length.ok_or(BodyError::TooLarge)?);
+        let first = self.chunks.first_mut().ok_or(BodyError::Missing)?;
+        // Only this reader has the buffer, so it is not copied.
+        let mut bytes = BytesMut::from(std::mem::take(first));
+        if let (Some((room, _)), Some(flag)) = (bytes.split_first_chunk_mut::<PREFIX_LEN>(), self.unstated) {
+            let [a, b, c, d] = len;
+            *room = [flag, a, b, c, d];
+        }
+        *first = bytes.freeze();
+        Ok(self.chunks)
     }
 
     /// Moves the bytes of the open buffer to the chunks, and leaves an empty buffer for the next ones.
@@ -301,154 +369,4 @@ fn announced(prefix: [u8; PREFIX_LEN], limit: usize) -> Result<usize, BodyError>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::budget::Budget;
-
-    fn message(payload: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0];
-        bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_be_bytes());
-        bytes.extend_from_slice(payload);
-        bytes
-    }
-
-    /// Reads a message that comes in frames of `piece` bytes. Each comes by itself, or `at_once` all together.
-    fn read_frames(bytes: &[u8], piece: usize, limit: usize, at_once: bool) -> Result<Vec<u8>, BodyError> {
-        let budget = Budget::new(1 << 30);
-        let mut reader = Reader::new(limit, budget.permit());
-        for piece in bytes.chunks(piece.max(1)) {
-            reader.push(Bytes::copy_from_slice(piece))?;
-            if !at_once {
-                reader.pause()?;
-            }
-        }
-        let received = reader.finish()?;
-        assert_eq!(budget.used(), received.permit.bytes());
-        let bytes = received.chunks.concat();
-        assert!(received.permit.bytes() >= bytes.len(), "the permit must cover the bytes");
-        assert!(received.permit.bytes() <= 2 * bytes.len(), "{} for {}", received.permit.bytes(), bytes.len());
-        assert!(received.chunks.iter().all(|chunk| !chunk.is_empty()));
-        assert!(received.chunks.len() <= 12 + bytes.len() / KEEP_FROM, "{} buffers", received.chunks.len());
-        Ok(bytes)
-    }
-
-    fn read_in_pieces(bytes: &[u8], piece: usize, limit: usize) -> Result<Vec<u8>, BodyError> {
-        let read = read_frames(bytes, piece, limit, true);
-        assert_eq!(read_frames(bytes, piece, limit, false), read);
-        read
-    }
-
-    #[test]
-    fn a_message_is_the_same_however_it_is_cut() {
-        for len in [0, 1, 4, 5, 6, 100, LEAST - 5, LEAST, COPY_BELOW, KEEP_FROM, MOST - 5, MOST, 3 * MOST + 17] {
-            let payload: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
-            let bytes = message(&payload);
-            for piece in [1, 2, 3, 4, 5, 6, 7, 1000, 16_384, KEEP_FROM, 50_000, bytes.len()] {
-                if bytes.len() / piece < 200_000 {
-                    assert_eq!(read_in_pieces(&bytes, piece, usize::MAX), Ok(bytes.clone()), "{len} in {piece}s");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_large_message_in_one_frame_is_not_copied() {
-        let bytes = Bytes::from(message(&vec![7; COPY_BELOW]));
-        let mut reader = Reader::new(usize::MAX, Budget::new(1 << 20).permit());
-        reader.push(bytes.clone()).unwrap();
-        assert_eq!(reader.finish().unwrap().chunks[0].as_ptr(), bytes.as_ptr());
-    }
-
-    #[test]
-    fn a_small_message_in_one_frame_does_not_keep_the_read_buffer() {
-        let bytes = Bytes::from(message(b"small"));
-        let mut reader = Reader::new(usize::MAX, Budget::new(1 << 20).permit());
-        reader.push(bytes.clone()).unwrap();
-        assert_ne!(reader.finish().unwrap().chunks[0].as_ptr(), bytes.as_ptr());
-    }
-
-    #[test]
-    fn an_announced_size_above_the_limit_is_refused_at_once() {
-        let mut reader = Reader::new(1000, Budget::new(1 << 20).permit());
-        assert_eq!(reader.push(Bytes::from_static(&[0, 0, 0, 0x03, 0xe9])), Err(BodyError::TooLarge));
-        let mut reader = Reader::new(1000, Budget::new(1 << 20).permit());
-        assert_eq!(reader.push(Bytes::from_static(&[0, 0, 0, 0x03, 0xe8])), Ok(()));
-        let mut reader = Reader::new(64 << 20, Budget::new(1 << 20).permit());
-        assert_eq!(reader.push(Bytes::from_static(&[1, 0xff, 0xff, 0xff, 0xff])), Err(BodyError::TooLarge));
-    }
-
-    #[test]
-    fn buffers_grow_with_what_came_and_not_with_what_was_announced() {
-        let budget = Budget::new(1 << 30);
-        let mut reader = Reader::new(64 << 20, budget.permit());
-        reader.push(Bytes::from_static(&[0, 0x04, 0, 0, 0, 1, 2])).unwrap();
-        assert_eq!(budget.used(), 0, "more may have arrived");
-        reader.pause().unwrap();
-        assert_eq!(budget.used(), LEAST);
-        let mut came = 7;
-        while came < 4 * MOST {
-            reader.push(Bytes::from(vec![7; 1_000])).unwrap();
-            reader.pause().unwrap();
-            came += 1_000;
-            assert!((came..=(2 * came).min(came + MOST)).contains(&budget.used()), "{} of {came}", budget.used());
-        }
-        drop(reader);
-        assert_eq!(budget.used(), 0);
-    }
-
-    #[test]
-    fn frames_that_came_together_lie_in_one_buffer_of_their_length() {
-        let bytes = message(&vec![7; 150_000]);
-        let budget = Budget::new(1 << 30);
-        let mut reader = Reader::new(usize::MAX, budget.permit());
-        for frame in bytes.chunks(16 << 10) {
-            reader.push(Bytes::copy_from_slice(frame)).unwrap();
-        }
-        let received = reader.finish().unwrap();
-        assert_eq!(received.chunks.len(), 1);
-        assert_eq!(budget.used(), bytes.len());
-    }
-
-    #[test]
-    fn a_full_budget_ends_the_reading_and_is_given_back() {
-        let budget = Budget::new(4 * MOST);
-        let mut reader = Reader::new(64 << 20, budget.permit());
-        let bytes = message(&vec![1; 2 * MOST]);
-        let others = budget.take(3 * MOST).unwrap();
-        let read = bytes.chunks(1_000).try_for_each(|frame| reader.push(Bytes::copy_from_slice(frame)));
-        assert_eq!(read, Err(BodyError::NoRoom(bytes.len())));
-        drop(reader);
-        assert_eq!(budget.used(), others.bytes());
-    }
-
-    #[test]
-    fn a_message_that_fits_exactly_is_read() {
-        let bytes = message(&vec![1; 3 * MOST / 2 + 7]);
-        let budget = Budget::new(bytes.len());
-        let mut reader = Reader::new(64 << 20, budget.permit());
-        bytes.chunks(1_000).for_each(|frame| {
-            reader.push(Bytes::copy_from_slice(frame)).unwrap();
-            reader.pause().unwrap();
-        });
-        assert_eq!(reader.finish().unwrap().chunks.concat(), bytes);
-    }
-
-    #[test]
-    fn a_message_that_can_never_fit_is_refused_at_its_prefix() {
-        let mut reader = Reader::new(64 << 20, Budget::new(1000).permit());
-        assert_eq!(reader.push(Bytes::from_static(&[0, 0, 0, 0x03, 0xe4])), Err(BodyError::NoRoom(1001)));
-    }
-
-    #[test]
-    fn a_body_that_is_not_exactly_one_message_is_refused() {
-        let whole = message(b"abc");
-        assert_eq!(read_in_pieces(&[], 1, 10), Err(BodyError::Missing));
-        assert_eq!(read_in_pieces(&whole[..3], 1, 10), Err(BodyError::Truncated));
-        assert_eq!(read_in_pieces(&whole[..7], 9, 10), Err(BodyError::Truncated));
-        assert_eq!(read_in_pieces(&[&whole[..], b"x"].concat(), 99, 10), Err(BodyError::Excess));
-        assert_eq!(read_in_pieces(&[&whole[..], b"x"].concat(), 1, 10), Err(BodyError::Excess));
-        assert_eq!(read_in_pieces(&[&whole[..], &whole[..]].concat(), 8, 10), Err(BodyError::Excess));
-        assert_eq!(read_in_pieces(&[2, 0, 0, 0, 0], 5, 10), Err(BodyError::Flag));
-        assert_eq!(read_in_pieces(&[2, 0, 0, 0, 0], 1, 10), Err(BodyError::Flag));
-    }
-}
+mod tests;

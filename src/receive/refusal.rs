@@ -1,8 +1,8 @@
-//! Builds the gRPC refusals for bodies that cannot be accepted: too large, truncated or wrongly framed.
+//! Builds the refusals for bodies that cannot be accepted: too large, truncated or wrongly framed.
 
 use tonic::Code;
 
-use super::body::BodyError;
+use super::{body::BodyError, exchange::Limits};
 use crate::{
     budget::Budget,
     otlp::{Reason, Refusal},
@@ -19,10 +19,11 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    /// Returns a limit of `bytes`. If the memory budget is not larger than that, the key is that of the budget.
-    pub(super) fn of(bytes: usize, budget: &Budget) -> Self {
-        let is_memory = bytes >= budget.limit();
-        let key = if is_memory { "memory_limiter" } else { "max_recv_msg_size_mib" };
+    /// Returns the limit of a door's messages. If the memory budget is not larger than that, the key is that of the
+    /// budget.
+    pub(super) fn of(limits: &Limits, budget: &Budget) -> Self {
+        let bytes = limits.max_size;
+        let key = if bytes >= budget.limit() { "memory_limiter" } else { limits.max_size_key };
         Self { bytes, key, alone: budget.alone() }
     }
 }

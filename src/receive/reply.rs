@@ -60,9 +60,23 @@ pub enum ReplyBody {
 pub(super) fn grpc(outcome: Outcome, encoding: Option<Encoding>) -> Response<ReplyBody> {
     match outcome {
         Outcome::Accepted { rejected: 0, message: None } => with_message(EMPTY_RESPONSE.clone()),
-        Outcome::Accepted { rejected, message } => partial_success(rejected, message.unwrap_or_default(), encoding),
+        Outcome::Accepted { rejected, message } => {
+            with_partial_success(&partial_success(rejected, &message.unwrap_or_default()), encoding)
+        }
         Outcome::Refused(refusal) => refused(refusal),
     }
+}
+
+/// Returns the message of a partial success.
+pub(super) fn partial_success(rejected: u64, message: &str) -> Vec<u8> {
+    // The responses of all signals have the same fields with the same numbers.
+    ExportTraceServiceResponse {
+        partial_success: Some(ExportTracePartialSuccess {
+            rejected_spans: i64::try_from(rejected).unwrap_or(i64::MAX),
+            error_message: shortened(message, MAX_MESSAGE).into_owned(),
+        }),
+    }
+    .encode_to_vec()
 }
 
 /// Returns the reply to a request that is not gRPC: an HTTP status together with the gRPC status, as grpc-go does. The
@@ -110,20 +124,12 @@ fn with_message(message: Bytes) -> Response<ReplyBody> {
     response
 }
 
-fn partial_success(rejected: u64, message: String, encoding: Option<Encoding>) -> Response<ReplyBody> {
-    // The responses of all signals have the same fields with the same numbers.
-    let response = ExportTraceServiceResponse {
-        partial_success: Some(ExportTracePartialSuccess {
-            rejected_spans: i64::try_from(rejected).unwrap_or(i64::MAX),
-            error_message: shortened(&message, MAX_MESSAGE).into_owned(),
-        }),
-    }
-    .encode_to_vec();
+fn with_partial_success(response: &[u8], encoding: Option<Encoding>) -> Response<ReplyBody> {
     let compressed = encoding.and_then(|encoding| {
-        let message = compress(encoding, REPLY_LEVEL, [response.as_slice()].into_iter(), response.len());
+        let message = compress(encoding, REPLY_LEVEL, [response].into_iter(), response.len());
         Some((message.ok()?, encoding))
     });
-    match (compressed, Framed::copy_from_payload(&response)) {
+    match (compressed, Framed::copy_from_payload(response)) {
         (Some((message, encoding)), _) => {
             let mut response = with_message(message);
             response.headers_mut().insert(GRPC_ENCODING, HeaderValue::from_static(encoding.as_str()));
@@ -228,10 +234,7 @@ mod tests {
 
     #[test]
     fn a_partial_success_decodes_for_every_signal() {
-        let ReplyBody::Message(framed) = partial_success(7, "seven".into(), None).into_body() else {
-            panic!("a partial success must have a message");
-        };
-        let payload = &framed[PREFIX_LEN..];
+        let payload = &partial_success(7, "seven")[..];
         let metrics = ExportMetricsServiceResponse::decode(payload).unwrap().partial_success.unwrap();
         assert_eq!((metrics.rejected_data_points, metrics.error_message.as_str()), (7, "seven"));
         let logs = ExportLogsServiceResponse::decode(payload).unwrap().partial_success.unwrap();
@@ -242,7 +245,10 @@ mod tests {
 
     #[test]
     fn long_messages_are_shortened() {
-        let ReplyBody::Message(framed) = partial_success(1, "x".repeat(300), None).into_body() else { panic!() };
+        let outcome = Outcome::Accepted { rejected: 1, message: Some("x".repeat(300)) };
+        let ReplyBody::Message(framed) = grpc(outcome, None).into_body() else {
+            panic!("a partial success must have a message");
+        };
         let reply = ExportTraceServiceResponse::decode(&framed[PREFIX_LEN..]).unwrap().partial_success.unwrap();
         assert_eq!(reply.error_message, format!("{}…", "x".repeat(253)));
         let response = refused(Refusal::permanent(Code::Internal, Reason::Backend, "x".repeat(300)));

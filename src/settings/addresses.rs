@@ -17,6 +17,9 @@ use super::{
 /// The port of OTLP/gRPC (IANA).
 pub const OTLP_GRPC_PORT: u16 = 4317;
 
+/// The port of OTLP/HTTP (IANA).
+pub const OTLP_HTTP_PORT: u16 = 4318;
+
 /// The admin listener's port: where the Collector serves its metrics.
 pub const ADMIN_PORT: u16 = 8888;
 
@@ -232,6 +235,7 @@ impl fmt::Display for Backend {
 
 as_text! {
     ListenAddress<OTLP_GRPC_PORT>: "an address such as localhost:4317";
+    ListenAddress<OTLP_HTTP_PORT>: "an address such as localhost:4318";
     ListenAddress<ADMIN_PORT>: "an address such as localhost:8888";
     ListenAddress<PROBES_PORT>: "an address such as 0.0.0.0:13133";
     Backend: "a backend such as collector-0:4317";

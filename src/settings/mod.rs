@@ -32,7 +32,7 @@ pub use self::{
         CompressionParams, Delivery, DnsResolver, Handoff, KubernetesResolver, OutlierDetection, Placement, Pool,
         Resolver, RetryOnFailure, Ring, SendingQueue, SrvResolver, StaticResolver, USUAL_DELAY,
     },
-    receivers::{Grpc, Keepalive, Otlp, Protocols, Receivers, ServerParameters},
+    receivers::{Cors, Grpc, Http, Keepalive, Otlp, Protocols, Receivers, ServerParameters},
     section::IfWritten,
     tls::{ClientTls, RELOAD_INTERVAL, ServerTls},
 };

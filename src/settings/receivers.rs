@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    addresses::{ListenAddress, OTLP_GRPC_PORT},
+    addresses::{ListenAddress, OTLP_GRPC_PORT, OTLP_HTTP_PORT},
     section::{IfWritten, section},
     tls::ServerTls,
     values::{ByteSize, Mebibytes},
 };
+use crate::otlp::Signal;
 
 section! {
     /// `receivers`
@@ -29,6 +30,8 @@ section! {
     pub struct Protocols {
         /// OTLP/gRPC.
         grpc: Grpc,
+        /// OTLP/HTTP. It is served only if this section is written, if only as `http:`.
+        http: IfWritten<Http>,
     }
 
     /// `receivers.otlp.protocols.grpc`
@@ -80,5 +83,75 @@ section! {
         /// next request. `0s` switches this off. Whatever is set here, the connection that has been idle for the longest
         /// time is closed for a new one while `max_connections` are open.
         max_connection_idle: Option<Duration> = Some(Duration::from_secs(300)),
+    }
+
+    /// `receivers.otlp.protocols.http`
+    pub struct Http {
+        /// The address that accepts OTLP/HTTP, `host:port`, by HTTP/1.1 and HTTP/2. OTLP/HTTP is served only if the section
+        /// `http` is written; `http:` alone has all defaults. A host name is looked up once, at start; an IPv4 address is
+        /// preferred.
+        endpoint: ListenAddress<OTLP_HTTP_PORT> = ListenAddress::local(),
+        /// The largest body that is accepted, before and after decompression. A larger one is refused with 413, so that the
+        /// client does not send it again.
+        max_request_body_size: ByteSize = ByteSize(20 << 20),
+        /// The path that takes traces.
+        traces_url_path: String = "/v1/traces".into(),
+        /// The path that takes metrics.
+        metrics_url_path: String = "/v1/metrics".into(),
+        /// The path that takes logs.
+        logs_url_path: String = "/v1/logs".into(),
+        /// The path that takes profiles.
+        profiles_url_path: String = "/v1development/profiles".into(),
+        /// How long a connection may take for its handshake, and a request for its headers once they have begun.
+        read_header_timeout: Duration = Duration::from_secs(10),
+        // Longer than the usual pauses between exports, and as long as for gRPC. The Collector has one minute.
+        /// How long a connection may have no request in progress until it ends. `0s` switches this off. Whatever is set
+        /// here, the connection that has been idle for the longest time is closed for a new one while `max_connections` are
+        /// open.
+        idle_timeout: Option<Duration> = Some(Duration::from_secs(300)),
+        /// Age, ± 10 %, at which a client is told to connect again, so that new replicas get clients: by `connection: close`
+        /// in HTTP/1.1, by GOAWAY in HTTP/2. `0s` switches this off.
+        max_connection_age: Option<Duration> = Some(Duration::from_secs(600)),
+        /// How long such a connection's requests then have before it is closed. `0s` sets no limit.
+        max_connection_age_grace: Option<Duration> = Some(Duration::from_secs(60)),
+        /// The most connections that are open at once, as for gRPC.
+        max_connections: usize = 10_000,
+        /// The most unanswered requests on one HTTP/2 connection.
+        max_concurrent_streams: u32 = 100,
+        /// The largest size of one request's headers.
+        max_header_list_size: ByteSize = ByteSize(16 << 10),
+        /// Names of request headers that are passed on to backends, as for gRPC.
+        include_metadata: Vec<String>,
+        /// Which web pages may send to this port from a browser; none without it.
+        cors: IfWritten<Cors>,
+        /// TLS of the listener; plaintext without it.
+        tls: IfWritten<ServerTls>,
+    }
+
+    /// `receivers.otlp.protocols.http.cors`
+    #[derive(Eq)]
+    pub struct Cors {
+        /// The origins of the web pages that may send here: `https://shop.example.com`, with `*` for any text
+        /// (`https://*.example.com`), or `"*"` for every page. `navigator.sendBeacon` does not work with `"*"`.
+        allowed_origins: Vec<String>,
+        /// The request headers that these pages may set besides `Accept`, `Content-Type`, `Content-Encoding`, `Origin` and
+        /// `X-Requested-With`; `"*"` for any.
+        allowed_headers: Vec<String>,
+        /// The response headers that these pages may read besides the usual ones.
+        exposed_headers: Vec<String>,
+        /// How many seconds a browser may keep the answer about what is allowed. 0 leaves that to the browser (5 s).
+        max_age: u32,
+    }
+}
+
+impl Http {
+    /// Returns the key of a signal's path, and the path.
+    pub fn path(&self, signal: Signal) -> (&'static str, &str) {
+        match signal {
+            Signal::Traces => ("traces_url_path", &self.traces_url_path),
+            Signal::Metrics => ("metrics_url_path", &self.metrics_url_path),
+            Signal::Logs => ("logs_url_path", &self.logs_url_path),
+            Signal::Profiles => ("profiles_url_path", &self.profiles_url_path),
+        }
     }
 }

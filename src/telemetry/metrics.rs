@@ -66,7 +66,7 @@ macro_rules! declare {
 
 declare! {
     RECEIVER_REQUESTS_TOTAL = "spanring_receiver_requests_total", Counter, ["signal", "code"],
-        "Requests answered, by the gRPC status code of the answer.";
+        "Requests answered, by the gRPC status code of the answer. OTLP/HTTP has the same codes, and in its answers the HTTP statuses that stand for them.";
     RECEIVER_RECORDS_TOTAL = "spanring_receiver_records_total", Counter, ["signal", "outcome"],
         "Records of answered requests: accepted, rejected (for good, by partial_success) or refused (the client is to send them again).";
     RECEIVER_BYTES_TOTAL = "spanring_receiver_bytes_total", Counter, ["signal"],
@@ -84,11 +84,11 @@ declare! {
     RECEIVER_CONNECTIONS = "spanring_receiver_connections", Gauge, ["listener"],
         "Connections that are open.";
     RECEIVER_CONNECTIONS_TOTAL = "spanring_receiver_connections_total", Counter, ["listener", "result"],
-        "Connections by result: accepted, refused (no place or descriptor was left, also those that were closed for another because they were silent) or failed (the TLS handshake failed, or it was not HTTP/2).";
+        "Connections by result: accepted, refused (no place or descriptor was left, also those that were closed for another because they were silent) or failed (the TLS handshake failed, or it was not the protocol of the port).";
     RECEIVER_CLOSED_CONNECTIONS_TOTAL = "spanring_receiver_closed_connections_total", Counter, ["listener", "reason"],
-        "Connections closed by the listener, by reason: idle (no request for max_connection_idle), room (all places were taken, and a new connection got this one's) or unread (the client did not take an answer in time).";
+        "Connections closed by the listener, by reason: idle (no request for max_connection_idle or idle_timeout), room (all places were taken, and a new connection got this one's) or unread (the client did not take an answer in time).";
     RECEIVER_FOREIGN_CONNECTIONS_TOTAL = "spanring_receiver_foreign_connections_total", Counter, ["listener", "kind"],
-        "Connections to a gRPC port that began with another protocol: http1 (answered with an explanation), tls, proxy (PROXY protocol) or garbage.";
+        "Connections that began with another protocol than that of their port: http1 (on a gRPC port, answered with an explanation), tls, proxy (PROXY protocol) or garbage.";
     RECEIVER_WAITING_REQUESTS = "spanring_receiver_waiting_requests", Gauge, [],
         "Large requests that wait until they may be inflated or cut; one is refused at once if its turn would come after its deadline.";
     RECEIVER_REFUSED_STREAMS_TOTAL = "spanring_receiver_refused_streams_total", Counter, ["listener"],

@@ -1,14 +1,19 @@
 //! Checks `receivers`, `admin` and `health_check`: their keys, and that no two listeners have the same port.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, ToSocketAddrs},
+};
 
 use super::{
     super::{headers, message::Message},
     KeyPath, MAX_MESSAGE_MIB, Report, report_tls,
 };
 use crate::{
-    admin, receive,
-    settings::{HealthCheck, ServerTls, Settings, addresses::HostPort, values::MIB},
+    admin,
+    otlp::Signal,
+    receive,
+    settings::{Http, ServerTls, Settings, addresses::HostPort, values::MIB},
 };
 
 /// The listeners, with their addresses.
@@ -16,6 +21,10 @@ pub(super) struct Listeners {
     pub(super) receive: receive::Config,
     pub(super) admin: admin::Config,
     pub(super) health_check: Option<admin::health_check::Config>,
+}
+
+fn http_path() -> KeyPath {
+    KeyPath::of(&["receivers", "otlp", "protocols", "http"])
 }
 
 fn grpc_path() -> KeyPath {
@@ -41,19 +50,57 @@ pub(super) fn check_grpc(settings: &Settings, report: &mut Report<'_>) {
     }
 }
 
+/// Checks the keys of the OTLP/HTTP receiver.
+pub(super) fn check_http(settings: &Settings, report: &mut Report<'_>) {
+    let Some(http) = &*settings.receivers.otlp.protocols.http else { return };
+    let at = http_path();
+    report.within(&at.key("max_request_body_size"), http.max_request_body_size.0, 1, MAX_MESSAGE_MIB * MIB);
+    report.within(&at.key("max_concurrent_streams"), http.max_concurrent_streams, 1, u32::MAX);
+    report.within(&at.key("max_header_list_size"), http.max_header_list_size.0, 1 << 10, MIB);
+    report.within(&at.key("max_connections"), http.max_connections, 1, usize::MAX);
+    report.positive(&at.key("read_header_timeout"), http.read_header_timeout);
+    for (_, message) in headers::checked_names(&http.include_metadata).err().unwrap_or_default() {
+        report.error(&at.key("include_metadata"), message);
+    }
+    let mut paths = BTreeSet::new();
+    for (key, path) in Signal::ALL.map(|signal| http.path(signal)) {
+        check_path(&at.key(key), path, "/v1/traces", report);
+        if !paths.insert(path) {
+            report.error(&at.key(key), Message::about(path, |path| format!("{path} is the path of another signal")));
+        }
+    }
+    for receive::Unusable { key, value, what } in cors(http).err().unwrap_or_default() {
+        report.error(&at.key("cors").key(key), Message::about(&value, |value| format!("{value} {what}")));
+    }
+    if let Some(tls) = &*http.tls {
+        report_tls(&at.key("tls"), tls.check(), report);
+    }
+}
+
+fn cors(http: &Http) -> Result<Option<receive::Cors>, Vec<receive::Unusable>> {
+    let cors = http.cors.as_ref().map(receive::Cors::new).transpose()?;
+    // As in the Collector, a section without origins allows nothing.
+    Ok(cors.filter(|_| http.cors.as_ref().is_some_and(|cors| !cors.allowed_origins.is_empty())))
+}
+
 /// Looks up the address of each listener. Returns `None` if there is an error.
 pub(super) fn addresses(settings: &Settings, report: &mut Report<'_>) -> Option<Listeners> {
     let otlp = &settings.receivers.otlp;
-    let paths = [grpc_path(), KeyPath::of(&["admin"]), KeyPath::of(&["health_check"])].map(|at| at.key("endpoint"));
-    let [grpc_at, admin_at, probes_at] = &paths;
+    let paths = [grpc_path(), http_path(), KeyPath::of(&["admin"]), KeyPath::of(&["health_check"])];
+    let paths = paths.map(|at| at.key("endpoint"));
+    let [grpc_at, http_at, admin_at, probes_at] = &paths;
     let grpc = address(grpc_at, &otlp.protocols.grpc.endpoint.0, report);
+    let http = otlp.protocols.http.as_ref().map(|keys| (keys, address(http_at, &keys.endpoint.0, report)));
     let admin = address(admin_at, &settings.admin.endpoint.0, report);
     check_hosts(&settings.admin.allowed_hosts, report);
     let probes = settings.health_check.as_ref().map(|keys| {
-        check_page(keys, report);
+        check_path(&KeyPath::of(&["health_check", "path"]), &keys.path, "/health", report);
         (keys, address(probes_at, &keys.endpoint.0, report))
     });
-    check_ports(&[(grpc_at, grpc), (admin_at, admin), (probes_at, probes.and_then(|(_, address)| address))], report);
+    let [http_address, probes_address] =
+        [http.and_then(|(_, address)| address), probes.and_then(|(_, address)| address)];
+    let all = [(grpc_at, grpc), (http_at, http_address), (admin_at, admin), (probes_at, probes_address)];
+    check_ports(&all, report);
     let health_check = match probes {
         Some((keys, address)) => Some(admin::health_check::Config { keys: keys.clone(), endpoint: address? }),
         None => None,
@@ -66,8 +113,20 @@ pub(super) fn addresses(settings: &Settings, report: &mut Report<'_>) -> Option<
         deadline: otlp.deadline,
         keys,
     };
+    let http = match http {
+        Some((keys, address)) => Some(receive::HttpConfig {
+            endpoint: address?,
+            paths: receive::Paths::of(keys),
+            include_metadata: headers::checked_names(&keys.include_metadata).unwrap_or_default(),
+            cors: cors(keys).unwrap_or_default(),
+            tls: keys.tls.as_ref().map(ServerTls::config),
+            deadline: otlp.deadline,
+            keys: keys.clone(),
+        }),
+        None => None,
+    };
     Some(Listeners {
-        receive: receive::Config { grpc: Some(grpc) },
+        receive: receive::Config { grpc: Some(grpc), http },
         admin: admin::Config { keys: settings.admin.clone(), endpoint: admin? },
         health_check,
     })
@@ -86,10 +145,10 @@ fn check_hosts(hosts: &[String], report: &mut Report<'_>) {
     }
 }
 
-fn check_page(keys: &HealthCheck, report: &mut Report<'_>) {
-    if !keys.path.starts_with('/') || keys.path.contains(['?', '#', ' ']) {
-        let message = Message::about(&keys.path, |path| format!("{path} is not a path; write /health"));
-        report.error(&KeyPath::of(&["health_check", "path"]), message);
+/// Checks the path of a page.
+fn check_path(at: &KeyPath, path: &str, example: &str, report: &mut Report<'_>) {
+    if !path.starts_with('/') || path.contains(['?', '#', ' ']) {
+        report.error(at, Message::about(path, |path| format!("{path} is not a path; write {example}")));
     }
 }
 

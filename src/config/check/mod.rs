@@ -26,6 +26,7 @@ const MAX_MESSAGE_MIB: usize = 2047;
 pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -> Result<Config, Vec<ConfigError>> {
     let mut report = Report::new(is_hidden);
     listeners::check_grpc(settings, &mut report);
+    listeners::check_http(settings, &mut report);
     let pools = pools::check(settings, &mut report);
     let routes = routes::check(settings, &mut report);
     let memory_limit = memory_limit(&settings.memory_limiter, root, &mut report);
@@ -54,6 +55,16 @@ pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -
 /// sent again, for ever.
 fn fit_messages_to_memory(config: &mut Config) {
     let limit = Division::of(config.memory_limit, 0).requests;
+    if let Some(http) = &mut config.receive.http {
+        let size = &mut http.keys.max_request_body_size;
+        if size.0 > limit {
+            config.warnings.push(format!(
+                "max_request_body_size is {size}, but memory_limiter leaves {} MiB for requests: the smaller of them applies",
+                limit / MIB,
+            ));
+            size.0 = limit;
+        }
+    }
     let Some(grpc) = &mut config.receive.grpc else { return };
     let size = &mut grpc.keys.max_recv_msg_size_mib;
     if size.bytes > limit {

@@ -399,7 +399,8 @@ fn a_printed_configuration_is_read_back() {
 fn backends_on_the_command_line_are_like_a_file() {
     let draft = Draft::of_backends("static://a:1,b".parse().expect("backends"));
     let config = draft.check().expect("valid");
-    assert_eq!(config.receive, receive::Config::default());
+    let http = Some(receive::HttpConfig::default());
+    assert_eq!(config.receive, receive::Config { http, ..receive::Config::default() }, "OTLP/HTTP is on");
     assert_eq!((config.pools[0].name.as_str(), config.routes[0].pool.as_str()), ("default", "default"));
     assert_eq!(draft.settings.routes[0].signals, [Signal::Traces]);
 }

@@ -17,7 +17,7 @@ use tokio::{
 use super::*;
 use crate::{
     lifecycle::Tasks,
-    listen::{HttpService, Limits, Protocol, WhenFull, Windows, tests::serve_in_memory},
+    listen::{HttpService, Limits, OpenConnections, Protocol, WhenFull, Windows, tests::serve_in_memory},
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -125,6 +125,7 @@ fn limits() -> Limits {
         max_connections: 1,
         when_full: WhenFull::CloseOldest,
         descriptors: || usize::MAX,
+        open: OpenConnections::default(),
         header_timeout: Duration::from_secs(3_600),
         max_concurrent_streams: 2,
         windows: Windows::SMALL,

@@ -1,5 +1,7 @@
 //! Tests of the parsing of request headers.
 
+use std::time::Duration;
+
 use super::*;
 
 #[test]
@@ -13,14 +15,6 @@ fn grpc_timeouts_are_parsed() {
     for broken in [&b""[..], b"S", b"123456789m", b"-1S", b"1", b"1s", b"1.5S", b" 1S"] {
         assert_eq!(parse_timeout(broken), None, "{broken:?}");
     }
-}
-
-#[test]
-fn a_margin_is_taken_off_every_deadline() {
-    assert_eq!(less_margin(Duration::from_secs(8)), Duration::from_millis(7_600));
-    assert_eq!(less_margin(Duration::from_secs(1)), Duration::from_millis(900));
-    assert_eq!(less_margin(Duration::from_millis(100)), Duration::from_millis(50));
-    assert_eq!(less_margin(Duration::ZERO), Duration::ZERO);
 }
 
 #[test]

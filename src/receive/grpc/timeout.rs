@@ -1,15 +1,6 @@
-//! The time limit of a request: `grpc-timeout`, and the margin that is taken off so that the answer still arrives in time.
+//! The time limit that a client sets for its request: `grpc-timeout`.
 
 use std::time::Duration;
-
-/// The least margin that is taken off a deadline so that the answer still arrives in time. The margin is 5 %, but at
-/// least this.
-const LEAST_MARGIN: Duration = Duration::from_millis(100);
-
-/// Takes the margin off a time limit. The margin is at most half of it, so that a short limit stays usable.
-pub(super) fn less_margin(time: Duration) -> Duration {
-    time - (time / 20).max(LEAST_MARGIN).min(time / 2)
-}
 
 /// Parses `grpc-timeout`: one to eight digits and a unit. An invalid value is ignored.
 pub(super) fn parse_timeout(value: &[u8]) -> Option<Duration> {

@@ -247,7 +247,8 @@ async fn whatever_clients_send_nothing_is_held_when_they_are_gone() {
         });
         let clients = (0..CLIENTS).map(|n| {
             let client = Client { random: Rng::with_seed(round * CLIENTS + n), next: 1 };
-            client.run(listen::tests::serve_in_memory(config.limits(false, &budget), service.for_connection(), &tasks))
+            let limits = config.limits("HTTP/1".into(), &budget, listen::OpenConnections::default());
+            client.run(listen::tests::serve_in_memory(limits, service.for_connection(), &tasks))
         });
         join_all(clients).await;
         drop(service);

@@ -5,6 +5,7 @@ mod connections;
 mod exports;
 mod frames;
 mod limits;
+mod over_http;
 mod overload;
 mod side_services;
 
@@ -85,7 +86,8 @@ impl Receiver {
         let tasks = Tasks::new();
         let config = GrpcConfig { endpoint: SocketAddr::from(([127, 0, 0, 1], 0)), ..config };
         let listeners =
-            super::start(&Config { grpc: Some(config) }, Arc::clone(&export), budget.clone(), &tasks).unwrap();
+            super::start(&Config { grpc: Some(config), http: None }, Arc::clone(&export), budget.clone(), &tasks)
+                .unwrap();
         Self { address: listeners.grpc.unwrap(), budget, tasks, export }
     }
 
@@ -125,7 +127,7 @@ fn serve_in_memory(export: Arc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> 
 
 /// Serves an in-memory connection with an existing service.
 fn serve_service_in_memory(service: OtlpGrpc<StandIn>, config: &GrpcConfig, tasks: &Tasks) -> tokio::io::DuplexStream {
-    let limits = config.limits(false, service.budget());
+    let limits = config.limits("HTTP/1".into(), service.budget(), listen::OpenConnections::default());
     listen::tests::serve_in_memory(limits, service.for_connection(), tasks)
 }
 

@@ -24,6 +24,7 @@ use tonic_reflection::{
 
 use super::*;
 use crate::receive::{
+    exchange::Exchange,
     reply::ReplyBody,
     side_services::{MAX_HEALTH, MAX_REFLECTION, SideServices},
 };
@@ -55,7 +56,7 @@ async fn started() -> (Receiver, Arc<AtomicUsize>) {
     let (tasks, budget, export) = (Tasks::new(), Budget::new(1 << 30), StandIn::ok());
     let config = GrpcConfig { endpoint: SocketAddr::from(([127, 0, 0, 1], 0)), ..GrpcConfig::default() };
     let count = Arc::clone(&made);
-    let bound = crate::receive::bind(&Config { grpc: Some(config) }).unwrap().side_services(move |_| {
+    let bound = crate::receive::bind(&Config { grpc: Some(config), http: None }).unwrap().side_services(move |_| {
         count.fetch_add(1, Ordering::Relaxed);
         Routes::new(Builder::configure().build_v1().unwrap())
     });
@@ -107,7 +108,8 @@ async fn calls_of_side_services_are_limited_and_end_when_the_drain_begins() {
 async fn an_unfinished_request_times_out_and_requests_that_are_not_grpc_are_refused() {
     let (tasks, config) = (Tasks::new(), GrpcConfig::default());
     let services = SideServices::new(Box::new(|_| Routes::new(HealthServer::new(Mute))), &tasks);
-    let service = OtlpGrpc::with(Some(services), StandIn::ok(), Budget::new(1 << 30), &config, &tasks);
+    let exchange = Arc::new(Exchange::new(StandIn::ok(), Budget::new(1 << 30), &tasks));
+    let service = OtlpGrpc::with(Some(services), exchange, &config);
     let mut client = h2_over(serve_service_in_memory(service, &config, &tasks), &tasks).await;
     let mut status = async |request: HttpRequest<()>, question: Option<&'static [u8]>| {
         client = client.clone().ready().await.unwrap();

@@ -83,7 +83,7 @@ service:
   extensions: [file_storage/q]
   pipelines: { traces: { receivers: [otlp], exporters: [load_balancing] } }",
         1,
-        &["acknowledged when its backends have it", "OTLP/HTTP is not supported yet"],
+        &["acknowledged when its backends have it"],
     ),
     // From the exporter's test file: only required keys.
     ("exporters: { loadbalancing: { protocol: { otlp: { timeout: 1s } }, resolver: { static: { hostnames: [one, \"two:55678\"] } } } }", 1, &[]),

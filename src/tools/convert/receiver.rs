@@ -10,6 +10,20 @@ use super::{
 /// Keys of the gRPC server that are the same here.
 const GRPC: [&str; 2] = ["max_recv_msg_size_mib", "max_concurrent_streams"];
 
+/// Keys of the HTTP server that are the same here.
+const HTTP: [&str; 7] = [
+    "max_request_body_size",
+    "traces_url_path",
+    "metrics_url_path",
+    "logs_url_path",
+    "profiles_url_path",
+    "read_header_timeout",
+    "idle_timeout",
+];
+
+/// Keys of `cors` that are the same here.
+const CORS: [&str; 4] = ["allowed_origins", "allowed_headers", "exposed_headers", "max_age"];
+
 /// Keys of the server's TLS that are the same here.
 const TLS: [&str; 5] = ["cert_file", "key_file", "client_ca_file", "min_version", "reload_interval"];
 
@@ -42,11 +56,48 @@ fn otlp(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         section.rest(notes);
         out
     });
-    if let Some(http) = protocols.section("http") {
-        notes.push(http.note("is left out: OTLP/HTTP is not supported yet").costing(Cost::Data));
-    }
+    let http = protocols.section("http").map_or(Yaml::Map(Vec::new()), |mut section| {
+        let out = http(&mut section, notes);
+        section.rest(notes);
+        out
+    });
     protocols.rest(notes);
-    Yaml::map([("protocols", Yaml::map([("grpc", grpc)]))])
+    Yaml::map([("protocols", Yaml::map([("grpc", grpc), ("http", http)]))])
+}
+
+fn http(http: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
+    // The endpoint is always written, so that the section is not empty: an empty one would be left out.
+    let address = http.take("endpoint").map(|entry| match text_of(&entry.node) {
+        Some(address) => Yaml::text(with_host(address)),
+        None => Yaml::from(&entry.node),
+    });
+    let mut out = vec![("endpoint".to_owned(), address.unwrap_or_else(|| Yaml::text("localhost:4318")))];
+    out.extend(http.pass_all(&HTTP));
+    tls(http, &mut out, notes);
+    if let Some(mut cors) = http.section("cors") {
+        out.push(("cors".to_owned(), Yaml::Map(cors.pass_all(&CORS))));
+        cors.rest(notes);
+    }
+    http.ignore(&["transport", "keep_alives_enabled"]);
+    let deadline = "receivers.otlp.deadline bounds a request";
+    http.leave(&[("read_timeout", deadline), ("write_timeout", deadline)], notes);
+    out.retain(|(_, value)| !value.is_empty());
+    Yaml::Map(out)
+}
+
+/// Converts the section `tls` of a server.
+fn tls(server: &mut Section<'_>, out: &mut Vec<(String, Yaml)>, notes: &mut Vec<Note>) {
+    if let Some(mut tls) = server.section("tls") {
+        tls.set_cost(Cost::Data);
+        let mut keys = tls.pass_all(&TLS);
+        if keys.is_empty() {
+            // Keep the section, so that a TLS listener never becomes plaintext. Without certificate files the check
+            // refuses it.
+            keys.push(("min_version".to_owned(), Yaml::text("1.2")));
+        }
+        out.push(("tls".to_owned(), Yaml::Map(keys)));
+        tls.rest(notes);
+    }
 }
 
 fn grpc(grpc: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
@@ -58,17 +109,7 @@ fn grpc(grpc: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     for key in GRPC {
         out.push((key.to_owned(), grpc.pass(key)));
     }
-    if let Some(mut tls) = grpc.section("tls") {
-        tls.set_cost(Cost::Data);
-        let mut keys = tls.pass_all(&TLS);
-        if keys.is_empty() {
-            // Keep the section, so that a TLS listener never becomes plaintext. Without certificate files the check
-            // refuses it.
-            keys.push(("min_version".to_owned(), Yaml::text("1.2")));
-        }
-        out.push(("tls".to_owned(), Yaml::Map(keys)));
-        tls.rest(notes);
-    }
+    tls(grpc, &mut out, notes);
     if let Some(mut keepalive) = grpc.section("keepalive") {
         if let Some(mut server) = keepalive.section("server_parameters") {
             let ages = Yaml::map([

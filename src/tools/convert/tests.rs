@@ -18,7 +18,7 @@ const TRACES: &str = r#"receivers:
         endpoint: ${env:MY_POD_IP}:4317
         max_recv_msg_size_mib: 16
         keepalive: { server_parameters: { max_connection_age: 60s, max_connection_idle: 90s, time: 30s } }
-      http: { endpoint: 0.0.0.0:4318 }
+      http: { endpoint: 0.0.0.0:4318, cors: { allowed_origins: ["https://a.test"] }, write_timeout: 30s }
   zipkin: {}
 processors:
   memory_limiter: { check_interval: 1s, limit_percentage: 80, spike_limit_percentage: 20 }
@@ -101,6 +101,9 @@ fn a_front_tier_becomes_a_valid_configuration() {
     let seconds = (ages.max_connection_age, ages.max_connection_idle);
     assert_eq!(seconds, (Some(Duration::from_secs(60)), Some(Duration::from_secs(90))));
     assert_eq!(grpc.keys.max_recv_msg_size_mib.bytes, 16 << 20);
+    let http = config.receive.http.expect("HTTP");
+    assert_eq!(http.endpoint, "0.0.0.0:4318".parse().expect("ok"));
+    assert!(http.cors.is_some() && http.keys.max_request_body_size.0 == 20 << 20);
     let pool = &config.pools[0];
     assert_eq!(pool.name, "default");
     let dns = DnsResolver {
@@ -153,7 +156,7 @@ fn every_key_without_an_equivalent_is_reported_with_its_path_and_line() {
     let paths: Vec<&str> = converted.notes.iter().map(|note| note.path.as_str()).collect();
     let expected = [
         "receivers.otlp.protocols.grpc.keepalive.server_parameters.time",
-        "receivers.otlp.protocols.http",
+        "receivers.otlp.protocols.http.write_timeout",
         "receivers.zipkin",
         "processors.memory_limiter.check_interval",
         "processors.memory_limiter.spike_limit_percentage",
