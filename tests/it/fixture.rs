@@ -42,6 +42,9 @@ use super::{
 pub(crate) struct ExtraConfig {
     /// Additional keys of `receivers.otlp.protocols.grpc`, each followed by a comma.
     pub(crate) grpc: &'static str,
+    /// Keys of `receivers.otlp.protocols.http`, each followed by a comma; its endpoint is added. Without them, OTLP/HTTP is
+    /// not served.
+    pub(crate) http: Option<&'static str>,
     /// `receivers.otlp.deadline`; 4 s if empty.
     pub(crate) deadline: &'static str,
     /// Additional keys of the pool, each followed by a comma.
@@ -178,6 +181,11 @@ impl Fixture {
     pub(crate) fn spans_at(&self, n: usize, count: u64) -> Result<Vec<Span>> {
         let trace = self.trace_at(n)?;
         Ok((0..count).map(|number| span(&trace, number)).collect())
+    }
+
+    /// Returns the address of OTLP/HTTP, on a port that the system chose.
+    pub(crate) fn http(&self) -> Result<SocketAddr> {
+        listens(&self.process, "otlp_http")
     }
 
     /// Returns the endpoint for clients, with TLS if it is configured.
@@ -355,6 +363,16 @@ impl Reply {
     }
 }
 
+/// Returns the address that a listener of the process logs.
+pub(crate) fn listens(process: &Process, listener: &str) -> Result<SocketAddr> {
+    harness::until(&format!("{listener} listens"), || {
+        let (log, name) = (process.log(), format!("listener=\"{listener}\""));
+        let line = log.lines().rfind(|line| line.contains("listening") && line.contains(&name));
+        let address = line.and_then(|line| line.split("address=").nth(1)?.split_whitespace().next());
+        Ok(address.map(str::parse).transpose()?)
+    })
+}
+
 /// Checks that a client may send the request again.
 pub(crate) fn is_retryable(status: &Status) -> Result<()> {
     let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
@@ -412,12 +430,13 @@ fn endpoints(addresses: &[SocketAddr]) -> Arc<[Endpoint]> {
 
 fn config(grpc: SocketAddr, admin: SocketAddr, backends: &[SocketAddr], extra: ExtraConfig) -> String {
     let hostnames: Vec<String> = backends.iter().map(|backend| format!("\"{backend}\"")).collect();
-    let ExtraConfig { grpc: more_grpc, pool, top, .. } = extra;
+    let ExtraConfig { grpc: more_grpc, pool, top, http, .. } = extra;
+    let http = http.map(|keys| format!(", http: {{ {keys} endpoint: \"127.0.0.1:0\" }}")).unwrap_or_default();
     let deadline = if extra.deadline.is_empty() { "4s" } else { extra.deadline };
     format!(
         "receivers:
   otlp:
-    protocols: {{ grpc: {{ {more_grpc} endpoint: \"{grpc}\" }} }}
+    protocols: {{ grpc: {{ {more_grpc} endpoint: \"{grpc}\" }}{http} }}
     deadline: {deadline}
 pools:
   tail: {{ {pool} resolver: {{ static: {{ hostnames: [{}] }} }} }}

@@ -21,6 +21,7 @@ mod h2spec;
 mod handover;
 #[allow(dead_code, reason = "the bench of proxies uses the rest")]
 mod harness;
+mod http;
 mod kubernetes;
 mod layout;
 mod many_backends;

@@ -82,6 +82,7 @@ fn flags_can_replace_a_file() -> Result<()> {
         let mut command = spanring();
         command.arg("--backends").arg(format!("static://{}", list.join(",")));
         command.arg("--otlp-grpc").arg(grpc.to_string()).arg("--admin").arg(admin.to_string());
+        command.args(["--otlp-http", "127.0.0.1:0"]);
         Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/readyz"))))
     })?;
     traces_stay_whole(&sinks, grpc)
@@ -92,7 +93,7 @@ fn with_an_unresolvable_name_the_proxy_is_alive_but_not_ready() -> Result<()> {
     // `.invalid` never resolves (RFC 6761), with any name server or none.
     let (mut process, [grpc, admin]) = harness::on_free_ports(|[grpc, admin]| {
         let mut command = spanring();
-        command.args(["run", "--backends", "dns://collectors.invalid:4317"]);
+        command.args(["run", "--backends", "dns://collectors.invalid:4317", "--otlp-http", "127.0.0.1:0"]);
         command.arg("--otlp-grpc").arg(grpc.to_string()).arg("--admin").arg(admin.to_string());
         Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/livez"))))
     })?;

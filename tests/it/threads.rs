@@ -38,7 +38,7 @@ fn worker_threads(group: Option<&OneCpu>) -> Result<usize> {
         let join = group.map_or(String::new(), |group| format!("echo $$ >{}/cgroup.procs && ", group.0.display()));
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("{join}exec \"$@\"")).arg("sh").arg(env!("CARGO_BIN_EXE_spanring"));
-        command.args(["--backends", "static://127.0.0.1:1", "--log-format", "json"]);
+        command.args(["--backends", "static://127.0.0.1:1", "--otlp-http", "127.0.0.1:0", "--log-format", "json"]);
         command.arg("--otlp-grpc").arg(grpc.to_string()).arg("--admin").arg(admin.to_string());
         Ok((Process::start("spanring", &mut command)?, Ready::Page(format!("http://{admin}/livez"))))
     })?;

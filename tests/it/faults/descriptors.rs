@@ -151,8 +151,8 @@ async fn silent_connections_make_room_for_a_client_at_the_limit_of_connections()
 
 /// Starts a proxy with these limits of a shell. Returns its log up to its end or until it listens.
 fn says(limits: &str) -> Result<String> {
-    let script =
-        format!("{limits}; exec \"$0\" --backends static://127.0.0.1:9 --otlp-grpc 127.0.0.1:0 --admin 127.0.0.1:0");
+    let addresses = "--otlp-grpc 127.0.0.1:0 --otlp-http 127.0.0.1:0 --admin 127.0.0.1:0";
+    let script = format!("{limits}; exec \"$0\" --backends static://127.0.0.1:9 {addresses}");
     let process = Process::start("spanring", Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_spanring")]))?;
     harness::until("it starts or ends", || {
         let log = process.log();

@@ -1,0 +1,8 @@
+//! OTLP/HTTP as clients see it: statuses, encodings, slow and hostile senders, browsers, the drain and reloads.
+
+mod bodies;
+mod delivery;
+mod life;
+mod odd;
+mod tls;
+mod wire;
