@@ -146,6 +146,7 @@ variant() {
 charts() {
   variant default
   variant sidecar --set mode=sidecar
+  variant 'OTLP/gRPC only' --set otlpHttp.enabled=false
   variant daemonset --set mode=daemonset,daemonset.hostPort=true
   variant TLS -f deploy/helm/tls-values.yaml
   variant monitoring --set monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true

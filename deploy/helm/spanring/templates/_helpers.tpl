@@ -76,11 +76,13 @@ capabilities: { drop: [ALL] }
 {{- define "spanring.config" -}}
 {{- $sidecar := eq .Values.mode "sidecar" -}}
 {{- $grpc := dict "endpoint" (ternary "127.0.0.1:4317" "0.0.0.0:4317" $sidecar) -}}
+{{- $http := dict "endpoint" (ternary "127.0.0.1:4318" "0.0.0.0:4318" $sidecar) -}}
 {{- with .Values.tls.receiver -}}
 {{- if .secretName -}}
 {{- $tls := dict "cert_file" "/etc/spanring-tls/receiver/tls.crt" "key_file" "/etc/spanring-tls/receiver/tls.key" -}}
 {{- if .clientCertificates }}{{ $_ := set $tls "client_ca_file" "/etc/spanring-tls/receiver/ca.crt" }}{{ end -}}
 {{- $_ := set $grpc "tls" $tls -}}
+{{- $_ := set $http "tls" $tls -}}
 {{- end -}}
 {{- end -}}
 {{- $resolver := dict "dns" (dict "hostname" (include "spanring.poolHostname" .) "port" (int .Values.pool.port)) -}}
@@ -104,7 +106,9 @@ capabilities: { drop: [ALL] }
 {{- end -}}
 {{- $route := dict "signals" (list "traces") "routing_key" "trace_id" "pool" "tail" -}}
 {{- $shutdown := dict "delay" (printf "%ds" (int .Values.shutdown.delaySeconds)) "timeout" (printf "%ds" (int .Values.shutdown.timeoutSeconds)) -}}
-{{- $config := dict "receivers" (dict "otlp" (dict "protocols" (dict "grpc" $grpc))) "pools" (dict "tail" $pool) "routes" (list $route) "admin" (dict "endpoint" "0.0.0.0:8888") "health_check" (dict "endpoint" "0.0.0.0:13133") "shutdown" $shutdown -}}
+{{- $protocols := dict "grpc" $grpc -}}
+{{- if .Values.otlpHttp.enabled }}{{ $_ := set $protocols "http" $http }}{{ end -}}
+{{- $config := dict "receivers" (dict "otlp" (dict "protocols" $protocols)) "pools" (dict "tail" $pool) "routes" (list $route) "admin" (dict "endpoint" "0.0.0.0:8888") "health_check" (dict "endpoint" "0.0.0.0:13133") "shutdown" $shutdown -}}
 {{ mustMergeOverwrite $config (deepCopy .Values.config) | toYaml }}
 {{- end }}
 
@@ -120,6 +124,9 @@ env:
 {{- end }}
 ports:
   - { name: otlp-grpc, containerPort: 4317, protocol: TCP{{ if and (eq .Values.mode "daemonset") .Values.daemonset.hostPort }}, hostPort: 4317{{ end }} }
+  {{- if .Values.otlpHttp.enabled }}
+  - { name: otlp-http, containerPort: 4318, protocol: TCP{{ if and (eq .Values.mode "daemonset") .Values.daemonset.hostPort }}, hostPort: 4318{{ end }} }
+  {{- end }}
   - { name: admin, containerPort: 8888, protocol: TCP }
   - { name: health, containerPort: 13133, protocol: TCP }
 # Ready once ports are bound and backends are known, until it drains. The backends' health does not count.
