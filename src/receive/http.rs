@@ -1,13 +1,14 @@
 //! The HTTP door: finds a request's signal by its path, has the [`super::exchange`] read and deliver its message, and
 //! answers with the outcome as OTLP/HTTP has it.
 //!
-//! `paths` has the paths of the signals, `head` parses headers, `answer` writes answers, and `cors` tells browsers which
-//! pages may send here.
+//! `paths` has the paths of the signals, `head` parses headers, `answer` writes answers, `polled` knows whether a client
+//! has leave to send its body, and `cors` tells browsers which pages may send here.
 
 mod answer;
 mod cors;
 mod head;
 mod paths;
+mod polled;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +18,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{
     Method, Request, Response, StatusCode, Version,
-    header::{EXPECT, ORIGIN},
+    header::{EXPECT, ORIGIN, TRANSFER_ENCODING},
     request::Parts,
 };
 use http_body::Body;
@@ -26,10 +27,13 @@ use hyper::service::{Service, service_fn};
 use tokio::time::Instant;
 use tonic::Code;
 
-use self::head::{Format, format_of, is_grpc, order};
 pub use self::{
     cors::{Cors, Unusable},
     paths::Paths,
+};
+use self::{
+    head::{Format, format_of, is_grpc, order},
+    polled::Polled,
 };
 use super::{
     HttpConfig,
@@ -119,7 +123,8 @@ impl<E: Export> OtlpHttp<E> {
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
     {
-        let (parts, mut body) = request.into_parts();
+        let (parts, body) = request.into_parts();
+        let mut body = Polled::new(body);
         let Shared { exchange, settings } = &*self.shared;
         let settings = settings.0.load_full();
         let Settings { limits, cors, .. } = &*settings;
@@ -131,44 +136,43 @@ impl<E: Export> OtlpHttp<E> {
             exchange.discard(body, limits);
             return cors.preflight(&parts.headers);
         }
-        let (mut response, is_read) = self.answer_to(parts, &mut body, &settings).await;
+        let mut response = self.answer_to(parts, &mut body, &settings).await;
         if let Some(cors) = cors {
             cors.allow(origin.as_ref(), response.headers_mut());
         }
         // A client that waits for leave to send its body gets none after a refusal, so the body is not read.
-        if is_read || !expects {
+        if body.was_polled() || !expects {
             exchange.discard(body, limits);
         }
         response
     }
 
-    /// Answers one request. It may leave a part of the body unread. Returns too whether it has begun to read the body.
-    async fn answer_to<B>(&self, parts: Parts, body: &mut B, settings: &Settings) -> (Response<Full<Bytes>>, bool)
+    /// Answers one request. It may leave a part of the body unread.
+    async fn answer_to<B>(&self, parts: Parts, body: &mut B, settings: &Settings) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes> + Send + Unpin,
     {
         let Shared { exchange, .. } = &*self.shared;
         let started = Instant::now();
         let (signal, format) = match settings.route(&parts) {
-            _ if is_grpc(&parts) => return (self.answer_grpc(settings), false),
+            _ if is_grpc(&parts) => return self.answer_grpc(settings),
             Err(refused) => {
                 exchange.note_unrouted(&Refusal::permanent(Code::InvalidArgument, refused.reason, ""));
-                return (answer::text(refused.status, &refused.text), false);
+                return answer::text(refused.status, &refused.text);
             }
             Ok(routed) => routed,
         };
         if parts.extensions.get::<NoRoom>().is_some() {
-            return (answer::outcome(exchange.without_room(Some(signal)), signal, format), false);
+            return answer::outcome(exchange.without_room(Some(signal)), signal, format);
         }
         let order = order(&parts.headers, body.size_hint().exact(), started, &settings.limits, &self.connection);
-        let is_read = order.is_ok();
         drop(parts);
         let outcome = exchange.outcome(signal, started, order, &settings.limits, body, &self.connection).await;
         let outcome = outcome.unwrap_or_else(|| {
             let what = "the body ended before it was complete";
             Outcome::Refused(Refusal::permanent(Code::InvalidArgument, Reason::Framing, what))
         });
-        (answer::outcome(outcome, signal, format), is_read)
+        answer::outcome(outcome, signal, format)
     }
 
     /// Answers a gRPC call, which belongs on another port.
@@ -194,9 +198,13 @@ impl Settings {
     }
 
     /// Returns the signal of a request and the format of its message. The order of the checks is that of the Collector:
-    /// path, method, content type.
+    /// transfer encoding, path, method, content type.
     fn route(&self, parts: &Parts) -> Result<(Signal, Format), NotOurs> {
         let refused = |status, reason, text: String| NotOurs { status, reason, text };
+        if !is_in_chunks_or_whole(parts) {
+            let text = "the transfer encoding has to be chunked; compression belongs in content-encoding".to_owned();
+            return Err(refused(StatusCode::NOT_IMPLEMENTED, Reason::Framing, text));
+        }
         let path = parts.uri.path();
         let signal = self.paths.signal(path).ok_or_else(|| {
             let text = format!("nothing is served at this path; OTLP/HTTP is at {}", self.paths);
@@ -212,6 +220,13 @@ impl Settings {
         })?;
         Ok((signal, format))
     }
+}
+
+/// Returns whether the body comes as it is or in chunks. hyper passes other codings on undecoded, if the last one is chunks.
+fn is_in_chunks_or_whole(parts: &Parts) -> bool {
+    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    let is_known = codings.next().is_none_or(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    is_known && codings.next().is_none()
 }
 
 // === impl SettingsHandle ===

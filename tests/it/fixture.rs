@@ -35,6 +35,7 @@ use tonic_types::StatusExt;
 use super::{
     backend::{Backend, SpanKey},
     harness::{self, Process, Ready},
+    reload::reloads,
 };
 
 /// Further configuration of a proxy, in addition to its addresses: YAML to insert, and a limit of the process.
@@ -66,7 +67,7 @@ pub(crate) struct Fixture {
     pub(crate) tls: Option<ClientTlsConfig>,
     table: Table,
     numbers: AtomicU64,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// A client with one connection.
@@ -134,7 +135,16 @@ impl Fixture {
         })?;
         let table = Table::of(1, Algorithm::SlotsV1, &endpoints(&pool(grpc)))?;
         let (tasks, numbers) = (Tasks::new(), AtomicU64::new(1));
-        Ok(Self { grpc, admin, process, backends, tasks, tls: None, table, numbers, _dir: dir })
+        Ok(Self { grpc, admin, process, backends, tasks, tls: None, table, numbers, dir })
+    }
+
+    /// Reloads the proxy with another configuration, which has the same backends.
+    pub(crate) fn reload(&self, extra: ExtraConfig) -> Result<()> {
+        let backends: Vec<SocketAddr> = self.backends.iter().map(|backend| backend.address).collect();
+        let before = reloads(self.admin, "success")?;
+        fs::write(self.dir.path().join("spanring.yaml"), config(self.grpc, self.admin, &backends, extra))?;
+        self.process.signal("HUP")?;
+        harness::until("it is reloaded", || Ok((reloads(self.admin, "success")? > before).then_some(())))
     }
 
     /// Returns a new trace ID whose owner is the backend at `address`.

@@ -1,12 +1,13 @@
-//! Runs h2spec, a conformance test of HTTP/2, against the OTLP port. Only the tests explained in `deploy/docs/http2.md`
+//! Runs h2spec, a conformance test of HTTP/2, against the ports of OTLP. Only the tests explained in `deploy/docs/http2.md`
 //! may fail.
 
-use std::{fs, io::Write, path::Path, process::Command};
+use std::{fs, io::Write, net::SocketAddr, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use spanring::tools::sink::SinkConfig;
 
 use super::{
+    fixture::listens,
     harness::{self, Process, Proxy},
     rig::{self, Sinks},
 };
@@ -57,16 +58,20 @@ fn the_document_about_h2spec_has_a_valid_table() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn h2spec_reports_only_documented_failures() -> Result<()> {
+/// Runs h2spec against a port of the proxy, which the function chooses.
+fn reports_only_documented_failures(port: impl Fn(&Proxy) -> Result<SocketAddr>) -> Result<()> {
     let Some(h2spec) = harness::peer("h2spec")? else { return Ok(()) };
     let explained = explained()?;
     let sinks = Sinks::start(1, &SinkConfig::default())?;
-    let proxy = Proxy::start("spanring", |grpc, admin| rig::config(grpc, admin, &sinks.addresses(), "", ""))?;
+    let proxy = Proxy::start("spanring", |grpc, admin| {
+        let config = rig::config(grpc, admin, &sinks.addresses(), "", "");
+        config.replace("protocols: { ", "protocols: { http: { endpoint: \"127.0.0.1:0\" }, ")
+    })?;
+    let address = port(&proxy)?;
     let dir = tempfile::tempdir()?;
     let report = dir.path().join("report.xml");
     let mut command = Command::new(h2spec);
-    command.args(["--host", &proxy.grpc.ip().to_string(), "--port", &proxy.grpc.port().to_string()]);
+    command.args(["--host", &address.ip().to_string(), "--port", &address.port().to_string()]);
     command.args(["--timeout", "5", "--junit-report"]).arg(&report);
     let mut run = Process::start("h2spec", &mut command)?;
     // It ends with 1 if a test failed; the report has the results.
@@ -83,4 +88,14 @@ fn h2spec_reports_only_documented_failures() -> Result<()> {
     // Written to stderr directly, since output of tests is captured.
     writeln!(std::io::stderr(), "\nh2spec: {} of {TESTS} passed; explained: {failed:?}", TESTS - failed.len())?;
     Ok(())
+}
+
+#[test]
+fn h2spec_reports_only_documented_failures_of_the_grpc_port() -> Result<()> {
+    reports_only_documented_failures(|proxy| Ok(proxy.grpc))
+}
+
+#[test]
+fn h2spec_reports_only_documented_failures_of_the_http_port() -> Result<()> {
+    reports_only_documented_failures(|proxy| listens(&proxy.process, "otlp_http"))
 }

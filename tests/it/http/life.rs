@@ -177,3 +177,32 @@ fn a_reload_adds_the_section_and_removes_it() -> Result<()> {
     ensure!(accepts(listens(&proxy.process, "otlp_http")?), "it is served again");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_in_flight_are_answered_when_a_reload_removes_the_section() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig { http: Some(""), ..ExtraConfig::default() }).await?;
+    let address = fixture.http()?;
+    let (mut busy, mut begun) = (wire::connect(address)?, wire::connect(address)?);
+    tokio::task::block_in_place(|| {
+        fixture.backends[0].answer(|_| Answer::After(Duration::from_secs(2), Box::new(Answer::Accept)));
+        busy.write_all(&request(&fixture).without("connection").bytes())?;
+        // The body of this one comes after the reload.
+        let bytes = request(&fixture).without("connection").bytes();
+        let (head, body) = bytes.split_at(bytes.len() - 10);
+        begun.write_all(head)?;
+        until("the requests are in flight", || {
+            Ok((fixture.metric("spanring_receiver_in_flight_requests", &["traces"])? == 2.0).then_some(()))
+        })?;
+        fixture.reload(ExtraConfig::default())?;
+        until("the port is closed", || Ok((!accepts(address)).then_some(())))?;
+        begun.write_all(body)?;
+        for stream in [&mut busy, &mut begun] {
+            let answer = wire::Answer::read(stream, false)?;
+            ensure!(answer.status == 200 && answer.header("connection") == Some("close"), "{answer:?}");
+            ensure!(stream.read(&mut [0])? == 0, "it is closed");
+        }
+        anyhow::Ok(())
+    })?;
+    fixture.backends[0].answer(|_| Answer::Accept);
+    fixture.serves().await
+}

@@ -2,6 +2,7 @@
 
 mod bodies;
 mod delivery;
+mod hostile;
 mod life;
 mod odd;
 mod tls;

@@ -214,8 +214,25 @@ impl Table {
         let other = |coding: &str| {
             Request::post(TRACES, PROTOBUF, body.clone()).without_length().with("transfer-encoding", coding)
         };
-        self.row("chunks of gzip", &other("gzip, chunked"), effect(400));
-        self.collector(effect(501));
+        self.row(
+            "a chunk of a size that does not fit 64 bits",
+            &chunked(b"fffffffffffffffff\r\n".to_vec()),
+            effect(400),
+        );
+        self.row("a size with a sign", &chunked(b"+1\r\na\r\n0\r\n\r\n".to_vec()), effect(400));
+        self.row("more bytes than the chunk's size", &chunked(b"1\r\nab\r\n0\r\n\r\n".to_vec()), effect(400));
+        let long = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(40_000));
+        self.row("an extension of 40 kB", &chunked(long.into_bytes()), effect(400));
+        let body = in_chunks(&self.body(), 1000, "", &format!("0\r\nx: {}\r\n\r\n", "y".repeat(40_000)));
+        self.row("trailers of 40 kB", &chunked(body), effect(400));
+        self.row("chunks twice", &other("chunked, chunked"), effect(501));
+        self.row(
+            "chunks in HTTP/1.0",
+            &chunked(b"0\r\n\r\n".to_vec()).line(&format!("POST {TRACES} HTTP/1.0")),
+            effect(400),
+        );
+        self.collector(EMPTY);
+        self.row("chunks of gzip", &other("gzip, chunked"), effect(501));
         self.row("a transfer encoding that nobody knows", &other("identity"), effect(400));
         self.collector(effect(501));
     }
@@ -240,6 +257,21 @@ impl Table {
         let request = self.post().with("x-long", &"x".repeat(20_000));
         self.row("headers of 20 kB", &request, effect(431));
         self.collector(TAKEN);
+        let request = (0..200).fold(self.post(), |request, n| request.with(&format!("x-{n}"), "a"));
+        self.row("200 headers", &request, effect(431));
+        self.collector(TAKEN);
+        let request = self.post().line(&format!("POST /{} HTTP/1.1", "a".repeat(20_000)));
+        self.row("a path of 20 kB", &request, effect(431));
+        self.collector(effect(404));
+        let request = self.post().line("CONNECT localhost:80 HTTP/1.1");
+        self.row("CONNECT", &request, effect(404));
+        let request = self.post().line("OPTIONS * HTTP/1.1");
+        self.row("OPTIONS *", &request, effect(404));
+        self.collector(EMPTY);
+        let request = self.post().line("POST /v1/tra\u{1}ces HTTP/1.1");
+        self.row("a control character in the path", &request, effect(400));
+        let request = self.post().with("connection", "upgrade, http2-settings").with("upgrade", "h2c");
+        self.row("an upgrade to h2c", &request.with("http2-settings", "AAMAAABkAAQAAP__"), TAKEN);
         let request = self.post().with("upgrade", "h2c");
         self.row("an upgrade", &request, TAKEN);
         let request = self.post().with("expect", "100-continue");
@@ -249,6 +281,7 @@ impl Table {
         self.collector(effect(417));
         let bytes = [b"\r\n", &self.post().bytes()[..]].concat();
         self.raw("an empty line before the request", bytes, false, TAKEN);
+        self.collector(effect(400));
         let text = self.post().bytes();
         let at = text.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
         let head = String::from_utf8_lossy(&text[..at]).replace("\r\n", "\n");
