@@ -26,6 +26,7 @@
 //! - [`listen`] accepts connections for the receivers and the admin pages, and limits their number and age.
 //! - [`tls`] loads certificates and builds TLS settings; [`access`] holds a pool's TLS settings and headers.
 //! - [`telemetry`] has metrics and logs; [`admin`] serves them, the probes and the state of the rings.
+//! - [`json`] converts OTLP's JSON to protobuf.
 //! - [`tools`] has the demo, the load generator, the counting backend and the other commands.
 //! - [`proxy`] assembles everything.
 //!
@@ -36,7 +37,7 @@
 //! 2. **One table per cut:** each cut uses one table. A part that has to be placed again is cut again, whole, by the
 //!    table that is current then.
 //! 3. **Bytes pass unchanged:** a record's bytes are never decoded and re-encoded, so unknown fields, invalid UTF-8 and
-//!    any nesting depth pass unchanged.
+//!    any nesting depth pass unchanged. JSON is converted to protobuf before, once.
 //! 4. **Acknowledged means delivered:** a record is acknowledged only when its backend acknowledged it. The reply
 //!    counts what was not delivered.
 //! 5. **The ring stays:** an empty or failed discovery answer never empties a ring.
@@ -83,6 +84,7 @@ pub mod codec;
 pub mod descriptors;
 pub mod endpoint;
 pub mod health;
+pub mod json;
 pub mod lifecycle;
 pub mod otlp;
 pub mod places;

@@ -101,19 +101,23 @@ pub enum Value<'a> {
 }
 
 impl Value<'_> {
+    /// Wire type of [`Value::Varint`].
+    pub const VARINT: u32 = 0;
     /// Wire type of [`Value::Fixed64`].
     pub const FIXED64: u32 = 1;
     /// Wire type of [`Value::Len`].
     pub const LEN: u32 = 2;
+    /// Wire type of [`Value::Fixed32`].
+    pub const FIXED32: u32 = 5;
 
     /// Returns the number of the wire type.
     pub fn wire_type(&self) -> u32 {
         match self {
-            Self::Varint(_) => 0,
+            Self::Varint(_) => Self::VARINT,
             Self::Fixed64(_) => Self::FIXED64,
             Self::Len(_) => Self::LEN,
             Self::Group => 3,
-            Self::Fixed32(_) => 5,
+            Self::Fixed32(_) => Self::FIXED32,
         }
     }
 }

@@ -22,6 +22,7 @@ const ROOMS: &[Room] = &[
     ("otlp", &[]),
     ("settings", &["otlp"]),
     ("budget", &[]),
+    ("json", &["budget", "otlp"]),
     ("spare", &[]),
     ("places", &[]),
     ("codec", &["budget", "otlp", "places", "settings", "spare"]),
