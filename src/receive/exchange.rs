@@ -25,6 +25,7 @@ use super::{
     discard,
     metrics::ReceiverMetrics,
     refusal::{Bound, refusal_of_body},
+    transcode::transcode,
     unpack::{Unpacked, Waiting, unpack},
 };
 use crate::{
@@ -68,6 +69,8 @@ pub(super) struct Order {
     pub(super) framing: Framing,
     /// How it is compressed.
     pub(super) encoding: Option<Encoding>,
+    /// Whether the message is JSON.
+    pub(super) is_json: bool,
     /// When the client must have an answer.
     pub(super) deadline: Instant,
     /// The headers that are forwarded to backends.
@@ -234,11 +237,21 @@ impl<E: Export> Exchange<E> {
         };
         let wire = received.chunks.iter().map(Bytes::len).sum();
         let waiting = Waiting { places: &self.places, connection, deadline: order.deadline };
-        let Unpacked { message, permit, place } = match unpack(received, order.encoding, bound, waiting).await {
+        let unpacked = match unpack(received, order.encoding, bound, waiting).await {
             Ok(unpacked) => unpacked,
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
-        self.metrics.of(signal).read(wire, message.payload_len());
+        self.metrics.of(signal).read(wire, unpacked.message.payload_len());
+        let Unpacked { message, permit, place } = if order.is_json {
+            let waiting = Waiting { places: &self.places, connection, deadline: order.deadline };
+            // It is boxed, so that it does not make the futures of other requests larger.
+            match Box::pin(transcode(signal, unpacked, bound, waiting)).await {
+                Ok(converted) => converted,
+                Err(refusal) => return Some(Outcome::Refused(refusal)),
+            }
+        } else {
+            unpacked
+        };
         let Order { deadline, metadata, .. } = order;
         let connection: Arc<ClientConnection> = Arc::clone(&connection.client);
         Some(self.export.export(Request { signal, message, permit, place, deadline, connection, metadata }).await)

@@ -263,7 +263,13 @@ fn order(headers: &HeaderMap, now: Instant, limits: &Limits, connection: &Connec
     };
     let timeout = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.as_bytes()));
     let metadata = limits.metadata(headers, connection)?;
-    Ok(Order { framing: Framing::Prefixed, encoding, deadline: limits.deadline(now, timeout), metadata })
+    Ok(Order {
+        framing: Framing::Prefixed,
+        encoding,
+        is_json: false,
+        deadline: limits.deadline(now, timeout),
+        metadata,
+    })
 }
 
 fn unknown_encoding() -> Refusal {

@@ -165,7 +165,8 @@ impl<E: Export> OtlpHttp<E> {
         if parts.extensions.get::<NoRoom>().is_some() {
             return answer::outcome(exchange.without_room(Some(signal)), signal, format);
         }
-        let order = order(&parts.headers, body.size_hint().exact(), started, &settings.limits, &self.connection);
+        let length = body.size_hint().exact();
+        let order = order(&parts.headers, format, length, started, &settings.limits, &self.connection);
         drop(parts);
         let outcome = exchange.outcome(signal, started, order, &settings.limits, body, &self.connection).await;
         let outcome = outcome.unwrap_or_else(|| {
@@ -214,7 +215,7 @@ impl Settings {
             let text = "the method has to be POST".to_owned();
             return Err(refused(StatusCode::METHOD_NOT_ALLOWED, Reason::Framing, text));
         }
-        let format = format_of(&parts.headers).filter(|format| format.is_taken()).ok_or_else(|| {
+        let format = format_of(&parts.headers).ok_or_else(|| {
             let text = format!("the content type has to be {}", Format::TAKEN);
             refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Reason::Framing, text)
         })?;

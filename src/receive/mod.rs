@@ -21,6 +21,7 @@ pub mod metrics;
 mod refusal;
 pub mod reply;
 mod side_services;
+mod transcode;
 mod unpack;
 
 #[cfg(test)]

@@ -143,7 +143,7 @@ impl Waiting<'_> {
     /// Waits for a place, until the deadline.
     ///
     /// It is boxed, so that it does not make the futures of small requests larger.
-    async fn take(self) -> Result<Place, Refusal> {
+    pub(super) async fn take(self) -> Result<Place, Refusal> {
         Box::pin(self.places.take(&self.connection.queue, self.deadline)).await.map_err(|Busy| {
             Refusal::retryable(Reason::Deadline, "too many large requests: its turn does not come before its deadline")
         })

@@ -91,6 +91,7 @@ const ROOMS: &[Room] = &[
             "budget",
             "codec",
             "descriptors",
+            "json",
             "lifecycle",
             "listen",
             "otlp",

@@ -31,12 +31,7 @@ pub(super) enum Format {
 
 impl Format {
     /// The formats that are taken, for people.
-    pub(super) const TAKEN: &str = "application/x-protobuf";
-
-    /// Returns whether messages of this format are taken. JSON is not yet.
-    pub(super) fn is_taken(self) -> bool {
-        self == Self::Protobuf
-    }
+    pub(super) const TAKEN: &str = "application/x-protobuf or application/json";
 
     /// Returns the content type.
     pub(super) fn content_type(self) -> HeaderValue {
@@ -68,6 +63,7 @@ pub(super) fn is_grpc(parts: &Parts) -> bool {
 /// Parses the headers of a request that came at `now`, and whose body has `length` bytes if that is stated.
 pub(super) fn order(
     headers: &HeaderMap,
+    format: Format,
     length: Option<u64>,
     now: Instant,
     limits: &Limits,
@@ -77,7 +73,7 @@ pub(super) fn order(
     let encoding = encoding(headers)?;
     let framing = Framing::Bare { length, is_compressed: encoding.is_some() };
     let metadata = limits.metadata(headers, connection)?;
-    Ok(Order { framing, encoding, deadline: limits.deadline(now, None), metadata })
+    Ok(Order { framing, encoding, is_json: format == Format::Json, deadline: limits.deadline(now, None), metadata })
 }
 
 /// Returns the encoding that `content-encoding` names, in any case; `None` for none or `identity`.

@@ -361,3 +361,53 @@ async fn http2_is_served_too_and_a_grpc_call_gets_a_hint() {
     assert_eq!(status.message(), "this port speaks OTLP/HTTP; OTLP/gRPC is on port 4317");
     tasks.stop();
 }
+
+fn json_head(length: usize) -> String {
+    head(length, "").replace("x-protobuf", "json")
+}
+
+#[tokio::test]
+async fn a_document_of_json_reaches_the_pipeline_as_protobuf() {
+    let (tasks, budget, export) = (Tasks::new(), Budget::new(1 << 30), StandIn::ok());
+    let mut client = serve(Arc::clone(&export), &HttpConfig::default(), &budget, &tasks);
+    // A short one, and one that is converted in a place and comes in several buffers.
+    for count in [1, 50_000] {
+        let document = format!(r#"{{"resourceSpans":[{}{{"schemaUrl":"s"}}]}}"#, r#"{"schemaUrl":"r"},"#.repeat(count));
+        client.send(&[json_head(document.len()).as_bytes(), document.as_bytes()].concat()).await;
+        let reply = client.reply().await.unwrap();
+        assert!(reply.status() == 200 && reply.has("content-type: application/json"), "{reply:?}");
+        assert_eq!(reply.body, b"{}");
+        let request = export.take().remove(0);
+        let expected = [[10, 3, 26, 1, b'r'].repeat(count), vec![10, 3, 26, 1, b's']].concat();
+        assert!(request.message.to_bytes()[5..] == expected, "{count}");
+        let held = request.permit.bytes();
+        assert!((expected.len() + 5..2 * expected.len() + 512).contains(&held), "{held} for {}", expected.len());
+        assert_eq!(request.place.is_some(), count > 1, "the place is kept until the message was cut");
+    }
+    drop(client);
+    tasks.drain();
+    tasks.wait().await;
+    assert_eq!((budget.used(), budget.clients_used()), (0, 0), "all is given back");
+}
+
+#[tokio::test]
+async fn a_malformed_document_is_refused_with_its_place_and_one_without_room_may_come_again() {
+    let (tasks, budget) = (Tasks::new(), Budget::new(1 << 20));
+    let mut client = serve(StandIn::ok(), &HttpConfig::default(), &budget, &tasks);
+    let document = "{\"resourceSpans\":\n [7]}";
+    client.send(&[json_head(document.len()).as_bytes(), document.as_bytes()].concat()).await;
+    let reply = client.reply().await.unwrap();
+    assert!(reply.status() == 400 && reply.has("content-type: application/json"), "{reply:?}");
+    let message = "malformed JSON: expected an object at line 2, column 3, in resourceSpans[0]";
+    assert_eq!(String::from_utf8(reply.body).unwrap(), format!(r#"{{"code":3,"message":"{message}"}}"#));
+    // The document has room, and the message beside it has none.
+    let document = format!(r#"{{"resourceSpans":[{}{{}}]}}"#, r#"{"schemaUrl":"r"},"#.repeat(5_000));
+    let others = budget.take((1 << 20) - document.len() - 4_096).unwrap();
+    client.send(&[json_head(document.len()).as_bytes(), document.as_bytes()].concat()).await;
+    let reply = client.reply().await.unwrap();
+    assert!(reply.status() == 503 && reply.head.contains("retry-after: "), "{reply:?}");
+    drop(others);
+    client.send(&[json_head(document.len()).as_bytes(), document.as_bytes()].concat()).await;
+    assert_eq!(client.reply().await.unwrap().status(), 200);
+    tasks.stop();
+}

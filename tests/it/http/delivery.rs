@@ -20,6 +20,7 @@ use super::{
 };
 
 const PROTOBUF: &str = "application/x-protobuf";
+const JSON: &str = "application/json";
 const TRACES: &str = "/v1/traces";
 
 const SERVED: ExtraConfig =
@@ -30,25 +31,30 @@ async fn spans_arrive_unchanged_and_each_trace_at_one_backend() -> Result<()> {
     let fixture = Fixture::start(3, SERVED).await?;
     let address = fixture.http()?;
     let mut sent = Vec::new();
-    for (n, encoding) in ["", "gzip", "zstd"].into_iter().enumerate() {
+    let kinds = [PROTOBUF, JSON].into_iter().flat_map(|kind| ["", "gzip", "zstd"].map(|encoding| (kind, encoding)));
+    for (n, (kind, encoding)) in kinds.enumerate() {
         let traces: Vec<[u8; 16]> = (0..60).map(|_| fixture.trace()).collect();
         for half in 0..2 {
             let number = |at: usize| (n * 1_000 + half * 100 + at) as u64;
             let spans: Vec<_> =
                 traces.iter().enumerate().map(|(at, trace)| padded(span(trace, number(at)), 2_000)).collect();
             let body = encoded(spans.clone());
+            let (body, expected) = match kind {
+                JSON => (serde_json::to_vec(&ExportTraceServiceRequest::decode(&body[..])?)?, "{}"),
+                _ => (body, ""),
+            };
             let body = match encoding {
                 "gzip" => gzip(&body),
                 "zstd" => zstd(&body),
                 _ => body,
             };
-            let mut request = Request::post(TRACES, PROTOBUF, body);
+            let mut request = Request::post(TRACES, kind, body);
             if !encoding.is_empty() {
                 request = request.with("content-encoding", encoding);
             }
             let answer = tokio::task::block_in_place(|| wire::send(address, &request.bytes(), false))?;
-            ensure!(answer.status == 200 && answer.body.is_empty(), "{encoding}: {answer:?}");
-            ensure!(answer.header("content-type") == Some(PROTOBUF), "{answer:?}");
+            ensure!(answer.status == 200 && answer.body == expected.as_bytes(), "{kind} {encoding}: {answer:?}");
+            ensure!(answer.header("content-type") == Some(kind), "{answer:?}");
             sent.extend(spans);
         }
     }
@@ -152,5 +158,32 @@ async fn each_port_says_where_the_other_protocol_is() -> Result<()> {
         opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient::new(channel);
     let status = client.export(ExportTraceServiceRequest::default()).await.err().context("it is refused")?;
     ensure!(status.message().contains(&format!("OTLP/gRPC is on port {}", grpc.port())), "{status:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_to_json_are_json() -> Result<()> {
+    let fixture = Fixture::start(1, ExtraConfig { deadline: "1s", ..SERVED }).await?;
+    let address = fixture.http()?;
+    let send = |body: &str| {
+        let request = Request::post(TRACES, JSON, body).bytes();
+        let answer = tokio::task::block_in_place(|| wire::send(address, &request, false))?;
+        ensure!(answer.header("content-type") == Some(JSON), "{answer:?}");
+        anyhow::Ok((answer.status, serde_json::from_slice::<serde_json::Value>(&answer.body)?))
+    };
+    let trace: String = fixture.trace().iter().map(|byte| format!("{byte:02x}")).collect();
+    let span = format!(
+        r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{{"traceId":"{trace}","spanId":"00000000000000b1"}}]}}]}}]}}"#
+    );
+    fixture.backends[0].answer(|_| Answer::Partial(1, "one of them"));
+    let partial = serde_json::json!({ "rejectedSpans": "1", "errorMessage": "one of them" });
+    ensure!(send(&span)? == (200, serde_json::json!({ "partialSuccess": partial })), "{:?}", send(&span)?);
+    fixture.backends[0].answer(|_| Answer::Status(Status::unavailable("later")));
+    let (status, body) = send(&span)?;
+    ensure!(status == 503 && body["code"] == 14, "{status} {body}");
+    let (status, body) = send(&span.replace("00000000000000b1", "b1"))?;
+    let message = "malformed JSON: the ID has 2 characters instead of 16 at line 1, column 99, in \
+                   resourceSpans[0].scopeSpans[0].spans[0].spanId";
+    ensure!((status, &body) == (400, &serde_json::json!({ "code": 3, "message": message })), "{status} {body}");
     Ok(())
 }

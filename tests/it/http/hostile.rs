@@ -15,6 +15,7 @@ use super::{
         fixture::{ExtraConfig, Fixture, encoded, span},
         harness::until,
     },
+    bodies::gzip,
     wire::{self, Request},
 };
 
@@ -93,6 +94,57 @@ async fn chunks_without_end_are_refused_at_the_limit() -> Result<()> {
         until("all memory is given back", || {
             Ok((fixture.metric("spanring_memory_used_bytes", &["requests"])? == 0.0).then_some(()))
         })
+    })?;
+    fixture.serves().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bombs_of_json_are_refused_within_the_memory_limit() -> Result<()> {
+    let top = "memory_limiter: { limit_mib: 128 }";
+    let fixture = Fixture::start(1, ExtraConfig { top, ..SERVED }).await?;
+    let address = fixture.http()?;
+    let mib = 1 << 20;
+    let filled =
+        |begin: &str, fill: &str, size: usize, end: &str| [begin, &fill.repeat(size / fill.len()), end].concat();
+    let bombs = [
+        ("spaces", filled("{", " ", 200 * mib, "}"), 413),
+        ("one text", filled("{\"resourceSpans\":[{\"schemaUrl\":\"", "a", 4 * mib, "\"}]}"), 200),
+        ("escapes", filled("{\"resourceSpans\":[{\"schemaUrl\":\"", "\\u0041", 4 * mib, "\"}]}"), 200),
+        ("unknown lists", filled("{\"a\":[", "[],", 4 * mib, "[]]}"), 200),
+        ("depth", filled("{\"a\":", "[", 4 * mib, ""), 400),
+        (
+            "an ID",
+            filled("{\"resourceSpans\":[{\"scopeSpans\":[{\"spans\":[{\"traceId\":\"", "\\n", 4 * mib, "\"}]}]}]}"),
+            400,
+        ),
+        (
+            "a number",
+            filled("{\"resourceSpans\":[{\"resource\":{\"droppedAttributesCount\":", "1", 4 * mib, "}}]}"),
+            400,
+        ),
+        ("a name", filled("{\"", "n", 4 * mib, "\":1}"), 200),
+        ("line ends before an error", filled("{", "\n", 4 * mib, "x"), 400),
+    ];
+    tokio::task::block_in_place(|| {
+        for (name, document, status) in &bombs {
+            let request = Request::post(TRACES, "application/json", document.as_bytes());
+            let request = match *name {
+                // Others would be above the limit of the ratio.
+                "spaces" => Request { body: gzip(&request.body), ..request }.with("content-encoding", "gzip"),
+                _ => request,
+            };
+            let started = Instant::now();
+            let answer = wire::send(address, &request.bytes(), false)?;
+            ensure!(answer.status == *status, "{name}: {} {}", answer.status, answer.body.escape_ascii());
+            ensure!(answer.body.len() < 1_000, "{name}: {} bytes", answer.body.len());
+            ensure!(started.elapsed() < Duration::from_secs(10), "{name}: {:?}", started.elapsed());
+        }
+        anyhow::Ok(())
+    })?;
+    let peak = fixture.peak_mib()?;
+    ensure!(peak <= 128 + 64, "{peak} MiB");
+    until("all memory is given back", || {
+        Ok((fixture.metric("spanring_memory_used_bytes", &["requests"])? == 0.0).then_some(()))
     })?;
     fixture.serves().await
 }

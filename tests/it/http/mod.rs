@@ -3,6 +3,7 @@
 mod bodies;
 mod delivery;
 mod hostile;
+mod json;
 mod life;
 mod odd;
 mod tls;
