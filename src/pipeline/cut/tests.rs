@@ -172,40 +172,45 @@ fn without_room_for_pieces_a_request_is_refused() {
     }
 }
 
-/// A table of two backends that has replaced one of two others, so that spans without a start go to one of each.
-fn handed_off() -> Table {
+/// A table of backends at these ports that has replaced another one, so that spans without a start whose slot moved go to two
+/// backends.
+fn handed_off(before: &[u16], after: &[u16]) -> Table {
     let handoff = Handoff::default();
-    let [before, after] = [[1, 2], [3, 4]].map(|ports| {
+    let [before, after] = [before, after].map(|ports| {
         let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-        let endpoint = |port| Endpoint::new(address(port).to_string(), Some(address(port)));
-        Table::of(1, Algorithm::SlotsV1, &ports.map(endpoint).into()).unwrap()
+        let endpoint = |port: &u16| Endpoint::new(address(*port).to_string(), Some(address(*port)));
+        Table::of(1, Algorithm::SlotsV1, &ports.iter().map(endpoint).collect()).unwrap()
     });
     after.replacing(&before.with_handoff(handoff), Moment::now().steady, handoff, &BTreeSet::new())
 }
 
 #[test]
-fn copies_have_buffers_and_a_budget_share_of_their_own() {
-    let (table, message) = (handed_off(), testing::many_traces(200, 100));
-    let by = By { moved: Moved::ByStart(Moment::now()), ..by(&table) };
-    let metrics = SignalMetrics::new("tail", Signal::Traces);
-    let budget = Budget::new(1 << 30);
-    let permit = budget.take(message.framed_len()).unwrap();
-    let (cut, of_copies) = cut(Signal::Traces, message, permit, by, usize::MAX, &metrics).unwrap();
-    let Cut { parts, copies, permit, .. } = cut;
-    assert_eq!([records_of(&parts), records_of(&copies)], [200, 200]);
-    drop((parts, permit));
-    let len: usize = copies.iter().map(|copy| copy.message.framed_len()).sum();
-    assert_eq!((of_copies.as_ref().map(Permit::bytes), budget.used()), (Some(len), len));
-    for Part { message, .. } in copies {
-        let buffers = message.buffers();
-        drop(message);
-        assert!(buffers.len() == 1 && buffers[0].is_unique(), "it would keep other parts in memory");
+fn copies_keep_no_more_in_memory_than_their_budget_share() {
+    for (before, after, are_all) in [(&[1, 2][..], &[3, 4][..], true), (&[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5, 6], false)] {
+        let (table, message) = (handed_off(before, after), testing::many_traces(200, 100));
+        let by = By { moved: Moved::ByStart(Moment::now()), ..by(&table) };
+        let metrics = SignalMetrics::new("tail", Signal::Traces);
+        let budget = Budget::new(1 << 30);
+        let permit = budget.take(message.framed_len()).unwrap();
+        let (cut, of_copies) = cut(Signal::Traces, message, permit, by, usize::MAX, &metrics).unwrap();
+        let Cut { parts, copies, permit, .. } = cut;
+        assert_eq!((records_of(&parts), records_of(&copies) == 200), (200, are_all));
+        let all = permit.bytes();
+        drop((parts, permit));
+        let len: usize = copies.iter().map(|copy| copy.message.framed_len()).sum();
+        let expected = if are_all { all } else { len };
+        assert_eq!((of_copies.as_ref().map(Permit::bytes), budget.used()), (Some(expected), expected));
+        for Part { message, .. } in copies.into_iter().filter(|_| !are_all) {
+            let buffers = message.buffers();
+            drop(message);
+            assert!(buffers.len() == 1 && buffers[0].is_unique(), "it would keep other parts in memory");
+        }
     }
 }
 
 #[test]
 fn a_request_is_cut_without_copies_where_there_is_no_room_for_them() {
-    let (table, message) = (handed_off(), testing::many_traces(200, 1_000));
+    let (table, message) = (handed_off(&[1, 2], &[3, 4]), testing::many_traces(200, 1_000));
     let by = By { moved: Moved::ByStart(Moment::now()), ..by(&table) };
     let metrics = SignalMetrics::new("tail", Signal::Traces);
     let size = message.framed_len();
