@@ -143,6 +143,17 @@ impl Owners {
         target != NO_TARGET && !self.as_slice().contains(&target)
     }
 
+    /// Returns the owners of which no two are the same backend by `first`, which names the first of the same ones.
+    pub(super) fn distinct(self, first: impl Fn(u16) -> Option<u16>) -> Self {
+        let mut distinct = Self { decision: self.decision, left_out: self.left_out, ..Self::none() };
+        for target in self.as_slice() {
+            if distinct.as_slice().iter().all(|other| first(*other) != first(*target)) {
+                distinct.add(*target);
+            }
+        }
+        distinct
+    }
+
     /// Makes this owner the one whose answer counts, if it is among them.
     fn count_on(&mut self, target: u16) {
         if let Some(at) = self.as_slice().iter().position(|it| *it == target)

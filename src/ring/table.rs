@@ -1,7 +1,11 @@
 //! The table: one immutable snapshot of the owners of all slots and the backends' addresses. Tables are replaced whole,
 //! never changed.
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use tokio::sync::watch;
 
@@ -36,6 +40,9 @@ pub struct Table {
     targets: Endpoints,
     /// Those that take no records, as indexes of `targets`.
     lost: BTreeSet<u16>,
+    /// By index of `targets`, the first one with the same address; `None` if all addresses differ. A list can have a backend
+    /// twice, under two names.
+    firsts: Option<Box<[u16]>>,
 }
 
 impl Table {
@@ -51,7 +58,21 @@ impl Table {
         let (targets, lost) =
             (Arc::clone(&backends), if away.len() < backends.len() { away.clone() } else { BTreeSet::new() });
         let (algorithm, began, history) = (base.algorithm(), 0, History::default());
-        Self { owners, algorithm, generation, base, overlay, backends, placement, began, history, targets, lost }
+        let firsts = None;
+        Self {
+            owners,
+            algorithm,
+            generation,
+            base,
+            overlay,
+            backends,
+            placement,
+            began,
+            history,
+            targets,
+            lost,
+            firsts,
+        }
     }
 
     /// Makes this the table that replaces `before` at the time `at`, in nanoseconds by the steady clock. `lost` says
@@ -73,6 +94,7 @@ impl Table {
         history.note_failed(|endpoint| lost.contains(&endpoint.identity));
         history.aim(|endpoint| self.target_of(endpoint).filter(|target| !self.is_away(*target)));
         self.history = history;
+        self.firsts = if self.history.is_empty() { None } else { firsts_of(&self.targets) };
         self
     }
 
@@ -142,7 +164,11 @@ impl Table {
     /// the root span of its trace; it is asked only if that matters.
     pub fn owners(&self, key: &[u8], times: Times, is_root: impl FnOnce() -> bool) -> Owners {
         let current = u16::try_from(self.owner(key)).unwrap_or_default();
-        self.history.owners(key, times, current, self.began, is_root)
+        let owners = self.history.owners(key, times, current, self.began, is_root);
+        match &self.firsts {
+            Some(firsts) => owners.distinct(|target| firsts.get(usize::from(target)).copied()),
+            None => owners,
+        }
     }
 
     /// Returns the previous owners of a key that still take what began with them, latest first, and when each is forgotten,
@@ -309,4 +335,15 @@ fn aligned(members: &[Member], endpoints: Endpoints) -> Endpoints {
         Endpoint { weight: member.weight, ..listed.cloned().unwrap_or_else(|| Endpoint::new(identity(), None)) }
     };
     members.iter().map(backend).collect()
+}
+
+/// Returns, by index, the first of the endpoints with the same address; `None` if all are different backends.
+fn firsts_of(targets: &[Endpoint]) -> Option<Box<[u16]>> {
+    let mut by_address = HashMap::with_capacity(targets.len());
+    let first = |(at, endpoint): (u16, &Endpoint)| match endpoint.address {
+        Some(address) => *by_address.entry(address).or_insert(at),
+        None => at,
+    };
+    let firsts: Box<[u16]> = (0..).zip(targets).map(first).collect();
+    (0..).zip(&firsts).any(|(at, first)| at != *first).then_some(firsts)
 }

@@ -284,6 +284,33 @@ fn a_backend_with_another_name_and_the_same_address_is_the_same() {
 }
 
 #[test]
+fn a_backend_that_is_listed_under_two_names_gets_a_record_once() {
+    let twins = |names: &str| -> Endpoints {
+        let all = endpoints(names);
+        // `d` and `e` are one backend.
+        let address = endpoint("d").address;
+        let twin = |it: &Endpoint| match &*it.identity {
+            "e" => Endpoint { address, ..it.clone() },
+            _ => it.clone(),
+        };
+        all.iter().map(twin).collect()
+    };
+    let [before, after] = ["abcd", "abcde"].map(|names| Table::of(1, Algorithm::SlotsV1, &twins(names)).unwrap());
+    let after = after.replacing(&before.with_handoff(dual()), BEGIN, dual(), &BTreeSet::new());
+    let (mut once, mut twice) = (0, 0);
+    for key in (1..2_000).map(key) {
+        let names = names(&after, &key, BEGIN + SECOND, BEGIN + 2 * SECOND);
+        match names.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["e"] => once += 1,
+            ["e", "d"] => panic!("it would get the record twice"),
+            [_, _] => twice += 1,
+            _ => {}
+        }
+    }
+    assert!(once > 0 && twice > 0, "keys moved from d to e, and from others: {once} and {twice}");
+}
+
+#[test]
 fn a_change_and_back_counts_all_owners_once() {
     let mut tables = Tables::default();
     let one = tables.table("abc", "").with_handoff(dual());
