@@ -238,6 +238,10 @@ struct ClientStream<I> {
     account: Option<Budget>,
     /// The memory of buffers beyond the first size, and of long headers.
     permit: Option<Permit>,
+    /// The size of hyper's buffer, in bytes, and how much of it was free after the last read. If more or less is offered
+    /// next, it is another buffer.
+    buffer: usize,
+    free: usize,
     /// The most bytes of headers that there can be.
     max_headers: usize,
     shared: Arc<Shared>,
@@ -254,6 +258,8 @@ impl<I: AsyncRead + Unpin> ClientStream<I> {
             first: backlog,
             account: limits.account.clone(),
             permit: None,
+            buffer: 0,
+            free: 0,
             max_headers: usize::try_from(limits.max_header_list_size).unwrap_or(usize::MAX),
             shared,
         }
@@ -271,6 +277,35 @@ impl<I: AsyncRead + Unpin> ClientStream<I> {
     fn most(&mut self, offered: usize) -> usize {
         let next = offered.saturating_mul(2).min(LARGEST_BUFFER);
         if offered < FIRST_BUFFER || self.holds(next * BUFFERS) { offered } else { FIRST_BUFFER - 1 }
+    }
+
+    /// Reads the bytes that were read already, and what follows them. hyper gets both at once, since a head that comes in two
+    /// pieces makes it double its buffer.
+    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let has_first = !self.first.is_empty();
+        ready!(self.first.poll_read(&mut self.stream, cx, buf))?;
+        if has_first
+            && buf.remaining() > 0
+            && let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_read(cx, buf)
+        {
+            return Poll::Ready(Err(error));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives back the memory of buffers that there are not now. Called when the client has sent no more bytes. Usual headers
+    /// and the first buffer size are part of a connection's own memory, which covers a second such buffer too.
+    fn give_back(&mut self) {
+        let Shared { has_request, headers, .. } = &*self.shared;
+        let is_first = self.buffer <= FIRST_BUFFER;
+        if headers.load(Relaxed) > USUAL_HEADERS || (!is_first && has_request.load(Relaxed)) {
+            return;
+        }
+        // Between requests the service has nothing of the last one, so there is only hyper's own buffer.
+        let keep = if is_first { 0 } else { self.buffer };
+        if let Some(permit) = &mut self.permit {
+            permit.shrink_to(keep);
+        }
     }
 
     /// Notes that `read` bytes came.
@@ -291,17 +326,26 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientStream<I> {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::OutOfMemory, "there is no memory for long headers")));
         }
         let (offered, before) = (buf.remaining(), buf.filled().len());
+        if offered != this.free {
+            this.buffer = offered;
+        }
+        this.free = offered;
         let most = this.most(offered);
-        let read = if most == offered {
-            ready!(this.first.poll_read(&mut this.stream, cx, buf))?;
-            buf.filled().len() - before
+        let polled = if most == offered {
+            let polled = this.read(cx, buf)?;
+            polled.map(|()| buf.filled().len() - before)
         } else {
             let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
-            ready!(this.first.poll_read(&mut this.stream, cx, &mut part))?;
+            let polled = this.read(cx, &mut part)?;
             let read = part.filled().len();
             buf.advance(read);
-            read
+            polled.map(|()| read)
         };
+        let Poll::Ready(read) = polled else {
+            this.give_back();
+            return Poll::Pending;
+        };
+        this.free = offered - read;
         this.note(read);
         Poll::Ready(Ok(()))
     }

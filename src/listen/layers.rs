@@ -24,6 +24,11 @@ impl Backlog {
         self.0.splice(..0, bytes.iter().copied());
     }
 
+    /// Returns whether no bytes wait.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Reads the bytes that wait, or else from the stream.
     pub(super) fn poll_read<I: AsyncRead + Unpin>(
         &mut self,

@@ -294,15 +294,21 @@ async fn long_headers_and_large_buffers_are_taken_from_the_account() {
     assert!((32 << 10..=128 << 10).contains(&of_headers), "{of_headers}");
     let mut large = serve(Arc::clone(&export), &HttpConfig::default(), &budget, &tasks);
     let body = vec![0; 400_000];
-    large.send(&[head(body.len(), "").as_bytes(), &body].concat()).await;
-    assert_eq!(large.reply().await.unwrap().status(), 200);
+    large.send(&[head(body.len(), "").as_bytes(), &body[1..]].concat()).await;
+    sleep(Duration::from_millis(1)).await;
     assert_eq!(budget.used_for(Use::Frames), of_headers + (128 << 10), "two buffers of 64 KiB");
+    large.send(&body[..1]).await;
+    assert_eq!(large.reply().await.unwrap().status(), 200);
+    sleep(Duration::from_millis(1)).await;
+    let of_large = budget.used_for(Use::Frames) - of_headers;
+    assert!(of_large < 128 << 10, "between requests there is one buffer: {of_large}");
     // With little room the same body is read into the smallest buffer.
     let others = budget.take_for(Use::Streams, 1 << 19).unwrap();
     let mut small = serve(Arc::clone(&export), &HttpConfig::default(), &budget, &tasks);
     small.send(&[head(body.len(), "").as_bytes(), &body].concat()).await;
     assert_eq!(small.reply().await.unwrap().status(), 200);
-    assert_eq!(budget.used_for(Use::Frames), of_headers + (128 << 10));
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(budget.used_for(Use::Frames), of_headers + of_large);
     // And long headers are not read to their end.
     let mut refused = serve(export, &HttpConfig::default(), &budget, &tasks);
     refused.send(format!("POST /v1/traces HTTP/1.1\r\nx-long: {}", "x".repeat(9_000)).as_bytes()).await;
@@ -311,6 +317,22 @@ async fn long_headers_and_large_buffers_are_taken_from_the_account() {
     tasks.drain();
     tasks.wait().await;
     assert_eq!(budget.clients_used(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_and_small_requests_take_nothing_for_the_first_buffer() {
+    let (tasks, budget) = (Tasks::new(), account(1 << 20, 1 << 30));
+    let mut client = serve(StandIn::ok(), &HttpConfig::default(), &budget, &tasks);
+    for _ in 0..2 {
+        let request = [head(BODY.len(), "").as_bytes(), &BODY].concat();
+        for part in request.chunks(request.len() - 1) {
+            client.send(part).await;
+            sleep(Duration::from_millis(1)).await;
+            assert_eq!(budget.used_for(Use::Frames), 0);
+        }
+        assert_eq!(client.reply().await.unwrap().status(), 200);
+    }
+    tasks.stop();
 }
 
 #[tokio::test(start_paused = true)]
