@@ -22,7 +22,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::service::service_fn;
 use tonic::{Status, body::Body, service::Routes};
 use tower::Service as _;
 
@@ -281,7 +281,11 @@ pub fn serve(listener: listen::Bound, state: State, tasks: &Tasks) {
 
 /// Answers a request as [`respond`] does, within the bounds of `answers`. Probes are answered at once, so that they wait for
 /// nothing, whatever host they name.
-async fn answer(state: Arc<State>, answers: Arc<Answers>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(
+    state: Arc<State>,
+    answers: Arc<Answers>,
+    request: Request<listen::RequestBody>,
+) -> Response<Full<Bytes>> {
     // The body is kept until the answer is there, since dropping it closes the connection.
     let (head, _body) = request.into_parts();
     let request = Request::from_parts(head, ());
@@ -318,7 +322,7 @@ pub fn side_services(readiness: Readiness) -> impl FnOnce(&Tasks) -> Routes + Se
 fn serve_pages<G, F, R>(listener: listen::Bound, tasks: &Tasks, hosts: Hosts, grpc: G, respond: F)
 where
     G: FnOnce() -> Routes + Send + 'static,
-    F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+    F: Fn(Request<listen::RequestBody>) -> R + Send + Sync + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send,
 {
     let (respond, grpc) = (Arc::new(respond), Arc::new((hosts, LazyLock::new(grpc))));
@@ -340,7 +344,7 @@ where
     };
     let service = move |_peer| {
         let (respond, grpc) = (Arc::clone(&respond), Arc::clone(&grpc));
-        service_fn(move |request: Request<Incoming>| {
+        service_fn(move |request: Request<listen::RequestBody>| {
             let (respond, grpc) = (Arc::clone(&respond), Arc::clone(&grpc));
             async move {
                 match is_grpc(&request) {
@@ -360,7 +364,7 @@ where
 async fn answer_grpc(
     hosts: &Hosts,
     routes: impl FnOnce() -> Routes,
-    request: Request<Incoming>,
+    request: Request<listen::RequestBody>,
 ) -> Result<Response<Body>, Infallible> {
     if !request.uri().path().starts_with(HEALTH_PATH)
         && let Err(refusal) = hosts.check(&request)

@@ -8,6 +8,7 @@
 //! it, and ends a connection whose headers are long while there is none.
 
 use std::{
+    convert::Infallible,
     future::{Future, poll_fn},
     io::{self, IoSlice},
     pin::{Pin, pin},
@@ -22,11 +23,15 @@ use std::{
 use futures_util::future::TryFutureExt;
 use http::{HeaderValue, Request, Response, header::CONNECTION};
 use http_body::{Body, Frame, SizeHint};
-use hyper::{body::Incoming, server::conn::http1::Builder, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::http1::Builder,
+    service::{Service, service_fn},
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Instant,
+    time::{Instant, Sleep, sleep},
 };
 
 use super::{
@@ -38,7 +43,7 @@ use super::{
     metrics::ListenerMetrics,
     places::WhenFull,
     progress::Progress,
-    service::HttpService,
+    service::{HttpService, RequestBody},
     tracked::tracked,
 };
 use crate::{
@@ -57,18 +62,25 @@ const BUFFERS: usize = 2;
 const USUAL_HEADERS: usize = 4 << 10;
 /// How long an idle client has to send the request that may be in transit, once it was told to finish.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
+/// How much of what the client still sends is read after the last answer, in bytes, and for how long. If its bytes stayed
+/// unread, TCP would reset the connection, and the client might lose the answer. It is as much as for a client that uses
+/// HTTP/1 at a gRPC port. Go's servers wait for half a second.
+const MOST_REST: usize = 1 << 20;
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The state that a connection and its requests share.
 #[derive(Debug)]
 struct Shared {
     admission: Arc<Admission>,
     progress: Progress,
-    /// Whether a request is in progress, from its headers to the end of its answer. Otherwise what comes is headers.
-    has_request: AtomicBool,
+    /// The bodies of requests, and the answers, that have not ended. While there is one, what comes is no headers.
+    unfinished: AtomicUsize,
     /// The bytes of headers that are unfinished.
     headers: AtomicUsize,
     /// Whether the next answer tells the client to finish.
     is_closing: AtomicBool,
+    /// Whether a request's body was dropped before its end. Then hyper closes the connection after the answer.
+    is_unread: AtomicBool,
 }
 
 /// Serves a connection to its end. `first` are the bytes that were read already. Ends it as [`super::connection::serve`]
@@ -91,9 +103,10 @@ pub(super) async fn serve<I, S>(
         admission: Arc::new(Admission::new(limits.account.clone(), limits.max_header_list_size)),
         // The first headers have begun.
         progress: Progress::new(deadlines.begun),
-        has_request: AtomicBool::new(false),
+        unfinished: AtomicUsize::new(0),
         headers: AtomicUsize::new(0),
         is_closing: AtomicBool::new(false),
+        is_unread: AtomicBool::new(false),
     });
     let service = tracked(service, Arc::clone(activity), limits.write_timeout.is_some());
     let service = admitted(service, Arc::clone(&shared));
@@ -159,27 +172,45 @@ fn builder(limits: &Limits) -> Builder {
 }
 
 /// Takes the memory of each request from the account, and marks those that there is no room for. Answers tell the client to
-/// finish once the connection closes.
-fn admitted<S: HttpService>(service: S, shared: Arc<Shared>) -> impl HttpService {
+/// finish once the connection closes, or if their request's body is not read to its end.
+fn admitted<S: HttpService>(
+    service: S,
+    shared: Arc<Shared>,
+) -> impl Service<Request<Incoming>, Response = Response<Answer<S::ReplyBody>>, Error = Infallible, Future: Send> {
     service_fn(move |mut request: Request<Incoming>| {
         let taken = Taken::new(&shared);
         if taken.stream.has_no_room() {
             request.extensions_mut().insert(NoRoom);
         }
         let answer = |mut response: Response<_>| {
-            if taken.shared.is_closing.load(Relaxed) {
+            if taken.shared.is_closing.load(Relaxed) || taken.shared.is_unread.load(Relaxed) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             response.map(|body| Answer { body, _taken: taken })
         };
-        service.call(request).map_ok(answer)
+        service.call(request.map(|body| watched(body, &shared))).map_ok(answer)
     })
+}
+
+/// Returns the body of a request, which tells when it has ended.
+fn watched(body: Incoming, shared: &Arc<Shared>) -> RequestBody {
+    let unfinished = (!body.is_end_stream()).then(|| Unfinished::new(shared, true));
+    RequestBody::new(body, unfinished)
 }
 
 /// The memory of a request, until its answer was sent.
 struct Taken {
     shared: Arc<Shared>,
     stream: Stream,
+    _answer: Unfinished,
+}
+
+/// The body of a request, or an answer, that has not ended.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    shared: Arc<Shared>,
+    /// Whether bytes of it are unread.
+    is_unread: bool,
 }
 
 /// The body of an answer.
@@ -190,22 +221,41 @@ struct Answer<B> {
 
 impl Taken {
     fn new(shared: &Arc<Shared>) -> Self {
-        let Shared { admission, progress, has_request, headers, .. } = &**shared;
-        has_request.store(true, Relaxed);
+        let Shared { admission, progress, headers, .. } = &**shared;
         headers.store(0, Relaxed);
         progress.unfinished.end();
         // Without room, the stream has none, which is what the service is told.
         let _has_room = admission.admit();
         let mut stream = admission.serve();
         stream.headers_are_read();
-        Self { shared: Arc::clone(shared), stream }
+        Self { shared: Arc::clone(shared), stream, _answer: Unfinished::new(shared, false) }
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
         self.stream.is_answered();
-        self.shared.has_request.store(false, Relaxed);
+    }
+}
+
+impl Unfinished {
+    fn new(shared: &Arc<Shared>, is_unread: bool) -> Self {
+        shared.unfinished.fetch_add(1, Relaxed);
+        Self { shared: Arc::clone(shared), is_unread }
+    }
+
+    /// It was read to its end.
+    pub(super) fn has_ended(mut self) {
+        self.is_unread = false;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.is_unread {
+            self.shared.is_unread.store(true, Relaxed);
+        }
+        self.shared.unfinished.fetch_sub(1, Relaxed);
     }
 }
 
@@ -245,6 +295,16 @@ struct ClientStream<I> {
     /// The most bytes of headers that there can be.
     max_headers: usize,
     shared: Arc<Shared>,
+    /// Set once the server's side is closed while the client may still send.
+    linger: Option<Linger>,
+}
+
+/// What is read of a client's bytes after the last answer, and dropped.
+#[derive(Debug)]
+struct Linger {
+    until: Pin<Box<Sleep>>,
+    /// How much more may be read, in bytes.
+    left: usize,
 }
 
 // === impl ClientStream ===
@@ -262,6 +322,7 @@ impl<I: AsyncRead + Unpin> ClientStream<I> {
             free: 0,
             max_headers: usize::try_from(limits.max_header_list_size).unwrap_or(usize::MAX),
             shared,
+            linger: None,
         }
     }
 
@@ -296,9 +357,9 @@ impl<I: AsyncRead + Unpin> ClientStream<I> {
     /// Gives back the memory of buffers that there are not now. Called when the client has sent no more bytes. Usual headers
     /// and the first buffer size are part of a connection's own memory, which covers a second such buffer too.
     fn give_back(&mut self) {
-        let Shared { has_request, headers, .. } = &*self.shared;
+        let Shared { unfinished, headers, .. } = &*self.shared;
         let is_first = self.buffer <= FIRST_BUFFER;
-        if headers.load(Relaxed) > USUAL_HEADERS || (!is_first && has_request.load(Relaxed)) {
+        if headers.load(Relaxed) > USUAL_HEADERS || (!is_first && unfinished.load(Relaxed) > 0) {
             return;
         }
         // Between requests the service has nothing of the last one, so there is only hyper's own buffer.
@@ -308,10 +369,16 @@ impl<I: AsyncRead + Unpin> ClientStream<I> {
         }
     }
 
+    /// Returns whether the client may be sending the rest of a body that nobody reads, or of headers that hyper refused.
+    fn is_unread(&self) -> bool {
+        let Shared { unfinished, headers, is_unread, .. } = &*self.shared;
+        is_unread.load(Relaxed) || (unfinished.load(Relaxed) == 0 && headers.load(Relaxed) > 0)
+    }
+
     /// Notes that `read` bytes came.
     fn note(&self, read: usize) {
-        let Shared { progress, has_request, headers, .. } = &*self.shared;
-        if read > 0 && !has_request.load(Relaxed) {
+        let Shared { progress, unfinished, headers, .. } = &*self.shared;
+        if read > 0 && unfinished.load(Relaxed) == 0 {
             headers.fetch_add(read, Relaxed);
             progress.unfinished.begin();
         }
@@ -364,7 +431,7 @@ impl<I: AsyncWrite + Unpin> ClientStream<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for ClientStream<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, data);
         self.note_write(polled)
@@ -389,6 +456,34 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for ClientStream<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            if !this.is_unread() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let linger = this.linger.get_or_insert_with(Linger::new);
+        linger.poll(&mut this.stream, cx).map(Ok)
+    }
+}
+
+impl Linger {
+    fn new() -> Self {
+        Self { until: Box::pin(sleep(LINGER)), left: MOST_REST }
+    }
+
+    /// Is ready when the client has closed its side, or the bounds are reached.
+    fn poll<I: AsyncRead + Unpin>(&mut self, stream: &mut I, cx: &mut Context<'_>) -> Poll<()> {
+        while self.left > 0 && self.until.as_mut().poll(cx).is_pending() {
+            let mut room = [0; 4 << 10];
+            let mut rest = ReadBuf::new(&mut room);
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut rest)) {
+                Ok(()) if !rest.filled().is_empty() => self.left = self.left.saturating_sub(rest.filled().len()),
+                // The client's errors do not matter.
+                _ => break,
+            }
+        }
+        Poll::Ready(())
     }
 }

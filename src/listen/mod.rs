@@ -47,5 +47,5 @@ pub use self::{
     connection::Windows,
     places::{OpenConnections, WhenFull},
     secure::Tls,
-    service::HttpService,
+    service::{HttpService, RequestBody},
 };

@@ -21,6 +21,7 @@ use tokio::time::{Sleep, sleep};
 use super::{
     admission::{Admission, NoRoom, Stream},
     progress::Progress,
+    service::RequestBody,
     streams::Tally,
     tracked::noting_waits,
 };
@@ -102,7 +103,7 @@ impl Requests {
 
 // === impl CountedService ===
 
-impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for CountedService<S> {
+impl<S: Service<Request<RequestBody>>> Service<Request<Incoming>> for CountedService<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = Map<S::Future, fn(<S::Future as Future>::Output) -> <S::Future as Future>::Output>;
@@ -114,7 +115,7 @@ impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for CountedServic
             request.extensions_mut().insert(NoRoom);
         }
         drop(self.requests.set_called(Some(stream)));
-        self.service.call(request).map(note_answer)
+        self.service.call(request.map(|body| RequestBody::new(body, None))).map(note_answer)
     }
 }
 

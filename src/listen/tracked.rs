@@ -15,11 +15,11 @@ use bytes::{Buf, Bytes};
 use futures_util::future::TryFutureExt;
 use http::Request;
 use http_body::{Body, Frame, SizeHint};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::service::service_fn;
 
 use super::{
     idle::{Activity, InProgress, Unwritten},
-    service::HttpService,
+    service::{HttpService, RequestBody},
 };
 
 thread_local! {
@@ -43,7 +43,7 @@ struct Piece<D> {
 
 /// Counts the requests of a connection, and with `pieces` the pieces of their answers until they are written.
 pub(super) fn tracked<S: HttpService>(service: S, activity: Arc<Activity>, pieces: bool) -> impl HttpService {
-    service_fn(move |request: Request<Incoming>| {
+    service_fn(move |request: Request<RequestBody>| {
         let counted = activity.request();
         let pieces = pieces.then(|| Arc::clone(&activity));
         let tracked = |body| Tracked { body, pieces, _request: counted };

@@ -7,15 +7,16 @@
 //! itself stays in place: it protects against clients that make the server reset one stream after the other.
 
 use std::{
-    future::Future,
-    task::{Context, Waker},
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::Body;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::{task::yield_now, time::timeout};
 
 use crate::{budget::Budget, lifecycle::Tasks, listen};
 
@@ -44,6 +45,25 @@ where
         }
         drop(permit);
     }));
+}
+
+/// Reads and drops what has arrived of `body`. For this it lets the connection run once: over HTTP/1, hyper passes on what it
+/// has buffered only after the body was polled. So a short request that is refused while memory is short does not cost its
+/// client the connection.
+pub(super) async fn arrived<B>(body: &mut B)
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    for is_last in [false, true] {
+        while let Poll::Ready(frame) = poll_fn(|context| Poll::Ready(Pin::new(&mut *body).poll_frame(context))).await {
+            if body.is_end_stream() || !matches!(frame, Some(Ok(_))) {
+                return;
+            }
+        }
+        if !is_last {
+            yield_now().await;
+        }
+    }
 }
 
 async fn read<B>(mut body: B, mut most: usize)

@@ -38,6 +38,7 @@ use self::{
 use super::{
     HttpConfig,
     connection::Connection,
+    discard,
     exchange::{Exchange, Limits},
 };
 use crate::{
@@ -142,6 +143,9 @@ impl<E: Export> OtlpHttp<E> {
         }
         // A client that waits for leave to send its body gets none after a refusal, so the body is not read.
         if body.was_polled() || !expects {
+            if !body.is_end_stream() {
+                discard::arrived(&mut body).await;
+            }
             exchange.discard(body, limits);
         }
         response

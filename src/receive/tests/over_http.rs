@@ -264,6 +264,53 @@ async fn refused_requests_are_read_to_their_end_and_the_connection_stays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_rest_of_a_refused_body_is_no_header_block() {
+    let (tasks, budget) = (Tasks::new(), Budget::new(1 << 30));
+    let mut client = serve(StandIn::ok(), &HttpConfig::default(), &budget, &tasks);
+    let refused = [head(100_000, "").replace("/v1/traces", "/v1/trace").as_bytes(), &[7; 100_000]].concat();
+    let (first, rest) = refused.split_at(1_000);
+    client.send(first).await;
+    assert_eq!(client.reply().await.unwrap().status(), 404);
+    for part in rest.chunks(20_000) {
+        client.send(part).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    // Longer than headers may take, and shorter than a connection may be idle.
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(client.ask().await.status(), 200);
+    tasks.stop();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_body_is_not_read_to_its_end_may_send_it_and_still_gets_the_answer() {
+    let (tasks, budget) = (Tasks::new(), account(1 << 20, 1 << 20));
+    let export = StandIn::ok();
+    for (more, status) in [("", 415), ("x-long: ", 431)] {
+        // While memory is short, the rest of a refused body is not waited for.
+        let others = (status == 415).then(|| budget.take_for(Use::Streams, 600 << 10).unwrap());
+        let mut client = serve(Arc::clone(&export), &HttpConfig::default(), &budget, &tasks);
+        let more = if more.is_empty() { String::new() } else { format!("{more}{}\r\n", "x".repeat(20_000)) };
+        let body = vec![7; 200_000];
+        client.send(head(body.len(), &more).replace("x-protobuf", "xml").as_bytes()).await;
+        sleep(Duration::from_millis(500)).await;
+        client.send(&body).await;
+        let reply = client.reply().await.unwrap();
+        assert!(reply.status() == status && reply.has("connection: close"), "{reply:?}");
+        assert_eq!(client.end().await, Duration::ZERO);
+        // The client that goes on sending is not read for ever.
+        let started = Instant::now();
+        while client.0.write_all(&[7; 1_000]).await.is_ok() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert!(started.elapsed() <= Duration::from_secs(1), "{:?}", started.elapsed());
+        drop(others);
+    }
+    tasks.drain();
+    tasks.wait().await;
+    assert_eq!((budget.used(), budget.clients_used()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_for_leave_to_send_a_body_gets_it_only_if_the_body_is_wanted() {
     let (tasks, budget) = (Tasks::new(), Budget::new(1 << 30));
     let mut client = serve(StandIn::ok(), &HttpConfig::default(), &budget, &tasks);
@@ -273,7 +320,8 @@ async fn who_waits_for_leave_to_send_a_body_gets_it_only_if_the_body_is_wanted()
     assert_eq!(client.reply().await.unwrap().status(), 200);
     let refused = head(BODY.len(), "expect: 100-continue\r\n").replace("x-protobuf", "xml");
     client.send(refused.as_bytes()).await;
-    assert_eq!(client.reply().await.unwrap().status(), 415);
+    let reply = client.reply().await.unwrap();
+    assert!(reply.status() == 415 && reply.has("connection: close"), "{reply:?}");
     client.end().await;
     tasks.stop();
 }

@@ -99,6 +99,23 @@ async fn chunks_without_end_are_refused_at_the_limit() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_before_the_end_of_a_body_is_not_followed_by_a_reset() -> Result<()> {
+    let http = Some("max_request_body_size: 100KiB,");
+    let fixture = Fixture::start(1, ExtraConfig { http, ..SERVED }).await?;
+    let address = fixture.http()?;
+    tokio::task::block_in_place(|| {
+        let mut stream = wire::connect(address)?;
+        // The client reads nothing until all is sent, which is more than is read of a refused body.
+        stream.write_all(&Request::post(TRACES, PROTOBUF, vec![0; 800_000]).without("connection").bytes())?;
+        let answer = wire::Answer::read(&mut stream, false)?;
+        ensure!(answer.status == 413, "{answer:?}");
+        ensure!(stream.read(&mut [0])? == 0);
+        anyhow::Ok(())
+    })?;
+    fixture.serves().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bombs_of_json_are_refused_within_the_memory_limit() -> Result<()> {
     let top = "memory_limiter: { limit_mib: 128 }";
     let fixture = Fixture::start(1, ExtraConfig { top, ..SERVED }).await?;
