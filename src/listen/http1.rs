@@ -320,7 +320,8 @@ impl<I: AsyncRead + Unpin> ClientStream<I> {
             permit: None,
             buffer: 0,
             free: 0,
-            max_headers: usize::try_from(limits.max_header_list_size).unwrap_or(usize::MAX),
+            max_headers: usize::try_from(limits.max_header_list_size)
+                .map_or(LARGEST_BUFFER, |it| it.min(LARGEST_BUFFER)),
             shared,
             linger: None,
         }

@@ -118,7 +118,7 @@ section! {
         max_connections: usize = 10_000,
         /// The most unanswered requests on one HTTP/2 connection.
         max_concurrent_streams: u32 = 100,
-        /// The largest size of one request's headers.
+        /// The largest size of one request's headers. Over HTTP/1.1 it is at most 64 KiB, whatever is set here.
         max_header_list_size: ByteSize = ByteSize(16 << 10),
         /// Names of request headers that are passed on to backends, as for gRPC.
         include_metadata: Vec<String>,
