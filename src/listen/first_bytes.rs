@@ -5,6 +5,7 @@
 //! ten seconds a log line names a client.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -20,6 +21,7 @@ use tokio::{
 
 use super::{
     layers::{Layer, Layered},
+    linger::Linger,
     streams::PREFACE,
 };
 use crate::telemetry::{LogLimit, metrics::RECEIVER_FOREIGN_CONNECTIONS_TOTAL};
@@ -35,11 +37,6 @@ const LONGEST_METHOD: usize = 20;
 
 /// How much of an HTTP/1 request is read before it is answered, in bytes. Usual servers accept heads of up to 8 KiB.
 const HTTP1_MAX_HEAD: usize = 16 << 10;
-
-/// How much of an HTTP/1 request is read after the answer, in bytes, and for how long. If the client's bytes stay
-/// unread, TCP resets the connection and the client may lose the answer.
-const HTTP1_MAX_REST: u64 = 1 << 20;
-const LINGER: Duration = Duration::from_secs(1);
 
 /// How long reading the head of an HTTP/1 request may take, and how long writing the answer may take.
 const HTTP1_TIMEOUT: Duration = Duration::from_secs(2);
@@ -193,9 +190,8 @@ where
         stream.shutdown().await
     });
     if let Ok(Ok(())) = answered.await {
-        let mut rest = stream.take(HTTP1_MAX_REST);
-        // The rest is read so that TCP does not reset the connection; its bytes and errors do not matter.
-        drop(timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await);
+        let mut linger = Linger::new();
+        poll_fn(|cx| linger.poll(stream, cx)).await;
     }
 }
 

@@ -31,7 +31,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
+    time::Instant,
 };
 
 use super::{
@@ -40,6 +40,7 @@ use super::{
     deadlines::{Deadlines, Event, WhenWoken, note_end, wait},
     idle::Activity,
     layers::Backlog,
+    linger::Linger,
     metrics::ListenerMetrics,
     places::WhenFull,
     progress::Progress,
@@ -62,11 +63,6 @@ const BUFFERS: usize = 2;
 const USUAL_HEADERS: usize = 4 << 10;
 /// How long an idle client has to send the request that may be in transit, once it was told to finish.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
-/// How much of what the client still sends is read after the last answer, in bytes, and for how long. If its bytes stayed
-/// unread, TCP would reset the connection, and the client might lose the answer. It is as much as for a client that uses
-/// HTTP/1 at a gRPC port. Go's servers wait for half a second.
-const MOST_REST: usize = 1 << 20;
-const LINGER: Duration = Duration::from_secs(1);
 
 /// The state that a connection and its requests share.
 #[derive(Debug)]
@@ -299,14 +295,6 @@ struct ClientStream<I> {
     linger: Option<Linger>,
 }
 
-/// What is read of a client's bytes after the last answer, and dropped.
-#[derive(Debug)]
-struct Linger {
-    until: Pin<Box<Sleep>>,
-    /// How much more may be read, in bytes.
-    left: usize,
-}
-
 // === impl ClientStream ===
 
 impl<I: AsyncRead + Unpin> ClientStream<I> {
@@ -466,25 +454,5 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<I> {
         }
         let linger = this.linger.get_or_insert_with(Linger::new);
         linger.poll(&mut this.stream, cx).map(Ok)
-    }
-}
-
-impl Linger {
-    fn new() -> Self {
-        Self { until: Box::pin(sleep(LINGER)), left: MOST_REST }
-    }
-
-    /// Is ready when the client has closed its side, or the bounds are reached.
-    fn poll<I: AsyncRead + Unpin>(&mut self, stream: &mut I, cx: &mut Context<'_>) -> Poll<()> {
-        while self.left > 0 && self.until.as_mut().poll(cx).is_pending() {
-            let mut room = [0; 4 << 10];
-            let mut rest = ReadBuf::new(&mut room);
-            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut rest)) {
-                Ok(()) if !rest.filled().is_empty() => self.left = self.left.saturating_sub(rest.filled().len()),
-                // The client's errors do not matter.
-                _ => break,
-            }
-        }
-        Poll::Ready(())
     }
 }

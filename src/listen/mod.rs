@@ -26,6 +26,7 @@ mod http1;
 mod idle;
 mod large_frames;
 mod layers;
+mod linger;
 mod metrics;
 mod pins;
 mod places;

@@ -241,6 +241,11 @@ impl Fixture {
         Ok(kib >> 10)
     }
 
+    /// Waits until no request holds memory.
+    pub(crate) fn memory_is_given_back(&self) -> Result<()> {
+        self.until_metric("spanring_memory_used_bytes", &["requests"], |bytes| bytes == 0.0).map(drop)
+    }
+
     /// Checks that an ordinary client is served: it sends spans for every backend, and all of them must arrive. Tests
     /// call it after a fault.
     pub(crate) async fn serves(&self) -> Result<()> {

@@ -102,9 +102,7 @@ async fn bombs_are_refused_within_the_memory_limit() -> Result<()> {
     })?;
     let peak = fixture.peak_mib()?;
     ensure!(peak <= 128 + 64, "{peak} MiB");
-    until("all memory is given back", || {
-        Ok((fixture.metric("spanring_memory_used_bytes", &["requests"])? == 0.0).then_some(()))
-    })?;
+    fixture.memory_is_given_back()?;
     fixture.serves().await
 }
 
