@@ -78,7 +78,9 @@ impl Draft {
             }
         };
         let route = Route { signals: vec![Signal::Traces], pool: COMMAND_LINE_POOL.into(), ..Route::default() };
-        let pools = [(COMMAND_LINE_POOL.to_owned(), Pool { resolver, ..Pool::default() })].into();
+        let mut pool = Pool { resolver, ..Pool::default() };
+        set_default_skew(&mut pool);
+        let pools = [(COMMAND_LINE_POOL.to_owned(), pool)].into();
         let mut settings = Settings { pools, routes: vec![route], ..Settings::default() };
         settings.receivers.otlp.protocols.http = IfWritten(Some(Http::default()));
         Self { name: "command line".into(), root: None, settings }
@@ -144,8 +146,16 @@ fn rename_kubernetes(root: &mut Node) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Sets the `skew` that a hand-off has by default: at most the window, and the window itself if replicas learn of changes by
+/// polling.
+fn set_default_skew(pool: &mut Pool) {
+    let is_watched = pool.resolver.k8s.is_some();
+    let handoff = &mut pool.placement.ring.handoff;
+    handoff.skew = if is_watched { handoff.skew.min(handoff.window) } else { handoff.window };
+}
+
 /// Reads the settings. If a pool has no `timeout`, its default is lowered to the deadline of requests. If a hand-off has no
-/// `skew`, its default is at most the window, and the window itself if replicas learn of changes by polling.
+/// `skew`, it gets its default.
 fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
     let mut settings: Settings = root.read()?;
     let deadline = settings.receivers.otlp.deadline;
@@ -156,9 +166,7 @@ fn settings_of(root: &Node) -> Result<Settings, ConfigError> {
         }
         let path = ["pools", name, "ring", "handoff", "skew"].map(|key| Step::Key(key.to_owned()));
         if root.at(&path).is_none() {
-            let is_watched = pool.resolver.k8s.is_some();
-            let handoff = &mut pool.placement.ring.handoff;
-            handoff.skew = if is_watched { handoff.skew.min(handoff.window) } else { handoff.window };
+            set_default_skew(pool);
         }
     }
     Ok(settings)

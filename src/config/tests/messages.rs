@@ -229,6 +229,8 @@ fn a_skew_above_the_window_is_refused_and_its_default_depends_on_the_resolver() 
     let handoffs = ["window: 6s", "window: 30s", "window: 20s, skew: 7s"];
     assert_eq!(handoffs.map(|handoff| skew(pool(handoff))), [6, 30, 7]);
     assert_eq!(handoffs.map(|handoff| skew(of("k8s: { service: a.b }", handoff))), [6, 10, 7]);
+    let by_flag = Draft::of_backends("dns://a".parse().expect("backends"));
+    assert_eq!(by_flag.check().expect("valid").pools[0].membership.ring.handoff.skew.as_secs(), 30);
 }
 
 #[test]
