@@ -1,5 +1,5 @@
 //! The headers of a request that are forwarded to backends. The operator configures their names; their values are never
-//! interpreted.
+//! interpreted. With them goes the number of proxies of this kind that the request passed through.
 
 use std::{fmt, hash::Hasher};
 
@@ -12,6 +12,15 @@ pub const MAX_VALUES: usize = 64;
 /// Limit of the forwarded headers' names and values in bytes, far below the limit that backends have for headers.
 pub const MAX_BYTES: usize = 4 << 10;
 
+/// The header with the number of proxies of this kind that a request passed through before it arrives: `1` behind the
+/// first one. It ends loops of proxies that are in each other's pools.
+pub const HOPS_HEADER: &str = "spanring-hops";
+
+/// Returns how many proxies of this kind the request with these `headers` passed through; 0 if its sender does not say so.
+pub fn hops(headers: &HeaderMap) -> u8 {
+    headers.get(HOPS_HEADER).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
 /// The forwarded headers of a request, unchanged. They are equal when all bytes are. Requests with different headers
 /// never share a call.
 #[derive(Clone, PartialEq, Eq)]
@@ -20,6 +29,8 @@ pub struct Metadata {
     hash: u64,
     /// Names in the operator's order; several values of a name in the client's order.
     headers: Box<[(HeaderName, HeaderValue)]>,
+    /// The number of proxies of this kind that the request passed through.
+    hops: u8,
 }
 
 /// A request has more forwarded headers than allowed.
@@ -28,7 +39,7 @@ pub struct Metadata {
 pub struct TooMuch;
 
 impl Metadata {
-    /// Collects the values of `names` from `headers`; `None` when there are none.
+    /// Collects the values of `names` and the number of proxies from `headers`; `None` when there are none.
     pub fn of(names: &[HeaderName], headers: &HeaderMap) -> Result<Option<Self>, TooMuch> {
         let mut found = Vec::new();
         let (mut bytes, mut hash) = (0_usize, Xxh3::new());
@@ -42,16 +53,22 @@ impl Metadata {
             hash.write(value.as_bytes());
             found.push((name.clone(), value.clone()));
         }
-        Ok((!found.is_empty()).then(|| Self { hash: hash.finish(), headers: found.into() }))
+        let hops = hops(headers);
+        Ok((!found.is_empty() || hops > 0).then(|| Self { hash: hash.finish(), headers: found.into(), hops }))
     }
 
-    /// Whether `headers` have exactly these values for `names`.
+    /// Whether `headers` have exactly these values for `names`, and this number of proxies.
     pub fn is_of(&self, names: &[HeaderName], headers: &HeaderMap) -> bool {
         selected(names, headers).eq(self.headers.iter().map(|(name, value)| (name, value)))
+            && self.hops == hops(headers)
     }
 
-    /// Adds the values to a request's headers, except for names that these already contain.
+    /// Adds the values to a request's headers, except for names that these already contain. Counts this proxy as one more
+    /// that the request passes through.
     pub fn add_to(&self, headers: &mut HeaderMap) {
+        if self.hops > 0 {
+            headers.insert(HeaderName::from_static(HOPS_HEADER), u16::from(self.hops.saturating_add(1)).into());
+        }
         let mut of_before: Option<(&HeaderName, bool)> = None;
         for (name, value) in &self.headers {
             let taken = match of_before {
@@ -140,6 +157,18 @@ mod tests {
         assert_eq!(many(MAX_VALUES + 1, 1), Err(TooMuch));
         assert_eq!(many(1, MAX_BYTES - name[0].as_str().len()), Ok(true));
         assert_eq!(many(1, MAX_BYTES), Err(TooMuch));
+    }
+
+    #[test]
+    fn each_proxy_counts_itself() {
+        let behind = |hops: &'static [u8]| Metadata::of(&[], &headers(&[(HOPS_HEADER, hops)])).unwrap();
+        let mut sent = headers(&[(HOPS_HEADER, b"1")]);
+        behind(b"1").unwrap().add_to(&mut sent);
+        assert_eq!(sent, headers(&[(HOPS_HEADER, b"2")]));
+        assert_eq!([behind(b"0"), behind(b"none"), behind(b"256")], [None, None, None]);
+        assert_ne!(behind(b"1"), behind(b"2"));
+        assert!(behind(b"2").unwrap().is_of(&[], &sent));
+        assert!(!behind(b"2").unwrap().is_of(&[], &headers(&[(HOPS_HEADER, b"1")])));
     }
 
     #[test]

@@ -32,7 +32,10 @@ use crate::{
     budget::{Budget, Permit},
     codec::Encoding,
     lifecycle::{INSTANCE_HEADER, Tasks, instance},
-    otlp::{ClientConnection, Metadata, Outcome, Reason, Refusal, Signal, metadata::TooMuch},
+    otlp::{
+        ClientConnection, Metadata, Outcome, Reason, Refusal, Signal,
+        metadata::{TooMuch, hops},
+    },
     pipeline::{Export, Request},
     places::Places,
 };
@@ -97,8 +100,8 @@ impl Limits {
         connection: &Connection,
     ) -> Result<Option<Arc<Metadata>>, Refusal> {
         match &self.include_metadata {
-            None => Ok(None),
-            Some(names) => connection.client.metadata(names, headers).map_err(too_much),
+            None if hops(headers) == 0 => Ok(None),
+            names => connection.client.metadata(names.as_deref().unwrap_or_default(), headers).map_err(too_much),
         }
     }
 }
@@ -113,14 +116,23 @@ fn too_much(error: TooMuch) -> Refusal {
     Refusal::permanent(Code::ResourceExhausted, Reason::TooLarge, error.to_string())
 }
 
-/// Refuses a request that this process sent itself.
+/// The number of proxies of this kind that a request may have passed through: enough for sidecar, agent, gateway and front
+/// tier. Proxies that are in each other's pools pass a request on until this number is reached.
+const MOST_HOPS: u8 = 4;
+
+/// Refuses a request that this process sent itself, and one that proxies of this kind pass on to each other.
 pub(super) fn check_loop(headers: &HeaderMap) -> Result<(), Refusal> {
+    let refused = |message: &str| Err(Refusal::permanent(Code::FailedPrecondition, Reason::Loop, message));
     if headers.get(INSTANCE_HEADER).is_some_and(|caller| caller.as_bytes() == instance().as_bytes()) {
-        return Err(Refusal::permanent(
-            Code::FailedPrecondition,
-            Reason::Loop,
+        return refused(
             "this proxy sent the request to itself: its pool contains its own address; remove that address from the pool",
-        ));
+        );
+    }
+    if hops(headers) >= MOST_HOPS {
+        return refused(
+            "the request passed through 4 other Spanrings: some have each other in their pools; let the pools contain \
+             collectors only",
+        );
     }
     Ok(())
 }

@@ -141,8 +141,13 @@ impl Fixture {
     /// Reloads the proxy with another configuration, which has the same backends.
     pub(crate) fn reload(&self, extra: ExtraConfig) -> Result<()> {
         let backends: Vec<SocketAddr> = self.backends.iter().map(|backend| backend.address).collect();
+        self.reload_before(&backends, extra)
+    }
+
+    /// Reloads the proxy with a pool of these addresses.
+    pub(crate) fn reload_before(&self, addresses: &[SocketAddr], extra: ExtraConfig) -> Result<()> {
         let before = reloads(self.admin, "success")?;
-        fs::write(self.dir.path().join("spanring.yaml"), config(self.grpc, self.admin, &backends, extra))?;
+        fs::write(self.dir.path().join("spanring.yaml"), config(self.grpc, self.admin, addresses, extra))?;
         self.process.signal("HUP")?;
         harness::until("it is reloaded", || Ok((reloads(self.admin, "success")? > before).then_some(())))
     }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     access::Access,
     lifecycle::{INSTANCE_HEADER, instance},
-    otlp::{Chunk, Signal},
+    otlp::{Chunk, Signal, metadata::HOPS_HEADER},
     settings::Delivery,
 };
 
@@ -103,7 +103,7 @@ impl Templates {
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 fn headers_of(keys: &Delivery, access: &Access) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(8);
+    let mut headers = HeaderMap::with_capacity(9);
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("spanring/", env!("CARGO_PKG_VERSION"))));
@@ -112,6 +112,8 @@ fn headers_of(keys: &Delivery, access: &Access) -> HeaderMap {
     if let Ok(instance) = HeaderValue::from_str(instance()) {
         headers.insert(HeaderName::from_static(INSTANCE_HEADER), instance);
     }
+    // A request that came through another proxy brings a larger number.
+    headers.insert(HeaderName::from_static(HOPS_HEADER), HeaderValue::from_static("1"));
     // All encodings that requests may use: grpc-go answers in the request's encoding, whatever this header says.
     headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip,zstd"));
     if let Some(encoding) = keys.compression.encoding() {

@@ -200,3 +200,26 @@ async fn row_47_a_proxy_in_its_own_pool_leaves_itself_out() -> Result<()> {
     ensure!(log.contains("discovery leaves out this proxy itself"), "{log}");
     Ok(())
 }
+
+/// With a window open, each proxy on the way sends a span to two owners.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proxies_in_each_others_pools_do_not_pass_requests_on_for_ever() -> Result<()> {
+    // Nothing listens at port 1.
+    let first = Fixture::before(&["127.0.0.1:1".parse()?], Vec::new(), ExtraConfig::default())?;
+    let second = Fixture::before(&[first.grpc], Vec::new(), ExtraConfig::default())?;
+    let third = Fixture::before(&[first.grpc, second.grpc], Vec::new(), ExtraConfig::default())?;
+    second.reload_before(&[first.grpc, third.grpc], ExtraConfig::default())?;
+    first.reload_before(&[second.grpc, third.grpc], ExtraConfig::default())?;
+    let mut client = first.client().await?;
+    let (_, reply) = client.timed(vec![span(&first.trace(), 0)]).await;
+    let Reply::Refused(status) = reply else { anyhow::bail!("there is no backend, yet the answer is {reply:?}") };
+    ensure!(status.message().contains("other Spanrings") || status.message().contains("itself"), "{status:?}");
+    let mut refused = 0.0;
+    let mut requests = 0.0;
+    for proxy in [&first, &second, &third] {
+        requests += proxy.metric("spanring_receiver_requests_total", &[])?;
+        refused += proxy.metric("spanring_receiver_refused_requests_total", &["reason=\"loop\""])?;
+    }
+    ensure!(refused > 0.0 && requests < 40.0, "one request became {requests}, {refused} of them refused as a loop");
+    Ok(())
+}
