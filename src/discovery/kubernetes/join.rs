@@ -4,9 +4,10 @@
 //! Kubernetes moves it. It is one backend all the same.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use super::{
@@ -46,6 +47,8 @@ pub(super) struct LeftOut {
     pub(super) without_hostname: usize,
     /// They have no address that can be dialled, or a host name that cannot exist.
     pub(super) unusable: usize,
+    /// Another one has the same host name or the same address, so they are one backend with it.
+    pub(super) merged: usize,
     /// They exceed the number of backends that a pool can have.
     pub(super) beyond: usize,
 }
@@ -84,6 +87,19 @@ enum Use {
 
 /// Joins all slices of a Service.
 pub(super) fn join<'a>(slices: impl IntoIterator<Item = &'a Slice>, rules: &Rules) -> Joined {
+    join_those(slices, rules, |usage| usage != Use::None)
+}
+
+/// Returns what would be the backends of a Service if those pods were ready that are not.
+pub(super) fn join_unready<'a>(slices: impl IntoIterator<Item = &'a Slice>, rules: &Rules) -> Vec<Endpoint> {
+    join_those(slices, rules, |usage| usage == Use::None).endpoints
+}
+
+fn join_those<'a>(
+    slices: impl IntoIterator<Item = &'a Slice>,
+    rules: &Rules,
+    is_wanted: impl Fn(Use) -> bool,
+) -> Joined {
     let mut left_out = LeftOut::default();
     let mut pods: BTreeMap<PodKey<'a>, Pod<'a>> = BTreeMap::new();
     for (slice, member) in slices.into_iter().flat_map(|slice| slice.endpoints.iter().map(move |one| (slice, one))) {
@@ -94,7 +110,7 @@ pub(super) fn join<'a>(slices: impl IntoIterator<Item = &'a Slice>, rules: &Rule
         pods.entry(key(member, ip)).or_default().absorb(member, ip);
     }
     let count = pods.len();
-    pods.retain(|_, pod| pod.usage() != Use::None);
+    pods.retain(|_, pod| is_wanted(pod.usage()));
     left_out.not_serving = count - pods.len();
     // As for `auto` of the dns resolver: IPv6 addresses are identities only where there are no IPv4 addresses. So a
     // pod whose two slices are written one after the other does not change its identity in between.
@@ -116,24 +132,30 @@ pub(super) fn join<'a>(slices: impl IntoIterator<Item = &'a Slice>, rules: &Rule
             Place::OtherFamily => {}
         }
     }
-    left_out.beyond = finish(&mut endpoints);
+    (left_out.merged, left_out.beyond) = finish(&mut endpoints);
     Joined { endpoints, left_out }
 }
 
-/// Sorts by identity and leaves each identity once: the one that does not drain, if a pod is replaced by another of
-/// its name. Returns the number of backends that were too many.
-fn finish(endpoints: &mut Vec<Endpoint>) -> usize {
+/// Sorts by identity and leaves each identity and each address once: the one that does not drain, if a pod is replaced by
+/// another one. Returns how many that do not drain were left out for that, and how many were too many.
+fn finish(endpoints: &mut Vec<Endpoint>) -> (usize, usize) {
+    let active = |endpoints: &[Endpoint]| endpoints.iter().filter(|endpoint| !endpoint.is_draining).count();
+    let before = active(endpoints);
+    endpoints.sort_unstable_by_key(|endpoint| (endpoint.is_draining, Arc::clone(&endpoint.identity)));
+    let mut taken = BTreeSet::new();
+    endpoints.retain(|endpoint| endpoint.address.is_none_or(|address| taken.insert(address)));
     endpoints.sort_unstable_by(|a, b| {
         a.identity.cmp(&b.identity).then(a.is_draining.cmp(&b.is_draining)).then(a.address.cmp(&b.address))
     });
     endpoints.dedup_by(|later, earlier| later.identity == earlier.identity);
+    let merged = before - active(endpoints);
     let beyond = endpoints.len().saturating_sub(MAX_ENDPOINTS);
     endpoints.truncate(MAX_ENDPOINTS);
     // A ring is never emptied: where all of them end, they take what comes for as long as they are there.
     if endpoints.iter().all(|endpoint| endpoint.is_draining) {
         endpoints.iter_mut().for_each(|endpoint| endpoint.is_draining = false);
     }
-    beyond
+    (merged, beyond)
 }
 
 /// Returns the address to dial. The API says that only the first of several is to be used.
@@ -209,17 +231,17 @@ impl<'a> Pod<'a> {
 impl LeftOut {
     /// Returns whether an operator should know: it is not the ordinary life of pods.
     pub(super) fn is_odd(&self) -> bool {
-        self.without_hostname + self.unusable + self.beyond > 0
+        self.without_hostname + self.unusable + self.merged + self.beyond > 0
     }
 }
 
 impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { not_serving, without_hostname, unusable, beyond } = self;
+        let Self { not_serving, without_hostname, unusable, merged, beyond } = self;
         write!(
             f,
-            "{not_serving} not ready, {without_hostname} without a hostname, {unusable} without a usable address, \
-             {beyond} beyond {MAX_ENDPOINTS}"
+            "{not_serving} not ready, {without_hostname} without a hostname, {unusable} without a usable name or address, \
+             {merged} with the name or address of another one, {beyond} beyond {MAX_ENDPOINTS}"
         )
     }
 }

@@ -81,7 +81,8 @@ mod tests {
             format!(" WARN discovery fails; the last good set stays {fields} {reason} known=3"),
             format!(
                 " WARN discovery leaves out endpoints {fields} left_out=0 not ready, 2 without a hostname, 0 without a \
-                 usable address, 0 beyond 65535"
+                 usable name or address, 0 with the name or address of another one, 0 \
+                 beyond 65535"
             ),
         ];
         assert_eq!(log.lines().collect::<Vec<_>>(), expected);

@@ -16,6 +16,7 @@ mod log;
 mod slices;
 #[cfg(test)]
 mod tests;
+mod unready;
 mod watcher;
 
 use std::time::Duration;

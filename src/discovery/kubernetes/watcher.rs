@@ -13,9 +13,10 @@ use super::{
     },
     api::{Api, Place},
     failure::Failure,
-    join::{Joined, Rules, join},
+    join::{Joined, Rules, join, join_unready},
     log::Log,
     slices::{Event, Slice},
+    unready::Unready,
 };
 use crate::{
     endpoint::{Endpoint, Endpoints},
@@ -75,6 +76,7 @@ pub(super) struct Watcher {
     listed_at: Option<Instant>,
     retry: Duration,
     published: Option<Endpoints>,
+    unready: Unready,
     log: Log,
 }
 
@@ -109,6 +111,7 @@ impl Watcher {
             listed_at: None,
             retry: pace.first_retry,
             published: None,
+            unready: Unready::default(),
             log: Log::new(pool, &keys.service),
         }
     }
@@ -232,9 +235,17 @@ impl Watcher {
     fn publish(&mut self, publisher: &Publisher) {
         let Joined { endpoints, left_out } = join(self.slices.values(), &self.rules);
         self.log.note_left_out(left_out);
+        let now = Instant::now();
+        let published = self.published.as_deref().unwrap_or_default();
         if endpoints.is_empty() {
+            let unready = join_unready(self.slices.values(), &self.rules);
+            if let Some(all) = self.unready.joined_to(published, unready, now) {
+                publisher.publish(&all);
+                self.published = Some(all);
+            }
             return self.fail(&Failure::Empty(left_out.to_string()), publisher);
         }
+        self.unready.note(published, &endpoints, now);
         self.meters.succeeded();
         self.meters.count_kubernetes(SUCCESS);
         publisher.set_trouble(None);

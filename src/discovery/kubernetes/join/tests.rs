@@ -216,7 +216,22 @@ fn what_cannot_be_dialled_is_left_out_and_counted() {
     ];
     let expected = LeftOut { unusable: 5, not_serving: 1, ..LeftOut::default() };
     assert_eq!(join(&slices, &rules()), Joined { endpoints: Vec::new(), left_out: expected });
-    assert_eq!(expected.to_string(), "1 not ready, 0 without a hostname, 5 without a usable address, 0 beyond 65535");
+    assert_eq!(
+        expected.to_string(),
+        "1 not ready, 0 without a hostname, 5 without a usable name or address, 0 with the name or address of another one, 0 \
+         beyond 65535"
+    );
+}
+
+#[test]
+fn pods_with_the_name_or_the_address_of_another_one_are_counted() {
+    let of = |uid: &str, hostname: &str, ip: &str| json!({ "addresses": [ip], "hostname": hostname, "conditions": ready(), "targetRef": { "uid": uid } });
+    let pods = json!([of("1", "c-0", "10.0.0.1"), of("2", "c-0", "10.0.0.2"), of("3", "c-1", "10.0.0.1")]);
+    let joined = join(&[slice("a", "IPv4", pods)], &rules());
+    let identities: Vec<&str> = joined.endpoints.iter().map(|it| &*it.identity).collect();
+    assert_eq!(identities, ["c-0.collectors.observability:4317"]);
+    assert_eq!(joined.left_out, LeftOut { merged: 2, ..LeftOut::default() });
+    assert!(joined.left_out.is_odd());
 }
 
 #[test]

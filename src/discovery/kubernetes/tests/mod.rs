@@ -164,6 +164,22 @@ async fn an_endpoint_without_readiness_for_a_moment_is_published_so_and_held_by_
 }
 
 #[tokio::test]
+async fn pods_that_become_unready_one_after_another_stay_with_the_last_one() {
+    let mut rig = Rig::running(PACE).await;
+    let unready =
+        |ip: &str| Some(json!([{ "addresses": [ip], "conditions": { "ready": false }, "targetRef": { "uid": ip } }]));
+    rig.server.put("a", unready("10.0.0.1"));
+    rig.has(&["10.0.0.2:4317"]).await;
+    rig.server.put("b", unready("10.0.0.2"));
+    rig.has(&["10.0.0.1:4317", "10.0.0.2:4317"]).await;
+    let missing =
+        || rig.endpoints.borrow().iter().flat_map(|set| set.iter().map(|one| one.is_missing)).collect::<Vec<_>>();
+    assert_eq!(missing(), [true, false]);
+    rig.server.put("b", ready(&["10.0.0.2"]));
+    rig.has(&["10.0.0.2:4317"]).await;
+}
+
+#[tokio::test]
 async fn nothing_is_published_before_the_last_page_of_a_list() {
     let server = ApiServer::start().await;
     for n in 1..=5 {
