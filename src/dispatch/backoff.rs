@@ -29,6 +29,11 @@ impl Backoff {
         Duration::try_from_secs_f64(bounded * (1.0 + spread)).unwrap_or(max_interval)
     }
 
+    /// Returns the number of pauses since the last success.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Starts over after a success. Returns whether there was a pause since the last success.
     pub fn reset(&mut self) -> bool {
         std::mem::take(&mut self.failures) > 0

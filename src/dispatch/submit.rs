@@ -75,6 +75,13 @@ impl View {
         self.living(identity).is_some()
     }
 
+    /// Whether the backend with this identity owns slots: it is a member, and others do not have its slots.
+    pub fn owns_slots(&self, identity: &str) -> bool {
+        let is_member = |target: &u16| usize::from(*target) < self.table.backends().len();
+        let member = self.table.target(identity).filter(is_member);
+        member.is_some_and(|target| !self.table.overlay().away().contains(&target))
+    }
+
     /// The index of the backend with this identity among the table's targets, if it takes records.
     pub fn living(&self, identity: &str) -> Option<u32> {
         self.table.target(identity).filter(|target| !self.table.is_away(*target)).map(u32::from)

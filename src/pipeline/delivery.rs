@@ -18,6 +18,10 @@ use crate::{
     settings::HandoffMode,
 };
 
+/// How often a backend that owns no slots any more may refuse a part of the traces that began with it. A Collector that
+/// ends refuses everything until it has ended, and nothing else shows that it will not come back.
+const FORMER_OWNER_ATTEMPTS: u32 = 3;
+
 /// The state of one request in delivery.
 pub(super) struct Delivery<'a> {
     pipeline: &'a Pipeline,
@@ -270,10 +274,21 @@ impl<'a> Delivery<'a> {
     }
 
     /// Returns whether `view` has a newer table than the one that placed the part, in which the part's owner has lost
-    /// its slots.
-    fn has_moved(&self, Failed { part, owner, cause }: &Failed, view: &View) -> bool {
+    /// its slots, or whether an owner that has none any more refuses the part.
+    fn has_moved(&self, failed: &Failed, view: &View) -> bool {
+        let Failed { part, owner, cause } = failed;
         self.placed.get(part.index as usize).is_some_and(|placed| placed.generation < view.table().generation)
             && (matches!(cause, Cause::Ejected | Cause::Departed) || !view.serves(owner))
+            || self.is_refused_by_former_owner(failed, view)
+    }
+
+    /// Returns whether a backend that owns no slots any more has refused a part several times. The part then goes to the
+    /// current owner: a trace that is split is better than a request that fails.
+    fn is_refused_by_former_owner(&self, Failed { part, owner, cause }: &Failed, view: &View) -> bool {
+        let placed = self.placed.get(part.index as usize);
+        matches!(cause, Cause::Status(_))
+            && placed.is_some_and(|placed| placed.backoff.failures() >= FORMER_OWNER_ATTEMPTS)
+            && !view.owns_slots(owner)
     }
 
     /// Keeps a failed part for its next attempt, which is no sooner than its backend asked for.
@@ -330,11 +345,12 @@ impl<'a> Delivery<'a> {
             return false;
         };
         let generation = view.table().generation;
-        if placed.generation == generation {
+        let leaves = self.is_refused_by_former_owner(&failed, view);
+        if placed.generation == generation && !leaves {
             self.route.metrics.retried.increment(1);
             return self.submit(view, vec![failed.part]);
         }
-        if let Some(backend) = self.stays_at(&failed, view) {
+        if let Some(backend) = self.stays_at(&failed, view).filter(|_| !leaves) {
             self.remember(view);
             if let Some(placed) = self.placed.get_mut(failed.part.index as usize) {
                 (placed.generation, placed.backend) = (generation, backend);

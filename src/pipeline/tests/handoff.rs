@@ -111,6 +111,25 @@ async fn a_copy_takes_the_place_of_the_part_whose_owner_is_gone() {
 }
 
 #[tokio::test]
+async fn a_part_that_a_backend_which_left_refuses_again_and_again_goes_to_the_current_owner() {
+    let tasks = Tasks::new();
+    let (mut old, mut new) = (Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await);
+    let stage = Stage::new(with_keys(|keys| keys.retry_on_failure = short_pauses()), &[old.address], tasks);
+    stage.rig.publish_after(2, &[new.address], &[]).await;
+    let sent = stage.send_started(Duration::from_secs(8), Moment::now().unix - 10_000_000_000);
+    for _ in 0..3 {
+        let (_, calls) = spans_of(&mut old, usize::from(SPANS)).await;
+        assert!(new.is_quiet(), "it may take them at the next attempt");
+        calls.into_iter().for_each(|call| call.refuse(Status::unavailable("shutting down")));
+    }
+    let (again, calls) = spans_of(&mut new, usize::from(SPANS)).await;
+    assert_eq!(again, all());
+    calls.into_iter().for_each(Call::accept);
+    assert_eq!(outcome_of(sent).await, Outcome::OK);
+    assert!(old.is_quiet());
+}
+
+#[tokio::test]
 async fn a_part_stays_at_its_backend_while_that_lives() {
     let tasks = Tasks::new();
     let (mut old, mut new) = (Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await);
