@@ -35,6 +35,8 @@ pub enum Use {
     Admin,
     /// Tables that are published.
     Tables,
+    /// Tables that were replaced, for as long as a hand-off needs them.
+    KeptTables,
     /// Tables that are being built.
     Builds,
 }
@@ -79,8 +81,16 @@ pub struct Division {
 
 impl Use {
     /// All purposes.
-    pub const ALL: [Self; 7] =
-        [Self::Connections, Self::Frames, Self::Streams, Self::Requests, Self::Admin, Self::Tables, Self::Builds];
+    pub const ALL: [Self; 8] = [
+        Self::Connections,
+        Self::Frames,
+        Self::Streams,
+        Self::Requests,
+        Self::Admin,
+        Self::Tables,
+        Self::KeptTables,
+        Self::Builds,
+    ];
 
     /// Returns the value of the metric label.
     pub fn as_str(self) -> &'static str {
@@ -91,6 +101,7 @@ impl Use {
             Self::Requests => "requests",
             Self::Admin => "admin",
             Self::Tables => "tables",
+            Self::KeptTables => "kept_tables",
             Self::Builds => "builds",
         }
     }
@@ -142,8 +153,8 @@ impl Budget {
         self.0.requests.limit.load(Relaxed)
     }
 
-    /// Returns how many bytes one request can get while the process serves nothing else. A table that is being built does not
-    /// count: it is gone soon.
+    /// Returns how many bytes one request can get while the process serves nothing else. Tables that are being built or that
+    /// were replaced do not count: they are gone soon.
     pub fn alone(&self) -> usize {
         self.limit().saturating_sub(self.used_for(Use::Tables))
     }
@@ -207,12 +218,12 @@ impl Budget {
     fn share(&self, purpose: Use) -> &Share {
         match purpose {
             Use::Connections | Use::Frames | Use::Streams | Use::Admin => &self.0.clients,
-            Use::Requests | Use::Tables | Use::Builds => &self.0.requests,
+            Use::Requests | Use::Tables | Use::KeptTables | Use::Builds => &self.0.requests,
         }
     }
 
     fn counter(&self, purpose: Use) -> &AtomicUsize {
-        let [connections, frames, streams, requests, admin, tables, builds] = &self.0.used_for;
+        let [connections, frames, streams, requests, admin, tables, kept_tables, builds] = &self.0.used_for;
         match purpose {
             Use::Connections => connections,
             Use::Frames => frames,
@@ -220,6 +231,7 @@ impl Budget {
             Use::Requests => requests,
             Use::Admin => admin,
             Use::Tables => tables,
+            Use::KeptTables => kept_tables,
             Use::Builds => builds,
         }
     }
@@ -418,7 +430,7 @@ mod tests {
     #[test]
     fn tables_leave_less_for_one_request() {
         let budget = Budget::new(100);
-        let _held = (budget.count_for(Use::Tables, 30), budget.take(50));
+        let _held = (budget.count_for(Use::Tables, 30), budget.count_for(Use::KeptTables, 20), budget.take(50));
         assert_eq!(budget.alone(), 70);
     }
 
@@ -455,8 +467,8 @@ mod tests {
         let table = budget.count_for(Use::Tables, 30);
         assert!(budget.take(1).is_none(), "what is counted without room leaves none for others");
         let used = || Use::ALL.map(|purpose| budget.used_for(purpose));
-        assert_eq!((used(), budget.clients_used(), budget.used()), ([6, 0, 4, 15, 0, 30, 0], 10, 15));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([6, 0, 4, 15, 0, 30, 0, 0], 10, 15));
         drop((connection, stream, request, table));
-        assert_eq!((used(), budget.clients_used(), budget.used()), ([0; 7], 0, 0));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([0; 8], 0, 0));
     }
 }

@@ -50,6 +50,8 @@ pub struct Rebuild {
     pub(super) ring: Ring,
     pub(super) view: View,
     pub(super) previous: Option<Arc<Table>>,
+    /// The memory that the tables may take, in bytes, which the new one replaced and still needs.
+    pub(super) room: usize,
 }
 
 /// A table that is ready to be published, and the one that it replaces.
@@ -104,7 +106,7 @@ impl Rebuild {
     /// Requests `table` anew without the tables before it that are to be forgotten.
     pub(super) fn forgetting(table: &Arc<Table>) -> Self {
         let (ring, view, previous) = (Self::ring_of(table), View::of(table), Some(Arc::clone(table)));
-        Self { cause: Cause::WindowEnd, ring, view, previous }
+        Self { cause: Cause::WindowEnd, ring, view, previous, room: usize::MAX }
     }
 
     /// Returns the keys of the ring that `table` was built with.
@@ -178,7 +180,10 @@ impl Rebuild {
         let table = Table::new(generation, base, overlay, self.view.endpoints);
         let moved = self.previous.as_ref().map_or(0.0, |previous| table.moved_share(previous));
         let table = match &self.previous {
-            Some(previous) => table.replacing(previous, steady(at), self.ring.handoff, &self.view.lost),
+            Some(previous) => {
+                let lost = &self.view.lost;
+                table.replacing(previous, steady(at), self.ring.handoff, lost).within(self.room, lost)
+            }
             None => table.with_handoff(self.ring.handoff),
         };
         Ok(Change { cause: self.cause, table: Arc::new(table), previous: self.previous, moved })

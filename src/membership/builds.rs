@@ -35,6 +35,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// so many are kept ([`crate::ring::history::MOST_KEPT`]). A single change waits for nothing.
 pub(super) const PLANNED_PAUSE: Duration = Duration::from_secs(2);
 
+/// The part of the requests' share of memory that the replaced tables of all pools may take, beyond one table of each: a
+/// fourth. If pools change often while memory is tight, their tables must leave room for requests.
+const KEPT_PART: usize = 4;
+
 /// What the builds of all pools share: only one runs at a time, and their memory is counted. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -54,8 +58,8 @@ pub(super) struct Builds {
     not_before: Instant,
     /// The earliest time of the next table that discovery causes.
     planned_not_before: Instant,
-    /// The memory of the published table.
-    held: Option<Permit>,
+    /// The memory of the published table, and of the tables that it replaced and still needs.
+    held: Option<(Permit, Permit)>,
 }
 
 /// A finished build and how long it took.
@@ -125,6 +129,7 @@ impl Builds {
             sleep_until(pause.max(self.not_before)).await;
             let Ok(turn) = Arc::clone(&self.builder.turn).acquire_owned().await else { continue };
             let Some(rebuild) = self.wanted.take().and_then(|wanted| wanted.after(published)) else { continue };
+            let rebuild = Rebuild { room: self.room(), ..rebuild };
             // A table is never refused for lack of room: without it, records would go to backends that are gone.
             let permit = self.builder.budget.count_for(Use::Builds, rebuild.memory());
             self.members = Arc::clone(&rebuild.view().endpoints);
@@ -142,6 +147,18 @@ impl Builds {
 
     /// Counts the memory of a table that is published instead of the one before.
     pub(super) fn hold(&mut self, table: &Table) {
-        self.held = Some(self.builder.budget.count_for(Use::Tables, memory::of_table(table)));
+        let Builder { budget, .. } = &self.builder;
+        self.held = Some((
+            budget.count_for(Use::Tables, memory::of_table(table)),
+            budget.count_for(Use::KeptTables, memory::of_kept(table)),
+        ));
+    }
+
+    /// Returns how much memory the replaced tables of this pool may take.
+    fn room(&self) -> usize {
+        let Builder { budget, .. } = &self.builder;
+        let own = self.held.as_ref().map_or(0, |(_, kept)| kept.bytes());
+        let of_others = budget.used_for(Use::KeptTables).saturating_sub(own);
+        (budget.limit() / KEPT_PART).saturating_sub(of_others)
     }
 }

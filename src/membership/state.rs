@@ -424,7 +424,7 @@ impl State {
         }
         let (ring, view) = request.clone();
         self.requested = Some(request);
-        Some(Rebuild { cause, ring, view, previous: self.table.clone() })
+        Some(Rebuild { cause, ring, view, previous: self.table.clone(), room: usize::MAX })
     }
 
     /// Requests the published table with fewer of the tables before it, again and again until a table is published. What

@@ -219,6 +219,20 @@ impl History {
         history
     }
 
+    /// Merges tables until they take at most `room` bytes or only one is left. If that one is too large, too, it loses the
+    /// keys whose traces are known to have begun before its end, and owners beyond the number that a record can go to.
+    pub(super) fn shrink_to(&mut self, room: usize) {
+        while self.memory() > room && self.kept.len() > 1 {
+            self.merge_closest();
+        }
+        if self.memory() > room {
+            for kept in &mut self.kept {
+                kept.begun = None;
+                kept.layers.truncate(MOST_TARGETS);
+            }
+        }
+    }
+
     /// The mode and the window.
     pub fn handoff(&self) -> Handoff {
         self.handoff

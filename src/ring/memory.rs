@@ -35,11 +35,16 @@ pub fn of_build(algorithm: Algorithm, endpoints: &[Endpoint]) -> usize {
     ring + SLOTS as usize * PER_SLOT
 }
 
-/// Returns about how much memory a table takes.
+/// Returns about how much memory a table takes, without the tables that it replaced: see [`of_kept`].
 pub fn of_table(table: &Table) -> usize {
     let members = table.targets().iter().map(|it| PER_MEMBER + it.identity.len());
     let probe = if table.base().algorithm().is_of_exporter() { 0 } else { PER_PROBE };
-    table.slots() as usize * (PER_SLOT_IN_TABLE + probe) + members.sum::<usize>() + table.history().memory()
+    table.slots() as usize * (PER_SLOT_IN_TABLE + probe) + members.sum::<usize>()
+}
+
+/// Returns about how much memory the tables take that a table replaced and still needs.
+pub fn of_kept(table: &Table) -> usize {
+    table.history().memory()
 }
 
 #[cfg(test)]
@@ -76,6 +81,7 @@ mod tests {
         let handoff = Handoff { mode: HandoffMode::Dual, ..Handoff::default() };
         let after = table(Algorithm::SlotsV1, &names[..1]);
         let after = after.replacing(&table(Algorithm::SlotsV1, &names), 1, handoff, &BTreeSet::new());
-        assert_eq!(of_table(&after), 131_072 * (5 + 2) + 2 * 128 + 1 + 3, "the backend that left is a target");
+        assert_eq!(of_table(&after), 131_072 * 5 + 2 * 128 + 1 + 3, "the backend that left is a target");
+        assert_eq!(of_kept(&after), 131_072 * 2);
     }
 }

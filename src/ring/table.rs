@@ -88,7 +88,24 @@ impl Table {
             endpoints: &before.backends,
             history: &before.history,
         };
-        self.history = History::after(previous, at, handoff, moved);
+        let history = History::after(previous, at, handoff, moved);
+        self.with_history(history, lost)
+    }
+
+    /// Makes the tables that this one replaced take at most `room` bytes, if that is possible: they are merged, and only one
+    /// is left in the end. `lost` is as for [`Table::replacing`].
+    #[must_use]
+    pub fn within(mut self, room: usize, lost: &BTreeSet<Arc<str>>) -> Self {
+        if self.history.memory() <= room {
+            return self;
+        }
+        let mut history = std::mem::take(&mut self.history);
+        history.shrink_to(room);
+        self.with_history(history, lost)
+    }
+
+    fn with_history(mut self, history: History, lost: &BTreeSet<Arc<str>>) -> Self {
+        self.history = history;
         self.add_former_targets(lost);
         let mut history = std::mem::take(&mut self.history);
         history.note_failed(|endpoint| lost.contains(&endpoint.identity));

@@ -42,7 +42,7 @@ fn begin_with(prober: Scripted, receiver: EndpointsReceiver, tasks: &Tasks) -> (
 }
 
 fn builder() -> Builder {
-    Builder::new(Budget::new(0))
+    Builder::new(Budget::new(1 << 30))
 }
 
 fn unresolved(identities: &[&str]) -> Option<Endpoints> {
@@ -245,9 +245,19 @@ async fn the_memory_of_tables_is_counted_and_never_refused() {
     settle().await;
     let second = budget.used_for(Use::Tables);
     assert!((first..2 * first).contains(&second), "{second}: that of the table before must be given back");
+    let kept = budget.used_for(Use::KeptTables);
+    assert!((2 * 131_072..3 * 131_072).contains(&kept), "{kept}: a hand-off needs the owners of the table before");
+    for (number, names) in (3..).zip([["a", "b", "d"], ["a", "c", "e"], ["b", "c", "d"], ["a", "d", "e"]]) {
+        discovery.send_replace(Some(endpoints(&names, 1)));
+        published(&mut shown.tables, number).await;
+        settle().await;
+    }
+    let many = budget.used_for(Use::KeptTables);
+    assert!(many <= 4 * kept, "{many}: without room, tables are merged, and a slot has at most four owners of before");
     tasks.stop();
     tasks.wait().await;
-    assert_eq!(budget.used_for(Use::Tables), 0, "the task gives back what it holds");
+    let held = [Use::Tables, Use::KeptTables].map(|purpose| budget.used_for(purpose));
+    assert_eq!(held, [0, 0], "the task gives back what it holds");
 }
 
 #[tokio::test(start_paused = true)]

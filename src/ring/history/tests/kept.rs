@@ -276,3 +276,21 @@ fn owners_that_a_merged_table_leaves_out_are_counted() {
     let owners = history.owners(KEY, times, 9, seconds(210), || false);
     assert_eq!((owners.split(), owners.left_out), ((4, &[3, 2, 1][..]), 1));
 }
+
+#[test]
+fn tables_are_merged_until_they_have_room() {
+    const LAYER: usize = 2 * SLOTS as usize;
+    let tables = || [0, 1, 2, 3, 4, 5].map(|owner| Published::new(owner.into(), owner));
+    let within = |handoff: Handoff, room: usize| {
+        let mut history = history(&tables(), seconds(6), handoff);
+        history.shrink_to(room);
+        (history.len(), history.memory())
+    };
+    let all = 6 * LAYER;
+    assert_eq!(within(dual(), all), (6, all));
+    assert_eq!(within(dual(), all - 1), (1, 5 * LAYER), "each table has another owner, so merging frees little");
+    assert_eq!(within(dual(), 4 * LAYER), (1, 4 * LAYER));
+    assert_eq!(within(sticky(), all + 6 * Begun::BYTES), (6, all + 6 * Begun::BYTES));
+    assert_eq!(within(sticky(), all + 3 * Begun::BYTES), (3, all + 3 * Begun::BYTES));
+    assert_eq!(within(sticky(), all), (1, 4 * LAYER), "a table without its keys is better than no room for requests");
+}
