@@ -1,7 +1,7 @@
 //! Requests while a hand-off is open: which backends get which spans, whose answers count, and what a copy is good for.
 
 use super::*;
-use crate::wall_clock::Moment;
+use crate::{telemetry::Recorder, wall_clock::Moment};
 
 /// A pool whose only backend was replaced by another one.
 async fn replaced() -> (Stage, Script, Script) {
@@ -87,27 +87,45 @@ async fn a_part_whose_backend_left_and_fails_is_placed_again_at_the_owner_of_the
     assert_eq!(outcome_of(sent).await, Outcome::OK);
 }
 
-#[tokio::test]
-async fn a_copy_takes_the_place_of_the_part_whose_owner_is_gone() {
+#[test]
+fn a_copy_takes_the_place_of_the_part_whose_owner_is_gone() {
     for delivered_before in [false, true] {
-        let tasks = Tasks::new();
-        let (mut old, mut new) = (Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await);
-        let stage = Stage::new(long_pauses(), &[old.address], tasks);
-        let both = [old.address, new.address];
-        stage.rig.publish_after(2, &both, &[]).await;
-        let sent = stage.send_started(Duration::from_secs(8), Moment::now().unix);
-        let lost = new.call().await;
-        assert!(!lost.spans.is_empty());
-        let (seen, mut calls) = spans_of(&mut old, usize::from(SPANS)).await;
-        assert_eq!(seen, all(), "its own and the copies");
-        if delivered_before {
-            calls.drain(..).for_each(Call::accept);
-        }
-        stage.rig.publish_after(3, &both, &[new.address]).await;
-        calls.into_iter().for_each(Call::accept);
-        assert_eq!(outcome_of(sent).await, Outcome::OK);
-        assert!(old.is_quiet(), "nothing is sent to it again");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        Recorder::scoped(|recorder| runtime.block_on(a_copy_takes_the_place(delivered_before, recorder)));
     }
+}
+
+async fn a_copy_takes_the_place(delivered_before: bool, recorder: &Recorder) {
+    let tasks = Tasks::new();
+    let (mut old, mut new) = (Script::start(&tasks, None, 100).await, Script::start(&tasks, None, 100).await);
+    let stage = Stage::new(long_pauses(), &[old.address], tasks);
+    let both = [old.address, new.address];
+    stage.rig.publish_after(2, &both, &[]).await;
+    let sent = stage.send_started(Duration::from_secs(8), Moment::now().unix);
+    let lost = new.call().await;
+    assert!(!lost.spans.is_empty());
+    let (seen, mut calls) = spans_of(&mut old, usize::from(SPANS)).await;
+    assert_eq!(seen, all(), "its own and the copies");
+    if delivered_before {
+        calls.drain(..).for_each(Call::accept);
+    }
+    stage.rig.publish_after(3, &both, &[new.address]).await;
+    calls.into_iter().for_each(Call::accept);
+    assert_eq!(outcome_of(sent).await, Outcome::OK);
+    assert!(old.is_quiet(), "nothing is sent to it again");
+    let counted = format!("outcome=\"counted\"}} {}\n", lost.spans.len());
+    assert!(recorder.render().contains(&counted), "{}", recorder.render());
+}
+
+#[tokio::test]
+async fn copies_of_a_request_that_is_refused_do_not_go_on() {
+    let (stage, mut old, mut new) = replaced().await;
+    let sent = stage.send_started(Duration::from_secs(3600), Moment::now().unix);
+    let (_, _copies) = spans_of(&mut old, usize::from(SPANS)).await;
+    let (_, calls) = spans_of(&mut new, usize::from(SPANS)).await;
+    calls.into_iter().for_each(|call| call.refuse(Status::invalid_argument("not these")));
+    assert!(matches!(outcome_of(sent).await, Outcome::Refused(_)));
+    wait_until(|| stage.budget.used() == 0).await;
 }
 
 #[tokio::test]
