@@ -78,9 +78,10 @@ impl BackendState {
 // === impl Backend ===
 
 impl Backend {
+    /// A backend about whose health nothing is known. The endpoint is that of a table, or what discovery says about it is
+    /// noted next, by [`Backend::listed`] or [`Backend::drains`].
     pub(super) fn new(endpoint: Endpoint, now: Instant) -> Self {
         let unresolved_since = endpoint.address.is_none().then_some(now);
-        let endpoint = Endpoint { is_draining: false, ..endpoint };
         Self { endpoint, failures: 0, ejection: None, periods: 0, returned_at: None, unresolved_since, absence: None }
     }
 

@@ -3,9 +3,10 @@
 use super::*;
 use crate::ring::Table;
 
-const ALL: [&str; 4] = ["a", "b", "c", "d"];
+pub(super) const ALL: [&str; 4] = ["a", "b", "c", "d"];
 
-fn named() -> Rig {
+/// A pool of backends with stable names.
+pub(super) fn named() -> Rig {
     let mut rig = Rig::new(Config::default());
     rig.discover_names(&ALL, 1);
     rig
@@ -37,6 +38,7 @@ fn stable_name_that_is_absent_gives_away_its_slots_only_and_gets_them_back() {
     assert!(!rig.discover_names(&["a", "c", "d"], 1), "nothing moves yet");
     assert_eq!((rig.wait_for_timer(), rig.away()), (SECOND * 5, vec!["b".to_owned()]));
     assert_eq!(rig.members(), ALL);
+    assert!(rig.lost().is_empty(), "it still takes what began with it");
     only_its_slots_moved(&before, &table(&rig), "b");
     assert_eq!(rig.state_of("b"), Some(BackendState::Draining));
     rig.wait(SECOND * 50);
@@ -325,89 +327,6 @@ fn stable_names_keep_their_slots_below_the_floor() {
     rig.discover_names(&["a", "b"], 1);
     rig.wait(STAYS * 2);
     assert_eq!((rig.members().len(), rig.away().len(), rig.timer), (4, 0, None));
-}
-
-/// Returns backends with stable names, of which one drains.
-fn draining_name(hosts: &[&str], draining: &str) -> Input {
-    let mark = |it: &Endpoint| Endpoint { is_stable_name: true, is_draining: &*it.identity == draining, ..it.clone() };
-    Input::Discovered(endpoints(hosts, 1).iter().map(mark).collect())
-}
-
-#[test]
-fn stable_name_that_drains_is_away_at_once_and_stays_a_member() {
-    let mut rig = named();
-    assert!(rig.apply(draining_name(&ALL, "b")).is_some(), "others take its slots");
-    assert_eq!((rig.members().join(""), rig.away()), ("abcd".to_owned(), vec!["b".to_owned()]));
-    assert_eq!(rig.take_notes(), [Note::Away("b".into())]);
-    assert!(rig.apply(draining_name(&ALL, "b")).is_none(), "it drains already");
-    assert!(rig.apply(draining_name(&["a", "b", "c", "d", "x"], "x")).is_some(), "the other one drains no more");
-    assert_eq!(
-        (rig.members().join(""), rig.away().len()),
-        ("abcd".to_owned(), 0),
-        "one that joins draining is left out"
-    );
-    assert_eq!(rig.take_notes(), []);
-}
-
-#[test]
-fn backend_that_drains_is_noted_as_left_with_its_health() {
-    for ejected in [false, true] {
-        let mut rig = Rig::with(&ALL);
-        if ejected {
-            rig.see("b", HealthKind::Refused);
-        }
-        rig.take_notes();
-        let drains = |it: &Endpoint| Endpoint { is_draining: &*it.identity == "b", ..it.clone() };
-        assert!(rig.apply(Input::Discovered(endpoints(&ALL, 1).iter().map(drains).collect())).is_some());
-        assert_eq!(
-            (rig.members().join(""), rig.take_notes()),
-            ("acd".to_owned(), vec![Note::Left { identity: "b".into(), ejected }])
-        );
-    }
-}
-
-/// All backends, of which some drain.
-fn drain(hosts: &[&str], draining: &[&str], is_stable_name: bool) -> Input {
-    let mark =
-        |it: &Endpoint| Endpoint { is_stable_name, is_draining: draining.contains(&&*it.identity), ..it.clone() };
-    Input::Discovered(endpoints(hosts, 1).iter().map(mark).collect())
-}
-
-#[test]
-fn backends_that_drain_keep_their_slots_if_fewer_than_the_floor_would_be_left() {
-    for is_stable_name in [false, true] {
-        let all = ["a", "b", "c"];
-        let mut rig = Rig::new(Config { min_backends: 2, ..Config::default() });
-        rig.apply(drain(&all, &[], is_stable_name));
-        let both = || drain(&all, &["b", "c"], is_stable_name);
-        assert!(rig.apply(both()).is_none(), "nothing moves");
-        assert_eq!((rig.members().join(""), rig.away().len(), rig.timer), ("abc".to_owned(), 0, None));
-        let floor = Note::Floor { begins: true, left: 1, min_backends: 2 };
-        assert_eq!(rig.take_notes(), [floor]);
-        assert_eq!(rig.state_of("b"), Some(BackendState::Draining));
-        let mut late = Rig::new(Config { min_backends: 2, ..Config::default() });
-        late.apply(both());
-        assert_eq!(late.members(), all, "a replica that starts then agrees");
-        // The next one of them is gone before its successor is there.
-        assert!(rig.apply(drain(&["a", "b"], &["b"], is_stable_name)).is_none());
-        assert!(rig.apply(drain(&["a", "b", "x"], &["b"], is_stable_name)).is_some(), "there are two again");
-        let (members, away) = if is_stable_name { ("abcx", "bc") } else { ("ax", "") };
-        assert_eq!((rig.members().join(""), rig.away().join("")), (members.to_owned(), away.to_owned()));
-        assert!(rig.take_notes().contains(&Note::Floor { begins: false, left: 2, min_backends: 2 }));
-    }
-}
-
-#[test]
-fn above_the_floor_one_after_the_other_may_drain() {
-    for is_stable_name in [false, true] {
-        let mut rig = Rig::new(Config { min_backends: 2, ..Config::default() });
-        rig.apply(drain(&["a", "b", "c"], &[], is_stable_name));
-        assert!(rig.apply(drain(&["a", "b", "c"], &["c"], is_stable_name)).is_some());
-        let members = if is_stable_name { ("abc", "c") } else { ("ab", "") };
-        assert_eq!((&*rig.members().join(""), &*rig.away().join("")), members);
-        assert!(rig.apply(drain(&["a", "b", "c"], &["b", "c"], is_stable_name)).is_none(), "b stays");
-        assert_eq!((&*rig.members().join(""), &*rig.away().join("")), members);
-    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ fn refused_connection_ejects_at_once() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     assert!(rig.see("b", HealthKind::Refused));
     assert_eq!((rig.away(), rig.state_of("b")), (vec!["b".to_owned()], Some(BackendState::Ejected)));
+    assert_eq!(rig.lost(), ["b"]);
     assert!(!rig.see("b", HealthKind::Refused), "it is ejected already");
 }
 
@@ -75,11 +76,49 @@ fn ejected_backend_is_probed_at_growing_intervals_until_it_answers() {
 #[test]
 fn ejection_time_is_reset_only_after_the_backend_stayed_healthy() {
     let mut rig = Rig::with(&["a", "b", "c"]);
-    for (pause, seconds) in [(0, 1), (1, 2), (29, 4), (31, 1)] {
+    for (pause, seconds) in [(0, 1), (1, 2), (29, 4), (30, 1)] {
         rig.wait(SECOND * pause);
         rig.see("b", HealthKind::Refused);
         about(rig.wait_for_timer(), seconds);
         rig.answer("b", true);
+    }
+}
+
+#[test]
+fn returned_backend_starts_without_failures() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    for _ in 0..3 {
+        rig.see("b", HealthKind::Failed("reset"));
+    }
+    rig.wait_for_timer();
+    assert!(rig.answer("b", true));
+    assert!(!rig.see("b", HealthKind::Failed("reset")) && rig.away().is_empty());
+}
+
+#[test]
+fn ejected_backend_that_is_listed_unchanged_is_not_probed_earlier() {
+    let mut rig = Rig::with(&["a", "b", "c"]);
+    rig.see("b", HealthKind::Refused);
+    let timer = rig.timer;
+    assert!(!rig.discover(&["a", "b", "c"]));
+    assert_eq!((rig.probes.len(), rig.timer), (0, timer));
+}
+
+#[test]
+fn failures_count_on_if_the_backend_is_listed_again_and_not_if_it_has_changed() {
+    let access = crate::access::Access::new("tail", None, Vec::new());
+    let listed = |port, access: &crate::access::Access| -> Input {
+        let endpoint = |it: &Endpoint| Endpoint { access: access.clone(), ..it.clone() };
+        Input::Discovered(endpoints(&["a", "b", "c"], port).iter().map(endpoint).collect())
+    };
+    let none = endpoints(&["a"], 1)[0].access.clone();
+    for (set, ejected) in [(listed(1, &none), true), (listed(2, &none), false), (listed(1, &access), false)] {
+        let mut rig = Rig::with(&["a", "b", "c"]);
+        for _ in 0..2 {
+            rig.see("b", HealthKind::Failed("reset"));
+        }
+        rig.apply(set.clone());
+        assert_eq!(rig.see("b", HealthKind::Failed("reset")), ejected, "{set:?}");
     }
 }
 
@@ -105,7 +144,7 @@ fn half_of_a_pool_may_be_ejected_and_none_if_more_fail() {
     assert!(rig.see("a", HealthKind::Refused) && rig.see("b", HealthKind::Refused));
     rig.take_notes();
     assert!(rig.see("c", HealthKind::Refused));
-    assert!(rig.state.is_panicking() && rig.away().is_empty(), "all must be tried");
+    assert!(rig.state.is_panicking() && rig.away().is_empty() && rig.lost().is_empty(), "all must be tried");
     assert_eq!(rig.take_notes().last(), Some(&Note::Panic { begins: true, failing: 3, allowed: 2 }));
     assert!(!rig.see("d", HealthKind::Refused), "panic has begun already");
     // One backend answers and panic goes on. Another one does and panic ends: the two remaining ones count as ejected.
@@ -192,8 +231,9 @@ fn absent_ejected_backend_is_removed_at_once() {
     rig.see("b", HealthKind::Refused);
     assert!(rig.discover(&["a", "c"]));
     assert_eq!(rig.members(), ["a", "c"]);
+    assert_eq!(rig.lost(), ["b"], "it gets no records of traces that began with it");
     assert!(
-        rig.discover(&["a", "b", "c"]) && rig.away().is_empty(),
+        rig.discover(&["a", "b", "c"]) && rig.away().is_empty() && rig.lost().is_empty(),
         "a backend that joins again must start without failures"
     );
 }
@@ -229,7 +269,20 @@ fn new_address_of_an_ejected_backend_is_probed_at_once() {
     let ports: Vec<u16> = rig.probes.iter().map(|probe| probe.address.port()).collect();
     assert_eq!(ports, [1, 2]);
     assert!(!rig.answer("b", true), "a probe of the old address must be ignored");
+    rig.answer("b", false);
+    about(rig.wait_for_timer(), 1);
     assert!(rig.answer("b", true));
+}
+
+#[test]
+fn backend_without_an_address_is_left_alone_if_ejection_is_switched_off() {
+    let outlier_detection = OutlierDetection { max_ejection_percent: 0, ..OutlierDetection::default() };
+    let mut rig = Rig::new(Config { outlier_detection, ..Config::default() });
+    let mut listed = endpoints(&["a", "b"], 1).to_vec();
+    listed[1].address = None;
+    rig.apply(Input::Discovered(listed.into()));
+    assert_eq!((rig.timer, rig.state_of("b")), (None, Some(BackendState::Unresolved)));
+    assert!(!rig.wait(SECOND * 60) && rig.away().is_empty() && rig.timer.is_none());
 }
 
 #[test]

@@ -151,3 +151,17 @@ fn a_backend_that_left_and_fails_gets_nothing_as_long_as_its_table_is_kept() {
     assert!(rig.step(Input::Timer).is_some_and(|end| end.table.history().is_empty()));
     assert!(!is_lost(&rig) && rig.timer.is_none(), "nothing is left of it");
 }
+
+#[test]
+fn the_failure_of_a_backend_that_left_is_forgotten_when_it_can_be_no_target_any_more() {
+    let (mut rig, _) = one_left();
+    let left_at = rig.now;
+    rig.step(Input::Seen(HealthEvent { identity: "c".into(), kind: HealthKind::Refused })).expect("a table");
+    rig.now += KEPT;
+    let end = rig.step(Input::Timer).expect("the window ends");
+    assert_eq!((targets(&end).len(), rig.lost()), (2, vec!["c".to_owned()]), "a table with it may be under way");
+    rig.now = rig.timer.expect("it is to be forgotten");
+    assert_eq!(rig.now, left_at + KEPT + SECOND * 5);
+    assert!(rig.apply(Input::Timer).is_some(), "the view has changed");
+    assert!(rig.lost().is_empty() && rig.timer.is_none());
+}

@@ -135,6 +135,16 @@ fn each_requested_table_has_the_cause_of_the_change() {
 }
 
 #[test]
+fn change_beside_a_probe_in_vain_leads_to_a_table() {
+    let mut rig = Rig::with(&["a", "b", "c", "d"]);
+    rig.see("a", HealthKind::Refused);
+    rig.wait_for_timer();
+    let in_vain = Input::Probed { probe: rig.probes.pop().expect("a probe must run"), answered: false };
+    let effects = rig.state.apply_all([in_vain, seen("b", HealthKind::Refused)], rig.now);
+    assert_eq!(cause_of(effects.rebuild), Some(Cause::Ejection));
+}
+
+#[test]
 fn departure_of_an_ejected_backend_is_caused_by_the_set_that_lacks_it() {
     let mut rig = Rig::with(&["a", "b", "c"]);
     rig.see("b", HealthKind::Refused);

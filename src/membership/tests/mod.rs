@@ -1,6 +1,7 @@
 //! Tests of membership: the state machine one input at a time, random sequences, and the task.
 
 mod absence;
+mod draining;
 mod ejection;
 mod feed;
 mod handoff;
@@ -121,6 +122,11 @@ impl Rig {
 
     fn away(&self) -> Vec<String> {
         self.state.view().expect("there are members").away.iter().map(ToString::to_string).collect()
+    }
+
+    /// Returns the backends that fail, members or not, and take no records.
+    fn lost(&self) -> Vec<String> {
+        self.state.view().expect("there are members").lost.iter().map(ToString::to_string).collect()
     }
 
     fn state_of(&self, host: &str) -> Option<BackendState> {
