@@ -102,6 +102,33 @@ fn a_span_older_than_all_kept_tables_goes_to_the_oldest() {
 }
 
 #[test]
+fn what_began_with_owners_that_failed_goes_to_those_that_took_their_place_too() {
+    let failing = |failed: &str, is_merged: bool| {
+        let mut history =
+            history(&[0, 1, 2].map(|owner| Published::new(5 + u64::from(owner), owner)), seconds(8), dual());
+        if is_merged {
+            history.merge_closest();
+        }
+        // Two tables were built while they failed.
+        for _ in 0..2 {
+            history.note_failed(|endpoint| failed.contains(&*endpoint.identity));
+        }
+        aimed(history)
+    };
+    let of = |history: &History, start: u64| {
+        history.owners(KEY, times(start, start), 3, seconds(8), || false).as_slice().to_vec()
+    };
+    let early = seconds(5) + 1;
+    assert_eq!(of(&failing("", false), early), [0]);
+    assert_eq!(of(&failing("a", false), early), [1, 0]);
+    assert_eq!(of(&failing("ab", false), early), [2, 1, 0], "the next one failed as well");
+    assert_eq!(of(&failing("abc", false), early), [3, 2, 1, 0]);
+    assert_eq!(of(&failing("b", false), early), [0], "it owned nothing when the trace began");
+    assert_eq!(of(&failing("a", false), seconds(0)), [1, 0], "the trace is older than all tables");
+    assert_eq!([of(&failing("", true), early), of(&failing("a", true), early)], [vec![1, 0], vec![2, 1, 0]]);
+}
+
+#[test]
 fn a_record_without_an_owner_that_takes_records_goes_to_the_current_one() {
     let mut history = history(&[Published::new(0, 0)], seconds(5), dual());
     history.aim(|_| None);
