@@ -446,6 +446,19 @@ mod tests {
     }
 
     #[test]
+    fn any_owner_with_a_copy_of_a_record_that_is_placed_again_has_it() {
+        let cut_by = changed(&["a", "b", "c"]);
+        let mut sent = ["a", "b"].map(|name| cut_by.target(name).expect("it is a target"));
+        sent.sort_unstable();
+        for name in ["a", "b"] {
+            let again = Moved::Again(Copied { table: &cut_by, arrival: at(BEGIN + 9 * SECOND), sent: &sent });
+            let table = changed(&[name]);
+            let mut router = ByTraceId::new(&table, InvalidTraceId::Forward, again);
+            assert_eq!(lanes(&mut router, &[7; 16], 9), [Lane { copy: true, ..Lane::of_owner(0) }], "{name}");
+        }
+    }
+
+    #[test]
     fn a_lane_is_encoded_as_a_target_and_back() {
         for backend in [0, 1, 2, 5, u32::from(u16::MAX), u32::MAX >> 2] {
             let lanes = [(false, false), (true, false), (false, true), (true, true)].map(|(alone, copy)| Lane {
