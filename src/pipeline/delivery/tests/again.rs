@@ -317,6 +317,15 @@ async fn a_late_request_names_three_backends_and_counts_the_others() {
 }
 
 #[tokio::test]
+async fn a_late_request_names_each_backend_once_and_in_the_same_order() {
+    let bench = Bench::with(2, even_pauses(HOUR)).await;
+    let names: Vec<_> = bench.backends.iter().map(|script| script.address.to_string()).collect();
+    let parts: Vec<_> = (0..).zip([1, 0, 1]).map(|(index, at)| Part { index, ..part(&["x"], at) }).collect();
+    let delivery = bench.delivery_of(&parts, 3);
+    assert_eq!(delivery.missing_answers(), format!("no answer yet from backend {}", names.join(", ")));
+}
+
+#[tokio::test]
 async fn a_change_is_noticed_only_with_a_subscription() {
     let bench = Bench::new().await;
     let never = tokio::time::timeout(Duration::from_millis(20), changed(&mut None)).await;
