@@ -74,8 +74,8 @@ fn traces_stay_whole(is_gzip: bool) -> Result<()> {
     let (Some(otelcol), Some(telemetrygen)) = (harness::peer("otelcol")?, harness::peer("telemetrygen")?) else {
         return Ok(());
     };
-    let stage = Stage::start(&otelcol, if is_gzip { "gzip" } else { "none" })?;
-    let proxies = stage.endpoints();
+    let stage = Stage::start(&otelcol, [if is_gzip { "gzip" } else { "none" }; 3])?;
+    let proxies = stage.grpc();
     let mut generators = start_generators(&telemetrygen, &proxies, is_gzip)?;
     tokio::runtime::Runtime::new()?.block_on(send_own(&proxies, is_gzip))?;
     for generator in &mut generators {

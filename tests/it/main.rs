@@ -22,6 +22,7 @@ mod handover;
 #[allow(dead_code, reason = "the bench of proxies uses the rest")]
 mod harness;
 mod http;
+mod interop;
 mod kubernetes;
 mod layout;
 mod many_backends;
@@ -36,7 +37,6 @@ mod prometheus;
 mod random_frames;
 mod reload;
 mod rig;
-mod sdk;
 mod secrets;
 mod series;
 mod shutdown;

@@ -1,6 +1,7 @@
 //! Three proxies in front of real Collectors with tail sampling, and the spans that each Collector received.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fs,
     net::SocketAddr,
@@ -9,7 +10,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::ResourceSpans};
+use prost::Message;
 use tempfile::TempDir;
 
 use super::harness::{self, Process, Proxy, Ready, until};
@@ -20,13 +22,19 @@ pub(crate) type Traces = BTreeMap<String, Vec<String>>;
 /// Three Collectors behind three proxies.
 pub(crate) struct Stage {
     collectors: Vec<Collector>,
-    proxies: Vec<Proxy>,
+    fronts: Vec<Front>,
 }
 
-/// The traces that each Collector received, and those that it kept.
+/// What each Collector received, and what it kept.
 pub(crate) struct Outcome {
-    pub(crate) all: Vec<Traces>,
-    pub(crate) kept: Vec<Traces>,
+    pub(crate) all: Vec<Vec<ResourceSpans>>,
+    pub(crate) kept: Vec<Vec<ResourceSpans>>,
+}
+
+/// A proxy and the address of its OTLP/HTTP receiver.
+struct Front {
+    proxy: Proxy,
+    http: SocketAddr,
 }
 
 /// A Collector that writes all received spans to one file and those of sampled traces to another.
@@ -39,40 +47,77 @@ struct Collector {
 // === impl Stage ===
 
 impl Stage {
-    /// Starts all processes; `compression` is that of the proxies' calls.
-    pub(crate) fn start(otelcol: &Path, compression: &str) -> Result<Self> {
+    /// Starts all processes; `compressions` has that of each proxy's calls.
+    pub(crate) fn start(otelcol: &Path, compressions: [&str; 3]) -> Result<Self> {
         let collectors = (0..3).map(|_| Collector::start(otelcol)).collect::<Result<Vec<_>>>()?;
-        let config = |grpc, admin| proxy_config(grpc, admin, &collectors, compression);
-        let proxies = (0..3).map(|n| Proxy::start(&format!("spanring-{n}"), config)).collect::<Result<_>>()?;
-        Ok(Self { collectors, proxies })
+        let fronts = compressions.iter().enumerate().map(|(n, compression)| Front::start(n, &collectors, compression));
+        let fronts = fronts.collect::<Result<_>>()?;
+        Ok(Self { collectors, fronts })
     }
 
-    pub(crate) fn endpoints(&self) -> Vec<SocketAddr> {
-        self.proxies.iter().map(|proxy| proxy.grpc).collect()
+    /// Returns the addresses of the OTLP/gRPC receivers.
+    pub(crate) fn grpc(&self) -> Vec<SocketAddr> {
+        self.fronts.iter().map(|front| front.proxy.grpc).collect()
     }
 
-    /// Waits until `kept` spans were kept. Checks that the proxies counted `sent` spans. Ends all processes.
-    pub(crate) fn finish(mut self, sent: u64, kept: u64) -> Result<Outcome> {
-        until("the failed traces are decided on", || Ok((count(&self.read("kept.jsonl")?) >= kept).then_some(())))
-            .context(format!("expected {kept} spans to be kept"))?;
-        let labels = ["signal=\"traces\"", "outcome=\"accepted\""];
+    /// Returns the addresses of the OTLP/HTTP receivers.
+    pub(crate) fn http(&self) -> Vec<SocketAddr> {
+        self.fronts.iter().map(|front| front.http).collect()
+    }
+
+    /// Returns the sum of a metric's series over all proxies.
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        self.fronts.iter().map(|front| harness::metric(front.proxy.admin, name, labels)).sum()
+    }
+
+    /// Waits until `sent` spans were written and `kept` of them kept. Checks that the proxies counted `sent` spans. Ends
+    /// all processes.
+    pub(crate) fn finish(self, sent: u64, kept: u64) -> Result<Outcome> {
+        self.wait(sent, kept)?;
         let accepted =
-            self.proxies.iter().map(|proxy| harness::metric(proxy.admin, "spanring_receiver_records_total", &labels));
-        let accepted: f64 = accepted.sum::<Result<_>>()?;
+            self.metric("spanring_receiver_records_total", &["signal=\"traces\"", "outcome=\"accepted\""])?;
         ensure!(accepted.round() == sent as f64, "the proxies must count what they took: {accepted} of {sent}");
-        for proxy in &mut self.proxies {
+        self.end()
+    }
+
+    /// Waits until the Collectors wrote `sent` spans and kept `kept` of them.
+    pub(crate) fn wait(&self, sent: u64, kept: u64) -> Result<()> {
+        for (file, spans) in [("kept", kept), ("all", sent)] {
+            until("the Collectors have decided on all traces", || {
+                Ok((self.read(file)?.iter().map(|batches| count([&ids(batches)])).sum::<u64>() >= spans).then_some(()))
+            })
+            .with_context(|| format!("{file}: expected {spans} spans"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends all processes, and returns what came.
+    pub(crate) fn end(mut self) -> Result<Outcome> {
+        for front in &mut self.fronts {
             // No client is connected any more, so a drain that waits for its timeout would be a defect.
-            let status = proxy.process.stop()?;
+            let status = front.proxy.process.stop()?;
             ensure!(status.success(), "a proxy must end well when asked to: {status}");
         }
         for collector in &mut self.collectors {
             collector.process.stop()?;
         }
-        Ok(Outcome { all: self.read("all.jsonl")?, kept: self.read("kept.jsonl")? })
+        Ok(Outcome { all: self.read("all")?, kept: self.read("kept")? })
     }
 
-    fn read(&self, file: &str) -> Result<Vec<Traces>> {
+    fn read(&self, file: &str) -> Result<Vec<Vec<ResourceSpans>>> {
         self.collectors.iter().map(|collector| read(&collector.dir.path().join(file))).collect()
+    }
+}
+
+impl Front {
+    fn start(number: usize, collectors: &[Collector], compression: &str) -> Result<Self> {
+        let http = Cell::new(None);
+        let proxy = Proxy::start(&format!("spanring-{number}"), |grpc, admin| {
+            let [address] = harness::free_addresses().expect("a free port");
+            http.set(Some(address));
+            proxy_config([grpc, address, admin], collectors, compression)
+        })?;
+        Ok(Self { proxy, http: http.get().context("the file was made")? })
     }
 }
 
@@ -82,17 +127,18 @@ impl Outcome {
     /// Returns the traces received by all Collectors. Checks that each received some and that no trace came to two of
     /// them.
     pub(crate) fn all_whole(&self) -> Result<Traces> {
-        ensure!(self.all.iter().all(|traces| !traces.is_empty()), "a Collector got nothing");
+        let parts: Vec<Traces> = self.all.iter().map(|batches| ids(batches)).collect();
+        ensure!(parts.iter().all(|traces| !traces.is_empty()), "a Collector got nothing");
         let mut seen = BTreeSet::new();
-        for id in self.all.iter().flat_map(BTreeMap::keys) {
+        for id in parts.iter().flat_map(BTreeMap::keys) {
             ensure!(seen.insert(id), "trace {id} came to two Collectors");
         }
-        Ok(joined(&self.all))
+        Ok(joined(&parts))
     }
 
     /// Returns the traces kept by all Collectors.
     pub(crate) fn all_kept(&self) -> Traces {
-        joined(&self.kept)
+        joined(&self.kept.iter().map(|batches| ids(batches)).collect::<Vec<_>>())
     }
 }
 
@@ -136,8 +182,8 @@ processors:
     decision_wait: 5s
     policies: [{{ name: failed, type: status_code, status_code: {{ status_codes: [ERROR] }} }}]
 exporters:
-  file/all: {{ path: {dir}/all.jsonl, flush_interval: 100ms }}
-  file/kept: {{ path: {dir}/kept.jsonl, flush_interval: 100ms }}
+  file/all: {{ path: {dir}/all, format: proto, flush_interval: 100ms }}
+  file/kept: {{ path: {dir}/kept, format: proto, flush_interval: 100ms }}
 extensions:
   health_check: {{ endpoint: {health} }}
 service:
@@ -151,32 +197,35 @@ service:
     }
 }
 
-/// Reads a file of OTLP JSON with one request per line; an incomplete last line is ignored.
-fn read(path: &Path) -> Result<Traces> {
+/// Reads a file of requests in protobuf, each after its length in four bytes; an incomplete last one is ignored.
+fn read(path: &Path) -> Result<Vec<ResourceSpans>> {
+    let bytes = fs::read(path).unwrap_or_default();
+    let mut batches = Vec::new();
+    let mut rest = bytes.as_slice();
+    while let Some((length, tail)) = rest.split_first_chunk() {
+        let Some((request, tail)) = tail.split_at_checked(u32::from_be_bytes(*length) as usize) else { break };
+        batches.extend(ExportTraceServiceRequest::decode(request)?.resource_spans);
+        rest = tail;
+    }
+    Ok(batches)
+}
+
+/// Returns the IDs of the spans.
+pub(crate) fn ids(batches: &[ResourceSpans]) -> Traces {
+    let hex = |id: &[u8]| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut traces = Traces::new();
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-    for line in lines {
-        let request: Value = serde_json::from_str(line).with_context(|| format!("{}: {line}", path.display()))?;
-        let scopes = list(&request, "resourceSpans").flat_map(|resource| list(resource, "scopeSpans"));
-        for span in scopes.flat_map(|scope| list(scope, "spans")) {
-            let id = |key| span.get(key).and_then(Value::as_str).with_context(|| format!("a span without {key}"));
-            traces.entry(id("traceId")?.to_owned()).or_default().push(id("spanId")?.to_owned());
-        }
+    for span in batches.iter().flat_map(|batch| &batch.scope_spans).flat_map(|scope| &scope.spans) {
+        traces.entry(hex(&span.trace_id)).or_default().push(hex(&span.span_id));
     }
     traces.values_mut().for_each(|spans| spans.sort());
-    Ok(traces)
+    traces
 }
 
-fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
-    value.get(key).and_then(Value::as_array).into_iter().flatten()
-}
-
-fn proxy_config(grpc: SocketAddr, admin: SocketAddr, backends: &[Collector], compression: &str) -> String {
+fn proxy_config([grpc, http, admin]: [SocketAddr; 3], backends: &[Collector], compression: &str) -> String {
     let hostnames: Vec<String> = backends.iter().map(|backend| format!("\"{}\"", backend.grpc)).collect();
     format!(
         "receivers:
-  otlp: {{ protocols: {{ grpc: {{ endpoint: {grpc} }} }} }}
+  otlp: {{ protocols: {{ grpc: {{ endpoint: {grpc} }}, http: {{ endpoint: {http} }} }} }}
 pools:
   tail:
     resolver: {{ static: {{ hostnames: [{}] }} }}

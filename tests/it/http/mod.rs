@@ -1,6 +1,6 @@
 //! OTLP/HTTP as clients see it: statuses, encodings, slow and hostile senders, browsers, the drain and reloads.
 
-mod bodies;
+pub(crate) mod bodies;
 mod delivery;
 mod hostile;
 mod json;
