@@ -2,7 +2,8 @@
 //! coverage-guided engine runs them for any length of time.
 //!
 //! Properties for any input: nothing panics, the parts that are built match their plan, and no record is lost or
-//! duplicated; a document of JSON is refused or becomes the message that it stands for.
+//! duplicated; a document of JSON is refused or becomes the message that it stands for; for a client that is gone, nothing
+//! is held.
 
 #![expect(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -11,4 +12,5 @@ mod documents;
 mod json;
 #[path = "../../src/split/tests/messy.rs"]
 mod messy;
+mod server;
 mod split;

@@ -1,26 +1,30 @@
-//! Clients that send random HTTP/2 frames: the proxy does not panic, and all that was taken from the account for them is
-//! given back when they are gone.
+//! Clients that send random HTTP/2 frames, in plaintext or in TLS: the proxy does not panic, and all that was taken from the
+//! account for them is given back when they are gone. With TLS, some handshakes are random too.
 //!
-//! The test is short and always sends the same. `SPANRING_FRAMES_SECONDS` makes it longer, with another seed each time, which
-//! is part of the message of a failure; `SPANRING_FRAMES_SEED` repeats one.
+//! The tests are short and always send the same. `SPANRING_FRAMES_SECONDS` makes them longer, with another seed each time,
+//! which is part of the message of a failure; `SPANRING_FRAMES_SEED` repeats one.
 
 use std::{env, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use prost::Message;
 use spanring::tools::sink::SinkConfig;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     net::TcpStream,
     task::JoinSet,
     time::{Instant, timeout},
 };
+use tokio_rustls::TlsConnector;
+use tonic::transport::Endpoint;
 
 use crate::{
     harness::{Proxy, http_get, metric, until},
     memory::beside::{self, Memory},
     rig::{self, Sinks},
+    tls::World,
     wire::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, export_headers_as,
         frame, goaway, grpc, literals_as,
@@ -241,14 +245,29 @@ impl Frames {
     }
 }
 
-/// Sends random frames on one connection, and ends it in a random way.
-async fn connection(grpc: SocketAddr, seed: u64) -> Result<()> {
+/// Connects, and sends random frames.
+async fn connection(grpc: SocketAddr, tls: Option<&TlsConnector>, seed: u64) -> Result<()> {
     let mut random = Rng::with_seed(seed);
     let breaks_one_in = *random.choice(&[20, 200, 2_000]).context("a rate")?;
     let mut frames = Frames { random, last: 0, open: Vec::new(), breaks_one_in };
-    let stream = TcpStream::connect(grpc).await?;
+    let mut stream = TcpStream::connect(grpc).await?;
     stream.set_nodelay(true)?;
-    let (mut from, mut to) = stream.into_split();
+    match tls {
+        None => converse(stream, frames).await,
+        Some(_) if frames.one_in(10) => {
+            // The head of a handshake record with a random length, and what may be less or more than that.
+            let mut record = [&[0x16, 3, 1][..], &frames.random.u16(..2_000).to_be_bytes()].concat();
+            record.extend(frames.bytes(2_000));
+            stream.write_all(&record).await?;
+            Ok(())
+        }
+        Some(tls) => converse(tls.connect("localhost".try_into()?, stream).await?, frames).await,
+    }
+}
+
+/// Sends random frames, and ends the connection in a random way.
+async fn converse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, mut frames: Frames) -> Result<()> {
+    let (mut from, mut to) = split(stream);
     let mut bytes = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
     for _ in 0..frames.any(0..=150) {
         bytes.extend(frames.next());
@@ -264,6 +283,7 @@ async fn connection(grpc: SocketAddr, seed: u64) -> Result<()> {
             let (now, later) = rest.split_at(frames.any(1..=most).min(rest.len()));
             rest = later;
             to.write_all(now).await?;
+            to.flush().await?;
             if frames.one_in(10) {
                 tokio::task::yield_now().await;
             }
@@ -310,27 +330,44 @@ fn held(admin: SocketAddr) -> Result<Vec<String>> {
 
 #[test]
 fn random_frames_leave_nothing_behind() -> Result<()> {
+    sends(None)
+}
+
+#[test]
+fn random_frames_in_tls_leave_nothing_behind() -> Result<()> {
+    sends(Some(World::new()?))
+}
+
+/// Sends random frames for the time and with the seed that the environment names.
+fn sends(tls: Option<World>) -> Result<()> {
     let number =
         |name: &str| env::var(name).ok().map(|value| value.parse::<u64>()).transpose().context(name.to_owned());
     let seconds = number("SPANRING_FRAMES_SECONDS")?;
     let seed = number("SPANRING_FRAMES_SEED")?.unwrap_or(if seconds.is_some() { fastrand::u64(..) } else { 17 });
-    sends(seconds.map(Duration::from_secs), seed).with_context(|| format!("with SPANRING_FRAMES_SEED={seed}"))
+    sends_for(seconds.map(Duration::from_secs), tls.as_ref(), seed)
+        .with_context(|| format!("with SPANRING_FRAMES_SEED={seed}"))
 }
 
-fn sends(time: Option<Duration>, seed: u64) -> Result<()> {
+fn sends_for(time: Option<Duration>, tls: Option<&World>, seed: u64) -> Result<()> {
     let sinks = Sinks::start(2, &SinkConfig::default())?;
     let limiter = format!("memory_limiter: {{ limit_mib: {LIMIT} }}");
-    let proxy = Proxy::start("spanring", |grpc, admin| rig::config(grpc, admin, &sinks.addresses(), "", &limiter))?;
+    let proxy = Proxy::start("spanring", |grpc, admin| {
+        let config = rig::config(grpc, admin, &sinks.addresses(), "", &limiter);
+        let section = tls.map(|world| format!(", {}", world.server())).unwrap_or_default();
+        config.replace(&format!("endpoint: {grpc} "), &format!("endpoint: {grpc}{section} "))
+    })?;
     let (grpc, begin) = (proxy.grpc, Instant::now());
+    let connector = tls.map(World::connector).transpose()?;
     sinks.runtime.block_on(async {
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {
             let mut random = Rng::with_seed(seed.wrapping_add(client));
+            let connector = connector.clone();
             clients.spawn(async move {
                 let goes_on = |round: usize| time.map_or(round < ROUNDS, |time| begin.elapsed() < time);
                 for _ in (0..).take_while(|round| goes_on(*round)) {
                     // The proxy closes connections that break the protocol.
-                    drop(timeout(LASTS, connection(grpc, random.u64(..))).await);
+                    drop(timeout(LASTS, connection(grpc, connector.as_ref(), random.u64(..))).await);
                 }
             });
         }
@@ -349,8 +386,16 @@ fn sends(time: Option<Duration>, seed: u64) -> Result<()> {
     ensure!(peak <= LIMIT + BESIDE, "{peak} MiB are more than {LIMIT} + {BESIDE}");
     let served = metric(proxy.admin, "spanring_receiver_requests_total", &["code=\"OK\""])?;
     ensure!(served > 0.0, "no random request was valid, so little was tested");
+    if tls.is_some() {
+        let failed = metric(proxy.admin, "spanring_receiver_tls_handshake_failures_total", &[])?;
+        ensure!(failed > 0.0, "no handshake was random");
+    }
     sinks.runtime.block_on(async {
-        rig::client(proxy.grpc).await?.export(beside::request(1)).await?;
+        let endpoint = match tls {
+            None => Endpoint::from_shared(format!("http://{grpc}"))?,
+            Some(world) => Endpoint::from_shared(format!("https://{grpc}"))?.tls_config(world.client(None))?,
+        };
+        TraceServiceClient::new(endpoint.connect().await?).export(beside::request(1)).await?;
         Ok(())
     })
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use super::{
@@ -44,6 +45,21 @@ impl World {
              reload_interval: 100ms }},"
         )
         .leak()
+    }
+
+    /// Settings of a receiver that asks clients for no certificate.
+    pub(crate) fn server(&self) -> String {
+        let dir = self.dir.path().display();
+        format!("tls: {{ cert_file: {dir}/server.crt, key_file: {dir}/server.key }}")
+    }
+
+    /// TLS of a client of this receiver that speaks HTTP/2.
+    pub(crate) fn connector(&self) -> Result<TlsConnector> {
+        let config = spanring::tls::ClientConfig {
+            ca_file: Some(self.dir.path().join("ca.crt")),
+            ..spanring::tls::ClientConfig::default()
+        };
+        Ok(spanring::tls::Client::load("test", config)?.current().into())
     }
 
     /// TLS of a backend that presents `pair` and requests a certificate of the authority.
