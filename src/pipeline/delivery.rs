@@ -3,12 +3,16 @@
 
 mod adopted;
 mod late;
+mod waiting;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use self::adopted::{Adopted, step};
+use self::{
+    adopted::{Adopted, step},
+    waiting::Waiting,
+};
 use super::{Pipeline, Route, copies::Copies, cut, defect, tally::Tally};
 use crate::{
     dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
@@ -34,7 +38,7 @@ pub(super) struct Delivery<'a> {
     /// The number of parts that are in a backend's queue or call.
     under_way: usize,
     /// Failed parts that wait for their next attempt.
-    waiting: Vec<Waiting>,
+    waiting: Waiting,
     /// Reports new tables: a waiting part may have another owner by then. `None` until a part has failed.
     changes: Option<watch::Receiver<u64>>,
     tally: Tally,
@@ -62,11 +66,6 @@ struct Placed {
     may_be_delivered: bool,
     /// Whether its last attempt took a token from the retry budget.
     took_token: bool,
-}
-
-struct Waiting {
-    failed: Failed,
-    due: Instant,
 }
 
 /// A part that its owner did not accept or did not answer for.
@@ -103,7 +102,7 @@ impl<'a> Delivery<'a> {
             placed: parts.iter().map(placed).collect(),
             tables: vec![Arc::clone(view.table())],
             under_way: parts.len(),
-            waiting: Vec::new(),
+            waiting: Waiting::default(),
             changes: None,
             tally,
             copies: None,
@@ -120,7 +119,7 @@ impl<'a> Delivery<'a> {
     /// Waits until all parts have an outcome, or until `deadline`. Called once all parts are queued.
     pub(super) async fn finish(mut self, deadline: Instant) -> Result<Outcome, Refusal> {
         while self.is_unfinished() && self.defect.is_none() {
-            let wake = self.next_due().map_or(deadline, |due| due.min(deadline));
+            let wake = self.waiting.next_due().map_or(deadline, |due| due.min(deadline));
             if self.under_way == 0 && self.adopted.is_empty() && wake >= deadline {
                 break;
             }
@@ -165,10 +164,6 @@ impl<'a> Delivery<'a> {
 
     fn is_unfinished(&self) -> bool {
         self.under_way > 0 || !self.waiting.is_empty() || !self.adopted.is_empty()
-    }
-
-    fn next_due(&self) -> Option<Instant> {
-        self.waiting.iter().map(|waiting| waiting.due).min()
     }
 
     fn take_in(&mut self, results: Vec<(u32, PartOutcome)>) {
@@ -299,14 +294,14 @@ impl<'a> Delivery<'a> {
             return;
         };
         let pause = placed.backoff.pause().max(after.unwrap_or_default());
-        self.waiting.push(Waiting { failed, due: Instant::now() + pause });
+        self.waiting.push(failed, Instant::now() + pause);
     }
 
     /// Places every part whose next attempt is due.
     #[cold]
     fn place_due(&mut self, now: Instant) {
         let Some(view) = self.route.dispatch.view() else { return };
-        for Waiting { failed, .. } in self.take_waiting(|_, waiting| waiting.due <= now) {
+        for failed in self.waiting.take_due(now) {
             let (retries, index) = (self.route.dispatch.retries(), failed.part.index as usize);
             if self.has_moved(&failed, &view) {
                 // The part goes to another backend, so this is not a retry.
@@ -325,16 +320,12 @@ impl<'a> Delivery<'a> {
     #[cold]
     fn place_moved(&mut self) {
         let Some(view) = self.route.dispatch.view() else { return };
-        for Waiting { failed, .. } in self.take_waiting(|delivery, waiting| delivery.has_moved(&waiting.failed, &view))
-        {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let moved = waiting.take_if(|failed| self.has_moved(failed, &view));
+        self.waiting = waiting;
+        for failed in moved {
             self.place(failed, &view);
         }
-    }
-
-    fn take_waiting(&mut self, which: impl Fn(&Self, &Waiting) -> bool) -> Vec<Waiting> {
-        let (taken, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|waiting| which(self, waiting));
-        self.waiting = waiting;
-        taken
     }
 
     /// Sends a part to its owner in the current table. If that table is not the one that placed the part, the part is
@@ -446,11 +437,6 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Returns the indices of the parts that wait for their next attempt.
-    fn waiting(&self) -> Vec<u32> {
-        self.waiting.iter().map(|waiting| waiting.failed.part.index).collect()
-    }
-
     fn owner_of(&self, placed: &Placed) -> Arc<str> {
         let table = self.tables.iter().find(|table| table.generation == placed.generation);
         let backend = table.and_then(|table| table.targets().get(placed.backend as usize));
@@ -464,8 +450,8 @@ impl Drop for Delivery<'_> {
     /// count: no part is open, and the answer took the tally.
     fn drop(&mut self) {
         self.take_last();
-        let waiting = self.waiting();
-        let is_under_way = |index: &u32| !waiting.contains(index) && self.join.may_have_begun(*index);
+        let waiting = self.waiting.indices();
+        let is_under_way = |index: &u32| waiting.binary_search(index).is_err() && self.join.may_have_begun(*index);
         let may_be_delivered =
             |(index, placed): &(u32, &Placed)| placed.open && (placed.may_be_delivered || is_under_way(index));
         let open = (0..).zip(&self.placed).filter(may_be_delivered).map(|(_, placed)| u64::from(placed.records));

@@ -19,8 +19,8 @@ impl Delivery<'_> {
     /// Names the backends whose answers are missing, and the last failure.
     #[cold]
     pub(super) fn missing_answers(&self) -> String {
-        let waiting = self.waiting();
-        let under_way = |(index, placed): &(u32, &Placed)| placed.open && !waiting.contains(index);
+        let waiting = self.waiting.indices();
+        let under_way = |(index, placed): &(u32, &Placed)| placed.open && waiting.binary_search(index).is_err();
         let mut silent: Vec<Arc<str>> =
             (0..).zip(&self.placed).filter(under_way).map(|(_, placed)| self.owner_of(placed)).collect();
         let failed_last = self.tally.last_failure.as_ref().map(|(owner, _)| owner);

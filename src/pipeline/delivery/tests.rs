@@ -157,10 +157,10 @@ async fn a_request_with_a_part_that_waits_or_is_under_way_is_late() {
     let bench = Bench::with(1, even_pauses(HOUR)).await;
     let mut delivery = bench.delivery(3);
     delivery.take_in(vec![(0, accepted())]);
-    assert!(delivery.is_unfinished() && delivery.next_due().is_none());
+    assert!(delivery.is_unfinished() && delivery.waiting.next_due().is_none());
     delivery.take_in(vec![owed(1, false, REFUSED)]);
     assert!(delivery.is_unfinished() && delivery.under_way == 0);
-    assert!(delivery.next_due().is_some_and(|due| due > Instant::now()));
+    assert!(delivery.waiting.next_due().is_some_and(|due| due > Instant::now()));
     let refusal = delivery.conclude().expect_err("a part is owed");
     assert_eq!((refusal.code, refusal.reason), (Code::Unavailable, Reason::Deadline));
     assert_eq!(refusal.message, "not all of 3 records were acknowledged in time; backend somebody: connection refused");
@@ -231,7 +231,7 @@ async fn a_part_that_fails_at_the_end_is_owed() {
         }
     })
     .await;
-    assert_eq!((delivery.waiting(), delivery.defect), (vec![0], None));
+    assert_eq!((delivery.waiting.indices(), delivery.defect), (vec![0], None));
 }
 
 #[tokio::test]

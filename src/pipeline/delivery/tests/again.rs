@@ -20,7 +20,7 @@ async fn each_attempt_after_one_that_may_have_arrived_counts_possible_duplicates
         ((0, accepted()), 4, "a third attempt that arrived"),
     ];
     for (outcome, expected, what) in steps {
-        delivery.waiting.clear();
+        delivery.waiting = Waiting::default();
         delivery.take_in(vec![outcome]);
         assert_eq!(bench.duplicates(), expected, "{what}");
     }
@@ -91,10 +91,10 @@ async fn a_failed_part_waits_for_its_own_pause_or_the_longer_one_of_its_backend(
         let begun = Instant::now();
         let after = after.map(Duration::from_secs);
         delivery.take_in(vec![owed_by("somebody", 0, false, REFUSED, after)]);
-        let due = delivery.next_due().expect("it waits");
+        let due = delivery.waiting.next_due().expect("it waits");
         let expected = begun + Duration::from_secs(pause);
         assert!((expected..=expected + Duration::from_secs(1)).contains(&due), "{:?}", due - begun);
-        assert_eq!(delivery.waiting(), [0]);
+        assert_eq!(delivery.waiting.indices(), [0]);
     }
 }
 
@@ -107,15 +107,15 @@ async fn only_parts_that_are_due_are_sent_again_and_a_retry_takes_a_token() {
     let mut delivery = bench.delivery(3);
     while retries.spend(now) {}
     delivery.take_in(vec![owed(0, false, REFUSED), owed(1, false, REFUSED)]);
-    delivery.waiting[0].due = now;
-    delivery.waiting[1].due = now + Duration::from_millis(1);
-    assert_eq!(delivery.next_due(), Some(now));
+    delivery.waiting.set_due(0, now);
+    delivery.waiting.set_due(1, now + Duration::from_millis(1));
+    assert_eq!(delivery.waiting.next_due(), Some(now));
     delivery.place_due(now);
-    assert_eq!((delivery.under_way, delivery.waiting().len()), (0, 2), "without a token it waits again");
-    delivery.waiting[1].due = now;
+    assert_eq!((delivery.under_way, delivery.waiting.indices().len()), (0, 2), "without a token it waits again");
+    delivery.waiting.set_due(0, now);
     retries.give_back();
     delivery.place_due(now);
-    assert_eq!((delivery.under_way, delivery.waiting()), (1, vec![1]));
+    assert_eq!((delivery.under_way, delivery.waiting.indices()), (1, vec![1]));
     assert!(!retries.spend(now), "its token was taken");
     assert!(delivery.placed[0].took_token && !delivery.placed[1].took_token);
     assert_eq!(bench.retried.load(Ordering::Relaxed), 1);
@@ -161,11 +161,11 @@ async fn a_retry_that_finds_the_queue_full_gives_its_token_back() {
     retries.give_back();
     let mut delivery = bench.delivery(3);
     delivery.take_in(vec![owed(0, false, REFUSED)]);
-    delivery.waiting[0].due = now;
+    delivery.waiting.set_due(0, now);
     delivery.place_due(now);
-    assert_eq!((delivery.under_way, delivery.waiting()), (1, vec![0]));
+    assert_eq!((delivery.under_way, delivery.waiting.indices()), (1, vec![0]));
     assert!(matches!(&delivery.tally.last_failure, Some((_, Cause::Full))));
-    assert_eq!((delivery.waiting[0].failed.cause, delivery.defect), (Cause::Full, None));
+    assert_eq!((delivery.waiting.take_if(|_| true)[0].cause, delivery.defect), (Cause::Full, None));
     assert!(retries.spend(now), "the token was given back");
     drop(held);
 }
@@ -231,15 +231,15 @@ async fn waiting_parts_are_placed_when_a_table_moves_them() {
         owed_by(&first.to_string(), 0, false, REFUSED, None),
         owed_by(&second.to_string(), 1, false, REFUSED, None),
     ]);
-    assert_eq!(delivery.waiting(), [0, 1]);
+    assert_eq!(delivery.waiting.indices(), [0, 1]);
     delivery.place_moved();
-    assert_eq!(delivery.waiting(), [0, 1], "no table has moved anything");
+    assert_eq!(delivery.waiting.indices(), [0, 1], "no table has moved anything");
     bench.rig.publish(2, &[first, second], &[first]).await;
     patient(changed(&mut delivery.changes)).await;
     delivery.place_moved();
-    assert_eq!(delivery.waiting(), [1], "the owner of the other part still has its slots");
+    assert_eq!(delivery.waiting.indices(), [1], "the owner of the other part still has its slots");
     assert_eq!(backends[1].call().await.spans, ["a", "b"]);
-    let Waiting { failed, .. } = delivery.waiting.remove(0);
+    let failed = delivery.waiting.take_if(|_| true).remove(0);
     assert!(delivery.place(failed, &bench.rig.dispatch.view().expect("there is a table")));
     let generations: Vec<_> = delivery.tables.iter().map(|table| table.generation).collect();
     assert_eq!(generations, [1, 2], "each table is kept once");
@@ -254,12 +254,12 @@ async fn without_room_for_its_copy_a_moved_part_waits() {
     delivery.placed.iter_mut().for_each(|placed| placed.generation = 1);
     let failed = Failed { part: Bench::parts().swap_remove(0), owner: "somebody".into(), cause: Cause::Ejected };
     assert!(!delivery.place(failed, &bench.view));
-    assert_eq!((delivery.waiting(), delivery.defect), (vec![0], None));
+    assert_eq!((delivery.waiting.indices(), delivery.defect), (vec![0], None));
     // Once there is room it is placed, without a token: it goes to another backend.
     bench.set_limit(1 << 20);
     let (now, retries) = (Instant::now(), bench.rig.dispatch.retries());
     while retries.spend(now) {}
-    delivery.waiting[0].due = now;
+    delivery.waiting.set_due(0, now);
     delivery.place_due(now);
     assert!(delivery.waiting.is_empty());
     assert_eq!(bench.replaced.load(Ordering::Relaxed), 1);
@@ -364,10 +364,10 @@ async fn a_large_part_that_moves_is_cut_in_a_place_and_counts_in_the_portion_of_
     };
     let moved = parts.iter().map(moves).collect();
     delivery.take_in(moved);
-    assert_eq!((delivery.under_way, delivery.waiting()), (1, vec![0]), "a small part needs no place");
+    assert_eq!((delivery.under_way, delivery.waiting.indices()), (1, vec![0]), "a small part needs no place");
     drop(place);
     delivery.place_moved();
-    assert_eq!((delivery.under_way, delivery.waiting()), (2, vec![]));
+    assert_eq!((delivery.under_way, delivery.waiting.indices()), (2, vec![]));
     // What they were cut from is given back, and the copies count in the portion of the connection.
     let copies: usize = parts.iter().map(|part| part.message.framed_len()).sum();
     assert!((copies..copies + 10_000).contains(&bench.budget.used()), "{} for {copies}", bench.budget.used());
