@@ -104,30 +104,53 @@ impl Metrics {
     /// Records the state of every member. During panic, failing backends still count as ejected here, although they get
     /// records.
     pub(super) fn show_states(&mut self, state: &State) {
-        self.panic.set(f64::from(u8::from(state.is_panicking())));
-        let now: BTreeMap<Arc<str>, BackendState> =
-            state.states().map(|(identity, state)| (Arc::clone(identity), state)).collect();
-        for (state, gauge) in &self.members {
-            gauge.set(now.values().filter(|it| *it == state).count() as f64);
-        }
         self.states.retain(|identity, (_, series)| {
-            let stays = now.contains_key(identity);
+            let stays = state.state_of(identity).is_some();
             if !stays {
                 series.iter().for_each(|gauge| gauge.set(0.0));
             }
             stays
         });
-        for (identity, is) in now {
-            let (was, series) = self.states.entry(identity).or_insert_with_key(|identity| {
-                let series = states(&self.pool, identity);
-                // Set in any case: the series may be left from a member that had the identity before.
-                set_state(&series, is);
-                (is, series)
-            });
-            if *was != is {
+        for (identity, is) in state.states() {
+            self.show_state(identity, is);
+        }
+        self.show_pool(state);
+    }
+
+    /// Records the states of the members that `notes` are about; those of the others have not changed.
+    pub(super) fn show_changed(&mut self, state: &State, notes: &[Note]) {
+        for identity in notes.iter().filter_map(Note::identity) {
+            match state.state_of(identity) {
+                Some(is) => self.show_state(identity, is),
+                None => {
+                    let gone = self.states.remove(identity);
+                    gone.iter().flat_map(|(_, series)| series).for_each(|gauge| gauge.set(0.0));
+                }
+            }
+        }
+        self.show_pool(state);
+    }
+
+    fn show_state(&mut self, identity: &Arc<str>, is: BackendState) {
+        match self.states.get_mut(identity) {
+            Some((was, series)) if *was != is => {
                 set_state(series, is);
                 *was = is;
             }
+            Some(_) => {}
+            None => {
+                let series = states(&self.pool, identity);
+                // Set in any case: the series may be left from a member that had the identity before.
+                set_state(&series, is);
+                self.states.insert(Arc::clone(identity), (is, series));
+            }
+        }
+    }
+
+    fn show_pool(&self, state: &State) {
+        self.panic.set(f64::from(u8::from(state.is_panicking())));
+        for (state, gauge) in &self.members {
+            gauge.set(self.states.values().filter(|(is, _)| is == state).count() as f64);
         }
     }
 

@@ -189,14 +189,16 @@ impl<P: Prober> MembershipTask<P> {
                 Input::Configured(_) | Input::Discovered(_) | Input::Timer => {}
             }
         }
-        let by_discovery = inputs.iter().any(|input| matches!(input, Input::Discovered(_)));
+        let may_be_others = inputs.iter().any(|input| matches!(input, Input::Configured(_) | Input::Discovered(_)));
         let effects = self.state.apply_all(inputs, Instant::now());
-        let mut notes = effects.notes.iter();
-        let may_differ = by_discovery || notes.any(|note| !matches!(note, Note::ProbeFailed(_)));
-        if may_differ || effects.rebuild.is_some() {
-            self.metrics.show_states(&self.state);
-            self.record.update(&self.state, &effects.notes);
+        if may_be_others {
+            self.show_all();
+        } else if effects.notes.iter().any(|note| !matches!(note, Note::ProbeFailed(_))) {
+            // Only the members that the notes are about have another state. There may be thousands of others.
+            self.metrics.show_changed(&self.state, &effects.notes);
+            self.record.update_changed(&self.state, &effects.notes);
         }
+        self.record.note_ejections(&effects.notes);
         for note in &effects.notes {
             self.metrics.note(note);
             self.log.state_changed(note, self.state.is_panicking());
@@ -245,14 +247,19 @@ impl<P: Prober> MembershipTask<P> {
                 // Other members that came meanwhile may have a placement. If not, their own build fails.
                 if !self.builds.has_other_members() {
                     self.builds.replace(self.state.revert(Instant::now()));
-                    self.metrics.show_states(&self.state);
-                    self.record.update(&self.state, &[]);
+                    self.show_all();
                 }
                 let cause: &dyn std::error::Error = &error;
                 let source = cause.source().map(ToString::to_string);
                 tracing::error!(pool = %self.pool, %error, source, "keeping the ring as it is");
             }
         }
+    }
+
+    /// Shows the states of all members.
+    fn show_all(&mut self) {
+        self.metrics.show_states(&self.state);
+        self.record.update(&self.state);
     }
 
     fn publish(&mut self, change: Change, took: Duration) {

@@ -134,21 +134,38 @@ impl Record {
         }
     }
 
-    /// Records the states of all members and the reasons of new ejections.
-    pub(super) fn update(&self, state: &State, notes: &[Note]) {
+    /// Records the states of all members.
+    pub(super) fn update(&self, state: &State) {
         let now = SystemTime::now();
         let mut inner = self.lock();
         let Inner { standings, panicking, .. } = &mut *inner;
         *panicking = state.is_panicking();
-        let mut before = std::mem::take(standings);
+        standings.retain(|identity, _| state.state_of(identity).is_some());
         for (identity, its_state) in state.states() {
-            let mut standing = before.remove(identity).unwrap_or_else(|| Standing::new(its_state, now));
-            standing.set_state(its_state, now, state.stays_for(identity));
-            standings.insert(Arc::clone(identity), standing);
+            stand(standings, identity, its_state, state, now);
         }
+    }
+
+    /// Records the states of the members that `notes` are about; those of the others have not changed.
+    pub(super) fn update_changed(&self, state: &State, notes: &[Note]) {
+        let now = SystemTime::now();
+        let mut inner = self.lock();
+        let Inner { standings, panicking, .. } = &mut *inner;
+        *panicking = state.is_panicking();
+        for identity in notes.iter().filter_map(Note::identity) {
+            match state.state_of(identity) {
+                Some(its_state) => stand(standings, identity, its_state, state, now),
+                None => drop(standings.remove(identity)),
+            }
+        }
+    }
+
+    /// Records the reasons of new ejections.
+    pub(super) fn note_ejections(&self, notes: &[Note]) {
+        let mut inner = self.lock();
         for note in notes {
             if let Note::Ejected { identity, reason, .. } = note
-                && let Some(standing) = standings.get_mut(identity)
+                && let Some(standing) = inner.standings.get_mut(identity)
             {
                 standing.ejected_for = Some(reason);
             }
@@ -168,6 +185,25 @@ impl Record {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // The data under the lock are consistent after every statement.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Records the state of one member.
+fn stand(
+    standings: &mut BTreeMap<Arc<str>, Standing>,
+    identity: &Arc<str>,
+    its_state: BackendState,
+    state: &State,
+    now: SystemTime,
+) {
+    let stays_for = state.stays_for(identity);
+    match standings.get_mut(identity) {
+        Some(standing) => standing.set_state(its_state, now, stays_for),
+        None => {
+            let mut standing = Standing::new(its_state, now);
+            standing.set_state(its_state, now, stays_for);
+            standings.insert(Arc::clone(identity), standing);
+        }
     }
 }
 

@@ -239,6 +239,11 @@ impl State {
         self.backends.iter().map(|(identity, backend)| (identity, backend.state()))
     }
 
+    /// Returns the state of a member; `None` if it is none.
+    pub(super) fn state_of(&self, identity: &str) -> Option<BackendState> {
+        self.backends.get(identity).map(Backend::state)
+    }
+
     /// Returns for how long an absent member that answers stays after the beginning of its absence, if that is known.
     pub(super) fn stays_for(&self, identity: &str) -> Option<Duration> {
         self.backends.get(identity)?.stays_for(Patience::of(&self.config))
@@ -443,6 +448,17 @@ impl State {
 // === impl Note ===
 
 impl Note {
+    /// Returns the backend that the note is about; `None` if it is about the pool.
+    pub(super) fn identity(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Ejected { identity, .. } | Self::Left { identity, .. } => Some(identity),
+            Self::ProbeFailed(identity) | Self::Returned(identity) | Self::Held(identity) | Self::Away(identity) => {
+                Some(identity)
+            }
+            Self::Floor { .. } | Self::Panic { .. } => None,
+        }
+    }
+
     fn ejected(identity: &Arc<str>, Ejected { reason, period }: Ejected) -> Self {
         Self::Ejected { identity: Arc::clone(identity), reason, period }
     }

@@ -22,8 +22,17 @@ impl Book {
             self.record.note_failure(event);
         }
         self.rig.notes.clear();
+        let may_be_others = matches!(input, Input::Configured(_) | Input::Discovered(_));
         let change = self.rig.step(input);
-        self.record.update(&self.rig.state, &self.rig.notes);
+        if may_be_others {
+            self.record.update(&self.rig.state);
+        } else {
+            self.record.update_changed(&self.rig.state, &self.rig.notes);
+        }
+        self.record.note_ejections(&self.rig.notes);
+        let shown = self.record.standings();
+        let shown = shown.iter().map(|(identity, standing)| (identity, standing.state));
+        assert!(shown.eq(self.rig.state.states()), "what the notes are not about has not changed");
         if let Some(change) = change {
             self.record.note_change(&change, Duration::from_millis(3));
         }
