@@ -97,14 +97,16 @@ pub(in crate::dispatch) async fn speaks_tls(address: SocketAddr) -> bool {
     timeout(CONNECT_TIMEOUT, asked).await.is_ok_and(|answered| answered.unwrap_or(false))
 }
 
+/// Connects. The options are set afterwards: of a pool whose backends all refuse, that is half of the system calls.
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_nodelay(true)?;
-    let reference = SockRef::from(&socket);
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    let reference = SockRef::from(&stream);
     reference.set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE))?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
     reference.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
-    socket.connect(address).await
+    Ok(stream)
 }
 
 #[cfg(test)]
