@@ -60,6 +60,13 @@ pub struct Request {
 
 /// The interface that receivers call: implemented by the pipeline, and by tests' stand-ins.
 pub trait Export: Send + Sync + 'static {
+    /// Returns why requests of this signal are refused, whatever they hold. It is asked before a body is read, so that a
+    /// refusal of that kind costs neither memory nor time, and is never hidden by one that invites to try again.
+    fn takes(&self, signal: Signal) -> Result<(), Refusal> {
+        let _any = signal;
+        Ok(())
+    }
+
     /// Delivers a request and returns its outcome.
     ///
     /// Cancel safety: a receiver drops the future when the client is gone. Parts that were not sent yet are then
@@ -125,6 +132,10 @@ impl Routes {
             }));
         }
     }
+
+    fn of(&self, signal: Signal) -> Option<&Arc<Route>> {
+        self.by_signal.get(signal.index())?.as_ref()
+    }
 }
 
 impl Pipeline {
@@ -141,15 +152,7 @@ impl Pipeline {
     }
 
     fn route(&self, signal: Signal) -> Result<Arc<Route>, Refusal> {
-        self.routes.load().by_signal.get(signal.index()).and_then(Clone::clone).ok_or_else(|| {
-            let name = signal.as_str();
-            let message = if signal.record_fields().id == 0 {
-                format!("{name} are not taken here: they have no trace ID, and only traces and logs can be routed yet")
-            } else {
-                format!("no route for {name}; add one with signals: [{name}]")
-            };
-            Refusal::permanent(Code::Unimplemented, Reason::Unimplemented, message)
-        })
+        self.routes.load().of(signal).map_or_else(|| Err(not_routed(signal)), |route| Ok(Arc::clone(route)))
     }
 
     async fn deliver(&self, request: Request) -> Result<Outcome, Refusal> {
@@ -204,6 +207,10 @@ fn hands_off(signal: Signal, table: &Table) -> bool {
 }
 
 impl Export for Pipeline {
+    fn takes(&self, signal: Signal) -> Result<(), Refusal> {
+        self.routes.load().of(signal).map_or_else(|| Err(not_routed(signal)), |_route| Ok(()))
+    }
+
     async fn export(&self, request: Request) -> Outcome {
         let outcome = self.deliver(request).await.unwrap_or_else(Outcome::Refused);
         if let Outcome::Refused(refusal) = &outcome
@@ -215,6 +222,17 @@ impl Export for Pipeline {
         }
         outcome
     }
+}
+
+#[cold]
+fn not_routed(signal: Signal) -> Refusal {
+    let name = signal.as_str();
+    let message = if signal.record_fields().id == 0 {
+        format!("{name} are not taken here: they have no trace ID, and only traces and logs can be routed yet")
+    } else {
+        format!("no route for {name}; add one with signals: [{name}]")
+    };
+    Refusal::permanent(Code::Unimplemented, Reason::Unimplemented, message)
 }
 
 fn not_ready(pool: &str) -> Refusal {

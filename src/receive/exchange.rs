@@ -184,7 +184,7 @@ impl<E: Export> Exchange<E> {
         B: Body<Data = Bytes> + Send + Unpin,
     {
         let in_flight = self.metrics.of(signal).begin(started);
-        let outcome = match order {
+        let outcome = match self.export.takes(signal).and(order) {
             Ok(order) => CatchPanic(pin!(self.deliver(signal, order, limits, body, connection))).await?,
             Err(refusal) => Outcome::Refused(refusal),
         };
@@ -192,14 +192,14 @@ impl<E: Export> Exchange<E> {
         Some(outcome)
     }
 
-    /// Returns the outcome of a request whose stream or connection there is no memory for. The signal is `None` if the
+    /// Returns the outcome of a request whose stream or connection there is no memory for; if it can never be taken, that. The signal is `None` if the
     /// request names none.
     pub(super) fn without_room(&self, signal: Option<Signal>) -> Outcome {
         let refusal =
             Refusal::retryable(Reason::Budget, "no memory is left for further requests of clients; retry later");
         match signal {
             Some(signal) => {
-                let outcome = Outcome::Refused(refusal);
+                let outcome = Outcome::Refused(self.export.takes(signal).err().unwrap_or(refusal));
                 self.metrics.of(signal).begin(Instant::now()).answered(&outcome);
                 outcome
             }
