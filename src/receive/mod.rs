@@ -58,8 +58,9 @@ const GRPC_SPEAKS_TLS: &str = "this port speaks gRPC over TLS, not HTTP/1.1 with
 /// The answer of an HTTP port with TLS to a request that came in plaintext.
 const HTTP_SPEAKS_TLS: &str = "this port speaks OTLP/HTTP over TLS: set the exporter's endpoint to https://\n";
 
-/// The ALPN protocols that the doors offer with TLS.
-const GRPC_ALPN: &[&[u8]] = &[b"h2"];
+/// The ALPN protocols that the doors offer with TLS, the preferred one first. The gRPC door takes HTTP/1.1 only to answer it
+/// in words: a client that offers nothing else would otherwise see a failed handshake.
+const GRPC_ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 const HTTP_ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 /// How long the requests of a door that is closed by a reload may take beyond their deadline.
