@@ -38,6 +38,7 @@ use super::{
     accept::Limits,
     admission::{self, Admission, NoRoom, Stream},
     deadlines::{Deadlines, Event, WhenWoken, note_end, wait},
+    half_close::End,
     idle::Activity,
     layers::Backlog,
     linger::Linger,
@@ -291,6 +292,8 @@ struct ClientStream<I> {
     /// The most bytes of headers that there can be.
     max_headers: usize,
     shared: Arc<Shared>,
+    /// Set once the client has closed its side.
+    end: Option<End>,
     /// Set once the server's side is closed while the client may still send.
     linger: Option<Linger>,
 }
@@ -311,6 +314,7 @@ impl<I: AsyncRead + Unpin> ClientStream<I> {
             max_headers: usize::try_from(limits.max_header_list_size)
                 .map_or(LARGEST_BUFFER, |it| it.min(LARGEST_BUFFER)),
             shared,
+            end: None,
             linger: None,
         }
     }
@@ -364,6 +368,12 @@ impl<I: AsyncRead + Unpin> ClientStream<I> {
         is_unread.load(Relaxed) || (unfinished.load(Relaxed) == 0 && headers.load(Relaxed) > 0)
     }
 
+    /// Waits until hyper may know that the client has closed its side.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.give_back();
+        self.end.get_or_insert_default().poll(self.shared.unfinished.load(Relaxed), cx).map(Ok)
+    }
+
     /// Notes that `read` bytes came.
     fn note(&self, read: usize) {
         let Shared { progress, unfinished, headers, .. } = &*self.shared;
@@ -377,6 +387,9 @@ impl<I: AsyncRead + Unpin> ClientStream<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for ClientStream<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.end.is_some() {
+            return this.poll_end(cx);
+        }
         let is_long = this.shared.headers.load(Relaxed) > USUAL_HEADERS;
         if is_long && !this.holds(this.max_headers.saturating_mul(BUFFERS)) {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::OutOfMemory, "there is no memory for long headers")));
@@ -401,6 +414,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientStream<I> {
             this.give_back();
             return Poll::Pending;
         };
+        if read == 0 && offered > 0 {
+            return this.poll_end(cx);
+        }
         this.free = offered - read;
         this.note(read);
         Poll::Ready(Ok(()))
@@ -418,12 +434,20 @@ impl<I: AsyncWrite + Unpin> ClientStream<I> {
         }
         polled
     }
+
+    /// After a part of an answer, hyper looks at the client's end again if that was kept from it.
+    fn wrote<T>(&self, polled: Poll<T>, cx: &Context<'_>) -> Poll<T> {
+        if self.end.is_some() && polled.is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        self.note_write(polled)
+    }
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, data);
-        self.note_write(polled)
+        self.wrote(polled, cx)
     }
 
     fn poll_write_vectored(
@@ -432,7 +456,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<I> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.note_write(polled)
+        self.wrote(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -21,6 +21,7 @@ mod bind;
 mod connection;
 mod deadlines;
 mod first_bytes;
+mod half_close;
 mod hpack;
 mod http1;
 mod idle;
