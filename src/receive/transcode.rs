@@ -17,6 +17,11 @@ use crate::{
     places::{self, LONG},
 };
 
+/// How many times the size of its document a message can have: a number of two characters, `0,` in `bucketCounts`, has
+/// eight bytes in protobuf. Such a message may be larger than the limit of messages, which its document keeps; the memory
+/// account bounds it all the same.
+const MOST_GROWTH: usize = 4;
+
 /// Returns the protobuf message of a JSON document.
 ///
 /// Cancel safety: the message is lost, and its place is free again.
@@ -37,7 +42,8 @@ pub(super) async fn transcode(
 
 fn convert(signal: Signal, document: Framed, bound: Bound, permit: &mut Permit) -> Result<Framed, Refusal> {
     let document = joined(document, permit)?;
-    let result = json::to_framed(signal, &document, bound.bytes, permit);
+    let most = bound.bytes.max(document.len().saturating_mul(MOST_GROWTH));
+    let result = json::to_framed(signal, &document, most, permit);
     let (message, held) = result.map_err(|error| refusal_of(&error, bound, permit))?;
     drop(document);
     permit.shrink_to(held);
