@@ -1,10 +1,11 @@
 //! The HTTP door: finds a request's signal by its path, has the [`super::exchange`] read and deliver its message, and
 //! answers with the outcome as OTLP/HTTP has it.
 //!
-//! `paths` has the paths of the signals, `head` parses headers, `answer` writes answers, `polled` knows whether a client
-//! has leave to send its body, and `cors` tells browsers which pages may send here.
+//! `paths` has the paths of the signals, `head` parses headers, `answer` writes answers and `coding` compresses them, `polled`
+//! knows whether a client has leave to send its body, and `cors` tells browsers which pages may send here.
 
 mod answer;
+mod coding;
 mod cors;
 mod head;
 mod paths;
@@ -27,13 +28,14 @@ use hyper::service::{Service, service_fn};
 use tokio::time::Instant;
 use tonic::Code;
 
+use self::{
+    coding::Accepted,
+    head::{Format, format_of, is_grpc, order},
+    polled::Polled,
+};
 pub use self::{
     cors::{Cors, Unusable},
     paths::Paths,
-};
-use self::{
-    head::{Format, format_of, is_grpc, order},
-    polled::Polled,
 };
 use super::{
     HttpConfig,
@@ -130,6 +132,7 @@ impl<E: Export> OtlpHttp<E> {
         let settings = settings.0.load_full();
         let Settings { limits, cors, .. } = &*settings;
         let origin = if cors.is_some() { parts.headers.get(ORIGIN).cloned() } else { None };
+        let accepted = Accepted::of(&parts.headers);
         let expects = parts.version == Version::HTTP_11 && parts.headers.contains_key(EXPECT);
         if let Some(cors) = cors
             && cors::is_preflight(&parts)
@@ -137,7 +140,8 @@ impl<E: Export> OtlpHttp<E> {
             exchange.discard(body, limits);
             return cors.preflight(&parts.headers);
         }
-        let mut response = self.answer_to(parts, &mut body, &settings).await;
+        let response = self.answer_to(parts, &mut body, &settings).await;
+        let mut response = accepted.compress(response).map(Full::new);
         if let Some(cors) = cors {
             cors.allow(origin.as_ref(), response.headers_mut());
         }
@@ -152,7 +156,7 @@ impl<E: Export> OtlpHttp<E> {
     }
 
     /// Answers one request. It may leave a part of the body unread.
-    async fn answer_to<B>(&self, parts: Parts, body: &mut B, settings: &Settings) -> Response<Full<Bytes>>
+    async fn answer_to<B>(&self, parts: Parts, body: &mut B, settings: &Settings) -> Response<Bytes>
     where
         B: Body<Data = Bytes> + Send + Unpin,
     {
@@ -162,7 +166,7 @@ impl<E: Export> OtlpHttp<E> {
             _ if is_grpc(&parts) => return self.answer_grpc(settings),
             Err(refused) => {
                 exchange.note_unrouted(&Refusal::permanent(Code::InvalidArgument, refused.reason, ""));
-                return answer::text(refused.status, &refused.text);
+                return answer::not_ours(refused.status, &refused.text, format_of(&parts.headers));
             }
             Ok(routed) => routed,
         };
@@ -181,7 +185,7 @@ impl<E: Export> OtlpHttp<E> {
     }
 
     /// Answers a gRPC call, which belongs on another port.
-    fn answer_grpc(&self, settings: &Settings) -> Response<Full<Bytes>> {
+    fn answer_grpc(&self, settings: &Settings) -> Response<Bytes> {
         let there = match settings.grpc_port {
             Some(port) => format!("OTLP/gRPC is on port {port}"),
             None => "OTLP/gRPC is not served here".to_owned(),

@@ -1,13 +1,10 @@
-//! Writes answers: the outcome of an export as OTLP/HTTP has it, and texts for requests that are none.
-//!
-//! Answers are not compressed: nearly all of them are empty, and the longest has about 300 bytes.
+//! Writes answers: the outcome of an export as OTLP/HTTP has it, and the refusals of requests that are none.
 
 use bytes::Bytes;
 use http::{
     HeaderValue, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
 };
-use http_body_util::Full;
 use prost::Message;
 use serde_json::json;
 use tonic::Code;
@@ -28,7 +25,7 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// Returns the answer to an export request.
-pub(super) fn outcome(outcome: Outcome, signal: Signal, format: Format) -> Response<Full<Bytes>> {
+pub(super) fn outcome(outcome: Outcome, signal: Signal, format: Format) -> Response<Bytes> {
     match outcome {
         Outcome::Accepted { rejected: 0, message: None } => {
             let empty: &'static [u8] = match format {
@@ -50,23 +47,30 @@ pub(super) fn outcome(outcome: Outcome, signal: Signal, format: Format) -> Respo
 }
 
 /// Returns the answer to a gRPC call, without a message.
-pub(super) fn grpc(refusal: &Refusal) -> Response<Full<Bytes>> {
+pub(super) fn grpc(refusal: &Refusal) -> Response<Bytes> {
     tonic::Status::new(refusal.code, &*refusal.message).into_http()
 }
 
-/// Returns an answer for people.
-pub(super) fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
-    let mut response = with(status, TEXT, format!("{text}\n").into());
-    let headers = response.headers_mut();
-    headers.insert(X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
+/// Returns the answer to a request that is no export of ours. Without a format of OTLP in its content type, a person may have
+/// sent it, who gets a text.
+pub(super) fn not_ours(status: StatusCode, text: &str, format: Option<Format>) -> Response<Bytes> {
+    let mut response = match format {
+        // gRPC has this code for what a server does not serve.
+        Some(format) => with_status(status, Code::Unimplemented, text, format),
+        None => {
+            let mut response = with(status, TEXT, format!("{text}\n").into());
+            response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
+            response
+        }
+    };
     if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, METHODS);
+        response.headers_mut().insert(ALLOW, METHODS);
     }
     response
 }
 
-fn with(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
+fn with(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
@@ -85,12 +89,21 @@ fn json_partial_success(signal: Signal, rejected: u64, message: &str) -> Vec<u8>
         .into_bytes()
 }
 
-/// Returns a refusal with `google.rpc.Status` as its body.
-fn refused(refusal: &Refusal, format: Format) -> Response<Full<Bytes>> {
-    let status = http_status(refusal);
+/// Returns the answer to a request that was refused.
+fn refused(refusal: &Refusal, format: Format) -> Response<Bytes> {
     // gRPC has INTERNAL for a body that is not as its headers say; in HTTP it is the client's fault by its status.
     let code = if refusal.reason == Reason::Framing { Code::InvalidArgument } else { refusal.code };
-    let message = shortened(&refusal.message, MAX_MESSAGE);
+    let mut response = with_status(http_status(refusal), code, &refusal.message, format);
+    if let Some(delay) = refusal.retry_after {
+        let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// Returns an answer with `google.rpc.Status` as its body.
+fn with_status(status: StatusCode, code: Code, message: &str, format: Format) -> Response<Bytes> {
+    let message = shortened(message, MAX_MESSAGE);
     let code = i32::from(code);
     let body = match format {
         Format::Protobuf => {
@@ -98,10 +111,5 @@ fn refused(refusal: &Refusal, format: Format) -> Response<Full<Bytes>> {
         }
         Format::Json => json!({ "code": code, "message": message }).to_string().into_bytes(),
     };
-    let mut response = with(status, format.content_type(), body.into());
-    if let Some(delay) = refusal.retry_after {
-        let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    response
+    with(status, format.content_type(), body.into())
 }
