@@ -1,6 +1,7 @@
 //! Inflates gzip, zstd, deflate and snappy. The size limit and the memory budget bound the output while it is made.
 
 mod deflate;
+mod snappy;
 
 use std::{
     cell::RefCell,
@@ -10,7 +11,7 @@ use std::{
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
-use self::deflate::undeflate;
+use self::{deflate::undeflate, snappy::unsnappy_block};
 use super::{Encoding, ZSTD_WINDOW_LOG, output::Output};
 use crate::{
     budget::{Budget, Permit},
@@ -67,6 +68,7 @@ pub fn inflate(
     match encoding {
         Encoding::Deflate => GZIP.with_borrow_mut(|decoder| undeflate(decoder, input, &mut output))?,
         Encoding::Gzip => GZIP.with_borrow_mut(|decoder| gunzip(decoder, input, &mut output))?,
+        Encoding::Snappy if snappy::is_block(input) => unsnappy_block(input, &mut output)?,
         Encoding::Snappy => unsnappy(input, &mut output)?,
         Encoding::Zstd if limit <= LONG => ZSTD.with_borrow_mut(|decoder| unzstd(decoder, input, &mut output))?,
         Encoding::Zstd => LONG_ZSTD.with(|| None, |decoder| unzstd(decoder, input, &mut output))?,
@@ -249,7 +251,7 @@ fn unsnappy(input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(InflateError::Corrupt("truncated snappy data"));
             }
-            Err(_) => return Err(InflateError::Corrupt("broken snappy data: it has to have snappy's framing format")),
+            Err(_) => return Err(InflateError::Corrupt("broken snappy data")),
         }
     }
 }

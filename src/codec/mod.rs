@@ -23,7 +23,7 @@ pub enum Encoding {
     Deflate,
     /// gzip (RFC 1952).
     Gzip,
-    /// The framing format of snappy, which Collectors send. It is only read.
+    /// snappy, in its framing format, which Collectors send, or in its block format. It is only read.
     Snappy,
     /// Zstandard (RFC 8878).
     Zstd,
@@ -45,6 +45,7 @@ impl Encoding {
         match name {
             b"deflate" | b"zlib" => Some(Self::Deflate),
             b"gzip" | b"x-gzip" => Some(Self::Gzip),
+            b"snappy" | b"x-snappy-framed" => Some(Self::Snappy),
             b"zstd" => Some(Self::Zstd),
             _ => None,
         }

@@ -207,6 +207,27 @@ fn every_truncation_and_every_broken_byte_is_an_error_or_the_same_data() {
 }
 
 #[test]
+fn a_block_of_snappy_is_read_too_and_takes_no_more_than_it_can_hold() {
+    for len in [0, 1, 100, 70_000, 3 * MIB] {
+        let data = text(len);
+        let block = snap::raw::Encoder::new().compress_vec(&data).unwrap();
+        let all = block.len() + len + 6;
+        assert_eq!(run(Encoding::Snappy, &block, len, all), Ok(data), "{len}");
+        assert_eq!(run(Encoding::Snappy, &block, len, all - 1), Err(InflateError::NoRoom(all)), "{len}");
+        if len > 0 {
+            assert_eq!(run(Encoding::Snappy, &block, len - 1, all), Err(InflateError::TooLarge), "{len}");
+            for cut in [1, block.len() / 2, block.len() - 1] {
+                let cut = run(Encoding::Snappy, &block[..cut], len, all);
+                assert!(matches!(cut, Err(InflateError::Corrupt(_))), "{len}: {cut:?}");
+            }
+        }
+    }
+    // It states 64 MiB, for which its few bytes cannot suffice: nothing is allocated.
+    let lie = [&[0x80, 0x80, 0x80, 0x20][..], &[0; 100]].concat();
+    assert!(matches!(run(Encoding::Snappy, &lie, 64 * MIB, lie.len()), Err(InflateError::Corrupt(_))));
+}
+
+#[test]
 fn snappy_is_read_in_chunks_and_whatever_is_broken_in_them_is_found() {
     let data = text(200_000);
     let good = snappy(&data);
@@ -214,10 +235,7 @@ fn snappy_is_read_in_chunks_and_whatever_is_broken_in_them_is_found() {
     let odd = [&good[..], &[0xfe, 3, 0, 0, 1, 2, 3], &[0x80, 0, 0, 0], &good].concat();
     assert_eq!(run(Encoding::Snappy, &odd, MIB, 64 * MIB), Ok([&data[..], &data].concat()));
     assert_eq!(run(Encoding::Snappy, b"", 100, MIB), Ok(Vec::new()), "an empty message");
-    let raw = snap::raw::Encoder::new().compress_vec(&data).unwrap();
-    for broken in
-        [&raw[..], b"\xff\x06\0\0sNaPpX", &[&good[..], &[0x02, 0, 0, 0]].concat(), &[&good[..], b"x"].concat()]
-    {
+    for broken in [b"\xff\x06\0\0sNaPpX", &[&good[..], &[0x02, 0, 0, 0]].concat()[..], &[&good[..], b"x"].concat()] {
         assert!(matches!(run(Encoding::Snappy, broken, MIB, 64 * MIB), Err(InflateError::Corrupt(_))));
     }
     let good = snappy(&text(600));

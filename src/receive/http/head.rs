@@ -89,6 +89,6 @@ pub(super) fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Refusal>
 }
 
 fn unknown_encoding() -> Refusal {
-    let message = "unknown content-encoding; identity, gzip, zstd and deflate are understood, one at a time";
+    let message = "unknown content-encoding; identity, gzip, zstd, deflate and snappy are understood, one at a time";
     Refusal::permanent(Code::InvalidArgument, Reason::Unimplemented, message)
 }

@@ -2,13 +2,12 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, VARY},
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, VARY},
 };
-use http_body_util::BodyExt;
 use prost::Message;
 
 use super::{head::Format, *};
-use crate::settings;
+use crate::{codec::Encoding, settings};
 
 fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
     pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
@@ -37,32 +36,32 @@ fn paths_are_those_of_the_file() {
 }
 
 /// Returns the status, the content type and the body of an answer.
-async fn parts(response: Response<Full<Bytes>>) -> (u16, String, Bytes) {
+fn parts(response: Response<Bytes>) -> (u16, String, Bytes) {
     let content_type = response.headers()[CONTENT_TYPE].to_str().unwrap().to_owned();
-    (response.status().as_u16(), content_type, response.into_body().collect().await.unwrap().to_bytes())
+    (response.status().as_u16(), content_type, response.into_body())
 }
 
-#[tokio::test]
-async fn answers_have_the_format_of_the_request() {
+#[test]
+fn answers_have_the_format_of_the_request() {
     let (protobuf, json) = (Format::Protobuf, Format::Json);
-    let answer = async |outcome: Outcome, format| parts(answer::outcome(outcome, Signal::Logs, format)).await;
+    let answer = |outcome: Outcome, format| parts(answer::outcome(outcome, Signal::Logs, format));
     let whole = |text: &'static str| (200, "application/json".to_owned(), Bytes::from_static(text.as_bytes()));
-    assert_eq!(answer(Outcome::OK, protobuf).await, (200, "application/x-protobuf".to_owned(), Bytes::new()));
-    assert_eq!(answer(Outcome::OK, json).await, whole("{}"));
+    assert_eq!(answer(Outcome::OK, protobuf), (200, "application/x-protobuf".to_owned(), Bytes::new()));
+    assert_eq!(answer(Outcome::OK, json), whole("{}"));
     let partly = || Outcome::Accepted { rejected: 7, message: Some("se\"ven".into()) };
     assert_eq!(
-        answer(partly(), json).await,
+        answer(partly(), json),
         whole(r#"{"partialSuccess":{"errorMessage":"se\"ven","rejectedLogRecords":"7"}}"#)
     );
-    let (status, _, body) = answer(partly(), protobuf).await;
+    let (status, _, body) = answer(partly(), protobuf);
     let partial = opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse::decode(body).unwrap();
     assert_eq!((status, partial.partial_success.map(|partial| partial.rejected_spans)), (200, Some(7)));
     let refused = || Outcome::Refused(Refusal::permanent(Code::Internal, Reason::Framing, "x".repeat(300)));
-    let (status, content_type, body) = answer(refused(), protobuf).await;
+    let (status, content_type, body) = answer(refused(), protobuf);
     let shown = tonic_types::Status::decode(body).unwrap();
     assert_eq!((status, content_type.as_str(), shown.code), (400, "application/x-protobuf", 3));
     assert_eq!(shown.message.len(), 256, "it is shortened");
-    let (status, content_type, body) = answer(refused(), json).await;
+    let (status, content_type, body) = answer(refused(), json);
     assert_eq!((status, content_type.as_str()), (400, "application/json"));
     assert!(body.starts_with(br#"{"code":3,"message":"xxx"#), "{body:?}");
 }
@@ -191,8 +190,94 @@ fn only_one_known_encoding_is_taken() {
     };
     assert_eq!(has(&[]), Some(None));
     assert_eq!((has(&["identity"]), has(&[""]), has(&["Identity"])), (Some(None), Some(None), Some(None)));
-    assert_eq!(has(&["GZIP"]), Some(Some(crate::codec::Encoding::Gzip)));
+    assert_eq!(has(&["GZIP"]), Some(Some(Encoding::Gzip)));
+    for snappy in ["snappy", "x-snappy-framed"] {
+        assert_eq!(has(&[snappy]), Some(Some(Encoding::Snappy)));
+    }
     for unknown in [&["br"][..], &["gzip, zstd"], &["gzip", "gzip"], &["identity", "gzip"]] {
         assert_eq!(has(unknown), None, "{unknown:?}");
+    }
+}
+
+fn accepted(values: &[&str]) -> (Option<Encoding>, bool) {
+    let values = values.iter().map(|value| (ACCEPT_ENCODING, HeaderValue::from_str(value).unwrap()));
+    let Accepted { encoding, is_needed } = Accepted::of(&values.collect());
+    (encoding, is_needed)
+}
+
+#[test]
+fn answers_have_the_encoding_that_the_client_likes_best() {
+    let (gzip, zstd, deflate) = (Some(Encoding::Gzip), Some(Encoding::Zstd), Some(Encoding::Deflate));
+    for (values, encoding, is_needed) in [
+        (&[][..], None, false),
+        (&[""], None, false),
+        (&["identity"], None, false),
+        (&["br"], None, false),
+        (&["gzip"], gzip, false),
+        (&["GZip ; q=1"], gzip, false),
+        (&["deflate"], deflate, false),
+        (&["gzip, deflate, br, zstd"], gzip, false),
+        (&["zstd;q=0.9, gzip;q=0.8"], zstd, false),
+        (&["gzip;q=0.001", "zstd"], zstd, false),
+        (&["*"], gzip, false),
+        (&["gzip;q=0, *"], zstd, false),
+        (&["gzip;q=0"], None, false),
+        (&["gzip;q=0.5, identity"], None, false),
+        (&["gzip, identity;q=0.5"], gzip, false),
+        (&["gzip, identity;q=0"], gzip, true),
+        (&["identity;q=0"], None, true),
+        (&["identity;q=0, *"], gzip, true),
+        (&["*;q=0"], None, true),
+        (&["zstd, *;q=0"], zstd, true),
+        (&["identity, *;q=0"], None, false),
+        (&["gzip;q=nan", "gzip;q=2", "gzip;q="], None, false),
+    ] {
+        assert_eq!(accepted(values), (encoding, is_needed), "{values:?}");
+    }
+}
+
+#[test]
+fn answers_are_compressed_if_that_is_of_use_or_needed() {
+    let compressed = |accepted: &str, body: &str| {
+        let accepted = Accepted::of(&headers(&[("accept-encoding", accepted)]));
+        let answer = accepted.compress(Response::new(Bytes::copy_from_slice(body.as_bytes())));
+        let name = answer.headers().get(CONTENT_ENCODING).map(|value| value.to_str().unwrap().to_owned());
+        let (body, len) = (answer.into_body(), body.len());
+        let encoding = name.as_deref().map(|name| Encoding::from_content_encoding(name.as_bytes()).unwrap());
+        match encoding {
+            Some(encoding) => (name, crate::codec::inflate_uncounted(encoding, &body, len).unwrap().payload().to_vec()),
+            None => (None, body.to_vec()),
+        }
+    };
+    let long = "a message of an error ".repeat(12);
+    for name in ["gzip", "zstd", "deflate"] {
+        assert_eq!(compressed(name, &long), (Some(name.to_owned()), long.clone().into_bytes()));
+        assert_eq!(compressed(name, "{}"), (None, b"{}".to_vec()), "it is short");
+        let needed = format!("{name}, identity;q=0");
+        assert_eq!(compressed(&needed, "{}"), (Some(name.to_owned()), b"{}".to_vec()));
+        assert_eq!(compressed(&needed, ""), (None, Vec::new()), "there is nothing to compress");
+    }
+    let random: String = std::iter::repeat_with(fastrand::alphanumeric).take(130).collect();
+    assert_eq!(compressed("gzip", &random), (None, random.clone().into_bytes()), "it would be longer");
+    assert_eq!(compressed("identity;q=0", &long), (None, long.into_bytes()), "there is no other");
+}
+
+#[test]
+fn a_request_that_is_none_of_ours_is_answered_in_its_own_format() {
+    let answer = |status, format| parts(answer::not_ours(status, "no", format));
+    let (status, content_type, body) = answer(StatusCode::NOT_FOUND, Some(Format::Protobuf));
+    let shown = tonic_types::Status::decode(body).unwrap();
+    assert_eq!((status, content_type.as_str(), shown.code), (404, "application/x-protobuf", 12));
+    assert_eq!(shown.message, "no");
+    let (status, content_type, body) = answer(StatusCode::METHOD_NOT_ALLOWED, Some(Format::Json));
+    assert_eq!(
+        (status, content_type.as_str(), &body[..]),
+        (405, "application/json", &br#"{"code":12,"message":"no"}"#[..])
+    );
+    let (status, content_type, body) = answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, None);
+    assert_eq!((status, content_type.as_str(), &body[..]), (415, "text/plain; charset=utf-8", &b"no\n"[..]));
+    for format in [None, Some(Format::Json)] {
+        let response = answer::not_ours(StatusCode::METHOD_NOT_ALLOWED, "no", format);
+        assert_eq!(response.headers()["allow"], "POST");
     }
 }

@@ -4,6 +4,7 @@ mod admission;
 mod connections;
 mod exports;
 mod frames;
+mod http_answers;
 mod limits;
 mod over_http;
 mod overload;
@@ -32,7 +33,7 @@ use crate::{
     budget::Budget,
     lifecycle::Tasks,
     listen,
-    otlp::{Outcome, Signal},
+    otlp::{Outcome, Reason, Refusal, Signal},
     pipeline::{Export, Request},
     telemetry::Recorder,
 };
@@ -43,6 +44,8 @@ type Answer = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 struct StandIn {
     requests: Mutex<Vec<Request>>,
     answer: Box<dyn Fn() -> Answer + Send + Sync>,
+    /// The signal that has no route.
+    without: Option<Signal>,
 }
 
 impl StandIn {
@@ -50,7 +53,14 @@ impl StandIn {
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        Arc::new(Self { requests: Mutex::default(), answer: Box::new(move || Box::pin(answer())) })
+        let answer = Box::new(move || -> Answer { Box::pin(answer()) });
+        Arc::new(Self { requests: Mutex::default(), answer, without: None })
+    }
+
+    /// Accepts all signals but one.
+    fn without(signal: Signal) -> Arc<Self> {
+        let answer = Box::new(|| -> Answer { Box::pin(async { Outcome::OK }) });
+        Arc::new(Self { requests: Mutex::default(), answer, without: Some(signal) })
     }
 
     fn ok() -> Arc<Self> {
@@ -63,6 +73,13 @@ impl StandIn {
 }
 
 impl Export for StandIn {
+    fn takes(&self, signal: Signal) -> Result<(), Refusal> {
+        if self.without != Some(signal) {
+            return Ok(());
+        }
+        Err(Refusal::permanent(tonic::Code::Unimplemented, Reason::Unimplemented, "no route"))
+    }
+
     async fn export(&self, request: Request) -> Outcome {
         self.requests.lock().unwrap().push(request);
         (self.answer)().await

@@ -14,34 +14,34 @@ use crate::{
 };
 
 /// A client's end of a connection.
-struct Client(DuplexStream);
+pub(super) struct Client(pub(super) DuplexStream);
 
 /// The head of an answer, without its empty line, and the body.
 #[derive(Debug)]
-struct Reply {
-    head: String,
-    body: Vec<u8>,
+pub(super) struct Reply {
+    pub(super) head: String,
+    pub(super) body: Vec<u8>,
 }
 
 /// Serves an in-memory connection.
-fn serve(export: Arc<StandIn>, config: &HttpConfig, budget: &Budget, tasks: &Tasks) -> Client {
+pub(super) fn serve(export: Arc<StandIn>, config: &HttpConfig, budget: &Budget, tasks: &Tasks) -> Client {
     let exchange = Arc::new(Exchange::new(export, budget.clone(), tasks));
     let service = OtlpHttp::new(exchange, config, Some(4317));
     let limits = config.limits(budget, listen::OpenConnections::default());
     Client(listen::tests::serve_in_memory(limits, service.for_connection(), tasks))
 }
 
-fn head(length: usize, more: &str) -> String {
+pub(super) fn head(length: usize, more: &str) -> String {
     format!(
         "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-protobuf\r\ncontent-length: {length}\r\n{more}\r\n"
     )
 }
 
 /// An empty message of a resource, so that there is a body.
-const BODY: [u8; 2] = [0x0a, 0];
+pub(super) const BODY: [u8; 2] = [0x0a, 0];
 
 impl Client {
-    async fn send(&mut self, bytes: &[u8]) {
+    pub(super) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.expect("the connection is open");
     }
 
@@ -51,7 +51,7 @@ impl Client {
     }
 
     /// Reads an answer; `None` if the connection ends instead.
-    async fn reply(&mut self) -> Option<Reply> {
+    pub(super) async fn reply(&mut self) -> Option<Reply> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(self.0.read_u8().await.ok()?);
@@ -65,7 +65,7 @@ impl Client {
     }
 
     /// Waits until the server closes the connection. Returns how long that took.
-    async fn end(&mut self) -> Duration {
+    pub(super) async fn end(&mut self) -> Duration {
         let started = Instant::now();
         let mut rest = Vec::new();
         let closed = timeout(Duration::from_secs(3_600), self.0.read_to_end(&mut rest)).await;
@@ -76,11 +76,11 @@ impl Client {
 }
 
 impl Reply {
-    fn status(&self) -> u16 {
+    pub(super) fn status(&self) -> u16 {
         self.head.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
-    fn has(&self, line: &str) -> bool {
+    pub(super) fn has(&self, line: &str) -> bool {
         self.head.lines().any(|found| found == line)
     }
 }
@@ -327,7 +327,7 @@ async fn who_waits_for_leave_to_send_a_body_gets_it_only_if_the_body_is_wanted()
 }
 
 /// An account in which clients' connections and streams have this share, and requests the other.
-fn account(clients: usize, requests: usize) -> Budget {
+pub(super) fn account(clients: usize, requests: usize) -> Budget {
     Budget::divided(Division { fixed: 0, clients, requests })
 }
 

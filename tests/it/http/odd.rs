@@ -10,7 +10,7 @@ use super::{
         fixture::{ExtraConfig, Fixture, encoded, span},
         harness::{self, Process, Ready},
     },
-    bodies::{deflate, gzip, zlib, zstd},
+    bodies::{deflate, gzip, snappy_block, snappy_framed, zlib, zstd},
     wire::{self, Request},
 };
 
@@ -179,6 +179,7 @@ impl Table {
         self.row("a length that is too short", &short, effect(400));
         let long = request.clone().without_length().with("content-length", &(request.body.len() + 3).to_string());
         self.raw("a length that is too long, and the end", long.bytes(), true, effect(400));
+        self.raw("a whole request, and the end", self.post().bytes(), true, TAKEN);
         let huge = request.without_length().with("content-length", "4000000000");
         self.raw("a huge length, and the end", huge.bytes(), true, effect(413));
         self.collector(effect(400));
@@ -297,6 +298,7 @@ impl Table {
         self.row("zlib", &post("zlib", zlib(&self.body())), TAKEN);
         self.row("deflate (raw)", &post("deflate", deflate(&self.body())), TAKEN);
         self.collector(effect(400));
+        self.snappy();
         self.row("an empty encoding", &post("", self.body()), TAKEN);
         self.row("identity", &post("identity", self.body()), TAKEN);
         self.collector(effect(400));
@@ -331,10 +333,34 @@ impl Table {
         let body = self.body();
         let (first, second) = body.split_at(10);
         self.row("two frames of zstd", &post("zstd", [zstd(first), zstd(second)].concat()), TAKEN);
+        let trailing = [zstd(&self.body()), b"garbage".to_vec()].concat();
+        self.row("garbage behind zstd", &post("zstd", trailing), effect(400));
+        let thrice = gzip(&gzip(&gzip(&self.body())));
+        self.row("gzip thrice that says it is once", &post("gzip", thrice), effect(400));
         let large = vec![0; 21 << 20];
         self.row("gzip of 21 MiB", &post("gzip", gzip(&large)), effect(413));
         self.collector(effect(400));
         self.row("zstd of 21 MiB", &post("zstd", zstd(&large)), effect(413));
+        self.collector(effect(400));
+    }
+
+    fn snappy(&mut self) {
+        let post =
+            |encoding: &str, body: Vec<u8>| Request::post(TRACES, PROTOBUF, body).with("content-encoding", encoding);
+        self.row("snappy in one block", &post("snappy", snappy_block(&self.body())), TAKEN);
+        self.row("snappy in frames", &post("snappy", snappy_framed(&self.body())), TAKEN);
+        self.row("x-snappy-framed", &post("x-snappy-framed", snappy_framed(&self.body())), TAKEN);
+        self.row("x-snappy-framed that is a block", &post("x-snappy-framed", snappy_block(&self.body())), TAKEN);
+        self.collector(effect(400));
+        let mut torn = snappy_block(&self.body());
+        torn.truncate(torn.len() - 3);
+        self.row("half of snappy", &post("snappy", torn), effect(400));
+        let mut wrong = snappy_framed(&self.body());
+        wrong[14] ^= 1;
+        self.row("a wrong checksum of snappy", &post("x-snappy-framed", wrong), effect(400));
+        self.row("a length of snappy that lies", &post("snappy", vec![0xff, 0xff, 0xff, 0x7f, 0, 0x61]), effect(400));
+        self.row("snappy that is none", &post("snappy", self.body()), effect(400));
+        self.row("snappy of 21 MiB", &post("snappy", snappy_block(&vec![0; 21 << 20])), effect(413));
         self.collector(effect(400));
     }
 
