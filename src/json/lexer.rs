@@ -10,6 +10,9 @@ use super::{
 /// The deepest nesting of objects and arrays. jsoniter, with which Collectors read JSON, has the same limit.
 pub(super) const MAX_DEPTH: usize = 10_000;
 
+/// Eight spaces.
+const SPACES: u64 = u64::from_ne_bytes([b' '; 8]);
+
 /// A cursor in a document.
 #[derive(Debug)]
 pub(super) struct Lexer<'a> {
@@ -27,6 +30,26 @@ pub(super) struct Raw<'a> {
     pub(super) bytes: &'a [u8],
     /// Whether it has escapes. Each of them is valid.
     pub(super) is_escaped: bool,
+}
+
+/// Reads an integer of up to seven digits, with or without quotes around it. Returns it and what follows. Most numbers are as
+/// short, and this is faster than finding their ends first.
+#[inline(always)]
+pub(super) fn short_integer(json: &[u8]) -> Option<(u32, &[u8])> {
+    let (is_quoted, from) = match json {
+        [b'"', from @ ..] => (true, from),
+        from => (false, from),
+    };
+    let (len, value) = numbers::leading_digits(*from.first_chunk()?)?;
+    let rest = from.get(len..)?;
+    let rest = match (is_quoted, rest) {
+        (true, [b'"', rest @ ..]) => rest,
+        (true, _) | (false, [b'.' | b'e' | b'E', ..]) => return None,
+        // JSON has no zeros in front of a number.
+        (false, _) if len > 1 && from.first() == Some(&b'0') => return None,
+        (false, rest) => rest,
+    };
+    Some((value, rest))
 }
 
 impl<'a> Lexer<'a> {
@@ -64,10 +87,21 @@ impl<'a> Lexer<'a> {
 
     #[inline(never)]
     fn peek_after_space(&mut self) -> u8 {
-        while let [b' ' | b'\n' | b'\r' | b'\t', rest @ ..] = self.rest {
-            self.rest = rest;
+        loop {
+            // Indentation is skipped eight spaces at a time.
+            while let Some((chunk, rest)) = self.rest.split_first_chunk::<8>() {
+                let others = u64::from_le_bytes(*chunk) ^ SPACES;
+                if others != 0 {
+                    self.rest = self.rest.get((others.trailing_zeros() >> 3) as usize..).unwrap_or_default();
+                    break;
+                }
+                self.rest = rest;
+            }
+            match self.rest {
+                [b' ' | b'\n' | b'\r' | b'\t', rest @ ..] => self.rest = rest,
+                rest => return rest.first().copied().unwrap_or_default(),
+            }
         }
-        self.rest.first().copied().unwrap_or_default()
     }
 
     /// Skips the next byte.
@@ -179,25 +213,27 @@ impl<'a> Lexer<'a> {
         Ok(number)
     }
 
-    /// Reads an integer of up to seven digits, with or without quotes around it, if it comes next. Otherwise nothing is read,
-    /// and `None` is returned. Most numbers are as short, and this is faster than finding their ends first.
+    /// Reads what comes next by this function, which returns what it found and what follows. Otherwise nothing is read.
+    #[inline(always)]
+    pub(super) fn eat_with<T>(&mut self, read: impl FnOnce(&'a [u8]) -> Option<(T, &'a [u8])>) -> Option<T> {
+        let (found, rest) = read(self.rest)?;
+        self.rest = rest;
+        Some(found)
+    }
+
+    /// Reads a short integer, as [`short_integer`] does.
     #[inline(always)]
     pub(super) fn short_integer(&mut self) -> Option<u32> {
-        let (is_quoted, from) = match self.rest {
-            [b'"', from @ ..] => (true, from),
-            from => (false, from),
-        };
-        let (len, value) = numbers::leading_digits(*from.first_chunk()?)?;
-        let rest = from.get(len..)?;
-        let rest = match (is_quoted, rest) {
-            (true, [b'"', rest @ ..]) => rest,
-            (true, _) | (false, [b'.' | b'e' | b'E', ..]) => return None,
-            // JSON has no zeros in front of a number.
-            (false, _) if len > 1 && from.first() == Some(&b'0') => return None,
-            (false, rest) => rest,
-        };
-        self.rest = rest;
-        Some(value)
+        self.eat_with(short_integer)
+    }
+
+    /// Reads a short integer and the comma behind it.
+    #[inline(always)]
+    pub(super) fn short_integer_and_comma(&mut self) -> Option<u32> {
+        self.eat_with(|json| {
+            let (value, [b',', rest @ ..]) = short_integer(json)? else { return None };
+            Some((value, rest))
+        })
     }
 
     /// Reads a value of any shape that begins at `depth`.

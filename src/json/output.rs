@@ -112,6 +112,20 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// Writes a field whose content comes in pieces, of `len` bytes altogether.
+    #[inline(always)]
+    pub(super) fn pieces(&mut self, tag: u32, pieces: [&[u8]; 4], len: usize, at: usize) -> Result<(), Fault> {
+        self.room(MAX_HEAD + len, at)?;
+        let len = u32::try_from(len).map_err(|_too_long| self.too_large(at))?;
+        let bytes = &mut self.buffer.bytes;
+        put_varint(bytes, tag);
+        put_varint(bytes, len);
+        for piece in pieces {
+            bytes.extend_from_slice(piece);
+        }
+        Ok(())
+    }
+
     /// Writes a tag, unless it is 0, and a varint.
     #[inline(always)]
     pub(super) fn varint(&mut self, tag: u32, value: u64, at: usize) -> Result<(), Fault> {

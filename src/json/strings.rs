@@ -34,9 +34,10 @@ fn stops(word: u64) -> u64 {
     // A byte below n has its high bit set after n was subtracted, unless it was set before. A borrow disturbs only
     // bytes after the first such one.
     let below = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word;
-    let quote = below(word ^ (ONES * u64::from(b'"')), 1);
+    // With its second bit inverted, the quote (0x22) comes right after the control characters, and the space leaves its place.
+    let quote_or_control = below(word ^ (ONES * 0x02), 0x21);
     let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
-    (quote | backslash | below(word, 0x20)) & HIGH
+    (quote_or_control | backslash) & HIGH
 }
 
 /// Returns the length of an escape whose backslash was read, if it is valid.

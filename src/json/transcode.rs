@@ -4,12 +4,13 @@
 //! followed the last time is tried first; most programs write the members of a message in the same order every time.
 
 use super::{
+    attributes,
     error::{Fault, JsonError, Malformed},
     lexer::{Lexer, MAX_DEPTH},
     output::Output,
-    schema::{Field, Kind, Message},
+    schema::{Field, Int, Kind, Message},
     strings::{self, SHORT},
-    tables::{MESSAGES, SLOTS},
+    tables::{KEY_VALUE, MESSAGES, SLOTS},
     values,
 };
 use crate::{
@@ -126,18 +127,8 @@ impl Transcoder<'_, '_> {
         loop {
             next = match next {
                 Next::First if self.lexer.eat(b'}') => self.leave()?,
-                Next::First | Next::Member => self.member()?,
-                Next::AfterMember => match self.lexer.peek() {
-                    b',' => {
-                        self.lexer.bump();
-                        Next::Member
-                    }
-                    b'}' => {
-                        self.lexer.bump();
-                        self.leave()?
-                    }
-                    _ => return Err(self.lexer.expected("a comma or }")),
-                },
+                Next::First | Next::Member => self.members()?,
+                Next::AfterMember => self.after_member()?,
                 Next::Element => self.element()?,
                 Next::AfterElement => match self.lexer.peek() {
                     b',' => {
@@ -154,6 +145,35 @@ impl Transcoder<'_, '_> {
                 Next::End if self.lexer.peek() == 0 && self.lexer.left() == 0 => return Ok(()),
                 Next::End => return Err(Malformed::Trailing.at(self.lexer.at())),
             }
+        }
+    }
+
+    /// Reads members up to the beginning of a message or of a list of messages, or to the end of this message.
+    #[inline(always)]
+    fn members(&mut self) -> Result<Next, Fault> {
+        loop {
+            let next = match self.member()? {
+                Next::AfterMember => self.after_member()?,
+                other => other,
+            };
+            if !matches!(next, Next::Member) {
+                return Ok(next);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn after_member(&mut self) -> Result<Next, Fault> {
+        match self.lexer.peek() {
+            b',' => {
+                self.lexer.bump();
+                Ok(Next::Member)
+            }
+            b'}' => {
+                self.lexer.bump();
+                self.leave()
+            }
+            _ => Err(self.lexer.expected("a comma or }")),
         }
     }
 
@@ -280,6 +300,12 @@ impl Transcoder<'_, '_> {
             return Err(self.lexer.expected("a member"));
         };
         match self.lexer.peek() {
+            b'{' if message.index == KEY_VALUE.index
+                && self.depth + attributes::DEPTH <= MAX_DEPTH
+                && attributes::convert(*tag, &mut self.lexer, &mut self.output)? =>
+            {
+                Ok(Next::AfterElement)
+            }
             b'{' => self.enter(message, *tag),
             // As in Collectors, it is an empty message.
             b'n' => {
@@ -328,6 +354,11 @@ impl Transcoder<'_, '_> {
             self.output.open(field.tag, 1, self.lexer.at())?;
         }
         loop {
+            match kind {
+                Kind::Int(Int::Fixed64) => self.short_numbers(u64::from)?,
+                Kind::Double => self.short_numbers(|number| f64::from(number).to_bits())?,
+                _ => {}
+            }
             let tag = if is_packed { 0 } else { field.tag };
             let first = self.lexer.peek();
             values::write(kind, tag, false, first, &mut self.lexer, &mut self.output)?;
@@ -342,6 +373,16 @@ impl Transcoder<'_, '_> {
             self.output.close(self.lexer.at())?;
         }
         self.leave_list();
+        Ok(())
+    }
+
+    /// Reads the next elements of a packed list as long as they are short numbers, except for the last one. Histograms have many.
+    #[inline(always)]
+    fn short_numbers(&mut self, convert: impl Fn(u32) -> u64) -> Result<(), Fault> {
+        while let Some(number) = self.lexer.short_integer_and_comma() {
+            self.output.fixed(0, convert(number).to_le_bytes(), self.lexer.at())?;
+            self.frame.element = self.frame.element.map(|element| element + 1);
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ pub(crate) mod documents;
 mod reference;
 mod refused;
 mod tables;
+mod usual;
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
