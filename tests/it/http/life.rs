@@ -18,7 +18,7 @@ use super::{
         reload::reload,
         rig::{self, Sinks},
     },
-    bodies::{gzip, zstd},
+    bodies::{gzip, gzip_of_10_gib, zstd},
     wire::{self, Request},
 };
 
@@ -81,6 +81,7 @@ async fn bombs_are_refused_within_the_memory_limit() -> Result<()> {
     let window = [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 20 << 3][..], &[0; 100]].concat();
     let bombs = [
         ("gzip", gzip(&large), 413),
+        ("gzip", gzip_of_10_gib(), 413),
         ("zstd", zstd(&large), 413),
         ("zstd", window, 400),
         // Inflated once it is no message.

@@ -6,5 +6,6 @@ mod hostile;
 mod json;
 mod life;
 mod odd;
+mod slow;
 mod tls;
 mod wire;
