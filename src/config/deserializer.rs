@@ -19,13 +19,12 @@ const SUGGEST_ABOVE: f64 = 0.75;
 const NOT_YET: [&str; 2] = ["handoff", "health"];
 
 /// Keys of the Collector's exporter that do not exist here, and advice on what to write instead.
-const INSTEAD: [(&str, &str); 3] = [
+const INSTEAD: [(&str, &str); 2] = [
     (
         "aws_cloud_map",
         "a namespace of a DNS kind gives its services names: write dns: { hostname: SERVICE_NAME.NAMESPACE }",
     ),
     ("srv", "write dns: { hostname: NAME, port: PORT }, with a name that has A or AAAA records"),
-    ("protocol", "its keys (tls, timeout, compression, headers, …) belong in the pool itself"),
 ];
 
 impl Node {
@@ -74,6 +73,11 @@ impl de::Error for ConfigError {
     fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
         if !is_plain_name(found) {
             return Self::custom(format_args!("unknown key (it is not shown); known keys: {}", known.join(", ")));
+        }
+        if known.is_empty() {
+            // The Collector's exporter has the keys of calls in `protocol.otlp`.
+            let advice = "tls, timeout, compression, headers, … belong in the pool itself";
+            return Self::custom(format_args!("unknown key \"{found}\"; this section has no keys: {advice}"));
         }
         if let Some((_, advice)) = INSTEAD.iter().find(|(name, _)| *name == found) {
             return Self::custom(format_args!("\"{found}\" is not supported yet; {advice}"));

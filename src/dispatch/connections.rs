@@ -51,7 +51,7 @@ pub(super) struct Setback {
 #[derive(Debug)]
 pub(super) enum Way<'a> {
     /// A connection is up. `wakeups` wakes the one with the fewest calls. `besides` is the index of a further connection that may
-    /// be established, if all that are up have calls.
+    /// be established, if all that are up have calls and none is being established.
     Up { wakeups: &'a Arc<Wakeups>, besides: Option<usize> },
     /// A connection is being established.
     Soon,
@@ -64,7 +64,7 @@ pub(super) enum Way<'a> {
 impl Connections {
     pub(super) fn new(config: &Config) -> Self {
         Self {
-            all: (0..config.keys.connections.max(1)).map(|_| Connection::default()).collect(),
+            all: (0..config.keys.max_connections()).map(|_| Connection::default()).collect(),
             backoff: Backoff::new(config.keys.retry_on_failure),
             retry_at: None,
             shortage: None,
@@ -76,14 +76,13 @@ impl Connections {
     pub(super) fn way(&self, now: Instant) -> Way<'_> {
         let down = self.all.iter().position(|connection| matches!(connection.phase, Phase::Down));
         let pause = self.pause(now);
+        let is_connecting = self.all.iter().any(|connection| matches!(connection.phase, Phase::Connecting));
         let up = self.all.iter().filter_map(|connection| Some((connection.running, connection.wakeups()?)));
         match (up.min_by_key(|(running, _)| *running), down, pause) {
             (Some((running, wakeups)), down, pause) => {
-                Way::Up { wakeups, besides: down.filter(|_| running > 0 && pause.is_none()) }
+                Way::Up { wakeups, besides: down.filter(|_| running > 0 && pause.is_none() && !is_connecting) }
             }
-            (None, _, _) if self.all.iter().any(|connection| matches!(connection.phase, Phase::Connecting)) => {
-                Way::Soon
-            }
+            (None, _, _) if is_connecting => Way::Soon,
             (None, _, Some((pause, failure))) => Way::NotFor(pause, failure),
             (None, Some(at), None) => Way::Connect(at),
             // There is at least one connection, so this does not happen.

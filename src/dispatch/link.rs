@@ -26,11 +26,11 @@ pub(super) trait Transport: Send + Sync + 'static {
     fn open(&self, link: Link, tasks: &Tasks);
 }
 
-/// The transport for gRPC over HTTP/2.
+/// The transport over the network, by the protocol of the pool.
 #[derive(Debug)]
-pub(super) struct Grpc;
+pub(super) struct Network;
 
-impl Transport for Grpc {
+impl Transport for Network {
     fn open(&self, link: Link, tasks: &Tasks) {
         drop(tasks.spawn(transport::serve(link, tasks.clone())));
     }
@@ -225,7 +225,7 @@ impl Work for Link {
             Event::Answered => self.answered(),
             Event::Connected(wakeups) => self.connected(wakeups),
             Event::Ended { failure, lost } => self.ended(failure, lost),
-            Event::GaveUp | Event::InDoubt => {
+            Event::Closed | Event::GaveUp | Event::InDoubt => {
                 if let Some(at) = self.at.take() {
                     self.left(at);
                 }

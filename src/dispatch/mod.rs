@@ -13,8 +13,8 @@
 //! - `submit` takes room for a request's parts in all queues or in none, and `join` collects their outcomes. `backoff` and
 //!   `retries` space and bound retries. `backend_load` and `metrics` show the state of backends.
 //!
-//! The lower layer is `transport`. It sends the batches of a link as gRPC calls on one connection, and does not use the upper
-//! layer.
+//! The lower layer is `transport`. It sends the batches of a link as calls on one connection, by gRPC or OTLP/HTTP, and does
+//! not use the upper layer.
 //!
 //! A backend whose slots the table assigns to others hands back its waiting parts and gives up its calls. A backend that has
 //! left the table finishes both, unless it fails.
@@ -51,7 +51,7 @@ use tokio::sync::watch;
 
 use self::{
     backend::Shared,
-    link::{Grpc, Transport},
+    link::{Network, Transport},
     reconcile::Reconciler,
 };
 pub use self::{
@@ -137,7 +137,7 @@ impl Dispatch {
     ///
     /// Ends when `tasks` are stopped: waiting parts are then handed back with [`Cause::Stopped`].
     pub fn start(pool: &str, config: Config, tables: Tables, tasks: &Tasks, events: Events) -> Arc<Self> {
-        Self::start_by(Arc::new(Grpc), pool, config, tables, tasks, events)
+        Self::start_by(Arc::new(Network), pool, config, tables, tasks, events)
     }
 
     fn start_by(
@@ -191,10 +191,9 @@ impl Dispatch {
         while self.view().is_none() && changes.changed().await.is_ok() {}
     }
 
-    /// Returns the number of sockets that may be needed at once: the configured connections, and one more for each backend,
-    /// which is used to probe it.
+    /// Returns the number of sockets that may be needed at once.
     pub fn sockets(&self) -> usize {
-        self.shared.all.load().iter().map(|backend| backend.shared.config.keys.connections.max(1) + 1).sum()
+        self.shared.all.load().iter().map(|backend| backend.shared.config.keys.max_sockets()).sum()
     }
 
     /// Whether no part waits and no call is in flight.

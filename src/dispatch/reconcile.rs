@@ -163,7 +163,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        dispatch::{Config, link::Grpc},
+        dispatch::{Config, link::Network},
         health,
         lifecycle::Tasks,
         testing::table,
@@ -174,7 +174,8 @@ mod tests {
         let addresses: Vec<SocketAddr> = (4001..4051).map(|port| ([127, 0, 0, 1], port).into()).collect();
         let tables = [&[][..], &addresses[49..]].map(|away| table(1, &addresses, away));
         let (sender, receiver) = watch::channel(None);
-        let shared = Shared::new("test", Config::default(), &Tasks::new(), health::channel("test").0, Arc::new(Grpc));
+        let shared =
+            Shared::new("test", Config::default(), &Tasks::new(), health::channel("test").0, Arc::new(Network));
         let shown = Arc::new(ArcSwapOption::empty());
         let (_configs, configs) = watch::channel(Config::default());
         let mut reconciler = Reconciler::new(shared, Arc::clone(&shown), receiver, configs);

@@ -40,6 +40,8 @@ pub(super) struct Pool {
     access: Access,
     membership: watch::Sender<membership::Config>,
     published: membership::Published,
+    /// Probes ejected backends by the protocol of the newest configuration.
+    health_check: HealthCheck,
     certificates: Reloads,
     dispatch: Arc<Dispatch>,
     /// Tracks the routes that lead here, including those held by requests in flight.
@@ -67,7 +69,8 @@ impl Pool {
             .map_err(|source| ProxyError::Discovery { pool: name.clone(), source })?;
         let (events, inbox) = health::channel(name);
         let (membership, chosen) = watch::channel(config.membership.clone());
-        let published = membership::start(name, chosen, found, inbox, HealthCheck, builder.clone(), &tasks);
+        let health_check = HealthCheck::new(&config.dispatch.keys);
+        let published = membership::start(name, chosen, found, inbox, health_check.clone(), builder.clone(), &tasks);
         let tables = published.tables.clone();
         let dispatch = Dispatch::start(name, config.dispatch.clone(), tables, &tasks, events);
         tasks.spawn(keep_descriptors(Arc::clone(&dispatch), tasks.clone()));
@@ -78,6 +81,7 @@ impl Pool {
             access,
             membership,
             published,
+            health_check,
             certificates: certificates.clone(),
             dispatch,
             users: TaskTracker::new(),
@@ -152,6 +156,7 @@ impl Pool {
             self.membership.send_replace(config.membership.clone());
         }
         if self.config.dispatch != config.dispatch {
+            self.health_check.follow(&config.dispatch.keys);
             self.dispatch.reconfigure(config.dispatch.clone());
         }
         if self.config.tls != config.tls {

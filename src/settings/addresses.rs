@@ -48,7 +48,7 @@ pub enum Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenAddress<const PORT: u16>(pub HostPort);
 
-/// The address of a backend. Its default port is 4317. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is converted to the
+/// The address of a backend. Its default port is 4317, or that of the pool's protocol. An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is converted to the
 /// IPv4 address, since both are the same backend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Backend {
@@ -194,6 +194,13 @@ impl Backend {
     /// The identity that is hashed: the address in canonical form or the name as it is written, and the port.
     pub fn identity(&self) -> String {
         self.address.to_string()
+    }
+
+    /// Sets the port, if none is written.
+    pub fn set_default_port(&mut self, port: u16) {
+        if self.written.as_deref().is_some_and(|text| HostPort::parse(text, None).is_err()) {
+            self.address.port = port;
+        }
     }
 
     /// The text as written, where it differs from the identity, for example because it has no port. It is what the

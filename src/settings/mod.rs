@@ -10,6 +10,7 @@ mod choices;
 pub(crate) mod headers;
 mod invalid_trace_id;
 mod pools;
+mod protocol;
 mod receivers;
 #[cfg(test)]
 pub(crate) mod reference;
@@ -32,6 +33,7 @@ pub use self::{
         CompressionParams, Delivery, DnsResolver, Handoff, KubernetesResolver, OutlierDetection, Placement, Pool,
         Resolver, RetryOnFailure, Ring, SendingQueue, SrvResolver, StaticResolver, USUAL_DELAY,
     },
+    protocol::{OtlpHttp, Protocol},
     receivers::{Cors, Grpc, Http, Keepalive, Otlp, Protocols, Receivers, ServerParameters},
     section::IfWritten,
     tls::{ClientTls, RELOAD_INTERVAL, ServerTls},

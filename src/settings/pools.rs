@@ -6,6 +6,7 @@ use super::{
     addresses::{Backend, OTLP_GRPC_PORT},
     choices::{Algorithm, Compression, HandoffMode, IpFamily, Sizer},
     headers::Headers,
+    protocol::Protocol,
     section::{IfWritten, section},
     tls::ClientTls,
     values::{ByteSize, Mebibytes},
@@ -42,7 +43,8 @@ section! {
     /// `pools.NAME.resolver.static`: backends by name or address, all of them members whether their names resolve or not.
     #[derive(Eq)]
     pub struct StaticResolver {
-        /// The backends, each `host:port`; the port is 4317 where it is missing. The text as written is what is hashed,
+        /// The backends, each `host:port`; the port is 4317 where it is missing (4318 with
+        /// `protocol: { otlp_http: {} }`). The text as written is what is hashed,
         /// so all replicas must write it alike. One variable may hold the whole list, as YAML or separated by commas:
         /// `${env:BACKENDS}`.
         hostnames: Vec<Backend>,
@@ -57,7 +59,7 @@ section! {
     pub struct DnsResolver {
         /// The name whose A and AAAA records are the backends. Search domains apply unless the name ends with a dot.
         hostname: String,
-        /// The port of every backend; 4317 where the key is missing. The rings of the Collector's exporter hash the port
+        /// The port of every backend; 4317 where the key is missing (4318 with OTLP/HTTP). The rings of the Collector's exporter hash the port
         /// only if it is written, as the exporter does.
         port: Option<u16>,
         /// How often, ± 10 %, the name is looked up.
@@ -88,7 +90,7 @@ section! {
         /// The Service whose EndpointSlices are watched: `NAME.NAMESPACE`, or `NAME` in the namespace of the proxy's own
         /// pod (with a kubeconfig, in that of its context). See [Kubernetes](#kubernetes).
         service: String,
-        /// The ports of every pod; 4317 where the key is missing. Each of them is a backend of its own.
+        /// The ports of every pod; 4317 where the key is missing (4318 with OTLP/HTTP). Each of them is a backend of its own.
         ports: IfWritten<Vec<u16>>,
         /// How long the API server may take to begin an answer, and for each further part of a list.
         timeout: Duration = RESOLVER_TIMEOUT,
@@ -113,13 +115,15 @@ section! {
         compression: Compression,
         /// Parameters of the compression.
         compression_params: CompressionParams,
+        /// The protocol of calls to backends.
+        protocol: Protocol,
         /// How long one attempt to deliver may take. A value above `receivers.otlp.deadline` is refused; if the deadline
         /// is shorter than the default, the default becomes the deadline.
         timeout: Duration = Duration::from_secs(5),
         /// The largest message of one call, in MiB before compression. A Collector accepts 4 MiB unless it is
         /// configured otherwise.
         max_request_size_mib: Mebibytes = Mebibytes::of(4),
-        /// HTTP/2 connections to each backend, per shard.
+        /// HTTP/2 connections to each backend, per shard. With OTLP/HTTP `max_conns_per_host` takes its place.
         connections: usize = 1,
         /// Independent sets of queues and connections; each worker thread uses one of them. More than 1 can help where many
         /// threads send to few backends. Parts of different shards never share a call.
@@ -261,7 +265,36 @@ impl KubernetesResolver {
     }
 }
 
+impl Resolver {
+    /// The same with `port` for each backend that has none.
+    #[must_use]
+    pub fn with_default_port(&self, port: u16) -> Self {
+        let mut resolver = self.clone();
+        if let Some(keys) = &mut resolver.r#static {
+            keys.hostnames.iter_mut().for_each(|backend| backend.set_default_port(port));
+        }
+        if let Some(keys) = resolver.dns.as_mut().filter(|_| port != OTLP_GRPC_PORT) {
+            keys.port.get_or_insert(port);
+        }
+        if let Some(keys) = resolver.k8s.as_mut().filter(|_| port != OTLP_GRPC_PORT) {
+            keys.ports.0.get_or_insert_with(|| vec![port]);
+        }
+        resolver
+    }
+}
+
 impl Delivery {
+    /// The most connections to one backend, per shard.
+    pub fn max_connections(&self) -> usize {
+        self.protocol.http().map_or(self.connections, |http| http.max_conns_per_host).max(1)
+    }
+
+    /// The most sockets that one backend needs at once, per shard: one besides its connections probes it. With OTLP/HTTP one more
+    /// is kept open for a call whose clients have left.
+    pub fn max_sockets(&self) -> usize {
+        self.max_connections() + if self.protocol.http().is_some() { 2 } else { 1 }
+    }
+
     /// The same with the default of each key that has no effect, so that deliveries that do the same are equal.
     #[must_use]
     pub fn in_effect(&self) -> Self {
@@ -269,6 +302,8 @@ impl Delivery {
             Compression::None => CompressionParams::default(),
             Compression::Gzip | Compression::Zstd => self.compression_params,
         };
-        Self { compression_params, ..self.clone() }
+        let protocol = self.protocol.in_effect();
+        let connections = if protocol.http().is_some() { Self::default().connections } else { self.connections };
+        Self { compression_params, protocol, connections, ..self.clone() }
     }
 }

@@ -2,6 +2,7 @@
 //! tables. It stands on what rooms show to others and knows nothing of their insides.
 
 mod backend;
+mod http_peer;
 mod parts;
 mod rig;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 pub(crate) use self::{
     backend::{Call, Script, accept_h2, listen, trailers_only},
+    http_peer::{HttpConnection, HttpPeer, OK},
     parts::{large_part, many_traces, names_of, part, table},
     rig::{Rig, accepted, outcome, with_keys},
 };

@@ -1,7 +1,9 @@
-//! Scripted backends: they accept, refuse, hang, reset streams, send GOAWAY, answer without gRPC, crash and come back.
+//! Scripted backends, by gRPC or OTLP/HTTP as they are called: they accept, refuse, hang, reset streams, send GOAWAY, answer without gRPC, crash and come back.
 //!
 //! A backend keeps a list of the spans that it acknowledged, which also survives its crashes. Tests compare it with
 //! what clients were acknowledged.
+
+mod http1;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -98,6 +100,7 @@ struct Inner {
     script: Mutex<Script>,
     greeter: Mutex<Greeter>,
     calls: AtomicU64,
+    http_calls: AtomicU64,
     connections: AtomicU64,
     delivered: Mutex<BTreeMap<SpanKey, u64>>,
     messages: Mutex<Vec<Bytes>>,
@@ -120,6 +123,7 @@ impl Backend {
             script: Mutex::new(accept),
             greeter: Mutex::new(serve),
             calls: AtomicU64::default(),
+            http_calls: AtomicU64::default(),
             connections: AtomicU64::default(),
             delivered: Mutex::default(),
             messages: Mutex::default(),
@@ -167,6 +171,11 @@ impl Backend {
         self.inner.calls.load(Relaxed)
     }
 
+    /// Returns how many of the calls came by OTLP/HTTP.
+    pub(crate) fn http_calls(&self) -> u64 {
+        self.inner.http_calls.load(Relaxed)
+    }
+
     pub(crate) fn connections(&self) -> u64 {
         self.inner.connections.load(Relaxed)
     }
@@ -189,6 +198,17 @@ impl Backend {
     /// Returns the messages that were acknowledged, without gRPC's prefix.
     pub(crate) fn messages(&self) -> Vec<Bytes> {
         lock(&self.inner.messages).clone()
+    }
+}
+
+impl Inner {
+    /// Keeps what was acknowledged.
+    fn keep(&self, spans: Vec<SpanKey>, message: Bytes) {
+        let mut delivered = lock(&self.delivered);
+        for span in spans {
+            *delivered.entry(span).or_default() += 1;
+        }
+        lock(&self.messages).push(message);
     }
 }
 
@@ -270,14 +290,21 @@ async fn serve(stream: TcpStream, inner: &Inner, life: &Tasks) -> Result<()> {
     let stream = stream.into_std()?;
     let duplicate = stream.try_clone()?;
     let stream = TcpStream::from_std(stream)?;
-    let mut first = [0];
-    if stream.peek(&mut first).await? > 0 && first != [0x16] {
+    let mut first = [0; 2];
+    if stream.peek(&mut first).await? > 0 && first[0] != 0x16 {
         inner.plaintext.fetch_add(1, Relaxed);
     }
     let tls = lock(&inner.tls).clone();
-    match tls {
-        Some(tls) => serve_on(TlsAcceptor::from(tls).accept(stream).await?, &duplicate, inner, life).await,
-        None => serve_on(stream, &duplicate, inner, life).await,
+    let Some(tls) = tls else {
+        return match &first {
+            b"PO" | b"HE" => http1::serve(stream, &duplicate, inner, life).await,
+            _ => serve_on(stream, &duplicate, inner, life).await,
+        };
+    };
+    let stream = TlsAcceptor::from(tls).accept(stream).await?;
+    match stream.get_ref().1.alpn_protocol() {
+        Some(b"http/1.1") => http1::serve(stream, &duplicate, inner, life).await,
+        _ => serve_on(stream, &duplicate, inner, life).await,
     }
 }
 
@@ -330,11 +357,7 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
         answer = *then;
     }
     if matches!(answer, Answer::Accept | Answer::Partial(..) | Answer::AcceptAndGo) {
-        let mut delivered = lock(&inner.delivered);
-        for span in call.spans {
-            *delivered.entry(span).or_default() += 1;
-        }
-        lock(&inner.messages).push(message);
+        inner.keep(call.spans, message);
     }
     let sent = match &answer {
         Answer::Accept | Answer::AcceptAndGo => reply(&mut respond, 0, ""),

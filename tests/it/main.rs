@@ -22,6 +22,7 @@ mod handover;
 #[allow(dead_code, reason = "the bench of proxies uses the rest")]
 mod harness;
 mod http;
+mod http_backends;
 mod interop;
 mod kubernetes;
 mod layout;

@@ -146,7 +146,7 @@ fn check_hosts(hosts: &[String], report: &mut Report<'_>) {
 }
 
 /// Checks the path of a page.
-fn check_path(at: &KeyPath, path: &str, example: &str, report: &mut Report<'_>) {
+pub(super) fn check_path(at: &KeyPath, path: &str, example: &str, report: &mut Report<'_>) {
     if !path.starts_with('/') || path.contains(['?', '#', ' ']) {
         report.error(at, Message::about(path, |path| format!("{path} is not a path; write {example}")));
     }

@@ -4,13 +4,16 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     super::{PoolConfig, message::Message},
-    KeyPath, MAX_MESSAGE_MIB, Report, less_than, report_tls,
+    KeyPath, MAX_MESSAGE_MIB, Report, less_than,
+    listeners::check_path,
+    report_tls,
 };
 use crate::{
     discovery,
+    otlp::Signal,
     settings::{
-        Compression, Delivery, DnsResolver, Handoff, KubernetesResolver, OutlierDetection, Placement, Pool, Resolver,
-        RetryOnFailure, Settings, SrvResolver, StaticResolver, values::GoDuration,
+        Compression, Delivery, DnsResolver, Handoff, KubernetesResolver, OutlierDetection, Placement, Pool, Protocol,
+        Resolver, RetryOnFailure, Settings, SrvResolver, StaticResolver, values::GoDuration,
     },
 };
 
@@ -50,9 +53,10 @@ fn check_pool(
     if let Some(tls) = &*pool.tls {
         report_tls(&at.key("tls"), tls.check(&pool.resolver), report);
     }
+    let resolver = pool.resolver.with_default_port(pool.delivery.protocol.port());
     Some(PoolConfig {
         name: name.to_owned(),
-        discovery: discovery::Config::of(&pool.resolver)?,
+        discovery: discovery::Config::of(&resolver)?,
         membership: pool.placement.clone(),
         dispatch: pool.delivery.in_effect().into(),
         headers: pool.headers.checked().unwrap_or_default(),
@@ -82,6 +86,22 @@ fn check_delivery(at: &KeyPath, keys: &Delivery, deadline: Duration, report: &mu
         report.error_about(&at.key("sending_queue").key("queue_size"), &[&call_at], message);
     }
     check_retries(&at.key("retry_on_failure"), &keys.retry_on_failure, report);
+    check_protocol(&at.key("protocol"), &keys.protocol, report);
+}
+
+fn check_protocol(at: &KeyPath, protocol: &Protocol, report: &mut Report<'_>) {
+    let Some(keys) = protocol.http() else { return };
+    if protocol.otlp.is_some() {
+        report.error(at, "has both otlp and otlp_http; a pool has one protocol");
+    }
+    let at = at.key("otlp_http");
+    for (key, path) in Signal::ALL.map(|signal| keys.path(signal)) {
+        check_path(&at.key(key), path, "/v1/traces", report);
+    }
+    report.within(&at.key("max_conns_per_host"), keys.max_conns_per_host, 1, MAX_CONNECTIONS);
+    if let Some(timeout) = keys.idle_conn_timeout {
+        report.at_most_a_day(&at.key("idle_conn_timeout"), timeout);
+    }
 }
 
 /// Checks that an attempt cannot last longer than its request: it would be cut short, and show nothing about the
@@ -134,6 +154,10 @@ fn check_names(at: &KeyPath, pool: &Pool, report: &mut Report<'_>) {
             format!("{algorithm} would not place traces as the exporter does: {because}"),
         );
     };
+    if pool.delivery.protocol.http().is_some() {
+        let because = "it sends OTLP/gRPC only, and hashes the ports of that";
+        refuse(&at.key("protocol").key("otlp_http"), because);
+    }
     if pool.resolver.srv.is_some() {
         let because = "it has no resolver for SRV records, and hashes no names of their targets; write dns or static with \
                        the texts that it hashes";

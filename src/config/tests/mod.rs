@@ -4,6 +4,7 @@
 use std::{path::Path, time::Duration};
 
 mod messages;
+mod protocol;
 
 use super::*;
 use crate::{
@@ -213,10 +214,9 @@ fn the_error_for_an_unknown_key_has_its_position_and_the_most_similar_one() {
             known_keys::<Settings>("receivers, pools, routes, ")
         )
     );
-    assert_eq!(
-        complaint("    compression: none", "    protocol: {}").split(';').next(),
-        Some("spanring.yaml:6:5: pools.tail: \"protocol\" is not supported yet")
-    );
+    let elsewhere = complaint("    compression: none", "    protocol: { otlp: { tls: {} } }");
+    assert!(elsewhere.contains("pools.tail.protocol.otlp: unknown key \"tls\""), "{elsewhere}");
+    assert!(elsewhere.ends_with("belong in the pool itself"), "{elsewhere}");
 }
 
 #[test]

@@ -158,7 +158,7 @@ async fn probed(status: &'static str, message: Option<&'static [u8]>) -> bool {
         }
         while connection.accept().await.is_some() {}
     });
-    let found = patient(HealthCheck.probe("a", address, &Access::default())).await;
+    let found = patient(HealthCheck::default().probe("a", address, &Access::default())).await;
     tasks.stop();
     found.unwrap()
 }
@@ -176,7 +176,7 @@ async fn a_probe_accepts_every_answer_except_not_serving() {
 #[tokio::test]
 async fn a_probe_fails_if_the_peer_does_not_answer() {
     let probe = |address: SocketAddr| async move {
-        tokio::time::timeout(Duration::from_millis(300), HealthCheck.probe("a", address, &Access::default()))
+        tokio::time::timeout(Duration::from_millis(300), HealthCheck::default().probe("a", address, &Access::default()))
             .await
             .is_ok_and(|answered| answered.unwrap())
     };

@@ -4,6 +4,7 @@ mod failover;
 mod faults;
 mod links;
 mod merging;
+mod over_http;
 pub(crate) mod played;
 mod queueing;
 mod series;

@@ -27,6 +27,9 @@ const REPLY_WINDOW: u32 = 64 << 10;
 /// Maximum size of a reply's headers or trailers. A Collector's longest status message fits.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
+/// The protocol in TLS's handshake (RFC 9113, 3.2).
+const ALPN: &[u8] = b"h2";
+
 /// Maximum number of reset streams that h2 remembers, because frames for them may still arrive. Only calls that time out are
 /// reset.
 const MAX_RESET_STREAMS: usize = 64;
@@ -47,7 +50,7 @@ pub(super) struct Templates {
 
 /// Connects to the backend with this identity and begins HTTP/2. Does not wait for the peer's SETTINGS.
 pub(super) async fn connect(access: &Access, identity: &str, address: SocketAddr) -> Result<Connected, Failure> {
-    let stream = dialer::dial(access, identity, address).await?;
+    let stream = dialer::dial(access, identity, address, ALPN).await?;
     let (wire, outlet) = gather(stream, Stream::packet_len);
     let (sender, connection) = Builder::new()
         .enable_push(false)
@@ -66,14 +69,16 @@ pub(super) async fn connect(access: &Access, identity: &str, address: SocketAddr
     Ok(Connected { sender, connection, outlet })
 }
 
+/// The authority of requests to a backend: its identity if that is a valid authority with a port, else its address.
+pub(super) fn authority_of(identity: &str, address: Option<SocketAddr>) -> Option<Authority> {
+    let of_identity = Authority::try_from(identity).ok().filter(|authority| authority.port().is_some());
+    of_identity.or_else(|| Authority::try_from(address?.to_string()).ok())
+}
+
 impl Templates {
-    /// Prepares the requests to a backend. Their authority is its identity if that is a valid authority with a port, else its
-    /// address.
+    /// Prepares the requests to a backend.
     pub(super) fn new(identity: &str, address: Option<SocketAddr>, keys: &Delivery, access: &Access) -> Self {
-        let authority = Authority::try_from(identity)
-            .ok()
-            .filter(|authority| authority.port().is_some())
-            .or_else(|| Authority::try_from(address?.to_string()).ok());
+        let authority = authority_of(identity, address);
         let headers = headers_of(keys, access);
         let request = |signal: Signal| {
             let mut uri = http::uri::Parts::default();

@@ -32,8 +32,14 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Idle time before TCP sends a keep-alive probe. gRPC servers limit PINGs, but do not see these probes.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Connects to the backend with this identity at `address`. If `access` has TLS, performs the handshake.
-pub(super) async fn dial(access: &Access, identity: &str, address: SocketAddr) -> Result<Stream, Failure> {
+/// Connects to the backend with this identity at `address`. If `access` has TLS, performs the handshake for the protocol
+/// `alpn`.
+pub(super) async fn dial(
+    access: &Access,
+    identity: &str,
+    address: SocketAddr,
+    alpn: &'static [u8],
+) -> Result<Stream, Failure> {
     let stream = match timeout(CONNECT_TIMEOUT, connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -43,7 +49,7 @@ pub(super) async fn dial(access: &Access, identity: &str, address: SocketAddr) -
         Err(_elapsed) => return Err(Failure::ConnectTimeout),
     };
     let Some(client) = access.tls() else { return Ok(Stream::Plain(stream)) };
-    handshake(client, stream, identity, address).await.map_err(|error| {
+    handshake(client, stream, identity, address, alpn).await.map_err(|error| {
         if let Some(shortage) = Shortage::of(&error) {
             return Failure::Local(shortage);
         }
@@ -53,12 +59,19 @@ pub(super) async fn dial(access: &Access, identity: &str, address: SocketAddr) -
     })
 }
 
-async fn handshake(client: &Client, stream: TcpStream, identity: &str, address: SocketAddr) -> io::Result<Stream> {
+async fn handshake(
+    client: &Client,
+    stream: TcpStream,
+    identity: &str,
+    address: SocketAddr,
+    alpn: &'static [u8],
+) -> io::Result<Stream> {
     let name = client.name_of(identity).ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidInput, format!("{identity} at {address} has no server name to verify"))
     })?;
     let connector = TlsConnector::from(client.current());
-    match timeout(CONNECT_TIMEOUT, connector.connect(name, stream)).await {
+    let connected = connector.with_alpn(vec![alpn.to_vec()]).connect(name, stream);
+    match timeout(CONNECT_TIMEOUT, connected).await {
         Ok(shaken) => shaken.map(Stream::tls),
         Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
     }

@@ -1,6 +1,10 @@
 //! The result of a call, classified by its source (the backend's own status, or our transport) and by whether a retry can help.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use tonic::{Code, Status};
@@ -31,9 +35,9 @@ pub enum Failure {
     Gateway(u16),
     /// This process or machine lacks a resource. This says nothing about the backend.
     Local(Shortage),
-    /// The peer did not answer a PING.
+    /// The peer did not answer a PING or a probe.
     Ping,
-    /// The peer violated HTTP/2 or gRPC.
+    /// The peer violated HTTP or gRPC.
     Protocol,
     /// The peer refuses every stream without processing it.
     RefusedStream,
@@ -132,8 +136,8 @@ impl fmt::Display for Failure {
             Self::Local(shortage) => {
                 return write!(f, "this proxy could not open a connection to it: {shortage} on this side");
             }
-            Self::Ping => "no answer to a PING",
-            Self::Protocol => "it does not speak HTTP/2 or gRPC as it should",
+            Self::Ping => "no answer to a PING or a probe",
+            Self::Protocol => "it does not speak gRPC or HTTP as it should",
             Self::RefusedStream => "it refuses every stream (REFUSED_STREAM)",
             Self::Reset => "connection or stream reset before the answer",
             Self::ResetAtOnce => "connection reset at once",
@@ -206,15 +210,19 @@ impl Verdict {
 
     /// The verdict if a proxy between us and the backend could not reach it. After 502 or 504 the backend may have the call;
     /// after 503 the proxy did not forward it.
-    fn gateway(status: u16) -> Self {
+    pub(super) fn gateway(status: u16) -> Self {
         Self::Failed { failure: Failure::Gateway(status), reached: status != 503, scope: Scope::Stream }
     }
 }
 
-/// Reads `Retry-After` in seconds. Its date form is rare, and is ignored.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(sensible(Duration::from_secs(seconds)))
+/// Reads `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3). A date in the past is no pause.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let pause = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+    };
+    Some(sensible(pause))
 }
 
 /// Limits a pause, so that it can be added to any time without overflow. No request lives as long as the limit.
@@ -275,9 +283,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_in_seconds_is_taken_up_to_an_hour() {
+    fn a_pause_in_seconds_or_until_a_date_is_taken_up_to_an_hour() {
+        let dates = [("Sun, 06 Nov 1994 08:49:37 GMT", Some(0)), ("Fri, 31 Dec 9999 23:59:59 GMT", Some(3600))];
         let pauses = [("7", Some(7)), (" 8 ", Some(8)), ("99999999999", Some(3600)), ("soon", None), ("-1", None)];
-        for (value, expected) in pauses {
+        for (value, expected) in pauses.into_iter().chain(dates) {
             let verdict = verdict_of(429, &[("retry-after", value)]);
             let after = expected.map(Duration::from_secs);
             assert_eq!(verdict, Some(Verdict::Busy { code: Code::Unavailable, after }), "{value:?}");

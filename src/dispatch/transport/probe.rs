@@ -1,24 +1,27 @@
-//! Probes of a backend on a separate connection: by gRPC's health service, or by a PING.
+//! Probes of a backend on a separate connection: by gRPC's health service, by `HEAD`, or by a PING.
 
 use std::{
     future::{Future, poll_fn},
     net::SocketAddr,
     pin::{Pin, pin},
+    sync::Arc,
     task::Poll,
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
 use h2::{
     Ping,
     client::{Connection, SendRequest},
 };
-use http::{Method, Request, StatusCode, Version, uri::Scheme};
+use http::{Method, Request, StatusCode, Uri, Version, uri::Scheme};
 use prost::Message;
 use tokio::time::timeout;
 
 use super::{
     Failure,
     client::{self, Connected},
+    http1,
     silence::SILENCE,
     stream::Stream,
     wire::{Outlet, Wire},
@@ -26,7 +29,8 @@ use super::{
 use crate::{
     access::Access,
     health::Prober,
-    otlp::{Chunk, framed::PREFIX_LEN},
+    otlp::{Chunk, Signal, framed::PREFIX_LEN},
+    settings::Delivery,
     shortage::Shortage,
 };
 
@@ -39,10 +43,28 @@ const NOT_SERVING: i32 = 2;
 /// Maximum length of an answer's message. A status has two bytes.
 const MAX_ANSWER: usize = 1 << 10;
 
-/// Probes a backend by `grpc.health.v1.Health/Check`. Every answer of the backend counts as success, except `NOT_SERVING`. In
-/// particular, most Collectors answer that they do not have the service.
+/// Probes a backend by `grpc.health.v1.Health/Check`, or by `HEAD` if it is called by OTLP/HTTP. Every answer of the backend
+/// counts as success, except `NOT_SERVING`. In particular, most Collectors answer that they do not have the service. Clones
+/// share the protocol.
 #[derive(Clone, Debug, Default)]
-pub struct HealthCheck;
+pub struct HealthCheck {
+    /// The path of `HEAD`; `None` for gRPC.
+    path: Arc<ArcSwapOption<Uri>>,
+}
+
+impl HealthCheck {
+    /// Creates a probe by the protocol of `keys`.
+    pub fn new(keys: &Delivery) -> Self {
+        let check = Self::default();
+        check.follow(keys);
+        check
+    }
+
+    /// Probes by the protocol of `keys` from now on.
+    pub fn follow(&self, keys: &Delivery) {
+        self.path.store(keys.protocol.http().map(|http| Arc::new(http1::path_of(http, Signal::Traces))));
+    }
+}
 
 /// `HealthCheckResponse`
 #[derive(Clone, PartialEq, Message)]
@@ -53,6 +75,13 @@ struct Answer {
 
 impl Prober for HealthCheck {
     async fn probe(&self, identity: &str, address: SocketAddr, access: &Access) -> Result<bool, Shortage> {
+        if let Some(path) = self.path.load_full() {
+            return match http1::head(access, identity, address, Uri::clone(&path)).await {
+                Ok(status) => Ok(!is_gateway(status)),
+                Err(Failure::Local(shortage)) => Err(shortage),
+                Err(_) => Ok(false),
+            };
+        }
         let Connected { sender, mut connection, outlet } = match client::connect(access, identity, address).await {
             Ok(connected) => connected,
             Err(Failure::Local(shortage)) => return Err(shortage),
@@ -105,6 +134,11 @@ async fn drive(
     }
 }
 
+/// Whether a proxy between us and the backend says that it cannot reach it.
+fn is_gateway(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+}
+
 /// Whether the peer serves. Returns `None` if there was no answer.
 async fn ask(sender: SendRequest<Chunk>, scheme: Scheme, address: SocketAddr) -> Option<bool> {
     let request = Request::builder()
@@ -121,11 +155,7 @@ async fn ask(sender: SendRequest<Chunk>, scheme: Scheme, address: SocketAddr) ->
     // A message without fields asks for the server as a whole.
     body.send_data(Bytes::from_static(&[0; PREFIX_LEN]).into(), true).ok()?;
     let response = response.await.ok()?;
-    if matches!(
-        response.status(),
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-    ) {
-        // A proxy between us and the backend cannot reach it.
+    if is_gateway(response.status()) {
         return Some(false);
     }
     let is_grpc = response.headers().contains_key("grpc-status")

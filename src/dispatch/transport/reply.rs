@@ -118,7 +118,7 @@ fn partial_of(headers: &HeaderMap, data: &Data) -> Option<Partial> {
         Data::Empty => return None,
         Data::One(data) => data.as_ref(),
         Data::Many(data) => data.as_ref(),
-        Data::TooLarge => return unread("it is larger than 4 MiB"),
+        Data::TooLarge => return unread("it is larger than 64 KiB"),
     };
     let (prefix, message) = data.split_at_checked(PREFIX_LEN)?;
     if message.is_empty() {
@@ -134,6 +134,11 @@ fn partial_of(headers: &HeaderMap, data: &Data) -> Option<Partial> {
         inflated = message.payload().into_owned();
         inflated.as_slice()
     };
+    partial_in(message)
+}
+
+/// Reads the `partial_success` of an `Export*ServiceResponse`.
+pub(super) fn partial_in(message: &[u8]) -> Option<Partial> {
     match ExportResponse::decode(message) {
         Ok(ExportResponse { partial_success: Some(PartialSuccess { rejected, error_message }) })
             if rejected > 0 || !error_message.is_empty() =>
@@ -146,12 +151,22 @@ fn partial_of(headers: &HeaderMap, data: &Data) -> Option<Partial> {
     }
 }
 
-fn unread(why: &str) -> Option<Partial> {
+/// Tells the client that the answer to its request was not read.
+pub(super) fn unread(why: &str) -> Option<Partial> {
     Some(Partial { rejected: 0, message: format!("the backend's reply was not read: {why}") })
 }
 
 impl Data {
-    fn add(&mut self, chunk: Bytes) {
+    /// What has arrived. Empty if that was too large.
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Empty | Self::TooLarge => &[],
+            Self::One(data) => data,
+            Self::Many(data) => data,
+        }
+    }
+
+    pub(super) fn add(&mut self, chunk: Bytes) {
         if chunk.is_empty() {
             return;
         }

@@ -58,15 +58,15 @@ struct TestWork {
 
 /// The calls to send, and what the connection reported.
 #[derive(Default)]
-struct State {
-    waiting: VecDeque<Messages>,
-    begun: usize,
+pub(super) struct State {
+    pub(super) waiting: VecDeque<Messages>,
+    pub(super) begun: usize,
     done: Vec<(Messages, Verdict)>,
-    events: Vec<&'static str>,
+    pub(super) events: Vec<&'static str>,
     failure: Option<Failure>,
     wakeups: Option<Arc<Wakeups>>,
-    is_given_up: bool,
-    is_finished: bool,
+    pub(super) is_given_up: bool,
+    pub(super) is_finished: bool,
 }
 
 impl TestWork {
@@ -114,6 +114,7 @@ impl Work for TestWork {
                 state.wakeups = Some(wakeups);
                 "connected"
             }
+            Event::Closed => "closed",
             Event::NotConnected(failure) => {
                 state.failure = Some(failure);
                 "not connected"
@@ -134,48 +135,53 @@ impl Work for TestWork {
 }
 
 /// A connection that is being served.
-struct Served {
+pub(super) struct Served {
     state: Arc<Mutex<State>>,
     serving: JoinHandle<()>,
-    tasks: Tasks,
+    pub(super) tasks: Tasks,
 }
 
 impl Served {
     /// Serves a connection to `address`. Each message of `waiting` is to be sent in one call.
     fn start(address: SocketAddr, waiting: &[&[u8]]) -> Self {
+        Self::start_with(address, waiting, &Delivery::default())
+    }
+
+    /// The same with these keys of the pool.
+    pub(super) fn start_with(address: SocketAddr, waiting: &[&[u8]], keys: &Delivery) -> Self {
         let waiting = waiting.iter().map(|payload| message(payload)).collect();
         let state = Arc::new(Mutex::new(State { waiting, ..State::default() }));
         let endpoint = Endpoint::new(address.to_string(), Some(address));
-        let peer = Peer::new(&endpoint, &Delivery::default(), 4);
+        let peer = Peer::new(&endpoint, keys, 4);
         let tasks = Tasks::new();
         let serving = tasks.spawn(serve(TestWork { peer, state: Arc::clone(&state) }, tasks.clone()));
         Self { state, serving, tasks }
     }
 
-    fn with_state<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+    pub(super) fn with_state<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
         action(&mut self.state.lock().unwrap())
     }
 
-    fn wake(&self, bit: u64) {
+    pub(super) fn wake(&self, bit: u64) {
         let wakeups = self.with_state(|state| state.wakeups.clone()).expect("must be connected");
         wakeups.wake(bit);
     }
 
     /// Waits until `count` calls have ended. Returns their verdicts.
-    async fn verdicts(&self, count: usize) -> Vec<Verdict> {
+    pub(super) async fn verdicts(&self, count: usize) -> Vec<Verdict> {
         wait_until(|| self.with_state(|state| state.done.len() >= count)).await;
         self.with_state(|state| state.done.iter().map(|(_, verdict)| verdict.clone()).collect())
     }
 
     /// Waits for the end of the connection. Returns its events and its failure.
-    async fn end(self) -> (Vec<&'static str>, Option<Failure>) {
+    pub(super) async fn end(self) -> (Vec<&'static str>, Option<Failure>) {
         patient(self.serving).await.expect("must not panic");
         let state = self.state.lock().unwrap();
         (state.events.clone(), state.failure)
     }
 }
 
-fn message(payload: &[u8]) -> Messages {
+pub(super) fn message(payload: &[u8]) -> Messages {
     Messages(vec![Framed::copy_from_payload(payload).unwrap()])
 }
 

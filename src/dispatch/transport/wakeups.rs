@@ -76,15 +76,13 @@ impl Wakeups {
     }
 
     /// Takes the bits that are set, while no task polls.
-    #[cfg(test)]
     pub(in crate::dispatch) fn woken_for(&self) -> u64 {
         self.bits.swap(0, Ordering::AcqRel)
     }
 
-    /// Waits until bits are set, and takes them, for tests that take the place of a connection.
+    /// Waits until bits are set, and takes them, for tasks that do not poll by bits.
     ///
     /// Cancel safety: bits that were not returned stay.
-    #[cfg(test)]
     pub(in crate::dispatch) async fn woken(&self) -> u64 {
         std::future::poll_fn(|cx| {
             self.task.register(cx.waker());

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::{Failure, Verdict, Wakeups, client::Templates};
+use super::{Failure, Verdict, Wakeups, client::Templates, http1};
 use crate::{
     access::Access,
     endpoint::Endpoint,
@@ -81,6 +81,8 @@ pub(in crate::dispatch) struct Peer {
     /// The number of calls that may be in flight on one connection, at most [`MAX_PLACES`](super::MAX_PLACES).
     pub(super) places: usize,
     pub(super) templates: Templates,
+    /// `None` if the backend is called by gRPC.
+    pub(super) http: Option<Arc<http1::Target>>,
 }
 
 /// Something that has happened to a connection.
@@ -88,6 +90,9 @@ pub(in crate::dispatch) struct Peer {
 pub(in crate::dispatch) enum Event {
     /// The connection is up and takes calls. The value wakes it.
     Connected(Arc<Wakeups>),
+    /// The connection has ended while it had no call, which says nothing about the backend: either side closes connections that
+    /// have been idle for long, or that a call has to be given up with.
+    Closed,
     /// The connection could not be established.
     NotConnected(Failure),
     /// The backend has answered a call.
@@ -97,7 +102,8 @@ pub(in crate::dispatch) enum Event {
     Unanswered(Instant),
     /// The connection takes no more calls, because the backend sent GOAWAY or no more calls will come. Calls in flight go on.
     Left,
-    /// The connection takes no more calls, because the backend is silent. A probe on a connection of its own asks it.
+    /// The connection takes no more calls, because the backend is silent and a probe on a connection of its own asks it, or because
+    /// it is kept open for a call whose clients have left.
     InDoubt,
     /// The connection has ended, with a failure or without. `lost` says whether calls were lost with it, or the backend did not
     /// answer a PING.
@@ -113,7 +119,8 @@ impl Peer {
     pub(in crate::dispatch) fn new(endpoint: &Endpoint, keys: &Delivery, places: usize) -> Self {
         let Endpoint { identity, address, access, .. } = endpoint;
         let templates = Templates::new(identity, *address, keys, access);
+        let http = keys.protocol.http().map(|http| http1::Target::new(identity, *address, http, access));
         let (identity, access) = (Arc::clone(identity), access.clone());
-        Self { identity, address: *address, access, keys: keys.clone(), places, templates }
+        Self { identity, address: *address, access, keys: keys.clone(), places, templates, http: http.map(Arc::new) }
     }
 }

@@ -78,7 +78,7 @@ impl World {
             client_ca_file: Some(ca_file),
             ..spanring::tls::ServerConfig::default()
         };
-        Ok(spanring::tls::Server::load("backend", config, &[b"h2"])?.current())
+        Ok(spanring::tls::Server::load("backend", config, &[b"h2", b"http/1.1"])?.current())
     }
 
     /// TLS of a client that trusts the authority and presents this certificate, if any.

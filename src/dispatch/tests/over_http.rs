@@ -1,0 +1,201 @@
+//! Tests of backends that are called by OTLP/HTTP: how many connections there are, and which failures are reported to
+//! membership.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    access::Access,
+    dispatch::{Cause, Config, Failure, HealthCheck, Join, Part, PartOutcome},
+    health::Prober,
+    settings::{Delivery, IfWritten, OtlpHttp, Protocol},
+    testing::{HealthKind, HttpConnection, HttpPeer, OK, Rig, Tasks, accepted, outcome, part, patient, with_keys},
+};
+
+fn over_http(change: impl FnOnce(&mut Delivery, &mut OtlpHttp)) -> Config {
+    with_keys(|keys| {
+        let mut http = OtlpHttp::default();
+        change(keys, &mut http);
+        keys.protocol = Protocol { otlp_http: IfWritten(Some(http)), ..Protocol::default() };
+    })
+}
+
+/// Submits a part of a client that waits for this time.
+fn submit_for(rig: &Rig, wait: Duration) -> Join {
+    let join = Join::new(Instant::now() + wait, Arc::default());
+    rig.dispatch.view().unwrap().submit(vec![part(&["a"], 0)], &join).expect("there must be room");
+    join
+}
+
+async fn cause_of(join: &Join) -> Cause {
+    match outcome(join).await {
+        PartOutcome::Retry { cause, .. } => cause,
+        other => panic!("must be owed: {other:?}"),
+    }
+}
+
+const TIMED_OUT: Cause = Cause::Transport(Failure::Timeout);
+
+#[tokio::test]
+async fn calls_take_connections_for_themselves_up_to_the_configured_number() {
+    let peer = HttpPeer::start().await;
+    let config = Config { open_place_bytes: 1, ..over_http(|_, http| http.max_conns_per_host = 2) };
+    let rig = Rig::start(config, &[peer.address]);
+    let alone = |name| Part { alone: true, ..part(&[name], 0) };
+    let joins = ["a", "b", "c", "d"].map(|name| rig.submit(vec![alone(name)]));
+    let (mut one, mut two) = (peer.accept().await, peer.accept().await);
+    one.request().await;
+    two.request().await;
+    let third = tokio::time::timeout(Duration::from_millis(100), peer.accept()).await;
+    assert!(third.is_err(), "there must be two connections");
+    let serve = async |mut connection: HttpConnection| {
+        connection.send(OK).await;
+        while connection.next().await.is_some() {
+            connection.send(OK).await;
+        }
+    };
+    let serving = async { tokio::join!(serve(one), serve(two)) };
+    let all = async {
+        for join in &joins {
+            assert_eq!(outcome(join).await, accepted());
+        }
+    };
+    tokio::select! {
+        () = all => {}
+        _ = serving => panic!("the connections must stay"),
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_closes_each_connection_after_its_answer_is_well() {
+    let peer = HttpPeer::start().await;
+    let mut rig = Rig::start(over_http(|_, _| {}), &[peer.address]);
+    peer.serve(&rig.tasks, |_| Some("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n!".to_owned()));
+    for _ in 0..30 {
+        assert_eq!(outcome(&rig.submit(vec![part(&["a"], 0)])).await, accepted());
+    }
+    assert!(rig.events_are_quiet());
+}
+
+#[tokio::test]
+async fn a_backend_that_closes_each_connection_at_once_is_reported() {
+    let peer = HttpPeer::start().await;
+    let mut rig = Rig::start(over_http(|_, _| {}), &[peer.address]);
+    rig.tasks.spawn(async move {
+        loop {
+            drop(peer.accept_for_ever().await);
+        }
+    });
+    let PartOutcome::Retry { .. } = outcome(&rig.submit(vec![part(&["a"], 0)])).await else { panic!("must be owed") };
+    let event = loop {
+        drop(submit_for(&rig, Duration::from_millis(50)));
+        let reported = tokio::time::timeout(Duration::from_millis(50), rig.event()).await;
+        if let Ok(event) = reported {
+            break event;
+        }
+    };
+    assert!(matches!(event, HealthKind::Failed("turned_away") | HealthKind::Refused), "{event:?}");
+}
+
+#[tokio::test]
+async fn a_stopped_backend_is_detected_even_if_clients_wait_for_a_shorter_time() {
+    let peer = HttpPeer::start().await;
+    let mut rig = Rig::start(over_http(|_, _| {}), &[peer.address]);
+    let is_stopped = Arc::new(Mutex::new(false));
+    let stopped = Arc::clone(&is_stopped);
+    peer.serve(&rig.tasks, move |_| (!*stopped.lock().unwrap()).then(|| OK.to_owned()));
+    assert_eq!(outcome(&rig.submit(vec![part(&["a"], 0)])).await, accepted());
+    *is_stopped.lock().unwrap() = true;
+    let begun = Instant::now();
+    let event = loop {
+        let join = submit_for(&rig, Duration::from_millis(300));
+        tokio::select! {
+            biased;
+            event = rig.event() => break event,
+            cause = cause_of(&join) => assert!([TIMED_OUT, Cause::Transport(Failure::Ping)].contains(&cause), "{cause:?}"),
+        }
+    };
+    assert_eq!(event, HealthKind::Silent("ping"));
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(1_900), "found after {took:?}, before a probe could be answered");
+}
+
+#[tokio::test]
+async fn a_backend_that_answers_probes_is_slow_until_it_has_answered_no_call_for_two_timeouts() {
+    let peer = HttpPeer::start().await;
+    let timeout = Duration::from_millis(1_500);
+    let mut rig = Rig::start(over_http(|keys, _| keys.timeout = timeout), &[peer.address]);
+    let probes = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&probes);
+    peer.serve(&rig.tasks, move |request| {
+        request.is_probe().then(|| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            "HTTP/1.1 405 No\r\ncontent-length: 0\r\n\r\n".to_owned()
+        })
+    });
+    let begun = Instant::now();
+    let event = loop {
+        let join = submit_for(&rig, Duration::from_millis(300));
+        tokio::select! {
+            biased;
+            event = rig.event() => break event,
+            cause = cause_of(&join) => assert_eq!(cause, TIMED_OUT),
+        }
+    };
+    assert_eq!(event, HealthKind::Silent("timeout"));
+    assert!(begun.elapsed() >= 2 * timeout, "after {:?}", begun.elapsed());
+    // One call at a time is kept open after its clients have left, and a second into it the backend is asked.
+    assert!((1..=4).contains(&probes.load(Ordering::Relaxed)), "{probes:?}");
+}
+
+#[tokio::test]
+async fn a_backend_that_answers_after_its_clients_left_is_not_mute() {
+    let peer = HttpPeer::start().await;
+    let timeout = Duration::from_millis(400);
+    let mut rig = Rig::start(over_http(|keys, _| keys.timeout = timeout), &[peer.address]);
+    let tasks = rig.tasks.clone();
+    rig.tasks.spawn(async move {
+        loop {
+            let mut connection = peer.accept_for_ever().await;
+            tasks.spawn(async move {
+                while let Some(_request) = connection.next().await {
+                    tokio::time::sleep(timeout / 2).await;
+                    connection.send(OK).await;
+                }
+            });
+        }
+    });
+    let end = Instant::now() + 6 * timeout;
+    while Instant::now() < end {
+        assert_eq!(cause_of(&submit_for(&rig, timeout / 8)).await, TIMED_OUT);
+    }
+    assert!(rig.events_are_quiet(), "a slow backend must not be reported");
+}
+
+#[tokio::test]
+async fn a_probe_is_a_head_request_that_every_server_answers() {
+    let tasks = Tasks::new();
+    let check = HealthCheck::new(&over_http(|_, http| http.traces_url_path = "/t".to_owned()).keys);
+    for (answer, expected) in [("404 No", true), ("405 No", true), ("200 OK", true), ("503 No", false)] {
+        let peer = HttpPeer::start().await;
+        let address = peer.address;
+        peer.serve(&tasks, move |request| {
+            assert_eq!(request.line, "HEAD /t HTTP/1.1");
+            Some(format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n"))
+        });
+        let found = patient(check.probe("a", address, &Access::default())).await;
+        assert_eq!(found.ok(), Some(expected), "{answer}");
+    }
+    let silent = HttpPeer::start().await;
+    let access = Access::default();
+    let asked = check.probe("a", silent.address, &access);
+    assert!(tokio::time::timeout(Duration::from_millis(300), asked).await.is_err(), "accepting is no answer");
+    tasks.stop();
+}

@@ -1,0 +1,359 @@
+//! The task of one connection: rests until something waits to be sent, and carries one call after the other.
+//!
+//! A request that hyper did not write goes out again on another connection, and was no attempt. If a connection ends after a
+//! request was begun, the backend may have taken it. So its records are sent again and counted as possible duplicates, as
+//! over HTTP/2. One such end is not counted as a failure of the backend: a connection that was idle, and is closed before any
+//! byte of the answer. Then the backend has closed it for being idle just as the request was sent (RFC 9112, 9.6).
+
+use std::{
+    error::Error,
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use hyper::client::conn::http1::{Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use super::{
+    Connected,
+    flight::{Due, Flight, Landing},
+    reply::{Reply, Unread},
+    socket::{Seen, Socket},
+    target::{Payload, Target},
+};
+use crate::{
+    dispatch::transport::{Contents, Event, Failure, GIVE_UP, Scope, Verdict, Wakeups, Work},
+    lifecycle::Tasks,
+    shortage::Shortage,
+};
+
+/// How long a connection may be busy after an answer, with the rest of a request or with its own end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A backend that ends a connection within this time, before any call, accepts connections and takes no calls.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// How long a connection has had no call when its end can be that of an idle connection. Servers wait for longer.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// One connection.
+pub(in crate::dispatch::transport) struct Session<W: Work> {
+    work: W,
+    target: Arc<Target>,
+    wakeups: Arc<Wakeups>,
+    sender: SendRequest<Payload>,
+    /// `None` once it has ended.
+    connection: Option<Http>,
+    seen: Seen,
+    /// Keeps the memory of a request that may still be written although it was answered.
+    held: Option<<W::Contents as Contents>::Held>,
+    opened_at: Instant,
+    idle_since: Instant,
+    has_called: bool,
+    has_answered: bool,
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+type Http = Connection<TokioIo<Socket>, Payload>;
+
+/// How a connection ended.
+enum End {
+    /// Without a call that it could have carried.
+    Closed,
+    /// With a failure of the backend, which took the call in flight with it.
+    Failed(Failure),
+    GaveUp,
+    /// No more calls will come.
+    Left,
+    Stopped,
+}
+
+impl<W: Work> Session<W> {
+    /// Begins with a new connection to `target`.
+    pub(in crate::dispatch::transport) fn new(
+        mut work: W,
+        target: Arc<Target>,
+        connected: Connected,
+        tasks: &Tasks,
+    ) -> Self {
+        let Connected { sender, connection, seen } = connected;
+        let (wakeups, now, tasks) = (Arc::<Wakeups>::default(), Instant::now(), tasks.clone());
+        work.note(Event::Connected(Arc::clone(&wakeups)));
+        Self {
+            work,
+            target,
+            wakeups,
+            sender,
+            connection: Some(connection),
+            seen,
+            held: None,
+            opened_at: now,
+            idle_since: now,
+            has_called: false,
+            has_answered: false,
+            stopped: Box::pin(async move { tasks.stopped().await }),
+        }
+    }
+
+    /// Carries calls until the connection ends.
+    pub(in crate::dispatch::transport) async fn run(mut self) {
+        let end = loop {
+            let contents = match self.rest().await {
+                Ok(contents) => contents,
+                Err(end) => break end,
+            };
+            if let Err(end) = self.call(contents).await {
+                break end;
+            }
+            self.idle_since = Instant::now();
+        };
+        self.finish(end).await;
+    }
+
+    /// Waits until something is to be sent, and takes it.
+    async fn rest(&mut self) -> Result<W::Contents, End> {
+        let mut is_ready = false;
+        let idle_until = self.target.idle_timeout.map(|timeout| self.idle_since + timeout);
+        let mut timer = pin!(sleep(CLOSE_TIMEOUT));
+        loop {
+            if is_ready && self.work.waits() {
+                // Reads the end of a connection that the backend has closed meanwhile.
+                if over(&mut self.connection).now_or_never().is_some() {
+                    return Err(self.closed());
+                }
+                if let Some(contents) = self.work.take(Instant::now()) {
+                    return Ok(contents);
+                }
+            }
+            if is_ready && self.work.is_finished() {
+                return Err(End::Left);
+            }
+            let Self { sender, connection, wakeups, stopped, .. } = &mut *self;
+            tokio::select! {
+                biased;
+                () = stopped.as_mut() => return Err(End::Stopped),
+                bits = wakeups.woken() => {
+                    if bits & GIVE_UP != 0 && self.work.is_given_up() {
+                        return Err(End::GaveUp);
+                    }
+                    // Others may be about to queue more parts for the same call.
+                    yield_now().await;
+                }
+                ready = sender.ready(), if !is_ready => {
+                    if ready.is_err() {
+                        return Err(self.closed());
+                    }
+                    is_ready = true;
+                    self.held = None;
+                    if let Some(until) = idle_until {
+                        timer.as_mut().reset(until);
+                    }
+                }
+                () = over(connection) => return Err(self.closed()),
+                () = timer.as_mut(), if !is_ready || idle_until.is_some() => return Err(End::Closed),
+            }
+        }
+    }
+
+    /// Carries one call. An error ends the connection.
+    async fn call(&mut self, contents: W::Contents) -> Result<(), End> {
+        let now = Instant::now();
+        let keys = &self.work.peer().keys;
+        let request = match self.target.request(&contents, keys) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::debug!(backend = %self.work.peer().identity, %error, "cannot begin a call");
+                self.work.done(contents, None, Verdict::Unprocessed { refused: false }, now);
+                return Ok(());
+            }
+        };
+        let mut flight = Flight::new(contents, now, keys.timeout);
+        let (mut reply, is_success) = (Reply::default(), AtomicBool::new(false));
+        if let Some(contents) = flight.contents() {
+            self.work.began(contents, now);
+        }
+        let landing = {
+            let response = self.sender.try_send_request(request);
+            let exchange = pin!(reply.read(response, &is_success));
+            self.watch(exchange, &mut flight, &is_success).await
+        };
+        self.land(flight, &reply, landing)
+    }
+
+    /// Waits for the end of a call. `is_success` says whether the backend is known to have taken the records.
+    async fn watch(
+        &mut self,
+        mut exchange: Pin<&mut impl Future<Output = Result<(), Unread>>>,
+        flight: &mut Flight<W::Contents>,
+        is_success: &AtomicBool,
+    ) -> Landing {
+        let mut timer = pin!(sleep_until(flight.check_at(&self.seen)));
+        loop {
+            let Self { work, connection, wakeups, stopped, seen, target, .. } = &mut *self;
+            tokio::select! {
+                biased;
+                read = exchange.as_mut() => return Landing::Read(read),
+                // The exchange then ends too.
+                () = over(connection) => {}
+                () = stopped.as_mut() => return Landing::Stopped,
+                bits = wakeups.woken() => {
+                    if bits & GIVE_UP != 0 && work.is_given_up() {
+                        // An answer that has already arrived still counts.
+                        return match exchange.as_mut().now_or_never() {
+                            Some(Ok(())) => Landing::Read(Ok(())),
+                            _ => Landing::GivenUp,
+                        };
+                    }
+                }
+                is_alive = flight.probed(seen) => {
+                    if !is_alive {
+                        return Landing::Silent;
+                    }
+                    timer.as_mut().reset(flight.check_at(seen));
+                }
+                () = timer.as_mut() => {
+                    let now = Instant::now();
+                    if flight.check(now, seen, target) == Due::Deadline {
+                        let kept = if is_success.load(Ordering::Relaxed) { None } else { flight.keep_open(now, target) };
+                        let Some(contents) = kept else { return Landing::TimedOut };
+                        work.done(contents, Some(flight.started), failed(Failure::Timeout, Scope::Request), now);
+                        // Other calls need the place of this connection.
+                        work.note(Event::InDoubt);
+                    }
+                    timer.as_mut().reset(flight.check_at(seen));
+                }
+            }
+        }
+    }
+
+    /// Reports the result of a call. An error ends the connection.
+    fn land(&mut self, flight: Flight<W::Contents>, reply: &Reply, landing: Landing) -> Result<(), End> {
+        let now = Instant::now();
+        self.has_called |= !matches!(landing, Landing::Read(Err(Unread::NotSent)));
+        let (verdict, mut end) = match (landing, reply.verdict()) {
+            (Landing::GivenUp, _) => (Verdict::GivenUp, Err(End::GaveUp)),
+            (Landing::Stopped, _) => (Verdict::Stopped, Err(End::Stopped)),
+            (Landing::Read(Ok(())), Some(verdict)) if reply.is_whole() => (verdict, Ok(())),
+            // The rest of the answer is not read, or was not sent.
+            (Landing::Read(_) | Landing::TimedOut, Some(verdict)) => (verdict, Err(End::Closed)),
+            (Landing::Silent, _) => (failed(Failure::Ping, Scope::Connection), Err(End::Failed(Failure::Ping))),
+            (Landing::TimedOut, None) => {
+                if flight.is_over(now) {
+                    self.work.note(Event::Unanswered(now));
+                }
+                (failed(Failure::Timeout, Scope::Request), Err(End::Closed))
+            }
+            (Landing::Read(Err(Unread::Broken(error))), None) => self.broken(&error, flight.started),
+            (Landing::Read(Ok(()) | Err(Unread::NotSent)), None) => {
+                (Verdict::Unprocessed { refused: false }, Err(End::Closed))
+            }
+        };
+        if verdict.is_answer() {
+            self.has_answered = true;
+            self.work.note(Event::Answered);
+        }
+        if flight.contents().is_none() {
+            // Its place was given away.
+            end = end.and(Err(End::Closed));
+        }
+        if end.is_err() {
+            // Its buffers are freed before the memory is given back.
+            self.connection = None;
+        }
+        let started = flight.started;
+        if let Some(contents) = flight.into_contents() {
+            self.held = (end.is_ok() && !self.sender.is_ready()).then(|| contents.hold());
+            self.work.done(contents, Some(started), verdict, now);
+        }
+        end
+    }
+
+    /// Classifies a connection that has ended before the answer to a call that began at `started`.
+    fn broken(&mut self, error: &hyper::Error, started: Instant) -> (Verdict, Result<(), End>) {
+        tracing::debug!(backend = %self.work.peer().identity, %error, "connection failed");
+        let failure = self.tls_failure().unwrap_or_else(|| failure_of(error));
+        let was_idle = self.has_answered && started.saturating_duration_since(self.idle_since) >= IDLE;
+        let read_at = self.seen.read_at();
+        if failure == Failure::Reset && was_idle && read_at.is_none_or(|at| at < started) {
+            return (failed(failure, Scope::Request), Err(End::Closed));
+        }
+        let of_connection = match failure {
+            Failure::Reset if read_at.is_none() => Failure::ResetAtOnce,
+            failure => failure,
+        };
+        (failed(failure, Scope::Connection), Err(End::Failed(of_connection)))
+    }
+
+    /// Classifies the end of a connection without a call.
+    fn closed(&self) -> End {
+        match self.tls_failure().filter(|_| !self.has_answered) {
+            Some(failure) => End::Failed(failure),
+            None => End::Closed,
+        }
+    }
+
+    fn tls_failure(&self) -> Option<Failure> {
+        let reason = self.seen.tls_failure()?;
+        let peer = self.work.peer();
+        if let Some(address) = peer.address {
+            peer.access.note_tls_failure(reason, address, &"the backend ended it after the handshake");
+        }
+        Some(Failure::Tls(reason))
+    }
+
+    async fn finish(mut self, end: End) {
+        let was_turned_away = !self.has_called && self.opened_at.elapsed() < AT_ONCE;
+        self.work.note(match end {
+            End::Closed if was_turned_away => Event::Left,
+            End::Closed => Event::Closed,
+            End::Failed(failure) => Event::Ended { failure: Some(failure), lost: true },
+            End::GaveUp => {
+                self.seen.reset_on_close();
+                self.connection = None;
+                Event::GaveUp
+            }
+            End::Left => Event::Left,
+            End::Stopped => Event::Stopped,
+        });
+        drop(self.sender);
+        if let Some(connection) = self.connection {
+            // Without a sender hyper ends the connection. Whether the backend takes part in that does not matter.
+            drop(timeout(CLOSE_TIMEOUT, connection).await);
+        }
+    }
+}
+
+/// Drives the connection until it has ended.
+///
+/// Cancel safety: the connection stays.
+async fn over(connection: &mut Option<Http>) {
+    let Some(open) = connection else { return std::future::pending().await };
+    if let Err(error) = open.await {
+        tracing::debug!(%error, "connection ended");
+    }
+    *connection = None;
+}
+
+fn failed(failure: Failure, scope: Scope) -> Verdict {
+    Verdict::Failed { failure, reached: true, scope }
+}
+
+fn failure_of(error: &hyper::Error) -> Failure {
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    match source.and_then(Shortage::of) {
+        Some(shortage) => Failure::Local(shortage),
+        None if error.is_parse() => Failure::Protocol,
+        None => Failure::Reset,
+    }
+}
