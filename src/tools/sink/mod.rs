@@ -1,4 +1,4 @@
-//! A backend that counts what it receives: OTLP/gRPC of every signal. It is cheap, since it often runs on the machine
+//! A backend that counts what it receives: OTLP/gRPC and OTLP/HTTP of every signal. It is cheap, since it often runs on the machine
 //! on which something else is measured. Spans are identified one by one; data points, log records and profiles are only
 //! counted.
 //!
@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 
 mod behaviour;
 mod count;
+mod http;
 mod journal;
 mod page;
 mod serve;
@@ -49,7 +50,7 @@ use crate::{lifecycle::Tasks, tls};
   spanring sink --delay 20ms --failure-rate 0.1 --http 127.0.0.1:15080    slow and failing; curl 127.0.0.1:15080/report
   spanring sink --count-only --json    cheapest, for measurements")]
 pub struct Args {
-    /// Address for OTLP/gRPC. May be repeated; each address is a backend with its own counters
+    /// Address for OTLP/gRPC and OTLP/HTTP. May be repeated; each address is a backend with its own counters
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317")]
     pub grpc: Vec<SocketAddr>,
     /// Address for GET /report (JSON), GET /spans and PUT /behaviour
@@ -165,7 +166,7 @@ impl Sink {
             tls: config
                 .tls
                 .clone()
-                .map(|tls| tls::Server::load("sink", tls, &[b"h2"]))
+                .map(|tls| tls::Server::load("sink", tls, &[b"h2", b"http/1.1"]))
                 .transpose()
                 .map_err(io::Error::other)?,
             config,

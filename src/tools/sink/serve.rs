@@ -1,14 +1,15 @@
-//! The server of a sink: HTTP/2 with the `h2` crate, one task per connection. Bodies are parsed frame by frame.
+//! The server of a sink: HTTP/2 with the `h2` crate, one task per connection. Bodies are parsed frame by frame. Connections
+//! that begin with an HTTP/1.1 request are left to `http`.
 
 use std::{
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use h2::{Reason, RecvStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use prost::Message;
 use tokio::{
@@ -23,6 +24,7 @@ use super::{
     Inner,
     behaviour::{Behaviour, FailureCode, Refusal},
     count::{Batch, Detail},
+    http,
 };
 use crate::{
     codec::{Encoding, InflateError, inflate_uncounted},
@@ -71,12 +73,32 @@ async fn handshake(stream: TcpStream, inner: &Inner, tasks: &Tasks) -> anyhow::R
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let Some(tls) = &inner.tls else { return Ok(connection(stream, inner, tasks).await?) };
+    let Some(tls) = &inner.tls else {
+        let is_http1 = tokio::select! {
+            is_http1 = begins_with_http1(&stream) => is_http1?,
+            () = tasks.stopped() => return Ok(()),
+        };
+        return if is_http1 {
+            Ok(http::connection(stream, inner, tasks).await?)
+        } else {
+            Ok(connection(stream, inner, tasks).await?)
+        };
+    };
     let stream = tokio::select! {
         stream = TlsAcceptor::from(tls.current()).accept(stream) => stream?,
         () = tasks.stopped() => return Ok(()),
     };
+    if stream.get_ref().1.alpn_protocol() == Some(b"http/1.1") {
+        return Ok(http::connection(stream, inner, tasks).await?);
+    }
     Ok(connection(stream, inner, tasks).await?)
+}
+
+/// Whether a plaintext connection begins with `POST` or `HEAD`, which HTTP/2's preface does not.
+async fn begins_with_http1(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut first = [0; 2];
+    let read = stream.peek(&mut first).await?;
+    Ok(read > 0 && (first == *b"PO" || first == *b"HE"))
 }
 
 async fn connection<S>(stream: S, inner: &Inner, tasks: &Tasks) -> Result<(), h2::Error>
@@ -157,7 +179,7 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
 
 /// Counts the records after writing them to the journal. If the journal cannot be written, the request must not be
 /// acknowledged, or the journal would be incomplete.
-fn keep(batch: &Batch, inner: &Inner) -> Result<(), Status> {
+pub(super) fn keep(batch: &Batch, inner: &Inner) -> Result<(), Status> {
     if let Some(journal) = &inner.journal {
         journal.append(batch.journal_entries()).map_err(|error| {
             tracing::error!(%error, "cannot write the journal");
@@ -198,7 +220,8 @@ async fn receive(
     let Some(signal) = Signal::from_grpc_path(head.uri.path()) else {
         return Err(Status::unimplemented(format!("no such method: {}", head.uri.path())).into());
     };
-    let mut reader = Reader::new(signal, number, &head.headers, behaviour, inner);
+    let encoding = head.headers.get("grpc-encoding").and_then(|name| Encoding::from_name(name.as_bytes()));
+    let mut reader = Reader::new(signal, number, encoding, behaviour, inner);
     while let Some(piece) = body.data().await {
         let piece = piece?;
         inner.counters.wire_bytes.fetch_add(piece.len() as u64, Relaxed);
@@ -210,7 +233,7 @@ async fn receive(
 }
 
 /// Reads the body of a request. An uncompressed message is parsed as it arrives; a compressed one is buffered first.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     signal: Signal,
     /// Number of the request.
     number: u64,
@@ -221,29 +244,44 @@ struct Reader<'a> {
     /// Whether the message is compressed, and the number of its bytes still to come; `None` until the prefix is
     /// complete.
     message: Option<(bool, usize)>,
+    /// Whether the message has gRPC's prefix, which tells its length. It ends with the body otherwise.
+    is_framed: bool,
     packed: BytesMut,
     walker: Walker,
     batch: Batch,
 }
 
 impl<'a> Reader<'a> {
-    fn new(signal: Signal, number: u64, headers: &HeaderMap, behaviour: &'a Behaviour, inner: &Inner) -> Self {
+    fn new(signal: Signal, number: u64, encoding: Option<Encoding>, behaviour: &'a Behaviour, inner: &Inner) -> Self {
         let detail = inner.counters.detail(behaviour.reject_rate > 0.0);
         Self {
             signal,
             number,
             behaviour,
-            encoding: headers.get("grpc-encoding").and_then(|name| Encoding::from_name(name.as_bytes())),
+            encoding,
             max_message: inner.config.max_recv_msg_size,
             prefix: BytesMut::new(),
             message: None,
+            is_framed: true,
             packed: BytesMut::new(),
             walker: Walker::new(signal, detail != Detail::Count),
             batch: Batch::new(signal, detail, inner.journal.is_some()),
         }
     }
 
-    fn take(&mut self, mut piece: Bytes) -> Result<(), Status> {
+    /// Reads a body that is the message, without a prefix.
+    pub(super) fn of_body(
+        signal: Signal,
+        number: u64,
+        encoding: Option<Encoding>,
+        behaviour: &'a Behaviour,
+        inner: &Inner,
+    ) -> Self {
+        let message = Some((encoding.is_some(), inner.config.max_recv_msg_size));
+        Self { message, is_framed: false, ..Self::new(signal, number, encoding, behaviour, inner) }
+    }
+
+    pub(super) fn take(&mut self, mut piece: Bytes) -> Result<(), Status> {
         if self.message.is_none() {
             let missing = PREFIX_LEN.saturating_sub(self.prefix.len()).min(piece.len());
             self.prefix.extend_from_slice(&piece.split_to(missing));
@@ -256,7 +294,10 @@ impl<'a> Reader<'a> {
             self.message = Some((flag == 1, len));
         }
         let Some((is_compressed, left)) = &mut self.message else { return Ok(()) };
-        *left = left.checked_sub(piece.len()).ok_or_else(|| Status::internal("more than one message in a call"))?;
+        *left = left.checked_sub(piece.len()).ok_or_else(|| match self.is_framed {
+            true => Status::internal("more than one message in a call"),
+            false => Status::invalid_argument("the body is too large"),
+        })?;
         if *is_compressed {
             self.packed.extend_from_slice(&piece);
             return Ok(());
@@ -283,9 +324,10 @@ impl<'a> Reader<'a> {
         Err(Status::resource_exhausted(message))
     }
 
-    fn finish(mut self) -> Result<Batch, Status> {
+    pub(super) fn finish(mut self) -> Result<Batch, Status> {
         match self.message {
             Some((_, 0)) => {}
+            Some(_) if !self.is_framed => {}
             _ => return Err(Status::internal("the message ended early")),
         }
         if !self.packed.is_empty() {
@@ -311,7 +353,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Returns the status of a refusal that the behaviour asks for.
-fn refusal_status(code: Code, behaviour: &Behaviour) -> Status {
+pub(super) fn refusal_status(code: Code, behaviour: &Behaviour) -> Status {
     let message = "the sink was told to fail";
     match behaviour.failure_retry_after_ms {
         Some(after) => {
@@ -354,16 +396,21 @@ fn accept_all_but(mut respond: SendResponse<Bytes>, rejected: u64) -> Result<(),
     stream.send_trailers(trailers)
 }
 
-/// Returns the framed reply. `partial_success` has the same fields for every signal.
-fn message(rejected: u64) -> Bytes {
+/// Returns the message of the reply; empty if nothing was rejected. `partial_success` has the same fields for every signal.
+pub(super) fn partial(rejected: u64) -> Vec<u8> {
     if rejected == 0 {
-        return Bytes::from_static(&[0; PREFIX_LEN]);
+        return Vec::new();
     }
     let partial_success = Some(ExportTracePartialSuccess {
         rejected_spans: i64::try_from(rejected).unwrap_or(i64::MAX),
         error_message: "the sink was told to reject these".to_owned(),
     });
-    let message = ExportTraceServiceResponse { partial_success }.encode_to_vec();
+    ExportTraceServiceResponse { partial_success }.encode_to_vec()
+}
+
+/// Returns the framed reply.
+fn message(rejected: u64) -> Bytes {
+    let message = partial(rejected);
     let mut framed = BytesMut::with_capacity(PREFIX_LEN + message.len());
     framed.put_slice(&prefix_of(u32::try_from(message.len()).unwrap_or(0)));
     framed.put_slice(&message);

@@ -81,6 +81,30 @@ async fn every_span_is_counted_and_partial_traces_are_recognised() {
 }
 
 #[tokio::test]
+async fn the_same_port_takes_otlp_http() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let pair = Pair::new(SinkConfig::default(), Compression::None).await;
+    let message = bodies(BodySpec::default()).compose(0, None);
+    let body = Framed::from_prefixed(message).unwrap();
+    let mut stream = tokio::net::TcpStream::connect(pair.sink.addr).await.unwrap();
+    let posts = [("/v1/traces", body.payload().into_owned()), ("/v1/traces", vec![0xff]), ("/nowhere", vec![])];
+    for (path, body) in posts {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(&[head.as_bytes(), &body].concat()).await.unwrap();
+    }
+    stream.write_all(b"HEAD /v1/traces HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answers = Vec::new();
+    stream.read_to_end(&mut answers).await.unwrap();
+    let answers = String::from_utf8_lossy(&answers);
+    let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)).collect();
+    assert_eq!(statuses, ["200", "500", "404", "405"], "{answers}");
+    let report = pair.sink.report();
+    assert_eq!((report.requests, report.spans, report.invalid_requests), (3, 100, 2));
+    pair.end().await;
+}
+
+#[tokio::test]
 async fn duplicate_spans_are_counted() {
     let pair = Pair::new(SinkConfig::default(), Compression::None).await;
     let bodies = bodies(BodySpec::default());
