@@ -172,9 +172,15 @@ impl Drop for Counted<'_> {
 /// Does the work on this thread. In a place, another thread meanwhile goes on with the tasks of this one's worker,
 /// unless the runtime has one thread only.
 pub fn run<T>(place: Option<&Place>, work: impl FnOnce() -> T) -> T {
+    if place.is_some() { off_worker(work) } else { work() }
+}
+
+/// Does the work on this thread, while another one goes on with the tasks of its worker, unless the runtime has one
+/// thread only. Nothing here bounds how many do so at a time.
+pub fn off_worker<T>(work: impl FnOnce() -> T) -> T {
     let is_one_of_many =
-        || Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if place.is_some() && is_one_of_many() { tokio::task::block_in_place(work) } else { work() }
+        Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if is_one_of_many { tokio::task::block_in_place(work) } else { work() }
 }
 
 #[cfg(test)]

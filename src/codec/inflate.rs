@@ -1,5 +1,9 @@
 //! Inflates gzip, zstd, deflate and snappy. The size limit and the memory budget bound the output while it is made.
+//!
+//! A message that states its size is inflated at once, into a buffer of that size: gzip by libdeflate, zstd by its
+//! decoder. All others are inflated piece by piece, and their buffers grow within the bounds.
 
+mod at_once;
 mod deflate;
 mod snappy;
 
@@ -11,7 +15,7 @@ use std::{
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
-use self::{deflate::undeflate, snappy::unsnappy_block};
+use self::{at_once::gunzip_at_once, deflate::undeflate, snappy::unsnappy_block};
 use super::{Encoding, ZSTD_WINDOW_LOG, output::Output};
 use crate::{
     budget::{Budget, Permit},
@@ -54,31 +58,39 @@ thread_local! {
 /// The decoders for long messages. Each may keep a window of 8 MiB, so fewer are kept than there are threads.
 static LONG_ZSTD: Spare<Option<DCtx<'static>>> = Spare::new(2);
 
+/// An inflated message.
+#[derive(Debug)]
+pub struct Inflated {
+    /// The message.
+    pub message: Framed,
+    /// Its size in memory, in bytes.
+    pub held: usize,
+    /// Whether it came as one member of gzip or one frame of zstd, which every decoder reads to its end. Some decoders
+    /// stop after the first of several.
+    pub is_one: bool,
+}
+
 /// Inflates `input` to a framed message of at most `limit` bytes.
 ///
-/// The permit grows by the size of the output while it still covers the input. Returns the message and its size in
-/// memory; the caller shrinks the permit to that size once it has dropped the input.
-pub fn inflate(
-    encoding: Encoding,
-    input: &[u8],
-    limit: usize,
-    permit: &mut Permit,
-) -> Result<(Framed, usize), InflateError> {
+/// The permit grows by the size of the output while it still covers the input. The caller shrinks it to the size of the
+/// message once it has dropped the input.
+pub fn inflate(encoding: Encoding, input: &[u8], limit: usize, permit: &mut Permit) -> Result<Inflated, InflateError> {
     let mut output = Output::new(input.len(), limit, permit);
-    match encoding {
-        Encoding::Deflate => GZIP.with_borrow_mut(|decoder| undeflate(decoder, input, &mut output))?,
-        Encoding::Gzip => GZIP.with_borrow_mut(|decoder| gunzip(decoder, input, &mut output))?,
-        Encoding::Snappy if snappy::is_block(input) => unsnappy_block(input, &mut output)?,
-        Encoding::Snappy => unsnappy(input, &mut output)?,
+    let parts = match encoding {
+        Encoding::Deflate => GZIP.with_borrow_mut(|decoder| undeflate(decoder, input, &mut output).map(|()| 1))?,
+        Encoding::Gzip => gunzip(input, &mut output)?,
+        Encoding::Snappy if snappy::is_block(input) => unsnappy_block(input, &mut output).map(|()| 1)?,
+        Encoding::Snappy => unsnappy(input, &mut output).map(|()| 1)?,
         Encoding::Zstd if limit <= LONG => ZSTD.with_borrow_mut(|decoder| unzstd(decoder, input, &mut output))?,
         Encoding::Zstd => LONG_ZSTD.with(|| None, |decoder| unzstd(decoder, input, &mut output))?,
-    }
-    output.seal()
+    };
+    let (message, held) = output.seal()?;
+    Ok(Inflated { message, held, is_one: parts == 1 })
 }
 
 /// Inflates `input` to a message of at most `limit` bytes that counts in no budget: a reply, or a message of a tool.
 pub fn inflate_uncounted(encoding: Encoding, input: &[u8], limit: usize) -> Result<Framed, InflateError> {
-    inflate(encoding, input, limit, &mut Budget::new(usize::MAX).permit()).map(|(message, _)| message)
+    inflate(encoding, input, limit, &mut Budget::new(usize::MAX).permit()).map(|inflated| inflated.message)
 }
 
 /// Returns the inflated size that `input` states, or a guess if it states none. Nothing is inflated for this.
@@ -115,17 +127,28 @@ fn has_large_zstd_window(input: &[u8]) -> bool {
     *magic == MAGIC && flags & SINGLE_SEGMENT == 0 && base + base / 8 * mantissa > 1 << ZSTD_WINDOW_LOG
 }
 
-fn gunzip(decoder: &mut Decompress, mut input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
+/// Inflates a stream of members, and returns their number.
+fn gunzip(input: &[u8], output: &mut Output<'_>) -> Result<usize, InflateError> {
     match gzip_size(input) {
         // Truncated data states any size, and must not be called too large.
         Some(size) if !output.takes(size) => output.start_unkept()?,
-        Some(size) => output.start_stated(size as u64)?,
+        Some(size) => {
+            output.start_stated(size as u64)?;
+            if gunzip_at_once(input, size, &mut output.open.bytes) {
+                return Ok(1);
+            }
+        }
         None => output.start_guessed(input.len().saturating_mul(GUESSED_RATIO))?,
     }
-    for _ in 0..GZIP_MEMBERS {
+    GZIP.with_borrow_mut(|decoder| gunzip_members(decoder, input, output))
+}
+
+/// Inflates the members one after the other, piece by piece.
+fn gunzip_members(decoder: &mut Decompress, mut input: &[u8], output: &mut Output<'_>) -> Result<usize, InflateError> {
+    for members in 1..=GZIP_MEMBERS {
         input = gunzip_member(decoder, skip_gzip_header(input)?, output)?;
         if input.is_empty() {
-            return Ok(());
+            return Ok(members);
         }
     }
     Err(InflateError::Corrupt("gzip stream of too many members"))
@@ -199,7 +222,9 @@ fn skip_gzip_header(input: &[u8]) -> Result<&[u8], InflateError> {
 
 const BROKEN_ZSTD: InflateError = InflateError::Corrupt("broken zstd data, or a window above 8 MiB");
 
-fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_>) -> Result<(), InflateError> {
+/// Inflates a stream of frames, and returns their number. The decoder writes a frame that states its size, and for which
+/// there is room, at once.
+fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_>) -> Result<usize, InflateError> {
     if has_large_zstd_window(input) {
         return Err(BROKEN_ZSTD);
     }
@@ -214,14 +239,16 @@ fn unzstd(kept: &mut Option<DCtx<'static>>, input: &[u8], output: &mut Output<'_
         None => output.start_guessed(input.len().saturating_mul(GUESSED_RATIO))?,
     }
     let mut source = InBuffer::around(input);
+    let mut frames = 0;
     loop {
         output.make_room()?;
         let (taken, made) = (source.pos(), output.open.bytes.len());
         let mut target = OutBuffer::around_pos(&mut output.open.bytes, made);
         let left = decoder.decompress_stream(&mut target, &mut source).map_err(|_| BROKEN_ZSTD)?;
         let all_read = source.pos() == input.len();
+        frames += usize::from(left == 0);
         if left == 0 && all_read {
-            return Ok(());
+            return Ok(frames);
         }
         let stalled = source.pos() == taken && output.open.bytes.len() == made;
         if stalled || (all_read && output.has_room()) {

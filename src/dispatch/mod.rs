@@ -47,6 +47,7 @@ mod transport;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use self::{
@@ -64,6 +65,7 @@ pub use self::{
     transport::{Failure, HealthCheck},
 };
 use crate::{
+    codec::Encoding,
     health::Events,
     lifecycle::Tasks,
     otlp::{Framed, Signal},
@@ -94,6 +96,10 @@ pub struct Part {
     pub message: Framed,
     /// The number of records in the message.
     pub records: u32,
+    /// The encoding that the request came in. The pool may ask that its parts are sent in the same one.
+    pub encoding: Option<Encoding>,
+    /// The request as it came, with gRPC's prefix, if the part is all of it and is to be sent in this encoding.
+    pub original: Option<Bytes>,
     /// The signal of the records.
     pub signal: Signal,
     /// The index of the part's backend among the table's targets.

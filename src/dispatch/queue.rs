@@ -6,6 +6,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
@@ -14,11 +15,24 @@ use super::{
     queued::Queued,
     transport::{Contents, MAX_PLACES},
 };
-use crate::otlp::{Framed, Metadata, Signal};
+use crate::{
+    codec::Encoding,
+    otlp::{Framed, Metadata, Signal},
+    settings::Compression,
+};
 
-/// The lane of entries that never share a call: those marked so, those of client connections whose data was refused, and
-/// profiles, since their records point into a dictionary that each part carries.
-const ALONE: usize = Signal::ALL.len();
+/// The encodings of calls to one backend. Entries for calls of different encodings have different lanes.
+const ENCODINGS: [Option<Encoding>; 3] = [None, Some(Encoding::Gzip), Some(Encoding::Zstd)];
+
+/// The lane of entries that never share a call: those marked so, those of client connections whose data was refused, long
+/// requests that are passed on as they came, and profiles, since their records point into a dictionary that each part
+/// carries.
+const ALONE: usize = Signal::ALL.len() * ENCODINGS.len();
+
+/// A request that came compressed, and has fewer bytes than this once inflated, shares a call with others and is
+/// compressed anew with them. From here on that takes longer than a call of its own, which takes some 20 µs (rows of 10
+/// and 100 spans in `deploy/docs/performance.md`).
+const PASSED_ON_FROM: usize = 8 << 10;
 
 /// Maximum number of different forwarded headers that have their own lanes. Entries with others are sent alone until a lane is
 /// empty, which is correct but costs more.
@@ -41,13 +55,14 @@ pub(super) struct Rules {
     open_bytes: usize,
     open_after: Duration,
     max_bytes: usize,
+    compression: Compression,
 }
 
 /// The parts that wait for one backend.
 #[derive(Debug)]
 pub(super) struct Queue {
     rules: Rules,
-    /// One lane for each signal whose parts may be merged, and one for those that go alone.
+    /// One lane for each signal and encoding whose parts may be merged, and one for those that go alone.
     lanes: [VecDeque<Queued>; ALONE + 1],
     /// Lanes of entries with forwarded headers. Only entries with the same headers can share a call.
     keyed: Vec<Keyed>,
@@ -65,10 +80,11 @@ pub(super) struct Queue {
     purge_at: Option<Instant>,
 }
 
-/// A lane for one signal and one set of forwarded headers.
+/// A lane for one signal, one encoding and one set of forwarded headers.
 #[derive(Debug)]
 struct Keyed {
     signal: Signal,
+    encoding: Option<Encoding>,
     metadata: Arc<Metadata>,
     entries: VecDeque<Queued>,
 }
@@ -89,6 +105,7 @@ impl Rules {
             open_bytes: config.open_place_bytes,
             open_after: config.open_place_after,
             max_bytes: config.keys.max_request_size_mib.bytes,
+            compression: config.keys.compression,
         }
     }
 
@@ -281,11 +298,18 @@ impl Queue {
     /// Returns the number of the lane for an entry.
     fn lane_of(&mut self, entry: &Queued) -> usize {
         let inbox = entry.inbox();
+        let encoding = self.rules.compression.encoding_for(entry.encoding);
         if entry.alone || entry.apart || entry.signal == Signal::Profiles || !inbox.connection.may_merge() {
             return ALONE;
         }
-        let Some(metadata) = &inbox.metadata else { return entry.signal.index() };
-        match self.keyed_lane(entry.signal, metadata) {
+        if entry.as_it_came(encoding).is_some() && entry.message.payload_len() >= PASSED_ON_FROM {
+            return ALONE;
+        }
+        let Some(metadata) = &inbox.metadata else {
+            let encoding = ENCODINGS.iter().position(|other| *other == encoding).unwrap_or_default();
+            return entry.signal.index() + Signal::ALL.len() * encoding;
+        };
+        match self.keyed_lane(entry.signal, encoding, metadata) {
             Some(at) => self.lanes.len() + at,
             None => {
                 self.crowded += 1;
@@ -294,20 +318,21 @@ impl Queue {
         }
     }
 
-    /// Returns the index of the lane for this signal and these headers. An empty lane is reused for other headers. Returns `None`
+    /// Returns the index of the lane for this signal, encoding and these headers. An empty lane is reused for other headers. Returns `None`
     /// if all lanes are in use.
-    fn keyed_lane(&mut self, signal: Signal, metadata: &Arc<Metadata>) -> Option<usize> {
-        let is_it = |lane: &Keyed| lane.signal == signal && lane.metadata == *metadata;
+    fn keyed_lane(&mut self, signal: Signal, encoding: Option<Encoding>, metadata: &Arc<Metadata>) -> Option<usize> {
+        let is_it = |lane: &Keyed| (lane.signal, lane.encoding) == (signal, encoding) && lane.metadata == *metadata;
         if let Some(at) = self.keyed.iter().position(is_it) {
             return Some(at);
         }
         if let Some(at) = self.keyed.iter().position(|lane| lane.entries.is_empty()) {
             let lane = self.keyed.get_mut(at)?;
-            (lane.signal, lane.metadata) = (signal, Arc::clone(metadata));
+            (lane.signal, lane.encoding, lane.metadata) = (signal, encoding, Arc::clone(metadata));
             return Some(at);
         }
         (self.keyed.len() < MAX_KEYED).then(|| {
-            self.keyed.push(Keyed { signal, metadata: Arc::clone(metadata), entries: VecDeque::new() });
+            let (metadata, entries) = (Arc::clone(metadata), VecDeque::new());
+            self.keyed.push(Keyed { signal, encoding, metadata, entries });
             self.keyed.len() - 1
         })
     }
@@ -339,6 +364,18 @@ impl Contents for Batch {
 
     fn messages(&self) -> impl ExactSizeIterator<Item = &Framed> {
         self.parts.iter().map(|part| &part.message)
+    }
+
+    fn encoding(&self, compression: Compression) -> Option<Encoding> {
+        // All parts of a call have the same one.
+        compression.encoding_for(self.parts.first().and_then(|part| part.encoding))
+    }
+
+    fn as_it_came(&self, encoding: Encoding) -> Option<Bytes> {
+        match self.parts.as_slice() {
+            [only] => only.as_it_came(Some(encoding)).cloned(),
+            _ => None,
+        }
     }
 
     fn hold(&self) -> Self::Held {

@@ -2,16 +2,24 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tonic::Code;
 
 use super::{Cause, Part, PartOutcome, join::Inbox};
-use crate::otlp::{Framed, Signal};
+use crate::{
+    codec::Encoding,
+    otlp::{Framed, Signal},
+};
 
 /// A part that waits for a call or is in one.
 #[derive(Debug)]
 pub(super) struct Queued {
     pub(super) message: Framed,
+    /// The encoding that its request came in.
+    pub(super) encoding: Option<Encoding>,
+    /// Its request as it came, if the part is all of it.
+    pub(super) original: Option<Bytes>,
     pub(super) records: u32,
     pub(super) signal: Signal,
     /// Whether the part needs a call of its own.
@@ -39,9 +47,9 @@ pub(super) enum Fate {
 impl Queued {
     /// Creates the entry for a part.
     pub(super) fn from_part(part: Part, inbox: &Arc<Inbox>, since: Instant) -> Self {
-        let Part { message, records, signal, backend, alone, index } = part;
-        let inbox = Arc::clone(inbox);
-        Self { message, records, signal, alone, apart: false, unprocessed: 0, since, inbox, backend, index }
+        let Part { message, records, encoding, original, signal, backend, alone, index } = part;
+        let (inbox, apart, unprocessed) = (Arc::clone(inbox), false, 0);
+        Self { message, encoding, original, records, signal, alone, apart, unprocessed, since, inbox, backend, index }
     }
 
     /// The mailbox of its request.
@@ -54,6 +62,12 @@ impl Queued {
         self.inbox.begin(self.index);
     }
 
+    /// Its request as it came, if the part is all of it and `encoding`, in which it is to be sent, is the one it came in. A
+    /// part that is tried again may get another encoding than before.
+    pub(super) fn as_it_came(&self, encoding: Option<Encoding>) -> Option<&Bytes> {
+        self.original.as_ref().filter(|_| encoding.is_some() && encoding == self.encoding)
+    }
+
     /// The room that the part takes in a queue, in bytes.
     pub(super) fn cost(&self) -> usize {
         self.message.framed_len()
@@ -61,12 +75,12 @@ impl Queued {
 
     /// Delivers the outcome to the part's request.
     pub(super) fn complete(self, fate: Fate) {
-        let Self { message, records, signal, alone, inbox, backend, index, .. } = self;
+        let Self { message, encoding, original, records, signal, alone, inbox, backend, index, .. } = self;
         let outcome = match fate {
             Fate::Accepted { rejected, message } => PartOutcome::Accepted { rejected, message },
             Fate::Rejected { code, message } => PartOutcome::Rejected { code, message },
             Fate::Owed { owner, after, reached, cause } => {
-                let part = Part { message, records, signal, backend, alone, index };
+                let part = Part { message, records, encoding, original, signal, backend, alone, index };
                 PartOutcome::Retry { owner, after, reached, cause, part }
             }
         };

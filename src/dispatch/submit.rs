@@ -12,7 +12,10 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Cause, Config, Join, Part, backend::Backend, queued::Queued};
-use crate::{ring::Table, settings::RetryOnFailure};
+use crate::{
+    ring::Table,
+    settings::{Compression, RetryOnFailure},
+};
 
 /// A view: one table and the queues of its backends. Parts must be submitted to the view of the table that cut them.
 pub struct View {
@@ -20,6 +23,7 @@ pub struct View {
     /// By shard, then by backend index.
     shards: Box<[Box<[Arc<Backend>]>]>,
     max_request_size: usize,
+    compression: Compression,
     retry: RetryOnFailure,
 }
 
@@ -51,6 +55,7 @@ impl View {
             table,
             shards,
             max_request_size: config.keys.max_request_size_mib.bytes,
+            compression: config.keys.compression,
             retry: config.keys.retry_on_failure,
         }
     }
@@ -63,6 +68,11 @@ impl View {
     /// The maximum number of payload bytes of a part. Backends would refuse a larger one.
     pub fn max_request_size(&self) -> usize {
         self.max_request_size
+    }
+
+    /// The compression of calls.
+    pub fn compression(&self) -> Compression {
+        self.compression
     }
 
     /// The settings for pauses between retries.

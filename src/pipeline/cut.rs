@@ -8,7 +8,8 @@ use tonic::Code;
 use super::{defect, metrics::SignalMetrics};
 use crate::{
     budget::Permit,
-    dispatch::Part,
+    codec::{Encoding, Original},
+    dispatch::{Part, View},
     otlp::{
         Framed, Reason, Refusal, Signal,
         wire::{Malformed, WireError},
@@ -20,6 +21,19 @@ use crate::{
     spare::Spare,
     split::{self, Built, BySize, NotBuilt, Plan, Scratch},
 };
+
+/// A client's message before its cut.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) signal: Signal,
+    pub(super) message: Framed,
+    /// How it came compressed.
+    pub(super) encoding: Option<Encoding>,
+    /// The message as it came. It goes on like this if all of it is one part.
+    pub(super) original: Option<Original>,
+    /// The budget share of the message and of its original.
+    pub(super) permit: Permit,
+}
 
 /// A message that was cut by one table.
 #[derive(Debug)]
@@ -45,27 +59,58 @@ thread_local! {
 /// The lists for long messages, which need more memory. So fewer are kept than there are threads.
 static LONG_SCRATCH: Spare<Scratch> = Spare::new(4);
 
-/// Cuts a client's `message` by `table` into parts of at most `max` bytes; a larger record gets a part of its own.
-/// `permit` covers the message. Returns the parts, and the budget share of the copies.
+impl Arrived {
+    /// Frees the original, unless the backends of `view` can get it.
+    pub(super) fn passed_on_by(mut self, view: &View) -> Self {
+        let is_for_them = view.compression().encoding_for(self.encoding) == self.encoding;
+        if let Some(original) = self.original.take_if(|_| !is_for_them) {
+            original.release(&mut self.permit);
+        }
+        self
+    }
+}
+
+impl Cut {
+    /// Notes the encoding that the request came in.
+    fn came_in(mut self, encoding: Option<Encoding>) -> Self {
+        self.parts.iter_mut().chain(&mut self.copies).for_each(|part| part.encoding = encoding);
+        self
+    }
+}
+
+/// Cuts a client's message by a table into parts of at most `max` bytes; a larger record gets a part of its own. Returns
+/// the parts, and the budget share of the copies.
 ///
-/// Copies refuse no request: where there is no room for them, it is cut without them.
+/// Neither its original nor copies make a request be refused: where there is no room for them, it is cut without them.
 pub(super) fn cut(
-    signal: Signal,
-    message: Framed,
-    mut permit: Permit,
+    arrived: Arrived,
     by: By<'_>,
     max: usize,
     metrics: &SignalMetrics,
 ) -> Result<(Cut, Option<Permit>), Refusal> {
-    let (held, again) = (permit.bytes(), matches!(by.moved, Moved::ByStart(_)).then(|| message.clone()));
-    let mut fitted = fitted(signal, message, &mut permit, by, max);
+    let Arrived { signal, message, encoding, mut original, mut permit } = arrived;
+    if let Some(original) = original.take_if(|_| message.payload_len() > max) {
+        original.release(&mut permit);
+    }
+    let held = permit.bytes().saturating_sub(share_of(&original));
+    let is_optional = original.is_some() || matches!(by.moved, Moved::ByStart(_));
+    let again = is_optional.then(|| message.clone());
+    let mut fitted = fitted(signal, message, &mut original, &mut permit, by, max);
+    if let (Err(NotCut::NoRoom(_)), Some(_), Some(message)) = (&fitted, &original, &again) {
+        original = None;
+        permit.shrink_to(held);
+        fitted = self::fitted(signal, message.clone(), &mut original, &mut permit, by, max);
+    }
     if let (Err(NotCut::NoRoom(_)), Moved::ByStart(arrival), Some(message)) = (&fitted, by.moved, again) {
         permit.shrink_to(held);
         let by = By { moved: Moved::WithoutCopies(arrival), ..by };
-        fitted = self::fitted(signal, message, &mut permit, by, max);
+        fitted = self::fitted(signal, message, &mut original, &mut permit, by, max);
     }
     let (uncounted, routed) = fitted.map_err(|error| error.refusal(&permit))?;
-    let mut cut = uncounted.with(permit);
+    let mut cut = uncounted.with(permit).came_in(encoding);
+    if let ([whole], Some(original)) = (cut.parts.as_mut_slice(), original) {
+        whole.original = Some(original.bytes);
+    }
     let copies_permit = detach_copies(&mut cut, metrics);
     metrics.note_invalid(routed.invalid);
     metrics.note_handed_off(routed.handed_off);
@@ -78,6 +123,11 @@ pub(super) fn cut(
         _ => metrics.cut.increment(1),
     }
     Ok((cut, copies_permit))
+}
+
+/// The budget share of an original.
+fn share_of(original: &Option<Original>) -> usize {
+    original.as_ref().map_or(0, |original| original.held)
 }
 
 /// The share of a request's bytes from which copies keep its buffers: 1 ÷ this. They are then counted as all of the request,
@@ -112,6 +162,7 @@ fn detach_copies(cut: &mut Cut, metrics: &SignalMetrics) -> Option<Permit> {
 pub(super) fn again(
     signal: Signal,
     message: &Framed,
+    encoding: Option<Encoding>,
     mut permit: Permit,
     table: &Table,
     copied: Option<Copied<'_>>,
@@ -119,8 +170,8 @@ pub(super) fn again(
 ) -> Result<Cut, Refusal> {
     let moved = copied.map_or(Moved::Immediate, Moved::Again);
     let by = By { table, invalid: InvalidTraceId::Forward, moved };
-    match fitted(signal, message.detached(), &mut permit, by, max) {
-        Ok((cut, _)) => Ok(cut.with(permit)),
+    match fitted(signal, message.detached(), &mut None, &mut permit, by, max) {
+        Ok((cut, _)) => Ok(cut.with(permit).came_in(encoding)),
         Err(error) => Err(error.refusal(&permit)),
     }
 }
@@ -129,24 +180,31 @@ pub(super) fn again(
 fn fitted(
     signal: Signal,
     message: Framed,
+    original: &mut Option<Original>,
     permit: &mut Permit,
     by: By<'_>,
     max: usize,
 ) -> Result<(Uncounted, Routed), NotCut> {
-    let (cut, routed) = cut_by(signal, message, permit, by)?;
+    let (cut, routed) = cut_by(signal, message, original, permit, by)?;
     Ok((fit(cut, max, permit)?, routed))
 }
 
-/// Cuts `message`. Records are copied during the parse if that is cheaper. If there is no memory for this, the message
+/// Cuts `message`, and frees its original unless all of it is one part. Records are copied during the parse if that is cheaper. If there is no memory for this, the message
 /// is cut again without these copies.
-fn cut_by(signal: Signal, message: Framed, permit: &mut Permit, by: By<'_>) -> Result<(Uncounted, Routed), NotCut> {
-    let held = permit.bytes();
+fn cut_by(
+    signal: Signal,
+    message: Framed,
+    original: &mut Option<Original>,
+    permit: &mut Permit,
+    by: By<'_>,
+) -> Result<(Uncounted, Routed), NotCut> {
+    let held = permit.bytes().saturating_sub(share_of(original));
     let targets = by.table.targets().len();
     let early = NonZeroUsize::new(targets).filter(|_| split::is_early_cheaper(message.payload_len(), targets));
-    let mut cut = attempt(signal, &message, permit, by, early);
+    let mut cut = attempt(signal, &message, original, permit, by, early);
     if early.is_some() && matches!(cut, Err(NotCut::NoRoom(_))) {
-        permit.shrink_to(held);
-        cut = attempt(signal, &message, permit, by, None);
+        permit.shrink_to(held + share_of(original));
+        cut = attempt(signal, &message, original, permit, by, None);
     }
     let (uncounted, routed) = cut?;
     let Uncounted { parts, copies, records, rejected } = &uncounted;
@@ -215,12 +273,13 @@ impl Uncounted {
 fn attempt(
     signal: Signal,
     message: &Framed,
+    original: &mut Option<Original>,
     permit: &mut Permit,
     by: By<'_>,
     early: Option<NonZeroUsize>,
 ) -> Result<(Uncounted, Routed), NotCut> {
     let payload = message.payload_chunks();
-    let held = permit.bytes();
+    let mut held = permit.bytes();
     with_scratch(message.payload_len(), |scratch| {
         let mut router = ByTraceId::new(by.table, by.invalid, by.moved);
         let room = &mut |bytes| permit.grow(bytes);
@@ -229,6 +288,10 @@ fn attempt(
             None => split::plan(signal, &payload, &mut router, scratch, room),
         };
         let plan = plan.map_err(unplanned)?;
+        if let Some(original) = original.take_if(|_| plan.whole().is_none()) {
+            held = held.saturating_sub(original.held);
+            original.release(permit);
+        }
         let (records, rejected) = (plan.records(), plan.unrouted());
         let (Lanes { parts, copies }, kept) = parts_of(signal, message, permit, held, plan)?;
         permit.shrink_to(kept);
@@ -285,7 +348,7 @@ impl Lanes {
         let Lane { backend, alone, copy } = Lane::of(target);
         let lane = if copy { &mut self.copies } else { &mut self.parts };
         let index = u32::try_from(lane.len()).unwrap_or(u32::MAX);
-        lane.push(Part { message, records, signal, backend, alone, index });
+        lane.push(Part { message, records, encoding: None, original: None, signal, backend, alone, index });
     }
 }
 
@@ -325,7 +388,7 @@ fn pieces(parts: Vec<Part>, max: usize, permit: &mut Permit) -> Result<(Vec<Part
                 all_copied &= !shares;
                 fitting.extend(pieces.into_iter().map(|(records, message)| {
                     len += message.framed_len();
-                    Part { message, records, ..part }
+                    Part { message, records, original: None, ..part }
                 }));
             }
             Ok(BySize::NoRoom(len)) => return Err(NotCut::NoRoom(len)),

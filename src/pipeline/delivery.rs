@@ -358,10 +358,10 @@ impl<'a> Delivery<'a> {
             return false;
         };
         let max = view.max_request_size();
-        let Part { signal, records, index, ref message, .. } = failed.part;
+        let Part { signal, records, index, encoding, ref message, .. } = failed.part;
         let targets = self.copies.as_ref().map(Copies::targets).unwrap_or_default();
         let copied = self.copies.as_ref().map(|copies| copies.copied(&targets));
-        let cut = || cut::again(signal, message, permit, view.table(), copied, max);
+        let cut = || cut::again(signal, message, encoding, permit, view.table(), copied, max);
         match places::run(place.as_ref(), cut) {
             Ok(again) if again.records != u64::from(records) => {
                 self.defect = Some("a part does not have the records that it was counted with");

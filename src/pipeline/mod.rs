@@ -22,13 +22,14 @@ use tonic::Code;
 
 use self::{
     copies::Copies,
-    cut::{By, Cut},
+    cut::{Arrived, By, Cut},
     delivery::Delivery,
     metrics::SignalMetrics,
     tally::Tally,
 };
 use crate::{
     budget::Permit,
+    codec::{Encoding, Original},
     dispatch::{Dispatch, Join, WhyNotQueued},
     otlp::{ClientConnection, Framed, Metadata, Outcome, Reason, Refusal, Signal},
     places::{self, Place, Places},
@@ -46,7 +47,11 @@ pub struct Request {
     pub signal: Signal,
     /// The message.
     pub message: Framed,
-    /// The budget share of the message.
+    /// How it came compressed.
+    pub encoding: Option<Encoding>,
+    /// The message as it came, if it came compressed and can be passed on.
+    pub original: Option<Original>,
+    /// The budget share of the message and of its original.
     pub permit: Permit,
     /// The place for its cut, if it is larger than [`places::LONG`].
     pub place: Option<Place>,
@@ -159,11 +164,12 @@ impl Pipeline {
         let route = self.route(request.signal)?;
         let view = route.dispatch.view().ok_or_else(|| not_ready(&route.pool))?;
         let (max, table) = (view.max_request_size(), view.table());
-        let Request { signal, message, permit, place, deadline, connection, metadata } = request;
+        let Request { signal, message, encoding, original, permit, place, deadline, connection, metadata } = request;
+        let arrived = Arrived { signal, message, encoding, original, permit }.passed_on_by(&view);
         let arrival = hands_off(signal, table).then(Moment::now);
         let moved = arrival.map_or(Moved::Immediate, Moved::ByStart);
         let by = By { table, invalid: route.invalid_trace_id.of(signal), moved };
-        let cut = || cut::cut(signal, message, permit, by, max, &route.metrics);
+        let cut = || cut::cut(arrived, by, max, &route.metrics);
         let (Cut { parts, copies, records, rejected, permit }, copies_permit) = places::run(place.as_ref(), cut)?;
         drop(place);
         if parts.is_empty() {

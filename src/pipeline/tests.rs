@@ -61,6 +61,8 @@ impl Stage {
         Request {
             signal: Signal::Traces,
             message: Framed::copy_from_payload(&payload).expect("small"),
+            encoding: None,
+            original: None,
             permit: self.budget.take(payload.len()).expect("room"),
             place: None,
             deadline: Instant::now() + deadline,

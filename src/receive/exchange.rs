@@ -254,7 +254,7 @@ impl<E: Export> Exchange<E> {
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
         self.metrics.of(signal).read(wire, unpacked.message.payload_len());
-        let Unpacked { message, permit, place } = if order.is_json {
+        let Unpacked { message, encoding, original, permit, place } = if order.is_json {
             let waiting = Waiting { places: &self.places, connection, deadline: order.deadline };
             // It is boxed, so that it does not make the futures of other requests larger.
             match Box::pin(transcode(signal, unpacked, bound, waiting)).await {
@@ -266,7 +266,8 @@ impl<E: Export> Exchange<E> {
         };
         let Order { deadline, metadata, .. } = order;
         let connection: Arc<ClientConnection> = Arc::clone(&connection.client);
-        Some(self.export.export(Request { signal, message, permit, place, deadline, connection, metadata }).await)
+        let request = Request { signal, message, encoding, original, permit, place, deadline, connection, metadata };
+        Some(self.export.export(request).await)
     }
 
     /// Reads the message. A timer is created only if the body did not arrive together with the headers, as it usually

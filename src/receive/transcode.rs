@@ -31,13 +31,16 @@ pub(super) async fn transcode(
     bound: Bound,
     waiting: Waiting<'_>,
 ) -> Result<Unpacked, Refusal> {
-    let Unpacked { message, mut permit, place } = unpacked;
+    let Unpacked { message, encoding, original, mut permit, place } = unpacked;
+    if let Some(original) = original {
+        original.release(&mut permit);
+    }
     let place = match place {
         None if message.payload_len() > LONG => Some(waiting.take().await?),
         place => place,
     };
     let converted = places::run(place.as_ref(), || convert(signal, message, bound, &mut permit));
-    Ok(Unpacked { message: converted?, permit, place })
+    Ok(Unpacked { message: converted?, encoding, original: None, permit, place })
 }
 
 fn convert(signal: Signal, document: Framed, bound: Bound, permit: &mut Permit) -> Result<Framed, Refusal> {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     budget::{Buffer, Permit},
-    codec::{Encoding, InflateError, expected_len, inflate},
+    codec::{Encoding, InflateError, Inflated, Original, expected_len, inflate},
     otlp::{Framed, Reason, Refusal, framed::PREFIX_LEN},
     places::{self, Busy, LONG, Place, Places},
 };
@@ -31,7 +31,11 @@ const LONG_UNCOMPRESSED: usize = 2 << 20;
 #[derive(Debug)]
 pub(super) struct Unpacked {
     pub(super) message: Framed,
-    /// The budget share of the message.
+    /// How it was compressed.
+    pub(super) encoding: Option<Encoding>,
+    /// What was inflated, if it can be passed on.
+    pub(super) original: Option<Original>,
+    /// The budget share of the message and of its original.
     pub(super) permit: Permit,
     /// The place for its cut, if it is large.
     pub(super) place: Option<Place>,
@@ -58,7 +62,7 @@ pub(super) async fn unpack(
     if chunks.first().and_then(|bytes| bytes.first()) != Some(&1) {
         let message = Framed::from_chunks(chunks).ok_or_else(|| refusal_of_body(BodyError::Truncated, bound))?;
         let place = if len > LONG_UNCOMPRESSED { Some(waiting.take().await?) } else { None };
-        return Ok(Unpacked { message, permit, place });
+        return Ok(Unpacked { message, encoding: None, original: None, permit, place });
     }
     let Some(encoding) = encoding else {
         return Err(framing("message is marked as compressed, but grpc-encoding names no compression"));
@@ -66,10 +70,11 @@ pub(super) async fn unpack(
     let mut packed = Packed { chunks, permit, encoding };
     if len <= LONG {
         match packed.inflate_short(bound.bytes) {
-            Ok(Some(message)) => {
+            Ok(Some((message, original))) => {
                 let is_costly = message.payload_len() / HIGH_RATIO > len;
                 let place = if is_costly { Some(waiting.take().await?) } else { None };
-                return Ok(Unpacked { message, permit: packed.permit, place });
+                let (encoding, permit) = (Some(encoding), packed.permit);
+                return Ok(Unpacked { message, encoding, original, permit, place });
             }
             Ok(None) => {}
             Err(error) => return Err(refusal_of(error, bound, &packed.permit)),
@@ -78,7 +83,9 @@ pub(super) async fn unpack(
     let place = Some(waiting.take().await?);
     let inflated = places::run(place.as_ref(), || packed.inflate(bound.bytes));
     match inflated {
-        Ok(message) => Ok(Unpacked { message, permit: packed.permit, place }),
+        Ok((message, original)) => {
+            Ok(Unpacked { message, encoding: Some(encoding), original, permit: packed.permit, place })
+        }
         Err(error) => Err(refusal_of(error, bound, &packed.permit)),
     }
 }
@@ -92,7 +99,7 @@ struct Packed {
 
 impl Packed {
     /// Inflates the message if the result is short. `None` if it is, or seems to be, longer than [`LONG`].
-    fn inflate_short(&mut self, limit: usize) -> Result<Option<Framed>, InflateError> {
+    fn inflate_short(&mut self, limit: usize) -> Result<Option<(Framed, Option<Original>)>, InflateError> {
         let bytes = self.join()?;
         let compressed = bytes.get(PREFIX_LEN..).unwrap_or_default();
         if expected_len(self.encoding, compressed) > LONG {
@@ -110,14 +117,24 @@ impl Packed {
     }
 
     /// Inflates the message. The permit then covers the result.
-    fn inflate(&mut self, limit: usize) -> Result<Framed, InflateError> {
+    fn inflate(&mut self, limit: usize) -> Result<(Framed, Option<Original>), InflateError> {
         let bytes = self.join()?;
         let compressed = bytes.get(PREFIX_LEN..).unwrap_or_default();
-        let (message, held) = inflate(self.encoding, compressed, limit, &mut self.permit)?;
+        let before = self.permit.bytes();
+        let Inflated { message, held, is_one } = inflate(self.encoding, compressed, limit, &mut self.permit)?;
         self.chunks = Vec::new();
-        drop(bytes);
-        self.permit.shrink_to(held);
-        Ok(message)
+        let original = self.can_be_passed_on(is_one).then_some(Original { bytes, held: before });
+        self.permit.shrink_to(held + original.as_ref().map_or(0, |original| original.held));
+        Ok((message, original))
+    }
+
+    /// Whether a backend can get the message as it came. Some decoders stop after the first of several members or frames,
+    /// and would lose the records of the others.
+    fn can_be_passed_on(&self, is_one: bool) -> bool {
+        match self.encoding {
+            Encoding::Gzip | Encoding::Zstd => is_one,
+            Encoding::Deflate | Encoding::Snappy => false,
+        }
     }
 
     /// Joins the chunks to one buffer, which decoders need.

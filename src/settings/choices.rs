@@ -34,6 +34,11 @@ pub enum Compression {
     Gzip,
     /// Zstandard.
     Zstd,
+    /// What came compressed is compressed, with the codec that it came with. No choice of the tools, which receive
+    /// nothing.
+    #[serde(rename = "as_received")]
+    #[value(skip)]
+    AsReceived,
 }
 
 /// The unit of a queue's size.

@@ -111,7 +111,8 @@ section! {
     /// The keys of a pool that say how parts are delivered to its backends. When one of them changes, the pool gets new queues
     /// and connections.
     pub struct Delivery {
-        /// Compression of calls to backends: `none`, `gzip` or `zstd`.
+        /// Compression of calls to backends: `none`, `gzip`, `zstd`, or `as_received`, which compresses the records of
+        /// requests that came compressed, with their codec. See [compression](#compression).
         compression: Compression,
         /// Parameters of the compression.
         compression_params: CompressionParams,
@@ -138,7 +139,7 @@ section! {
     #[derive(Copy, Eq)]
     pub struct CompressionParams {
         // This is the fastest level of both. Telemetry compresses well even so, and the proxy should use little CPU.
-        /// The compression level: 1 to 9 for gzip, 1 to 22 for zstd.
+        /// The compression level: 1 to 9 for gzip and `as_received`, 1 to 22 for zstd.
         level: u32 = 1,
     }
 
@@ -300,7 +301,7 @@ impl Delivery {
     pub fn in_effect(&self) -> Self {
         let compression_params = match self.compression {
             Compression::None => CompressionParams::default(),
-            Compression::Gzip | Compression::Zstd => self.compression_params,
+            Compression::AsReceived | Compression::Gzip | Compression::Zstd => self.compression_params,
         };
         let protocol = self.protocol.in_effect();
         let connections = if protocol.http().is_some() { Self::default().connections } else { self.connections };

@@ -7,6 +7,7 @@ mod http1;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Read as _,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -104,6 +105,7 @@ struct Inner {
     connections: AtomicU64,
     delivered: Mutex<BTreeMap<SpanKey, u64>>,
     messages: Mutex<Vec<Bytes>>,
+    encodings: Mutex<Vec<String>>,
     authorizations: Mutex<BTreeSet<String>>,
     plaintext: AtomicU64,
 }
@@ -127,6 +129,7 @@ impl Backend {
             connections: AtomicU64::default(),
             delivered: Mutex::default(),
             messages: Mutex::default(),
+            encodings: Mutex::default(),
             authorizations: Mutex::default(),
             plaintext: AtomicU64::default(),
         });
@@ -195,7 +198,12 @@ impl Backend {
         self.inner.plaintext.load(Relaxed)
     }
 
-    /// Returns the messages that were acknowledged, without gRPC's prefix.
+    /// Returns the encoding of each message that was acknowledged, as its call named it; empty for none.
+    pub(crate) fn encodings(&self) -> Vec<String> {
+        lock(&self.inner.encodings).clone()
+    }
+
+    /// Returns the messages that were acknowledged as they came, without gRPC's prefix.
     pub(crate) fn messages(&self) -> Vec<Bytes> {
         lock(&self.inner.messages).clone()
     }
@@ -345,8 +353,10 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     let path = request.uri().path().to_owned();
     let authorization = request.headers().get("authorization").map(|value| String::from_utf8_lossy(value.as_bytes()));
     lock(&inner.authorizations).insert(authorization.unwrap_or_default().into_owned());
+    let encoding = request.headers().get("grpc-encoding").map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let encoding = encoding.unwrap_or_default().into_owned();
     let Ok(message) = receive(request).await else { return AfterAnswer::Continue };
-    let spans = if path.contains("TraceService") { spans_of(&message) } else { Vec::new() };
+    let spans = if path.contains("TraceService") { spans_of(&inflated(&encoding, &message)) } else { Vec::new() };
     let call = Call { number: inner.calls.fetch_add(1, Relaxed) + 1, path, spans };
     let mut answer = Arc::clone(&lock(&inner.script))(&call);
     if call.path.contains("Health") && matches!(answer, Answer::Accept) {
@@ -358,6 +368,7 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     }
     if matches!(answer, Answer::Accept | Answer::Partial(..) | Answer::AcceptAndGo) {
         inner.keep(call.spans, message);
+        lock(&inner.encodings).push(encoding);
     }
     let sent = match &answer {
         Answer::Accept | Answer::AcceptAndGo => reply(&mut respond, 0, ""),
@@ -390,6 +401,18 @@ async fn receive(request: Request<RecvStream>) -> Result<Bytes> {
         message.extend_from_slice(&piece);
     }
     Ok(message.freeze().slice(5..))
+}
+
+/// Inflates a message with other libraries than the proxy's. It reads one member of gzip only, as many servers do. What is
+/// broken becomes an empty message.
+fn inflated(encoding: &str, message: &[u8]) -> Vec<u8> {
+    let mut inflated = Vec::new();
+    let read = match encoding {
+        "gzip" => flate2::bufread::GzDecoder::new(message).read_to_end(&mut inflated),
+        "zstd" => zstd::stream::read::Decoder::new(message).and_then(|mut zstd| zstd.read_to_end(&mut inflated)),
+        _ => return message.to_vec(),
+    };
+    if read.is_ok() { inflated } else { Vec::new() }
 }
 
 fn spans_of(message: &[u8]) -> Vec<SpanKey> {

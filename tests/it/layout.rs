@@ -57,6 +57,7 @@ const ROOMS: &[Room] = &[
         "dispatch",
         &[
             "budget",
+            "codec",
             "dispatch::transport",
             "endpoint",
             "health",
@@ -73,6 +74,7 @@ const ROOMS: &[Room] = &[
         "pipeline",
         &[
             "budget",
+            "codec",
             "dispatch",
             "otlp",
             "places",

@@ -10,6 +10,7 @@ mod api;
 mod backend;
 mod clients;
 mod collector;
+mod compression;
 mod crowds;
 mod dns;
 mod documents;

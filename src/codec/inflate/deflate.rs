@@ -66,7 +66,7 @@ mod tests {
     fn run(input: &[u8], limit: usize) -> Result<Vec<u8>, InflateError> {
         let budget = Budget::new(64 << 20);
         let mut permit = budget.take(input.len()).unwrap();
-        let (message, held) = inflate(Encoding::Deflate, input, limit, &mut permit)?;
+        let Inflated { message, held, .. } = inflate(Encoding::Deflate, input, limit, &mut permit)?;
         permit.shrink_to(held);
         assert_eq!(budget.used(), held);
         Ok(message.payload().to_vec())

@@ -29,7 +29,7 @@ fn text(len: usize) -> Vec<u8> {
 fn run(encoding: Encoding, input: &[u8], limit: usize, budget: usize) -> Result<Vec<u8>, InflateError> {
     let budget = Budget::new(budget);
     let mut permit = budget.take(input.len()).expect("the budget must hold the input");
-    let (framed, held) = inflate(encoding, input, limit, &mut permit)?;
+    let Inflated { message: framed, held, .. } = inflate(encoding, input, limit, &mut permit)?;
     assert!(budget.used() >= input.len() + framed.payload_len(), "both must be in the budget while both live");
     permit.shrink_to(held);
     assert_eq!(budget.used(), held);
@@ -183,6 +183,26 @@ fn several_members_are_one_message_and_garbage_after_them_is_not() {
     }
     let many: Vec<u8> = std::iter::repeat_n(gzip(b""), GZIP_MEMBERS + 1).flatten().collect();
     assert!(matches!(run(Encoding::Gzip, &many, 100, MIB), Err(InflateError::Corrupt(_))));
+}
+
+#[test]
+fn one_member_or_frame_is_told_from_several() {
+    let is_one = |encoding, input: &[u8]| {
+        inflate(encoding, input, MIB, &mut Budget::new(64 * MIB).permit()).map(|inflated| inflated.is_one)
+    };
+    let (text, empty) = (text(100_000), Vec::new());
+    for pack in [zstd, zstd_stated] {
+        let skipped = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3][..], &pack(&text)].concat();
+        assert_eq!(is_one(Encoding::Zstd, &skipped), Ok(false), "a skippable frame is one of two");
+        assert_eq!(is_one(Encoding::Zstd, &pack(&text)), Ok(true));
+        assert_eq!(is_one(Encoding::Zstd, &[pack(&text), pack(&text)].concat()), Ok(false));
+        assert_eq!(is_one(Encoding::Zstd, &[pack(&text), pack(&empty)].concat()), Ok(false));
+    }
+    assert_eq!(is_one(Encoding::Gzip, &gzip(&text)), Ok(true));
+    assert_eq!(is_one(Encoding::Gzip, &gzip(&empty)), Ok(true));
+    for second in [&text, &empty, &text[..5].to_vec()] {
+        assert_eq!(is_one(Encoding::Gzip, &[gzip(&text), gzip(second)].concat()), Ok(false));
+    }
 }
 
 #[test]

@@ -73,7 +73,7 @@ fn check_delivery(at: &KeyPath, keys: &Delivery, deadline: Duration, report: &mu
     let level = at.key("compression_params").key("level");
     match keys.compression {
         Compression::None => {}
-        Compression::Gzip => report.within(&level, keys.compression_params.level, 1, 9),
+        Compression::AsReceived | Compression::Gzip => report.within(&level, keys.compression_params.level, 1, 9),
         Compression::Zstd => report.within(&level, keys.compression_params.level, 1, 22),
     }
     let queue_size = keys.sending_queue.queue_size;

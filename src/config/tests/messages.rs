@@ -33,7 +33,7 @@ fn pool(more: &str) -> String {
 fn the_message_about_off_says_that_yaml_reads_it_as_a_boolean() {
     assert_eq!(
         pool("resolver: { dns: { hostname: a } }, compression: off"),
-        "f:2:57: pools.a.compression: expected one of none, gzip, zstd, found false, as YAML reads off, no and false; write none"
+        "f:2:57: pools.a.compression: expected one of none, gzip, zstd, as_received, found false, as YAML reads off, no and false; write none"
     );
     let level = "pools: { a: { resolver: { dns: { hostname: a } } } }\nroutes: [{ signals: [traces], pool: a }]\n\
                  telemetry: { logs: { level: off } }\n";

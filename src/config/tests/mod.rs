@@ -241,11 +241,11 @@ fn the_error_for_an_invalid_value_has_its_position() {
     );
     assert_eq!(
         with("compression: snappy"),
-        "spanring.yaml:6:18: pools.tail.compression: unknown value \"snappy\"; known values: none, gzip, zstd"
+        "spanring.yaml:6:18: pools.tail.compression: unknown value \"snappy\"; known values: none, gzip, zstd, as_received"
     );
     assert_eq!(
         with("compression: gzp"),
-        "spanring.yaml:6:18: pools.tail.compression: unknown value \"gzp\", did you mean \"gzip\"? known values: none, gzip, zstd"
+        "spanring.yaml:6:18: pools.tail.compression: unknown value \"gzp\", did you mean \"gzip\"? known values: none, gzip, zstd, as_received"
     );
     assert_eq!(
         with("sending_queue: { queue_size: 1000 }"),

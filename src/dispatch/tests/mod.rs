@@ -1,5 +1,6 @@
 //! Tests of dispatch against scripted backends.
 
+mod compression;
 mod failover;
 mod faults;
 mod links;

@@ -9,13 +9,12 @@ use bytes::{Bytes, BytesMut};
 
 use super::Contents;
 use crate::{
-    codec,
+    codec::{self, Encoding},
     otlp::{
         Chunk, Framed,
         framed::{PREFIX_LEN, prefix_of},
         rope::Rope,
     },
-    settings::Compression,
 };
 
 /// Size of the buffers that small parts are copied to: the longest DATA frame that every HTTP/2 peer accepts.
@@ -24,13 +23,17 @@ const JOINED: usize = 16 << 10;
 /// Parts of at least this size are sent from their own buffers: one more DATA frame costs less than copying them.
 const LARGE: usize = 8 << 10;
 
-/// Returns the body of a call with these `contents`, as a list of buffers.
-pub(super) fn build(contents: &impl Contents, compression: Compression, level: u32) -> io::Result<Vec<Bytes>> {
+/// Returns the body of a call with these `contents`, as a list of buffers. What came in the encoding of the call goes on as
+/// it came.
+pub(super) fn build(contents: &impl Contents, encoding: Option<Encoding>, level: u32) -> io::Result<Vec<Bytes>> {
     let mut messages = contents.messages();
-    match compression.encoding() {
+    match encoding {
         None if messages.len() == 1 => Ok(messages.next().map(Framed::buffers).unwrap_or_default()),
         None => join(contents),
         Some(encoding) => {
+            if let Some(original) = contents.as_it_came(encoding) {
+                return Ok(vec![original]);
+            }
             let payloads = messages.flat_map(Framed::payload_runs);
             Ok(vec![codec::compress(encoding, level, payloads, contents.payload_len())?])
         }
@@ -125,19 +128,18 @@ mod tests {
             for in_one in 0..1_u32 << count {
                 let messages: Vec<Framed> = (0..count).map(|at| message(sizes[at], in_one >> at & 1 == 1)).collect();
                 let expected: Vec<u8> = messages.iter().flat_map(|message| message.payload().into_owned()).collect();
-                for compression in [Compression::None, Compression::Zstd] {
-                    let buffers = build(&Messages(messages.clone()), compression, 1).unwrap();
+                for encoding in [None, Some(Encoding::Zstd)] {
+                    let buffers = build(&Messages(messages.clone()), encoding, 1).unwrap();
                     let large = buffers.iter().filter(|buffer| buffer.len() >= LARGE).count();
                     assert!(large > 0 || buffers.len() <= 3, "{} buffers", buffers.len());
                     let mut chunk = one_chunk(buffers);
                     let body = chunk.copy_to_bytes(chunk.remaining());
                     let (prefix, payload) = body.split_at(PREFIX_LEN);
-                    if compression == Compression::None {
+                    if encoding.is_none() {
                         assert_eq!(prefix, prefix_of(u32::try_from(expected.len()).unwrap()));
                         assert!(payload == expected, "{count} parts, {in_one:b}");
                     } else {
-                        let inflated =
-                            codec::inflate_uncounted(codec::Encoding::Zstd, payload, expected.len()).unwrap();
+                        let inflated = codec::inflate_uncounted(Encoding::Zstd, payload, expected.len()).unwrap();
                         assert!(inflated.payload() == expected, "{count} parts, {in_one:b}");
                     }
                 }
@@ -148,7 +150,7 @@ mod tests {
     #[test]
     fn small_parts_share_a_buffer_and_large_ones_are_not_copied() {
         let messages = [message(100, true), message(100, true), message(9_000, true), message(100, true)];
-        let buffers = build(&Messages(messages.to_vec()), Compression::None, 1).unwrap();
+        let buffers = build(&Messages(messages.to_vec()), None, 1).unwrap();
         assert_eq!(buffers.iter().map(Bytes::len).collect::<Vec<_>>(), [PREFIX_LEN + 200, 9_000, 100]);
         let large = messages[2].to_bytes();
         assert_eq!(buffers[1].as_ptr(), large[PREFIX_LEN..].as_ptr(), "the part's own buffer is sent");

@@ -7,10 +7,11 @@ use std::{
 };
 
 use h2::client::SendRequest;
+use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::{Contents, Peer, Verdict, body, reply::Reply, stream::Stream, wire::Outlet};
-use crate::otlp::Chunk;
+use super::{Contents, Peer, Verdict, body, client::GRPC_ENCODING, reply::Reply, stream::Stream, wire::Outlet};
+use crate::{otlp::Chunk, settings::Compression};
 
 /// A call that waits for its reply. Dropping it resets its stream.
 #[derive(Debug)]
@@ -59,7 +60,11 @@ fn send(contents: &impl Contents, peer: &Peer, place: &mut Place<'_>, timeout: D
         metadata.add_to(request.headers_mut());
     }
     let Place { at, sender, outlet } = place;
-    let buffers = body::build(contents, peer.keys.compression, peer.keys.compression_params.level)?;
+    let encoding = contents.encoding(peer.keys.compression);
+    if let (Compression::AsReceived, Some(encoding)) = (peer.keys.compression, encoding) {
+        request.headers_mut().insert(GRPC_ENCODING, HeaderValue::from_static(encoding.as_str()));
+    }
+    let buffers = body::build(contents, encoding, peer.keys.compression_params.level)?;
     // The buffers are lent before h2 writes the first slice of them. If the call cannot begin, the driver takes them back.
     buffers.iter().for_each(|buffer| outlet.lend(*at, buffer));
     let chunk = body::one_chunk(buffers);

@@ -105,6 +105,9 @@ impl Templates {
     }
 }
 
+/// The header that names the encoding of a call's message.
+pub(super) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 fn headers_of(keys: &Delivery, access: &Access) -> HeaderMap {
@@ -122,7 +125,7 @@ fn headers_of(keys: &Delivery, access: &Access) -> HeaderMap {
     // All encodings that requests may use: grpc-go answers in the request's encoding, whatever this header says.
     headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip,zstd"));
     if let Some(encoding) = keys.compression.encoding() {
-        headers.insert("grpc-encoding", HeaderValue::from_static(encoding.as_str()));
+        headers.insert(GRPC_ENCODING, HeaderValue::from_static(encoding.as_str()));
     }
     headers.extend(access.headers().iter().cloned());
     headers

@@ -2,14 +2,16 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{Failure, Verdict, Wakeups, client::Templates, http1};
 use crate::{
     access::Access,
+    codec::Encoding,
     endpoint::Endpoint,
     otlp::{Framed, Metadata, Signal},
-    settings::Delivery,
+    settings::{Compression, Delivery},
 };
 
 /// The source of a connection's calls and the receiver of their results.
@@ -64,6 +66,16 @@ pub(in crate::dispatch) trait Contents: Send + Unpin + 'static {
 
     /// The messages. Their payloads are concatenated to one message.
     fn messages(&self) -> impl ExactSizeIterator<Item = &Framed>;
+
+    /// The encoding of the call, in a pool with this compression.
+    fn encoding(&self, compression: Compression) -> Option<Encoding> {
+        compression.encoding_for(None)
+    }
+
+    /// The whole message with its prefix as a client compressed it in this encoding, if that is what the call carries.
+    fn as_it_came(&self, _encoding: Encoding) -> Option<Bytes> {
+        None
+    }
 
     /// Keeps the share of the memory budget while HTTP/2 may hold the bytes of a call whose contents were given back.
     fn hold(&self) -> Self::Held;

@@ -13,14 +13,18 @@ fn by(table: &Table) -> By<'_> {
 
 /// Cuts a message by a table without previous ones.
 fn cut_alone(message: Framed, mut permit: Permit, table: &Table) -> Result<Cut, Refusal> {
-    match cut_by(Signal::Traces, message, &mut permit, by(table)) {
+    match cut_by(Signal::Traces, message, &mut None, &mut permit, by(table)) {
         Ok((cut, _)) => Ok(cut.with(permit)),
         Err(error) => Err(error.refusal(&permit)),
     }
 }
 
+fn arrived(message: Framed, permit: Permit) -> Arrived {
+    Arrived { signal: Signal::Traces, message, encoding: None, original: None, permit }
+}
+
 fn part(message: Framed, signal: Signal, records: u32) -> Part {
-    Part { message, records, signal, backend: 0, alone: false, index: 0 }
+    Part { message, records, encoding: None, original: None, signal, backend: 0, alone: false, index: 0 }
 }
 
 #[test]
@@ -192,7 +196,7 @@ fn copies_keep_no_more_in_memory_than_their_budget_share() {
         let metrics = SignalMetrics::new("tail", Signal::Traces);
         let budget = Budget::new(1 << 30);
         let permit = budget.take(message.framed_len()).unwrap();
-        let (cut, of_copies) = cut(Signal::Traces, message, permit, by, usize::MAX, &metrics).unwrap();
+        let (cut, of_copies) = cut(arrived(message, permit), by, usize::MAX, &metrics).unwrap();
         let Cut { parts, copies, permit, .. } = cut;
         assert_eq!((records_of(&parts), records_of(&copies) == 200), (200, are_all));
         let all = permit.bytes();
@@ -218,10 +222,67 @@ fn a_request_is_cut_without_copies_where_there_is_no_room_for_them() {
     for spare in (size / 10..5 * size).step_by(size / 10) {
         let budget = Budget::new(size + spare);
         let permit = budget.take(size).unwrap();
-        let (cut, permit) = cut(Signal::Traces, message.clone(), permit, by, usize::MAX, &metrics).unwrap();
+        let (cut, permit) = cut(arrived(message.clone(), permit), by, usize::MAX, &metrics).unwrap();
         assert_eq!(records_of(&cut.parts), 200, "with {spare} bytes to spare");
         assert_eq!(permit.is_some(), !cut.copies.is_empty());
         copied.insert(records_of(&cut.copies));
     }
     assert_eq!(copied, [0, 200].into());
+}
+
+/// A message of these traces with an original of `len` bytes, and the permit of both in a budget of `limit` bytes.
+fn compressed(message: &Framed, len: usize, limit: usize) -> (Arrived, Budget) {
+    let budget = Budget::new(limit);
+    let permit = budget.take(message.framed_len() + len).expect("the budget must hold both");
+    let original = Some(Original { bytes: vec![7; len].into(), held: len });
+    (Arrived { encoding: Some(Encoding::Zstd), original, ..arrived(message.clone(), permit) }, budget)
+}
+
+#[test]
+fn an_original_stays_with_the_part_that_is_all_of_its_request_and_counts_as_long() {
+    let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
+    let metrics = SignalMetrics::new("tail", Signal::Traces);
+    let message = testing::many_traces(200, 500);
+    let size = message.framed_len();
+    let one = testing::table(1, &addresses[..1], &[]);
+    let (arrived, budget) = compressed(&message, 1_000, 1 << 20);
+    let (cut, _) = cut(arrived, by(&one), usize::MAX, &metrics).unwrap();
+    let [whole] = &cut.parts[..] else { panic!("{} parts", cut.parts.len()) };
+    assert_eq!((whole.encoding, whole.original.as_deref()), (Some(Encoding::Zstd), Some(&[7; 1_000][..])));
+    assert_eq!(budget.used(), size + 1_000, "both are in memory");
+    drop(cut);
+    assert_eq!(budget.used(), 0);
+    // In two parts, or in pieces.
+    let two = testing::table(1, &addresses, &[]);
+    for (table, max) in [(&two, usize::MAX), (&one, size / 3)] {
+        let (arrived, budget) = compressed(&message, 1_000, 1 << 20);
+        let (cut, _) = super::cut(arrived, by(table), max, &metrics).unwrap();
+        assert!(cut.parts.len() >= 2);
+        assert!(cut.parts.iter().all(|part| part.original.is_none() && part.encoding == Some(Encoding::Zstd)));
+        let held: usize = cut.parts.iter().map(|part| part.message.framed_len()).sum();
+        let plain =
+            super::cut(Arrived { original: None, ..compressed(&message, 0, 1 << 20).0 }, by(table), max, &metrics);
+        assert_eq!(budget.used(), plain.unwrap().0.permit.bytes(), "no more than without an original");
+        assert!(budget.used() >= held);
+    }
+}
+
+#[test]
+fn an_original_makes_no_request_be_refused() {
+    let addresses = ["127.0.0.1:1", "127.0.0.1:2"].map(|address| address.parse().unwrap());
+    let metrics = SignalMetrics::new("tail", Signal::Traces);
+    let table = testing::table(1, &addresses, &[]);
+    for message in [testing::many_traces(200, 500), testing::many_traces(2_000, 100)] {
+        let (size, len) = (message.framed_len(), 30_000);
+        for spare in (0..2 * size).step_by(size / 40) {
+            let (with, budget) = compressed(&message, len, size + len + spare);
+            let with = cut(with, by(&table), usize::MAX, &metrics);
+            // The account has as much room as if the original had been freed before.
+            let (without, _other) = compressed(&message, 0, size + len + spare);
+            let without = cut(Arrived { original: None, ..without }, by(&table), usize::MAX, &metrics);
+            assert_eq!(with.is_ok(), without.is_ok(), "{spare}");
+            drop(with);
+            assert_eq!(budget.used(), 0);
+        }
+    }
 }

@@ -117,7 +117,16 @@ mod tests {
 
     fn failed(index: u32) -> Failed {
         let message = Framed::from_chunks(vec![Bytes::from_static(&[0; 5])]).expect("an empty message");
-        let part = Part { message, records: 1, signal: Signal::Traces, backend: 0, alone: false, index };
+        let part = Part {
+            message,
+            records: 1,
+            encoding: None,
+            original: None,
+            signal: Signal::Traces,
+            backend: 0,
+            alone: false,
+            index,
+        };
         Failed { part, owner: "a".into(), cause: Cause::Full }
     }
 

@@ -219,6 +219,8 @@ fn send(pipeline: &Arc<Pipeline>, budget: &Budget, name: &str, tasks: &Tasks, ra
     let request = Request {
         signal: Signal::Traces,
         message: Framed::copy_from_payload(&payload).expect("small"),
+        encoding: None,
+        original: None,
         permit: budget.take(payload.len()).expect("room"),
         place: None,
         deadline: Instant::now() + DEADLINE,

@@ -8,4 +8,4 @@ mod life;
 mod odd;
 mod slow;
 mod tls;
-mod wire;
+pub(crate) mod wire;

@@ -76,10 +76,11 @@ impl Target {
         if let Some(metadata) = contents.metadata() {
             metadata.add_to(&mut head.headers);
         }
-        if let Some(encoding) = keys.compression.encoding() {
+        let encoding = contents.encoding(keys.compression);
+        if let Some(encoding) = encoding {
             head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.as_str()));
         }
-        let buffers = body::build(contents, keys.compression, keys.compression_params.level)?;
+        let buffers = body::build(contents, encoding, keys.compression_params.level)?;
         Ok(Request::from_parts(head, Payload::after_prefix(buffers)))
     }
 
