@@ -10,6 +10,7 @@
 //! `PATH` (`tests/peers/proxies.sh` installs them). The load generator is `spanring load`, the sinks are `spanring
 //! sink`.
 
+mod compression;
 #[path = "../../tests/it/harness.rs"]
 #[allow(dead_code, reason = "tests need more of it")]
 mod harness;
@@ -28,7 +29,7 @@ use anyhow::Result;
 use measure::Bench;
 use proxy::Programs;
 
-const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--turns N] [cost [SPANS]...] [before [SPANS]...] [backends] [handoff] [latency] [tls]
+const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--turns N] [cost [SPANS]...] [before [SPANS]...] [backends] [handoff] [latency] [tls] [compression]
 
   cost      processor time per span and memory, compared with nginx and HAProxy, for 10, 100, 512 and
             8192 spans per batch or for the given sizes of these
@@ -37,8 +38,9 @@ const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--t
   handoff   processor time per span while a hand-off's window is open on all slots, and without a window
   latency   latency added to slow backends, and to a lone request
   tls       processor time per span with TLS on both sides and without TLS
+  compression  processor time per span of compressed requests and calls, and without compression
 
-Without a name, all except `before` are measured, which takes about 12 minutes. --turns sets the number of
+Without a name, all except `before` are measured, which takes about 15 minutes. --turns sets the number of
 measurements per proxy.
 ";
 
@@ -54,7 +56,10 @@ fn main() -> Result<ExitCode> {
     let (sizes, chosen): (Vec<&str>, Vec<&str>) =
         chosen.into_iter().partition(|argument| argument.bytes().all(|byte| byte.is_ascii_digit()));
     let sizes: Vec<usize> = sizes.into_iter().flat_map(str::parse).collect();
-    if chosen.iter().any(|name| !["cost", "before", "backends", "handoff", "latency", "tls"].contains(name)) {
+    if chosen
+        .iter()
+        .any(|name| !["cost", "before", "backends", "handoff", "latency", "tls", "compression"].contains(name))
+    {
         write!(out, "{HELP}")?;
         return Ok(ExitCode::from(2));
     }
@@ -80,6 +85,9 @@ fn main() -> Result<ExitCode> {
     }
     if wants("tls") {
         tables::tls(&bench, &mut out)?;
+    }
+    if wants("compression") {
+        compression::compression(&bench, &mut out)?;
     }
     Ok(ExitCode::SUCCESS)
 }

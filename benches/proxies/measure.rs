@@ -117,6 +117,14 @@ impl Bench {
         Proxy::start(&self.programs, kind, setup, sinks.protocol, &sinks.addresses, self.dir.path())
     }
 
+    /// Starts Spanring with this compression of its calls, to the first `count` of the sinks.
+    pub(crate) fn compressing(&self, compression: &str, setup: Setup, sinks: &Sinks, count: usize) -> Result<Proxy> {
+        let backends = sinks.addresses.get(..count).unwrap_or(&sinks.addresses);
+        let proxy = Proxy::start(&self.programs, Kind::Spanring, setup, sinks.protocol, backends, self.dir.path())?;
+        proxy.compress(compression)?;
+        Ok(proxy)
+    }
+
     /// Starts a proxy of the earlier build, with the same configuration.
     pub(crate) fn proxy_before(&self, setup: Setup, sinks: &Sinks) -> Result<Proxy> {
         let mut programs = self.programs.clone();
@@ -132,12 +140,19 @@ impl Bench {
 
     /// Sends load for one turn. Fails unless every span was acknowledged.
     pub(crate) fn send(&self, load: Load, to: &[SocketAddr], protocol: Protocol) -> Result<Report> {
-        self.send_for(self.turn, load, to, protocol)
+        self.send_for(self.turn, load, "none", to, protocol)
     }
 
-    fn send_for(&self, time: Duration, load: Load, to: &[SocketAddr], protocol: Protocol) -> Result<Report> {
+    fn send_for(
+        &self,
+        time: Duration,
+        load: Load,
+        compression: &str,
+        to: &[SocketAddr],
+        protocol: Protocol,
+    ) -> Result<Report> {
         let mut command = Command::new(&self.programs.spanring);
-        command.args(["load", "--json", "--max-body-mib", "256"]);
+        command.args(["load", "--json", "--max-body-mib", "256", "--compression", compression]);
         command.arg("--duration").arg(format!("{}ms", time.as_millis()));
         let numbers = [
             ("--spans-per-batch", load.spans),
@@ -166,18 +181,23 @@ impl Bench {
 
     /// Returns the proxy's processor time per span of one turn, in microseconds.
     pub(crate) fn cost(&self, load: Load, proxy: &Proxy) -> Result<f64> {
-        self.cost_for(self.turn, load, proxy)
+        self.cost_for(self.turn, load, "none", proxy)
+    }
+
+    /// The same for requests that are compressed.
+    pub(crate) fn cost_of(&self, compression: &str, load: Load, proxy: &Proxy) -> Result<f64> {
+        self.cost_for(self.turn, load, compression, proxy)
     }
 
     /// The same over half a turn, for choosing the number of workers.
     pub(crate) fn rough_cost(&self, load: Load, proxy: &Proxy) -> Result<f64> {
-        self.cost_for(self.turn / 2, load, proxy)
+        self.cost_for(self.turn / 2, load, "none", proxy)
     }
 
     #[expect(clippy::cast_precision_loss, reason = "spans of a few seconds")]
-    fn cost_for(&self, time: Duration, load: Load, proxy: &Proxy) -> Result<f64> {
+    fn cost_for(&self, time: Duration, load: Load, compression: &str, proxy: &Proxy) -> Result<f64> {
         let before = proxy.usage()?.cpu;
-        let report = self.send_for(time, load, &[proxy.address], proxy.protocol)?;
+        let report = self.send_for(time, load, compression, &[proxy.address], proxy.protocol)?;
         let used = proxy.usage()?.cpu.saturating_sub(before);
         Ok(used.as_secs_f64() * 1e6 / report.spans as f64)
     }

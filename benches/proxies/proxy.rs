@@ -200,6 +200,20 @@ impl Proxy {
         })
     }
 
+    /// Changes the compression of Spanring's calls, and waits until it has taken the change.
+    pub(crate) fn compress(&self, compression: &str) -> Result<()> {
+        if compression == "none" {
+            return Ok(());
+        }
+        let text = fs::read_to_string(&self.config)?;
+        fs::write(&self.config, text.replacen("compression: none", &format!("compression: {compression}"), 1))?;
+        self.process.signal("HUP")?;
+        until("the compression is changed", || {
+            let reloads = metric(self.admin, "spanring_config_reloads_total", &["result=\"success\""])?;
+            Ok((reloads > 0.0).then_some(()))
+        })
+    }
+
     pub(crate) fn usage(&self) -> Result<Usage> {
         Usage::of(self.process.id())
     }
