@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     sync::{Arc, LazyLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bolero::check;
@@ -16,7 +16,7 @@ use spanring::{
     pipeline::{Export, Request},
     receive::{self, Config, GrpcConfig},
 };
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, time::Instant};
 
 /// Duration of the target under `cargo test`.
 const SHORT: Duration = Duration::from_secs(4);

@@ -1,10 +1,6 @@
 //! The result of a call, classified by its source (the backend's own status, or our transport) and by whether a retry can help.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use tonic::{Code, Status};
@@ -215,12 +211,15 @@ impl Verdict {
     }
 }
 
-/// Reads `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3). A date in the past is no pause.
+/// Reads `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3). A date is compared with the answer's own `Date`, so that
+/// no clock here matters; without that it says nothing. A date in the past is no pause.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let pause = match text.parse() {
+    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
+    let date = |text| httpdate::parse_http_date(text).ok();
+    let until = text(http::header::RETRY_AFTER)?;
+    let pause = match until.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+        Err(_) => date(until)?.duration_since(text(http::header::DATE).and_then(date)?).unwrap_or_default(),
     };
     Some(sensible(pause))
 }
@@ -287,10 +286,12 @@ mod tests {
         let dates = [("Sun, 06 Nov 1994 08:49:37 GMT", Some(0)), ("Fri, 31 Dec 9999 23:59:59 GMT", Some(3600))];
         let pauses = [("7", Some(7)), (" 8 ", Some(8)), ("99999999999", Some(3600)), ("soon", None), ("-1", None)];
         for (value, expected) in pauses.into_iter().chain(dates) {
-            let verdict = verdict_of(429, &[("retry-after", value)]);
+            let verdict = verdict_of(429, &[("retry-after", value), ("date", "Sun, 29 Nov 2026 08:00:00 GMT")]);
             let after = expected.map(Duration::from_secs);
             assert_eq!(verdict, Some(Verdict::Busy { code: Code::Unavailable, after }), "{value:?}");
         }
+        let without_date = verdict_of(429, &[("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT")]);
+        assert_eq!(without_date, Some(Verdict::Busy { code: Code::Unavailable, after: None }));
         assert_eq!(verdict_of(429, &[]), Some(Verdict::Busy { code: Code::Unavailable, after: None }));
     }
 }

@@ -224,7 +224,7 @@ pub(crate) async fn shown(fixture: &Fixture, world: &World) -> Result<Vec<u8>> {
     };
     let config = spanring::tls::Client::load("test", config)?.current();
     let stream = tokio::net::TcpStream::connect(fixture.grpc).await?;
-    let connector = tokio_rustls::TlsConnector::from(config);
+    let connector = TlsConnector::from(config);
     let stream = connector.connect("localhost".try_into()?, stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     Ok(chain.first().map(|certificate| certificate.to_vec()).unwrap_or_default())
