@@ -182,15 +182,6 @@ same_rules() {
     <(sed 's/^\(.\)/  \1/' deploy/prometheus/spanring.rules.yaml)
 }
 
-# The image's binary is built with the same command as the one that .ci/run tests.
-same_build() {
-  local ours theirs
-  ours=$(sed -n 's/^ *\(cargo build .*[^ ]\) *\\$/\1/p' deploy/Dockerfile)
-  theirs=$(sed -n "s/^step 'shipping build' //p" .ci/run)
-  printf 'Dockerfile: %s\n.ci/run:    %s\n' "$ours" "$theirs"
-  [ -n "$ours" ] && [ "$ours" = "$theirs" ]
-}
-
 unit() {
   sed "s#/usr/local/bin/spanring#$spanring#" deploy/systemd/spanring.service >"$scratch/spanring.service"
   check 'systemd: verify' systemd-analyze verify --man=no "$scratch/spanring.service"
@@ -204,7 +195,6 @@ charts
 overlays
 check 'kubernetes/overlays/monitoring: the rules of deploy/prometheus' same_rules
 check 'Dockerfile: hadolint' "$peers/bin/hadolint" deploy/Dockerfile
-check 'Dockerfile: built as in .ci/run' same_build
 check 'Compose: its own loader takes it' "$peers/bin/compose-config" deploy/compose.yaml
 check 'Compose: Spanring takes its file' "$spanring" validate --config deploy/compose/spanring.yaml
 if command -v systemd-analyze >/dev/null; then unit; else skip systemd 'no systemd-analyze here'; fi

@@ -2,7 +2,7 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::{Condvar, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
 /// A few spare objects of one kind.
@@ -31,11 +31,10 @@ impl<T> Spare<T> {
     }
 }
 
-/// Objects of which only a few are in use at a time. Who finds none free waits, so only a thread that may block asks.
+/// Objects of which only a few are in use at a time.
 #[derive(Debug)]
 pub struct Few<T> {
     state: Mutex<FewState<T>>,
-    freed: Condvar,
 }
 
 #[derive(Debug)]
@@ -47,23 +46,17 @@ struct FewState<T> {
 impl<T> Few<T> {
     /// Holds no object yet.
     pub const fn new() -> Self {
-        Self { state: Mutex::new(FewState { kept: Vec::new(), in_use: 0 }), freed: Condvar::new() }
+        Self { state: Mutex::new(FewState { kept: Vec::new(), in_use: 0 }) }
     }
 
-    /// Passes a kept object to `work`, or one that `make` made, once fewer than `most` are in use. It is kept after
-    /// that, unless `work` panics.
-    pub fn with<R>(&self, most: NonZeroUsize, make: impl FnOnce() -> T, work: impl FnOnce(&mut T) -> R) -> R {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full = |state: &mut FewState<T>| state.in_use >= most.get();
-        let mut state = self.freed.wait_while(state, is_full).unwrap_or_else(PoisonError::into_inner);
+    /// Returns a turn to use an object, if fewer than `most` are in use.
+    pub fn turn(&self, most: NonZeroUsize) -> Option<Turn<'_, T>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.in_use >= most.get() {
+            return None;
+        }
         state.in_use += 1;
-        let kept = state.kept.pop();
-        drop(state);
-        let mut turn = Turn { few: self, object: None };
-        let mut object = kept.unwrap_or_else(make);
-        let result = work(&mut object);
-        turn.object = Some(object);
-        result
+        Some(Turn { few: self, object: state.kept.pop() })
     }
 }
 
@@ -74,10 +67,21 @@ impl<T> Default for Few<T> {
 }
 
 /// The turn of one who uses an object.
-struct Turn<'a, T> {
+#[derive(Debug)]
+pub struct Turn<'a, T> {
     few: &'a Few<T>,
-    /// The object, once it can be kept.
+    /// The object; `None` if it has to be made, or is in use.
     object: Option<T>,
+}
+
+impl<T> Turn<'_, T> {
+    /// Passes a kept object to `work`, or one that `make` made. It is kept after that, unless `work` panics.
+    pub fn with<R>(mut self, make: impl FnOnce() -> T, work: impl FnOnce(&mut T) -> R) -> R {
+        let mut object = self.object.take().unwrap_or_else(make);
+        let result = work(&mut object);
+        self.object = Some(object);
+        result
+    }
 }
 
 impl<T> Drop for Turn<'_, T> {
@@ -85,8 +89,6 @@ impl<T> Drop for Turn<'_, T> {
         let mut state = self.few.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.in_use -= 1;
         state.kept.extend(self.object.take());
-        drop(state);
-        self.few.freed.notify_one();
     }
 }
 
@@ -119,8 +121,13 @@ mod tests {
         let two = NonZeroUsize::new(2).unwrap();
         let (few, [made, now, peak]) = (Few::new(), [(); 3].map(|()| AtomicUsize::new(0)));
         let use_one = |panics: bool| {
-            few.with(
-                two,
+            let turn = std::iter::repeat_with(|| few.turn(two)).find_map(|turn| {
+                turn.or_else(|| {
+                    thread::yield_now();
+                    None
+                })
+            });
+            turn.expect("others end").with(
                 || made.fetch_add(1, SeqCst),
                 |_| {
                     peak.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);

@@ -65,8 +65,8 @@ pub struct Inflated {
     pub message: Framed,
     /// Its size in memory, in bytes.
     pub held: usize,
-    /// Whether it came as one member of gzip or one frame of zstd, which every decoder reads to its end. Some decoders
-    /// stop after the first of several.
+    /// Whether it came as one member of gzip without a name or the like, or as one frame of zstd, which every decoder reads to
+    /// its end. Some decoders stop after the first of several.
     pub is_one: bool,
 }
 
@@ -85,7 +85,9 @@ pub fn inflate(encoding: Encoding, input: &[u8], limit: usize, permit: &mut Perm
         Encoding::Zstd => LONG_ZSTD.with(|| None, |decoder| unzstd(decoder, input, &mut output))?,
     };
     let (message, held) = output.seal()?;
-    Ok(Inflated { message, held, is_one: parts == 1 })
+    // Readers differ in what they take of a gzip header's further fields.
+    let is_plain = encoding != Encoding::Gzip || input.get(3) == Some(&0);
+    Ok(Inflated { message, held, is_one: parts == 1 && is_plain })
 }
 
 /// Inflates `input` to a message of at most `limit` bytes that counts in no budget: a reply, or a message of a tool.

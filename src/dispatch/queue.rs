@@ -24,9 +24,8 @@ use crate::{
 /// The encodings of calls to one backend. Entries for calls of different encodings have different lanes.
 const ENCODINGS: [Option<Encoding>; 3] = [None, Some(Encoding::Gzip), Some(Encoding::Zstd)];
 
-/// The lane of entries that never share a call: those marked so, those of client connections whose data was refused, long
-/// requests that are passed on as they came, and profiles, since their records point into a dictionary that each part
-/// carries.
+/// The lane of entries that never share a call: those marked so, those of client connections whose data was refused, and
+/// profiles, since their records point into a dictionary that each part carries.
 const ALONE: usize = Signal::ALL.len() * ENCODINGS.len();
 
 /// A request that came compressed, and has fewer bytes than this once inflated, shares a call with others and is
@@ -175,7 +174,20 @@ impl Queue {
     fn has_enough(&self, lane: usize) -> bool {
         let Rules { open_bytes, .. } = self.rules;
         let count = || self.all().nth(lane).map_or(0, VecDeque::len);
-        self.bytes >= open_bytes && (lane == ALONE || self.bytes / ENOUGH >= open_bytes || count() >= ENOUGH)
+        self.bytes >= open_bytes && (self.goes_alone(lane) || self.bytes / ENOUGH >= open_bytes || count() >= ENOUGH)
+    }
+
+    /// Whether the first entry of this lane gets a call of its own. A request that is passed on as it came does while there are
+    /// places for all that wait in its lane. If there are not, the backend is slow, and few large calls are faster.
+    fn goes_alone(&self, lane: usize) -> bool {
+        let Rules { compression, places, .. } = self.rules;
+        let is_passed_on = |entry: &Queued| {
+            let is_long = entry.message.payload_len() >= PASSED_ON_FROM;
+            is_long && entry.as_it_came(compression.encoding_for(entry.encoding)).is_some()
+        };
+        let has_places = |entries: &VecDeque<Queued>| entries.len() + self.running <= places;
+        let passes_on = |entries: &VecDeque<Queued>| has_places(entries) && entries.front().is_some_and(is_passed_on);
+        lane == ALONE || self.all().nth(lane).is_some_and(passes_on)
     }
 
     /// Finds the lane whose first entry has waited longest. Returns the time since when it waits, the number of the lane, and the
@@ -206,7 +218,7 @@ impl Queue {
             if !self.has_room(size) {
                 return None;
             }
-            let alone = !merge || at == ALONE;
+            let alone = !merge || self.goes_alone(at);
             let Rules { max_bytes, .. } = self.rules;
             let (mut left, lane) = (self.bytes, self.lane_mut(at));
             while let Some(next) = lane.front() {
@@ -300,9 +312,6 @@ impl Queue {
         let inbox = entry.inbox();
         let encoding = self.rules.compression.encoding_for(entry.encoding);
         if entry.alone || entry.apart || entry.signal == Signal::Profiles || !inbox.connection.may_merge() {
-            return ALONE;
-        }
-        if entry.as_it_came(encoding).is_some() && entry.message.payload_len() >= PASSED_ON_FROM {
             return ALONE;
         }
         let Some(metadata) = &inbox.metadata else {

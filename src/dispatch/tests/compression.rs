@@ -94,14 +94,24 @@ fn a_long_request_goes_on_as_it_came_in_a_call_of_its_own() {
         let mut bench = Bench::new(compression);
         let long = whole(Encoding::Zstd, large_part(10, 1_000, 0));
         let original = long.original.clone();
-        for _ in 0..3 {
-            bench.push(long.clone());
-            bench.push(came_in(Some(Encoding::Zstd), part(&["short"], 0)));
-        }
+        (0..3).for_each(|_| bench.push(long.clone()));
+        (0..3).for_each(|_| bench.push(came_in(Some(Encoding::Zstd), part(&["short"], 0))));
         let taken = bench.take();
         let alone = taken.iter().filter(|batch| batch.as_it_came(Encoding::Zstd) == original).count();
         assert_eq!((alone, taken.len()), (3, 4), "the short ones share a call");
     }
+}
+
+/// A call of its own for each would take a place of each for as long as a slow backend needs for any call.
+#[test]
+fn long_requests_share_a_call_if_more_of_them_wait_than_there_are_places() {
+    let mut bench = Bench::new(Compression::Zstd);
+    let long = whole(Encoding::Zstd, large_part(10, 1_000, 0));
+    (0..200).for_each(|_| bench.push(long.clone()));
+    let taken = bench.take();
+    let parts: usize = taken.iter().map(|batch| batch.parts.len()).sum();
+    assert!(parts == 200 && taken.len() < 40, "{} calls of {parts} parts", taken.len());
+    assert_eq!(taken[0].as_it_came(Encoding::Zstd), None);
 }
 
 #[test]

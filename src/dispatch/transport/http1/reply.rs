@@ -91,7 +91,14 @@ impl Reply {
         // A backend's own answer has OTLP's media types. Proxies on the way say `text/html` or `text/plain`.
         let is_own = after.is_some() || is_otlp(headers);
         Some(match status.as_u16() {
+            // A page for people says that this is no receiver.
+            200..=299 if kind_of(headers).starts_with("text/html") => {
+                let message = format!("the backend answered HTTP {status} with text/html: is it an OTLP/HTTP port?");
+                Verdict::Refused { code: Code::Unknown, message }
+            }
             200..=299 => Verdict::Accepted(self.partial(headers)),
+            // A server or a proxy did not get the request in time.
+            408 => Verdict::Busy { code: Code::DeadlineExceeded, after },
             429 => Verdict::Busy { code: Code::ResourceExhausted, after },
             503 if is_own => Verdict::Busy { code: Code::Unavailable, after },
             // A gateway gave up. What is behind it may have the records.
@@ -109,11 +116,12 @@ impl Reply {
             _ if !self.is_whole => return unread("it did not arrive completely"),
             data => data.bytes(),
         };
-        if data.is_empty() || !is_protobuf(headers) {
+        if data.is_empty() || !is_otlp(headers) {
             return None;
         }
         match inflated(headers, data) {
-            Some(message) => partial_in(&message),
+            Some(message) if is_protobuf(headers) => partial_in(&message),
+            Some(message) => partial_in_json(&message),
             None => unread("it can't be decompressed"),
         }
     }
@@ -136,6 +144,19 @@ impl Reply {
         };
         shortened(&message, MAX_MESSAGE).into_owned()
     }
+}
+
+/// Reads the partial success of a JSON answer. It is the same for all signals but for the name of the number.
+fn partial_in_json(message: &[u8]) -> Option<Partial> {
+    let Ok(answer) = serde_json::from_slice::<serde_json::Value>(message) else {
+        return unread("it is malformed JSON");
+    };
+    let partial = answer.get("partialSuccess")?.as_object()?;
+    let number = |value: &serde_json::Value| value.as_u64().or_else(|| value.as_str()?.parse().ok());
+    let rejected = partial.iter().find(|(name, _)| name.starts_with("rejected")).and_then(|(_, value)| number(value));
+    let said = partial.get("errorMessage").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let (rejected, message) = (rejected.unwrap_or(0), shortened(said, MAX_MESSAGE).into_owned());
+    (rejected > 0 || !message.is_empty()).then_some(Partial { rejected, message })
 }
 
 /// The gRPC code that stands for a permanent status, as in the Collector's receiver. Clients over HTTP get the status back.
@@ -217,6 +238,13 @@ mod tests {
         assert_eq!(partial(said, &[OWN]), (3, "no".to_owned()));
         assert_eq!(partial(said, &[("content-type", "Application/X-Protobuf; charset=utf-8")]), (3, "no".to_owned()));
         assert!(partial(b"\xff", &[OWN]).1.contains("malformed"));
+        let json = ("content-type", "application/json");
+        let said_in_json = br#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"no"}}"#;
+        assert_eq!(partial(said_in_json, &[json]), (3, "no".to_owned()));
+        assert_eq!(verdict(200, &[json], b"{}"), Verdict::Accepted(None));
+        assert!(partial(b"{", &[json]).1.contains("malformed"));
+        let page = verdict(200, &[("content-type", "text/html; charset=utf-8")], b"<html>");
+        assert!(matches!(page, Verdict::Refused { code: Code::Unknown, .. }), "{page:?}");
         assert!(partial(said, &[OWN, ("content-encoding", "gzip")]).1.contains("decompressed"));
         assert!(partial(&vec![0; MAX_REPLY + 100], &[OWN]).1.contains("larger than 64 KiB"));
         let cut = Reply { is_whole: false, ..reply(200, &[OWN], said) };
@@ -229,13 +257,15 @@ mod tests {
         let after = |seconds| Some(Duration::from_secs(seconds));
         let busy = |code, after| Verdict::Busy { code, after };
         assert_eq!(verdict(429, &[], b""), busy(Code::ResourceExhausted, None));
+        assert_eq!(verdict(408, &[], b""), busy(Code::DeadlineExceeded, None));
         assert_eq!(verdict(429, &[("retry-after", "7")], b""), busy(Code::ResourceExhausted, after(7)));
         assert_eq!(verdict(503, &[OWN], b""), busy(Code::Unavailable, None));
         assert_eq!(verdict(503, &[("content-type", "application/json")], b"{}"), busy(Code::Unavailable, None));
         assert_eq!(verdict(503, &[("retry-after", "2")], b""), busy(Code::Unavailable, after(2)));
         assert_eq!(verdict(504, &[("retry-after", "2")], b""), busy(Code::DeadlineExceeded, after(2)));
         let past = ("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(verdict(502, &[past], b""), busy(Code::Aborted, after(0)));
+        let now = ("date", "Sun, 29 Nov 2026 08:00:00 GMT");
+        assert_eq!(verdict(502, &[past, now], b""), busy(Code::Aborted, after(0)));
         for status in [502, 503, 504] {
             let verdict = verdict(status, &[("content-type", "text/html")], b"<html>");
             let Verdict::Failed { failure, reached, .. } = verdict else { panic!("{verdict:?}") };
@@ -251,7 +281,6 @@ mod tests {
             (403, Code::PermissionDenied),
             (404, Code::Unimplemented),
             (405, Code::Unimplemented),
-            (408, Code::InvalidArgument),
             (413, Code::ResourceExhausted),
             (415, Code::Unimplemented),
             (500, Code::Internal),
