@@ -25,9 +25,9 @@ const fn with_pool(pool: &'static str) -> ExtraConfig {
     ExtraConfig { http: Some(" "), pool, grpc: "", deadline: "", top: "", descriptors: None }
 }
 
-/// Gzip data that no proxy writes: with the highest level, a name and a comment.
+/// Gzip data that no proxy writes: with the highest level and a time.
 fn odd_gzip(bytes: &[u8]) -> Vec<u8> {
-    let builder = GzBuilder::new().filename("spans").comment("of one owner").mtime(7);
+    let builder = GzBuilder::new().mtime(7);
     let mut encoder = builder.write(Vec::new(), Compression::best());
     encoder.write_all(bytes).expect("a Vec takes all");
     encoder.finish().expect("a Vec takes all")

@@ -200,6 +200,11 @@ fn one_member_or_frame_is_told_from_several() {
     }
     assert_eq!(is_one(Encoding::Gzip, &gzip(&text)), Ok(true));
     assert_eq!(is_one(Encoding::Gzip, &gzip(&empty)), Ok(true));
+    // Readers differ in what they take of a name.
+    let mut named = gzip(&text);
+    named[3] = 1 << 3;
+    named.splice(10..10, *b"spans\0");
+    assert_eq!(is_one(Encoding::Gzip, &named), Ok(false));
     for second in [&text, &empty, &text[..5].to_vec()] {
         assert_eq!(is_one(Encoding::Gzip, &[gzip(&text), gzip(second)].concat()), Ok(false));
     }
