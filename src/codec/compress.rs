@@ -76,9 +76,9 @@ fn turns(len: usize) -> NonZeroUsize {
 }
 
 /// Returns the length of the longest message that is compressed where it is sent, on the thread that serves a
-/// connection. It takes about 1 ms: with level 1, gzip compresses 200 to 300 MB/s here and zstd 500 (rows `gzip` and
-/// `zstd` of `cargo bench --bench proxies -- compression`). Higher levels take several times as long. Another thread
-/// costs some 20 µs more.
+/// connection. It takes about 1 ms: with level 1, gzip compresses 200 MB/s and zstd 420 on two slow cores (the rows gzip →
+/// gzip and zstd → zstd of `cargo bench --bench proxies -- compression`, less those of plain calls). Higher levels take
+/// longer.
 fn most_on_worker(encoding: Encoding, level: u32) -> usize {
     match (encoding, level) {
         (_, 0..=1) | (Encoding::Zstd, 2) => 256 << 10,

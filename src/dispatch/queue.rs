@@ -327,8 +327,8 @@ impl Queue {
         }
     }
 
-    /// Returns the index of the lane for this signal, encoding and these headers. An empty lane is reused for other headers. Returns `None`
-    /// if all lanes are in use.
+    /// Returns the index of the lane for this signal, encoding and these headers. An empty lane is reused for other headers.
+    /// Returns `None` if all lanes are in use.
     fn keyed_lane(&mut self, signal: Signal, encoding: Option<Encoding>, metadata: &Arc<Metadata>) -> Option<usize> {
         let is_it = |lane: &Keyed| (lane.signal, lane.encoding) == (signal, encoding) && lane.metadata == *metadata;
         if let Some(at) = self.keyed.iter().position(is_it) {

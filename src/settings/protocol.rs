@@ -103,11 +103,17 @@ impl Protocol {
 impl OtlpHttp {
     /// Returns the key of a signal's path, and the path.
     pub fn path(&self, signal: Signal) -> (&'static str, &str) {
-        match signal {
-            Signal::Traces => ("traces_url_path", &self.traces_url_path),
-            Signal::Metrics => ("metrics_url_path", &self.metrics_url_path),
-            Signal::Logs => ("logs_url_path", &self.logs_url_path),
-            Signal::Profiles => ("profiles_url_path", &self.profiles_url_path),
-        }
+        let Self { traces_url_path, metrics_url_path, logs_url_path, profiles_url_path, .. } = self;
+        url_path(signal, [traces_url_path, metrics_url_path, logs_url_path, profiles_url_path])
+    }
+}
+
+/// Returns the key of a signal's path, and the path, of a section that has such keys for all signals.
+pub(super) fn url_path(signal: Signal, [traces, metrics, logs, profiles]: [&str; 4]) -> (&'static str, &str) {
+    match signal {
+        Signal::Traces => ("traces_url_path", traces),
+        Signal::Metrics => ("metrics_url_path", metrics),
+        Signal::Logs => ("logs_url_path", logs),
+        Signal::Profiles => ("profiles_url_path", profiles),
     }
 }

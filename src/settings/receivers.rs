@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     addresses::{ListenAddress, OTLP_GRPC_PORT, OTLP_HTTP_PORT},
+    protocol::url_path,
     section::{IfWritten, section},
     tls::ServerTls,
     values::{ByteSize, Mebibytes},
@@ -147,11 +148,7 @@ section! {
 impl Http {
     /// Returns the key of a signal's path, and the path.
     pub fn path(&self, signal: Signal) -> (&'static str, &str) {
-        match signal {
-            Signal::Traces => ("traces_url_path", &self.traces_url_path),
-            Signal::Metrics => ("metrics_url_path", &self.metrics_url_path),
-            Signal::Logs => ("logs_url_path", &self.logs_url_path),
-            Signal::Profiles => ("profiles_url_path", &self.profiles_url_path),
-        }
+        let Self { traces_url_path, metrics_url_path, logs_url_path, profiles_url_path, .. } = self;
+        url_path(signal, [traces_url_path, metrics_url_path, logs_url_path, profiles_url_path])
     }
 }

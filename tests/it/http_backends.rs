@@ -8,7 +8,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{
     backend::{Answer, Welcome},
-    fixture::{ExtraConfig, Fixture, Reply, is_retryable, keys_of, padded, span},
+    faults::backends::a_crash_loses_nothing,
+    fixture::{ExtraConfig, Fixture, Reply, keys_of, padded, span},
     harness::{self, Process, Proxy, Ready, until},
     tls::World,
 };
@@ -39,21 +40,11 @@ async fn every_trace_is_whole_and_connections_are_kept() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_under_load_loses_nothing_that_was_acknowledged() -> Result<()> {
-    let mut fixture = Fixture::start(3, over_http("2s")).await?;
+    let fixture = Fixture::start(3, over_http("2s")).await?;
     // A backend that closes the connection after each third answer, one that sometimes closes without one.
     fixture.backends[0].answer(|call| if call.number % 3 == 0 { Answer::AcceptAndGo } else { Answer::Accept });
     fixture.backends[2].answer(|call| if call.number % 50 == 0 { Answer::Fin } else { Answer::Accept });
-    let load = fixture.load(6).await?;
-    load.goes_on(100)?;
-    fixture.backends[1].crash().await;
-    fixture.until_metric("spanring_membership_ejections_total", &[], |n| n >= 1.0)?;
-    load.goes_on(100)?;
-    fixture.backends[1].come_back().await?;
-    load.goes_on(100)?;
-    let (acknowledged, refused) = load.stop().await?;
-    let account = fixture.account(&acknowledged);
-    ensure!(account.missing == 0 && !acknowledged.is_empty(), "{account:?} of {}", acknowledged.len());
-    refused.iter().try_for_each(is_retryable)
+    a_crash_loses_nothing(fixture).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

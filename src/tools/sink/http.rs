@@ -26,15 +26,6 @@ use crate::{codec::Encoding, lifecycle::Tasks, otlp::Signal};
 
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 
-/// `google.rpc.Status`
-#[derive(Clone, PartialEq, Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-}
-
 /// Serves one connection. When `tasks` drain, it ends after its request.
 pub(super) async fn connection<S>(stream: S, inner: &Inner, tasks: &Tasks) -> Result<(), hyper::Error>
 where
@@ -158,7 +149,8 @@ fn refuse(status: &Status, after: Option<Duration>) -> Response<Full<Bytes>> {
         | Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    let body = RpcStatus { code: status.code().into(), message: status.message().to_owned() };
+    let body =
+        tonic_types::Status { code: status.code().into(), message: status.message().to_owned(), details: Vec::new() };
     let mut response = respond(http, body.encode_to_vec().into());
     if let Some(after) = after {
         response.headers_mut().insert(

@@ -24,15 +24,6 @@ use super::{Answer, Call, Inner, lock, spans_of};
 
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 
-/// `google.rpc.Status`
-#[derive(Clone, PartialEq, Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-}
-
 /// Serves one connection until it ends.
 pub(super) async fn serve<S>(stream: S, duplicate: &std::net::TcpStream, inner: &Inner, life: &Tasks) -> Result<()>
 where
@@ -119,7 +110,8 @@ fn refusal(status: &Status) -> Response<Full<Bytes>> {
         Code::Unimplemented => StatusCode::NOT_FOUND,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    let body = RpcStatus { code: status.code().into(), message: status.message().to_owned() };
+    let body =
+        tonic_types::Status { code: status.code().into(), message: status.message().to_owned(), details: Vec::new() };
     let mut response = respond(http, body.encode_to_vec().into());
     if let Some(after) = status.get_details_retry_info().and_then(|info| info.retry_delay) {
         response.headers_mut().insert(header::RETRY_AFTER, after.as_secs().into());

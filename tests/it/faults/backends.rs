@@ -59,7 +59,12 @@ async fn row_01_a_killed_process_is_used_again_once_it_is_back() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_01_a_crash_under_load_loses_nothing_that_was_acknowledged() -> Result<()> {
-    let mut fixture = Fixture::start(3, ExtraConfig { deadline: "2s", ..ExtraConfig::default() }).await?;
+    let fixture = Fixture::start(3, ExtraConfig { deadline: "2s", ..ExtraConfig::default() }).await?;
+    a_crash_loses_nothing(fixture).await
+}
+
+/// Under load, the second backend crashes and comes back.
+pub(crate) async fn a_crash_loses_nothing(mut fixture: Fixture) -> Result<()> {
     let load = fixture.load(6).await?;
     load.goes_on(100)?;
     fixture.backends[1].crash().await;

@@ -12,7 +12,7 @@
 //! | 33, 39, 41, 45, 47 | smuggling, clocks, drain, clients that leave, loops | `life` |
 //! | 40 | too few descriptors | `descriptors` |
 
-mod backends;
+pub(crate) mod backends;
 mod bounds;
 mod content;
 mod descriptors;

@@ -40,13 +40,6 @@ pub(super) enum Unread {
     Broken(hyper::Error),
 }
 
-/// `google.rpc.Status`, which is the body of every refusal.
-#[derive(Clone, PartialEq, Message)]
-struct RpcStatus {
-    #[prost(string, tag = "2")]
-    message: String,
-}
-
 impl Reply {
     /// Reads the answer. Of a body that is too large only the beginning is read. `is_success` is set once the status says
     /// that the backend has taken the records.
@@ -131,7 +124,7 @@ impl Reply {
         let data = inflated(headers, self.data.bytes()).unwrap_or_default();
         let kind = kind_of(headers);
         let said = if is_protobuf(headers) {
-            RpcStatus::decode(data.as_slice()).map(|status| status.message).unwrap_or_default()
+            tonic_types::Status::decode(data.as_slice()).map(|status| status.message).unwrap_or_default()
         } else if kind.starts_with("text/plain") {
             String::from_utf8_lossy(&data).trim().to_owned()
         } else {
@@ -223,7 +216,7 @@ mod tests {
     const OWN: (&str, &str) = ("content-type", "application/x-protobuf");
 
     #[test]
-    fn a_success_is_accepted_whatever_its_body_is() {
+    fn a_success_is_accepted_unless_its_body_is_a_page_for_people() {
         for status in [200, 202, 204] {
             assert_eq!(verdict(status, &[OWN], b""), Verdict::Accepted(None));
         }

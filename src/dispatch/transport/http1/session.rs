@@ -256,7 +256,7 @@ impl<W: Work> Session<W> {
             }
             (Landing::Read(Err(Unread::Broken(error))), None) => self.broken(&error, flight.started),
             (Landing::Read(Ok(()) | Err(Unread::NotSent)), None) => {
-                (Verdict::Unprocessed { refused: false }, Err(End::Closed))
+                (Verdict::Unprocessed { refused: false }, Err(self.closed()))
             }
         };
         if verdict.is_answer() {
