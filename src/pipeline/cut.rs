@@ -189,8 +189,8 @@ fn fitted(
     Ok((fit(cut, max, permit)?, routed))
 }
 
-/// Cuts `message`, and frees its original unless all of it is one part. Records are copied during the parse if that is cheaper. If there is no memory for this, the message
-/// is cut again without these copies.
+/// Cuts `message`, and frees its original unless all of it is one part. Records are copied during the parse if that is
+/// cheaper. If there is no memory for this, the message is cut again without these copies.
 fn cut_by(
     signal: Signal,
     message: Framed,

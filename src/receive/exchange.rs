@@ -192,8 +192,8 @@ impl<E: Export> Exchange<E> {
         Some(outcome)
     }
 
-    /// Returns the outcome of a request whose stream or connection there is no memory for; if it can never be taken, that. The signal is `None` if the
-    /// request names none.
+    /// Returns the outcome of a request whose stream or connection there is no memory for. If it could never be taken, that
+    /// is its outcome. The signal is `None` if the request names none.
     pub(super) fn without_room(&self, signal: Option<Signal>) -> Outcome {
         let refusal =
             Refusal::retryable(Reason::Budget, "no memory is left for further requests of clients; retry later");
