@@ -16,7 +16,7 @@ use super::{
     known::Known,
     metrics::Meters,
     search::Search,
-    state_log::{LogFields, StateLog},
+    state_log::{LogFields, NAMED_IN_LOG, StateLog},
     system::System,
 };
 use crate::{
@@ -36,7 +36,12 @@ pub(super) struct Fixed {
     entries: Vec<Entry>,
     system: System,
     meters: Meters,
+    /// The addresses that several entries have, and those entries, as they were logged last.
+    shared: Shared,
 }
+
+/// Entries by the address that they share.
+type Shared = BTreeMap<SocketAddr, Vec<Arc<str>>>;
 
 /// One configured backend.
 struct Entry {
@@ -76,7 +81,10 @@ impl Fixed {
             known: Known::default(),
             log: StateLog::new(),
         };
-        Self { pool: pool.to_owned(), entries: entries.into_iter().map(entry).collect(), system, meters }
+        let entries = entries.into_iter().map(entry).collect();
+        let mut fixed = Self { pool: pool.to_owned(), entries, system, meters, shared: Shared::new() };
+        fixed.note_shared();
+        fixed
     }
 
     /// Returns all entries with the addresses known so far.
@@ -111,7 +119,38 @@ impl Fixed {
         if all_good {
             self.meters.succeeded();
         }
+        if changed {
+            self.note_shared();
+        }
         changed.then(|| self.endpoints())
+    }
+
+    /// Logs the addresses that several entries have, when they change. Such entries stay members of their own: if they were
+    /// merged, the ring would depend on what a replica's name server answers.
+    fn note_shared(&mut self) {
+        let mut shared = Shared::new();
+        for Endpoint { identity, address, .. } in self.entries.iter().map(|entry| &entry.endpoint) {
+            if let Some(address) = address {
+                shared.entry(*address).or_default().push(Arc::clone(identity));
+            }
+        }
+        shared.retain(|_, entries| entries.len() > 1);
+        if shared != self.shared && !shared.is_empty() {
+            let named: Vec<_> = shared.iter().take(NAMED_IN_LOG).collect();
+            tracing::warn!(
+                pool = self.pool,
+                addresses = shared.len(),
+                shared = ?named,
+                "several static entries have the same address: this backend gets the share of each of them; list it once"
+            );
+        }
+        self.shared = shared;
+    }
+
+    /// Returns the entries that share an address with others.
+    #[cfg(test)]
+    pub(super) fn sharing(&self) -> Vec<&str> {
+        self.shared.values().flatten().map(|identity| &**identity).collect()
     }
 
     async fn ask(&mut self) -> Vec<(usize, Answers)> {

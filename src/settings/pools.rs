@@ -92,7 +92,7 @@ section! {
         service: String,
         /// The ports of every pod; 4317 where the key is missing (4318 with OTLP/HTTP). Each of them is a backend of its own.
         ports: IfWritten<Vec<u16>>,
-        /// How long the API server may take to begin an answer, and for each further part of a list.
+        /// How long the API server may take until an answer begins, and for each further page of a list.
         timeout: Duration = RESOLVER_TIMEOUT,
         /// Whether a backend is identified by the host name of its pod, which only the pods of a StatefulSet have:
         /// `true` leaves pods without one out, `false` always uses addresses. If it is not written, pods that have a host
@@ -119,7 +119,8 @@ section! {
         /// The protocol of calls to backends.
         protocol: Protocol,
         /// How long one attempt to deliver may take. A value above `receivers.otlp.deadline` is refused; if the deadline
-        /// is shorter than the default, the default becomes the deadline.
+        /// is shorter than the default, the default becomes the deadline. A backend that answers no call for twice this time
+        /// is ejected. See [ejection](#ejection).
         timeout: Duration = Duration::from_secs(5),
         /// The largest message of one call, in MiB before compression. A Collector accepts 4 MiB unless it is
         /// configured otherwise.
@@ -210,10 +211,10 @@ section! {
         /// tail sampler's `decision_wait` is a good value. After this time and 15 s more the table before is forgotten.
         window: Duration = Duration::from_secs(30),
         /// After a change that discovery reports, with `dual`: a root span that starts later than this goes only to the new
-        /// owner, since its trace began when all replicas knew of the change. Twice the time by which replicas learn of a
-        /// change at different times, and the difference of clocks; at most `window`. The default holds with `k8s`, whose
-        /// replicas learn of a change within 3 s. With other resolvers the default is the value of `window`: then no root
-        /// span is spared.
+        /// owner, since its trace began when all replicas knew of the change. Set it to twice the time by which replicas
+        /// learn of a change at different times, plus the difference of clocks; at most `window`. The default is for `k8s`,
+        /// whose replicas learn of a change within 3 s. With other resolvers the default is the value of `window`: then no
+        /// root span is spared.
         skew: Duration = DEFAULT_SKEW,
     }
 

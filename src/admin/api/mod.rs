@@ -105,6 +105,10 @@ pub fn lookup(pools: &PoolSet, question: &LookupRequest) -> Result<LookupRespons
         let table = table(pool).ok_or_else(|| AskError::NoTable { pool: name.to_string() })?;
         let mut placement = facts::placement(name, &table, Some(&pool.membership.record), &id);
         placement.signals = facts::signals(pool);
+        if !signal.map_or(pool.signals.contains(&Signal::Traces), |signal| signal == Signal::Traces) {
+            // The hand-off is one of spans; other signals go to the new owner at once.
+            placement.previous_owners.clear();
+        }
         placements.push(placement);
     }
     match signal {

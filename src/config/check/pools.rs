@@ -12,8 +12,8 @@ use crate::{
     discovery,
     otlp::Signal,
     settings::{
-        Compression, Delivery, DnsResolver, Handoff, KubernetesResolver, OutlierDetection, Placement, Pool, Protocol,
-        Resolver, RetryOnFailure, Settings, SrvResolver, StaticResolver, values::GoDuration,
+        Compression, Delivery, DnsResolver, Handoff, HandoffMode, KubernetesResolver, OutlierDetection, Placement,
+        Pool, Protocol, Resolver, RetryOnFailure, Settings, SrvResolver, StaticResolver, values::GoDuration,
     },
 };
 
@@ -178,6 +178,11 @@ fn check_names(at: &KeyPath, pool: &Pool, report: &mut Report<'_>) {
 
 fn check_handoff(at: &KeyPath, keys: Handoff, report: &mut Report<'_>) {
     report.at_most_a_day(&at.key("window"), keys.window);
+    if keys.window.is_zero() && keys.mode != HandoffMode::Immediate {
+        let message =
+            "keeps no trace whole that is longer than 0s; set it to the longest trace, or write mode: immediate";
+        report.warn(&at.key("window"), message.into());
+    }
     if keys.skew > keys.window {
         let [skew, window] = [keys.skew, keys.window].map(GoDuration);
         let advice = "no trace would be sure to stay whole; lower skew, or raise the window";

@@ -229,6 +229,15 @@ fn a_skew_above_the_window_is_refused_and_its_default_depends_on_the_resolver() 
     let handoffs = ["window: 6s", "window: 30s", "window: 20s, skew: 7s"];
     assert_eq!(handoffs.map(|handoff| skew(pool(handoff))), [6, 30, 7]);
     assert_eq!(handoffs.map(|handoff| skew(of("k8s: { service: a.b }", handoff))), [6, 10, 7]);
+    let warnings = |handoff: &str| {
+        let text = format!("{}\nroutes: [{{ signals: [traces], pool: a }}]\n", pool(handoff));
+        Draft::parse("f", &text, &|_| None).expect("read").check().expect("valid").warnings
+    };
+    let nothing_whole = "pools.a.ring.handoff.window: keeps no trace whole that is longer than 0s; set it to the longest \
+                         trace, or write mode: immediate";
+    assert_eq!(warnings("window: 0s"), [nothing_whole]);
+    assert_eq!(warnings("window: 0s, mode: immediate"), [""; 0]);
+    assert_eq!(warnings("window: 1s"), [""; 0]);
     let by_flag = Draft::of_backends("dns://a".parse().expect("backends"));
     assert_eq!(by_flag.check().expect("valid").pools[0].membership.ring.handoff.skew.as_secs(), 30);
 }

@@ -167,6 +167,8 @@ async fn a_look_up_names_previous_owners_and_changes_say_until_when_they_count()
         "identity": before.backends()[old as usize].identity.to_string(), "address": "127.0.0.1:1", "until": until
     }]);
     assert_eq!(placement["previous_owners"], previous);
+    let (_, of_logs) = get(&rig, &format!("/api/v1/lookup?trace_id={id}&signal=logs"));
+    assert_eq!(of_logs["pools"][0]["previous_owners"], json!([]), "logs go to the new owner at once");
     let (_, changes) = get(&rig, "/api/v1/changes");
     assert_eq!(changes["pools"][0]["changes"][1]["handoff_until"], until);
     let (_, ring) = get(&rig, "/api/v1/ring");
