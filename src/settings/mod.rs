@@ -60,7 +60,7 @@ section! {
         /// The listener for metrics, probes and the ring's state.
         admin: Admin,
         /// The listener for probes alone, if there is one.
-        health_check: Option<HealthCheck>,
+        health_check: IfWritten<HealthCheck>,
         /// How the process ends.
         shutdown: Shutdown,
         /// The logs of the process.

@@ -76,6 +76,13 @@ fn the_static_example_is_valid() {
 }
 
 #[test]
+fn a_health_check_without_a_value_is_one_with_its_defaults() {
+    let text = "health_check:\npools: { a: { resolver: { dns: { hostname: a } } } }\nroutes: [{ signals: [traces], pool: a }]\n";
+    let config = Draft::parse("f", text, &|_| None).expect("read").check().expect("valid");
+    assert_eq!(config.health_check.expect("a listener").endpoint, "127.0.0.1:13133".parse().expect("an address"));
+}
+
+#[test]
 fn the_dns_example_is_valid() {
     let text = STATIC.replace(
         r#"{ static: { hostnames: ["127.0.0.1:15001", "127.0.0.1:15002", "127.0.0.1:15003", "127.0.0.1:15004"] } }"#,

@@ -1,6 +1,8 @@
 //! Converts `exporters`: each load-balancing exporter becomes a pool, with a route for each signal that the exporter
 //! receives.
 
+use std::time::Duration;
+
 use super::{
     Cost, Note,
     section::{Section, shown, text_of, texts_of},
@@ -179,12 +181,20 @@ fn calls(otlp: Option<&mut Section<'_>>, notes: &mut Vec<Note>) -> Vec<(String, 
     out
 }
 
+/// A `timeout` that is shorter than this gets a finding, since a backend that is merely slow may be ejected.
+const SHORT_TIMEOUT: GoDuration = GoDuration(Duration::from_secs(5));
+
 /// Converts `timeout`. An attempt must not last longer than its request.
 fn timeout(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let Some(entry) = otlp.take("timeout") else { return Yaml::Scalar(Value::Null) };
     let deadline = GoDuration(Otlp::default().deadline);
     let written = texts_of(&entry.node).pop().and_then(|text| text.parse::<GoDuration>().ok());
     if written.is_none_or(|written| written <= deadline && !written.0.is_zero()) {
+        if written.is_some_and(|written| written < SHORT_TIMEOUT) {
+            let message = "also decides when a backend is ejected: after twice this time without an answer to any call. Raise \
+                           it where backends may be slower";
+            notes.push(otlp.note_of(entry, message));
+        }
         return Yaml::from(&entry.node);
     }
     let message = format!(
@@ -348,6 +358,11 @@ fn resolver(resolver: &mut Section<'_>, record_origin: RecordOrigin<'_>, notes: 
         return of("dns", Yaml::map(out));
     }
     if let Some(mut k8s) = resolver.section("k8s") {
+        if !k8s.has("return_hostnames") {
+            let message = "identifies pods that have a host name by it, as the exporter does only with return_hostnames: true; \
+                           where that must not be, write return_hostnames: false";
+            notes.push(k8s.note(message));
+        }
         let out = kubernetes(&mut k8s);
         k8s.rest(notes);
         return of("k8s", out);

@@ -62,6 +62,8 @@ pub struct Note {
 /// Consequence of leaving a key out or changing its meaning; the most serious first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cost {
+    /// Others than before may send data.
+    Access,
     /// Data goes to other backends than before, or is routed by another key.
     Routing,
     /// Data is no longer received, changed or delivered as before.
@@ -74,6 +76,7 @@ impl Cost {
     /// Returns the heading above the findings of this cost.
     pub fn heading(self) -> &'static str {
         match self {
+            Self::Access => "Protection is lost:",
             Self::Routing => "Data is routed differently:",
             Self::Data => "Data is dropped, or not treated as before:",
             Self::Setting => "Settings that are left out or mean something else:",
@@ -142,6 +145,9 @@ const SIDE_BY_SIDE: &str = "\
 #   ring: { algorithm: otelcol_v1 }    # up to v0.129
 #   ring: { algorithm: otelcol_v2 }    # v0.131 to v0.156
 #   ring: { algorithm: otelcol_v3 }    # v0.157 and newer
+# and, as long as the exporter runs too, what the exporter does not have either:
+#   hold_down: 0s
+#   outlier_detection: { max_ejection_percent: 0 }
 ";
 
 fn header(name: &str, notes: &[Note], has_pools: bool) -> String {

@@ -2,7 +2,7 @@
 
 use super::{
     Cost, Note,
-    section::{Section, text_of},
+    section::{Section, text_of, texts_of},
     service::{Service, with_host},
     yaml::Yaml,
 };
@@ -65,6 +65,22 @@ fn otlp(otlp: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     Yaml::map([("protocols", Yaml::map([("grpc", grpc), ("http", http)]))])
 }
 
+/// Reports what the servers of both protocols decide by the headers of a request.
+fn by_headers(server: &mut Section<'_>, notes: &mut Vec<Note>) {
+    if let Some(auth) = server.take("auth") {
+        let message = "is left out: ANYONE WHO REACHES THIS PORT MAY SEND; Spanring knows clients by their certificates only: \
+                       write tls.client_ca_file";
+        notes.push(server.note_of(auth, message).costing(Cost::Access));
+    }
+    if let Some(all) = server.take("include_metadata")
+        && texts_of(&all.node) != ["false"]
+    {
+        let message = "is left out: Spanring passes on the headers that are named, so write their names, for example \
+                       include_metadata: [x-scope-orgid]";
+        notes.push(server.note_of(all, message).costing(Cost::Data));
+    }
+}
+
 fn http(http: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     // The endpoint is always written, so that the section is not empty: an empty one would be left out.
     let address = http.take("endpoint").map(|entry| match text_of(&entry.node) {
@@ -74,6 +90,7 @@ fn http(http: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
     let mut out = vec![("endpoint".to_owned(), address.unwrap_or_else(|| Yaml::text("localhost:4318")))];
     out.extend(http.pass_all(&HTTP));
     tls(http, &mut out, notes);
+    by_headers(http, notes);
     if let Some(mut cors) = http.section("cors") {
         out.push(("cors".to_owned(), Yaml::Map(cors.pass_all(&CORS))));
         cors.rest(notes);
@@ -110,6 +127,7 @@ fn grpc(grpc: &mut Section<'_>, notes: &mut Vec<Note>) -> Yaml {
         out.push((key.to_owned(), grpc.pass(key)));
     }
     tls(grpc, &mut out, notes);
+    by_headers(grpc, notes);
     if let Some(mut keepalive) = grpc.section("keepalive") {
         if let Some(mut server) = keepalive.section("server_parameters") {
             let ages = Yaml::map([

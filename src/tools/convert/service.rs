@@ -127,16 +127,13 @@ impl Service {
         for (name, mut section) in processors.components(&["memory_limiter"]) {
             if self.is_used(name) && limiter.is_empty() {
                 self.origins.add(&["memory_limiter"], &["processors", name]);
-                let limit_mib = section.take("limit_mib");
-                if let Some(entry) = limit_mib {
-                    let message =
-                        "counts the bytes that requests hold, not the process's whole memory as in the Collector";
-                    notes.push(section.note_of(entry, message));
-                }
-                limiter = Yaml::map([
-                    ("limit_mib", limit_mib.map_or(Yaml::Scalar(Value::Null), |entry| Yaml::from(&entry.node))),
-                    ("limit_percentage", section.pass("limit_percentage")),
-                ]);
+                limiter = Yaml::map(["limit_mib", "limit_percentage"].map(|key| {
+                    let entry = section.take(key);
+                    let message = "counts the bytes that requests hold, not the process's whole memory as in the Collector; \
+                                   leave a quarter of the container's memory besides";
+                    notes.extend(entry.map(|entry| section.note_of(entry, message)));
+                    (key, entry.map_or(Yaml::Scalar(Value::Null), |entry| Yaml::from(&entry.node)))
+                }));
                 let reason = "bytes are counted as they come, not by looking at the heap now and then";
                 section.leave(
                     &[

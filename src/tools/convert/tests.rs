@@ -159,11 +159,13 @@ fn every_key_without_an_equivalent_is_reported_with_its_path_and_line() {
         "receivers.otlp.protocols.http.write_timeout",
         "receivers.zipkin",
         "processors.memory_limiter.check_interval",
+        "processors.memory_limiter.limit_percentage",
         "processors.memory_limiter.spike_limit_percentage",
         "processors.batch",
         "exporters.debug",
         "exporters.loadbalancing.timeout",
         "exporters.loadbalancing.retry_on_failure",
+        "exporters.loadbalancing.protocol.otlp.timeout",
         "exporters.loadbalancing.protocol.otlp.keepalive",
         "exporters.loadbalancing.protocol.otlp.sending_queue.queue_size",
         "exporters.loadbalancing.protocol.otlp.sending_queue.num_consumers",
@@ -185,6 +187,36 @@ fn every_key_without_an_equivalent_is_reported_with_its_path_and_line() {
     );
     for note in notes(&converted) {
         assert!(converted.yaml.contains(&format!("#   {note}\n")), "{note} in\n{}", converted.yaml);
+    }
+}
+
+#[test]
+fn what_a_receiver_decides_by_headers_is_among_the_first_findings() {
+    let text = "receivers:
+  otlp:
+    protocols:
+      grpc: { auth: { authenticator: basicauth/server }, include_metadata: true }
+      http: { auth: { authenticator: basicauth/server }, include_metadata: false }
+exporters: { loadbalancing: { resolver: { k8s: { service: a.b } } } }
+service: { pipelines: { traces: { receivers: [otlp], exporters: [loadbalancing] } } }";
+    let found = converted(text).notes;
+    let found: Vec<(Cost, &str)> = found.iter().map(|note| (note.cost, note.path.as_str())).collect();
+    let expected = [
+        (Cost::Access, "receivers.otlp.protocols.grpc.auth"),
+        (Cost::Access, "receivers.otlp.protocols.http.auth"),
+        (Cost::Data, "receivers.otlp.protocols.grpc.include_metadata"),
+        (Cost::Setting, "exporters.loadbalancing.resolver.k8s"),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_timeout_that_may_eject_slow_backends_is_told() {
+    for (timeout, is_told) in [("1s", true), ("4999ms", true), ("5s", false)] {
+        let text =
+            format!("{{ protocol: {{ otlp: {{ timeout: {timeout} }} }}, resolver: {{ dns: {{ hostname: a }} }} }}");
+        let converted = with_exporter(&text, TO_IT);
+        assert_eq!(converted.notes.iter().any(|note| note.message.contains("ejected")), is_told, "{timeout}");
     }
 }
 
