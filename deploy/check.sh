@@ -156,6 +156,9 @@ charts() {
   variant 'EndpointSlices of another namespace' --set collectors.enabled=false,pool.resolver=k8s,pool.service=collectors.elsewhere
   check 'chart: wrong values are refused' refused --set mode=deploymnet
   check 'chart: unknown values are refused' refused --set autoscalling.enabled=false
+  check 'chart: no backends are refused' refused --set collectors.enabled=false
+  check 'chart: the other resolver'\''s name is refused' refused --set pool.resolver=k8s,pool.hostname=collectors.example
+  check 'chart: client certificates without a certificate are refused' refused --set tls.receiver.clientCertificates=true
 }
 
 refused() {

@@ -72,6 +72,23 @@ capabilities: { drop: [ALL] }
 {{ if gt (len $service) 1 }}{{ index $service 1 }}{{ else }}{{ .Release.Namespace }}{{ end }}
 {{- end }}
 
+{{- /* Values that contradict each other. */ -}}
+{{- define "spanring.check" -}}
+{{- $pool := .Values.pool -}}
+{{- if and (eq $pool.resolver "k8s") $pool.hostname -}}
+{{- fail "pool.hostname is for pool.resolver dns; with k8s write pool.service" -}}
+{{- end -}}
+{{- if and (eq $pool.resolver "dns") $pool.service -}}
+{{- fail "pool.service is for pool.resolver k8s; with dns write pool.hostname" -}}
+{{- end -}}
+{{- if not (or .Values.collectors.enabled $pool.hostname $pool.service .Values.config.pools) -}}
+{{- fail "without collectors of this release (collectors.enabled: false) write the backends: pool.hostname, pool.service or config.pools" -}}
+{{- end -}}
+{{- if and .Values.tls.receiver.clientCertificates (not .Values.tls.receiver.secretName) -}}
+{{- fail "tls.receiver.clientCertificates needs tls.receiver.secretName; without it clients send in plaintext" -}}
+{{- end -}}
+{{- end }}
+
 {{- /* Spanring's configuration: generated from the values, with `config` merged into it. */ -}}
 {{- define "spanring.config" -}}
 {{- $sidecar := eq .Values.mode "sidecar" -}}
