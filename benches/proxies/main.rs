@@ -14,6 +14,7 @@ mod compression;
 #[path = "../../tests/it/harness.rs"]
 #[allow(dead_code, reason = "tests need more of it")]
 mod harness;
+mod http;
 mod measure;
 #[path = "../../tests/it/pki.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "tests need more of it, and may panic")]
@@ -29,7 +30,7 @@ use anyhow::Result;
 use measure::Bench;
 use proxy::Programs;
 
-const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--turns N] [cost [SPANS]...] [before [SPANS]...] [backends] [handoff] [latency] [tls] [compression]
+const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--turns N] [cost [SPANS]...] [before [SPANS]...] [backends] [handoff] [latency] [tls] [compression] [http]
 
   cost      processor time per span and memory, compared with nginx and HAProxy, for 10, 100, 512 and
             8192 spans per batch or for the given sizes of these
@@ -39,6 +40,7 @@ const HELP: &str = "cargo bench --profile dist --bench proxies -- [--quick] [--t
   latency   latency added to slow backends, and to a lone request
   tls       processor time per span with TLS on both sides and without TLS
   compression  processor time per span of compressed requests and calls, and without compression
+  http      processor time per span of OTLP/HTTP towards clients and backends, of gRPC, and of nginx
 
 Without a name, all except `before` are measured, which takes about 15 minutes. --turns sets the number of
 measurements per proxy.
@@ -58,7 +60,7 @@ fn main() -> Result<ExitCode> {
     let sizes: Vec<usize> = sizes.into_iter().flat_map(str::parse).collect();
     if chosen
         .iter()
-        .any(|name| !["cost", "before", "backends", "handoff", "latency", "tls", "compression"].contains(name))
+        .any(|name| !["cost", "before", "backends", "handoff", "latency", "tls", "compression", "http"].contains(name))
     {
         write!(out, "{HELP}")?;
         return Ok(ExitCode::from(2));
@@ -88,6 +90,9 @@ fn main() -> Result<ExitCode> {
     }
     if wants("compression") {
         compression::compression(&bench, &mut out)?;
+    }
+    if wants("http") {
+        http::http(&bench, &mut out)?;
     }
     Ok(ExitCode::SUCCESS)
 }

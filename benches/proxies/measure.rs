@@ -30,11 +30,23 @@ pub(crate) struct Load {
     pub(crate) in_flight: usize,
 }
 
-/// The protocol on both sides of the proxy. With TLS, clients and servers both present certificates.
+/// The protocol on both sides of the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
+    /// gRPC over cleartext HTTP/2.
     Plain,
+    /// gRPC with TLS. Clients and servers both present certificates.
     Tls,
+    /// OTLP/HTTP over cleartext HTTP/1.1 on these sides, and gRPC on the other one.
+    Http(Sides),
+}
+
+/// Sides of a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sides {
+    Clients,
+    Backends,
+    Both,
 }
 
 /// A process with sinks.
@@ -56,6 +68,23 @@ pub(crate) struct Report {
 pub(crate) struct Latency {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
+}
+
+impl Protocol {
+    /// Whether clients and backends speak OTLP/HTTP.
+    pub(crate) fn are_http(self) -> [bool; 2] {
+        match self {
+            Self::Plain | Self::Tls => [false, false],
+            Self::Http(Sides::Clients) => [true, false],
+            Self::Http(Sides::Backends) => [false, true],
+            Self::Http(Sides::Both) => [true, true],
+        }
+    }
+
+    /// The names of what clients and backends speak.
+    pub(crate) fn names(self) -> [&'static str; 2] {
+        self.are_http().map(|is_http| if is_http { "HTTP/1.1" } else { "gRPC" })
+    }
 }
 
 impl Bench {
@@ -117,6 +146,11 @@ impl Bench {
         Proxy::start(&self.programs, kind, setup, sinks.protocol, &sinks.addresses, self.dir.path())
     }
 
+    /// Starts a proxy that speaks this protocol with clients and sinks, in plaintext.
+    pub(crate) fn speaking(&self, kind: Kind, protocol: Protocol, setup: Setup, sinks: &Sinks) -> Result<Proxy> {
+        Proxy::start(&self.programs, kind, setup, protocol, &sinks.addresses, self.dir.path())
+    }
+
     /// Starts Spanring with this compression of its calls, to the first `count` of the sinks.
     pub(crate) fn compressing(&self, compression: &str, setup: Setup, sinks: &Sinks, count: usize) -> Result<Proxy> {
         let backends = sinks.addresses.get(..count).unwrap_or(&sinks.addresses);
@@ -162,6 +196,9 @@ impl Bench {
         ];
         if protocol == Protocol::Tls {
             self.add_files(&mut command, [("ca", "ca.crt"), ("cert", "client.crt"), ("key", "client.key")]);
+        }
+        if let [true, _] = protocol.are_http() {
+            command.arg("--http");
         }
         for (flag, number) in numbers {
             command.arg(flag).arg(number.to_string());

@@ -1,6 +1,7 @@
 //! The compared proxies, each configured for this one task: they accept gRPC over cleartext HTTP/2, forward it
 //! round-robin (Spanring: by trace) to the same sinks, keep connections open and write no access log. nginx and HAProxy
-//! are measured twice: with the buffer sizes of Debian's packages, and with buffer sizes tuned for this load.
+//! are measured twice: with the buffer sizes of Debian's packages, and with buffer sizes tuned for this load. Spanring can
+//! speak OTLP/HTTP on each side instead, and nginx on both.
 
 use std::{
     fmt::Write as _,
@@ -10,11 +11,11 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 
 use super::{
     harness::{Process, Ready, metric, on_free_ports, until},
-    measure::Protocol,
+    measure::{Protocol, Sides},
     usage::Usage,
 };
 
@@ -163,10 +164,13 @@ impl Proxy {
             fs::create_dir_all(&dir)?;
             let config = config_of(address);
             let mut text = kind.config(setup, [address, admin], sinks, &dir)?;
-            if protocol == Protocol::Tls {
-                ensure!(kind == Kind::Spanring, "{name} is not set up for TLS here");
-                text = with_tls(&text, address, pki);
-            }
+            text = match (protocol, kind) {
+                (Protocol::Plain, _) => text,
+                (Protocol::Tls, Kind::Spanring) => with_tls(&text, address, pki),
+                (Protocol::Http(_), Kind::Spanring) => with_http(&text, protocol.are_http()),
+                (Protocol::Http(Sides::Both), Kind::Nginx) => nginx_with_http(&text),
+                _ => bail!("{name} is not set up for {protocol:?} here"),
+            };
             fs::write(&config, text)?;
             let mut command = Command::new(&program);
             match kind {
@@ -263,6 +267,25 @@ fn with_tls(text: &str, address: SocketAddr, pki: &Path) -> String {
         "{pool}\n    tls: {{ ca_file: {pki}/ca.crt, cert_file: {pki}/client.crt, key_file: {pki}/client.key }}"
     );
     text.replacen(&listen, &server, 1).replacen(pool, &client, 1)
+}
+
+/// Makes Spanring's configuration speak OTLP/HTTP with clients, backends, or both.
+fn with_http(text: &str, [clients, backends]: [bool; 2]) -> String {
+    let mut text = text.to_owned();
+    if clients {
+        text = text.replacen("grpc: {", "http: {", 1);
+    }
+    if backends {
+        text = text.replacen("compression: none", "compression: none\n    protocol: { otlp_http: {} }", 1);
+    }
+    text
+}
+
+/// Makes nginx's configuration forward HTTP/1.1 over kept connections. As packaged, nginx writes requests above 16 KiB to a
+/// file before it forwards them.
+fn nginx_with_http(text: &str) -> String {
+    let forward = "proxy_pass http://sinks; proxy_http_version 1.1; proxy_set_header Connection \"\";";
+    text.replacen(" http2 reuseport", " reuseport", 1).replacen("grpc_pass grpc://sinks;", forward, 1)
 }
 
 /// nginx does not multiplex requests to its upstreams and opens one upstream connection for each request in flight.

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Largest reply that is read. Export replies have a few bytes.
-const MAX_REPLY: usize = 64 * 1024;
+pub(super) const MAX_REPLY: usize = 64 * 1024;
 
 /// Number of streams that may be opened before the server's SETTINGS arrive; gRPC clients use the same number. Without
 /// this limit, the server refuses some streams of a burst on a new connection.
@@ -225,6 +225,11 @@ fn rejected(headers: &HeaderMap, mut reply: Bytes) -> u64 {
     } else {
         reply.as_ref()
     };
+    rejected_in(message)
+}
+
+/// Returns the number of records that this reply rejects; 0 if it cannot be decoded.
+pub(super) fn rejected_in(message: &[u8]) -> u64 {
     let decoded = ExportTraceServiceResponse::decode(message).ok();
     let rejected = decoded.and_then(|reply| reply.partial_success).map_or(0, |partial| partial.rejected_spans);
     u64::try_from(rejected).unwrap_or(0)

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use indicatif::ProgressBar;
 use tokio::time::Instant;
 use tonic_types::StatusExt;
@@ -17,9 +18,11 @@ use super::{
 use crate::{
     lifecycle::Tasks,
     otlp::{Signal, outcome::is_retryable},
+    settings::OtlpHttp,
     tls,
     tools::{
-        h2client::{Answer, Channel},
+        h1client,
+        h2client::{self, Answer},
         otlp_body::Bodies,
         sink::now_ns,
     },
@@ -45,6 +48,12 @@ struct Shared {
     start: Instant,
     measured_from: Instant,
     tasks: Tasks,
+}
+
+/// A connection.
+enum Channel {
+    Grpc(h2client::Channel),
+    Http(h1client::Channel),
 }
 
 /// A connection with its timeout.
@@ -131,8 +140,7 @@ async fn connect(config: &LoadConfig, tasks: &Tasks) -> Result<Vec<Client>, Load
     for (n, endpoint) in config.endpoints.iter().cycle().take(config.connections.max(endpoints * timeouts)).enumerate()
     {
         let timeout = n / endpoints % timeouts;
-        let (path, limit) = (Signal::Traces.grpc_path(), config.timeout(timeout));
-        let channel = Channel::new(endpoint, path, config.body.compression, limit, tls.clone(), tasks)
+        let channel = Channel::new(config, endpoint, config.timeout(timeout), tls.clone(), tasks)
             .map_err(|source| LoadError::Endpoint { endpoint: endpoint.clone(), source })?;
         channel.connect().await.map_err(LoadError::Connect)?;
         clients.push(Client { channel, timeout });
@@ -171,6 +179,47 @@ async fn work(shared: Arc<Shared>) {
     }
 }
 
+impl Channel {
+    fn new(
+        config: &LoadConfig,
+        endpoint: &str,
+        timeout: Duration,
+        tls: Option<tls::Client>,
+        tasks: &Tasks,
+    ) -> Result<Self, ::http::Error> {
+        let compression = config.body.compression;
+        if config.http {
+            let paths = OtlpHttp::default();
+            let (_, path) = paths.path(Signal::Traces);
+            return h1client::Channel::new(endpoint, path, compression, timeout, tasks).map(Self::Http);
+        }
+        let path = Signal::Traces.grpc_path();
+        h2client::Channel::new(endpoint, path, compression, timeout, tls, tasks).map(Self::Grpc)
+    }
+
+    async fn connect(&self) -> Result<(), String> {
+        match self {
+            Self::Grpc(channel) => channel.connect().await,
+            Self::Http(channel) => channel.connect().await,
+        }
+    }
+
+    /// Returns whether a request can be sent at once.
+    fn is_free(&self) -> bool {
+        match self {
+            Self::Grpc(_) => true,
+            Self::Http(channel) => channel.is_free(),
+        }
+    }
+
+    async fn call(&self, message: Bytes) -> Answer {
+        match self {
+            Self::Grpc(channel) => channel.call(message).await,
+            Self::Http(channel) => channel.call(message).await,
+        }
+    }
+}
+
 impl Shared {
     fn next(&self) -> Option<Ticket> {
         let mut tickets = lock(&self.tickets);
@@ -183,11 +232,7 @@ impl Shared {
     async fn send(&self, ticket: Ticket) {
         let sent = now_ns();
         let body = self.bodies.compose(ticket.number, Some(Duration::from_nanos(sent)));
-        // Consecutive tickets use different connections, so the batches of a trace do too.
-        let n = ticket.number % (self.clients.len().max(1) as u64);
-        let Some(client) = usize::try_from(n).ok().and_then(|n| self.clients.get(n)) else {
-            return;
-        };
+        let Some(client) = self.client(ticket.number) else { return };
         let mut attempts = 1;
         let answer = loop {
             let answer = client.channel.call(body.clone()).await;
@@ -201,6 +246,14 @@ impl Shared {
         if matches!(answer, Answer::NoConnection(_)) {
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
+    }
+
+    /// Returns the connection for a ticket. Consecutive tickets use different connections, so the batches of a trace do too.
+    /// A ticket whose connection is busy takes the next free one, if there is one.
+    fn client(&self, ticket: u64) -> Option<&Client> {
+        let n = usize::try_from(ticket % (self.clients.len().max(1) as u64)).ok()?;
+        let (before, from) = self.clients.split_at_checked(n)?;
+        from.iter().chain(before).find(|client| client.channel.is_free()).or(from.first())
     }
 
     fn record(&self, ticket: Ticket, client: &Client, answer: &Answer, attempts: u64, sent: u64) {

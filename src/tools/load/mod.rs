@@ -1,4 +1,4 @@
-//! An OTLP/gRPC load generator. It sends requests that were written in advance and whose traces are interleaved, in a
+//! An OTLP load generator, over gRPC or HTTP. It sends requests that were written in advance and whose traces are interleaved, in a
 //! closed or an open loop, and counts every answer.
 
 use std::{
@@ -43,6 +43,7 @@ const OPEN_LOOP_IN_FLIGHT: usize = 1024;
   spanring load --endpoint 127.0.0.1:4317 --duration 10s    as fast as 16 requests in flight allow
   spanring load --rate 200 --batch 512 --duration 1m    an open loop: latency counts from when a request was due
   spanring load --timeout 2s,5s,10s --rate 200 --duration 1m    clients with different timeouts; failures are reported by timeout
+  spanring load --http --endpoint 127.0.0.1:4318 --connections 16    OTLP/HTTP over 16 connections
   spanring load --unique --requests 5000 --endpoint 127.0.0.1:14317 --endpoint 127.0.0.1:14318    no span is sent twice")]
 pub struct Args {
     /// Address to send to. May be repeated; the connections and the batches of a trace are spread over all addresses
@@ -100,6 +101,9 @@ pub struct Args {
     /// Retry as an SDK does: retryable codes only, after 1 s to 5 s or as RetryInfo says, up to five attempts
     #[arg(long)]
     pub retry: bool,
+    /// Send OTLP/HTTP (protobuf over HTTP/1.1, one request at a time on a connection), without TLS
+    #[arg(long, conflicts_with = "tls_ca")]
+    pub http: bool,
     /// TLS options.
     #[command(flatten)]
     pub tls: ClientArgs,
@@ -130,7 +134,9 @@ pub struct LoadConfig {
     pub timeouts: Vec<Duration>,
     /// Whether to retry as an SDK does.
     pub retry: bool,
-    /// TLS of the connections, or `None` for plaintext.
+    /// Whether to send OTLP/HTTP instead of gRPC, in plaintext.
+    pub http: bool,
+    /// TLS of the connections, or `None` for plaintext. It is for gRPC only.
     pub tls: Option<ClientConfig>,
     /// Whether to keep a list of the acknowledged and the failed requests (40 bytes and more for each).
     pub keep_accepted: bool,
@@ -149,6 +155,7 @@ impl Default for LoadConfig {
             warmup: Duration::ZERO,
             timeouts: vec![Duration::from_secs(10)],
             retry: false,
+            http: false,
             tls: None,
             keep_accepted: false,
         }
@@ -298,6 +305,7 @@ fn config(args: Args) -> LoadConfig {
         warmup: args.warmup,
         timeouts: args.timeout,
         retry: args.retry,
+        http: args.http,
         tls: args.tls.config(),
         keep_accepted: false,
     }

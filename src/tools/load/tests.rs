@@ -46,6 +46,42 @@ async fn sink_and_load_agree_on_every_span() {
 }
 
 #[tokio::test]
+async fn sink_and_load_agree_on_every_span_over_http() {
+    let tasks = Tasks::new();
+    let sinks = sinks(2, Behaviour { reject_rate: 0.1, ..Behaviour::default() }, &tasks).await;
+    let config = LoadConfig { http: true, connections: 4, in_flight: 6, ..config_for(&sinks, 40) };
+    let run = run_load(config, &ProgressBar::hidden(), &tasks).await.unwrap();
+    let report = SinksReport::of(&sinks);
+    assert_eq!((run.report.spans, run.report.spans_failed, run.report.first_failure), (4000, 0, None));
+    let kept: u64 = sinks.iter().map(|sink| sink.report().spans).sum();
+    let rejected: u64 = sinks.iter().map(|sink| sink.report().rejected_spans).sum();
+    assert_eq!((run.report.spans_acknowledged, run.report.spans_rejected), (kept, rejected), "{report:?}");
+    assert!(rejected > 0);
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn refusals_over_http_are_those_of_grpc() {
+    let tasks = Tasks::new();
+    for (failure_code, after, name) in [
+        (FailureCode::Unavailable, Some(2_000), "unavailable"),
+        (FailureCode::InvalidArgument, None, "invalid_argument"),
+        (FailureCode::Http502, None, "unavailable"),
+    ] {
+        let behaviour =
+            Behaviour { failure_rate: 1.0, failure_code, failure_retry_after_ms: after, ..Behaviour::default() };
+        let sinks = sinks(1, behaviour, &tasks).await;
+        let config = LoadConfig { http: true, connections: 2, ..config_for(&sinks, 8) };
+        let run = run_load(config, &ProgressBar::hidden(), &tasks).await.unwrap();
+        assert_eq!(run.report.failed, BTreeMap::from([(name.to_owned(), 8)]));
+        assert_eq!(run.failed.iter().all(|failed| failed.is_retryable), name == "unavailable");
+    }
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test]
 async fn the_spans_of_a_trace_go_to_different_endpoints() {
     let tasks = Tasks::new();
     let sinks = sinks(3, Behaviour::default(), &tasks).await;
