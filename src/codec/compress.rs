@@ -33,10 +33,15 @@ const MOST_BUFFERS: usize = 32 << 20;
 /// The packers of messages that take long.
 static LONG: Few<Packer> = Few::new();
 
-/// The contexts of both libraries for the level that was used last, and buffers.
+/// The number of gzip's levels whose contexts are kept: pools with different levels take turns.
+const KEPT_LEVELS: usize = 2;
+
+/// The contexts of both libraries, and buffers.
 #[derive(Default)]
 struct Packer {
-    gzip: Option<(u32, Compressor)>,
+    /// One for each of the levels that were used last, the last one first.
+    gzip: Vec<(u32, Compressor)>,
+    /// One for all levels, and its level.
     zstd: Option<(u32, CCtx<'static>)>,
     /// The message, if it came in several buffers.
     joined: Vec<u8>,
@@ -120,15 +125,17 @@ impl Packer {
 }
 
 /// Writes the message to `output`, and returns its compressed length.
-fn gzip(kept: &mut Option<(u32, Compressor)>, level: u32, message: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
-    let compressor = match kept {
-        Some((at, compressor)) if *at == level => compressor,
-        other => {
+fn gzip(kept: &mut Vec<(u32, Compressor)>, level: u32, message: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
+    match kept.iter().position(|(at, _)| *at == level) {
+        Some(at) => kept.swap(0, at),
+        None => {
             let lvl = i32::try_from(level.min(GZIP_LEVELS)).unwrap_or_default();
             let lvl = CompressionLvl::new(lvl).map_err(|_| io::ErrorKind::InvalidInput)?;
-            &mut other.insert((level, Compressor::new(lvl))).1
+            kept.truncate(KEPT_LEVELS - 1);
+            kept.insert(0, (level, Compressor::new(lvl)));
         }
-    };
+    }
+    let (_, compressor) = kept.first_mut().ok_or(io::ErrorKind::InvalidInput)?;
     make_room(output, compressor.gzip_compress_bound(message.len()));
     compressor.gzip_compress(message, output).map_err(io::Error::other)
 }
@@ -141,15 +148,15 @@ fn zstd(
     output: &mut Vec<u8>,
 ) -> io::Result<usize> {
     let error = |code| io::Error::other(zstd_safe::get_error_name(code));
-    let context = match kept {
-        Some((at, context)) if *at == level => context,
-        other => {
-            let mut context = CCtx::try_create().ok_or(io::ErrorKind::OutOfMemory)?;
-            let lvl = i32::try_from(level).unwrap_or(i32::MAX);
-            context.set_parameter(CParameter::CompressionLevel(lvl)).map_err(error)?;
-            &mut other.insert((level, context)).1
-        }
+    let (at, context) = match kept {
+        Some(kept) => kept,
+        none => none.insert((0, CCtx::try_create().ok_or(io::ErrorKind::OutOfMemory)?)),
     };
+    if *at != level {
+        let lvl = i32::try_from(level).unwrap_or(i32::MAX);
+        context.set_parameter(CParameter::CompressionLevel(lvl)).map_err(error)?;
+        *at = level;
+    }
     make_room(output, zstd_safe::compress_bound(message.len()));
     context.compress2(output.as_mut_slice(), message).map_err(error)
 }
@@ -212,16 +219,16 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_keeps_one_context_of_each_kind_and_no_buffers_of_long_messages() {
+    fn a_thread_keeps_a_few_contexts_and_no_buffers_of_long_messages() {
         let (short, long) = (vec![7; 1_000], vec![7; 1 << 20]);
-        for level in [1, 6, 1] {
+        for level in [3, 6, 1, 6] {
             compress(Encoding::Gzip, level, [short.as_slice()].into_iter(), short.len()).unwrap();
             compress(Encoding::Zstd, level, [&short[..500], &short[500..]].into_iter(), short.len()).unwrap();
             compress(Encoding::Gzip, level, [&long[..], &long].into_iter(), 2 * long.len()).unwrap();
         }
         PACKER.with_borrow(|packer| {
-            assert_eq!(packer.gzip.as_ref().map(|(level, _)| *level), Some(1));
-            assert_eq!(packer.zstd.as_ref().map(|(level, _)| *level), Some(1));
+            assert_eq!(packer.gzip.iter().map(|(level, _)| *level).collect::<Vec<_>>(), [6, 1]);
+            assert_eq!(packer.zstd.as_ref().map(|(level, _)| *level), Some(6));
             assert!(packer.output.capacity() < 1 << 20 && packer.joined.capacity() < 1 << 20);
         });
         // Other tests of this process may have all turns for a moment.
