@@ -152,6 +152,9 @@ charts() {
   variant monitoring --set monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true
   variant 'long decisions' --set collectors.decisionWaitSeconds=30
   variant 'other collectors' --set collectors.enabled=false,pool.hostname=collectors.example,autoscaling.enabled=false,watchConfig=
+  variant 'OTLP/HTTP to collectors' --set-json 'pool.protocol={"otlp_http":{}}'
+  check 'chart, OTLP/HTTP to collectors: all sides say so' speaks_http
+  variant 'OTLP/HTTP to collectors, with TLS' -f deploy/helm/tls-values.yaml --set pool.protocol.otlp_http.max_conns_per_host=8
   variant 'EndpointSlices' --set pool.resolver=k8s
   variant 'EndpointSlices of another namespace' --set collectors.enabled=false,pool.resolver=k8s,pool.service=collectors.elsewhere
   check 'chart: wrong values are refused' refused --set mode=deploymnet
@@ -159,6 +162,18 @@ charts() {
   check 'chart: no backends are refused' refused --set collectors.enabled=false
   check 'chart: the other resolver'\''s name is refused' refused --set pool.resolver=k8s,pool.hostname=collectors.example
   check 'chart: client certificates without a certificate are refused' refused --set tls.receiver.clientCertificates=true
+}
+
+# The pool, the collectors' receiver and Service, and both NetworkPolicies have to name the same port. The pool's own variant
+# rendered the manifests.
+speaks_http() {
+  local line
+  for line in '        otlp_http: {}' '            port: 4318' '              endpoint: 0.0.0.0:4318' \
+    '    - { name: otlp-http, port: 4318, targetPort: otlp-http, protocol: TCP }' \
+    '            - { name: otlp-http, containerPort: 4318, protocol: TCP }' '      ports: [{ port: 4318 }]' \
+    '      ports: [{ port: otlp-http }]'; do
+    grep -qF -- "$line" "$scratch/chart.yaml" || { printf 'missing: %s\n' "$line" && return 1; }
+  done
 }
 
 refused() {

@@ -66,6 +66,19 @@ capabilities: { drop: [ALL] }
 {{ .Values.pool.service | default (printf "%s.%s" (include "spanring.collectors" .) .Release.Namespace) }}
 {{- end }}
 
+{{- /* "http" if the backends are called by OTLP/HTTP, else "grpc". */ -}}
+{{- define "spanring.poolProtocol" -}}
+{{ ternary "http" "grpc" (hasKey .Values.pool.protocol "otlp_http") }}
+{{- end }}
+
+{{- define "spanring.collectorPort" -}}
+{{ ternary 4318 4317 (hasKey .Values.pool.protocol "otlp_http") }}
+{{- end }}
+
+{{- define "spanring.poolPort" -}}
+{{ int .Values.pool.port | default (include "spanring.collectorPort" .) }}
+{{- end }}
+
 {{- /* The namespace of the Service whose EndpointSlices are watched. */ -}}
 {{- define "spanring.poolNamespace" -}}
 {{- $service := splitList "." (include "spanring.poolService" .) -}}
@@ -102,11 +115,12 @@ capabilities: { drop: [ALL] }
 {{- $_ := set $http "tls" $tls -}}
 {{- end -}}
 {{- end -}}
-{{- $resolver := dict "dns" (dict "hostname" (include "spanring.poolHostname" .) "port" (int .Values.pool.port)) -}}
+{{- $resolver := dict "dns" (dict "hostname" (include "spanring.poolHostname" .) "port" (int (include "spanring.poolPort" .))) -}}
 {{- if eq .Values.pool.resolver "k8s" -}}
-{{- $resolver = dict "k8s" (dict "service" (include "spanring.poolService" .) "ports" (list (int .Values.pool.port))) -}}
+{{- $resolver = dict "k8s" (dict "service" (include "spanring.poolService" .) "ports" (list (int (include "spanring.poolPort" .)))) -}}
 {{- end -}}
 {{- $pool := dict "resolver" $resolver "compression" .Values.pool.compression -}}
+{{- with .Values.pool.protocol }}{{ $_ := set $pool "protocol" . }}{{ end -}}
 {{- with .Values.tls.pool -}}
 {{- if .enabled -}}
 {{- $tls := dict "insecure" false -}}
