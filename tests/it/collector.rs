@@ -11,7 +11,7 @@ use tonic::codec::CompressionEncoding;
 
 use super::{
     harness::{self, Process},
-    otelcol::{Stage, count},
+    otelcol::{Calls, Stage, count},
 };
 
 /// Traces of our own client, half of which have a failed span, and the number of spans of each.
@@ -70,11 +70,11 @@ fn start_generators(program: &Path, proxies: &[SocketAddr], is_gzip: bool) -> Re
     generators.collect()
 }
 
-fn traces_stay_whole(is_gzip: bool) -> Result<()> {
+fn traces_stay_whole(calls: Calls, is_gzip: bool) -> Result<()> {
     let (Some(otelcol), Some(telemetrygen)) = (harness::peer("otelcol")?, harness::peer("telemetrygen")?) else {
         return Ok(());
     };
-    let stage = Stage::start(&otelcol, [if is_gzip { "gzip" } else { "none" }; 3])?;
+    let stage = Stage::start(&otelcol, calls, [if is_gzip { "gzip" } else { "none" }; 3])?;
     let proxies = stage.grpc();
     let mut generators = start_generators(&telemetrygen, &proxies, is_gzip)?;
     tokio::runtime::Runtime::new()?.block_on(send_own(&proxies, is_gzip))?;
@@ -95,10 +95,15 @@ fn traces_stay_whole(is_gzip: bool) -> Result<()> {
 
 #[test]
 fn collectors_that_sample_by_trace_get_every_trace_whole() -> Result<()> {
-    traces_stay_whole(false)
+    traces_stay_whole(Calls::Grpc, false)
 }
 
 #[test]
 fn the_same_with_gzip_on_both_sides() -> Result<()> {
-    traces_stay_whole(true)
+    traces_stay_whole(Calls::Grpc, true)
+}
+
+#[test]
+fn the_same_with_calls_by_otlp_http() -> Result<()> {
+    traces_stay_whole(Calls::Http, false)
 }

@@ -19,6 +19,13 @@ use super::harness::{self, Process, Proxy, Ready, until};
 /// Span IDs by trace ID, sorted. A span received twice is listed twice.
 pub(crate) type Traces = BTreeMap<String, Vec<String>>;
 
+/// How the proxies call the Collectors.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Calls {
+    Grpc,
+    Http,
+}
+
 /// Three Collectors behind three proxies.
 pub(crate) struct Stage {
     collectors: Vec<Collector>,
@@ -39,7 +46,7 @@ struct Front {
 
 /// A Collector that writes all received spans to one file and those of sampled traces to another.
 struct Collector {
-    grpc: SocketAddr,
+    address: SocketAddr,
     process: Process,
     dir: TempDir,
 }
@@ -47,10 +54,11 @@ struct Collector {
 // === impl Stage ===
 
 impl Stage {
-    /// Starts all processes; `compressions` has that of each proxy's calls.
-    pub(crate) fn start(otelcol: &Path, compressions: [&str; 3]) -> Result<Self> {
-        let collectors = (0..3).map(|_| Collector::start(otelcol)).collect::<Result<Vec<_>>>()?;
-        let fronts = compressions.iter().enumerate().map(|(n, compression)| Front::start(n, &collectors, compression));
+    /// Starts all processes; `compressions` has that of each proxy's calls. The Collectors take nothing but such `calls`.
+    pub(crate) fn start(otelcol: &Path, calls: Calls, compressions: [&str; 3]) -> Result<Self> {
+        let collectors = (0..3).map(|_| Collector::start(otelcol, calls)).collect::<Result<Vec<_>>>()?;
+        let fronts =
+            compressions.iter().enumerate().map(|(n, compression)| Front::start(n, &collectors, calls, compression));
         let fronts = fronts.collect::<Result<_>>()?;
         Ok(Self { collectors, fronts })
     }
@@ -110,12 +118,12 @@ impl Stage {
 }
 
 impl Front {
-    fn start(number: usize, collectors: &[Collector], compression: &str) -> Result<Self> {
+    fn start(number: usize, collectors: &[Collector], calls: Calls, compression: &str) -> Result<Self> {
         let http = Cell::new(None);
         let proxy = Proxy::start(&format!("spanring-{number}"), |grpc, admin| {
             let [address] = harness::free_addresses().expect("a free port");
             http.set(Some(address));
-            proxy_config([grpc, address, admin], collectors, compression)
+            proxy_config([grpc, address, admin], collectors, calls, compression)
         })?;
         Ok(Self { proxy, http: http.get().context("the file was made")? })
     }
@@ -159,24 +167,28 @@ pub(crate) fn count<'a>(traces: impl IntoIterator<Item = &'a Traces>) -> u64 {
 // === impl Collector ===
 
 impl Collector {
-    fn start(program: &Path) -> Result<Self> {
+    fn start(program: &Path, calls: Calls) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("collector.yaml");
-        let (process, [grpc, _]) = harness::on_free_ports(|[grpc, health]| {
-            fs::write(&file, Self::config(grpc, health, dir.path()))?;
+        let (process, [address, _]) = harness::on_free_ports(|[address, health]| {
+            fs::write(&file, Self::config(address, calls, health, dir.path()))?;
             let process = Process::start("otelcol", Command::new(program).arg("--config").arg(&file))?;
             Ok((process, Ready::Page(format!("http://{health}/"))))
         })?;
-        Ok(Self { grpc, process, dir })
+        Ok(Self { address, process, dir })
     }
 
     /// The Collector keeps a trace if one of its spans failed, so all spans must come to the same Collector before its
     /// decision.
-    fn config(grpc: SocketAddr, health: SocketAddr, dir: &Path) -> String {
+    fn config(address: SocketAddr, calls: Calls, health: SocketAddr, dir: &Path) -> String {
         let dir = dir.display();
+        let protocol = match calls {
+            Calls::Grpc => "grpc",
+            Calls::Http => "http",
+        };
         format!(
             "receivers:
-  otlp: {{ protocols: {{ grpc: {{ endpoint: {grpc} }} }} }}
+  otlp: {{ protocols: {{ {protocol}: {{ endpoint: {address} }} }} }}
 processors:
   tail_sampling:
     decision_wait: 5s
@@ -221,14 +233,24 @@ pub(crate) fn ids(batches: &[ResourceSpans]) -> Traces {
     traces
 }
 
-fn proxy_config([grpc, http, admin]: [SocketAddr; 3], backends: &[Collector], compression: &str) -> String {
-    let hostnames: Vec<String> = backends.iter().map(|backend| format!("\"{}\"", backend.grpc)).collect();
+fn proxy_config(
+    [grpc, http, admin]: [SocketAddr; 3],
+    backends: &[Collector],
+    calls: Calls,
+    compression: &str,
+) -> String {
+    let hostnames: Vec<String> = backends.iter().map(|backend| format!("\"{}\"", backend.address)).collect();
+    let protocol = match calls {
+        Calls::Grpc => "otlp",
+        Calls::Http => "otlp_http",
+    };
     format!(
         "receivers:
   otlp: {{ protocols: {{ grpc: {{ endpoint: {grpc} }}, http: {{ endpoint: {http} }} }} }}
 pools:
   tail:
     resolver: {{ static: {{ hostnames: [{}] }} }}
+    protocol: {{ {protocol}: {{}} }}
     compression: {compression}
 routes:
   - {{ signals: [traces], routing_key: trace_id, pool: tail }}

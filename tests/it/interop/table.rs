@@ -30,6 +30,9 @@ pub(super) const ROWS: &[Row] = &[
     (Client::Curl("2"), &[(HttpProtobuf, &[None, Gzip]), (HttpJson, &[None, Gzip])]),
 ];
 
+/// The compressions of the proxies' calls to Collectors, one for each proxy.
+pub(super) const BEHIND: [Compression; 3] = [None, Gzip, Zstd];
+
 /// Returns the version that is pinned in a file of `tests/peers/`: what follows this text.
 fn pinned(file: &str, before: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers").join(file);
@@ -49,12 +52,24 @@ fn name(client: Client) -> String {
         Client::Sdk("go") => format!("SDK for Go {}", pinned("sdk/go/go.mod", "go.opentelemetry.io/otel/sdk v")),
         Client::Sdk("java") => format!("SDK for Java {}", pinned("sdk/java/pom.xml", "<otel.version>")),
         Client::Sdk(other) => panic!("{other} has no name"),
-        Client::Collector => {
-            format!("Collector {}, its exporters", pinned("collector/go.mod", "collector/exporter/otlpexporter v"))
-        }
+        Client::Collector => format!("Collector {}, its exporters", collector()),
         Client::Telemetrygen => format!("telemetrygen {}", pinned("telemetrygen.sh", "\nversion=")),
         Client::Curl(version) => format!("curl, HTTP/{version}"),
     }
+}
+
+fn collector() -> String {
+    pinned("collector/go.mod", "collector/exporter/otlpexporter v")
+}
+
+/// Returns the table of what is behind the proxies, as README has it.
+fn behind() -> String {
+    let names = BEHIND.map(Compression::name).join(", ");
+    format!(
+        "| behind Spanring | by OTLP/gRPC | by OTLP/HTTP, protobuf |\n| --- | --- | --- |\n\
+         | Collector {}, with `tail_sampling` and file output | {names} | {names} |\n",
+        collector()
+    )
 }
 
 /// Returns the table as README has it.
@@ -74,8 +89,9 @@ fn markdown() -> String {
 }
 
 #[test]
-fn readme_has_the_table_of_clients() {
+fn readme_has_the_tables_of_clients_and_collectors() {
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let table = markdown();
-    assert!(readme.contains(&table), "README must have this table:\n{table}");
+    for table in [markdown(), behind()] {
+        assert!(readme.contains(&table), "README must have this table:\n{table}");
+    }
 }
