@@ -9,6 +9,7 @@ use tonic_types::StatusExt;
 
 use super::{
     harness::{self, Process, Proxy, Ready, http_get, metric, until},
+    http::wire::{self, Request},
     rig::{Sinks, client, request, send_raw, span},
 };
 
@@ -111,6 +112,12 @@ fn with_an_unresolvable_name_the_proxy_is_alive_but_not_ready() -> Result<()> {
     ensure!(status.code() == tonic::Code::Unavailable, "{status:?}");
     let delay = status.get_details_retry_info().and_then(|info| info.retry_delay).context("RetryInfo")?;
     ensure!((1..=5).contains(&delay.as_secs()), "{delay:?}");
+    // The same over HTTP.
+    let http = super::fixture::listens(&process, "otlp_http")?;
+    let body = super::fixture::encoded(vec![super::fixture::span(&[1; 16], 1)]);
+    let answer = wire::send(http, &Request::post("/v1/traces", "application/x-protobuf", body).bytes(), false)?;
+    let after: Option<u64> = answer.header("retry-after").and_then(|after| after.parse().ok());
+    ensure!(answer.status == 503 && after.is_some_and(|after| (1..=5).contains(&after)), "{answer:?}");
     // An empty request may be answered either way, since it has no records to lose.
     let reply = runtime.block_on(send_raw(grpc, &[], super::rig::framed(0, &[])?))?;
     ensure!(reply.code == 0 || reply.code == tonic::Code::Unavailable as i32, "{reply:?}");
