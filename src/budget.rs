@@ -39,6 +39,8 @@ pub enum Use {
     KeptTables,
     /// Tables that are being built.
     Builds,
+    /// Connections to backends that are called by OTLP/HTTP.
+    Backends,
 }
 
 /// A process-wide account of memory. Clones share it.
@@ -81,7 +83,7 @@ pub struct Division {
 
 impl Use {
     /// All purposes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Connections,
         Self::Frames,
         Self::Streams,
@@ -90,6 +92,7 @@ impl Use {
         Self::Tables,
         Self::KeptTables,
         Self::Builds,
+        Self::Backends,
     ];
 
     /// Returns the value of the metric label.
@@ -103,6 +106,7 @@ impl Use {
             Self::Tables => "tables",
             Self::KeptTables => "kept_tables",
             Self::Builds => "builds",
+            Self::Backends => "backends",
         }
     }
 }
@@ -218,12 +222,12 @@ impl Budget {
     fn share(&self, purpose: Use) -> &Share {
         match purpose {
             Use::Connections | Use::Frames | Use::Streams | Use::Admin => &self.0.clients,
-            Use::Requests | Use::Tables | Use::KeptTables | Use::Builds => &self.0.requests,
+            Use::Requests | Use::Tables | Use::KeptTables | Use::Builds | Use::Backends => &self.0.requests,
         }
     }
 
     fn counter(&self, purpose: Use) -> &AtomicUsize {
-        let [connections, frames, streams, requests, admin, tables, kept_tables, builds] = &self.0.used_for;
+        let [connections, frames, streams, requests, admin, tables, kept_tables, builds, backends] = &self.0.used_for;
         match purpose {
             Use::Connections => connections,
             Use::Frames => frames,
@@ -233,6 +237,7 @@ impl Budget {
             Use::Tables => tables,
             Use::KeptTables => kept_tables,
             Use::Builds => builds,
+            Use::Backends => backends,
         }
     }
 
@@ -467,8 +472,8 @@ mod tests {
         let table = budget.count_for(Use::Tables, 30);
         assert!(budget.take(1).is_none(), "what is counted without room leaves none for others");
         let used = || Use::ALL.map(|purpose| budget.used_for(purpose));
-        assert_eq!((used(), budget.clients_used(), budget.used()), ([6, 0, 4, 15, 0, 30, 0, 0], 10, 15));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([6, 0, 4, 15, 0, 30, 0, 0, 0], 10, 15));
         drop((connection, stream, request, table));
-        assert_eq!((used(), budget.clients_used(), budget.used()), ([0; 8], 0, 0));
+        assert_eq!((used(), budget.clients_used(), budget.used()), ([0; 9], 0, 0));
     }
 }

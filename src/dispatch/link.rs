@@ -14,7 +14,11 @@ use super::{
     settle,
     transport::{self, Event, Peer, Verdict, Wakeups, Work},
 };
-use crate::{lifecycle::Tasks, shortage::Shortage};
+use crate::{
+    budget::{Budget, Use},
+    lifecycle::Tasks,
+    shortage::Shortage,
+};
 
 /// The range of the pause after this process could not open a socket, in milliseconds. It is short because each connection that
 /// ends frees a descriptor, and because a failed attempt costs only one system call.
@@ -26,13 +30,19 @@ pub(super) trait Transport: Send + Sync + 'static {
     fn open(&self, link: Link, tasks: &Tasks);
 }
 
-/// The transport over the network, by the protocol of the pool.
+/// The transport over the network, by the protocol of the pool. It has the account for the memory of connections.
 #[derive(Debug)]
-pub(super) struct Network;
+pub(super) struct Network(pub(super) Budget);
 
 impl Transport for Network {
     fn open(&self, link: Link, tasks: &Tasks) {
-        drop(tasks.spawn(transport::serve(link, tasks.clone())));
+        // The number of connections is bounded. Without one, what the account holds could not be sent.
+        let memory = self.0.count_for(Use::Backends, link.peer().connection_memory());
+        let serving = transport::serve(link, tasks.clone());
+        drop(tasks.spawn(async move {
+            serving.await;
+            drop(memory);
+        }));
     }
 }
 

@@ -65,6 +65,7 @@ pub use self::{
     transport::{Failure, HealthCheck},
 };
 use crate::{
+    budget::Budget,
     codec::Encoding,
     health::Events,
     lifecycle::Tasks,
@@ -138,12 +139,19 @@ impl From<Delivery> for Config {
 }
 
 impl Dispatch {
-    /// Starts delivering to the backends of `tables`. Connections are made when a part has to be sent. Reports about the
-    /// backends' health are sent to `events`.
+    /// Starts delivering to the backends of `tables`. Connections are made when a part has to be sent, and their memory is
+    /// counted in `budget`. Reports about the backends' health are sent to `events`.
     ///
     /// Ends when `tasks` are stopped: waiting parts are then handed back with [`Cause::Stopped`].
-    pub fn start(pool: &str, config: Config, tables: Tables, tasks: &Tasks, events: Events) -> Arc<Self> {
-        Self::start_by(Arc::new(Network), pool, config, tables, tasks, events)
+    pub fn start(
+        pool: &str,
+        config: Config,
+        tables: Tables,
+        tasks: &Tasks,
+        events: Events,
+        budget: Budget,
+    ) -> Arc<Self> {
+        Self::start_by(Arc::new(Network(budget)), pool, config, tables, tasks, events)
     }
 
     fn start_by(

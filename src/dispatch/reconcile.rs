@@ -163,6 +163,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        budget::Budget,
         dispatch::{Config, link::Network},
         health,
         lifecycle::Tasks,
@@ -174,8 +175,8 @@ mod tests {
         let addresses: Vec<SocketAddr> = (4001..4051).map(|port| ([127, 0, 0, 1], port).into()).collect();
         let tables = [&[][..], &addresses[49..]].map(|away| table(1, &addresses, away));
         let (sender, receiver) = watch::channel(None);
-        let shared =
-            Shared::new("test", Config::default(), &Tasks::new(), health::channel("test").0, Arc::new(Network));
+        let network = Arc::new(Network(Budget::new(1 << 20)));
+        let shared = Shared::new("test", Config::default(), &Tasks::new(), health::channel("test").0, network);
         let shown = Arc::new(ArcSwapOption::empty());
         let (_configs, configs) = watch::channel(Config::default());
         let mut reconciler = Reconciler::new(shared, Arc::clone(&shown), receiver, configs);

@@ -43,7 +43,8 @@ const KEPT_PART: usize = 4;
 #[derive(Clone, Debug)]
 pub struct Builder {
     turn: Arc<Semaphore>,
-    budget: Budget,
+    /// The account of the process.
+    pub budget: Budget,
 }
 
 /// The builds of one pool.

@@ -72,7 +72,8 @@ impl Pool {
         let health_check = HealthCheck::new(&config.dispatch.keys);
         let published = membership::start(name, chosen, found, inbox, health_check.clone(), builder.clone(), &tasks);
         let tables = published.tables.clone();
-        let dispatch = Dispatch::start(name, config.dispatch.clone(), tables, &tasks, events);
+        let budget = builder.budget.clone();
+        let dispatch = Dispatch::start(name, config.dispatch.clone(), tables, &tasks, events, budget);
         tasks.spawn(keep_descriptors(Arc::clone(&dispatch), tasks.clone()));
         let pool = Self {
             config: config.clone(),

@@ -103,7 +103,7 @@ declare! {
     MEMORY_CLIENTS_LIMIT_BYTES = "spanring_memory_clients_limit_bytes", Gauge, [],
         "Bytes that clients' connections and streams and the admin port may hold in memory: a third of memory_limiter, less the process's own memory.";
     MEMORY_USED_BYTES = "spanring_memory_used_bytes", Gauge, ["use"],
-        "Bytes that are accounted for, by use: connections, frames (longer ones than 16 KiB, and buffers that headers keep), streams, requests, admin, tables, kept_tables (that were replaced and are needed by a hand-off) or builds (of tables).";
+        "Bytes that are accounted for, by use: connections, frames (longer ones than 16 KiB, and buffers that headers keep), streams, requests, admin, tables, kept_tables (that were replaced and are needed by a hand-off), builds (of tables) or backends (connections by OTLP/HTTP).";
 
     SPLIT_REQUESTS_TOTAL = "spanring_split_requests_total", Counter, ["signal", "kind"],
         "Requests by what the cut made of them: whole (one backend owns all of it), cut or empty.";

@@ -6,6 +6,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{HealthKind, PATIENCE, Tasks, patient, table, wait_until};
 use crate::{
+    budget::Budget,
     dispatch::{Config, Dispatch, Join, Part, PartOutcome},
     health::{self, Inbox},
     otlp::ClientConnection,
@@ -19,6 +20,8 @@ pub(crate) struct Rig {
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) tasks: Tasks,
     pub(crate) events: Inbox,
+    /// The account of the memory of its connections.
+    pub(crate) budget: Budget,
     tables: watch::Sender<Option<Arc<Table>>>,
 }
 
@@ -39,8 +42,9 @@ impl Rig {
     pub(crate) fn start_with(config: Config, backends: &[SocketAddr], tasks: Tasks) -> Self {
         let (tables, receiver) = watch::channel(Some(table(1, backends, &[])));
         let (sender, events) = health::channel("test");
-        let dispatch = Dispatch::start("test", config, receiver, &tasks, sender);
-        Self { dispatch, tasks, events, tables }
+        let budget = Budget::new(64 << 20);
+        let dispatch = Dispatch::start("test", config, receiver, &tasks, sender, budget.clone());
+        Self { dispatch, tasks, events, tables, budget }
     }
 
     /// Publishes a table of other backends and waits until it is in force.

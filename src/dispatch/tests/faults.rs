@@ -486,8 +486,8 @@ async fn a_backend_without_an_address_hands_back_at_once() {
     let table = crate::ring::Table::of(1, crate::ring::Algorithm::SlotsV1, &vec![endpoint].into()).unwrap();
     let (_tables, receiver) = tokio::sync::watch::channel(Some(std::sync::Arc::new(table)));
     let tasks = Tasks::new();
-    let dispatch =
-        crate::dispatch::Dispatch::start("test", Config::default(), receiver, &tasks, crate::health::channel("test").0);
+    let (events, budget) = (crate::health::channel("test").0, crate::budget::Budget::new(1 << 20));
+    let dispatch = crate::dispatch::Dispatch::start("test", Config::default(), receiver, &tasks, events, budget);
     let join = crate::dispatch::Join::new(tokio::time::Instant::now() + Duration::from_secs(9), Default::default());
     dispatch.view().unwrap().submit(vec![part(&["a"], 0)], &join).expect("there must be room");
     let (.., cause) = retry(&join).await;

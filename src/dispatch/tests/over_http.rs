@@ -13,10 +13,11 @@ use tokio::time::Instant;
 
 use crate::{
     access::Access,
+    budget::Use,
     dispatch::{Cause, Config, Failure, HealthCheck, Join, Part, PartOutcome},
     health::Prober,
     settings::{Delivery, IfWritten, OtlpHttp, Protocol},
-    testing::{HealthKind, HttpConnection, HttpPeer, OK, Rig, Tasks, accepted, outcome, part, patient, with_keys},
+    testing::{HealthKind, HttpConnection, HttpPeer, OK, Rig, Tasks, accepted, outcome, part, patient, wait_until, with_keys},
 };
 
 fn over_http(change: impl FnOnce(&mut Delivery, &mut OtlpHttp)) -> Config {
@@ -25,6 +26,29 @@ fn over_http(change: impl FnOnce(&mut Delivery, &mut OtlpHttp)) -> Config {
         change(keys, &mut http);
         keys.protocol = Protocol { otlp_http: IfWritten(Some(http)), ..Protocol::default() };
     })
+}
+
+#[tokio::test]
+async fn the_memory_of_connections_is_in_the_account_until_they_end() {
+    let peer = HttpPeer::start().await;
+    let config = Config { open_place_bytes: 1, ..over_http(|_, http| http.max_conns_per_host = 2) };
+    let rig = Rig::start(config, &[peer.address]);
+    let used = || rig.budget.used_for(Use::Backends);
+    assert_eq!(used(), 0);
+    let alone = |name| Part { alone: true, ..part(&[name], 0) };
+    let joins = ["a", "b"].map(|name| rig.submit(vec![alone(name)]));
+    let (mut one, mut two) = (peer.accept().await, peer.accept().await);
+    one.request().await;
+    two.request().await;
+    assert_eq!(used(), 2 * (24 << 10), "hyper's buffer of 16 KiB, and 8 KiB");
+    one.send("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+    wait_until(|| used() == 24 << 10).await;
+    two.send(OK).await;
+    for join in &joins {
+        assert_eq!(outcome(join).await, accepted());
+    }
+    rig.tasks.stop();
+    wait_until(|| used() == 0).await;
 }
 
 /// Submits a part of a client that waits for this time.

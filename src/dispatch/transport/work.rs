@@ -135,4 +135,10 @@ impl Peer {
         let (identity, access) = (Arc::clone(identity), access.clone());
         Self { identity, address: *address, access, keys: keys.clone(), places, templates, http: http.map(Arc::new) }
     }
+
+    /// The bytes of memory that one connection takes in the account. Those of gRPC are bounded, and not accounted for.
+    pub(in crate::dispatch) fn connection_memory(&self) -> usize {
+        let of_tls = if self.access.tls().is_some() { http1::TLS_MEMORY } else { 0 };
+        if self.http.is_some() { http1::CONNECTION_MEMORY + of_tls } else { 0 }
+    }
 }

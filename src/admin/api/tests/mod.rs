@@ -50,7 +50,7 @@ impl Rig {
         let feed = Feed::start(name, &self.tasks);
         let tables = feed.published.tables.clone();
         let (config, events) = (dispatch::Config::default(), feed.events.clone());
-        let dispatch = Dispatch::start(name, config, tables, &self.tasks, events);
+        let dispatch = Dispatch::start(name, config, tables, &self.tasks, events, Budget::new(1 << 20));
         let signals = if self.feeds.is_empty() { vec![Signal::Traces, Signal::Logs] } else { Vec::new() };
         self.state.pools.insert(name, Pool { signals, membership: feed.published.clone(), dispatch });
         self.feeds.push(feed);

@@ -39,6 +39,12 @@ const ALPN: &[u8] = b"http/1.1";
 /// The most bytes of an answer that are in hyper's buffer at once, and so of its headers: as for HTTP/2.
 const MAX_BUFFER: usize = 16 << 10;
 
+/// The memory of a connection: hyper's buffer, and 8 KiB for the heads of messages, the task and the call in flight.
+pub(super) const CONNECTION_MEMORY: usize = MAX_BUFFER + (8 << 10);
+
+/// What TLS adds to it, as for clients' connections.
+pub(super) const TLS_MEMORY: usize = 24 << 10;
+
 /// A new connection.
 pub(super) struct Connected {
     sender: SendRequest<Payload>,
