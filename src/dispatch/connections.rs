@@ -28,6 +28,8 @@ struct Connection {
     phase: Phase,
     /// The number of calls in flight on this connection.
     running: usize,
+    /// Whether the rest of a request that was answered is being written. Meanwhile the connection takes no calls.
+    is_writing: bool,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +55,7 @@ pub(super) enum Way<'a> {
     /// A connection is up. `wakeups` wakes the one with the fewest calls. `besides` is the index of a further connection that may
     /// be established, if all that are up have calls and none is being established.
     Up { wakeups: &'a Arc<Wakeups>, besides: Option<usize> },
-    /// A connection is being established.
+    /// A connection is being established, or can take calls soon.
     Soon,
     /// A connection with this index may be established.
     Connect(usize),
@@ -77,12 +79,16 @@ impl Connections {
         let down = self.all.iter().position(|connection| matches!(connection.phase, Phase::Down));
         let pause = self.pause(now);
         let is_connecting = self.all.iter().any(|connection| matches!(connection.phase, Phase::Connecting));
-        let up = self.all.iter().filter_map(|connection| Some((connection.running, connection.wakeups()?)));
+        let open = || self.all.iter().filter_map(|connection| Some((connection, connection.wakeups()?)));
+        let up = open().filter(|(connection, _)| !connection.is_writing);
+        let up = up.map(|(connection, wakeups)| (connection.running, wakeups));
         match (up.min_by_key(|(running, _)| *running), down, pause) {
             (Some((running, wakeups)), down, pause) => {
                 Way::Up { wakeups, besides: down.filter(|_| running > 0 && pause.is_none() && !is_connecting) }
             }
             (None, _, _) if is_connecting => Way::Soon,
+            // They take calls by themselves once they can.
+            (None, None, _) | (None, _, Some(_)) if open().next().is_some() => Way::Soon,
             (None, _, Some((pause, failure))) => Way::NotFor(pause, failure),
             (None, Some(at), None) => Way::Connect(at),
             // There is at least one connection, so this does not happen.
@@ -101,7 +107,7 @@ impl Connections {
     pub(super) fn connected(&mut self, at: usize, wakeups: Arc<Wakeups>) {
         self.retry_at = None;
         if let Some(connection) = self.all.get_mut(at) {
-            *connection = Connection { phase: Phase::Up(wakeups), running: 0 };
+            *connection = Connection { phase: Phase::Up(wakeups), ..Connection::default() };
         }
     }
 
@@ -109,6 +115,13 @@ impl Connections {
     pub(super) fn left(&mut self, at: usize) {
         if let Some(connection) = self.all.get_mut(at) {
             *connection = Connection::default();
+        }
+    }
+
+    /// Notes whether the rest of a request that was answered is being written on the connection.
+    pub(super) fn writes(&mut self, at: usize, is_writing: bool) {
+        if let Some(connection) = self.all.get_mut(at) {
+            connection.is_writing = is_writing;
         }
     }
 

@@ -240,6 +240,11 @@ impl Work for Link {
                     self.left(at);
                 }
             }
+            Event::Writing | Event::Written => {
+                if let Some(at) = self.at {
+                    self.backend.lock().connections.writes(at, matches!(event, Event::Writing));
+                }
+            }
             Event::Left => self.leaves(),
             Event::NotConnected(failure) => self.not_connected(failure),
             Event::Stopped => self.backend.stop(),

@@ -103,6 +103,11 @@ impl HttpConnection {
         drop(self.0.get_mut().write_all(bytes.as_ref()).await);
     }
 
+    /// Reads this many bytes.
+    pub(crate) async fn skip(&mut self, len: usize) {
+        patient(self.0.read_exact(&mut vec![0; len])).await.unwrap();
+    }
+
     /// Waits until the client has closed the connection.
     pub(crate) async fn is_closed(&mut self) -> bool {
         matches!(patient(self.0.read_u8()).await, Err(_closed))

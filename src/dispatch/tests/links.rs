@@ -189,6 +189,56 @@ async fn calls_to_an_ejected_backend_are_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_writes_an_answered_request_is_not_woken_for_others() {
+    let bench = Bench::start(Config { open_place_bytes: 1, ..with_keys(|keys| keys.connections = 2) });
+    let alone = |name| Part { alone: true, ..part(&[name], 0) };
+    let mut joins = vec![bench.submit(vec![alone("a")])];
+    let mut one = bench.up();
+    let running = one.begin();
+    joins.push(bench.submit(vec![alone("b")]));
+    let mut two = bench.up();
+    let beside = two.begin();
+    one.link.note(Event::Writing);
+    one.end(running, Verdict::Accepted(None));
+    (one.wakeups.woken_for(), two.wakeups.woken_for());
+    joins.push(bench.submit(vec![alone("c")]));
+    assert_eq!((one.wakeups.woken_for(), two.wakeups.woken_for()), (0, QUEUE), "the busy one is the only one");
+    two.link.note(Event::Writing);
+    joins.push(bench.submit(vec![alone("d")]));
+    assert_eq!((one.wakeups.woken_for(), two.wakeups.woken_for()), (0, 0), "both take calls once they can");
+    assert!(bench.opened().is_none(), "there is no third connection");
+    one.link.note(Event::Written);
+    joins.push(bench.submit(vec![alone("e")]));
+    assert_eq!((one.wakeups.woken_for(), two.wakeups.woken_for()), (QUEUE, 0));
+    two.link.note(Event::Written);
+    two.end(beside, Verdict::Accepted(None));
+    for _ in 0..3 {
+        let batch = one.begin();
+        one.end(batch, Verdict::Accepted(None));
+    }
+    for join in &joins {
+        assert_eq!(outcome(join).await, accepted());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_made_while_the_only_one_writes_an_answered_request() {
+    let bench = Bench::start(with_keys(|keys| keys.connections = 2));
+    let first = bench.submit(vec![part(&["a"], 0)]);
+    let mut one = bench.up();
+    let running = one.begin();
+    one.link.note(Event::Writing);
+    one.end(running, Verdict::Accepted(None));
+    assert_eq!(outcome(&first).await, accepted());
+    let second = bench.submit(vec![part(&["b"], 0)]);
+    let mut two = bench.up();
+    assert_eq!(one.wakeups.woken_for() & QUEUE, 0);
+    let batch = two.begin();
+    two.end(batch, Verdict::Accepted(None));
+    assert_eq!(outcome(&second).await, accepted());
+}
+
+#[tokio::test(start_paused = true)]
 async fn further_connections_are_made_while_all_are_busy_up_to_the_configured_number() {
     let bench = Bench::start(Config { open_place_bytes: 1, ..with_keys(|keys| keys.connections = 2) });
     let alone = |name| Part { alone: true, ..part(&[name], 0) };

@@ -122,6 +122,8 @@ impl Work for TestWork {
             Event::Answered => "answered",
             Event::Unanswered(_) => "unanswered",
             Event::Left => "left",
+            Event::Writing => "writing",
+            Event::Written => "written",
             Event::InDoubt => "in doubt",
             Event::Ended { failure, lost } => {
                 state.failure = failure;

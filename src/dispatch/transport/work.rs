@@ -114,6 +114,11 @@ pub(in crate::dispatch) enum Event {
     Unanswered(Instant),
     /// The connection takes no more calls, because the backend sent GOAWAY or no more calls will come. Calls in flight go on.
     Left,
+    /// The call was answered while its request is still being written. Until [`Event::Written`], the connection is up and takes
+    /// no calls.
+    Writing,
+    /// The request was written, so that the connection takes calls again.
+    Written,
     /// The connection takes no more calls, because the backend is silent and a probe on a connection of its own asks it, or because
     /// it is kept open for a call whose clients have left.
     InDoubt,

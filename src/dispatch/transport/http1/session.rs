@@ -56,7 +56,7 @@ pub(in crate::dispatch::transport) struct Session<W: Work> {
     /// `None` once it has ended.
     connection: Option<Http>,
     seen: Seen,
-    /// Keeps the memory of a request that may still be written although it was answered.
+    /// Keeps the memory of a request that is still being written although it was answered.
     held: Option<<W::Contents as Contents>::Held>,
     opened_at: Instant,
     idle_since: Instant,
@@ -155,7 +155,9 @@ impl<W: Work> Session<W> {
                         return Err(self.closed());
                     }
                     is_ready = true;
-                    self.held = None;
+                    if self.held.take().is_some() {
+                        self.work.note(Event::Written);
+                    }
                     if let Some(until) = idle_until {
                         timer.as_mut().reset(until);
                     }
@@ -273,10 +275,20 @@ impl<W: Work> Session<W> {
         }
         let started = flight.started;
         if let Some(contents) = flight.into_contents() {
-            self.held = (end.is_ok() && !self.sender.is_ready()).then(|| contents.hold());
+            if end.is_ok() && self.still_writes() {
+                self.held = Some(contents.hold());
+                // Before the call is counted off: until then the connection is no better than others.
+                self.work.note(Event::Writing);
+            }
             self.work.done(contents, Some(started), verdict, now);
         }
         end
+    }
+
+    /// Whether the request is not written yet although it was answered.
+    fn still_writes(&mut self) -> bool {
+        // Without a poll, hyper does not notice that the request was written.
+        over(&mut self.connection).now_or_never().is_none() && !self.sender.is_ready()
     }
 
     /// Classifies a connection that has ended before the answer to a call that began at `started`.

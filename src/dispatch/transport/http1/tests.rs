@@ -274,7 +274,27 @@ async fn an_answer_before_the_end_of_the_request_counts() {
     let verdicts = served.verdicts(1).await;
     assert!(matches!(&verdicts[..], [Verdict::Refused { code: Code::ResourceExhausted, .. }]), "{verdicts:?}");
     // The rest of the request is not taken, so the connection cannot carry another call.
-    assert_eq!(served.end().await.0, ["connected", "answered", "closed"]);
+    assert_eq!(served.end().await.0, ["connected", "answered", "writing", "closed"]);
+}
+
+#[tokio::test]
+async fn a_connection_takes_the_next_call_once_an_answered_request_is_written() {
+    let peer = HttpPeer::start().await;
+    // More than the sockets hold, and less than what a busy machine carries in the second that the connection has for it.
+    let large = vec![7; 16 << 20];
+    let served = start(&peer, &[&large, b"next"]);
+    let mut connection = peer.accept().await;
+    connection.head().await.unwrap();
+    connection.send(OK).await;
+    assert_eq!(served.verdicts(1).await, [Verdict::Accepted(None)]);
+    connection.skip(large.len()).await;
+    assert_eq!(connection.request().await.body, b"next");
+    connection.send(OK).await;
+    served.verdicts(2).await;
+    served.with_state(|state| {
+        assert_eq!(state.events, ["connected", "answered", "writing", "written", "answered"]);
+    });
+    served.tasks.stop();
 }
 
 #[tokio::test]
