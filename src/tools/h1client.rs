@@ -41,10 +41,8 @@ impl Channel {
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, HeaderValue::try_from(authority.as_str())?);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-        headers.insert(
-            header::USER_AGENT,
-            HeaderValue::from_static(concat!("spanring-load/", env!("CARGO_PKG_VERSION"))),
-        );
+        headers
+            .insert(header::USER_AGENT, HeaderValue::from_static(concat!("spanring-load/", env!("CARGO_PKG_VERSION"))));
         if let Some(encoding) = compression.encoding() {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding.as_str()));
         }

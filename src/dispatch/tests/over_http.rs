@@ -17,7 +17,9 @@ use crate::{
     dispatch::{Cause, Config, Failure, HealthCheck, Join, Part, PartOutcome},
     health::Prober,
     settings::{Delivery, IfWritten, OtlpHttp, Protocol},
-    testing::{HealthKind, HttpConnection, HttpPeer, OK, Rig, Tasks, accepted, outcome, part, patient, wait_until, with_keys},
+    testing::{
+        HealthKind, HttpConnection, HttpPeer, OK, Rig, Tasks, accepted, outcome, part, patient, wait_until, with_keys,
+    },
 };
 
 fn over_http(change: impl FnOnce(&mut Delivery, &mut OtlpHttp)) -> Config {

@@ -68,10 +68,10 @@ impl HttpLoad {
     }
 
     /// Stops the clients. Checks that each refusal allows them to send again.
-    async fn stop(self) -> Result<Sent> {
+    async fn stop(mut self) -> Result<Sent> {
         self.over.store(true, Relaxed);
         let mut all = Sent::default();
-        for worker in self.workers {
+        for worker in std::mem::take(&mut self.workers) {
             let sent = worker.await??;
             all.acknowledged.extend(sent.acknowledged);
             all.refused.extend(sent.refused);
@@ -160,9 +160,7 @@ async fn row_24_a_rolling_restart_of_backends_loses_nothing_of_http_clients() ->
             load.goes_on(20)?;
             fixture.backends[n].come_back().await?;
             let calls = fixture.backends[n].calls();
-            until("the backend that is back gets calls", || {
-                Ok((fixture.backends[n].calls() > calls).then_some(()))
-            })?;
+            until("the backend that is back gets calls", || Ok((fixture.backends[n].calls() > calls).then_some(())))?;
         }
         let sent = load.stop().await?;
         ensure!(sent.refused.is_empty(), "two of three backends were there: {:?}", sent.refused.first());
@@ -185,9 +183,7 @@ async fn row_25_a_pool_that_grows_and_shrinks_fails_no_request_by_http_or_grpc()
         by_grpc.goes_on(10)?;
         ensure!(fixture.backends[3..].iter().all(|backend| backend.calls() == 0));
         fixture.reload_before(&addresses, served(pool))?;
-        until("all ten get calls", || {
-            Ok(fixture.backends.iter().all(|backend| backend.calls() > 0).then_some(()))
-        })?;
+        until("all ten get calls", || Ok(fixture.backends.iter().all(|backend| backend.calls() > 0).then_some(())))?;
         fixture.reload_before(&addresses[..3], served(pool))?;
         fixture.until_metric("spanring_ring_members", &["state=\"active\""], |members| members == 3.0)?;
         load.goes_on(20)?;
@@ -277,7 +273,8 @@ async fn row_33_requests_hidden_behind_two_lengths_are_not_delivered() -> Result
         hidden_keys.push((format!("{line} {lengths:?}"), keys_of(&spans)));
         let hidden = Request::post(TRACES, PROTOBUF, encoded(spans)).bytes();
         let length = (5 + hidden.len()).to_string();
-        let head = format!("{line}\r\nhost: a\r\ncontent-type: {PROTOBUF}\r\n{}\r\n\r\n", lengths.replace("LEN", &length));
+        let head =
+            format!("{line}\r\nhost: a\r\ncontent-type: {PROTOBUF}\r\n{}\r\n\r\n", lengths.replace("LEN", &length));
         let bytes = [head.as_bytes(), b"0\r\n\r\n", &hidden].concat();
         tokio::task::block_in_place(|| said(address, &bytes)).with_context(|| line.to_owned())?;
     }
