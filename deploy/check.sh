@@ -168,12 +168,14 @@ charts() {
 # rendered the manifests.
 speaks_http() {
   local line
-  for line in '        otlp_http: {}' '            port: 4318' '              endpoint: 0.0.0.0:4318' \
+  for line in '          otlp_http: {}' '            port: 4318' \
     '    - { name: otlp-http, port: 4318, targetPort: otlp-http, protocol: TCP }' \
     '            - { name: otlp-http, containerPort: 4318, protocol: TCP }' '      ports: [{ port: 4318 }]' \
     '      ports: [{ port: otlp-http }]'; do
     grep -qF -- "$line" "$scratch/chart.yaml" || { printf 'missing: %s\n' "$line" && return 1; }
   done
+  # Spanring's own receiver and the collectors'.
+  [ "$(grep -c 'endpoint: 0.0.0.0:4318' "$scratch/chart.yaml")" = 2 ] && [ "$(grep -c 'endpoint: 0.0.0.0:4317' "$scratch/chart.yaml")" = 1 ]
 }
 
 refused() {
