@@ -33,6 +33,16 @@ const MOST_BUFFERS: usize = 32 << 20;
 /// The packers of messages that take long.
 static LONG: Few<Packer> = Few::new();
 
+/// The lowest level of zstd whose tables are bounded by [`TABLES`]. Those of lower levels take at most 6 MiB.
+const LARGE_LEVEL: u32 = 10;
+
+/// The binary logarithms of zstd's window in bytes, and of the lengths of its two tables, for large levels. By default a
+/// context of level 22 has up to 80 MiB for a message of 4 MiB, and each thread keeps one.
+const TABLES: [CParameter; 3] = [CParameter::WindowLog(20), CParameter::HashLog(18), CParameter::ChainLog(19)];
+
+/// The same parameters with their defaults, which depend on the level and the message's length.
+const DEFAULT_TABLES: [CParameter; 3] = [CParameter::WindowLog(0), CParameter::HashLog(0), CParameter::ChainLog(0)];
+
 /// The number of gzip's levels whose contexts are kept: pools with different levels take turns.
 const KEPT_LEVELS: usize = 2;
 
@@ -155,6 +165,9 @@ fn zstd(
     if *at != level {
         let lvl = i32::try_from(level).unwrap_or(i32::MAX);
         context.set_parameter(CParameter::CompressionLevel(lvl)).map_err(error)?;
+        for parameter in if level < LARGE_LEVEL { DEFAULT_TABLES } else { TABLES } {
+            context.set_parameter(parameter).map_err(error)?;
+        }
         *at = level;
     }
     make_room(output, zstd_safe::compress_bound(message.len()));
@@ -216,6 +229,25 @@ mod tests {
         }
         assert!(compress(Encoding::Snappy, 1, [].into_iter(), 0).is_err(), "it is only read");
         assert!(compress(Encoding::Deflate, 1, [].into_iter(), 0).is_err(), "it is only read");
+    }
+
+    #[test]
+    fn contexts_of_all_levels_are_small() {
+        // Words of a small set in random order, so that each level has something to search for.
+        let mut random = fastrand::Rng::with_seed(7);
+        let message: Vec<u8> = (0..1 << 19).flat_map(|_| (random.u64(..5_000) * 0x9e37_79b9).to_le_bytes()).collect();
+        for level in [1, 9, 10, 15, 19, 22, 3] {
+            let (mut kept, mut output) = (None, Vec::new());
+            let made = zstd(&mut kept, level, &message[..1 << 20], &mut output).unwrap();
+            let packed = &output[..made];
+            assert_eq!(zstd_safe::get_frame_content_size(packed).unwrap(), Some(1 << 20));
+            let made = zstd(&mut kept, level, &message, &mut output).unwrap();
+            let mut plain = vec![0; message.len()];
+            assert_eq!(zstd_safe::decompress(plain.as_mut_slice(), &output[..made]).unwrap(), message.len());
+            assert!(plain == message, "level {level}");
+            let held = kept.map(|(_, context)| context.sizeof()).unwrap();
+            assert!(held <= 16 << 20, "level {level}: {held} bytes");
+        }
     }
 
     #[test]
