@@ -45,6 +45,9 @@ static LIMIT: OnceLock<usize> = OnceLock::new();
 /// The number of connections that all pools need.
 static NEEDED: AtomicUsize = AtomicUsize::new(0);
 
+/// The number of connections to backends that are open or being established.
+static TO_BACKENDS: AtomicUsize = AtomicUsize::new(0);
+
 /// The configured number of client connections, and the lowest actual bound that was logged for it.
 static WANTED: AtomicUsize = AtomicUsize::new(0);
 static LOGGED: AtomicUsize = AtomicUsize::new(usize::MAX);
@@ -86,6 +89,11 @@ struct Plan {
 #[must_use]
 pub struct Share(usize);
 
+/// A connection to a backend. It counts until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct ToBackend(());
+
 /// Raises the soft limit of open files to the hard limit. The soft limit is often only 1,024, for programs that use
 /// select(2); this one does not.
 pub fn raise() -> io::Result<Raised> {
@@ -126,6 +134,11 @@ pub fn for_clients() -> usize {
 /// Returns how many connections there is room for at each listener for operators.
 pub fn for_operators() -> usize {
     plan().map_or(usize::MAX, |plan| plan.operators)
+}
+
+/// Returns whether a backend that has a connection may get a further one. Its first one needs no permission.
+pub fn allow_further_connection() -> bool {
+    plan().is_none_or(|plan| TO_BACKENDS.load(Relaxed) < plan.backends)
 }
 
 /// Sets the configured number of client connections. A warning is logged if there is no room for them.
@@ -181,6 +194,28 @@ impl fmt::Display for Plan {
              connections to backends",
             2 * operators
         )
+    }
+}
+
+// === impl ToBackend ===
+
+impl ToBackend {
+    /// Counts a connection that is about to be established.
+    pub fn new() -> Self {
+        TO_BACKENDS.fetch_add(1, Relaxed);
+        Self(())
+    }
+}
+
+impl Default for ToBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for ToBackend {
+    fn drop(&mut self) {
+        TO_BACKENDS.fetch_sub(1, Relaxed);
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     budget::{Budget, Use},
+    descriptors::ToBackend,
     lifecycle::Tasks,
     shortage::Shortage,
 };
@@ -38,10 +39,11 @@ impl Transport for Network {
     fn open(&self, link: Link, tasks: &Tasks) {
         // The number of connections is bounded. Without one, what the account holds could not be sent.
         let memory = self.0.count_for(Use::Backends, link.peer().connection_memory());
+        let descriptor = ToBackend::new();
         let serving = transport::serve(link, tasks.clone());
         drop(tasks.spawn(async move {
             serving.await;
-            drop(memory);
+            drop((memory, descriptor));
         }));
     }
 }
@@ -98,7 +100,9 @@ impl Link {
 
     /// Handles the end of the connection.
     fn ended(&mut self, failure: Option<Failure>, lost: bool) {
-        let is_new = !self.has_answered && !self.is_finished();
+        // If others work, a request that a backend cannot bear is a likelier reason than a backend that is not there.
+        let has_company = failure == Some(Failure::Reset) && self.backend.lock().connections.up().count() > 1;
+        let is_new = !self.has_answered && !has_company && !self.is_finished();
         match (self.at.take(), failure) {
             // A backend that has not answered gets no new connection for a while. Waiting parts are placed elsewhere.
             (Some(at), Some(failure)) if is_new || failure == Failure::Ping && !self.is_finished() => {

@@ -12,6 +12,7 @@ use super::{
     queued::Queued,
     transport::Wakeups,
 };
+use crate::descriptors;
 
 /// The pause before a part for a backend without an address is tried again. Static names are resolved in the background.
 const UNRESOLVED_FOR: Duration = Duration::from_secs(1);
@@ -61,8 +62,10 @@ impl State {
         }
         let (at, wake) = match self.connections.way(now) {
             Way::Up { .. } if !self.queue.opens(now) => return Nudge::Wait,
-            Way::Up { wakeups, besides: None } => return Nudge::Wake(Arc::clone(wakeups)),
-            Way::Up { wakeups, besides: Some(at) } => (at, Some(Arc::clone(wakeups))),
+            Way::Up { wakeups, besides: Some(at) } if descriptors::allow_further_connection() => {
+                (at, Some(Arc::clone(wakeups)))
+            }
+            Way::Up { wakeups, .. } => return Nudge::Wake(Arc::clone(wakeups)),
             Way::Connect(at) => (at, None),
             Way::NotFor(pause, failure) => return self.give_back(Some(pause), Cause::Transport(failure)),
             Way::Soon => return Nudge::Nothing,

@@ -58,6 +58,7 @@ const ROOMS: &[Room] = &[
         &[
             "budget",
             "codec",
+            "descriptors",
             "dispatch::transport",
             "endpoint",
             "health",
