@@ -12,12 +12,13 @@ use crate::settings::{Headers, Secret};
 pub(crate) const MAX_NAMES: usize = 32;
 
 /// Headers that belong to one connection or one call of HTTP or gRPC. Only the proxy itself writes them.
-const RESERVED: [&str; 15] = [
+const RESERVED: [&str; 16] = [
     "accept-encoding",
     "connection",
     "content-encoding",
     "content-length",
     "content-type",
+    "expect",
     "host",
     "keep-alive",
     "proxy-authenticate",
@@ -112,7 +113,7 @@ mod tests {
         assert_eq!(good, ["x-scope-orgid", "authorization", "x-trace-bin"]);
         assert_eq!(complaints(&["x-a", "X-A"]), ["\"x-a\" is listed twice; case does not matter"]);
         assert_eq!(complaints(&["a b", ":path", ""]).len(), 3);
-        for reserved in ["grpc-timeout", "Grpc-Tags-Bin", "TE", "content-type", "Connection", "host"] {
+        for reserved in ["grpc-timeout", "Grpc-Tags-Bin", "TE", "content-type", "Connection", "Expect", "host"] {
             assert!(complaints(&[reserved])[0].ends_with("is HTTP's or gRPC's own and is not passed on"), "{reserved}");
         }
         let many: Vec<String> = (0..=MAX_NAMES).map(|n| format!("x-{n}")).collect();

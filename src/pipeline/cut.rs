@@ -89,7 +89,7 @@ pub(super) fn cut(
     metrics: &SignalMetrics,
 ) -> Result<(Cut, Option<Permit>), Refusal> {
     let Arrived { signal, message, encoding, mut original, mut permit } = arrived;
-    if let Some(original) = original.take_if(|_| message.payload_len() > max) {
+    if let Some(original) = original.take_if(|it| message.payload_len().max(it.bytes.len()) > max) {
         original.release(&mut permit);
     }
     let held = permit.bytes().saturating_sub(share_of(&original));
