@@ -80,14 +80,15 @@ async fn an_address_is_kept_while_it_is_in_the_answer() {
 async fn entries_with_one_address_are_told_and_stay_members() {
     let machine = Machine::start().await;
     machine.server.v4("a.test.", addresses(&["10.0.0.1"]));
-    machine.server.v4("b.test.", addresses(&["10.0.0.2"]));
-    let mut fixed = fixed(&machine, &["a.test", "A.test", "b.test", "[::ffff:10.0.0.1]", "10.0.0.9"]);
+    machine.server.v4("b.test.", addresses(&["10.0.0.1"]));
+    machine.server.v4("c.test.", addresses(&["10.0.0.2"]));
+    let mut fixed = fixed(&machine, &["a.test", "b.test", "c.test", "[::ffff:10.0.0.1]", "10.0.0.9"]);
     assert_eq!(fixed.sharing(), [""; 0]);
     assert_eq!(fixed.poll_once().await.unwrap().len(), 5);
-    assert_eq!(fixed.sharing(), ["10.0.0.1:4317", "A.test:4317", "a.test:4317"]);
+    assert_eq!(fixed.sharing(), ["10.0.0.1:4317", "a.test:4317", "b.test:4317"]);
     machine.server.v4("a.test.", addresses(&["10.0.0.3"]));
     fixed.poll_once().await.unwrap();
-    assert_eq!(fixed.sharing(), ["A.test:4317", "a.test:4317"]);
+    assert_eq!(fixed.sharing(), ["10.0.0.1:4317", "b.test:4317"]);
 }
 
 #[tokio::test]

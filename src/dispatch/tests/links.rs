@@ -200,7 +200,9 @@ async fn a_connection_that_writes_an_answered_request_is_not_woken_for_others() 
     let beside = two.begin();
     one.link.note(Event::Writing);
     one.end(running, Verdict::Accepted(None));
-    (one.wakeups.woken_for(), two.wakeups.woken_for());
+    for wakeups in [&one.wakeups, &two.wakeups] {
+        wakeups.woken_for();
+    }
     joins.push(bench.submit(vec![alone("c")]));
     assert_eq!((one.wakeups.woken_for(), two.wakeups.woken_for()), (0, QUEUE), "the busy one is the only one");
     two.link.note(Event::Writing);

@@ -111,6 +111,16 @@ async fn a_backend_that_closes_each_connection_after_its_answer_is_well() {
 }
 
 #[tokio::test]
+async fn a_request_that_a_backend_cannot_bear_is_one_failure_and_no_refused_connection() {
+    let peer = HttpPeer::start().await;
+    let mut rig = Rig::start(over_http(|_, _| {}), &[peer.address]);
+    peer.serve(&rig.tasks, |request| Some(if request.body.is_empty() { OK } else { "!" }.to_owned()));
+    let PartOutcome::Retry { .. } = outcome(&rig.submit(vec![part(&["a"], 0)])).await else { panic!("must be owed") };
+    assert_eq!(rig.event().await, HealthKind::Failed("reset"));
+    assert!(rig.events_are_quiet());
+}
+
+#[tokio::test]
 async fn a_backend_that_closes_each_connection_at_once_is_reported() {
     let peer = HttpPeer::start().await;
     let mut rig = Rig::start(over_http(|_, _| {}), &[peer.address]);
@@ -127,7 +137,7 @@ async fn a_backend_that_closes_each_connection_at_once_is_reported() {
             break event;
         }
     };
-    assert!(matches!(event, HealthKind::Failed("turned_away") | HealthKind::Refused), "{event:?}");
+    assert!(matches!(event, HealthKind::Failed("turned_away" | "reset")), "{event:?}");
 }
 
 #[tokio::test]

@@ -75,6 +75,11 @@ impl<C: Contents> Flight<C> {
         }
     }
 
+    /// The time when the call ends without an answer.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
     /// Whether the timeout of the attempt has passed.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         self.until <= now

@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,6 +27,9 @@ use crate::{
     otlp::Signal,
     settings::OtlpHttp,
 };
+
+/// How long the result that the backend is alive is used again. Many calls to a slow backend then cause few probes.
+const ALIVE_FOR: Duration = Duration::from_millis(500);
 
 /// The probes of one backend. Its connections share them, so that there is one at a time.
 pub(super) struct Probes {
@@ -51,14 +55,14 @@ impl Probes {
     }
 
     /// Whether the backend accepts a new connection and answers on it in time. The result of a probe that ends after this was
-    /// called is used, whoever began it. Also true if this process lacks the resources to connect, since that says nothing
+    /// called is used, whoever began it, and one that ended a moment before if the backend was alive. Also true if this process lacks the resources to connect, since that says nothing
     /// about the backend.
     pub(super) async fn is_alive(&self) -> bool {
         let asked_at = Instant::now();
         // The semaphore is never closed.
         let _turn = self.turn.acquire().await;
         if let Some((ended_at, is_alive)) = *self.last.lock().unwrap_or_else(PoisonError::into_inner)
-            && ended_at > asked_at
+            && (ended_at > asked_at || is_alive && ended_at + ALIVE_FOR > asked_at)
         {
             return is_alive;
         }

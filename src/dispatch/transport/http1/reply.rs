@@ -3,24 +3,29 @@
 use std::{
     future::Future,
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, client::conn::TrySendError};
 use prost::Message;
+use tokio::time::timeout;
 use tonic::Code;
 
 use super::target::PROTOBUF;
 use crate::{
     codec::{Encoding, inflate_uncounted},
     dispatch::transport::{
-        Verdict,
+        Failure, Scope, Verdict,
         outcome::{Partial, retry_after},
         reply::{Data, MAX_REPLY, partial_in, unread},
     },
     otlp::text::{MAX_MESSAGE, shortened},
 };
+
+/// How long the body of a success may take. Its status has said already that the backend has the records.
+const SUCCESS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An answer that is being read.
 #[derive(Debug, Default)]
@@ -52,13 +57,22 @@ impl Reply {
             Some(_) => Unread::NotSent,
             None => Unread::Broken(error.into_error()),
         })?;
-        let (head, mut body) = response.into_parts();
-        is_success.store(head.status.is_success(), Ordering::Relaxed);
+        let (head, body) = response.into_parts();
+        let said_success = head.status.is_success();
+        is_success.store(said_success, Ordering::Relaxed);
         let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         self.head = Some((head.status, head.headers));
         if length.is_some_and(|length: usize| length > MAX_REPLY) {
             self.data = Data::TooLarge;
         }
+        if said_success {
+            // The rest of a body that is late is not read.
+            return timeout(SUCCESS_TIMEOUT, self.read_body(body)).await.unwrap_or(Ok(()));
+        }
+        self.read_body(body).await
+    }
+
+    async fn read_body(&mut self, mut body: Incoming) -> Result<(), Unread> {
         while !matches!(self.data, Data::TooLarge) {
             match body.frame().await {
                 Some(Ok(frame)) => frame.into_data().into_iter().for_each(|data| self.data.add(data)),
@@ -98,8 +112,17 @@ impl Reply {
             502 if is_own => Verdict::Busy { code: Code::Aborted, after },
             504 if is_own => Verdict::Busy { code: Code::DeadlineExceeded, after },
             status @ 502..=504 => Verdict::gateway(status),
+            // What servers with TLS answer to a request in plaintext: Go's "Client sent an HTTP request to an HTTPS server." and
+            // nginx's "The plain HTTP request was sent to HTTPS port".
+            400 if !is_own && self.names_https() => {
+                Verdict::Failed { failure: Failure::SpeaksTls, reached: false, scope: Scope::Stream }
+            }
             status => Verdict::Refused { code: code_of(status), message: self.message(status, headers) },
         })
+    }
+
+    fn names_https(&self) -> bool {
+        self.data.bytes().windows(5).any(|word| word == b"HTTPS")
     }
 
     /// Reads the `partial_success` of a success. A body that cannot be read does not change that it is one.
@@ -197,7 +220,6 @@ mod tests {
     use http::{HeaderName, HeaderValue};
 
     use super::*;
-    use crate::dispatch::transport::Failure;
 
     fn reply(status: u16, headers: &[(&'static str, &'static str)], body: &[u8]) -> Reply {
         let header = |(name, value): &(&'static str, &'static str)| {
@@ -267,6 +289,17 @@ mod tests {
     }
 
     #[test]
+    fn a_server_with_tls_that_is_called_in_plaintext_did_not_get_the_call() {
+        let go = (&[][..], &b"Client sent an HTTP request to an HTTPS server.\n"[..]);
+        let nginx: (&[_], &[u8]) =
+            (&[("content-type", "text/html")], b"<center>The plain HTTP request was sent to HTTPS port</center>");
+        let expected = Verdict::Failed { failure: Failure::SpeaksTls, reached: false, scope: Scope::Stream };
+        for (headers, body) in [go, nginx] {
+            assert_eq!(verdict(400, headers, body), expected);
+        }
+    }
+
+    #[test]
     fn every_other_status_is_permanent_and_its_message_is_passed_on() {
         let expected = [
             (400, Code::InvalidArgument),
@@ -294,6 +327,7 @@ mod tests {
         assert_eq!(message(&[("content-type", "text/plain; charset=utf-8")], b"bad\n"), "bad");
         assert!(message(&[("content-type", "text/html")], b"<b>").contains("HTTP 400 with text/html"));
         assert!(message(&[], b"").contains("is it an OTLP/HTTP port?"));
+        assert_eq!(message(&[OWN], b"\x08\x03\x12\x05HTTPS"), "HTTPS", "the backend's own word");
         assert!(message(&[OWN], b"\xff").contains("HTTP 400 with application/x-protobuf"));
         assert_eq!(message(&[("content-type", "text/plain")], "é".repeat(300).as_bytes()).len(), MAX_MESSAGE - 1);
     }

@@ -18,6 +18,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
+use http_body::Body;
 use hyper::client::conn::http1::{Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -180,6 +181,8 @@ impl<W: Work> Session<W> {
                 return Ok(());
             }
         };
+        // What is written before the body, the head, is shorter than what the kernel takes at once.
+        let whole_at = self.seen.written().saturating_add(request.body().size_hint().lower());
         let mut flight = Flight::new(contents, now, keys.timeout);
         let (mut reply, is_success) = (Reply::default(), AtomicBool::new(false));
         if let Some(contents) = flight.contents() {
@@ -190,7 +193,38 @@ impl<W: Work> Session<W> {
             let exchange = pin!(reply.read(response, &is_success));
             self.watch(exchange, &mut flight, &is_success).await
         };
+        if is_success.into_inner() && self.seen.written() < whole_at {
+            self.write_rest(flight.deadline()).await;
+            if self.seen.written() < whole_at {
+                return self.land_unwritten(flight);
+            }
+        }
         self.land(flight, &reply, landing)
+    }
+
+    /// Writes the rest of a request whose answer came early, at most until `deadline`.
+    async fn write_rest(&mut self, deadline: Instant) {
+        let Self { sender, connection, stopped, .. } = self;
+        tokio::select! {
+            biased;
+            () = stopped.as_mut() => {}
+            () = sleep_until(deadline) => {}
+            // An error means that the connection has ended.
+            _ = sender.ready() => {}
+            () = over(connection) => {}
+        }
+    }
+
+    /// Reports a call that the backend called a success before it had the request, which it then did not take.
+    fn land_unwritten(&mut self, flight: Flight<W::Contents>) -> Result<(), End> {
+        tracing::debug!(backend = %self.work.peer().identity, "a success came before the request, whose rest was not taken");
+        self.has_called = true;
+        self.connection = None;
+        let started = flight.started;
+        if let Some(contents) = flight.into_contents() {
+            self.work.done(contents, Some(started), failed(Failure::Reset, Scope::Stream), Instant::now());
+        }
+        Err(End::Closed)
     }
 
     /// Waits for the end of a call. `is_success` says whether the backend is known to have taken the records.
@@ -205,10 +239,22 @@ impl<W: Work> Session<W> {
             let Self { work, connection, wakeups, stopped, seen, target, .. } = &mut *self;
             tokio::select! {
                 biased;
+                () = stopped.as_mut() => return Landing::Stopped,
+                // Before the connection: as long as a backend sends without end, what is polled behind that is not ready.
+                () = timer.as_mut() => {
+                    let now = Instant::now();
+                    if flight.check(now, seen, target) == Due::Deadline {
+                        let kept = if is_success.load(Ordering::Relaxed) { None } else { flight.keep_open(now, target) };
+                        let Some(contents) = kept else { return Landing::TimedOut };
+                        work.done(contents, Some(flight.started), failed(Failure::Timeout, Scope::Request), now);
+                        // Other calls need the place of this connection.
+                        work.note(Event::InDoubt);
+                    }
+                    timer.as_mut().reset(flight.check_at(seen));
+                }
                 read = exchange.as_mut() => return Landing::Read(read),
                 // The exchange then ends too.
                 () = over(connection) => {}
-                () = stopped.as_mut() => return Landing::Stopped,
                 bits = wakeups.woken() => {
                     if bits & GIVE_UP != 0 && work.is_given_up() {
                         // An answer that has already arrived still counts.
@@ -224,17 +270,6 @@ impl<W: Work> Session<W> {
                     }
                     timer.as_mut().reset(flight.check_at(seen));
                 }
-                () = timer.as_mut() => {
-                    let now = Instant::now();
-                    if flight.check(now, seen, target) == Due::Deadline {
-                        let kept = if is_success.load(Ordering::Relaxed) { None } else { flight.keep_open(now, target) };
-                        let Some(contents) = kept else { return Landing::TimedOut };
-                        work.done(contents, Some(flight.started), failed(Failure::Timeout, Scope::Request), now);
-                        // Other calls need the place of this connection.
-                        work.note(Event::InDoubt);
-                    }
-                    timer.as_mut().reset(flight.check_at(seen));
-                }
             }
         }
     }
@@ -243,13 +278,18 @@ impl<W: Work> Session<W> {
     fn land(&mut self, flight: Flight<W::Contents>, reply: &Reply, landing: Landing) -> Result<(), End> {
         let now = Instant::now();
         self.has_called |= !matches!(landing, Landing::Read(Err(Unread::NotSent)));
+        // A success is one, whatever happens while its body is read.
+        let success = reply.verdict().filter(|verdict| matches!(verdict, Verdict::Accepted(_)));
         let (verdict, mut end) = match (landing, reply.verdict()) {
-            (Landing::GivenUp, _) => (Verdict::GivenUp, Err(End::GaveUp)),
-            (Landing::Stopped, _) => (Verdict::Stopped, Err(End::Stopped)),
+            (Landing::GivenUp, _) => (success.unwrap_or(Verdict::GivenUp), Err(End::GaveUp)),
+            (Landing::Stopped, _) => (success.unwrap_or(Verdict::Stopped), Err(End::Stopped)),
             (Landing::Read(Ok(())), Some(verdict)) if reply.is_whole() => (verdict, Ok(())),
             // The rest of the answer is not read, or was not sent.
             (Landing::Read(_) | Landing::TimedOut, Some(verdict)) => (verdict, Err(End::Closed)),
-            (Landing::Silent, _) => (failed(Failure::Ping, Scope::Connection), Err(End::Failed(Failure::Ping))),
+            (Landing::Silent, _) => {
+                let failure = Failure::Ping;
+                (success.unwrap_or(failed(failure, Scope::Connection)), Err(End::Failed(failure)))
+            }
             (Landing::TimedOut, None) => {
                 if flight.is_over(now) {
                     self.work.note(Event::Unanswered(now));
@@ -300,11 +340,9 @@ impl<W: Work> Session<W> {
         if failure == Failure::Reset && was_idle && read_at.is_none_or(|at| at < started) {
             return (failed(failure, Scope::Request), Err(End::Closed));
         }
-        let of_connection = match failure {
-            Failure::Reset if read_at.is_none() => Failure::ResetAtOnce,
-            failure => failure,
-        };
-        (failed(failure, Scope::Connection), Err(End::Failed(of_connection)))
+        // Servers for HTTP/1.1 say nothing before they answer. So a connection that ends in its first call is no worse than
+        // another, unlike one for HTTP/2 without its SETTINGS: one request that a backend cannot bear must not eject it.
+        (failed(failure, Scope::Connection), Err(End::Failed(failure)))
     }
 
     /// Classifies the end of a connection without a call.

@@ -24,11 +24,13 @@ struct Inner {
     stream: Stream,
     read_at: Option<Instant>,
     written_at: Option<Instant>,
+    /// The number of bytes that were written so far.
+    written: u64,
 }
 
 /// Splits a stream in its two halves.
 pub(super) fn watch(stream: Stream) -> (Socket, Seen) {
-    let inner = Arc::new(Mutex::new(Inner { stream, read_at: None, written_at: None }));
+    let inner = Arc::new(Mutex::new(Inner { stream, read_at: None, written_at: None, written: 0 }));
     (Socket(Arc::clone(&inner)), Seen(inner))
 }
 
@@ -49,6 +51,11 @@ impl Seen {
         inner.read_at.max(inner.written_at)
     }
 
+    /// The number of bytes that were written so far.
+    pub(super) fn written(&self) -> u64 {
+        lock(&self.0).written
+    }
+
     /// The TLS failure that ended the stream, if one did.
     pub(super) fn tls_failure(&self) -> Option<Reason> {
         lock(&self.0).stream.tls_failure()
@@ -62,8 +69,9 @@ impl Seen {
 
 impl Inner {
     fn written(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if matches!(result, Poll::Ready(Ok(1..))) {
+        if let Poll::Ready(Ok(len @ 1..)) = result {
             self.written_at = Some(Instant::now());
+            self.written = self.written.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
         }
         result
     }

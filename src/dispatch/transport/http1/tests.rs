@@ -155,7 +155,7 @@ async fn a_connection_that_ends_before_the_answer_fails_and_its_call_may_have_ar
         assert_eq!(served.verdicts(1 + usize::from(answered)).await.last(), Some(&expected));
         let (events, failure) = served.end().await;
         assert_eq!(events.last(), Some(&"ended with calls"));
-        assert_eq!(failure, Some(if answered { Failure::Reset } else { Failure::ResetAtOnce }));
+        assert_eq!(failure, Some(Failure::Reset));
     }
 }
 
@@ -278,6 +278,70 @@ async fn an_answer_before_the_end_of_the_request_counts() {
 }
 
 #[tokio::test]
+async fn a_success_counts_only_once_the_request_is_written() {
+    let peer = HttpPeer::start().await;
+    let large = vec![7; 16 << 20];
+    let served = start(&peer, &[&large, b"next"]);
+    let mut connection = peer.accept().await;
+    connection.head().await.unwrap();
+    connection.send(OK).await;
+    served.with_state(|state| assert_eq!(state.events, ["connected"]));
+    connection.skip(large.len()).await;
+    assert_eq!(served.verdicts(1).await, [Verdict::Accepted(None)]);
+    assert_eq!(connection.request().await.body, b"next");
+    served.tasks.stop();
+}
+
+#[tokio::test]
+async fn a_success_of_a_backend_that_does_not_take_the_request_is_a_failure() {
+    for is_closed in [false, true] {
+        let peer = HttpPeer::start().await;
+        let large = vec![7; 16 << 20];
+        let keys = keys(|keys, _| keys.timeout = Duration::from_millis(500));
+        let served = Served::start_with(peer.address, &[&large], &keys);
+        let mut connection = peer.accept().await;
+        connection.head().await.unwrap();
+        connection.send(OK).await;
+        let kept = (!is_closed).then_some(connection);
+        assert_eq!(served.verdicts(1).await, [failed(Failure::Reset, Scope::Stream)]);
+        assert_eq!(served.end().await, (vec!["connected", "closed"], None));
+        drop(kept);
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_sends_interim_answers_without_end_times_out() {
+    let peer = HttpPeer::start().await;
+    let keys = keys(|keys, _| keys.timeout = Duration::from_millis(200));
+    let served = Served::start_with(peer.address, &[b"a"], &keys);
+    let mut connection = peer.accept().await;
+    connection.request().await;
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(1_000);
+    let sending = async {
+        loop {
+            connection.send(&interim).await;
+        }
+    };
+    tokio::select! {
+        () = sending => {}
+        verdicts = served.verdicts(1) => assert_eq!(verdicts, [failed(Failure::Timeout, Scope::Request)]),
+    }
+}
+
+#[tokio::test]
+async fn the_body_of_a_success_is_not_waited_for_until_the_timeout() {
+    let peer = HttpPeer::start().await;
+    let keys = keys(|keys, _| keys.timeout = Duration::from_secs(600));
+    let served = Served::start_with(peer.address, &[b"a"], &keys);
+    let mut connection = peer.accept().await;
+    connection.request().await;
+    connection.send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n12").await;
+    let verdicts = served.verdicts(1).await;
+    assert!(matches!(&verdicts[..], [Verdict::Accepted(_)]), "{verdicts:?}");
+    assert_eq!(served.end().await.0, ["connected", "answered", "closed"]);
+}
+
+#[tokio::test]
 async fn a_connection_takes_the_next_call_once_an_answered_request_is_written() {
     let peer = HttpPeer::start().await;
     // More than the sockets hold, and less than what a busy machine carries in the second that the connection has for it.
@@ -285,8 +349,8 @@ async fn a_connection_takes_the_next_call_once_an_answered_request_is_written() 
     let served = start(&peer, &[&large, b"next"]);
     let mut connection = peer.accept().await;
     connection.head().await.unwrap();
-    connection.send(OK).await;
-    assert_eq!(served.verdicts(1).await, [Verdict::Accepted(None)]);
+    connection.send("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+    assert!(matches!(served.verdicts(1).await[..], [Verdict::Refused { .. }]));
     connection.skip(large.len()).await;
     assert_eq!(connection.request().await.body, b"next");
     connection.send(OK).await;
