@@ -273,7 +273,7 @@ fn with_tls(text: &str, address: SocketAddr, pki: &Path) -> String {
 fn with_http(text: &str, [clients, backends]: [bool; 2]) -> String {
     let mut text = text.to_owned();
     if clients {
-        text = text.replacen("grpc: {", "http: {", 1);
+        text = text.replacen("grpc: {", "grpc: { endpoint: \"127.0.0.1:0\" }, http: {", 1);
     }
     if backends {
         text = text.replacen("compression: none", "compression: none\n    protocol: { otlp_http: {} }", 1);
