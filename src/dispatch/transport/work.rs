@@ -114,8 +114,8 @@ pub(in crate::dispatch) enum Event {
     Unanswered(Instant),
     /// The connection takes no more calls, because the backend sent GOAWAY or no more calls will come. Calls in flight go on.
     Left,
-    /// The call was answered while its request is still being written. Until [`Event::Written`], the connection is up and takes
-    /// no calls.
+    /// The call was answered, and the connection cannot take another one: the request is still being written, or the backend
+    /// closes the connection. Until [`Event::Written`], it is up and takes no calls.
     Writing,
     /// The request was written, so that the connection takes calls again.
     Written,

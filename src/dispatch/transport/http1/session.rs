@@ -325,7 +325,7 @@ impl<W: Work> Session<W> {
         end
     }
 
-    /// Whether the request is not written yet although it was answered.
+    /// Whether the request is not written yet although it was answered, or the connection is about to end.
     fn still_writes(&mut self) -> bool {
         // Without a poll, hyper does not notice that the request was written.
         over(&mut self.connection).now_or_never().is_none() && !self.sender.is_ready()

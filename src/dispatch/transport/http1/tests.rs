@@ -135,7 +135,10 @@ async fn a_connection_that_the_backend_closes_after_its_answer_takes_no_more_cal
         connection.send(answer).await;
         drop(connection);
         assert_eq!(served.verdicts(1).await, [Verdict::Accepted(None)], "{answer}");
-        assert_eq!(served.end().await, (vec!["connected", "answered", "closed"], None));
+        let (mut events, failure) = served.end().await;
+        // Whether the end is known by the time of the answer is up to the network.
+        events.retain(|event| *event != "writing");
+        assert_eq!((events, failure), (vec!["connected", "answered", "closed"], None));
     }
 }
 
