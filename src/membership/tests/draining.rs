@@ -124,3 +124,23 @@ fn longer_hold_down_does_not_doubt_an_absence_again_that_was_believed() {
     assert_eq!(rig.take_notes(), [Note::Floor { begins: true, left: 2, min_backends: 3 }]);
     assert_eq!(rig.away(), ["b"]);
 }
+
+#[test]
+fn backends_that_are_absent_and_do_not_drain_are_part_of_the_pool_that_an_answer_halves() {
+    let mut rig = Rig::with(&ALL);
+    rig.discover(&["a", "b", "c"]);
+    rig.discover(&["a", "b"]);
+    assert_eq!((rig.wait_for_timer(), rig.members().join("")), (SECOND * 5, "abc".to_owned()), "two of four are half");
+    assert_eq!((rig.wait_for_timer(), rig.members().join("")), (SECOND * 5, "ab".to_owned()));
+}
+
+#[test]
+fn address_that_drained_and_is_kept_by_the_floor_waits_for_nothing() {
+    let mut rig = Rig::new(Config { min_backends: 2, ..Config::default() });
+    rig.apply(drain(&["a", "b"], &[], false));
+    rig.apply(drain(&["a", "b"], &["b"], false));
+    rig.wait(SECOND);
+    rig.apply(drain(&["a"], &[], false));
+    assert_eq!((rig.members().join(""), rig.timer), ("ab".to_owned(), None));
+    assert_eq!(rig.state.stays_for("b"), Some(SECOND), "it would have left when it was no longer listed");
+}
