@@ -362,6 +362,18 @@ mod tests {
     }
 
     #[test]
+    fn a_field_that_begins_with_the_first_copied_byte_is_read_where_that_came_from() {
+        let pieces = [Bytes::from_static(b"abc"), Bytes::from(vec![b'x'; 200])];
+        let mut feed = Feed::new(&pieces);
+        feed.next();
+        feed.continues(2, None);
+        feed.next();
+        assert_eq!(feed.continues(3, None), 0);
+        assert_eq!(feed.next().unwrap(), (3, pieces[1].clone()));
+        assert_eq!((feed.next(), feed.reassembled()), (None, FIRST_REASSEMBLY));
+    }
+
+    #[test]
     fn if_a_field_is_longer_than_its_reassembled_bytes_twice_as_many_are_reassembled() {
         let pieces = [Bytes::from(vec![1; 100]), Bytes::from(vec![2; 500])];
         let mut feed = Feed::new(&pieces);

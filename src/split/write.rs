@@ -314,6 +314,7 @@ mod tests {
             write(&mut writer, &sources, &[(7, 47, u32::MAX)]);
             assert!(writer.full.iter().all(|full| full.len() <= BUFFER) && writer.open.len() <= writer.room);
             assert_eq!(writer.full_len, writer.full.iter().map(Bytes::len).sum::<usize>());
+            assert_eq!(writer.full_len + writer.room, second, "the last buffer is as long as what is left");
             let buffers = if second > BUFFER { 1 } else { 0 };
             assert_eq!(writer.full.len(), buffers, "{len} bytes");
             let parts = writer.finish(0..2).unwrap();
@@ -332,6 +333,16 @@ mod tests {
         assert_eq!((writer.full.len(), writer.open.len()), (0, BUFFER));
         writer.header();
         assert_eq!(writer.full.len(), 0, "nothing more will be copied");
+    }
+
+    #[test]
+    fn a_header_goes_to_the_next_buffer_only_if_it_does_not_fit() {
+        for (spare, full) in [(LONGEST_HEADER, 0), (LONGEST_HEADER - 1, 1)] {
+            let mut writer = Writer::new(1, BUFFER + 100, 0);
+            writer.copy(&vec![1; BUFFER - spare]);
+            writer.header();
+            assert_eq!(writer.full.len(), full, "{spare} bytes are left");
+        }
     }
 
     #[test]
