@@ -27,13 +27,33 @@ fn the_index_of_targets_is_at_most_half_full_and_finds_small_numbers_at_once() {
     let mut scratch = Scratch::default();
     for target in 0..3_000 {
         assert_eq!(scratch.part_of(target), target);
-        assert!(
-            scratch.index.len() >= 2 * scratch.parts.len() && scratch.index.len() <= 8 * scratch.parts.len().max(8)
-        );
+        assert_eq!(scratch.index.len(), (2 * scratch.parts.len()).next_power_of_two().max(64));
         assert_eq!(scratch.index.iter().filter(|found| **found != 0).count(), scratch.parts.len());
         assert_eq!(scratch.first_guess(target), target);
     }
     assert_eq!((home(70, 64), home(63, 64), home(5, 0)), (6, 63, 5));
+}
+
+#[test]
+fn targets_whose_searches_begin_at_the_same_slot_are_found() {
+    let mut scratch = Scratch::default();
+    // At the last slot, whatever the length of the table, so that each search goes on at the first one.
+    let targets: Vec<Target> = (0..100).map(|number| u32::MAX - (number << 12)).collect();
+    for _ in 0..2 {
+        let parts: Vec<u32> = targets.iter().map(|target| scratch.part_of(*target)).collect();
+        assert_eq!(parts, Vec::from_iter(0..100));
+    }
+    assert_eq!((scratch.parts.len(), scratch.index.len()), (100, 256));
+}
+
+#[test]
+fn entries_of_parts_that_do_not_exist_mark_the_scratch_as_broken() {
+    let mut scratch = Scratch::default();
+    assert!(!scratch.add_run(9, Run { message: 0, start: 0, end: 1, next: NONE }));
+    assert!(scratch.is_broken);
+    let mut scratch = Scratch::default();
+    assert_eq!(scratch.end_run(9), 0);
+    assert!(scratch.is_broken);
 }
 
 #[test]
@@ -117,7 +137,7 @@ fn a_full_vector_grows_by_half_or_an_eighth_and_only_with_room() {
 fn every_kind_of_entry_takes_room_beyond_what_is_free() {
     for kind in 0..4 {
         let mut scratch = Scratch::default();
-        let (mut count, mut asked) = (0, 0);
+        let (mut count, mut asked, mut first) = (0, 0, None);
         while count < 2 * FREE_ENTRIES {
             match kind {
                 0 => drop(scratch.add_message(0, 1)),
@@ -127,6 +147,7 @@ fn every_kind_of_entry_takes_room_beyond_what_is_free() {
             }
             count += 1;
             if scratch.is_full() {
+                first.get_or_insert(count);
                 scratch
                     .take_room(&mut |bytes| {
                         asked += bytes;
@@ -136,6 +157,7 @@ fn every_kind_of_entry_takes_room_beyond_what_is_free() {
                 assert!(!scratch.is_full());
             }
         }
+        assert_eq!(first, Some(FREE_ENTRIES), "kind {kind}");
         let size = [size_of::<Message>(), size_of::<EnvelopeRange>(), size_of::<Run>(), 40][kind];
         let needed = FREE_ENTRIES * size;
         assert!((needed..2 * needed).contains(&asked), "{asked} bytes for {needed} of kind {kind}");

@@ -364,4 +364,9 @@ fn dropping_a_plan_frees_its_buffers() {
     let chunks = [payload];
     drop(plan(Signal::Traces, &chunks, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap());
     assert!(chunks[0].is_unique());
+    let targets = NonZeroUsize::new(2).unwrap();
+    let early = plan_early(Signal::Traces, &chunks, targets, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
+    assert!(early.scratch.early.taken().0 > 0);
+    drop(early);
+    assert_eq!(scratch.early.taken(), (0, 0));
 }
