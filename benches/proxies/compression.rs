@@ -34,7 +34,8 @@ const ROWS: [(&str, &str, usize); 9] = [
     ("gzip", "zstd", 1),
 ];
 
-/// Measures all rows in turns, with one worker and with one per CPU.
+/// Measures all rows in turns, with one worker and with one per CPU. If there is an earlier binary, its cost of the first row is
+/// the last row.
 pub(crate) fn compression(bench: &Bench, out: &mut impl Write) -> Result<()> {
     writeln!(
         out,
@@ -50,15 +51,25 @@ pub(crate) fn compression(bench: &Bench, out: &mut impl Write) -> Result<()> {
         let sinks = bench.sinks::<4>(Duration::ZERO)?;
         let setup = Setup { workers, buffers: Buffers::Packaged };
         let start = |(_, calls, backends): &(&str, &str, usize)| bench.compressing(calls, setup, &sinks, *backends);
-        let proxies: Vec<Proxy> = ROWS.iter().map(start).collect::<Result<_>>()?;
-        let mut costs: Vec<Vec<f64>> = ROWS.iter().map(|_| Vec::new()).collect();
-        for _ in 0..bench.turns {
-            for (((requests, ..), proxy), costs) in ROWS.iter().zip(&proxies).zip(&mut costs) {
-                costs.push(bench.cost_of(requests, LOAD, proxy)?);
+        let mut rows = ROWS.to_vec();
+        let mut proxies: Vec<Proxy> = ROWS.iter().map(start).collect::<Result<_>>()?;
+        if bench.has_before() {
+            rows.push(("none, SPANRING_BEFORE", "none", 4));
+            proxies.push(bench.proxy_before(setup, &sinks)?);
+        }
+        let mut costs: Vec<Vec<f64>> = rows.iter().map(|_| Vec::new()).collect();
+        for turn in 0..=bench.turns {
+            for (((requests, ..), proxy), costs) in rows.iter().zip(&proxies).zip(&mut costs) {
+                let requests = requests.split(',').next().unwrap_or_default();
+                let cost = bench.cost_of(requests, LOAD, proxy)?;
+                // In the first turn, contexts and buffers are made, and memory is used for the first time.
+                if turn > 0 {
+                    costs.push(cost);
+                }
             }
         }
         let plain = costs.first().cloned().unwrap_or_default();
-        for ((requests, calls, backends), costs) in ROWS.iter().zip(costs) {
+        for ((requests, calls, backends), costs) in rows.iter().zip(costs) {
             let ratio = median(costs.iter().zip(&plain).map(|(cost, plain)| cost / plain).collect());
             let least = |costs: &[f64]| costs.iter().copied().fold(f64::INFINITY, f64::min);
             let of_least = least(&costs) / least(&plain);

@@ -159,6 +159,11 @@ impl Bench {
         Ok(proxy)
     }
 
+    /// Whether an earlier build is to be measured, too.
+    pub(crate) fn has_before(&self) -> bool {
+        self.programs.before.is_some()
+    }
+
     /// Starts a proxy of the earlier build, with the same configuration.
     pub(crate) fn proxy_before(&self, setup: Setup, sinks: &Sinks) -> Result<Proxy> {
         let mut programs = self.programs.clone();

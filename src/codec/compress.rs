@@ -67,19 +67,19 @@ pub fn compress<'a>(
     len: usize,
 ) -> io::Result<Bytes> {
     if len <= most_on_worker(encoding, level) {
-        return PACKER.with_borrow_mut(|packer| packer.pack(encoding, level, payloads));
+        return PACKER.with_borrow_mut(|packer| packer.pack(encoding, level, payloads, len));
     }
     // The thread is handed over only with a turn at hand. If it waited for one, the thread that takes its place would be the
     // next to wait.
     match LONG.turn(turns(len)) {
         Some(turn) => off_worker(|| {
             turn.with(Packer::default, |packer| {
-                let packed = packer.pack(encoding, level, payloads);
+                let packed = packer.pack(encoding, level, payloads, len);
                 (packer.joined, packer.output) = (Vec::new(), Vec::new());
                 packed
             })
         }),
-        None => Packer::default().pack(encoding, level, payloads),
+        None => Packer::default().pack(encoding, level, payloads, len),
     }
 }
 
@@ -91,12 +91,14 @@ fn turns(len: usize) -> NonZeroUsize {
 }
 
 /// Returns the length of the longest message that is compressed where it is sent, on the thread that serves a
-/// connection. It takes about 1 ms: with level 1, gzip compresses 200 MB/s and zstd 420 on two slow cores (the rows gzip →
-/// gzip and zstd → zstd of `cargo bench --bench proxies -- compression`, less those of plain calls). Higher levels take
-/// longer.
+/// connection. It takes 1 to 2 ms: with level 1, gzip compresses 390 MB/s of telemetry and zstd 790 on a slow core
+/// (`deploy/docs/performance.md`). Most calls are shorter. On another thread they would cost more, because what was just
+/// inflated and cut is in the cache of this one. Higher levels take longer.
 fn most_on_worker(encoding: Encoding, level: u32) -> usize {
     match (encoding, level) {
-        (_, 0..=1) | (Encoding::Zstd, 2) => 256 << 10,
+        (Encoding::Zstd, 0..=1) => 1 << 20,
+        (_, 0..=1) => 512 << 10,
+        (Encoding::Zstd, 2) => 256 << 10,
         (_, 2..=5) => 64 << 10,
         (_, 6..=9) => 16 << 10,
         (_, 10..) => 4 << 10,
@@ -114,6 +116,7 @@ impl Packer {
         encoding: Encoding,
         level: u32,
         mut payloads: impl Iterator<Item = &'a [u8]>,
+        len: usize,
     ) -> io::Result<Bytes> {
         let Self { gzip, zstd, joined, output } = self;
         let first = payloads.next().unwrap_or_default();
@@ -121,6 +124,7 @@ impl Packer {
             None => first,
             Some(second) => {
                 joined.clear();
+                joined.reserve_exact(len);
                 [first, second].into_iter().chain(payloads).for_each(|payload| joined.extend_from_slice(payload));
                 joined.as_slice()
             }
@@ -177,6 +181,9 @@ fn zstd(
 /// Makes the buffer at least this long.
 fn make_room(output: &mut Vec<u8>, len: usize) {
     if output.len() < len {
+        // Without the old bytes, none are copied to a new place.
+        output.clear();
+        output.reserve_exact(len);
         output.resize(len, 0);
     }
 }

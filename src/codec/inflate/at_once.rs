@@ -37,14 +37,19 @@ pub(super) fn gunzip_at_once(input: &[u8], size: usize, output: &mut Vec<u8>) ->
 ///
 /// The decoder does not tell where the member ends: it ignores what follows. But it has found the member's trailer there.
 /// If the bytes of that trailer occur only at the end, this is where the member ends. (Those of an empty member are zeros,
-/// which may be preceded by a further zero. It is left to others.)
+/// which may be preceded by a further zero. It is left to others.) The size in the trailer mostly occurs only once, which
+/// spares a second checksum of the content.
 fn ends_with_member(input: &[u8], content: &[u8]) -> bool {
     let Ok(size) = u32::try_from(content.len()) else { return false };
+    let is_at_end = |bytes: &[u8]| memmem::find(input, bytes).is_some_and(|at| at + bytes.len() == input.len());
+    if is_at_end(&size.to_le_bytes()) {
+        return true;
+    }
     let mut trailer = [0; TRAILER];
     let (checksum, len) = trailer.split_at_mut(TRAILER / 2);
     checksum.copy_from_slice(&crc32(content).to_le_bytes());
     len.copy_from_slice(&size.to_le_bytes());
-    memmem::find(input, &trailer).is_some_and(|at| at + TRAILER == input.len())
+    is_at_end(&trailer)
 }
 
 #[cfg(test)]
@@ -111,6 +116,14 @@ mod tests {
         ] {
             assert_eq!(run(&input, 8), None, "{what}");
         }
+        let long = [gzip(&vec![1; 70_000], 6), gzip(&vec![2; 70_000], 6)];
+        assert!(run(&long[0], 70_000).is_some());
+        assert_eq!(run(&long.concat(), 70_000), None, "two members of the same size");
+        assert_eq!(
+            run(&[long[0].as_slice(), &long[1][long[1].len() - TRAILER..]].concat(), 70_000),
+            None,
+            "a size twice"
+        );
         for at in 0..one.len() {
             let mut broken = one.clone();
             broken[at] ^= 0x55;
