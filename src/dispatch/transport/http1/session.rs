@@ -18,7 +18,6 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use http_body::Body;
 use hyper::client::conn::http1::{Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -31,7 +30,7 @@ use super::{
     flight::{Due, Flight, Landing},
     reply::{Reply, Unread},
     socket::{Seen, Socket},
-    target::{Payload, Target},
+    target::{Payload, Target, least_len},
 };
 use crate::{
     dispatch::transport::{Contents, Event, Failure, GIVE_UP, Scope, Verdict, Wakeups, Work},
@@ -181,50 +180,40 @@ impl<W: Work> Session<W> {
                 return Ok(());
             }
         };
-        // What is written before the body, the head, is shorter than what the kernel takes at once.
-        let whole_at = self.seen.written().saturating_add(request.body().size_hint().lower());
+        let whole_at = self.seen.written().saturating_add(least_len(&request));
         let mut flight = Flight::new(contents, now, keys.timeout);
         let (mut reply, is_success) = (Reply::default(), AtomicBool::new(false));
         if let Some(contents) = flight.contents() {
             self.work.began(contents, now);
         }
-        let landing = {
+        let mut landing = {
             let response = self.sender.try_send_request(request);
             let exchange = pin!(reply.read(response, &is_success));
             self.watch(exchange, &mut flight, &is_success).await
         };
-        if is_success.into_inner() && self.seen.written() < whole_at {
-            self.write_rest(flight.deadline()).await;
-            if self.seen.written() < whole_at {
-                return self.land_unwritten(flight);
+        let mut is_taken = true;
+        if is_success.into_inner() {
+            let is_early = matches!(landing, Landing::Read(_)) && self.seen.written() < whole_at;
+            if is_early && self.write_rest(flight.deadline()).await {
+                landing = Landing::Stopped;
             }
+            is_taken = self.seen.written() >= whole_at;
         }
-        self.land(flight, &reply, landing)
+        self.land(flight, &reply, landing, is_taken)
     }
 
-    /// Writes the rest of a request whose answer came early, at most until `deadline`.
-    async fn write_rest(&mut self, deadline: Instant) {
+    /// Writes the rest of a request whose answer came early, at most until `deadline`. Returns whether the process stops.
+    async fn write_rest(&mut self, deadline: Instant) -> bool {
         let Self { sender, connection, stopped, .. } = self;
         tokio::select! {
             biased;
-            () = stopped.as_mut() => {}
+            () = stopped.as_mut() => return true,
             () = sleep_until(deadline) => {}
             // An error means that the connection has ended.
             _ = sender.ready() => {}
             () = over(connection) => {}
         }
-    }
-
-    /// Reports a call that the backend called a success before it had the request, which it then did not take.
-    fn land_unwritten(&mut self, flight: Flight<W::Contents>) -> Result<(), End> {
-        tracing::debug!(backend = %self.work.peer().identity, "a success came before the request, whose rest was not taken");
-        self.has_called = true;
-        self.connection = None;
-        let started = flight.started;
-        if let Some(contents) = flight.into_contents() {
-            self.work.done(contents, Some(started), failed(Failure::Reset, Scope::Stream), Instant::now());
-        }
-        Err(End::Closed)
+        false
     }
 
     /// Waits for the end of a call. `is_success` says whether the backend is known to have taken the records.
@@ -274,13 +263,22 @@ impl<W: Work> Session<W> {
         }
     }
 
-    /// Reports the result of a call. An error ends the connection.
-    fn land(&mut self, flight: Flight<W::Contents>, reply: &Reply, landing: Landing) -> Result<(), End> {
+    /// Reports the result of a call. `is_taken` says whether the whole request was written, without which a success is none. An
+    /// error ends the connection.
+    fn land(
+        &mut self,
+        flight: Flight<W::Contents>,
+        reply: &Reply,
+        landing: Landing,
+        is_taken: bool,
+    ) -> Result<(), End> {
         let now = Instant::now();
         self.has_called |= !matches!(landing, Landing::Read(Err(Unread::NotSent)));
+        let is_success = |verdict: &Verdict| matches!(verdict, Verdict::Accepted(_));
+        let answer = reply.verdict().filter(|verdict| is_taken || !is_success(verdict));
         // A success is one, whatever happens while its body is read.
-        let success = reply.verdict().filter(|verdict| matches!(verdict, Verdict::Accepted(_)));
-        let (verdict, mut end) = match (landing, reply.verdict()) {
+        let success = answer.clone().filter(is_success);
+        let (verdict, mut end) = match (landing, answer) {
             (Landing::GivenUp, _) => (success.unwrap_or(Verdict::GivenUp), Err(End::GaveUp)),
             (Landing::Stopped, _) => (success.unwrap_or(Verdict::Stopped), Err(End::Stopped)),
             (Landing::Read(Ok(())), Some(verdict)) if reply.is_whole() => (verdict, Ok(())),
@@ -296,6 +294,7 @@ impl<W: Work> Session<W> {
                 }
                 (failed(Failure::Timeout, Scope::Request), Err(End::Closed))
             }
+            (Landing::Read(_), None) if !is_taken => (failed(Failure::Reset, Scope::Stream), Err(End::Closed)),
             (Landing::Read(Err(Unread::Broken(error))), None) => self.broken(&error, flight.started),
             (Landing::Read(Ok(()) | Err(Unread::NotSent)), None) => {
                 (Verdict::Unprocessed { refused: false }, Err(self.closed()))

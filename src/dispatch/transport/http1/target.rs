@@ -90,6 +90,13 @@ impl Target {
     }
 }
 
+/// Returns the least number of bytes that a request has when it is written: hyper adds the length of the body.
+pub(super) fn least_len(request: &Request<Payload>) -> u64 {
+    let line = "POST  HTTP/1.1\r\n\r\n".len() + request.uri().path().len();
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    u64::try_from(line + headers.sum::<usize>()).unwrap_or(u64::MAX).saturating_add(request.body().left)
+}
+
 /// The path of a signal. It was checked when the configuration was read.
 pub(in crate::dispatch::transport) fn path_of(http: &OtlpHttp, signal: Signal) -> Uri {
     http.path(signal).1.parse().unwrap_or_default()

@@ -313,6 +313,18 @@ async fn a_success_of_a_backend_that_does_not_take_the_request_is_a_failure() {
 }
 
 #[tokio::test]
+async fn a_stop_while_the_rest_of_an_answered_request_is_written_ends_the_call() {
+    let peer = HttpPeer::start().await;
+    let served = start(&peer, &[&vec![7; 16 << 20]]);
+    let mut connection = peer.accept().await;
+    connection.head().await.unwrap();
+    connection.send(OK).await;
+    served.tasks.stop();
+    assert_eq!(served.verdicts(1).await, [Verdict::Stopped]);
+    assert_eq!(served.end().await, (vec!["connected", "stopped"], None));
+}
+
+#[tokio::test]
 async fn a_backend_that_sends_interim_answers_without_end_times_out() {
     let peer = HttpPeer::start().await;
     let keys = keys(|keys, _| keys.timeout = Duration::from_millis(200));
