@@ -163,6 +163,7 @@ async fn row_24_a_rolling_restart_of_backends_loses_nothing_of_http_clients() ->
             fixture.until_metric("spanring_ring_members", &["state=\"ejected\""], |members| members == 0.0)?;
         }
         let sent = load.stop().await?;
+        ensure!(sent.refused.is_empty(), "two of three backends were there: {:?}", sent.refused.first());
         ensure!(!sent.acknowledged.is_empty(), "nothing was acknowledged");
         ensure!(fixture.account(&sent.acknowledged).missing == 0, "{:?}", fixture.account(&sent.acknowledged));
     }
