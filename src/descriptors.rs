@@ -141,6 +141,12 @@ pub fn allow_further_connection() -> bool {
     plan().is_none_or(|plan| TO_BACKENDS.load(Relaxed) < plan.backends)
 }
 
+/// Counts a connection to a backend that is about to be established.
+pub fn count_connection() -> ToBackend {
+    TO_BACKENDS.fetch_add(1, Relaxed);
+    ToBackend(())
+}
+
 /// Sets the configured number of client connections. A warning is logged if there is no room for them.
 pub fn want(clients: usize) {
     if WANTED.swap(clients, Relaxed) != clients {
@@ -198,20 +204,6 @@ impl fmt::Display for Plan {
 }
 
 // === impl ToBackend ===
-
-impl ToBackend {
-    /// Counts a connection that is about to be established.
-    pub fn new() -> Self {
-        TO_BACKENDS.fetch_add(1, Relaxed);
-        Self(())
-    }
-}
-
-impl Default for ToBackend {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 impl Drop for ToBackend {
     fn drop(&mut self) {

@@ -50,24 +50,20 @@ pub(crate) fn compression(bench: &Bench, out: &mut impl Write) -> Result<()> {
     for workers in Workers::ALL {
         let sinks = bench.sinks::<4>(Duration::ZERO)?;
         let setup = Setup { workers, buffers: Buffers::Packaged };
-        let start = |(_, calls, backends): &(&str, &str, usize)| bench.compressing(calls, setup, &sinks, *backends);
+        let start = |(requests, calls, backends): &(&'static str, &str, usize)| {
+            Ok((*requests, bench.compressing(calls, setup, &sinks, *backends)?))
+        };
         let mut rows = ROWS.to_vec();
-        let mut proxies: Vec<Proxy> = ROWS.iter().map(start).collect::<Result<_>>()?;
+        let mut proxies: Vec<(&str, Proxy)> = ROWS.iter().map(start).collect::<Result<_>>()?;
         if bench.has_before() {
             rows.push(("none, SPANRING_BEFORE", "none", 4));
-            proxies.push(bench.proxy_before(setup, &sinks)?);
+            proxies.push(("none", bench.proxy_before(setup, &sinks)?));
         }
-        let mut costs: Vec<Vec<f64>> = rows.iter().map(|_| Vec::new()).collect();
-        for turn in 0..=bench.turns {
-            for (((requests, ..), proxy), costs) in rows.iter().zip(&proxies).zip(&mut costs) {
-                let requests = requests.split(',').next().unwrap_or_default();
-                let cost = bench.cost_of(requests, LOAD, proxy)?;
-                // In the first turn, contexts and buffers are made, and memory is used for the first time.
-                if turn > 0 {
-                    costs.push(cost);
-                }
-            }
+        // Before the turns that count: contexts and buffers are made, and memory is used for the first time.
+        for (requests, proxy) in &proxies {
+            bench.cost_of(requests, LOAD, proxy)?;
         }
+        let costs = bench.in_turns(&proxies, |(requests, proxy)| bench.cost_of(requests, LOAD, proxy))?;
         let plain = costs.first().cloned().unwrap_or_default();
         for ((requests, calls, backends), costs) in rows.iter().zip(costs) {
             let ratio = median(costs.iter().zip(&plain).map(|(cost, plain)| cost / plain).collect());

@@ -44,16 +44,11 @@ pub(crate) fn http(bench: &Bench, out: &mut impl Write) -> Result<()> {
     writeln!(out, "| --- | --- | --- | --- | --- | --- | --- |")?;
     for workers in Workers::ALL {
         let sinks = bench.sinks::<4>(Duration::ZERO)?;
-        let start = |(kind, buffers, protocol, _): &(Kind, Buffers, Protocol, Load)| {
-            bench.speaking(*kind, *protocol, Setup { workers, buffers: *buffers }, &sinks)
+        let start = |(kind, buffers, protocol, load): &(Kind, Buffers, Protocol, Load)| {
+            Ok((*load, bench.speaking(*kind, *protocol, Setup { workers, buffers: *buffers }, &sinks)?))
         };
-        let proxies: Vec<Proxy> = rows.iter().map(start).collect::<Result<_>>()?;
-        let mut costs: Vec<Vec<f64>> = rows.iter().map(|_| Vec::new()).collect();
-        for _ in 0..bench.turns {
-            for (((.., load), proxy), costs) in rows.iter().zip(&proxies).zip(&mut costs) {
-                costs.push(bench.cost(*load, proxy)?);
-            }
-        }
+        let proxies: Vec<(Load, Proxy)> = rows.iter().map(start).collect::<Result<_>>()?;
+        let costs = bench.in_turns(&proxies, |(load, proxy)| bench.cost(*load, proxy))?;
         let [few, many] = [0, 1].map(|row| costs.get(row).cloned().unwrap_or_default());
         for ((kind, buffers, protocol, load), costs) in rows.iter().zip(costs) {
             let over = |base: &[f64]| median(costs.iter().zip(base).map(|(cost, base)| cost / base).collect());

@@ -159,6 +159,17 @@ impl Bench {
         Ok(proxy)
     }
 
+    /// Measures several rows in turns. Returns the costs of each.
+    pub(crate) fn in_turns<R>(&self, rows: &[R], cost: impl Fn(&R) -> Result<f64>) -> Result<Vec<Vec<f64>>> {
+        let mut costs: Vec<Vec<f64>> = rows.iter().map(|_| Vec::new()).collect();
+        for _ in 0..self.turns {
+            for (row, costs) in rows.iter().zip(&mut costs) {
+                costs.push(cost(row)?);
+            }
+        }
+        Ok(costs)
+    }
+
     /// Whether an earlier build is to be measured, too.
     pub(crate) fn has_before(&self) -> bool {
         self.programs.before.is_some()

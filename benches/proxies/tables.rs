@@ -109,13 +109,7 @@ fn cheapest(bench: &Bench, kind: Kind, buffers: Buffers, load: Load, sinks: &Sin
 
 /// Measures the costs of several proxies in turns.
 fn in_turns(bench: &Bench, load: Load, proxies: &[Proxy]) -> Result<Vec<Vec<f64>>> {
-    let mut costs: Vec<Vec<f64>> = proxies.iter().map(|_| Vec::new()).collect();
-    for _ in 0..bench.turns {
-        for (proxy, costs) in proxies.iter().zip(&mut costs) {
-            costs.push(bench.cost(load, proxy)?);
-        }
-    }
-    Ok(costs)
+    bench.in_turns(proxies, |proxy| bench.cost(load, proxy))
 }
 
 /// The cost of a span in this build and in the earlier one, measured in turns.

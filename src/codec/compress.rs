@@ -33,11 +33,11 @@ const MOST_BUFFERS: usize = 32 << 20;
 /// The packers of messages that take long.
 static LONG: Few<Packer> = Few::new();
 
-/// The lowest level of zstd whose tables are bounded by [`TABLES`]. Those of lower levels take at most 6 MiB.
+/// The lowest level of zstd whose tables are bounded by [`TABLES`]. Contexts of lower levels have up to 11 MiB (level 9).
 const LARGE_LEVEL: u32 = 10;
 
-/// The binary logarithms of zstd's window in bytes, and of the lengths of its two tables, for large levels. By default a
-/// context of level 22 has up to 80 MiB for a message of 4 MiB, and each thread keeps one.
+/// The binary logarithms of zstd's window in bytes, and of the lengths of its two tables, for large levels. A
+/// context has 4.5 MiB with these. Each thread keeps one: with zstd's own values a proxy of four threads took 168 MiB at level 15.
 const TABLES: [CParameter; 3] = [CParameter::WindowLog(20), CParameter::HashLog(18), CParameter::ChainLog(19)];
 
 /// The same parameters with their defaults, which depend on the level and the message's length.
@@ -253,7 +253,7 @@ mod tests {
             assert_eq!(zstd_safe::decompress(plain.as_mut_slice(), &output[..made]).unwrap(), message.len());
             assert!(plain == message, "level {level}");
             let held = kept.map(|(_, context)| context.sizeof()).unwrap();
-            assert!(held <= 16 << 20, "level {level}: {held} bytes");
+            assert!(held <= 12 << 20, "level {level}: {held} bytes");
         }
     }
 
@@ -285,7 +285,7 @@ mod tests {
             let (send, receive) = mpsc::channel();
             let spawner = tasks.clone();
             let working = async move {
-                drop(spawner.spawn(async move { send.send(()).unwrap() }));
+                drop(spawner.spawn(async move { send.send(()).ok() }));
                 let message = vec![7; len];
                 // The message is asked for while it is compressed, and waits for the other task.
                 let mut went_on = false;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     budget::{Budget, Use},
-    descriptors::ToBackend,
+    descriptors,
     lifecycle::Tasks,
     shortage::Shortage,
 };
@@ -39,7 +39,7 @@ impl Transport for Network {
     fn open(&self, link: Link, tasks: &Tasks) {
         // The number of connections is bounded. Without one, what the account holds could not be sent.
         let memory = self.0.count_for(Use::Backends, link.peer().connection_memory());
-        let descriptor = ToBackend::new();
+        let descriptor = descriptors::count_connection();
         let serving = transport::serve(link, tasks.clone());
         drop(tasks.spawn(async move {
             serving.await;

@@ -1,7 +1,7 @@
 //! A minimal OTLP/HTTP client for the load generator: one HTTP/1.1 connection with one request at a time, which is reopened
 //! when it is lost.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
@@ -9,11 +9,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use prost::Message;
-use tokio::{net::TcpStream, sync::Mutex};
+use tokio::sync::Mutex;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::h2client::{Answer, MAX_REPLY, rejected_in};
+use super::h2client::{Answer, MAX_REPLY, dial, drive, not_connected, rejected_in};
 use crate::{lifecycle::Tasks, otlp::framed::PREFIX_LEN, settings::Compression};
 
 /// An OTLP/HTTP client for one address.
@@ -133,17 +133,9 @@ impl Channel {
     }
 
     async fn open(&self) -> Result<SendRequest<Full<Bytes>>, String> {
-        let failed = |error: &dyn fmt::Display| format!("cannot connect to {}: {error}", self.authority);
-        let stream = TcpStream::connect(self.authority.as_str()).await.map_err(|error| failed(&error))?;
-        stream.set_nodelay(true).map_err(|error| failed(&error))?;
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-        let tasks = self.tasks.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                result = connection => if let Err(error) = result { tracing::debug!(%error, "connection lost") },
-                () = tasks.stopped() => {}
-            }
-        });
+        let stream = TokioIo::new(dial(&self.authority).await?);
+        let (sender, connection) = handshake(stream).await.map_err(|error| not_connected(&self.authority, &error))?;
+        drive(connection, &self.tasks);
         Ok(sender)
     }
 }

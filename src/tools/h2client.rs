@@ -172,9 +172,8 @@ impl Channel {
     }
 
     async fn open(&self) -> Result<SendRequest<Bytes>, String> {
-        let failed = |error: &dyn fmt::Display| format!("cannot connect to {}: {error}", self.authority);
-        let stream = TcpStream::connect(self.authority.as_str()).await.map_err(|error| failed(&error))?;
-        stream.set_nodelay(true).map_err(|error| failed(&error))?;
+        let failed = |error: &dyn fmt::Display| not_connected(&self.authority, error);
+        let stream = dial(&self.authority).await?;
         let Some(tls) = &self.tls else { return self.begin(stream).await.map_err(|error| failed(&error)) };
         let name = tls.name_of(&self.authority).ok_or_else(|| failed(&"it has no name to be checked"))?;
         let stream = TlsConnector::from(tls.current()).connect(name, stream).await.map_err(|error| failed(&error))?;
@@ -188,15 +187,32 @@ impl Channel {
         let mut builder = h2::client::Builder::new();
         builder.max_concurrent_reset_streams(1024).initial_max_send_streams(FIRST_STREAMS);
         let (sender, connection) = builder.handshake(stream).await?;
-        let tasks = self.tasks.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                result = connection => if let Err(error) = result { tracing::debug!(%error, "connection lost") },
-                () = tasks.stopped() => {}
-            }
-        });
+        drive(connection, &self.tasks);
         Ok(sender)
     }
+}
+
+/// Connects to `host:port`.
+pub(super) async fn dial(authority: &str) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect(authority).await.map_err(|error| not_connected(authority, &error))?;
+    stream.set_nodelay(true).map_err(|error| not_connected(authority, &error))?;
+    Ok(stream)
+}
+
+/// The message of a connection that could not be made.
+pub(super) fn not_connected(authority: &str, error: &dyn fmt::Display) -> String {
+    format!("cannot connect to {authority}: {error}")
+}
+
+/// Drives a connection until it ends or the tasks are stopped.
+pub(super) fn drive<E: fmt::Display>(connection: impl Future<Output = Result<(), E>> + Send + 'static, tasks: &Tasks) {
+    let stopping = tasks.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            result = connection => if let Err(error) = result { tracing::debug!(%error, "connection lost") },
+            () = stopping.stopped() => {}
+        }
+    });
 }
 
 /// Returns whether the server did not process a request: it had told the client to connect again, and the request's

@@ -263,6 +263,15 @@ impl Fixture {
         Ok(())
     }
 
+    /// Waits until ordinary requests are delivered again.
+    pub(crate) async fn serves_again(&self) -> Result<()> {
+        let end = Instant::now() + harness::TIME_LIMIT;
+        while let Err(error) = self.serves().await {
+            ensure!(Instant::now() < end, "the backends are back, but are not used: {error:#}");
+        }
+        Ok(())
+    }
+
     /// Compares the acknowledged spans with those that the backends received.
     pub(crate) fn account<'a>(&self, acknowledged: impl IntoIterator<Item = &'a SpanKey>) -> Account {
         let delivered: Vec<_> = self.backends.iter().map(Backend::delivered).collect();

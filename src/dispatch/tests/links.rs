@@ -110,6 +110,12 @@ fn refused() -> Verdict {
     Verdict::Refused { code: Code::InvalidArgument, message: "no".to_owned() }
 }
 
+async fn all_accepted(joins: &[Join]) {
+    for join in joins {
+        assert_eq!(outcome(join).await, accepted());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn waiting_parts_are_taken_and_their_outcomes_reach_the_request() {
     let bench = Bench::start(Config::default());
@@ -218,9 +224,7 @@ async fn a_connection_that_writes_an_answered_request_is_not_woken_for_others() 
         let batch = one.begin();
         one.end(batch, Verdict::Accepted(None));
     }
-    for join in &joins {
-        assert_eq!(outcome(join).await, accepted());
-    }
+    all_accepted(&joins).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -259,9 +263,7 @@ async fn further_connections_are_made_while_all_are_busy_up_to_the_configured_nu
     }
     let last = one.begin();
     one.end(last, Verdict::Accepted(None));
-    for join in &joins {
-        assert_eq!(outcome(join).await, accepted());
-    }
+    all_accepted(&joins).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -277,16 +277,16 @@ impl<W: Work> Session<W> {
         let is_success = |verdict: &Verdict| matches!(verdict, Verdict::Accepted(_));
         let answer = reply.verdict().filter(|verdict| is_taken || !is_success(verdict));
         // A success is one, whatever happens while its body is read.
-        let success = answer.clone().filter(is_success);
+        let success_or = |answer: Option<Verdict>, other| answer.filter(is_success).unwrap_or(other);
         let (verdict, mut end) = match (landing, answer) {
-            (Landing::GivenUp, _) => (success.unwrap_or(Verdict::GivenUp), Err(End::GaveUp)),
-            (Landing::Stopped, _) => (success.unwrap_or(Verdict::Stopped), Err(End::Stopped)),
+            (Landing::GivenUp, answer) => (success_or(answer, Verdict::GivenUp), Err(End::GaveUp)),
+            (Landing::Stopped, answer) => (success_or(answer, Verdict::Stopped), Err(End::Stopped)),
             (Landing::Read(Ok(())), Some(verdict)) if reply.is_whole() => (verdict, Ok(())),
             // The rest of the answer is not read, or was not sent.
             (Landing::Read(_) | Landing::TimedOut, Some(verdict)) => (verdict, Err(End::Closed)),
-            (Landing::Silent, _) => {
+            (Landing::Silent, answer) => {
                 let failure = Failure::Ping;
-                (success.unwrap_or(failed(failure, Scope::Connection)), Err(End::Failed(failure)))
+                (success_or(answer, failed(failure, Scope::Connection)), Err(End::Failed(failure)))
             }
             (Landing::TimedOut, None) => {
                 if flight.is_over(now) {

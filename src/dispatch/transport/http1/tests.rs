@@ -12,7 +12,7 @@ use crate::{
         tests::{Served, message},
     },
     settings::{Compression, Delivery, IfWritten, OtlpHttp, Protocol},
-    testing::{HttpPeer, OK, patient},
+    testing::{HttpConnection, HttpPeer, OK, patient},
 };
 
 /// A pool that is called by OTLP/HTTP, with some keys changed.
@@ -31,6 +31,21 @@ fn start(peer: &HttpPeer, waiting: &[&[u8]]) -> Served {
 fn send(served: &Served, payload: &[u8]) {
     served.with_state(|state| state.waiting.push_back(message(payload)));
     served.wake(QUEUE);
+}
+
+/// More than sockets hold, and less than what a busy machine carries in the second that a connection has for it.
+const LARGE: usize = 16 << 20;
+
+/// Begins a call with [`LARGE`] bytes, which the backend answers before it reads them. Further messages wait.
+async fn answered_early(answer: &str, waiting: &[&[u8]], keys: &Delivery) -> (Served, HttpConnection) {
+    let peer = HttpPeer::start().await;
+    let large = vec![7; LARGE];
+    let messages: Vec<&[u8]> = std::iter::once(large.as_slice()).chain(waiting.iter().copied()).collect();
+    let served = Served::start_with(peer.address, &messages, keys);
+    let mut connection = peer.accept().await;
+    connection.head().await.unwrap();
+    connection.send(answer).await;
+    (served, connection)
 }
 
 fn failed(failure: Failure, scope: Scope) -> Verdict {
@@ -268,28 +283,20 @@ async fn a_success_whose_body_does_not_arrive_is_a_success() {
 
 #[tokio::test]
 async fn an_answer_before_the_end_of_the_request_counts() {
-    let peer = HttpPeer::start().await;
-    let large = vec![7; 32 << 20];
-    let served = start(&peer, &[&large]);
-    let mut connection = peer.accept().await;
-    connection.head().await.unwrap();
-    connection.send("HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n").await;
+    let answer = "HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n";
+    let (served, connection) = answered_early(answer, &[], &keys(|_, _| {})).await;
     let verdicts = served.verdicts(1).await;
     assert!(matches!(&verdicts[..], [Verdict::Refused { code: Code::ResourceExhausted, .. }]), "{verdicts:?}");
     // The rest of the request is not taken, so the connection cannot carry another call.
     assert_eq!(served.end().await.0, ["connected", "answered", "writing", "closed"]);
+    drop(connection);
 }
 
 #[tokio::test]
 async fn a_success_counts_only_once_the_request_is_written() {
-    let peer = HttpPeer::start().await;
-    let large = vec![7; 16 << 20];
-    let served = start(&peer, &[&large, b"next"]);
-    let mut connection = peer.accept().await;
-    connection.head().await.unwrap();
-    connection.send(OK).await;
+    let (served, mut connection) = answered_early(OK, &[b"next"], &keys(|_, _| {})).await;
     served.with_state(|state| assert_eq!(state.events, ["connected"]));
-    connection.skip(large.len()).await;
+    connection.skip(LARGE).await;
     assert_eq!(served.verdicts(1).await, [Verdict::Accepted(None)]);
     assert_eq!(connection.request().await.body, b"next");
     served.tasks.stop();
@@ -298,13 +305,8 @@ async fn a_success_counts_only_once_the_request_is_written() {
 #[tokio::test]
 async fn a_success_of_a_backend_that_does_not_take_the_request_is_a_failure() {
     for is_closed in [false, true] {
-        let peer = HttpPeer::start().await;
-        let large = vec![7; 16 << 20];
         let keys = keys(|keys, _| keys.timeout = Duration::from_millis(500));
-        let served = Served::start_with(peer.address, &[&large], &keys);
-        let mut connection = peer.accept().await;
-        connection.head().await.unwrap();
-        connection.send(OK).await;
+        let (served, connection) = answered_early(OK, &[], &keys).await;
         let kept = (!is_closed).then_some(connection);
         assert_eq!(served.verdicts(1).await, [failed(Failure::Reset, Scope::Stream)]);
         assert_eq!(served.end().await, (vec!["connected", "closed"], None));
@@ -314,14 +316,11 @@ async fn a_success_of_a_backend_that_does_not_take_the_request_is_a_failure() {
 
 #[tokio::test]
 async fn a_stop_while_the_rest_of_an_answered_request_is_written_ends_the_call() {
-    let peer = HttpPeer::start().await;
-    let served = start(&peer, &[&vec![7; 16 << 20]]);
-    let mut connection = peer.accept().await;
-    connection.head().await.unwrap();
-    connection.send(OK).await;
+    let (served, connection) = answered_early(OK, &[], &keys(|_, _| {})).await;
     served.tasks.stop();
     assert_eq!(served.verdicts(1).await, [Verdict::Stopped]);
     assert_eq!(served.end().await, (vec!["connected", "stopped"], None));
+    drop(connection);
 }
 
 #[tokio::test]
@@ -358,15 +357,10 @@ async fn the_body_of_a_success_is_not_waited_for_until_the_timeout() {
 
 #[tokio::test]
 async fn a_connection_takes_the_next_call_once_an_answered_request_is_written() {
-    let peer = HttpPeer::start().await;
-    // More than the sockets hold, and less than what a busy machine carries in the second that the connection has for it.
-    let large = vec![7; 16 << 20];
-    let served = start(&peer, &[&large, b"next"]);
-    let mut connection = peer.accept().await;
-    connection.head().await.unwrap();
-    connection.send("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+    let answer = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+    let (served, mut connection) = answered_early(answer, &[b"next"], &keys(|_, _| {})).await;
     assert!(matches!(served.verdicts(1).await[..], [Verdict::Refused { .. }]));
-    connection.skip(large.len()).await;
+    connection.skip(LARGE).await;
     assert_eq!(connection.request().await.body, b"next");
     connection.send(OK).await;
     served.verdicts(2).await;
