@@ -80,14 +80,6 @@ pub fn slot_of(key: &[u8]) -> u32 {
     (xxh3_64(key) >> (u64::BITS - SLOT_BITS)) as u32
 }
 
-/// Minimum capacity in bytes of buffers used while a ring is built. glibc gives allocations of this size a memory map
-/// of their own, which returns to the system when it is freed (see `allocator`). Only pages that are written to use
-/// memory.
-const MAPPED: usize = 1 << 19;
-
-/// Up to this many backends, the list of slots of each gets that capacity.
-const MAPPED_EACH: usize = 16;
-
 /// The owners of all slots and the probe that each slot was accepted with.
 pub(super) struct Placement {
     pub(super) owners: Arc<[u16]>,
@@ -139,7 +131,6 @@ fn place_with(members: &[Member], whole: usize, mut ahead: u16) -> Placement {
         ahead = ahead.saturating_mul(FURTHER);
     }
     // Frees the rings before memory for the result is allocated.
-
     asking.rings.clear();
     asking.settled()
 }
@@ -180,10 +171,8 @@ impl Probes {
 
 impl<'a> Asking<'a> {
     fn new(members: &[Member], rooms: &'a [usize]) -> Self {
-        // With many backends this capacity would use much address space.
-        let least = if members.len() <= MAPPED_EACH { MAPPED / size_of::<u32>() } else { 0 };
         Self {
-            by_backend: rooms.iter().map(|room| Vec::with_capacity((room + room / 4).max(least))).collect(),
+            by_backend: rooms.iter().map(|room| Vec::with_capacity(room + room / 4)).collect(),
             rooms,
             identities: members.iter().map(|member| xxh3_64(member.identity.as_bytes())).collect(),
             probes: by_slot(),
@@ -285,11 +274,9 @@ impl<'a> Asking<'a> {
     }
 }
 
-/// A zero for each slot, with the capacity for buffers used while a ring is built.
+/// A zero for each slot.
 fn by_slot<T: Copy + Default>() -> Vec<T> {
-    let mut numbers = Vec::with_capacity((SLOTS as usize).max(MAPPED / size_of::<T>()));
-    numbers.resize(SLOTS as usize, T::default());
-    numbers
+    vec![T::default(); SLOTS as usize]
 }
 
 /// A backend's ranking of the slots that ask it; lower values are kept first. It depends on no other backend, so a

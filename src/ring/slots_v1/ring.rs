@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use hashring::HashRing;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{MAPPED, Member, POINTS_PER_WEIGHT, SLOT_BITS, nearest::Nearest};
+use super::{Member, POINTS_PER_WEIGHT, SLOT_BITS, nearest::Nearest};
 
 /// Half the width of a slot in the space of hashes.
 const HALF_SLOT: u64 = 1 << (u64::BITS - SLOT_BITS - 1);
@@ -66,7 +66,7 @@ impl Ring {
         let count = included().map(|(_, member)| (POINTS_PER_WEIGHT * member.weight) as usize).sum();
         let is_whole = count <= whole;
         let points = if is_whole {
-            let mut points = Vec::with_capacity(usize::max(count, MAPPED / size_of::<Point>()));
+            let mut points = Vec::with_capacity(count);
             each_point(included(), |some| points.extend_from_slice(some));
             points.sort_unstable();
             points
