@@ -18,6 +18,10 @@ const ROWS: [Load; 4] = [
     Load { spans: 8192, traces: 1024, connections: 4, in_flight: 8 },
 ];
 
+/// How long a proxy runs until its idle memory is measured. What the build of the ring freed has gone back to the system
+/// by then: jemalloc takes five seconds (`.cargo/config.toml`), and its thread in the background runs now and then.
+const SETTLED: Duration = Duration::from_secs(20);
+
 /// One proxy in one row.
 struct Cell {
     kind: Kind,
@@ -25,7 +29,6 @@ struct Cell {
     /// Microseconds per span, for each turn.
     costs: Vec<f64>,
     peak_kib: u64,
-    idle_kib: u64,
 }
 
 impl Cell {
@@ -53,7 +56,6 @@ pub(crate) fn cost(bench: &Bench, sizes: &[usize], out: &mut impl Write) -> Resu
     }
     writeln!(out, " ÷ cheapest packaged | ÷ cheapest of all |")?;
     writeln!(out, "| --- |{} --- | --- |", " --- |".repeat(columns.len()))?;
-    let mut idle = String::new();
     for load in ROWS.into_iter().filter(|load| sizes.is_empty() || sizes.contains(&load.spans)) {
         let cells = row(bench, load, &columns)?;
         write!(out, "| {} ({}) |", load.spans, load.traces)?;
@@ -63,12 +65,20 @@ pub(crate) fn cost(bench: &Bench, sizes: &[usize], out: &mut impl Write) -> Resu
         let packaged = ratio(&cells, |cell| cell.setup.buffers == Buffers::Packaged);
         writeln!(out, " {packaged:.2} | {:.2} |", ratio(&cells, |_| true))?;
         out.flush()?;
-        let of = |cell: &Cell| format!("{} {:.1}", cell.kind.name(), mib(cell.idle_kib));
-        let packaged = cells.iter().filter(|cell| cell.setup.buffers == Buffers::Packaged);
-        idle = packaged.map(of).collect::<Vec<_>>().join(", ");
     }
-    writeln!(out, "\nIdle, in MiB: {idle}\n")?;
+    writeln!(out, "\nIdle, in MiB: {}\n", idle(bench)?)?;
     Ok(())
+}
+
+/// Returns the memory of each proxy, as packaged, that has had no request since it started.
+fn idle(bench: &Bench) -> Result<String> {
+    let sinks = bench.sinks::<4>(Duration::ZERO)?;
+    let setup = Setup { workers: Workers::Auto, buffers: Buffers::Packaged };
+    let start = |kind| bench.proxy(kind, setup, &sinks);
+    let proxies: Vec<Proxy> = bench.kinds().into_iter().map(start).collect::<Result<_>>()?;
+    std::thread::sleep(SETTLED);
+    let of = |proxy: &Proxy| Ok(format!("{} {:.1}", proxy.kind.name(), mib(proxy.usage()?.rss_kib)));
+    Ok(proxies.iter().map(of).collect::<Result<Vec<_>>>()?.join(", "))
 }
 
 /// Spanring's cost as a multiple of the cheapest of the selected other proxies.
@@ -86,10 +96,9 @@ fn row(bench: &Bench, load: Load, columns: &[(Kind, Buffers)]) -> Result<Vec<Cel
     for (kind, buffers) in columns {
         proxies.push(cheapest(bench, *kind, *buffers, load, &sinks)?);
     }
-    let idle: Vec<u64> = proxies.iter().map(|proxy| Ok(proxy.usage()?.rss_kib)).collect::<Result<_>>()?;
     let costs = in_turns(bench, load, &proxies)?;
-    let cells = proxies.iter().zip(costs).zip(idle).map(|((proxy, costs), idle_kib)| {
-        Ok(Cell { kind: proxy.kind, setup: proxy.setup, costs, peak_kib: proxy.usage()?.peak_kib, idle_kib })
+    let cells = proxies.iter().zip(costs).map(|(proxy, costs)| {
+        Ok(Cell { kind: proxy.kind, setup: proxy.setup, costs, peak_kib: proxy.usage()?.peak_kib })
     });
     cells.collect()
 }
