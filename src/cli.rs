@@ -94,7 +94,7 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Reload the file when it changes, checked every INTERVAL; SIGHUP also reloads it [default: 5s]
-    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "5s", conflicts_with = "backends")]
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "5s", conflicts_with = "backends")]
     watch_config: Option<GoDuration>,
     /// Run without a file: static://HOST:PORT,… or dns://NAME[:4317]
     #[arg(short, long, value_name = "BACKENDS")]
@@ -207,13 +207,27 @@ mod tests {
     }
 
     #[test]
+    fn the_interval_of_watch_config_is_written_in_any_usual_form() {
+        let watched = |line: &str| match parse(line).expect(line) {
+            Command::Run(args) => args.watch_config(),
+            other => panic!("{other:?}"),
+        };
+        for (flag, seconds) in
+            [("", None), ("--watch-config", Some(5)), ("--watch-config=7s", Some(7)), ("--watch-config 7s", Some(7))]
+        {
+            let expected = seconds.map(Duration::from_secs);
+            assert_eq!(watched(&format!("spanring run {flag} --config a.yaml")), expected, "{flag}");
+            assert_eq!(watched(&format!("spanring --config a.yaml {flag}")), expected, "{flag}");
+        }
+    }
+
+    #[test]
     fn senseless_command_lines_are_usage_errors() {
         for line in [
             "spanring",
             "spanring run",
             "spanring --config a.yaml --backends dns://b",
             "spanring --backends dns://b --watch-config",
-            "spanring --config a.yaml --watch-config 5s",
             "spanring --backends collectors.test",
             "spanring --backends static://",
             "spanring --backends dns://",
@@ -230,6 +244,8 @@ mod tests {
             ("spanring --backends dns://a --otlp-grpc 4317", "write 127.0.0.1:4317 "),
             ("spanring --backends dns://a --otlp-grpc localhost", "write localhost:4317"),
             ("spanring --backends dns://a --admin 127.0.0.1", "write 127.0.0.1:8888"),
+            ("spanring --config a.yaml --watch-config 5", "\"5\" has no unit; write 5s or 5ms"),
+            ("spanring --config a.yaml --watch-config=often", "write 200ms, 5s or 1m30s"),
         ] {
             let message = parse(line).expect_err(line).to_string();
             assert!(message.contains(advice), "{message}");

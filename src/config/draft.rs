@@ -88,11 +88,10 @@ impl Draft {
 
     /// Checks the settings. The error lists all problems of the values that could be read.
     pub fn check(&self) -> Result<Config, LoadError> {
-        check::check(&self.settings, Path::new("/"), &|path| self.is_hidden(path)).map_err(|problems| {
-            LoadError::Invalid {
-                name: self.name.clone(),
-                problems: problems.into_iter().map(|problem| self.with_position(problem)).collect(),
-            }
+        let (is_hidden, place) = (|path: &[Step]| self.is_hidden(path), |path: &[Step]| self.place(path));
+        check::check(&self.settings, Path::new("/"), &is_hidden, &place).map_err(|problems| LoadError::Invalid {
+            name: self.name.clone(),
+            problems: problems.into_iter().map(|problem| self.with_position(problem)).collect(),
         })
     }
 
@@ -109,6 +108,12 @@ impl Draft {
     /// Returns whether the value at `path` must not be shown.
     fn is_hidden(&self, path: &[Step]) -> bool {
         self.root.as_ref().and_then(|root| root.at(path)).is_some_and(Node::is_hidden)
+    }
+
+    /// Returns the place of the key at `path`; empty if there is no file.
+    fn place(&self, path: &[Step]) -> String {
+        let position = self.root.as_ref().map(|root| root.position_of(path));
+        position.map(|at| format!("{}:{}:{}: ", self.name, at.line, at.column)).unwrap_or_default()
     }
 
     fn with_position(&self, problem: ConfigError) -> ConfigError {
@@ -182,7 +187,9 @@ pub(crate) fn problems_of(root: &Node) -> Vec<ConfigError> {
     let mut known = root.clone();
     known.drop_references();
     let found = match settings_of(&known) {
-        Ok(settings) => check::check(&settings, Path::new("/"), &|_| false).err().unwrap_or_default(),
+        Ok(settings) => {
+            check::check(&settings, Path::new("/"), &|_| false, &|_| String::new()).err().unwrap_or_default()
+        }
         Err(problem) => vec![problem],
     };
     // An index in an error's path refers to the list without the items that contain references, so convert it.

@@ -85,7 +85,14 @@ impl Node {
         }
         let node: Spanned<Value> = serde_saphyr::from_str(text).map_err(|error| {
             let position = error.location().map(|at| position(&at));
-            ConfigError { position, path: Vec::new(), message: plain_message(&error), is_local: false }
+            let (position, message) = match (known_message(&error), position) {
+                (Some(message), position) => (position, message),
+                (None, position) => match tab_near(text, position.unwrap_or_default().line) {
+                    Some(tab) => (Some(tab), TAB.to_owned()),
+                    None => (position, NO_YAML.to_owned()),
+                },
+            };
+            ConfigError { position, path: Vec::new(), message, is_local: false }
         })?;
         let mut node = Self::from(node);
         node.mark(Origin::Written);
@@ -238,14 +245,32 @@ impl Node {
     }
 }
 
-/// Returns a message about invalid YAML. The messages of the YAML library are not used, because they quote the file,
-/// which may contain secrets.
-fn plain_message(error: &serde_saphyr::Error) -> String {
+/// The message about a tab that stands where only spaces may.
+const TAB: &str = "a tab in the indentation of this line: YAML allows only spaces there; replace it by spaces";
+
+/// The message about YAML that is invalid for any other reason.
+const NO_YAML: &str = "this is not valid YAML: look here, and in the lines before, for a quote or bracket that is not closed, \
+                       an indentation that does not fit, a missing space after a colon, or a ${…} without quotes inside { }";
+
+/// Returns the position of a tab in the indentation of invalid YAML: in the line of the error or else in the nearest one, since
+/// the library finds some tabs only when a value ends.
+fn tab_near(text: &str, line: u64) -> Option<Position> {
+    let tab_in = |(number, line): (u64, &str)| {
+        let indentation = line.chars().take_while(|c| matches!(c, ' ' | '\t' | '-'));
+        let (column, _) = (1..).zip(indentation).find(|(_, c)| *c == '\t')?;
+        Some(Position { line: number, column })
+    };
+    (1..).zip(text.lines()).filter_map(tab_in).min_by_key(|tab| tab.line.abs_diff(line))
+}
+
+/// Returns the message about a kind of error that is known. The messages of the YAML library are not used, because they quote
+/// the file, which may contain secrets.
+fn known_message(error: &serde_saphyr::Error) -> Option<String> {
     use serde_saphyr::Error;
 
     let message = match error.without_snippet() {
         Error::DuplicateMappingKey { key: Some(key), .. } if is_plain_name(key) => {
-            return format!("the key \"{key}\" is written twice");
+            return Some(format!("the key \"{key}\" is written twice"));
         }
         Error::DuplicateMappingKey { .. } => "a key is written twice",
         Error::MultipleDocuments { .. } => "a second document begins here; a configuration is a single document",
@@ -261,12 +286,9 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
         | Error::AliasReplayStackDepthExceeded { .. }
         | Error::RecursiveReferencesRequireWeakTypes { .. }
         | Error::Budget { .. } => "the file is nested too deep, or its aliases make too much of it",
-        _ => {
-            "this is not valid YAML: look here, and in the lines before, for a quote or bracket that is not closed, an \
-              indentation that does not fit, a tab, a missing space after a colon, or a ${…} without quotes inside { }"
-        }
+        _ => return None,
     };
-    message.to_owned()
+    Some(message.to_owned())
 }
 
 /// Returns whether a key can be shown in a message. A key with unusual characters may be a value that was written in

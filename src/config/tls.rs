@@ -238,7 +238,7 @@ mod tests {
         let idle = config(STATIC, "tls: { insecure: true, insecure_skip_verify: true }", "").expect("valid");
         assert_eq!(
             idle.warnings,
-            ["pools.tail.tls: insecure is true: the pool is plaintext, and the other keys of tls are ignored"]
+            ["f:5:5: pools.tail.tls: insecure is true: the pool is plaintext, and the other keys of tls are ignored"]
         );
     }
 }

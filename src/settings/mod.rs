@@ -23,7 +23,7 @@ use std::{collections::BTreeMap, time::Duration};
 use self::{
     addresses::{ADMIN_PORT, ListenAddress, PROBES_PORT},
     section::section,
-    values::WorkerThreads,
+    values::{Mebibytes, WorkerThreads},
 };
 pub use self::{
     choices::{Algorithm, Compression, HandoffMode, IpFamily, LogEncoding, LogLevel, RoutingKey, Sizer, TlsVersion},
@@ -83,7 +83,7 @@ section! {
     pub struct MemoryLimiter {
         /// The most memory, in MiB, that requests may hold. Above it requests are refused with `UNAVAILABLE` and
         /// `RetryInfo`. It takes precedence over `limit_percentage`.
-        limit_mib: Option<usize>,
+        limit_mib: Option<Mebibytes>,
         /// The same limit, in percent of the cgroup's memory limit or, without one, of the machine's memory.
         limit_percentage: u8 = 75,
     }

@@ -5,7 +5,10 @@ use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{addresses::ExamplePort, section::Setting};
+use super::{
+    addresses::ExamplePort,
+    section::{Read, Setting},
+};
 
 /// The number of bytes in a mebibyte.
 pub(crate) const MIB: usize = 1 << 20;
@@ -66,6 +69,15 @@ pub enum ValueError {
     /// Not a size.
     #[error("\"{0}\" is not a size; write 16MiB, 64KiB or a number of bytes")]
     Size(String),
+    /// A size with a unit that does not exist, and the size that was probably meant.
+    #[error("\"{0}\" has an unknown unit; write {1}")]
+    SizeUnit(String, String),
+    /// A size with a unit, where a number of MiB is expected, and that number.
+    #[error("\"{0}\" has a unit; the key is a number of MiB: write {1}")]
+    MebibytesUnit(String, usize),
+    /// Not a number of MiB.
+    #[error("\"{0}\" is not a number of MiB; write a whole number without a unit, such as 4")]
+    Mebibytes(String),
     /// Not backends in the notation of the command line.
     #[error("\"{0}\" names no backends; write static://host:port,host:port or dns://name:port")]
     Backends(String),
@@ -169,8 +181,24 @@ impl FromStr for ByteSize {
         let (number, unit) =
             SIZE_UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text, 1));
         let number: Option<usize> = number.trim_end().parse().ok();
-        number.and_then(|number| number.checked_mul(unit)).map(Self).ok_or_else(|| ValueError::Size(text.to_owned()))
+        number.and_then(|number| number.checked_mul(unit)).map(Self).ok_or_else(|| match meant(text) {
+            Some(meant) => ValueError::SizeUnit(text.to_owned(), meant),
+            None => ValueError::Size(text.to_owned()),
+        })
     }
+}
+
+/// Returns the size that was probably meant by a number with an unknown unit: `16MiB` for `16Mi` and `16mb`.
+fn meant(text: &str) -> Option<String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let unit = unit.trim().to_ascii_lowercase();
+    let (_, name) = [("k", "KiB"), ("m", "MiB"), ("g", "GiB")].into_iter().find(|(first, name)| {
+        let known = [*first, &format!("{first}b"), &format!("{first}i"), &name.to_ascii_lowercase()].contains(&&*unit);
+        known && !number.is_empty()
+    })?;
+    let (_, size) = SIZE_UNITS.iter().find(|(unit, _)| *unit == name)?;
+    number.parse::<usize>().ok()?.checked_mul(*size)?;
+    Some(format!("{number}{name}"))
 }
 
 impl fmt::Display for ByteSize {
@@ -216,9 +244,26 @@ impl Mebibytes {
     }
 }
 
+impl FromStr for Mebibytes {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let number: Option<usize> = text.parse().ok();
+        if let Some(bytes) = number.and_then(|number| number.checked_mul(MIB)) {
+            return Ok(Self { bytes });
+        }
+        match text.parse().or_else(|_| meant(text).unwrap_or_default().parse()) {
+            Ok(ByteSize(bytes)) if number.is_none() && bytes > MIB / 2 => {
+                Err(ValueError::MebibytesUnit(text.to_owned(), (bytes + MIB / 2) / MIB))
+            }
+            _ => Err(ValueError::Mebibytes(text.to_owned())),
+        }
+    }
+}
+
 impl Setting for Mebibytes {
     fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        usize::deserialize(from).map(Self::of)
+        from.deserialize_str(TextVisitor { expecting: "a number of MiB such as 4", parse: Self::from_str })
     }
 
     fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -233,6 +278,16 @@ impl Setting for Duration {
 
     fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         GoDuration(*self).print(to)
+    }
+}
+
+impl Setting for Option<Mebibytes> {
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Option::<Read<Mebibytes>>::deserialize(from)?.map(|Read(size)| size))
+    }
+
+    fn print<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.map(Mebibytes::mebibytes).serialize(to)
     }
 }
 
@@ -292,7 +347,7 @@ macro_rules! as_serde {
 }
 pub(super) use as_serde;
 
-as_serde! { bool, u8, u16, u32, usize, f64, String, Vec<String>, Vec<u16>, Option<u16>, Option<usize> }
+as_serde! { bool, u8, u16, u32, usize, f64, String, Vec<String>, Vec<u16>, Option<u16> }
 
 /// Implements [`Setting`] for types that are printed with `Display`, and read with `FromStr` from text or a bare
 /// number.
@@ -394,7 +449,30 @@ mod tests {
         for bad in ["", "MiB", "-1", "1.5MiB", "16Mib", "99999999999999999999GiB", "18446744073709551615KiB"] {
             assert_eq!(size(bad), None, "{bad}");
         }
+        let said = |text: &str| text.parse::<ByteSize>().expect_err(text).to_string();
+        for (text, meant) in
+            [("16Mi", "16MiB"), ("16mb", "16MiB"), ("64K", "64KiB"), ("1 gib", "1GiB"), ("16M", "16MiB")]
+        {
+            assert_eq!(said(text), format!("\"{text}\" has an unknown unit; write {meant}"));
+        }
+        for text in ["16x", "MiB", "1.5MiB", "99999999999999999999G"] {
+            assert!(said(text).ends_with("is not a size; write 16MiB, 64KiB or a number of bytes"), "{text}");
+        }
         assert_eq!(ByteSize(16 << 20).to_string(), "16MiB");
         assert_eq!(ByteSize(1500).to_string(), "1500B");
+    }
+
+    #[test]
+    fn a_number_of_mib_has_no_unit_and_the_error_says_which_number_it_is() {
+        let read = |text: &str| text.parse::<Mebibytes>().map(Mebibytes::mebibytes).map_err(|error| error.to_string());
+        assert_eq!(read("4"), Ok(4));
+        for (text, number) in [("4MiB", 4), ("16MB", 15), ("16Mi", 16), ("2GiB", 2048), ("1024KiB", 1)] {
+            let expected = format!("\"{text}\" has a unit; the key is a number of MiB: write {number}");
+            assert_eq!(read(text), Err(expected));
+        }
+        for text in ["", "-1", "4.5", "100B", "18446744073709551615", "many"] {
+            let expected = format!("\"{text}\" is not a number of MiB; write a whole number without a unit, such as 4");
+            assert_eq!(read(text), Err(expected));
+        }
     }
 }

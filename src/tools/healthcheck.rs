@@ -11,7 +11,8 @@ use tokio::{
     time::timeout,
 };
 
-use crate::settings::{addresses::HostPort, values::GoDuration};
+use super::admin_address::AdminAddress;
+use crate::settings::values::GoDuration;
 
 /// Largest number of bytes that are read of a response.
 const LONGEST: u64 = 64 << 10;
@@ -19,9 +20,9 @@ const LONGEST: u64 = 64 << 10;
 /// Arguments of `spanring healthcheck`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Admin address of the proxy
+    /// Admin address of the proxy, with or without http://
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8888")]
-    admin: HostPort,
+    admin: AdminAddress,
     /// Ask whether the process is alive (/livez) instead of whether it is ready (/readyz)
     #[arg(long)]
     live: bool,
@@ -51,9 +52,9 @@ pub async fn run(args: Args, out: &mut (dyn Write + Send)) -> anyhow::Result<Exi
 }
 
 /// Requests `path`; returns the HTTP status and the body joined into one line.
-async fn ask(admin: &HostPort, path: &str) -> Result<(u16, String), String> {
+async fn ask(admin: &AdminAddress, path: &str) -> Result<(u16, String), String> {
     let failed = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect((admin.host.to_string().as_str(), admin.port)).await.map_err(failed)?;
+    let mut stream = TcpStream::connect(admin.host_and_port()).await.map_err(failed)?;
     let question = format!("GET {path} HTTP/1.0\r\nhost: {admin}\r\n\r\n");
     stream.write_all(question.as_bytes()).await.map_err(failed)?;
     let mut answer = Vec::new();
@@ -127,6 +128,22 @@ mod tests {
             // A slow machine may run into the timeout before the response arrives.
             assert!(code == no && (line.contains(says) || line.contains("no answer")), "{answer:?}: {line}");
             assert_eq!(line.lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn the_address_is_taken_as_people_write_it_and_other_forms_say_what_to_write() {
+        let admin = |text: &str| {
+            let line = Line::try_parse_from(["healthcheck", "--admin", text]);
+            line.map(|line| line.args.admin.to_string()).map_err(|error| error.to_string())
+        };
+        assert_eq!(admin("http://localhost:8888/").ok(), Some("localhost:8888".to_owned()));
+        for (text, advice) in [
+            (":8888", "write localhost:8888"),
+            ("http://localhost:8888/readyz", "write localhost:8888"),
+            ("localhost", "write localhost:8888"),
+        ] {
+            assert!(admin(text).is_err_and(|said| said.contains(advice)), "{text}");
         }
     }
 

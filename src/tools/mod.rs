@@ -4,7 +4,7 @@
 //!
 //! Shared modules: [`ids`] generates trace and span IDs from which a sink can tell whether a trace is complete.
 //! [`otlp_body`] writes the requests. `walk` parses them again; it shares no code with `split`, so that a defect in one
-//! is noticed by the other. `h2client` and `h1client` send requests.
+//! is noticed by the other. `h2client` and `h1client` send requests. `admin_address` reads the address of a running proxy.
 
 pub mod convert;
 pub mod demo;
@@ -15,6 +15,7 @@ pub mod otlp_body;
 pub mod ring;
 pub mod sink;
 
+mod admin_address;
 mod h1client;
 mod h2client;
 mod tls;

@@ -8,7 +8,7 @@ mod routes;
 
 use std::path::Path;
 
-pub(super) use self::report::IsHidden;
+pub(super) use self::report::{IsHidden, Place};
 use self::report::{KeyPath, Report};
 use super::{Config, ConfigError, memory, message::Message, tls};
 use crate::{
@@ -23,8 +23,15 @@ use crate::{
 const MAX_MESSAGE_MIB: usize = 2047;
 
 /// Checks all settings. `root` is the directory that contains `proc` and `sys`.
-pub(super) fn check(settings: &Settings, root: &Path, is_hidden: IsHidden<'_>) -> Result<Config, Vec<ConfigError>> {
-    let mut report = Report::new(is_hidden);
+///
+/// Warnings begin with what `place` returns for the path of their key.
+pub(super) fn check(
+    settings: &Settings,
+    root: &Path,
+    is_hidden: IsHidden<'_>,
+    place: Place<'_>,
+) -> Result<Config, Vec<ConfigError>> {
+    let mut report = Report::new(is_hidden, place);
     listeners::check_grpc(settings, &mut report);
     listeners::check_http(settings, &mut report);
     let pools = pools::check(settings, &mut report);
@@ -88,8 +95,8 @@ fn worker_threads(threads: WorkerThreads) -> usize {
 fn memory_limit(keys: &MemoryLimiter, root: &Path, report: &mut Report<'_>) -> Option<usize> {
     let at = KeyPath::of(&["memory_limiter"]);
     if let Some(limit) = keys.limit_mib {
-        report.within(&at.key("limit_mib"), limit, 1, usize::MAX / MIB);
-        return Some(limit.saturating_mul(MIB));
+        report.within(&at.key("limit_mib"), limit.mebibytes(), 1, usize::MAX / MIB);
+        return Some(limit.bytes);
     }
     report.within(&at.key("limit_percentage"), keys.limit_percentage, 1, 100);
     let Some(memory) = memory::available(root) else {

@@ -78,10 +78,11 @@ fn check_delivery(at: &KeyPath, keys: &Delivery, deadline: Duration, report: &mu
     }
     let queue_size = keys.sending_queue.queue_size;
     if queue_size.0 < call.bytes {
-        let what = "is less than one call may hold";
+        let (what, advice) =
+            ("is less than one call may hold", "it counts bytes, not requests: write 16MiB, for example");
         let message = Message::both(
-            format!("{queue_size} {what} (max_request_size_mib: {})", call.mebibytes()),
-            format!("{what} (max_request_size_mib)"),
+            format!("{queue_size} {what} (max_request_size_mib: {}); {advice}", call.mebibytes()),
+            format!("{what} (max_request_size_mib); {advice}"),
         );
         report.error_about(&at.key("sending_queue").key("queue_size"), &[&call_at], message);
     }

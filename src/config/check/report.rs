@@ -13,6 +13,9 @@ const MAX_HOLD: Duration = Duration::from_secs(24 * 60 * 60);
 /// Returns whether the value at a path of the file must not be shown.
 pub(in crate::config) type IsHidden<'a> = &'a dyn Fn(&[Step]) -> bool;
 
+/// Returns the place of the key at a path of the file, as a warning begins with it: `spanring.yaml:3:5: `.
+pub(in crate::config) type Place<'a> = &'a dyn Fn(&[Step]) -> String;
+
 /// The path of a key, from the top of the file.
 #[derive(Clone, Debug)]
 pub(super) struct KeyPath(Vec<Step>);
@@ -20,6 +23,7 @@ pub(super) struct KeyPath(Vec<Step>);
 /// All errors and warnings so far.
 pub(super) struct Report<'a> {
     is_hidden: IsHidden<'a>,
+    place: Place<'a>,
     pub(super) errors: Vec<ConfigError>,
     pub(super) warnings: Vec<String>,
 }
@@ -49,8 +53,8 @@ impl KeyPath {
 }
 
 impl<'a> Report<'a> {
-    pub(super) fn new(is_hidden: IsHidden<'a>) -> Self {
-        Self { is_hidden, errors: Vec::new(), warnings: Vec::new() }
+    pub(super) fn new(is_hidden: IsHidden<'a>, place: Place<'a>) -> Self {
+        Self { is_hidden, place, errors: Vec::new(), warnings: Vec::new() }
     }
 
     /// Adds an error about the key at `path`. The message may show the value there.
@@ -68,7 +72,7 @@ impl<'a> Report<'a> {
 
     /// Adds a warning about the key at `path`. The message may show the value there.
     pub(super) fn warn(&mut self, path: &KeyPath, message: Message) {
-        let warning = format!("{}: {}", path.text(), self.chosen(path, &[], message));
+        let warning = format!("{}{}: {}", (self.place)(&path.0), path.text(), self.chosen(path, &[], message));
         self.warnings.push(warning);
     }
 

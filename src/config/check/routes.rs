@@ -23,6 +23,13 @@ pub(super) fn check(settings: &Settings, report: &mut Report<'_>) -> Vec<RouteCo
     for (index, route) in settings.routes.iter().enumerate() {
         check_route(&at.item(index), route, &pools, &mut routed, report);
     }
+    for pool in &pools {
+        if !settings.routes.iter().any(|route| route.pool == *pool) {
+            let message =
+                "no route names this pool, so it gets no records; add a route with its name as pool, or remove it";
+            report.warn(&KeyPath::of(&["pools", pool]), message.into());
+        }
+    }
     let checked = |route: &Route| RouteConfig { signals: route.signals.clone(), pool: route.pool.clone() };
     settings.routes.iter().map(checked).collect()
 }

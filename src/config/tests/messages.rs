@@ -161,6 +161,65 @@ fn errors_suggest_the_missing_address_or_port() {
 }
 
 #[test]
+fn a_tab_in_the_indentation_is_named_with_its_position() {
+    let tab = "a tab in the indentation of this line: YAML allows only spaces there; replace it by spaces";
+    let routes = "routes: [{ signals: [traces], pool: a }]\n";
+    for (text, place) in [
+        ("pools:\n\ta:\n\t\tresolver: { dns: { hostname: a } }\n", "2:1"),
+        ("pools:\n  a:\n  \tresolver: { dns: { hostname: a } }\n", "3:3"),
+        ("pools:\n  a:\n    resolver: {\n\tdns: { hostname: a } }\n", "4:1"),
+        ("pools:\n  a:\n    resolver:\n      dns:\n        hostname: a\n\t\tport: 4317\n", "6:1"),
+        ("\tpools:\n  a:\n    resolver: { dns: { hostname: a } }\n", "1:1"),
+    ] {
+        assert_eq!(complaint(&format!("{text}{routes}")), format!("f:{place}: {tab}"), "{text:?}");
+    }
+    let list = "pools: { a: { resolver: { dns: { hostname: a } } } }\nroutes:\n-\tsignals: [traces]\n\tpool: a\n";
+    assert!(complaint(list).ends_with(tab), "{}", complaint(list));
+    // Between a key and its value a tab is allowed.
+    assert_eq!(complaint(&format!("pools: {{ a: {{ resolver:\t{{ dns: {{ hostname: a }} }} }} }}\n{routes}")), "a");
+    let bracket = complaint(&format!("pools: {{ a: {{ resolver: {{ dns: {{ hostname: a }} }}\n{routes}"));
+    assert!(bracket.contains("this is not valid YAML") || bracket.contains("the file ends"), "{bracket}");
+}
+
+#[test]
+fn sizes_with_a_wrong_unit_and_counts_with_a_unit_lead_to_what_to_write() {
+    let queue =
+        |size: &str| pool(&format!("resolver: {{ dns: {{ hostname: a }} }}, sending_queue: {{ queue_size: {size} }}"));
+    assert_eq!(queue("16MB"), "a");
+    assert_eq!(queue("16Mi"), "f:2:73: pools.a.sending_queue.queue_size: \"16Mi\" has an unknown unit; write 16MiB");
+    assert!(queue("1000").ends_with(
+        "1000B is less than one call may hold (max_request_size_mib: 4); it counts bytes, not requests: write 16MiB, for example"
+    ));
+    assert_eq!(
+        pool("resolver: { dns: { hostname: a } }, max_request_size_mib: 4MiB"),
+        "f:2:66: pools.a.max_request_size_mib: \"4MiB\" has a unit; the key is a number of MiB: write 4"
+    );
+    let limit = |size: &str| {
+        let text = format!(
+            "pools: {{ a: {{ resolver: {{ dns: {{ hostname: a }} }} }} }}\nmemory_limiter: {{ limit_mib: {size} }}\n"
+        );
+        complaint(&format!("{text}routes: [{{ signals: [traces], pool: a }}]\n"))
+    };
+    assert_eq!(limit("512"), "a");
+    assert_eq!(limit(""), "a", "a key without a value is missing");
+    let said = "f:2:30: memory_limiter.limit_mib: \"2GiB\" has a unit; the key is a number of MiB: write 2048";
+    assert_eq!(limit("2GiB"), said);
+}
+
+#[test]
+fn a_pool_without_a_route_is_a_warning_with_its_position() {
+    let text = "pools:\n  a: { resolver: { dns: { hostname: a } } }\n  spare: { resolver: { dns: { hostname: b } } }\n\
+                routes: [{ signals: [traces], pool: a }]\n";
+    let config = Draft::parse("f", text, &|_| None).and_then(|draft| draft.check()).expect("valid");
+    assert_eq!(
+        config.warnings,
+        [
+            "f:3:3: pools.spare: no route names this pool, so it gets no records; add a route with its name as pool, or remove it"
+        ]
+    );
+}
+
+#[test]
 fn one_variable_may_hold_all_backends() {
     let list = |hostnames: &str| pool(&format!("resolver: {{ static: {{ hostnames: \"{hostnames}\" }} }}"));
     assert!(list("${env:LIST}").contains("[\"one\", \"two:1\"]"), "{}", list("${env:LIST}"));
@@ -233,7 +292,7 @@ fn a_skew_above_the_window_is_refused_and_its_default_depends_on_the_resolver() 
         let text = format!("{}\nroutes: [{{ signals: [traces], pool: a }}]\n", pool(handoff));
         Draft::parse("f", &text, &|_| None).expect("read").check().expect("valid").warnings
     };
-    let nothing_whole = "pools.a.ring.handoff.window: keeps no trace whole that is longer than 0s; set it to the longest \
+    let nothing_whole = "f:1:78: pools.a.ring.handoff.window: keeps no trace whole that is longer than 0s; set it to the longest \
                          trace, or write mode: immediate";
     assert_eq!(warnings("window: 0s"), [nothing_whole]);
     assert_eq!(warnings("window: 0s, mode: immediate"), [""; 0]);

@@ -146,8 +146,10 @@ fn keys_reach_the_modules_that_they_concern() {
     let probes = config.health_check.expect("probes");
     assert_eq!((probes.endpoint, probes.keys.path.as_str()), ("127.0.0.1:23133".parse().expect("ok"), "/health"));
     assert_eq!(config.logs, Logs { level: LogLevel::Debug, encoding: LogEncoding::Json });
-    let warning = "pools.tail.tls: insecure_skip_verify is true: anyone can impersonate a backend";
-    assert_eq!(config.warnings, [warning]);
+    let insecure = "spanring.yaml:36:5: pools.tail.tls: insecure_skip_verify is true: anyone can impersonate a backend";
+    let unused = "spanring.yaml:69:3: pools.written: no route names this pool, so it gets no records; add a route with its name \
+                  as pool, or remove it";
+    assert_eq!(config.warnings, [insecure, unused]);
 }
 
 fn assert_tls_reaches_its_modules(server: crate::tls::ServerConfig, client: &crate::tls::ClientConfig) {
@@ -256,7 +258,8 @@ fn the_error_for_an_invalid_value_has_its_position() {
     );
     assert_eq!(
         with("sending_queue: { queue_size: 1000 }"),
-        "spanring.yaml:6:34: pools.tail.sending_queue.queue_size: 1000B is less than one call may hold (max_request_size_mib: 4)"
+        "spanring.yaml:6:34: pools.tail.sending_queue.queue_size: 1000B is less than one call may hold (max_request_size_mib: 4); \
+         it counts bytes, not requests: write 16MiB, for example"
     );
     assert_eq!(
         with("outlier_detection: { base_ejection_time: 40s }"),
@@ -455,7 +458,9 @@ fn the_reference_has_every_flag() {
         .filter(own)
         .map(|argument| {
             let value = match argument.get_value_names().and_then(<[_]>::first) {
-                Some(name) if argument.is_require_equals_set() => format!("[={name}]"),
+                Some(name) if argument.get_num_args().is_some_and(|count| count.min_values() == 0) => {
+                    format!(" [{name}]")
+                }
                 Some(name) => format!(" {name}"),
                 None => String::new(),
             };

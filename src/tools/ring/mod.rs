@@ -25,9 +25,10 @@ use clap::Subcommand;
 
 use self::{
     replicas::Placements,
-    source::{AdminAddress, Member, MembersArgs, Source, SourceArgs},
+    source::{Member, MembersArgs, Source, SourceArgs},
 };
-use crate::{config::LoadError, discovery::DiscoveryError, ring::RingError};
+use super::admin_address::AdminAddress;
+use crate::{config::LoadError, discovery::DiscoveryError, otlp::Signal, ring::RingError};
 
 /// Exit code if replicas differ.
 const EXIT_DIFFER: u8 = 1;
@@ -115,8 +116,8 @@ struct Lookup {
     #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
     /// Only pools that this signal is routed to
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "SIGNAL")]
-    signal: String,
+    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
+    signal: Option<Signal>,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
@@ -262,7 +263,7 @@ pub async fn run(
         }
         Command::Lookup(Lookup { ids, signal, source, of_members, common }) => {
             let (ids, sources) = (source::parsed(&read_ids(ids)?)?, source.sources(&of_members));
-            let (asked, pool, signal) = (&ids, &common.pool, &signal);
+            let (asked, pool, signal) = (&ids, &common.pool, signal.map_or("", Signal::as_str));
             let ask = |source| async move {
                 let answers = source::lookup(source, asked, pool, signal).await?;
                 Ok(Placements { from: source.to_string(), answers })
@@ -311,6 +312,21 @@ fn code(is_complete: bool, agree: bool) -> ExitCode {
         (true, false) => ExitCode::from(EXIT_DIFFER),
         (true, true) => ExitCode::SUCCESS,
     }
+}
+
+/// Parses the name of a signal. The error says which one is meant by a singular or by the name of a record.
+fn parse_signal(text: &str) -> Result<Signal, String> {
+    if let Some(signal) = Signal::ALL.into_iter().find(|signal| signal.as_str() == text) {
+        return Ok(signal);
+    }
+    let meant = match text.to_ascii_lowercase().as_str() {
+        "trace" | "traces" | "span" | "spans" => "traces",
+        "metric" | "metrics" => "metrics",
+        "log" | "logs" => "logs",
+        "profile" | "profiles" => "profiles",
+        _ => "traces, metrics, logs or profiles",
+    };
+    Err(format!("\"{text}\" is no signal; write {meant}"))
 }
 
 /// Returns the IDs; `-` is replaced by the IDs read from stdin.

@@ -20,10 +20,8 @@ use crate::{
     discovery,
     endpoint::{Endpoint, Endpoints},
     ring::{Algorithm, Table},
-    settings::{
-        addresses::{ADMIN_PORT, Backend, ListenAddress},
-        values::ValueError,
-    },
+    settings::{addresses::Backend, values::ValueError},
+    tools::admin_address::{AdminAddress, AdminAddressError},
 };
 
 /// Default admin address of a proxy.
@@ -74,10 +72,6 @@ pub(super) enum Source {
     Config(PathBuf),
     Members(Vec<Member>, Algorithm),
 }
-
-/// `host:port` of an admin listener, with or without `http://`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct AdminAddress(ListenAddress<ADMIN_PORT>);
 
 /// A backend, written as in a static list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -218,7 +212,7 @@ impl SourceArgs {
         } else if !self.members.is_empty() {
             vec![Source::Members(self.members, of_members.algorithm.unwrap_or_default())]
         } else if self.admin.is_empty() {
-            vec![Source::Admin(AdminAddress(ListenAddress::local()))]
+            vec![Source::Admin(AdminAddress::local())]
         } else {
             self.admin.into_iter().map(Source::Admin).collect()
         }
@@ -293,7 +287,7 @@ impl FromStr for Source {
         if text.ends_with(".yaml") || text.ends_with(".yml") {
             return Ok(Self::Config(text.into()));
         }
-        text.parse().map(Self::Admin)
+        text.parse().map(Self::Admin).map_err(|error: AdminAddressError| error.to_string())
     }
 }
 
@@ -342,21 +336,6 @@ impl AdminAddress {
             _ => status.message().to_owned(),
         };
         RingToolError::Refused { from: self.to_string(), message }
-    }
-}
-
-impl FromStr for AdminAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-        address.parse().map(Self).map_err(|error: ValueError| error.to_string())
-    }
-}
-
-impl fmt::Display for AdminAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
     }
 }
 

@@ -268,6 +268,21 @@ async fn a_trace_is_looked_up_in_a_list() {
     assert!(refused(&format!("lookup {id} --members a --pool b")).await.contains("no pool is named \"b\""));
 }
 
+#[test]
+fn the_error_about_a_signal_says_which_one_is_meant() {
+    let said = |signal: &str| {
+        let line = ["ring", "lookup", "4bf92f3577b34da6a3ce929d0e0e4736", "--members", "a", "--signal", signal];
+        Line::try_parse_from(line).err().map(|error| error.to_string())
+    };
+    for (signal, meant) in [("trace", "traces"), ("span", "traces"), ("Traces", "traces"), ("log", "logs")] {
+        let expected =
+            format!("invalid value '{signal}' for '--signal <SIGNAL>': \"{signal}\" is no signal; write {meant}\n");
+        assert!(said(signal).is_some_and(|said| said.contains(&expected)), "{:?}", said(signal));
+    }
+    assert!(said("x").is_some_and(|said| said.contains("write traces, metrics, logs or profiles")));
+    assert_eq!(said("metrics"), None);
+}
+
 #[tokio::test]
 async fn errors_name_the_source_that_failed() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -12,13 +12,13 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use super::{
-    RingToolError, json_line, percent,
-    source::{self, AdminAddress},
-};
-use crate::admin::{
-    api::json,
-    pb::v1::{Change, PoolRing, WatchRingRequest, WatchRingResponse},
+use super::{RingToolError, json_line, percent, source};
+use crate::{
+    admin::{
+        api::json,
+        pb::v1::{Change, PoolRing, WatchRingRequest, WatchRingResponse},
+    },
+    tools::admin_address::AdminAddress,
 };
 
 /// A message with its source.
