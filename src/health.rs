@@ -73,7 +73,7 @@ pub struct Events {
 
 /// All reasons of ejections in metrics and logs: `refused`, dispatch's labels, and `unresolved`, which membership itself
 /// observes.
-pub const REASONS: [&str; 22] = [
+pub const REASONS: [&str; 24] = [
     "connect_error",
     "connect_timeout",
     "gateway",
@@ -82,6 +82,8 @@ pub const REASONS: [&str; 22] = [
     "refused",
     "refused_stream",
     "reset",
+    "speaks_http1",
+    "speaks_http2",
     "speaks_tls",
     "timeout",
     "tls_bad_name",

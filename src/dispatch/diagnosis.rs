@@ -1,28 +1,50 @@
-//! Finds out whether a backend that ends plaintext connections at once speaks TLS. If so, the log and the answers to clients
-//! name the missing configuration.
+//! Finds out what a backend speaks that ends plaintext connections before it has answered a call: TLS, HTTP/2 where its pool
+//! calls by HTTP/1.1, or the other way round. The log and the answers to clients then name the key to change.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
-use super::{Failure, backend::Backend, transport};
+use super::{
+    Failure,
+    backend::Backend,
+    health::Foreign,
+    transport::{speaks_http1, speaks_http2, speaks_tls},
+};
 
-/// Asks the backend whether it speaks TLS, if that may be the cause of `failure`. Called for the first of consecutive failures
-/// only, so that a failing backend is not asked each time.
-pub(super) fn ask_for_tls(backend: &Arc<Backend>, failure: Failure) {
+/// Asks the backend what it speaks, if that may be the cause of `failure`. Called for the first of consecutive failures only, so
+/// that a failing backend is not asked each time.
+pub(super) fn ask(backend: &Arc<Backend>, failure: Failure) {
     let peer = &backend.peer;
     let Some(address) = peer.address.filter(|_| peer.access.tls().is_none()) else { return };
-    if !backend.health.wants_to_know_of_tls(failure) {
+    if !backend.health.wants_to_know_the_protocol(failure) {
         return;
     }
+    let is_http = peer.keys.protocol.http().is_some();
     let (backend, tasks) = (Arc::clone(backend), backend.shared.tasks.clone());
     tasks.clone().spawn(async move {
-        let asked = tokio::select! {
+        let found = tokio::select! {
             () = tasks.stopped() => return,
-            asked = transport::speaks_tls(address) => asked,
+            found = foreign(address, is_http) => found,
         };
         let metrics = &backend.shared.metrics;
-        if asked && backend.health.speaks_tls() && metrics.may_log() {
+        if let Some(foreign) = found
+            && backend.health.speaks(foreign)
+            && metrics.may_log()
+        {
             let (pool, identity) = (&*metrics.pool, &backend.peer.identity);
-            tracing::warn!(pool, backend = %identity, "backend unreachable: {}", Failure::SpeaksTls);
+            tracing::warn!(pool, backend = %identity, "backend unreachable: {}", foreign.failure());
         }
     });
+}
+
+/// Returns what the peer speaks instead of the protocol that it is called by. A peer that speaks that as well has another reason
+/// to end connections.
+async fn foreign(address: SocketAddr, is_http: bool) -> Option<Foreign> {
+    if speaks_tls(address).await {
+        return Some(Foreign::Tls);
+    }
+    if is_http {
+        (speaks_http2(address).await && !speaks_http1(address).await).then_some(Foreign::Http2)
+    } else {
+        (speaks_http1(address).await && !speaks_http2(address).await).then_some(Foreign::Http1)
+    }
 }

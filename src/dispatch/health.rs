@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,8 +25,19 @@ pub(super) struct Health {
     identity: Arc<str>,
     events: Events,
     pub(super) pulse: Arc<Pulse>,
-    /// Whether the backend is known to speak TLS, although its pool is plaintext.
-    speaks_tls: AtomicBool,
+    /// What the backend is known to speak instead of what its pool calls it by; `None` while that is not known.
+    foreign: Mutex<Option<Foreign>>,
+}
+
+/// What a backend speaks instead of what its pool calls it by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Foreign {
+    /// TLS, and the pool is plaintext.
+    Tls,
+    /// HTTP/1.1, and the pool calls by gRPC.
+    Http1,
+    /// HTTP/2, and the pool calls by OTLP/HTTP.
+    Http2,
 }
 
 /// The part of a backend's health that its shards share: the last report, and the time since which it has answered no call.
@@ -119,7 +130,7 @@ impl Pulse {
 
 impl Health {
     pub(super) fn new(identity: &Arc<str>, events: Events, pulse: Arc<Pulse>) -> Self {
-        Self { identity: Arc::clone(identity), events, pulse, speaks_tls: AtomicBool::new(false) }
+        Self { identity: Arc::clone(identity), events, pulse, foreign: Mutex::new(None) }
     }
 
     /// Notes that a call begins.
@@ -156,30 +167,46 @@ impl Health {
         }
     }
 
-    /// Returns `failure`, or [`Failure::SpeaksTls`] if that is known to be its cause.
+    /// Returns `failure`, or its cause if the backend is known to speak something else.
     pub(super) fn seen_through(&self, failure: Failure) -> Failure {
-        if self.speaks_tls.load(Ordering::Relaxed) && may_be_tls(failure) { Failure::SpeaksTls } else { failure }
+        let foreign = if may_be_foreign(failure) { *self.foreign() } else { None };
+        foreign.map_or(failure, Foreign::failure)
     }
 
-    /// Whether to ask the backend if it speaks TLS, after `failure` of a plaintext connection.
-    pub(super) fn wants_to_know_of_tls(&self, failure: Failure) -> bool {
-        may_be_tls(failure) && !self.speaks_tls.load(Ordering::Relaxed)
+    /// Whether to ask the backend what it speaks, after `failure` of a plaintext connection.
+    pub(super) fn wants_to_know_the_protocol(&self, failure: Failure) -> bool {
+        may_be_foreign(failure) && self.foreign().is_none()
     }
 
-    /// Notes that the backend speaks TLS. Returns whether this was not known before.
-    pub(super) fn speaks_tls(&self) -> bool {
-        !self.speaks_tls.swap(true, Ordering::Relaxed)
+    /// Notes what the backend speaks instead of what its pool calls it by. Returns whether this was not known before.
+    pub(super) fn speaks(&self, foreign: Foreign) -> bool {
+        self.foreign().replace(foreign) != Some(foreign)
     }
 
-    /// Notes that the backend has answered in plaintext.
-    pub(super) fn speaks_plaintext(&self) {
-        self.speaks_tls.store(false, Ordering::Relaxed);
+    /// Notes that the backend has answered a call.
+    pub(super) fn speaks_as_it_should(&self) {
+        *self.foreign() = None;
+    }
+
+    fn foreign(&self) -> MutexGuard<'_, Option<Foreign>> {
+        self.foreign.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether a TLS server can cause this failure of a plaintext connection. It answers with an alert, which is not HTTP/2, or
-/// closes the connection.
-fn may_be_tls(failure: Failure) -> bool {
+impl Foreign {
+    /// The failure of calls that it causes.
+    pub(super) fn failure(self) -> Failure {
+        match self {
+            Self::Tls => Failure::SpeaksTls,
+            Self::Http1 => Failure::SpeaksHttp1,
+            Self::Http2 => Failure::SpeaksHttp2,
+        }
+    }
+}
+
+/// Whether a server of another protocol can cause this failure of a plaintext connection. It answers with something that is
+/// neither HTTP/2 nor HTTP/1.1 as expected, such as an alert of TLS, or closes the connection.
+fn may_be_foreign(failure: Failure) -> bool {
     matches!(failure, Failure::Protocol | Failure::Reset | Failure::ResetAtOnce)
 }
 
@@ -195,6 +222,8 @@ fn kind_of(failure: Failure) -> Option<HealthKind> {
         | Failure::Protocol
         | Failure::RefusedStream
         | Failure::Reset
+        | Failure::SpeaksHttp1
+        | Failure::SpeaksHttp2
         | Failure::SpeaksTls
         | Failure::Tls(_)
         | Failure::TurnedAway => HealthKind::Failed(failure.as_str()),
@@ -210,11 +239,12 @@ mod tests {
     fn membership_knows_the_reason_of_every_failure() {
         use Failure::{
             ConnectError, ConnectRefused, ConnectTimeout, Gateway, Ping, Protocol, RefusedStream, Reset, ResetAtOnce,
-            Timeout, TurnedAway,
+            SpeaksHttp1, SpeaksHttp2, SpeaksTls, Timeout, TurnedAway,
         };
         let connecting = [ConnectError, ConnectRefused, ConnectTimeout];
         let calling = [Gateway(502), Ping, Protocol, RefusedStream, Reset, ResetAtOnce, Timeout, TurnedAway];
-        for failure in connecting.into_iter().chain(calling).chain(Reason::ALL.map(Failure::Tls)) {
+        let foreign = [SpeaksHttp1, SpeaksHttp2, SpeaksTls];
+        for failure in connecting.into_iter().chain(calling).chain(foreign).chain(Reason::ALL.map(Failure::Tls)) {
             assert!(kind_of(failure).is_some_and(|kind| health::REASONS.contains(&kind.as_str())), "{failure:?}");
         }
     }

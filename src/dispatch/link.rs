@@ -87,7 +87,7 @@ impl Link {
 
     fn answered(&mut self) {
         if !std::mem::replace(&mut self.has_answered, true) {
-            self.backend.health.speaks_plaintext();
+            self.backend.health.speaks_as_it_should();
             let had_failed = self.backend.lock().connections.answered();
             let metrics = &self.backend.shared.metrics;
             if had_failed && metrics.may_log() {
@@ -160,11 +160,11 @@ impl Link {
         };
         let metrics = &backend.shared.metrics;
         if setback.is_first {
-            diagnosis::ask_for_tls(backend, failure);
+            diagnosis::ask(backend, failure);
         }
         if setback.is_first && !backend.is_closing() && metrics.may_log() {
             let (pool, identity) = (&*metrics.pool, &self.peer().identity);
-            tracing::warn!(pool, backend = %identity, failure = failure.as_str(), "backend unreachable, retrying");
+            tracing::warn!(pool, backend = %identity, failure = failure.as_str(), "backend unreachable, retrying: {failure}");
         }
         backend.act(nudge);
     }

@@ -9,7 +9,7 @@
 //!   limits, `connections` and `health`. `state` is the data that the backend's lock protects.
 //! - The queue decides when a call begins and which parts it carries. `opener` triggers this decision as time passes.
 //! - A `link` is the dispatch side of one connection. It takes batches from the queue, and `settle` reports the outcome of each
-//!   part (`outcome`). `diagnosis` finds out whether a backend speaks TLS when plaintext connections fail.
+//!   part (`outcome`). `diagnosis` finds out whether a backend speaks another protocol when plaintext connections fail.
 //! - `submit` takes room for a request's parts in all queues or in none, and `join` collects their outcomes. `backoff` and
 //!   `retries` space and bound retries. `backend_load` and `metrics` show the state of backends.
 //!

@@ -66,11 +66,16 @@ impl Cause {
     pub fn was_no_attempt(self) -> bool {
         match self {
             Self::Transport(failure) => {
-                use Failure::{ConnectError, ConnectRefused, ConnectTimeout, Local, SpeaksTls, Tls, TurnedAway};
-                matches!(
-                    failure,
-                    ConnectError | ConnectRefused | ConnectTimeout | Local(_) | SpeaksTls | Tls(_) | TurnedAway
-                )
+                use Failure::{
+                    ConnectError, ConnectRefused, ConnectTimeout, Local, SpeaksHttp1, SpeaksHttp2, SpeaksTls, Tls,
+                    TurnedAway,
+                };
+                let is_foreign = matches!(failure, SpeaksHttp1 | SpeaksHttp2 | SpeaksTls);
+                is_foreign
+                    || matches!(
+                        failure,
+                        ConnectError | ConnectRefused | ConnectTimeout | Local(_) | Tls(_) | TurnedAway
+                    )
             }
             Self::Abandoned | Self::Deadline | Self::Departed | Self::Ejected | Self::Full | Self::Unresolved => true,
             Self::Status(_) | Self::Stopped => false,
@@ -118,6 +123,8 @@ mod tests {
             Cause::Transport(ConnectRefused),
             Cause::Transport(ConnectTimeout),
             Cause::Transport(Local(Shortage::Ports)),
+            Cause::Transport(SpeaksHttp1),
+            Cause::Transport(SpeaksHttp2),
             Cause::Transport(SpeaksTls),
             Cause::Transport(Tls(Reason::Expired)),
             Cause::Transport(TurnedAway),

@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    time::Instant,
+};
 
 use crate::{
     access::Access,
@@ -18,7 +22,8 @@ use crate::{
     health::Prober,
     settings::{Delivery, IfWritten, OtlpHttp, Protocol},
     testing::{
-        HealthKind, HttpConnection, HttpPeer, OK, Rig, Tasks, accepted, outcome, part, patient, wait_until, with_keys,
+        HealthKind, HttpConnection, HttpPeer, OK, Rig, Tasks, accepted, listen, outcome, part, patient, wait_until,
+        with_keys,
     },
 };
 
@@ -138,6 +143,70 @@ async fn a_backend_that_closes_each_connection_at_once_is_reported() {
         }
     };
     assert!(matches!(event, HealthKind::Failed("turned_away" | "reset")), "{event:?}");
+}
+
+/// Serves a backend that reads the first bytes of each connection, and writes what `answer` returns for them, or closes.
+fn serve_raw(rig: &Rig, listener: TcpListener, answer: fn(&[u8]) -> Option<&'static [u8]>) {
+    let tasks = rig.tasks.clone();
+    rig.tasks.spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tasks.spawn(async move {
+                let mut first = [0; 4];
+                if stream.read_exact(&mut first).await.is_ok()
+                    && let Some(answer) = answer(&first)
+                {
+                    stream.write_all(answer).await.unwrap();
+                }
+            });
+        }
+    });
+}
+
+const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test]
+async fn a_backend_that_speaks_the_protocol_of_the_other_kind_of_pool_is_named() {
+    let of_http: fn(&[u8]) -> Option<&'static [u8]> = |first| (first == b"PRI ").then_some(SETTINGS);
+    let of_grpc: fn(&[u8]) -> Option<&'static [u8]> = |first| (first == b"HEAD").then_some(b"HTTP/1.1 404 No\r\n\r\n");
+    for (config, answer, expected) in
+        [(over_http(|_, _| {}), of_http, Failure::SpeaksHttp2), (Config::default(), of_grpc, Failure::SpeaksHttp1)]
+    {
+        let listener = listen().await;
+        let rig = Rig::start(config, &[listener.local_addr().unwrap()]);
+        serve_raw(&rig, listener, answer);
+        // The question is asked after the first failure.
+        patient(async {
+            loop {
+                if let PartOutcome::Retry { cause, .. } = outcome(&rig.submit(vec![part(&["a"], 0)])).await
+                    && cause == Cause::Transport(expected)
+                {
+                    break;
+                }
+            }
+        })
+        .await;
+        rig.tasks.stop();
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_speaks_both_is_not_named() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let listener = listen().await;
+    let rig = Rig::start(over_http(|_, _| {}), &[listener.local_addr().unwrap()]);
+    serve_raw(&rig, listener, |first| match first {
+        b"PRI " => Some(SETTINGS),
+        b"HEAD" => {
+            ASKED.fetch_add(1, Ordering::Relaxed);
+            Some(b"HTTP/1.1 404 No\r\n\r\n")
+        }
+        _ => None,
+    });
+    let reset = Cause::Transport(Failure::Reset);
+    assert_eq!(cause_of(&rig.submit(vec![part(&["a"], 0)])).await, reset);
+    wait_until(|| ASKED.load(Ordering::Relaxed) > 0).await;
+    patient(async { while cause_of(&rig.submit(vec![part(&["a"], 0)])).await != reset {} }).await;
 }
 
 #[tokio::test]

@@ -32,6 +32,13 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Idle time before TCP sends a keep-alive probe. gRPC servers limit PINGs, but do not see these probes.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
+/// The types of frames that an HTTP/2 server can begin with (RFC 9113, 6.5 and 6.8).
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+
+/// The longest SETTINGS frame that is taken for one: servers send a dozen settings at most.
+const MAX_SETTINGS: u32 = 6 * 32;
+
 /// Connects to the backend with this identity at `address`. If `access` has TLS, performs the handshake for the protocol
 /// `alpn`.
 pub(super) async fn dial(
@@ -100,14 +107,44 @@ fn has_source_for(address: SocketAddr) -> bool {
 
 /// Whether the peer at `address` answers a TLS ClientHello with a TLS record.
 pub(in crate::dispatch) async fn speaks_tls(address: SocketAddr) -> bool {
+    first_of_answer(address, &tls::hello()).await.is_some_and(tls::is_record)
+}
+
+/// Whether the peer at `address` answers a request of HTTP/1.1.
+pub(in crate::dispatch) async fn speaks_http1(address: SocketAddr) -> bool {
+    let request = format!("HEAD / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    first_of_answer(address, request.as_bytes()).await.is_some_and(|first| first == *b"HTTP/1.")
+}
+
+/// Whether the peer at `address` answers the preface of HTTP/2.
+pub(in crate::dispatch) async fn speaks_http2(address: SocketAddr) -> bool {
+    // The preface and an empty SETTINGS frame (RFC 9113, 3.4).
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    first_of_answer(address, preface).await.is_some_and(begins_http2)
+}
+
+/// Whether the head of a frame is that of the first frame of an HTTP/2 server: SETTINGS, or GOAWAY.
+pub(super) fn begins_http2(head: [u8; 9]) -> bool {
+    let [len @ .., kind, flags, a, b, c, d] = head;
+    let len = len.into_iter().fold(0, |len, byte| len << 8 | u32::from(byte));
+    let is_first = match kind {
+        SETTINGS => len.is_multiple_of(6) && len <= MAX_SETTINGS,
+        GOAWAY => len >= 8,
+        _ => false,
+    };
+    is_first && flags == 0 && [a, b, c, d] == [0; 4]
+}
+
+/// Connects, writes `question`, and returns the first bytes of the answer; `None` if there are too few.
+async fn first_of_answer<const LEN: usize>(address: SocketAddr, question: &[u8]) -> Option<[u8; LEN]> {
     let asked = async {
         let mut stream = connect(address).await?;
-        stream.write_all(&tls::hello()).await?;
-        let mut first = [0; 2];
+        stream.write_all(question).await?;
+        let mut first = [0; LEN];
         stream.read_exact(&mut first).await?;
-        io::Result::Ok(tls::is_record(first))
+        io::Result::Ok(first)
     };
-    timeout(CONNECT_TIMEOUT, asked).await.is_ok_and(|answered| answered.unwrap_or(false))
+    timeout(CONNECT_TIMEOUT, asked).await.ok()?.ok()
 }
 
 /// Connects. The options are set afterwards: of a pool whose backends all refuse, that is half of the system calls.

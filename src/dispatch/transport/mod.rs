@@ -38,7 +38,7 @@ mod work;
 use tokio::sync::Semaphore;
 
 pub(super) use self::{
-    dialer::speaks_tls,
+    dialer::{speaks_http1, speaks_http2, speaks_tls},
     outcome::{Partial, Scope, Verdict},
     wakeups::{GIVE_UP, MAX_PLACES, QUEUE, Wakeups},
     work::{Contents, Event, Peer, Work},

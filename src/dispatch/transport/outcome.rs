@@ -41,6 +41,10 @@ pub enum Failure {
     Reset,
     /// A new connection was reset or closed before the peer sent anything.
     ResetAtOnce,
+    /// The pool calls by gRPC, but the peer seems to speak HTTP/1.1 only.
+    SpeaksHttp1,
+    /// The pool calls by OTLP/HTTP, but the peer seems to speak HTTP/2 only.
+    SpeaksHttp2,
     /// The pool is plaintext, but the peer speaks TLS.
     SpeaksTls,
     /// The peer did not answer within the attempt's timeout.
@@ -103,6 +107,8 @@ impl Failure {
             Self::RefusedStream => "refused_stream",
             Self::Reset => "reset",
             Self::ResetAtOnce => "reset_at_once",
+            Self::SpeaksHttp1 => "speaks_http1",
+            Self::SpeaksHttp2 => "speaks_http2",
             Self::SpeaksTls => "speaks_tls",
             Self::Timeout => "timeout",
             Self::Tls(reason) => match reason {
@@ -137,6 +143,14 @@ impl fmt::Display for Failure {
             Self::RefusedStream => "it refuses every stream (REFUSED_STREAM)",
             Self::Reset => "connection or stream reset before the answer",
             Self::ResetAtOnce => "connection reset at once",
+            Self::SpeaksHttp1 => {
+                "its port seems to speak HTTP/1.1 and its pool calls by gRPC: use its port for OTLP/gRPC, or set the pool's \
+                 protocol to otlp_http"
+            }
+            Self::SpeaksHttp2 => {
+                "its port seems to speak HTTP/2 (gRPC) and its pool calls by OTLP/HTTP: set the pool's protocol to otlp, or use \
+                 its port for OTLP/HTTP"
+            }
             Self::SpeaksTls => "it speaks TLS and its pool is plaintext: add a tls section to the pool",
             Self::Timeout => "no answer within the timeout",
             Self::Tls(reason) => return write!(f, "TLS: {reason}"),

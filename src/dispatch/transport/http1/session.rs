@@ -3,7 +3,8 @@
 //! A request that hyper did not write goes out again on another connection, and was no attempt. If a connection ends after a
 //! request was begun, the backend may have taken it. So its records are sent again and counted as possible duplicates, as
 //! over HTTP/2. One such end is not counted as a failure of the backend: a connection that was idle, and is closed before any
-//! byte of the answer. Then the backend has closed it for being idle just as the request was sent (RFC 9112, 9.6).
+//! byte of the answer. Then the backend has closed it for being idle just as the request was sent (RFC 9112, 9.6). Bytes that a
+//! backend sends before a request answer nothing, and end the connection (`socket`).
 
 use std::{
     error::Error,
@@ -123,6 +124,7 @@ impl<W: Work> Session<W> {
 
     /// Waits until something is to be sent, and takes it.
     async fn rest(&mut self) -> Result<W::Contents, End> {
+        self.seen.rest();
         let mut is_ready = false;
         let idle_until = self.target.idle_timeout.map(|timeout| self.idle_since + timeout);
         let mut timer = pin!(sleep(CLOSE_TIMEOUT));
@@ -294,6 +296,12 @@ impl<W: Work> Session<W> {
                 }
                 (failed(Failure::Timeout, Scope::Request), Err(End::Closed))
             }
+            // Nothing of the request was written, since the backend had sent something before, or had closed an idle connection.
+            (Landing::Read(_), None)
+                if !self.seen.has_asked() && (self.has_answered || self.seen.has_spoken_first()) =>
+            {
+                (Verdict::Unprocessed { refused: false }, Err(self.closed()))
+            }
             (Landing::Read(_), None) if !is_taken => (failed(Failure::Reset, Scope::Stream), Err(End::Closed)),
             (Landing::Read(Err(Unread::Broken(error))), None) => self.broken(&error, flight.started),
             (Landing::Read(Ok(()) | Err(Unread::NotSent)), None) => {
@@ -339,17 +347,28 @@ impl<W: Work> Session<W> {
         if failure == Failure::Reset && was_idle && read_at.is_none_or(|at| at < started) {
             return (failed(failure, Scope::Request), Err(End::Closed));
         }
+        if self.speaks_http2() {
+            let failure = Failure::SpeaksHttp2;
+            let verdict = Verdict::Failed { failure, reached: false, scope: Scope::Connection };
+            return (verdict, Err(End::Failed(failure)));
+        }
         // Servers for HTTP/1.1 say nothing before they answer. So a connection that ends in its first call is no worse than
         // another, unlike one for HTTP/2 without its SETTINGS: one request that a backend cannot bear must not eject it.
         (failed(failure, Scope::Connection), Err(End::Failed(failure)))
     }
 
-    /// Classifies the end of a connection without a call.
+    /// Classifies the end of a connection without a call. On a connection that has carried calls, bytes before a request are no
+    /// failure: some servers announce with them that they close a connection that is idle (`408`).
     fn closed(&self) -> End {
-        match self.tls_failure().filter(|_| !self.has_answered) {
-            Some(failure) => End::Failed(failure),
-            None => End::Closed,
-        }
+        let unasked = || self.seen.has_spoken_first().then_some(Failure::Protocol);
+        let failure =
+            || self.tls_failure().or_else(|| self.speaks_http2().then_some(Failure::SpeaksHttp2)).or_else(unasked);
+        if self.has_answered { End::Closed } else { failure().map_or(End::Closed, End::Failed) }
+    }
+
+    /// Whether the backend sent what an HTTP/2 server begins with, and has answered no call.
+    fn speaks_http2(&self) -> bool {
+        !self.has_answered && self.seen.begins_http2()
     }
 
     fn tls_failure(&self) -> Option<Failure> {

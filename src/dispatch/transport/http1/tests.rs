@@ -372,7 +372,7 @@ async fn a_connection_takes_the_next_call_once_an_answered_request_is_written() 
 
 #[tokio::test]
 async fn what_is_not_http_is_a_failure_of_the_protocol() {
-    for answer in [&b"\x00\x00\x12\x04\x00\x00\x00\x00\x00"[..], b"SSH-2.0-OpenSSH_9.6\r\n\r\n"] {
+    for answer in [&b"\x00\x00\x12\x09\x00\x00\x00\x00\x00"[..], b"SSH-2.0-OpenSSH_9.6\r\n\r\n"] {
         let peer = HttpPeer::start().await;
         let served = start(&peer, &[b"a"]);
         let mut connection = peer.accept().await;
@@ -381,6 +381,45 @@ async fn what_is_not_http_is_a_failure_of_the_protocol() {
         assert_eq!(served.verdicts(1).await, [failed(Failure::Protocol, Scope::Connection)]);
         assert_eq!(served.end().await.1, Some(Failure::Protocol));
     }
+}
+
+#[tokio::test]
+async fn a_backend_that_answers_with_a_frame_of_http2_did_not_get_the_call_and_is_named() {
+    let settings = &b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64"[..];
+    let goaway = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01";
+    let expected = Verdict::Failed { failure: Failure::SpeaksHttp2, reached: false, scope: Scope::Connection };
+    for answer in [settings, goaway] {
+        let peer = HttpPeer::start().await;
+        let served = start(&peer, &[b"a"]);
+        let mut connection = peer.accept().await;
+        connection.request().await;
+        connection.send(answer).await;
+        assert_eq!(served.verdicts(1).await, [expected.clone()]);
+        assert_eq!(served.end().await.1, Some(Failure::SpeaksHttp2));
+    }
+    // One that sends it at once, before any call.
+    let peer = HttpPeer::start().await;
+    let served = start(&peer, &[]);
+    peer.accept().await.send(settings).await;
+    assert_eq!(served.end().await, (vec!["connected", "ended with calls"], Some(Failure::SpeaksHttp2)));
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_before_any_request_ends_the_connection() {
+    let peer = HttpPeer::start().await;
+    let served = start(&peer, &[]);
+    let mut connection = peer.accept().await;
+    connection.send(OK).await;
+    assert!(connection.is_closed().await);
+    assert_eq!(served.end().await, (vec!["connected", "ended with calls"], Some(Failure::Protocol)));
+    // On a connection that has carried a call, it is the announcement that an idle connection ends.
+    let served = start(&peer, &[b"a"]);
+    let mut connection = peer.accept().await;
+    connection.request().await;
+    connection.send(OK).await;
+    assert_eq!(served.verdicts(1).await, [Verdict::Accepted(None)]);
+    connection.send("HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(served.end().await, (vec!["connected", "answered", "closed"], None));
 }
 
 #[tokio::test]
