@@ -125,15 +125,16 @@ drains() {
 }
 
 chart=deploy/helm/spanring
+image=image.repository=registry.example.com/spanring
 rendered() {
-  "$peers/bin/helm" template spanring "$chart" --namespace observability "$@"
+  "$peers/bin/helm" template spanring "$chart" --namespace observability --set "$image" "$@"
 }
 
 # variant NAME VALUES...: checks the chart with these values.
 variant() {
   local name="chart, $1" out=$scratch/chart.yaml
   shift
-  check "$name: lint" "$peers/bin/helm" lint --strict --quiet "$chart" "$@"
+  check "$name: lint" "$peers/bin/helm" lint --strict --quiet "$chart" --set "$image" "$@"
   if rendered "$@" >"$out"; then
     check "$name: template | kubeconform" conforms "$out"
     check "$name: collectors serve for 45 s after they left discovery, and no pod is killed early" drains "$out"
@@ -157,6 +158,7 @@ charts() {
   variant 'OTLP/HTTP to collectors, with TLS' -f deploy/helm/tls-values.yaml --set pool.protocol.otlp_http.max_conns_per_host=8
   variant 'EndpointSlices' --set pool.resolver=k8s
   variant 'EndpointSlices of another namespace' --set collectors.enabled=false,pool.resolver=k8s,pool.service=collectors.elsewhere
+  check 'chart: without an image it says how to make one' asks_for_an_image
   check 'chart: wrong values are refused' refused --set mode=deploymnet
   check 'chart: unknown values are refused' refused --set autoscalling.enabled=false
   check 'chart: no backends are refused' refused --set collectors.enabled=false
@@ -180,6 +182,12 @@ speaks_http() {
 
 refused() {
   ! rendered "$@"
+}
+
+asks_for_an_image() {
+  rendered --set image.repository= >"$scratch/said" 2>&1 && return 1
+  cat "$scratch/said"
+  grep -q 'docker build -f deploy/Dockerfile -t REGISTRY/spanring:.*--set image.repository=REGISTRY/spanring' "$scratch/said"
 }
 
 overlays() {

@@ -66,7 +66,9 @@ fi
 kubectl create namespace observability >/dev/null
 kubectl label namespace observability pod-security.kubernetes.io/{enforce,warn}=restricted >/dev/null
 crds=$(dirname "$bin")/schemas/crds
-kubectl create -f "$crds/monitoring.coreos.com_servicemonitors.yaml" -f "$crds/monitoring.coreos.com_prometheusrules.yaml" >/dev/null
+for crd in monitoring.coreos.com_{servicemonitors,prometheusrules} cert-manager.io_{certificates,issuers}; do
+  kubectl create -f "$crds/$crd.yaml" >/dev/null
+done
 kubectl wait --for condition=established --timeout 30s crd --all >/dev/null
 
 failures=0
@@ -86,7 +88,8 @@ judged() {
 chart() {
   local name=$1
   shift
-  "$bin/helm" template spanring deploy/helm/spanring --namespace observability "$@" | judged "chart, $name"
+  "$bin/helm" template spanring deploy/helm/spanring --namespace observability \
+    --set image.repository=registry.example.com/spanring "$@" | judged "chart, $name"
 }
 
 for folder in deploy/kubernetes/base deploy/kubernetes/overlays/*; do

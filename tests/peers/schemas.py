@@ -1,7 +1,8 @@
-"""Writes JSON schemas for kubeconform: schemas.py OUT_DIR VERSION OLDER_VERSION CRD_DIR
+"""Writes JSON schemas for kubeconform: schemas.py OUT_DIR VERSION OLDER_VERSION CRD_DIR...
 
 OUT_DIR/VERSION/KIND-GROUP-VERSION.json are those that the package kubernetes-validate brings, made fit for reading from a
-folder; OUT_DIR/crds holds those of the custom resources of CRD_DIR, and their definitions. Unknown keys are refused everywhere.
+folder; OUT_DIR/crds holds those of the custom resources of every CRD_DIR, and their definitions. Unknown keys are refused
+everywhere.
 """
 
 import json
@@ -11,7 +12,7 @@ import sys
 import kubernetes_validate
 import yaml
 
-out, *versions, crds = sys.argv[1:]
+out, newer, older, *crds = sys.argv[1:]
 out = pathlib.Path(out)
 source = pathlib.Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
 
@@ -30,7 +31,7 @@ def closed(schema):
     return schema
 
 
-for version in versions:
+for version in [newer, older]:
     folder = out / version
     folder.mkdir(parents=True)
     for file in (source / f"{version}-local-strict").glob("*.json"):
@@ -43,7 +44,7 @@ for version in versions:
 # An enumeration of operators has a bare "=", which YAML 1.1 takes for something else.
 yaml.SafeLoader.yaml_implicit_resolvers.pop("=", None)
 (out / "crds").mkdir()
-for file in pathlib.Path(crds).glob("*.yaml"):
+for file in [file for folder in crds for file in pathlib.Path(folder).glob("*.yaml")]:
     text = file.read_text()
     crd = yaml.safe_load(text)["spec"]
     (out / "crds" / file.name).write_text(text)

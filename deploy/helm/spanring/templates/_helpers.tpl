@@ -11,6 +11,9 @@
 {{- end }}
 
 {{- define "spanring.image" -}}
+{{- if not .Values.image.repository }}
+{{- fail (printf "image.repository is not set, and no image is published. Build one in the root of the repository and push it where your nodes can pull it: docker build -f deploy/Dockerfile -t REGISTRY/spanring:%s . && docker push REGISTRY/spanring:%s. Then add --set image.repository=REGISTRY/spanring" .Chart.AppVersion .Chart.AppVersion) }}
+{{- end }}
 {{- with .Values.image }}{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}{{ end }}
 {{- end }}
 
