@@ -21,19 +21,23 @@ pub(super) fn ask(backend: &Arc<Backend>, failure: Failure) {
     let is_http = peer.keys.protocol.http().is_some();
     let (backend, tasks) = (Arc::clone(backend), backend.shared.tasks.clone());
     tasks.clone().spawn(async move {
-        let found = tokio::select! {
+        let asked = tokio::select! {
             () = tasks.stopped() => return,
-            found = foreign(address, is_http) => found,
+            asked = foreign(address, is_http) => asked,
         };
-        let metrics = &backend.shared.metrics;
-        if let Some(foreign) = found
-            && backend.health.speaks(foreign)
-            && metrics.may_log()
-        {
-            let (pool, identity) = (&*metrics.pool, &backend.peer.identity);
-            tracing::warn!(pool, backend = %identity, "backend unreachable: {}", foreign.failure());
+        if let Some(foreign) = asked {
+            found(&backend, foreign);
         }
     });
+}
+
+/// Notes and logs what the backend speaks, if that was not known before.
+pub(super) fn found(backend: &Backend, foreign: Foreign) {
+    let metrics = &backend.shared.metrics;
+    if backend.health.speaks(foreign) && metrics.may_log() {
+        let (pool, identity) = (&*metrics.pool, &backend.peer.identity);
+        tracing::warn!(pool, backend = %identity, "backend unreachable: {}", foreign.failure());
+    }
 }
 
 /// Returns what the peer speaks instead of the protocol that it is called by. A peer that speaks that as well has another reason

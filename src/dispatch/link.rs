@@ -9,6 +9,7 @@ use super::{
     Cause, Failure,
     backend::Backend,
     diagnosis,
+    health::Foreign,
     queue::Batch,
     queued::Queued,
     settle,
@@ -152,6 +153,9 @@ impl Link {
     fn unreachable(&self, at: usize, failure: Failure) {
         let backend = &self.backend;
         let failure = backend.health.seen_through(failure);
+        if failure == Failure::SpeaksHttp2 {
+            diagnosis::found(backend, Foreign::Http2);
+        }
         backend.failed(failure);
         let (setback, nudge) = {
             let mut state = backend.lock();
@@ -164,7 +168,7 @@ impl Link {
         }
         if setback.is_first && !backend.is_closing() && metrics.may_log() {
             let (pool, identity) = (&*metrics.pool, &self.peer().identity);
-            tracing::warn!(pool, backend = %identity, failure = failure.as_str(), "backend unreachable, retrying: {failure}");
+            tracing::warn!(pool, backend = %identity, failure = failure.as_str(), "backend unreachable, retrying");
         }
         backend.act(nudge);
     }
