@@ -13,7 +13,7 @@ use super::{
     queue::Batch,
     queued::Queued,
     settle,
-    transport::{self, Event, Peer, Verdict, Wakeups, Work},
+    transport::{self, Event, Peer, Scope, Verdict, Wakeups, Work},
 };
 use crate::{
     budget::{Budget, Use},
@@ -61,11 +61,20 @@ pub(super) struct Link {
     has_answered: bool,
     /// The reason why calls are given up; `None` while they are not.
     given_up: Option<Cause>,
+    /// Whether all calls that were lost by a reset had parts that another backend has reset before; `None` if none was lost.
+    lost_suspects: Option<bool>,
 }
 
 impl Link {
     pub(super) fn new(backend: &Arc<Backend>, at: usize) -> Self {
-        Self { backend: Arc::clone(backend), at: Some(at), was_up: false, has_answered: false, given_up: None }
+        Self {
+            backend: Arc::clone(backend),
+            at: Some(at),
+            was_up: false,
+            has_answered: false,
+            given_up: None,
+            lost_suspects: None,
+        }
     }
 
     fn connected(&mut self, wakeups: Arc<Wakeups>) {
@@ -101,6 +110,13 @@ impl Link {
 
     /// Handles the end of the connection.
     fn ended(&mut self, failure: Option<Failure>, lost: bool) {
+        if failure == Some(Failure::Reset) && self.lost_suspects == Some(true) {
+            // The records are a likelier reason than the backend.
+            if let Some(at) = self.at.take() {
+                self.left(at);
+            }
+            return;
+        }
         // If others work, a request that a backend cannot bear is a likelier reason than a backend that is not there.
         let has_company = failure == Some(Failure::Reset) && self.backend.lock().connections.up().count() > 1;
         let is_new = !self.has_answered && !has_company && !self.is_finished();
@@ -225,6 +241,9 @@ impl Work for Link {
             let metrics = &self.backend.shared.metrics;
             metrics.call_duration.record(now.saturating_duration_since(started));
             metrics.call_parts.record(f64::from(u32::try_from(batch.parts.len()).unwrap_or(u32::MAX)));
+        }
+        if matches!(verdict, Verdict::Failed { failure: Failure::Reset, scope: Scope::Connection, .. }) {
+            self.lost_suspects = Some(self.lost_suspects != Some(false) && settle::are_suspect(&batch.parts));
         }
         settle::settle(&self.backend, batch.parts, verdict, self.given_up, now);
     }

@@ -107,6 +107,9 @@ pub struct Part {
     pub backend: u32,
     /// Whether the part needs a call of its own, because the backend will probably refuse it.
     pub alone: bool,
+    /// Whether another backend has reset a connection or stream that carried the records. If this one does so too, the records
+    /// are a likelier reason than the backend.
+    pub reset_elsewhere: bool,
     /// The caller's index of the part. It is returned with the outcome.
     pub index: u32,
 }

@@ -26,6 +26,8 @@ pub(super) struct Queued {
     pub(super) alone: bool,
     /// Whether the part was in a merged call that the backend refused for good.
     pub(super) apart: bool,
+    /// See [`Part::reset_elsewhere`].
+    pub(super) reset_elsewhere: bool,
     /// How many times the backend left it unprocessed.
     pub(super) unprocessed: u8,
     /// The time since when it waits.
@@ -47,9 +49,23 @@ pub(super) enum Fate {
 impl Queued {
     /// Creates the entry for a part.
     pub(super) fn from_part(part: Part, inbox: &Arc<Inbox>, since: Instant) -> Self {
-        let Part { message, records, encoding, original, signal, backend, alone, index } = part;
+        let Part { message, records, encoding, original, signal, backend, alone, reset_elsewhere, index } = part;
         let (inbox, apart, unprocessed) = (Arc::clone(inbox), false, 0);
-        Self { message, encoding, original, records, signal, alone, apart, unprocessed, since, inbox, backend, index }
+        Self {
+            message,
+            encoding,
+            original,
+            records,
+            signal,
+            alone,
+            apart,
+            reset_elsewhere,
+            unprocessed,
+            since,
+            inbox,
+            backend,
+            index,
+        }
     }
 
     /// The mailbox of its request.
@@ -75,12 +91,15 @@ impl Queued {
 
     /// Delivers the outcome to the part's request.
     pub(super) fn complete(self, fate: Fate) {
-        let Self { message, encoding, original, records, signal, alone, inbox, backend, index, .. } = self;
+        let Self {
+            message, encoding, original, records, signal, alone, reset_elsewhere, inbox, backend, index, ..
+        } = self;
         let outcome = match fate {
             Fate::Accepted { rejected, message } => PartOutcome::Accepted { rejected, message },
             Fate::Rejected { code, message } => PartOutcome::Rejected { code, message },
             Fate::Owed { owner, after, reached, cause } => {
-                let part = Part { message, records, encoding, original, signal, backend, alone, index };
+                let part =
+                    Part { message, records, encoding, original, signal, backend, alone, reset_elsewhere, index };
                 PartOutcome::Retry { owner, after, reached, cause, part }
             }
         };

@@ -37,7 +37,7 @@ pub(super) fn settle(
         }
         Verdict::Failed { failure, reached, scope } => {
             let failure = backend.health.seen_through(failure);
-            if scope == Scope::Stream {
+            if scope == Scope::Stream && !(failure == Failure::Reset && are_suspect(&parts)) {
                 backend.failed(failure);
             }
             hand_back(backend, parts, None, reached, Cause::Transport(failure));
@@ -57,6 +57,12 @@ pub(super) fn settle(
         Verdict::Stopped => hand_back(backend, parts, None, true, Cause::Stopped),
         Verdict::Unprocessed { refused } => unprocessed(backend, parts, refused, now),
     }
+}
+
+/// Whether all parts of a call have been reset by another backend. A further reset is then no failure of this one: else one request
+/// that no backend can bear would eject one after the other.
+pub(super) fn are_suspect(parts: &[Queued]) -> bool {
+    parts.iter().all(|part| part.reset_elsewhere)
 }
 
 /// Logs that a backend refuses data for good, so that the data is lost. A proxy that is not an OTLP receiver does so too. The

@@ -15,7 +15,7 @@ use self::{
 };
 use super::{Pipeline, Route, copies::Copies, cut, defect, tally::Tally};
 use crate::{
-    dispatch::{Backoff, Cause, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
+    dispatch::{Backoff, Cause, Failure, Join, NotQueued, Part, PartOutcome, View, WhyNotQueued},
     otlp::{Outcome, Refusal, Signal},
     places::{self, LONG},
     ring::Table,
@@ -66,6 +66,8 @@ struct Placed {
     may_be_delivered: bool,
     /// Whether its last attempt took a token from the retry budget.
     took_token: bool,
+    /// Whether a backend has reset a connection or stream that carried its records.
+    was_reset: bool,
 }
 
 /// A part that its owner did not accept or did not answer for.
@@ -94,6 +96,7 @@ impl<'a> Delivery<'a> {
             open: true,
             may_be_delivered: false,
             took_token: false,
+            was_reset: false,
         };
         Self {
             pipeline,
@@ -211,6 +214,9 @@ impl<'a> Delivery<'a> {
                 if reached {
                     self.note_repeat(index);
                     self.note_reached(index);
+                }
+                if let Some(placed) = self.placed.get_mut(index as usize) {
+                    placed.was_reset |= cause == Cause::Transport(Failure::Reset);
                 }
                 self.tally.last_failure = Some((Arc::clone(&owner), cause));
                 self.settle_retry(&part, cause.was_no_attempt() && !reached);
@@ -372,7 +378,11 @@ impl<'a> Delivery<'a> {
                 self.route.metrics.replaced.increment(1);
                 let cut = self.join.add_cut(again.parts.len() + again.copies.len(), again.permit);
                 let like = Placed { generation, cut, ..placed };
-                let (parts, adopted) = (self.enter(again.parts, like), self.enter(again.copies, like));
+                let (mut parts, adopted) = (self.enter(again.parts, like), self.enter(again.copies, like));
+                for part in &mut parts {
+                    let is_elsewhere = view.identity_of(part.backend) != failed.owner;
+                    part.reset_elsewhere = failed.part.reset_elsewhere || placed.was_reset && is_elsewhere;
+                }
                 self.adopt(adopted, view);
                 let is_queued = parts.is_empty() || self.submit(view, parts);
                 self.settled(index);

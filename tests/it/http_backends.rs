@@ -121,6 +121,24 @@ async fn statuses_are_retried_or_passed_on_as_otlp_http_says() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_no_backend_can_bear_ejects_one_of_them() -> Result<()> {
+    let by_grpc = ExtraConfig { deadline: "3s", ..ExtraConfig::default() };
+    for extra in [over_http("3s"), by_grpc] {
+        let fixture = Fixture::start(5, extra).await?;
+        fixture.serves().await?;
+        let before = fixture.backends.iter().map(|backend| backend.calls()).collect::<Vec<_>>();
+        for backend in &fixture.backends {
+            backend.answer(|_| Answer::Rst);
+        }
+        fixture.client().await?.export(fixture.spans_at(0, 1)?).await.retryable()?;
+        let tried = fixture.backends.iter().zip(before).filter(|(backend, before)| backend.calls() > *before).count();
+        let ejections = fixture.metric("spanring_membership_ejections_total", &[])?;
+        ensure!(tried == 2 && ejections == 1.0, "{tried} backends got it, {ejections} were ejected");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_requests_are_cut_into_calls_and_arrive_whole() -> Result<()> {
     let fixture = Fixture::start(2, over_http("10s")).await?;
     let mut client = fixture.client().await?;

@@ -3,12 +3,13 @@
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
+use h2::Reason;
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tonic::Code;
 
 use crate::{
     access::Access,
-    dispatch::{Cause, Config, Failure, HealthCheck, Join, PartOutcome},
+    dispatch::{Cause, Config, Failure, HealthCheck, Join, Part, PartOutcome},
     health::{HealthKind, Prober},
     lifecycle::Tasks,
     testing::*,
@@ -196,4 +197,36 @@ async fn a_probe_fails_if_the_peer_does_not_answer() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     assert!(!probe(address).await, "nobody listens");
+}
+
+/// Serves HTTP/2 and resets the stream of each call, or closes the connection with it.
+async fn reset_each(listener: TcpListener, is_stream: bool) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { return };
+        let Ok(mut connection) = h2::server::handshake(stream).await else { continue };
+        while let Some(Ok((_request, mut respond))) = connection.accept().await {
+            if !is_stream {
+                break;
+            }
+            respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reset_of_records_that_another_backend_has_reset_is_no_failure_of_this_one() {
+    for is_stream in [true, false] {
+        let listener = listen().await;
+        let mut rig = Rig::start(Config::default(), &[listener.local_addr().unwrap()]);
+        rig.tasks.spawn(reset_each(listener, is_stream));
+        let reset = Cause::Transport(Failure::Reset);
+        for _ in 0..3 {
+            let suspect = Part { reset_elsewhere: true, ..part(&["a"], 0) };
+            assert_eq!(retry(&rig.submit(vec![suspect])).await.1, reset);
+        }
+        // That of other records is the first one to count.
+        assert_eq!(retry(&rig.submit(vec![part(&["b"], 0)])).await.1, reset);
+        assert_eq!(rig.event().await, HealthKind::Failed("reset"));
+        assert!(rig.events_are_quiet());
+    }
 }

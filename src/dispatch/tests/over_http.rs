@@ -126,6 +126,22 @@ async fn a_request_that_a_backend_cannot_bear_is_one_failure_and_no_refused_conn
 }
 
 #[tokio::test]
+async fn a_reset_of_records_that_another_backend_has_reset_is_no_failure() {
+    let peer = HttpPeer::start().await;
+    let mut rig = Rig::start(over_http(|_, _| {}), &[peer.address]);
+    peer.serve(&rig.tasks, |request| Some(if request.body.is_empty() { OK } else { "!" }.to_owned()));
+    let reset = Cause::Transport(Failure::Reset);
+    for _ in 0..3 {
+        let suspect = Part { reset_elsewhere: true, ..part(&["a"], 0) };
+        assert_eq!(cause_of(&rig.submit(vec![suspect])).await, reset);
+    }
+    // That of other records is the first one to count.
+    assert_eq!(cause_of(&rig.submit(vec![part(&["b"], 0)])).await, reset);
+    assert_eq!(rig.event().await, HealthKind::Failed("reset"));
+    assert!(rig.events_are_quiet());
+}
+
+#[tokio::test]
 async fn a_backend_that_closes_each_connection_at_once_is_reported() {
     let peer = HttpPeer::start().await;
     let mut rig = Rig::start(over_http(|_, _| {}), &[peer.address]);

@@ -24,7 +24,17 @@ fn arrived(message: Framed, permit: Permit) -> Arrived {
 }
 
 fn part(message: Framed, signal: Signal, records: u32) -> Part {
-    Part { message, records, encoding: None, original: None, signal, backend: 0, alone: false, index: 0 }
+    Part {
+        message,
+        records,
+        encoding: None,
+        original: None,
+        signal,
+        backend: 0,
+        alone: false,
+        reset_elsewhere: false,
+        index: 0,
+    }
 }
 
 #[test]

@@ -125,6 +125,7 @@ mod tests {
             signal: Signal::Traces,
             backend: 0,
             alone: false,
+            reset_elsewhere: false,
             index,
         };
         Failed { part, owner: "a".into(), cause: Cause::Full }

@@ -222,6 +222,41 @@ async fn a_moved_part_is_cut_again_and_its_parts_have_indices_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_part_that_its_owner_reset_and_that_goes_to_another_backend_is_marked() {
+    let reset = Cause::Transport(Failure::Reset);
+    for (causes, expected) in [
+        ([reset, reset], true),
+        ([reset, Cause::Ejected], true),
+        ([REFUSED, Cause::Ejected], false),
+        ([Cause::Transport(Failure::Ping), Cause::Ejected], false),
+    ] {
+        let mut bench = Bench::with(2, even_pauses(HOUR)).await;
+        let mut backends = std::mem::take(&mut bench.backends);
+        let [first, second] = [0, 1].map(|at| backends[at].address);
+        let mut delivery = bench.delivery(3);
+        delivery.take_in(vec![(1, accepted()), owed_by(&first.to_string(), 0, true, causes[0], None)]);
+        // The same part goes out again, and has to be placed elsewhere then.
+        drop(delivery.waiting.take_if(|_| true));
+        delivery.under_way += 1;
+        bench.rig.publish(2, &[first, second], &[first]).await;
+        delivery.take_in(vec![owed_by(&first.to_string(), 0, true, causes[1], None)]);
+        backends[1].call().await.refuse(tonic::Status::unavailable("later"));
+        let results = patient(delivery.join.next()).await;
+        let [(_, PartOutcome::Retry { part, .. })] = &results[..] else { panic!("{results:?}") };
+        assert_eq!(part.reset_elsewhere, expected, "{causes:?}");
+        // It stays marked when it is cut again, wherever it goes.
+        bench.rig.publish(3, &[first, second], &[first]).await;
+        let part = part.clone();
+        let (view, cause) = (bench.rig.dispatch.view().expect("there is a table"), Cause::Departed);
+        assert!(delivery.place(Failed { part, owner: second.to_string().into(), cause }, &view));
+        backends[1].call().await.refuse(tonic::Status::unavailable("later"));
+        let results = patient(delivery.join.next()).await;
+        let [(_, PartOutcome::Retry { part, .. })] = &results[..] else { panic!("{results:?}") };
+        assert_eq!(part.reset_elsewhere, expected, "{causes:?}");
+    }
+}
+
+#[tokio::test]
 async fn waiting_parts_are_placed_when_a_table_moves_them() {
     let mut bench = Bench::with(2, even_pauses(HOUR)).await;
     let mut backends = std::mem::take(&mut bench.backends);
