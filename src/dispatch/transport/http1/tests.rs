@@ -394,7 +394,7 @@ async fn a_backend_that_answers_with_a_frame_of_http2_did_not_get_the_call_and_i
         let mut connection = peer.accept().await;
         connection.request().await;
         connection.send(answer).await;
-        assert_eq!(served.verdicts(1).await, [expected.clone()]);
+        assert_eq!(served.verdicts(1).await, std::slice::from_ref(&expected));
         assert_eq!(served.end().await.1, Some(Failure::SpeaksHttp2));
     }
     // One that sends it at once, before any call.
