@@ -287,6 +287,14 @@ fn gzip_headers_with_every_field_are_skipped() {
     input.extend_from_slice(b"name\0comment\0\x12\x34");
     input.extend_from_slice(&plain[10..]);
     assert_eq!(run(Encoding::Gzip, &input, 100, MIB), Ok(b"named".to_vec()));
+    // Several members are inflated piece by piece, by another decoder.
+    let two = [&input[..], &input].concat();
+    assert_eq!(run(Encoding::Gzip, &two, 100, MIB), Ok(b"namednamed".to_vec()));
+    for reserved in [1 << 5, 1 << 6, 1 << 7] {
+        let mut input = plain.clone();
+        input[3] = reserved;
+        assert_eq!(run(Encoding::Gzip, &input, 100, MIB), Err(InflateError::Corrupt("not a gzip header")));
+    }
 }
 
 #[test]
