@@ -2,8 +2,9 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, VARY},
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS},
 };
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
 
 use super::{head::Format, *};
@@ -45,6 +46,7 @@ fn parts(response: Response<Bytes>) -> (u16, String, Bytes) {
 fn answers_have_the_format_of_the_request() {
     let (protobuf, json) = (Format::Protobuf, Format::Json);
     let answer = |outcome: Outcome, format| parts(answer::outcome(outcome, Signal::Logs, format));
+    let decoded = |body: Bytes| ExportTraceServiceResponse::decode(body).unwrap().partial_success.unwrap();
     let whole = |text: &'static str| (200, "application/json".to_owned(), Bytes::from_static(text.as_bytes()));
     assert_eq!(answer(Outcome::OK, protobuf), (200, "application/x-protobuf".to_owned(), Bytes::new()));
     assert_eq!(answer(Outcome::OK, json), whole("{}"));
@@ -54,8 +56,11 @@ fn answers_have_the_format_of_the_request() {
         whole(r#"{"partialSuccess":{"errorMessage":"se\"ven","rejectedLogRecords":"7"}}"#)
     );
     let (status, _, body) = answer(partly(), protobuf);
-    let partial = opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse::decode(body).unwrap();
-    assert_eq!((status, partial.partial_success.map(|partial| partial.rejected_spans)), (200, Some(7)));
+    assert_eq!((status, decoded(body).rejected_spans), (200, 7));
+    let warned = || Outcome::Accepted { rejected: 0, message: Some("slow".into()) };
+    assert_eq!(answer(warned(), json), whole(r#"{"partialSuccess":{"errorMessage":"slow","rejectedLogRecords":"0"}}"#));
+    let (status, _, body) = answer(warned(), protobuf);
+    assert_eq!((status, decoded(body).error_message.as_str()), (200, "slow"));
     let refused = || Outcome::Refused(Refusal::permanent(Code::Internal, Reason::Framing, "x".repeat(300)));
     let (status, content_type, body) = answer(refused(), protobuf);
     let shown = tonic_types::Status::decode(body).unwrap();
@@ -132,6 +137,9 @@ fn browsers_are_told_what_pages_may_do() {
     }
     assert_eq!(asked(&by_name, &[("origin", "https://a.test"), ("access-control-request-method", "DELETE")]), None);
     assert_eq!(asked(&by_name, &[("access-control-request-method", "POST")]), None, "no origin");
+    let between = cors(&["http://ab*b.test"], &[]);
+    let ask = |origin| asked(&between, &[("origin", origin), ("access-control-request-method", "POST")]);
+    assert_eq!((ask("http://ab.test"), ask("http://abb.test")), (None, told("http://abb.test", "")));
     let any = cors(&["*"], &["*"]);
     let pairs = [
         ("origin", "https://c.test"),
@@ -190,7 +198,8 @@ fn only_one_known_encoding_is_taken() {
     };
     assert_eq!(has(&[]), Some(None));
     assert_eq!((has(&["identity"]), has(&[""]), has(&["Identity"])), (Some(None), Some(None), Some(None)));
-    assert_eq!(has(&["GZIP"]), Some(Some(Encoding::Gzip)));
+    assert_eq!((has(&["GZIP"]), has(&["x-gzip"])), (Some(Some(Encoding::Gzip)), Some(Some(Encoding::Gzip))));
+    assert_eq!((has(&["deflate"]), has(&["zlib"])), (Some(Some(Encoding::Deflate)), Some(Some(Encoding::Deflate))));
     for snappy in ["snappy", "x-snappy-framed"] {
         assert_eq!(has(&[snappy]), Some(Some(Encoding::Snappy)));
     }
@@ -252,7 +261,9 @@ fn answers_are_compressed_if_that_is_of_use_or_needed() {
     let long = "a message of an error ".repeat(12);
     for name in ["gzip", "zstd", "deflate"] {
         assert_eq!(compressed(name, &long), (Some(name.to_owned()), long.clone().into_bytes()));
-        assert_eq!(compressed(name, "{}"), (None, b"{}".to_vec()), "it is short");
+        for short in ["{}", &"short ".repeat(20)] {
+            assert_eq!(compressed(name, short), (None, short.as_bytes().to_vec()), "it is short");
+        }
         let needed = format!("{name}, identity;q=0");
         assert_eq!(compressed(&needed, "{}"), (Some(name.to_owned()), b"{}".to_vec()));
         assert_eq!(compressed(&needed, ""), (None, Vec::new()), "there is nothing to compress");
@@ -279,5 +290,7 @@ fn a_request_that_is_none_of_ours_is_answered_in_its_own_format() {
     for format in [None, Some(Format::Json)] {
         let response = answer::not_ours(StatusCode::METHOD_NOT_ALLOWED, "no", format);
         assert_eq!(response.headers()["allow"], "POST");
+        let is_text = response.headers().get(X_CONTENT_TYPE_OPTIONS).is_some_and(|value| value == "nosniff");
+        assert_eq!(is_text, format.is_none(), "browsers must not guess what a text is");
     }
 }

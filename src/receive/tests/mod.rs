@@ -5,6 +5,7 @@ mod connections;
 mod exports;
 mod frames;
 mod http_answers;
+mod http_bounds;
 mod limits;
 mod over_http;
 mod overload;
