@@ -18,7 +18,11 @@ use tokio::{
 use crate::{
     access::Access,
     budget::Use,
-    dispatch::{Cause, Config, Failure, HealthCheck, Join, Part, PartOutcome},
+    dispatch::{
+        Cause, Config, Failure, HealthCheck, Join, Part, PartOutcome,
+        connections::{Connections, Way},
+        transport::Wakeups,
+    },
     health::Prober,
     settings::{Delivery, IfWritten, OtlpHttp, Protocol},
     testing::{
@@ -102,6 +106,53 @@ async fn calls_take_connections_for_themselves_up_to_the_configured_number() {
         () = all => {}
         _ = serving => panic!("the connections must stay"),
     }
+}
+
+#[test]
+fn a_connection_that_writes_the_rest_of_an_answered_request_is_woken_for_no_call() {
+    let mut connections = Connections::new(&over_http(|_, http| http.max_conns_per_host = 2));
+    let wakeups: [Arc<Wakeups>; 2] = Default::default();
+    for (at, wakeups) in wakeups.iter().enumerate() {
+        connections.connected(at, Arc::clone(wakeups));
+    }
+    connections.begin(1);
+    let woken = |connections: &Connections| match connections.way(Instant::now()) {
+        Way::Up { wakeups: found, .. } => wakeups.iter().position(|wakeups| Arc::ptr_eq(wakeups, found)),
+        Way::Soon => None,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(woken(&connections), Some(0), "it has no call");
+    connections.writes(0, true);
+    assert_eq!(woken(&connections), Some(1), "it can take calls");
+    connections.writes(1, true);
+    assert_eq!(woken(&connections), None);
+    connections.writes(0, false);
+    assert_eq!(woken(&connections), Some(0));
+}
+
+#[tokio::test]
+async fn of_calls_whose_clients_have_left_one_is_kept_open() {
+    let peer = HttpPeer::start().await;
+    let config = Config { open_place_bytes: 1, ..over_http(|_, http| http.max_conns_per_host = 2) };
+    let rig = Rig::start(config, &[peer.address]);
+    let joins = ["a", "b"].map(|name| {
+        let join = Join::new(Instant::now() + Duration::from_millis(900), Arc::default());
+        let part = Part { alone: true, ..part(&[name], 0) };
+        rig.dispatch.view().unwrap().submit(vec![part], &join).expect("there must be room");
+        join
+    });
+    let (mut one, mut two) = (peer.accept().await, peer.accept().await);
+    one.request().await;
+    two.request().await;
+    for join in &joins {
+        assert_eq!(cause_of(join).await, TIMED_OUT);
+    }
+    let mut other = tokio::select! {
+        true = one.is_closed() => two,
+        true = two.is_closed() => one,
+    };
+    let closed = tokio::time::timeout(Duration::from_millis(200), other.is_closed()).await;
+    assert!(closed.is_err(), "one shows whether the backend answers at all");
 }
 
 #[tokio::test]
@@ -295,7 +346,9 @@ async fn a_backend_that_answers_after_its_clients_left_is_not_mute() {
     });
     let end = Instant::now() + 6 * timeout;
     while Instant::now() < end {
-        assert_eq!(cause_of(&submit_for(&rig, timeout / 8)).await, TIMED_OUT);
+        // On a busy machine the time may pass before a call begins.
+        let cause = cause_of(&submit_for(&rig, timeout / 8)).await;
+        assert!([TIMED_OUT, Cause::Deadline].contains(&cause), "{cause:?}");
     }
     assert!(rig.events_are_quiet(), "a slow backend must not be reported");
 }
@@ -308,7 +361,7 @@ async fn a_probe_is_a_head_request_that_every_server_answers() {
         let peer = HttpPeer::start().await;
         let address = peer.address;
         peer.serve(&tasks, move |request| {
-            assert_eq!(request.line, "HEAD /t HTTP/1.1");
+            assert_eq!((request.line.as_str(), request.header("connection")), ("HEAD /t HTTP/1.1", Some("close")));
             Some(format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n"))
         });
         let found = patient(check.probe("a", address, &Access::default())).await;

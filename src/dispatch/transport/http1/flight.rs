@@ -146,3 +146,6 @@ impl<C: Contents> Flight<C> {
         self.contents
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,3 +159,6 @@ impl Body for Payload {
         SizeHint::with_exact(self.left)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use crate::{
         tests::{Served, message},
     },
     settings::{Compression, Delivery, IfWritten, OtlpHttp, Protocol},
-    testing::{HttpConnection, HttpPeer, OK, patient},
+    testing::{HttpConnection, HttpPeer, OK, patient, wait_until},
 };
 
 /// A pool that is called by OTLP/HTTP, with some keys changed.
@@ -23,7 +23,7 @@ fn keys(change: impl FnOnce(&mut Delivery, &mut OtlpHttp)) -> Delivery {
     keys
 }
 
-fn start(peer: &HttpPeer, waiting: &[&[u8]]) -> Served {
+pub(super) fn start(peer: &HttpPeer, waiting: &[&[u8]]) -> Served {
     Served::start_with(peer.address, waiting, &keys(|_, _| {}))
 }
 
@@ -31,6 +31,13 @@ fn start(peer: &HttpPeer, waiting: &[&[u8]]) -> Served {
 fn send(served: &Served, payload: &[u8]) {
     served.with_state(|state| state.waiting.push_back(message(payload)));
     served.wake(QUEUE);
+}
+
+/// Lets the connection's task, which runs on the same thread, read what was sent to it.
+async fn answer_is_read() {
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// More than sockets hold, and less than what a busy machine carries in the second that a connection has for it.
@@ -196,6 +203,38 @@ async fn a_connection_that_is_closed_for_being_idle_as_a_call_is_sent_is_no_fail
 }
 
 #[tokio::test]
+async fn a_connection_that_ends_inside_of_an_answer_is_a_failure_however_long_it_was_idle() {
+    let peer = HttpPeer::start().await;
+    let served = start(&peer, &[b"a"]);
+    let mut connection = peer.accept().await;
+    connection.request().await;
+    connection.send(OK).await;
+    served.verdicts(1).await;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    send(&served, b"b");
+    connection.request().await;
+    connection.send("HTTP/1.1 200").await;
+    drop(connection);
+    assert_eq!(served.verdicts(2).await[1], failed(Failure::Reset, Scope::Connection));
+    assert_eq!(served.end().await.0, ["connected", "answered", "ended with calls"]);
+}
+
+#[tokio::test]
+async fn no_call_begins_on_a_connection_that_the_backend_has_closed() {
+    let peer = HttpPeer::start().await;
+    let served = start(&peer, &[b"a"]);
+    let mut connection = peer.accept().await;
+    connection.request().await;
+    connection.send(OK).await;
+    served.verdicts(1).await;
+    drop(connection);
+    // The connection's task learns of both at once.
+    send(&served, b"b");
+    wait_until(|| served.with_state(|state| state.events.last() == Some(&"closed"))).await;
+    served.with_state(|state| assert_eq!((state.begun, state.waiting.len()), (1, 1)));
+}
+
+#[tokio::test]
 async fn a_connection_that_is_closed_while_it_is_idle_ends_and_takes_nothing_with_it() {
     let peer = HttpPeer::start().await;
     let served = start(&peer, &[b"a"]);
@@ -317,10 +356,24 @@ async fn a_success_of_a_backend_that_does_not_take_the_request_is_a_failure() {
 #[tokio::test]
 async fn a_stop_while_the_rest_of_an_answered_request_is_written_ends_the_call() {
     let (served, connection) = answered_early(OK, &[], &keys(|_, _| {})).await;
+    answer_is_read().await;
     served.tasks.stop();
     assert_eq!(served.verdicts(1).await, [Verdict::Stopped]);
     assert_eq!(served.end().await, (vec!["connected", "stopped"], None));
     drop(connection);
+}
+
+#[tokio::test]
+async fn a_success_is_one_even_if_the_process_stops_before_its_body() {
+    let peer = HttpPeer::start().await;
+    let served = start(&peer, &[b"a"]);
+    let mut connection = peer.accept().await;
+    connection.request().await;
+    connection.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n").await;
+    answer_is_read().await;
+    served.tasks.stop();
+    let verdicts = served.verdicts(1).await;
+    assert!(matches!(verdicts[..], [Verdict::Accepted(_)]), "{verdicts:?}");
 }
 
 #[tokio::test]
@@ -444,9 +497,12 @@ async fn a_backend_that_answers_a_probe_is_slow_and_not_silent() {
     let served = start(&peer, &[b"held"]);
     let mut connection = peer.accept().await;
     connection.request().await;
-    for _ in 0..2 {
+    let started = Instant::now();
+    for count in 1..=2 {
         let mut probe = peer.accept().await;
         assert!(patient(probe.request()).await.is_probe());
+        let least = Duration::from_millis(950) * count;
+        assert!(started.elapsed() >= least, "a second passes before each probe: {:?}", started.elapsed());
         probe.send("HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\ncontent-length: 18\r\n\r\n").await;
     }
     connection.send(OK).await;
