@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use http::{HeaderName, HeaderValue};
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     time::{Instant, sleep},
 };
 
@@ -56,6 +57,23 @@ async fn a_refused_body_that_comes_slowly_is_read_for_ten_seconds() {
     tasks.drain();
     tasks.wait().await;
     assert_eq!((budget.used(), budget.clients_used()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_request_that_is_refused_while_memory_is_short_does_not_cost_the_connection() {
+    let (tasks, budget) = (Tasks::new(), account(1 << 20, 1 << 20));
+    let others = budget.take_for(Use::Streams, 600 << 10).unwrap();
+    let mut client = serve(StandIn::ok(), &HttpConfig::default(), &budget, &tasks);
+    for (kind, status) in [("xml", 415), ("x-protobuf", 200)] {
+        let chunked =
+            head(0, "").replace("content-length: 0", "transfer-encoding: chunked").replace("x-protobuf", kind);
+        // Its end is a chunk of its own.
+        client.send(&[chunked.as_bytes(), b"2\r\n", &BODY, b"\r\n0\r\n\r\n"].concat()).await;
+        let reply = client.reply().await.expect("the connection stays");
+        assert!(reply.status() == status && !reply.has("connection: close"), "{reply:?}");
+    }
+    drop(others);
+    tasks.stop();
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,6 +142,30 @@ async fn an_old_connection_is_closed_after_its_grace_even_if_a_request_is_in_fli
     let lived = client.end().await.as_secs_f64();
     assert!((119.0..141.0).contains(&lived), "{lived}");
     assert_eq!(alive.load(Ordering::SeqCst), 0, "the request is dropped");
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_of_the_door_are_closed() {
+    let tasks = Tasks::new();
+    let mut config = HttpConfig { endpoint: SocketAddr::from(([127, 0, 0, 1], 0)), ..HttpConfig::default() };
+    config.keys.max_connections = 1;
+    let config = Config { grpc: None, http: Some(config) };
+    let listeners = crate::receive::start(&config, StandIn::ok(), Budget::new(1 << 30), &tasks).unwrap();
+    let connect = || TcpStream::connect(listeners.http.unwrap());
+    let ask = async |stream: &mut TcpStream| {
+        stream.write_all(&[head(BODY.len(), "").as_bytes(), &BODY].concat()).await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await?);
+        }
+        std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
+    };
+    let mut first = connect().await.unwrap();
+    assert!(ask(&mut first).await.unwrap());
+    let mut second = connect().await.unwrap();
+    assert!(ask(&mut second).await.is_err(), "nothing must be served on it");
+    assert!(ask(&mut first).await.unwrap());
     tasks.stop();
 }
 
