@@ -65,11 +65,7 @@ impl Scratch {
         let (mut latest, mut next) = (NONE, part.first_run);
         while let Some(run) = self.runs.get(next as usize).copied() {
             if path.open.len() < depth || path.open.last().is_some_and(|open| open.message != run.message) {
-                self.enter(run.message, depth, path);
-                if self.part_messages.len() > FREE_ENTRIES {
-                    // As many as the next message and those around it.
-                    scratch::grow(&mut self.part_messages, depth + 1, room)?;
-                }
+                self.enter(run.message, depth, path, room)?;
             }
             if let Some(innermost) = path.open.last() {
                 self.grow(innermost.entry, run.end - run.start);
@@ -83,7 +79,13 @@ impl Scratch {
     }
 
     /// Closes the messages that do not contain `leaf` and opens those that do.
-    fn enter(&mut self, leaf: u32, depth: usize, path: &mut Path) {
+    fn enter(
+        &mut self,
+        leaf: u32,
+        depth: usize,
+        path: &mut Path,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<(), Malformed> {
         let (mut keep, mut number) = (depth, leaf);
         while keep > 0 && path.open.get(keep - 1).is_none_or(|open| open.message != number) {
             path.entered.push(number);
@@ -91,11 +93,15 @@ impl Scratch {
             keep -= 1;
         }
         self.close(keep, path);
+        if self.part_messages.len() + path.entered.len() > FREE_ENTRIES {
+            scratch::grow(&mut self.part_messages, path.entered.len(), room)?;
+        }
         while let Some(message) = path.entered.pop() {
             let len = self.message(message).envelope_len;
             path.open.push(Opened { entry: offset(self.part_messages.len()), message });
             self.part_messages.push(PartMessage { message, len });
         }
+        Ok(())
     }
 
     /// Closes all but the outermost `keep` messages. Adds the length of each to that of its parent.

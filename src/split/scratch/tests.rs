@@ -164,24 +164,42 @@ fn every_kind_of_entry_takes_room_beyond_what_is_free() {
     }
 }
 
-#[test]
-fn many_messages_of_parts_take_room() {
+/// Returns a scratch with one part of so many messages, that of the request included.
+fn with_messages_of_a_part(count: usize) -> Scratch {
     let mut scratch = Scratch::default();
-    let count = 3 * FREE_ENTRIES;
     scratch.add_message(0, 0);
-    for at in 0..offset(count) {
+    for at in 1..offset(count) {
         let message = scratch.add_message(0, 1);
         scratch.add_record(7, message, at, at + 1);
     }
-    let mut asked = 0;
-    let mut room = |bytes| {
-        asked += bytes;
-        true
-    };
-    scratch.measure(2, &mut room).unwrap();
-    let needed = (scratch.part_messages.len() - 2 * FREE_ENTRIES) * size_of::<PartMessage>();
-    assert_eq!(scratch.part_messages.len(), count + 1);
-    assert!((needed..3 * needed).contains(&asked), "{asked} bytes for {needed}");
-    scratch.part_messages = Vec::new();
-    assert!(matches!(scratch.measure(2, &mut |_| false), Err(Malformed::NoRoom(_))));
+    scratch
+}
+
+#[test]
+fn messages_of_parts_take_room_beyond_what_is_free() {
+    for count in [FREE_ENTRIES, FREE_ENTRIES + 1, 3 * FREE_ENTRIES] {
+        let mut scratch = with_messages_of_a_part(count);
+        let mut asked = 0;
+        let mut room = |bytes| {
+            asked += bytes;
+            true
+        };
+        scratch.measure(2, &mut room).unwrap();
+        assert_eq!(scratch.part_messages.len(), count);
+        let needed = (count - FREE_ENTRIES) * size_of::<PartMessage>();
+        let most = if needed == 0 { 0 } else { needed.max(FREE_ENTRIES / 2 * size_of::<PartMessage>()) * 3 / 2 };
+        assert!((needed..=most).contains(&asked), "{asked} bytes for {needed}");
+    }
+}
+
+#[test]
+fn a_plan_is_the_same_after_one_for_whose_messages_there_was_no_room() {
+    let mut scratch = with_messages_of_a_part(FREE_ENTRIES + 1);
+    let total = scratch.measure(2, &mut |_| true).unwrap();
+    for (gives, is_right) in [(false, false), (true, true)] {
+        scratch.part_messages = Vec::new();
+        let measured = scratch.measure(2, &mut |_| gives);
+        assert_eq!(measured == Ok(total), is_right, "{measured:?}");
+        assert!(is_right || matches!(measured, Err(Malformed::NoRoom(_))));
+    }
 }
