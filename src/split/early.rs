@@ -276,6 +276,22 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_fills_the_buffer_is_appended() {
+        let mut early = begun(40_000);
+        early.add_other(0, 7, 1, &[1; 19_000], &mut never).unwrap();
+        assert!(early.add(0, 7, 1, &[2; 1_000]));
+        assert_eq!((early.buffers(), early.take_uncounted(0)), (1, Some((20_000, 1))));
+    }
+
+    #[test]
+    fn a_buffer_that_takes_all_that_was_granted_asks_for_nothing() {
+        let mut early = Early::default();
+        early.begin(40_000, 2, 20_000);
+        early.add_other(0, 7, 1, &[1; 20_000], &mut never).unwrap();
+        assert_eq!(early.taken(), (20_000, 0));
+    }
+
+    #[test]
     fn room_is_asked_for_beyond_what_was_granted_and_only_then() {
         let mut early = Early::default();
         early.begin(40_000, 2, 20_000 + 4_096);

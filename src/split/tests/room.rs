@@ -50,6 +50,9 @@ fn ranges_that_many_parts_repeat_are_not_counted_before_there_is_room() {
     let early = plan_early(Signal::Traces, &chunks, targets, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
     assert!(early.scratch.early.is_on() && early.build(&mut |_| false).is_err());
     assert_eq!(scratch.counted.get(), 0);
+    let late = plan_of(&chunks, &mut scratch);
+    late.layout(SharingLimits::REQUEST);
+    assert_eq!(late.scratch.counted.get(), 200 * 10_000, "they are counted where parts may share the request");
 }
 
 #[test]
@@ -196,6 +199,21 @@ fn parts_share_the_request_only_if_that_saves_memory_and_they_repeat_little() {
 }
 
 #[test]
+fn parts_that_take_the_same_memory_either_way_are_copied() {
+    // One of four parts has a run that is as long as the lists that sharing it takes.
+    let lists = size_of::<SharedRange>() + 7 * size_of::<Bytes>();
+    let long = len(2, all([len(1, [0]), len(5, vec![b'n'; lists - 9])]));
+    assert_eq!(long.len(), lists);
+    let chunks = [Bytes::from(request([long, span([1]), span([2]), span([3])]))];
+    let mut scratch = Scratch::default();
+    let plan = plan_of(&chunks, &mut scratch);
+    let total = plan.total_len();
+    assert_eq!(plan.layout(SharingLimits::REQUEST).len(), total);
+    let built = plan.build_in_least_room(&mut |_| true).unwrap();
+    assert_eq!((built.shares, built.len), (false, total));
+}
+
+#[test]
 fn reassembled_bytes_live_as_long_as_parts_that_share_them() {
     let payload = alternating(20, 300);
     let halves = [payload.slice(..2_000), payload.slice(2_000..)];
@@ -262,6 +280,20 @@ fn without_room_there_are_no_early_copies_or_no_parts_of_them() {
     let more = early.layout(SharingLimits::EARLY_COPIES).len() + early.scratch.early.taken().1;
     assert_eq!(early.build(&mut |_| false).map(|built| built.len), Err(NotBuilt::NoRoom(more)));
     assert!(plan(&chunks, &mut scratch, true).build(&mut |_| true).unwrap().parts == built.parts);
+}
+
+#[test]
+fn early_copies_of_less_than_4_kib_are_copied_once_more() {
+    let record = |id: u8, size: usize| len(2, all([len(1, [id]), len(5, vec![b'n'; size])]));
+    let (short, long) = (record(1, 4_086), record(2, 4_087));
+    assert_eq!((short.len(), long.len()), (4_095, 4_096));
+    let chunks = [Bytes::from(request([short, long]))];
+    let targets = NonZeroUsize::new(2).unwrap();
+    let mut scratch = Scratch::default();
+    let early = plan_early(Signal::Traces, &chunks, targets, &mut by_first_byte, &mut scratch, &mut |_| true).unwrap();
+    let built = early.build(&mut |_| true).unwrap();
+    let buffers: Vec<usize> = built.parts.iter().map(|(_, part)| part.buffers().len()).collect();
+    assert_eq!(buffers, [1, 2], "the long one is a list: what is around the record, and the record");
 }
 
 #[test]
