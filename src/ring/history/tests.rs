@@ -311,6 +311,26 @@ fn a_backend_that_is_listed_under_two_names_gets_a_record_once() {
 }
 
 #[test]
+fn owners_that_are_one_backend_count_once_and_the_decision_stays() {
+    let mut owners = Owners { decision: Decision::Both, ..Owners::only(0) };
+    (1..6).for_each(|target| owners.add(target));
+    assert_eq!((owners.as_slice(), owners.left_out), (&[0, 1, 2, 3][..], 2));
+    // 0 and 1 are one backend, and so are 2 and 3.
+    let distinct = owners.distinct(|target| Some(target / 2));
+    assert_eq!((distinct.as_slice(), distinct.decision, distinct.left_out), (&[0, 2][..], Decision::Both, 2));
+}
+
+#[test]
+fn a_start_of_0_is_unknown_also_where_the_clock_is_set_to_1970() {
+    let mut tables = Tables::default();
+    let before = tables.table("abc", "").with_handoff(dual());
+    let after = tables.after(&before, BEGIN, "abcd");
+    let (key, old, new) = moved_key(&before, &after);
+    let arrival = Moment { unix: 0, steady: BEGIN + 40 * SECOND };
+    assert_eq!(names_of(&after, &key, Times { start: 0, arrival }, false), [new, old]);
+}
+
+#[test]
 fn a_change_and_back_counts_all_owners_once() {
     let mut tables = Tables::default();
     let one = tables.table("abc", "").with_handoff(dual());

@@ -314,6 +314,10 @@ fn the_algorithms_differ_in_name_parameters_and_fingerprint() {
     assert_eq!(Algorithm::OtelcolV1.named_parameters(), parameters);
     let parameters = [("slots", 131_071), ("points", 200), ("positions_tried", 10)];
     assert_eq!(Algorithm::OtelcolV3.named_parameters(), parameters);
+    // Replicas compare fingerprints across releases, so what enters these stays. The last number says how many bytes of a
+    // point's number are hashed, plus 256 if points take positions in the order of their hashes.
+    let parameters = [[36_000, 100, 1, 1], [36_000, 100, 10, 4], [131_071, 200, 10, 260]];
+    assert_eq!(RINGS.map(Algorithm::parameters), parameters);
 }
 
 // === tables ===

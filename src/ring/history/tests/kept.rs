@@ -233,6 +233,18 @@ fn merged_tables_know_the_keys_of_both() {
 }
 
 #[test]
+fn merged_tables_end_by_discovery_only_if_both_do() {
+    let by_discovery = |older: bool, newer: bool| {
+        let mut merged = history(&[Published::new(0, 0), Published::new(1, 1)], seconds(2), dual());
+        (merged.kept[0].by_discovery, merged.kept[1].by_discovery) = (older, newer);
+        merged.merge_closest();
+        merged.kept[0].by_discovery
+    };
+    assert!(by_discovery(true, true));
+    assert_eq!([by_discovery(true, false), by_discovery(false, true), by_discovery(false, false)], [false; 3]);
+}
+
+#[test]
 fn each_slot_of_merged_tables_has_its_latest_owners_once() {
     let endpoints = endpoints("abcdef");
     let layer = |owners: &[u16]| Layer {
