@@ -8,6 +8,7 @@ mod handoff;
 mod inputs;
 mod record;
 mod reports;
+mod requests;
 mod sequences;
 mod tables;
 mod task;
