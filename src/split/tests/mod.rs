@@ -283,6 +283,9 @@ fn the_error_for_a_malformed_field_has_its_offset() {
     wrong(unexpected(2, 3, 2), 4, len(1, len(2, [0x13, 0x14])));
     wrong(unexpected(1, 0, 2), 11, request([span([1]), len(2, varint(1, 1))]));
     wrong(unexpected(7, 0, 1), 9, request([len(2, all([len(1, [1]), varint(7, 1)]))]));
+    wrong(Malformed::Truncated, 0, vec![0x48]);
+    wrong(Malformed::Truncated, 2, len(1, [0x48]));
+    wrong(Malformed::Truncated, 9, request([span([1]), vec![0x48]]));
     wrong(Malformed::Truncated, 9, request([len(2, all([len(1, [1]), vec![0x48]]))]));
     wrong(Malformed::FieldZero, 2, len(1, [0x00, 0x00]));
     wrong(Malformed::GroupEnd(1), 6, request([len(2, [0x0c])]));

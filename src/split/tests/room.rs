@@ -35,6 +35,14 @@ fn a_request_of_more_than_a_million_pieces_is_refused() {
 }
 
 #[test]
+fn the_error_for_too_many_pieces_has_the_offset_of_the_first_that_is_too_many() {
+    let resource = len(1, varint(9, 1));
+    let chunks = [Bytes::from(resource.repeat(1_000_001))];
+    let error = plan(Signal::Traces, &chunks, &mut by_first_byte, &mut Scratch::default(), &mut |_| true).unwrap_err();
+    assert_eq!(error, WireError { offset: 4_000_000 + 2, kind: Malformed::Pieces(1_000_000) });
+}
+
+#[test]
 fn ranges_that_many_parts_repeat_are_not_counted_before_there_is_room() {
     // Scopes without records between a resource's fields make a range of each.
     let fields = [varint(9, 1), len(2, [])].concat().repeat(10_000);
