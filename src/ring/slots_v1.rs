@@ -321,6 +321,12 @@ mod tests {
     }
 
     #[test]
+    fn a_rank_hashes_the_bytes_that_are_specified() {
+        let bytes = [8, 7, 6, 5, 4, 3, 2, 1, 3, 2, 1, 0];
+        assert_eq!(rank(0x01_02_03_04_05_06_07_08, 0x1_02_03), xxh3_64(&bytes));
+    }
+
+    #[test]
     fn rings_that_answer_expected_questions_place_like_whole_rings() {
         // Some of so many backends are overfull.
         let mut members: Vec<Member> = (0..200).map(|index| member(&format!("10.0.0.{index}:4317"), 1)).collect();

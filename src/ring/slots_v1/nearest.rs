@@ -138,4 +138,31 @@ mod tests {
         let answer = |among: &[u64], question: u64| *among.iter().find(|hash| **hash >= question).unwrap_or(&among[0]);
         assert!(found.len() < 1002 && questions.iter().all(|it| answer(&found, *it) == answer(&points, *it)));
     }
+
+    #[test]
+    fn once_points_were_compared_only_those_are_collected_that_can_be_first_ones() {
+        let point = |leading: u64| Point { hash: leading << (u64::BITS - LEADING), backend: 0 };
+        let mut nearest = Nearest::new([100, 5_000].map(|leading| point(leading).hash).to_vec());
+        nearest.add(&[50, 200, 5_100].map(point));
+        nearest.compare();
+        for leading in 0..8_000 {
+            nearest.add(&[point(leading)]);
+            let can_be_first = matches!(leading, 0..=50 | 100..=200 | 5_000..=5_100);
+            assert_eq!(nearest.collected.drain(..).len() == 1, can_be_first, "{leading}");
+        }
+    }
+
+    #[test]
+    fn points_are_compared_before_more_are_collected_than_there_is_room_for() {
+        let mut nearest = Nearest::new(Vec::new());
+        let room = nearest.collected.capacity();
+        // Each point comes before all others so far, and one more than a multiple of those that are added together.
+        let mut hashes = (0..u64::MAX).rev();
+        let mut points = |count: usize| -> Vec<Point> {
+            hashes.by_ref().take(count).map(|hash| Point { hash, backend: 0 }).collect()
+        };
+        nearest.add(&points(1));
+        nearest.add(&points(AT_A_TIME + TOGETHER));
+        assert_eq!((nearest.collected.capacity(), nearest.into_points().len()), (room, 1));
+    }
 }

@@ -173,3 +173,27 @@ impl BuildHasher for OneShot {
         Self(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_ask_where_the_specification_says() {
+        let position = |slot: u32, probe: u16| Question { slot, probe }.position();
+        assert_eq!(position(5, 0), (5 << 47) + (1 << 46));
+        assert_eq!(position(5, 3), xxh3_64(&[5, 0, 0, 0, 3, 0, 0, 0]));
+        assert_eq!(position(0x1_02_03, 0x04_05), xxh3_64(&[3, 2, 1, 0, 5, 4, 0, 0]));
+    }
+
+    #[test]
+    fn bytes_are_hashed_and_a_number_is_its_own_hash() {
+        let hash = |write: &dyn Fn(&mut OneShot)| {
+            let mut hasher = OneShot::default().build_hasher();
+            write(&mut hasher);
+            hasher.finish()
+        };
+        assert_eq!(hash(&|hasher| hasher.write(b"bytes")), xxh3_64(b"bytes"));
+        assert_eq!(hash(&|hasher| hasher.write_u64(7)), 7);
+    }
+}
