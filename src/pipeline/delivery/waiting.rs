@@ -151,4 +151,24 @@ mod tests {
         assert_eq!(indices(&waiting.take_due(at(100))), [0]);
         assert!(waiting.is_empty() && waiting.next_due().is_none());
     }
+
+    #[tokio::test]
+    async fn many_parts_of_the_same_time_are_taken_in_the_order_in_which_they_came() {
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        (0..100).for_each(|index| waiting.push(failed(index), now));
+        assert_eq!(indices(&waiting.take_due(now)), Vec::from_iter(0..100));
+    }
+
+    #[tokio::test]
+    async fn entries_are_equal_where_their_order_is() {
+        let now = Instant::now();
+        let later = now + Duration::from_millis(1);
+        let entry = |due, number| Entry { due, number, failed: failed(0) };
+        for (one, other) in
+            [(entry(now, 1), entry(now, 1)), (entry(now, 1), entry(now, 2)), (entry(now, 1), entry(later, 1))]
+        {
+            assert_eq!(one == other, one.cmp(&other) == Ordering::Equal);
+            assert_eq!(one == other, one.key() == other.key());
+        }
+    }
 }

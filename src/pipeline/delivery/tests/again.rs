@@ -329,6 +329,53 @@ async fn a_part_that_moves_to_two_backends_is_cut_once_there_is_room_and_refused
 }
 
 #[tokio::test]
+async fn the_share_of_a_part_that_was_cut_in_two_is_held_until_both_are_done() {
+    let mut bench = Bench::with(2, even_pauses(HOUR)).await;
+    bench.publish(2, &[]).await;
+    let whole = Part { message: many_traces(100, 10), records: 100, ..part(&[], 0) };
+    let mut delivery = bench.delivery_of(std::slice::from_ref(&whole), 100);
+    delivery.placed[0].generation = 1;
+    delivery.under_way = 0;
+    assert!(delivery.place(Failed { part: whole, owner: "somebody".into(), cause: Cause::Ejected }, &bench.view));
+    let held = bench.budget.used();
+    assert!(held > 0 && delivery.under_way == 2);
+    delivery.take_in(vec![(1, accepted())]);
+    assert_eq!(bench.budget.used(), held, "the other one is under way");
+    delivery.under_way += 1;
+    delivery.take_in(vec![(2, accepted())]);
+    assert_eq!(bench.budget.used(), 0);
+}
+
+#[tokio::test]
+async fn only_a_part_longer_than_what_is_long_waits_for_a_place() {
+    let mut bench = Bench::with(1, even_pauses(HOUR)).await;
+    bench.publish(2, &[]).await;
+    bench.pipeline.places = Places::new(1);
+    let _taken = bench.pipeline.places.take_now().expect("a free place");
+    let len_of = |size: usize| large_part(1, size, 0).message.payload_len();
+    let size = (LONG - 99..LONG).find(|size| len_of(*size) == LONG).expect("a part of this length");
+    for (size, is_placed) in [(size, true), (size + 1, false)] {
+        let long = large_part(1, size, 0);
+        let mut delivery = bench.delivery_of(std::slice::from_ref(&long), 1);
+        delivery.placed[0].generation = 1;
+        let failed = Failed { part: long, owner: "somebody".into(), cause: Cause::Ejected };
+        assert_eq!(delivery.place(failed, &bench.view), is_placed, "{} bytes", len_of(size));
+    }
+}
+
+#[tokio::test]
+async fn only_spans_stay_at_a_backend_that_a_hand_off_may_have_sent_them_to() {
+    let bench = Bench::new().await;
+    let delivery = bench.delivery(3);
+    let stays_at = |signal: Signal| {
+        let part = Part { signal, ..Bench::parts().swap_remove(0) };
+        let owner = bench.backends[0].address.to_string().into();
+        delivery.stays_at(&Failed { part, owner, cause: Cause::Full }, &bench.view)
+    };
+    assert_eq!([Signal::Traces, Signal::Logs].map(stays_at), [Some(0), None]);
+}
+
+#[tokio::test]
 async fn a_late_request_names_three_backends_and_counts_the_others() {
     let mut bench = Bench::with(6, even_pauses(HOUR)).await;
     let names: Vec<_> = bench.backends.iter().map(|script| script.address.to_string()).collect();
