@@ -3,6 +3,7 @@
 use super::*;
 use crate::access::Access;
 use crate::membership::record::{KEPT_CHANGES, NAMED, Names, Record};
+use crate::wall_clock::Moment;
 
 /// A state and its record, updated together as the task does it.
 struct Book {
@@ -60,6 +61,32 @@ fn standing_has_the_time_and_the_reason_of_the_state() {
     assert_eq!(after["a"].since, before["a"].since, "nothing happened to it");
     book.apply(Input::Seen(HealthEvent { identity: "b".into(), kind: HealthKind::Answered }));
     assert_eq!(book.record.standings()["b"].last_failure, after["b"].last_failure, "an answer is no failure");
+    let state_of = |host: &str| book.record.standing(host).map(|standing| standing.state);
+    assert_eq!(["a", "b", "x"].map(state_of), [Some(BackendState::Active), Some(BackendState::Ejected), None]);
+}
+
+#[test]
+fn record_tells_whether_more_backends_fail_than_may_be_ejected() {
+    let mut book = Book::with(&["a", "b", "c"]);
+    let mut panics = vec![book.record.is_panicking()];
+    for host in ["a", "b"] {
+        book.apply(refused(host));
+        panics.push(book.record.is_panicking());
+    }
+    assert_eq!(panics, [false, false, true]);
+}
+
+#[test]
+fn change_that_moves_slots_tells_until_when_its_window_is_open() {
+    let mut book = Book::with(&["a", "b"]);
+    let until = |book: &Book| book.record.last_change().expect("a change").handoff_until;
+    assert_eq!(until(&book), None, "nothing was placed before");
+    book.apply(Input::Discovered(endpoints(&["a", "b", "c"], 1)));
+    let now = std::time::SystemTime::UNIX_EPOCH + Duration::from_nanos(Moment::now().unix);
+    let left = until(&book).expect("slots have moved").duration_since(now).expect("it is not over");
+    assert!((15..=45).contains(&left.as_secs()), "{left:?}");
+    book.apply(Input::Discovered(endpoints(&["a", "b", "c"], 2)));
+    assert_eq!(until(&book), None, "only addresses are others");
 }
 
 #[test]
@@ -90,6 +117,9 @@ fn changes_list_the_backends_they_are_about() {
     assert_eq!(second.membership, (Some(first.membership.1), first.membership.1), "the membership must be the same");
     assert!(second.placement.0 == Some(first.placement.1) && second.placement.1 != first.placement.1);
     assert!((0.2..0.5).contains(&second.moved), "{}", second.moved);
+    book.apply(Input::Discovered(endpoints(&["a", "b", "c", "d"], 1)));
+    let joined = book.record.last_change().expect("a change");
+    assert_eq!((joined.added.count, joined.ejected.count, joined.returned.count), (1, 0, 0), "`b` was and is away");
     let address = ([127, 0, 0, 1], 1).into();
     book.apply(Input::Probed {
         probe: Probe { identity: "b".into(), address, access: Access::default() },
