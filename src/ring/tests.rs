@@ -7,6 +7,7 @@ use std::{
 };
 
 use proptest::prelude::*;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     slots_v1::{Probes, SLOTS},
@@ -110,19 +111,36 @@ fn fingerprints_have_48_bits() {
 
 // === a naive way to place ===
 
-/// Places slots one after the other, from the last to the first, with points in a sorted map. A slot that a full
-/// backend gives up is placed again immediately.
-fn placed_naively(members: &[Member]) -> Vec<u16> {
-    let hash = xxhash_rust::xxh3::xxh3_64;
+/// The points of the backends that `includes` accepts, in a sorted map.
+fn points_of(members: &[Member], includes: impl Fn(u16) -> bool) -> BTreeMap<u64, u16> {
     let mut points = BTreeMap::new();
-    let mut rooms = Vec::new();
-    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
-    for (backend, member) in (0_u16..).zip(members) {
+    for (backend, member) in (0_u16..).zip(members).filter(|(backend, _)| includes(*backend)) {
         for node in 0..4096 * member.weight {
             let mut bytes = member.identity.as_bytes().to_vec();
             bytes.extend(node.to_le_bytes());
-            points.insert(hash(&bytes), backend);
+            points.insert(xxh3_64(&bytes), backend);
         }
+    }
+    points
+}
+
+/// The backend that a slot asks with this probe.
+fn answer(points: &BTreeMap<u64, u16>, slot: u32, probe: u32) -> u16 {
+    let mut key = slot.to_le_bytes().to_vec();
+    key.extend(probe.to_le_bytes());
+    let middle = u64::from(slot) * (1 << 47) + (1 << 46);
+    let at = if probe == 0 { middle } else { xxh3_64(&key) };
+    let next = points.range(at..).next().or_else(|| points.first_key_value());
+    *next.expect("there are points").1
+}
+
+/// Places slots one after the other, from the last to the first, with points in a sorted map. A slot that a full
+/// backend gives up is placed again immediately.
+fn placed_naively(members: &[Member]) -> Vec<u16> {
+    let points = points_of(members, |_| true);
+    let mut rooms = Vec::new();
+    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
+    for member in members {
         let fair = u64::from(SLOTS) * u64::from(member.weight);
         rooms.push(usize::try_from((fair * 21 / (20 * total)).max(fair.div_ceil(total))).expect("slots are few"));
     }
@@ -131,20 +149,13 @@ fn placed_naively(members: &[Member]) -> Vec<u16> {
         let (mut slot, mut asked) = (slot, BTreeSet::new());
         loop {
             // A displaced slot starts again from probe 0; backends that refused it once would refuse it again.
-            let fresh = (0_u32..).map(|probe| {
-                let mut key = slot.to_le_bytes().to_vec();
-                key.extend(probe.to_le_bytes());
-                let middle = u64::from(slot) * (1 << 47) + (1 << 46);
-                let at = if probe == 0 { middle } else { hash(&key) };
-                let next = points.range(at..).next().or_else(|| points.first_key_value());
-                *next.expect("there are points").1
-            });
+            let fresh = (0_u32..).map(|probe| answer(&points, slot, probe));
             let backend = fresh.into_iter().find(|backend| !asked.contains(&(slot, *backend))).expect("one has room");
             asked.insert((slot, backend));
             let index = usize::from(backend);
-            let mut bytes = hash(members[index].identity.as_bytes()).to_le_bytes().to_vec();
+            let mut bytes = xxh3_64(members[index].identity.as_bytes()).to_le_bytes().to_vec();
             bytes.extend(slot.to_le_bytes());
-            kept[index].insert((hash(&bytes), slot));
+            kept[index].insert((xxh3_64(&bytes), slot));
             if kept[index].len() <= rooms[index] {
                 break;
             }
@@ -164,6 +175,20 @@ fn placement_equals_one_made_slot_by_slot_in_another_order() {
     crowd[3].weight = 3;
     crowd.sort();
     assert!(*base(&crowd).owners() == placed_naively(&crowd), "the order of work must not matter");
+}
+
+#[test]
+fn a_substitute_is_asked_with_the_probe_that_the_backend_had_accepted() {
+    // Of so many, some are overfull, so that others have slots that asked more than once.
+    let full = base(&members(120));
+    let probe = |slot: u32| u32::from(full.probes().of(slot));
+    let later = (0..SLOTS).find(|slot| probe(*slot) > 0).expect("a slot that asked again");
+    let away = BTreeSet::from([7, full.owners()[later as usize]]);
+    let [whole, rest] = [false, true].map(|lacks| points_of(full.members(), |it| !lacks || !away.contains(&it)));
+    for (slot, substitute) in full.overlay(&away).substitutes() {
+        let [before, now] = [&whole, &rest].map(|points| answer(points, *slot, probe(*slot)));
+        assert_eq!((before, now), (full.owners()[*slot as usize], *substitute), "slot {slot}");
+    }
 }
 
 // === promises ===
