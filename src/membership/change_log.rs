@@ -163,4 +163,12 @@ mod tests {
                         reason=\"refused\" period=1s\n";
         assert_eq!(line(true), expected);
     }
+
+    #[test]
+    fn lines_about_states_are_limited() {
+        let log = ChangeLog::new(&"tail".into());
+        let returned = Note::Returned("a".into());
+        let lines = captured(|| (0..1_000).for_each(|_| log.state_changed(&returned, false))).lines().count();
+        assert!((20..500).contains(&lines), "{lines}");
+    }
 }

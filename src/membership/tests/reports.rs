@@ -36,6 +36,47 @@ fn every_change_of_the_ring_has_one_log_line_with_its_cause_and_details() {
         line(&third, "ejection", 3, 1, ""),
     ];
     assert_eq!(lines, expected);
+    let limited = ChangeLog::new(&"tail".into());
+    assert_eq!(captured(|| limited.ring_changed(&third)).trim_end(), expected[2]);
+}
+
+#[test]
+fn metrics_follow_the_changes_the_notes_and_the_states_of_a_pool() {
+    Recorder::scoped(|recorder| {
+        let value = |name: &str, labels: &str| {
+            let series = format!("spanring_{name}{{pool=\"tail\"{labels}}} ");
+            let page = recorder.render();
+            page.lines().find_map(|line| line.strip_prefix(&series)?.parse::<f64>().ok()).unwrap_or_default()
+        };
+        let mut metrics = Metrics::new(&"tail".into());
+        let mut rig = Rig::new(Config::default());
+        let changes = [&["a", "b", "c"][..], &["a", "b", "c", "d"]].map(|hosts| {
+            let change = rig.step(Input::Discovered(endpoints(hosts, 1))).expect("must build");
+            metrics.show(&change, SECOND);
+            value("ring_changes_total", "")
+        });
+        assert_eq!(changes, [0.0, 1.0], "the first table is no change");
+        metrics.show_states(&rig.state);
+        let mut seen = Vec::new();
+        for host in ["a", "b", "c"] {
+            rig.take_notes();
+            rig.see(host, HealthKind::Refused);
+            metrics.show_changed(&rig.state, &rig.notes);
+            rig.notes.iter().for_each(|note| metrics.note(note));
+            let members = ["active", "ejected"].map(|state| value("ring_members", &format!(",state=\"{state}\"")));
+            seen.push((members, value("membership_panic", "")));
+        }
+        assert_eq!(seen, [([3.0, 1.0], 0.0), ([2.0, 2.0], 0.0), ([1.0, 3.0], 1.0)]);
+        let state_of_a = |state: &str| value("membership_backend_state", &format!(",backend=\"a\",state=\"{state}\""));
+        assert_eq!(["active", "ejected"].map(state_of_a), [0.0, 1.0]);
+        assert_eq!(value("membership_ejections_total", ",reason=\"refused\""), 3.0);
+        metrics.note(&Note::Returned("a".into()));
+        assert_eq!(value("membership_returns_total", ""), 1.0);
+        [true, false, false].into_iter().for_each(|answered| metrics.probed(answered));
+        let probes =
+            ["answered", "failed"].map(|result| value("membership_probes_total", &format!(",result=\"{result}\"")));
+        assert_eq!(probes, [1.0, 2.0]);
+    });
 }
 
 /// A pool whose discovery is simulated by the test.

@@ -146,6 +146,22 @@ async fn refused_backend_is_replaced_and_returns_once_a_probe_is_answered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_ejection_is_on_record_when_its_table_is_published() {
+    let tasks = Tasks::new();
+    let (_discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c"], 1)));
+    let (events, inbox) = health::channel("tail");
+    let prober = Scripted { unanswered: 100, ..Scripted::default() };
+    let configs = watch::channel(Config::default()).1;
+    let Published { mut tables, record } = start("tail", configs, receiver, inbox, prober, builder(), &tasks);
+    published(&mut tables, 1).await;
+    events.send(&"b".into(), HealthKind::Refused);
+    published(&mut tables, 2).await;
+    assert_eq!(record.standing("b").map(|standing| standing.state), Some(BackendState::Ejected));
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_that_could_not_be_sent_does_not_count_as_failed() {
     let returned_after = async |unsent: usize| {
         let tasks = Tasks::new();
