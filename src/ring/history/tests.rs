@@ -251,6 +251,19 @@ fn a_backend_that_left_and_fails_gets_nothing() {
 }
 
 #[test]
+fn each_backend_that_left_and_fails_gets_nothing_and_members_that_all_fail_are_tried() {
+    let mut tables = Tables::default();
+    let before = tables.table("abcde", "").with_handoff(dual());
+    let mut away = |away: &str, lost: &str| {
+        let lost = lost.chars().map(|name| name.to_string().into()).collect();
+        let after = tables.table("abc", away).replacing(&before, BEGIN, dual(), &lost);
+        [0, 1, 2, 3, 4].map(|target| after.is_away(target))
+    };
+    assert_eq!(away("", "de"), [false, false, false, true, true]);
+    assert_eq!(away("abc", "abcde"), [false, false, false, true, true], "no other member could take their slots");
+}
+
+#[test]
 fn a_member_whose_slots_others_have_takes_what_began_with_it_unless_it_fails() {
     let mut tables = Tables::default();
     let before = tables.table("abcd", "").with_handoff(dual());
