@@ -154,3 +154,15 @@ async fn replaced_tables_may_take_a_fourth_of_the_memory_for_requests() {
         assert_eq!(table.map(|table| table.history().len()), Some(kept), "{limit} bytes");
     }
 }
+
+#[tokio::test]
+async fn the_pause_after_a_build_is_nine_times_as_long() {
+    let mut builds = Builds::new(Builder::new(Budget::new(1 << 30)));
+    let begun = Instant::now();
+    builds.want(request(Cause::Discovery, "abcdefgh", "", ""));
+    let (change, took) = builds.next(None).await.expect("must be placeable");
+    builds.want(request(Cause::Ejection, "abcdefgh", "b", "b"));
+    next(&mut builds, Some(&change.table)).await;
+    let least = took + (9 * took).clamp(Duration::from_millis(20), SECOND);
+    assert!(begun.elapsed() >= least, "{:?} for a build of {took:?}", begun.elapsed());
+}

@@ -162,6 +162,29 @@ async fn an_ejection_is_on_record_when_its_table_is_published() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn events_are_gathered_for_a_while_after_the_last_ones_were_applied() {
+    let tasks = Tasks::new();
+    let (_discovery, receiver) = watch::channel(Some(endpoints(&["a", "b", "c", "d"], 1)));
+    let (events, inbox) = health::channel("tail");
+    let prober = Scripted { unanswered: 100, ..Scripted::default() };
+    let configs = watch::channel(Config::default()).1;
+    let Published { mut tables, record } = start("tail", configs, receiver, inbox, prober, builder(), &tasks);
+    published(&mut tables, 1).await;
+    settle().await;
+    let is_ejected = |host: &str| record.standings()[host].state == BackendState::Ejected;
+    events.send(&"b".into(), HealthKind::Refused);
+    sleep(Duration::from_millis(1)).await;
+    assert!(is_ejected("b"), "an event after a quiet time waits for nothing");
+    events.send(&"c".into(), HealthKind::Refused);
+    sleep(Duration::from_millis(5)).await;
+    assert!(!is_ejected("c"));
+    sleep(Duration::from_millis(10)).await;
+    assert!(is_ejected("c"));
+    tasks.stop();
+    tasks.wait().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_that_could_not_be_sent_does_not_count_as_failed() {
     let returned_after = async |unsent: usize| {
         let tasks = Tasks::new();
