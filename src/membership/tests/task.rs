@@ -184,6 +184,49 @@ async fn events_are_gathered_for_a_while_after_the_last_ones_were_applied() {
     tasks.wait().await;
 }
 
+/// A task that does not run: the test calls what it would do.
+fn idle_task(tasks: &Tasks) -> (MembershipTask<Scripted>, Tables) {
+    let (sender, tables) = watch::channel(None);
+    let pool: Arc<str> = "tail".into();
+    let task = MembershipTask {
+        metrics: Metrics::new(&pool),
+        record: Record::new(),
+        log: ChangeLog::new(&pool),
+        pool,
+        state: State::new(Config::default(), fastrand::Rng::with_seed(7)),
+        configs: watch::channel(Config::default()).1,
+        endpoints: watch::channel(None).1,
+        inbox: health::channel("tail").1,
+        prober: Arc::new(Scripted::default()),
+        results: mpsc::channel(PROBE_RESULTS),
+        probes: Arc::new(Semaphore::new(PROBES)),
+        builds: Builds::new(builder()),
+        tasks: tasks.clone(),
+        tables: sender,
+    };
+    (task, tables)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_is_not_published_if_the_one_before_is_right_again() {
+    let tasks = Tasks::new();
+    let (mut task, tables) = idle_task(&tasks);
+    task.handle(vec![Input::Discovered(endpoints(&["a", "b", "c"], 1))]);
+    let first = task.builds.next(None).await;
+    task.built(first);
+    let generation = || tables.borrow().as_ref().map(|table| table.generation);
+    assert_eq!(generation(), Some(1));
+    task.handle(vec![Input::Seen(HealthEvent { identity: "b".into(), kind: HealthKind::Refused })]);
+    let without_b = task.builds.next(task.state.table()).await;
+    let address = ([127, 0, 0, 1], 1).into();
+    let probe = Probe { identity: "b".into(), address, access: crate::access::Access::default() };
+    task.handle(vec![Input::Probed { probe, answered: true }]);
+    task.built(without_b);
+    assert_eq!(generation(), Some(1), "`b` answered while the table without it was built");
+    tasks.stop();
+    tasks.wait().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_could_not_be_sent_does_not_count_as_failed() {
     let returned_after = async |unsent: usize| {
