@@ -185,8 +185,9 @@ async fn events_are_gathered_for_a_while_after_the_last_ones_were_applied() {
 }
 
 /// A task that does not run: the test calls what it would do.
-fn idle_task(tasks: &Tasks) -> (MembershipTask<Scripted>, Tables) {
+fn idle_task(tasks: &Tasks) -> (MembershipTask<Scripted>, Events, Tables) {
     let (sender, tables) = watch::channel(None);
+    let (events, inbox) = health::channel("tail");
     let pool: Arc<str> = "tail".into();
     let task = MembershipTask {
         metrics: Metrics::new(&pool),
@@ -196,7 +197,7 @@ fn idle_task(tasks: &Tasks) -> (MembershipTask<Scripted>, Tables) {
         state: State::new(Config::default(), fastrand::Rng::with_seed(7)),
         configs: watch::channel(Config::default()).1,
         endpoints: watch::channel(None).1,
-        inbox: health::channel("tail").1,
+        inbox,
         prober: Arc::new(Scripted::default()),
         results: mpsc::channel(PROBE_RESULTS),
         probes: Arc::new(Semaphore::new(PROBES)),
@@ -204,13 +205,29 @@ fn idle_task(tasks: &Tasks) -> (MembershipTask<Scripted>, Tables) {
         tasks: tasks.clone(),
         tables: sender,
     };
-    (task, tables)
+    (task, events, tables)
+}
+
+#[tokio::test]
+async fn at_most_256_inputs_are_applied_together() {
+    let (mut task, events, _tables) = idle_task(&Tasks::new());
+    assert!((0..300).all(|_| events.send(&"b".into(), HealthKind::Refused)));
+    let lens = [(); 3].map(|()| task.further(Input::Timer).len());
+    assert_eq!(lens, [256, 1 + 300 - 255, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_is_due_at_its_time_and_none_is_never_due() {
+    let begun = Instant::now();
+    due(Some(begun + SECOND)).await;
+    assert_eq!(begun.elapsed(), SECOND);
+    assert!(timeout(SECOND, due(None)).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_table_is_not_published_if_the_one_before_is_right_again() {
     let tasks = Tasks::new();
-    let (mut task, tables) = idle_task(&tasks);
+    let (mut task, _events, tables) = idle_task(&tasks);
     task.handle(vec![Input::Discovered(endpoints(&["a", "b", "c"], 1))]);
     let first = task.builds.next(None).await;
     task.built(first);
