@@ -252,13 +252,18 @@ const TAB: &str = "a tab in the indentation of this line: YAML allows only space
 const NO_YAML: &str = "this is not valid YAML: look here, and in the lines before, for a quote or bracket that is not closed, \
                        an indentation that does not fit, a missing space after a colon, or a ${…} without quotes inside { }";
 
-/// Returns the position of a tab in the indentation of invalid YAML: in the line of the error or else in the nearest one, since
-/// the library finds some tabs only when a value ends.
+/// The number of lines before an error in which a tab may be its cause: the library finds some tabs only when a value ends.
+const TAB_LINES: u64 = 20;
+
+/// Returns the position of a tab in the indentation of invalid YAML: in the line of the error or else in the nearest one before
+/// it. The line behind it counts as well, since some errors are placed at the end of the line before.
 fn tab_near(text: &str, line: u64) -> Option<Position> {
+    let may_be = |number: u64| number <= line + 1 && number + TAB_LINES > line;
     let tab_in = |(number, line): (u64, &str)| {
-        let indentation = line.chars().take_while(|c| matches!(c, ' ' | '\t' | '-'));
-        let (column, _) = (1..).zip(indentation).find(|(_, c)| *c == '\t')?;
-        Some(Position { line: number, column })
+        let is_indentation = |c: &char| matches!(c, ' ' | '\t' | '-');
+        let has_content = !matches!(line.chars().find(|c| !is_indentation(c)), None | Some('#'));
+        let (column, _) = (1..).zip(line.chars().take_while(is_indentation)).find(|(_, c)| *c == '\t')?;
+        (has_content && may_be(number)).then_some(Position { line: number, column })
     };
     (1..).zip(text.lines()).filter_map(tab_in).min_by_key(|tab| tab.line.abs_diff(line))
 }

@@ -3,12 +3,18 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use tokio::sync::Semaphore;
+
 use super::{
     Failure,
     backend::Backend,
     health::Foreign,
     transport::{speaks_http1, speaks_http2, speaks_tls},
 };
+
+/// The number of backends that are asked at a time. When more fail, the others are not asked: each question takes up to three
+/// connections.
+static QUESTIONS: Semaphore = Semaphore::const_new(16);
 
 /// Asks the backend what it speaks, if that may be the cause of `failure`. Called for the first of consecutive failures only, so
 /// that a failing backend is not asked each time.
@@ -18,6 +24,7 @@ pub(super) fn ask(backend: &Arc<Backend>, failure: Failure) {
     if !backend.health.wants_to_know_the_protocol(failure) {
         return;
     }
+    let Ok(question) = QUESTIONS.try_acquire() else { return };
     let is_http = peer.keys.protocol.http().is_some();
     let (backend, tasks) = (Arc::clone(backend), backend.shared.tasks.clone());
     tasks.clone().spawn(async move {
@@ -25,6 +32,7 @@ pub(super) fn ask(backend: &Arc<Backend>, failure: Failure) {
             () = tasks.stopped() => return,
             asked = foreign(address, is_http) => asked,
         };
+        drop(question);
         if let Some(foreign) = asked {
             found(&backend, foreign);
         }

@@ -311,7 +311,12 @@ impl Queue {
     fn lane_of(&mut self, entry: &Queued) -> usize {
         let inbox = entry.inbox();
         let encoding = self.rules.compression.encoding_for(entry.encoding);
-        if entry.alone || entry.apart || entry.signal == Signal::Profiles || !inbox.connection.may_merge() {
+        if entry.alone
+            || entry.apart
+            || entry.reset_elsewhere
+            || entry.signal == Signal::Profiles
+            || !inbox.connection.may_merge()
+        {
             return ALONE;
         }
         let Some(metadata) = &inbox.metadata else {

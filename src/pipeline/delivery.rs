@@ -216,7 +216,7 @@ impl<'a> Delivery<'a> {
                     self.note_reached(index);
                 }
                 if let Some(placed) = self.placed.get_mut(index as usize) {
-                    placed.was_reset |= cause == Cause::Transport(Failure::Reset);
+                    placed.was_reset |= reached && cause == Cause::Transport(Failure::Reset);
                 }
                 self.tally.last_failure = Some((Arc::clone(&owner), cause));
                 self.settle_retry(&part, cause.was_no_attempt() && !reached);

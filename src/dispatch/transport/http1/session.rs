@@ -188,6 +188,8 @@ impl<W: Work> Session<W> {
         if let Some(contents) = flight.contents() {
             self.work.began(contents, now);
         }
+        // Bytes of the call before may have been written after its answer was read.
+        self.seen.rest();
         let mut landing = {
             let response = self.sender.try_send_request(request);
             let exchange = pin!(reply.read(response, &is_success));
@@ -354,13 +356,15 @@ impl<W: Work> Session<W> {
         }
         // Servers for HTTP/1.1 say nothing before they answer. So a connection that ends in its first call is no worse than
         // another, unlike one for HTTP/2 without its SETTINGS: one request that a backend cannot bear must not eject it.
-        (failed(failure, Scope::Connection), Err(End::Failed(failure)))
+        let verdict = Verdict::Failed { failure, reached: self.seen.has_asked(), scope: Scope::Connection };
+        (verdict, Err(End::Failed(failure)))
     }
 
-    /// Classifies the end of a connection without a call. On a connection that has carried calls, bytes before a request are no
-    /// failure: some servers announce with them that they close a connection that is idle (`408`).
+    /// Classifies the end of a connection without a call. Bytes before a request are a failure only on a new connection that has
+    /// carried no call: with them some servers announce that they close a connection that is idle (`408`).
     fn closed(&self) -> End {
-        let unasked = || self.seen.has_spoken_first().then_some(Failure::Protocol);
+        let is_new = self.opened_at.elapsed() < AT_ONCE;
+        let unasked = || (is_new && self.seen.has_spoken_first()).then_some(Failure::Protocol);
         let failure =
             || self.tls_failure().or_else(|| self.speaks_http2().then_some(Failure::SpeaksHttp2)).or_else(unasked);
         if self.has_answered { End::Closed } else { failure().map_or(End::Closed, End::Failed) }

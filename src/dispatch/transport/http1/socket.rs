@@ -117,9 +117,7 @@ impl Inner {
         }
         result
     }
-}
 
-impl Inner {
     /// Notes bytes that were read.
     fn heard(&mut self, data: &[u8]) {
         self.has_spoken_first |= !self.has_asked;

@@ -1,5 +1,7 @@
 //! Tests of one connection. The test is both the source of the calls and the backend.
 
+mod early;
+
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,7 +14,7 @@ use crate::{
         tests::{Served, message},
     },
     settings::{Compression, Delivery, IfWritten, OtlpHttp, Protocol},
-    testing::{HttpConnection, HttpPeer, OK, patient, wait_until},
+    testing::{HttpPeer, OK, patient, wait_until},
 };
 
 /// A pool that is called by OTLP/HTTP, with some keys changed.
@@ -38,21 +40,6 @@ async fn answer_is_read() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
-}
-
-/// More than sockets hold, and less than what a busy machine carries in the second that a connection has for it.
-const LARGE: usize = 16 << 20;
-
-/// Begins a call with [`LARGE`] bytes, which the backend answers before it reads them. Further messages wait.
-async fn answered_early(answer: &str, waiting: &[&[u8]], keys: &Delivery) -> (Served, HttpConnection) {
-    let peer = HttpPeer::start().await;
-    let large = vec![7; LARGE];
-    let messages: Vec<&[u8]> = std::iter::once(large.as_slice()).chain(waiting.iter().copied()).collect();
-    let served = Served::start_with(peer.address, &messages, keys);
-    let mut connection = peer.accept().await;
-    connection.head().await.unwrap();
-    connection.send(answer).await;
-    (served, connection)
 }
 
 fn failed(failure: Failure, scope: Scope) -> Verdict {
@@ -321,49 +308,6 @@ async fn a_success_whose_body_does_not_arrive_is_a_success() {
 }
 
 #[tokio::test]
-async fn an_answer_before_the_end_of_the_request_counts() {
-    let answer = "HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n";
-    let (served, connection) = answered_early(answer, &[], &keys(|_, _| {})).await;
-    let verdicts = served.verdicts(1).await;
-    assert!(matches!(&verdicts[..], [Verdict::Refused { code: Code::ResourceExhausted, .. }]), "{verdicts:?}");
-    // The rest of the request is not taken, so the connection cannot carry another call.
-    assert_eq!(served.end().await.0, ["connected", "answered", "writing", "closed"]);
-    drop(connection);
-}
-
-#[tokio::test]
-async fn a_success_counts_only_once_the_request_is_written() {
-    let (served, mut connection) = answered_early(OK, &[b"next"], &keys(|_, _| {})).await;
-    served.with_state(|state| assert_eq!(state.events, ["connected"]));
-    connection.skip(LARGE).await;
-    assert_eq!(served.verdicts(1).await, [Verdict::Accepted(None)]);
-    assert_eq!(connection.request().await.body, b"next");
-    served.tasks.stop();
-}
-
-#[tokio::test]
-async fn a_success_of_a_backend_that_does_not_take_the_request_is_a_failure() {
-    for is_closed in [false, true] {
-        let keys = keys(|keys, _| keys.timeout = Duration::from_millis(500));
-        let (served, connection) = answered_early(OK, &[], &keys).await;
-        let kept = (!is_closed).then_some(connection);
-        assert_eq!(served.verdicts(1).await, [failed(Failure::Reset, Scope::Stream)]);
-        assert_eq!(served.end().await, (vec!["connected", "closed"], None));
-        drop(kept);
-    }
-}
-
-#[tokio::test]
-async fn a_stop_while_the_rest_of_an_answered_request_is_written_ends_the_call() {
-    let (served, connection) = answered_early(OK, &[], &keys(|_, _| {})).await;
-    answer_is_read().await;
-    served.tasks.stop();
-    assert_eq!(served.verdicts(1).await, [Verdict::Stopped]);
-    assert_eq!(served.end().await, (vec!["connected", "stopped"], None));
-    drop(connection);
-}
-
-#[tokio::test]
 async fn a_success_is_one_even_if_the_process_stops_before_its_body() {
     let peer = HttpPeer::start().await;
     let served = start(&peer, &[b"a"]);
@@ -406,21 +350,6 @@ async fn the_body_of_a_success_is_not_waited_for_until_the_timeout() {
     let verdicts = served.verdicts(1).await;
     assert!(matches!(&verdicts[..], [Verdict::Accepted(_)]), "{verdicts:?}");
     assert_eq!(served.end().await.0, ["connected", "answered", "closed"]);
-}
-
-#[tokio::test]
-async fn a_connection_takes_the_next_call_once_an_answered_request_is_written() {
-    let answer = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
-    let (served, mut connection) = answered_early(answer, &[b"next"], &keys(|_, _| {})).await;
-    assert!(matches!(served.verdicts(1).await[..], [Verdict::Refused { .. }]));
-    connection.skip(LARGE).await;
-    assert_eq!(connection.request().await.body, b"next");
-    connection.send(OK).await;
-    served.verdicts(2).await;
-    served.with_state(|state| {
-        assert_eq!(state.events, ["connected", "answered", "writing", "written", "answered"]);
-    });
-    served.tasks.stop();
 }
 
 #[tokio::test]
@@ -473,6 +402,17 @@ async fn an_answer_that_comes_before_any_request_ends_the_connection() {
     assert_eq!(served.verdicts(1).await, [Verdict::Accepted(None)]);
     connection.send("HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
     assert_eq!(served.end().await, (vec!["connected", "answered", "closed"], None));
+}
+
+#[tokio::test]
+async fn a_backend_that_ends_an_unused_connection_with_an_answer_has_not_failed() {
+    let peer = HttpPeer::start().await;
+    let served = start(&peer, &[]);
+    let mut connection = peer.accept().await;
+    // The connection is no longer new after a second.
+    tokio::time::sleep(Duration::from_millis(1_050)).await;
+    connection.send("HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(served.end().await, (vec!["connected", "closed"], None));
 }
 
 #[tokio::test]
