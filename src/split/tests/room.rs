@@ -207,6 +207,15 @@ fn parts_share_the_request_only_if_that_saves_memory_and_they_repeat_little() {
 }
 
 #[test]
+fn short_ranges_count_as_buffers_between_those_that_are_shared() {
+    let record = |id: u8, size: usize| len(2, all([len(1, [id]), len(5, vec![b'n'; size])]));
+    let chunks = [Bytes::from(len(1, len(2, [record(0, 300), record(1, 1)].concat().repeat(10))))];
+    let mut scratch = Scratch::default();
+    let layout = plan_of(&chunks, &mut scratch).layout(SharingLimits::REQUEST);
+    assert_eq!((layout.ranges, layout.chunks), (10, 2 + 10 + 10 + 1));
+}
+
+#[test]
 fn parts_that_take_the_same_memory_either_way_are_copied() {
     // One of four parts has a run that is as long as the lists that sharing it takes.
     let lists = size_of::<SharedRange>() + 7 * size_of::<Bytes>();
