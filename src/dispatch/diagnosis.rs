@@ -39,13 +39,15 @@ pub(super) fn ask(backend: &Arc<Backend>, failure: Failure) {
     });
 }
 
-/// Notes and logs what the backend speaks, if that was not known before.
-pub(super) fn found(backend: &Backend, foreign: Foreign) {
+/// Notes and logs what the backend speaks, if that was not known before. Returns whether it was logged.
+pub(super) fn found(backend: &Backend, foreign: Foreign) -> bool {
     let metrics = &backend.shared.metrics;
-    if backend.health.speaks(foreign) && metrics.may_log() {
+    let is_logged = backend.health.speaks(foreign) && metrics.may_log();
+    if is_logged {
         let (pool, identity) = (&*metrics.pool, &backend.peer.identity);
         tracing::warn!(pool, backend = %identity, "backend unreachable: {}", foreign.failure());
     }
+    is_logged
 }
 
 /// Returns what the peer speaks instead of the protocol that it is called by. A peer that speaks that as well has another reason

@@ -169,9 +169,7 @@ impl Link {
     fn unreachable(&self, at: usize, failure: Failure) {
         let backend = &self.backend;
         let failure = backend.health.seen_through(failure);
-        if failure == Failure::SpeaksHttp2 {
-            diagnosis::found(backend, Foreign::Http2);
-        }
+        let is_logged = failure == Failure::SpeaksHttp2 && diagnosis::found(backend, Foreign::Http2);
         backend.failed(failure);
         let (setback, nudge) = {
             let mut state = backend.lock();
@@ -182,7 +180,7 @@ impl Link {
         if setback.is_first {
             diagnosis::ask(backend, failure);
         }
-        if setback.is_first && !backend.is_closing() && metrics.may_log() {
+        if setback.is_first && !is_logged && !backend.is_closing() && metrics.may_log() {
             let (pool, identity) = (&*metrics.pool, &self.peer().identity);
             tracing::warn!(pool, backend = %identity, failure = failure.as_str(), "backend unreachable, retrying");
         }

@@ -114,6 +114,14 @@ pub struct Part {
     pub index: u32,
 }
 
+impl Part {
+    /// Returns a part whose backend probably takes it and that nobody has reset, with index 0 and without an encoding.
+    pub fn new(signal: Signal, message: Framed, records: u32, backend: u32) -> Self {
+        let (encoding, original) = (None, None);
+        Self { message, records, encoding, original, signal, backend, alone: false, reset_elsewhere: false, index: 0 }
+    }
+}
+
 /// Delivers the parts of one pool.
 #[derive(Debug)]
 pub struct Dispatch {

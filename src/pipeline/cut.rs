@@ -348,17 +348,7 @@ impl Lanes {
         let Lane { backend, alone, copy } = Lane::of(target);
         let lane = if copy { &mut self.copies } else { &mut self.parts };
         let index = u32::try_from(lane.len()).unwrap_or(u32::MAX);
-        lane.push(Part {
-            message,
-            records,
-            encoding: None,
-            original: None,
-            signal,
-            backend,
-            alone,
-            reset_elsewhere: false,
-            index,
-        });
+        lane.push(Part { alone, index, ..Part::new(signal, message, records, backend) });
     }
 }
 

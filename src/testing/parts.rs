@@ -36,18 +36,7 @@ fn part_of(spans: Vec<Span>, backend: u32) -> Part {
     let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
     let payload = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
     let message = Framed::copy_from_payload(&payload).unwrap();
-    let signal = Signal::Traces;
-    Part {
-        message,
-        records,
-        encoding: None,
-        original: None,
-        signal,
-        backend,
-        alone: false,
-        reset_elsewhere: false,
-        index: 0,
-    }
+    Part::new(Signal::Traces, message, records, backend)
 }
 
 /// A request of `count` spans with about `size` bytes each, of a trace each.

@@ -24,17 +24,7 @@ fn arrived(message: Framed, permit: Permit) -> Arrived {
 }
 
 fn part(message: Framed, signal: Signal, records: u32) -> Part {
-    Part {
-        message,
-        records,
-        encoding: None,
-        original: None,
-        signal,
-        backend: 0,
-        alone: false,
-        reset_elsewhere: false,
-        index: 0,
-    }
+    Part::new(signal, message, records, 0)
 }
 
 #[test]

@@ -117,17 +117,7 @@ mod tests {
 
     fn failed(index: u32) -> Failed {
         let message = Framed::from_chunks(vec![Bytes::from_static(&[0; 5])]).expect("an empty message");
-        let part = Part {
-            message,
-            records: 1,
-            encoding: None,
-            original: None,
-            signal: Signal::Traces,
-            backend: 0,
-            alone: false,
-            reset_elsewhere: false,
-            index,
-        };
+        let part = Part { index, ..Part::new(Signal::Traces, message, 1, 0) };
         Failed { part, owner: "a".into(), cause: Cause::Full }
     }
 

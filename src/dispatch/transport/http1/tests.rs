@@ -14,7 +14,7 @@ use crate::{
         tests::{Served, message},
     },
     settings::{Compression, Delivery, IfWritten, OtlpHttp, Protocol},
-    testing::{HttpPeer, OK, patient, wait_until},
+    testing::{HttpConnection, HttpPeer, OK, patient, wait_until},
 };
 
 /// A pool that is called by OTLP/HTTP, with some keys changed.
@@ -27,6 +27,17 @@ fn keys(change: impl FnOnce(&mut Delivery, &mut OtlpHttp)) -> Delivery {
 
 pub(super) fn start(peer: &HttpPeer, waiting: &[&[u8]]) -> Served {
     Served::start_with(peer.address, waiting, &keys(|_, _| {}))
+}
+
+/// Returns a connection that has carried one call.
+async fn after_a_call() -> (Served, HttpConnection) {
+    let peer = HttpPeer::start().await;
+    let served = start(&peer, &[b"a"]);
+    let mut connection = peer.accept().await;
+    connection.request().await;
+    connection.send(OK).await;
+    served.verdicts(1).await;
+    (served, connection)
 }
 
 /// Sends one more message.
@@ -173,12 +184,7 @@ async fn a_connection_that_ends_before_the_answer_fails_and_its_call_may_have_ar
 
 #[tokio::test]
 async fn a_connection_that_is_closed_for_being_idle_as_a_call_is_sent_is_no_failure_of_the_backend() {
-    let peer = HttpPeer::start().await;
-    let served = start(&peer, &[b"a"]);
-    let mut connection = peer.accept().await;
-    connection.request().await;
-    connection.send(OK).await;
-    served.verdicts(1).await;
+    let (served, mut connection) = after_a_call().await;
     // It has to be idle for a second.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     send(&served, b"b");
@@ -191,12 +197,7 @@ async fn a_connection_that_is_closed_for_being_idle_as_a_call_is_sent_is_no_fail
 
 #[tokio::test]
 async fn a_connection_that_ends_inside_of_an_answer_is_a_failure_however_long_it_was_idle() {
-    let peer = HttpPeer::start().await;
-    let served = start(&peer, &[b"a"]);
-    let mut connection = peer.accept().await;
-    connection.request().await;
-    connection.send(OK).await;
-    served.verdicts(1).await;
+    let (served, mut connection) = after_a_call().await;
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     send(&served, b"b");
     connection.request().await;
@@ -208,12 +209,7 @@ async fn a_connection_that_ends_inside_of_an_answer_is_a_failure_however_long_it
 
 #[tokio::test]
 async fn no_call_begins_on_a_connection_that_the_backend_has_closed() {
-    let peer = HttpPeer::start().await;
-    let served = start(&peer, &[b"a"]);
-    let mut connection = peer.accept().await;
-    connection.request().await;
-    connection.send(OK).await;
-    served.verdicts(1).await;
+    let (served, connection) = after_a_call().await;
     drop(connection);
     // The connection's task learns of both at once.
     send(&served, b"b");
@@ -223,12 +219,7 @@ async fn no_call_begins_on_a_connection_that_the_backend_has_closed() {
 
 #[tokio::test]
 async fn a_connection_that_is_closed_while_it_is_idle_ends_and_takes_nothing_with_it() {
-    let peer = HttpPeer::start().await;
-    let served = start(&peer, &[b"a"]);
-    let mut connection = peer.accept().await;
-    connection.request().await;
-    connection.send(OK).await;
-    served.verdicts(1).await;
+    let (served, connection) = after_a_call().await;
     drop(connection);
     assert_eq!(served.end().await, (vec!["connected", "answered", "closed"], None));
 }
@@ -410,7 +401,9 @@ async fn a_backend_that_ends_an_unused_connection_with_an_answer_has_not_failed(
     let served = start(&peer, &[]);
     let mut connection = peer.accept().await;
     // The connection is no longer new after a second.
-    tokio::time::sleep(Duration::from_millis(1_050)).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_millis(1_050)).await;
+    tokio::time::resume();
     connection.send("HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
     assert_eq!(served.end().await, (vec!["connected", "closed"], None));
 }
