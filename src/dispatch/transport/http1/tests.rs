@@ -400,6 +400,7 @@ async fn a_backend_that_ends_an_unused_connection_with_an_answer_has_not_failed(
     let peer = HttpPeer::start().await;
     let served = start(&peer, &[]);
     let mut connection = peer.accept().await;
+    wait_until(|| served.with_state(|state| state.events == ["connected"])).await;
     // The connection is no longer new after a second.
     tokio::time::pause();
     tokio::time::advance(Duration::from_millis(1_050)).await;
